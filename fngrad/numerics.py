@@ -1,0 +1,107 @@
+"""Scalars that enter the arithmetic, and the arithmetic that must not go wrong.
+
+Hyperparameters are data. A value written in the program text and the same value
+passed as an argument give the same bits, because both pass `hyper`, whose barrier
+keeps XLA from folding the constant into its neighbours.
+"""
+
+import math
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fngrad.types import Hyper, Scalar
+
+MAX_STEP = np.iinfo(np.int32).max
+
+
+def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
+    """Bring a hyperparameter into the arithmetic; the only way in.
+
+    Args:
+        value: a number, a scalar array or tracer, or a schedule ``step -> value``.
+        step: int32, shape (); what a schedule is asked for.
+
+    Returns:
+        A strong array of shape () and dtype ``jnp.result_type(float)``: float32, or
+        float64 under x64, whatever the parameters are. Scalar arithmetic such as
+        ``1 - b2`` belongs in this dtype; cast to a leaf's dtype once, afterwards.
+
+    Raises:
+        TypeError: a schedule where none can be asked.
+        ValueError: the value is not a scalar.
+    """
+    if callable(value):
+        if step is None:
+            raise TypeError(
+                f"need a number or a scalar array, got {value!r}: this "
+                "hyperparameter counts no steps and takes no schedule"
+            )
+        value = value(step)
+    if jnp.shape(value) != ():
+        raise ValueError(f"need a scalar hyperparameter, got shape {jnp.shape(value)}")
+    strong = jnp.asarray(value).astype(jnp.result_type(float))
+    return lax.optimization_barrier(strong)
+
+
+def check_number(
+    name: str, value: Hyper | None, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """Raise unless a Python number lies in [low, high]; other kinds pass unread.
+
+    Raises:
+        ValueError: out of range, or NaN.
+    """
+    if isinstance(value, numbers.Real) and not low <= value <= high:
+        raise ValueError(f"need {low} <= {name} <= {high}, got {name}={value}")
+
+
+def first_step() -> jax.Array:
+    """Return step 0: int32, shape ()."""
+    return jnp.zeros((), jnp.int32)
+
+
+def next_step(step: jax.Array) -> jax.Array:
+    """Return step + 1; at the largest int32 it stays there."""
+    return jnp.where(step < MAX_STEP, step + 1, step)
+
+
+def bias_correction(decay: jax.Array, step: jax.Array) -> jax.Array:
+    r"""Return $1 - d^t$ with t = step + 1: the weight an EMA from zero has seen.
+
+    As ``-expm1(t log d)`` it is exact to 2e-7 in float32, where ``1 - d**t`` puts
+    Adam 3e-5 away from its float64 trajectory.
+    """
+    t = (step + 1).astype(decay.dtype)
+    return -jnp.expm1(t * jnp.log(decay))
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Return numerator / denominator, and 0 with zero gradient where that is 0."""
+    is_zero = denominator == 0
+    safe = jnp.where(is_zero, jnp.ones_like(denominator), denominator)
+    return jnp.where(is_zero, jnp.zeros_like(numerator), numerator / safe)
+
+
+def key(seed: int | jax.Array) -> jax.Array:
+    """Return a typed PRNG key from an int (also traced) or from a typed key.
+
+    Raises:
+        TypeError: anything else, such as the raw uint32 words of an old-style key.
+    """
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
+    is_int = jnp.shape(seed) == () and jnp.issubdtype(jnp.result_type(seed), jnp.integer)
+    if not is_int:
+        raise TypeError(
+            f"need an int or a typed key (jax.random.key(seed)), got {seed!r}"
+        )
+    return jax.random.key(seed)
+
+
+def scaled(factor: Scalar, x: jax.Array) -> jax.Array:
+    """Return factor * x in the dtype of x."""
+    return jnp.asarray(factor, x.dtype) * x

@@ -1,0 +1,1 @@
+"""Pure gradient transforms and how they compose."""

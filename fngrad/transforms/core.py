@@ -1,0 +1,342 @@
+"""The transform, and how transforms compose.
+
+A *transform* is a pair of pure functions: ``init(params) -> state`` and
+``update(updates, state, params) -> (updates, state)``. A *chain* applies its *parts*
+in order; chains are flat, so chaining is associative and `identity` is its unit. An
+*optimizer* is a chain whose updates are added to the parameters, and so ends in a
+negative scale.
+
+A chain is also the border between dtypes. Inside it every update is at least float32,
+in the dtype of the state, whatever dtype the gradients have; on the way out the
+update is cast, once, to the parameter's dtype. Parts are written without casts.
+
+State is a dict keyed by part name, in which stateless parts are absent. So putting
+a clip in front, nesting a chain or replacing a float by a schedule moves no leaf.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.tree as tree
+from fngrad.types import Metrics, OptState, Params, Path, Tree, Updates
+
+
+class Transform(NamedTuple):
+    """A pair of pure functions that turns gradients into updates.
+
+    Users write the first two fields; `chain` and the wrappers fill in the rest.
+    """
+
+    init: Callable[[Params], OptState]
+    update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
+    name: str = ""  # keys the state and the report in a chain
+    parts: tuple["Transform", ...] = ()  # what makes a chain flat
+    report: Callable[[Updates, OptState, Params], Metrics] | None = None  # as update
+    trainable: Callable[[Path, Any], bool] | None = None  # None: every leaf
+
+
+class TransformLike(Protocol):
+    """The field's protocol: any object with these two functions can be chained."""
+
+    @property
+    def init(self) -> Callable[..., Any]: ...
+
+    @property
+    def update(self) -> Callable[..., tuple[Any, Any]]: ...
+
+
+def chain(*transforms: TransformLike) -> Transform:
+    """Apply transforms in order; the result is a transform again.
+
+    Args:
+        transforms: chains (their parts are taken in), single transforms, or foreign
+            objects with ``init`` and ``update``.
+
+    Returns:
+        A transform whose state is a dict keyed by part name. ``init`` works on
+        abstract parameters and never aliases them. ``update`` takes gradients of any
+        float dtype and returns updates in the parameters' dtypes.
+
+    Raises:
+        TypeError: an argument has no ``init`` and ``update``; at ``init``, a
+            trainable leaf is no float or complex array.
+        ValueError: at ``init``, two stateful parts share a name, or there are no
+            parameters; at ``update``, the trees do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.chain(fg.clip_by_global_norm(1.0), fg.sgd(0.1))
+        >>> params = jnp.array([1.0, 2.0])
+        >>> state = optimizer.init(params)
+        >>> updates, state = optimizer.update(jnp.array([3.0, 4.0]), state, params)
+        >>> print(updates)
+        [-0.06       -0.08000001]
+    """
+    parts = tuple(part for item in transforms for part in _parts_of(item))
+    inner = compose(parts)
+
+    def init(params: Params) -> OptState:
+        _check_params(params, inner.trainable)
+        return inner.init(params)
+
+    @functools.lru_cache(maxsize=8)
+    def expected_state(structure: Any, avals: Any, x64: bool) -> Any:
+        params = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals]
+        return jax.eval_shape(inner.init, jax.tree.unflatten(structure, params))
+
+    def check(updates: Updates, state: OptState, params: Params) -> None:
+        _check_updates(updates, params)
+        leaves, structure = jax.tree.flatten(params)
+        avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        expected = expected_state(structure, avals, jax.config.jax_enable_x64)
+        difference = tree.mismatch(expected, state)
+        if difference:
+            raise ValueError(
+                "need the state that this optimizer made for these parameters: "
+                f"{difference}"
+            )
+
+    def update(
+        updates: Updates, state: OptState, params: Params
+    ) -> tuple[Updates, OptState]:
+        check(updates, state, params)
+        updates, state = inner.update(_enter(updates, params), state, params)
+        return tree.cast_like(updates, params), state
+
+    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
+        check(updates, state, params)
+        return inner.report(_enter(updates, params), state, params)
+
+    return Transform(
+        init,
+        update,
+        parts=parts or (_IDENTITY,),
+        report=report if inner.report else None,
+        trainable=inner.trainable,
+    )
+
+
+def identity() -> Transform:
+    """Pass updates through unchanged: the unit of `chain`."""
+    return chain(_IDENTITY)
+
+
+def named(name: str, transform: TransformLike) -> Transform:
+    """Give a transform a name of its own, under which its state and report appear.
+
+    Two stateful parts of one kind need it:
+    ``chain(named("fast", trace(0.9)), named("slow", trace(0.99)))``.
+
+    Args:
+        name: not empty, without ``/``.
+        transform: one part takes the name; a longer chain becomes one part, whose
+            own parts keep their names below it.
+
+    Raises:
+        ValueError: the name is empty or holds ``/``.
+    """
+    if not name or "/" in name:
+        raise ValueError(f"need a name that is not empty and has no '/', got {name=}")
+    parts = _parts_of(transform)
+    part = parts[0] if len(parts) == 1 else compose(parts)
+    return chain(part._replace(name=name))
+
+
+def compose(parts: tuple[Transform, ...]) -> Transform:
+    """Apply parts in order, without the checks and casts of `chain`.
+
+    Wrappers use it for what they wrap: inside a chain everything is wide already.
+    """
+
+    def init(params: Params) -> OptState:
+        states = [(part.name, part.init(params)) for part in parts]
+        _check_names(states)
+        return {name: state for name, state in states if not _is_stateless(state)}
+
+    def update(
+        updates: Updates, state: OptState, params: Params
+    ) -> tuple[Updates, OptState]:
+        new_state = {}
+        for part in parts:
+            old = state.get(part.name, ())
+            updates, new = part.update(updates, old, params)
+            if part.name in state:
+                new_state[part.name] = new
+        return updates, new_state
+
+    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
+        reports: Metrics = {}
+        for part in parts:
+            old = state.get(part.name, ())
+            if part.report:
+                merge_report(reports, part.name, part.report(updates, old, params))
+            updates, _ = part.update(updates, old, params)
+        return reports
+
+    has_report = any(part.report for part in parts)
+    return Transform(
+        init,
+        update,
+        report=report if has_report else None,
+        trainable=_all_trainable(parts),
+    )
+
+
+def merge_report(reports: Metrics, name: str, more: Metrics) -> None:
+    """Add ``more`` to ``reports`` with every key below ``name``.
+
+    Raises:
+        ValueError: the key is taken.
+    """
+    for key, value in more.items():
+        full = f"{name}/{key}"
+        if full in reports:
+            raise ValueError(
+                f"two parts report {full!r}; name them: "
+                f'chain(named("first", {name}(...)), ...)'
+            )
+        reports[full] = value
+
+
+def unwrap(transform: TransformLike) -> Transform:
+    """Return a transform's bare functions, for a wrapper that calls them in a chain."""
+    return compose(_parts_of(transform))
+
+
+def apply_updates(params: Tree, updates: Updates) -> Tree:
+    """Return params + updates, added in the wider dtype, in the dtype of params.
+
+    Raises:
+        ValueError: the trees differ in structure or in a shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> print(fg.apply_updates(jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0])))
+        [1.5 1. ]
+    """
+    difference = tree.mismatch(params, updates, dtypes=False)
+    if difference:
+        raise ValueError(f"need updates shaped like the parameters: {difference}")
+    return jax.tree.map(_add_in_wider_dtype, params, updates)
+
+
+# ---- parts
+
+
+def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
+    if isinstance(transform, Transform):
+        if transform.parts:
+            return transform.parts
+        return (transform._replace(name=transform.name or _name_of(transform)),)
+    if not (hasattr(transform, "init") and hasattr(transform, "update")):
+        raise TypeError(
+            "need a transform, an object with init and update, "
+            f"got {type(transform).__name__}: {transform!r}"
+        )
+    return (_adopt(transform),)
+
+
+def _name_of(transform: TransformLike) -> str:
+    """Name a part after the function that made it."""
+    qualname = getattr(transform.init, "__qualname__", type(transform).__qualname__)
+    return qualname.split(".")[0].replace("<lambda>", "transform")
+
+
+def _adopt(foreign: TransformLike) -> Transform:
+    """Give foreign code narrow gradients, and hold its state to its first dtypes."""
+
+    def update(
+        updates: Updates, state: OptState, params: Params
+    ) -> tuple[Updates, OptState]:
+        updates, new = foreign.update(tree.cast_like(updates, params), state, params)
+        return tree.widen(updates), jax.tree.map(_as_dtype_of, new, state)
+
+    return Transform(foreign.init, update, name=_name_of(foreign))
+
+
+def _as_dtype_of(x: Any, like: Any) -> Any:
+    return x if x.dtype == like.dtype else x.astype(like.dtype)
+
+
+_IDENTITY = Transform(
+    lambda params: (), lambda updates, state, params: (updates, state), name="identity"
+)
+
+
+def _is_stateless(state: OptState) -> bool:
+    return isinstance(state, tuple) and len(state) == 0
+
+
+def _check_names(states: list[tuple[str, OptState]]) -> None:
+    names = [name for name, _ in states]
+    for name, state in states:
+        if names.count(name) > 1 and not _is_stateless(state):
+            raise ValueError(
+                f"two parts with state are called {name!r}; name them: "
+                f'chain(named("first", {name}(...)), ...)'
+            )
+
+
+def _all_trainable(
+    parts: tuple[Transform, ...],
+) -> Callable[[Path, Any], bool] | None:
+    predicates = [part.trainable for part in parts if part.trainable]
+    if not predicates:
+        return None
+    return lambda path, leaf: all(predicate(path, leaf) for predicate in predicates)
+
+
+# ---- the border
+
+
+def _enter(updates: Updates, params: Params) -> Updates:
+    return jax.tree.map(
+        lambda u, p: jnp.asarray(u, tree.wide_dtype(p.dtype)), updates, params
+    )
+
+
+def _check_params(
+    params: Params, trainable: Callable[[Path, Any], bool] | None
+) -> None:
+    leaves = tree.leaf_paths(params)
+    if not leaves:
+        raise ValueError("need parameters with at least one leaf, got an empty tree")
+    for path, leaf in leaves.items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"need arrays as parameters, got {type(leaf).__name__} at {path!r}; "
+                "params, rebuild = fngrad.split(model) separates arrays from the rest"
+            )
+        is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if not is_float and (trainable is None or trainable(path, leaf)):
+            raise TypeError(
+                f"need float or complex parameters, got {leaf.dtype} at {path!r}; "
+                "freeze() it in a partition, or keep it out of the parameters"
+            )
+
+
+def _check_updates(updates: Updates, params: Params) -> None:
+    difference = tree.mismatch(params, updates, dtypes=False)
+    if difference:
+        raise ValueError(f"need gradients shaped like the parameters: {difference}")
+    gradients = tree.leaf_paths(updates)
+    for path, param in tree.leaf_paths(params).items():
+        is_complex = jnp.issubdtype(gradients[path].dtype, jnp.complexfloating)
+        if is_complex and not jnp.issubdtype(param.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"need a real gradient for a real parameter, got "
+                f"{gradients[path].dtype} at {path!r}"
+            )
+
+
+def _add_in_wider_dtype(param: Any, update: Any) -> Any:
+    if param.dtype == update.dtype:
+        return param + update
+    wide = tree.wide_dtype(param.dtype)
+    return (param.astype(wide) + update.astype(wide)).astype(param.dtype)

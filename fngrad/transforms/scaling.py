@@ -1,0 +1,92 @@
+"""Updates times a number: constants, learning rates, schedules."""
+
+from typing import NamedTuple
+
+import jax
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.types import Hyper, Metrics, Params, Scalar, Schedule, Updates
+
+
+class ScheduleState(NamedTuple):
+    """State of a part that asks a schedule."""
+
+    step: jax.Array  # int32, shape (); updates made so far
+
+
+def scale(step_size: Scalar) -> Transform:
+    r"""Multiply updates by a number: $u \leftarrow s\,u$.
+
+    Args:
+        step_size: $s$, a number or a scalar array; `scale_by_schedule` for the rest.
+
+    Raises:
+        TypeError: at ``update``, a schedule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> descend = fg.scale(-0.5)
+        >>> params = jnp.array([1.0, 2.0])
+        >>> print(descend.update(params, descend.init(params), params)[0])
+        [-0.5 -1. ]
+    """
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        return tree.scale(numerics.hyper(step_size), updates), state
+
+    return chain(Transform(lambda params: (), update, name="scale"))
+
+
+def scale_by_learning_rate(
+    learning_rate: Hyper, *, flip_sign: bool = True
+) -> Transform:
+    r"""Turn a direction of ascent into a step of descent: $u \leftarrow -\alpha_t u$.
+
+    It reports ``learning_rate``, the value in force.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule; the first update is step 0 of the schedule. All of them keep
+            the same state.
+        flip_sign: whether to multiply by $-\alpha$ or by $\alpha$.
+
+    Raises:
+        ValueError: a negative or NaN number; at ``update``, a schedule whose value
+            is not a scalar.
+    """
+    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    sign = -1 if flip_sign else 1
+    return _scale_by("scale_by_learning_rate", learning_rate, sign, "learning_rate")
+
+
+def scale_by_schedule(step_size_fn: Schedule) -> Transform:
+    r"""Multiply updates by a schedule: $u \leftarrow s(t)\,u$, at first s(0).
+
+    It reports ``step_size``, the value in force.
+
+    Args:
+        step_size_fn: $s$, from the step (int32, shape ()) to a scalar.
+
+    Raises:
+        ValueError: at ``update``, the schedule's value is not a scalar.
+    """
+    return _scale_by("scale_by_schedule", step_size_fn, 1, "step_size")
+
+
+def _scale_by(name: str, factor: Hyper, sign: int, reported: str) -> Transform:
+    def init(params: Params) -> ScheduleState:
+        return ScheduleState(numerics.first_step())
+
+    def update(
+        updates: Updates, state: ScheduleState, params: Params
+    ) -> tuple[Updates, ScheduleState]:
+        value = sign * numerics.hyper(factor, state.step)
+        return tree.scale(value, updates), ScheduleState(numerics.next_step(state.step))
+
+    def report(updates: Updates, state: ScheduleState, params: Params) -> Metrics:
+        return {reported: numerics.hyper(factor, state.step)}
+
+    return chain(Transform(init, update, name=name, report=report))

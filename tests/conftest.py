@@ -1,0 +1,14 @@
+"""Strictness for every test: promotion, ranks, warnings (see pyproject.toml)."""
+
+import chex
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _forget_traces():
+    chex.clear_trace_counter()
+    yield
