@@ -1,0 +1,25 @@
+"""Where a run's numbers go: files, pictures, a progress bar, a run folder."""
+
+import fngrad.logging.plots as plots
+from fngrad.logging.progress import ProgressBar
+from fngrad.logging.run_folder import RunFolder
+from fngrad.logging.writers import (
+    FileLogger,
+    Logger,
+    csv,
+    jsonl,
+    read_jsonl,
+    tensorboard,
+)
+
+__all__ = [
+    "FileLogger",
+    "Logger",
+    "ProgressBar",
+    "RunFolder",
+    "csv",
+    "jsonl",
+    "plots",
+    "read_jsonl",
+    "tensorboard",
+]

@@ -1,0 +1,176 @@
+"""The folder that a run leaves: what was asked, what it ran on, what it measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fngrad.logging.manifest as facts
+from fngrad.logging.files import to_json, write_json
+
+
+class RunFolder:
+    """A run's folder: ``config.json``, ``manifest.json``, metrics and a picture.
+
+    The config says what was asked for; the manifest what it ran on (versions, device,
+    flags, git commit, command, start time, seed, data hash, installed packages).
+    Opening a folder again with an equal config continues it: the manifest keeps the
+    first start, and its ``resumed`` gains an entry with the time and the facts that
+    are different now.
+
+    Args:
+        path: the folder; it is made, with its parents.
+        config: a dataclass, NamedTuple or dict of numbers, strings, paths, lists and
+            such again; None is the empty one.
+        data: the data's fingerprint.
+        extra: more entries for the manifest, such as ``{"seed": 0}``; without a seed
+            there, the config's own ``seed`` is recorded.
+
+    Raises:
+        ValueError: the folder holds a run with another config or other data; every
+            differing key is named, with both values, and nothing is written.
+        TypeError: the config or ``extra`` holds what JSON cannot; its key is named.
+        OSError: the folder cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> from fngrad.logging import RunFolder
+        >>> with tempfile.TemporaryDirectory() as temporary:
+        ...     folder = RunFolder(f"{temporary}/run", config={"rate": 0.1, "seed": 3})
+        ...     folder.update_manifest(loop="scan")
+        ...     folder.manifest["seed"], folder.manifest["loop"]
+        (3, 'scan')
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        config: Any = None,
+        data: str | None = None,
+        extra: dict[str, Any] | None = None,
+    ):
+        self.path = Path(path)
+        wanted = _as_dict("config", {} if config is None else config)
+        more = _as_dict("extra", extra or {})
+        known, old = _read(self._config_path), _read(self._manifest_path)
+        if known is not None:
+            _check_equal(f"config of {self.path}", known, wanted)
+        if old is not None and None not in (old.get("data"), data):
+            _check_equal(f"data of {self.path}", {"data": old["data"]}, {"data": data})
+        current = {"seed": wanted.get("seed"), "data": data, **facts.collect(), **more}
+        _make_folder(self.path)
+        _write(
+            self._manifest_path,
+            _started(current) if old is None else _resumed(old, current),
+        )
+        if known is None:
+            _write(self._config_path, wanted)
+
+    @property
+    def metrics(self) -> Path:
+        """The path of ``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The path of ``curves.png``."""
+        return self.path / "curves.png"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config, read back in JSON's types."""
+        return _read(self._config_path) or {}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, read back."""
+        return _read(self._manifest_path) or {}
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Set entries of the manifest; a reader sees all of them or none.
+
+        Raises:
+            TypeError: a value is none that JSON can hold; its key is named.
+        """
+        _write(self._manifest_path, {**self.manifest, **to_json(fields)})
+
+    @property
+    def _config_path(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _manifest_path(self) -> Path:
+        return self.path / "manifest.json"
+
+
+def _as_dict(name: str, value: Any) -> dict[str, Any]:
+    plain = to_json(value, name)
+    if not isinstance(plain, dict):
+        raise TypeError(
+            f"need a dataclass, NamedTuple or dict as {name}, got {value!r}"
+        )
+    return plain
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"need a run folder that can be made, got {error}") from error
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise OSError(f"need a run folder that can be written, got {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"need JSON in {path}, got {error}") from error
+
+
+def _check_equal(what: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise unless two JSON objects are equal, naming every key that differs."""
+    left, right = _flatten(known), _flatten(wanted)
+    differing = [
+        f"{key} was {_show(left, key)}, is {_show(right, key)}"
+        for key in sorted(left.keys() | right.keys())
+        if key not in left or key not in right or left[key] != right[key]
+    ]
+    if differing:
+        raise ValueError(
+            f"need the {what} unchanged, or another folder, "
+            f"got differences: {'; '.join(differing)}"
+        )
+
+
+def _show(leaves: dict[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "absent"
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested JSON objects by dotted key."""
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _flatten(item, f"{name}.{key}" if name else key)
+    return leaves
+
+
+def _started(current: dict[str, Any]) -> dict[str, Any]:
+    return {"started": facts.now(), "resumed": [], **current}
+
+
+def _resumed(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    changed = {key: value for key, value in current.items() if old.get(key) != value}
+    return {
+        **old,
+        "resumed": [*old.get("resumed", []), {"time": facts.now(), **changed}],
+    }
