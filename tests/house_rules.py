@@ -1,0 +1,239 @@
+"""The house's rules, read off the source by `ast`; each yields what breaks it."""
+
+import ast
+import fnmatch
+import pathlib
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDERS = ("fngrad", "experiments", "tests")
+TOP_LEVEL = {
+    *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"),
+    *FOLDERS,
+}
+
+# A file or a folder and the floor of all that is in it, unless a longer name says
+# more. Half floors: initializers lie between a layer and its kinds; the shell has what
+# reads and writes, the parts of the loop, the loop, and the commands around it.
+_HOUSE = {
+    0: "types",
+    1: "tree numerics extras permutation",
+    2: "schedules losses metrics landscapes gradcheck curvature batching "
+    "layers.core transforms.core",
+    2.5: "layers.initializers",
+    3: "layers transforms",
+    5: "models optimizers evaluation",
+    6: "training",
+    7: "steps sweeps sharding precision history",
+    8: "data logging checkpoint",
+    8.3: "fitting",
+    8.5: "fit",
+    8.8: "preflight doctor cli",
+}
+FLOORS = {
+    f"fngrad.{name}": floor for floor, names in _HOUSE.items() for name in names.split()
+}
+LAST_PURE_FLOOR = 7
+# Elsewhere a folder is one family, whose modules may import each other; circles are
+# refused everywhere.
+STRICT_FOLDERS = ("fngrad", "fngrad.layers", "fngrad.transforms")
+
+IMPURE_CALLS = {"print", "input", "open", "exec", "eval", "breakpoint"}
+IMPURE_MODULES = {
+    *("time", "datetime", "os", "pathlib", "io", "shutil", "tempfile", "glob"),
+    *("random", "secrets", "uuid", "logging", "subprocess", "socket", "threading"),
+}
+ROOTS_THAT_COMPUTE = {"jax", "jnp", "lax"}
+DECLARATIONS = ("jax.jit", "jax.vmap", "jax.custom_", "jax.tree_util.register_")
+BANNED_LIBRARIES = ("optax", "flax")
+BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base"}
+MAX_FILE, MAX_FUNCTION = 400, 40
+
+Complaints = Iterator[str]
+Functions = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+# ---- reading
+
+
+def python_files(*folders: str) -> list[pathlib.Path]:
+    return sorted(path for name in folders for path in (ROOT / name).rglob("*.py"))
+
+
+def module_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _dotted(node: ast.AST) -> str:
+    """Write ``a.b.c`` for nested attributes of a name, else the empty string."""
+    if isinstance(node, ast.Attribute):
+        inner = _dotted(node.value)
+        return f"{inner}.{node.attr}" if inner else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def imports_of(source: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line, module), wherever the import stands; a name counts as its module."""
+    for node in ast.walk(source):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield node.lineno, full if full in modules else str(node.module)
+
+
+def floor_of(module: str) -> float | None:
+    """Return the floor of the longest name in the table that the module is under."""
+    if module == "fngrad":
+        return 9
+    above = [module.rsplit(".", count)[0] for count in range(module.count("."))]
+    return next((FLOORS[name] for name in above if name in FLOORS), None)
+
+
+# ---- the rules: each yields its complaints about one source
+
+
+def floor_complaints(
+    module: str, source: ast.AST, modules: set[str], packages: set[str]
+) -> Complaints:
+    own = floor_of(module)
+    if own is None:
+        yield f"{module} is on no floor: put it into the table and into the design"
+        return
+    for line, target in imports_of(source, modules):
+        if target.partition(".")[0] != "fngrad":
+            continue
+        floor, folder = floor_of(target), target.rpartition(".")[0]
+        is_own_package = module in packages and target.startswith(f"{module}.")
+        is_family = folder not in STRICT_FOLDERS and module.startswith(f"{folder}.")
+        if floor is None:
+            yield f"{module}:{line} imports {target}, which is on no floor"
+        elif floor > own or (floor == own and not (is_own_package or is_family)):
+            yield f"{module}:{line} on floor {own} imports {target} on floor {floor}"
+
+
+def circle_complaints(imports: dict[str, set[str]]) -> Complaints:
+    """Take leaves off the import graph; what cannot be taken off is a circle."""
+    left = dict(imports)
+    while free := [m for m, targets in left.items() if not targets & left.keys()]:
+        for module in free:
+            del left[module]
+    if left:
+        yield f"modules import each other in a circle: {sorted(left)}"
+
+
+def purity_complaints(module: str, source: ast.AST) -> Complaints:
+    for line, target in imports_of(source, set()):
+        is_impure = target.partition(".")[0] in IMPURE_MODULES
+        if is_impure or target.startswith("numpy.random"):
+            yield f"{module}:{line} imports {target}"
+    for node in ast.walk(source):
+        if isinstance(node, ast.Global):
+            yield f"{module}:{node.lineno} has a global statement"
+        if isinstance(node, ast.Call) and _dotted(node.func) in IMPURE_CALLS:
+            yield f"{module}:{node.lineno} calls {_dotted(node.func)}"
+        if _dotted(node) in ("np.random", "numpy.random"):
+            yield f"{module} uses numpy.random"
+
+
+def _nodes_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk what runs when a module is imported: no bodies of functions."""
+    yield node
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        arguments = node.args
+        defaults = [d for d in arguments.kw_defaults if d is not None]
+        children = [*node.decorator_list, *arguments.defaults, *defaults]
+    elif isinstance(node, ast.Lambda):
+        children = []
+    else:
+        children = list(ast.iter_child_nodes(node))
+    for child in children:
+        yield from _nodes_at_import(child)
+
+
+def computation_complaints(module: str, source: ast.AST) -> Complaints:
+    """An array that is made at import time starts a backend before the user chose."""
+    for node in _nodes_at_import(source):
+        name = _dotted(node.func) if isinstance(node, ast.Call) else ""
+        computes = name.partition(".")[0] in ROOTS_THAT_COMPUTE
+        if computes and not name.startswith(DECLARATIONS):
+            yield f"{module}:{getattr(node, 'lineno', 0)} calls {name} at import"
+
+
+def import_style_complaints(module: str, source: ast.AST) -> Complaints:
+    for node in ast.walk(source):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            yield f"{module}:{node.lineno} has a relative import"
+        if isinstance(node, ast.Call) and node.args:
+            name = getattr(node.args[0], "value", None)
+            by_name = _dotted(node.func).rpartition(".")[2] in (
+                *("import_extra", "import_module", "importorskip", "__import__"),
+            )
+            if by_name and str(name).partition(".")[0] in BANNED_LIBRARIES:
+                yield f"{module}:{node.lineno} imports {name}"
+    for line, target in imports_of(source, set()):
+        if target.partition(".")[0] in BANNED_LIBRARIES:
+            yield f"{module}:{line} imports {target}"
+
+
+def _docstring(node: ast.AST) -> ast.Expr | None:
+    body = getattr(node, "body", None)
+    first = body[0] if isinstance(body, list) and body else None
+    if not isinstance(first, ast.Expr) or not isinstance(first.value, ast.Constant):
+        return None
+    return first if isinstance(first.value.value, str) else None
+
+
+def _is_overload(node: ast.AST) -> bool:
+    decorators = getattr(node, "decorator_list", [])
+    return any(_dotted(d).rpartition(".")[2] == "overload" for d in decorators)
+
+
+def length_complaints(module: str, text: str) -> Complaints:
+    """Count a function's lines without its docstrings and its blank lines."""
+    lines = text.splitlines()
+    if len(lines) > MAX_FILE:
+        yield f"{module} has {len(lines)} lines, more than {MAX_FILE}"
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, Functions):
+            continue
+        strings = filter(None, (_docstring(n) for n in ast.walk(node)))
+        unread = {i for s in strings for i in range(s.lineno, (s.end_lineno or 0) + 1)}
+        body = range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+        count = sum(1 for i in body if i not in unread and lines[i - 1].strip())
+        if count > MAX_FUNCTION:
+            yield f"{module}:{node.lineno} {node.name} has {count} lines"
+
+
+def docstring_complaints(module: str, source: ast.Module) -> Complaints:
+    if source.body and not _docstring(source):
+        yield f"{module} has no docstring"
+    for node in source.body:
+        if not isinstance(node, Functions | ast.ClassDef) or _is_overload(node):
+            continue
+        if not node.name.startswith("_") and not _docstring(node):
+            yield f"{module}:{node.lineno} {node.name} has no docstring"
+
+
+def reexport_complaints(package: str, source: ast.Module) -> Complaints:
+    """The ``__init__`` of a folder holds imports, ``__all__`` and a version."""
+    for node in source.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        is_dunder = targets and all(_dotted(t).startswith("__") for t in targets)
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not (isinstance(node, ast.Import | ast.ImportFrom) or is_dunder or is_text):
+            yield f"{package}:{node.lineno} does more than re-export"
+
+
+def name_complaints(path: pathlib.PurePath) -> Complaints:
+    for part in path.parts:
+        if part.removesuffix(".py").strip("_") in BANNED_NAMES:
+            yield f"{path}: a file's name says what is in it, not {part}"
+
+
+def top_level_complaints(names: set[str], ignored: list[str]) -> Complaints:
+    for name in sorted(names - TOP_LEVEL - {".git"}):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored):
+            yield f"{name} is not in the design's list of the top level"

@@ -1,0 +1,237 @@
+"""The floors, the purity and the style of the house hold, and their rules can fail."""
+
+import ast
+import pathlib
+from collections.abc import Callable
+
+import pytest
+from house_rules import (
+    FOLDERS,
+    LAST_PURE_FLOOR,
+    MAX_FILE,
+    MAX_FUNCTION,
+    ROOT,
+    Complaints,
+    circle_complaints,
+    computation_complaints,
+    docstring_complaints,
+    floor_complaints,
+    floor_of,
+    import_style_complaints,
+    imports_of,
+    length_complaints,
+    module_of,
+    name_complaints,
+    purity_complaints,
+    python_files,
+    reexport_complaints,
+    top_level_complaints,
+)
+
+SOURCES = {
+    module_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for path in python_files("fngrad")
+}
+PACKAGES = {module_of(p) for p in python_files("fngrad") if p.stem == "__init__"}
+
+
+# ---- the rules hold
+
+
+def _check(complaints: list[str]) -> None:
+    assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_every_module_imports_from_lower_floors_only():
+    _check(
+        [
+            complaint
+            for module, source in SOURCES.items()
+            for complaint in floor_complaints(module, source, set(SOURCES), PACKAGES)
+        ]
+    )
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        module: {name for _, name in imports_of(source, set(SOURCES))} - {module}
+        for module, source in SOURCES.items()
+    }
+    _check(list(circle_complaints(graph)))
+
+
+def test_the_lower_floors_are_pure():
+    floors = {m: floor_of(m) for m in SOURCES}
+    pure = [m for m, f in floors.items() if f is not None and f <= LAST_PURE_FLOOR]
+    assert {"fngrad.types", "fngrad.tree", "fngrad.transforms"} <= set(pure)
+    _check([c for m in pure for c in purity_complaints(m, SOURCES[m])])
+
+
+@pytest.mark.parametrize(
+    "rule", [computation_complaints, docstring_complaints], ids=lambda f: f.__name__
+)
+def test_the_package_keeps_the_rule(rule: Callable[..., Complaints]):
+    _check([c for module, source in SOURCES.items() for c in rule(module, source)])
+
+
+def test_a_folders_init_only_reexports():
+    _check([c for name in PACKAGES for c in reexport_complaints(name, SOURCES[name])])
+
+
+@pytest.mark.parametrize(
+    "rule", [import_style_complaints, length_complaints], ids=lambda f: f.__name__
+)
+def test_all_python_keeps_the_rule(rule: Callable[..., Complaints]):
+    complaints = []
+    for path in python_files(*FOLDERS):
+        text = path.read_text(encoding="utf-8")
+        source = text if rule is length_complaints else ast.parse(text)
+        complaints += rule(str(path.relative_to(ROOT)), source)
+    _check(complaints)
+
+
+def test_files_are_named_after_what_is_in_them():
+    paths = [path.relative_to(ROOT) for path in python_files(*FOLDERS)]
+    _check([complaint for path in paths for complaint in name_complaints(path)])
+
+
+def test_the_top_level_holds_what_the_design_lists():
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    ignored = [line.strip("/") for line in lines]
+    _check(list(top_level_complaints({p.name for p in ROOT.iterdir()}, ignored)))
+
+
+# ---- the rules can fail
+
+BAD_PURITY = [
+    "import os",
+    "from pathlib import Path",
+    "import numpy.random",
+    "def f():\n    import time",
+    "def f(x):\n    print(x)",
+    "def f(p):\n    return open(p)",
+    "import numpy as np\ndef f():\n    return np.random.rand()",
+    "def f():\n    global count\n    count = 1",
+]
+GOOD_PURITY = [
+    "import math, functools, itertools",
+    "import jax\ndef f(key):\n    return jax.random.normal(key)",
+    "def f(shape):\n    return shape.open()",
+]
+BAD_AT_IMPORT = [
+    "ZERO = jnp.zeros(())",
+    "def f(x=jnp.ones(3)): pass",
+    "class A:\n    key = jax.random.key(0)",
+    "PAIR = (1, [lax.add(1, 2)])",
+    "@jax.random.wrap(1)\ndef f(): pass",
+]
+GOOD_AT_IMPORT = [
+    "def f():\n    return jnp.zeros(())",
+    "make = lambda: jnp.zeros(())",
+    "@jax.jit\ndef f(x): return x",
+    "g = jax.jit(f)",
+    "jax.tree_util.register_pytree_node(A, flatten, unflatten)",
+    "WIDE = jnp.float32",
+]
+BAD_IMPORTS = [
+    "from . import tree",
+    "from ..fngrad import tree",
+    "import optax",
+    "import flax.linen as nn",
+    "from optax.losses import huber_loss",
+    "def f():\n    from flax import nnx",
+    'optax = pytest.importorskip("optax")',
+    'import_extra("flax.nnx", "all")',
+]
+GOOD_IMPORTS = ["import fngrad.tree as tree", 'import_extra("matplotlib", "plot")']
+BAD_DOCSTRINGS = ["x = 1", '"""Doc."""\ndef f(): pass', '"""Doc."""\nclass A: x = 1']
+GOOD_DOCSTRINGS = ["", '"""Doc."""\ndef _f(): pass', '"""Doc."""\nx = 1']
+BAD_REEXPORTS = ["def f(): pass", "x = 1", "if True:\n    import a", "f()"]
+GOOD_REEXPORTS = ['"""Doc."""\nimport a\nfrom b import c\n__all__ = ["c"]']
+
+RULES = [
+    (purity_complaints, BAD_PURITY, GOOD_PURITY),
+    (computation_complaints, BAD_AT_IMPORT, GOOD_AT_IMPORT),
+    (import_style_complaints, BAD_IMPORTS, GOOD_IMPORTS),
+    (docstring_complaints, BAD_DOCSTRINGS, GOOD_DOCSTRINGS),
+    (reexport_complaints, BAD_REEXPORTS, GOOD_REEXPORTS),
+]
+
+
+@pytest.mark.parametrize(("rule", "bad", "good"), RULES, ids=lambda f: "")
+def test_a_rule_refuses_the_bad_and_passes_the_good(
+    rule: Callable[..., Complaints], bad: list[str], good: list[str]
+):
+    for text in bad:
+        assert list(rule("m", ast.parse(text))), f"{text!r} passed"
+    for text in good:
+        assert not list(rule("m", ast.parse(text))), f"{text!r} did not pass"
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "passes"),
+    [
+        ("fngrad.tree", "from fngrad.types import Tree", True),
+        ("fngrad.tree", "import fngrad.numerics", False),
+        ("fngrad.tree", "def f():\n    import fngrad.fit", False),
+        ("fngrad.tree", "import fngrad", False),
+        ("fngrad.tree", "from fngrad import types", True),
+        ("fngrad.tree", "from fngrad import fit", False),
+        ("fngrad.transforms.a", "import fngrad.transforms.core", True),
+        ("fngrad.transforms.a", "import fngrad.transforms.b", False),
+        ("fngrad.transforms", "import fngrad.transforms.b", True),
+        ("fngrad.transforms.a", "import fngrad.transforms", False),
+        ("fngrad.layers.linear", "import fngrad.layers.initializers", True),
+        ("fngrad.layers.core", "import fngrad.layers.linear", False),
+        ("fngrad.logging.a", "import fngrad.logging.b", True),
+        ("fngrad.logging.a", "import fngrad.data.b", False),
+        ("fngrad.schedules.a", "import fngrad.schedules.b", True),
+        ("fngrad.logging.a", "import fngrad.fit", False),
+        ("fngrad.fit", "import fngrad.logging", True),
+        ("fngrad", "import fngrad.fit", True),
+        ("fngrad.attic", "import math", False),
+        ("fngrad.fit", "import fngrad.attic", False),
+        ("fngrad.tree", "import jax, numpy", True),
+    ],
+)
+def test_an_import_from_no_lower_floor_is_refused(module: str, text: str, passes: bool):
+    packages = {"fngrad", "fngrad.transforms", "fngrad.logging"}
+    names = ("types", "tree", "numerics", "fit", "transforms.core", "transforms.a")
+    more = ("transforms.b", "logging.a", "logging.b")
+    modules = packages | {f"fngrad.{name}" for name in (*names, *more)}
+    complaints = list(floor_complaints(module, ast.parse(text), modules, packages))
+    assert bool(complaints) is not passes, complaints
+
+
+def test_a_circle_of_imports_is_refused():
+    assert not list(circle_complaints({"a": {"b", "c"}, "b": {"c"}, "c": set()}))
+    (complaint,) = circle_complaints({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+    assert "'b', 'c'" in complaint
+
+
+def test_length_counts_neither_docstrings_nor_blank_lines():
+    body = "    x = 1\n" * MAX_FUNCTION
+    documented = f'def f():\n    """Doc.\n\n    More.\n    """\n\n{body}'
+    assert not list(length_complaints("m", documented))
+    assert list(length_complaints("m", f"{documented}    y = 2\n"))
+    assert list(
+        length_complaints(
+            "m",
+            f"def f():\n    class A:\n{body}        y = 2\n".replace(
+                "    x", "        x"
+            ),
+        )
+    )
+    assert list(length_complaints("m", "x = 1\n" * (MAX_FILE + 1)))
+    assert not list(length_complaints("m", "x = 1\n" * MAX_FILE))
+
+
+def test_a_name_that_says_nothing_is_refused():
+    for name in ("fngrad/utils.py", "tests/helpers/a.py", "fngrad/_base.py"):
+        assert list(name_complaints(pathlib.PurePath(name))), name
+    assert not list(name_complaints(pathlib.PurePath("fngrad/data/files.py")))
+
+
+def test_a_stray_file_at_the_top_level_is_refused():
+    assert list(top_level_complaints({"fngrad", "notes.md"}, ["*.egg-info"]))
+    assert not list(top_level_complaints({".git", "a.egg-info"}, ["*.egg-info"]))
