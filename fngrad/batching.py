@@ -1,0 +1,392 @@
+r"""Batches of a data set as a pure function of (seed, step).
+
+A *dataset* is a pytree: arrays whose first axis counts the n examples, and a key. An
+*epoch* is one pass over them in the order that (key, epoch) selects, see
+`fngrad.permutation`. The epochs, one after the other, are a *stream* of positions,
+and batch t is the examples at the positions
+
+$$t b, \; t b + 1, \; \dots, \; t b + b - 1 .$$
+
+So a batch may begin in one epoch and end in the next (``remainder="wrap"``), or each
+epoch gives only its $\lfloor n / b \rfloor$ whole batches (``remainder="drop"``). With
+b = n a step is one of gradient descent, with b = 1 one of single-sample SGD.
+
+Pass a dataset to a jitted function as an argument. An array that a function closes
+over becomes part of the program.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.permutation import MAX_SIZE, permute
+from fngrad.types import Batch, Key
+
+Remainder = Literal["wrap", "drop"]
+
+
+_STATIC: Any = {"metadata": {"static": True}}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Arrays and a key: the data fields of the pytree; the rest is static.
+
+    Made by `from_arrays`. Values are not looked at: a NaN in the data arrives in the
+    batch, and shows in the loss.
+    """
+
+    arrays: Any
+    key: Key
+    size: int = dataclasses.field(**_STATIC)  # n, examples
+    batch_size: int = dataclasses.field(**_STATIC)  # b
+    shuffle: bool = dataclasses.field(**_STATIC)
+    remainder: Remainder = dataclasses.field(**_STATIC)
+    read: Callable[[Any, jax.Array], Batch] = dataclasses.field(
+        **_STATIC
+    )  # (arrays, indices) -> batch
+    maps: tuple[Callable[..., Batch], ...] = dataclasses.field(**_STATIC)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches an epoch has; where they wrap, rounded up."""
+        return self.steps(1)
+
+    def steps(self, num_epochs: int) -> int:
+        """Return the number of steps after which so many epochs have been seen.
+
+        It is e floor(n / b) for ``remainder="drop"``, and ceil(e n / b) for "wrap".
+
+        Raises:
+            ValueError: num_epochs is negative.
+        """
+        if num_epochs < 0:
+            raise ValueError(f"need num_epochs >= 0, got {num_epochs=}")
+        if self.remainder == "drop":
+            return num_epochs * (self.size // self.batch_size)
+        return -(-num_epochs * self.size // self.batch_size)
+
+    def batch(self, step: int | jax.Array) -> Batch:
+        """Return batch ``step``: the structure of the arrays, b examples.
+
+        Args:
+            step: an int or an integer scalar, also traced; 0 <= step < 2**31.
+
+        Raises:
+            TypeError: the step is no integer scalar.
+            ValueError: a Python int is out of range.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import fngrad.batching as batching
+            >>> data = batching.from_arrays({"x": jnp.arange(5)}, 2, shuffle=False)
+            >>> print(data.batch(0)["x"], data.batch(1)["x"], data.batch(2)["x"])
+            [0 1] [2 3] [4 0]
+        """
+        if self._is_whole and self.read is take:
+            batch = self.arrays
+        else:
+            batch = self.read(self.arrays, self.indices(step))
+        keys = self._map_keys(step)
+        for fn in self.maps:
+            batch = fn(batch, key=next(keys)) if _takes_key(fn) else fn(batch)
+        return batch
+
+    def indices(self, step: int | jax.Array) -> jax.Array:
+        """Return which examples batch ``step`` holds: int32, shape (b,).
+
+        Raises:
+            TypeError: the step is no integer scalar.
+            ValueError: a Python int is out of range.
+        """
+        epoch, start = self._locate(_step_number(step))
+        position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
+        is_next = position >= np.uint32(self.size)
+        position = jnp.where(is_next, position - np.uint32(self.size), position)
+        if self.shuffle:
+            epochs = epoch + is_next.astype(jnp.uint32)
+            position = permute(self.key, epochs, position, self.size)
+        return position.astype(jnp.int32)
+
+    def map(self, fn: Callable[..., Batch]) -> "Dataset":
+        """Return the dataset whose batches are ``fn(batch)`` or ``fn(batch, key)``.
+
+        Maps apply in the order they were added, inside the jitted step.
+
+        Args:
+            fn: a pure function of a batch. An argument named ``key`` receives
+                ``fold_in(dataset.key, step)``, one part of its split each where
+                several maps take a key; the order is independent of it. A function
+                defined anew is another function: a jitted step compiles again.
+
+        Raises:
+            TypeError: ``fn`` is not of these forms.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> import fngrad.batching as batching
+            >>> def jitter(batch, key):
+            ...     return batch + 0.1 * jax.random.normal(key, batch.shape)
+            >>> data = batching.from_arrays(jnp.zeros((6, 2)), 3).map(jitter)
+            >>> data.batch(0).shape
+            (3, 2)
+        """
+        _check_map(fn)
+        return dataclasses.replace(self, maps=(*self.maps, fn))
+
+    def reseed(self, seed: int | jax.Array) -> "Dataset":
+        """Return the dataset with another order and other randomness in its maps.
+
+        Args:
+            seed: an int, also traced, or a typed key, shape ().
+
+        Raises:
+            TypeError: neither of these.
+            ValueError: more than one key.
+        """
+        return dataclasses.replace(self, key=_one_key(seed))
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change when anything that decides a batch does.
+
+        They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
+        size, ``shuffle`` and ``remainder``; not the maps, which are program text. It
+        reads every byte on the host: call it once a run, outside of jit.
+        """
+        order = (self.size, self.batch_size, self.shuffle, self.remainder, self.read)
+        digest = hashlib.blake2b(repr(order[:-1]).encode(), digest_size=8)
+        digest.update(_name(self.read).encode())
+        for path, leaf in tree.leaf_paths((self.arrays, self.key)).items():
+            array = _host_array(leaf)
+            digest.update(f"{path} {leaf.dtype} {leaf.shape};".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def _map_keys(self, step: int | jax.Array) -> Iterator[Key]:
+        count = sum(_takes_key(fn) for fn in self.maps)
+        if count == 0:
+            return iter(())
+        k_step = jax.random.fold_in(self.key, _step_number(step))
+        return iter([k_step] if count == 1 else jax.random.split(k_step, count))
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.batch_size == self.size and not self.shuffle
+
+    def _locate(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the epoch and the position in it where a batch begins."""
+        if self.remainder == "wrap":
+            return divmod_product(step, self.batch_size, self.size)
+        per_epoch = np.uint32(self.size // self.batch_size)
+        return step // per_epoch, step % per_epoch * np.uint32(self.batch_size)
+
+
+def from_arrays(
+    arrays: Any,
+    batch_size: int | Literal["all"],
+    *,
+    seed: int | jax.Array = 0,
+    shuffle: bool = True,
+    remainder: Remainder = "wrap",
+) -> Dataset:
+    """Make a dataset of arrays that fit on the device.
+
+    Args:
+        arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
+            They move to the default device once; without x64, float64 becomes float32
+            and int64 becomes int32. NaN and infinity pass as they are.
+        batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
+            neither copied nor shuffled.
+        seed: an int, also traced, or a typed key, shape ().
+        shuffle: whether each epoch has an order of its own, or that of the arrays.
+        remainder: what becomes of the last n mod b examples of an epoch: "wrap" puts
+            them into a batch with the first of the next epoch, "drop" leaves them out
+            (other ones in each epoch, if shuffled).
+
+    Returns:
+        The dataset; its batches have the structure of ``arrays``.
+
+    Raises:
+        TypeError: batch_size or seed is of another type.
+        ValueError: batch_size or remainder is out of range; the arrays are empty, are
+            scalars, differ in their first axis, or hold integers that int32 cannot.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad.batching as batching
+        >>> data = batching.from_arrays({"x": jnp.arange(10)}, batch_size=4, seed=1)
+        >>> data.steps_per_epoch, data.steps(num_epochs=2)
+        (3, 5)
+        >>> seen = jnp.concatenate([data.batch(step)["x"] for step in range(5)])
+        >>> sorted(seen.tolist()) == sorted(2 * list(range(10)))
+        True
+    """
+    n = num_examples(arrays)
+    b = n if batch_size == "all" else _batch_size(batch_size, n)
+    if remainder not in ("wrap", "drop"):
+        raise ValueError(f'need remainder "wrap" or "drop", got {remainder=}')
+    return Dataset(
+        arrays=tree.map_with_path(_to_device, arrays),
+        key=_one_key(seed),
+        size=n,
+        batch_size=b,
+        shuffle=shuffle and batch_size != "all",
+        remainder=remainder,
+        read=take,
+        maps=(),
+    )
+
+
+def take(arrays: Any, indices: jax.Array) -> Batch:
+    """Return the examples at these indices, which must lie in [0, n)."""
+    return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), arrays)
+
+
+def num_examples(arrays: Any) -> int:
+    """Return the length of the first axis that all leaves share.
+
+    Raises:
+        ValueError: no leaves, a leaf without axes, first axes that differ or are
+            empty, or more than 2**30 examples.
+    """
+    shapes = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(arrays).items()}
+    if not shapes:
+        raise ValueError("need at least one array, got an empty tree")
+    for path, shape in shapes.items():
+        if shape == ():
+            raise ValueError(f"need arrays (n, ...), got a scalar at {path!r}")
+    sizes = {path: shape[0] for path, shape in shapes.items()}
+    n = next(iter(sizes.values()))
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"need first axes of one length, got {sizes}")
+    if not 1 <= n <= MAX_SIZE:
+        raise ValueError(f"need 1 <= n <= {MAX_SIZE} examples, got {n=}")
+    return n
+
+
+def divmod_product(
+    step: jax.Array, factor: int, divisor: int
+) -> tuple[jax.Array, jax.Array]:
+    r"""Return the quotient and remainder of step * factor / divisor, without overflow.
+
+    With the digits $d_1 d_2 \dots$ of the step to the base $2^s$, from the highest,
+
+    $$q \leftarrow 2^s q + \lfloor v / n \rfloor, \quad r \leftarrow v \bmod n, \quad
+      v = 2^s r + d_i b,$$
+
+    where s is the largest for which $v < 2^{s+1} n$ fits in 32 bits.
+
+    Args:
+        step: uint32, shape (), below 2**31.
+        factor: b, 1 <= b <= n.
+        divisor: n, at most 2**30.
+
+    Returns:
+        uint32 q and r, shape ().
+    """
+    shift = 31 - (divisor - 1).bit_length()
+    base = np.uint32(shift)
+    quotient = remainder = jnp.zeros((), jnp.uint32)
+    for place in reversed(range(-(-31 // shift))):
+        digit = (step >> np.uint32(place * shift)) & np.uint32(2**shift - 1)
+        value = (remainder << base) + digit * np.uint32(factor)
+        quotient = (quotient << base) + value // np.uint32(divisor)
+        remainder = value % np.uint32(divisor)
+    return quotient, remainder
+
+
+# ---- what comes in
+
+
+def _batch_size(batch_size: Any, n: int) -> int:
+    try:
+        b = operator.index(batch_size)
+    except TypeError:
+        raise TypeError(
+            f'need batch_size, an int or "all", got {batch_size!r}'
+        ) from None
+    if not 1 <= b <= n:
+        raise ValueError(f"need 1 <= batch_size <= n, got {batch_size=} {n=}")
+    return b
+
+
+def _one_key(seed: int | jax.Array) -> Key:
+    key = numerics.key(seed)
+    if key.shape != ():
+        raise ValueError(
+            f"need one key, got shape {key.shape}; jax.vmap(data.reseed) takes many"
+        )
+    return key
+
+
+def _step_number(step: int | jax.Array) -> jax.Array:
+    is_int = jnp.shape(step) == () and jnp.issubdtype(
+        jnp.result_type(step), jnp.integer
+    )
+    if not is_int:
+        raise TypeError(f"need an integer scalar as step, got {step!r}")
+    if isinstance(step, int) and not 0 <= step <= numerics.MAX_STEP:
+        raise ValueError(f"need 0 <= step <= {numerics.MAX_STEP}, got {step=}")
+    return jnp.asarray(step).astype(jnp.uint32)
+
+
+def _to_device(path: str, leaf: Any) -> jax.Array:
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    if jnp.issubdtype(dtype, jnp.integer) and dtype != leaf.dtype and leaf.size:
+        low, high = leaf.min(), leaf.max()
+        if low < jnp.iinfo(dtype).min or high > jnp.iinfo(dtype).max:
+            raise ValueError(
+                f"need integers that fit in {dtype.name}, got values from {low} to "
+                f"{high} at {path!r}"
+            )
+    return jnp.asarray(leaf, dtype)
+
+
+def _host_array(leaf: jax.Array) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+# ---- maps
+
+
+def _takes_key(fn: Callable[..., Batch]) -> bool:
+    return "key" in _parameters(fn)
+
+
+def _parameters(fn: Callable[..., Batch]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(fn).parameters)
+    except ValueError:  # a builtin tells no signature
+        return {}
+
+
+def _check_map(fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"need a function fn(batch) or fn(batch, key), got {fn!r}")
+    required = [
+        name
+        for name, parameter in _parameters(fn).items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name != "key"
+    ]
+    if len(required) > 1:
+        raise TypeError(
+            f"need a function fn(batch) or fn(batch, key), got {fn!r} with "
+            f"required arguments {required}"
+        )
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__qualname__", repr(fn))
