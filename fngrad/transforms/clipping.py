@@ -1,0 +1,194 @@
+r"""Bounds on the size of updates, and other rules without a state.
+
+A clip leaves what is within its bound alone, bit for bit, and shrinks the rest onto
+the bound; a second clip by the same bound changes nothing but rounding. A NaN passes,
+so that what watches for it downstream sees it. Clips count no steps and take no
+schedules.
+
+A *unit* of a parameter is what feeds one output: all of a vector, a column of a
+matrix (in, out), and of a kernel (width, ..., in, out) all that belongs to one index
+of its last axis.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.types import Metrics, Params, Scalar, Updates
+
+
+def clip(max_delta: Scalar) -> Transform:
+    r"""Clip each entry: $u_i \leftarrow u_i \min(1, \delta / |u_i|)$.
+
+    Args:
+        max_delta: $\delta$ >= 0, in units of the updates.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> bound = fg.clip(1.0)
+        >>> params = jnp.zeros(2)
+        >>> print(bound.update(jnp.array([0.5, -3.0]), bound.init(params), params)[0])
+        [ 0.5 -1. ]
+    """
+    numerics.check_number("max_delta", max_delta, low=0.0)
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        bound = numerics.hyper(max_delta)
+
+        def clip_leaf(u: jax.Array) -> jax.Array:
+            if jnp.iscomplexobj(u):
+                return _shrink(u, jnp.abs(u), bound)
+            return jnp.clip(u, -bound.astype(u.dtype), bound.astype(u.dtype))
+
+        return jax.tree.map(clip_leaf, updates), state
+
+    return chain(Transform(lambda params: (), update, name="clip"))
+
+
+def clip_by_norm(max_norm: Scalar) -> Transform:
+    r"""Clip the norm of each leaf: $u \leftarrow u \min(1, c / \|u\|)$.
+
+    Args:
+        max_norm: $c$ >= 0, in units of the updates.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    numerics.check_number("max_norm", max_norm, low=0.0)
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        bound = numerics.hyper(max_norm)
+        return jax.tree.map(lambda u: _shrink(u, tree.norm(u), bound), updates), state
+
+    return chain(Transform(lambda params: (), update, name="clip_by_norm"))
+
+
+def clip_by_global_norm(max_norm: Scalar) -> Transform:
+    r"""Clip the norm over all leaves: $u \leftarrow u \min(1, c / \|u\|)$.
+
+    It reports ``norm_before`` and ``norm_after``.
+
+    Args:
+        max_norm: $c$ >= 0, in units of the updates.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> bound = fg.clip_by_global_norm(1.0)
+        >>> params = jnp.zeros(2)
+        >>> print(bound.update(jnp.array([0.0, 4.0]), bound.init(params), params)[0])
+        [0. 1.]
+
+    References:
+        Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural
+        networks, 2013, algorithm 1, https://arxiv.org/abs/1211.5063.
+    """
+    numerics.check_number("max_norm", max_norm, low=0.0)
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        norm, bound = tree.norm(updates), numerics.hyper(max_norm)
+        return jax.tree.map(lambda u: _shrink(u, norm, bound), updates), state
+
+    def report(updates: Updates, state: tuple, params: Params) -> Metrics:
+        norm = tree.norm(updates)
+        after = _shrink(norm, norm, numerics.hyper(max_norm))
+        return {"norm_before": norm, "norm_after": after}
+
+    return chain(
+        Transform(lambda params: (), update, name="clip_by_global_norm", report=report)
+    )
+
+
+def adaptive_clip(
+    clipping: Scalar,
+    eps: Scalar = 1e-3,
+    axis: int | Sequence[int] | None = None,
+) -> Transform:
+    r"""Clip each unit's norm in proportion to its parameters' norm.
+
+    For every unit with parameters $w$ and update $u$
+
+    $$u \leftarrow u \min\!\Big(1, \lambda\,\frac{\max(\|w\|, \epsilon)}{\|u\|}\Big)$$
+
+    Args:
+        clipping: $\lambda$ >= 0, a ratio.
+        eps: $\epsilon$ >= 0, in units of the parameters: what a unit of zeros counts.
+        axis: the axes that a unit's norm sums over; ``None`` takes all axes but the
+            last, and all of an array in which at most one axis is longer than 1.
+
+    Raises:
+        ValueError: a negative number.
+
+    References:
+        Brock et al., High-performance large-scale image recognition without
+        normalization, 2021, equation 3, https://arxiv.org/abs/2102.06171. Differs from
+        optax in: a unit of a three-axis array is one index of its last axis, as in a
+        1-D convolution; ``axis=0`` gives theirs.
+    """
+    numerics.check_number("clipping", clipping, low=0.0)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def unit_norm(x: jax.Array) -> jax.Array:
+        axes = _unit_axes(x) if axis is None else axis
+        axes = axes if isinstance(axes, int) else tuple(axes)
+        square = jnp.sum(tree.abs_square(x), axis=axes, keepdims=True)
+        is_zero = square == 0
+        return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        ratio, floor = numerics.hyper(clipping), numerics.hyper(eps)
+
+        def clip_leaf(u: jax.Array, w: jax.Array) -> jax.Array:
+            norm = unit_norm(w)
+            bound = numerics.scaled(ratio, jnp.maximum(norm, floor.astype(norm.dtype)))
+            return _shrink(u, unit_norm(u), bound)
+
+        return jax.tree.map(clip_leaf, updates, tree.widen(params)), state
+
+    return chain(Transform(lambda params: (), update, name="adaptive_clip"))
+
+
+def centralize() -> Transform:
+    r"""Subtract from each unit's update its mean; vectors and scalars stay.
+
+    References:
+        Yong et al., Gradient centralization: a new optimization technique for deep
+        neural networks, 2020, equation 1, https://arxiv.org/abs/2004.01461. Differs
+        from optax in: the mean is over what feeds one output, all axes but the last;
+        optax takes all axes but the first.
+    """
+
+    def center(u: jax.Array) -> jax.Array:
+        if u.ndim < 2:
+            return u
+        return u - jnp.mean(u, axis=tuple(range(u.ndim - 1)), keepdims=True)
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        return jax.tree.map(center, updates), state
+
+    return chain(Transform(lambda params: (), update, name="centralize"))
+
+
+def _shrink(u: jax.Array, norm: jax.Array, bound: jax.Array) -> jax.Array:
+    """Return u if norm <= bound, else u bound / norm."""
+    bound = bound.astype(norm.dtype)
+    is_large = norm > bound
+    safe = jnp.where(is_large, norm, jnp.ones_like(norm))
+    factor = jnp.where(is_large, bound / safe, jnp.ones_like(norm))
+    return u * factor.astype(u.dtype)
+
+
+def _unit_axes(x: jax.Array) -> tuple[int, ...]:
+    is_vector = sum(size > 1 for size in x.shape) <= 1
+    return tuple(range(x.ndim if is_vector else x.ndim - 1))

@@ -1,0 +1,79 @@
+"""Sums of squared gradients over the whole run."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.types import Hyper, Params, Scalar, Updates
+
+
+class ScaleByRssState(NamedTuple):
+    """State of `scale_by_rss`."""
+
+    step: jax.Array  # int32, shape ()
+    sum_of_squares: Updates  # real also for complex parameters
+
+
+def scale_by_rss(
+    initial_accumulator_value: Scalar = 0.1,
+    eps: Hyper = 1e-7,
+    eps_in_sqrt: bool = True,
+) -> Transform:
+    r"""Divide by the root of the sum of squares: Adagrad's direction.
+
+    $$s_t = s_{t-1} + |g_t|^2, \qquad
+      u_t = g_t / \sqrt{s_t + \epsilon}
+      \quad\text{or}\quad u_t = g_t / (\sqrt{s_t} + \epsilon)$$
+
+    A coordinate that has seen no gradient yet ($s_t = 0$) does not move.
+
+    Args:
+        initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
+        eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
+            gradient units.
+        eps_in_sqrt: the first or the second form.
+
+    Raises:
+        ValueError: a negative number.
+
+    References:
+        Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and
+        stochastic optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html.
+        Differs from it in: the sum begins at $s_0$ > 0 by default.
+    """
+    numerics.check_number(
+        "initial_accumulator_value", initial_accumulator_value, low=0.0
+    )
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> ScaleByRssState:
+        start = numerics.hyper(initial_accumulator_value)
+
+        def full(p: jax.Array) -> jax.Array:
+            dtype = jnp.finfo(tree.wide_dtype(p.dtype)).dtype
+            return jnp.zeros_like(p, dtype=dtype) + start.astype(dtype)
+
+        return ScaleByRssState(numerics.first_step(), jax.tree.map(full, params))
+
+    def update(
+        updates: Updates, state: ScaleByRssState, params: Params
+    ) -> tuple[Updates, ScaleByRssState]:
+        epsilon = numerics.hyper(eps, state.step)
+
+        def scale(g: jax.Array, s: jax.Array) -> jax.Array:
+            e = epsilon.astype(s.dtype)
+            is_zero = s == 0  # where the root has no gradient
+            safe = jnp.where(is_zero, 1, s)
+            root = jnp.sqrt(safe + e) if eps_in_sqrt else jnp.sqrt(safe) + e
+            return jnp.where(is_zero, 0, g / root.astype(g.dtype))
+
+        squares = jax.tree.map(tree.abs_square, updates)
+        sums = tree.add(state.sum_of_squares, squares)
+        new_updates = jax.tree.map(scale, updates, sums)
+        return new_updates, ScaleByRssState(numerics.next_step(state.step), sums)
+
+    return chain(Transform(init, update, name="scale_by_rss"))
