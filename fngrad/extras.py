@@ -26,7 +26,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if (error.name or "").partition(".")[0] != package:
             raise
         raise ImportError(
             f'need {package} for this: pip install "fngrad[{extra}]"', name=package

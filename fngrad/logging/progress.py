@@ -36,8 +36,8 @@ class ProgressBar:
         description: str = "",
         enabled: bool = True,
     ):
-        bar_type = _bar_type() if enabled else None
-        self._bar: Any = bar_type and bar_type(
+        make_bar = bar_type() if enabled else None
+        self._bar: Any = make_bar and make_bar(
             total=total,
             initial=initial,
             desc=description or None,
@@ -69,7 +69,7 @@ class ProgressBar:
 
 
 @functools.cache
-def _bar_type() -> Any:
+def bar_type() -> Any:
     """Return the bar for this terminal or notebook, or None; cached, so said once."""
     try:
         # tqdm.auto warns of missing ipywidgets and then falls back to text.

@@ -8,33 +8,33 @@ import csv as csv_format
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from fngrad.extras import import_extra
 from fngrad.logging.files import (
-    drop_torn_line,
     from_json_number,
+    open_to_append,
     to_json,
     write_atomically,
 )
 
 
 class Logger(Protocol):
-    """What `fit` calls with a step and the metrics' values by name."""
+    """What `fit` calls with a step and the metrics by name, each a float."""
 
-    def __call__(self, step: int, values: dict[str, float], /) -> None: ...
+    def __call__(self, step: int, values: dict[str, Any], /) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class FileLogger:
     """A logger that owns a file, a context manager too; closing twice is allowed."""
 
-    write: Callable[[int, dict[str, float]], None]
+    write: Callable[[int, Mapping[str, Any]], None]
     close: Callable[[], None]
 
-    def __call__(self, step: int, values: dict[str, float]) -> None:
+    def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         self.write(step, values)
 
     def __enter__(self) -> "FileLogger":
@@ -60,7 +60,8 @@ def jsonl(path: str | Path) -> FileLogger:
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: at a call, a value is called ``step``.
+        ValueError: the existing file is none of this kind, and is left as it is; at a
+            call, a value is called ``step``.
         TypeError: at a call, a value is no number; its name is given.
 
     Example:
@@ -72,9 +73,9 @@ def jsonl(path: str | Path) -> FileLogger:
         ...     logging.read_jsonl(f"{folder}/metrics.jsonl")
         [{'step': 10, 'loss': 0.5}]
     """
-    file = _open_to_append(Path(path))
+    file = open_to_append(Path(path), '{"step": ')
 
-    def write(step: int, values: dict[str, float]) -> None:
+    def write(step: int, values: Mapping[str, Any]) -> None:
         line = json.dumps(_record(step, values), allow_nan=False)
         file.write(f"{line}\n".encode())
         file.flush()
@@ -108,12 +109,12 @@ def csv(path: str | Path) -> FileLogger:
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the existing file is no such table; at a call, a value is called
-            ``step``.
+        ValueError: the existing file is no such table, and is left as it is; at a
+            call, a value is called ``step``.
         TypeError: at a call, a value is no number; its name is given.
     """
     path = Path(path)
-    file = _open_to_append(path)
+    file = open_to_append(path, "step")
     header = _header(path)
 
     def widen(names: list[str]) -> None:
@@ -127,7 +128,7 @@ def csv(path: str | Path) -> FileLogger:
         write_atomically(path, "".join(lines))
         file = path.open("ab")
 
-    def write(step: int, values: dict[str, float]) -> None:
+    def write(step: int, values: Mapping[str, Any]) -> None:
         record = _record(step, values)
         new_names = [name for name in record if name not in header]
         if new_names:
@@ -151,7 +152,7 @@ def tensorboard(folder: str | Path) -> FileLogger:
     """
     writer = import_extra("tensorboardX", "tensorboard").SummaryWriter(str(folder))
 
-    def write(step: int, values: dict[str, float]) -> None:
+    def write(step: int, values: Mapping[str, Any]) -> None:
         record = _record(step, values)
         for name in values:
             writer.add_scalar(name, from_json_number(record[name]), step)
@@ -159,7 +160,7 @@ def tensorboard(folder: str | Path) -> FileLogger:
     return FileLogger(write, writer.close)
 
 
-def _record(step: int, values: dict[str, float]) -> dict[str, Any]:
+def _record(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
     if "step" in values:
         raise ValueError(f"need values that are not called 'step', got {list(values)}")
     return {"step": int(step), **{name: _number(name, values[name]) for name in values}}
@@ -170,12 +171,6 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, str) or not isinstance(from_json_number(number), int | float):
         raise TypeError(f"need a number at {name!r}, got {value!r}")
     return number
-
-
-def _open_to_append(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drop_torn_line(path)
-    return path.open("ab")
 
 
 def _parse(line: str, number: int, path: str | Path) -> dict[str, Any]:
@@ -192,10 +187,7 @@ def _parse(line: str, number: int, path: str | Path) -> dict[str, Any]:
 
 def _header(path: Path) -> list[str]:
     with path.open(newline="", encoding="utf-8") as file:
-        header = next(csv_format.reader(file), [])
-    if header and header[0] != "step":
-        raise ValueError(f"need a table whose first column is step, got {header=}")
-    return header
+        return next(csv_format.reader(file), [])
 
 
 def _csv_line(row: list[Any]) -> str:

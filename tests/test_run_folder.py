@@ -1,0 +1,208 @@
+"""The run folder: configs as JSON, the manifest, and what continues a run."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad.logging.manifest as manifest
+from fngrad.logging import RunFolder
+from fngrad.logging.files import to_json, write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    sizes: tuple[int, ...] = (64, 10)
+    path: pathlib.Path = pathlib.Path("a/b")
+
+
+class Config(NamedTuple):
+    learning_rate: float = 0.1
+    model: Model = Model()
+    seed: int = 3
+
+
+# ---- JSON
+
+
+def test_configs_become_plain_json():
+    plain = to_json({"config": Config(), "x": np.float32(0.5), "n": np.int64(2)})
+    config = {
+        "learning_rate": 0.1,
+        "model": {"sizes": [64, 10], "path": "a/b"},
+        "seed": 3,
+    }
+    assert plain == {"config": config, "x": 0.5, "n": 2}
+    assert to_json([True, None, "a", jnp.float32(1.5)]) == [True, None, "a", 1.5]
+    assert to_json(jnp.bfloat16(1.5)) == 1.5
+    assert to_json([np.inf, -np.inf, np.nan]) == ["Infinity", "-Infinity", "NaN"]
+
+
+@pytest.mark.parametrize(
+    "value", [len, object(), {1, 2}, np.ones(2), jnp.ones(2), 1j, b"raw", Model]
+)
+def test_what_json_cannot_hold_is_refused_with_its_key(value: Any):
+    with pytest.raises(TypeError, match=r"got .* at 'config\.model\.1'"):
+        to_json({"model": [0, value]}, "config")
+
+
+def test_keys_must_be_strings():
+    with pytest.raises(TypeError, match="need string keys, got 1"):
+        to_json({1: 2})
+
+
+def test_a_failed_write_leaves_the_old_content(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "replace", raise_disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def raise_disk_full(*args: Any) -> None:
+    raise OSError("disk full")
+
+
+# ---- the run folder
+
+
+def test_a_run_folder_says_what_was_asked_and_what_it_ran_on(tmp_path: pathlib.Path):
+    folder = RunFolder(
+        tmp_path / "runs" / "a", config=Config(), data="abc", extra={"note": "first"}
+    )
+    assert sorted(os.listdir(folder.path)) == ["config.json", "manifest.json"]
+    assert json.loads((folder.path / "config.json").read_text()) == to_json(Config())
+    assert folder.config["model"]["sizes"] == [64, 10]
+    facts = folder.manifest
+    assert facts["versions"]["jax"] == jax.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert facts["backend"] == jax.default_backend()
+    assert facts["device_kind"] == jax.devices()[0].device_kind
+    assert facts["device_count"] == jax.device_count()
+    assert facts["flags"]["jax_numpy_dtype_promotion"] == "strict"
+    assert facts["flags"]["jax_enable_x64"] is False
+    assert f"jax=={jax.__version__}" in facts["freeze"]
+    assert (facts["seed"], facts["data"], facts["note"]) == (3, "abc", "first")
+    assert facts["started"].endswith("+00:00")
+    assert facts["resumed"] == []
+    assert "pytest" in facts["command"]
+    assert folder.metrics == folder.path / "metrics.jsonl"
+    assert folder.curves == folder.path / "curves.png"
+
+
+def test_the_manifest_names_the_commit(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert manifest.collect()["git"] is None
+    run_git("init", "-q")
+    (tmp_path / "a.txt").write_text("one")
+    run_git("add", "a.txt")
+    run_git("commit", "-q", "-m", "first")
+    git = manifest.collect()["git"]
+    assert git == {"commit": run_git("rev-parse", "HEAD").strip(), "dirty": False}
+    (tmp_path / "untracked.txt").write_text("two")
+    assert manifest.collect()["git"]["dirty"] is False
+    (tmp_path / "a.txt").write_text("two")
+    assert manifest.collect()["git"]["dirty"] is True
+    monkeypatch.setenv("PATH", "")
+    assert manifest.collect()["git"] is None
+
+
+def run_git(*arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=no")
+    command = ("git", *identity, *arguments)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_an_equal_config_continues_the_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(manifest, "now", lambda: "first")
+    folder = RunFolder(tmp_path / "run", config=Config(), data="abc")
+    folder.update_manifest(loop="scan")
+    monkeypatch.setattr(manifest, "now", lambda: "second")
+    monkeypatch.setenv("XLA_FLAGS", "--other")
+    again = RunFolder(tmp_path / "run", config=Config(), data="abc")
+    facts = again.manifest
+    assert facts["started"] == "first"
+    assert facts["loop"] == "scan"
+    (resumed,) = facts["resumed"]
+    assert resumed["time"] == "second"
+    assert resumed["environment"]["XLA_FLAGS"] == "--other"
+    assert "versions" not in resumed
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path: pathlib.Path):
+    path = tmp_path / "run"
+    RunFolder(path, config={"rate": 0.1, "model": {"width": 8}, "old": 1})
+    before = {name: (path / name).read_bytes() for name in os.listdir(path)}
+    with pytest.raises(ValueError, match=r"need the config of .*run unchanged") as info:
+        RunFolder(path, config={"rate": 0.2, "model": {"width": 9}})
+    for difference in (
+        "rate was 0.1, is 0.2",
+        "model.width was 8, is 9",
+        "old was 1, is absent",
+    ):
+        assert difference in str(info.value)
+    with pytest.raises(ValueError, match=r"rate was 0.1, is absent"):
+        RunFolder(path)
+    assert before == {name: (path / name).read_bytes() for name in os.listdir(path)}
+
+
+def test_other_data_are_refused(tmp_path: pathlib.Path):
+    RunFolder(tmp_path, data="abc")
+    with pytest.raises(ValueError, match="data was 'abc', is 'xyz'"):
+        RunFolder(tmp_path, data="xyz")
+    RunFolder(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"f": len}, {"a": {"f": len}}, 3, [1], "text"])
+def test_a_config_json_cannot_hold_makes_no_folder(config: Any, tmp_path: pathlib.Path):
+    with pytest.raises(TypeError, match=r"config(\.a)?\.f|as config, got"):
+        RunFolder(tmp_path / "run", config=config)
+    assert not os.listdir(tmp_path)
+
+
+def test_updates_of_the_manifest_are_whole_or_not_at_all(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = RunFolder(tmp_path / "run")
+    folder.update_manifest(loop="scan", learning_rate=np.float32(0.5))
+    assert folder.manifest["learning_rate"] == 0.5
+    before = folder.manifest
+    with pytest.raises(TypeError, match="at 'probe'"):
+        folder.update_manifest(loop="python", probe=len)
+    monkeypatch.setattr(os, "replace", raise_disk_full)
+    with pytest.raises(OSError, match="need a run folder that can be written"):
+        folder.update_manifest(loop="python")
+    assert folder.manifest == before
+    assert sorted(os.listdir(folder.path)) == ["config.json", "manifest.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: pathlib.Path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match=r"need a run folder that can be made.*file"):
+            RunFolder(path)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_damaged_manifest_is_named(tmp_path: pathlib.Path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"need JSON in .*config.json"):
+        RunFolder(tmp_path)
