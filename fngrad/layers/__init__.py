@@ -1,0 +1,59 @@
+"""Layers: pairs of pure functions on one example, and how they compose."""
+
+import fngrad.layers.initializers as initializers
+from fngrad.layers.attention import multi_head_attention
+from fngrad.layers.combinators import parallel, residual, serial
+from fngrad.layers.conv import (
+    avg_pool,
+    conv,
+    global_avg_pool,
+    global_max_pool,
+    max_pool,
+)
+from fngrad.layers.core import (
+    Layer,
+    LayerError,
+    LayerLike,
+    StatefulLayer,
+    batched,
+    no_params,
+)
+from fngrad.layers.embedding import embedding, positional_embedding
+from fngrad.layers.initializers import Initializer
+from fngrad.layers.linear import dropout, flatten, linear
+from fngrad.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
+from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
+
+__all__ = [
+    "Initializer",
+    "LSTMState",
+    "Layer",
+    "LayerError",
+    "LayerLike",
+    "StatefulLayer",
+    "avg_pool",
+    "batch_norm",
+    "batched",
+    "conv",
+    "dropout",
+    "embedding",
+    "flatten",
+    "global_avg_pool",
+    "global_max_pool",
+    "group_norm",
+    "gru",
+    "gru_cell",
+    "initializers",
+    "layer_norm",
+    "linear",
+    "lstm",
+    "lstm_cell",
+    "max_pool",
+    "multi_head_attention",
+    "no_params",
+    "parallel",
+    "positional_embedding",
+    "residual",
+    "rms_norm",
+    "serial",
+]

@@ -1,0 +1,189 @@
+"""Attention: each position takes a weighted mean of others."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.layers.initializers as initializers
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.layers.core import (
+    Layer,
+    check_sizes,
+    dense,
+    drop,
+    float_array_of,
+)
+from fngrad.layers.initializers import Initializer, dense_params
+from fngrad.types import Key, Params, Scalar
+
+_GLOROT = initializers.glorot_uniform()
+
+
+def multi_head_attention(
+    features: int,
+    num_heads: int,
+    *,
+    num_kv_heads: int | None = None,
+    head_size: int | None = None,
+    context_features: int | None = None,
+    causal: bool = False,
+    dropout_rate: Scalar = 0.0,
+    bias: bool = True,
+    weight_init: Initializer = _GLOROT,
+    output_init: Initializer | None = None,
+) -> Layer:
+    r"""Attend from each position of x to the positions of a context, x by default.
+
+    For each head, with $Q = x W_q$, $K = c W_k$, $V = c W_v$ and head size $d$,
+
+    $$\text{softmax}(Q K^\top / \sqrt d)\, V,$$
+
+    and the heads side by side go through $W_o$. The softmax is in at least float32.
+    Where a mask leaves a position nothing to attend to, the weights are 0, not NaN.
+
+    Parameters: ``query``, ``key``, ``value`` and ``output``, each with ``weight`` (and
+    ``bias``), as in `fngrad.layers.linear`. ``apply(params, x, *, key=None,
+    context=None, mask=None)`` takes x of shape ``(length, features)``, a context of
+    shape ``(context_length, context_features)``, and a mask of bools, True where
+    attention may go, of shape ``(length, context_length)`` or ``(num_heads, length,
+    context_length)``.
+
+    Args:
+        features: last axis of x and y.
+        num_heads: number of heads.
+        num_kv_heads: number of heads of keys and values, a divisor of num_heads; the
+            default is num_heads, 1 is multi-query attention.
+        head_size: $d$; by default features / num_heads.
+        context_features: last axis of the context; by default features.
+        causal: position t attends to positions 0 to t only.
+        dropout_rate: in [0, 1], of the attention weights, with a key; may be a tracer.
+        bias: whether the four maps have a bias, which begins at 0.
+        weight_init: draws the weights of the four maps; by default `glorot_uniform`.
+        output_init: draws $W_o$ instead.
+
+    Raises:
+        ValueError: a size below 1, heads that don't divide, a rate outside of [0, 1];
+            at ``apply``, shapes other than those above, a mask of other than bools, or
+            a context for causal attention.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.multi_head_attention(8, 2, causal=True)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.ones((5, 8))).shape
+        (5, 8)
+
+    References:
+        Vaswani et al. 2017, "Attention is all you need", equation 1,
+        https://arxiv.org/abs/1706.03762
+        Ainslie et al. 2023, "GQA: training generalized multi-query transformer models
+        from multi-head checkpoints", https://arxiv.org/abs/2305.13245
+    """
+    from_size = features if context_features is None else context_features
+    check_sizes(features=features, num_heads=num_heads, context_features=from_size)
+    numerics.check_number("dropout_rate", dropout_rate, low=0.0, high=1.0)
+    kv_heads = _kv_heads(num_heads, num_kv_heads)
+    size = _head_size(features, num_heads, head_size)
+
+    def init(key: Key) -> Params:
+        maps = {
+            "query": (features, num_heads * size, weight_init),
+            "key": (from_size, kv_heads * size, weight_init),
+            "value": (from_size, kv_heads * size, weight_init),
+            "output": (num_heads * size, features, output_init or weight_init),
+        }
+        keys = jax.random.split(numerics.key(key), len(maps))
+        bias_init = initializers.zeros() if bias else None
+        return {
+            name: dense_params(k, shape, draw_weight, bias_init)
+            for k, (name, (*shape, draw_weight)) in zip(keys, maps.items(), strict=True)
+        }
+
+    def apply(
+        params: Params,
+        x: jax.Array,
+        *,
+        key: Key | None = None,
+        context: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        if causal and context is not None:
+            raise ValueError("need no context for causal attention, got one")
+        x = _sequence("x", x, features)
+        source = x if context is None else _sequence("context", context, from_size)
+        allowed = _allowed(causal, mask, num_heads, len(x), len(source))
+        q = dense(params["query"], x).reshape(len(x), kv_heads, -1, size)
+        k = dense(params["key"], source).reshape(len(source), kv_heads, size)
+        v = dense(params["value"], source).reshape(len(source), kv_heads, size)
+        weights = _weights(q, k, allowed).astype(v.dtype)
+        if key is not None:
+            weights = drop(dropout_rate, weights, key)
+        heads = jnp.einsum("kgts,skd->tkgd", weights, v)
+        return dense(params["output"], heads.reshape(len(x), -1))
+
+    return Layer(init, apply)
+
+
+def _weights(q: jax.Array, k: jax.Array, allowed: jax.Array | None) -> jax.Array:
+    """Return (kv_heads, group, length, context_length) from q and k by head."""
+    wide = tree.wide_dtype(q.dtype)
+    logits = jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=wide)
+    logits = logits / math.sqrt(q.shape[-1])
+    if allowed is None:
+        return jax.nn.softmax(logits)
+    allowed = jnp.broadcast_to(allowed, (q.shape[1] * q.shape[2], *logits.shape[2:]))
+    allowed = allowed.reshape(logits.shape)
+    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(wide).min))
+    return jnp.where(allowed, weights, 0)
+
+
+def _allowed(
+    causal: bool, mask: jax.Array | None, heads: int, length: int, context_length: int
+) -> jax.Array | None:
+    past = jnp.tri(length, dtype=bool)[None] if causal else None
+    if mask is None:
+        return past
+    mask = jnp.asarray(mask)
+    shape = length, context_length
+    if mask.dtype != jnp.bool_ or mask.shape not in (shape, (heads, *shape)):
+        raise ValueError(
+            f"need a mask of bools of shape {shape} or {(heads, *shape)}, "
+            f"got {mask.dtype} of shape {mask.shape}"
+        )
+    mask = mask.reshape(-1, *shape)
+    return mask if past is None else mask & past
+
+
+def _sequence(name: str, x: jax.Array, features: int) -> jax.Array:
+    if jnp.ndim(x) != 2 or jnp.shape(x)[-1] != features:
+        raise ValueError(
+            f"need {name} of shape (length, {features}), got shape {jnp.shape(x)}"
+        )
+    return float_array_of(x, features)
+
+
+def _kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
+    if num_kv_heads is None:
+        return num_heads
+    check_sizes(num_kv_heads=num_kv_heads)
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            "need num_kv_heads that divides num_heads, "
+            f"got {num_kv_heads=} {num_heads=}"
+        )
+    return num_kv_heads
+
+
+def _head_size(features: int, num_heads: int, head_size: int | None) -> int:
+    if head_size is not None:
+        check_sizes(head_size=head_size)
+        return head_size
+    if features % num_heads:
+        raise ValueError(
+            f"need num_heads that divides features, got {num_heads=} {features=}; "
+            "or give a head_size"
+        )
+    return features // num_heads

@@ -1,0 +1,330 @@
+"""Layers made of layers.
+
+The children of a combinator are given by position, and their parameters are then
+``{"layers": [...]}`` with paths such as ``layers/0/weight``; or by name, and their
+parameters are then ``{name: ...}`` with paths such as ``head/weight``.
+
+Only children that learn or carry state have a place there: functions and layers
+without parameters, such as dropout, take no index and no name. So an activation or a
+dropout put into a model moves no leaf.
+
+Child i gets ``fold_in(key, i)``, counted over all children in ``apply`` and over those
+with a place in ``init``. No child's key depends on the children after it.
+
+A combinator of layers is a layer; with a stateful one among them it is stateful, and
+its model state has the same places as its parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+from fngrad.layers.core import Layer, LayerLike, StatefulLayer, at, no_params
+from fngrad.types import Key, ModelState, Params, Path
+
+
+class _Child(NamedTuple):
+    layer: StatefulLayer
+    place: int | str | None  # in the parameters; None for what has none
+    path: Path  # in messages
+
+
+@overload
+def serial(
+    *entries: Layer | Callable[[Any], Any], **named: Layer | Callable[[Any], Any]
+) -> Layer: ...
+@overload
+def serial(*entries: LayerLike, **named: LayerLike) -> StatefulLayer: ...
+def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
+    """Apply layers one after the other; none at all is the identity.
+
+    Args:
+        entries: layers and functions, or
+        named: the same with names; the order counts.
+
+    Raises:
+        TypeError: an entry is no layer and no function.
+        ValueError: entries by position and by name; at ``apply``, parameters of
+            another model, and every ValueError of a child, with its path in front:
+            ``layers/2: need x with last axis 64, got shape (63,)``. A child without
+            a place is called ``entry 1`` by its position.
+
+    Example:
+        >>> import jax
+        >>> import fngrad.layers as layers
+        >>> import fngrad.tree as tree
+        >>> model = layers.serial(
+        ...     layers.linear(4, 3), jax.nn.relu, layers.linear(3, 1)
+        ... )
+        >>> list(tree.leaf_paths(model.init(jax.random.key(0))))
+        ['layers/0/bias', 'layers/0/weight', 'layers/1/bias', 'layers/1/weight']
+    """
+    children = _children(entries, named)
+
+    def apply(
+        params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
+    ) -> tuple[Any, ModelState]:
+        new_states = []
+        for child, *rest in _each(children, params, model_state, key):
+            x, new_state = _apply(child, x, *rest)
+            new_states.append(new_state)
+        return x, _pack(children, new_states)
+
+    return _layer(
+        children, StatefulLayer(_init(children), apply), [*entries, *named.values()]
+    )
+
+
+@overload
+def parallel(
+    *entries: Layer | Callable[[Any], Any],
+    combine: Callable[[Any], Any] = ...,
+    **named: Layer | Callable[[Any], Any],
+) -> Layer: ...
+@overload
+def parallel(
+    *entries: LayerLike, combine: Callable[[Any], Any] = ..., **named: LayerLike
+) -> StatefulLayer: ...
+def parallel(
+    *entries: LayerLike, combine: Callable[[Any], Any] = tuple, **named: LayerLike
+) -> Layer | StatefulLayer:
+    """Apply every layer to the same x and combine what they give.
+
+    Args:
+        entries: layers and functions, or
+        named: the same with names.
+        combine: takes the tuple of outputs; ``sum`` and ``jnp.concatenate`` will do.
+
+    Raises:
+        TypeError: an entry is no layer and no function.
+        ValueError: no entries, or entries by position and by name; at ``apply`` as
+            in `serial`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> both_ways = layers.parallel(
+        ...     layers.linear(4, 3), layers.linear(4, 2), combine=jnp.concatenate
+        ... )
+        >>> params = both_ways.init(jax.random.key(0))
+        >>> both_ways.apply(params, jnp.ones(4)).shape
+        (5,)
+    """
+    children = _children(entries, named)
+    if not children:
+        raise ValueError("need at least one layer in parallel, got none")
+
+    def apply(
+        params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
+    ) -> tuple[Any, ModelState]:
+        results = [
+            _apply(child, x, *rest)
+            for child, *rest in _each(children, params, model_state, key)
+        ]
+        outputs, new_states = zip(*results, strict=True)
+        return combine(outputs), _pack(children, new_states)
+
+    return _layer(
+        children, StatefulLayer(_init(children), apply), [*entries, *named.values()]
+    )
+
+
+@overload
+def residual(inner: Layer | Callable[[Any], Any]) -> Layer: ...
+@overload
+def residual(inner: StatefulLayer) -> StatefulLayer: ...
+def residual(inner: LayerLike) -> Layer | StatefulLayer:
+    r"""Add a layer's output to its input: $y = x + f(x)$.
+
+    Parameters and state are those of the inner layer, at the same paths.
+
+    Args:
+        inner: keeps the shape of x; where $f$ changes it,
+            ``parallel(f, projection, combine=sum)``.
+
+    Raises:
+        TypeError: no layer and no function.
+        ValueError: at ``apply``, the layer changes the shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> print(layers.residual(jnp.square).apply((), jnp.array([1.0, 3.0])))
+        [ 2. 12.]
+
+    References:
+        He et al. 2016, "Deep residual learning for image recognition",
+        https://arxiv.org/abs/1512.03385
+    """
+    lifted = _lift(inner)
+
+    def apply(
+        params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
+    ) -> tuple[Any, ModelState]:
+        y, new_state = lifted.apply(params, model_state, x, key=key)
+        if jnp.shape(y) != jnp.shape(x):
+            raise ValueError(
+                "need a layer that keeps the shape in residual, "
+                f"got {jnp.shape(y)} from {jnp.shape(x)}"
+            )
+        return x + y, new_state
+
+    if isinstance(inner, StatefulLayer):
+        return StatefulLayer(inner.init, apply)
+    init = inner.init if isinstance(inner, Layer) else no_params
+    return _without_state(init, apply, ())
+
+
+# ---- children
+
+
+def _children(
+    entries: Sequence[LayerLike], named: dict[str, LayerLike]
+) -> tuple[_Child, ...]:
+    if entries and named:
+        raise ValueError(
+            f"need layers by position or by name, got {len(entries)} by position and "
+            f"{list(named)} by name"
+        )
+    if named:
+        return tuple(
+            _Child(_lift(entry), name if _has_place(entry) else None, name)
+            for name, entry in named.items()
+        )
+    children, index = [], 0
+    for position, entry in enumerate(entries):
+        if _has_place(entry):
+            children.append(_Child(_lift(entry), index, f"layers/{index}"))
+            index += 1
+        else:
+            children.append(_Child(_lift(entry), None, f"entry {position}"))
+    return tuple(children)
+
+
+def _has_place(entry: LayerLike) -> bool:
+    is_layer = isinstance(entry, Layer | StatefulLayer)
+    return is_layer and entry.init is not no_params
+
+
+def _lift(entry: LayerLike) -> StatefulLayer:
+    """Return any layer or function as a stateful layer, at first with state ()."""
+    if isinstance(entry, StatefulLayer):
+        return entry
+    if isinstance(entry, Layer):
+        return StatefulLayer(
+            lambda key: (entry.init(key), ()),
+            lambda params, state, x, *, key=None: (
+                entry.apply(params, x, key=key),
+                state,
+            ),
+        )
+    if callable(entry):
+        return StatefulLayer(
+            lambda key: ((), ()),
+            lambda params, state, x, *, key=None: (entry(x), state),
+        )
+    raise TypeError(
+        f"need a layer or a function of x, got {type(entry).__name__}: {entry!r}"
+    )
+
+
+def _layer(
+    children: tuple[_Child, ...], layer: StatefulLayer, entries: Sequence[LayerLike]
+) -> Layer | StatefulLayer:
+    """Return a combinator as what it is: stateful only where a child is."""
+    if any(isinstance(entry, StatefulLayer) for entry in entries):
+        return layer
+    if all(child.place is None for child in children):
+        return _without_state(no_params, layer.apply, ())
+    return _without_state(
+        lambda key: layer.init(key)[0],
+        layer.apply,
+        _pack(children, [()] * len(children)),
+    )
+
+
+def _without_state(
+    init: Callable[[Key], Params], apply: Callable[..., Any], empty: ModelState
+) -> Layer:
+    return Layer(
+        init, lambda params, x, *, key=None: apply(params, empty, x, key=key)[0]
+    )
+
+
+def _init(
+    children: tuple[_Child, ...],
+) -> Callable[[Key], tuple[Params, ModelState]]:
+    def init(key: Key) -> tuple[Params, ModelState]:
+        key = numerics.key(key)
+        made, drawn = [], 0
+        for child in children:
+            made.append(child.layer.init(jax.random.fold_in(key, drawn)))
+            drawn += child.place is not None
+        params, states = zip(*made, strict=True)
+        return _pack(children, params), _pack(children, states)
+
+    return init
+
+
+def _each(
+    children: tuple[_Child, ...], params: Params, state: ModelState, key: Key | None
+) -> Sequence[tuple[_Child, Params, ModelState, Key | None]]:
+    """Return every child with its parameters, its state and its key."""
+    count = len(children)
+    keys = [None] * count
+    if key is not None:
+        keys = [jax.random.fold_in(numerics.key(key), i) for i in range(count)]
+    all_params = _unpack("parameters", children, params)
+    all_states = _unpack("model state", children, state)
+    return list(zip(children, all_params, all_states, keys, strict=True))
+
+
+def _apply(
+    child: _Child, x: Any, params: Params, state: ModelState, key: Key | None
+) -> tuple[Any, ModelState]:
+    with at(child.path):
+        return child.layer.apply(params, state, x, key=key)
+
+
+def _pack(children: tuple[_Child, ...], values: Sequence[Any]) -> Any:
+    """Put what belongs to the children at their places."""
+    placed = [
+        (child.place, value)
+        for child, value in zip(children, values, strict=True)
+        if child.place is not None
+    ]
+    if any(isinstance(place, str) for place, _ in placed):
+        return dict(placed)
+    return {"layers": [value for _, value in placed]}
+
+
+def _unpack(what: str, children: tuple[_Child, ...], packed: Any) -> list[Any]:
+    """Take what belongs to the children from their places; () where there is none."""
+    places = [child.place for child in children if child.place is not None]
+    if not places:
+        return [()] * len(children)
+    is_named = isinstance(places[0], str)
+    found = packed if is_named else _field(packed, "layers")
+    _check_places(what, places, found, is_named)
+    return [() if c.place is None else found[c.place] for c in children]
+
+
+def _field(packed: Any, name: str) -> Any:
+    return packed.get(name) if isinstance(packed, dict) else None
+
+
+def _check_places(what: str, places: list[Any], found: Any, is_named: bool) -> None:
+    if is_named:
+        fits = isinstance(found, dict) and set(found) == set(places)
+        need = f"the entries {places}"
+    else:
+        fits = isinstance(found, list | tuple) and len(found) == len(places)
+        need = f"{len(places)} entries under 'layers'"
+    if not fits:
+        raise ValueError(
+            f"need {what} that this model's init made, with {need}, "
+            f"got {jax.tree.structure(found)}"
+        )

@@ -1,0 +1,256 @@
+"""Convolutions and pooling over one image or one sequence, channels last.
+
+An example has the shape ``(length, channels)`` or ``(height, width, channels)``. The
+*window* slides over the axes before the channels. ``padding`` is ``"SAME"`` (zeros
+around, so that the output has ceil(size / stride) positions), ``"VALID"`` (none), or
+a pair ``(before, after)`` for each of these axes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.layers.initializers as initializers
+import fngrad.tree as tree
+from fngrad.layers.core import (
+    Layer,
+    add_bias,
+    check_sizes,
+    float_array,
+    no_params,
+)
+from fngrad.layers.initializers import Initializer, dense_params
+from fngrad.types import Key, Params
+
+Padding: TypeAlias = str | Sequence[tuple[int, int]]
+
+_HE = initializers.he_normal()
+_ZEROS = initializers.zeros()
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: Padding = "SAME",
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    weight_init: Initializer = _HE,
+    bias_init: Initializer = _ZEROS,
+) -> Layer:
+    r"""Slide a window over the positions of x and map each content affinely.
+
+    $$y_{p,o} = b_o + \sum_{k,i} x_{s p + d k,\, i}\, W_{k,i,o}$$
+
+    with the stride $s$ and the dilation $d$, over the padded x.
+
+    Parameters: ``weight`` $W$ of shape ``(*kernel_size, in_channels // groups,
+    out_channels)`` and ``bias`` $b$ of shape ``(out_channels,)``.
+
+    Args:
+        in_channels: last axis of x.
+        out_channels: last axis of y.
+        kernel_size: the window, ``(length,)`` or ``(height, width)``; an int is a
+            square window over an image.
+        stride: positions from one window to the next, one for all axes or each.
+        padding: ``"SAME"``, ``"VALID"`` or pairs; ``[(k - 1, 0)]`` makes a sequence's
+            convolution causal.
+        dilation: positions between the entries of a window, likewise.
+        groups: channels are split in so many groups, each with outputs of its own;
+            ``groups=in_channels`` is a depthwise convolution.
+        bias: whether there is a $b$.
+        weight_init: draws $W$, by default `he_normal`.
+        bias_init: draws $b$.
+
+    Raises:
+        ValueError: a size below 1, groups that don't divide the channels, an unknown
+            padding; at ``apply``, x of another shape, no floats, or smaller than the
+            window.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.conv(1, 4, 3, stride=2)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.ones((8, 8, 1))).shape
+        (4, 4, 4)
+    """
+    window = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    rank = len(window)
+    strides = _per_axis("stride", stride, rank)
+    dilations = _per_axis("dilation", dilation, rank)
+    check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+    _per_axis("kernel_size", window, rank)
+    pads = _padding(padding, rank)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            "need groups that divide in_channels and out_channels, "
+            f"got {groups=} {in_channels=} {out_channels=}"
+        )
+    space = "DHW"[-rank:]
+    axes = f"N{space}C", f"{space}IO", f"N{space}C"
+
+    def init(key: Key) -> Params:
+        shape = *window, in_channels // groups, out_channels
+        return dense_params(key, shape, weight_init, bias_init if bias else None)
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = _check_image(float_array(x), rank, in_channels)
+        dtype = jnp.result_type(x, params["weight"])
+        y = lax.conv_general_dilated(
+            x[None].astype(dtype),
+            params["weight"].astype(dtype),
+            strides,
+            pads,
+            rhs_dilation=dilations,
+            dimension_numbers=axes,
+            feature_group_count=groups,
+        )[0]
+        _check_positions(y, x, window)
+        return add_bias(y, params)
+
+    return Layer(init, apply)
+
+
+def max_pool(
+    window: int | tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] | None = None,
+    padding: Padding = "VALID",
+) -> Layer:
+    """Take the largest entry of each window, channel by channel.
+
+    Args:
+        window: sizes over the axes before the channels; an int holds for all.
+        stride: positions from one window to the next; by default windows adjoin.
+        padding: as in `conv`; what is padded is never the largest.
+
+    Raises:
+        ValueError: a size below 1, an unknown padding; at ``apply``, x of another
+            number of axes, no floats, or smaller than the window.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> x = jnp.array([[1.0], [5.0], [2.0], [3.0]])
+        >>> print(layers.max_pool(2).apply((), x)[:, 0])
+        [5. 3.]
+    """
+
+    def pool(x: jax.Array, *where: Any) -> jax.Array:
+        return lax.reduce_window(x, -jnp.inf, lax.max, *where)
+
+    return _pool(pool, window, stride, padding)
+
+
+def avg_pool(
+    window: int | tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] | None = None,
+    padding: Padding = "VALID",
+) -> Layer:
+    """Take the mean of each window, channel by channel, in at least float32.
+
+    Args:
+        window: sizes over the axes before the channels; an int holds for all.
+        stride: positions from one window to the next; by default windows adjoin.
+        padding: as in `conv`; the mean is over what is not padded.
+
+    Raises:
+        ValueError: a size below 1, an unknown padding; at ``apply``, x of another
+            number of axes, no floats, or smaller than the window.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> x = jnp.array([[1.0], [5.0], [2.0]])
+        >>> print(layers.avg_pool(2, padding="SAME").apply((), x)[:, 0])
+        [3. 2.]
+    """
+
+    def pool(x: jax.Array, *where: Any) -> jax.Array:
+        wide = x.astype(tree.wide_dtype(x.dtype))
+        total = lax.reduce_window(wide, 0.0, lax.add, *where)
+        count = lax.reduce_window(jnp.ones_like(wide), 0.0, lax.add, *where)
+        return (total / count).astype(x.dtype)
+
+    return _pool(pool, window, stride, padding)
+
+
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """Return the largest entry of each channel over all positions."""
+    return jnp.max(x, axis=tuple(range(x.ndim - 1)))
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """Return the mean of each channel over all positions, in at least float32."""
+    wide = x.astype(tree.wide_dtype(x.dtype))
+    return jnp.mean(wide, axis=tuple(range(x.ndim - 1))).astype(x.dtype)
+
+
+def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
+    if isinstance(padding, str):
+        _padding(padding, 1)
+    for name, sizes in ("window", window), ("stride", 1 if stride is None else stride):
+        _per_axis(name, sizes, 1 if isinstance(sizes, int) else len(sizes))
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array(x)
+        rank = x.ndim - 1 if isinstance(window, int) else len(window)
+        x = _check_image(x, rank, None)
+        sizes = _per_axis("window", window, rank)
+        strides = sizes if stride is None else _per_axis("stride", stride, rank)
+        pads = _padding(padding, rank)
+        pads = pads if isinstance(pads, str) else [*pads, (0, 0)]
+        y = reduce(x, (*sizes, 1), (*strides, 1), pads)
+        _check_positions(y, x, sizes)
+        return y
+
+    return Layer(no_params, apply)
+
+
+def _per_axis(name: str, value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(sizes) != rank:
+        raise ValueError(f"need one {name} for each of {rank} axes, got {value}")
+    for size in sizes:
+        check_sizes(**{name: size})
+    return sizes
+
+
+def _padding(padding: Padding, rank: int) -> str | list[tuple[int, int]]:
+    if isinstance(padding, str):
+        if padding not in ("SAME", "VALID"):
+            raise ValueError(
+                'need padding "SAME", "VALID" or pairs (before, after), '
+                f"got {padding!r}"
+            )
+        return padding
+    pairs = [tuple(pair) for pair in padding]
+    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"need a padding (before, after) for each of {rank} axes, got {padding}"
+        )
+    return [(before, after) for before, after in pairs]
+
+
+def _check_image(x: jax.Array, rank: int, channels: int | None) -> jax.Array:
+    if rank < 1 or x.ndim != rank + 1 or channels not in (None, x.shape[-1]):
+        positions = {1: ("length",), 2: ("height", "width")}.get(rank, ("...",))
+        need = ", ".join((*positions, str(channels or "channels")))
+        raise ValueError(
+            f"need x of shape ({need}), got shape {x.shape}; layers take one example, "
+            "fngrad.layers.batched makes the batch"
+        )
+    return x
+
+
+def _check_positions(y: jax.Array, x: jax.Array, window: tuple[int, ...]) -> None:
+    if 0 in y.shape:
+        raise ValueError(f"need x no smaller than the {window=}, got shape {x.shape}")

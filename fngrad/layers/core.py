@@ -1,0 +1,210 @@
+r"""The layer, and what every layer is built from.
+
+A *layer* is a pair of pure functions: ``init(key) -> params`` and
+``apply(params, x, *, key=None) -> y``. It works on ONE example; `jax.vmap` makes the
+batch, and `batched` does so with a key for each example. A key means training, none
+means evaluation: dropout drops, and batch statistics are taken, only with a key.
+
+A *stateful layer* also carries a model state, which is not learned by gradients.
+Wherever a layer is taken, a plain function of x is taken too.
+
+Parameters are created in ``jnp.result_type(float)``. A layer computes in the dtype
+that jax's promotion gives for its input and its parameters; means, variances and
+softmaxes are taken in at least float32.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+from fngrad.types import Key, ModelState, Params, Path, Scalar
+
+
+class Layer(NamedTuple):
+    """A pair of pure functions that learns from parameters; x is one example."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]  # (params, x, *, key=None) -> y
+
+
+class StatefulLayer(NamedTuple):
+    """A layer that carries a state from call to call, such as running statistics."""
+
+    init: Callable[[Key], tuple[Params, ModelState]]
+    apply: Callable[..., tuple[Any, ModelState]]
+    # (params, model_state, x, *, key=None) -> (y, model_state)
+
+
+LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
+
+
+def no_params(key: Key) -> Params:
+    """Return ``()``: the ``init`` of every layer that learns nothing.
+
+    Combinators know such layers by it, and give them no place among the parameters.
+    """
+    return ()
+
+
+def batched(
+    layer: Layer | StatefulLayer, *, axis_name: str = "batch"
+) -> Callable[..., Any]:
+    """Return the layer's ``apply`` over a leading batch axis.
+
+    Args:
+        layer: of one example.
+        axis_name: names the batch axis for layers that take statistics over it.
+
+    Returns:
+        For a layer, ``apply(params, x, *, key=None, **arguments) -> y``; for a
+        stateful one ``apply(params, model_state, x, *, key=None, **arguments) ->
+        (y, model_state)``. x, y and further arguments have a leading axis; example i
+        gets ``fold_in(key, i)``; the new model state must be the same for every
+        example, as that of `batch_norm` is.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> model = layers.serial(layers.linear(3, 2), layers.dropout(0.5))
+        >>> params = model.init(jax.random.key(0))
+        >>> x = jnp.ones((5, 3))
+        >>> layers.batched(model)(params, x, key=jax.random.key(1)).shape
+        (5, 2)
+    """
+
+    def map_examples(fn: Callable, out_axes: Any, x: Any, key: Any, rest: Any) -> Any:
+        mapped = jax.vmap(fn, out_axes=out_axes, axis_name=axis_name)
+        return mapped(x, _key_per_example(key, x), rest)
+
+    def apply(params: Params, x: Any, *, key: Key | None = None, **arguments) -> Any:
+        def one(x: Any, key: Key | None, arguments: dict) -> Any:
+            return layer.apply(params, x, key=key, **arguments)
+
+        return map_examples(one, 0, x, key, arguments)
+
+    def apply_stateful(
+        params: Params,
+        model_state: ModelState,
+        x: Any,
+        *,
+        key: Key | None = None,
+        **arguments,
+    ) -> tuple[Any, ModelState]:
+        def one(x: Any, key: Key | None, arguments: dict) -> tuple[Any, ModelState]:
+            return layer.apply(params, model_state, x, key=key, **arguments)
+
+        return map_examples(one, (0, None), x, key, arguments)
+
+    return apply_stateful if isinstance(layer, StatefulLayer) else apply
+
+
+def _key_per_example(key: Key | None, x: Any) -> Key | None:
+    if key is None:
+        return None
+    size = jnp.shape(jax.tree.leaves(x)[0])[0]
+    return jax.vmap(jax.random.fold_in, (None, 0))(
+        numerics.key(key), jnp.arange(size, dtype=jnp.uint32)
+    )
+
+
+# ---- parts of layers
+
+
+def dense(params: Params, x: jax.Array) -> jax.Array:
+    """Return x @ weight + bias, over the last axis of x."""
+    return add_bias(x @ params["weight"], params)
+
+
+def add_bias(y: jax.Array, params: Params) -> jax.Array:
+    """Return y + bias, over the last axis, where there is a bias."""
+    return y + along_last(params["bias"], y.ndim) if "bias" in params else y
+
+
+def along_last(vector: jax.Array, ndim: int) -> jax.Array:
+    """Return a vector as the last of ``ndim`` axes."""
+    return vector.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
+    r"""Return x with each entry zero with probability ``rate``, else $x/(1-rate)$."""
+    keep = 1 - numerics.hyper(rate)
+    is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
+    grown = numerics.scaled(numerics.divide(jnp.ones_like(keep), keep), x)
+    return jnp.where(is_kept, grown, jnp.zeros_like(x))
+
+
+# ---- what a layer needs
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise unless every size is an int >= 1.
+
+    Raises:
+        ValueError: naming the size.
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"need an int {name} >= 1, got {name}={size!r}")
+
+
+def float_array(x: Any) -> jax.Array:
+    """Return x as an array of floats.
+
+    Raises:
+        ValueError: x holds anything but real floats.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"need x with a float dtype, got {x.dtype} of shape {x.shape}; "
+            "cast and scale it first"
+        )
+    return x
+
+
+def float_array_of(x: Any, last: int) -> jax.Array:
+    """Return x as an array of floats whose last axis has the size ``last``.
+
+    Raises:
+        ValueError: it has not.
+    """
+    x = float_array(x)
+    if x.shape[-1:] != (last,):
+        raise ValueError(f"need x with last axis {last}, got shape {x.shape}")
+    return x
+
+
+class LayerError(ValueError):
+    """What a layer needs and did not get, with the layer's path in the model."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@contextlib.contextmanager
+def at(path: Path) -> Iterator[None]:
+    """Put a layer's path in front of the message of its ValueError.
+
+    Errors of other types pass as they are, with a note.
+
+    Raises:
+        LayerError: in the place of a ValueError.
+    """
+    try:
+        yield
+    except LayerError as error:
+        raise LayerError(f"{path}/{error.path}", error.reason) from error.__cause__
+    except Exception as error:
+        if type(error) is ValueError:
+            raise LayerError(path, str(error)) from error
+        error.add_note(f"in the layer {path}")
+        raise

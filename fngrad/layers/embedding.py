@@ -1,0 +1,101 @@
+"""Tables of vectors: one for each token, one for each position."""
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.layers.initializers as initializers
+from fngrad.layers.core import Layer, check_sizes, float_array
+from fngrad.layers.initializers import Initializer, draw
+from fngrad.types import Key, Params
+
+_SMALL = initializers.normal(0.02)
+
+
+def embedding(
+    vocab_size: int,
+    features: int,
+    *,
+    weight_init: Initializer = _SMALL,
+) -> Layer:
+    """Look up a vector for each token.
+
+    Parameters: ``weight`` of shape ``(vocab_size, features)``. x holds token numbers,
+    int, of any shape; y has the shape ``(*x.shape, features)``. A token outside of
+    [0, vocab_size) gives NaN, negative ones too: a compiled program can't raise, and
+    a NaN is seen.
+
+    Args:
+        vocab_size: number of tokens.
+        features: size of a vector.
+        weight_init: draws the vectors, by default ``normal(0.02)``.
+
+    Raises:
+        ValueError: a size below 1; at ``apply``, x holds no ints.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.embedding(10, 4)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.array([3, 1, 4])).shape
+        (3, 4)
+    """
+    check_sizes(vocab_size=vocab_size, features=features)
+
+    def init(key: Key) -> Params:
+        return {"weight": draw(weight_init, key, (vocab_size, features))}
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"need tokens with an int dtype, got {x.dtype}")
+        is_known = (x >= 0) & (x < vocab_size)
+        rows = jnp.take(params["weight"], x, axis=0, mode="clip")
+        return jnp.where(is_known[..., None], rows, jnp.nan)
+
+    return Layer(init, apply)
+
+
+def positional_embedding(
+    max_length: int,
+    features: int,
+    *,
+    weight_init: Initializer = _SMALL,
+) -> Layer:
+    """Add a learned vector for each position of a sequence.
+
+    Parameters: ``weight`` of shape ``(max_length, features)``. x has the shape
+    ``(length, features)`` with length <= max_length.
+
+    Args:
+        max_length: the longest sequence.
+        features: the last axis of x.
+        weight_init: draws the vectors, by default ``normal(0.02)``.
+
+    Raises:
+        ValueError: a size below 1; at ``apply``, x of another shape, longer, or no
+            floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.positional_embedding(8, 4)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.ones((5, 4))).shape
+        (5, 4)
+    """
+    check_sizes(max_length=max_length, features=features)
+
+    def init(key: Key) -> Params:
+        return {"weight": draw(weight_init, key, (max_length, features))}
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array(x)
+        if x.ndim != 2 or x.shape[0] > max_length or x.shape[1] != features:
+            raise ValueError(
+                f"need x of shape (length <= {max_length}, {features}), "
+                f"got shape {x.shape}"
+            )
+        return x + params["weight"][: x.shape[0]]
+
+    return Layer(init, apply)

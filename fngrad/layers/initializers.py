@@ -1,0 +1,164 @@
+r"""First values of parameters, by the names the field gives them.
+
+An *initializer* is a function ``(key, shape, dtype) -> array``; every name here makes
+one, and those of `jax.nn.initializers` are of this kind. The last two axes of a shape
+are the inputs and the outputs of a layer, the axes before them are a convolution's
+window: $\text{fan}_\text{in}$ is the number of inputs times the size of the window,
+and $\text{fan}_\text{out}$ likewise.
+
+The normal ones are cut off at two standard deviations and then widened, so that the
+variance is the one given. ``scale`` multiplies the values; it may be a tracer, so
+that a sweep can try many.
+
+References:
+    He et al. 2015, "Delving deep into rectifiers", https://arxiv.org/abs/1502.01852
+    Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward
+    neural networks", https://proceedings.mlr.press/v9/glorot10a.html
+    LeCun et al. 1998, "Efficient BackProp"
+    Saxe et al. 2014, "Exact solutions to the nonlinear dynamics of learning in deep
+    linear neural networks", https://arxiv.org/abs/1312.6120
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.types import Key, Params, Scalar
+
+Initializer: TypeAlias = Callable[[Key, tuple[int, ...], Any], jax.Array]
+
+
+def he_normal(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw with variance $2/\text{fan}_\text{in}$: keeps a signal's size under relu.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.layers import initializers
+        >>> w = initializers.he_normal()(jax.random.key(0), (200, 100), jnp.float32)
+        >>> bool(jnp.abs(jnp.std(w) - 0.1) < 0.002)
+        True
+    """
+    return _scaled(scale, jax.nn.initializers.he_normal())
+
+
+def he_uniform(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw from $\pm\sqrt{6/\text{fan}_\text{in}}$, variance as `he_normal`."""
+    return _scaled(scale, jax.nn.initializers.he_uniform())
+
+
+def glorot_normal(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw with variance $2/(\text{fan}_\text{in} + \text{fan}_\text{out})$."""
+    return _scaled(scale, jax.nn.initializers.glorot_normal())
+
+
+def glorot_uniform(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw from $\pm\sqrt{6/(\text{fan}_\text{in} + \text{fan}_\text{out})}$."""
+    return _scaled(scale, jax.nn.initializers.glorot_uniform())
+
+
+def lecun_normal(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw with variance $1/\text{fan}_\text{in}$: keeps the size of a signal."""
+    return _scaled(scale, jax.nn.initializers.lecun_normal())
+
+
+def lecun_uniform(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw from $\pm\sqrt{3/\text{fan}_\text{in}}$, variance as `lecun_normal`."""
+    return _scaled(scale, jax.nn.initializers.lecun_uniform())
+
+
+def orthogonal(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw a uniformly distributed orthogonal matrix $Q$ times ``scale``.
+
+    All axes but the last count as one. The columns are orthonormal, $Q^\top Q = I$,
+    or the rows, where there are fewer.
+    """
+    base = jax.nn.initializers.orthogonal()
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return base(key, shape, tree.wide_dtype(dtype)).astype(dtype)
+
+    return _scaled(scale, init)
+
+
+def normal(stddev: Scalar = 0.02) -> Initializer:
+    """Draw from a normal distribution with mean 0."""
+    return _scaled(stddev, jax.random.normal)
+
+
+def truncated_normal(
+    stddev: Scalar = 0.02, *, lower: float = -2.0, upper: float = 2.0
+) -> Initializer:
+    """Draw from a normal distribution cut off at lower and upper times ``stddev``.
+
+    ``stddev`` is the one before the cut, as elsewhere in the field; cut at two, the
+    values have 0.88 of it.
+
+    Raises:
+        ValueError: lower is not below upper.
+    """
+    if not lower < upper:
+        raise ValueError(f"need lower < upper, got {lower=} {upper=}")
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.truncated_normal(key, lower, upper, shape, dtype)
+
+    return _scaled(stddev, init)
+
+
+def uniform(bound: Scalar = 0.05) -> Initializer:
+    """Draw uniformly from [-bound, bound)."""
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, minval=-1.0)
+
+    return _scaled(bound, init)
+
+
+def zeros() -> Initializer:
+    """Begin at 0."""
+    return jax.nn.initializers.zeros
+
+
+def ones() -> Initializer:
+    """Begin at 1."""
+    return jax.nn.initializers.ones
+
+
+def constant(value: Scalar) -> Initializer:
+    """Begin at one value."""
+    return _scaled(value, jax.nn.initializers.ones)
+
+
+def _scaled(scale: Scalar, base: Initializer) -> Initializer:
+    numerics.check_number("scale", scale)
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return numerics.scaled(numerics.hyper(scale), base(key, shape, dtype))
+
+    return init
+
+
+# ---- parameters of layers
+
+
+def draw(weight_init: Initializer, key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Return a new parameter, in the default float dtype."""
+    return weight_init(numerics.key(key), shape, jnp.result_type(float))
+
+
+def dense_params(
+    key: Key,
+    shape: tuple[int, ...],
+    weight_init: Initializer,
+    bias_init: Initializer | None,
+) -> Params:
+    """Return ``weight`` of a shape that ends in the outputs, and their ``bias``."""
+    k_weight, k_bias = jax.random.split(numerics.key(key))
+    params = {"weight": draw(weight_init, k_weight, shape)}
+    if bias_init is not None:
+        params["bias"] = draw(bias_init, k_bias, shape[-1:])
+    return params

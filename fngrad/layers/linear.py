@@ -1,0 +1,104 @@
+"""Affine maps, dropout, and the shape of what goes into them."""
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.layers.initializers as initializers
+import fngrad.numerics as numerics
+from fngrad.layers.core import (
+    Layer,
+    check_sizes,
+    dense,
+    drop,
+    float_array,
+    float_array_of,
+    no_params,
+)
+from fngrad.layers.initializers import Initializer, dense_params
+from fngrad.types import Key, Params, Scalar
+
+_GLOROT = initializers.glorot_uniform()
+_ZEROS = initializers.zeros()
+
+
+def linear(
+    in_size: int,
+    out_size: int,
+    *,
+    bias: bool = True,
+    weight_init: Initializer = _GLOROT,
+    bias_init: Initializer = _ZEROS,
+) -> Layer:
+    r"""Map a vector affinely: $y = x W + b$.
+
+    Parameters: ``weight`` $W$ of shape ``(in_size, out_size)`` and ``bias`` $b$ of
+    shape ``(out_size,)``. x has the shape ``(..., in_size)``; leading axes, such as
+    the positions of a sequence, are kept.
+
+    Args:
+        in_size: size of the last axis of x.
+        out_size: size of the last axis of y.
+        bias: whether there is a $b$.
+        weight_init: draws $W$, by default `glorot_uniform`.
+        bias_init: draws $b$.
+
+    Raises:
+        ValueError: a size below 1; at ``apply``, x of another last axis or no floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.linear(3, 2)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.ones(3)).shape
+        (2,)
+    """
+    check_sizes(in_size=in_size, out_size=out_size)
+
+    def init(key: Key) -> Params:
+        shape = in_size, out_size
+        return dense_params(key, shape, weight_init, bias_init if bias else None)
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        return dense(params, float_array_of(x, in_size))
+
+    return Layer(init, apply)
+
+
+def dropout(rate: Scalar) -> Layer:
+    r"""Zero each entry with probability $p$ and divide the others by $1 - p$.
+
+    The expectation is x. Without a key nothing is dropped.
+
+    Args:
+        rate: $p$ in [0, 1]; a number, a scalar array or a tracer.
+
+    Raises:
+        ValueError: a number outside of [0, 1]; at ``apply``, x holds no floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.dropout(0.5)
+        >>> print(layer.apply((), jnp.ones(4)))
+        [1. 1. 1. 1.]
+        >>> print(jnp.unique(layer.apply((), jnp.ones(64), key=jax.random.key(0))))
+        [0. 2.]
+
+    References:
+        Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from
+        overfitting", https://jmlr.org/papers/v15/srivastava14a.html. Differs from it
+        in: the survivors are scaled in training, not the weights in evaluation.
+    """
+    numerics.check_number("rate", rate, low=0.0, high=1.0)
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array(x)
+        return x if key is None else drop(rate, x, key)
+
+    return Layer(no_params, apply)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """Return one example as a vector."""
+    return jnp.ravel(x)

@@ -1,0 +1,284 @@
+r"""Normalisation: $y = \gamma (x - m) / \sqrt{v + \epsilon} + \beta$.
+
+The layers differ in what the mean $m$ and the variance $v$ are taken over. Both, and
+the arithmetic up to y, are in at least float32 whatever x is. The parameters are
+``scale`` $\gamma$, which begins at 1, and ``bias`` $\beta$, which begins at 0: weight
+decay on ``**/weight`` leaves them alone. With $\epsilon > 0$ the gradient is finite at
+a constant x, where $v = 0$.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.layers.initializers as initializers
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.layers.core import (
+    Layer,
+    StatefulLayer,
+    along_last,
+    check_sizes,
+    float_array_of,
+    no_params,
+)
+from fngrad.layers.initializers import draw
+from fngrad.types import Key, ModelState, Params, Scalar
+
+
+def layer_norm(
+    size: int, *, eps: float = 1e-5, scale: bool = True, bias: bool = True
+) -> Layer:
+    r"""Normalise over the last axis.
+
+    Args:
+        size: of the last axis; leading axes are kept apart.
+        eps: $\epsilon$, in squared units of x.
+        scale: whether there is a $\gamma$, shape ``(size,)``.
+        bias: whether there is a $\beta$, shape ``(size,)``.
+
+    Raises:
+        ValueError: size below 1 or eps below 0; at ``apply``, x of another last axis
+            or no floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.layer_norm(2)
+        >>> params = layer.init(jax.random.key(0))
+        >>> print(layer.apply(params, jnp.array([3.0, 5.0])).round(3))
+        [-1.  1.]
+
+    References:
+        Ba, Kiros and Hinton 2016, "Layer normalization",
+        https://arxiv.org/abs/1607.06450
+    """
+    check_sizes(size=size)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array_of(x, size)
+        return _rescale(params, _standardize(_widen(x), (-1,), eps), x)
+
+    return Layer(_init(size, scale, bias), apply)
+
+
+def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
+    r"""Divide by the root of the mean square over the last axis; subtract nothing.
+
+    Args:
+        size: of the last axis; leading axes are kept apart.
+        eps: $\epsilon$, in squared units of x.
+        scale: whether there is a $\gamma$, shape ``(size,)``.
+
+    Raises:
+        ValueError: size below 1 or eps below 0; at ``apply``, x of another last axis
+            or no floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.rms_norm(2)
+        >>> params = layer.init(jax.random.key(0))
+        >>> print(layer.apply(params, jnp.array([0.0, 2.0])).round(2))
+        [0.   1.41]
+
+    References:
+        Zhang and Sennrich 2019, "Root mean square layer normalization",
+        https://arxiv.org/abs/1910.07467
+    """
+    check_sizes(size=size)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array_of(x, size)
+        wide = _widen(x)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return _rescale(params, wide * lax.rsqrt(mean_square + eps), x)
+
+    return Layer(_init(size, scale, bias=False), apply)
+
+
+def group_norm(
+    channels: int,
+    groups: int,
+    *,
+    eps: float = 1e-5,
+    scale: bool = True,
+    bias: bool = True,
+) -> Layer:
+    r"""Normalise over all positions and the channels of a group.
+
+    Args:
+        channels: the last axis of x.
+        groups: the channels are split in so many; 1 normalises over the whole
+            example, ``channels`` each channel by itself (instance norm).
+        eps: $\epsilon$, in squared units of x.
+        scale: whether there is a $\gamma$, shape ``(channels,)``.
+        bias: whether there is a $\beta$, shape ``(channels,)``.
+
+    Raises:
+        ValueError: a size below 1, eps below 0, groups that don't divide the
+            channels; at ``apply``, x of another last axis or no floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.group_norm(4, groups=2)
+        >>> params = layer.init(jax.random.key(0))
+        >>> print(layer.apply(params, jnp.array([1.0, 3.0, 10.0, 30.0])).round(3))
+        [-1.  1. -1.  1.]
+
+    References:
+        Wu and He 2018, "Group normalization", https://arxiv.org/abs/1803.08494
+    """
+    check_sizes(channels=channels, groups=groups)
+    numerics.check_number("eps", eps, low=0.0)
+    if channels % groups:
+        raise ValueError(f"need groups that divide channels, got {groups=} {channels=}")
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array_of(x, channels)
+        grouped = _widen(x).reshape(*x.shape[:-1], groups, channels // groups)
+        axes = (*range(x.ndim - 1), -1)
+        y = _standardize(grouped, axes, eps).reshape(x.shape)
+        return _rescale(params, y, x)
+
+    return Layer(_init(channels, scale, bias), apply)
+
+
+def batch_norm(
+    channels: int,
+    *,
+    momentum: Scalar = 0.9,
+    eps: float = 1e-5,
+    scale: bool = True,
+    bias: bool = True,
+    axis_name: str | Sequence[str] | None = "batch",
+) -> StatefulLayer:
+    r"""Normalise each channel over all positions of all examples of the batch.
+
+    With a key the statistics are those of the batch, and the model state, ``mean`` and
+    ``var``, moves toward them: $r \leftarrow \rho\, r + (1 - \rho)\, s$. Without one
+    they are the running ones, and the state stays. The state has the default float
+    dtype; $v$ is the biased variance, also in the running one.
+
+    Args:
+        channels: the last axis of x.
+        momentum: $\rho$ in [0, 1], a number, a scalar array or a tracer; torch calls
+            $1 - \rho$ momentum, and keeps the unbiased variance running.
+        eps: $\epsilon$, in squared units of x.
+        scale: whether there is a $\gamma$, shape ``(channels,)``.
+        bias: whether there is a $\beta$, shape ``(channels,)``.
+        axis_name: of the vmap (or device) axes that make the batch; that of
+            `fngrad.layers.batched` by default. None takes the positions of the one
+            example alone.
+
+    Raises:
+        ValueError: a size below 1, momentum outside of [0, 1], eps below 0; at
+            ``apply``, x of another last axis or no floats, or a key where no axis has
+            the name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.batch_norm(1)
+        >>> params, state = layer.init(jax.random.key(0))
+        >>> x = jnp.array([[1.0], [3.0]])
+        >>> y, state = layers.batched(layer)(params, state, x, key=jax.random.key(1))
+        >>> print(y[:, 0].round(3), state["mean"].round(3))
+        [-1.  1.] [0.2]
+
+    References:
+        Ioffe and Szegedy 2015, "Batch normalization", algorithms 1 and 2,
+        https://arxiv.org/abs/1502.03167. Differs from it in: a running average of the
+        biased variance instead of the mean of unbiased ones.
+    """
+    check_sizes(channels=channels)
+    numerics.check_number("momentum", momentum, low=0.0, high=1.0)
+    numerics.check_number("eps", eps, low=0.0)
+    init_params = _init(channels, scale, bias)
+
+    def init(key: Key) -> tuple[Params, ModelState]:
+        dtype = jnp.result_type(float)
+        state = {"mean": jnp.zeros(channels, dtype), "var": jnp.ones(channels, dtype)}
+        return init_params(key), state
+
+    def apply(
+        params: Params,
+        model_state: ModelState,
+        x: jax.Array,
+        *,
+        key: Key | None = None,
+    ) -> tuple[jax.Array, ModelState]:
+        x = float_array_of(x, channels)
+        wide = _widen(x)
+        used = model_state if key is None else _batch_statistics(wide, axis_name)
+        used = jax.tree.map(lambda s: s.astype(wide.dtype), used)
+        mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
+        y = _rescale(params, (wide - mean) * lax.rsqrt(var + eps), x)
+        if key is None:
+            return y, model_state
+        seen = tree.cast_like(lax.stop_gradient(used), model_state)
+        return y, tree.average(numerics.hyper(momentum), model_state, seen)
+
+    return StatefulLayer(init, apply)
+
+
+def _batch_statistics(
+    x: jax.Array, axis_name: str | Sequence[str] | None
+) -> dict[str, jax.Array]:
+    positions = tuple(range(x.ndim - 1))
+
+    def mean_of(values: jax.Array) -> jax.Array:
+        mean = jnp.mean(values, axis=positions)
+        return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+    try:
+        mean = mean_of(x)
+    except NameError as error:
+        raise ValueError(
+            f"need an axis called {axis_name!r} to take batch statistics over, as "
+            "fngrad.layers.batched makes, got none"
+        ) from error
+    return {"mean": mean, "var": mean_of(jnp.square(x - along_last(mean, x.ndim)))}
+
+
+def _init(size: int, scale: bool, bias: bool):
+    if not scale and not bias:
+        return no_params
+
+    def init(key: Key) -> Params:
+        params = {}
+        if scale:
+            params["scale"] = draw(initializers.ones(), key, (size,))
+        if bias:
+            params["bias"] = draw(initializers.zeros(), key, (size,))
+        return params
+
+    return init
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(tree.wide_dtype(x.dtype))
+
+
+def _standardize(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
+    mean = functools.partial(jnp.mean, axis=axes, keepdims=True)
+    centered = x - mean(x)
+    return centered * lax.rsqrt(mean(jnp.square(centered)) + eps)
+
+
+def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Return scale * y + bias, computed as wide as y, in the dtype of x and params."""
+    dtype = jnp.result_type(x, *jax.tree.leaves(params))
+    wide = jnp.promote_types(y.dtype, tree.wide_dtype(dtype))
+    y = y.astype(wide)
+    if "scale" in params:
+        y = y * along_last(params["scale"].astype(wide), y.ndim)
+    if "bias" in params:
+        y = y + along_last(params["bias"].astype(wide), y.ndim)
+    return y.astype(dtype)

@@ -1,0 +1,334 @@
+r"""Recurrent layers: a state that each position of a sequence moves.
+
+A *cell* makes one step: it is a `StatefulLayer` whose model state is the recurrent
+state, ``apply(params, state, x) -> (y, state)`` with x of shape ``(in_size,)``. The
+layer of a whole sequence scans the same step from the zero state, with all input maps
+made in one product beforehand; cell and layer have the same parameters:
+``input/weight (in_size, gates * hidden_size)``, ``input/bias``, ``hidden/weight`` and,
+for `gru`, ``hidden/bias``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.layers.initializers as initializers
+import fngrad.numerics as numerics
+from fngrad.layers.core import (
+    Layer,
+    StatefulLayer,
+    check_sizes,
+    dense,
+    float_array_of,
+)
+from fngrad.layers.initializers import Initializer, dense_params
+from fngrad.types import Key, ModelState, Params
+
+_GLOROT = initializers.glorot_uniform()
+_ORTHOGONAL = initializers.orthogonal()
+
+
+class LSTMState(NamedTuple):
+    """State of an `lstm`."""
+
+    hidden: jax.Array  # h, the output, shape (hidden_size,)
+    cell: jax.Array  # c, shape (hidden_size,)
+
+
+# (params, state, what the input gives to the gates) -> state
+_Step = Callable[[Params, Any, jax.Array], Any]
+
+
+def gru(
+    in_size: int,
+    hidden_size: int,
+    *,
+    reverse: bool = False,
+    input_init: Initializer = _GLOROT,
+    hidden_init: Initializer = _ORTHOGONAL,
+) -> Layer:
+    r"""Scan a gated recurrent unit over a sequence.
+
+    $$r = \sigma(W_r x + b_r + U_r h + d_r)$$
+    $$z = \sigma(W_z x + b_z + U_z h + d_z)$$
+    $$n = \tanh(W_n x + b_n + r (U_n h + d_n)), \quad h \leftarrow (1 - z) n + z h$$
+
+    The gates lie in the order r, z, n along the last axis of the weights. The layer's
+    ``apply(params, x, *, key=None, length=None)`` takes x of shape ``(time, in_size)``
+    and gives every h, shape ``(time, hidden_size)``. With a length (int, may be a
+    tracer) the positions from there on are padding: they leave the state as it is and
+    give 0.
+
+    Args:
+        in_size: last axis of x.
+        hidden_size: size of h.
+        reverse: whether to go from the last position to the first; y stays in place.
+        input_init: draws the W of each gate, by default `glorot_uniform`.
+        hidden_init: draws the U of each gate, by default `orthogonal`.
+
+    Raises:
+        ValueError: a size below 1; at ``apply``, x of another shape or no floats.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.gru(3, 4)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.ones((6, 3))).shape
+        (6, 4)
+
+    References:
+        Cho et al. 2014, "Learning phrase representations using RNN encoder-decoder for
+        statistical machine translation", https://arxiv.org/abs/1406.1078. Differs from
+        it in: the reset gate acts after the product $U_n h$, and the roles of z and
+        1 - z are swapped, as in cuDNN and torch.
+    """
+    init = _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True)
+    return Layer(init, _scan(_gru_step, _gru_zeros(hidden_size), in_size, reverse))
+
+
+def gru_cell(
+    in_size: int,
+    hidden_size: int,
+    *,
+    input_init: Initializer = _GLOROT,
+    hidden_init: Initializer = _ORTHOGONAL,
+) -> StatefulLayer:
+    """Make one step of a `gru`; the state is h.
+
+    Args:
+        in_size: size of x.
+        hidden_size: size of h.
+        input_init: draws the W of each gate, by default `glorot_uniform`.
+        hidden_init: draws the U of each gate, by default `orthogonal`.
+
+    Raises:
+        ValueError: as `gru`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> cell = layers.gru_cell(3, 4)
+        >>> params, state = cell.init(jax.random.key(0))
+        >>> y, state = cell.apply(params, state, jnp.ones(3))
+        >>> y.shape
+        (4,)
+    """
+    init = _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True)
+    return _cell(init, _gru_step, _gru_zeros(hidden_size), in_size)
+
+
+def lstm(
+    in_size: int,
+    hidden_size: int,
+    *,
+    reverse: bool = False,
+    forget_bias: float = 1.0,
+    input_init: Initializer = _GLOROT,
+    hidden_init: Initializer = _ORTHOGONAL,
+) -> Layer:
+    r"""Scan a long short-term memory over a sequence.
+
+    $$i, f, o = \sigma(W x + b + U h), \quad g = \tanh(W_g x + b_g + U_g h)$$
+    $$c \leftarrow f c + i g, \quad h \leftarrow o \tanh(c)$$
+
+    The gates lie in the order i, f, g, o along the last axis of the weights. ``apply``
+    is that of `gru`.
+
+    Args:
+        in_size: last axis of x.
+        hidden_size: size of h and c.
+        reverse: whether to go from the last position to the first; y stays in place.
+        forget_bias: what $b_f$ begins at; above 0 a new network remembers.
+        input_init: draws the W of each gate, by default `glorot_uniform`.
+        hidden_init: draws the U of each gate, by default `orthogonal`.
+
+    Raises:
+        ValueError: as `gru`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> layer = layers.lstm(3, 4)
+        >>> params = layer.init(jax.random.key(0))
+        >>> layer.apply(params, jnp.ones((6, 3))).shape
+        (6, 4)
+
+    References:
+        Hochreiter and Schmidhuber 1997, "Long short-term memory",
+        https://doi.org/10.1162/neco.1997.9.8.1735; Gers et al. 2000, "Learning to
+        forget", for f; Jozefowicz et al. 2015, "An empirical exploration of recurrent
+        network architectures", for its bias.
+    """
+    init = _lstm_init(in_size, hidden_size, forget_bias, input_init, hidden_init)
+    return Layer(init, _scan(_lstm_step, _lstm_zeros(hidden_size), in_size, reverse))
+
+
+def lstm_cell(
+    in_size: int,
+    hidden_size: int,
+    *,
+    forget_bias: float = 1.0,
+    input_init: Initializer = _GLOROT,
+    hidden_init: Initializer = _ORTHOGONAL,
+) -> StatefulLayer:
+    """Make one step of an `lstm`; the state is an `LSTMState`.
+
+    Args:
+        in_size: size of x.
+        hidden_size: size of h and c.
+        forget_bias: what the forget gate's bias begins at.
+        input_init: draws the W of each gate, by default `glorot_uniform`.
+        hidden_init: draws the U of each gate, by default `orthogonal`.
+
+    Raises:
+        ValueError: as `gru`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> cell = layers.lstm_cell(3, 4)
+        >>> params, state = cell.init(jax.random.key(0))
+        >>> y, state = cell.apply(params, state, jnp.ones(3))
+        >>> state.cell.shape
+        (4,)
+    """
+    init = _lstm_init(in_size, hidden_size, forget_bias, input_init, hidden_init)
+    return _cell(init, _lstm_step, _lstm_zeros(hidden_size), in_size)
+
+
+def _gru_step(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
+    r_x, z_x, n_x = jnp.split(from_input, 3)
+    r_h, z_h, n_h = jnp.split(dense(params["hidden"], h), 3)
+    r = jax.nn.sigmoid(r_x + r_h)
+    z = jax.nn.sigmoid(z_x + z_h)
+    n = jnp.tanh(n_x + r * n_h)
+    return (1 - z) * n + z * h
+
+
+def _gru_zeros(hidden_size: int) -> Callable[[Any], jax.Array]:
+    return lambda dtype: jnp.zeros(hidden_size, dtype)
+
+
+def _lstm_step(params: Params, state: LSTMState, from_input: jax.Array) -> LSTMState:
+    i, f, g, o = jnp.split(from_input + dense(params["hidden"], state.hidden), 4)
+    kept = jax.nn.sigmoid(f) * state.cell
+    cell = kept + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
+
+
+def _lstm_zeros(hidden_size: int) -> Callable[[Any], LSTMState]:
+    def zeros(dtype: Any) -> LSTMState:
+        return LSTMState(jnp.zeros(hidden_size, dtype), jnp.zeros(hidden_size, dtype))
+
+    return zeros
+
+
+def _lstm_init(
+    in_size: int,
+    hidden_size: int,
+    forget_bias: float,
+    input_init: Initializer,
+    hidden_init: Initializer,
+) -> Callable[[Key], Params]:
+    base = _init(in_size, hidden_size, 4, input_init, hidden_init, hidden_bias=False)
+    forget = slice(hidden_size, 2 * hidden_size)
+
+    def init(key: Key) -> Params:
+        params = base(key)
+        params["input"]["bias"] = params["input"]["bias"].at[forget].set(forget_bias)
+        return params
+
+    return init
+
+
+def _init(
+    in_size: int,
+    hidden_size: int,
+    gates: int,
+    input_init: Initializer,
+    hidden_init: Initializer,
+    *,
+    hidden_bias: bool,
+) -> Callable[[Key], Params]:
+    check_sizes(in_size=in_size, hidden_size=hidden_size)
+    zeros = initializers.zeros()
+
+    def per_gate(weight_init: Initializer) -> Initializer:
+        def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            keys = jax.random.split(key, gates)
+            of_one = shape[0], hidden_size
+            return jnp.concatenate([weight_init(k, of_one, dtype) for k in keys], -1)
+
+        return init
+
+    def init(key: Key) -> Params:
+        k_input, k_hidden = jax.random.split(numerics.key(key))
+        out_size = gates * hidden_size
+        shapes = (in_size, out_size), (hidden_size, out_size)
+        return {
+            "input": dense_params(k_input, shapes[0], per_gate(input_init), zeros),
+            "hidden": dense_params(
+                k_hidden,
+                shapes[1],
+                per_gate(hidden_init),
+                zeros if hidden_bias else None,
+            ),
+        }
+
+    return init
+
+
+def _hidden(state: Any) -> jax.Array:
+    return state.hidden if isinstance(state, LSTMState) else state
+
+
+def _cell(
+    init_params: Callable[[Key], Params],
+    step: _Step,
+    zeros: Callable[[Any], Any],
+    in_size: int,
+) -> StatefulLayer:
+    def init(key: Key) -> tuple[Params, ModelState]:
+        return init_params(key), zeros(jnp.result_type(float))
+
+    def apply(
+        params: Params, model_state: ModelState, x: jax.Array, *, key: Key | None = None
+    ) -> tuple[jax.Array, ModelState]:
+        x = float_array_of(x, in_size)
+        state = step(params, model_state, dense(params["input"], x))
+        return _hidden(state), state
+
+    return StatefulLayer(init, apply)
+
+
+def _scan(
+    step: _Step, zeros: Callable[[Any], Any], in_size: int, reverse: bool
+) -> Callable[..., jax.Array]:
+    def apply(
+        params: Params,
+        x: jax.Array,
+        *,
+        key: Key | None = None,
+        length: int | jax.Array | None = None,
+    ) -> jax.Array:
+        x = float_array_of(x, in_size)
+        if x.ndim != 2:
+            raise ValueError(f"need x of shape (time, {in_size}), got shape {x.shape}")
+        from_inputs = dense(params["input"], x)
+        is_real = jnp.arange(len(x)) < (len(x) if length is None else length)
+
+        def one(state: Any, position: tuple) -> tuple[Any, jax.Array]:
+            from_input, real = position
+            moved = step(params, state, from_input)
+            state = jax.tree.map(lambda a, b: jnp.where(real, a, b), moved, state)
+            return state, jnp.where(real, _hidden(moved), 0)
+
+        state = zeros(from_inputs.dtype)
+        _, y = lax.scan(one, state, (from_inputs, is_real), reverse=reverse)
+        return y
+
+    return apply
