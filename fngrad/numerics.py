@@ -94,7 +94,9 @@ def key(seed: int | jax.Array) -> jax.Array:
     """
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
-    is_int = jnp.shape(seed) == () and jnp.issubdtype(jnp.result_type(seed), jnp.integer)
+    is_int = jnp.shape(seed) == () and jnp.issubdtype(
+        jnp.result_type(seed), jnp.integer
+    )
     if not is_int:
         raise TypeError(
             f"need an int or a typed key (jax.random.key(seed)), got {seed!r}"

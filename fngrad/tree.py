@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from fngrad.types import Path, Scalar, Selector, Tree
 
-# ---- vectors
-
 
 def add(a: Tree, b: Tree) -> Tree:
     """Return a + b."""
@@ -81,9 +79,6 @@ def zeros_like(a: Tree, dtype: Any = None) -> Tree:
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), a)
 
 
-# ---- dtypes
-
-
 def wide_dtype(dtype: Any) -> Any:
     """Return the dtype that moments and arithmetic use: at least float32.
 
@@ -111,9 +106,6 @@ def cast_like(a: Tree, like: Tree) -> Tree:
 def abs_square(x: jax.Array) -> jax.Array:
     """Return |x|**2, real for complex x too."""
     return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
-
-
-# ---- paths
 
 
 def path_string(path: Any) -> Path:
@@ -167,9 +159,6 @@ def _dtype(leaf: Any) -> Any:
 
 def _show(path: Path) -> str:
     return f"leaf {path!r}" if path else "the root"
-
-
-# ---- selection
 
 
 def select(selector: Selector, a: Tree) -> Tree:

@@ -226,9 +226,6 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     return jax.tree.map(_add_in_wider_dtype, params, updates)
 
 
-# ---- parts
-
-
 def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
     if isinstance(transform, Transform):
         if transform.parts:
@@ -243,9 +240,12 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
 
 
 def _name_of(transform: TransformLike) -> str:
-    """Name a part after the function that made it."""
-    qualname = getattr(transform.init, "__qualname__", type(transform).__qualname__)
-    return qualname.split(".")[0].replace("<lambda>", "transform")
+    """Name a part after the function or the class that holds its ``init``."""
+    init = transform.init
+    qualname = getattr(init, "__qualname__", type(transform).__qualname__)
+    inside = f".{getattr(init, '__name__', '')}"
+    maker = qualname.removesuffix(inside).removesuffix(".<locals>").split(".")[-1]
+    return maker.replace("<lambda>", "transform")
 
 
 def _adopt(foreign: TransformLike) -> Transform:
@@ -290,9 +290,6 @@ def _all_trainable(
     if not predicates:
         return None
     return lambda path, leaf: all(predicate(path, leaf) for predicate in predicates)
-
-
-# ---- the border
 
 
 def _enter(updates: Updates, params: Params) -> Updates:

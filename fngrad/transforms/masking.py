@@ -156,10 +156,8 @@ def _grouped(
 
 
 def _check_selects(selector: Selector, params: Params) -> None:
-    if selector == "**" if isinstance(selector, str) else False:
-        return
     selected = jax.tree.leaves(tree.select(selector, params))
-    if isinstance(selector, str) and not any(selected):
+    if isinstance(selector, str) and selector != "**" and not any(selected):
         raise ValueError(
             f"need a glob that selects a leaf, got {selector!r} for the leaves "
             f"{list(tree.leaf_paths(params))}"

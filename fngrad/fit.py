@@ -1,0 +1,171 @@
+"""The loop people call: train, watch, evaluate, stop, hand back what was reached.
+
+`fit` is the impure shell around a pure step. It cuts the run at the steps where the
+host must look (`fngrad.fitting.agenda`) and hands the stretches between them to a
+loop (`fngrad.fitting.loops`), in chunks of about a quarter of a second. After each
+chunk it reads the metrics, moves the progress bar and sees an interrupt.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from fngrad.fitting.agenda import make_agenda
+from fngrad.fitting.checks import check_backend, check_step
+from fngrad.fitting.feeds import Feed
+from fngrad.fitting.loops import Choice, begin, choose, make_loop
+from fngrad.fitting.outputs import Logger, Outputs
+from fngrad.fitting.session import Callback, EarlyStopping, Evaluation, Session
+from fngrad.history import History
+from fngrad.training import Step, TrainState, snapshot
+
+
+class FitResult(NamedTuple):
+    """What `fit` reached."""
+
+    state: TrainState  # the caller's own
+    history: History
+    stopped: str  # completed, early_stopping, callback, interrupted or exhausted
+
+
+def fit(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    *,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
+    metric_fn: Callable[..., Any] | None = None,
+    eval_data: Any = None,
+    eval_every: Literal["epoch"] | int = "epoch",
+    run_dir: Any = None,
+    config: Any = None,
+    early_stopping: EarlyStopping | None = None,
+    log_every: int | None = None,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    on_nonfinite: Literal["raise", "ignore"] = "raise",
+    require: str | None = None,
+    loop: Literal["auto", "python", "scan"] = "auto",
+    progress: bool = True,
+) -> FitResult:
+    """Train until a step or an epoch is reached.
+
+    The caller's state is copied once and stays valid. Ctrl-C ends the run between two
+    steps and returns what was reached; a second Ctrl-C stops at once.
+
+    Args:
+        step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
+            whose metrics are scalars.
+        state: where to start; ``state.step`` counts.
+        data: a dataset, a pure function ``step -> batch``, or an iterable of batches
+            (with a warning: such a run cannot be resumed exactly).
+        num_steps: the step to reach; starting there does nothing, and says so. For an
+            iterable ``None`` means until it ends.
+        num_epochs: the same in passes over a dataset.
+        metric_fn: see `fngrad.evaluate`; its metrics appear under ``val/``.
+        eval_data: what is evaluated, arrays or a dataset.
+        eval_every: after how many steps to evaluate; always at the end too.
+        run_dir: folder for config.json, manifest.json, metrics.jsonl, curves.png.
+        config: what config.json holds: a dataclass, a NamedTuple or a dict.
+        early_stopping: when to give up.
+        log_every: after how many steps loggers and callbacks are called. ``None``
+            means about a hundred times a run, at least 100 steps apart.
+        loggers: called as ``logger(step, values)`` with floats by name; one that has
+            ``close`` is closed at the end.
+        callbacks: called as ``callback(step, state, values)``; may return a new state
+            or ``fngrad.STOP``. The state is valid during the call; keep a
+            ``fngrad.snapshot`` of it.
+        on_nonfinite: what a loss or gradient norm that is not finite does. ``raise``
+            ends the run within one chunk; ``ignore`` records ``is_finite`` and goes on.
+        require: the backend that must be there: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+        loop: ``python`` dispatches each step; ``scan`` runs the steps between the
+            points where the host looks inside one program that compiles once;
+            ``auto`` times both on copies of the state and takes the faster.
+            ``history.notes`` and the run's manifest say which and why; a later call
+            with the same ``run_dir`` takes the same.
+        progress: whether to show a progress bar (tqdm; without it, none).
+
+    Returns:
+        The last state, the history of all metrics, and why the run ended.
+
+    Raises:
+        ValueError: an argument out of range or at odds with another; a step that
+            gives back a state unlike the one it was given (the leaf is named).
+        TypeError: data of an unknown kind, a state with a leaf that is no array.
+        NonFiniteError: see ``on_nonfinite``.
+        RuntimeError: another backend than required; a state that was donated.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> def loss_fn(w, batch):
+        ...     return jnp.mean((batch["x"] * w - batch["y"]) ** 2)
+        >>> arrays = {"x": jnp.arange(8.0), "y": 3.0 * jnp.arange(8.0)}
+        >>> data = fg.data.from_arrays(arrays, batch_size=4)
+        >>> optimizer = fg.sgd(0.01)
+        >>> step = fg.make_step(loss_fn, optimizer)
+        >>> state = fg.init_state(jnp.array(0.0), optimizer, key=0)
+        >>> result = fg.fit(step, state, data, num_epochs=20, progress=False)
+        >>> print(f"{result.state.params:.3f}", result.stopped)
+        3.000 completed
+    """
+    check_backend(require)
+    if on_nonfinite not in ("raise", "ignore"):
+        raise ValueError(f'need on_nonfinite="raise" or "ignore", got {on_nonfinite=}')
+    if loop not in ("auto", "python", "scan"):
+        raise ValueError(f'need loop="auto", "python" or "scan", got {loop=}')
+    feed = Feed(data)
+    evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
+    metrics = check_step(step, state, feed)
+    agenda = make_agenda(
+        feed,
+        int(state.step),
+        num_steps=num_steps,
+        num_epochs=num_epochs,
+        log_every=log_every,
+        evaluates=evaluation is not None,
+        eval_every=eval_every,
+    )
+    history = History()
+    if agenda.first >= agenda.last:
+        print(
+            f"fit: nothing to do, the state is at step {agenda.first} of {agenda.last}",
+            file=sys.stderr,
+        )
+        return FitResult(snapshot(state), history, "completed")
+    with Outputs(run_dir, config, feed, loggers) as outputs:
+        carry = begin(state, metrics)
+        choice = _choose(loop, outputs, step, feed, carry, agenda.last - agenda.first)
+        history.notes.update(choice._asdict())
+        outputs.record_loop(choice.loop, choice.reason)
+        if progress:
+            outputs.open_bar(agenda.first, agenda.last)
+        session = Session(
+            carry=carry,
+            advance=make_loop(choice.loop, step, feed),
+            names=tuple(sorted(metrics)),
+            agenda=agenda,
+            history=history,
+            outputs=outputs,
+            evaluation=evaluation,
+            callbacks=callbacks,
+            raises=on_nonfinite == "raise",
+        )
+        stopped = session.run()
+        outputs.finish(history)
+    return FitResult(session.carry.state, history, stopped)
+
+
+def _choose(
+    loop: str, outputs: Outputs, step: Step, feed: Feed, carry: Any, remaining: int
+) -> Choice:
+    """Take the loop that was asked for, that ran before, or that is faster."""
+    if feed.is_iterable and loop == "scan":
+        raise ValueError('need a dataset or a function of the step for loop="scan"')
+    if loop != "auto":
+        return Choice(loop, "asked for")
+    recorded = outputs.recorded_loop()
+    if recorded:
+        return Choice(recorded, "recorded in the run folder")
+    return choose(step, feed, carry, remaining)

@@ -1,0 +1,98 @@
+"""When the host must look: the steps at which a run logs, evaluates and ends."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from fngrad.fitting.feeds import Feed
+
+ENDLESS = 2**31 - 1  # steps; what a run over an iterable counts towards
+
+
+class Agenda(NamedTuple):
+    """Steps count from the beginning of the training, not of this call."""
+
+    first: int
+    last: int
+    log_every: int  # 0: never
+    next_evaluation: Callable[[int], int] | None  # the first one after a step
+
+    def next_stop(self, now: int) -> int:
+        """Return the next step after ``now`` at which the host must look."""
+        stops = [self.last]
+        if self.log_every:
+            stops.append((now // self.log_every + 1) * self.log_every)
+        if self.next_evaluation:
+            stops.append(self.next_evaluation(now))
+        return min(stops)
+
+    def logs_at(self, now: int) -> bool:
+        """Say whether loggers and callbacks are due."""
+        return bool(self.log_every) and (now % self.log_every == 0 or now == self.last)
+
+    def evaluates_at(self, now: int) -> bool:
+        """Say whether an evaluation is due."""
+        if self.next_evaluation is None:
+            return False
+        return now == self.last or self.next_evaluation(now - 1) == now
+
+
+def make_agenda(
+    feed: Feed,
+    first: int,
+    *,
+    num_steps: int | None,
+    num_epochs: int | None,
+    log_every: int | None,
+    evaluates: bool,
+    eval_every: Literal["epoch"] | int,
+) -> Agenda:
+    """Work out the agenda of a call to `fngrad.fit`.
+
+    Raises:
+        ValueError: neither or both of ``num_steps`` and ``num_epochs``, a number out of
+            range, or epochs asked of data that has none.
+    """
+    last = _last_step(feed, num_steps, num_epochs)
+    if log_every is None:
+        log_every = max(100, (last - first) // 100)
+    if log_every < 1:
+        raise ValueError(f"need log_every >= 1, got {log_every=}")
+    next_evaluation = _next_evaluation(feed, eval_every) if evaluates else None
+    return Agenda(first, last, log_every, next_evaluation)
+
+
+def _last_step(feed: Feed, num_steps: int | None, num_epochs: int | None) -> int:
+    if num_steps is None and num_epochs is None and feed.is_iterable:
+        return ENDLESS
+    if (num_steps is None) == (num_epochs is None):
+        raise ValueError(
+            f"need one of num_steps and num_epochs, got {num_steps=} {num_epochs=}"
+        )
+    for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
+        if value is not None and (value != int(value) or value < 0):
+            raise ValueError(f"need {name} to be an int >= 0, got {value}")
+    if num_epochs is not None:
+        _require_epochs(feed, "num_epochs")
+        return feed.data.steps(int(num_epochs))
+    return int(num_steps or 0)
+
+
+def _next_evaluation(feed: Feed, every: Any) -> Callable[[int], int]:
+    if every == "epoch":
+        _require_epochs(feed, 'eval_every="epoch"')
+        return lambda now: _next_epoch_end(feed.data, now)
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f'need eval_every="epoch" or an int >= 1, got {every!r}')
+    return lambda now: (now // every + 1) * every
+
+
+def _next_epoch_end(data: Any, now: int) -> int:
+    epoch = now // data.steps_per_epoch
+    while data.steps(epoch) <= now:
+        epoch += 1
+    return data.steps(epoch)
+
+
+def _require_epochs(feed: Feed, what: str) -> None:
+    if not hasattr(feed.data, "steps_per_epoch"):
+        raise ValueError(f"need a dataset for {what}, got {type(feed.data).__name__}")

@@ -1,0 +1,91 @@
+"""What is refused before a run begins."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.tree as tree
+from fngrad.fitting.feeds import Feed
+from fngrad.training import Step, TrainState
+
+
+def check_backend(required: str | None) -> None:
+    """Raise unless JAX runs on the required backend, ``None`` being any.
+
+    Raises:
+        RuntimeError: it runs on another.
+    """
+    backend = jax.default_backend()
+    if required is not None and required != backend:
+        raise RuntimeError(
+            f"need the backend {required!r}, got {backend!r}: JAX found no "
+            f"{required}, or the installed jaxlib has no support for it"
+        )
+
+
+def check_state(state: TrainState) -> None:
+    """Raise unless a state can be copied and trained from.
+
+    Raises:
+        TypeError: a leaf is no array.
+        RuntimeError: a leaf was donated.
+        ValueError: a state of many runs.
+    """
+    for path, leaf in tree.leaf_paths(state).items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"need arrays in the state, got {type(leaf).__name__} at {path!r}"
+            )
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise RuntimeError(
+                f"need a state that is still there, got a deleted array at {path!r}: "
+                "its memory was donated to an earlier call; keep "
+                "fngrad.snapshot(state) of what is needed later"
+            )
+    if jnp.shape(state.step) != ():
+        raise ValueError(
+            f"need the state of one run, got step with shape {jnp.shape(state.step)}; "
+            "fngrad.run trains many under vmap"
+        )
+
+
+def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
+    """Trace a step without running it and return its metrics' shapes and dtypes.
+
+    A state that comes back with another shape, dtype or weak type would compile
+    every call anew.
+
+    Raises:
+        ValueError: the state comes back changed (the leaf is named), or a metric is
+            not a scalar.
+        TypeError, RuntimeError: see `check_state`.
+    """
+    check_state(state)
+    batch = feed.abstract_batch(state.step)
+    new_state, metrics = jax.eval_shape(jax.jit(step), state, batch)
+    check_like(state, new_state)
+    for path, leaf in tree.leaf_paths(new_state).items():
+        if leaf.weak_type:
+            raise ValueError(
+                "need a step that gives back strongly typed arrays, got a weak "
+                f"{leaf.dtype} at {path!r}; it would compile twice"
+            )
+    for name, metric in metrics.items():
+        if metric.shape != ():
+            raise ValueError(
+                f"need scalar metrics from the step, got shape {metric.shape} "
+                f"for {name!r}"
+            )
+    return metrics
+
+
+def check_like(state: TrainState, new_state: TrainState) -> None:
+    """Raise unless a new state has the structure, shapes and dtypes of the old.
+
+    Raises:
+        ValueError: it has not; the leaf is named.
+    """
+    difference = tree.mismatch(state, new_state)
+    if difference:
+        raise ValueError(f"need a state like the one before: {difference}")

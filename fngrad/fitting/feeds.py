@@ -1,0 +1,93 @@
+"""Where batches come from: a dataset, a function of the step, or an iterable.
+
+A dataset is an argument of the compiled program and a function is part of it; both
+give any step's batch again. An iterable gives its batches once, from the host.
+"""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+
+import fngrad.tree as tree
+from fngrad.types import Batch
+
+
+class Feed:
+    """The data of a run, told apart by kind.
+
+    Args:
+        data: an object with ``batch(step)``, a function ``step -> batch``, or an
+            iterable of batches.
+
+    Raises:
+        TypeError: another kind.
+        ValueError: an iterable without a batch.
+    """
+
+    def __init__(self, data: Any):
+        self.data = data
+        self.is_dataset = hasattr(data, "batch")
+        self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
+        if self.is_iterable:
+            warnings.warn(
+                "batches from an iterable cannot be asked for again, so this run "
+                "cannot be resumed exactly; a dataset or a function of the step can",
+                stacklevel=3,
+            )
+            self._first, rest = _first_of(data)
+            self.batches = _watched(rest, self._first)
+        elif not (self.is_dataset or callable(data)):
+            raise TypeError(
+                "need a dataset, a function step -> batch or an iterable of batches, "
+                f"got {type(data).__name__}"
+            )
+
+    @property
+    def static(self) -> Any:
+        """The part of the program: a function of the step, else None."""
+        return None if self.is_dataset else self.data
+
+    @property
+    def argument(self) -> Any:
+        """The argument of the program: a dataset, else nothing."""
+        return self.data if self.is_dataset else ()
+
+    def fingerprint(self) -> str | None:
+        """Return the dataset's checksum, if it has one."""
+        return self.data.fingerprint() if hasattr(self.data, "fingerprint") else None
+
+    def abstract_batch(self, step: jax.Array) -> Any:
+        """Return the shapes and dtypes of a batch."""
+        if self.is_iterable:
+            return jax.eval_shape(lambda batch: batch, self._first)
+        return jax.eval_shape(batch_at, self.static, self.argument, step)
+
+
+def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:
+    """Return the batch of a step; traced in the body of the loops."""
+    return static(step) if static else argument.batch(step)
+
+
+def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
+    batches = iter(data)
+    for first in batches:
+        return first, batches
+    raise ValueError("need an iterable with at least one batch, got none")
+
+
+def _watched(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
+    """Hand on batches; warn of each new shape or dtype, which compiles again."""
+    seen = [first]
+    for batch in itertools.chain([first], batches):
+        differences = [tree.mismatch(known, batch) for known in seen]
+        if all(differences):
+            seen.append(batch)
+            warnings.warn(
+                f"the step compiles again for a batch unlike the first: "
+                f"{differences[0]}",
+                stacklevel=2,
+            )
+        yield batch

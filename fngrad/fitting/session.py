@@ -1,0 +1,243 @@
+"""A call to `fngrad.fit` while it runs."""
+
+import contextlib
+import enum
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+import fngrad.evaluation as evaluation
+from fngrad.fitting.agenda import Agenda
+from fngrad.fitting.checks import check_like, check_state
+from fngrad.fitting.loops import ROWS, Advance, Carry
+from fngrad.fitting.outputs import Outputs, Values
+from fngrad.history import History
+from fngrad.training import TrainState, snapshot
+
+CHUNK_SECONDS = 0.25  # between two looks at interrupts
+FIRST_CHUNK = 16  # steps
+
+
+class Stop(enum.Enum):
+    """The type of `STOP`."""
+
+    STOP = enum.auto()
+
+
+STOP = Stop.STOP  # what a callback returns to end the run
+
+Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
+
+
+class EarlyStopping(NamedTuple):
+    """End a run when a metric has not improved for some evaluations."""
+
+    metric: str = "val/loss"
+    patience: int = 10  # evaluations without improvement, >= 1
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0  # what counts as an improvement, in units of the metric
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or the gradient of a step is not finite."""
+
+    def __init__(self, message: str, step: int, history: History):
+        super().__init__(message)
+        self.step = step  # counts from 1
+        self.history = history  # up to there
+
+
+class Evaluation(NamedTuple):
+    """What is evaluated, and when it is time to give up."""
+
+    metric_fn: Callable[..., Any]
+    data: Any
+    early_stopping: EarlyStopping | None
+
+    @classmethod
+    def of(
+        cls, metric_fn: Any, data: Any, early_stopping: EarlyStopping | None
+    ) -> "Evaluation | None":
+        """Check that what belongs together was given together.
+
+        Raises:
+            ValueError: it was not, or early stopping is out of range.
+        """
+        if (metric_fn is None) != (data is None):
+            raise ValueError("need both metric_fn and eval_data, or neither")
+        if early_stopping is None:
+            return None if metric_fn is None else cls(metric_fn, data, None)
+        if metric_fn is None:
+            raise ValueError("need metric_fn and eval_data for early stopping")
+        if early_stopping.mode not in ("min", "max"):
+            raise ValueError(f'need mode="min" or "max", got {early_stopping.mode!r}')
+        if early_stopping.patience < 1:
+            raise ValueError(f"need patience >= 1, got {early_stopping.patience}")
+        return cls(metric_fn, data, early_stopping)
+
+    def values(self, state: TrainState) -> Values:
+        """Return the metrics of a state, under ``val/``."""
+        scores = evaluation.evaluate(self.metric_fn, state, self.data)
+        return {f"val/{name}": score for name, score in scores.items()}
+
+
+class Session:
+    """What changes while a run goes on, and who is told."""
+
+    def __init__(
+        self,
+        *,
+        carry: Carry,
+        advance: Advance,
+        names: tuple[str, ...],
+        agenda: Agenda,
+        history: History,
+        outputs: Outputs,
+        evaluation: Evaluation | None,
+        callbacks: Sequence[Callback],
+        raises: bool,
+    ):
+        self.carry = carry
+        self._advance = advance
+        self._names = names
+        self._agenda = agenda
+        self._history = history
+        self._outputs = outputs
+        self._evaluation = evaluation
+        self._callbacks = callbacks
+        self._raises = raises
+        self._now = agenda.first
+        self._chunk = FIRST_CHUNK
+        self._patience = _Patience(evaluation.early_stopping if evaluation else None)
+
+    def run(self) -> str:
+        """Train to the end of the agenda; return why it ended."""
+        with _interrupts() as interrupted:
+            while self._now < self._agenda.last:
+                stopped = self._train(self._agenda.next_stop(self._now), interrupted)
+                stopped = stopped or self._look()
+                if stopped:
+                    return stopped
+        return "completed"
+
+    def _train(self, goal: int, interrupted: threading.Event) -> str | None:
+        while self._now < goal:
+            if interrupted.is_set():
+                return "interrupted"
+            length = min(self._chunk, goal - self._now)
+            start = time.perf_counter()
+            self.carry, made = self._advance(self.carry, length)
+            rows = np.asarray(self.carry.rows)  # waits for the chunk
+            self._pace(length, time.perf_counter() - start)
+            self._record(rows, made)
+            if made < length:
+                return "exhausted"
+        return None
+
+    def _pace(self, length: int, seconds: float) -> None:
+        """Bring chunks near CHUNK_SECONDS, at most doubling."""
+        fitting = int(CHUNK_SECONDS / max(seconds / length, 1e-9))
+        self._chunk = max(1, min(2 * self._chunk, fitting, ROWS))
+
+    def _record(self, rows: np.ndarray, made: int) -> None:
+        steps = np.arange(self._now, self._now + made)
+        block = rows[steps % ROWS]
+        values = {name: block[:, i].copy() for i, name in enumerate(self._names)}
+        self._now += made
+        if not made:
+            return
+        self._history.extend(steps + 1, values)
+        self._outputs.advance(made, {"loss": values["loss"][-1]})
+        if self._raises:
+            _check_finite(steps + 1, values, self._history)
+
+    def _look(self) -> str | None:
+        logs = self._agenda.logs_at(self._now)
+        evaluates = self._agenda.evaluates_at(self._now)
+        values = {name: self._history.last(name) for name in self._names}
+        if evaluates and self._evaluation:
+            scores = self._evaluation.values(self.carry.state)
+            self._history.extend(
+                np.array([self._now]),
+                {name: np.asarray(score)[None] for name, score in scores.items()},
+            )
+            values |= {k: v for k, v in scores.items() if np.ndim(v) == 0}
+        if logs or evaluates:
+            self._outputs.log(self._now, values)
+        if logs and self._call_back(values) is STOP:
+            return "callback"
+        return self._patience.stops(values) if evaluates else None
+
+    def _call_back(self, values: Values) -> Stop | None:
+        for callback in self._callbacks:
+            answer = callback(self._now, self.carry.state, values)
+            if answer is STOP:
+                return STOP
+            if answer is not None:
+                check_state(answer)
+                check_like(self.carry.state, answer)
+                self.carry = Carry(snapshot(answer), self.carry.rows)
+                self._now = int(answer.step)
+        return None
+
+
+class _Patience:
+    """Counts evaluations without improvement."""
+
+    def __init__(self, rule: EarlyStopping | None):
+        self._rule = rule
+        self._best = math.inf
+        self._waited = 0
+
+    def stops(self, values: Values) -> str | None:
+        if self._rule is None:
+            return None
+        if self._rule.metric not in values:
+            raise ValueError(
+                f"need a metric among {sorted(values)} for early stopping, "
+                f"got {self._rule.metric!r}"
+            )
+        value = values[self._rule.metric]
+        cost = value if self._rule.mode == "min" else -value
+        improves = cost < self._best - self._rule.min_delta
+        self._best = cost if improves else self._best
+        self._waited = 0 if improves else self._waited + 1
+        return "early_stopping" if self._waited >= self._rule.patience else None
+
+
+def _check_finite(steps: np.ndarray, values: Values, history: History) -> None:
+    bad = np.flatnonzero(values.get("is_finite", np.ones(1)) == 0)
+    if bad.size:
+        at = {name: float(value[bad[0]]) for name, value in values.items()}
+        shown = ", ".join(f"{name}={value:.6g}" for name, value in at.items())
+        raise NonFiniteError(
+            f"need a finite loss and gradient, got step {steps[bad[0]]} with {shown}; "
+            'on_nonfinite="ignore" goes on',
+            int(steps[bad[0]]),
+            history,
+        )
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event; the second raises KeyboardInterrupt."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+    def handle(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, usual)

@@ -1,0 +1,456 @@
+"""Training as pure functions: a state, a step, a run.
+
+A *step* takes a state and a batch and gives the next state and metrics. A *run* is a
+fold of steps; it can be jitted, differentiated, and mapped over seeds or
+hyperparameters. Randomness at step t comes from ``fold_in(state.key, t)`` and the
+batch of step t from the data, so a run is a function of its first state.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.evaluation as evaluation
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, TransformLike, apply_updates, chain
+from fngrad.types import (
+    Batch,
+    Key,
+    LossFn,
+    Metrics,
+    ModelState,
+    OptState,
+    Params,
+    Tree,
+)
+
+
+class TrainState(NamedTuple):
+    """All that changes while training."""
+
+    step: jax.Array  # int32, shape (); steps made so far
+    key: Key  # typed, shape (); never changes
+    params: Params
+    opt_state: OptState
+    model_state: ModelState  # () unless the loss carries one
+
+
+Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+_FORMS = """\
+need a loss function with two required arguments, in this order, for the parameters
+and the batch, and arguments named key and model_state where it wants them:
+  loss_fn(params, batch) -> loss  or  (loss, metrics)
+  loss_fn(params, batch, key) -> loss  or  (loss, metrics)
+  loss_fn(params, model_state, batch[, key]) -> (loss, (metrics, model_state))
+"""
+
+
+def init_state(
+    params: Params,
+    optimizer: TransformLike,
+    key: int | Key,
+    model_state: ModelState = (),
+) -> TrainState:
+    """Return the state of step 0.
+
+    Args:
+        params: a pytree of float or complex arrays.
+        optimizer: the transform that will be given to `make_step`.
+        key: a typed key or an int; all randomness of the run derives from it.
+        model_state: what the model carries but does not learn, e.g. batch statistics.
+
+    Raises:
+        TypeError: a leaf is no array, or a trainable leaf is an integer array; a key
+            that is neither a typed key nor an int.
+        ValueError: no parameters.
+    """
+    return TrainState(
+        step=numerics.first_step(),
+        key=numerics.key(key),
+        params=params,
+        opt_state=chain(optimizer).init(params),
+        model_state=model_state,
+    )
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: TransformLike,
+    *,
+    metrics: Literal["norms", "loss"] = "norms",
+    micro_batches: int = 1,
+) -> Step:
+    r"""Compose a loss and an optimizer into one pure training step.
+
+    $$g_t = \nabla_\theta L(\theta_t, b_t), \quad
+      u_t, s_{t+1} = \mathrm{update}(g_t, s_t, \theta_t), \quad
+      \theta_{t+1} = \theta_t + u_t$$
+
+    Only leaves that the optimizer trains are differentiated. The gradient of a
+    complex leaf is conjugated, so that a transform always sees the direction of
+    steepest ascent.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch) -> loss`` or ``-> (loss, metrics)``, the loss
+            a real scalar, the metrics a dict of scalars. Arguments named ``key`` (one
+            fresh key a step) and ``model_state`` are recognised by name; with
+            ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
+            with defaults are left alone.
+        optimizer: a transform.
+        metrics: ``"norms"`` reports the global norms too, ``"loss"`` leaves them out.
+        micro_batches: into how many equal parts the batch is cut. Gradients, loss and
+            metrics are averaged over the parts, which run one after the other, so the
+            activations of one part are in memory at a time.
+
+    Returns:
+        ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
+        ``learning_rate`` in force, when the optimizer reports one (the first, when
+        groups differ); ``is_finite``, whether the loss and the gradient norm are;
+        ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable leaves; the
+        transforms' reports, by part; the user's own.
+
+    Raises:
+        TypeError: ``loss_fn`` has another signature; while tracing, it returns
+            another form.
+        ValueError: an unknown ``metrics``, ``micro_batches`` below 1; while tracing,
+            a batch that cannot be cut equally, a loss or metric that is not a
+            scalar, a model state of another structure, a metric name that is taken.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> def loss_fn(params, batch):
+        ...     return jnp.mean((batch["x"] * params - batch["y"]) ** 2)
+        >>> optimizer = fg.sgd(0.1)
+        >>> step = fg.make_step(loss_fn, optimizer)
+        >>> state = fg.init_state(jnp.array(0.0), optimizer, key=0)
+        >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.array([2.0, 4.0])}
+        >>> state, metrics = step(state, batch)
+        >>> print(state.params, metrics["loss"])
+        1.0 10.0
+    """
+    if metrics not in ("norms", "loss"):
+        raise ValueError(f'need metrics="norms" or "loss", got {metrics=}')
+    if micro_batches < 1:
+        raise ValueError(f"need micro_batches >= 1, got {micro_batches=}")
+    loss = _bind_loss(loss_fn)
+    transform = chain(optimizer)
+    gradient = _micro_batched(_gradient_fn(loss), micro_batches)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        learned = _trainable(transform, state.params)
+        key = jax.random.fold_in(state.key, state.step)
+        value, grads = gradient(state.params, learned, batch, key, state.model_state)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        new_state = TrainState(
+            numerics.next_step(state.step),
+            state.key,
+            apply_updates(state.params, updates),
+            opt_state,
+            value.model_state,
+        )
+        reported = [
+            {"loss": value.loss},
+            _read_report(transform, grads, state),
+            _measure(metrics, value.loss, learned, grads, updates, state.params),
+            value.metrics,
+        ]
+        return new_state, _union(reported)
+
+    return step
+
+
+def snapshot(state: Tree) -> Tree:
+    """Return a copy of every array, in memory of its own, strongly typed.
+
+    A copy survives the donation of the original; leaves that were one array become
+    two.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), state)
+
+
+def run(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    num_steps: int,
+    *,
+    metric_fn: Callable[..., Any] | None = None,
+    eval_data: Any = None,
+    eval_every: int | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Train for ``num_steps`` steps, as one pure function.
+
+    Under ``jit`` pass the dataset as an argument: a captured one becomes program
+    text. Under ``vmap`` it trains many runs at once.
+
+    Args:
+        step: from `make_step`, or any function with its signature.
+        state: where to start.
+        data: a dataset, or a function ``step -> batch``.
+        num_steps: how many steps to make, a Python int >= 0.
+        metric_fn: see `fngrad.evaluate`.
+        eval_data: arrays or a dataset, evaluated whole.
+        eval_every: evaluate after every so many steps, and at the end. ``None`` means
+            at the end only.
+
+    Returns:
+        The last state and the history: each metric of the step with shape
+        ``(num_steps,)``, each evaluation metric under ``val/`` with shape
+        ``(ceil(num_steps / eval_every), ...)``.
+
+    Raises:
+        ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
+            ``metric_fn`` and ``eval_data``.
+    """
+    if num_steps < 0:
+        raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    if (metric_fn is None) != (eval_data is None):
+        raise ValueError("need both metric_fn and eval_data, or neither")
+    batch_at = data.batch if hasattr(data, "batch") else data
+
+    def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        return step(state, batch_at(state.step))
+
+    if metric_fn is None:
+        return jax.lax.scan(advance, state, None, num_steps)
+
+    every = num_steps if eval_every is None else eval_every
+    if eval_every is not None and eval_every < 1:
+        raise ValueError(f"need eval_every >= 1, got {eval_every=}")
+
+    def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
+        state, history = jax.lax.scan(advance, state, None, length)
+        scores = evaluation.fold(
+            metric_fn, state.params, state.model_state, evaluation.arrays_of(eval_data)
+        )
+        return state, (history, {f"val/{name}": v for name, v in scores.items()})
+
+    return _run_blocks(block, state, num_steps, max(every, 1))
+
+
+def _run_blocks(
+    block: Callable[[TrainState, int], tuple[TrainState, Any]],
+    state: TrainState,
+    num_steps: int,
+    every: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Scan over whole blocks, then make the shorter last one."""
+    whole, rest = divmod(num_steps, every)
+    state, (history, scores) = jax.lax.scan(
+        lambda state, _: block(state, every), state, None, whole
+    )
+    history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), history)
+    if rest:
+        state, (more, last) = block(state, rest)
+        history = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, more)
+        scores = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), scores, last)
+    return state, _union([history, scores])
+
+
+class _Value(NamedTuple):
+    loss: jax.Array
+    metrics: Metrics
+    model_state: ModelState
+
+
+_Loss: TypeAlias = Callable[[Params, Batch, Key, ModelState], _Value]
+
+
+def _bind_loss(loss_fn: LossFn) -> _Loss:
+    """Call any accepted form of loss with all four arguments."""
+    arguments = inspect.signature(loss_fn).parameters
+    required = [
+        name
+        for name, argument in arguments.items()
+        if argument.default is argument.empty and name not in ("key", "model_state")
+    ]
+    variadic = any(
+        a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments.values()
+    )
+    if len(required) != 2 or variadic:
+        raise TypeError(f"{_FORMS}got {inspect.signature(loss_fn)}")
+    positional = {n for n, a in arguments.items() if a.kind is a.POSITIONAL_ONLY}
+    has_model_state = "model_state" in arguments
+
+    def call(params: Params, batch: Batch, key: Key, model_state: ModelState) -> _Value:
+        values = {required[0]: params, required[1]: batch}
+        values |= {"key": key} if "key" in arguments else {}
+        values |= {"model_state": model_state} if has_model_state else {}
+        args = [values[name] for name in arguments if name in positional & {*values}]
+        kwargs = {name: v for name, v in values.items() if name not in positional}
+        out = loss_fn(*args, **kwargs)
+        return _read_return(out, model_state, has_model_state)
+
+    return call
+
+
+def _read_return(out: Any, model_state: ModelState, has_model_state: bool) -> _Value:
+    if has_model_state:
+        if not _is_pair(out) or not _is_pair(out[1]):
+            raise TypeError(
+                "need (loss, (metrics, model_state)) from a loss function with an "
+                f"argument model_state, got {_kind(out)}"
+            )
+        loss, (metrics, new_model_state) = out
+        difference = tree.mismatch(model_state, new_model_state)
+        if difference:
+            raise ValueError(f"need a model_state like the one given: {difference}")
+        model_state = new_model_state
+    else:
+        loss, metrics = out if _is_pair(out) else (out, {})
+    _check_loss(loss)
+    _check_metrics(metrics)
+    return _Value(tree.widen(jnp.asarray(loss)), metrics, model_state)
+
+
+def _is_pair(out: Any) -> bool:
+    return isinstance(out, tuple) and len(out) == 2
+
+
+def _kind(out: Any) -> str:
+    if isinstance(out, tuple):
+        return f"a tuple ({', '.join(_kind(item) for item in out)})"
+    return type(out).__name__
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, jax.Array | float):
+        raise TypeError(f"need loss or (loss, metrics), got {_kind(loss)} for loss")
+    if jnp.shape(loss) != ():
+        raise ValueError(
+            f"need a scalar loss, got shape {jnp.shape(loss)}; reduce it over the "
+            "batch, e.g. loss.mean()"
+        )
+    if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(f"need a real float loss, got {jnp.result_type(loss)}")
+
+
+def _check_metrics(metrics: Any) -> None:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
+    for name, value in metrics.items():
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"need scalar metrics, got shape {jnp.shape(value)} for {name!r}"
+            )
+
+
+def _trainable(transform: Transform, params: Params) -> Any:
+    rule = transform.trainable or (lambda path, leaf: True)
+    return tree.map_with_path(rule, params)
+
+
+def _gradient_fn(loss: _Loss) -> Callable[..., tuple[_Value, Any]]:
+    """Return the loss and its gradient, zero for leaves that are not learned."""
+
+    def gradient(
+        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
+    ) -> tuple[_Value, Any]:
+        def objective(moving: Params) -> tuple[jax.Array, _Value]:
+            value = loss(tree.merge(moving, params), batch, key, model_state)
+            return value.loss, value
+
+        moving = tree.keep(learned, params)
+        grads, value = jax.grad(objective, has_aux=True)(moving)
+        grads = jax.tree.map(jnp.conj, grads)
+        return value, tree.merge(grads, tree.zeros_like(params))
+
+    return gradient
+
+
+def _micro_batched(
+    gradient: Callable[..., tuple[_Value, Any]], parts: int
+) -> Callable[..., tuple[_Value, Any]]:
+    """Average loss, metrics and gradient over equal parts of the batch."""
+    if parts == 1:
+        return gradient
+
+    def averaged(
+        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
+    ) -> tuple[_Value, Any]:
+        def one(carry: Any, inputs: Any) -> tuple[Any, None]:
+            total, model_state = carry
+            part, index = inputs
+            k_part = jax.random.fold_in(key, index)
+            value, grads = gradient(params, learned, part, k_part, model_state)
+            term = _terms(value, grads)
+            return (
+                tree.add(total, tree.scale(1 / parts, term)),
+                value.model_state,
+            ), None
+
+        cut = tree.map_with_path(lambda path, x: _cut(path, x, parts), batch)
+        first = jax.tree.map(lambda x: x[0], cut)
+        like = jax.eval_shape(
+            lambda *args: _terms(*gradient(params, learned, *args)),
+            *(first, key, model_state),
+        )
+        zero = tree.zeros_like(like)
+        inputs = (cut, jnp.arange(parts))
+        ((loss, metrics, grads), model_state), _ = jax.lax.scan(
+            one, (zero, model_state), inputs
+        )
+        return _Value(loss, metrics, model_state), grads
+
+    return averaged
+
+
+def _terms(value: _Value, grads: Any) -> tuple[jax.Array, Metrics, Any]:
+    metrics = {
+        name: jnp.asarray(metric).astype(jnp.result_type(float))
+        for name, metric in value.metrics.items()
+    }
+    return tree.widen((value.loss, metrics, grads))
+
+
+def _cut(path: str, x: jax.Array, parts: int) -> jax.Array:
+    if x.ndim == 0 or x.shape[0] % parts:
+        raise ValueError(
+            f"need a batch whose first axis is a multiple of micro_batches={parts}, "
+            f"got shape {x.shape} at {path!r}"
+        )
+    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+
+def _read_report(transform: Transform, grads: Any, state: TrainState) -> Metrics:
+    """Return the transforms' reports, the first learning rate under its own name."""
+    if transform.report is None:
+        return {}
+    reports = transform.report(grads, state.opt_state, state.params)
+    rates = [name for name in reports if name.split("/")[-1] == "learning_rate"]
+    return {
+        "learning_rate" if name in rates[:1] else name: value
+        for name, value in reports.items()
+    }
+
+
+def _measure(
+    metrics: str, loss: Any, learned: Any, grads: Any, updates: Any, params: Params
+) -> Metrics:
+    if metrics == "loss":
+        return {"is_finite": jnp.isfinite(loss)}
+    grad_norm = tree.norm(tree.keep(learned, grads))
+    return {
+        "is_finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+        "grad_norm": grad_norm,
+        "update_norm": tree.norm(tree.keep(learned, updates)),
+        "param_norm": tree.norm(tree.keep(learned, params)),
+    }
+
+
+def _union(groups: list[Metrics]) -> Metrics:
+    together: Metrics = {}
+    for group in groups:
+        for name, value in group.items():
+            if name in together:
+                raise ValueError(
+                    f"need metric names that are not taken, got a second {name!r}"
+                )
+            together[name] = jnp.asarray(value)
+    return together

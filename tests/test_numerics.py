@@ -1,0 +1,101 @@
+"""Hyperparameters enter the arithmetic as data; the arithmetic survives its edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad.numerics as numerics
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float64(0.5), np.float32(0.5)])
+def test_hyper_is_a_strong_scalar_of_the_default_float(value):
+    scalar = numerics.hyper(value)
+    assert scalar.dtype == jnp.float32
+    assert scalar.shape == ()
+    assert not scalar.weak_type
+
+
+def test_hyper_widens_a_narrow_value_to_the_default_float():
+    assert numerics.hyper(jnp.bfloat16(0.5)).dtype == jnp.float32
+
+
+def test_hyper_asks_a_schedule_for_the_step():
+    scalar = numerics.hyper(lambda step: 0.5 * step.astype(float), jnp.int32(3))
+    np.testing.assert_array_equal(scalar, 1.5)
+
+
+def test_hyper_takes_tracers_under_vmap_grad_and_jvp():
+    values = jnp.array([1.0, 2.0])
+    np.testing.assert_array_equal(jax.vmap(numerics.hyper)(values), values)
+    square = lambda x: numerics.hyper(x) ** 2  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(square)(3.0), 6.0)
+    np.testing.assert_array_equal(jax.jacfwd(square)(3.0), 6.0)
+
+
+def test_hyper_refuses_what_is_no_scalar():
+    with pytest.raises(ValueError, match=r"need a scalar hyperparameter.*\(3,\)"):
+        numerics.hyper(lambda step: jnp.ones(3), jnp.int32(0))
+    with pytest.raises(TypeError, match="takes no schedule"):
+        numerics.hyper(lambda step: 1.0)
+
+
+def test_a_value_in_the_program_gives_the_bits_of_the_value_as_data():
+    x = jnp.linspace(0.1, 1.0, 1000)
+
+    def scale_twice(a, b, x):
+        # Without the barrier XLA may merge constants into x * (a * b).
+        return (x * numerics.hyper(a)) * numerics.hyper(b)
+
+    baked = jax.jit(lambda x: scale_twice(0.1, 0.3, x))(x)
+    passed = jax.jit(scale_twice)(0.1, 0.3, x)
+    np.testing.assert_array_equal(baked, passed)
+
+
+def test_numbers_are_checked_and_arrays_pass_unread():
+    numerics.check_number("decay", 0.5, 0.0, 1.0)
+    numerics.check_number("decay", jnp.array(7.0), 0.0, 1.0)
+    numerics.check_number("decay", None, 0.0, 1.0)
+    for bad in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"0.0 <= decay <= 1.0, got decay={bad}"):
+            numerics.check_number("decay", bad, 0.0, 1.0)
+
+
+def test_the_step_saturates():
+    assert numerics.first_step().dtype == jnp.int32
+    assert numerics.next_step(jnp.int32(5)) == 6
+    assert numerics.next_step(jnp.int32(2**31 - 1)) == 2**31 - 1
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.99999])
+@pytest.mark.parametrize("step", [0, 1, 10, 10_000])
+def test_bias_correction_is_exact_in_float32(decay, step):
+    exact = 1 - np.float64(np.float32(decay)) ** (step + 1)
+    got = numerics.bias_correction(jnp.float32(decay), jnp.int32(step))
+    np.testing.assert_allclose(got, exact, rtol=2e-6)
+
+
+def test_bias_correction_without_memory_is_one():
+    np.testing.assert_array_equal(
+        numerics.bias_correction(jnp.float32(0.0), jnp.int32(0)), 1.0
+    )
+
+
+def test_division_by_zero_is_zero_with_zero_gradient():
+    x = jnp.array([1.0, 0.0])
+    np.testing.assert_array_equal(numerics.divide(x, x), [1.0, 0.0])
+    grads = jax.grad(lambda x: numerics.divide(x, x).sum())(x)
+    np.testing.assert_array_equal(grads, [0.0, 0.0])
+
+
+def test_a_key_is_typed_or_an_int():
+    key = jax.random.key(7)
+    assert numerics.key(key) is key
+    np.testing.assert_array_equal(
+        jax.random.key_data(numerics.key(7)), jax.random.key_data(key)
+    )
+    traced = jax.jit(lambda seed: jax.random.key_data(numerics.key(seed)))(7)
+    np.testing.assert_array_equal(traced, jax.random.key_data(key))
+    for bad in (jax.random.PRNGKey(0), 1.5):
+        with pytest.raises(TypeError, match="need an int or a typed key"):
+            numerics.key(bad)
