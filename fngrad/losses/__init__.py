@@ -1,0 +1,69 @@
+r"""Losses: one number per example, from predictions and targets.
+
+All losses share one set of keywords.
+
+``axis``: the axis or axes over which *one example extends*; the loss sums its terms
+over them, so its shape is that of the predictions without these axes. For losses of
+single entries (regression, binary) the default ``None`` makes every entry an example
+of its own; for losses of distributions, classes or vectors the default is -1.
+
+``where``: a mask. With the rank of the predictions it holds per entry, with the rank
+of the loss per example. What it leaves out contributes exactly zero to the value and
+has exactly zero gradient, even when it is NaN or infinite. Classes that are left out
+take no part in the softmax.
+
+``weights``: a number per example (or one for all) that multiplies the loss.
+
+``reduction``: "none" for the losses per example; "sum"; "mean" for
+$\sum_i w_i \ell_i / \sum_i w_i$ over the examples that ``where`` keeps (those with an
+entry left), and 0 when it keeps none.
+
+``label_smoothing``: a number $\alpha$ in [0, 1), or a tracer; the labels become
+$(1 - \alpha)\,y + \alpha / K$.
+
+Inputs may have any float dtype: the arithmetic and the result are in at least
+float32. Integer labels outside of [0, classes) raise when their values are known; in
+a traced function (under ``jit``) the loss of such an example, and its gradient, are
+NaN, unless ``where`` leaves it out. The same holds for a label whose class ``where``
+leaves out. Logits of ``-inf`` mean impossible classes: where their label is zero they
+contribute nothing. A logit of ``+inf`` gives NaN in a softmax.
+"""
+
+from fngrad.losses.classification import (
+    focal,
+    hinge,
+    multiclass_hinge,
+    sigmoid_binary_cross_entropy,
+    smooth_labels,
+    softmax_cross_entropy,
+    softmax_cross_entropy_with_integer_labels,
+)
+from fngrad.losses.distances import cosine_distance, kl_divergence
+from fngrad.losses.regression import (
+    absolute_error,
+    huber,
+    log_cosh,
+    poisson_nll,
+    quantile,
+    squared_error,
+)
+from fngrad.losses.sequences import ctc
+
+__all__ = [
+    "absolute_error",
+    "cosine_distance",
+    "ctc",
+    "focal",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "multiclass_hinge",
+    "poisson_nll",
+    "quantile",
+    "sigmoid_binary_cross_entropy",
+    "smooth_labels",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+    "squared_error",
+]

@@ -1,0 +1,249 @@
+"""What all losses share: inputs, masks, labels, and the reduction over examples."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.types import Scalar
+
+Axis: TypeAlias = int | Sequence[int] | None
+Array: TypeAlias = Any  # a jax or NumPy array, or nested lists of numbers
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
+
+
+class Masks(NamedTuple):
+    """What ``where`` keeps; None is everything."""
+
+    entry: jax.Array | None  # bool, the shape of the predictions
+    example: jax.Array | None  # bool, the shape of the loss
+
+
+def floats(name: str, x: Array) -> jax.Array:
+    """Return an array of floats in at least float32.
+
+    Raises:
+        TypeError: another dtype.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"need floating {name}, got dtype {x.dtype}")
+    return tree.widen(x)
+
+
+def float_pair(names: tuple[str, str], x: Array, y: Array) -> list[jax.Array]:
+    """Return predictions and targets of one shape in one dtype, at least float32.
+
+    Targets may be integers or bools.
+
+    Raises:
+        TypeError: predictions that are not floating, or complex targets.
+        ValueError: the shapes differ.
+    """
+    x, y = floats(names[0], x), jnp.asarray(y)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"need {names[1]} shaped like {names[0]}, "
+            f"got {names[0]} {x.shape} and {names[1]} {y.shape}"
+        )
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        is_number = y.dtype == jnp.bool_ or jnp.issubdtype(y.dtype, jnp.integer)
+        if not is_number:
+            raise TypeError(f"need real {names[1]}, got dtype {y.dtype}")
+        y = y.astype(x.dtype)
+    dtype = np.promote_types(x.dtype, tree.wide_dtype(y.dtype))
+    return [x.astype(dtype), y.astype(dtype)]
+
+
+def resolve_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """Return the axes of one example as distinct numbers in [0, ndim).
+
+    Raises:
+        ValueError: an axis that is out of range or given twice.
+    """
+    if axis is None:
+        return ()
+    given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    axes = tuple(operator.index(a) for a in given)
+    fits = all(-ndim <= a < ndim for a in axes)
+    axes = tuple(a % max(ndim, 1) for a in axes)
+    if not fits or len(set(axes)) < len(axes):
+        raise ValueError(
+            f"need different axes in [{-ndim}, {ndim}) of predictions with {ndim} "
+            f"axes, got {axis=}"
+        )
+    return axes
+
+
+def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """Return the axes of the classes; there is one at least.
+
+    Raises:
+        ValueError: no axis, or one that does not fit.
+    """
+    axes = resolve_axes(axis, ndim)
+    if not axes:
+        raise ValueError(f"need an axis of classes or coordinates, got {axis=}")
+    return axes
+
+
+def make_masks(
+    where: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]
+) -> Masks:
+    """Return what ``where`` keeps, per entry and per example.
+
+    Raises:
+        TypeError: ``where`` is not bool.
+        ValueError: its shape fits neither the predictions nor the loss.
+    """
+    if where is None:
+        return Masks(None, None)
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"need a mask of bools as where, got dtype {where.dtype}")
+    outer = tuple(n for i, n in enumerate(shape) if i not in axes)
+    if where.ndim == len(outer) and _broadcasts(where.shape, outer):
+        example = jnp.broadcast_to(where, outer)
+        entry = jnp.broadcast_to(jnp.expand_dims(example, axes), shape)
+        return Masks(entry, example)
+    if where.ndim == len(shape) and _broadcasts(where.shape, shape):
+        entry = jnp.broadcast_to(where, shape)
+        return Masks(entry, jnp.any(entry, axis=axes))
+    raise ValueError(
+        f"need where with the shape of the predictions {shape} or of the loss "
+        f"{outer}, got {where.shape}"
+    )
+
+
+def keep(mask: jax.Array | None, x: jax.Array, fill: float = 0.0) -> jax.Array:
+    """Return x where the mask holds, else ``fill``, which has no gradient."""
+    return x if mask is None else jnp.where(mask, x, fill)
+
+
+def times(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """Return weight * value with 0 * inf = 0, also in the gradients."""
+    is_void = (weight == 0) & jnp.isinf(value)
+    return weight * jnp.where(is_void, 0, value)
+
+
+def reduce(
+    loss: jax.Array,
+    example: jax.Array | None,
+    weights: Array | None,
+    reduction: Reduction,
+) -> jax.Array:
+    """Weigh the losses of the examples, and sum or average them if asked.
+
+    Args:
+        loss: one number per example, 0 where ``example`` is False.
+        example: the mask of the examples, or None.
+        weights: see `fngrad.losses`.
+        reduction: see `fngrad.losses`.
+
+    Raises:
+        ValueError: an unknown reduction, or weights that fit no loss.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f'need reduction "none", "mean" or "sum", got {reduction=}')
+    kept = keep(example, _weights_like(1 if weights is None else weights, loss))
+    loss = loss if weights is None else kept * loss
+    if reduction == "none":
+        return loss
+    total = jnp.sum(loss)
+    return total if reduction == "sum" else numerics.divide(total, jnp.sum(kept))
+
+
+def reduce_entries(
+    entry_loss: Callable[[jax.Array, jax.Array], jax.Array],
+    pair: Sequence[jax.Array],
+    axis: Axis,
+    where: Array | None,
+    weights: Array | None,
+    reduction: Reduction,
+) -> jax.Array:
+    """Sum a loss of single entries over each example, then reduce."""
+    x, y = pair
+    axes = resolve_axes(axis, x.ndim)
+    masks = make_masks(where, x.shape, axes)
+    terms = entry_loss(keep(masks.entry, x), keep(masks.entry, y))
+    loss = jnp.sum(keep(masks.entry, terms), axis=axes)
+    return reduce(loss, masks.example, weights, reduction)
+
+
+def check_positive(name: str, value: Scalar) -> None:
+    """Raise unless a number is above 0.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"need {name} > 0, got {name}={value}")
+
+
+def check_smoothing(label_smoothing: Scalar) -> None:
+    """Raise unless a number lies in [0, 1).
+
+    Raises:
+        ValueError: out of range.
+    """
+    is_number = isinstance(label_smoothing, int | float)
+    if is_number and not 0 <= label_smoothing < 1:
+        raise ValueError(f"need 0 <= label_smoothing < 1, got {label_smoothing=}")
+
+
+def check_labels(
+    labels: Array, shape: tuple[int, ...], classes: int, kept: Array | None
+) -> jax.Array:
+    """Return integer labels whose values, as far as they are known, are in range.
+
+    Args:
+        labels: integers of the given shape.
+        shape: that of the loss.
+        classes: how many there are.
+        kept: bool, the labels that count; None for all.
+
+    Raises:
+        TypeError: labels that are no integers.
+        ValueError: another shape, or a known label outside of [0, classes).
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"need integer labels, got dtype {labels.dtype}")
+    if labels.shape != shape:
+        raise ValueError(f"need labels of shape {shape}, got shape {labels.shape}")
+    if is_known(labels) and (kept is None or is_known(kept)):
+        values = np.asarray(labels)
+        is_wrong = (values < 0) | (values >= classes)
+        wrong = values[is_wrong if kept is None else is_wrong & np.asarray(kept)]
+        if wrong.size:
+            raise ValueError(
+                f"need labels in [0, {classes}), got {wrong[0]} "
+                f"({wrong.size} of {values.size} labels are out of range)"
+            )
+    return labels
+
+
+def is_known(x: Any) -> bool:
+    """Say whether an array's values can be read here: no tracer, no remote part."""
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return all(n in (1, m) for n, m in zip(shape, to, strict=True))
+
+
+def _weights_like(weights: Array, loss: jax.Array) -> jax.Array:
+    weights = jnp.asarray(weights).astype(loss.dtype)
+    fits = weights.ndim == loss.ndim and _broadcasts(weights.shape, loss.shape)
+    if weights.ndim and not fits:
+        raise ValueError(
+            f"need weights with the shape of the loss {loss.shape}, "
+            f"got shape {weights.shape}"
+        )
+    return jnp.broadcast_to(weights, loss.shape)
