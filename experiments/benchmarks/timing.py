@@ -1,0 +1,64 @@
+"""Timing side by side: interleaved repeats, medians, a table with ratios.
+
+A machine's speed drifts, so cases take turns: every repeat runs each case once, and a
+ratio compares medians over repeats that saw the same drift.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
+
+
+def seconds(fn: Callable[[], Any]) -> float:
+    """Return the seconds of one call, until its arrays are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(fn())
+    return time.perf_counter() - start
+
+
+def interleave(
+    cases: Mapping[str, Callable[[], float]], repeats: int
+) -> dict[str, list[float]]:
+    """Return ``repeats`` measurements of every case, taken in turns.
+
+    Args:
+        cases: name -> a function that measures itself and returns seconds, such as
+            ``lambda: seconds(fn) / num_steps``.
+        repeats: how often each is measured, after one round that is thrown away:
+            it compiles and warms caches.
+    """
+    rounds = [
+        {name: case() for name, case in cases.items()} for _ in range(repeats + 1)
+    ]
+    return {name: [times[name] for times in rounds[1:]] for name in cases}
+
+
+def table(times: Mapping[str, Sequence[float]], against: str, unit: str = "us") -> str:
+    """Write a row a case: median, quartiles, and the median's ratio to one case's.
+
+    Args:
+        times: name -> seconds, as `interleave` gives.
+        against: the case that the ratios are against.
+        unit: ``"s"``, ``"ms"`` or ``"us"``.
+    """
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    width = max(len(name) for name in times)
+    lines = [f"{'':{width}}  {unit:>10}  {'quartiles':>23}  ratio"]
+    for name, values in times.items():
+        low, _, high = (UNITS[unit] * q for q in _quartiles(values))
+        lines.append(
+            f"{name:{width}}  {UNITS[unit] * medians[name]:10.3f}  "
+            f"{low:10.3f} - {high:10.3f}  {medians[name] / medians[against]:5.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    if len(values) == 1:
+        return [values[0]] * 3
+    return statistics.quantiles(values, n=4, method="inclusive")

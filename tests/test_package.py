@@ -1,0 +1,108 @@
+"""What is installed and imported: versions, extras, the face, the gate."""
+
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import fngrad
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = {
+    "checkpoint": {"orbax-checkpoint"},
+    "data": {"grain", "scikit-learn"},
+    "cli": {"tyro", "tqdm"},
+    "plot": {"matplotlib"},
+    "tensorboard": {"tensorboardX"},
+    "preflight": {"libtpu"},
+    "test": {"pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"},
+    "dev": {"ruff", "pyright"},
+}
+LIST_MODULES = "import sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
+
+
+def modules_after(imports: str) -> set[str]:
+    """Return the top-level modules of a fresh process after its imports."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{imports}; {LIST_MODULES}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    return set(done.stdout.split())
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement)[0]
+
+
+def test_importing_fngrad_imports_jax_and_numpy_alone():
+    allowed = modules_after("import jax, jax.numpy, numpy") | sys.stdlib_module_names
+    assert modules_after("import fngrad") - allowed == {"fngrad"}
+
+
+def test_importing_fngrad_starts_no_backend():
+    code = (
+        "import fngrad, jax._src.xla_bridge as bridge; "
+        "assert not bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_version_is_a_string():
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", fngrad.__version__)
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "fngrad" / "py.typed").is_file()
+
+
+def test_all_names_exist_and_are_sorted():
+    by_kind = sorted(
+        set(fngrad.__all__), key=lambda n: (not n.isupper(), n[0].islower(), n)
+    )
+    assert list(fngrad.__all__) == by_kind  # CONSTANTS, Types, functions
+    assert [n for n in fngrad.__all__ if not hasattr(fngrad, n)] == []
+
+
+def test_the_core_depends_on_jax_and_numpy_alone():
+    assert PYPROJECT["project"]["dependencies"] == ["jax>=0.7.2", "numpy"]
+    assert PYPROJECT["project"]["requires-python"] == ">=3.11"
+
+
+def test_the_extras_are_those_of_the_design():
+    extras = dict(PYPROJECT["project"]["optional-dependencies"])
+    (everything,) = extras.pop("all")
+    assert {e: {name_of(r) for r in reqs} for e, reqs in extras.items()} == EXTRAS
+    inside = re.fullmatch(r"fngrad\[(.*)\]", everything)
+    assert inside
+    assert set(inside[1].split(",")) == EXTRAS.keys() - {"preflight", "test", "dev"}
+
+
+def test_nothing_caps_jax_or_replaces_an_accelerators_install():
+    project = PYPROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    for requirement in itertools.chain.from_iterable(groups):
+        assert not re.match(r"jax(lib)?\s*(\[|.*<|.*==|.*~=)", requirement), requirement
+
+
+@pytest.mark.parametrize(
+    ("in_readme", "in_gate"),
+    [
+        ("python3 -m venv .venv", '"$python" -m venv "$venv"'),
+        (
+            '.venv/bin/pip install -e ".[all,test,dev]"',
+            '"$venv/bin/pip" install -e ".[all,test,dev]"',
+        ),
+        (".venv/bin/pytest -n auto", '"$venv/bin/pytest" -n auto'),
+    ],
+)
+def test_the_gate_runs_what_the_readme_says(in_readme: str, in_gate: str):
+    assert in_gate in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert in_readme in (ROOT / "README.md").read_text(encoding="utf-8")
