@@ -3,7 +3,8 @@ r"""Whole models: layers of one example, ready for training.
 Each function returns a `fngrad.layers.Layer`; x is ONE example. Batches are made by
 ``jax.vmap(model.apply, (None, 0))(params, x)``, or by ``fngrad.layers.batched(model)``,
 which also takes a key and gives each example its own: with a key dropout drops,
-without one the model is deterministic.
+without one the model is deterministic. A dropout rate may be a tracer; None leaves
+dropout out.
 """
 
 import itertools
@@ -53,7 +54,7 @@ def mlp(
     sizes: Sequence[int],
     activation: Activation = jax.nn.relu,
     *,
-    dropout_rate: Scalar = 0.0,
+    dropout_rate: Scalar | None = None,
     weight_init: Initializer = _HE,
     output_init: Initializer = _GLOROT,
 ) -> Layer:
@@ -88,7 +89,7 @@ def mlp(
         for entry in (
             layers.linear(in_size, out_size, weight_init=weight_init),
             activation,
-            layers.dropout(dropout_rate),
+            _dropout(dropout_rate),
         )
     ]
     last = layers.linear(sizes[-2], sizes[-1], weight_init=output_init)
@@ -103,7 +104,7 @@ def cnn(
     kernel_size: int = 3,
     hidden_size: int = 64,
     activation: Activation = jax.nn.relu,
-    dropout_rate: Scalar = 0.0,
+    dropout_rate: Scalar | None = None,
 ) -> Layer:
     """Return a small convolutional classifier, ``(h, w, c) -> (classes,)`` logits.
 
@@ -153,7 +154,7 @@ def cnn(
         layers.flatten,
         layers.linear(flat_size, hidden_size, weight_init=initializers.he_normal()),
         activation,
-        layers.dropout(dropout_rate),
+        _dropout(dropout_rate),
         layers.linear(hidden_size, classes),
     )
 
@@ -165,7 +166,7 @@ def rnn(
     *,
     recurrent: Callable[[int, int], Layer] = layers.gru,
     every_step: bool = False,
-    dropout_rate: Scalar = 0.0,
+    dropout_rate: Scalar | None = None,
 ) -> Layer:
     """Return a recurrent classifier of sequences, ``(time, in_size) -> (out_size,)``.
 
@@ -200,7 +201,7 @@ def rnn(
     stack = [
         entry
         for before, after in itertools.pairwise(sizes)
-        for entry in (recurrent(before, after), layers.dropout(dropout_rate))
+        for entry in (recurrent(before, after), _dropout(dropout_rate))
     ]
     chosen = [] if every_step else [_last]
     return layers.serial(*stack, *chosen, layers.linear(sizes[-1], out_size))
@@ -215,7 +216,7 @@ def transformer(
     num_heads: int = 4,
     hidden_size: int | None = None,
     activation: Activation = jax.nn.gelu,
-    dropout_rate: Scalar = 0.0,
+    dropout_rate: Scalar | None = None,
 ) -> Layer:
     r"""Return a decoder-only language model, ``(length,)`` -> ``(length, vocab)``.
 
@@ -260,7 +261,7 @@ def transformer(
         pre-norm and the start. Differs from it in: the head has weights of its own.
     """
     check_sizes(num_layers=num_layers)
-    dropout = layers.dropout(dropout_rate)
+    dropout = _dropout(dropout_rate)
     draw = initializers.normal(0.02)
     draw_last = initializers.normal(0.02 / math.sqrt(2 * num_layers))
     width = 4 * features if hidden_size is None else hidden_size
@@ -294,6 +295,10 @@ def transformer(
         norm=layers.layer_norm(features),
         head=layers.linear(features, vocab_size, bias=False, weight_init=draw),
     )
+
+
+def _dropout(rate: Scalar | None) -> Layer:
+    return layers.serial() if rate is None else layers.dropout(rate)
 
 
 def _last(x: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ def multi_head_attention(
     head_size: int | None = None,
     context_features: int | None = None,
     causal: bool = False,
-    dropout_rate: Scalar = 0.0,
+    dropout_rate: Scalar | None = None,
     bias: bool = True,
     weight_init: Initializer = _GLOROT,
     output_init: Initializer | None = None,
@@ -58,7 +58,8 @@ def multi_head_attention(
         head_size: $d$; by default features / num_heads.
         context_features: last axis of the context; by default features.
         causal: position t attends to positions 0 to t only.
-        dropout_rate: in [0, 1], of the attention weights, with a key; may be a tracer.
+        dropout_rate: in [0, 1], of the attention weights, with a key; may be a tracer;
+            None for no dropout.
         bias: whether the four maps have a bias, which begins at 0.
         weight_init: draws the weights of the four maps; by default `glorot_uniform`.
         output_init: draws $W_o$ instead.
@@ -90,16 +91,16 @@ def multi_head_attention(
 
     def init(key: Key) -> Params:
         maps = {
-            "query": (features, num_heads * size, weight_init),
-            "key": (from_size, kv_heads * size, weight_init),
-            "value": (from_size, kv_heads * size, weight_init),
-            "output": (num_heads * size, features, output_init or weight_init),
+            "query": ((features, num_heads * size), weight_init),
+            "key": ((from_size, kv_heads * size), weight_init),
+            "value": ((from_size, kv_heads * size), weight_init),
+            "output": ((num_heads * size, features), output_init or weight_init),
         }
         keys = jax.random.split(numerics.key(key), len(maps))
         bias_init = initializers.zeros() if bias else None
         return {
-            name: dense_params(k, shape, draw_weight, bias_init)
-            for k, (name, (*shape, draw_weight)) in zip(keys, maps.items(), strict=True)
+            name: dense_params(k, shape, weight, bias_init)
+            for k, (name, (shape, weight)) in zip(keys, maps.items(), strict=True)
         }
 
     def apply(
@@ -119,7 +120,7 @@ def multi_head_attention(
         k = dense(params["key"], source).reshape(len(source), kv_heads, size)
         v = dense(params["value"], source).reshape(len(source), kv_heads, size)
         weights = _weights(q, k, allowed).astype(v.dtype)
-        if key is not None:
+        if key is not None and dropout_rate is not None:
             weights = drop(dropout_rate, weights, key)
         heads = jnp.einsum("kgts,skd->tkgd", weights, v)
         return dense(params["output"], heads.reshape(len(x), -1))
