@@ -69,14 +69,14 @@ def cosine_distance(
 ) -> jax.Array:
     r"""Return one minus the cosine of the angle between two vectors, in [0, 2].
 
-    $$1 - \frac{x \cdot y}
-      {\max(\lVert x \rVert, \epsilon)\,\max(\lVert y \rVert, \epsilon)}$$
+    $$1 - \frac{x \cdot y}{n(x)\,n(y)}, \qquad
+      n(x) = \sqrt{\max(\lVert x \rVert^2,\ \epsilon)}$$
 
     Args:
         predictions: $x$, shape ``(..., coordinates)``.
         targets: $y$, of the same shape.
-        epsilon: $\epsilon$, >= 0, the least norm to divide by. A vector of zeros is
-            at distance 1 from everything, with zero gradient.
+        epsilon: $\epsilon$, >= 0, the least *squared* norm to divide by. A vector of
+            zeros is at distance 1 from everything, with zero gradient.
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
@@ -95,7 +95,7 @@ def cosine_distance(
     x, y = float_pair(("predictions", "targets"), predictions, targets)
     axes = class_axes(axis, x.ndim)
     masks = make_masks(where, x.shape, axes)
-    least = numerics.hyper(epsilon).astype(x.dtype)
+    least = jnp.sqrt(numerics.hyper(epsilon).astype(x.dtype))
     x = _unit(keep(masks.entry, x), axes, least)
     y = _unit(keep(masks.entry, y), axes, least)
     loss = keep(masks.example, 1 - jnp.sum(x * y, axis=axes))

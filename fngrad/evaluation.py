@@ -1,0 +1,295 @@
+"""Metrics over a data set of any size: exact, in one program.
+
+The examples are read in batches, the last of which may be smaller. What is measured
+on each batch is an accumulator (`fngrad.metrics`), and accumulators are merged; so
+the result does not depend on the batch size, beyond rounding.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import fngrad.batching as batching
+import fngrad.tree as tree
+from fngrad.metrics import Accumulator, Mean
+from fngrad.types import Batch, ModelState, Params
+
+_FORMS = "metric_fn(params, batch) or metric_fn(params, batch, model_state)"
+
+
+class _Source(NamedTuple):
+    """Examples that can be read by position."""
+
+    size: int
+    read: Callable[[jax.Array | int, int], Batch]  # (start, count) -> batch
+
+
+def evaluate(
+    metric_fn: Callable[..., dict[str, Any]],
+    state_or_params: Any,
+    data: Any,
+    *,
+    batch_size: int = 256,
+) -> dict[str, float | np.ndarray]:
+    """Return the metrics of a model over a data set.
+
+    The program is compiled once for each ``metric_fn``, batch size and shapes; a
+    function defined anew is another function.
+
+    Args:
+        metric_fn: ``metric_fn(params, batch)``, or with an argument named
+            ``model_state``. It returns a dict of, for each name: an array with a value
+            per example, shape ``(examples, ...)``, whose mean over the examples is
+            meant; or a tuple (sum, weight), whose quotient of totals is; or an
+            accumulator such as ``metrics.r2(...)``.
+        state_or_params: a `fngrad.TrainState`, or parameters alone.
+        data: a pytree of arrays of shape ``(n, ...)``, or a dataset, whose examples
+            are read once each, in the order of its arrays and through its maps.
+        batch_size: how many examples to measure at once, >= 1; larger than n is n.
+
+    Returns:
+        A float for each scalar metric, a NumPy array for the others.
+
+    Raises:
+        TypeError: ``metric_fn`` takes other arguments, asks for a model state where
+            there is none, or returns no dict.
+        ValueError: no examples, leaves with different numbers of examples, a batch
+            size below 1, a map that takes a key, or a metric that cannot be folded:
+            a bare scalar, or an array whose first axis is not the batch's.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> from fngrad.evaluation import evaluate
+        >>> def metric_fn(params, batch):
+        ...     return {"error": (params * batch["x"] - batch["y"]) ** 2}
+        >>> data = {"x": jnp.arange(3.0), "y": jnp.array([0.0, 2.0, 7.0])}
+        >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
+        {'error': 3.0}
+    """
+    is_state = hasattr(state_or_params, "params")
+    is_state = is_state and hasattr(state_or_params, "model_state")
+    params = state_or_params.params if is_state else state_or_params
+    model_state = state_or_params.model_state if is_state else None
+    if not is_state and _takes_model_state(metric_fn):
+        raise TypeError(
+            "need a TrainState for a metric_fn that takes model_state, "
+            f"got {type(state_or_params).__name__}"
+        )
+    source = arrays_of(data)
+    values = jax.device_get(
+        _jitted_fold(metric_fn, params, model_state, source, batch_size)
+    )
+    return {
+        name: float(value) if np.ndim(value) == 0 else np.asarray(value)
+        for name, value in values.items()
+    }
+
+
+def fold(
+    metric_fn: Callable[..., dict[str, Any]],
+    params: Params,
+    model_state: ModelState,
+    arrays: Any,
+    batch_size: int = 256,
+) -> dict[str, jax.Array]:
+    """Return the metrics of a model over a data set: the pure core of `evaluate`.
+
+    Usable under ``jit`` and ``vmap``. The full batches are one loop in the program,
+    the ragged rest comes once after it.
+
+    Args:
+        metric_fn: see `evaluate`.
+        params: the model's parameters.
+        model_state: what an argument named ``model_state`` receives.
+        arrays: a pytree of arrays of shape ``(n, ...)``, or a dataset.
+        batch_size: how many examples to measure at once, >= 1.
+
+    Raises:
+        TypeError: as `evaluate`.
+        ValueError: as `evaluate`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"need batch_size >= 1, got {batch_size=}")
+    call = _binder(metric_fn)
+    source = _source_of(arrays)
+    full, rest = divmod(source.size, batch_size)
+
+    def measure(start: jax.Array | int, count: int) -> dict[str, Accumulator]:
+        metrics = call(params, source.read(start, count), model_state)
+        return _accumulators(metrics, count)
+
+    parts = []
+    if full:
+        parts.append(_merge_over(lambda i: measure(i * batch_size, batch_size), full))
+    if rest:
+        parts.append(measure(full * batch_size, rest))
+    merged = parts[0] if len(parts) == 1 else _merge(*parts)
+    return {name: part.value() for name, part in merged.items()}
+
+
+def arrays_of(data: Any) -> Any:
+    """Return what `fold` reads from a dataset or a pytree of arrays.
+
+    Raises:
+        ValueError: no examples, or leaves with different numbers of them.
+    """
+    if isinstance(data, batching.Dataset):
+        is_plain = data.read is batching.take and not data.maps
+        return data.arrays if is_plain else data
+    arrays = getattr(data, "arrays", data)
+    batching.num_examples(arrays)
+    return arrays
+
+
+_jitted_fold = jax.jit(fold, static_argnums=(0, 4))
+
+
+# ---- reading
+
+
+def _source_of(data: Any) -> _Source:
+    arrays = arrays_of(data)
+    if not isinstance(arrays, batching.Dataset):
+
+        def cut(start: jax.Array | int, count: int) -> Batch:
+            return jax.tree.map(
+                lambda x: lax.dynamic_slice_in_dim(jnp.asarray(x), start, count), arrays
+            )
+
+        return _Source(batching.num_examples(arrays), cut)
+
+    dataset = arrays
+    for fn in dataset.maps:
+        if "key" in _parameters(fn):
+            raise ValueError(
+                "need data without random maps for an evaluation, got a map that "
+                f"takes a key: {fn!r}"
+            )
+
+    def read(start: jax.Array | int, count: int) -> Batch:
+        positions = start + jnp.arange(count, dtype=jnp.int32)
+        batch = dataset.read(dataset.arrays, positions)
+        for fn in dataset.maps:
+            batch = fn(batch)
+        return batch
+
+    return _Source(dataset.size, read)
+
+
+# ---- merging
+
+
+def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    merged = {name: part.merge(b[name]) for name, part in a.items()}
+    return tree.cast_like(merged, a)
+
+
+def _merge_over(
+    measure: Callable[[jax.Array], dict[str, Any]], count: int
+) -> dict[str, Any]:
+    """Merge what is measured at 0, ..., count - 1, in this order."""
+
+    def step(merged: dict[str, Any], i: jax.Array) -> tuple[dict[str, Any], None]:
+        new = measure(i)
+        both = partial(jnp.where, i == 0)
+        return jax.tree.map(both, new, _merge(merged, new)), None
+
+    steps = jnp.arange(count, dtype=jnp.int32)
+    blank = tree.zeros_like(jax.eval_shape(measure, steps[0]))
+    merged, _ = lax.scan(step, blank, steps)
+    return merged
+
+
+def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
+    if not isinstance(metrics, dict):
+        raise TypeError(
+            f"need a metric_fn that returns a dict, got {type(metrics).__name__}"
+        )
+    return {name: _accumulator(name, value, count) for name, value in metrics.items()}
+
+
+def _accumulator(name: str, value: Any, count: int) -> Accumulator:
+    if hasattr(value, "merge") and hasattr(value, "value"):
+        return jax.tree.map(_strong, value)
+    if type(value) is tuple and len(value) == 2:
+        return _pair(name, _strong(value[0]), _strong(value[1]))
+    values = _strong(value)
+    shape = values.shape
+    if shape == ():
+        raise ValueError(
+            f"need metric {name!r} per example, as a tuple (sum, weight) or as an "
+            "accumulator of fngrad.metrics, got a scalar: the last batch is smaller, "
+            "so a mean of the batches' means is not the mean over the examples"
+        )
+    if shape[0] != count:
+        raise ValueError(
+            f"need metric {name!r} with a value for each of the {count} examples of "
+            f"the batch on its first axis, got shape {shape}"
+        )
+    return Mean(jnp.sum(values, axis=0), jnp.full((), count, values.dtype))
+
+
+def _pair(name: str, total: jax.Array, weight: jax.Array) -> Mean:
+    if weight.shape not in ((), total.shape):
+        raise ValueError(
+            f"need metric {name!r} as (sum, weight) of one shape, "
+            f"got {total.shape} and {weight.shape}"
+        )
+    dtype = jnp.promote_types(total.dtype, weight.dtype)
+    return Mean(total.astype(dtype), weight.astype(dtype))
+
+
+def _strong(x: Any) -> jax.Array:
+    """Return an array of at least float32, without a weak type."""
+    x = jnp.asarray(x)
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(tree.wide_dtype(x.dtype) if is_float else jnp.float32)
+
+
+# ---- the user's function
+
+
+def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(fn).parameters)
+    except ValueError:  # a builtin tells no signature
+        return {}
+
+
+def _takes_model_state(metric_fn: Callable[..., Any]) -> bool:
+    return "model_state" in _parameters(metric_fn)
+
+
+def _binder(metric_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of (params, batch, model_state), however it is written.
+
+    Raises:
+        TypeError: it has other required arguments.
+    """
+    parameters = _parameters(metric_fn)
+    required = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name != "model_state"
+    ]
+    is_open = any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
+    if parameters and len(required) != 2 and not is_open:
+        raise TypeError(f"need {_FORMS}, got {metric_fn!r} with {list(parameters)}")
+    if "model_state" not in parameters:
+        return lambda params, batch, model_state: metric_fn(params, batch)
+
+    def call(params: Params, batch: Batch, model_state: ModelState) -> Any:
+        first, second = required
+        named = {first: params, second: batch, "model_state": model_state}
+        return metric_fn(**named)
+
+    return call

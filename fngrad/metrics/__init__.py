@@ -1,0 +1,46 @@
+r"""Metrics as accumulators: what is measured on parts is exact for the whole.
+
+An *accumulator* is a NamedTuple of arrays, and so a pytree, with two methods:
+``merge(other)`` gives the accumulator of both parts together, ``value()`` the metric.
+Merging is associative, so a mean over ragged batches is the mean over the examples,
+never a mean of means. Any NamedTuple with these two methods can be given to
+`fngrad.evaluate`.
+
+The functions measure a batch and return an accumulator. They share ``where``, a mask
+of the examples that count, and ``weights``, a number per example, both of the shape
+of the labels (of the first axis of the targets for regression). An example that
+``where`` leaves out may hold NaN. Integer labels outside of [0, classes) make the
+metric NaN. Sums are held in at least float32.
+"""
+
+from fngrad.metrics.accumulators import (
+    R2,
+    Accumulator,
+    CalibrationError,
+    ConfusionMatrix,
+    Mean,
+)
+from fngrad.metrics.classification import (
+    accuracy,
+    calibration_error,
+    confusion_matrix,
+    log_loss,
+    top_k_accuracy,
+)
+from fngrad.metrics.regression import mean_absolute_error, mean_squared_error, r2
+
+__all__ = [
+    "R2",
+    "Accumulator",
+    "CalibrationError",
+    "ConfusionMatrix",
+    "Mean",
+    "accuracy",
+    "calibration_error",
+    "confusion_matrix",
+    "log_loss",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "r2",
+    "top_k_accuracy",
+]

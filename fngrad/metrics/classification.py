@@ -1,0 +1,178 @@
+"""Metrics of classes, from logits and integer labels."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fngrad.metrics.accumulators import CalibrationError, ConfusionMatrix, Mean
+from fngrad.metrics.examples import mask_and_weights, mean_of, wide
+
+
+def accuracy(
+    logits: Any, labels: Any, *, where: Any = None, weights: Any = None
+) -> Mean:
+    """Measure how often the largest logit is the label's.
+
+    Args:
+        logits: floats, shape ``(..., classes)``; of equal ones the first counts.
+        labels: integers in [0, classes), shape ``(...)``.
+        where, weights: see `fngrad.metrics`.
+
+    Raises:
+        TypeError: labels that are not integers, or a mask that is not bool.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad import metrics
+        >>> logits = jnp.array([[2.0, 1.0], [0.0, 3.0]])
+        >>> print(metrics.accuracy(logits, jnp.array([0, 0])).value())
+        0.5
+    """
+    return top_k_accuracy(logits, labels, 1, where=where, weights=weights)
+
+
+def top_k_accuracy(
+    logits: Any, labels: Any, k: int, *, where: Any = None, weights: Any = None
+) -> Mean:
+    """Measure how often the label's logit is among the k largest.
+
+    Args:
+        logits: floats, shape ``(..., classes)``; of equal ones the first count.
+        labels: integers in [0, classes), shape ``(...)``.
+        k: 1 <= k <= classes.
+        where, weights: see `fngrad.metrics`.
+
+    Raises:
+        TypeError: labels that are not integers, or a mask that is not bool.
+        ValueError: shapes that do not fit, or k out of range.
+    """
+    x, y, w = _classified(logits, labels, where, weights)
+    if not 1 <= k <= x.shape[-1]:
+        raise ValueError(f"need 1 <= k <= {x.shape[-1]} classes, got {k=}")
+    return mean_of(_rank_is_below(k, x, y), w)
+
+
+def log_loss(
+    logits: Any, labels: Any, *, where: Any = None, weights: Any = None
+) -> Mean:
+    r"""Measure the cross-entropy $-\log \mathrm{softmax}(x)_y$, in nats.
+
+    Args:
+        logits: $x$, floats, shape ``(..., classes)``.
+        labels: $y$, integers in [0, classes), shape ``(...)``.
+        where, weights: see `fngrad.metrics`.
+
+    Raises:
+        TypeError: labels that are not integers, or a mask that is not bool.
+        ValueError: shapes that do not fit.
+    """
+    x, y, w = _classified(logits, labels, where, weights)
+    return mean_of(-_pick(jax.nn.log_softmax(x), y), w)
+
+
+def calibration_error(
+    logits: Any,
+    labels: Any,
+    *,
+    num_bins: int = 15,
+    where: Any = None,
+    weights: Any = None,
+) -> CalibrationError:
+    r"""Measure how far confidence is from accuracy: the expected calibration error.
+
+    $$\sum_b \frac{n_b}{n}\,|\mathrm{accuracy}_b - \mathrm{confidence}_b|$$
+
+    over the bins $((b - 1)/B,\ b/B]$ of the largest probability.
+
+    Args:
+        logits: floats, shape ``(..., classes)``.
+        labels: integers in [0, classes), shape ``(...)``.
+        num_bins: $B$, >= 1.
+        where, weights: see `fngrad.metrics`.
+
+    Raises:
+        TypeError: labels that are not integers, or a mask that is not bool.
+        ValueError: shapes that do not fit, or ``num_bins < 1``.
+
+    References:
+        Guo et al., On calibration of modern neural networks, 2017,
+        https://arxiv.org/abs/1706.04599, equation 3.
+    """
+    if num_bins < 1:
+        raise ValueError(f"need num_bins >= 1, got {num_bins=}")
+    x, y, w = _classified(logits, labels, where, weights)
+    confidence = jnp.max(jax.nn.softmax(x), axis=-1)
+    is_right = _rank_is_below(1, x, y)
+    bins = jnp.clip(jnp.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
+    bins = jax.nn.one_hot(bins.astype(jnp.int32), num_bins, dtype=x.dtype)
+    axes = tuple(range(y.ndim))
+
+    def per_bin(values: jax.Array) -> jax.Array:
+        return jnp.sum(bins * (w * values)[..., None], axis=axes)
+
+    ones = jnp.ones_like(confidence)
+    return CalibrationError(per_bin(ones), per_bin(confidence), per_bin(is_right))
+
+
+def confusion_matrix(
+    logits: Any, labels: Any, *, where: Any = None, weights: Any = None
+) -> ConfusionMatrix:
+    """Count how often each class was taken for each.
+
+    Args:
+        logits: floats, shape ``(..., classes)``; the largest is the prediction.
+        labels: integers in [0, classes), shape ``(...)``.
+        where, weights: see `fngrad.metrics`.
+
+    Returns:
+        Counts of shape (true class, predicted class).
+
+    Raises:
+        TypeError: labels that are not integers, or a mask that is not bool.
+        ValueError: shapes that do not fit.
+    """
+    x, y, w = _classified(logits, labels, where, weights)
+    classes = x.shape[-1]
+    true, predicted = jnp.maximum(y, 0).reshape(-1), jnp.argmax(x, -1).reshape(-1)
+    is_wrong = jnp.any(jnp.isnan(x), axis=-1) | (y < 0)
+    w = (w * jnp.where(is_wrong, jnp.nan, 1).astype(w.dtype)).reshape(-1)
+    counts = jnp.zeros((classes, classes), w.dtype).at[true, predicted].add(w)
+    return ConfusionMatrix(counts)
+
+
+def _classified(
+    logits: Any, labels: Any, where: Any, weights: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return logits, labels and weights; -1 is a label out of range."""
+    x, y = wide(logits), jnp.asarray(labels)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"need integer labels, got dtype {y.dtype}")
+    if x.ndim < 1 or y.shape != x.shape[:-1]:
+        raise ValueError(
+            f"need logits (..., classes) and labels (...), got {x.shape} and {y.shape}"
+        )
+    mask, w = mask_and_weights(where, weights, y.shape, x.dtype)
+    if mask is not None:
+        x, y = jnp.where(mask[..., None], x, 0), jnp.where(mask, y, 0)
+    return x, jnp.where((y >= 0) & (y < x.shape[-1]), y, -1), w
+
+
+def _pick(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return x at each label; NaN for labels out of range."""
+    index = jnp.maximum(y, 0)[..., None]
+    picked = jnp.take_along_axis(x, index, axis=-1)[..., 0]
+    return jnp.where(y < 0, jnp.nan, picked)
+
+
+def _rank_is_below(k: int, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return 1 where fewer than k classes are ahead of the label's, NaN without one.
+
+    A class that cannot be compared, because one of the logits is NaN, is ahead.
+    """
+    own = _pick(x, y)[..., None]
+    comes_later = jax.lax.broadcasted_iota(y.dtype, x.shape, x.ndim - 1) >= y[..., None]
+    is_behind = (own > x) | ((own == x) & comes_later)
+    is_right = jnp.sum(~is_behind, axis=-1) < k
+    return jnp.where(y < 0, jnp.nan, is_right.astype(x.dtype))

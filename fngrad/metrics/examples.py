@@ -1,0 +1,44 @@
+"""Which examples count, and how much."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.tree as tree
+from fngrad.metrics.accumulators import Mean
+
+
+def mask_and_weights(
+    where: Any, weights: Any, shape: tuple[int, ...], dtype: Any
+) -> tuple[jax.Array | None, jax.Array]:
+    """Return the mask, or None, and the weights, 0 where it does not hold.
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: another shape than the given one.
+    """
+    w = jnp.ones(shape, dtype) if weights is None else jnp.asarray(weights)
+    if w.shape != shape:
+        raise ValueError(f"need weights of shape {shape}, got shape {w.shape}")
+    w = w.astype(dtype)
+    if where is None:
+        return None, w
+    mask = jnp.asarray(where)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"need a mask of bools as where, got dtype {mask.dtype}")
+    if mask.shape != shape:
+        raise ValueError(f"need where of shape {shape}, got shape {mask.shape}")
+    return mask, jnp.where(mask, w, 0)
+
+
+def wide(x: Any) -> jax.Array:
+    """Return an array of floats in at least float32; integers and bools will do."""
+    x = jnp.asarray(x)
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return tree.widen(x) if is_float else x.astype(jnp.float32)
+
+
+def mean_of(values: jax.Array, w: jax.Array) -> Mean:
+    """Return the weighted mean of values."""
+    return Mean(jnp.sum(w * values), jnp.sum(w))

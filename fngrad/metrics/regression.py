@@ -1,0 +1,89 @@
+"""Metrics of real predictions."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+from fngrad.metrics.accumulators import R2, Mean
+from fngrad.metrics.examples import mask_and_weights, mean_of, wide
+
+
+def mean_squared_error(
+    predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
+) -> Mean:
+    """Measure the mean of (x - y)**2 over examples and outputs.
+
+    Args:
+        predictions: x, floats, shape ``(n, ...)``.
+        targets: y, of the same shape.
+        where, weights: see `fngrad.metrics`; of shape ``(n,)``.
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: shapes that do not fit.
+    """
+    x, y, w = _paired(predictions, targets, where, weights)
+    return mean_of((x - y) ** 2, w)
+
+
+def mean_absolute_error(
+    predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
+) -> Mean:
+    """Measure the mean of abs(x - y) over examples and outputs.
+
+    Args:
+        predictions: x, floats, shape ``(n, ...)``.
+        targets: y, of the same shape.
+        where, weights: see `fngrad.metrics`; of shape ``(n,)``.
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: shapes that do not fit.
+    """
+    x, y, w = _paired(predictions, targets, where, weights)
+    return mean_of(jnp.abs(x - y), w)
+
+
+def r2(predictions: Any, targets: Any, *, where: Any = None, weights: Any = None) -> R2:
+    r"""Measure the share of the targets' variance that predictions explain.
+
+    $$R^2 = 1 - \frac{\sum_i w_i (x_i - y_i)^2}{\sum_i w_i (y_i - \bar y)^2}$$
+
+    for each output, then the mean over outputs.
+
+    Args:
+        predictions: $x$, floats, shape ``(n, ...)``.
+        targets: $y$, of the same shape.
+        where, weights: see `fngrad.metrics`; of shape ``(n,)``.
+
+    Raises:
+        TypeError: a mask that is not bool.
+        ValueError: shapes that do not fit.
+    """
+    x, y, w = _paired(predictions, targets, where, weights)
+    weight = jnp.sum(w, axis=0)
+    mean = numerics.divide(jnp.sum(w * y, axis=0), weight)
+    m2 = jnp.sum(w * (y - mean[None]) ** 2, axis=0)
+    return R2(weight, mean, m2, jnp.sum(w * (x - y) ** 2, axis=0))
+
+
+def _paired(
+    predictions: Any, targets: Any, where: Any, weights: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return predictions, targets and weights, all of one shape."""
+    x, y = wide(predictions), wide(targets)
+    if x.ndim < 1 or x.shape != y.shape:
+        raise ValueError(
+            "need predictions (n, ...) and targets of the same shape, "
+            f"got {x.shape} and {y.shape}"
+        )
+    dtype = jnp.promote_types(x.dtype, y.dtype)
+    mask, w = mask_and_weights(where, weights, x.shape[:1], dtype)
+    inner = tuple(range(1, x.ndim))
+    x, y = x.astype(dtype), y.astype(dtype)
+    if mask is not None:
+        mask = jnp.expand_dims(mask, inner)
+        x, y = jnp.where(mask, x, 0), jnp.where(mask, y, 0)
+    return x, y, jnp.broadcast_to(jnp.expand_dims(w, inner), x.shape)
