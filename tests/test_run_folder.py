@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +78,10 @@ def raise_disk_full(*args: Any) -> None:
 # ---- the run folder
 
 
-def test_a_run_folder_says_what_was_asked_and_what_it_ran_on(tmp_path: pathlib.Path):
+def test_a_run_folder_says_what_was_asked_and_what_it_ran_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--note", "a b"])
     folder = RunFolder(
         tmp_path / "runs" / "a", config=Config(), data="abc", extra={"note": "first"}
     )
@@ -96,7 +100,7 @@ def test_a_run_folder_says_what_was_asked_and_what_it_ran_on(tmp_path: pathlib.P
     assert (facts["seed"], facts["data"], facts["note"]) == (3, "abc", "first")
     assert facts["started"].endswith("+00:00")
     assert facts["resumed"] == []
-    assert "pytest" in facts["command"]
+    assert facts["command"] == "python train.py --note 'a b'"
     assert folder.metrics == folder.path / "metrics.jsonl"
     assert folder.curves == folder.path / "curves.png"
 
