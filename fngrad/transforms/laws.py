@@ -1,0 +1,351 @@
+"""What holds for every transform, as checks that anyone can run on their own.
+
+A *law* is an equation between two ways of doing the same thing: alone or in a chain,
+eagerly or compiled, one by one or batched. Values are compared leaf by leaf, to a
+tolerance where the two ways may round differently.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    apply_updates,
+    chain,
+    identity,
+    named,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Metrics, OptState, Params, Updates
+
+ROUNDING = 1e-5  # of float32, where a compiler may reorder and fuse
+STEPS = 3
+
+
+class _Subject(NamedTuple):
+    """What the laws are about."""
+
+    given: TransformLike
+    chained: Transform
+    params: Params
+    gradients: list[Updates]  # one for each of three steps
+    eager: list[tuple[Updates, OptState]]  # after each step
+    jitted: list[tuple[Updates, OptState]]
+    update: Callable[..., Any]  # of the chained transform, jitted
+    traces: int  # how often the three jitted steps traced it
+
+
+def check_transform(transform: TransformLike, params: Params | None = None) -> None:
+    """Raise unless a transform keeps the laws that the rest of fngrad relies on.
+
+    - ``init`` works on abstract shapes, and its state shares no memory with the
+      parameters or within itself.
+    - ``update`` keeps the structure, shapes and dtypes of the state, whatever float
+      dtype the gradients have, and gives updates shaped like the parameters.
+    - jit equals eager; three calls trace once; a scan equals the loop; a batch of
+      states under vmap equals one by one; the first step can donate parameters and
+      state.
+    - `identity` is the unit of `chain`, and chaining is associative.
+    - bfloat16 and float16 parameters get the float32 updates, rounded.
+    - Zero gradients give finite updates.
+    - A report holds scalars.
+
+    Args:
+        transform: a transform, or any object with ``init`` and ``update``.
+        params: float arrays to try it on; the default is a small tree with leaves of
+            zero, one and two axes. Give your own if the transform knows leaves by
+            path.
+
+    Raises:
+        ValueError: a law is broken; the message names the law, the leaf and both
+            values.
+
+    Example:
+        >>> import fngrad as fg
+        >>> halve = fg.Transform(
+        ...     init=lambda params: (),
+        ...     update=lambda updates, state, params: (fg.tree.scale(0.5, updates), ()),
+        ... )
+        >>> fg.check_transform(halve)
+    """
+    params = _example_params() if params is None else params
+    arrays = jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p)), params)
+    gradients = [_gradients(arrays, step) for step in range(STEPS)]
+    chained = chain(transform)
+    _hold("init needs only shapes", _check_abstract_init, chained, arrays)
+    _hold("the state is fresh", _check_fresh, chained, arrays)
+    _hold(
+        "updates fit the parameters",
+        _check_updates_form,
+        transform,
+        arrays,
+        gradients[0],
+    )
+    _hold("the state keeps its form", _check_state_form, chained, arrays, gradients[0])
+    eager = _hold("update runs", _loop, chained.update, chained, arrays, gradients)
+    update, traces = _counted(chained.update)
+    jitted = _hold("update can be jitted", _loop, update, chained, arrays, gradients)
+    subject = _Subject(
+        transform, chained, arrays, gradients, eager, jitted, update, len(traces)
+    )
+    for law, check in LAWS.items():
+        _hold(law, check, subject)
+
+
+# ---- the laws
+
+
+def _check_abstract_init(chained: Transform, params: Params) -> None:
+    abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    _require_form(chained.init(params), chained.init(abstract))
+    _require_form(chained.init(params), jax.eval_shape(chained.init, abstract))
+
+
+def _check_fresh(chained: Transform, params: Params) -> None:
+    owners = {_address(leaf): f"params {path!r}" for path, leaf in _leaves(params)}
+    for path, leaf in _leaves(chained.init(params)):
+        owner = owners.setdefault(_address(leaf), f"state {path!r}")
+        if owner != f"state {path!r}":
+            raise ValueError(f"need a state of its own, got {owner} in state {path!r}")
+
+
+def _check_updates_form(
+    given: TransformLike, params: Params, gradient: Updates
+) -> None:
+    wide = tree.widen(params)
+    updates, _ = given.update(tree.widen(gradient), given.init(wide), wide)
+    _require_form(wide, updates)
+
+
+def _check_state_form(chained: Transform, params: Params, gradient: Updates) -> None:
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        for cast_params in (params, _cast(params, dtype)):
+            state = jax.eval_shape(chained.init, cast_params)
+            gradients = _cast(gradient, dtype)
+            _, new = jax.eval_shape(chained.update, gradients, state, cast_params)
+            _require_form(state, new)
+
+
+def _check_jit(subject: _Subject) -> None:
+    _require_same(subject.eager, subject.jitted, ROUNDING)
+
+
+def _check_traces(subject: _Subject) -> None:
+    if subject.traces != 1:
+        raise ValueError(f"need one trace for three calls, got {subject.traces}")
+
+
+def _check_scan(subject: _Subject) -> None:
+    def body(state: OptState, gradient: Updates) -> tuple[OptState, Updates]:
+        updates, state = subject.chained.update(gradient, state, subject.params)
+        return state, updates
+
+    stacked = _stack(subject.gradients)
+    start = subject.chained.init(subject.params)
+    state, updates = jax.jit(lambda s, g: jax.lax.scan(body, s, g))(start, stacked)
+    _require_same(subject.jitted[-1][1], state, ROUNDING)
+    _require_same(_stack([u for u, _ in subject.jitted]), updates, ROUNDING)
+
+
+def _check_vmap(subject: _Subject) -> None:
+    lanes = subject.gradients[:2]
+    params = _stack([subject.params] * 2)
+
+    def first_step(gradient: Updates, params: Params) -> tuple[Updates, OptState]:
+        return subject.chained.update(gradient, subject.chained.init(params), params)
+
+    batched, states = jax.jit(jax.vmap(first_step))(_stack(lanes), params)
+    start = subject.chained.init(subject.params)
+    alone = [subject.update(g, start, subject.params) for g in lanes]
+    _require_same(_stack([updates for updates, _ in alone]), batched, ROUNDING)
+    _require_same(_stack([state for _, state in alone]), states, ROUNDING)
+
+
+def _check_donation(subject: _Subject) -> None:
+    def step(
+        params: Params, state: OptState, gradient: Updates
+    ) -> tuple[Params, OptState]:
+        updates, state = subject.chained.update(gradient, state, params)
+        return apply_updates(params, updates), state
+
+    donating = jax.jit(step, donate_argnums=(0, 1))
+    want = apply_updates(subject.params, subject.jitted[0][0])
+    for _ in range(2):  # a state that init hands out twice is gone after the first
+        params = jax.tree.map(jnp.copy, subject.params)
+        state = subject.chained.init(params)
+        got, _ = donating(params, state, subject.gradients[0])
+        _require_same(want, got, ROUNDING)
+
+
+def _check_unit(subject: _Subject) -> None:
+    for chained in (
+        chain(identity(), subject.given),
+        chain(subject.given, identity()),
+    ):
+        got = _loop(chained.update, chained, subject.params, subject.gradients)
+        _require_same(subject.eager, got, 0.0)
+
+
+def _check_associativity(subject: _Subject) -> None:
+    first = named("before", scale_by_learning_rate(0.5))
+    last = named("after", scale_by_learning_rate(2.0))
+    left, right = (
+        _loop(chained.update, chained, subject.params, subject.gradients)
+        for chained in (
+            chain(chain(first, subject.given), last),
+            chain(first, chain(subject.given, last)),
+        )
+    )
+    _require_same(left, right, 0.0)
+
+
+def _check_low_precision(subject: _Subject) -> None:
+    for dtype in (jnp.bfloat16, jnp.float16):
+        low = _cast(subject.params, dtype)
+        gradients = [_cast(g, dtype) for g in subject.gradients]
+        wide = [tree.widen(g) for g in gradients]
+        got = _loop(subject.update, subject.chained, low, gradients)
+        want = _loop(subject.update, subject.chained, tree.widen(low), wide)
+        for (updates, _), (reference, _) in zip(got, want, strict=True):
+            rounded = tree.cast_like(reference, low)
+            _require_same(rounded, updates, 8 * float(jnp.finfo(dtype).eps))
+            _require_finite(updates)
+
+
+def _check_zero_gradients(subject: _Subject) -> None:
+    zeros = [tree.zeros_like(subject.params)] * STEPS
+    for updates, _ in _loop(subject.update, subject.chained, subject.params, zeros):
+        _require_finite(updates)
+
+
+def _check_report(subject: _Subject) -> None:
+    if subject.chained.report is None:
+        return
+    state = subject.chained.init(subject.params)
+    gradient = subject.gradients[0]
+    report: Metrics = subject.chained.report(gradient, state, subject.params)
+    for name, value in report.items():
+        if jnp.shape(value) != ():
+            raise ValueError(f"need scalars, got shape {jnp.shape(value)} at {name!r}")
+
+
+LAWS: dict[str, Callable[[_Subject], None]] = {
+    "jit equals eager": _check_jit,
+    "three calls trace once": _check_traces,
+    "a scan equals the loop": _check_scan,
+    "vmap equals one by one": _check_vmap,
+    "the first step can be donated": _check_donation,
+    "identity is the unit of chain": _check_unit,
+    "chain is associative": _check_associativity,
+    "low precision is float32, rounded": _check_low_precision,
+    "zero gradients give finite updates": _check_zero_gradients,
+    "a report holds scalars": _check_report,
+}
+
+
+# ---- running
+
+
+def _hold(law: str, check: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return check(*args)
+    except Exception as error:  # the user's code runs in here
+        raise ValueError(f"law broken: {law}: {error}") from error
+
+
+def _loop(
+    update: Callable[..., Any],
+    chained: Transform,
+    params: Params,
+    gradients: list[Updates],
+) -> list[tuple[Updates, OptState]]:
+    state, results = chained.init(params), []
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        results.append((updates, state))
+    return results
+
+
+def _counted(fn: Callable[..., Any]) -> tuple[Callable[..., Any], list[None]]:
+    traces: list[None] = []
+
+    def counted(*args: Any) -> Any:
+        traces.append(None)
+        return fn(*args)
+
+    return jax.jit(counted), traces
+
+
+def _example_params() -> Params:
+    return {
+        "layers": [
+            {"weight": jnp.linspace(-1.0, 2.0, 6).reshape(3, 2), "bias": jnp.ones(2)}
+        ],
+        "scale": jnp.full((), 0.5, float),
+    }
+
+
+def _gradients(params: Params, step: int) -> Updates:
+    def wave(p: jax.Array) -> jax.Array:
+        phase = np.arange(p.size).reshape(p.shape) + step
+        return jnp.asarray(np.cos(phase), p.dtype)
+
+    return jax.tree.map(wave, params)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _cast(a: Any, dtype: Any) -> Any:
+    """Cast float leaves; complex ones and others stay."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, a
+    )
+
+
+# ---- comparing
+
+
+def _leaves(a: Any) -> list[tuple[str, Any]]:
+    return list(tree.leaf_paths(a).items())
+
+
+def _address(leaf: Any) -> int:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return id(leaf) if is_key else leaf.unsafe_buffer_pointer()
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    kind = np.complex128 if jnp.iscomplexobj(leaf) else np.float64
+    return np.asarray(leaf).astype(kind)
+
+
+def _require_form(want: Any, got: Any) -> None:
+    difference = tree.mismatch(want, got)
+    if difference:
+        raise ValueError(difference)
+
+
+def _require_finite(a: Any) -> None:
+    for path, leaf in _leaves(a):
+        if not np.all(np.isfinite(_numbers(leaf))):
+            raise ValueError(f"need finite updates, got {leaf} at {path!r}")
+
+
+def _require_same(want: Any, got: Any, tolerance: float) -> None:
+    """Compare entries to a tolerance relative to the leaf's largest."""
+    _require_form(want, got)
+    for (path, a), (_, b) in zip(_leaves(want), _leaves(got), strict=True):
+        x, y = _numbers(a), _numbers(b)
+        slack = tolerance * np.max(np.abs(x), initial=0.0)
+        if not np.allclose(x, y, rtol=tolerance, atol=slack, equal_nan=True):
+            raise ValueError(f"need {a} at {path!r}, got {b}")
