@@ -18,6 +18,7 @@ over becomes part of the program.
 import dataclasses
 import hashlib
 import inspect
+import numbers
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -28,7 +29,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.permutation import MAX_SIZE, permute
+from fngrad.permutation import MAX_SIZE, divmod_product, permute
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
@@ -99,7 +100,7 @@ class Dataset:
             batch = self.read(self.arrays, self.indices(step))
         keys = self._map_keys(step)
         for fn in self.maps:
-            batch = fn(batch, key=next(keys)) if _takes_key(fn) else fn(batch)
+            batch = _call(fn, batch, keys)
         return batch
 
     def indices(self, step: int | jax.Array) -> jax.Array:
@@ -137,9 +138,9 @@ class Dataset:
             >>> import fngrad.batching as batching
             >>> def jitter(batch, key):
             ...     return batch + 0.1 * jax.random.normal(key, batch.shape)
-            >>> data = batching.from_arrays(jnp.zeros((6, 2)), 3).map(jitter)
+            >>> data = batching.from_arrays(jnp.zeros((6, 2)), "all").map(jitter)
             >>> data.batch(0).shape
-            (3, 2)
+            (6, 2)
         """
         _check_map(fn)
         return dataclasses.replace(self, maps=(*self.maps, fn))
@@ -274,37 +275,6 @@ def num_examples(arrays: Any) -> int:
     return n
 
 
-def divmod_product(
-    step: jax.Array, factor: int, divisor: int
-) -> tuple[jax.Array, jax.Array]:
-    r"""Return the quotient and remainder of step * factor / divisor, without overflow.
-
-    With the digits $d_1 d_2 \dots$ of the step to the base $2^s$, from the highest,
-
-    $$q \leftarrow 2^s q + \lfloor v / n \rfloor, \quad r \leftarrow v \bmod n, \quad
-      v = 2^s r + d_i b,$$
-
-    where s is the largest for which $v < 2^{s+1} n$ fits in 32 bits.
-
-    Args:
-        step: uint32, shape (), below 2**31.
-        factor: b, 1 <= b <= n.
-        divisor: n, at most 2**30.
-
-    Returns:
-        uint32 q and r, shape ().
-    """
-    shift = 31 - (divisor - 1).bit_length()
-    base = np.uint32(shift)
-    quotient = remainder = jnp.zeros((), jnp.uint32)
-    for place in reversed(range(-(-31 // shift))):
-        digit = (step >> np.uint32(place * shift)) & np.uint32(2**shift - 1)
-        value = (remainder << base) + digit * np.uint32(factor)
-        quotient = (quotient << base) + value // np.uint32(divisor)
-        remainder = value % np.uint32(divisor)
-    return quotient, remainder
-
-
 # ---- what comes in
 
 
@@ -330,17 +300,24 @@ def _one_key(seed: int | jax.Array) -> Key:
 
 
 def _step_number(step: int | jax.Array) -> jax.Array:
-    is_int = jnp.shape(step) == () and jnp.issubdtype(
-        jnp.result_type(step), jnp.integer
-    )
-    if not is_int:
+    if isinstance(step, numbers.Integral) and not isinstance(step, bool):
+        if not 0 <= step <= numerics.MAX_STEP:
+            raise ValueError(f"need 0 <= step <= {numerics.MAX_STEP}, got {step=}")
+    elif not _is_integer_scalar(step):
         raise TypeError(f"need an integer scalar as step, got {step!r}")
-    if isinstance(step, int) and not 0 <= step <= numerics.MAX_STEP:
-        raise ValueError(f"need 0 <= step <= {numerics.MAX_STEP}, got {step=}")
     return jnp.asarray(step).astype(jnp.uint32)
 
 
+def _is_integer_scalar(x: Any) -> bool:
+    is_scalar = isinstance(x, jax.Array | np.ndarray) and x.shape == ()
+    return is_scalar and jnp.issubdtype(x.dtype, np.integer)
+
+
 def _to_device(path: str, leaf: Any) -> jax.Array:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    is_number = jnp.issubdtype(leaf.dtype, np.number)
+    if not is_number and leaf.dtype != np.bool_:
+        raise TypeError(f"need numbers or bools, got {leaf.dtype} at {path!r}")
     dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
     if jnp.issubdtype(dtype, jnp.integer) and dtype != leaf.dtype and leaf.size:
         low, high = leaf.min(), leaf.max()
@@ -358,6 +335,13 @@ def _host_array(leaf: jax.Array) -> np.ndarray:
 
 
 # ---- maps
+
+
+def _call(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Batch:
+    if not _takes_key(fn):
+        return fn(batch)
+    is_key_first = next(iter(_parameters(fn))) == "key"
+    return fn(next(keys), batch) if is_key_first else fn(batch, key=next(keys))
 
 
 def _takes_key(fn: Callable[..., Batch]) -> bool:

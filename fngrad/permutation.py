@@ -59,10 +59,10 @@ def permute(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from fngrad.permutation import permute
-        >>> position = jnp.arange(5, dtype=jnp.uint32)
-        >>> order = permute(jax.random.key(0), jnp.zeros_like(position), position, 5)
+        >>> position = jnp.arange(9, dtype=jnp.uint32)
+        >>> order = permute(jax.random.key(0), jnp.zeros_like(position), position, 9)
         >>> sorted(order.tolist())
-        [0, 1, 2, 3, 4]
+        [0, 1, 2, 3, 4, 5, 6, 7, 8]
     """
     return walk(key, epoch, position, n, rounds=rounds)[0]
 
@@ -112,6 +112,37 @@ def walk(
     begin = (start, jnp.ones_like(start, dtype=bool), jnp.zeros((), jnp.int32))
     index, _, length = lax.while_loop(is_walking, step, begin)
     return index, length
+
+
+def divmod_product(
+    step: jax.Array, factor: int, divisor: int
+) -> tuple[jax.Array, jax.Array]:
+    r"""Return the quotient and remainder of step * factor / divisor, without overflow.
+
+    With the digits $d_1 d_2 \dots$ of the step to the base $2^s$, from the highest,
+
+    $$q \leftarrow 2^s q + \lfloor v / n \rfloor, \quad r \leftarrow v \bmod n, \quad
+      v = 2^s r + d_i b,$$
+
+    where s is the largest for which $v < 2^{s+1} n$ fits in 32 bits.
+
+    Args:
+        step: uint32, shape (), below 2**31.
+        factor: b, 1 <= b <= n.
+        divisor: n, at most 2**30.
+
+    Returns:
+        uint32 q and r, shape ().
+    """
+    shift = 31 - (divisor - 1).bit_length()
+    base = np.uint32(shift)
+    quotient = remainder = jnp.zeros((), jnp.uint32)
+    for place in reversed(range(-(-31 // shift))):
+        digit = (step >> np.uint32(place * shift)) & np.uint32(2**shift - 1)
+        value = (remainder << base) + digit * np.uint32(factor)
+        quotient = (quotient << base) + value // np.uint32(divisor)
+        remainder = value % np.uint32(divisor)
+    return quotient, remainder
 
 
 def _feistel(x: jax.Array, round_keys: list[jax.Array], bits: int) -> jax.Array:

@@ -1,0 +1,142 @@
+"""Disjoint parts of a data set, and scaling by what the training part shows."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from fngrad.batching import num_examples
+
+Arrays = TypeVar("Arrays")
+
+
+class Splits(NamedTuple):
+    """Three disjoint parts: learn on the first, choose on the second, report the third.
+
+    Each is a dict of NumPy arrays, ``x`` of shape (n, ...) and ``y`` of shape (n,).
+    """
+
+    train: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+
+
+def split(
+    arrays: Arrays,
+    fractions: Sequence[float],
+    seed: int,
+    stratify: Any = None,
+) -> tuple[Arrays, ...]:
+    r"""Divide examples at random into disjoint parts.
+
+    Part i ends at $\mathrm{round}(n \sum_{j \le i} f_j)$ of the examples in random
+    order, so fractions that sum to 1 leave none out. Within a part the examples keep
+    the order they had. The parts depend on (n, seed, stratify) and nothing else: the
+    random bits are those of PCG64, whose stream NumPy promises never to change.
+
+    Args:
+        arrays: any pytree of arrays, each of shape ``(n, ...)``.
+        fractions: $f_1, f_2, \dots$, each above 0, with a sum of at most 1.
+        seed: an int >= 0.
+        stratify: labels, shape (n,); each part then holds the classes in the
+            proportions of the whole, but for rounding.
+
+    Returns:
+        One tree for each fraction, of NumPy arrays.
+
+    Raises:
+        ValueError: fractions out of range, a part that would be empty, a negative
+            seed, arrays that differ in their first axis, labels of another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.data import split
+        >>> train, test = split({"x": np.arange(10)}, [0.8, 0.2], seed=0)
+        >>> len(train["x"]), len(test["x"])
+        (8, 2)
+    """
+    n = num_examples(arrays)
+    ends = _part_ends(fractions, n)
+    order = _random_order(n, seed)
+    if stratify is not None:
+        order = _interleave_classes(order, _labels(stratify, n))
+    parts = [np.sort(part) for part in np.split(order, ends)[: len(fractions)]]
+    return tuple(_rows(arrays, part) for part in parts)
+
+
+def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
+    r"""Return $(x - \mu) / \sigma$ with the mean and deviation of the training part.
+
+    Args:
+        splits: what to scale; the validation and test parts are scaled by the same
+            numbers, and are not looked at.
+        names: the entries to scale, as float32; the others stay as they are.
+        axis: 0 gives every feature its own $\mu$ and $\sigma$, ``None`` one for all.
+            A feature that is constant in the training part is only centered.
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.data import Splits, standardize
+        >>> part = {"x": np.array([[1.0], [3.0]]), "y": np.array([0, 1])}
+        >>> scaled = standardize(Splits(part, part, part), "x")
+        >>> print(scaled.test["x"].ravel())
+        [-1.  1.]
+    """
+    for name in names:
+        train = splits.train[name].astype(np.float64)
+        mean, deviation = train.mean(axis=axis), train.std(axis=axis)
+        deviation = np.where(deviation > 0, deviation, 1.0)
+        splits = Splits(
+            *(
+                {**part, name: ((part[name] - mean) / deviation).astype(np.float32)}
+                for part in splits
+            )
+        )
+    return splits
+
+
+def _rows(arrays: Any, indices: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x)[indices], arrays)
+
+
+def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
+    sums = np.cumsum(np.asarray(fractions, dtype=np.float64))
+    rounding = 1e-9
+    if not len(sums) or min(fractions) <= 0 or not sums[-1] <= 1 + rounding:
+        raise ValueError(
+            f"need fractions above 0 with a sum of at most 1, got {fractions}"
+        )
+    ends = np.minimum(np.floor(sums * n + 0.5 + rounding), n).astype(int)
+    sizes = np.diff(ends, prepend=0)
+    if (sizes == 0).any():
+        raise ValueError(
+            f"need at least one example in each part, got sizes {sizes.tolist()} "
+            f"for {fractions=} {n=}"
+        )
+    return ends
+
+
+def _random_order(n: int, seed: int) -> np.ndarray:
+    bits = np.random.PCG64(seed).random_raw(n)
+    return np.argsort(bits, kind="stable")
+
+
+def _labels(stratify: Any, n: int) -> np.ndarray:
+    labels = np.asarray(stratify)
+    if labels.shape != (n,):
+        raise ValueError(f"need stratify of shape ({n},), got {labels.shape}")
+    return labels
+
+
+def _interleave_classes(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Reorder so that every beginning holds the classes in their proportions.
+
+    Member j of the m of its class, in random order, goes to (j + 1/2) / m of the way.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    place = np.empty(len(order))
+    for label, count in zip(classes, counts, strict=True):
+        members = labels[order] == label
+        place[members] = (np.arange(count) + 0.5) / count
+    return order[np.argsort(place, kind="stable")]
