@@ -180,6 +180,15 @@ def test_curves_are_a_picture(tmp_path: pathlib.Path):
     assert sorted(os.listdir(tmp_path)) == ["a", "curves.svg"]
 
 
+def test_log_scale_changes_the_panel_that_it_names(tmp_path: pathlib.Path):
+    panels = {name: {"sgd": [([0, 1, 2], [1.0, 0.5, 0.1])]} for name in ("a", "b")}
+    pictures = {
+        plots.curves(panels, tmp_path / "c.png", log_scale=names).read_bytes()
+        for names in ((), ("a",), ("b",), ("a", "b"))
+    }
+    assert len(pictures) == 4
+
+
 def test_the_band_is_over_seeds():
     steps = np.arange(3)
     runs = [(steps, np.full(3, value)) for value in (1.0, 2.0, 9.0)]
