@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import fngrad.evaluation as evaluation
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, TransformLike, apply_updates, chain
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    apply_updates,
+    chain,
+    report,
+)
 from fngrad.types import (
     Batch,
     Key,
@@ -69,13 +75,16 @@ def init_state(
             that is neither a typed key nor an int.
         ValueError: no parameters.
     """
+    opt_state = chain(optimizer).init(params)
+    params, model_state = jax.tree.map(_strong, (params, model_state))
     return TrainState(
-        step=numerics.first_step(),
-        key=numerics.key(key),
-        params=params,
-        opt_state=chain(optimizer).init(params),
-        model_state=model_state,
+        numerics.first_step(), numerics.key(key), params, opt_state, model_state
     )
+
+
+def _strong(x: Any) -> jax.Array:
+    """Drop a weak type, which would not come back from a step."""
+    return jnp.asarray(x, jnp.result_type(x))
 
 
 def make_step(
@@ -420,9 +429,7 @@ def _cut(path: str, x: jax.Array, parts: int) -> jax.Array:
 
 def _read_report(transform: Transform, grads: Any, state: TrainState) -> Metrics:
     """Return the transforms' reports, the first learning rate under its own name."""
-    if transform.report is None:
-        return {}
-    reports = transform.report(grads, state.opt_state, state.params)
+    reports = report(transform, grads, state.opt_state, state.params)
     rates = [name for name in reports if name.split("/")[-1] == "learning_rate"]
     return {
         "learning_rate" if name in rates[:1] else name: value

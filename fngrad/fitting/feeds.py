@@ -4,6 +4,7 @@ A dataset is an argument of the compiled program and a function is part of it; b
 give any step's batch again. An iterable gives its batches once, from the host.
 """
 
+import functools
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
@@ -63,7 +64,9 @@ class Feed:
         """Return the shapes and dtypes of a batch."""
         if self.is_iterable:
             return jax.eval_shape(lambda batch: batch, self._first)
-        return jax.eval_shape(batch_at, self.static, self.argument, step)
+        return jax.eval_shape(
+            functools.partial(batch_at, self.static), self.argument, step
+        )
 
 
 def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:

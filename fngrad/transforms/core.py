@@ -108,7 +108,7 @@ def chain(*transforms: TransformLike) -> Transform:
         updates, state = inner.update(_enter(updates, params), state, params)
         return tree.cast_like(updates, params), state
 
-    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
+    def report_all(updates: Updates, state: OptState, params: Params) -> Metrics:
         check(updates, state, params)
         return inner.report(_enter(updates, params), state, params)
 
@@ -116,7 +116,7 @@ def chain(*transforms: TransformLike) -> Transform:
         init,
         update,
         parts=parts or (_IDENTITY,),
-        report=report if inner.report else None,
+        report=report_all if inner.report else None,
         trainable=inner.trainable,
     )
 
@@ -147,6 +147,32 @@ def named(name: str, transform: TransformLike) -> Transform:
     return chain(part._replace(name=name))
 
 
+def report(
+    transform: TransformLike, updates: Updates, state: OptState, params: Params
+) -> Metrics:
+    """Return what a transform reports of the update it would make.
+
+    Args:
+        transform: any transform; what has nothing to tell gives an empty dict.
+        updates: what ``update`` would be given, with ``state`` and ``params``.
+
+    Returns:
+        Scalars by name, such as ``scale_by_learning_rate/learning_rate``.
+
+    Raises:
+        ValueError: two parts report one name, or the trees do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer, params = fg.sgd(0.5), jnp.ones(2)
+        >>> print(fg.report(optimizer, params, optimizer.init(params), params))
+        {'scale_by_learning_rate/learning_rate': Array(0.5, dtype=float32)}
+    """
+    reporting = chain(transform).report
+    return reporting(updates, state, params) if reporting else {}
+
+
 def compose(parts: tuple[Transform, ...]) -> Transform:
     """Apply parts in order, without the checks and casts of `chain`.
 
@@ -169,7 +195,7 @@ def compose(parts: tuple[Transform, ...]) -> Transform:
                 new_state[part.name] = new
         return updates, new_state
 
-    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
+    def report_all(updates: Updates, state: OptState, params: Params) -> Metrics:
         reports: Metrics = {}
         for part in parts:
             old = state.get(part.name, ())
@@ -182,7 +208,7 @@ def compose(parts: tuple[Transform, ...]) -> Transform:
     return Transform(
         init,
         update,
-        report=report if has_report else None,
+        report=report_all if has_report else None,
         trainable=_all_trainable(parts),
     )
 
