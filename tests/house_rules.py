@@ -13,8 +13,9 @@ TOP_LEVEL = {
 }
 
 # A file or a folder and the floor of all that is in it, unless a longer name says
-# more. Half floors: initializers lie between a layer and its kinds; the shell has what
-# reads and writes, the parts of the loop, the loop, and the commands around it.
+# more. Half floors: initializers lie between a layer and its kinds, laws above what
+# they try; the shell has what reads and writes, the parts of the loop, the loop, and
+# the commands around it.
 _HOUSE = {
     0: "types",
     1: "tree numerics extras permutation",
@@ -22,6 +23,7 @@ _HOUSE = {
     "layers.core transforms.core",
     2.5: "layers.initializers",
     3: "layers transforms",
+    3.5: "transforms.laws",
     5: "models optimizers evaluation",
     6: "training",
     7: "steps sweeps sharding precision history",
@@ -85,9 +87,16 @@ def imports_of(source: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
 
 
 def floor_of(module: str) -> float | None:
-    """Return the floor of the longest name in the table that the module is under."""
+    """Return the floor of the longest name in the table that the module is under.
+
+    A folder's ``__init__`` stands on the highest floor of what is in the folder.
+    """
     if module == "fngrad":
         return 9
+    if module in FLOORS:
+        return max(
+            FLOORS[name] for name in FLOORS if f"{name}.".startswith(f"{module}.")
+        )
     above = [module.rsplit(".", count)[0] for count in range(module.count("."))]
     return next((FLOORS[name] for name in above if name in FLOORS), None)
 

@@ -203,6 +203,15 @@ def test_an_import_from_no_lower_floor_is_refused(module: str, text: str, passes
     assert bool(complaints) is not passes, complaints
 
 
+def test_a_folder_stands_on_its_highest_floor():
+    assert floor_of("fngrad.layers") == floor_of("fngrad.layers.linear") == 3
+    assert floor_of("fngrad.layers.core") == 2
+    assert floor_of("fngrad.transforms") == floor_of("fngrad.transforms.laws") == 3.5
+    assert floor_of("fngrad.data") == floor_of("fngrad.data.files") == 8
+    assert floor_of("fngrad.fit") == 8.5
+    assert floor_of("fngrad.attic") is None
+
+
 def test_a_circle_of_imports_is_refused():
     assert not list(circle_complaints({"a": {"b", "c"}, "b": {"c"}, "c": set()}))
     (complaint,) = circle_complaints({"a": {"b"}, "b": {"c"}, "c": {"b"}})
