@@ -83,13 +83,14 @@ def mlp(
     """
     if len(sizes) < 2:
         raise ValueError(f"need at least two sizes, input and output, got {sizes=}")
+    dropout = _dropout(dropout_rate)
     hidden = [
         entry
         for in_size, out_size in itertools.pairwise(sizes[:-1])
         for entry in (
             layers.linear(in_size, out_size, weight_init=weight_init),
             activation,
-            _dropout(dropout_rate),
+            dropout,
         )
     ]
     last = layers.linear(sizes[-2], sizes[-1], weight_init=output_init)

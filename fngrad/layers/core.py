@@ -27,14 +27,14 @@ from fngrad.types import Key, ModelState, Params, Path, Scalar
 class Layer(NamedTuple):
     """A pair of pure functions that learns from parameters; x is one example."""
 
-    init: Callable[[Key], Params]
+    init: Callable[..., Params]  # (key) -> params; an int will do as the key
     apply: Callable[..., Any]  # (params, x, *, key=None) -> y
 
 
 class StatefulLayer(NamedTuple):
     """A layer that carries a state from call to call, such as running statistics."""
 
-    init: Callable[[Key], tuple[Params, ModelState]]
+    init: Callable[..., tuple[Params, ModelState]]  # (key) -> (params, model_state)
     apply: Callable[..., tuple[Any, ModelState]]
     # (params, model_state, x, *, key=None) -> (y, model_state)
 

@@ -261,7 +261,8 @@ def _init(
         def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             keys = jax.random.split(key, gates)
             of_one = shape[0], hidden_size
-            return jnp.concatenate([weight_init(k, of_one, dtype) for k in keys], -1)
+            drawn = jax.vmap(lambda key: weight_init(key, of_one, dtype))(keys)
+            return jnp.moveaxis(drawn, 0, 1).reshape(shape)
 
         return init
 
