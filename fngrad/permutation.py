@@ -70,8 +70,8 @@ def permute(
 def default_rounds(n: int) -> int:
     """Return how many rounds make the orders of n things uniform.
 
-    Measured by the tests of tests/test_permutation.py on up to 400 000 orders: words
-    of 3 bits (n = 5 to 8) are visibly non-uniform after 20 rounds, all others after 8.
+    Chi-square tests on 400 000 orders reject words of 3 bits (n = 5 to 8) up to 20
+    rounds and accept 24; the other words that were tried are accepted at 12.
     """
     return 32 if n <= 8 else 12
 
