@@ -37,7 +37,7 @@ class _Subject(NamedTuple):
     gradients: list[Updates]  # one for each of three steps
     eager: list[tuple[Updates, OptState]]  # after each step
     jitted: list[tuple[Updates, OptState]]
-    update: Callable[..., Any]  # of the chained transform, jitted
+    step: Callable[..., Any]  # jitted, see _donating_step
     traces: int  # how often the three jitted steps traced it
 
 
@@ -89,10 +89,10 @@ def check_transform(transform: TransformLike, params: Params | None = None) -> N
     )
     _hold("the state keeps its form", _check_state_form, chained, arrays, gradients[0])
     eager = _hold("update runs", _loop, chained.update, chained, arrays, gradients)
-    update, traces = _counted(chained.update)
-    jitted = _hold("update can be jitted", _loop, update, chained, arrays, gradients)
+    step, traces = _donating_step(chained)
+    jitted = _hold("update can be jitted", _jitted, step, chained, arrays, gradients)
     subject = _Subject(
-        transform, chained, arrays, gradients, eager, jitted, update, len(traces)
+        transform, chained, arrays, gradients, eager, jitted, step, len(traces)
     )
     for law, check in LAWS.items():
         _hold(law, check, subject)
@@ -162,24 +162,17 @@ def _check_vmap(subject: _Subject) -> None:
 
     batched, states = jax.jit(jax.vmap(first_step))(_stack(lanes), params)
     start = subject.chained.init(subject.params)
-    alone = [subject.update(g, start, subject.params) for g in lanes]
+    alone = [subject.chained.update(g, start, subject.params) for g in lanes]
     _require_same(_stack([updates for updates, _ in alone]), batched, ROUNDING)
     _require_same(_stack([state for _, state in alone]), states, ROUNDING)
 
 
 def _check_donation(subject: _Subject) -> None:
-    def step(
-        params: Params, state: OptState, gradient: Updates
-    ) -> tuple[Params, OptState]:
-        updates, state = subject.chained.update(gradient, state, params)
-        return apply_updates(params, updates), state
-
-    donating = jax.jit(step, donate_argnums=(0, 1))
     want = apply_updates(subject.params, subject.jitted[0][0])
     for _ in range(2):  # a state that init hands out twice is gone after the first
-        params = jax.tree.map(jnp.copy, subject.params)
+        params = _copy(subject.params)
         state = subject.chained.init(params)
-        got, _ = donating(params, state, subject.gradients[0])
+        got, _, _ = subject.step(params, state, subject.gradients[0])
         _require_same(want, got, ROUNDING)
 
 
@@ -210,17 +203,20 @@ def _check_low_precision(subject: _Subject) -> None:
         low = _cast(subject.params, dtype)
         gradients = [_cast(g, dtype) for g in subject.gradients]
         wide = [tree.widen(g) for g in gradients]
-        got = _loop(subject.update, subject.chained, low, gradients)
-        want = _loop(subject.update, subject.chained, tree.widen(low), wide)
+        update = subject.chained.update
+        got = _loop(update, subject.chained, low, gradients)
+        want = _loop(update, subject.chained, tree.widen(low), wide)
         for (updates, _), (reference, _) in zip(got, want, strict=True):
             rounded = tree.cast_like(reference, low)
+            # Foreign code computes in the parameters' dtype: some units are lost.
             _require_same(rounded, updates, 8 * float(jnp.finfo(dtype).eps))
             _require_finite(updates)
 
 
 def _check_zero_gradients(subject: _Subject) -> None:
     zeros = [tree.zeros_like(subject.params)] * STEPS
-    for updates, _ in _loop(subject.update, subject.chained, subject.params, zeros):
+    chained = subject.chained
+    for updates, _ in _loop(chained.update, chained, subject.params, zeros):
         _require_finite(updates)
 
 
@@ -272,14 +268,37 @@ def _loop(
     return results
 
 
-def _counted(fn: Callable[..., Any]) -> tuple[Callable[..., Any], list[None]]:
+def _donating_step(chained: Transform) -> tuple[Callable[..., Any], list[None]]:
+    """Return a jitted step that donates what it replaces, and its traces so far."""
     traces: list[None] = []
 
-    def counted(*args: Any) -> Any:
+    def step(
+        params: Params, state: OptState, gradient: Updates
+    ) -> tuple[Params, OptState, Updates]:
         traces.append(None)
-        return fn(*args)
+        updates, state = chained.update(gradient, state, params)
+        return apply_updates(params, updates), state, updates
 
-    return jax.jit(counted), traces
+    return jax.jit(step, donate_argnums=(0, 1)), traces
+
+
+def _jitted(
+    step: Callable[..., Any],
+    chained: Transform,
+    params: Params,
+    gradients: list[Updates],
+) -> list[tuple[Updates, OptState]]:
+    def update(
+        gradient: Updates, state: OptState, params: Params
+    ) -> tuple[Updates, OptState]:
+        _, state, updates = step(_copy(params), _copy(state), gradient)
+        return updates, state
+
+    return _loop(update, chained, params, gradients)
+
+
+def _copy(a: Any) -> Any:
+    return jax.tree.map(jnp.copy, a)
 
 
 def _example_params() -> Params:
