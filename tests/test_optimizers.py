@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 import problems
 import pytest
+from jax import experimental
 
 from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
@@ -114,7 +115,7 @@ UNDECAYED = ("complex128", "float16")
 
 def x64():
     """Switch float64 on within a block, in old and new versions of JAX."""
-    module = jax if hasattr(jax, "enable_x64") else jax.experimental
+    module: Any = jax if hasattr(jax, "enable_x64") else experimental
     return module.enable_x64(True)
 
 
@@ -197,7 +198,7 @@ def case_id(case: Any) -> str:
     return " ".join(f"{k}={v}" for k, v in case.items()) or "defaults"
 
 
-def assert_close(got, want: np.ndarray, tolerance: float, slack=0.0) -> None:
+def assert_close(got, want: np.ndarray, tolerance: float, slack: Any = 0.0) -> None:
     """Compare relative to each entry and a little to its column's largest."""
     scale = np.abs(want) + 0.1 * np.max(np.abs(want), axis=0)
     excess = np.abs(wide(got) - want) - tolerance * scale - slack
