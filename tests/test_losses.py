@@ -1,0 +1,352 @@
+"""Losses against float64 formulas, at extreme inputs, under masks, and their laws."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from fngrad import losses
+
+RNG = np.random.default_rng(0)
+SHAPE = (3, 4)
+REAL = RNG.normal(size=SHAPE) * 2
+OTHER = RNG.normal(size=SHAPE) * 2
+UNIT = RNG.uniform(0.1, 0.9, size=SHAPE)
+SIMPLEX = UNIT / UNIT.sum(-1, keepdims=True)
+SIGNS = np.where(OTHER > 0, 1.0, -1.0)
+COUNTS = RNG.poisson(2.0, size=SHAPE)
+LABELS = np.array([1, 0, 2])
+ONE_HOT = np.eye(4)[LABELS]
+
+
+def log_softmax(x):
+    return x - special.logsumexp(x, axis=-1, keepdims=True)
+
+
+def sigmoid_focal(x, y, alpha, gamma):
+    p = special.expit(x)
+    p_t = p * y + (1 - p) * (1 - y)
+    bce = -y * np.log(p) - (1 - y) * np.log1p(-p)
+    weight = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
+    return weight * (1 - p_t) ** gamma * bce
+
+
+def huber(x, y, d):
+    r = np.abs(x - y)
+    return np.where(r <= d, r**2 / 2, d * (r - d / 2))
+
+
+def smooth(y, a):
+    return (1 - a) * y + a / y.shape[-1]
+
+
+def cosine(x, y, epsilon):
+    norms = [np.sqrt(np.maximum((v**2).sum(-1), epsilon)) for v in (x, y)]
+    return 1 - (x * y).sum(-1) / (norms[0] * norms[1])
+
+
+def crammer_singer(x, y):
+    return (x + 1 - y).max(-1) - (x * y).sum(-1)
+
+
+L = losses
+INTEGER = L.softmax_cross_entropy_with_integer_labels
+
+# name: (loss, predictions, targets, keywords, the losses by definition)
+ENTRYWISE = {
+    "squared_error": (L.squared_error, REAL, OTHER, {}, (REAL - OTHER) ** 2),
+    "absolute_error": (L.absolute_error, REAL, OTHER, {}, abs(REAL - OTHER)),
+    "huber": (L.huber, REAL, OTHER, {}, huber(REAL, OTHER, 1.0)),
+    "huber delta": (L.huber, REAL, OTHER, {"delta": 2.5}, huber(REAL, OTHER, 2.5)),
+    "log_cosh": (L.log_cosh, REAL, OTHER, {}, np.log(np.cosh(REAL - OTHER))),
+    "quantile": (
+        L.quantile,
+        REAL,
+        OTHER,
+        {"level": 0.2},
+        np.where(OTHER > REAL, 0.2, 0.8) * abs(REAL - OTHER),
+    ),
+    "poisson_nll": (L.poisson_nll, REAL, COUNTS, {}, np.exp(REAL) - COUNTS * REAL),
+    "poisson_nll full": (
+        L.poisson_nll,
+        REAL,
+        COUNTS,
+        {"full": True},
+        np.exp(REAL) - COUNTS * REAL + np.log(special.factorial(COUNTS)),
+    ),
+    "sigmoid_binary_cross_entropy": (
+        L.sigmoid_binary_cross_entropy,
+        REAL,
+        UNIT,
+        {},
+        sigmoid_focal(REAL, UNIT, None, 0),
+    ),
+    "sigmoid_binary_cross_entropy smooth": (
+        L.sigmoid_binary_cross_entropy,
+        REAL,
+        UNIT > 0.5,
+        {"label_smoothing": 0.2},
+        sigmoid_focal(REAL, 0.8 * (UNIT > 0.5) + 0.1, None, 0),
+    ),
+    "focal": (L.focal, REAL, UNIT, {}, sigmoid_focal(REAL, UNIT, None, 2.0)),
+    "focal gamma alpha smooth": (
+        L.focal,
+        REAL,
+        UNIT,
+        {"alpha": 0.3, "gamma": 0.5, "label_smoothing": 0.2},
+        sigmoid_focal(REAL, 0.8 * UNIT + 0.1, 0.3, 0.5),
+    ),
+    "hinge": (L.hinge, REAL, SIGNS, {}, np.maximum(0, 1 - REAL * SIGNS)),
+}
+CLASSWISE = {
+    "softmax_cross_entropy": (
+        L.softmax_cross_entropy,
+        REAL,
+        SIMPLEX,
+        {},
+        -(SIMPLEX * log_softmax(REAL)).sum(-1),
+    ),
+    "softmax_cross_entropy smooth": (
+        L.softmax_cross_entropy,
+        REAL,
+        SIMPLEX,
+        {"label_smoothing": 0.2},
+        -(smooth(SIMPLEX, 0.2) * log_softmax(REAL)).sum(-1),
+    ),
+    "kl_divergence": (
+        L.kl_divergence,
+        log_softmax(REAL),
+        SIMPLEX,
+        {},
+        (SIMPLEX * (np.log(SIMPLEX) - log_softmax(REAL))).sum(-1),
+    ),
+    "cosine_distance": (L.cosine_distance, REAL, OTHER, {}, cosine(REAL, OTHER, 0)),
+    "cosine_distance epsilon": (
+        L.cosine_distance,
+        REAL,
+        OTHER,
+        {"epsilon": 20.0},
+        cosine(REAL, OTHER, 20.0),
+    ),
+}
+LABELLED = {
+    "integer labels": (
+        INTEGER,
+        REAL,
+        LABELS,
+        {},
+        -(ONE_HOT * log_softmax(REAL)).sum(-1),
+    ),
+    "integer labels smooth": (
+        INTEGER,
+        REAL,
+        LABELS,
+        {"label_smoothing": 0.2},
+        -(smooth(ONE_HOT, 0.2) * log_softmax(REAL)).sum(-1),
+    ),
+    "multiclass_hinge": (
+        L.multiclass_hinge,
+        REAL,
+        LABELS,
+        {},
+        crammer_singer(REAL, ONE_HOT),
+    ),
+}
+ALL = ENTRYWISE | CLASSWISE | LABELLED
+WHOLE = CLASSWISE | LABELLED
+
+
+def single(*arrays):
+    """Copy arrays, float ones as float32."""
+    return [a.astype(np.float32 if a.dtype == np.float64 else a.dtype) for a in arrays]
+
+
+@pytest.fixture
+def x64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_loss_is_its_formula(name):
+    loss, x, y, keywords, expected = ALL[name]
+    got = loss(*single(x, y), **keywords)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_loss_is_its_formula_in_float64(name, x64):
+    loss, x, y, keywords, expected = ALL[name]
+    np.testing.assert_allclose(loss(x, y, **keywords), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ALL)
+def test_narrow_inputs_are_computed_in_float32(name, dtype):
+    loss, x, y, keywords, _ = ALL[name]
+    x, y = jnp.asarray(x, dtype), jnp.asarray(y)
+    y = y.astype(dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y
+    wide = [a.astype(jnp.float32) if a.dtype == dtype else a for a in (x, y)]
+    got = loss(x, y, **keywords)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, loss(*wide, **keywords))
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
+def test_axis_of_an_entrywise_loss_is_summed_over(name):
+    loss, x, y, keywords, expected = ENTRYWISE[name]
+    x, y = single(x, y)
+    for axis in (-1, 0, (0, 1), ()):
+        want = expected.sum(axis) if axis != () else expected
+        got = loss(x, y, axis=axis, **keywords)
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_axis_of_a_whole_loss_says_where_the_classes_are(name):
+    loss, x, y, keywords, expected = WHOLE[name]
+    y = y.T if y.shape == x.shape else y
+    got = loss(*single(x.T, y), axis=0, **keywords)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_axes_of_a_whole_loss_count_as_one(name):
+    loss, x, y, keywords, expected = CLASSWISE[name]
+    x, y = (a.reshape(3, 2, 2) for a in single(x, y))
+    got = loss(x, y, axis=(1, -1), **keywords)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reduction_weighs_the_examples_that_where_keeps(name):
+    loss, x, y, keywords, expected = ALL[name]
+    loss = functools.partial(loss, *single(x, y), **keywords)
+    kept = RNG.uniform(size=expected.shape) > 0.4
+    kept.flat[0] = True
+    w = RNG.uniform(0.5, 2, size=expected.shape).astype(np.float32)
+    left = np.where(kept, w * expected, 0)
+    want = {"none": left, "sum": left.sum(), "mean": left.sum() / w[kept].sum()}
+    for reduction, value in want.items():
+        got = loss(where=kept, weights=w, reduction=reduction)
+        np.testing.assert_allclose(got, value, rtol=3e-5, atol=1e-6)
+    plain = loss(reduction="mean"), loss(where=kept, reduction="mean")
+    np.testing.assert_allclose(plain[0], expected.mean(), rtol=3e-5)
+    np.testing.assert_allclose(plain[1], expected[kept].mean(), rtol=3e-5)
+    assert loss(where=np.zeros_like(kept), reduction="mean") == 0
+    np.testing.assert_allclose(
+        loss(weights=2.0, reduction="mean"), expected.mean(), rtol=3e-5
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_where_leaves_out_is_exactly_zero_with_zero_gradient(name):
+    loss, x, y, keywords, expected = ALL[name]
+    x, y = single(x, y)
+    is_soft = y.dtype == np.float32
+    kept, w = np.ones(expected.shape, bool), np.ones(expected.shape, np.float32)
+    kept[1], w[1] = False, np.nan
+
+    def total(x, y, w):
+        return loss(x, y, where=kept, weights=w, reduction="mean", **keywords)
+
+    @jax.jit
+    def both_modes(x, y, w):
+        backward = jax.value_and_grad(total, (0, 1, 2) if is_soft else (0, 2))(x, y, w)
+        forward = jax.jvp(lambda x: total(x, y, w), (x,), (jnp.ones_like(x),))
+        return backward, forward
+
+    for bad in (np.nan, np.inf, -np.inf):
+        x[1], y[1] = bad, bad if is_soft else (y[1] if y.dtype == bool else -7)
+        (value, gradients), (_, tangent) = both_modes(x, y, w)
+        np.testing.assert_allclose(value, expected[kept].mean(), rtol=3e-5)
+        for gradient in gradients:
+            assert np.all(np.isfinite(gradient))
+            np.testing.assert_array_equal(gradient[1], np.zeros_like(gradient[1]))
+        np.testing.assert_allclose(tangent, gradients[0].sum(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENTRYWISE)
+def test_where_by_entry_leaves_entries_out_of_the_sum(name):
+    loss, x, y, keywords, expected = ENTRYWISE[name]
+    x, y = single(x, y)
+    kept = RNG.uniform(size=x.shape) > 0.4
+    kept[0], x[~kept] = False, np.nan
+    got = loss(x, y, axis=-1, where=kept, **keywords)
+    want = np.where(kept, expected, 0).sum(-1)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+    mean = loss(x, y, axis=-1, where=kept, reduction="mean", **keywords)
+    np.testing.assert_allclose(mean, want[1:].mean(), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_where_by_entry_leaves_classes_out(name):
+    loss, x, y, keywords, _ = WHOLE[name]
+    x, y = single(x, y)
+    kept = np.array([True, True, True, False])
+    fewer = y if name in LABELLED else y[:, kept]
+    want = loss(x[:, kept], fewer, **keywords)
+    x[:, 3] = np.nan
+    got, gradient = jax.value_and_grad(
+        lambda x: loss(x, y, where=kept[None], reduction="sum", **keywords)
+    )(x)
+    np.testing.assert_allclose(got, want.sum(), rtol=2e-5)
+    np.testing.assert_array_equal(gradient[:, 3], np.zeros(3))
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradient_is_the_finite_difference_in_both_modes(name, x64):
+    loss, x, y, keywords, _ = ALL[name]
+    weights = np.arange(1.0, 1 + ALL[name][4].size).reshape(ALL[name][4].shape)
+    total = jax.jit(
+        functools.partial(loss, weights=weights, reduction="sum", **keywords)
+    )
+    direction = np.random.default_rng(1).normal(size=x.shape)
+    h = 1e-6
+    slope = (total(x + h * direction, y) - total(x - h * direction, y)) / (2 * h)
+    gradient = jax.grad(total)(x, y)
+    _, tangent = jax.jvp(lambda x: total(x, y), (x,), (direction,))
+    np.testing.assert_allclose(np.vdot(gradient, direction), slope, rtol=1e-7)
+    np.testing.assert_allclose(tangent, slope, rtol=1e-7)
+
+
+SMOOTH = [
+    *("squared_error", "log_cosh", "poisson_nll", "sigmoid_binary_cross_entropy"),
+    *("focal", "focal gamma alpha smooth", "softmax_cross_entropy", "kl_divergence"),
+    *("cosine_distance", "integer labels", "integer labels smooth"),
+]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_second_derivative_is_the_difference_of_gradients(name, x64):
+    loss, x, y, keywords, _ = ALL[name]
+    gradient = jax.jit(jax.grad(functools.partial(loss, reduction="sum", **keywords)))
+    direction = np.random.default_rng(1).normal(size=x.shape)
+    h = 1e-6
+    want = (gradient(x + h * direction, y) - gradient(x - h * direction, y)) / (2 * h)
+    _, got = jax.jvp(lambda x: gradient(x, y), (x,), (direction,))
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-8)
+
+
+def test_hyperparameters_may_be_tracers():
+    x, y = single(REAL, UNIT)
+    cases = [
+        (L.huber, "delta", 0.7, y),
+        (L.quantile, "level", 0.3, y),
+        (L.focal, "gamma", 1.5, y),
+        (L.focal, "alpha", 0.3, y),
+        (L.focal, "label_smoothing", 0.3, y),
+        (L.sigmoid_binary_cross_entropy, "label_smoothing", 0.3, y),
+        (L.softmax_cross_entropy, "label_smoothing", 0.3, y),
+        (INTEGER, "label_smoothing", 0.3, LABELS),
+        (L.cosine_distance, "epsilon", 20.0, y),
+    ]
+    for loss, name, value, target in cases:
+        got = jax.jit(lambda v, f=loss, n=name, t=target: f(x, t, **{n: v}))(value)
+        np.testing.assert_allclose(got, loss(x, target, **{name: value}), rtol=1e-6)
