@@ -17,7 +17,6 @@ over becomes part of the program.
 
 import dataclasses
 import hashlib
-import inspect
 import numbers
 import operator
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.permutation import MAX_SIZE, divmod_product, permute
+from fngrad.signatures import parameters
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
@@ -340,19 +340,12 @@ def _host_array(leaf: jax.Array) -> np.ndarray:
 def _call(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Batch:
     if not _takes_key(fn):
         return fn(batch)
-    is_key_first = next(iter(_parameters(fn))) == "key"
+    is_key_first = next(iter(parameters(fn))) == "key"
     return fn(next(keys), batch) if is_key_first else fn(batch, key=next(keys))
 
 
 def _takes_key(fn: Callable[..., Batch]) -> bool:
-    return "key" in _parameters(fn)
-
-
-def _parameters(fn: Callable[..., Batch]) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(fn).parameters)
-    except ValueError:  # a builtin tells no signature
-        return {}
+    return "key" in parameters(fn)
 
 
 def _check_map(fn: Any) -> None:
@@ -360,7 +353,7 @@ def _check_map(fn: Any) -> None:
         raise TypeError(f"need a function fn(batch) or fn(batch, key), got {fn!r}")
     required = [
         name
-        for name, parameter in _parameters(fn).items()
+        for name, parameter in parameters(fn).items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         and name != "key"

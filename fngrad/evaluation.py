@@ -5,7 +5,6 @@ on each batch is an accumulator (`fngrad.metrics`), and accumulators are merged;
 the result does not depend on the batch size, beyond rounding.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +17,10 @@ from jax import lax
 import fngrad.batching as batching
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
+from fngrad.signatures import bind, parameters
 from fngrad.types import Batch, ModelState, Params
 
-_FORMS = "metric_fn(params, batch) or metric_fn(params, batch, model_state)"
+_FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
 
 
 class _Source(NamedTuple):
@@ -77,7 +77,7 @@ def evaluate(
     is_state = is_state and hasattr(state_or_params, "model_state")
     params = state_or_params.params if is_state else state_or_params
     model_state = state_or_params.model_state if is_state else None
-    if not is_state and _takes_model_state(metric_fn):
+    if not is_state and "model_state" in parameters(metric_fn):
         raise TypeError(
             "need a TrainState for a metric_fn that takes model_state, "
             f"got {type(state_or_params).__name__}"
@@ -117,12 +117,12 @@ def fold(
     """
     if batch_size < 1:
         raise ValueError(f"need batch_size >= 1, got {batch_size=}")
-    call = _binder(metric_fn)
+    call = bind(metric_fn, ("model_state",), _FORMS)
     source = _source_of(arrays)
     full, rest = divmod(source.size, batch_size)
 
     def measure(start: jax.Array | int, count: int) -> dict[str, Accumulator]:
-        metrics = call(params, source.read(start, count), model_state)
+        metrics = call(params, source.read(start, count), model_state=model_state)
         return _accumulators(metrics, count)
 
     parts = []
@@ -151,9 +151,6 @@ def arrays_of(data: Any) -> Any:
 _jitted_fold = jax.jit(fold, static_argnums=(0, 4))
 
 
-# ---- reading
-
-
 def _source_of(data: Any) -> _Source:
     arrays = arrays_of(data)
     if not isinstance(arrays, batching.Dataset):
@@ -167,7 +164,7 @@ def _source_of(data: Any) -> _Source:
 
     dataset = arrays
     for fn in dataset.maps:
-        if "key" in _parameters(fn):
+        if "key" in parameters(fn):
             raise ValueError(
                 "need data without random maps for an evaluation, got a map that "
                 f"takes a key: {fn!r}"
@@ -181,9 +178,6 @@ def _source_of(data: Any) -> _Source:
         return batch
 
     return _Source(dataset.size, read)
-
-
-# ---- merging
 
 
 def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -251,45 +245,3 @@ def _strong(x: Any) -> jax.Array:
     x = jnp.asarray(x)
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     return x.astype(tree.wide_dtype(x.dtype) if is_float else jnp.float32)
-
-
-# ---- the user's function
-
-
-def _parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(fn).parameters)
-    except ValueError:  # a builtin tells no signature
-        return {}
-
-
-def _takes_model_state(metric_fn: Callable[..., Any]) -> bool:
-    return "model_state" in _parameters(metric_fn)
-
-
-def _binder(metric_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function of (params, batch, model_state), however it is written.
-
-    Raises:
-        TypeError: it has other required arguments.
-    """
-    parameters = _parameters(metric_fn)
-    required = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name != "model_state"
-    ]
-    is_open = any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
-    if parameters and len(required) != 2 and not is_open:
-        raise TypeError(f"need {_FORMS}, got {metric_fn!r} with {list(parameters)}")
-    if "model_state" not in parameters:
-        return lambda params, batch, model_state: metric_fn(params, batch)
-
-    def call(params: Params, batch: Batch, model_state: ModelState) -> Any:
-        first, second = required
-        named = {first: params, second: batch, "model_state": model_state}
-        return metric_fn(**named)
-
-    return call

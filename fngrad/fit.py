@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fngrad.fitting.agenda import make_agenda
-from fngrad.fitting.checks import check_backend, check_step
+from fngrad.fitting.checks import check_backend, check_option, check_step
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.loops import Choice, begin, choose, make_loop
 from fngrad.fitting.outputs import Logger, Outputs
@@ -111,22 +111,13 @@ def fit(
         3.000 completed
     """
     check_backend(require)
-    if on_nonfinite not in ("raise", "ignore"):
-        raise ValueError(f'need on_nonfinite="raise" or "ignore", got {on_nonfinite=}')
-    if loop not in ("auto", "python", "scan"):
-        raise ValueError(f'need loop="auto", "python" or "scan", got {loop=}')
+    check_option("on_nonfinite", on_nonfinite, ("raise", "ignore"))
+    check_option("loop", loop, ("auto", "python", "scan"))
     feed = Feed(data)
     evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
     metrics = check_step(step, state, feed)
-    agenda = make_agenda(
-        feed,
-        int(state.step),
-        num_steps=num_steps,
-        num_epochs=num_epochs,
-        log_every=log_every,
-        evaluates=evaluation is not None,
-        eval_every=eval_every,
-    )
+    looks = log_every, eval_every if evaluation else None
+    agenda = make_agenda(feed, int(state.step), num_steps, num_epochs, *looks)
     history = History()
     if agenda.first >= agenda.last:
         print(

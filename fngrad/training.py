@@ -6,7 +6,6 @@ hyperparameters. Randomness at step t comes from ``fold_in(state.key, t)`` and t
 batch of step t from the data, so a run is a function of its first state.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 import fngrad.evaluation as evaluation
 import fngrad.numerics as numerics
+import fngrad.objective as objective
 import fngrad.tree as tree
 from fngrad.transforms.core import (
     Transform,
@@ -46,14 +46,6 @@ class TrainState(NamedTuple):
 
 
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-_FORMS = """\
-need a loss function with two required arguments, in this order, for the parameters
-and the batch, and arguments named key and model_state where it wants them:
-  loss_fn(params, batch) -> loss  or  (loss, metrics)
-  loss_fn(params, batch, key) -> loss  or  (loss, metrics)
-  loss_fn(params, model_state, batch[, key]) -> (loss, (metrics, model_state))
-"""
 
 
 def init_state(
@@ -147,9 +139,8 @@ def make_step(
         raise ValueError(f'need metrics="norms" or "loss", got {metrics=}')
     if micro_batches < 1:
         raise ValueError(f"need micro_batches >= 1, got {micro_batches=}")
-    loss = _bind_loss(loss_fn)
     transform = chain(optimizer)
-    gradient = _micro_batched(_gradient_fn(loss), micro_batches)
+    gradient = objective.gradient_fn(loss_fn, micro_batches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learned = _trainable(transform, state.params)
@@ -262,169 +253,9 @@ def _run_blocks(
     return state, _union([history, scores])
 
 
-class _Value(NamedTuple):
-    loss: jax.Array
-    metrics: Metrics
-    model_state: ModelState
-
-
-_Loss: TypeAlias = Callable[[Params, Batch, Key, ModelState], _Value]
-
-
-def _bind_loss(loss_fn: LossFn) -> _Loss:
-    """Call any accepted form of loss with all four arguments."""
-    arguments = inspect.signature(loss_fn).parameters
-    required = [
-        name
-        for name, argument in arguments.items()
-        if argument.default is argument.empty and name not in ("key", "model_state")
-    ]
-    variadic = any(
-        a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments.values()
-    )
-    if len(required) != 2 or variadic:
-        raise TypeError(f"{_FORMS}got {inspect.signature(loss_fn)}")
-    positional = {n for n, a in arguments.items() if a.kind is a.POSITIONAL_ONLY}
-    has_model_state = "model_state" in arguments
-
-    def call(params: Params, batch: Batch, key: Key, model_state: ModelState) -> _Value:
-        values = {required[0]: params, required[1]: batch}
-        values |= {"key": key} if "key" in arguments else {}
-        values |= {"model_state": model_state} if has_model_state else {}
-        args = [values[name] for name in arguments if name in positional & {*values}]
-        kwargs = {name: v for name, v in values.items() if name not in positional}
-        out = loss_fn(*args, **kwargs)
-        return _read_return(out, model_state, has_model_state)
-
-    return call
-
-
-def _read_return(out: Any, model_state: ModelState, has_model_state: bool) -> _Value:
-    if has_model_state:
-        if not _is_pair(out) or not _is_pair(out[1]):
-            raise TypeError(
-                "need (loss, (metrics, model_state)) from a loss function with an "
-                f"argument model_state, got {_kind(out)}"
-            )
-        loss, (metrics, new_model_state) = out
-        difference = tree.mismatch(model_state, new_model_state)
-        if difference:
-            raise ValueError(f"need a model_state like the one given: {difference}")
-        model_state = new_model_state
-    else:
-        loss, metrics = out if _is_pair(out) else (out, {})
-    _check_loss(loss)
-    _check_metrics(metrics)
-    return _Value(tree.widen(jnp.asarray(loss)), metrics, model_state)
-
-
-def _is_pair(out: Any) -> bool:
-    return isinstance(out, tuple) and len(out) == 2
-
-
-def _kind(out: Any) -> str:
-    if isinstance(out, tuple):
-        return f"a tuple ({', '.join(_kind(item) for item in out)})"
-    return type(out).__name__
-
-
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, jax.Array | float):
-        raise TypeError(f"need loss or (loss, metrics), got {_kind(loss)} for loss")
-    if jnp.shape(loss) != ():
-        raise ValueError(
-            f"need a scalar loss, got shape {jnp.shape(loss)}; reduce it over the "
-            "batch, e.g. loss.mean()"
-        )
-    if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise TypeError(f"need a real float loss, got {jnp.result_type(loss)}")
-
-
-def _check_metrics(metrics: Any) -> None:
-    if not isinstance(metrics, dict):
-        raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
-    for name, value in metrics.items():
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"need scalar metrics, got shape {jnp.shape(value)} for {name!r}"
-            )
-
-
 def _trainable(transform: Transform, params: Params) -> Any:
     rule = transform.trainable or (lambda path, leaf: True)
     return tree.map_with_path(rule, params)
-
-
-def _gradient_fn(loss: _Loss) -> Callable[..., tuple[_Value, Any]]:
-    """Return the loss and its gradient, zero for leaves that are not learned."""
-
-    def gradient(
-        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
-    ) -> tuple[_Value, Any]:
-        def objective(moving: Params) -> tuple[jax.Array, _Value]:
-            value = loss(tree.merge(moving, params), batch, key, model_state)
-            return value.loss, value
-
-        moving = tree.keep(learned, params)
-        grads, value = jax.grad(objective, has_aux=True)(moving)
-        grads = jax.tree.map(jnp.conj, grads)
-        return value, tree.merge(grads, tree.zeros_like(params))
-
-    return gradient
-
-
-def _micro_batched(
-    gradient: Callable[..., tuple[_Value, Any]], parts: int
-) -> Callable[..., tuple[_Value, Any]]:
-    """Average loss, metrics and gradient over equal parts of the batch."""
-    if parts == 1:
-        return gradient
-
-    def averaged(
-        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
-    ) -> tuple[_Value, Any]:
-        def one(carry: Any, inputs: Any) -> tuple[Any, None]:
-            total, model_state = carry
-            part, index = inputs
-            k_part = jax.random.fold_in(key, index)
-            value, grads = gradient(params, learned, part, k_part, model_state)
-            term = _terms(value, grads)
-            return (
-                tree.add(total, tree.scale(1 / parts, term)),
-                value.model_state,
-            ), None
-
-        cut = tree.map_with_path(lambda path, x: _cut(path, x, parts), batch)
-        first = jax.tree.map(lambda x: x[0], cut)
-        like = jax.eval_shape(
-            lambda *args: _terms(*gradient(params, learned, *args)),
-            *(first, key, model_state),
-        )
-        zero = tree.zeros_like(like)
-        inputs = (cut, jnp.arange(parts))
-        ((loss, metrics, grads), model_state), _ = jax.lax.scan(
-            one, (zero, model_state), inputs
-        )
-        return _Value(loss, metrics, model_state), grads
-
-    return averaged
-
-
-def _terms(value: _Value, grads: Any) -> tuple[jax.Array, Metrics, Any]:
-    metrics = {
-        name: jnp.asarray(metric).astype(jnp.result_type(float))
-        for name, metric in value.metrics.items()
-    }
-    return tree.widen((value.loss, metrics, grads))
-
-
-def _cut(path: str, x: jax.Array, parts: int) -> jax.Array:
-    if x.ndim == 0 or x.shape[0] % parts:
-        raise ValueError(
-            f"need a batch whose first axis is a multiple of micro_batches={parts}, "
-            f"got shape {x.shape} at {path!r}"
-        )
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
 
 
 def _read_report(transform: Transform, grads: Any, state: TrainState) -> Metrics:

@@ -11,4 +11,3 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(autouse=True)
 def _forget_traces():
     chex.clear_trace_counter()
-    yield

@@ -18,13 +18,13 @@ TOP_LEVEL = {
 # the commands around it.
 _HOUSE = {
     0: "types",
-    1: "tree numerics extras permutation",
+    1: "tree numerics extras permutation signatures",
     2: "schedules losses metrics landscapes gradcheck curvature batching "
     "layers.core transforms.core",
     2.5: "layers.initializers",
     3: "layers transforms",
     3.5: "transforms.laws",
-    5: "models optimizers evaluation",
+    5: "models optimizers evaluation objective",
     6: "training",
     7: "steps sweeps sharding precision history",
     8: "data logging checkpoint",

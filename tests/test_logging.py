@@ -287,3 +287,15 @@ def test_without_tqdm_one_line_names_the_extra(
     progress.bar_type.cache_clear()
     line = 'no progress bar: need tqdm for this: pip install "fngrad[cli]"\n'
     assert capfd.readouterr() == ("", line)
+
+
+def test_labels_tell_the_runs_of_one_file_apart(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for seed in (0, 1):
+        with logging.jsonl(path, {"optimizer": "sgd", "seed": seed}) as logger:
+            logger(5, {"loss": 0.5})
+            with pytest.raises(ValueError, match="need values not called as"):
+                logger(6, {"seed": 0.5})
+    assert logging.read_jsonl(path) == [
+        {"step": 5, "loss": 0.5, "optimizer": "sgd", "seed": seed} for seed in (0, 1)
+    ]

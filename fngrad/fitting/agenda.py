@@ -39,14 +39,12 @@ class Agenda(NamedTuple):
 def make_agenda(
     feed: Feed,
     first: int,
-    *,
     num_steps: int | None,
     num_epochs: int | None,
     log_every: int | None,
-    evaluates: bool,
-    eval_every: Literal["epoch"] | int,
+    eval_every: Literal["epoch"] | int | None,
 ) -> Agenda:
-    """Work out the agenda of a call to `fngrad.fit`.
+    """Work out the agenda of a call to `fngrad.fit`; no ``eval_every`` means never.
 
     Raises:
         ValueError: neither or both of ``num_steps`` and ``num_epochs``, a number out of
@@ -57,8 +55,8 @@ def make_agenda(
         log_every = max(100, (last - first) // 100)
     if log_every < 1:
         raise ValueError(f"need log_every >= 1, got {log_every=}")
-    next_evaluation = _next_evaluation(feed, eval_every) if evaluates else None
-    return Agenda(first, last, log_every, next_evaluation)
+    evaluations = None if eval_every is None else _next_evaluation(feed, eval_every)
+    return Agenda(first, last, log_every, evaluations)
 
 
 def _last_step(feed: Feed, num_steps: int | None, num_epochs: int | None) -> int:

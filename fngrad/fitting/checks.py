@@ -24,6 +24,16 @@ def check_backend(required: str | None) -> None:
         )
 
 
+def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise unless a value is one of those allowed.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"need {name} to be one of {allowed}, got {value!r}")
+
+
 def check_state(state: TrainState) -> None:
     """Raise unless a state can be copied and trained from.
 

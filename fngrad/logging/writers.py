@@ -44,7 +44,9 @@ class FileLogger:
         self.close()
 
 
-def jsonl(path: str | Path) -> FileLogger:
+def jsonl(
+    path: str | Path, labels: Mapping[str, str | int] | None = None
+) -> FileLogger:
     """Log to a file of one JSON object a line: ``{"step": 10, "loss": 0.5}``.
 
     Every line is flushed, so a killed run leaves whole lines, and at most one torn
@@ -53,6 +55,8 @@ def jsonl(path: str | Path) -> FileLogger:
 
     Args:
         path: the file; its folder is made.
+        labels: what every line says of its run besides, such as
+            ``{"optimizer": "sgd", "seed": 3}`` where many runs share a file.
 
     Returns:
         The logger. Non-finite floats are written as the strings ``"NaN"``,
@@ -61,7 +65,7 @@ def jsonl(path: str | Path) -> FileLogger:
     Raises:
         OSError: the file cannot be written.
         ValueError: the existing file is none of this kind, and is left as it is; at a
-            call, a value is called ``step``.
+            call, a value is called ``step`` or like a label.
         TypeError: at a call, a value is no number; its name is given.
 
     Example:
@@ -74,9 +78,12 @@ def jsonl(path: str | Path) -> FileLogger:
         [{'step': 10, 'loss': 0.5}]
     """
     file = open_to_append(Path(path), '{"step": ')
+    labels = dict(labels or {})
 
     def write(step: int, values: Mapping[str, Any]) -> None:
-        line = json.dumps(_record(step, values), allow_nan=False)
+        if labels.keys() & values.keys():
+            raise ValueError(f"need values not called as {labels}, got {list(values)}")
+        line = json.dumps(_record(step, values) | labels, allow_nan=False)
         file.write(f"{line}\n".encode())
         file.flush()
 

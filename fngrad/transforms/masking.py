@@ -6,8 +6,8 @@ its raw gradient as an update. `masked` is the partition into two groups, `freez
 the transform of leaves that do not move.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -91,68 +91,83 @@ def freeze() -> Transform:
     )
 
 
+class _Group(NamedTuple):
+    key: str
+    takes: Callable[[Path, Any], bool]
+    inner: Transform
+
+
 def _grouped(
-    name: str, keys: list[str], groups: Sequence[tuple[Selector, TransformLike]]
+    name: str, keys: list[str], pairs: Sequence[tuple[Selector, TransformLike]]
 ) -> Transform:
-    selectors = [selector for selector, _ in groups]
-    predicates = [tree.selector_predicate(selector) for selector in selectors]
-    inners = [unwrap(transform) for _, transform in groups]
-
-    def group_of(path: Path, leaf: Any) -> int:
-        for index, predicate in enumerate(predicates):
-            if predicate(path, leaf):
-                return index
-        raise ValueError(
-            f"need a group for every leaf, got none for {path!r} in {keys}; "
-            'end with ("**", ...)'
-        )
-
-    def assign(params: Params) -> list[Any]:
-        groups_of_leaves = tree.map_with_path(group_of, params)
-        return [
-            jax.tree.map(lambda g, index=index: g == index, groups_of_leaves)
-            for index in range(len(keys))
-        ]
+    groups = [
+        _Group(key, tree.selector_predicate(selector), unwrap(transform))
+        for key, (selector, transform) in zip(keys, pairs, strict=True)
+    ]
 
     def init(params: Params) -> OptState:
-        for selector in selectors:
+        for selector, _ in pairs:
             _check_selects(selector, params)
-        return {
-            key: inner.init(tree.keep(mask, params))
-            for key, inner, mask in zip(keys, inners, assign(params), strict=True)
-        }
+        masks = _masks(groups, params)
+        return {g.key: g.inner.init(tree.keep(masks[g.key], params)) for g in groups}
 
     def update(
         updates: Updates, state: OptState, params: Params
     ) -> tuple[Updates, OptState]:
         merged, new_state = jax.tree.map(lambda x: None, params), {}
-        for key, inner, mask in zip(keys, inners, assign(params), strict=True):
-            members = tree.keep(mask, updates), state[key], tree.keep(mask, params)
-            part, new_state[key] = inner.update(*members)
+        for group, members in _members(groups, updates, state, params):
+            part, new_state[group.key] = group.inner.update(*members)
             merged = tree.merge(merged, part)
         return merged, new_state
 
     def report(updates: Updates, state: OptState, params: Params) -> Metrics:
         reports: Metrics = {}
-        for key, inner, mask in zip(keys, inners, assign(params), strict=True):
-            if inner.report:
-                members = tree.keep(mask, updates), state[key], tree.keep(mask, params)
-                merge_report(reports, key, inner.report(*members))
+        for group, members in _members(groups, updates, state, params):
+            if group.inner.report:
+                merge_report(reports, group.key, group.inner.report(*members))
         return reports
 
     def trainable(path: Path, leaf: Any) -> bool:
-        rule = inners[group_of(path, leaf)].trainable
+        rule = _group_of(groups, path, leaf).inner.trainable
         return rule is None or rule(path, leaf)
 
+    has_report = any(group.inner.report for group in groups)
+    has_trainable = any(group.inner.trainable for group in groups)
+    part = Transform(init, update, name=name)
     return chain(
-        Transform(
-            init,
-            update,
-            name=name,
-            report=report if any(inner.report for inner in inners) else None,
-            trainable=trainable if any(inner.trainable for inner in inners) else None,
+        part._replace(
+            report=report if has_report else None,
+            trainable=trainable if has_trainable else None,
         )
     )
+
+
+def _group_of(groups: list[_Group], path: Path, leaf: Any) -> _Group:
+    for group in groups:
+        if group.takes(path, leaf):
+            return group
+    raise ValueError(
+        f"need a group for every leaf, got none for {path!r} in "
+        f'{[group.key for group in groups]}; end with ("**", ...)'
+    )
+
+
+def _masks(groups: list[_Group], params: Params) -> dict[str, Any]:
+    owners = tree.map_with_path(lambda *leaf: _group_of(groups, *leaf).key, params)
+    return {
+        group.key: jax.tree.map(lambda owner, key=group.key: owner == key, owners)
+        for group in groups
+    }
+
+
+def _members(
+    groups: list[_Group], updates: Updates, state: OptState, params: Params
+) -> Iterator[tuple[_Group, tuple[Updates, OptState, Params]]]:
+    masks = _masks(groups, params)
+    for group in groups:
+        mask = masks[group.key]
+        kept = tree.keep(mask, updates), state[group.key], tree.keep(mask, params)
+        yield group, kept
 
 
 def _check_selects(selector: Selector, params: Params) -> None:

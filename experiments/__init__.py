@@ -1,0 +1,1 @@
+"""Experiments: one script, one question; the docstring holds claim and command."""

@@ -1,0 +1,218 @@
+"""What a run tells while it goes on, and what can end it."""
+
+import json
+import os
+import signal
+import threading
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from regression import (
+    ARRAYS,
+    DATA,
+    EXPECTED,
+    X,
+    Y,
+    metric_fn,
+    quiet_fit,
+    squared_errors,
+)
+
+import fngrad.batching as batching
+from fngrad.fitting.session import STOP, EarlyStopping, NonFiniteError
+from fngrad.training import snapshot
+
+
+def test_loggers_see_floats_and_are_closed():
+    class Recorder:
+        records = ()
+        closed = False
+
+        def __call__(self, step, values):
+            self.records = (*self.records, (step, values))
+
+        def close(self):
+            self.closed = True
+
+    logger = Recorder()
+    quiet_fit(
+        num_steps=10,
+        log_every=4,
+        loggers=[logger],
+        metric_fn=metric_fn,
+        eval_data=ARRAYS,
+        eval_every=5,
+    )
+    assert [step for step, _ in logger.records] == [4, 5, 8, 10]
+    assert all(
+        type(v) is float for _, values in logger.records for v in values.values()
+    )
+    assert ["val/loss" in values for _, values in logger.records] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert logger.closed
+
+
+def test_callbacks_may_stop_the_run():
+    seen = []
+
+    def stop_late(step, state, values):
+        seen.append((step, int(state.step), values["loss"]))
+        return STOP if step >= 6 else None
+
+    result = quiet_fit(num_steps=20, log_every=3, callbacks=[stop_late])
+    assert [step for step, _, _ in seen] == [at for _, at, _ in seen] == [3, 6]
+    assert result.stopped == "callback"
+    assert result.state.step == 6
+
+
+def test_callbacks_may_change_the_state():
+    kept = []
+
+    def reset(step, state, values):
+        kept.append(snapshot(state))
+        return state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
+
+    result = quiet_fit(num_steps=4, log_every=2, callbacks=[reset])
+    np.testing.assert_array_equal(result.state.params["w"], 0.0)
+    assert float(jnp.abs(kept[0].params["w"]).sum()) > 0
+
+
+def test_a_callback_that_changes_a_shape_is_refused():
+    def widen(step, state, values):
+        return state._replace(params=state.params | {"b": jnp.zeros(2)})
+
+    with pytest.raises(ValueError, match=r"'params/b' needs shape \(\), got \(2,\)"):
+        quiet_fit(num_steps=4, log_every=2, callbacks=[widen])
+
+
+def test_early_stopping_waits_for_its_patience():
+    rule = EarlyStopping("val/loss", patience=2, min_delta=1e9)
+    result = quiet_fit(
+        num_steps=50,
+        metric_fn=metric_fn,
+        eval_data=ARRAYS,
+        eval_every=5,
+        early_stopping=rule,
+    )
+    assert result.stopped == "early_stopping"
+    assert result.state.step == 15  # the first evaluation is the best
+
+
+def test_early_stopping_can_look_for_a_maximum():
+    def scores(params, batch):
+        return {"score": squared_errors(params, batch)}
+
+    def stopped(mode):
+        rule = EarlyStopping("val/score", patience=1, mode=mode)
+        return quiet_fit(
+            num_steps=40,
+            metric_fn=scores,
+            eval_data=ARRAYS,
+            eval_every=10,
+            early_stopping=rule,
+        ).stopped
+
+    assert stopped("min") == "completed"
+    assert stopped("max") == "early_stopping"
+
+
+def test_an_unknown_metric_to_stop_on_is_refused():
+    with pytest.raises(
+        ValueError, match=r"need a metric among .*'val/loss'.*got 'nope'"
+    ):
+        quiet_fit(
+            num_steps=4,
+            metric_fn=metric_fn,
+            eval_data=ARRAYS,
+            early_stopping=EarlyStopping("nope"),
+        )
+
+
+@pytest.mark.parametrize("loop", ["python", "scan"])
+def test_an_interrupt_returns_what_was_reached(loop):
+    usual = signal.getsignal(signal.SIGINT)
+
+    def interrupt(step, state, values):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = quiet_fit(num_steps=100, loop=loop, log_every=4, callbacks=[interrupt])
+    assert result.stopped == "interrupted"
+    assert result.state.step == 8
+    rest = quiet_fit(result.state, num_steps=25, loop=loop)
+    chex.assert_trees_all_equal(rest.state.params, EXPECTED.params)
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_a_second_interrupt_stops_at_once():
+    def interrupt_twice(step, state, values):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet_fit(num_steps=100, log_every=4, callbacks=[interrupt_twice])
+
+
+def test_fit_works_outside_the_main_thread():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(quiet_fit(num_steps=25)))
+    thread.start()
+    thread.join()
+    chex.assert_trees_all_equal(results[0].state.params, EXPECTED.params)
+
+
+def test_nonfinite_loss_raises_with_the_step_and_keeps_the_history():
+    bad = {"x": X, "y": Y.at[7].set(jnp.nan)}
+    data = batching.from_arrays(bad, batch_size=6, shuffle=False)
+    with pytest.raises(NonFiniteError, match=r"got step 2 with .*loss=nan") as error:
+        quiet_fit(data=data, num_steps=10)
+    assert error.value.step == 2
+    assert np.isfinite(error.value.history["loss"][0])
+    ignored = quiet_fit(data=data, num_steps=10, on_nonfinite="ignore")
+    assert ignored.history["is_finite"].sum() == 1
+
+
+def test_the_progress_bar_shows_the_backend_and_the_loss(capsys):
+    quiet_fit(num_steps=25, progress=True)
+    shown = capsys.readouterr().err
+    assert "training on cpu" in shown
+    assert "25/25" in shown
+    assert "loss=" in shown
+
+
+def test_a_run_folder_holds_config_manifest_metrics_and_picture(tmp_path):
+    folder = tmp_path / "run"
+    options = {
+        "run_dir": folder,
+        "config": {"learning_rate": 0.05},
+        "log_every": 5,
+        "metric_fn": metric_fn,
+        "eval_data": ARRAYS,
+        "eval_every": 10,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fonts that matplotlib cannot cache
+        quiet_fit(num_steps=20, loop="scan", **options)
+    assert json.loads((folder / "config.json").read_text()) == {"learning_rate": 0.05}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["loop"] == "scan"
+    assert manifest["data"] == DATA.fingerprint()
+    lines = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text().split("\n")
+        if line
+    ]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    resumed = quiet_fit(num_steps=20, **options | {"loop": "auto"})
+    assert resumed.history.notes["loop"] == "scan"
+    with pytest.raises(ValueError, match="learning_rate"):
+        quiet_fit(num_steps=20, **options | {"config": {"learning_rate": 0.1}})
