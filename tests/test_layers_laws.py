@@ -130,13 +130,15 @@ def test_integers_are_refused(name):
         jax.eval_shape(layer.apply, params, pixels)
 
 
-def test_parameters_take_the_default_float_dtype():
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _x64():
-        params = layers.linear(2, 2).init(0)
-        assert params["weight"].dtype == jnp.float64
+@pytest.fixture
+def _float64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
-def _x64():
-    from jax.experimental import enable_x64
-
-    return enable_x64()
+@pytest.mark.usefixtures("_float64")
+def test_parameters_and_states_take_the_default_float_dtype():
+    model = layers.serial(layers.linear(2, 2), layers.batch_norm(2))
+    made = jax.eval_shape(model.init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float64)}
