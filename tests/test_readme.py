@@ -1,0 +1,47 @@
+"""The README is true: its Python runs, its links lead somewhere."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(capsys):
+    assert len(BLOCKS) == 2
+    names: dict = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    shown = capsys.readouterr().out
+    accuracy = float(re.search(r"'accuracy': ([0-9.]+)", shown).group(1))
+    assert accuracy > 0.93
+
+
+def test_the_example_has_about_twenty_lines():
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.parametrize(
+    "link", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README)))
+)
+def test_links_inside_the_repository_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_map_names_every_module():
+    import fngrad
+
+    package = pathlib.Path(fngrad.__file__).parent
+    top = {p.stem for p in package.iterdir() if p.suffix == ".py" or p.is_dir()}
+    for name in sorted(top - {"__init__", "__pycache__"}):
+        assert re.search(rf"`{name}[`/]", README), name
+
+
+def test_the_table_names_every_optimizer():
+    from fngrad.optimizers import REGISTRY
+
+    for name in REGISTRY:
+        assert f"`fg.{name}" in README, name
