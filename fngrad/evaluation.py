@@ -76,7 +76,7 @@ def evaluate(
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
     params = state_or_params.params if is_state else state_or_params
-    model_state = state_or_params.model_state if is_state else None
+    model_state = state_or_params.model_state if is_state else ()
     if not is_state and "model_state" in parameters(metric_fn):
         raise TypeError(
             "need a TrainState for a metric_fn that takes model_state, "

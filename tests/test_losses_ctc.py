@@ -6,7 +6,6 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from scipy import special
 
 from fngrad import losses
 
@@ -21,7 +20,7 @@ def x64():
 
 
 def log_softmax(x):
-    return x - special.logsumexp(x, axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def collapse(path, blank):
@@ -38,7 +37,7 @@ def brute_force_ctc(x, labels, blank):
         for path in paths
         if collapse(path, blank) == list(labels)
     ]
-    return -special.logsumexp(scores) if scores else np.inf
+    return -np.logaddexp.reduce(scores) if scores else np.inf
 
 
 CTC_LABELS = [[1, 1, 2], [2, 1], [2], []]

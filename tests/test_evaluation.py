@@ -1,0 +1,218 @@
+"""Evaluation over ragged batches is that of the whole, in one program."""
+
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad.batching as batching
+import fngrad.evaluation as evaluation
+from fngrad import metrics
+from fngrad.evaluation import evaluate, fold
+
+RNG = np.random.default_rng(0)
+N = 23
+DATA = {
+    "x": RNG.normal(size=(N, 3)).astype(np.float32),
+    "y": RNG.integers(0, 4, size=N),
+}
+PARAMS = {"w": RNG.normal(size=(3, 4)).astype(np.float32)}
+W = PARAMS["w"]
+
+
+class State(NamedTuple):
+    params: Any
+    model_state: Any
+
+
+class Largest(NamedTuple):
+    """A user's accumulator, whose unit is not zero."""
+
+    top: jax.Array
+
+    def merge(self, other):
+        return Largest(jnp.maximum(self.top, other.top))
+
+    def value(self):
+        return self.top
+
+
+def metric_fn(params, batch):
+    logits, y = batch["x"] @ params["w"], batch["y"]
+    own = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
+    return {
+        "own": own,
+        "logits": logits.astype(jnp.bfloat16),
+        "is_first": y == 0,
+        "pair": (jnp.sum(own * own), jnp.sum(own)),
+        "vector": (jnp.sum(logits, axis=0), len(y)),
+        "accuracy": metrics.accuracy(logits, y),
+        "top": metrics.top_k_accuracy(logits, y, 2),
+        "loss": metrics.log_loss(logits, y),
+        "calibration": metrics.calibration_error(logits, y),
+        "confusion": metrics.confusion_matrix(logits, y),
+        "r2": metrics.r2(logits, jax.nn.one_hot(y, 4)),
+        "error": metrics.mean_squared_error(own, y),
+        "lowest": Largest(jnp.max(-jnp.abs(own))),
+    }
+
+
+WHOLE: dict[str, Any] = {**evaluate(metric_fn, PARAMS, DATA, batch_size=N)}
+
+
+def test_whole_batch_is_numpys_mean():
+    logits = DATA["x"].astype(np.float64) @ W
+    own = logits[np.arange(N), DATA["y"]]
+    assert WHOLE["own"] == pytest.approx(own.mean(), rel=1e-5)
+    assert WHOLE["is_first"] == pytest.approx((DATA["y"] == 0).mean())
+    assert WHOLE["pair"] == pytest.approx((own**2).sum() / own.sum(), rel=1e-4)
+    np.testing.assert_allclose(WHOLE["vector"], logits.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(WHOLE["logits"], logits.mean(0), rtol=2e-2, atol=1e-2)
+    assert WHOLE["accuracy"] == pytest.approx((logits.argmax(1) == DATA["y"]).mean())
+    assert WHOLE["lowest"] == pytest.approx(-np.abs(own).min(), rel=1e-5)
+    assert WHOLE["lowest"] < 0
+    assert WHOLE["confusion"].sum() == N
+
+
+@pytest.mark.parametrize("batch_size", [5, 8, 100])
+def test_ragged_batches_are_the_whole_for_every_accumulator(batch_size):
+    got = evaluate(metric_fn, PARAMS, DATA, batch_size=batch_size)
+    assert got.keys() == WHOLE.keys()
+    for name, value in WHOLE.items():
+        assert type(got[name]) is type(value), name
+        np.testing.assert_allclose(got[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_integer_counts_are_exact():
+    for size in (1, 4):
+        got = evaluate(
+            lambda p, b: {"n": (b["y"].sum(), b["y"].size)}, (), DATA, batch_size=size
+        )
+        assert got["n"] == np.float32(DATA["y"].sum()) / np.float32(N)
+
+
+def test_one_nan_spoils_its_own_metric_only():
+    x = DATA["x"].copy()
+    x[7, 0] = np.nan
+
+    def columns(params, batch):
+        return {"sum": batch["x"][:, 0], "rest": batch["x"][:, 1:].sum(1)}
+
+    got = evaluate(columns, (), {"x": x}, batch_size=5)
+    assert np.isnan(got["sum"])
+    assert got["rest"] == pytest.approx(x[:, 1:].sum(1).mean(), rel=1e-4)
+
+
+def test_second_call_with_other_values_does_not_trace_again():
+    @chex.assert_max_traces(3)  # once for shapes, once in the loop, once for the rest
+    def counted(params, batch):
+        return {"own": batch["x"] @ params["w"]}
+
+    for scale in (1.0, 2.0, 3.0):
+        params = {"w": np.float32(scale) * W}
+        data = {"x": np.float32(scale) * DATA["x"]}
+        evaluate(counted, params, data, batch_size=5)
+        evaluate(counted, State(params, ()), data, batch_size=5)
+
+
+def test_params_are_arguments_of_the_program_never_constants():
+    text = jax.jit(fold, static_argnums=(0, 4)).lower(
+        lambda p, b: {"own": b["x"] @ p["w"]}, PARAMS, (), {"x": DATA["x"]}, 5
+    )
+    assert "3x4xf32" in text.as_text().split("func.func public @main(")[1].split(")")[0]
+
+
+def test_model_state_is_passed_by_its_name():
+    state = State(PARAMS, {"shift": np.float32(2.0)})
+    want = (DATA["x"] @ W).sum(1).mean() + 2
+
+    def last(params, batch, model_state):
+        return {"y": (batch["x"] @ params["w"]).sum(1) + model_state["shift"]}
+
+    def middle(params, model_state, batch):
+        return last(params, batch, model_state)
+
+    for fn in (last, middle, functools.partial(last)):
+        got = evaluate(fn, state, DATA, batch_size=5)
+        assert got["y"] == pytest.approx(want, rel=1e-5)
+    with pytest.raises(TypeError, match="need a TrainState for a metric_fn that takes"):
+        evaluate(last, PARAMS, DATA)
+
+
+def test_fold_runs_under_jit_and_vmap():
+    def of(scale):
+        params = {"w": scale * W}
+        return fold(metric_fn, params, (), DATA, 5)
+
+    scales = jnp.array([1.0, -0.5])
+    both = jax.jit(jax.vmap(of))(scales)
+    np.testing.assert_allclose(both["own"][0], WHOLE["own"], rtol=1e-5)
+    np.testing.assert_allclose(both["own"][1], -0.5 * WHOLE["own"], rtol=1e-5)
+    np.testing.assert_allclose(both["confusion"][0], WHOLE["confusion"])
+
+
+def test_dataset_is_read_once_each_through_its_maps():
+    data = batching.from_arrays(DATA, 4, seed=3, remainder="drop")
+    for dataset in (data, data.map(lambda batch: {**batch, "x": batch["x"] * 1})):
+        got = evaluate(metric_fn, PARAMS, dataset, batch_size=5)
+        np.testing.assert_allclose(got["loss"], WHOLE["loss"], rtol=1e-5)
+        np.testing.assert_array_equal(got["confusion"], WHOLE["confusion"])
+    doubled = data.map(lambda batch: {**batch, "x": batch["x"] * 2})
+    got = evaluate(metric_fn, PARAMS, doubled, batch_size=5)
+    assert got["own"] == pytest.approx(2 * WHOLE["own"], rel=1e-5)
+    random = data.map(lambda batch, key: batch)
+    with pytest.raises(ValueError, match="data without random maps"):
+        evaluate(metric_fn, PARAMS, random)
+
+
+def test_any_object_with_arrays_is_data():
+    class Holder:
+        arrays = DATA
+
+    got = evaluate(metric_fn, PARAMS, Holder(), batch_size=5)
+    assert got["accuracy"] == pytest.approx(WHOLE["accuracy"])
+    assert evaluation.arrays_of(Holder()) is DATA
+
+
+X = {"x": np.ones((4, 2), np.float32)}
+BAD = [
+    (lambda p, b: {"m": jnp.mean(b["x"])}, X, ValueError, "metric 'm' per example"),
+    (lambda p, b: {"m": 1.0}, X, ValueError, "so a mean of the batches' means is not"),
+    (
+        lambda p, b: {"m": b["x"].T},
+        X,
+        ValueError,
+        "metric 'm' with a value for each of the 3 examples",
+    ),
+    (
+        lambda p, b: {"m": (b["x"].sum(0), b["x"])},
+        X,
+        ValueError,
+        "metric 'm' as (sum, weight) of one shape, got (2,) and (3, 2)",
+    ),
+    (lambda p, b: b["x"], X, TypeError, "a metric_fn that returns a dict, got"),
+    (lambda p: {}, X, TypeError, "need metric_fn(params, batch) or"),
+    (lambda p, b, c: {}, X, TypeError, "['p', 'b', 'c']"),
+    (metric_fn, {}, ValueError, "need at least one array"),
+    (metric_fn, {"x": np.ones((0, 2))}, ValueError, "got n=0"),
+    (metric_fn, {"x": np.ones(3), "y": np.ones(4)}, ValueError, "{'x': 3, 'y': 4}"),
+    (metric_fn, {"x": np.float32(1)}, ValueError, "got a scalar at 'x'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fn", "data", "kind", "message"), BAD, ids=[b[3] for b in BAD]
+)
+def test_what_cannot_be_folded_raises(fn, data, kind, message):
+    with pytest.raises(kind) as error:
+        evaluate(fn, PARAMS, data, batch_size=3)
+    assert message in str(error.value)
+
+
+def test_batch_size_below_one_raises():
+    with pytest.raises(ValueError, match="need batch_size >= 1, got batch_size=0"):
+        evaluate(metric_fn, PARAMS, DATA, batch_size=0)

@@ -1,0 +1,223 @@
+"""Metrics against scikit-learn on the whole data, and merging against the whole."""
+
+import functools
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+from sklearn import metrics as reference
+
+from fngrad import metrics
+
+RNG = np.random.default_rng(0)
+N, CLASSES = 37, 5
+LOGITS = RNG.normal(size=(N, CLASSES)).astype(np.float32) * 2
+LABELS = RNG.integers(0, CLASSES, size=N)
+LABELS[:20] = LOGITS[:20].argmax(-1)
+TARGETS = RNG.normal(size=(N, 2)).astype(np.float32)
+PREDICTIONS = TARGETS + 0.5 * RNG.normal(size=(N, 2)).astype(np.float32)
+WEIGHTS = RNG.uniform(0.5, 2.0, size=N).astype(np.float32)
+KEPT = RNG.uniform(size=N) > 0.3
+
+
+def calibration(x, y, w, bins=15):
+    p = special.softmax(x.astype(np.float64), axis=-1)
+    confidence, right = p.max(-1), p.argmax(-1) == y
+    edges, total = np.linspace(0, 1, bins + 1), 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        total += abs((w * (right - confidence))[inside].sum())
+    return total / w.sum()
+
+
+def log_loss(x, y, w):
+    p = special.softmax(x.astype(np.float64), axis=-1)
+    return reference.log_loss(y, p, sample_weight=w, labels=range(CLASSES))
+
+
+def top_2(x, y, w):
+    return reference.top_k_accuracy_score(y, x, k=2, sample_weight=w)
+
+
+M = metrics
+# name: (metric, predictions, targets, the whole by another library)
+CASES = {
+    "accuracy": (
+        M.accuracy,
+        LOGITS,
+        LABELS,
+        lambda x, y, w: reference.accuracy_score(y, x.argmax(-1), sample_weight=w),
+    ),
+    "top_k_accuracy": (
+        lambda x, y, **kw: M.top_k_accuracy(x, y, 2, **kw),
+        LOGITS,
+        LABELS,
+        top_2,
+    ),
+    "log_loss": (M.log_loss, LOGITS, LABELS, log_loss),
+    "calibration_error": (M.calibration_error, LOGITS, LABELS, calibration),
+    "calibration_error of 4 bins": (
+        functools.partial(M.calibration_error, num_bins=4),
+        LOGITS,
+        LABELS,
+        functools.partial(calibration, bins=4),
+    ),
+    "confusion_matrix": (
+        M.confusion_matrix,
+        LOGITS,
+        LABELS,
+        lambda x, y, w: reference.confusion_matrix(y, x.argmax(-1), sample_weight=w),
+    ),
+    "mean_squared_error": (
+        M.mean_squared_error,
+        PREDICTIONS,
+        TARGETS,
+        lambda x, y, w: reference.mean_squared_error(y, x, sample_weight=w),
+    ),
+    "mean_absolute_error": (
+        M.mean_absolute_error,
+        PREDICTIONS,
+        TARGETS,
+        lambda x, y, w: reference.mean_absolute_error(y, x, sample_weight=w),
+    ),
+    "r2": (
+        M.r2,
+        PREDICTIONS,
+        TARGETS,
+        lambda x, y, w: reference.r2_score(y, x, sample_weight=w),
+    ),
+}
+ONES = np.ones(N, np.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_metric_of_the_whole_is_the_references(name):
+    metric, x, y, whole = CASES[name]
+    for w in (ONES, WEIGHTS):
+        weights = None if w is ONES else w
+        got = metric(x, y, weights=weights).value()
+        np.testing.assert_allclose(got, whole(x, y, w), rtol=1e-5)
+        x_kept, y_kept = x.copy(), y.copy()
+        x_kept[~KEPT] = np.nan
+        y_kept[~KEPT] = -1 if y.dtype != np.float32 else np.nan
+        got = metric(x_kept, y_kept, where=KEPT, weights=weights).value()
+        np.testing.assert_allclose(got, whole(x[KEPT], y[KEPT], w[KEPT]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merged_parts_are_the_whole(name):
+    metric, x, y, _ = CASES[name]
+    cuts = [slice(0, 0), slice(0, 16), slice(16, 33), slice(33, 37)]
+    empty, *parts = [metric(x[c], y[c], weights=WEIGHTS[c]) for c in cuts]
+    whole = metric(x, y, weights=WEIGHTS)
+    left = empty.merge(parts[0]).merge(parts[1]).merge(parts[2])
+    right = parts[0].merge(parts[1].merge(parts[2].merge(empty)))
+    for merged in (left, right):
+        for a, b in zip(merged, whole, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(merged.value(), whole.value(), rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"confusion_matrix"}))
+def test_nothing_measured_is_nan(name):
+    metric, x, y, _ = CASES[name]
+    assert np.isnan(metric(x, y, where=np.zeros(N, bool)).value())
+
+
+def test_merging_r2_does_not_cancel_in_float32():
+    y = (1e4 + RNG.normal(size=512)).astype(np.float32)
+    x = y + np.float32(0.5)
+    parts = [M.r2(x[i : i + 8], y[i : i + 8]) for i in range(0, 512, 8)]
+    merged = functools.reduce(lambda a, b: a.merge(b), parts)
+    want = reference.r2_score(y.astype(np.float64), x.astype(np.float64))
+    np.testing.assert_allclose(merged.value(), want, rtol=1e-4)
+
+
+def test_r2_of_constant_targets():
+    y = np.ones(4, np.float32)
+    assert M.r2(y, y).value() == reference.r2_score(y, y) == 1
+    x = np.arange(4, dtype=np.float32)
+    assert M.r2(x, y).value() == reference.r2_score(y, x) == 0
+
+
+def test_of_equal_logits_the_first_is_the_prediction():
+    x = np.zeros((3, 3), np.float32)
+    right = [M.accuracy(x[:1], np.array([c])).value() for c in range(3)]
+    assert right == [1, 0, 0]
+    assert M.top_k_accuracy(x, np.arange(3), 2).value() == pytest.approx(2 / 3)
+
+
+def test_logits_of_nan_are_never_right():
+    x = np.full((2, 3), np.nan, np.float32)
+    x[1, 1:] = 0
+    assert M.accuracy(x, np.array([0, 2])).value() == 0
+    assert M.top_k_accuracy(x[:1], np.array([0]), 2).value() == 0
+    assert np.isnan(M.confusion_matrix(x, np.array([0, 2])).value()).any()
+
+
+@pytest.mark.parametrize("label", [-1, 5, 99])
+@pytest.mark.parametrize("name", [n for n in CASES if CASES[n][2] is LABELS])
+def test_label_out_of_range_makes_the_metric_nan(name, label):
+    metric, x, y, _ = CASES[name]
+    y = y.copy()
+    y[3] = label
+    assert np.isnan(metric(x, y).value()).any()
+    kept = np.arange(N) != 3
+    assert np.isfinite(metric(x, y, where=kept).value()).all()
+
+
+def test_calibration_bins_close_on_the_right():
+    # One example of confidence 1/2, right: it belongs to the first of two bins, with
+    # one of confidence 1/2 that is wrong, so both together are calibrated.
+    x, y = np.zeros((2, 2), np.float32), np.array([0, 1])
+    bins = M.calibration_error(x, y, num_bins=2)
+    np.testing.assert_array_equal(bins.weight, [2, 0])
+    assert bins.value() == 0
+
+
+def test_metrics_of_narrow_inputs_are_summed_in_float32():
+    x = jnp.zeros((2000, 2), jnp.bfloat16)
+    mean = M.accuracy(x, jnp.zeros(2000, jnp.int32))
+    assert mean.total.dtype == jnp.float32
+    assert (mean.total, mean.weight) == (2000, 2000)
+
+
+def test_accumulators_are_pytrees_that_pass_through_jit():
+    part = jax.jit(M.r2)(PREDICTIONS, TARGETS)
+    twice = jax.jit(lambda a, b: a.merge(b))(part, part)
+    assert isinstance(twice, M.R2)
+    np.testing.assert_allclose(twice.value(), part.value(), rtol=1e-6)
+
+
+BAD = [
+    (lambda: M.accuracy(LOGITS, LABELS[:3]), ValueError, "got (37, 5) and (3,)"),
+    (lambda: M.accuracy(LOGITS, WEIGHTS), TypeError, "integer labels, got dtype float"),
+    (lambda: M.top_k_accuracy(LOGITS, LABELS, 6), ValueError, "need 1 <= k <= 5"),
+    (
+        lambda: M.calibration_error(LOGITS, LABELS, num_bins=0),
+        ValueError,
+        "need num_bins >= 1, got num_bins=0",
+    ),
+    (
+        lambda: M.accuracy(LOGITS, LABELS, weights=ONES[:3]),
+        ValueError,
+        "need weights of shape (37,), got shape (3,)",
+    ),
+    (
+        lambda: M.accuracy(LOGITS, LABELS, where=KEPT[:3]),
+        ValueError,
+        "need where of shape (37,), got shape (3,)",
+    ),
+    (lambda: M.accuracy(LOGITS, LABELS, where=ONES), TypeError, "a mask of bools"),
+    (lambda: M.r2(TARGETS, TARGETS[:, 0]), ValueError, "got (37, 2) and (37,)"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD, ids=[b[2] for b in BAD])
+def test_what_does_not_fit_raises(call, kind, message):
+    with pytest.raises(kind) as error:
+        call()
+    assert message in str(error.value)
