@@ -110,7 +110,7 @@ def train(
 
     def show(now: int, state: fg.TrainState, values: dict[str, Any]) -> None:
         bar.advance((now - 1) % config.log_every + 1)
-        bar.show({"optimizer": name, "loss": values["loss"]})
+        bar.show({f"{name} loss": values["loss"]})
 
     def run(seed: int) -> fg.FitResult:
         params = MODEL.init(jax.random.key(seed))

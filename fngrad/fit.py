@@ -149,7 +149,7 @@ def fit(
 
 
 def _choose(
-    loop: str, outputs: Outputs, step: Step, feed: Feed, carry: Any, remaining: int
+    loop: Any, outputs: Outputs, step: Step, feed: Feed, carry: Any, remaining: int
 ) -> Choice:
     """Take the loop that was asked for, that ran before, or that is faster."""
     if feed.is_iterable and loop == "scan":

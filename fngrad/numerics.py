@@ -55,7 +55,7 @@ def check_number(
     Raises:
         ValueError: out of range, or NaN.
     """
-    if isinstance(value, numbers.Real) and not low <= value <= high:
+    if isinstance(value, numbers.Real) and not low <= float(value) <= high:
         raise ValueError(f"need {low} <= {name} <= {high}, got {name}={value}")
 
 

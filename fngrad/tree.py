@@ -74,7 +74,7 @@ def where(condition: jax.Array, a: Tree, b: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
-def zeros_like(a: Tree, dtype: Any = None) -> Tree:
+def zeros_like(a: Any, dtype: Any = None) -> Any:
     """Return zeros in the shapes of a; abstract leaves (ShapeDtypeStruct) do too."""
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), a)
 
@@ -280,7 +280,7 @@ def _prefixes(path: Path) -> list[Path]:
     return ["/".join(segments[:end]) for end in range(len(segments), -1, -1)]
 
 
-def _checked_predicate(fn: Callable[[Path, Any], bool]) -> Callable[[Path, Any], bool]:
+def _checked_predicate(fn: Callable[..., Any]) -> Callable[[Path, Any], bool]:
     def predicate(path: Path, leaf: Any) -> bool:
         answer = fn(path, leaf)
         if not isinstance(answer, bool) and not _is_bool_array(answer):

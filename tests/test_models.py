@@ -240,6 +240,21 @@ def test_transformer_has_its_sizes_and_paths():
     assert shapes["blocks/layers/2/attention/attend/query/weight"].shape == (8, 8)
     assert shapes["head/weight"].shape == (8, 7)
     assert "blocks/layers/3/mlp/expand/weight" not in shapes
+    narrow = models.transformer(7, 6, features=8, hidden_size=5)
+    made = tree.leaf_paths(jax.eval_shape(narrow.init, jax.random.key(0)))
+    assert made["blocks/layers/1/mlp/expand/weight"].shape == (8, 5)
+
+
+def test_transformer_drops_attention_weights(monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        "fngrad.layers.attention.drop", lambda rate, x, key: rates.append(rate) or x
+    )
+    model = DROPPING["transformer"][0](0.5)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens, key = jnp.arange(4), jax.random.key(1)
+    jax.eval_shape(lambda p: model.apply(p, tokens, key=key), params)
+    assert rates == [0.5]
 
 
 def test_transformer_heads_and_activation_count():

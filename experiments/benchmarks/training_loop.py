@@ -17,6 +17,7 @@ left out where they are not installed.
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import os
 import statistics
@@ -25,12 +26,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 
 import fngrad as fg
 import fngrad.fitting.feeds as feeds
 import fngrad.fitting.loops as loops
 from experiments.benchmarks.timing import interleave, seconds, table
+from fngrad.training import Step
 
 SIZES = {
     "mlp 64-16-16-10": (64, 16, 16, 10),
@@ -55,8 +58,8 @@ class Config:
 class Problem:
     """A model, its data, and its step with and without norms."""
 
-    step: fg.training.Step
-    bare_step: fg.training.Step
+    step: Step
+    bare_step: Step
     state: fg.TrainState
     data: fg.Dataset
 
@@ -82,7 +85,7 @@ def make_problem(name: str) -> Problem:
     )
 
 
-def hand_written(problem: Problem, step: fg.training.Step) -> dict[str, Any]:
+def hand_written(problem: Problem, step: Step) -> dict[str, Any]:
     """Return the two loops that one would write by hand, as ``state, n -> state``."""
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -135,9 +138,7 @@ def timed_fit(problem: Problem, loop: Any, length: int) -> Callable[[], float]:
 
 def torch_case(name: str, problem: Problem, length: int) -> Callable[[], float]:
     """Return a case: seconds a step of the same training in torch eager."""
-    import numpy as np
-    import torch
-
+    torch = importlib.import_module("torch")
     nn = torch.nn
     x, y = (torch.tensor(np.array(problem.data.arrays[k])) for k in ("x", "y"))
     y = y.long()
@@ -173,9 +174,7 @@ def torch_case(name: str, problem: Problem, length: int) -> Callable[[], float]:
 def keras_case(name: str, problem: Problem, length: int) -> Callable[[], float]:
     """Return a case: seconds a step of the same training in Keras' ``fit`` on JAX."""
     os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-    import numpy as np
-
+    keras = importlib.import_module("keras")
     x, y = (np.array(problem.data.arrays[k]) for k in ("x", "y"))
     layers = keras.layers
     if SIZES[name]:

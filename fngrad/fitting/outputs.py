@@ -43,7 +43,7 @@ class Outputs(contextlib.ExitStack):
         self._bar = ProgressBar(total, initial=first, description=_description())
         self.callback(self._bar.close)
 
-    def recorded_loop(self) -> str | None:
+    def recorded_loop(self) -> Any:
         """Return the loop that an earlier call with this run folder took."""
         return self.folder.manifest.get("loop") if self.folder else None
 

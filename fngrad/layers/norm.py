@@ -8,7 +8,7 @@ a constant x, where $v = 0$.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -247,7 +247,7 @@ def _batch_statistics(
     return {"mean": mean, "var": mean_of(jnp.square(x - along_last(mean, x.ndim)))}
 
 
-def _init(size: int, scale: bool, bias: bool):
+def _init(size: int, scale: bool, bias: bool) -> Callable[[Key], Params]:
     if not scale and not bias:
         return no_params
 

@@ -85,7 +85,7 @@ def chain(*transforms: TransformLike) -> Transform:
         return inner.init(params)
 
     @functools.lru_cache(maxsize=8)
-    def expected_state(structure: Any, avals: Any, x64: bool) -> Any:
+    def expected_state(structure: Any, avals: Any, default_float: Any) -> Any:
         params = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in avals]
         return jax.eval_shape(inner.init, jax.tree.unflatten(structure, params))
 
@@ -93,7 +93,7 @@ def chain(*transforms: TransformLike) -> Transform:
         _check_updates(updates, params)
         leaves, structure = jax.tree.flatten(params)
         avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        expected = expected_state(structure, avals, jax.config.jax_enable_x64)
+        expected = expected_state(structure, avals, jnp.result_type(float))
         difference = tree.mismatch(expected, state)
         if difference:
             raise ValueError(
@@ -110,7 +110,8 @@ def chain(*transforms: TransformLike) -> Transform:
 
     def report_all(updates: Updates, state: OptState, params: Params) -> Metrics:
         check(updates, state, params)
-        return inner.report(_enter(updates, params), state, params)
+        wide = _enter(updates, params)
+        return inner.report(wide, state, params) if inner.report else {}
 
     return Transform(
         init,
