@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fngrad.types import Path, Scalar, Selector, Tree
 
@@ -51,15 +52,17 @@ def average(decay: Scalar, a: Tree, b: Tree) -> Tree:
     )
 
 
-def vdot(a: Tree, b: Tree) -> jax.Array:
+def vdot(a: Any, b: Any) -> jax.Array:
     """Return the real part of <a, b> = sum conj(a_i) b_i, in at least float32."""
     products = jax.tree.map(
         lambda x, y: jnp.sum(jnp.real(jnp.conj(x) * y)), widen(a), widen(b)
     )
-    return functools.reduce(jnp.add, jax.tree.leaves(products), jnp.zeros(()))
+    terms = jax.tree.leaves(products)
+    dtype = functools.reduce(np.promote_types, (t.dtype for t in terms), np.float32)
+    return sum((term.astype(dtype) for term in terms), jnp.zeros((), dtype))
 
 
-def norm(a: Tree) -> jax.Array:
+def norm(a: Any) -> jax.Array:
     """Return the Euclidean norm over all leaves, in at least float32.
 
     Its gradient at zero is zero, not NaN.

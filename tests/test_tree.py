@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import precision
 import pytest
 
 import fngrad.tree as tree
@@ -133,6 +134,14 @@ def test_norm_of_narrow_leaves_is_computed_wide():
     big = jnp.full(4, 300.0, jnp.float16)  # 300**2 overflows float16
     assert tree.norm(big).dtype == jnp.float32
     np.testing.assert_allclose(tree.norm(big), 600.0)
+
+
+def test_norm_of_mixed_precision_is_in_the_widest():
+    with precision.x64():
+        mixed = {"a": jnp.full(1, 3.0, jnp.float32), "b": jnp.full(1, 4.0)}
+        assert tree.norm(mixed).dtype == jnp.float64
+        assert tree.norm({"a": mixed["a"]}).dtype == jnp.float32
+        np.testing.assert_array_equal(tree.norm(mixed), 5.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,12 @@
+"""Double precision, switched on for a while."""
+
+from typing import Any
+
+import jax
+from jax import experimental
+
+
+def x64():
+    """Switch float64 on within a block, in old and new versions of JAX."""
+    module: Any = jax if hasattr(jax, "enable_x64") else experimental
+    return module.enable_x64(True)
