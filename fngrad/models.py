@@ -265,28 +265,23 @@ def transformer(
     dropout = _dropout(dropout_rate)
     draw = initializers.normal(0.02)
     draw_last = initializers.normal(0.02 / math.sqrt(2 * num_layers))
+    attend = layers.multi_head_attention(
+        features,
+        num_heads,
+        causal=True,
+        dropout_rate=dropout_rate,
+        weight_init=draw,
+        output_init=draw_last,
+    )
     width = 4 * features if hidden_size is None else hidden_size
-    attention = layers.serial(
-        norm=layers.layer_norm(features),
-        attend=layers.multi_head_attention(
-            features,
-            num_heads,
-            causal=True,
-            dropout_rate=dropout_rate,
-            weight_init=draw,
-            output_init=draw_last,
-        ),
-        dropout=dropout,
-    )
-    perceptron = layers.serial(
-        norm=layers.layer_norm(features),
-        expand=layers.linear(features, width, weight_init=draw),
-        activation=activation,
-        shrink=layers.linear(width, features, weight_init=draw_last),
-        dropout=dropout,
-    )
+    perceptron = {
+        "expand": layers.linear(features, width, weight_init=draw),
+        "activation": activation,
+        "shrink": layers.linear(width, features, weight_init=draw_last),
+    }
     block = layers.serial(
-        attention=layers.residual(attention), mlp=layers.residual(perceptron)
+        attention=_branch(features, {"attend": attend}, dropout),
+        mlp=_branch(features, perceptron, dropout),
     )
     return layers.serial(
         tokens=layers.embedding(vocab_size, features, weight_init=draw),
@@ -296,6 +291,13 @@ def transformer(
         norm=layers.layer_norm(features),
         head=layers.linear(features, vocab_size, bias=False, weight_init=draw),
     )
+
+
+def _branch(
+    features: int, inner: dict[str, Layer | Activation], dropout: Layer
+) -> Layer:
+    norm = layers.layer_norm(features)
+    return layers.residual(layers.serial(norm=norm, **inner, dropout=dropout))
 
 
 def _dropout(rate: Scalar | None) -> Layer:

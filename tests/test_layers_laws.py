@@ -130,14 +130,7 @@ def test_integers_are_refused(name):
         jax.eval_shape(layer.apply, params, pixels)
 
 
-@pytest.fixture
-def _float64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("x64")
 def test_parameters_and_states_take_the_default_float_dtype():
     model = layers.serial(layers.linear(2, 2), layers.batch_norm(2))
     made = jax.eval_shape(model.init, jax.random.key(0))

@@ -1,6 +1,7 @@
 """Attention: each position takes a weighted mean of others."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -89,19 +90,14 @@ def multi_head_attention(
     kv_heads = _kv_heads(num_heads, num_kv_heads)
     size = _head_size(features, num_heads, head_size)
 
-    def init(key: Key) -> Params:
-        maps = {
-            "query": ((features, num_heads * size), weight_init),
-            "key": ((from_size, kv_heads * size), weight_init),
-            "value": ((from_size, kv_heads * size), weight_init),
-            "output": ((num_heads * size, features), output_init or weight_init),
-        }
-        keys = jax.random.split(numerics.key(key), len(maps))
-        bias_init = initializers.zeros() if bias else None
-        return {
-            name: dense_params(k, shape, weight, bias_init)
-            for k, (name, (shape, weight)) in zip(keys, maps.items(), strict=True)
-        }
+    q_size, kv_size = num_heads * size, kv_heads * size
+    maps = {
+        "query": ((features, q_size), weight_init),
+        "key": ((from_size, kv_size), weight_init),
+        "value": ((from_size, kv_size), weight_init),
+        "output": ((q_size, features), output_init or weight_init),
+    }
+    bias_init = initializers.zeros() if bias else None
 
     def apply(
         params: Params,
@@ -125,7 +121,20 @@ def multi_head_attention(
         heads = jnp.einsum("kgts,skd->tkgd", weights, v)
         return dense(params["output"], heads.reshape(len(x), -1))
 
-    return Layer(init, apply)
+    return Layer(_init(maps, bias_init), apply)
+
+
+def _init(
+    maps: dict[str, tuple[tuple[int, int], Initializer]], bias_init: Initializer | None
+) -> Callable[[Key], Params]:
+    def init(key: Key) -> Params:
+        keys = jax.random.split(numerics.key(key), len(maps))
+        return {
+            name: dense_params(k, shape, weight_init, bias_init)
+            for k, (name, (shape, weight_init)) in zip(keys, maps.items(), strict=True)
+        }
+
+    return init
 
 
 def _weights(q: jax.Array, k: jax.Array, allowed: jax.Array | None) -> jax.Array:

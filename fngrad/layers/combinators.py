@@ -178,9 +178,6 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
     return _without_state(init, apply, ())
 
 
-# ---- children
-
-
 def _children(
     entries: Sequence[LayerLike], named: dict[str, LayerLike]
 ) -> tuple[_Child, ...]:

@@ -85,14 +85,9 @@ def conv(
     rank = len(window)
     strides = _per_axis("stride", stride, rank)
     dilations = _per_axis("dilation", dilation, rank)
-    check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
-    _per_axis("kernel_size", window, rank)
     pads = _padding(padding, rank)
-    if in_channels % groups or out_channels % groups:
-        raise ValueError(
-            "need groups that divide in_channels and out_channels, "
-            f"got {groups=} {in_channels=} {out_channels=}"
-        )
+    _per_axis("kernel_size", window, rank)
+    _check_groups(in_channels, out_channels, groups)
     space = "DHW"[-rank:]
     axes = f"N{space}C", f"{space}IO", f"N{space}C"
 
@@ -238,6 +233,15 @@ def _padding(padding: Padding, rank: int) -> str | list[tuple[int, int]]:
             f"need a padding (before, after) for each of {rank} axes, got {padding}"
         )
     return [(before, after) for before, after in pairs]
+
+
+def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            "need groups that divide in_channels and out_channels, "
+            f"got {groups=} {in_channels=} {out_channels=}"
+        )
 
 
 def _check_image(x: jax.Array, rank: int, channels: int | None) -> jax.Array:

@@ -111,9 +111,6 @@ def _key_per_example(key: Key | None, x: Any) -> Key | None:
     )
 
 
-# ---- parts of layers
-
-
 def dense(params: Params, x: jax.Array) -> jax.Array:
     """Return x @ weight + bias, over the last axis of x."""
     return add_bias(x @ params["weight"], params)
@@ -135,9 +132,6 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
     grown = numerics.scaled(numerics.divide(jnp.ones_like(keep), keep), x)
     return jnp.where(is_kept, grown, jnp.zeros_like(x))
-
-
-# ---- what a layer needs
 
 
 def check_sizes(**sizes: int) -> None:

@@ -142,9 +142,6 @@ def _scaled(scale: Scalar, base: Initializer) -> Initializer:
     return init
 
 
-# ---- parameters of layers
-
-
 def draw(weight_init: Initializer, key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Return a new parameter, in the default float dtype."""
     return weight_init(numerics.key(key), shape, jnp.result_type(float))
