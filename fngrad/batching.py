@@ -275,9 +275,6 @@ def num_examples(arrays: Any) -> int:
     return n
 
 
-# ---- what comes in
-
-
 def _batch_size(batch_size: Any, n: int) -> int:
     try:
         b = operator.index(batch_size)
@@ -332,9 +329,6 @@ def _to_device(path: str, leaf: Any) -> jax.Array:
 def _host_array(leaf: jax.Array) -> np.ndarray:
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-
-# ---- maps
 
 
 def _call(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Batch:

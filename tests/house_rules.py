@@ -20,7 +20,7 @@ _HOUSE = {
     0: "types",
     1: "tree numerics extras permutation signatures",
     2: "schedules losses metrics landscapes gradcheck curvature batching "
-    "layers.core transforms.core",
+    "layers.core transforms.core transforms.roots",
     2.5: "layers.initializers",
     3: "layers transforms",
     3.5: "transforms.laws",
@@ -53,9 +53,6 @@ MAX_FILE, MAX_FUNCTION = 400, 40
 
 Complaints = Iterator[str]
 Functions = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-# ---- reading
 
 
 def python_files(*folders: str) -> list[pathlib.Path]:
@@ -99,9 +96,6 @@ def floor_of(module: str) -> float | None:
         )
     above = [module.rsplit(".", count)[0] for count in range(module.count("."))]
     return next((FLOORS[name] for name in above if name in FLOORS), None)
-
-
-# ---- the rules: each yields its complaints about one source
 
 
 def floor_complaints(

@@ -35,9 +35,6 @@ SOURCES = {
 PACKAGES = {module_of(p) for p in python_files("fngrad") if p.stem == "__init__"}
 
 
-# ---- the rules hold
-
-
 def _check(complaints: list[str]) -> None:
     assert not complaints, "\n" + "\n".join(complaints)
 
@@ -100,8 +97,6 @@ def test_the_top_level_holds_what_the_design_lists():
     ignored = [line.strip("/") for line in lines]
     _check(list(top_level_complaints({p.name for p in ROOT.iterdir()}, ignored)))
 
-
-# ---- the rules can fail
 
 BAD_PURITY = [
     "import os",

@@ -29,9 +29,6 @@ def stream(data, num_steps):
     return np.asarray(_indices(data, jnp.arange(num_steps))).ravel()
 
 
-# ---- epochs
-
-
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(
     ("n", "b"), [(13, 5), (12, 4), (9, 9), (9, 1), (1, 1), (2, 1), (33, 32)]
@@ -71,9 +68,6 @@ def test_steps_count_whole_epochs():
         wrap.steps(-1)
 
 
-# ---- a batch
-
-
 def test_batches_keep_structure_dtype_and_rows_together():
     arrays = {"x": (np.arange(24.0).reshape(12, 2), None), "y": np.arange(12)}
     batch = from_arrays(arrays, 4, seed=1).batch(2)
@@ -109,9 +103,6 @@ def test_unordered_batches_are_consecutive():
     np.testing.assert_array_equal(stream(data, 5), np.arange(15) % 7)
 
 
-# ---- randomness
-
-
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_vmap_over_seeds_equals_one_by_one(impl):
     data = numbered(20, 8)
@@ -136,9 +127,6 @@ def test_datasets_made_inside_jit_work():
     batch = jax.jit(lambda x, seed: from_arrays(x, 8, seed=seed).batch(1))
     expected = numbered(20, 8, seed=2).batch(1)
     np.testing.assert_array_equal(batch(jnp.arange(20), 2), expected)
-
-
-# ---- maps
 
 
 def test_maps_compose_in_order():
@@ -168,9 +156,6 @@ def test_each_of_several_maps_gets_a_key_of_its_own():
 def test_a_map_of_another_form_raises(fn):
     with pytest.raises(TypeError, match=r"need a function fn\(batch\) or fn\(batch, k"):
         numbered(4, 2).map(fn)
-
-
-# ---- a pytree
 
 
 def test_a_dataset_passes_through_jit_without_a_second_trace():
@@ -212,9 +197,6 @@ def test_no_operation_makes_anything_of_the_size_of_the_data():
     assert _operations(2**16) < 2**14
 
 
-# ---- large numbers
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 1797, 60_000, 65_537, 2**28 + 3, 2**30])
 def test_the_place_of_a_batch_is_exact_for_every_step(n):
     steps = [0, 1, 2, 65_535, 123_456_789, 2**30 + 1, MAX_STEP]
@@ -234,9 +216,6 @@ def test_the_last_steps_still_cover_every_example():
     whole = seen[first:][: (len(seen) - first) // 33 * 33].reshape(-1, 33)
     assert len(whole) > 30
     assert (np.sort(whole, axis=1) == np.arange(33)).all()
-
-
-# ---- fingerprint
 
 
 def test_the_fingerprint_changes_with_whatever_decides_a_batch():
@@ -267,9 +246,6 @@ def test_the_fingerprint_changes_with_whatever_decides_a_batch():
 def test_the_fingerprint_is_the_same_on_every_machine():
     arrays = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
     assert from_arrays(arrays, 2, seed=1).fingerprint() == "79b26426d990aa28"
-
-
-# ---- bad input
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 6])

@@ -12,8 +12,6 @@ import pytest
 
 import fngrad.data as data
 
-# ---- splits
-
 
 def test_a_split_is_an_exact_partition_that_keeps_rows_together():
     arrays = {"x": np.arange(40).reshape(20, 2), "y": (np.arange(20),)}
@@ -87,9 +85,6 @@ def test_standardizing_uses_the_training_part_alone():
     expected = (x[2::3, 0] - x[::3, 0].mean()) / x[::3, 0].std()
     np.testing.assert_allclose(scaled.test["x"][:, 0], expected, rtol=1e-5)
     np.testing.assert_array_equal(scaled.test["y"], parts.test["y"])
-
-
-# ---- bundled sets
 
 
 def content_hash(splits):
@@ -166,9 +161,6 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
         data.digits()
 
 
-# ---- windows
-
-
 def test_windows_are_cut_from_the_sequence():
     tokens = np.arange(100)
     windows = data.windows(tokens, length=5, batch_size=4, stride=3, seed=1)
@@ -200,9 +192,6 @@ def test_windows_out_of_range_raise():
         data.windows(np.arange(5), length=5, batch_size=1)
     with pytest.raises(ValueError, match="need stride >= 1, got stride=0"):
         data.windows(np.arange(5), length=2, batch_size=1, stride=0)
-
-
-# ---- IDX
 
 
 def idx_bytes(array, code):
@@ -294,8 +283,6 @@ def test_a_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         data.csv_file(tmp_path / "nowhere", target=0)
 
-
-# ---- CSV
 
 TABLE = "age,height,ill\n31,1.75,0\n\n52, -1e3 ,1\n"
 

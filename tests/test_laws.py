@@ -75,8 +75,6 @@ def test_the_laws_hold(name):
     check_transform({**TRANSFORMS, **OPTIMIZERS}[name])
 
 
-# ---- broken transforms are caught
-
 ZERO = np.zeros((), np.float32)
 
 
@@ -168,8 +166,6 @@ def test_a_broken_transform_is_caught(fault):
         check_transform(broken)
 
 
-# ---- hyperparameters are data
-
 MOVING = {"sgd": {"momentum": 0.9}, "rmsprop": {"momentum": 0.9}}
 PARAMS = {"w": np.array([1.0, -2.0, 0.5], np.float32), "b": np.float32(0.3)}
 
@@ -227,8 +223,6 @@ def test_a_value_in_the_program_and_one_passed_to_it_give_the_same_bits(name):
         jax.tree.map(np.testing.assert_array_equal, (updates, new_state), want)
         params, state = apply_updates(params, updates), new_state
 
-
-# ---- state
 
 LR = "scale_by_learning_rate/step"
 ADAM = [
@@ -299,9 +293,6 @@ def test_a_scan_with_mixed_precision_keeps_every_dtype(name):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} <= {"float32", "int32"}
 
 
-# ---- groups
-
-
 def run_three(transform, params, gradients):
     state, visited = transform.init(params), []
     for _ in range(3):
@@ -331,9 +322,6 @@ def test_an_unselected_leaf_never_receives_its_raw_gradient(name):
         assert np.all(updates["w"] != 0)
 
 
-# ---- reports
-
-
 def test_learning_rate_and_norms_can_be_read():
     optimizer = chain(clip_by_global_norm(1.0), adamw(falling))
     params, gradient = jnp.ones(2), jnp.array([3.0, 4.0])
@@ -349,9 +337,6 @@ def test_learning_rate_and_norms_can_be_read():
     assert report.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(report[name], value, rtol=1e-6)
-
-
-# ---- the field's protocol
 
 
 class Foreign:

@@ -33,9 +33,6 @@ def csv_rows(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv_format.DictReader(file))
 
 
-# ---- writers
-
-
 def test_jsonl_gives_its_records_back(tmp_path: pathlib.Path):
     path = tmp_path / "deep" / "metrics.jsonl"
     logger = logging.jsonl(path)
@@ -159,9 +156,6 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     assert not pathlib.Path("never_made").exists()
 
 
-# ---- learning curves
-
-
 def test_curves_are_a_picture(tmp_path: pathlib.Path):
     before = set(sys.modules)
     runs = [(np.arange(5), np.exp(-np.arange(5.0)) + seed) for seed in (1, 2, 3)]
@@ -231,9 +225,6 @@ def test_curves_refuse_what_cannot_be_drawn(
     with pytest.raises(ValueError, match=message):
         plots.curves(panels, tmp_path / "curves.png", **options)
     assert not os.listdir(tmp_path)
-
-
-# ---- the progress bar
 
 
 class Terminal(io.StringIO):

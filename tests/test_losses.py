@@ -164,13 +164,6 @@ def single(*arrays):
     return [a.astype(np.float32 if a.dtype == np.float64 else a.dtype) for a in arrays]
 
 
-@pytest.fixture
-def x64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_loss_is_its_formula(name):
     loss, x, y, keywords, expected = ALL[name]

@@ -12,13 +12,6 @@ from fngrad import losses
 ctc = jax.jit(losses.ctc, static_argnames=("blank_id", "axis", "reduction"))
 
 
-@pytest.fixture
-def x64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 

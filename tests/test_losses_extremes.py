@@ -136,9 +136,6 @@ def test_zero_targets_cost_nothing_against_impossible_predictions():
     assert (value, slope) == (0, 0)
 
 
-# ---- labels
-
-
 @pytest.mark.parametrize("loss", [INTEGER, L.multiclass_hinge])
 @pytest.mark.parametrize("label", [-1, 4, 100])
 def test_label_out_of_range_raises_or_is_nan_when_traced(loss, label):
@@ -183,8 +180,6 @@ def test_hard_targets_may_be_integers_or_bools():
     for y in (Y > 0.5, (Y > 0.5).astype(np.int32)):
         np.testing.assert_array_equal(L.sigmoid_binary_cross_entropy(x, y), want)
 
-
-# ---- what does not fit
 
 THREE = np.zeros(3)
 BAD = [

@@ -10,7 +10,7 @@ import numpy as np
 import oracles
 import problems
 import pytest
-from jax import experimental
+from precision import x64
 
 from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
@@ -111,12 +111,6 @@ SINGLE = {  # of the parameters, of the gradients
     "mixed": (jnp.bfloat16, jnp.float32),
 }
 UNDECAYED = ("complex128", "float16")
-
-
-def x64():
-    """Switch float64 on within a block, in old and new versions of JAX."""
-    module: Any = jax if hasattr(jax, "enable_x64") else experimental
-    return module.enable_x64(True)
 
 
 def tree_of(dtypes: dict, role: int, values: dict[str, np.ndarray]) -> dict:
@@ -256,9 +250,6 @@ def test_every_argument_changes_the_updates(name, argument):
     assert not np.allclose(wide(first), wide(second), rtol=1e-3, atol=0)
 
 
-# ---- closed forms
-
-
 def steps_of(optimizer, gradient, steps=40, params=1.0):
     """Return parameters of shape (steps + 1,) under a constant gradient."""
 
@@ -299,9 +290,6 @@ def test_adamw_without_gradients_shrinks_by_learning_rate_times_decay():
     with x64():
         visited = steps_of(REGISTRY["adamw"](0.1, weight_decay=0.2), 0.0)
     np.testing.assert_allclose(visited, (1 - 0.1 * 0.2) ** np.arange(41), rtol=1e-12)
-
-
-# ---- objectives
 
 
 def test_tuned_heavy_ball_converges_at_its_known_rate():
@@ -356,9 +344,6 @@ def test_gradient_descent_under_noise_ends_on_its_noise_floor():
     floor = problems.noise_floor(3.0, 0.25, 0.2)
     # The relative error of a variance from n samples is sqrt(2 / n) = 1 %.
     np.testing.assert_allclose(jnp.mean(x**2), floor, rtol=0.04)
-
-
-# ---- bad input
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,6 @@ class Config(NamedTuple):
     seed: int = 3
 
 
-# ---- JSON
-
-
 def test_configs_become_plain_json():
     plain = to_json({"config": Config(), "x": np.float32(0.5), "n": np.int64(2)})
     config = {
@@ -73,9 +70,6 @@ def test_a_failed_write_leaves_the_old_content(
 
 def raise_disk_full(*args: Any) -> None:
     raise OSError("disk full")
-
-
-# ---- the run folder
 
 
 def test_a_run_folder_says_what_was_asked_and_what_it_ran_on(

@@ -291,9 +291,6 @@ def smooth_labels(labels: Array, alpha: Scalar, *, axis: Axis = -1) -> jax.Array
     return _smooth(y, alpha, _count(Masks(None, None), y, axes))
 
 
-# ---- labels
-
-
 def _is_off(label_smoothing: Scalar) -> bool:
     return isinstance(label_smoothing, int | float) and label_smoothing == 0
 
@@ -342,9 +339,6 @@ def _pick(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
 def _spoil(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
     """Make the losses of wrong examples NaN, and their gradients."""
     return loss * jnp.where(is_wrong, jnp.nan, 1).astype(loss.dtype)
-
-
-# ---- logits
 
 
 def _keep_classes(masks: Masks, axes: tuple[int, ...], x: jax.Array) -> jax.Array:

@@ -98,9 +98,6 @@ def check_transform(transform: TransformLike, params: Params | None = None) -> N
         _hold(law, check, subject)
 
 
-# ---- the laws
-
-
 def _check_abstract_init(chained: Transform, params: Params) -> None:
     abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     _require_form(chained.init(params), chained.init(abstract))
@@ -245,9 +242,6 @@ LAWS: dict[str, Callable[[_Subject], None]] = {
 }
 
 
-# ---- running
-
-
 def _hold(law: str, check: Callable[..., Any], *args: Any) -> Any:
     try:
         return check(*args)
@@ -327,9 +321,6 @@ def _cast(a: Any, dtype: Any) -> Any:
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, a
     )
-
-
-# ---- comparing
 
 
 def _leaves(a: Any) -> list[tuple[str, Any]]:

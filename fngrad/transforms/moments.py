@@ -10,7 +10,6 @@ All parts here count steps, so every hyperparameter may be a schedule. A schedul
 decay is corrected for bias as if its present value had always held.
 """
 
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,13 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.roots import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    place_eps,
+    remove_bias,
+)
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 
@@ -143,7 +149,7 @@ def ema(decay: Hyper, debias: bool = True) -> Transform:
     Raises:
         ValueError: a number out of range.
     """
-    _check_decay("decay", decay, corrected=debias)
+    check_decay("decay", decay, corrected=debias)
 
     def init(params: Params) -> EmaState:
         return EmaState(numerics.first_step(), tree.wide_zeros_like(params))
@@ -154,7 +160,7 @@ def ema(decay: Hyper, debias: bool = True) -> Transform:
         beta = numerics.hyper(decay, state.step)
         mean = tree.average(beta, state.ema, updates)
         new_state = EmaState(numerics.next_step(state.step), mean)
-        return _debias(mean, beta, state.step) if debias else mean, new_state
+        return remove_bias(mean, beta, state.step) if debias else mean, new_state
 
     return chain(Transform(init, update, name="ema"))
 
@@ -190,12 +196,12 @@ def scale_by_rms(
         Tieleman and Hinton, Lecture 6.5 - RMSProp, 2012,
         https://www.cs.toronto.edu/~hinton/coursera/lecture6/lec6.pdf.
     """
-    _check_decay("decay", decay, corrected=bias_correction)
+    check_decay("decay", decay, corrected=bias_correction)
     numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("initial_scale", initial_scale, low=0.0)
 
     def init(params: Params) -> ScaleByRmsState:
-        nu = _full_moment(params, initial_scale)
+        nu = full_moment(params, initial_scale)
         return ScaleByRmsState(numerics.first_step(), nu)
 
     def update(
@@ -203,9 +209,9 @@ def scale_by_rms(
     ) -> tuple[Updates, ScaleByRmsState]:
         beta = numerics.hyper(decay, state.step)
         nu = tree.average(beta, state.nu, jax.tree.map(tree.abs_square, updates))
-        nu_hat = _debias(nu, beta, state.step) if bias_correction else nu
-        placed = _place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = _divide_by_root(updates, nu_hat, *placed)
+        nu_hat = remove_bias(nu, beta, state.step) if bias_correction else nu
+        placed = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, nu_hat, *placed)
         return new_updates, ScaleByRmsState(numerics.next_step(state.step), nu)
 
     return chain(Transform(init, update, name="scale_by_rms"))
@@ -250,12 +256,12 @@ def scale_by_stddev(
         West, Updating mean and variance estimates, 1979,
         https://doi.org/10.1145/359146.359153.
     """
-    _check_decay("decay", decay, corrected=bias_correction)
+    check_decay("decay", decay, corrected=bias_correction)
     numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("initial_scale", initial_scale, low=0.0)
 
     def init(params: Params) -> ScaleByStddevState:
-        variance = _full_moment(params, initial_scale)
+        variance = full_moment(params, initial_scale)
         zero = tree.wide_zeros_like(params)
         return ScaleByStddevState(numerics.first_step(), zero, variance)
 
@@ -277,8 +283,8 @@ def scale_by_stddev(
         variance = jax.tree.map(advance, state.variance, state.mu, updates)
         mu = tree.average(beta, state.mu, updates)
         debiased = tree.scale(1 / after, variance)
-        placed = _place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = _divide_by_root(updates, debiased, *placed)
+        placed = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, debiased, *placed)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByStddevState(step, mu, variance)
 
@@ -323,13 +329,13 @@ def scale_by_adam(
         it in: $\hat\nu$ lacks the factor $\beta_2$ that Dozat's algorithm 2 has, and
         $\beta_1$ is constant.
     """
-    _check_decay("b1", b1, corrected=True)
-    _check_decay("b2", b2, corrected=True)
+    check_decay("b1", b1, corrected=True)
+    check_decay("b2", b2, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("eps_root", eps_root, low=0.0)
 
     def init(params: Params) -> ScaleByAdamState:
-        nu = _full_moment(params, 0.0)
+        nu = full_moment(params, 0.0)
         return ScaleByAdamState(numerics.first_step(), tree.wide_zeros_like(params), nu)
 
     def update(
@@ -339,62 +345,19 @@ def scale_by_adam(
         beta_2 = numerics.hyper(b2, state.step)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
-        mu_hat = _debias(mu, beta_1, state.step)
+        mu_hat = remove_bias(mu, beta_1, state.step)
         next_step = numerics.next_step(state.step)
         if nesterov:
-            ahead = _debias(mu, beta_1, next_step)
-            mu_hat = tree.average(beta_1, ahead, _debias(updates, beta_1, state.step))
-        new_updates = _divide_by_root(
+            ahead = remove_bias(mu, beta_1, next_step)
+            mu_hat = tree.average(
+                beta_1, ahead, remove_bias(updates, beta_1, state.step)
+            )
+        new_updates = divide_by_root(
             mu_hat,
-            _debias(nu, beta_2, state.step),
+            remove_bias(nu, beta_2, state.step),
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),
         )
         return new_updates, ScaleByAdamState(next_step, mu, nu)
 
     return chain(Transform(init, update, name="scale_by_adam"))
-
-
-# ---- moments
-
-
-def _full_moment(params: Params, value: Scalar) -> Updates:
-    """Return second moments that begin at a value: real, at least float32."""
-    start = numerics.hyper(value)
-
-    def full(p: jax.Array) -> jax.Array:
-        dtype = jnp.finfo(tree.wide_dtype(p.dtype)).dtype
-        return jnp.zeros_like(p, dtype=dtype) + start.astype(dtype)
-
-    return jax.tree.map(full, params)
-
-
-def _debias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
-    """Divide by the weight that an average from zero has seen."""
-    weight = numerics.bias_correction(decay, step)
-    return jax.tree.map(lambda m: m / weight.astype(m.dtype), moment)
-
-
-def _divide_by_root(
-    updates: Updates, squares: Updates, inside: Scalar, outside: Scalar
-) -> Updates:
-    """Return u / (sqrt(square + inside) + outside); 0 where that divides by 0."""
-
-    def divide(u: jax.Array, square: jax.Array) -> jax.Array:
-        radicand = square + jnp.asarray(inside, square.dtype)
-        is_zero = radicand == 0  # where the root has no gradient
-        root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, radicand)))
-        denominator = root + jnp.asarray(outside, square.dtype)
-        return numerics.divide(u, denominator.astype(u.dtype))
-
-    return jax.tree.map(divide, updates, squares)
-
-
-def _place_eps(eps: jax.Array, eps_in_sqrt: bool) -> tuple[Scalar, Scalar]:
-    return (eps, 0.0) if eps_in_sqrt else (0.0, eps)
-
-
-def _check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
-    numerics.check_number(name, value, 0.0, 1.0)
-    if corrected and isinstance(value, numbers.Real) and value == 1:
-        raise ValueError(f"need {name} < 1 to correct for bias, got {name}={value}")

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.roots import divide_by_root, full_moment, place_eps
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 
@@ -51,29 +51,16 @@ def scale_by_rss(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> ScaleByRssState:
-        start = numerics.hyper(initial_accumulator_value)
-
-        def full(p: jax.Array) -> jax.Array:
-            dtype = jnp.finfo(tree.wide_dtype(p.dtype)).dtype
-            return jnp.zeros_like(p, dtype=dtype) + start.astype(dtype)
-
-        return ScaleByRssState(numerics.first_step(), jax.tree.map(full, params))
+        start = full_moment(params, initial_accumulator_value)
+        return ScaleByRssState(numerics.first_step(), start)
 
     def update(
         updates: Updates, state: ScaleByRssState, params: Params
     ) -> tuple[Updates, ScaleByRssState]:
-        epsilon = numerics.hyper(eps, state.step)
-
-        def scale(g: jax.Array, s: jax.Array) -> jax.Array:
-            e = epsilon.astype(s.dtype)
-            is_zero = s == 0  # where the root has no gradient
-            safe = jnp.where(is_zero, 1, s)
-            root = jnp.sqrt(safe + e) if eps_in_sqrt else jnp.sqrt(safe) + e
-            return jnp.where(is_zero, 0, g / root.astype(g.dtype))
-
         squares = jax.tree.map(tree.abs_square, updates)
         sums = tree.add(state.sum_of_squares, squares)
-        new_updates = jax.tree.map(scale, updates, sums)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, sums, inside, outside)
         return new_updates, ScaleByRssState(numerics.next_step(state.step), sums)
 
     return chain(Transform(init, update, name="scale_by_rss"))
