@@ -6,13 +6,15 @@ loop (`fngrad.fitting.loops`), in chunks of about a quarter of a second. After e
 chunk it reads the metrics, moves the progress bar and sees an interrupt.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from fngrad.fitting.agenda import make_agenda
+from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import check_backend, check_option, check_step
 from fngrad.fitting.feeds import Feed
+from fngrad.fitting.interrupts import interrupts
 from fngrad.fitting.loops import Choice, begin, choose, make_loop
 from fngrad.fitting.outputs import Logger, Outputs
 from fngrad.fitting.session import Callback, EarlyStopping, Evaluation, Session
@@ -66,11 +68,13 @@ def fit(
         metric_fn: see `fngrad.evaluate`; its metrics appear under ``val/``.
         eval_data: what is evaluated, arrays or a dataset.
         eval_every: after how many steps to evaluate; always at the end too.
-        run_dir: folder for config.json, manifest.json, metrics.jsonl, curves.png.
+        run_dir: folder for config.json, manifest.json, metrics.jsonl, curves.png. A
+            folder with records takes only a state that goes on from there.
         config: what config.json holds: a dataclass, a NamedTuple or a dict.
         early_stopping: when to give up.
-        log_every: after how many steps loggers and callbacks are called. ``None``
-            means about a hundred times a run, at least 100 steps apart.
+        log_every: after how many steps loggers and callbacks are called; they are at
+            evaluations and at the end too. ``None`` means about a hundred times a
+            run, 100 to 1000 steps apart.
         loggers: called as ``logger(step, values)`` with floats by name; one that has
             ``close`` is closed at the end.
         callbacks: called as ``callback(step, state, values)``; may return a new state
@@ -113,50 +117,54 @@ def fit(
     check_backend(require)
     check_option("on_nonfinite", on_nonfinite, ("raise", "ignore"))
     check_option("loop", loop, ("auto", "python", "scan"))
-    feed = Feed(data)
-    evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
-    metrics = check_step(step, state, feed)
-    looks = log_every, eval_every if evaluation else None
-    agenda = make_agenda(feed, int(state.step), num_steps, num_epochs, *looks)
-    history = History()
-    if agenda.first >= agenda.last:
-        print(
-            f"fit: nothing to do, the state is at step {agenda.first} of {agenda.last}",
-            file=sys.stderr,
-        )
-        return FitResult(snapshot(state), history, "completed")
-    with Outputs(run_dir, config, feed, loggers) as outputs:
-        carry = begin(state, metrics)
-        choice = _choose(loop, outputs, step, feed, carry, agenda.last - agenda.first)
-        history.notes.update(choice._asdict())
-        outputs.record_loop(choice.loop, choice.reason)
+    with contextlib.ExitStack() as stack:
+        interrupted = stack.enter_context(interrupts())
+        feed = Feed(data)
+        evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
+        metrics = check_step(step, state, feed)
+        looks = log_every, eval_every if evaluation else None
+        agenda = make_agenda(feed, int(state.step), num_steps, num_epochs, *looks)
+        if agenda.first >= agenda.last:
+            _say_done(agenda)
+            return FitResult(snapshot(state), History(), "completed")
+        outputs = stack.enter_context(Outputs(run_dir, config, feed, loggers, agenda))
         if progress:
-            outputs.open_bar(agenda.first, agenda.last)
+            outputs.open_bar()
+        carry = begin(state, metrics)
+        choice = _recorded(loop, outputs, feed) or choose(
+            step, feed, carry, agenda.last - agenda.first, interrupted
+        )
+        outputs.begin(choice.loop, choice.reason)
         session = Session(
             carry=carry,
             advance=make_loop(choice.loop, step, feed),
             names=tuple(sorted(metrics)),
             agenda=agenda,
-            history=history,
+            history=History(choice._asdict()),
             outputs=outputs,
             evaluation=evaluation,
             callbacks=callbacks,
             raises=on_nonfinite == "raise",
         )
-        stopped = session.run()
-        outputs.finish(history)
-    return FitResult(session.carry.state, history, stopped)
+        stopped = session.run(interrupted)
+        result = FitResult(session.carry.state, session.history, stopped)
+        outputs.finish(result.history, stopped, int(result.state.step))
+        return result
 
 
-def _choose(
-    loop: Any, outputs: Outputs, step: Step, feed: Feed, carry: Any, remaining: int
-) -> Choice:
-    """Take the loop that was asked for, that ran before, or that is faster."""
+def _say_done(agenda: Agenda) -> None:
+    print(
+        f"fit: nothing to do, the state is at step {agenda.first} and the run ends at "
+        f"step {agenda.last}",
+        file=sys.stderr,
+    )
+
+
+def _recorded(loop: Any, outputs: Outputs, feed: Feed) -> Choice | None:
+    """Return the loop that was asked for, or that ran here before, if any."""
     if feed.is_iterable and loop == "scan":
         raise ValueError('need a dataset or a function of the step for loop="scan"')
     if loop != "auto":
         return Choice(loop, "asked for")
     recorded = outputs.recorded_loop()
-    if recorded:
-        return Choice(recorded, "recorded in the run folder")
-    return choose(step, feed, carry, remaining)
+    return Choice(recorded, "recorded in the run folder") if recorded else None

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fngrad.extras import import_extra
+import fngrad.logging.plots as plots
 
 
 class History(Mapping[str, np.ndarray]):
@@ -16,8 +16,8 @@ class History(Mapping[str, np.ndarray]):
     long compiling took.
     """
 
-    def __init__(self) -> None:
-        self.notes: dict[str, Any] = {}
+    def __init__(self, notes: dict[str, Any] | None = None) -> None:
+        self.notes = notes or {}
         self._steps: dict[str, list[np.ndarray]] = {}
         self._values: dict[str, list[np.ndarray]] = {}
 
@@ -52,24 +52,32 @@ class History(Mapping[str, np.ndarray]):
             self._values.setdefault(name, []).append(np.asarray(block))
 
     def plot(self, *names: str) -> Any:
-        """Return a matplotlib figure with one curve a name (default: all scalars).
+        """Return a matplotlib figure, a panel a quantity; a notebook shows it.
+
+        A metric and its ``val/`` twin share a panel, and all norms do.
+
+        Args:
+            names: what to draw; none means every scalar but ``is_finite``.
 
         Raises:
             ImportError: matplotlib is missing; install ``fngrad[plot]``.
             KeyError: a name that was not recorded.
+            ValueError: there is nothing to draw.
         """
-        figure_module = import_extra("matplotlib.figure", "plot")
-        shown = names or [name for name in self if self[name].ndim == 1]
-        figure = figure_module.Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        for name in shown:
-            axes.plot(self.steps(name), self[name], label=name)
-        axes.set_xlabel("step")
-        axes.set_ylabel("value")
-        axes.legend()
-        return figure
+        scalars = [n for n in self if self[n].ndim == 1 and n != "is_finite"]
+        panels: dict[str, dict[str, list]] = {}
+        for name in sorted(names or scalars, key=lambda name: _panel(name) != "loss"):
+            curve = (self.steps(name), self[name])
+            panels.setdefault(_panel(name), {})[name] = [curve]
+        logarithmic = [name for name in ("norm",) if name in panels]
+        return plots.figure(panels, log_scale=logarithmic)
 
     def __repr__(self) -> str:
         last = {name: self.last(name) for name in self if np.ndim(self.last(name)) == 0}
         shown = ", ".join(f"{name}={value:.4g}" for name, value in last.items())
         return f"History({shown})"
+
+
+def _panel(name: str) -> str:
+    """Return the quantity that a metric measures."""
+    return "norm" if "norm" in name else name.removeprefix("val/")

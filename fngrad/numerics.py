@@ -50,11 +50,19 @@ def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
 def check_number(
     name: str, value: Hyper | None, low: float = -math.inf, high: float = math.inf
 ) -> None:
-    """Raise unless a Python number lies in [low, high]; other kinds pass unread.
+    """Raise unless a Python number lies in [low, high].
+
+    Arrays, tracers, schedules and None pass unread.
 
     Raises:
+        TypeError: none of these.
         ValueError: out of range, or NaN.
     """
+    is_number = isinstance(value, numbers.Real)
+    if not (is_number or value is None or callable(value) or hasattr(value, "dtype")):
+        raise TypeError(
+            f"need {name} to be a number, a scalar array or a schedule, got {value!r}"
+        )
     if isinstance(value, numbers.Real) and not low <= float(value) <= high:
         raise ValueError(f"need {low} <= {name} <= {high}, got {name}={value}")
 

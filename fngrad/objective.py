@@ -94,6 +94,8 @@ def _is_pair(out: Any) -> bool:
 def _kind(out: Any) -> str:
     if isinstance(out, tuple):
         return f"a tuple ({', '.join(_kind(item) for item in out)})"
+    if hasattr(out, "dtype"):
+        return f"an array {out.dtype}{list(jnp.shape(out))}"
     return type(out).__name__
 
 

@@ -117,7 +117,7 @@ def make_step(
 
     Raises:
         TypeError: ``loss_fn`` has another signature; while tracing, it returns
-            another form.
+            another form, or the state is no TrainState.
         ValueError: an unknown ``metrics``, ``micro_batches`` below 1; while tracing,
             a batch that cannot be cut equally, a loss or metric that is not a
             scalar, a model state of another structure, a metric name that is taken.
@@ -143,6 +143,10 @@ def make_step(
     gradient = objective.gradient_fn(loss_fn, micro_batches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                f"need a TrainState from init_state, got {type(state).__name__}"
+            )
         learned = _trainable(transform, state.params)
         key = jax.random.fold_in(state.key, state.step)
         value, grads = gradient(state.params, learned, batch, key, state.model_state)

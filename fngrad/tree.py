@@ -87,8 +87,9 @@ def wide_dtype(dtype: Any) -> Any:
 
     Integers stay as they are.
     """
-    is_narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.dtype(jnp.float32) if is_narrow else jnp.dtype(dtype)
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        return jnp.dtype(jnp.float32)
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def widen(a: Tree) -> Tree:

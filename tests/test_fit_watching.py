@@ -27,6 +27,9 @@ from fngrad.fitting.session import STOP, EarlyStopping, NonFiniteError
 from fngrad.training import snapshot
 
 
+OTHER = {"learning_rate": 0.1}
+
+
 def test_loggers_see_floats_and_are_closed():
     class Recorder:
         records = ()
@@ -58,6 +61,23 @@ def test_loggers_see_floats_and_are_closed():
         True,
     ]
     assert logger.closed
+
+
+def test_callbacks_see_the_evaluations():
+    seen = {}
+    quiet_fit(
+        num_steps=9,
+        log_every=100,
+        callbacks=[lambda step, state, values: seen.update({step: values["val/loss"]})],
+        metric_fn=metric_fn,
+        eval_data=ARRAYS,
+    )
+    assert list(seen) == [4, 7, 9]
+
+
+def test_what_is_no_state_is_refused_from_a_callback():
+    with pytest.raises(TypeError, match=r"or fngrad.STOP from a callback, got bool"):
+        quiet_fit(num_steps=4, callbacks=[lambda step, state, values: True])
 
 
 def test_callbacks_may_stop_the_run():
@@ -152,6 +172,36 @@ def test_an_interrupt_returns_what_was_reached(loop):
     assert signal.getsignal(signal.SIGINT) is usual
 
 
+def test_an_interrupt_while_compiling_returns_the_first_state():
+    calls = []
+
+    def batch_at(step):
+        if not calls:
+            os.kill(os.getpid(), signal.SIGINT)
+        calls.append(step)
+        return DATA.batch(step)
+
+    result = quiet_fit(data=batch_at, num_steps=10, loop="auto")
+    assert (result.stopped, int(result.state.step)) == ("interrupted", 0)
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
+def test_what_an_interrupt_left_unlogged_is_logged():
+    def batches():
+        for step in range(1000):
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield DATA.batch(step)
+
+    records = []
+    result = quiet_fit(
+        data=batches(), log_every=500, loggers=[lambda step, _: records.append(step)]
+    )
+    assert result.stopped == "interrupted"
+    assert 7 <= result.state.step < 500
+    assert records == [int(result.state.step)]
+
+
 def test_a_second_interrupt_stops_at_once():
     def interrupt_twice(step, state, values):
         os.kill(os.getpid(), signal.SIGINT)
@@ -200,7 +250,7 @@ def test_a_run_folder_holds_config_manifest_metrics_and_picture(tmp_path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of fonts that matplotlib cannot cache
-        quiet_fit(num_steps=20, loop="scan", **options)
+        first = quiet_fit(num_steps=20, loop="scan", **options)
     assert json.loads((folder / "config.json").read_text()) == {"learning_rate": 0.05}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["loop"] == "scan"
@@ -212,7 +262,10 @@ def test_a_run_folder_holds_config_manifest_metrics_and_picture(tmp_path):
     ]
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    resumed = quiet_fit(num_steps=20, **options | {"loop": "auto"})
+    assert (manifest["stopped"], manifest["step"]) == ("completed", 20)
+    with pytest.raises(ValueError, match=r"the state of step 20 .*, got step 0"):
+        quiet_fit(num_steps=30, **options)
+    resumed = quiet_fit(first.state, num_steps=30, **options | {"loop": "auto"})
     assert resumed.history.notes["loop"] == "scan"
-    with pytest.raises(ValueError, match="learning_rate"):
-        quiet_fit(num_steps=20, **options | {"config": {"learning_rate": 0.1}})
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.05, is 0\.1"):
+        quiet_fit(resumed.state, num_steps=31, **options | {"config": OTHER})

@@ -61,6 +61,12 @@ def test_numbers_are_checked_and_arrays_pass_unread():
             numerics.check_number("decay", bad, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("bad", ["1e-3", [1e-3], {"value": 1.0}])
+def test_what_is_no_hyperparameter_is_refused(bad):
+    with pytest.raises(TypeError, match="need decay to be a number, a scalar array or"):
+        numerics.check_number("decay", bad)
+
+
 def test_the_step_saturates():
     assert numerics.first_step().dtype == jnp.int32
     assert numerics.next_step(jnp.int32(5)) == 6

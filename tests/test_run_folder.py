@@ -149,7 +149,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path: pathlib.Path)
     path = tmp_path / "run"
     RunFolder(path, config={"rate": 0.1, "model": {"width": 8}, "old": 1})
     before = {name: (path / name).read_bytes() for name in os.listdir(path)}
-    with pytest.raises(ValueError, match=r"need the config of .*run unchanged") as info:
+    with pytest.raises(ValueError, match=r"the config in .*run' unchanged") as info:
         RunFolder(path, config={"rate": 0.2, "model": {"width": 9}})
     for difference in (
         "rate was 0.1, is 0.2",

@@ -152,6 +152,25 @@ def test_arguments_of_make_step_and_init_state_are_checked():
         init_state({}, sgd(0.1), 0)
 
 
+def test_what_is_no_state_is_refused():
+    with pytest.raises(TypeError, match="need a TrainState from init_state, got dict"):
+        make_step(loss_fn, sgd(0.1))(PARAMS, BATCH)
+
+
+def test_double_precision_numpy_parameters_become_single_without_a_warning():
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), PARAMS)
+    state = init_state(params, adam(0.1), 0)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    train(make_step(loss_fn, adam(0.1)), state)
+
+
+def test_weakly_typed_parameters_trace_once():
+    params = {"w": PARAMS["w"], "b": jnp.asarray(0.1)}
+    assert params["b"].weak_type
+    step = jax.jit(chex.assert_max_traces(make_step(loss_fn, sgd(0.1)), n=1))
+    train(step, init_state(params, sgd(0.1), 0))
+
+
 def test_the_state_of_another_optimizer_is_refused():
     step = make_step(loss_fn, sgd(0.1, momentum=0.9))
     with pytest.raises(ValueError, match=r"leaf 'scale_by_adam/.*' is not expected"):

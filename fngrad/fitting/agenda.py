@@ -13,21 +13,15 @@ class Agenda(NamedTuple):
 
     first: int
     last: int
-    log_every: int  # 0: never
+    log_every: int
     next_evaluation: Callable[[int], int] | None  # the first one after a step
 
     def next_stop(self, now: int) -> int:
         """Return the next step after ``now`` at which the host must look."""
-        stops = [self.last]
-        if self.log_every:
-            stops.append((now // self.log_every + 1) * self.log_every)
+        stops = [self.last, (now // self.log_every + 1) * self.log_every]
         if self.next_evaluation:
             stops.append(self.next_evaluation(now))
         return min(stops)
-
-    def logs_at(self, now: int) -> bool:
-        """Say whether loggers and callbacks are due."""
-        return bool(self.log_every) and (now % self.log_every == 0 or now == self.last)
 
     def evaluates_at(self, now: int) -> bool:
         """Say whether an evaluation is due."""
@@ -52,9 +46,9 @@ def make_agenda(
     """
     last = _last_step(feed, num_steps, num_epochs)
     if log_every is None:
-        log_every = max(100, (last - first) // 100)
-    if log_every < 1:
-        raise ValueError(f"need log_every >= 1, got {log_every=}")
+        log_every = min(max(100, (last - first) // 100), 1000)
+    if not isinstance(log_every, int) or log_every < 1:
+        raise ValueError(f"need log_every to be an int >= 1, got {log_every!r}")
     evaluations = None if eval_every is None else _next_evaluation(feed, eval_every)
     return Agenda(first, last, log_every, evaluations)
 

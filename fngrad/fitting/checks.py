@@ -34,14 +34,32 @@ def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"need {name} to be one of {allowed}, got {value!r}")
 
 
+def check_answer(answer: Any) -> None:
+    """Raise unless what a callback returned is a state to go on from.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(answer, TrainState):
+        raise TypeError(
+            "need None, a TrainState or fngrad.STOP from a callback, "
+            f"got {type(answer).__name__}"
+        )
+    check_state(answer)
+
+
 def check_state(state: TrainState) -> None:
     """Raise unless a state can be copied and trained from.
 
     Raises:
-        TypeError: a leaf is no array.
+        TypeError: it is no TrainState, or a leaf is no array.
         RuntimeError: a leaf was donated.
         ValueError: a state of many runs.
     """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
+        )
     for path, leaf in tree.leaf_paths(state).items():
         if not hasattr(leaf, "dtype"):
             raise TypeError(

@@ -7,7 +7,7 @@ give any step's batch again. An iterable gives its batches once, from the host.
 import functools
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ class Feed:
             iterable of batches.
 
     Raises:
-        TypeError: another kind.
+        TypeError: another kind, such as arrays that no dataset was made of.
         ValueError: an iterable without a batch.
     """
 
@@ -32,6 +32,11 @@ class Feed:
         self.data = data
         self.is_dataset = hasattr(data, "batch")
         self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
+        if isinstance(data, Mapping | tuple) or hasattr(data, "dtype"):
+            raise TypeError(
+                f"need a dataset, got arrays ({type(data).__name__}): "
+                "fngrad.data.from_arrays(arrays, batch_size) makes one"
+            )
         if self.is_iterable:
             warnings.warn(
                 "batches from an iterable cannot be asked for again, so this run "

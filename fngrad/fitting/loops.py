@@ -12,6 +12,7 @@ convolution inside a loop differently, by one unit in the last place.
 import functools
 import itertools
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -65,7 +66,13 @@ def make_loop(name: Literal["python", "scan"], step: Step, feed: Feed) -> Advanc
     return functools.partial(drive, step, feed.static, feed.argument)
 
 
-def choose(step: Step, feed: Feed, carry: Carry, remaining: int) -> Choice:
+def choose(
+    step: Step,
+    feed: Feed,
+    carry: Carry,
+    remaining: int,
+    interrupted: threading.Event | None = None,
+) -> Choice:
     """Time both loops on copies of the carry and choose the faster.
 
     The scan loop is compiled only where it can pay: a Python step is fast, and the
@@ -83,6 +90,8 @@ def choose(step: Step, feed: Feed, carry: Carry, remaining: int) -> Choice:
         return (time.perf_counter() - start) / length
 
     compiling = timed("python", 1)
+    if interrupted is not None and interrupted.is_set():
+        return Choice("python", "interrupted before the loops were timed")
     seconds = min(timed("python", 4) for _ in range(PROBE_ROUNDS))
     if seconds > SLOW_STEP:
         reason = f"a step takes {seconds * 1e3:.1f} ms, which hides its dispatch"

@@ -2,15 +2,17 @@
 
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from fngrad.fitting.agenda import ENDLESS
+from fngrad.fitting.agenda import ENDLESS, Agenda
 from fngrad.fitting.feeds import Feed
 from fngrad.history import History
-from fngrad.logging import ProgressBar, RunFolder, jsonl
+from fngrad.logging import ProgressBar, RunFolder, jsonl, read_jsonl
 
 Values = dict[str, Any]
 Logger = Callable[[int, Values], None]
@@ -25,30 +27,37 @@ class Outputs(contextlib.ExitStack):
         config: Any,
         feed: Feed,
         loggers: Sequence[Logger],
+        agenda: Agenda,
     ):
         super().__init__()
         self._loggers = list(loggers)
         self._bar: ProgressBar | None = None
+        self._agenda = agenda
         self.folder = None
         if run_dir is not None:
+            _check_continues(Path(run_dir) / "metrics.jsonl", agenda.first)
             self.folder = RunFolder(run_dir, config=config, data=feed.fingerprint())
             self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
             if hasattr(logger, "close"):
                 self.callback(logger.close)
 
-    def open_bar(self, first: int, last: int) -> None:
-        """Show a progress bar from one step to another."""
+    def open_bar(self) -> None:
+        """Show a progress bar, before there is progress to show."""
+        first, last = self._agenda.first, self._agenda.last
         total = None if last == ENDLESS else last
-        self._bar = ProgressBar(total, initial=first, description=_description())
+        words = f"compiling for {jax.default_backend()}"
+        self._bar = ProgressBar(total, initial=first, description=words)
         self.callback(self._bar.close)
 
     def recorded_loop(self) -> Any:
         """Return the loop that an earlier call with this run folder took."""
         return self.folder.manifest.get("loop") if self.folder else None
 
-    def record_loop(self, loop: str, reason: str) -> None:
-        """Write down which loop runs, and why."""
+    def begin(self, loop: str, reason: str) -> None:
+        """Say that training begins, and write down in which loop, and why."""
+        if self._bar:
+            self._bar.describe(f"training on {jax.default_backend()}")
         if self.folder:
             self.folder.update_manifest(loop=loop, loop_reason=reason)
 
@@ -63,11 +72,23 @@ class Outputs(contextlib.ExitStack):
         for logger in self._loggers:
             logger(step, values)
 
-    def finish(self, history: History) -> None:
-        """Draw the learning curves into the run folder, where matplotlib is there."""
-        if self.folder and len(history) and importlib.util.find_spec("matplotlib"):
+    def finish(self, history: History, stopped: str, step: int) -> None:
+        """Write down how the run ended, and draw its learning curves."""
+        if self.folder is None:
+            return
+        self.folder.update_manifest(stopped=stopped, step=step)
+        if importlib.util.find_spec("matplotlib") is None:
+            print('no curves.png: pip install "fngrad[plot]"', file=sys.stderr)
+        elif len(history):
             history.plot().savefig(self.folder.curves, dpi=120)
 
 
-def _description() -> str:
-    return f"training on {jax.default_backend()}"
+def _check_continues(metrics: Path, first: int) -> None:
+    """Raise where a run would write steps a second time."""
+    records = read_jsonl(metrics) if metrics.exists() else []
+    reached = max((record["step"] for record in records), default=0)
+    if reached > first:
+        raise ValueError(
+            f"need another run folder, or the state of step {reached} that the run in "
+            f"{str(metrics.parent)!r} has reached, got step {first}"
+        )

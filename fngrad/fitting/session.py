@@ -1,19 +1,17 @@
 """A call to `fngrad.fit` while it runs."""
 
-import contextlib
 import enum
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 import fngrad.evaluation as evaluation
 from fngrad.fitting.agenda import Agenda
-from fngrad.fitting.checks import check_like, check_state
+from fngrad.fitting.checks import check_answer, check_like
 from fngrad.fitting.loops import ROWS, Advance, Carry
 from fngrad.fitting.outputs import Outputs, Values
 from fngrad.history import History
@@ -35,11 +33,15 @@ Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
 
 
 class EarlyStopping(NamedTuple):
-    """End a run when a metric has not improved for some evaluations."""
+    """End a run when a metric has not improved for some evaluations.
 
-    metric: str = "val/loss"
+    The run ends with its last state, not with the best one; a callback can keep a
+    `fngrad.snapshot` of that. At the last step of a run patience comes first.
+    """
+
+    metric: str = "val/loss"  # its name in the history
     patience: int = 10  # evaluations without improvement, >= 1
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] = "min"  # which way is better
     min_delta: float = 0.0  # what counts as an improvement, in units of the metric
 
 
@@ -67,6 +69,7 @@ class Evaluation(NamedTuple):
 
         Raises:
             ValueError: it was not, or early stopping is out of range.
+            TypeError: ``early_stopping`` is something else.
         """
         if (metric_fn is None) != (data is None):
             raise ValueError("need both metric_fn and eval_data, or neither")
@@ -74,6 +77,8 @@ class Evaluation(NamedTuple):
             return None if metric_fn is None else cls(metric_fn, data, None)
         if metric_fn is None:
             raise ValueError("need metric_fn and eval_data for early stopping")
+        if not isinstance(early_stopping, EarlyStopping):
+            raise TypeError(f"need an EarlyStopping, got {early_stopping!r}")
         if early_stopping.mode not in ("min", "max"):
             raise ValueError(f'need mode="min" or "max", got {early_stopping.mode!r}')
         if early_stopping.patience < 1:
@@ -106,23 +111,29 @@ class Session:
         self._advance = advance
         self._names = names
         self._agenda = agenda
-        self._history = history
+        self.history = history
         self._outputs = outputs
         self._evaluation = evaluation
         self._callbacks = callbacks
         self._raises = raises
         self._now = agenda.first
+        self._logged = agenda.first
         self._chunk = FIRST_CHUNK
         self._patience = _Patience(evaluation.early_stopping if evaluation else None)
 
-    def run(self) -> str:
+    def run(self, interrupted: threading.Event) -> str:
         """Train to the end of the agenda; return why it ended."""
-        with _interrupts() as interrupted:
-            while self._now < self._agenda.last:
-                stopped = self._train(self._agenda.next_stop(self._now), interrupted)
-                stopped = stopped or self._look()
-                if stopped:
-                    return stopped
+        stopped = self._run(interrupted)
+        if self._now > max(self._logged, self._agenda.first):
+            self._outputs.log(self._now, self._last_values())
+        return stopped
+
+    def _run(self, interrupted: threading.Event) -> str:
+        while self._now < self._agenda.last:
+            stopped = self._train(self._agenda.next_stop(self._now), interrupted)
+            stopped = stopped or self._look()
+            if stopped:
+                return stopped
         return "completed"
 
     def _train(self, goal: int, interrupted: threading.Event) -> str | None:
@@ -151,27 +162,29 @@ class Session:
         self._now += made
         if not made:
             return
-        self._history.extend(steps + 1, values)
+        self.history.extend(steps + 1, values)
         self._outputs.advance(made, {"loss": values["loss"][-1]})
         if self._raises:
-            _check_finite(steps + 1, values, self._history)
+            _check_finite(steps + 1, values, self.history)
 
     def _look(self) -> str | None:
-        logs = self._agenda.logs_at(self._now)
         evaluates = self._agenda.evaluates_at(self._now)
-        values = {name: self._history.last(name) for name in self._names}
+        values = self._last_values()
         if evaluates and self._evaluation:
             scores = self._evaluation.values(self.carry.state)
-            self._history.extend(
+            self.history.extend(
                 np.array([self._now]),
                 {name: np.asarray(score)[None] for name, score in scores.items()},
             )
             values |= {k: v for k, v in scores.items() if np.ndim(v) == 0}
-        if logs or evaluates:
-            self._outputs.log(self._now, values)
-        if logs and self._call_back(values) is STOP:
+        self._outputs.log(self._now, values)
+        self._logged = self._now
+        if self._call_back(values) is STOP:
             return "callback"
         return self._patience.stops(values) if evaluates else None
+
+    def _last_values(self) -> Values:
+        return {name: self.history.last(name) for name in self._names}
 
     def _call_back(self, values: Values) -> Stop | None:
         for callback in self._callbacks:
@@ -179,7 +192,7 @@ class Session:
             if answer is STOP:
                 return STOP
             if answer is not None:
-                check_state(answer)
+                check_answer(answer)
                 check_like(self.carry.state, answer)
                 self.carry = Carry(snapshot(answer), self.carry.rows)
                 self._now = int(answer.step)
@@ -216,28 +229,9 @@ def _check_finite(steps: np.ndarray, values: Values, history: History) -> None:
         at = {name: float(value[bad[0]]) for name, value in values.items()}
         shown = ", ".join(f"{name}={value:.6g}" for name, value in at.items())
         raise NonFiniteError(
-            f"need a finite loss and gradient, got step {steps[bad[0]]} with {shown}; "
-            'on_nonfinite="ignore" goes on',
+            f"need a finite loss and gradient, got step {steps[bad[0]]} with {shown}. "
+            "Causes: NaN in the data, labels out of range, a learning rate too high; "
+            'on_nonfinite="ignore" records it and goes on',
             int(steps[bad[0]]),
             history,
         )
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event; the second raises KeyboardInterrupt."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    usual = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-
-    def handle(number: int, frame: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, usual)

@@ -50,13 +50,29 @@ def curves(
     Runs of one label may record at different steps: a run is interpolated between
     its own points, and left out where it has none or is not finite.
     """
+    options = {"x_label": x_label, "band": band, "log_scale": log_scale, "title": title}
+    return _save(figure(panels, **options), Path(path))
+
+
+def figure(
+    panels: Mapping[str, Panel],
+    *,
+    x_label: str = "step",
+    band: tuple[float, float] = (0.0, 1.0),
+    log_scale: Sequence[str] = (),
+    title: str = "",
+) -> Any:
+    """Return the picture that `curves` saves, as a figure that notebooks show.
+
+    Args:
+        panels, x_label, band, log_scale, title: as for `curves`.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: as for `curves`.
+    """
     _check(panels, band, log_scale)
-    figure_type = import_extra("matplotlib.figure", "plot").Figure
-    canvas_type = import_extra(
-        "matplotlib.backends.backend_agg", "plot"
-    ).FigureCanvasAgg
-    figure = figure_type(figsize=(4.8 * len(panels), 4.2), layout="constrained")
-    canvas_type(figure)
+    figure = _empty_figure(len(panels))
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (quantity, panel) in zip(axes, panels.items(), strict=True):
@@ -74,7 +90,17 @@ def curves(
     )
     if title:
         figure.suptitle(title)
-    return _save(figure, Path(path))
+    return figure
+
+
+def _empty_figure(num_panels: int) -> Any:
+    """Return a figure without pyplot, which would choose a backend for the user."""
+    figure_type = import_extra("matplotlib.figure", "plot").Figure
+    backend = import_extra("matplotlib.backends.backend_agg", "plot")
+    shown_type = type("Figure", (figure_type,), {"_repr_png_": _png})
+    shown = shown_type(figsize=(4.8 * num_panels, 4.2), layout="constrained")
+    backend.FigureCanvasAgg(shown)
+    return shown
 
 
 def summarize(
@@ -134,11 +160,19 @@ def _handles(axes: Any) -> dict[str, Any]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix.lstrip(".") or "png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, _bytes(figure, path.suffix.lstrip(".") or "png"))
     return path
+
+
+def _png(figure: Any) -> bytes:
+    return _bytes(figure, "png")
+
+
+def _bytes(figure: Any, file_format: str) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file_format, dpi=150)
+    return picture.getvalue()
 
 
 def _check(

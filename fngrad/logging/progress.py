@@ -46,6 +46,11 @@ class ProgressBar:
             mininterval=0.1 if _is_interactive() else _SECONDS_BETWEEN_LINES,
         )
 
+    def describe(self, text: str) -> None:
+        """Change what stands in front of the bar, at once."""
+        if self._bar is not None:
+            self._bar.set_description(text)
+
     def advance(self, n: int = 1) -> None:
         """Move the bar by n steps; it is drawn ten times a second at most."""
         if self._bar is not None:

@@ -54,9 +54,10 @@ class RunFolder:
         more = _as_dict("extra", extra or {})
         known, old = _read(self._config_path), _read(self._manifest_path)
         if known is not None:
-            _check_equal(f"config of {self.path}", known, wanted)
+            _check_equal(f"config in {str(self.path)!r}", known, wanted)
         if old is not None and None not in (old.get("data"), data):
-            _check_equal(f"data of {self.path}", {"data": old["data"]}, {"data": data})
+            was, wanted_data = {"data": old["data"]}, {"data": data}
+            _check_equal(f"data in {str(self.path)!r}", was, wanted_data)
         current = {"seed": wanted.get("seed"), "data": data, **facts.collect(), **more}
         _make_folder(self.path)
         _write(
@@ -156,7 +157,7 @@ def _show(leaves: dict[str, Any], key: str) -> str:
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Return the leaves of nested JSON objects by dotted key."""
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict) or (name and not value):
         return {name: value}
     leaves: dict[str, Any] = {}
     for key, item in value.items():

@@ -261,7 +261,7 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
     if not (hasattr(transform, "init") and hasattr(transform, "update")):
         raise TypeError(
             "need a transform, an object with init and update, "
-            f"got {type(transform).__name__}: {transform!r}"
+            f"got {type(transform).__name__}"
         )
     return (_adopt(transform),)
 
@@ -335,6 +335,7 @@ def _check_params(
         if not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"need arrays as parameters, got {type(leaf).__name__} at {path!r}; "
+                "jnp.asarray makes one of a number, and "
                 "params, rebuild = fngrad.split(model) separates arrays from the rest"
             )
         is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
