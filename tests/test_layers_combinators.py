@@ -228,3 +228,26 @@ def test_a_model_state_of_another_model_is_refused():
     params, _ = model.init(jax.random.key(0))
     with pytest.raises(ValueError, match="need model state that this model's init"):
         model.apply(params, (), 0.0)
+
+
+def test_the_remedy_for_a_forgotten_model_state_is_told():
+    model = serial(noisy, counter)
+    made = model.init(jax.random.key(0))
+    remedy = "params, model_state = model.init(key)"
+    with pytest.raises(ValueError, match="got a tuple of 2 entries; ") as caught:
+        model.apply(made, (), 0.0)
+    assert remedy in str(caught.value)
+    with pytest.raises(ValueError, match="got a tuple of 0 entries; ") as caught:
+        model.apply(made[0], (), 0.0)
+    assert remedy in str(caught.value)
+    assert "PyTreeDef" not in str(caught.value)
+
+
+def test_what_was_given_instead_of_parameters_is_told():
+    with pytest.raises(ValueError, match="under 'layers', got a dict with the entries"):
+        serial(noisy).apply({"shift": 0.0}, 0.0)
+    with pytest.raises(
+        ValueError, match=r"need parameters .* got 1 entries under"
+    ) as e:
+        serial(noisy, noisy).apply({"layers": [{"shift": 0.0}]}, 0.0)
+    assert "model_state" not in str(e.value)

@@ -207,3 +207,9 @@ def test_examples_of_another_shape_are_refused(layer, shape, message):
     params = jax.eval_shape(layer.init, jax.random.key(0))
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(layer.apply, params, jnp.ones(shape))
+
+
+@pytest.mark.parametrize("kernel_size", [(), (1, 1, 1, 1)])
+def test_a_window_has_one_to_three_axes(kernel_size):
+    with pytest.raises(ValueError, match="need kernel_size over 1 to 3 axes, got"):
+        layers.conv(1, 1, kernel_size)

@@ -60,3 +60,28 @@ def test_tables_are_drawn_with_the_initializer_given(make):
     np.testing.assert_array_equal(params["weight"], np.full((4, 3), 2.0))
     with pytest.raises(ValueError, match="need an int features >= 1"):
         make(4, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint32])
+@pytest.mark.parametrize("vocab_size", [100, 200, 256, 300])
+def test_tokens_of_every_integer_dtype_find_their_rows(dtype, vocab_size):
+    weight = np.arange(2.0 * vocab_size, dtype=np.float32).reshape(vocab_size, 2)
+    x = jnp.array([0, 99, 127], dtype)
+    y = layers.embedding(vocab_size, 2).apply({"weight": jnp.asarray(weight)}, x)
+    is_known = np.array([True, True, vocab_size > 127])
+    np.testing.assert_array_equal(y[is_known], weight[np.asarray(x)[is_known]])
+    np.testing.assert_array_equal(np.isnan(y).all(-1), ~is_known)
+
+
+def test_tokens_beyond_int32_are_out_of_range():
+    layer = layers.embedding(3, 2)
+    y = layer.apply(layer.init(0), jnp.array([1, 2**31 + 1, 2**32 - 1], jnp.uint32))
+    np.testing.assert_array_equal(np.isnan(y).all(-1), [False, True, True])
+
+
+@pytest.mark.parametrize("make", [layers.embedding, layers.positional_embedding])
+def test_a_table_of_another_size_is_refused(make):
+    params = make(5, 2).init(0)
+    message = r"need parameters of the shapes {'weight': \(4, 2\)}, got {.*\(5, 2\)}"
+    with pytest.raises(ValueError, match=message):
+        make(4, 2).apply(params, jnp.ones((3, 2)))

@@ -135,3 +135,28 @@ def test_parameters_and_states_take_the_default_float_dtype():
     model = layers.serial(layers.linear(2, 2), layers.batch_norm(2))
     made = jax.eval_shape(model.init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float64)}
+
+
+def _shrunk(params):
+    paths = tree.leaf_paths(params)
+    last = list(paths)[-1]
+    return tree.map_with_path(lambda p, x: x[:1] if p == last else x, params)
+
+
+def _without(params):
+    """Leave the first leaf out, and the dict that held it if it is empty then."""
+    name, inner = next(iter(params.items()))
+    rest = {key: value for key, value in params.items() if key != name}
+    return rest | {name: _without(inner)} if isinstance(inner, dict) else rest
+
+
+@pytest.mark.parametrize("change", [_shrunk, _without, lambda params: (params, ())])
+@pytest.mark.parametrize(
+    "name", ["linear", "conv", "layer_norm", "group_norm", "attention", "gru", "lstm"]
+)
+def test_parameters_of_other_shapes_are_refused(name, change):
+    layer, shape = LAYERS[name]
+    params = change(params_of(name))
+    model = layers.serial(block=layer)
+    with pytest.raises(layers.LayerError, match="block: need parameters of the shapes"):
+        model.apply({"block": params}, jnp.ones(shape))

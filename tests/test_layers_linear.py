@@ -97,3 +97,10 @@ def test_flatten_gives_a_vector_in_row_order():
     np.testing.assert_array_equal(
         layers.flatten(jnp.arange(6.0).reshape(1, 2, 3)), np.arange(6.0)
     )
+
+
+def test_dropout_of_bfloat16_keeps_the_expectation():
+    x = jnp.full(64, 9.0, jnp.bfloat16)
+    y = layers.dropout(0.1).apply((), x, key=jax.random.key(0))
+    assert y.dtype == jnp.bfloat16
+    assert set(np.asarray(y, np.float32).tolist()) == {0.0, 10.0}

@@ -219,3 +219,12 @@ def test_bad_arguments_are_refused(make, message):
 def test_norms_need_their_last_axis(layer):
     with pytest.raises(ValueError, match=r"need x with last axis 4, got shape \(3,\)"):
         layer.apply(layer.init(0), jnp.ones(3))
+
+
+def test_batch_norm_tells_how_to_carry_its_state():
+    layer = layers.batch_norm(2)
+    made = layer.init(0)
+    with pytest.raises(ValueError, match=r"need parameters .* model.init"):
+        layer.apply(made, made[1], jnp.ones(2))
+    with pytest.raises(ValueError, match=r"need model state .* got {}; .* model.init"):
+        layer.apply(made[0], (), jnp.ones(2))

@@ -11,13 +11,14 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
+    check_params,
     check_sizes,
     dense,
     drop,
     float_array_of,
 )
-from fngrad.layers.initializers import Initializer, dense_params
-from fngrad.types import Key, Params, Scalar
+from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
+from fngrad.types import Key, Params, Path, Scalar
 
 _GLOROT = initializers.glorot_uniform()
 
@@ -98,6 +99,9 @@ def multi_head_attention(
         "output": ((q_size, features), output_init or weight_init),
     }
     bias_init = initializers.zeros() if bias else None
+    shapes: dict[Path, tuple[int, ...]] = {}
+    for name, (shape, _) in maps.items():
+        shapes |= dense_shapes(shape, bias, name)
 
     def apply(
         params: Params,
@@ -109,6 +113,7 @@ def multi_head_attention(
     ) -> jax.Array:
         if causal and context is not None:
             raise ValueError("need no context for causal attention, got one")
+        check_params(params, shapes)
         x = _sequence("x", x, features)
         source = x if context is None else _sequence("context", context, from_size)
         allowed = _allowed(causal, mask, num_heads, len(x), len(source))

@@ -22,7 +22,14 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.layers.core import Layer, LayerLike, StatefulLayer, at, no_params
+from fngrad.layers.core import (
+    REMEDY,
+    Layer,
+    LayerLike,
+    StatefulLayer,
+    at,
+    no_params,
+)
 from fngrad.types import Key, ModelState, Params, Path
 
 
@@ -305,7 +312,16 @@ def _unpack(what: str, children: tuple[_Child, ...], packed: Any) -> list[Any]:
         return [()] * len(children)
     is_named = isinstance(places[0], str)
     found = packed if is_named else _field(packed, "layers")
-    _check_places(what, places, found, is_named)
+    if not _fits(places, found):
+        count = f"{len(places)} entries under 'layers'"
+        need = f"the entries {places}" if is_named else count
+        is_state_missed = what == "model state" or (
+            isinstance(packed, tuple) and len(packed) == 2
+        )
+        raise ValueError(
+            f"need {what} that this model's init made, with {need}, "
+            f"got {_describe(packed)}{REMEDY if is_state_missed else ''}"
+        )
     return [() if c.place is None else found[c.place] for c in children]
 
 
@@ -313,15 +329,18 @@ def _field(packed: Any, name: str) -> Any:
     return packed.get(name) if isinstance(packed, dict) else None
 
 
-def _check_places(what: str, places: list[Any], found: Any, is_named: bool) -> None:
-    if is_named:
-        fits = isinstance(found, dict) and set(found) == set(places)
-        need = f"the entries {places}"
-    else:
-        fits = isinstance(found, list | tuple) and len(found) == len(places)
-        need = f"{len(places)} entries under 'layers'"
-    if not fits:
-        raise ValueError(
-            f"need {what} that this model's init made, with {need}, "
-            f"got {jax.tree.structure(found)}"
-        )
+def _fits(places: list[Any], found: Any) -> bool:
+    if isinstance(places[0], str):
+        return isinstance(found, dict) and set(found) == set(places)
+    return isinstance(found, list | tuple) and len(found) == len(places)
+
+
+def _describe(packed: Any) -> str:
+    if isinstance(packed, dict):
+        inner = packed.get("layers")
+        if isinstance(inner, list | tuple):
+            return f"{len(inner)} entries under 'layers'"
+        return f"a dict with the entries {list(packed)}"
+    if isinstance(packed, list | tuple):
+        return f"a {type(packed).__name__} of {len(packed)} entries"
+    return f"a {type(packed).__name__}"

@@ -18,11 +18,12 @@ import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
     add_bias,
+    check_params,
     check_sizes,
     float_array,
     no_params,
 )
-from fngrad.layers.initializers import Initializer, dense_params
+from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
 from fngrad.types import Key, Params
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
@@ -71,7 +72,7 @@ def conv(
     Raises:
         ValueError: a size below 1, groups that don't divide the channels, an unknown
             padding; at ``apply``, x of another shape, no floats, or smaller than the
-            window.
+            window, or parameters of other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,6 +84,8 @@ def conv(
     """
     window = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
     rank = len(window)
+    if rank not in (1, 2, 3):
+        raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
     strides = _per_axis("stride", stride, rank)
     dilations = _per_axis("dilation", dilation, rank)
     pads = _padding(padding, rank)
@@ -91,11 +94,14 @@ def conv(
     space = "DHW"[-rank:]
     axes = f"N{space}C", f"{space}IO", f"N{space}C"
 
+    shape = *window, in_channels // groups, out_channels
+    shapes = dense_shapes(shape, bias)
+
     def init(key: Key) -> Params:
-        shape = *window, in_channels // groups, out_channels
         return dense_params(key, shape, weight_init, bias_init if bias else None)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, shapes)
         x = _check_image(float_array(x), rank, in_channels)
         dtype = jnp.result_type(x, params["weight"])
         y = lax.conv_general_dilated(
@@ -124,7 +130,8 @@ def max_pool(
     Args:
         window: sizes over the axes before the channels; an int holds for all.
         stride: positions from one window to the next; by default windows adjoin.
-        padding: as in `conv`; what is padded is never the largest.
+        padding: as in `conv`; what is padded is never the largest, and a
+            window of nothing else gives -inf.
 
     Raises:
         ValueError: a size below 1, an unknown padding; at ``apply``, x of another
@@ -155,7 +162,8 @@ def avg_pool(
     Args:
         window: sizes over the axes before the channels; an int holds for all.
         stride: positions from one window to the next; by default windows adjoin.
-        padding: as in `conv`; the mean is over what is not padded.
+        padding: as in `conv`; the mean is over what is not padded, and a
+            window of nothing else gives NaN.
 
     Raises:
         ValueError: a size below 1, an unknown padding; at ``apply``, x of another

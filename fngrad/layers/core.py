@@ -19,8 +19,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
@@ -38,6 +40,12 @@ class StatefulLayer(NamedTuple):
     apply: Callable[..., tuple[Any, ModelState]]
     # (params, model_state, x, *, key=None) -> (y, model_state)
 
+
+# What to do about a model state that is missing, or in the place of parameters.
+REMEDY = (
+    "; a stateful layer's init gives both: `params, model_state = model.init(key)`, "
+    "then `init_state(..., model_state=model_state)`"
+)
 
 LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
 
@@ -130,7 +138,8 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     r"""Return x with each entry zero with probability ``rate``, else $x/(1-rate)$."""
     keep = 1 - numerics.hyper(rate)
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
-    grown = numerics.scaled(numerics.divide(jnp.ones_like(keep), keep), x)
+    factor = numerics.divide(jnp.ones_like(keep), keep)
+    grown = numerics.scaled(factor, tree.widen(x)).astype(x.dtype)
     return jnp.where(is_kept, grown, jnp.zeros_like(x))
 
 
@@ -143,6 +152,30 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"need an int {name} >= 1, got {name}={size!r}")
+
+
+def check_shapes(
+    what: str, values: Any, shapes: dict[Path, tuple[int, ...]], remedy: str = ""
+) -> None:
+    """Raise unless a tree has exactly the leaves of these paths and shapes.
+
+    Raises:
+        ValueError: with the shapes needed and those that are there, by path.
+    """
+    got = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(values).items()}
+    if got != shapes:
+        raise ValueError(f"need {what} of the shapes {shapes}, got {got}{remedy}")
+
+
+def check_params(
+    params: Params, shapes: dict[Path, tuple[int, ...]], remedy: str = ""
+) -> None:
+    """Raise unless the parameters are those of a layer with these shapes.
+
+    Raises:
+        ValueError: as `check_shapes`.
+    """
+    check_shapes("parameters", params, shapes, remedy)
 
 
 def float_array(x: Any) -> jax.Array:

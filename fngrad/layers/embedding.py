@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.layers.initializers as initializers
-from fngrad.layers.core import Layer, check_sizes, float_array
+from fngrad.layers.core import Layer, check_params, check_sizes, float_array
 from fngrad.layers.initializers import Initializer, draw
 from fngrad.types import Key, Params
 
@@ -30,7 +30,8 @@ def embedding(
         weight_init: draws the vectors, by default ``normal(0.02)``.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x holds no ints.
+        ValueError: a size below 1; at ``apply``, x holds no ints, or a table of
+            another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -46,11 +47,15 @@ def embedding(
         return {"weight": draw(weight_init, key, (vocab_size, features))}
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, {"weight": (vocab_size, features)})
         x = jnp.asarray(x)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"need tokens with an int dtype, got {x.dtype}")
-        is_known = (x >= 0) & (x < vocab_size)
-        rows = jnp.take(params["weight"], x, axis=0, mode="clip")
+        # The bound has the dtype of x, which may be too narrow for vocab_size.
+        last = min(vocab_size - 1, int(jnp.iinfo(x.dtype).max))
+        is_known = (x >= 0) & (x <= last)
+        tokens = jnp.where(is_known, x, 0).astype(jnp.int32)
+        rows = jnp.take(params["weight"], tokens, axis=0, mode="clip")
         return jnp.where(is_known[..., None], rows, jnp.nan)
 
     return Layer(init, apply)
@@ -74,7 +79,7 @@ def positional_embedding(
 
     Raises:
         ValueError: a size below 1; at ``apply``, x of another shape, longer, or no
-            floats.
+            floats, or a table of another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -90,6 +95,7 @@ def positional_embedding(
         return {"weight": draw(weight_init, key, (max_length, features))}
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, {"weight": (max_length, features)})
         x = float_array(x)
         if x.ndim != 2 or x.shape[0] > max_length or x.shape[1] != features:
             raise ValueError(

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.types import Key, Params, Scalar
+from fngrad.types import Key, Params, Path, Scalar
 
 Initializer: TypeAlias = Callable[[Key, tuple[int, ...], Any], jax.Array]
 
@@ -145,6 +145,15 @@ def _scaled(scale: Scalar, base: Initializer) -> Initializer:
 def draw(weight_init: Initializer, key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Return a new parameter, in the default float dtype."""
     return weight_init(numerics.key(key), shape, jnp.result_type(float))
+
+
+def dense_shapes(
+    shape: tuple[int, ...], bias: bool, name: Path = ""
+) -> dict[Path, tuple[int, ...]]:
+    """Return the shapes of `dense_params` by path, below a name if there is one."""
+    front = f"{name}/" if name else ""
+    weight = {f"{front}weight": shape}
+    return weight | {f"{front}bias": shape[-1:]} if bias else weight
 
 
 def dense_params(

@@ -7,6 +7,7 @@ import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
 from fngrad.layers.core import (
     Layer,
+    check_params,
     check_sizes,
     dense,
     drop,
@@ -14,7 +15,7 @@ from fngrad.layers.core import (
     float_array_of,
     no_params,
 )
-from fngrad.layers.initializers import Initializer, dense_params
+from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
 from fngrad.types import Key, Params, Scalar
 
 _GLOROT = initializers.glorot_uniform()
@@ -43,7 +44,8 @@ def linear(
         bias_init: draws $b$.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another last axis or no floats.
+        ValueError: a size below 1; at ``apply``, x of another last axis or no floats,
+            or parameters of other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -54,12 +56,14 @@ def linear(
         (2,)
     """
     check_sizes(in_size=in_size, out_size=out_size)
+    shape = in_size, out_size
+    shapes = dense_shapes(shape, bias)
 
     def init(key: Key) -> Params:
-        shape = in_size, out_size
         return dense_params(key, shape, weight_init, bias_init if bias else None)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, shapes)
         return dense(params, float_array_of(x, in_size))
 
     return Layer(init, apply)

@@ -18,15 +18,18 @@ import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import (
+    REMEDY,
     Layer,
     StatefulLayer,
     along_last,
+    check_params,
+    check_shapes,
     check_sizes,
     float_array_of,
     no_params,
 )
 from fngrad.layers.initializers import draw
-from fngrad.types import Key, ModelState, Params, Scalar
+from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
 def layer_norm(
@@ -42,7 +45,7 @@ def layer_norm(
 
     Raises:
         ValueError: size below 1 or eps below 0; at ``apply``, x of another last axis
-            or no floats.
+            or no floats, or parameters of other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -58,12 +61,14 @@ def layer_norm(
     """
     check_sizes(size=size)
     numerics.check_number("eps", eps, low=0.0)
+    shapes = _shapes(size, scale, bias)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, shapes)
         x = float_array_of(x, size)
         return _rescale(params, _standardize(_widen(x), (-1,), eps), x)
 
-    return Layer(_init(size, scale, bias), apply)
+    return Layer(_init(shapes), apply)
 
 
 def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
@@ -76,7 +81,7 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
 
     Raises:
         ValueError: size below 1 or eps below 0; at ``apply``, x of another last axis
-            or no floats.
+            or no floats, or parameters of other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -92,14 +97,16 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
     """
     check_sizes(size=size)
     numerics.check_number("eps", eps, low=0.0)
+    shapes = _shapes(size, scale, bias=False)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, shapes)
         x = float_array_of(x, size)
         wide = _widen(x)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         return _rescale(params, wide * lax.rsqrt(mean_square + eps), x)
 
-    return Layer(_init(size, scale, bias=False), apply)
+    return Layer(_init(shapes), apply)
 
 
 def group_norm(
@@ -122,7 +129,8 @@ def group_norm(
 
     Raises:
         ValueError: a size below 1, eps below 0, groups that don't divide the
-            channels; at ``apply``, x of another last axis or no floats.
+            channels; at ``apply``, x of another last axis or no floats,
+            or parameters of other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -139,15 +147,17 @@ def group_norm(
     numerics.check_number("eps", eps, low=0.0)
     if channels % groups:
         raise ValueError(f"need groups that divide channels, got {groups=} {channels=}")
+    shapes = _shapes(channels, scale, bias)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        check_params(params, shapes)
         x = float_array_of(x, channels)
         grouped = _widen(x).reshape(*x.shape[:-1], groups, channels // groups)
         axes = (*range(x.ndim - 1), -1)
         y = _standardize(grouped, axes, eps).reshape(x.shape)
         return _rescale(params, y, x)
 
-    return Layer(_init(channels, scale, bias), apply)
+    return Layer(_init(shapes), apply)
 
 
 def batch_norm(
@@ -179,7 +189,8 @@ def batch_norm(
 
     Raises:
         ValueError: a size below 1, momentum outside of [0, 1], eps below 0; at
-            ``apply``, x of another last axis or no floats, or a key where no axis has
+            ``apply``, x of another last axis or no floats, parameters or a model state
+            of other shapes, or a key where no axis has
             the name.
 
     Example:
@@ -200,7 +211,9 @@ def batch_norm(
     check_sizes(channels=channels)
     numerics.check_number("momentum", momentum, low=0.0, high=1.0)
     numerics.check_number("eps", eps, low=0.0)
-    init_params = _init(channels, scale, bias)
+    shapes = _shapes(channels, scale, bias)
+    init_params = _init(shapes)
+    running = {"mean": (channels,), "var": (channels,)}
 
     def init(key: Key) -> tuple[Params, ModelState]:
         dtype = jnp.result_type(float)
@@ -214,6 +227,8 @@ def batch_norm(
         *,
         key: Key | None = None,
     ) -> tuple[jax.Array, ModelState]:
+        check_params(params, shapes, REMEDY)
+        check_shapes("model state", model_state, running, REMEDY)
         x = float_array_of(x, channels)
         wide = _widen(x)
         used = model_state if key is None else _batch_statistics(wide, axis_name)
@@ -247,17 +262,18 @@ def _batch_statistics(
     return {"mean": mean, "var": mean_of(jnp.square(x - along_last(mean, x.ndim)))}
 
 
-def _init(size: int, scale: bool, bias: bool) -> Callable[[Key], Params]:
-    if not scale and not bias:
+def _shapes(size: int, scale: bool, bias: bool) -> dict[Path, tuple[int, ...]]:
+    wanted = {"scale": scale, "bias": bias}
+    return {name: (size,) for name, is_wanted in wanted.items() if is_wanted}
+
+
+def _init(shapes: dict[Path, tuple[int, ...]]) -> Callable[[Key], Params]:
+    if not shapes:
         return no_params
+    begin = {"scale": initializers.ones(), "bias": initializers.zeros()}
 
     def init(key: Key) -> Params:
-        params = {}
-        if scale:
-            params["scale"] = draw(initializers.ones(), key, (size,))
-        if bias:
-            params["bias"] = draw(initializers.zeros(), key, (size,))
-        return params
+        return {name: draw(begin[name], key, shape) for name, shape in shapes.items()}
 
     return init
 

@@ -20,12 +20,13 @@ import fngrad.numerics as numerics
 from fngrad.layers.core import (
     Layer,
     StatefulLayer,
+    check_params,
     check_sizes,
     dense,
     float_array_of,
 )
-from fngrad.layers.initializers import Initializer, dense_params
-from fngrad.types import Key, ModelState, Params
+from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
+from fngrad.types import Key, ModelState, Params, Path
 
 _GLOROT = initializers.glorot_uniform()
 _ORTHOGONAL = initializers.orthogonal()
@@ -40,6 +41,7 @@ class LSTMState(NamedTuple):
 
 # (params, state, what the input gives to the gates) -> state
 _Step = Callable[[Params, Any, jax.Array], Any]
+_Shapes = dict[Path, tuple[int, ...]]
 
 
 def gru(
@@ -87,7 +89,8 @@ def gru(
         1 - z are swapped, as in cuDNN and torch.
     """
     init = _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True)
-    return Layer(init, _scan(_gru_step, _gru_zeros(hidden_size), in_size, reverse))
+    shapes = _shapes(in_size, hidden_size, 3, hidden_bias=True)
+    return Layer(init, _scan(_gru_step, _gru_zeros(hidden_size), shapes, reverse))
 
 
 def gru_cell(
@@ -118,7 +121,8 @@ def gru_cell(
         (4,)
     """
     init = _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True)
-    return _cell(init, _gru_step, _gru_zeros(hidden_size), in_size)
+    shapes = _shapes(in_size, hidden_size, 3, hidden_bias=True)
+    return _cell(init, _gru_step, _gru_zeros(hidden_size), shapes)
 
 
 def lstm(
@@ -164,7 +168,8 @@ def lstm(
         network architectures", for its bias.
     """
     init = _lstm_init(in_size, hidden_size, forget_bias, input_init, hidden_init)
-    return Layer(init, _scan(_lstm_step, _lstm_zeros(hidden_size), in_size, reverse))
+    shapes = _shapes(in_size, hidden_size, 4, hidden_bias=False)
+    return Layer(init, _scan(_lstm_step, _lstm_zeros(hidden_size), shapes, reverse))
 
 
 def lstm_cell(
@@ -197,7 +202,8 @@ def lstm_cell(
         (4,)
     """
     init = _lstm_init(in_size, hidden_size, forget_bias, input_init, hidden_init)
-    return _cell(init, _lstm_step, _lstm_zeros(hidden_size), in_size)
+    shapes = _shapes(in_size, hidden_size, 4, hidden_bias=False)
+    return _cell(init, _lstm_step, _lstm_zeros(hidden_size), shapes)
 
 
 def _gru_step(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
@@ -283,6 +289,14 @@ def _init(
     return init
 
 
+def _shapes(
+    in_size: int, hidden_size: int, gates: int, *, hidden_bias: bool
+) -> _Shapes:
+    out_size = gates * hidden_size
+    from_input = dense_shapes((in_size, out_size), True, "input")
+    return from_input | dense_shapes((hidden_size, out_size), hidden_bias, "hidden")
+
+
 def _hidden(state: Any) -> jax.Array:
     return state.hidden if isinstance(state, LSTMState) else state
 
@@ -291,14 +305,17 @@ def _cell(
     init_params: Callable[[Key], Params],
     step: _Step,
     zeros: Callable[[Any], Any],
-    in_size: int,
+    shapes: _Shapes,
 ) -> StatefulLayer:
+    in_size = shapes["input/weight"][0]
+
     def init(key: Key) -> tuple[Params, ModelState]:
         return init_params(key), zeros(jnp.result_type(float))
 
     def apply(
         params: Params, model_state: ModelState, x: jax.Array, *, key: Key | None = None
     ) -> tuple[jax.Array, ModelState]:
+        check_params(params, shapes)
         x = float_array_of(x, in_size)
         state = step(params, model_state, dense(params["input"], x))
         return _hidden(state), state
@@ -307,8 +324,10 @@ def _cell(
 
 
 def _scan(
-    step: _Step, zeros: Callable[[Any], Any], in_size: int, reverse: bool
+    step: _Step, zeros: Callable[[Any], Any], shapes: _Shapes, reverse: bool
 ) -> Callable[..., jax.Array]:
+    in_size = shapes["input/weight"][0]
+
     def apply(
         params: Params,
         x: jax.Array,
@@ -316,6 +335,7 @@ def _scan(
         key: Key | None = None,
         length: int | jax.Array | None = None,
     ) -> jax.Array:
+        check_params(params, shapes)
         x = float_array_of(x, in_size)
         if x.ndim != 2:
             raise ValueError(f"need x of shape (time, {in_size}), got shape {x.shape}")
