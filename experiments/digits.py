@@ -23,9 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import fngrad as fg
+from fngrad.extras import import_extra
 
 MODEL = fg.models.mlp((64, 128, 128, 10))
 OPTIMIZERS = {
@@ -108,11 +108,14 @@ def train(
     optimizer = OPTIMIZERS[name](fg.schedules.cosine(peak, data.steps(config.epochs)))
     step = fg.make_step(loss_fn, optimizer)
 
-    def show(now: int, state: fg.TrainState, values: dict[str, Any]) -> None:
-        bar.advance((now - 1) % config.log_every + 1)
-        bar.show({f"{name} loss": values["loss"]})
-
     def run(seed: int) -> fg.FitResult:
+        shown = [0]
+
+        def show(now: int, state: fg.TrainState, values: dict[str, Any]) -> None:
+            bar.advance(now - shown[-1])
+            bar.show({f"{name} loss": values["loss"]})
+            shown.append(now)
+
         params = MODEL.init(jax.random.key(seed))
         labels = {"optimizer": name, "seed": seed}
         return fg.fit(
@@ -128,7 +131,12 @@ def train(
             progress=False,
         )
 
-    return [run(seed) for seed in range(config.seeds)]
+    results = []
+    for seed in range(config.seeds):
+        results.append(run(seed))
+        if results[-1].stopped == "interrupted":
+            break
+    return results
 
 
 def summarize(
@@ -150,7 +158,7 @@ def summarize(
 def table(summary: dict[str, dict[str, float]], seeds: int) -> str:
     """Write the summary for a reader."""
     lines = [
-        f"test split, mean +- standard deviation over {seeds} seeds",
+        f"test split (270 examples), mean +- standard deviation over {seeds} seeds",
         f"{'optimizer':10} {'learning rate':>13} "
         f"{'accuracy (%)':>16} {'loss (nats)':>18}",
     ]
@@ -166,7 +174,7 @@ def draw(results: dict[str, list[fg.FitResult]], path: Path) -> None:
     quantities = {
         "loss": "training loss of an epoch (nats)",
         "val/loss": "validation loss (nats)",
-        "val/accuracy": "validation accuracy",
+        "val/accuracy": "validation accuracy (%)",
     }
     panels = {
         label: {
@@ -185,7 +193,8 @@ def epoch_means(history: fg.History, name: str) -> tuple[np.ndarray, np.ndarray]
     ends = history.steps("val/loss")
     steps, values = history.steps(name), history[name]
     parts = np.split(values, np.searchsorted(steps, ends, side="right")[:-1])
-    return ends, np.array([part.mean() for part in parts])
+    unit = 100 if name == "val/accuracy" else 1  # percent
+    return ends, unit * np.array([part.mean() for part in parts])
 
 
 def tune(config: Config, splits: fg.data.Splits) -> None:
@@ -227,14 +236,21 @@ def main(config: Config) -> dict[str, dict[str, float]]:
         return {}
     data = make_data(config, splits)
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    seeds = {"seed": list(range(config.seeds))}
     folder = fg.logging.RunFolder(
-        config.runs / now, config=config, data=data.fingerprint()
+        config.runs / now, config=config, data=data.fingerprint(), extra=seeds
     )
     total = len(config.optimizers) * config.seeds * data.steps(config.epochs)
+    results: dict[str, list[fg.FitResult]] = {}
     with fg.logging.ProgressBar(total, description="training") as bar:
-        results = {
-            name: train(config, name, splits, folder, bar) for name in config.optimizers
-        }
+        for name in config.optimizers:
+            runs = train(config, name, splits, folder, bar)
+            if runs[-1].stopped == "interrupted":
+                break
+            results[name] = runs
+    if not results:
+        print("interrupted before an optimizer had finished")
+        return {}
     summary = summarize(config, results, splits.test)
     loops = {name: runs[0].history.notes["loop"] for name, runs in results.items()}
     folder.update_manifest(loops=loops, results=summary)
@@ -245,4 +261,4 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(import_extra("tyro", "cli").cli(Config, description=__doc__))

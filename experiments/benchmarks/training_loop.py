@@ -27,12 +27,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 import fngrad as fg
 import fngrad.fitting.feeds as feeds
 import fngrad.fitting.loops as loops
 from experiments.benchmarks.timing import interleave, seconds, table
+from fngrad.extras import import_extra
 from fngrad.training import Step
 
 SIZES = {
@@ -269,4 +269,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(import_extra("tyro", "cli").cli(Config, description=__doc__))
