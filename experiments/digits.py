@@ -108,7 +108,7 @@ def train(
     optimizer = OPTIMIZERS[name](fg.schedules.cosine(peak, data.steps(config.epochs)))
     step = fg.make_step(loss_fn, optimizer)
 
-    def run(seed: int) -> fg.FitResult:
+    def run(seed: int, loop: Any) -> fg.FitResult:
         shown = [0]
 
         def show(now: int, state: fg.TrainState, values: dict[str, Any]) -> None:
@@ -128,12 +128,14 @@ def train(
             log_every=config.log_every,
             loggers=[fg.logging.jsonl(folder.metrics, labels)],
             callbacks=[show],
+            loop=loop,
             progress=False,
         )
 
-    results = []
+    results: list[fg.FitResult] = []
     for seed in range(config.seeds):
-        results.append(run(seed))
+        loop = results[0].history.notes["loop"] if results else "auto"
+        results.append(run(seed, loop))
         if results[-1].stopped == "interrupted":
             break
     return results

@@ -10,14 +10,19 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    assert len(BLOCKS) == 2
+def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
+    assert len(BLOCKS) == 3
+    monkeypatch.chdir(tmp_path)  # it leaves a run folder
     names: dict = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
     shown = capsys.readouterr().out
     accuracy = float(re.search(r"'accuracy': ([0-9.]+)", shown).group(1))
     assert accuracy > 0.93
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "PLACEHOLDER" not in README
 
 
 def test_the_example_has_about_twenty_lines():
