@@ -7,6 +7,7 @@ keeps XLA from folding the constant into its neighbours.
 
 import math
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,40 @@ def check_number(
         )
     if isinstance(value, numbers.Real) and not low <= float(value) <= high:
         raise ValueError(f"need {low} <= {name} <= {high}, got {name}={value}")
+
+
+def check_positive(name: str, value: Hyper) -> None:
+    """Raise unless a Python number is above 0; other kinds pass unread.
+
+    Raises:
+        ValueError: it is not, or NaN.
+    """
+    if isinstance(value, numbers.Real) and not float(value) > 0:
+        raise ValueError(f"need {name} > 0, got {name}={value}")
+
+
+def integers(name: str, x: Any) -> jax.Array:
+    """Return integers of any dtype as int32; those beyond it are -1, never wrapped.
+
+    Raises:
+        TypeError: another dtype.
+    """
+    # A NumPy array is narrowed here: as a JAX array it would wrap without x64.
+    xp = np if isinstance(x, np.ndarray | np.generic) else jnp
+    x = xp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"need integer {name}, got dtype {x.dtype}")
+    narrow, bounds = x.astype(np.int32), jnp.iinfo(x.dtype)
+    if bounds.max > MAX_STEP:
+        low = max(int(bounds.min), -MAX_STEP)
+        narrow = xp.where((low <= x) & (x <= MAX_STEP), narrow, np.int32(-1))
+    return jnp.asarray(narrow)
+
+
+def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, 0 with zero gradient where the base is 0."""
+    is_zero = base == 0
+    return jnp.where(is_zero, 0, jnp.where(is_zero, 1, base) ** exponent)
 
 
 def first_step() -> jax.Array:

@@ -144,3 +144,23 @@ def test_ctc_refuses_wrong_labels_and_makes_them_nan_when_traced():
         value, gradient = jax.value_and_grad(ctc)(x, *arguments)
         assert np.isnan(value)
         assert np.isnan(gradient).any()
+
+
+def test_ctc_reads_labels_of_one_byte():
+    x = np.random.default_rng(0).normal(size=(4, 256)).astype(np.float32)
+    free = np.zeros(4)
+    labels, paddings = np.array([1, 2]), np.zeros(2)
+    want = losses.ctc(x, free, labels, paddings)
+    narrow = labels.astype(np.uint8)
+    np.testing.assert_array_equal(losses.ctc(x, free, narrow, paddings), want)
+    assert np.isfinite(want)
+    np.testing.assert_allclose(ctc(x, free, narrow, paddings), want, rtol=1e-6)
+
+
+def test_ctc_of_zero_weight_is_left_out():
+    x = np.zeros((2, 4, 3), np.float32)
+    labels, free = np.array([[1, 2], [0, 7]]), np.zeros((2, 4))
+    w = np.array([1.0, 0.0], np.float32)
+    got = losses.ctc(x, free, labels, np.zeros((2, 2)), weights=w)
+    assert np.isfinite(got[0])
+    assert got[1] == 0

@@ -186,6 +186,7 @@ BAD = [
     (lambda: L.squared_error(X, Y[:2]), "predictions (3, 4) and targets (2, 4)"),
     (lambda: L.squared_error(X, Y[0]), "need targets shaped like predictions"),
     (lambda: L.huber(X, delta=0.0), "need delta > 0, got delta=0.0"),
+    (lambda: L.huber(X, delta=np.float32(-1)), "need delta > 0, got delta=-1.0"),
     (lambda: L.quantile(X, Y, level=1.5), "level=1.5"),
     (lambda: L.focal(X, Y, gamma=-1.0), "gamma=-1.0"),
     (lambda: L.focal(X, Y, alpha=2.0), "alpha=2.0"),
@@ -202,6 +203,7 @@ BAD = [
         "need 0 <= label_smoothing < 1, got label_smoothing=1.0",
     ),
     (lambda: L.smooth_labels(Y, -0.1), "label_smoothing=-0.1"),
+    (lambda: L.smooth_labels(Y, np.float32(2)), "got label_smoothing=2.0"),
     (lambda: L.hinge(X, Y, reduction="max"), "got reduction='max'"),  # pyright: ignore
     (
         lambda: L.hinge(X, Y, where=np.ones(3, bool), reduction="mean"),
@@ -246,3 +248,60 @@ def test_wrong_dtype_raises(call, message):
     with pytest.raises(TypeError) as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.uint32])
+def test_labels_in_any_integer_dtype_are_read(dtype):
+    classes = 200 if dtype == np.int8 else 256
+    x = RNG.normal(size=(3, classes)).astype(np.float32)
+    y = np.array([2, 0, 127])
+    for loss in (INTEGER, L.multiclass_hinge):
+        want = loss(x, y)
+        for run in (loss, jax.jit(loss)):
+            np.testing.assert_array_equal(run(x, y.astype(dtype)), want)
+            np.testing.assert_array_equal(run(x, jnp.asarray(y, dtype)), want)
+
+
+@pytest.mark.parametrize("label", [2**31, 2**32 - 1])
+def test_label_beyond_int32_is_out_of_range_and_never_wraps(label, x64):
+    for dtype in (np.uint32, np.int64, np.uint64):
+        y = np.array([0, label, 1], dtype)
+        with pytest.raises(ValueError, match=f"got {label} "):
+            INTEGER(X, y)
+        traced = jax.jit(INTEGER)(X, y)
+        np.testing.assert_array_equal(np.isnan(traced), [False, True, False])
+
+
+def test_wide_label_is_out_of_range_where_jax_has_no_wide_integers():
+    with pytest.raises(ValueError, match=f"got {2**32 + 1} "):
+        INTEGER(X, np.array([0, 2**32 + 1, 1]))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_zero_weight_leaves_out_like_where(bad):
+    x, w = X.copy(), np.array([1.0, 0.0, 2.0], np.float32)
+    x[1] = bad
+    kept = w != 0
+
+    def both(fn):
+        def of(**keywords):
+            total = functools.partial(fn, reduction="mean", **keywords)
+            return jax.value_and_grad(total)(jnp.asarray(x))
+
+        return of(weights=w), of(where=kept, weights=w)
+
+    for loss, y in (
+        (INTEGER, np.array([1, -100, 2])),
+        (L.multiclass_hinge, np.array([1, 99, 2])),
+        (L.softmax_cross_entropy, np.float32(ONE_HOT)),
+        (L.cosine_distance, Y),
+        (functools.partial(L.squared_error, axis=-1), Y),
+        (functools.partial(L.poisson_nll, axis=-1), np.abs(Y)),
+    ):
+        got, want = both(lambda x, loss=loss, y=y, **k: loss(x, y, **k))
+        assert np.isfinite(got[0])
+        assert got[0] == want[0]
+        np.testing.assert_array_equal(got[1], want[1])
+        np.testing.assert_array_equal(got[1][1], np.zeros(4))
+    each = L.squared_error(x, Y, axis=-1, weights=w)
+    assert each[1] == 0

@@ -169,6 +169,48 @@ def test_label_out_of_range_makes_the_metric_nan(name, label):
     assert np.isfinite(metric(x, y, where=kept).value()).all()
 
 
+CLASSIFIERS = [n for n in CASES if CASES[n][2] is LABELS]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint32])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_labels_in_any_integer_dtype_are_read(name, dtype):
+    metric = CASES[name][0]
+    x = RNG.normal(size=(3, 200 if dtype == np.int8 else 256)).astype(np.float32)
+    y = np.argmax(x, axis=-1) % 128
+    want = metric(x, y).value()
+    assert np.isfinite(want).all()
+    np.testing.assert_array_equal(metric(x, y.astype(dtype)).value(), want)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int64])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_unsigned_label_out_of_range_makes_the_metric_nan(name, dtype):
+    metric, x, y, _ = CASES[name]
+    y = y.astype(dtype)
+    y[3] = min(np.iinfo(dtype).max, 2**32)
+    runs = [metric] if dtype == np.int64 else [metric, jax.jit(metric)]
+    for run in runs:
+        assert np.isnan(run(x, y).value()).any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_zero_weight_leaves_out_like_where(name):
+    metric, x, y, _ = CASES[name]
+    x, y, w = x.copy(), y.copy(), WEIGHTS.copy()
+    kept = np.arange(N) != 3
+    w[3], x[3], y[3] = 0, np.inf, -1
+    got, want = metric(x, y, weights=w), metric(x, y, where=kept, weights=w)
+    assert np.isfinite(want.value()).all()
+    np.testing.assert_array_equal(got.value(), want.value())
+
+
+def test_confusion_with_a_label_out_of_range_counts_nothing():
+    y = LABELS.copy()
+    y[3] = 99
+    assert np.isnan(M.confusion_matrix(LOGITS, y).value()).all()
+
+
 def test_calibration_bins_close_on_the_right():
     # One example of confidence 1/2, right: it belongs to the first of two bins, with
     # one of confidence 1/2 that is wrong, so both together are calibrated.

@@ -12,7 +12,8 @@ of the loss per example. What it leaves out contributes exactly zero to the valu
 has exactly zero gradient, even when it is NaN or infinite. Classes that are left out
 take no part in the softmax.
 
-``weights``: a number per example (or one for all) that multiplies the loss.
+``weights``: a number per example (or one for all) that multiplies the loss. A weight
+of 0 leaves the example out exactly like ``where``; so the slope in such a weight is 0.
 
 ``reduction``: "none" for the losses per example; "sum"; "mean" for
 $\sum_i w_i \ell_i / \sum_i w_i$ over the examples that ``where`` keeps (those with an

@@ -4,6 +4,7 @@ The keywords that all losses share are explained in `fngrad.losses`.
 """
 
 import math
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def softmax_cross_entropy(
     check_smoothing(label_smoothing)
     x, y = float_pair(("logits", "labels"), logits, labels)
     axes = class_axes(axis, x.ndim)
-    masks = make_masks(where, x.shape, axes)
+    masks = make_masks(where, weights, x.shape, axes)
     x, y = _keep_classes(masks, axes, x), keep(masks.entry, y)
     if not _is_off(label_smoothing):
         y = _smooth(y, label_smoothing, _count(masks, x, axes))
@@ -104,7 +105,7 @@ def softmax_cross_entropy_with_integer_labels(
     """
     check_smoothing(label_smoothing)
     x = floats("logits", logits)
-    masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where)
+    masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where, weights)
     log_p = jax.nn.log_softmax(_keep_classes(masks, (axis,), x), axis=axis)
     loss = keep(masks.example, -_pick(log_p, index, axis))
     if not _is_off(label_smoothing):
@@ -193,7 +194,7 @@ def focal(
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
         y = _smooth_binary(y, label_smoothing)
         miss = y * jax.nn.sigmoid(-x) + (1 - y) * jax.nn.sigmoid(x)
-        loss = times(_power(miss, power), _binary_cross_entropy(x, y))
+        loss = times(numerics.power(miss, power), _binary_cross_entropy(x, y))
         if alpha is None:
             return loss
         a = numerics.hyper(alpha).astype(x.dtype)
@@ -259,7 +260,7 @@ def multiclass_hinge(
         https://jmlr.org/papers/v2/crammer01a.html.
     """
     x = floats("scores", scores)
-    masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where)
+    masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where, weights)
     x = _keep_classes(masks, (axis,), x)
     is_other = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=x.dtype) == 0
     rival = jnp.max(x + is_other.astype(x.dtype), axis=axis)
@@ -292,7 +293,7 @@ def smooth_labels(labels: Array, alpha: Scalar, *, axis: Axis = -1) -> jax.Array
 
 
 def _is_off(label_smoothing: Scalar) -> bool:
-    return isinstance(label_smoothing, int | float) and label_smoothing == 0
+    return isinstance(label_smoothing, Real) and label_smoothing == 0
 
 
 def _smooth(y: jax.Array, alpha: Scalar, count: jax.Array) -> jax.Array:
@@ -313,7 +314,11 @@ def _count(masks: Masks, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _integer_labels(
-    x: jax.Array, labels: Array, axis: Axis, where: Array | None
+    x: jax.Array,
+    labels: Array,
+    axis: Axis,
+    where: Array | None,
+    weights: Array | None,
 ) -> tuple[Masks, int, jax.Array, jax.Array]:
     """Return the masks, the axis of classes, indices to read, and who has none."""
     axes = class_axes(axis, x.ndim)
@@ -321,7 +326,7 @@ def _integer_labels(
         raise ValueError(f"need one axis of classes for integer labels, got {axis=}")
     shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     classes = x.shape[axes[0]]
-    masks = make_masks(where, x.shape, axes)
+    masks = make_masks(where, weights, x.shape, axes)
     labels = check_labels(labels, shape, classes, masks.example)
     is_valid = (labels >= 0) & (labels < classes)
     index = jnp.where(is_valid, labels, 0)
@@ -358,9 +363,3 @@ def _cross_entropy(
 
 def _binary_cross_entropy(x: jax.Array, y: jax.Array) -> jax.Array:
     return times(y, jax.nn.softplus(-x)) + times(1 - y, jax.nn.softplus(x))
-
-
-def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Return base ** exponent, 0 with zero gradient where the base is 0."""
-    is_zero = base == 0
-    return jnp.where(is_zero, 0, jnp.where(is_zero, 1, base) ** exponent)

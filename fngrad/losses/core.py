@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -19,7 +20,7 @@ Reduction: TypeAlias = Literal["none", "mean", "sum"]
 
 
 class Masks(NamedTuple):
-    """What ``where`` keeps; None is everything."""
+    """What ``where`` and weights other than 0 keep; None is everything."""
 
     entry: jax.Array | None  # bool, the shape of the predictions
     example: jax.Array | None  # bool, the shape of the loss
@@ -94,31 +95,27 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def make_masks(
-    where: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]
+    where: Array | None,
+    weights: Array | None,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
 ) -> Masks:
-    """Return what ``where`` keeps, per entry and per example.
+    """Return what counts, per entry and per example.
 
     Raises:
         TypeError: ``where`` is not bool.
-        ValueError: its shape fits neither the predictions nor the loss.
+        ValueError: its shape fits neither the predictions nor the loss, or the
+            weights' does not fit the loss.
     """
-    if where is None:
-        return Masks(None, None)
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        raise TypeError(f"need a mask of bools as where, got dtype {where.dtype}")
     outer = tuple(n for i, n in enumerate(shape) if i not in axes)
-    if where.ndim == len(outer) and _broadcasts(where.shape, outer):
-        example = jnp.broadcast_to(where, outer)
-        entry = jnp.broadcast_to(jnp.expand_dims(example, axes), shape)
-        return Masks(entry, example)
-    if where.ndim == len(shape) and _broadcasts(where.shape, shape):
-        entry = jnp.broadcast_to(where, shape)
-        return Masks(entry, jnp.any(entry, axis=axes))
-    raise ValueError(
-        f"need where with the shape of the predictions {shape} or of the loss "
-        f"{outer}, got {where.shape}"
-    )
+    masks = _where_masks(where, shape, outer, axes)
+    if weights is None:
+        return masks
+    has_weight = _weights_like(weights, outer) != 0
+    entry = jnp.broadcast_to(jnp.expand_dims(has_weight, axes), shape)
+    if masks.entry is None or masks.example is None:
+        return Masks(entry, has_weight)
+    return Masks(masks.entry & entry, masks.example & has_weight)
 
 
 def keep(mask: jax.Array | None, x: jax.Array, fill: float = 0.0) -> jax.Array:
@@ -151,7 +148,8 @@ def reduce(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'need reduction "none", "mean" or "sum", got {reduction=}')
-    kept = keep(example, _weights_like(1 if weights is None else weights, loss))
+    weights_or_one = jnp.asarray(1 if weights is None else weights)
+    kept = keep(example, _weights_like(weights_or_one.astype(loss.dtype), loss.shape))
     loss = loss if weights is None else kept * loss
     if reduction == "none":
         return loss
@@ -170,20 +168,10 @@ def reduce_entries(
     """Sum a loss of single entries over each example, then reduce."""
     x, y = pair
     axes = resolve_axes(axis, x.ndim)
-    masks = make_masks(where, x.shape, axes)
+    masks = make_masks(where, weights, x.shape, axes)
     terms = entry_loss(keep(masks.entry, x), keep(masks.entry, y))
     loss = jnp.sum(keep(masks.entry, terms), axis=axes)
     return reduce(loss, masks.example, weights, reduction)
-
-
-def check_positive(name: str, value: Scalar) -> None:
-    """Raise unless a number is above 0.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if isinstance(value, int | float) and not value > 0:
-        raise ValueError(f"need {name} > 0, got {name}={value}")
 
 
 def check_smoothing(label_smoothing: Scalar) -> None:
@@ -192,15 +180,16 @@ def check_smoothing(label_smoothing: Scalar) -> None:
     Raises:
         ValueError: out of range.
     """
-    is_number = isinstance(label_smoothing, int | float)
-    if is_number and not 0 <= label_smoothing < 1:
-        raise ValueError(f"need 0 <= label_smoothing < 1, got {label_smoothing=}")
+    if isinstance(label_smoothing, Real) and not 0 <= float(label_smoothing) < 1:
+        raise ValueError(
+            f"need 0 <= label_smoothing < 1, got label_smoothing={label_smoothing}"
+        )
 
 
 def check_labels(
     labels: Array, shape: tuple[int, ...], classes: int, kept: Array | None
 ) -> jax.Array:
-    """Return integer labels whose values, as far as they are known, are in range.
+    """Return labels as int32, whose values, as far as they are known, are in range.
 
     Args:
         labels: integers of the given shape.
@@ -212,21 +201,20 @@ def check_labels(
         TypeError: labels that are no integers.
         ValueError: another shape, or a known label outside of [0, classes).
     """
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"need integer labels, got dtype {labels.dtype}")
-    if labels.shape != shape:
-        raise ValueError(f"need labels of shape {shape}, got shape {labels.shape}")
+    index = numerics.integers("labels", labels)
+    if index.shape != shape:
+        raise ValueError(f"need labels of shape {shape}, got shape {index.shape}")
     if is_known(labels) and (kept is None or is_known(kept)):
         values = np.asarray(labels)
-        is_wrong = (values < 0) | (values >= classes)
+        signed = values.astype(np.int64)  # of the unsigned, only 2**63 and up wrap
+        is_wrong = (signed < 0) | (signed >= classes)
         wrong = values[is_wrong if kept is None else is_wrong & np.asarray(kept)]
         if wrong.size:
             raise ValueError(
                 f"need labels in [0, {classes}), got {wrong[0]} "
                 f"({wrong.size} of {values.size} labels are out of range)"
             )
-    return labels
+    return index
 
 
 def is_known(x: Any) -> bool:
@@ -234,16 +222,40 @@ def is_known(x: Any) -> bool:
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
+def _where_masks(
+    where: Array | None,
+    shape: tuple[int, ...],
+    outer: tuple[int, ...],
+    axes: tuple[int, ...],
+) -> Masks:
+    if where is None:
+        return Masks(None, None)
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"need a mask of bools as where, got dtype {where.dtype}")
+    if where.ndim == len(outer) and _broadcasts(where.shape, outer):
+        example = jnp.broadcast_to(where, outer)
+        entry = jnp.broadcast_to(jnp.expand_dims(example, axes), shape)
+        return Masks(entry, example)
+    if where.ndim == len(shape) and _broadcasts(where.shape, shape):
+        entry = jnp.broadcast_to(where, shape)
+        return Masks(entry, jnp.any(entry, axis=axes))
+    raise ValueError(
+        f"need where with the shape of the predictions {shape} or of the loss "
+        f"{outer}, got {where.shape}"
+    )
+
+
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return all(n in (1, m) for n, m in zip(shape, to, strict=True))
 
 
-def _weights_like(weights: Array, loss: jax.Array) -> jax.Array:
-    weights = jnp.asarray(weights).astype(loss.dtype)
-    fits = weights.ndim == loss.ndim and _broadcasts(weights.shape, loss.shape)
+def _weights_like(weights: Array, shape: tuple[int, ...]) -> jax.Array:
+    weights = jnp.asarray(weights)
+    fits = weights.ndim == len(shape) and _broadcasts(weights.shape, shape)
     if weights.ndim and not fits:
         raise ValueError(
-            f"need weights with the shape of the loss {loss.shape}, "
+            f"need weights with the shape of the loss {shape}, "
             f"got shape {weights.shape}"
         )
-    return jnp.broadcast_to(weights, loss.shape)
+    return jnp.broadcast_to(weights, shape)

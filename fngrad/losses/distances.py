@@ -94,7 +94,7 @@ def cosine_distance(
     numerics.check_number("epsilon", epsilon, low=0.0)
     x, y = float_pair(("predictions", "targets"), predictions, targets)
     axes = class_axes(axis, x.ndim)
-    masks = make_masks(where, x.shape, axes)
+    masks = make_masks(where, weights, x.shape, axes)
     least = jnp.sqrt(numerics.hyper(epsilon).astype(x.dtype))
     x = _unit(keep(masks.entry, x), axes, least)
     y = _unit(keep(masks.entry, y), axes, least)

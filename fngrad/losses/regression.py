@@ -13,7 +13,6 @@ from fngrad.losses.core import (
     Array,
     Axis,
     Reduction,
-    check_positive,
     float_pair,
     reduce_entries,
     times,
@@ -122,7 +121,7 @@ def huber(
         Huber, Robust estimation of a location parameter, 1964,
         https://doi.org/10.1214/aoms/1177703732.
     """
-    check_positive("delta", delta)
+    numerics.check_positive("delta", delta)
     pair = _pair(predictions, targets)
     bound = numerics.hyper(delta).astype(pair[0].dtype)
 

@@ -87,7 +87,7 @@ def ctc(
     outer, (frames, classes) = x.shape[:-2], x.shape[-2:]
     if not 0 <= blank_id < classes:
         raise ValueError(f"need 0 <= blank_id < {classes}, got {blank_id=}")
-    example = None if where is None else make_masks(where, outer, ()).example
+    example = make_masks(where, weights, outer, ()).example
     is_frame = _is_kept("logit_paddings", logit_paddings, (*outer, frames), example)
     length = jnp.shape(labels)[-1:]
     is_label = _is_kept("label_paddings", label_paddings, (*outer, *length), example)

@@ -9,8 +9,13 @@ never a mean of means. Any NamedTuple with these two methods can be given to
 The functions measure a batch and return an accumulator. They share ``where``, a mask
 of the examples that count, and ``weights``, a number per example, both of the shape
 of the labels (of the first axis of the targets for regression). An example that
-``where`` leaves out may hold NaN. Integer labels outside of [0, classes) make the
-metric NaN. Sums are held in at least float32.
+``where`` leaves out, or whose weight is 0, may hold NaN. Sums are held in at least
+float32.
+
+An integer label outside of [0, classes) makes the whole metric NaN, of a confusion
+matrix every count: the labels are data of a compiled program, so nothing can raise.
+In `fngrad.evaluate` it shows as that metric being NaN over the whole data set, however
+few labels are wrong, while metrics that read no labels stay finite.
 """
 
 from fngrad.metrics.accumulators import (

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics as numerics
 from fngrad.metrics.accumulators import CalibrationError, ConfusionMatrix, Mean
 from fngrad.metrics.examples import mask_and_weights, mean_of, wide
 
@@ -127,7 +128,8 @@ def confusion_matrix(
         where, weights: see `fngrad.metrics`.
 
     Returns:
-        Counts of shape (true class, predicted class).
+        Counts of shape (true class, predicted class); all NaN if a label is out of
+        range or a logit is NaN.
 
     Raises:
         TypeError: labels that are not integers, or a mask that is not bool.
@@ -137,18 +139,16 @@ def confusion_matrix(
     classes = x.shape[-1]
     true, predicted = jnp.maximum(y, 0).reshape(-1), jnp.argmax(x, -1).reshape(-1)
     is_wrong = jnp.any(jnp.isnan(x), axis=-1) | (y < 0)
-    w = (w * jnp.where(is_wrong, jnp.nan, 1).astype(w.dtype)).reshape(-1)
-    counts = jnp.zeros((classes, classes), w.dtype).at[true, predicted].add(w)
-    return ConfusionMatrix(counts)
+    counts = jnp.zeros((classes, classes), w.dtype)
+    counts = counts.at[true, predicted].add(w.reshape(-1))
+    return ConfusionMatrix(jnp.where(jnp.any(is_wrong), jnp.nan, counts))
 
 
 def _classified(
     logits: Any, labels: Any, where: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return logits, labels and weights; -1 is a label out of range."""
-    x, y = wide(logits), jnp.asarray(labels)
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"need integer labels, got dtype {y.dtype}")
+    x, y = wide(logits), numerics.integers("labels", labels)
     if x.ndim < 1 or y.shape != x.shape[:-1]:
         raise ValueError(
             f"need logits (..., classes) and labels (...), got {x.shape} and {y.shape}"

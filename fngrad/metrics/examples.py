@@ -12,7 +12,9 @@ from fngrad.metrics.accumulators import Mean
 def mask_and_weights(
     where: Any, weights: Any, shape: tuple[int, ...], dtype: Any
 ) -> tuple[jax.Array | None, jax.Array]:
-    """Return the mask, or None, and the weights, 0 where it does not hold.
+    """Return what counts, or None for all, and the weights, 0 where it does not.
+
+    An example of weight 0 does not count.
 
     Raises:
         TypeError: a mask that is not bool.
@@ -23,13 +25,13 @@ def mask_and_weights(
         raise ValueError(f"need weights of shape {shape}, got shape {w.shape}")
     w = w.astype(dtype)
     if where is None:
-        return None, w
+        return None if weights is None else w != 0, w
     mask = jnp.asarray(where)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"need a mask of bools as where, got dtype {mask.dtype}")
     if mask.shape != shape:
         raise ValueError(f"need where of shape {shape}, got shape {mask.shape}")
-    return mask, jnp.where(mask, w, 0)
+    return mask & (w != 0), jnp.where(mask, w, 0)
 
 
 def wide(x: Any) -> jax.Array:
