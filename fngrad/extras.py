@@ -4,12 +4,16 @@ import importlib
 from types import ModuleType
 
 
-def import_extra(module: str, extra: str) -> ModuleType:
+def import_extra(
+    module: str, extra: str, distribution: str | None = None
+) -> ModuleType:
     """Import a module that fngrad does not depend on.
 
     Args:
         module: its dotted name, such as ``"matplotlib.figure"``.
         extra: the extra of fngrad that installs it, such as ``"plot"``.
+        distribution: what the error calls it, where that is not the module's first
+            name.
 
     Raises:
         ImportError: it is not installed; the message gives the pip command. A module
@@ -29,5 +33,6 @@ def import_extra(module: str, extra: str) -> ModuleType:
         if (error.name or "").partition(".")[0] != package:
             raise
         raise ImportError(
-            f'need {package} for this: pip install "fngrad[{extra}]"', name=package
+            f'need {distribution or package} for this: pip install "fngrad[{extra}]"',
+            name=package,
         ) from error

@@ -4,12 +4,12 @@ Each is divided 70 : 15 : 15 by `fngrad.data.split` with seed 0, classes in equa
 proportion in all parts. Scaling uses the training part alone.
 """
 
-import importlib
 from typing import Any
 
 import numpy as np
 
 from fngrad.data.splitting import Splits, split, standardize
+from fngrad.extras import import_extra
 
 FRACTIONS = (0.7, 0.15, 0.15)
 SEED = 0
@@ -17,6 +17,8 @@ SEED = 0
 
 def digits(*, standardized: bool = True, images: bool = False) -> Splits:
     """Return 1797 handwritten digits, 8 x 8 pixels, 10 classes.
+
+    As ``Splits(train, validation, test)``; each part a dict ``{"x": ..., "y": ...}``.
 
     Args:
         standardized: whether to shift and scale all pixels alike, to mean 0 and
@@ -41,6 +43,8 @@ def digits(*, standardized: bool = True, images: bool = False) -> Splits:
 def breast_cancer(*, standardized: bool = True) -> Splits:
     """Return 569 tumours, 30 measurements of cell nuclei, 2 classes.
 
+    As ``Splits(train, validation, test)``; each part a dict ``{"x": ..., "y": ...}``.
+
     Args:
         standardized: whether each measurement has mean 0 and deviation 1 in the
             training part.
@@ -64,6 +68,8 @@ def breast_cancer(*, standardized: bool = True) -> Splits:
 def diabetes(*, standardized: bool = True) -> Splits:
     """Return 442 patients, 10 measurements, and the disease's progress in a year.
 
+    As ``Splits(train, validation, test)``; each part a dict ``{"x": ..., "y": ...}``.
+
     Args:
         standardized: whether each measurement, and the target, has mean 0 and
             deviation 1 in the training part. The target counts from 25 to 346 raw.
@@ -86,12 +92,7 @@ def diabetes(*, standardized: bool = True) -> Splits:
 
 
 def _load(name: str, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        datasets = importlib.import_module("sklearn.datasets")
-    except ImportError as error:
-        raise ImportError(
-            'need scikit-learn for its data sets: pip install "fngrad[data]"'
-        ) from error
+    datasets = import_extra("sklearn.datasets", "data", "scikit-learn")
     return getattr(datasets, name)(return_X_y=True, **options)
 
 

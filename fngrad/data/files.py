@@ -152,6 +152,11 @@ def csv_file(
         raise ValueError(f"need at least one line of numbers, got none in {name}")
     width = len(rows[0][1]) if names is None else len(names)
     column = _column(target, names, width, name)
+    if width < 2:
+        raise ValueError(
+            f"need a column to predict from besides the target {target!r}, "
+            f"got none in {name}"
+        )
     columns = [str(i) for i in range(width)] if names is None else names
     table = np.array([_numbers(row, line, columns, name) for line, row in rows])
     y = table[:, column]

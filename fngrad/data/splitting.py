@@ -21,6 +21,10 @@ class Splits(NamedTuple):
     validation: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        sizes = (f"{name}={_length(part)}" for name, part in self._asdict().items())
+        return f"Splits({', '.join(sizes)} examples)"
+
 
 def split(
     arrays: Arrays,
@@ -86,7 +90,8 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
     for name in names:
         train = splits.train[name].astype(np.float64)
         mean, deviation = train.mean(axis=axis), train.std(axis=axis)
-        deviation = np.where(deviation > 0, deviation, 1.0)
+        is_constant = train.max(axis=axis) == train.min(axis=axis)
+        deviation = np.where(is_constant, 1.0, deviation)
         splits = Splits(
             *(
                 {**part, name: ((part[name] - mean) / deviation).astype(np.float32)}
@@ -94,6 +99,12 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
             )
         )
     return splits
+
+
+def _length(part: Any) -> int | None:
+    """Return the first axis of a part's first array; None where there is none."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(part)]
+    return shapes[0][0] if shapes and shapes[0] else None
 
 
 def _rows(arrays: Any, indices: np.ndarray) -> Any:
@@ -118,6 +129,8 @@ def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
 
 
 def _random_order(n: int, seed: int) -> np.ndarray:
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"need an int seed >= 0, got {seed=}")
     bits = np.random.PCG64(seed).random_raw(n)
     return np.argsort(bits, kind="stable")
 
