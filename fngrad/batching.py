@@ -17,6 +17,7 @@ over becomes part of the program.
 
 import dataclasses
 import hashlib
+import inspect
 import numbers
 import operator
 from collections.abc import Callable, Iterator
@@ -57,6 +58,13 @@ class Dataset:
         **_STATIC
     )  # (arrays, indices) -> batch
     maps: tuple[Callable[..., Batch], ...] = dataclasses.field(**_STATIC)
+
+    def __repr__(self) -> str:
+        names = "".join(f".map({_name(fn)})" for fn in self.maps)
+        return (
+            f"Dataset({self.size} examples, batch_size={self.batch_size}, "
+            f"shuffle={self.shuffle}, remainder={self.remainder!r}){names}"
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -345,14 +353,19 @@ def _takes_key(fn: Callable[..., Batch]) -> bool:
 def _check_map(fn: Any) -> None:
     if not callable(fn):
         raise TypeError(f"need a function fn(batch) or fn(batch, key), got {fn!r}")
+    arguments = parameters(fn)
     required = [
         name
-        for name, parameter in parameters(fn).items()
+        for name, parameter in arguments.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         and name != "key"
     ]
-    if len(required) > 1:
+    kinds = {parameter.kind for parameter in arguments.values()}
+    is_open = inspect.Parameter.VAR_POSITIONAL in kinds or (
+        not arguments and not inspect.isfunction(fn)  # a builtin tells none
+    )
+    if len(required) != 1 and not (is_open and not required):
         raise TypeError(
             f"need a function fn(batch) or fn(batch, key), got {fn!r} with "
             f"required arguments {required}"

@@ -152,7 +152,13 @@ def test_each_of_several_maps_gets_a_key_of_its_own():
     assert data.batch(0) == data.batch(0) != data.batch(1)
 
 
-@pytest.mark.parametrize("fn", [lambda a, b: a, lambda batch, key, scale: batch, 3])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        *(lambda a, b: a, lambda batch, key, scale: batch, 3),
+        *(lambda: 1, lambda key: 1, lambda batch=None: 1),
+    ],
+)
 def test_a_map_of_another_form_raises(fn):
     with pytest.raises(TypeError, match=r"need a function fn\(batch\) or fn\(batch, k"):
         numbered(4, 2).map(fn)
@@ -316,3 +322,18 @@ def test_steps_that_are_no_step_raise():
 def test_nan_passes_as_it_is():
     data = from_arrays(jnp.array([1.0, jnp.nan]), 2, shuffle=False)
     np.testing.assert_array_equal(data.batch(0), [1.0, np.nan])
+
+
+def test_builtins_and_open_functions_are_maps():
+    data = numbered(4, 2, shuffle=False).map(lambda *batches: batches).map(max)
+    assert data.batch(0).tolist() == [0, 1]
+
+
+def test_a_dataset_shows_its_plan_and_not_its_arrays():
+    def jitter(batch):
+        return batch
+
+    shown = repr(numbered(10, 4, remainder="drop").map(jitter))
+    assert shown.startswith("Dataset(10 examples, batch_size=4, shuffle=True, ")
+    assert shown.endswith("jitter)")
+    assert "Array" not in shown
