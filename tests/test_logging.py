@@ -290,3 +290,28 @@ def test_labels_tell_the_runs_of_one_file_apart(tmp_path):
     assert logging.read_jsonl(path) == [
         {"step": 5, "loss": 0.5, "optimizer": "sgd", "seed": seed} for seed in (0, 1)
     ]
+
+
+def test_a_label_is_not_called_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(ValueError, match="need labels that are not called 'step', got"):
+        logging.jsonl(path, {"step": 3})
+    assert not path.exists()
+
+
+def test_labels_that_begin_with_an_underscore_are_in_the_legend():
+    runs = [([0, 1], [1.0, 2.0])]
+    drawn = plots.figure({"loss": {"_hidden": runs, "adam": runs}})
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["_hidden", "adam"]
+
+
+def test_the_words_in_front_of_a_bar_change_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", text)
+    with logging.ProgressBar(10, description="compiling") as bar:
+        bar.describe("training")
+        assert "training:   0%" in text.getvalue()
+    logging.ProgressBar(10, enabled=False).describe("training")

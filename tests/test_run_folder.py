@@ -52,8 +52,19 @@ def test_what_json_cannot_hold_is_refused_with_its_key(value: Any):
 
 
 def test_keys_must_be_strings():
-    with pytest.raises(TypeError, match="need string keys, got 1"):
-        to_json({1: 2})
+    with pytest.raises(TypeError, match=r"need string keys, got 1 at 'config\.model'"):
+        to_json({"model": {1: 2}}, "config")
+
+
+def test_an_extended_float_is_refused_with_its_key():
+    with pytest.raises(TypeError, match=r"got longdouble at 'config\.rate'"):
+        to_json({"rate": np.longdouble(1)}, "config")
+
+
+def test_an_empty_config_differs_by_the_keys_of_the_other(tmp_path: pathlib.Path):
+    RunFolder(tmp_path, config={})
+    with pytest.raises(ValueError, match=r"got differences: rate was absent, is 1$"):
+        RunFolder(tmp_path, config={"rate": 1})
 
 
 def test_a_failed_write_leaves_the_old_content(

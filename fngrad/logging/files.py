@@ -37,8 +37,10 @@ def to_json(value: Any, name: str = "") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "dtype") and hasattr(value, "item") and value.ndim == 0:
-        return to_json(value.item(), name)
-    fields = _fields(value)
+        item = value.item()
+        if not hasattr(item, "dtype"):  # a longdouble's item is a longdouble
+            return to_json(item, name)
+    fields = _fields(value, name)
     if fields is not None:
         return {key: to_json(item, _below(name, key)) for key, item in fields.items()}
     if isinstance(value, list | tuple):
@@ -114,7 +116,7 @@ def _below(name: str, key: str | int) -> str:
     return f"{name}.{key}" if name else str(key)
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
+def _fields(value: Any, name: str) -> dict[str, Any] | None:
     """Return what a dataclass, NamedTuple or dict holds by name, else None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -124,5 +126,5 @@ def _fields(value: Any) -> dict[str, Any] | None:
         return None
     for key in value:
         if not isinstance(key, str):
-            raise TypeError(f"need string keys, got {key!r}")
+            raise TypeError(f"need string keys, got {key!r} at {name!r}")
     return value

@@ -74,14 +74,15 @@ def figure(
     _check(panels, band, log_scale)
     figure = _empty_figure(len(panels))
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
+    handles: dict[str, Any] = {}
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (quantity, panel) in zip(axes, panels.items(), strict=True):
         for label, runs in panel.items():
-            _draw(ax, summarize(runs, band), label, labels.index(label))
+            summary = summarize(runs, band)
+            handles[label] = _draw(ax, summary, labels.index(label))
         ax.set(xlabel=x_label, ylabel=quantity)
         ax.set_yscale("log" if quantity in log_scale else "linear")
         ax.grid(alpha=0.3)
-    handles = _handles(axes)
     figure.legend(
         [handles[label] for label in labels],
         labels,
@@ -140,23 +141,16 @@ def _at(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.interp(steps, own, values, left=np.nan, right=np.nan)
 
 
-def _draw(ax: Any, summary: Any, label: str, number: int) -> None:
+def _draw(ax: Any, summary: Any, number: int) -> Any:
+    """Draw the median and its band; return the line, for the legend."""
     steps, median, low, high = summary
     style = _STYLES[number // 10 % len(_STYLES)]
     # A single point has no line to show.
     marker = "o" if len(steps) == 1 else None
-    ax.plot(steps, median, style, color=f"C{number % 10}", marker=marker, label=label)
+    (line,) = ax.plot(steps, median, style, color=f"C{number % 10}", marker=marker)
     if np.any(low < high):
         ax.fill_between(steps, low, high, color=f"C{number % 10}", alpha=0.2, lw=0)
-
-
-def _handles(axes: Any) -> dict[str, Any]:
-    pairs = [ax.get_legend_handles_labels() for ax in axes]
-    return {
-        label: handle
-        for handles, labels in pairs
-        for handle, label in zip(handles, labels, strict=True)
-    }
+    return line
 
 
 def _save(figure: Any, path: Path) -> Path:

@@ -64,8 +64,9 @@ def jsonl(
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the existing file is none of this kind, and is left as it is; at a
-            call, a value is called ``step`` or like a label.
+        ValueError: the existing file is none of this kind, and is left as it is, or a
+            label is called ``step``; at a call, a value is called ``step`` or like a
+            label.
         TypeError: at a call, a value is no number; its name is given.
 
     Example:
@@ -77,8 +78,10 @@ def jsonl(
         ...     logging.read_jsonl(f"{folder}/metrics.jsonl")
         [{'step': 10, 'loss': 0.5}]
     """
-    file = open_to_append(Path(path), '{"step": ')
     labels = dict(labels or {})
+    if "step" in labels:
+        raise ValueError(f"need labels that are not called 'step', got {labels}")
+    file = open_to_append(Path(path), '{"step": ')
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if labels.keys() & values.keys():
