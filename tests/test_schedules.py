@@ -314,13 +314,6 @@ def test_join_takes_functions_that_return_numbers_and_never_shows_them_the_past(
     assert seen == [0, 0, 0, 2]
 
 
-@pytest.fixture
-def x64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def test_schedule_is_float64_under_x64(x64):
     value = S.cosine(0.3, 100, 0.1)(33)
     assert value.dtype == jnp.float64
@@ -342,6 +335,17 @@ BAD = [
     ),
     (lambda: S.warmup_cosine(0.0, 1.0, -1, 10), "0 <= warmup_steps"),
     (lambda: S.cosine_restarts([]), "a schedule at least"),
+    (
+        lambda: S.cosine_restarts([{"init_value": 0.0, "peak_value": 1.0}] * 2),
+        "need each cycle's warmup_steps, got",
+    ),
+    (
+        lambda: S.cosine_restarts(
+            [{k: v for k, v in CYCLES[0].items() if k != "decay_steps"}, CYCLES[1]]
+        ),
+        "need each cycle's decay_steps, got",
+    ),
+    (lambda: S.cosine(1.0, 5, exponent=np.float32(-1)), "exponent > 0"),
     (lambda: S.exponential(1.0, 0, 0.5), "1 <= transition_steps"),
     (lambda: S.exponential(1.0, 10, 0.0), "decay_rate > 0"),
     (lambda: S.piecewise_constant(1.0, {-1: 0.5}), "0 <= boundary"),

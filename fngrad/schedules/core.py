@@ -1,7 +1,7 @@
 """Steps as exact fractions, values, and checks: what schedules are written with."""
 
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import jax
@@ -78,10 +78,3 @@ def check_counts(low: int, **counts: Any) -> None:
     """Raise if a count that is a number is below ``low``."""
     for name, count in counts.items():
         numerics.check_number(name, count, low=low)
-
-
-def check_positive(**values: Any) -> None:
-    """Raise if a number is not above 0."""
-    for name, value in values.items():
-        if isinstance(value, Real) and not float(value) > 0:
-            raise ValueError(f"need {name} > 0, got {name}={value}")

@@ -12,7 +12,6 @@ from fngrad.schedules.core import (
     alike,
     as_float,
     check_counts,
-    check_positive,
     check_values,
     half_cosine,
     is_before,
@@ -96,13 +95,13 @@ def polynomial(
         ValueError: a number out of range.
     """
     check_values(init_value=init_value, end_value=end_value)
-    check_positive(power=power)
+    numerics.check_positive("power", power)
     check_counts(1, transition_steps=transition_steps)
     check_counts(0, transition_begin=transition_begin)
 
     def schedule(step: int | jax.Array) -> jax.Array:
         ahead, _ = progress(step, transition_begin, transition_steps)
-        weight = ahead ** numerics.hyper(power)
+        weight = numerics.power(ahead, numerics.hyper(power))
         return mix(weight, init_value, 1 - weight, end_value)
 
     return schedule
@@ -139,12 +138,12 @@ def cosine(
         2017, https://arxiv.org/abs/1608.03983, equation 5.
     """
     check_values(init_value=init_value, alpha=alpha)
-    check_positive(exponent=exponent)
+    numerics.check_positive("exponent", exponent)
     check_counts(1, decay_steps=decay_steps)
 
     def schedule(step: int | jax.Array) -> jax.Array:
         ahead, _ = progress(step, 0, decay_steps)
-        weight = half_cosine(ahead) ** numerics.hyper(exponent)
+        weight = numerics.power(half_cosine(ahead), numerics.hyper(exponent))
         end_value = numerics.hyper(alpha) * numerics.hyper(init_value)
         return mix(weight, init_value, 1 - weight, end_value)
 
@@ -180,7 +179,7 @@ def exponential(
         0.25
     """
     check_values(init_value=init_value, end_value=end_value)
-    check_positive(decay_rate=decay_rate)
+    numerics.check_positive("decay_rate", decay_rate)
     check_counts(1, transition_steps=transition_steps)
     check_counts(0, transition_begin=transition_begin)
 

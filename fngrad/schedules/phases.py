@@ -15,7 +15,6 @@ from fngrad.schedules.core import (
     alike,
     as_float,
     check_counts,
-    check_positive,
     check_values,
     half_cosine,
     is_before,
@@ -24,6 +23,8 @@ from fngrad.schedules.core import (
     rise_to,
 )
 from fngrad.types import Scalar, Schedule
+
+_CYCLE = ("init_value", "peak_value", "warmup_steps", "decay_steps")
 
 
 def warmup_cosine(
@@ -60,7 +61,7 @@ def warmup_cosine(
         0.5 1.0 0.0
     """
     check_values(init_value=init_value, peak_value=peak_value, end_value=end_value)
-    check_positive(exponent=exponent)
+    numerics.check_positive("exponent", exponent)
     check_counts(0, warmup_steps=warmup_steps)
     _check_order(warmup_steps=warmup_steps, decay_steps=decay_steps)
 
@@ -68,7 +69,7 @@ def warmup_cosine(
         rise = rise_to(step, init_value, peak_value, warmup_steps)
         total, warmup = alike(decay_steps, warmup_steps)
         ahead, _ = progress(step, warmup, total - warmup)
-        weight = half_cosine(ahead) ** numerics.hyper(exponent)
+        weight = numerics.power(half_cosine(ahead), numerics.hyper(exponent))
         fall = mix(weight, peak_value, 1 - weight, end_value)
         return jnp.where(is_before(step, warmup_steps), rise, fall)
 
@@ -140,7 +141,7 @@ def warmup_stable_decay(
         durations, 2024, https://arxiv.org/abs/2405.18392.
     """
     check_values(init_value=init_value, peak_value=peak_value, end_value=end_value)
-    check_positive(power=power)
+    numerics.check_positive("power", power)
     check_counts(0, warmup_steps=warmup_steps, stable_steps=stable_steps)
     check_counts(1, decay_steps=decay_steps)
 
@@ -149,7 +150,7 @@ def warmup_stable_decay(
         now, warmup = alike(step, warmup_steps)
         since_peak = jnp.maximum(now - warmup, 0)
         _, behind = progress(since_peak, stable_steps, decay_steps)
-        weight = behind ** numerics.hyper(power)
+        weight = numerics.power(behind, numerics.hyper(power))
         fall = mix(1 - weight, peak_value, weight, end_value)
         return jnp.where(is_before(step, warmup_steps), rise, fall)
 
@@ -191,17 +192,18 @@ def one_cycle(
     if anneal not in ("cosine", "linear"):
         raise ValueError(f'need anneal "cosine" or "linear", got {anneal=}')
     check_values(peak_value=peak_value)
-    check_positive(div_factor=div_factor, final_div_factor=final_div_factor)
+    numerics.check_positive("div_factor", div_factor)
+    numerics.check_positive("final_div_factor", final_div_factor)
     check_counts(1, transition_steps=transition_steps)
     _check_fractions(pct_start, pct_final)
 
     def schedule(step: int | jax.Array) -> jax.Array:
-        peak, total = numerics.hyper(peak_value), numerics.hyper(transition_steps)
+        peak = numerics.hyper(peak_value)
         first = peak / numerics.hyper(div_factor)
         last = first / numerics.hyper(final_div_factor)
         fractions = [pct_start] if pct_final is None else [pct_start, pct_final]
-        knots = [jnp.floor(numerics.hyper(p) * total) for p in fractions]
-        steps = [jnp.zeros_like(total), *knots, total]
+        knots = [_knot(p, transition_steps) for p in fractions]
+        steps = [0, *knots, transition_steps]
         values = (
             [first, peak, last] if pct_final is None else [first, peak, first, last]
         )
@@ -218,7 +220,7 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
             ``decay_steps`` is the length of the cycle. The last one holds its end.
 
     Raises:
-        ValueError: no cycle, or a number out of range.
+        ValueError: no cycle, a missing argument, or a number out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -234,6 +236,10 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
         2017, https://arxiv.org/abs/1608.03983.
     """
     cycles = [dict(kwargs) for kwargs in cosine_kwargs]
+    for cycle in cycles:
+        missing = [name for name in _CYCLE if name not in cycle]
+        if missing:
+            raise ValueError(f"need each cycle's {missing[0]}, got {list(cycle)}")
     boundaries, end = [], 0
     for cycle in cycles[:-1]:
         end = end + cycle["decay_steps"]
@@ -281,12 +287,21 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
     return schedule
 
 
+def _knot(fraction: Scalar, total: Count) -> Count:
+    """Return the whole steps in a fraction of the total: of numbers, on the host."""
+    if isinstance(fraction, Real) and isinstance(total, Real):
+        return int(float(fraction) * float(total))
+    (whole,) = alike(total)
+    return jnp.floor(numerics.hyper(fraction) * as_float(whole)).astype(whole.dtype)
+
+
 def _through(
-    step: Count, steps: list[jax.Array], values: list[jax.Array], anneal: str
+    step: Count, steps: list[Count], values: list[jax.Array], anneal: str
 ) -> jax.Array:
-    """Interpolate through the points (steps, values), whole steps in float dtype."""
+    """Interpolate through the points (steps, values)."""
     value = jnp.broadcast_to(values[0], jnp.shape(step))
     for begin, end, a, b in zip(steps, steps[1:], values, values[1:], strict=False):
+        begin, end = alike(begin, end)
         ahead, behind = progress(step, begin, end - begin)
         if anneal == "cosine":
             ahead, behind = half_cosine(ahead), half_cosine(behind)
