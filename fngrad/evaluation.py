@@ -7,6 +7,7 @@ the result does not depend on the batch size, beyond rounding.
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax import lax
 import fngrad.batching as batching
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
-from fngrad.signatures import bind, parameters
+from fngrad.signatures import bind, check_function, parameters
 from fngrad.types import Batch, ModelState, Params
 
 _FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
@@ -57,11 +58,11 @@ def evaluate(
         A float for each scalar metric, a NumPy array for the others.
 
     Raises:
-        TypeError: ``metric_fn`` takes other arguments, asks for a model state where
-            there is none, or returns no dict.
+        TypeError: ``metric_fn`` is no function, takes other arguments, asks for a
+            model state where there is none, or returns no dict.
         ValueError: no examples, leaves with different numbers of examples, a batch
-            size below 1, a map that takes a key, or a metric that cannot be folded:
-            a bare scalar, or an array whose first axis is not the batch's.
+            size that is no int >= 1, a map that takes a key, or a metric that cannot
+            be folded: a bare scalar, or an array whose first axis is not the batch's.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,6 +74,7 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
+    check_function(metric_fn)
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
     params = state_or_params.params if is_state else state_or_params
@@ -115,8 +117,9 @@ def fold(
         TypeError: as `evaluate`.
         ValueError: as `evaluate`.
     """
-    if batch_size < 1:
-        raise ValueError(f"need batch_size >= 1, got {batch_size=}")
+    check_function(metric_fn)
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"need an int batch_size >= 1, got {batch_size=}")
     call = bind(metric_fn, ("model_state",), _FORMS)
     source = _source_of(arrays)
     full, rest = divmod(source.size, batch_size)
@@ -143,9 +146,8 @@ def arrays_of(data: Any) -> Any:
     if isinstance(data, batching.Dataset):
         is_plain = data.read is batching.take and not data.maps
         return data.arrays if is_plain else data
-    arrays = getattr(data, "arrays", data)
-    batching.num_examples(arrays)
-    return arrays
+    batching.num_examples(data)
+    return data
 
 
 _jitted_fold = jax.jit(fold, static_argnums=(0, 4))
@@ -211,7 +213,8 @@ def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
 
 def _accumulator(name: str, value: Any, count: int) -> Accumulator:
     if hasattr(value, "merge") and hasattr(value, "value"):
-        return jax.tree.map(_strong, value)
+        is_mean = isinstance(value, Mean)  # a user's may hold counts as integers
+        return jax.tree.map(_strong if is_mean else _settled, value)
     if type(value) is tuple and len(value) == 2:
         return _pair(name, _strong(value[0]), _strong(value[1]))
     values = _strong(value)
@@ -238,6 +241,14 @@ def _pair(name: str, total: jax.Array, weight: jax.Array) -> Mean:
         )
     dtype = jnp.promote_types(total.dtype, weight.dtype)
     return Mean(total.astype(dtype), weight.astype(dtype))
+
+
+def _settled(x: Any) -> jax.Array:
+    """Return an array without a weak type; narrow floats in float32."""
+    x = jnp.asarray(x)
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    dtype = tree.wide_dtype(x.dtype) if is_float else x.dtype
+    return lax.convert_element_type(x, dtype)
 
 
 def _strong(x: Any) -> jax.Array:

@@ -18,6 +18,16 @@ def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
+def check_function(fn: Any) -> None:
+    """Raise unless something can be called.
+
+    Raises:
+        TypeError: it cannot; only its type is shown, for it may be large.
+    """
+    if not callable(fn):
+        raise TypeError(f"need a function, got {type(fn).__name__}")
+
+
 def bind(
     fn: Callable[..., Any], by_name: tuple[str, ...], forms: str
 ) -> Callable[..., Any]:
@@ -29,8 +39,10 @@ def bind(
         forms: what to say when ``fn`` has another signature.
 
     Raises:
-        TypeError: ``fn`` has not exactly two other required arguments.
+        TypeError: ``fn`` is no function, or has not exactly two other required
+            arguments.
     """
+    check_function(fn)
     arguments = parameters(fn)
     required = [
         name

@@ -13,6 +13,7 @@ import fngrad.batching as batching
 import fngrad.evaluation as evaluation
 from fngrad import metrics
 from fngrad.evaluation import evaluate, fold
+from fngrad.signatures import bind
 
 RNG = np.random.default_rng(0)
 N = 23
@@ -169,13 +170,56 @@ def test_dataset_is_read_once_each_through_its_maps():
         evaluate(metric_fn, PARAMS, random)
 
 
-def test_any_object_with_arrays_is_data():
-    class Holder:
-        arrays = DATA
+def test_pytree_with_a_field_named_arrays_is_a_pytree():
+    class Holder(NamedTuple):
+        arrays: Any
+        rest: Any
 
-    got = evaluate(metric_fn, PARAMS, Holder(), batch_size=5)
-    assert got["accuracy"] == pytest.approx(WHOLE["accuracy"])
-    assert evaluation.arrays_of(Holder()) is DATA
+    holder = Holder(DATA["x"], DATA["y"])
+    assert evaluation.arrays_of(holder) is holder
+    got = evaluate(lambda p, b: {"y": b.rest}, PARAMS, holder, batch_size=5)
+    assert got["y"] == pytest.approx(DATA["y"].mean())
+
+
+class Counts(NamedTuple):
+    """A user's accumulator of an integer and a bool."""
+
+    count: jax.Array
+    has_zero: jax.Array
+    narrow: jax.Array
+
+    def merge(self, other):
+        is_either = self.has_zero | other.has_zero
+        return Counts(self.count + other.count, is_either, self.narrow + other.narrow)
+
+    def value(self):
+        assert self.count.dtype == jnp.int32
+        assert self.has_zero.dtype == jnp.bool_
+        assert self.narrow.dtype == jnp.float32
+        return self.count
+
+
+def test_integers_and_bools_of_an_accumulator_stay_what_they_are():
+    def counted(params, batch):
+        ones = jnp.sum(2**24 // N * jnp.ones_like(batch["y"])) + 1
+        some = jnp.any(batch["y"] == 0)
+        return {"n": Counts(ones, some, jnp.bfloat16(1)), "m": metrics.Mean(6.0, 4)}
+
+    for size in (1, N):
+        got = evaluate(counted, (), DATA, batch_size=size)
+        assert got["n"] == 2**24 // N * N + -(-N // size)
+        assert got["m"] == 1.5
+
+
+def test_swapped_arguments_are_named_by_their_type_only():
+    for call in (
+        lambda: evaluate(PARAMS, metric_fn, DATA),  # pyright: ignore
+        lambda: fold(PARAMS, metric_fn, (), DATA),  # pyright: ignore
+        lambda: bind(PARAMS, (), ""),  # pyright: ignore
+    ):
+        with pytest.raises(TypeError) as error:
+            call()
+        assert str(error.value) == "need a function, got dict"
 
 
 X = {"x": np.ones((4, 2), np.float32)}
@@ -213,6 +257,8 @@ def test_what_cannot_be_folded_raises(fn, data, kind, message):
     assert message in str(error.value)
 
 
-def test_batch_size_below_one_raises():
-    with pytest.raises(ValueError, match="need batch_size >= 1, got batch_size=0"):
-        evaluate(metric_fn, PARAMS, DATA, batch_size=0)
+def test_batch_size_that_is_no_count_raises():
+    for bad in (0, 2.5, "all"):
+        with pytest.raises(ValueError, match="need an int batch_size >= 1, got") as e:
+            evaluate(metric_fn, PARAMS, DATA, batch_size=bad)  # pyright: ignore
+        assert f"batch_size={bad!r}" in str(e.value)

@@ -293,7 +293,7 @@ def smooth_labels(labels: Array, alpha: Scalar, *, axis: Axis = -1) -> jax.Array
 
 
 def _is_off(label_smoothing: Scalar) -> bool:
-    return isinstance(label_smoothing, Real) and label_smoothing == 0
+    return isinstance(label_smoothing, Real) and float(label_smoothing) == 0
 
 
 def _smooth(y: jax.Array, alpha: Scalar, count: jax.Array) -> jax.Array:
