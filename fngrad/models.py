@@ -7,9 +7,11 @@ without one the model is deterministic. A dropout rate may be a tracer; None lea
 dropout out.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -17,7 +19,7 @@ import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
 from fngrad.layers.initializers import Initializer
-from fngrad.types import Scalar
+from fngrad.types import Key, Params, Scalar
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -81,6 +83,7 @@ def mlp(
         >>> jax.vmap(model.apply, (None, 0))(params, jnp.ones((5, 64))).shape
         (5, 10)
     """
+    _check_sequence("sizes", sizes)
     if len(sizes) < 2:
         raise ValueError(f"need at least two sizes, input and output, got {sizes=}")
     dropout = _dropout(dropout_rate)
@@ -134,7 +137,12 @@ def cnn(
         >>> model.apply(params, jnp.ones((8, 8, 1))).shape
         (10,)
     """
+    _check_sequence("in_shape", in_shape)
+    _check_sequence("channels", channels)
+    if len(in_shape) != 3:
+        raise ValueError(f"need in_shape (height, width, channels), got {in_shape=}")
     height, width, in_channels = in_shape
+    check_sizes(height=height, width=width)
     rows, columns = height >> len(channels), width >> len(channels)
     if min(rows, columns) < 1:
         raise ValueError(
@@ -176,6 +184,12 @@ def rnn(
     [128], vocab, every_step=True))``. Parameters: ``layers/0/input/weight`` and so on,
     in the order of the layers.
 
+    ``apply(params, x, *, key=None, length=None)``: positions from a length on (int, may
+    be a tracer) are padding, as in `fngrad.layers.gru`; the last output is that at
+    ``length - 1``. With ``every_step`` what stands at padding means nothing: leave it
+    out of the loss. ``layers.batched(model)(params, x, length=lengths)`` takes one
+    length for each example. A combinator around the model passes none on.
+
     Args:
         in_size: last axis of x.
         hidden_sizes: of the recurrent layers, at least one.
@@ -196,16 +210,29 @@ def rnn(
         >>> model.apply(params, jnp.ones((8, 8))).shape
         (10,)
     """
+    _check_sequence("hidden_sizes", hidden_sizes)
     if not hidden_sizes:
         raise ValueError(f"need at least one hidden size, got {hidden_sizes=}")
     sizes = (in_size, *hidden_sizes)
-    stack = [
-        entry
-        for before, after in itertools.pairwise(sizes)
-        for entry in (recurrent(before, after), _dropout(dropout_rate))
-    ]
-    chosen = [] if every_step else [_last]
-    return layers.serial(*stack, *chosen, layers.linear(sizes[-1], out_size))
+    stack = [recurrent(*pair) for pair in itertools.pairwise(sizes)]
+    dropout = _dropout(dropout_rate)
+    head = layers.linear(sizes[-1], out_size)
+
+    def model(length: int | jax.Array | None) -> Layer:
+        entries = [e for layer in stack for e in (_padded(layer, length), dropout)]
+        chosen = [] if every_step else [_last(length)]
+        return layers.serial(*entries, *chosen, head)
+
+    def apply(
+        params: Params,
+        x: jax.Array,
+        *,
+        key: Key | None = None,
+        length: int | jax.Array | None = None,
+    ) -> jax.Array:
+        return model(length).apply(params, x, key=key)
+
+    return Layer(model(None).init, apply)
 
 
 def transformer(
@@ -304,5 +331,18 @@ def _dropout(rate: Scalar | None) -> Layer:
     return layers.serial() if rate is None else layers.dropout(rate)
 
 
-def _last(x: jax.Array) -> jax.Array:
-    return x[-1]
+def _padded(layer: Layer, length: int | jax.Array | None) -> Layer:
+    """Return a recurrent layer that is told the length, if there is one."""
+    if length is None:
+        return layer
+    return Layer(layer.init, functools.partial(layer.apply, length=length))
+
+
+def _last(length: int | jax.Array | None) -> Callable[[jax.Array], jax.Array]:
+    """Return what takes the last position; of no positions, that of the state 0."""
+    return lambda h: h[-1 if length is None else length - 1]
+
+
+def _check_sequence(name: str, sizes: Any) -> None:
+    if not hasattr(sizes, "__len__"):
+        raise ValueError(f"need a sequence of sizes as {name}, got {name}={sizes!r}")

@@ -330,3 +330,41 @@ def test_examples_of_another_shape_are_refused(model, x, message):
     params = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         jax.eval_shape(model.apply, params, x)
+
+
+@pytest.mark.parametrize("every_step", [False, True])
+def test_rnn_of_padded_sequences_is_that_of_the_sequences(every_step):
+    model = models.rnn(2, [3, 3], 2, every_step=every_step, recurrent=layers.lstm)
+    params = filled(model)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 2)), jnp.float32)
+    lengths = jnp.array([2, 5])
+    padded = jax.jit(layers.batched(model))(params, x, length=lengths)
+    for y, one, length in zip(padded, x, (2, 5), strict=True):
+        expected = model.apply(params, one[:length])
+        got = y[:length] if every_step else y
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: models.cnn((8, 8), 10),
+            "need in_shape (height, width, channels), got",
+        ),
+        (lambda: models.cnn(8, 10), "need a sequence of sizes as in_shape, got in_sh"),
+        (
+            lambda: models.cnn((8, 8, 1), 10, channels=4),
+            "need a sequence of sizes as ch",
+        ),
+        (
+            lambda: models.cnn((8.0, 8, 1), 10),
+            "need an int height >= 1, got height=8.0",
+        ),
+        (lambda: models.rnn(3, 4, 2), "need a sequence of sizes as hidden_sizes, got"),
+        (lambda: models.mlp(5), "need a sequence of sizes as sizes, got sizes=5"),
+    ],
+)
+def test_sizes_of_models_are_sequences(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()

@@ -48,6 +48,10 @@ def serial(*entries: LayerLike, **named: LayerLike) -> StatefulLayer: ...
 def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
     """Apply layers one after the other; none at all is the identity.
 
+    Each gets x, and a key of its own if there is one. Further arguments, such as the
+    ``length`` of `gru` or the ``mask`` of `multi_head_attention`, are not passed on: a
+    model that takes them has an ``apply`` of its own, as `fngrad.models.rnn` has.
+
     Args:
         entries: layers and functions, or
         named: the same with names; the order counts.

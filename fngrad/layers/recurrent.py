@@ -62,7 +62,7 @@ def gru(
     ``apply(params, x, *, key=None, length=None)`` takes x of shape ``(time, in_size)``
     and gives every h, shape ``(time, hidden_size)``. With a length (int, may be a
     tracer) the positions from there on are padding: they leave the state as it is and
-    give 0.
+    give 0. Combinators pass no length on; `fngrad.models.rnn` does.
 
     Args:
         in_size: last axis of x.
