@@ -34,6 +34,8 @@ from fngrad.signatures import parameters
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
+# Sets the maps' randomness apart from the loss's where both begin with one seed.
+_MAPS = 0x6D617073
 
 
 _STATIC: Any = {"metadata": {"static": True}}
@@ -185,7 +187,8 @@ class Dataset:
         count = sum(_takes_key(fn) for fn in self.maps)
         if count == 0:
             return iter(())
-        k_step = jax.random.fold_in(self.key, _step_number(step))
+        k_maps = jax.random.fold_in(self.key, _MAPS)
+        k_step = jax.random.fold_in(k_maps, _step_number(step))
         return iter([k_step] if count == 1 else jax.random.split(k_step, count))
 
     @property

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import check_backend, check_option, check_step
 from fngrad.fitting.feeds import Feed
@@ -127,7 +129,10 @@ def fit(
         if agenda.first >= agenda.last:
             _say_done(agenda)
             return FitResult(snapshot(state), History(), "completed")
-        outputs = stack.enter_context(Outputs(run_dir, config, feed, loggers, agenda))
+        seed = jax.random.key_data(state.key).tolist()
+        outputs = stack.enter_context(
+            Outputs(run_dir, config, feed, loggers, agenda, seed)
+        )
         if progress:
             outputs.open_bar()
         carry = begin(state, metrics)
@@ -138,7 +143,7 @@ def fit(
         session = Session(
             carry=carry,
             advance=make_loop(choice.loop, step, feed),
-            names=tuple(sorted(metrics)),
+            metrics=metrics,
             agenda=agenda,
             history=History(choice._asdict()),
             outputs=outputs,

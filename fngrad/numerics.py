@@ -44,6 +44,8 @@ def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
         value = value(step)
     if jnp.shape(value) != ():
         raise ValueError(f"need a scalar hyperparameter, got shape {jnp.shape(value)}")
+    if isinstance(value, numbers.Real):
+        value = float(value)  # an int may not fit in int32
     strong = jnp.asarray(value).astype(jnp.result_type(float))
     return lax.optimization_barrier(strong)
 
@@ -118,7 +120,7 @@ def bias_correction(decay: jax.Array, step: jax.Array) -> jax.Array:
     As ``-expm1(t log d)`` it is exact to 2e-7 in float32, where ``1 - d**t`` puts
     Adam 3e-5 away from its float64 trajectory.
     """
-    t = (step + 1).astype(decay.dtype)
+    t = step.astype(decay.dtype) + 1  # step + 1 may not fit in int32
     return -jnp.expm1(t * jnp.log(decay))
 
 

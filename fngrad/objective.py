@@ -4,6 +4,7 @@ Losses are written in several forms (`FORMS`); here they become one, and the gra
 is taken of the leaves that are learned, over the batch at once or part by part.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -115,6 +116,8 @@ def _check_metrics(metrics: Any) -> None:
     if not isinstance(metrics, dict):
         raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
     for name, value in metrics.items():
+        if not (hasattr(value, "dtype") or isinstance(value, numbers.Real)):
+            raise TypeError(f"need scalar metrics, got {_kind(value)} for {name!r}")
         if jnp.shape(value) != ():
             raise ValueError(
                 f"need scalar metrics, got shape {jnp.shape(value)} for {name!r}"

@@ -111,9 +111,10 @@ def make_step(
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
         ``learning_rate`` in force, when the optimizer reports one (the first, when
-        groups differ); ``is_finite``, whether the loss and the gradient norm are;
-        ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable leaves; the
-        transforms' reports, by part; the user's own.
+        groups differ); ``is_finite``, whether the loss is, and with norms the
+        gradient norm too (its square must fit in float32); ``grad_norm``,
+        ``update_norm`` and ``param_norm``, over trainable leaves; the transforms'
+        reports, by part; the user's own.
 
     Raises:
         TypeError: ``loss_fn`` has another signature; while tracing, it returns
@@ -209,6 +210,7 @@ def run(
         ``(ceil(num_steps / eval_every), ...)``.
 
     Raises:
+        TypeError: data of another kind.
         ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
             ``metric_fn`` and ``eval_data``.
     """
@@ -216,7 +218,14 @@ def run(
         raise ValueError(f"need num_steps >= 0, got {num_steps=}")
     if (metric_fn is None) != (eval_data is None):
         raise ValueError("need both metric_fn and eval_data, or neither")
+    if eval_every is not None and eval_every < 1:
+        raise ValueError(f"need eval_every >= 1, got {eval_every=}")
     batch_at = data.batch if hasattr(data, "batch") else data
+    if not callable(batch_at):
+        raise TypeError(
+            f"need a dataset or a function of the step, got {type(data).__name__}: "
+            "fngrad.data.from_arrays(arrays, batch_size) makes a dataset"
+        )
 
     def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
         return step(state, batch_at(state.step))
@@ -225,8 +234,6 @@ def run(
         return jax.lax.scan(advance, state, None, num_steps)
 
     every = num_steps if eval_every is None else eval_every
-    if eval_every is not None and eval_every < 1:
-        raise ValueError(f"need eval_every >= 1, got {eval_every=}")
 
     def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
         state, history = jax.lax.scan(advance, state, None, length)
@@ -265,7 +272,9 @@ def _trainable(transform: Transform, params: Params) -> Any:
 def _read_report(transform: Transform, grads: Any, state: TrainState) -> Metrics:
     """Return the transforms' reports, the first learning rate under its own name."""
     reports = report(transform, grads, state.opt_state, state.params)
-    rates = [name for name in reports if name.split("/")[-1] == "learning_rate"]
+    inner = "scale_by_learning_rate/learning_rate"  # in force, schedules applied
+    rates = [name for name in reports if name.endswith(inner)]
+    rates = rates or [name for name in reports if name.endswith("/learning_rate")]
     return {
         "learning_rate" if name in rates[:1] else name: value
         for name, value in reports.items()

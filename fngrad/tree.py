@@ -65,7 +65,8 @@ def vdot(a: Any, b: Any) -> jax.Array:
 def norm(a: Any) -> jax.Array:
     """Return the Euclidean norm over all leaves, in at least float32.
 
-    Its gradient at zero is zero, not NaN.
+    Its gradient at zero is zero, not NaN. The squares must fit: in float32 norms
+    above 1e19 are infinite and entries below 1e-19 count as zero.
     """
     square = vdot(a, a)
     is_zero = square == 0
@@ -118,9 +119,16 @@ def path_string(path: Any) -> Path:
 
 
 def leaf_paths(a: Any) -> dict[Path, Any]:
-    """Return the leaves by path, in the tree's order."""
+    """Return the leaves by path, in the tree's order.
+
+    Raises:
+        ValueError: two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(a)
-    return {path_string(path): leaf for path, leaf in leaves}
+    by_path = {path_string(path): leaf for path, leaf in leaves}
+    if len(by_path) < len(leaves):
+        raise ValueError(f"need one path a leaf, got the names {list(by_path)} twice")
+    return by_path
 
 
 def map_with_path(fn: Callable[..., Any], a: Tree, *rest: Any) -> Tree:

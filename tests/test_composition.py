@@ -295,6 +295,17 @@ def test_tunables_work_in_chains_groups_and_under_vmap():
     np.testing.assert_allclose(updates["head"]["bias"][:, 0], [-0.2, -0.2])
 
 
+def test_tunables_inside_tunables_are_set():
+    def outer(momentum):
+        return chain(trace(momentum), tunable(sgd, learning_rate=0.1))
+
+    state = tunable(outer, momentum=0.9).init(PARAMS)
+    state = set_hyperparameters(state, learning_rate=0.5, momentum=0.8)
+    inner = state["tunable"].inner["tunable"].hyperparameters
+    np.testing.assert_allclose(inner["learning_rate"], 0.5)
+    np.testing.assert_allclose(state["tunable"].hyperparameters["momentum"], 0.8)
+
+
 def test_unknown_hyperparameters_are_refused():
     state = tunable(sgd, learning_rate=0.1).init(PARAMS)
     with pytest.raises(ValueError, match=r"\['learning_rate'\], got \['lr'\]"):
@@ -311,11 +322,61 @@ def test_tunables_report_their_values():
     np.testing.assert_allclose(report["tunable/learning_rate"], 0.1)
 
 
-def test_the_table_tells_leaves_with_one_ending_apart():
-    params = {"weight": jnp.ones(2), "head": {"weight": jnp.ones(3)}}
+@pytest.mark.parametrize("shallow_first", [True, False])
+def test_the_table_tells_leaves_with_one_ending_apart(shallow_first):
+    inner = "a" if not shallow_first else "z"  # trees are sorted by name
+    params = {"weight": jnp.ones(3), inner: {"weight": jnp.ones(3)}}
     table = describe(partition([("weight", freeze()), ("**", trace(0.9))]), params)
     lines = {line.split()[0]: line for line in table.splitlines()}
     assert "none" in lines["weight"]
     assert "no " in lines["weight"]
-    assert "12 bytes" in lines["head/weight"]
-    assert "5 parameters, 3 trainable" in lines["total"]
+    assert "12 bytes" in lines[f"{inner}/weight"]
+    assert "6 parameters, 3 trainable" in lines["total"]
+
+
+def test_the_table_counts_every_state_of_a_leaf():
+    optimizer = chain(named("fast", trace(0.9)), named("slow", trace(0.99)), sgd(0.1))
+    assert "fast/trace, slow/trace: 24 bytes" in describe(optimizer, jnp.ones(3))
+    assert "fast/trace, slow/trace: 24 bytes" in describe(
+        optimizer, {"step": jnp.ones(3)}
+    )
+
+
+def test_an_integer_gradient_of_a_float_leaf_is_refused():
+    optimizer = sgd(0.1)
+    wrong = jax.tree.map(lambda g: g.astype(int), GRADS)
+    with pytest.raises(TypeError, match=r"float array as gradient, got int32"):
+        optimizer.update(wrong, optimizer.init(PARAMS), PARAMS)
+
+
+def test_the_float0_gradient_of_a_frozen_integer_leaf_is_taken():
+    params = {"table": jnp.arange(3), "w": jnp.ones(3)}
+    loss = jax.grad(lambda p: jnp.sum(p["w"] ** 2), allow_int=True)
+    optimizer = partition([("table", freeze()), ("**", sgd(0.1))])
+    updates, _ = optimizer.update(loss(params), optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["table"], 0)
+    np.testing.assert_allclose(updates["w"], -0.2)
+
+
+def test_foreign_code_sees_gradients_in_the_dtype_of_its_parameters():
+    seen = []
+
+    class Foreign:
+        def init(self, params):
+            return jax.tree.map(jnp.zeros_like, params)
+
+        def update(self, updates, state, params):
+            seen.append(updates.dtype)
+            return updates, state + updates
+
+    params = jnp.ones(2, jnp.bfloat16)
+    optimizer = chain(scale(1.0), Foreign())
+    state = optimizer.init(params)
+    _, state = optimizer.update(params.astype(jnp.float32), state, params)
+    assert seen == [jnp.bfloat16]
+    assert state["Foreign"].dtype == jnp.bfloat16
+
+
+def test_two_leaves_of_one_path_are_refused():
+    with pytest.raises(ValueError, match="need one path a leaf"):
+        sgd(0.1).init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}})

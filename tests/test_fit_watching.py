@@ -26,7 +26,6 @@ import fngrad.batching as batching
 from fngrad.fitting.session import STOP, EarlyStopping, NonFiniteError
 from fngrad.training import snapshot
 
-
 OTHER = {"learning_rate": 0.1}
 
 

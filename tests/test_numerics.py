@@ -67,6 +67,15 @@ def test_what_is_no_hyperparameter_is_refused(bad):
         numerics.check_number("decay", bad)
 
 
+def test_a_large_int_is_a_hyperparameter():
+    np.testing.assert_allclose(numerics.hyper(10**10), 1e10)
+
+
+def test_the_last_step_is_corrected_like_a_late_one():
+    last = numerics.bias_correction(jnp.float32(0.999), jnp.int32(2**31 - 1))
+    np.testing.assert_array_equal(last, 1.0)
+
+
 def test_the_step_saturates():
     assert numerics.first_step().dtype == jnp.int32
     assert numerics.next_step(jnp.int32(5)) == 6

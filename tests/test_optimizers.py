@@ -350,7 +350,8 @@ def test_gradient_descent_under_noise_ends_on_its_noise_floor():
     ("name", "arguments", "message"),
     [
         ("sgd", {"learning_rate": -0.1}, r"need 0.0 <= learning_rate <= inf.*-0.1"),
-        ("sgd", {"momentum": 1.5}, r"need 0.0 <= decay <= 1.0, got decay=1.5"),
+        ("sgd", {"momentum": 1.5}, r"<= momentum <= 1.0, got momentum=1.5"),
+        ("rmsprop", {"momentum": 1.5}, r"<= momentum <= 1.0, got momentum=1.5"),
         ("sgd", {"nesterov": True}, "need a momentum to look ahead"),
         ("rmsprop", {"nesterov": True}, "need a momentum to look ahead"),
         ("rmsprop", {"decay": -0.1}, "need 0.0 <= decay <= 1.0"),

@@ -90,6 +90,10 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
         TypeError, RuntimeError: see `check_state`.
     """
     check_state(state)
+    if getattr(step, "__hash__", None) is None:
+        raise TypeError(
+            f"need a step that can be hashed, as functions can, got {step!r}"
+        )
     batch = feed.abstract_batch(state.step)
     new_state, metrics = jax.eval_shape(jax.jit(step), state, batch)
     check_like(state, new_state)
@@ -99,11 +103,14 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
                 "need a step that gives back strongly typed arrays, got a weak "
                 f"{leaf.dtype} at {path!r}; it would compile twice"
             )
+    if not metrics:
+        raise ValueError("need at least one metric from the step, got none")
     for name, metric in metrics.items():
-        if metric.shape != ():
+        is_complex = jnp.issubdtype(metric.dtype, jnp.complexfloating)
+        if metric.shape != () or is_complex:
             raise ValueError(
-                f"need scalar metrics from the step, got shape {metric.shape} "
-                f"for {name!r}"
+                "need real scalar metrics from the step, got "
+                f"{metric.dtype}{list(metric.shape)} for {name!r}"
             )
     return metrics
 

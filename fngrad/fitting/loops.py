@@ -14,7 +14,7 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -27,6 +27,7 @@ from fngrad.types import Batch
 
 ROWS = 1024  # steps whose metrics the buffer holds, and the longest chunk
 SLOW_STEP = 2e-3  # seconds; above it a loop inside the program has nothing to win
+FEW_STEPS = 50
 PROBE_ROUNDS = 5
 PROBE_ROUND = 0.02  # seconds of one loop in one round
 
@@ -35,7 +36,7 @@ class Carry(NamedTuple):
     """What goes from step to step; the loops donate it."""
 
     state: TrainState
-    rows: jax.Array  # (ROWS, metrics), sorted by name; step t writes row t % ROWS
+    rows: dict[str, jax.Array]  # kind -> (ROWS, metrics), by name; step t: row t % ROWS
 
 
 # (carry, steps) -> (carry, steps made): fewer when the data end.
@@ -52,18 +53,53 @@ class Choice(NamedTuple):
 
 
 def begin(state: TrainState, metrics: dict[str, Any]) -> Carry:
-    """Return the first carry: a copy of the state, and an empty buffer."""
-    wide = any(metric.dtype == jnp.float64 for metric in metrics.values())
-    dtype = jnp.float64 if wide else jnp.float32
-    return Carry(snapshot(state), jnp.zeros((ROWS, len(metrics)), dtype))
+    """Return the first carry: a copy of the state, and empty buffers."""
+    rows = {}
+    for kind, names in _by_kind(metrics).items():
+        is_long = any(metrics[name].dtype.itemsize == 8 for name in names)
+        dtype = f"{kind}64" if is_long else f"{kind}32"
+        rows[kind] = jnp.zeros((ROWS, len(names)), dtype)
+    return Carry(snapshot(state), rows)
+
+
+def read_rows(
+    carry: Carry, metrics: dict[str, Any], steps: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return what these steps wrote, by metric; waits until they have.
+
+    Args:
+        carry: where the loop has come to.
+        metrics: the shapes and dtypes of the step's metrics.
+        steps: which steps, counted from 0; at most the last ROWS.
+    """
+    rows = {kind: np.asarray(block)[steps % ROWS] for kind, block in carry.rows.items()}
+    return {
+        name: rows[kind][:, column]
+        for kind, names in _by_kind(metrics).items()
+        for column, name in enumerate(names)
+    }
 
 
 def make_loop(name: Literal["python", "scan"], step: Step, feed: Feed) -> Advance:
     """Return the loop that drives ``step`` over a dataset, function or iterable."""
-    if feed.is_iterable:
-        return functools.partial(_feed, step, feed.batches)
-    drive = {"python": _dispatch, "scan": _scan}[name]
-    return functools.partial(drive, step, feed.static, feed.argument)
+    programs = _programs(step, None if feed.is_iterable else feed.static)
+
+    def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
+        for _ in range(length):
+            carry = programs.one(feed.argument, carry)
+        return carry, length
+
+    def scan(carry: Carry, length: int) -> tuple[Carry, int]:
+        return programs.many(feed.argument, carry, np.int32(length)), length
+
+    def consume(carry: Carry, length: int) -> tuple[Carry, int]:
+        made = 0
+        for batch in itertools.islice(feed.batches, length):
+            carry = programs.fed(carry, batch)
+            made += 1
+        return carry, made
+
+    return consume if feed.is_iterable else {"python": dispatch, "scan": scan}[name]
 
 
 def choose(
@@ -80,6 +116,8 @@ def choose(
     """
     if feed.is_iterable:
         return Choice("python", "batches come from the host")
+    if remaining < FEW_STEPS:
+        return Choice("python", f"{remaining} steps are too few to time two loops")
     loops = {name: make_loop(name, step, feed) for name in ("python", "scan")}
     copies = {name: snapshot(carry) for name in loops}
 
@@ -89,10 +127,15 @@ def choose(
         copies[name] = jax.block_until_ready(carry)
         return (time.perf_counter() - start) / length
 
+    def gives_up() -> bool:
+        return interrupted is not None and interrupted.is_set()
+
     compiling = timed("python", 1)
-    if interrupted is not None and interrupted.is_set():
+    if gives_up():
         return Choice("python", "interrupted before the loops were timed")
-    seconds = min(timed("python", 4) for _ in range(PROBE_ROUNDS))
+    seconds = timed("python", 1)
+    if seconds < SLOW_STEP:
+        seconds = min(timed("python", 4) for _ in range(PROBE_ROUNDS))
     if seconds > SLOW_STEP:
         reason = f"a step takes {seconds * 1e3:.1f} ms, which hides its dispatch"
         return Choice("python", reason, seconds, compiling)
@@ -101,6 +144,8 @@ def choose(
         return Choice("python", reason, seconds, compiling)
     compiling += timed("scan", 1)
     length = max(4, min(int(PROBE_ROUND / seconds), ROWS))
+    if gives_up():
+        return Choice("python", "interrupted before the loops were timed")
     rounds = [{n: timed(n, length) for n in loops} for _ in range(PROBE_ROUNDS)]
     medians = {n: statistics.median(r[n] for r in rounds) for n in loops}
     reason = ", ".join(f"{n} {t * 1e6:.0f} us a step" for n, t in medians.items())
@@ -108,50 +153,51 @@ def choose(
     return Choice(faster, reason, medians[faster], compiling)
 
 
-def _dispatch(
-    step: Step, static: Any, argument: Any, carry: Carry, length: int
-) -> tuple[Carry, int]:
-    for _ in range(length):
-        carry = _one(step, static, argument, carry)
-    return carry, length
-
-
-def _scan(
-    step: Step, static: Any, argument: Any, carry: Carry, length: int
-) -> tuple[Carry, int]:
-    return _many(step, static, argument, carry, np.int32(length)), length
-
-
-def _feed(
-    step: Step, batches: Iterator[Batch], carry: Carry, length: int
-) -> tuple[Carry, int]:
-    made = 0
-    for batch in itertools.islice(batches, length):
-        carry = _fed(step, carry, batch)
-        made += 1
-    return carry, made
-
-
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
     row = carry.state.step % ROWS
     state, metrics = step(carry.state, batch)
-    values = [jnp.asarray(metrics[name], carry.rows.dtype) for name in sorted(metrics)]
-    return Carry(state, carry.rows.at[row].set(jnp.stack(values)))
+    rows = {}
+    for kind, names in _by_kind(metrics).items():
+        block = carry.rows[kind]
+        values = [jnp.asarray(metrics[name], block.dtype) for name in names]
+        rows[kind] = block.at[row].set(jnp.stack(values))
+    return Carry(state, rows)
 
 
-def _body(step: Step, static: Any, argument: Any, carry: Carry) -> Carry:
-    return _record(step, carry, batch_at(static, argument, carry.state.step))
+def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names of integer and of other metrics, where there are any."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(metrics):
+        is_int = jnp.issubdtype(metrics[name].dtype, jnp.integer)
+        kinds.setdefault("int" if is_int else "float", []).append(name)
+    return kinds
 
 
-# Module-level jits with a static step: another fit of the same step compiles nothing.
-_one = jax.jit(_body, static_argnums=(0, 1), donate_argnums=3)
-_fed = jax.jit(_record, static_argnums=0, donate_argnums=1)
+class _Programs(NamedTuple):
+    one: Callable[[Any, Carry], Carry]  # (data, carry) -> carry
+    many: Callable[[Any, Carry, Any], Carry]  # (data, carry, steps) -> carry
+    fed: Callable[[Carry, Batch], Carry]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _many(
-    step: Step, static: Any, argument: Any, carry: Carry, length: jax.Array
-) -> Carry:
-    return jax.lax.fori_loop(
-        0, length, lambda _, carry: _body(step, static, argument, carry), carry
+@functools.lru_cache(maxsize=8)
+def _programs(step: Step, static: Any) -> _Programs:
+    """Return the jitted loops of a step; the last few are kept.
+
+    So another fit of the same step compiles nothing, and a step that is long gone,
+    with all that it closes over, is not kept alive for ever.
+    """
+
+    def one(argument: Any, carry: Carry) -> Carry:
+        return _record(step, carry, batch_at(static, argument, carry.state.step))
+
+    def many(argument: Any, carry: Carry, length: jax.Array) -> Carry:
+        return jax.lax.fori_loop(0, length, lambda _, c: one(argument, c), carry)
+
+    def fed(carry: Carry, batch: Batch) -> Carry:
+        return _record(step, carry, batch)
+
+    return _Programs(
+        jax.jit(one, donate_argnums=1),
+        jax.jit(many, donate_argnums=1),
+        jax.jit(fed, donate_argnums=0),
     )

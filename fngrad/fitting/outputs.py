@@ -28,6 +28,7 @@ class Outputs(contextlib.ExitStack):
         feed: Feed,
         loggers: Sequence[Logger],
         agenda: Agenda,
+        seed: list[int],
     ):
         super().__init__()
         self._loggers = list(loggers)
@@ -36,7 +37,9 @@ class Outputs(contextlib.ExitStack):
         self.folder = None
         if run_dir is not None:
             _check_continues(Path(run_dir) / "metrics.jsonl", agenda.first)
-            self.folder = RunFolder(run_dir, config=config, data=feed.fingerprint())
+            self.folder = RunFolder(
+                run_dir, config=config, data=feed.fingerprint(), extra={"seed": seed}
+            )
             self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
             if hasattr(logger, "close"):

@@ -12,13 +12,12 @@ import numpy as np
 import fngrad.evaluation as evaluation
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.checks import check_answer, check_like
-from fngrad.fitting.loops import ROWS, Advance, Carry
+from fngrad.fitting.loops import ROWS, Advance, Carry, read_rows
 from fngrad.fitting.outputs import Outputs, Values
 from fngrad.history import History
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two looks at interrupts
-FIRST_CHUNK = 16  # steps
 
 
 class Stop(enum.Enum):
@@ -99,7 +98,7 @@ class Session:
         *,
         carry: Carry,
         advance: Advance,
-        names: tuple[str, ...],
+        metrics: dict[str, Any],
         agenda: Agenda,
         history: History,
         outputs: Outputs,
@@ -109,7 +108,7 @@ class Session:
     ):
         self.carry = carry
         self._advance = advance
-        self._names = names
+        self._metrics = metrics
         self._agenda = agenda
         self.history = history
         self._outputs = outputs
@@ -118,12 +117,14 @@ class Session:
         self._raises = raises
         self._now = agenda.first
         self._logged = agenda.first
-        self._chunk = FIRST_CHUNK
+        self._chunk = 1
         self._patience = _Patience(evaluation.early_stopping if evaluation else None)
 
     def run(self, interrupted: threading.Event) -> str:
         """Train to the end of the agenda; return why it ended."""
         stopped = self._run(interrupted)
+        if stopped == "exhausted" and self._evaluation and self._now > self._logged:
+            self._look(evaluates=True)
         if self._now > max(self._logged, self._agenda.first):
             self._outputs.log(self._now, self._last_values())
         return stopped
@@ -131,7 +132,7 @@ class Session:
     def _run(self, interrupted: threading.Event) -> str:
         while self._now < self._agenda.last:
             stopped = self._train(self._agenda.next_stop(self._now), interrupted)
-            stopped = stopped or self._look()
+            stopped = stopped or self._look(self._agenda.evaluates_at(self._now))
             if stopped:
                 return stopped
         return "completed"
@@ -143,32 +144,25 @@ class Session:
             length = min(self._chunk, goal - self._now)
             start = time.perf_counter()
             self.carry, made = self._advance(self.carry, length)
-            rows = np.asarray(self.carry.rows)  # waits for the chunk
-            self._pace(length, time.perf_counter() - start)
-            self._record(rows, made)
+            self._record(made)
+            self._chunk = next_chunk(self._chunk, length, time.perf_counter() - start)
             if made < length:
                 return "exhausted"
         return None
 
-    def _pace(self, length: int, seconds: float) -> None:
-        """Bring chunks near CHUNK_SECONDS, at most doubling."""
-        fitting = int(CHUNK_SECONDS / max(seconds / length, 1e-9))
-        self._chunk = max(1, min(2 * self._chunk, fitting, ROWS))
-
-    def _record(self, rows: np.ndarray, made: int) -> None:
+    def _record(self, made: int) -> None:
         steps = np.arange(self._now, self._now + made)
-        block = rows[steps % ROWS]
-        values = {name: block[:, i].copy() for i, name in enumerate(self._names)}
+        values = read_rows(self.carry, self._metrics, steps)
         self._now += made
         if not made:
             return
         self.history.extend(steps + 1, values)
-        self._outputs.advance(made, {"loss": values["loss"][-1]})
+        shown = {"loss": float(values["loss"][-1])} if "loss" in values else {}
+        self._outputs.advance(made, shown)
         if self._raises:
             _check_finite(steps + 1, values, self.history)
 
-    def _look(self) -> str | None:
-        evaluates = self._agenda.evaluates_at(self._now)
+    def _look(self, evaluates: bool) -> str | None:
         values = self._last_values()
         if evaluates and self._evaluation:
             scores = self._evaluation.values(self.carry.state)
@@ -184,7 +178,7 @@ class Session:
         return self._patience.stops(values) if evaluates else None
 
     def _last_values(self) -> Values:
-        return {name: self.history.last(name) for name in self._names}
+        return {name: self.history.last(name) for name in self._metrics}
 
     def _call_back(self, values: Values) -> Stop | None:
         for callback in self._callbacks:
@@ -197,6 +191,18 @@ class Session:
                 self.carry = Carry(snapshot(answer), self.carry.rows)
                 self._now = int(answer.step)
         return None
+
+
+def next_chunk(chunk: int, length: int, seconds: float) -> int:
+    """Return how many steps to make before the next look, near CHUNK_SECONDS.
+
+    Args:
+        chunk: how many were meant last time; it doubles at most.
+        length: how many steps were made.
+        seconds: how long they took.
+    """
+    fitting = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
+    return max(1, min(2 * chunk, fitting, ROWS))
 
 
 class _Patience:

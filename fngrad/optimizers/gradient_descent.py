@@ -1,5 +1,6 @@
 """Gradient descent and its momentum."""
 
+import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moments import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
@@ -59,6 +60,7 @@ def sgd(
         if nesterov:
             raise ValueError(f"need a momentum to look ahead, got {momentum=}")
         return chain(descend)
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
     accumulate = trace(momentum, nesterov)
     parts = (descend, accumulate) if learning_rate_first else (accumulate, descend)
     return chain(*parts)

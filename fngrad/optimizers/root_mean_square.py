@@ -1,5 +1,6 @@
 """RMSProp."""
 
+import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moments import scale_by_rms, scale_by_stddev, trace
 from fngrad.transforms.scaling import scale_by_learning_rate
@@ -77,6 +78,7 @@ def rmsprop(
         if nesterov:
             raise ValueError(f"need a momentum to look ahead, got {momentum=}")
         return chain(normalize, descend)
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
     accumulate = trace(momentum, nesterov)
     parts = (descend, accumulate) if learning_rate_first else (accumulate, descend)
     return chain(normalize, *parts)

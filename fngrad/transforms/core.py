@@ -63,7 +63,8 @@ def chain(*transforms: TransformLike) -> Transform:
 
     Raises:
         TypeError: an argument has no ``init`` and ``update``; at ``init``, a
-            trainable leaf is no float or complex array.
+            trainable leaf is no float or complex array; at ``update``, a gradient is
+            none.
         ValueError: at ``init``, two stateful parts share a name, or there are no
             parameters; at ``update``, the trees do not fit.
 
@@ -320,9 +321,12 @@ def _all_trainable(
 
 
 def _enter(updates: Updates, params: Params) -> Updates:
-    return jax.tree.map(
-        lambda u, p: jnp.asarray(u, tree.wide_dtype(p.dtype)), updates, params
-    )
+    def enter(update: Any, param: Any) -> jax.Array:
+        if getattr(update, "dtype", None) == jax.dtypes.float0:  # of an integer leaf
+            return jnp.zeros_like(param)
+        return jnp.asarray(update, tree.wide_dtype(param.dtype))
+
+    return jax.tree.map(enter, updates, params)
 
 
 def _check_params(
@@ -352,11 +356,14 @@ def _check_updates(updates: Updates, params: Params) -> None:
         raise ValueError(f"need gradients shaped like the parameters: {difference}")
     gradients = tree.leaf_paths(updates)
     for path, param in tree.leaf_paths(params).items():
-        is_complex = jnp.issubdtype(gradients[path].dtype, jnp.complexfloating)
+        dtype = getattr(gradients[path], "dtype", None)
+        is_float = dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+        if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
+            raise TypeError(f"need a float array as gradient, got {dtype} at {path!r}")
+        is_complex = is_float and jnp.issubdtype(dtype, jnp.complexfloating)
         if is_complex and not jnp.issubdtype(param.dtype, jnp.complexfloating):
             raise ValueError(
-                f"need a real gradient for a real parameter, got "
-                f"{gradients[path].dtype} at {path!r}"
+                f"need a real gradient for a real parameter, got {dtype} at {path!r}"
             )
 
 

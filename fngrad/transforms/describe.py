@@ -27,14 +27,14 @@ def describe(optimizer: TransformLike, params: Params) -> str:
         >>> print(fg.describe(optimizer, params))
         leaf   shape   dtype    trainable  state
         embed  (5, 2)  float32  no         none
-        head   (2,)    float32  yes        mu, nu: 16 bytes
+        head   (2,)    float32  yes        scale_by_adam/mu, scale_by_adam/nu: 16 bytes
         total  12 parameters, 2 trainable, 24 bytes of state
     """
     trainable = getattr(optimizer, "trainable", None) or (lambda path, leaf: True)
     state = tree.leaf_paths(jax.eval_shape(optimizer.init, params))
     leaves = tree.leaf_paths(params)
     learns = {path: trainable(path, leaf) for path, leaf in leaves.items()}
-    kept = _state_by_leaf(state, list(leaves))
+    kept = _state_by_leaf(state, leaves)
     rows = [("leaf", "shape", "dtype", "trainable", "state")]
     for path, leaf in leaves.items():
         answer = "yes" if learns[path] else "no"
@@ -50,15 +50,22 @@ def describe(optimizer: TransformLike, params: Params) -> str:
     return _table(rows, ("total", total))
 
 
-def _state_by_leaf(state: dict[Path, Any], paths: list[Path]) -> dict[Path, Any]:
-    """Give each parameter the state leaves whose path ends in its own."""
-    kept: dict[Path, dict[str, Any]] = {path: {} for path in paths}
+def _state_by_leaf(
+    state: dict[Path, Any], leaves: dict[Path, Any]
+) -> dict[Path, dict[str, Any]]:
+    """Give each parameter the state of its shape whose path ends in its own."""
+    kept: dict[Path, dict[str, Any]] = {path: {} for path in leaves}
     for full, leaf in state.items():
-        owners = [path for path in paths if path and full.endswith(f"/{path}")]
+        owners = [
+            path
+            for path, param in leaves.items()
+            if f"/{full}".endswith(f"/{path}") or not path
+            if leaf.shape == param.shape
+        ]
         if owners:
             owner = max(owners, key=len)
-            name = full.removesuffix(f"/{owner}").split("/")[-1]
-            kept[owner][name] = leaf
+            prefix = full.removesuffix(owner).removesuffix("/")
+            kept[owner]["/".join(prefix.split("/")[-2:])] = leaf
     return kept
 
 

@@ -31,11 +31,12 @@ def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
 
     Returns:
         A chain of one part, ``partition``. Its state has one entry per group, keyed
-        by the glob (by position for other selectors), in which leaves of other
-        groups are absent. A transform sees only its group: a global norm is the
+        by the glob (``group 0`` and so on for other selectors); the leaves of other
+        groups are absent in it. A transform sees only its group: a global norm is the
         group's norm.
 
     Raises:
+        TypeError: a selector or transform that is none.
         ValueError: no groups, or two with one glob; at ``init``, a leaf that no group
             selects, or a glob that selects no leaf at all.
 
@@ -47,7 +48,10 @@ def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
         ...     ("**", fg.adamw(3e-4)),
         ... ])
     """
-    keys = [s if isinstance(s, str) else str(i) for i, (s, _) in enumerate(groups)]
+    keys = [
+        selector if isinstance(selector, str) else f"group {position}"
+        for position, (selector, _) in enumerate(groups)
+    ]
     if not keys:
         raise ValueError("need at least one group (selector, transform), got none")
     if len(set(keys)) < len(keys):
@@ -66,6 +70,11 @@ def masked(
         otherwise: the transform of the rest. ``None`` means `freeze`: an unselected
             leaf does not move, and its gradient is not computed. In the middle of a
             chain ``identity()`` hands the other updates on as they are.
+
+    Raises:
+        TypeError: a selector or transform that is none.
+        ValueError: at ``init``, a glob that selects no leaf, or a tree of bools that
+            does not fit.
 
     Example:
         >>> import fngrad as fg

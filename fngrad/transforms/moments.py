@@ -272,7 +272,9 @@ def scale_by_stddev(
         before = after = jnp.ones_like(beta)
         if bias_correction:
             after = numerics.bias_correction(beta, state.step)
-            before = jnp.where(state.step == 0, 0, 1 - (1 - after) / beta)
+            earlier = jnp.maximum(state.step, 1) - 1
+            weight = numerics.bias_correction(beta, earlier)
+            before = jnp.where(state.step == 0, 0, weight)
         gain = beta * (1 - beta) * before / after
         per_weight = numerics.divide(jnp.ones_like(beta), before)
 

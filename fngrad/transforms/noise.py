@@ -58,7 +58,7 @@ def add_noise(eta: Hyper, gamma: Hyper, key: int | Key) -> Transform:
     ) -> tuple[Updates, AddNoiseState]:
         variance = numerics.hyper(eta, state.step)
         power = numerics.hyper(gamma, state.step)
-        t = (state.step + 1).astype(power.dtype)
+        t = state.step.astype(power.dtype) + 1
         stddev = jnp.sqrt(variance / t**power)
         leaves, structure = jax.tree.flatten(updates)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))

@@ -54,9 +54,12 @@ def scale_by_learning_rate(
         flip_sign: whether to multiply by $-\alpha$ or by $\alpha$.
 
     Raises:
+        TypeError: no number, array or schedule.
         ValueError: a negative or NaN number; at ``update``, a schedule whose value
             is not a scalar.
     """
+    if learning_rate is None:
+        raise TypeError("need a learning_rate, got None")
     numerics.check_number("learning_rate", learning_rate, low=0.0)
     sign = -1 if flip_sign else 1
     return _scale_by("scale_by_learning_rate", learning_rate, sign, "learning_rate")

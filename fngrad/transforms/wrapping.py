@@ -5,6 +5,7 @@ checkpointed and changed without compiling again.
 """
 
 import functools
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
 from fngrad.types import Metrics, OptState, Params, Scalar, Updates
 
@@ -88,7 +90,7 @@ def set_hyperparameters(state: Any, **values: Scalar) -> Any:
 
     Raises:
         ValueError: no `tunable` in the state keeps the name, or a value is not a
-            scalar.
+            scalar, is NaN, or is a negative learning rate.
     """
     known: set[str] = set()
 
@@ -129,6 +131,8 @@ def _strong(value: Scalar) -> jax.Array:
 def _like(name: str, value: Scalar, old: jax.Array) -> jax.Array:
     if jnp.shape(value) != ():
         raise ValueError(f"need a scalar for {name}, got shape {jnp.shape(value)}")
+    lowest = 0.0 if name == "learning_rate" else -math.inf
+    numerics.check_number(name, value, low=lowest)
     return jnp.asarray(value).astype(old.dtype)
 
 

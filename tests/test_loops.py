@@ -1,0 +1,121 @@
+"""The choice between the loops, their chunks, and what they keep alive."""
+
+import gc
+import threading
+import time
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from regression import DATA, OPTIMIZER, PARAMS, STEP, first_state, loss_fn, quiet_fit
+
+import fngrad.fitting.loops as loops
+from fngrad.fit import fit
+from fngrad.fitting.feeds import Feed
+from fngrad.fitting.session import CHUNK_SECONDS, next_chunk
+from fngrad.training import init_state, make_step
+
+
+def chosen(monkeypatch, python, scan, remaining=10**9, interrupted=None):
+    """Let the loops take so many seconds a step, and return what is chosen."""
+    steps = []
+
+    def make_loop(name, step, feed):
+        def advance(carry, length):
+            steps.append(length)
+            time.sleep(length * {"python": python, "scan": scan}[name])
+            return carry, length
+
+        return advance
+
+    monkeypatch.setattr(loops, "make_loop", make_loop)
+    monkeypatch.setattr(loops, "PROBE_ROUND", 0.002)
+    carry = loops.begin(first_state(), {"loss": jnp.zeros(())})
+    choice = loops.choose(STEP, Feed(DATA), carry, remaining, interrupted)
+    return choice, sum(steps)
+
+
+def test_auto_takes_the_faster_loop(monkeypatch):
+    assert chosen(monkeypatch, python=1e-3, scan=2e-4)[0].loop == "scan"
+    assert chosen(monkeypatch, python=2e-4, scan=1e-3)[0].loop == "python"
+
+
+def test_a_slow_step_is_timed_once(monkeypatch):
+    choice, steps = chosen(monkeypatch, python=5e-3, scan=0.0)
+    assert (choice.loop, steps) == ("python", 2)
+
+
+def test_a_few_steps_are_not_timed(monkeypatch):
+    choice, steps = chosen(monkeypatch, python=1e-3, scan=0.0, remaining=10)
+    assert (choice.loop, steps) == ("python", 0)
+
+
+def test_an_interrupt_ends_the_timing(monkeypatch):
+    interrupted = threading.Event()
+    interrupted.set()
+    choice, steps = chosen(monkeypatch, 1e-3, 1e-4, interrupted=interrupted)
+    assert (choice.loop, steps) == ("python", 1)
+
+
+def test_chunks_grow_to_the_time_between_two_looks():
+    assert next_chunk(1, length=1, seconds=1e-5) == 2
+    assert next_chunk(64, length=64, seconds=64 * CHUNK_SECONDS) == 1
+    assert next_chunk(64, length=64, seconds=1e-6) == 128
+    assert next_chunk(loops.ROWS, length=loops.ROWS, seconds=1e-6) == loops.ROWS
+
+
+def test_integer_metrics_keep_every_digit():
+    def counting(params, batch):
+        return loss_fn(params, batch), {"count": jnp.int32(2**24 + 1)}
+
+    step = make_step(counting, OPTIMIZER)
+    state = init_state(PARAMS, OPTIMIZER, 0)
+    result = fit(step, state, DATA, num_steps=2, progress=False)
+    np.testing.assert_array_equal(result.history["count"], 2**24 + 1)
+    assert result.history["count"].dtype == np.int32
+
+
+def test_a_step_needs_no_loss_but_a_real_metric():
+    def with_metrics(metrics):
+        return lambda state, batch: (STEP(state, batch)[0], metrics)
+
+    state = first_state()
+    size = {"size": jnp.float32(2.0)}
+    result = fit(with_metrics(size), state, DATA, num_steps=2, progress=False)
+    np.testing.assert_array_equal(result.history["size"], 2.0)
+    for bad, words in (
+        ({}, "at least one metric"),
+        ({"z": jnp.zeros((), complex)}, r"got complex64\[\] for 'z'"),
+        ({"v": jnp.zeros(2)}, r"got float32\[2\] for 'v'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fit(with_metrics(bad), state, DATA, num_steps=2, progress=False)
+
+
+def test_steps_of_fits_long_gone_are_not_kept_alive():
+    def fit_once():
+        scale = jnp.ones(())
+        step = make_step(lambda p, b: scale * loss_fn(p, b), OPTIMIZER)
+        fit(step, first_state(), DATA, num_steps=1, progress=False)
+        return weakref.ref(step)
+
+    steps = [fit_once() for _ in range(2)]
+    loops._programs.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    assert [step() for step in steps] == [None, None]
+    assert loops._programs.cache_info().maxsize == 8
+
+
+def test_an_evaluation_follows_the_last_batch_of_an_iterable():
+    batches = [DATA.batch(t) for t in range(7)]
+    with pytest.warns(UserWarning, match="cannot be resumed"):
+        result = quiet_fit(
+            data=batches,
+            metric_fn=lambda p, b: {"x": b["x"][:, 0]},
+            eval_data=DATA,
+            eval_every=3,
+        )
+    np.testing.assert_array_equal(result.history.steps("val/x"), [3, 6, 7])
