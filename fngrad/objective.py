@@ -4,7 +4,6 @@ Losses are written in several forms (`FORMS`); here they become one, and the gra
 is taken of the leaves that are learned, over the batch at once or part by part.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -116,7 +115,7 @@ def _check_metrics(metrics: Any) -> None:
     if not isinstance(metrics, dict):
         raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
     for name, value in metrics.items():
-        if not (hasattr(value, "dtype") or isinstance(value, numbers.Real)):
+        if not (hasattr(value, "dtype") or isinstance(value, int | float)):
             raise TypeError(f"need scalar metrics, got {_kind(value)} for {name!r}")
         if jnp.shape(value) != ():
             raise ValueError(

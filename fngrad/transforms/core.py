@@ -356,7 +356,7 @@ def _check_updates(updates: Updates, params: Params) -> None:
         raise ValueError(f"need gradients shaped like the parameters: {difference}")
     gradients = tree.leaf_paths(updates)
     for path, param in tree.leaf_paths(params).items():
-        dtype = getattr(gradients[path], "dtype", None)
+        dtype: Any = getattr(gradients[path], "dtype", None)
         is_float = dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
         if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
             raise TypeError(f"need a float array as gradient, got {dtype} at {path!r}")
