@@ -60,9 +60,9 @@ def test_an_interrupt_ends_the_timing(monkeypatch):
 
 
 def test_chunks_grow_to_the_time_between_two_looks():
-    assert next_chunk(1, length=1, seconds=1e-5) == 2
+    assert next_chunk(1, length=1, seconds=1e-5) == 4
     assert next_chunk(64, length=64, seconds=64 * CHUNK_SECONDS) == 1
-    assert next_chunk(64, length=64, seconds=1e-6) == 128
+    assert next_chunk(64, length=64, seconds=1e-6) == 256
     assert next_chunk(loops.ROWS, length=loops.ROWS, seconds=1e-6) == loops.ROWS
 
 

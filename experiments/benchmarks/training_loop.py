@@ -49,8 +49,8 @@ class Config:
     """What is measured, and how often."""
 
     models: tuple[str, ...] = tuple(SIZES)
-    repeats: int = 7
-    round_seconds: float = 0.4  # how long a case runs in a round, about
+    repeats: int = 5
+    round_seconds: float = 1.0  # how long a case runs in a round, about
     peers: bool = True
 
 
@@ -218,7 +218,7 @@ def measure(config: Config, name: str) -> None:
     problem = make_problem(name)
     hand = hand_written(problem, problem.step)
     bare = hand_written(problem, problem.bare_step)
-    warm = hand["python"](fg.snapshot(problem.state), 20)
+    warm = hand["python"](fg.snapshot(problem.state), 200)
     length = max(50, int(config.round_seconds / seconds_a_step(hand["python"], warm)))
     cases = {
         "hand-written python": timed_loop(hand["python"], problem, length),

@@ -4,7 +4,6 @@ A dataset is an argument of the compiled program and a function is part of it; b
 give any step's batch again. An iterable gives its batches once, from the host.
 """
 
-import functools
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,14 +68,19 @@ class Feed:
         """Return the shapes and dtypes of a batch."""
         if self.is_iterable:
             return jax.eval_shape(lambda batch: batch, self._first)
-        return jax.eval_shape(
-            functools.partial(batch_at, self.static), self.argument, step
-        )
+        if self.is_dataset:
+            return jax.eval_shape(_dataset_batch, self.data, step)
+        return jax.eval_shape(self.data, step)
 
 
 def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:
     """Return the batch of a step; traced in the body of the loops."""
     return static(step) if static else argument.batch(step)
+
+
+@jax.jit
+def _dataset_batch(dataset: Any, step: jax.Array) -> Batch:
+    return dataset.batch(step)  # jitted: traced once for datasets of one kind
 
 
 def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:

@@ -197,12 +197,12 @@ def next_chunk(chunk: int, length: int, seconds: float) -> int:
     """Return how many steps to make before the next look, near CHUNK_SECONDS.
 
     Args:
-        chunk: how many were meant last time; it doubles at most.
+        chunk: how many were meant last time; it grows fourfold at most.
         length: how many steps were made.
         seconds: how long they took.
     """
     fitting = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
-    return max(1, min(2 * chunk, fitting, ROWS))
+    return max(1, min(4 * chunk, fitting, ROWS))
 
 
 class _Patience:

@@ -356,10 +356,11 @@ def _check_updates(updates: Updates, params: Params) -> None:
         raise ValueError(f"need gradients shaped like the parameters: {difference}")
     gradients = tree.leaf_paths(updates)
     for path, param in tree.leaf_paths(params).items():
-        dtype: Any = getattr(gradients[path], "dtype", None)
-        is_float = dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+        dtype = getattr(gradients[path], "dtype", jnp.bool_)
+        is_float = jnp.issubdtype(dtype, jnp.inexact)
         if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
-            raise TypeError(f"need a float array as gradient, got {dtype} at {path!r}")
+            kind = getattr(gradients[path], "dtype", type(gradients[path]).__name__)
+            raise TypeError(f"need a float array as gradient, got {kind} at {path!r}")
         is_complex = is_float and jnp.issubdtype(dtype, jnp.complexfloating)
         if is_complex and not jnp.issubdtype(param.dtype, jnp.complexfloating):
             raise ValueError(
