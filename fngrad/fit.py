@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
-
-from fngrad.fitting.agenda import Agenda, make_agenda
+from fngrad.fitting.agenda import ENDLESS, Agenda, make_agenda
 from fngrad.fitting.checks import check_backend, check_option, check_step
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.interrupts import interrupts
@@ -124,14 +122,15 @@ def fit(
         feed = Feed(data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         metrics = check_step(step, state, feed)
+        if log_every is None and not (loggers or callbacks or run_dir):
+            log_every = ENDLESS  # nobody listens
         looks = log_every, eval_every if evaluation else None
         agenda = make_agenda(feed, int(state.step), num_steps, num_epochs, *looks)
         if agenda.first >= agenda.last:
             _say_done(agenda)
             return FitResult(snapshot(state), History(), "completed")
-        seed = jax.random.key_data(state.key).tolist()
         outputs = stack.enter_context(
-            Outputs(run_dir, config, feed, loggers, agenda, seed)
+            Outputs(run_dir, config, feed, loggers, agenda, state.key)
         )
         if progress:
             outputs.open_bar()

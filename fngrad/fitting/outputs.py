@@ -28,7 +28,7 @@ class Outputs(contextlib.ExitStack):
         feed: Feed,
         loggers: Sequence[Logger],
         agenda: Agenda,
-        seed: list[int],
+        key: jax.Array,
     ):
         super().__init__()
         self._loggers = list(loggers)
@@ -38,7 +38,10 @@ class Outputs(contextlib.ExitStack):
         if run_dir is not None:
             _check_continues(Path(run_dir) / "metrics.jsonl", agenda.first)
             self.folder = RunFolder(
-                run_dir, config=config, data=feed.fingerprint(), extra={"seed": seed}
+                run_dir,
+                config=config,
+                data=feed.fingerprint(),
+                extra={"seed": jax.random.key_data(key).tolist()},
             )
             self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
