@@ -43,7 +43,7 @@ def test_auto_takes_the_faster_loop(monkeypatch):
 
 
 def test_a_slow_step_is_timed_once(monkeypatch):
-    choice, steps = chosen(monkeypatch, python=5e-3, scan=0.0)
+    choice, steps = chosen(monkeypatch, python=2e-2, scan=0.0)
     assert (choice.loop, steps) == ("python", 2)
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import fngrad as fg
 import fngrad.fitting.feeds as feeds
 import fngrad.fitting.loops as loops
-from experiments.benchmarks.timing import interleave, seconds, table
+from experiments.benchmarks.timing import interleave, paired_ratio, seconds, table
 from fngrad.extras import import_extra
 from fngrad.training import Step
 
@@ -49,8 +49,8 @@ class Config:
     """What is measured, and how often."""
 
     models: tuple[str, ...] = tuple(SIZES)
-    repeats: int = 5
-    round_seconds: float = 1.0  # how long a case runs in a round, about
+    repeats: int = 7
+    round_seconds: float = 1.5  # how long a case runs in a round, about
     peers: bool = True
 
 
@@ -235,16 +235,17 @@ def measure(config: Config, name: str) -> None:
     medians = {case: statistics.median(values) for case, values in times.items()}
     best = min(("hand-written python", "hand-written scan"), key=medians.__getitem__)
     chosen = choice_of_auto(problem)
-    fitted = medians[f"fit {chosen.loop}"]
-    better = min(medians["fit python"], medians["fit scan"])
+    fitted = f"fit {chosen.loop}"
+    better = min(("fit python", "fit scan"), key=medians.__getitem__)
+    ratio = functools.partial(paired_ratio, times)
     print(f"\n{name}, batch {BATCH}, {length} steps a round")
     print(table(times, against=best))
     print(f"auto chose {chosen.loop} ({chosen.reason})")
-    print(f"fit over the best hand-written loop: {fitted / medians[best]:.3f}")
-    print(f"auto over the better loop: {fitted / better:.3f}")
+    print(f"fit over the best hand-written loop: {ratio(fitted, best):.3f}")
+    print(f"auto over the better loop: {ratio(fitted, better):.3f}")
     for peer in ("torch eager", "Keras fit"):
         if peer in medians:
-            print(f"{peer} over fit: {medians[peer] / fitted:.1f}")
+            print(f"{peer} over fit: {ratio(peer, fitted):.1f}")
 
 
 def choice_of_auto(problem: Problem) -> loops.Choice:

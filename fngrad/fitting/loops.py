@@ -26,7 +26,7 @@ from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 
 ROWS = 1024  # steps whose metrics the buffer holds, and the longest chunk
-SLOW_STEP = 2e-3  # seconds; above it a loop inside the program has nothing to win
+SLOW_STEP = 10e-3  # seconds; above it a loop inside the program has little to win
 FEW_STEPS = 50
 PROBE_ROUNDS = 5
 PROBE_ROUND = 0.02  # seconds of one loop in one round
