@@ -35,7 +35,7 @@ from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
 # Sets the maps' randomness apart from the loss's where both begin with one seed.
-_MAPS = 0x6D617073
+MAPS = 0x6D617073
 
 
 _STATIC: Any = {"metadata": {"static": True}}
@@ -136,7 +136,7 @@ class Dataset:
 
         Args:
             fn: a pure function of a batch. An argument named ``key`` receives
-                ``fold_in(dataset.key, step)``, one part of its split each where
+                ``fold_in(fold_in(dataset.key, MAPS), step)``, one part of its split each where
                 several maps take a key; the order is independent of it. A function
                 defined anew is another function: a jitted step compiles again.
 
@@ -187,7 +187,7 @@ class Dataset:
         count = sum(_takes_key(fn) for fn in self.maps)
         if count == 0:
             return iter(())
-        k_maps = jax.random.fold_in(self.key, _MAPS)
+        k_maps = jax.random.fold_in(self.key, MAPS)
         k_step = jax.random.fold_in(k_maps, _step_number(step))
         return iter([k_step] if count == 1 else jax.random.split(k_step, count))
 

@@ -138,7 +138,8 @@ def test_a_map_gets_the_key_of_its_step_by_name():
     data = numbered(4, 2, shuffle=False, seed=3)
     keyed = data.map(lambda key, batch: (batch, jax.random.key_data(key)))
     batch, words = keyed.batch(5)
-    expected = jax.random.fold_in(jax.random.key(3), 5)
+    tagged = jax.random.fold_in(jax.random.key(3), batching.MAPS)
+    expected = jax.random.fold_in(tagged, 5)
     np.testing.assert_array_equal(batch, data.batch(5))
     np.testing.assert_array_equal(words, jax.random.key_data(expected))
 
