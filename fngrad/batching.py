@@ -137,8 +137,8 @@ class Dataset:
         Args:
             fn: a pure function of a batch. An argument named ``key`` receives
                 ``fold_in(fold_in(dataset.key, MAPS), step)``, one part of its split
-                each where several maps take a key; the order is independent of it. A function
-                defined anew is another function: a jitted step compiles again.
+                each where several maps take a key; the order is independent of it. A
+                function defined anew is another function: a jitted step compiles again.
 
         Raises:
             TypeError: ``fn`` is not of these forms.
