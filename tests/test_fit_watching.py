@@ -268,3 +268,16 @@ def test_a_run_folder_holds_config_manifest_metrics_and_picture(tmp_path):
     assert resumed.history.notes["loop"] == "scan"
     with pytest.raises(ValueError, match=r"learning_rate was 0\.05, is 0\.1"):
         quiet_fit(resumed.state, num_steps=31, **options | {"config": OTHER})
+
+
+@pytest.mark.filterwarnings("ignore")  # of fonts that matplotlib cannot cache
+def test_a_history_is_drawn_by_quantity_and_shown_in_a_notebook():
+    history = quiet_fit(num_steps=8, metric_fn=metric_fn, eval_data=ARRAYS).history
+    figure = history.plot()
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert set(panels) == {"loss", "norm", "learning_rate"}
+    assert len(panels["loss"].get_lines()) == 2  # of training and validation
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    assert len(history.plot("loss").axes) == 1
+    with pytest.raises(KeyError, match="got 'nope'"):
+        history.plot("nope")

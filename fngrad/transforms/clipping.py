@@ -165,9 +165,9 @@ def centralize() -> Transform:
 
     References:
         Yong et al., Gradient centralization: a new optimization technique for deep
-        neural networks, 2020, equation 1, https://arxiv.org/abs/2004.01461. Differs
-        from optax in: the mean is over what feeds one output, all axes but the last;
-        optax takes all axes but the first.
+        neural networks, 2020, equation 1, https://arxiv.org/abs/2004.01461. The mean
+        is over what feeds one output, all axes but the last, where optax takes all
+        axes but the first.
     """
 
     def center(u: jax.Array) -> jax.Array:
