@@ -232,6 +232,12 @@ def tune(config: Config, splits: fg.data.Splits) -> None:
 
 def main(config: Config) -> dict[str, dict[str, float]]:
     """Train everything; print the table and return its numbers."""
+    unknown = sorted(set(config.optimizers) - OPTIMIZERS.keys())
+    if unknown or config.seeds < 1:
+        raise SystemExit(
+            f"need optimizers among {list(OPTIMIZERS)} and seeds >= 1, "
+            f"got {unknown or config.seeds}"
+        )
     splits = fg.data.digits()
     if config.tune:
         tune(config, splits)

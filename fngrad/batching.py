@@ -104,10 +104,11 @@ class Dataset:
             >>> print(data.batch(0)["x"], data.batch(1)["x"], data.batch(2)["x"])
             [0 1] [2 3] [4 0]
         """
+        number = _step_number(step)
         if self._is_whole and self.read is take:
             batch = self.arrays
         else:
-            batch = self.read(self.arrays, self.indices(step))
+            batch = self.read(self.arrays, self.indices(number))
         keys = self._map_keys(step)
         for fn in self.maps:
             batch = _call(fn, batch, keys)

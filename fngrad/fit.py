@@ -67,16 +67,18 @@ def fit(
         num_epochs: the same in passes over a dataset.
         metric_fn: see `fngrad.evaluate`; its metrics appear under ``val/``.
         eval_data: what is evaluated, arrays or a dataset.
-        eval_every: after how many steps to evaluate; always at the end too.
+        eval_every: after how many steps to evaluate; at the end of a run that
+            completes or runs out of data too.
         run_dir: folder for config.json, manifest.json, metrics.jsonl, curves.png. A
-            folder with records takes only a state that goes on from there.
+            folder with records takes only a state that has come as far: no step is
+            written twice.
         config: what config.json holds: a dataclass, a NamedTuple or a dict.
         early_stopping: when to give up.
         log_every: after how many steps loggers and callbacks are called; they are at
             evaluations and at the end too. ``None`` means about a hundred times a
             run, 100 to 1000 steps apart.
         loggers: called as ``logger(step, values)`` with floats by name; one that has
-            ``close`` is closed at the end.
+            ``close`` is closed at the end of a run that began.
         callbacks: called as ``callback(step, state, values)``; may return a new state
             or ``fngrad.STOP``. The state is valid during the call; keep a
             ``fngrad.snapshot`` of it.

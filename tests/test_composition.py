@@ -18,6 +18,7 @@ from fngrad.transforms.core import (
 from fngrad.transforms.describe import describe
 from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.moments import trace
+from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.transforms.wrapping import set_hyperparameters, tunable
 
@@ -306,6 +307,13 @@ def test_tunables_inside_tunables_are_set():
     np.testing.assert_allclose(state["tunable"].hyperparameters["momentum"], 0.8)
 
 
+def test_keys_and_flags_of_arrays_stay_static():
+    noisy = tunable(add_noise, eta=0.1, gamma=0.5, key=jax.random.key(0))
+    assert set(noisy.init(PARAMS)["tunable"].hyperparameters) == {"eta", "gamma"}
+    flagged = tunable(sgd, learning_rate=0.1, momentum=0.9, nesterov=np.bool_(True))
+    apply(flagged)
+
+
 def test_unknown_hyperparameters_are_refused():
     state = tunable(sgd, learning_rate=0.1).init(PARAMS)
     with pytest.raises(ValueError, match=r"\['learning_rate'\], got \['lr'\]"):
@@ -339,6 +347,10 @@ def test_the_table_counts_every_state_of_a_leaf():
     assert "fast/trace, slow/trace: 24 bytes" in describe(optimizer, jnp.ones(3))
     assert "fast/trace, slow/trace: 24 bytes" in describe(
         optimizer, {"step": jnp.ones(3)}
+    )
+    groups = [named(name, chain(trace(0.9), scale(1.0))) for name in ("a", "b")]
+    assert "trace/trace, trace/trace: 24 bytes" in describe(
+        chain(*groups), {"w": jnp.ones(3)}
     )
 
 

@@ -14,7 +14,7 @@ from regression import DATA, OPTIMIZER, PARAMS, STEP, first_state, loss_fn, quie
 import fngrad.fitting.loops as loops
 from fngrad.fit import fit
 from fngrad.fitting.feeds import Feed
-from fngrad.fitting.session import CHUNK_SECONDS, next_chunk
+from fngrad.fitting.session import CHUNK_SECONDS, NonFiniteError, next_chunk
 from fngrad.training import init_state, make_step
 
 
@@ -77,6 +77,24 @@ def test_integer_metrics_keep_every_digit():
     assert result.history["count"].dtype == np.int32
 
 
+def test_unsigned_metrics_do_not_wrap():
+    def counting(params, batch):
+        return loss_fn(params, batch), {"count": jnp.uint32(3_000_000_000)}
+
+    step = make_step(counting, OPTIMIZER)
+    state = init_state(PARAMS, OPTIMIZER, 0)
+    result = fit(step, state, DATA, num_steps=2, progress=False)
+    np.testing.assert_array_equal(result.history["count"], 3_000_000_000)
+
+
+def test_a_loss_that_is_not_finite_raises_for_steps_of_any_kind():
+    def bad_step(state, batch):
+        return STEP(state, batch)[0], {"loss": jnp.float32(jnp.nan)}
+
+    with pytest.raises(NonFiniteError, match="got step 1 with loss=nan"):
+        fit(bad_step, first_state(), DATA, num_steps=4, progress=False)
+
+
 def test_a_step_needs_no_loss_but_a_real_metric():
     def with_metrics(metrics):
         return lambda state, batch: (STEP(state, batch)[0], metrics)
@@ -109,7 +127,8 @@ def test_steps_of_fits_long_gone_are_not_kept_alive():
     assert loops._programs.cache_info().maxsize == 8
 
 
-def test_an_evaluation_follows_the_last_batch_of_an_iterable():
+@pytest.mark.parametrize("log_every", [None, 7])
+def test_an_evaluation_follows_the_last_batch_of_an_iterable(log_every):
     batches = [DATA.batch(t) for t in range(7)]
     with pytest.warns(UserWarning, match="cannot be resumed"):
         result = quiet_fit(
@@ -117,5 +136,23 @@ def test_an_evaluation_follows_the_last_batch_of_an_iterable():
             metric_fn=lambda p, b: {"x": b["x"][:, 0]},
             eval_data=DATA,
             eval_every=3,
+            log_every=log_every,
         )
     np.testing.assert_array_equal(result.history.steps("val/x"), [3, 6, 7])
+
+
+def test_a_metric_called_like_an_evaluation_is_refused():
+    def named_alike(params, batch):
+        return loss_fn(params, batch), {"val/x": 1.0}
+
+    step = make_step(named_alike, OPTIMIZER)
+    with pytest.raises(ValueError, match=r"not taken, got \['val/x'\]"):
+        fit(
+            step,
+            init_state(PARAMS, OPTIMIZER, 0),
+            DATA,
+            num_steps=2,
+            progress=False,
+            metric_fn=lambda p, b: {"x": b["x"][:, 0]},
+            eval_data=DATA,
+        )

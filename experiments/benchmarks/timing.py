@@ -1,7 +1,7 @@
 """Timing side by side: interleaved repeats, medians, a table with ratios.
 
 A machine's speed drifts, so cases take turns: every repeat runs each case once, and a
-ratio compares medians over repeats that saw the same drift.
+ratio is the median over the repeats of the ratio within one.
 """
 
 import statistics

@@ -9,10 +9,10 @@ Command:  python -m experiments.benchmarks.training_loop
 Minutes:  four on two cores, with torch and Keras.
 
 All cases train the same network on the same digits with SGD and momentum, batch 128.
-They take turns, and the table gives medians, so the ratios are of one machine in one
-mood. The fixed cost of a call (tracing, copying the state) is a row of its own, as is
-the price of the three norms that `make_step` reports by default. torch and Keras are
-left out where they are not installed.
+They take turns, and a ratio is the median of the ratios within a turn, so it is of one
+machine in one mood. The fixed cost of a call (tracing, copying the state) is a row of
+its own, as is the price of the three norms that `make_step` reports by default. torch
+and Keras are left out where they are not installed.
 """
 
 import dataclasses

@@ -61,7 +61,7 @@ def _last_step(feed: Feed, num_steps: int | None, num_epochs: int | None) -> int
             f"need one of num_steps and num_epochs, got {num_steps=} {num_epochs=}"
         )
     for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
-        if value is not None and (value != int(value) or value < 0):
+        if value is not None and not (value >= 0 and value == value // 1):
             raise ValueError(f"need {name} to be an int >= 0, got {value}")
     if num_epochs is not None:
         _require_epochs(feed, "num_epochs")

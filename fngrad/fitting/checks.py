@@ -90,10 +90,11 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
         TypeError, RuntimeError: see `check_state`.
     """
     check_state(state)
-    if getattr(step, "__hash__", None) is None:
-        raise TypeError(
-            f"need a step that can be hashed, as functions can, got {step!r}"
-        )
+    for what in (step, feed.static):
+        if getattr(what, "__hash__", None) is None:
+            raise TypeError(
+                f"need functions that can be hashed, got {type(what).__name__}"
+            )
     batch = feed.abstract_batch(state.step)
     new_state, metrics = jax.eval_shape(jax.jit(step), state, batch)
     check_like(state, new_state)

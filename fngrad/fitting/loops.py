@@ -168,8 +168,11 @@ def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:
     """Return the names of integer and of other metrics, where there are any."""
     kinds: dict[str, list[str]] = {}
     for name in sorted(metrics):
-        is_int = jnp.issubdtype(metrics[name].dtype, jnp.integer)
-        kinds.setdefault("int" if is_int else "float", []).append(name)
+        dtype = metrics[name].dtype
+        is_unsigned = jnp.issubdtype(dtype, jnp.unsignedinteger)
+        is_int = jnp.issubdtype(dtype, jnp.integer)
+        kind = "uint" if is_unsigned else "int" if is_int else "float"
+        kinds.setdefault(kind, []).append(name)
     return kinds
 
 

@@ -85,7 +85,7 @@ class Outputs(contextlib.ExitStack):
         self.folder.update_manifest(stopped=stopped, step=step)
         if importlib.util.find_spec("matplotlib") is None:
             print('no curves.png: pip install "fngrad[plot]"', file=sys.stderr)
-        elif len(history):
+        elif history.keys() - {"is_finite"}:
             history.plot().savefig(self.folder.curves, dpi=120)
 
 

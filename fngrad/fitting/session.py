@@ -50,7 +50,7 @@ class NonFiniteError(FloatingPointError):
     def __init__(self, message: str, step: int, history: History):
         super().__init__(message)
         self.step = step  # counts from 1
-        self.history = history  # up to there
+        self.history = history  # to the end of the chunk with that step
 
 
 class Evaluation(NamedTuple):
@@ -116,14 +116,14 @@ class Session:
         self._callbacks = callbacks
         self._raises = raises
         self._now = agenda.first
-        self._logged = agenda.first
+        self._logged = self._evaluated = agenda.first
         self._chunk = 1
         self._patience = _Patience(evaluation.early_stopping if evaluation else None)
 
     def run(self, interrupted: threading.Event) -> str:
         """Train to the end of the agenda; return why it ended."""
         stopped = self._run(interrupted)
-        if stopped == "exhausted" and self._evaluation and self._now > self._logged:
+        if stopped == "exhausted" and self._evaluation and self._now > self._evaluated:
             self._look(evaluates=True)
         if self._now > max(self._logged, self._agenda.first):
             self._outputs.log(self._now, self._last_values())
@@ -166,6 +166,10 @@ class Session:
         values = self._last_values()
         if evaluates and self._evaluation:
             scores = self._evaluation.values(self.carry.state)
+            self._evaluated = self._now
+            taken = sorted(scores.keys() & self._metrics.keys())
+            if taken:
+                raise ValueError(f"need metric names that are not taken, got {taken}")
             self.history.extend(
                 np.array([self._now]),
                 {name: np.asarray(score)[None] for name, score in scores.items()},
@@ -230,7 +234,10 @@ class _Patience:
 
 
 def _check_finite(steps: np.ndarray, values: Values, history: History) -> None:
-    bad = np.flatnonzero(values.get("is_finite", np.ones(1)) == 0)
+    finite = values.get("is_finite")
+    if finite is None:  # a step that is not from make_step
+        finite = np.isfinite(values.get("loss", np.ones(1)))
+    bad = np.flatnonzero(finite == 0)
     if bad.size:
         at = {name: float(value[bad[0]]) for name, value in values.items()}
         shown = ", ".join(f"{name}={value:.6g}" for name, value in at.items())

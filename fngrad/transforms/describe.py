@@ -64,15 +64,15 @@ def _state_by_leaf(
         ]
         if owners:
             owner = max(owners, key=len)
-            prefix = full.removesuffix(owner).removesuffix("/")
-            kept[owner]["/".join(prefix.split("/")[-2:])] = leaf
+            kept[owner][full.removesuffix(owner).removesuffix("/")] = leaf
     return kept
 
 
 def _sum_up(kept: dict[str, Any]) -> str:
     if not kept:
         return "none"
-    return f"{', '.join(kept)}: {sum(map(_bytes, kept.values()))} bytes"
+    names = ["/".join(prefix.split("/")[-2:]) for prefix in kept]
+    return f"{', '.join(names)}: {sum(map(_bytes, kept.values()))} bytes"
 
 
 def _bytes(leaf: Any) -> int:

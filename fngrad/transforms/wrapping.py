@@ -121,7 +121,8 @@ def _map_tunables(fn: Callable[[Any], Any], state: Any) -> Any:
 def _is_data(value: Any) -> bool:
     if isinstance(value, numbers.Real):
         return not isinstance(value, numbers.Integral)
-    return hasattr(value, "dtype") and jnp.shape(value) == ()
+    is_scalar = hasattr(value, "dtype") and jnp.shape(value) == ()
+    return is_scalar and jnp.issubdtype(value.dtype, jnp.number)
 
 
 def _strong(value: Scalar) -> jax.Array:
@@ -133,7 +134,7 @@ def _like(name: str, value: Scalar, old: jax.Array) -> jax.Array:
         raise ValueError(f"need a scalar for {name}, got shape {jnp.shape(value)}")
     lowest = 0.0 if name == "learning_rate" else -math.inf
     numerics.check_number(name, value, low=lowest)
-    return jnp.asarray(value).astype(old.dtype)
+    return jnp.broadcast_to(jnp.asarray(value).astype(old.dtype), old.shape)
 
 
 def _build(
