@@ -167,7 +167,8 @@ def test_an_interrupt_returns_what_was_reached(loop):
     assert result.stopped == "interrupted"
     assert result.state.step == 8
     rest = quiet_fit(result.state, num_steps=25, loop=loop)
-    chex.assert_trees_all_equal(rest.state.params, EXPECTED.params)
+    undisturbed = quiet_fit(num_steps=25, loop=loop).state.params
+    chex.assert_trees_all_equal(rest.state.params, undisturbed)
     assert signal.getsignal(signal.SIGINT) is usual
 
 
@@ -215,7 +216,7 @@ def test_fit_works_outside_the_main_thread():
     thread = threading.Thread(target=lambda: results.append(quiet_fit(num_steps=25)))
     thread.start()
     thread.join()
-    chex.assert_trees_all_equal(results[0].state.params, EXPECTED.params)
+    chex.assert_trees_all_close(results[0].state.params, EXPECTED.params, rtol=1e-5)
 
 
 def test_nonfinite_loss_raises_with_the_step_and_keeps_the_history():

@@ -332,8 +332,9 @@ def test_a_run_is_a_fold_of_steps():
     for t in range(7):
         state, metrics = step(state, DATA.batch(t))
         losses.append(metrics["loss"])
-    chex.assert_trees_all_equal(last.params, state.params)
-    np.testing.assert_array_equal(history["loss"], losses)
+    # Another program may round a reduction differently, in the last place.
+    chex.assert_trees_all_close(last.params, state.params, rtol=1e-5)
+    np.testing.assert_allclose(history["loss"], losses, rtol=1e-5)
 
 
 def test_a_run_takes_a_function_of_the_step():

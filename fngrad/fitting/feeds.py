@@ -53,7 +53,7 @@ class Feed:
     @property
     def static(self) -> Any:
         """The part of the program: a function of the step, else None."""
-        return None if self.is_dataset else self.data
+        return None if self.is_dataset or self.is_iterable else self.data
 
     @property
     def argument(self) -> Any:

@@ -5,8 +5,9 @@ fixed buffer. The Python loop dispatches the body once a step. The scan loop is 
 ``fori_loop`` of traced length around it, so one program serves chunks of every
 length. How a run is cut into chunks never changes its bits.
 
-Dense models end with the same bits whichever loop ran. XLA on CPU may round a
-convolution inside a loop differently, by one unit in the last place.
+Dense models end with the same bits whichever loop ran; their recorded norms may differ
+by one unit in the last place with the newest XLA. On CPU a convolution inside a loop
+may be rounded differently, by as much.
 """
 
 import functools
@@ -82,7 +83,7 @@ def read_rows(
 
 def make_loop(name: Literal["python", "scan"], step: Step, feed: Feed) -> Advance:
     """Return the loop that drives ``step`` over a dataset, function or iterable."""
-    programs = _programs(step, None if feed.is_iterable else feed.static)
+    programs = _programs(step, feed.static)
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
@@ -155,7 +156,9 @@ def choose(
 
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
     row = carry.state.step % ROWS
-    state, metrics = step(carry.state, batch)
+    # Barriers keep XLA from rounding the step anew for what surrounds it in a loop.
+    inputs = jax.lax.optimization_barrier((carry.state, batch))
+    state, metrics = jax.lax.optimization_barrier(step(*inputs))
     rows = {}
     for kind, names in _by_kind(metrics).items():
         block = carry.rows[kind]
