@@ -16,9 +16,10 @@ from fngrad.fitting.checks import check_backend, check_option, check_step
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.interrupts import interrupts
 from fngrad.fitting.loops import Choice, begin, choose, make_loop
-from fngrad.fitting.outputs import Logger, Outputs
+from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.session import Callback, EarlyStopping, Evaluation, Session
 from fngrad.history import History
+from fngrad.logging import Logger
 from fngrad.training import Step, TrainState, snapshot
 
 

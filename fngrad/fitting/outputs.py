@@ -3,7 +3,7 @@
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import jax
 from fngrad.fitting.agenda import ENDLESS, Agenda
 from fngrad.fitting.feeds import Feed
 from fngrad.history import History
-from fngrad.logging import ProgressBar, RunFolder, jsonl, read_jsonl
+from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
 
 Values = dict[str, Any]
-Logger = Callable[[int, Values], None]
 
 
 class Outputs(contextlib.ExitStack):
@@ -45,8 +44,9 @@ class Outputs(contextlib.ExitStack):
             )
             self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
-            if hasattr(logger, "close"):
-                self.callback(logger.close)
+            close = getattr(logger, "close", None)
+            if close:
+                self.callback(close)
 
     def open_bar(self) -> None:
         """Show a progress bar, before there is progress to show."""
