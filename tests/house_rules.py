@@ -19,11 +19,13 @@ TOP_LEVEL = {
 _HOUSE = {
     0: "types",
     1: "tree numerics extras permutation signatures",
-    2: "schedules losses metrics landscapes gradcheck curvature batching "
+    1.5: "leaves",
+    2: "schedules losses metrics gradcheck backprop closed_form batching "
     "layers.core transforms.core transforms.roots",
     2.5: "layers.initializers",
     3: "layers transforms",
     3.5: "transforms.laws",
+    4: "curvature landscapes",
     5: "models optimizers evaluation objective",
     6: "training",
     7: "steps sweeps sharding precision",

@@ -1,7 +1,5 @@
 """Every optimizer and every argument against its oracle, update by update."""
 
-import functools
-import inspect
 from typing import Any
 
 import jax
@@ -11,7 +9,18 @@ import oracles
 import problems
 import pytest
 from precision import x64
+from trajectories import (
+    Family,
+    case_id,
+    cases,
+    check_argument,
+    check_double,
+    check_single,
+    check_table,
+    pairs,
+)
 
+import fngrad.optimizers as optimizers
 from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
 
@@ -95,159 +104,28 @@ CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
     ("adam", {"b1": 0.0}),
     ("adam", {"eps": 0.0, "nesterov": True}),
 ]
-CASES = CONVENTIONS + [
-    (name, {**context, argument: value})
-    for name, table in ARGUMENTS.items()
-    for argument, (context, _, value) in table.items()
-]
-PAIRS = [(name, argument) for name in ARGUMENTS for argument in ARGUMENTS[name]]
-
-STEPS = 25
-DOUBLE = {"float64": (jnp.float64, jnp.float64), "complex128": (jnp.complex128,) * 2}
-SINGLE = {  # of the parameters, of the gradients
-    "float32": (jnp.float32, jnp.float32),
-    "bfloat16": (jnp.bfloat16, jnp.bfloat16),
-    "float16": (jnp.float16, jnp.float16),
-    "mixed": (jnp.bfloat16, jnp.float32),
-}
-UNDECAYED = ("complex128", "float16")
-
-
-def tree_of(dtypes: dict, role: int, values: dict[str, np.ndarray]) -> dict:
-    """Put each named leaf below ``decayed`` or ``rest``, in its dtype."""
-    leaves = {name: jnp.asarray(values[name], dtypes[name][role]) for name in dtypes}
-    return {
-        "decayed": {k: v for k, v in leaves.items() if k not in UNDECAYED},
-        "rest": {k: v for k, v in leaves.items() if k in UNDECAYED},
-    }
-
-
-def problem(dtypes: dict) -> tuple[dict, dict]:
-    params, gradients = {}, {}
-    for seed, name in enumerate(dtypes):
-        huge, tiny = (1e3, 1e-4) if name == "float16" else (1e6, 1e-9)
-        gradients[name] = problems.hard_gradients(STEPS, huge, tiny, seed)
-        params[name] = np.linspace(-2, 2, 6)
-        if name.startswith("complex"):
-            gradients[name] = gradients[name] * np.exp(1j * np.arange(6))
-            params[name] = params[name] * (1 - 0.5j)
-    return tree_of(dtypes, 0, params), tree_of(dtypes, 1, gradients)
-
-
-@functools.cache
-def compiled(name: str, static: tuple[tuple[str, Any], ...], x64: bool):
-    """Return the trajectory as one program; float hyperparameters are its data."""
-
-    @jax.jit
-    def trajectory(floats, learning_rates, params, gradients):
-        optimizer = REGISTRY[name](
-            lambda t: learning_rates[t], **floats, **dict(static)
-        )
-
-        def body(carry, gradient):
-            params, state = carry
-            updates, state = optimizer.update(gradient, state, params)
-            return (apply_updates(params, updates), state), (params, updates)
-
-        _, visited = jax.lax.scan(body, (params, optimizer.init(params)), gradients)
-        return visited
-
-    return trajectory
-
-
-def trajectory(name: str, arguments: dict[str, Any], dtypes: dict):
-    """Return gradients, parameters visited and updates made, by leaf name."""
-    signature = inspect.signature(REGISTRY[name]).parameters
-    defaults = {k: p.default for k, p in signature.items() if k != "learning_rate"}
-    arguments = {**defaults, **arguments}  # all floats are data: fewer programs
-    learning_rates = problems.decaying(arguments.pop("learning_rate", 0.1), STEPS)
-    floats = {k: v for k, v in arguments.items() if isinstance(v, float)}
-    static = tuple((k, v) for k, v in arguments.items() if k not in floats)
-    params, gradients = problem(dtypes)
-    program = compiled(name, static, dtypes is DOUBLE)
-    visited, updates = program(floats, jnp.asarray(learning_rates), params, gradients)
-    return tuple({**t["decayed"], **t["rest"]} for t in (gradients, visited, updates))
-
-
-def expected(name, arguments, leaf, gradients, visited, dtype) -> np.ndarray:
-    """Ask the oracle, with hyperparameters as the program's precision holds them."""
-    arguments = {
-        k: float(dtype(v)) if isinstance(v, float) else v for k, v in arguments.items()
-    }
-    learning_rates = problems.decaying(arguments.pop("learning_rate", 0.1), STEPS)
-    if arguments.pop("mask", None) and leaf in UNDECAYED:
-        arguments["weight_decay"] = 0.0
-    return getattr(oracles, name)(
-        wide(gradients), wide(visited), learning_rates.astype(dtype), **arguments
-    )
-
-
-def wide(x) -> np.ndarray:
-    return np.asarray(x).astype(np.complex128 if jnp.iscomplexobj(x) else np.float64)
-
-
-def case_id(case: Any) -> str:
-    if not isinstance(case, dict):
-        return str(case)
-    return " ".join(f"{k}={v}" for k, v in case.items()) or "defaults"
-
-
-def assert_close(got, want: np.ndarray, tolerance: float, slack: Any = 0.0) -> None:
-    """Compare relative to each entry and a little to its column's largest."""
-    scale = np.abs(want) + 0.1 * np.max(np.abs(want), axis=0)
-    excess = np.abs(wide(got) - want) - tolerance * scale - slack
-    assert np.all(excess <= 0), f"step {np.argmax(np.max(excess, 1))}: {got=} {want=}"
+FAMILY = Family(optimizers, oracles, ARGUMENTS)
+CASES, PAIRS = cases(FAMILY, CONVENTIONS), pairs(FAMILY)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
 def test_updates_in_float64_are_the_oracles(name, arguments):
-    with x64():
-        gradients, visited, updates = trajectory(name, arguments, DOUBLE)
-        for leaf, got in updates.items():
-            want = expected(
-                name, arguments, leaf, gradients[leaf], visited[leaf], np.float64
-            )
-            assert got.dtype == leaf
-            assert_close(got, want, 1e-12)
+    check_double(FAMILY, name, arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
 def test_updates_in_lower_precision_are_the_oracles_rounded(name, arguments):
-    gradients, visited, updates = trajectory(name, arguments, SINGLE)
-    for leaf, got in updates.items():
-        want = expected(
-            name, arguments, leaf, gradients[leaf], visited[leaf], np.float32
-        )
-        assert got.dtype == SINGLE[leaf][0]
-        if got.dtype == jnp.float32:
-            assert_close(got, want, 4e-6)
-        else:
-            rounded = want.astype(got.dtype)
-            assert_close(got, wide(rounded), 4e-6, slack=ulp(rounded))
+    check_single(FAMILY, name, arguments)
 
 
-def ulp(x: np.ndarray) -> np.ndarray:
-    """Return the distance from |x| to the next larger number of its dtype."""
-    info = jnp.finfo(x.dtype)
-    smallest = float(info.smallest_subnormal)
-    exponent = np.floor(np.log2(np.maximum(np.abs(wide(x)), float(info.tiny))))
-    return np.maximum(2.0**exponent * float(info.eps), smallest)
-
-
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", FAMILY.names)
 def test_every_argument_is_in_the_table(name):
-    assert set(inspect.signature(REGISTRY[name]).parameters) == set(ARGUMENTS[name])
+    check_table(FAMILY, name)
 
 
 @pytest.mark.parametrize(("name", "argument"), PAIRS)
 def test_every_argument_changes_the_updates(name, argument):
-    context, value, other = ARGUMENTS[name][argument]
-    leaf = "float16" if argument == "mask" else "float32"
-    first, second = (
-        trajectory(name, {**context, argument: v}, SINGLE)[2][leaf]
-        for v in (value, other)
-    )
-    assert not np.allclose(wide(first), wide(second), rtol=1e-3, atol=0)
+    check_argument(FAMILY, name, argument)
 
 
 def steps_of(optimizer, gradient, steps=40, params=1.0):

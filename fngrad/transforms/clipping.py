@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
@@ -66,7 +67,11 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
         bound = numerics.hyper(max_norm)
-        return jax.tree.map(lambda u: _shrink(u, tree.norm(u), bound), updates), state
+
+        def shrink(u: jax.Array) -> jax.Array:
+            return _shrink(u, tree.norm(u), bound)
+
+        return leaves.map_leaves(shrink, updates), state
 
     return chain(Transform(lambda params: (), update, name="clip_by_norm"))
 
@@ -155,7 +160,7 @@ def adaptive_clip(
             bound = numerics.scaled(ratio, jnp.maximum(norm, floor.astype(norm.dtype)))
             return _shrink(u, unit_norm(u), bound)
 
-        return jax.tree.map(clip_leaf, updates, tree.widen(params)), state
+        return leaves.map_leaves(clip_leaf, updates, tree.widen(params)), state
 
     return chain(Transform(lambda params: (), update, name="adaptive_clip"))
 
@@ -176,7 +181,7 @@ def centralize() -> Transform:
         return u - jnp.mean(u, axis=tuple(range(u.ndim - 1)), keepdims=True)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        return jax.tree.map(center, updates), state
+        return leaves.map_leaves(center, updates), state
 
     return chain(Transform(lambda params: (), update, name="centralize"))
 
