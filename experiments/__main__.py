@@ -1,0 +1,74 @@
+"""List the experiments, or run one.
+
+Command:  python -m experiments                    (the list, with claims and minutes)
+          python -m experiments momentum --help    (an experiment's own options)
+"""
+
+import ast
+import runpy
+import sys
+import textwrap
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+TOOLS = {"timing"}  # what benchmarks share
+
+
+def experiments() -> dict[str, str]:
+    """Return the docstring of every experiment and benchmark by its name."""
+    paths = sorted(FOLDER.glob("*.py")) + sorted(FOLDER.glob("benchmarks/*.py"))
+    found = {}
+    for path in paths:
+        name = ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+        if not (path.stem.startswith("_") or path.stem in TOOLS):
+            source = path.read_text(encoding="utf-8")
+            found[name] = ast.get_docstring(ast.parse(source)) or ""
+    return found
+
+
+def entry(docstring: str, word: str) -> str:
+    """Return what a docstring says after ``word:``, as one line, or nothing."""
+    lines = iter(docstring.splitlines())
+    for line in lines:
+        if line.startswith(f"{word}:"):
+            said = [line.removeprefix(f"{word}:").strip()]
+            for more in lines:
+                if not more.strip() or (not more[0].isspace() and ":" in more[:12]):
+                    break
+                said.append(more.strip())
+            return " ".join(said)
+    return ""
+
+
+def listing() -> str:
+    """Write every experiment's name, claim and minutes."""
+    lines = ["python -m experiments NAME [options] runs one of", ""]
+    for name, docstring in experiments().items():
+        claim = entry(docstring, "Claim") or docstring.splitlines()[0]
+        lines.append(name)
+        lines += textwrap.wrap(
+            claim, 80, initial_indent="    ", subsequent_indent="    "
+        )
+        minutes = entry(docstring, "Minutes")
+        lines += [f"    minutes: {minutes}"] if minutes else []
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text[:1].upper() + text[1:], 80, break_on_hyphens=False)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the experiment that the first argument names, else show the list."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(listing())
+        return
+    name = arguments[0].replace("/", ".").removesuffix(".py")
+    if name not in experiments():
+        raise SystemExit(f"need one of {sorted(experiments())}, got {name!r}")
+    sys.argv = [f"python -m experiments {name}", *arguments[1:]]
+    runpy.run_module(f"experiments.{name}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,52 @@
+"""``python -m experiments`` lists every experiment and runs any of them."""
+
+import sys
+
+import pytest
+
+import experiments.__main__ as command
+
+
+def test_every_experiment_states_its_claim_and_command():
+    found = command.experiments()
+    assert {"digits", "optimizer_zoo", "benchmarks.training_loop"} <= set(found)
+    assert not {"benchmarks.timing", "__main__"} & set(found)
+    for name, docstring in found.items():
+        assert command.entry(docstring, "Claim"), name
+        assert f"python -m experiments.{name}" in command.entry(docstring, "Command")
+        assert command.entry(docstring, "Minutes"), name
+
+
+def test_the_list_has_names_claims_and_minutes(capsys):
+    command.main([])
+    shown = capsys.readouterr().out
+    for name, docstring in command.experiments().items():
+        start = command.entry(docstring, "Claim")[:30]
+        assert f"\n{name}\n    {start[0].upper()}{start[1:]}" in shown, name
+        assert f"minutes: {command.entry(docstring, 'Minutes')}" in shown
+
+
+def test_an_entry_ends_where_the_next_begins():
+    docstring = (
+        "Title.\n\nClaim: one\n    two.\nMinutes: under one.\nExpected: much\n"
+        "    more.\n\nRest: of it"
+    )
+    assert command.entry(docstring, "Claim") == "one two."
+    assert command.entry(docstring, "Minutes") == "under one."
+    assert command.entry(docstring, "Expected") == "much more."
+    assert command.entry(docstring, "Command") == ""
+
+
+def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["digits", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "python -m experiments digits" in shown
+    assert "--optimizers" in shown
+
+
+def test_an_unknown_name_is_told_the_known_ones():
+    with pytest.raises(SystemExit, match=r"need one of .*'digits'.*got 'digit'"):
+        command.main(["digit"])
