@@ -46,9 +46,7 @@ def listing() -> str:
     for name, docstring in experiments().items():
         claim = entry(docstring, "Claim") or docstring.splitlines()[0]
         lines.append(name)
-        lines += textwrap.wrap(
-            claim, 80, initial_indent="    ", subsequent_indent="    "
-        )
+        lines.append(textwrap.indent(_wrapped(claim), "    "))
         minutes = entry(docstring, "Minutes")
         lines += [f"    minutes: {minutes}"] if minutes else []
     return "\n".join(lines)

@@ -21,8 +21,8 @@ def test_the_list_has_names_claims_and_minutes(capsys):
     command.main([])
     shown = capsys.readouterr().out
     for name, docstring in command.experiments().items():
-        start = command.entry(docstring, "Claim")[:30]
-        assert f"\n{name}\n    {start[0].upper()}{start[1:]}" in shown, name
+        claim = command.entry(docstring, "Claim")
+        assert f"\n{name}\n    {claim[0].upper()}{claim[1:20]}" in shown, name
         assert f"minutes: {command.entry(docstring, 'Minutes')}" in shown
 
 
