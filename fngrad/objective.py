@@ -35,6 +35,22 @@ class Value(NamedTuple):
 Gradient: TypeAlias = Callable[..., tuple[Value, Any]]
 
 
+def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Value]:
+    """Return ``value(params, batch, key, model_state)`` of a loss in any form.
+
+    Raises:
+        TypeError: the loss has another signature.
+    """
+    call = bind(loss_fn, ("key", "model_state"), FORMS)
+    has_model_state = "model_state" in parameters(loss_fn)
+
+    def value(params: Params, batch: Batch, key: Key, model_state: ModelState) -> Value:
+        out = call(params, batch, key=key, model_state=model_state)
+        return read_value(out, model_state, has_model_state)
+
+    return value
+
+
 def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
     """Return the function that gives a loss and its gradient.
 
@@ -49,16 +65,13 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
     Raises:
         TypeError: the loss has another signature.
     """
-    call = bind(loss_fn, ("key", "model_state"), FORMS)
-    has_model_state = "model_state" in parameters(loss_fn)
+    value_at = value_fn(loss_fn)
 
     def gradient(
         params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
     ) -> tuple[Value, Any]:
         def objective(moving: Params) -> tuple[jax.Array, Value]:
-            whole = tree.merge(moving, params)
-            out = call(whole, batch, key=key, model_state=model_state)
-            value = _read_return(out, model_state, has_model_state)
+            value = value_at(tree.merge(moving, params), batch, key, model_state)
             return value.loss, value
 
         grads, value = jax.grad(objective, has_aux=True)(tree.keep(learned, params))
@@ -68,7 +81,14 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
     return gradient if micro_batches == 1 else _averaged(gradient, micro_batches)
 
 
-def _read_return(out: Any, model_state: ModelState, has_model_state: bool) -> Value:
+def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Value:
+    """Read what a loss function returned.
+
+    Raises:
+        TypeError: it has another form.
+        ValueError: a loss or metric that is not a scalar, or a model state of another
+            structure.
+    """
     if has_model_state:
         if not _is_pair(out) or not _is_pair(out[1]):
             raise TypeError(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.evaluation as evaluation
+import fngrad.measures as measures
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
@@ -21,7 +22,6 @@ from fngrad.transforms.core import (
     TransformLike,
     apply_updates,
     chain,
-    report,
 )
 from fngrad.types import (
     Batch,
@@ -148,7 +148,7 @@ def make_step(
             raise TypeError(
                 f"need a TrainState from init_state, got {type(state).__name__}"
             )
-        learned = _trainable(transform, state.params)
+        learned = trainable(transform, state.params)
         key = jax.random.fold_in(state.key, state.step)
         value, grads = gradient(state.params, learned, batch, key, state.model_state)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
@@ -159,13 +159,17 @@ def make_step(
             opt_state,
             value.model_state,
         )
-        reported = [
-            {"loss": value.loss},
-            _read_report(transform, grads, state),
-            _measure(metrics, value.loss, learned, grads, updates, state.params),
-            value.metrics,
-        ]
-        return new_state, _union(reported)
+        reported = measures.standard_metrics(
+            transform,
+            value,
+            learned,
+            grads,
+            updates,
+            state.opt_state,
+            state.params,
+            norms=metrics == "norms",
+        )
+        return new_state, reported
 
     return step
 
@@ -261,47 +265,10 @@ def _run_blocks(
         state, (more, last) = block(state, rest)
         history = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, more)
         scores = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), scores, last)
-    return state, _union([history, scores])
+    return state, measures.union([history, scores])
 
 
-def _trainable(transform: Transform, params: Params) -> Any:
+def trainable(transform: Transform, params: Params) -> Any:
+    """Return the tree of bools that says which leaves a transform moves."""
     rule = transform.trainable or (lambda path, leaf: True)
     return tree.map_with_path(rule, params)
-
-
-def _read_report(transform: Transform, grads: Any, state: TrainState) -> Metrics:
-    """Return the transforms' reports, the first learning rate under its own name."""
-    reports = report(transform, grads, state.opt_state, state.params)
-    inner = "scale_by_learning_rate/learning_rate"  # in force, schedules applied
-    rates = [name for name in reports if name.endswith(inner)]
-    rates = rates or [name for name in reports if name.endswith("/learning_rate")]
-    return {
-        "learning_rate" if name in rates[:1] else name: value
-        for name, value in reports.items()
-    }
-
-
-def _measure(
-    metrics: str, loss: Any, learned: Any, grads: Any, updates: Any, params: Params
-) -> Metrics:
-    if metrics == "loss":
-        return {"is_finite": jnp.isfinite(loss)}
-    grad_norm = tree.norm(tree.keep(learned, grads))
-    return {
-        "is_finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
-        "grad_norm": grad_norm,
-        "update_norm": tree.norm(tree.keep(learned, updates)),
-        "param_norm": tree.norm(tree.keep(learned, params)),
-    }
-
-
-def _union(groups: list[Metrics]) -> Metrics:
-    together: Metrics = {}
-    for group in groups:
-        for name, value in group.items():
-            if name in together:
-                raise ValueError(
-                    f"need metric names that are not taken, got a second {name!r}"
-                )
-            together[name] = jnp.asarray(value)
-    return together

@@ -27,6 +27,7 @@ _HOUSE = {
     3.5: "transforms.laws",
     4: "curvature landscapes",
     5: "models optimizers evaluation objective",
+    5.5: "measures",
     6: "training",
     7: "steps sweeps sharding precision",
     8: "data logging checkpoint",
