@@ -1,0 +1,235 @@
+r"""Products with the Hessian, without the Hessian.
+
+Everything about the curvature of $f$ at some parameters follows from products
+$H v = \nabla^2 f\,v$, each of which costs about two gradients and no more memory.
+
+So all that is asked of the curvature is asked of a function ``f(params, *args)`` with
+a scalar value, and another matrix is another function: the mean over many batches is
+`over` ``(f)``, and the Hessian of `gauss_newton` ``(model_fn, loss_fn)`` is the
+Gauss-Newton matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+import fngrad.tree as tree
+from fngrad.types import Batch, Params, Scalar
+
+ScalarFn = Callable[..., jax.Array]  # (params, *args) -> shape ()
+
+
+class FlatHessian(NamedTuple):
+    """The Hessian as a map between vectors; the leaves are laid end to end."""
+
+    apply: Callable[[jax.Array], jax.Array]  # (n,) -> (n,)
+    size: int  # n, how many parameters
+    dtype: Any
+    unravel: Callable[[jax.Array], Params]  # from (n,) to a tree like the parameters
+
+
+def hvp(f: ScalarFn, params: Params, *args: Any) -> Callable[[Params], Params]:
+    r"""Return the map $v \mapsto \nabla^2 f(w)\,v$.
+
+    It is the derivative of the gradient in the direction $v$: forward mode over
+    reverse mode.
+
+    Args:
+        f: ``(params, *args)`` to a scalar.
+        params: $w$, real arrays.
+
+    Returns:
+        A function between trees with the structure, shapes and dtypes of ``params``.
+
+    Raises:
+        TypeError: the value of ``f`` is not one float.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad import curvature
+        >>> product = curvature.hvp(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]))
+        >>> print(product(jnp.array([1.0, 1.0])))
+        [ 6. 12.]
+
+    References:
+        Pearlmutter, Fast exact multiplication by the Hessian, 1994,
+        https://doi.org/10.1162/neco.1994.6.1.147.
+    """
+    _check_scalar(jax.eval_shape(lambda w: f(w, *args), params))
+
+    def gradient(w: Params) -> Params:
+        return jax.grad(f)(w, *args)
+
+    return lambda v: jax.jvp(gradient, (params,), (v,))[1]
+
+
+def gauss_newton(model_fn: Callable[..., Any], loss_fn: ScalarFn) -> ScalarFn:
+    r"""Return the loss of the linearised model, whose Hessian is Gauss-Newton's.
+
+    At parameters $w$ with outputs $y(w)$ and loss $\ell(y)$ it has the value and the
+    gradient of $\ell(y(w))$, and the Hessian
+
+    $$G = J^\top\,\nabla^2\ell\,J, \qquad J = \partial y / \partial w$$
+
+    which is positive semi-definite wherever $\ell$ is convex. It lacks the term
+    $\sum_i \partial_i\ell\,\nabla^2 y_i$ of the Hessian.
+
+    Args:
+        model_fn: ``(params, *args)`` to outputs, any tree of float arrays.
+        loss_fn: ``(outputs, *args)`` to a scalar.
+
+    Returns:
+        ``(params, *args)`` to the scalar loss, for any function of this package.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad import curvature
+        >>> f = curvature.gauss_newton(jnp.square, lambda y: jnp.sum(y**2))
+        >>> print(curvature.hvp(f, jnp.array(3.0))(jnp.array(1.0)))  # (2w)^2 * 2
+        72.0
+
+    References:
+        Schraudolph, Fast curvature matrix-vector products for second-order gradient
+        descent, 2002, https://doi.org/10.1162/08997660260028683.
+    """
+
+    def linearised_loss(params: Params, *args: Any) -> jax.Array:
+        here = lax.stop_gradient(params)
+        outputs, change = jax.jvp(
+            lambda w: model_fn(w, *args), (here,), (tree.sub(params, here),)
+        )
+        return loss_fn(tree.add(outputs, change), *args)
+
+    return linearised_loss
+
+
+def ggn_vp(
+    model_fn: Callable[..., Any], params: Params, *args: Any, loss_fn: ScalarFn
+) -> Callable[[Params], Params]:
+    r"""Return the map $v \mapsto G\,v$ of the generalised Gauss-Newton matrix.
+
+    Args:
+        model_fn: ``(params, *args)`` to outputs.
+        params: real arrays.
+        loss_fn: ``(outputs, *args)`` to a scalar.
+
+    Returns:
+        A function between trees like ``params``; see `gauss_newton`.
+
+    Raises:
+        TypeError: the loss is not one float.
+    """
+    return hvp(gauss_newton(model_fn, loss_fn), params, *args)
+
+
+def over(f: ScalarFn, weight_fn: Callable[[Batch], Scalar] | None = None) -> ScalarFn:
+    r"""Return the weighted mean of ``f`` over several batches.
+
+    $$F(w, (b_1, \dots, b_k)) = \frac{\sum_i n_i\,f(w, b_i)}{\sum_i n_i}$$
+
+    If ``f`` is a mean over the examples of a batch, this is exactly the mean over all
+    examples, also where batches differ in size. Batches are taken one after another
+    and recomputed for the backward pass, so the memory is that of one batch.
+
+    Args:
+        f: ``(params, batch, *args)`` to a scalar.
+        weight_fn: $n_i$, from a batch to a number; by default its count of examples,
+            the first axis of its leaves. The count of unmasked tokens is another.
+
+    Returns:
+        ``(params, batches, *args)`` to a scalar, for a sequence of batches. Batches of
+        one shape are compiled once.
+
+    Raises:
+        ValueError: no batches.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad import curvature
+        >>> mean = curvature.over(lambda w, x: w * jnp.mean(x))
+        >>> batches = [jnp.array([1.0, 2.0]), jnp.array([6.0])]
+        >>> print(mean(jnp.array(1.0), batches))
+        3.0
+    """
+
+    def mean(params: Params, batches: Sequence[Batch], *args: Any) -> jax.Array:
+        if len(batches) == 0:
+            raise ValueError("need at least one batch, got none")
+
+        def value_of(batch: Batch) -> jax.Array:
+            return f(params, batch, *args)
+
+        def add(sums: Any, batch: Batch) -> tuple[Any, None]:
+            value = jax.checkpoint(value_of)(batch)
+            weight = jnp.asarray((weight_fn or _count_examples)(batch), value.dtype)
+            return (sums[0] + weight * value, sums[1] + weight), None
+
+        zero = jnp.zeros((), jax.eval_shape(value_of, batches[0]).dtype)
+        sums = (zero, zero)
+        for stack in _stacks(batches):
+            sums, _ = lax.scan(add, sums, stack)
+        return sums[0] / sums[1]
+
+    return mean
+
+
+def flat_hessian(f: ScalarFn, params: Params, *args: Any) -> FlatHessian:
+    """Return the Hessian as a map between vectors, in at least float32.
+
+    Raises:
+        TypeError: the value of ``f`` is not one float.
+    """
+    wide = tree.widen(params)
+    flat, unravel = ravel_pytree(wide)
+    product = hvp(f, wide, *args)
+
+    def apply(v: jax.Array) -> jax.Array:
+        return ravel_pytree(product(unravel(v)))[0]
+
+    return FlatHessian(apply, flat.size, flat.dtype, unravel)
+
+
+def hessian(f: ScalarFn, params: Params, *args: Any) -> jax.Array:
+    r"""Return the Hessian as a matrix, one product a column.
+
+    Args:
+        f: ``(params, *args)`` to a scalar.
+        params: real arrays with n entries in all, a few thousand at most.
+
+    Returns:
+        Shape (n, n), exactly symmetric, in at least float32; the leaves of ``params``
+        are laid end to end.
+
+    Raises:
+        TypeError: the value of ``f`` is not one float.
+    """
+    H = flat_hessian(f, params, *args)
+    columns = lax.map(H.apply, jnp.eye(H.size, dtype=H.dtype))
+    return (columns + columns.T) / 2
+
+
+def _check_scalar(value: Any) -> None:
+    is_float = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+    if not is_float or value.shape != ():
+        raise TypeError(f"need a function whose value is one float, got {value}")
+
+
+def _count_examples(batch: Batch) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _stacks(batches: Sequence[Batch]) -> list[Batch]:
+    """Put batches of one form together, along a new first axis."""
+    groups: dict[Any, list[Batch]] = {}
+    for batch in batches:
+        leaves, structure = jax.tree.flatten(batch)
+        form = structure, tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+        groups.setdefault(form, []).append(batch)
+    return [
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *group)
+        for group in groups.values()
+    ]
