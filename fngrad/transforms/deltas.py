@@ -1,0 +1,71 @@
+"""Rules that measure their steps in units of the steps made before."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.roots import check_decay, divide_by_root, full_moment
+from fngrad.types import Hyper, Params, Updates
+
+
+class ScaleByAdadeltaState(NamedTuple):
+    """State of `scale_by_adadelta`."""
+
+    step: jax.Array  # int32, shape ()
+    e_g: Updates  # average of |g|**2, real
+    e_x: Updates  # average of |u|**2, real
+
+    non_negative = ("e_g", "e_x")
+
+
+def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
+    r"""Give gradients the size of the updates made before: Adadelta's direction.
+
+    $$E[g^2]_t = \rho\,E[g^2]_{t-1} + (1 - \rho)\,|g_t|^2, \qquad
+      u_t = \frac{\sqrt{E[u^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,g_t$$
+    $$E[u^2]_t = \rho\,E[u^2]_{t-1} + (1 - \rho)\,|u_t|^2$$
+
+    Args:
+        rho: $\rho$ in [0, 1].
+        eps: $\epsilon$ >= 0, in squared gradient units and in squared units of the
+            parameters: the size of the first updates, which are all zero without it.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        Zeiler, ADADELTA: an adaptive learning rate method, 2012, algorithm 1,
+        https://arxiv.org/abs/1212.5701.
+    """
+    check_decay("rho", rho, corrected=False)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> ScaleByAdadeltaState:
+        e_g, e_x = full_moment(params, 0.0), full_moment(params, 0.0)
+        return ScaleByAdadeltaState(numerics.first_step(), e_g, e_x)
+
+    def update(
+        updates: Updates, state: ScaleByAdadeltaState, params: Params
+    ) -> tuple[Updates, ScaleByAdadeltaState]:
+        decay = numerics.hyper(rho, state.step)
+        inside = numerics.hyper(eps, state.step)
+        e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
+
+        def times_root(u: jax.Array, square: jax.Array) -> jax.Array:
+            radicand = square + inside.astype(square.dtype)
+            is_zero = radicand == 0  # where the root has no gradient
+            root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, radicand)))
+            return u * root.astype(u.dtype)
+
+        normal = divide_by_root(updates, e_g, inside, 0.0)
+        new_updates = jax.tree.map(times_root, normal, state.e_x)
+        squares = jax.tree.map(tree.abs_square, new_updates)
+        e_x = tree.average(decay, state.e_x, squares)
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByAdadeltaState(step, e_g, e_x)
+
+    return chain(Transform(init, update, name="scale_by_adadelta"))

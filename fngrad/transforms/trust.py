@@ -1,0 +1,221 @@
+r"""Updates in proportion to what they change: trust ratios.
+
+A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$:
+times it, every layer moves by the same share of its norm. It is 1 where either norm is
+zero, so that parameters which begin at zero can leave it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.types import Hyper, Metrics, Params, Selector, Updates
+
+
+class TrustRatioState(NamedTuple):
+    """State of a part that has trust ratios."""
+
+    step: jax.Array  # int32, shape ()
+
+
+def scale_by_trust_ratio(
+    min_norm: Hyper = 0.0,
+    trust_coefficient: Hyper = 1.0,
+    eps: Hyper = 0.0,
+    mask: Selector | None = None,
+) -> Transform:
+    r"""Multiply each leaf's update by its trust ratio.
+
+    $$u \leftarrow \rho\,u, \qquad
+      \rho = \eta\,\frac{\max(\|w\|, m)}{\max(\|u\|, m) + \epsilon}$$
+
+    and $\rho = 1$ where either norm, after the maximum, is zero. It reports
+    ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
+
+    Args:
+        min_norm: $m$ >= 0, in the units of the parameters and in those of the updates.
+        trust_coefficient: $\eta$ >= 0.
+        eps: $\epsilon$ >= 0, in units of the updates.
+        mask: which leaves are scaled, see `fngrad.tree.select`; ``None`` means all.
+            The other leaves' updates pass unchanged.
+
+    Raises:
+        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> rule, params = fg.scale_by_trust_ratio(), jnp.array([6.0, 8.0])
+        >>> print(rule.update(jnp.array([0.0, 2.0]), rule.init(params), params)[0])
+        [ 0. 10.]
+
+    References:
+        You et al., Large batch optimization for deep learning: training BERT in 76
+        minutes, 2020, algorithm 2, https://arxiv.org/abs/1904.00962.
+    """
+    numerics.check_number("min_norm", min_norm, low=0.0)
+    numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> TrustRatioState:
+        _check_selects(mask, params)
+        return TrustRatioState(numerics.first_step())
+
+    def ratios_of(updates: Updates, step: jax.Array, params: Params) -> Any:
+        low = numerics.hyper(min_norm, step)
+        coefficient = numerics.hyper(trust_coefficient, step)
+        outside = numerics.hyper(eps, step)
+
+        def ratio(size: jax.Array, length: jax.Array) -> jax.Array:
+            size, length = jnp.maximum(size, low), jnp.maximum(length, low)
+            return _trust_ratio(coefficient, size, length, outside)
+
+        return jax.tree.map(ratio, _norms(params), _norms(updates))
+
+    def update(
+        updates: Updates, state: TrustRatioState, params: Params
+    ) -> tuple[Updates, TrustRatioState]:
+        ratios = ratios_of(updates, state.step, params)
+        new_updates = _scale_selected(mask, params, ratios, updates)
+        return new_updates, TrustRatioState(numerics.next_step(state.step))
+
+    def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
+        return _extremes(mask, params, ratios_of(updates, state.step, params))
+
+    return chain(Transform(init, update, name="scale_by_trust_ratio", report=report))
+
+
+def scale_by_lars(
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    trust_coefficient: Hyper = 0.001,
+    eps: Hyper = 0.0,
+    trust_ratio_mask: Selector | None = None,
+    *,
+    separate_norms: bool = False,
+) -> Transform:
+    r"""Add the decay and multiply by the trust ratio: LARS's direction.
+
+    $$u = \rho\,(g + \lambda\,w), \qquad
+      \rho = \eta\,\frac{\|w\|}{\|g + \lambda\,w\| + \epsilon}
+      \quad\text{or}\quad
+      \rho = \eta\,\frac{\|w\|}{\|g\| + \lambda\,\|w\| + \epsilon}$$
+
+    leaf by leaf, and $\rho = 1$ where either of the norms that it compares is zero. It
+    reports ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
+
+    Args:
+        weight_decay: $\lambda$.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        trust_coefficient: $\eta$ >= 0.
+        eps: $\epsilon$ >= 0, in gradient units.
+        trust_ratio_mask: which leaves are scaled; ``None`` means all. The others have
+            $\rho = 1$.
+        separate_norms: the first (optax) or the second form (the paper) of $\rho$.
+
+    Raises:
+        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+
+    References:
+        You, Gitman and Ginsburg, Large batch training of convolutional networks, 2017,
+        equation 6 and algorithm 1, https://arxiv.org/abs/1708.03888.
+    """
+    numerics.check_number("weight_decay", weight_decay)
+    numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> TrustRatioState:
+        _check_selects(mask, params)
+        _check_selects(trust_ratio_mask, params)
+        return TrustRatioState(numerics.first_step())
+
+    def decay_and_compare(updates: Updates, step: jax.Array, params: Params) -> Any:
+        decay = numerics.hyper(weight_decay, step)
+        coefficient = numerics.hyper(trust_coefficient, step)
+        outside = numerics.hyper(eps, step)
+        decays, sizes = _select(mask, params), _norms(params)
+        lengths = _norms(updates)
+        updates = jax.tree.map(
+            lambda d, g, w: g + numerics.scaled(decay, w.astype(g.dtype)) if d else g,
+            decays,
+            updates,
+            params,
+        )
+        if separate_norms:
+            lengths = jax.tree.map(
+                lambda d, g, w: g + decay * w if d else g, decays, lengths, sizes
+            )
+        else:
+            lengths = _norms(updates)
+        ratios = jax.tree.map(
+            lambda w, u: _trust_ratio(coefficient, w, u, outside), sizes, lengths
+        )
+        return updates, ratios
+
+    def update(
+        updates: Updates, state: TrustRatioState, params: Params
+    ) -> tuple[Updates, TrustRatioState]:
+        updates, ratios = decay_and_compare(updates, state.step, params)
+        new_updates = _scale_selected(trust_ratio_mask, params, ratios, updates)
+        return new_updates, TrustRatioState(numerics.next_step(state.step))
+
+    def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
+        _, ratios = decay_and_compare(updates, state.step, params)
+        return _extremes(trust_ratio_mask, params, ratios)
+
+    return chain(Transform(init, update, name="scale_by_lars", report=report))
+
+
+def _trust_ratio(
+    coefficient: jax.Array, size: jax.Array, length: jax.Array, eps: jax.Array
+) -> jax.Array:
+    """Return coefficient size / (length + eps), and 1 where size or length is 0."""
+    ratio = coefficient * numerics.divide(size, length + eps)
+    return jnp.where((size == 0) | (length == 0), 1, ratio)
+
+
+def _norms(a: Any) -> Any:
+    """Return each leaf's norm, in the dtype of hyperparameters."""
+    return leaves.map_leaves(
+        lambda x: tree.norm(x).astype(jnp.result_type(float)), tree.widen(a)
+    )
+
+
+def _select(mask: Selector | None, params: Params) -> Any:
+    return tree.select("**" if mask is None else mask, params)
+
+
+def _check_selects(mask: Selector | None, params: Params) -> None:
+    if isinstance(mask, str) and not any(jax.tree.leaves(_select(mask, params))):
+        raise ValueError(
+            f"need a mask that selects a leaf, got {mask!r} for the leaves "
+            f"{list(tree.leaf_paths(params))}"
+        )
+
+
+def _scale_selected(
+    mask: Selector | None, params: Params, ratios: Any, updates: Updates
+) -> Updates:
+    scaled = leaves.map_leaves(lambda u, r: numerics.scaled(r, u), updates, ratios)
+    return jax.tree.map(
+        lambda selected, u, plain: u if selected else plain,
+        _select(mask, params),
+        scaled,
+        updates,
+    )
+
+
+def _extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
+    selected = jax.tree.leaves(tree.keep(_select(mask, params), ratios))
+    one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
+    lows, highs = ([f(r) for r in selected] for f in (jnp.min, jnp.max))
+    return {
+        "smallest_ratio": functools.reduce(jnp.minimum, lows) if lows else one,
+        "largest_ratio": functools.reduce(jnp.maximum, highs) if highs else one,
+    }
