@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 import fngrad.batching as batching
+import fngrad.evaluation_point as evaluation_point
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
 from fngrad.signatures import bind, check_function, parameters
@@ -49,7 +50,8 @@ def evaluate(
             per example, shape ``(examples, ...)``, whose mean over the examples is
             meant; or a tuple (sum, weight), whose quotient of totals is; or an
             accumulator such as ``metrics.r2(...)``.
-        state_or_params: a `fngrad.TrainState`, or parameters alone.
+        state_or_params: a `fngrad.TrainState`, whose `fngrad.eval_params` are
+            measured, or parameters alone.
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset, whose examples
             are read once each, in the order of its arrays and through its maps.
         batch_size: how many examples to measure at once, >= 1; larger than n is n.
@@ -77,7 +79,8 @@ def evaluate(
     check_function(metric_fn)
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
-    params = state_or_params.params if is_state else state_or_params
+    point = evaluation_point.eval_params
+    params = point(state_or_params) if is_state else state_or_params
     model_state = state_or_params.model_state if is_state else ()
     if not is_state and "model_state" in parameters(metric_fn):
         raise TypeError(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.evaluation as evaluation
+import fngrad.evaluation_point as evaluation_point
 import fngrad.measures as measures
 import fngrad.numerics as numerics
 import fngrad.objective as objective
@@ -203,7 +204,7 @@ def run(
         state: where to start.
         data: a dataset, or a function ``step -> batch``.
         num_steps: how many steps to make, a Python int >= 0.
-        metric_fn: see `fngrad.evaluate`.
+        metric_fn: see `fngrad.evaluate`; it is given `fngrad.eval_params`.
         eval_data: arrays or a dataset, evaluated whole.
         eval_every: evaluate after every so many steps, and at the end. ``None`` means
             at the end only.
@@ -241,8 +242,9 @@ def run(
 
     def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
         state, history = jax.lax.scan(advance, state, None, length)
+        point = evaluation_point.eval_params(state)
         scores = evaluation.fold(
-            metric_fn, state.params, state.model_state, evaluation.arrays_of(eval_data)
+            metric_fn, point, state.model_state, evaluation.arrays_of(eval_data)
         )
         return state, (history, {f"val/{name}": v for name, v in scores.items()})
 

@@ -1,0 +1,129 @@
+"""Where a model is evaluated: at its parameters, or at a point an optimizer keeps.
+
+Some rules take gradients at one point and mean another for use: an average of the
+parameters, schedule-free's x. The class of such a rule's state has a method
+``eval_params(self, params) -> params``, which is all that tells it from other states.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.tree as tree
+from fngrad.types import OptState, Params
+
+
+def eval_params(state: Any) -> Params:
+    """Return the parameters that evaluation uses: averaged, schedule-free or plain.
+
+    Args:
+        state: a `fngrad.TrainState`, or anything with ``params``, and ``opt_state``
+            if there is an optimizer.
+
+    Returns:
+        The optimizer's evaluation point (see `evaluation_point`), in the dtypes of
+        ``state.params``; these themselves where the optimizer has none.
+
+    Raises:
+        TypeError: a state without ``params``.
+        ValueError: two evaluation points for one leaf, or one that does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.schedule_free_sgd(0.5, b1=0.0)
+        >>> step = fg.make_step(lambda w, batch: jnp.sum(w**2) / 2, optimizer)
+        >>> state = fg.init_state(jnp.array([4.0]), optimizer, key=0)
+        >>> for _ in range(2):
+        ...     state, _ = step(state, ())
+        >>> print(state.params, fg.eval_params(state))
+        [1.] [1.5]
+    """
+    if not hasattr(state, "params"):
+        raise TypeError(
+            f"need a TrainState or a state with params, got {type(state).__name__}"
+        )
+    return evaluation_point(getattr(state, "opt_state", ()), state.params)
+
+
+def evaluation_point(opt_state: OptState, params: Params) -> Params:
+    """Return the point at which an optimizer wants its model evaluated.
+
+    Every state with a method ``eval_params`` is given its part of the parameters:
+    where one of the state's fields is shaped like the parameters with holes, as
+    inside of a partition, the parameters with these holes, else all of them. What it
+    returns, with holes or without, takes the place of those parameters.
+
+    Of nested states the outermost is asked alone. A wrapper that builds on the point
+    of what it wraps, or holds it in another form (stacked, say), calls this function
+    in its own ``eval_params``.
+
+    Args:
+        opt_state: an optimizer's state, or any tree of states.
+        params: the parameters it belongs to.
+
+    Returns:
+        A tree like ``params``, in its dtypes.
+
+    Raises:
+        ValueError: two evaluation points for one leaf, or one that does not fit.
+    """
+    found: dict[str, jax.Array] = {}
+    for owner in _owners(opt_state):
+        point = owner.eval_params(_part_of(params, owner))
+        for path, leaf in tree.leaf_paths(point).items():
+            if path in found:
+                raise ValueError(
+                    f"need one evaluation point, got a second for leaf {path!r} from "
+                    f"{type(owner).__name__}; wrap one of the two transforms in the "
+                    "other, or keep one"
+                )
+            found[path] = leaf
+    if not found:
+        return params
+    _check_fits(found, params)
+    return tree.map_with_path(
+        lambda path, p: jnp.asarray(found[path], p.dtype) if path in found else p,
+        params,
+    )
+
+
+def _owners(opt_state: OptState) -> Iterator[Any]:
+    def has_point(node: Any) -> bool:
+        return callable(getattr(type(node), "eval_params", None))
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=has_point)
+    return (node for node in nodes if has_point(node))
+
+
+def _part_of(params: Params, owner: Any) -> Params:
+    """Return the parameters with the holes that a field of the state has."""
+    paths = tree.leaf_paths(params)
+    for field in owner if isinstance(owner, tuple) else ():
+        try:
+            mask = jax.tree.map(
+                lambda x, _: x is not None, field, params, is_leaf=lambda x: x is None
+            )
+        except (ValueError, TypeError):  # another structure
+            continue
+        kept = tree.leaf_paths(field)
+        if kept and all(jnp.shape(x) == paths[p].shape for p, x in kept.items()):
+            return tree.keep(mask, params)
+    return params
+
+
+def _check_fits(found: dict[str, jax.Array], params: Params) -> None:
+    paths = tree.leaf_paths(params)
+    for path, leaf in found.items():
+        if path not in paths:
+            raise ValueError(
+                f"need an evaluation point like the parameters, got a leaf {path!r}, "
+                f"which is not among {list(paths)}"
+            )
+        if jnp.shape(leaf) != paths[path].shape:
+            raise ValueError(
+                f"need an evaluation point of shape {paths[path].shape} at {path!r}, "
+                f"got {jnp.shape(leaf)}"
+            )

@@ -1,0 +1,192 @@
+"""D-Adaptation: a growing lower bound on the distance to a solution as learning rate.
+
+Inner products and norms go over all leaves. The parts return directions of ascent
+with the step size in them; the recipes end in ``scale(-1.0)``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.estimates import (
+    adam_correction,
+    add_decay,
+    check_adam,
+    check_mask,
+    check_multiplier,
+    inner_product,
+    l1_norm,
+    limit_growth,
+    scalar,
+)
+from fngrad.transforms.iterates import difference, wide_copy
+from fngrad.transforms.roots import divide_by_root
+from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
+
+
+class ScaleByDadaptAdamState(NamedTuple):
+    """State of `scale_by_dadapt_adam`."""
+
+    step: jax.Array  # int32, shape ()
+    d: jax.Array  # shape (); the estimate, in force at the next step
+    numerator: jax.Array  # shape ()
+    mu: Updates  # average of the step size times g
+    nu: Updates  # average of g**2
+    grad_sum: Updates  # slower average of the step size times g
+
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+class ScaleByDadaptSgdState(NamedTuple):
+    """State of `scale_by_dadapt_sgd`."""
+
+    step: jax.Array  # int32, shape ()
+    d: jax.Array  # shape (); the estimate, in force at the next step
+    numerator: jax.Array  # shape ()
+    first_norm: jax.Array  # shape (); of the first gradient that is not zero
+    grad_sum: Updates  # sum of the step size times g
+    params0: Params  # where it began
+
+
+def scale_by_dadapt_adam(
+    learning_rate: Hyper = 1.0,
+    betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    estim_lr0: Scalar = 1e-6,
+    weight_decay: Hyper = 0.0,
+    *,
+    use_bias_correction: bool = True,
+    growth_rate: Hyper = float("inf"),
+    mask: Selector | None = None,
+) -> Transform:
+    """Adam's direction times D-Adaptation's step size: see `fngrad.dadapt_adamw`.
+
+    It reports ``d``, the estimated distance, and ``learning_rate``, the step size in
+    force. The arguments are those of `fngrad.dadapt_adamw`.
+
+    Raises:
+        TypeError: the learning rate is None; at ``init``, complex parameters.
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+    """
+    check_multiplier(learning_rate, estim_lr0, growth_rate)
+    check_adam(betas, eps, weight_decay)
+
+    def init(params: Params) -> ScaleByDadaptAdamState:
+        leaves.check_real("dadapt_adamw", params)
+        check_mask(mask, params)
+        zeros = (tree.wide_zeros_like(params) for _ in range(3))
+        step = numerics.first_step()
+        return ScaleByDadaptAdamState(step, scalar(estim_lr0), scalar(0.0), *zeros)
+
+    def step_size(state: ScaleByDadaptAdamState) -> jax.Array:
+        rate = state.d * numerics.hyper(learning_rate, state.step)
+        b1, b2 = (numerics.hyper(b, state.step) for b in betas)
+        correction = adam_correction(b1, b2, state.step)
+        return rate * correction if use_bias_correction else rate
+
+    def update(
+        updates: Updates, state: ScaleByDadaptAdamState, params: Params
+    ) -> tuple[Updates, ScaleByDadaptAdamState]:
+        rate, (b1, b2) = (
+            step_size(state),
+            (numerics.hyper(b, state.step) for b in betas),
+        )
+        outside = numerics.hyper(eps, state.step)
+        scaled = tree.scale(rate, updates)
+        normed_sum = divide_by_root(state.grad_sum, state.nu, 0.0, outside)
+        product = inner_product(updates, normed_sum, like=rate)
+        slow = jnp.sqrt(b2)
+        numerator = slow * state.numerator + (1 - slow) * rate * product
+        grad_sum = tree.average(slow, state.grad_sum, scaled)
+        norm = l1_norm(grad_sum, like=rate)
+        bound = numerics.divide(numerator, (1 - slow) * norm)
+        limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
+        mu = tree.average(b1, state.mu, scaled)
+        nu = tree.average(b2, state.nu, jax.tree.map(tree.abs_square, updates))
+        direction = divide_by_root(mu, nu, 0.0, outside)
+        decay = rate * numerics.hyper(weight_decay, state.step)
+        new_state = ScaleByDadaptAdamState(
+            numerics.next_step(state.step),
+            jnp.maximum(state.d, limited),
+            numerator,
+            mu,
+            nu,
+            grad_sum,
+        )
+        return add_decay(direction, params, decay, mask), new_state
+
+    def report(
+        updates: Updates, state: ScaleByDadaptAdamState, params: Params
+    ) -> Metrics:
+        return {"d": state.d, "learning_rate": step_size(state)}
+
+    return chain(Transform(init, update, name="scale_by_dadapt_adam", report=report))
+
+
+def scale_by_dadapt_sgd(
+    learning_rate: Hyper = 1.0,
+    momentum: Hyper = 0.0,
+    estim_lr0: Scalar = 1e-6,
+    *,
+    growth_rate: Hyper = float("inf"),
+) -> Transform:
+    """The way back to D-Adaptation's iterate: see `fngrad.dadapt_sgd`.
+
+    It reports ``d``, the estimated distance, and ``learning_rate``, the step size in
+    force. The arguments are those of `fngrad.dadapt_sgd`.
+
+    Raises:
+        TypeError: the learning rate is None; at ``init``, complex parameters.
+        ValueError: a number out of range.
+    """
+    check_multiplier(learning_rate, estim_lr0, growth_rate)
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
+
+    def init(params: Params) -> ScaleByDadaptSgdState:
+        leaves.check_real("dadapt_sgd", params)
+        scalars = scalar(estim_lr0), scalar(0.0), scalar(0.0)
+        sums, start = tree.wide_zeros_like(params), wide_copy(params)
+        return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
+
+    def step_size(
+        updates: Updates, state: ScaleByDadaptSgdState
+    ) -> tuple[jax.Array, jax.Array]:
+        norm = tree.norm(updates).astype(state.d.dtype)
+        first_norm = jnp.where(state.first_norm == 0, norm, state.first_norm)
+        rate = state.d * numerics.hyper(learning_rate, state.step)
+        return numerics.divide(rate, first_norm), first_norm
+
+    def update(
+        updates: Updates, state: ScaleByDadaptSgdState, params: Params
+    ) -> tuple[Updates, ScaleByDadaptSgdState]:
+        rate, first_norm = step_size(updates, state)
+        product = inner_product(updates, state.grad_sum, like=rate)
+        numerator = state.numerator + rate * product
+        grad_sum = tree.add(state.grad_sum, tree.scale(rate, updates))
+        norm = tree.norm(grad_sum).astype(rate.dtype)
+        bound = numerics.divide(2 * numerator, norm)
+        limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
+        z = tree.sub(state.params0, grad_sum)
+        towards = 1 - numerics.hyper(momentum, state.step)
+        new_state = ScaleByDadaptSgdState(
+            numerics.next_step(state.step),
+            jnp.maximum(state.d, limited),
+            numerator,
+            first_norm,
+            grad_sum,
+            state.params0,
+        )
+        return tree.scale(towards, difference(params, z)), new_state
+
+    def report(
+        updates: Updates, state: ScaleByDadaptSgdState, params: Params
+    ) -> Metrics:
+        return {"d": state.d, "learning_rate": step_size(updates, state)[0]}
+
+    return chain(Transform(init, update, name="scale_by_dadapt_sgd", report=report))

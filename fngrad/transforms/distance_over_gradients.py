@@ -1,0 +1,119 @@
+"""DoG: steps as long as the way so far over the root of all squared gradients."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.iterates import difference, wide_copy
+from fngrad.transforms.roots import divide_by_root
+from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
+
+InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
+
+
+class ScaleByDogState(NamedTuple):
+    """State of `scale_by_dog`; layerwise, one scalar a leaf instead of one for all."""
+
+    step: jax.Array  # int32, shape ()
+    max_distance: Any  # shape (); from params0, the largest so far
+    sum_of_squares: Any  # shape (); of gradients
+    params0: Params  # where it began
+
+
+def scale_by_dog(
+    init_step: InitStep = ("heuristic", 1e-6),
+    eps: Hyper = 1e-8,
+    *,
+    layerwise: bool = False,
+) -> Transform:
+    r"""Multiply by the distance travelled over the root of the gradients' squares.
+
+    $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
+      u_t = \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t$$
+
+    It reports ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of
+    each where there is one a leaf.
+
+    Args:
+        init_step: how it begins, see `fngrad.dog`.
+        eps: $\epsilon$ >= 0, in squared gradient units.
+        layerwise: whether each leaf has its own step size.
+
+    Raises:
+        ValueError: an unknown kind of ``init_step``, or a number out of range.
+
+    References:
+        Ivgi, Hinder and Carmon, DoG is SGD's best friend, 2023,
+        https://arxiv.org/abs/2302.12022.
+    """
+    kind, value = _check_init_step(init_step)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def over_blocks(fn: Any, *trees: Any, outputs: int = 1) -> Any:
+        return (
+            leaves.map_leaves(fn, *trees, outputs=outputs) if layerwise else fn(*trees)
+        )
+
+    def first_distance(start: Params) -> jax.Array:
+        begin = numerics.hyper(value)
+        if kind == "heuristic":
+            return begin * (1 + tree.norm(start).astype(begin.dtype))
+        return begin if kind == "distance" else jnp.zeros_like(begin)
+
+    def init(params: Params) -> ScaleByDogState:
+        start = wide_copy(params)
+        zero = jnp.zeros((), jnp.result_type(float))
+        farthest = over_blocks(lambda w: first_distance(w) + zero, start)
+        squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
+        return ScaleByDogState(numerics.first_step(), farthest, squares, start)
+
+    def advance(state: ScaleByDogState, updates: Updates, params: Params) -> Any:
+        """Return the largest distances, the sums of squares, and the step sizes."""
+        inside = numerics.hyper(eps, state.step)
+
+        def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
+            distance = tree.norm(difference(w, start)).astype(farthest.dtype)
+            farthest = jnp.maximum(farthest, distance)
+            squares = squares + tree.vdot(g, g).astype(squares.dtype)
+            size = divide_by_root(farthest, squares, inside, outside=0.0)
+            if kind == "learning_rate":
+                size = jnp.where(state.step == 0, numerics.hyper(value), size)
+            return farthest, squares, size
+
+        trees = params, updates, state.params0, state.max_distance, state.sum_of_squares
+        return over_blocks(of_block, *trees, outputs=3)
+
+    def update(
+        updates: Updates, state: ScaleByDogState, params: Params
+    ) -> tuple[Updates, ScaleByDogState]:
+        farthest, squares, sizes = advance(state, updates, params)
+        new_updates = over_blocks(lambda g, size: tree.scale(size, g), updates, sizes)
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByDogState(step, farthest, squares, state.params0)
+
+    def report(updates: Updates, state: ScaleByDogState, params: Params) -> Metrics:
+        farthest, _, sizes = advance(state, updates, params)
+        return {"distance": _largest(farthest), "step_size": _largest(sizes)}
+
+    return chain(Transform(init, update, name="scale_by_dog", report=report))
+
+
+def _largest(scalars: Any) -> jax.Array:
+    return functools.reduce(jnp.maximum, map(jnp.max, jax.tree.leaves(scalars)))
+
+
+def _check_init_step(init_step: InitStep) -> InitStep:
+    kinds = ("distance", "learning_rate", "heuristic")
+    is_pair = isinstance(init_step, tuple) and len(init_step) == 2
+    if not is_pair or init_step[0] not in kinds:
+        raise ValueError(
+            f"need init_step=(kind, value) with a kind among {kinds}, got {init_step=}"
+        )
+    numerics.check_positive(f"the {init_step[0]} of init_step", init_step[1])
+    return init_step

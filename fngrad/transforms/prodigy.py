@@ -1,0 +1,170 @@
+"""Prodigy: Adam's step size from a growing lower bound on the distance to a solution.
+
+Inner products and norms go over all leaves. The part returns a direction of ascent
+with the step size in it; the recipe ends in ``scale(-1.0)``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.estimates import (
+    adam_correction,
+    add_decay,
+    check_adam,
+    check_mask,
+    check_multiplier,
+    inner_product,
+    l1_norm,
+    limit_growth,
+    scalar,
+)
+from fngrad.transforms.iterates import difference, wide_copy
+from fngrad.transforms.roots import check_decay, divide_by_root
+from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
+
+
+class Estimate(NamedTuple):
+    """Prodigy's estimate of the distance, and what it is made of."""
+
+    d: jax.Array  # shape (), in force at the next step
+    highest: jax.Array  # shape (); d without a bound on its growth
+    numerator: jax.Array  # shape ()
+    grad_sum: Updates  # decayed weighted sum of gradients
+
+
+class ScaleByProdigyState(NamedTuple):
+    """State of `scale_by_prodigy`."""
+
+    step: jax.Array  # int32, shape ()
+    estimate: Estimate
+    mu: Updates  # average of d g
+    nu: Updates  # average of (d g)**2
+    params0: Params  # where it began
+
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+class _Values(NamedTuple):
+    """Hyperparameters in force at a step."""
+
+    b1: jax.Array
+    b2: jax.Array
+    b3: jax.Array
+    eps: jax.Array
+    d0: jax.Array
+    coef: jax.Array
+    growth: jax.Array
+    step_size: jax.Array
+    decay: jax.Array  # times the step size
+
+
+def scale_by_prodigy(
+    learning_rate: Hyper = 1.0,
+    betas: tuple[Hyper, Hyper] = (0.9, 0.999),
+    beta3: Hyper | None = None,
+    eps: Hyper = 1e-8,
+    estim_lr0: Scalar = 1e-6,
+    estim_lr_coef: Hyper = 1.0,
+    weight_decay: Hyper = 0.0,
+    safeguard_warmup: bool = False,
+    *,
+    use_bias_correction: bool = True,
+    growth_rate: Hyper = float("inf"),
+    mask: Selector | None = None,
+) -> Transform:
+    """Adam's direction times Prodigy's step size: see `fngrad.prodigy`.
+
+    It reports ``d``, the estimated distance, and ``learning_rate``, the step size in
+    force. The arguments are those of `fngrad.prodigy`.
+
+    Raises:
+        TypeError: the learning rate is None; at ``init``, complex parameters.
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+    """
+    check_multiplier(learning_rate, estim_lr0, growth_rate)
+    check_adam(betas, eps, weight_decay)
+    numerics.check_positive("estim_lr_coef", estim_lr_coef)
+    if beta3 is not None:
+        check_decay("beta3", beta3, corrected=False)
+
+    def values(state: ScaleByProdigyState) -> _Values:
+        step, (b1, b2) = state.step, (numerics.hyper(b, state.step) for b in betas)
+        step_size = state.estimate.d * numerics.hyper(learning_rate, step)
+        if use_bias_correction:
+            step_size = step_size * adam_correction(b1, b2, step)
+        return _Values(
+            b1,
+            b2,
+            jnp.sqrt(b2) if beta3 is None else numerics.hyper(beta3, step),
+            numerics.hyper(eps, step),
+            numerics.hyper(estim_lr0),
+            numerics.hyper(estim_lr_coef, step),
+            numerics.hyper(growth_rate, step),
+            step_size,
+            step_size * numerics.hyper(weight_decay, step),
+        )
+
+    def init(params: Params) -> ScaleByProdigyState:
+        leaves.check_real("prodigy", params)
+        check_mask(mask, params)
+        sums, mu, nu = (tree.wide_zeros_like(params) for _ in range(3))
+        start = Estimate(scalar(estim_lr0), scalar(estim_lr0), scalar(0.0), sums)
+        start_point = wide_copy(params)
+        return ScaleByProdigyState(numerics.first_step(), start, mu, nu, start_point)
+
+    def update(
+        updates: Updates, state: ScaleByProdigyState, params: Params
+    ) -> tuple[Updates, ScaleByProdigyState]:
+        now = values(state)
+        travelled = difference(state.params0, params)
+        estimate = _advance(now, state.estimate, updates, travelled, safeguard_warmup)
+        weighted = tree.scale(state.estimate.d, updates)
+        mu = tree.average(now.b1, state.mu, weighted)
+        nu = tree.average(now.b2, state.nu, jax.tree.map(tree.abs_square, weighted))
+        direction = divide_by_root(mu, nu, inside=0.0, outside=estimate.d * now.eps)
+        new_updates = add_decay(
+            tree.scale(now.step_size, direction), params, now.decay, mask
+        )
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByProdigyState(step, estimate, mu, nu, state.params0)
+
+    def report(updates: Updates, state: ScaleByProdigyState, params: Params) -> Metrics:
+        return {"d": state.estimate.d, "learning_rate": values(state).step_size}
+
+    return chain(Transform(init, update, name="scale_by_prodigy", report=report))
+
+
+def _advance(
+    now: _Values,
+    old: Estimate,
+    updates: Updates,
+    travelled: Params,
+    safeguard_warmup: bool,
+) -> Estimate:
+    """Return the next estimate; with a zero denominator d stays.
+
+    All weights are over d0, which cancels: small sums do not vanish in float32.
+    """
+    relative = old.d / now.d0
+    product = inner_product(updates, travelled, like=old.d)
+    numerator = now.b3 * old.numerator + relative * now.step_size * product
+    weight = relative * (old.d if safeguard_warmup else now.step_size)
+    grad_sum = jax.tree.map(
+        lambda s, g: numerics.scaled(now.b3, s) + numerics.scaled(weight, g),
+        old.grad_sum,
+        updates,
+    )
+    bound = now.coef * numerics.divide(numerator, l1_norm(grad_sum, like=old.d))
+    highest = jnp.maximum(old.highest, bound)
+    # The first leap away from d0 may be of any size.
+    reached = jnp.where(old.d == now.d0, jnp.maximum(old.d, bound), old.d)
+    return Estimate(
+        limit_growth(highest, reached, now.growth), highest, numerator, grad_sum
+    )

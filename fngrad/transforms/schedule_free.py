@@ -1,0 +1,140 @@
+r"""Schedule-free learning: averaging in place of a schedule that decays.
+
+Three sequences: $z$ takes the optimizer's steps, $x$ averages $z$, and $y$, between
+the two, is where gradients are taken. The parameters are $y$; the state keeps $z$ and
+$x$, both in at least float32, so that parameters in bfloat16 lose nothing.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.iterates import difference, wide_copy
+from fngrad.transforms.roots import check_decay
+from fngrad.types import Hyper, Metrics, OptState, Params, Path, Updates
+
+
+class ScheduleFreeState(NamedTuple):
+    """State of `schedule_free`; leaves that the inner transform freezes are absent."""
+
+    step: jax.Array  # int32, shape ()
+    max_learning_rate: jax.Array  # shape (); the largest so far
+    weight_sum: jax.Array  # shape ()
+    z: Params  # where the inner transform's steps lead
+    x: Params  # the weighted average of z
+    inner: OptState
+
+    def eval_params(self, params: Params) -> Params:
+        """Return x, which evaluation uses."""
+        return self.x
+
+
+def schedule_free(
+    inner: TransformLike,
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    weight_lr_power: Hyper = 2.0,
+) -> Transform:
+    r"""Replace an optimizer's momentum and decaying schedule by an average of iterates.
+
+    With the inner optimizer's update $u_t$ for the gradient at $y_t$ and
+    $\gamma_t = \max_{s \le t} \alpha_s$, from $z_1 = x_1 = y_1$,
+
+    $$z_{t+1} = z_t + u_t, \qquad
+      x_{t+1} = (1 - c_t)\,x_t + c_t\,z_{t+1}, \qquad
+      c_t = \gamma_t^p \Big/ \sum_{s \le t} \gamma_s^p$$
+    $$y_{t+1} = (1 - \beta)\,z_{t+1} + \beta\,x_{t+1}$$
+
+    The parameters are $y$. Evaluate at $x$: `fngrad.eval_params`. While every learning
+    rate so far is zero, $c_t = 0$ (unless $p = 0$). It reports ``averaging_weight``,
+    $c_t$, beside what the inner optimizer reports.
+
+    Args:
+        inner: an optimizer without momentum, e.g. ``sgd`` or ``rmsprop``.
+        learning_rate: $\alpha$, the inner optimizer's own: a number >= 0, a scalar
+            array or tracer, or a schedule, which may warm up but need not decay. Here
+            it weighs the average only.
+        b1: $\beta$ in [0, 1]: how far $y$ is from $z$ towards $x$; 0 is the inner
+            optimizer with an average beside it (Polyak and Ruppert's), 1 primal
+            averaging.
+        weight_lr_power: $p$ >= 0; 0 weighs all iterates alike.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import fngrad as fg
+        >>> warmup = fg.schedules.linear(0.0, 0.1, 100)
+        >>> optimizer = fg.schedule_free(fg.sgd(warmup), warmup, b1=0.95)
+
+    References:
+        Defazio et al., The road less scheduled, 2024, equations 2 to 4 and algorithm
+        1, https://arxiv.org/abs/2405.15682. Differs from it in: any optimizer may be
+        inside, and $\gamma_t$ is the largest learning rate so far, as in the authors'
+        code. optax recovers $x$ from $y$ and $z$ by a division by $\beta$; here it is
+        kept, which costs one copy of the parameters and holds at $\beta = 0$ too.
+    """
+    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_decay("b1", b1, corrected=False)
+    numerics.check_number("weight_lr_power", weight_lr_power, low=0.0)
+    bare = unwrap(inner)
+
+    def init(params: Params) -> ScheduleFreeState:
+        zero = jnp.zeros((), jnp.result_type(float))
+        z, x = (wide_copy(_learned(bare, params, params)) for _ in range(2))
+        step = numerics.first_step()
+        return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
+
+    def weigh(state: ScheduleFreeState) -> tuple[jax.Array, jax.Array]:
+        rate = numerics.hyper(learning_rate, state.step)
+        highest = jnp.maximum(state.max_learning_rate, rate)
+        weight = _power(highest, numerics.hyper(weight_lr_power, state.step))
+        return highest, weight
+
+    def update(
+        updates: Updates, state: ScheduleFreeState, params: Params
+    ) -> tuple[Updates, ScheduleFreeState]:
+        steps, inner_state = bare.update(updates, state.inner, params)
+        highest, weight = weigh(state)
+        weight_sum = state.weight_sum + weight
+        z = tree.add(state.z, _learned(bare, params, steps))
+        x = tree.lerp(state.x, z, numerics.divide(weight, weight_sum))
+        y = tree.average(numerics.hyper(b1, state.step), x, z)
+        moves = difference(y, _learned(bare, params, params))
+        step = numerics.next_step(state.step)
+        new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
+        return tree.merge(moves, tree.zeros_like(updates)), new_state
+
+    def report(updates: Updates, state: ScheduleFreeState, params: Params) -> Metrics:
+        _, weight = weigh(state)
+        share = numerics.divide(weight, state.weight_sum + weight)
+        own = {"averaging_weight": share}
+        return own | (bare.report(updates, state.inner, params) if bare.report else {})
+
+    return chain(
+        Transform(
+            init,
+            update,
+            name="schedule_free",
+            report=report,
+            trainable=bare.trainable,
+        )
+    )
+
+
+def _learned(inner: Transform, params: Params, a: Any) -> Any:
+    """Return ``a`` with holes where the inner transform freezes the parameter."""
+
+    def is_learned(path: Path, leaf: Any) -> bool:
+        return inner.trainable is None or inner.trainable(path, leaf)
+
+    return tree.keep(tree.map_with_path(is_learned, params), a)
+
+
+def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, 1 where both are 0, with finite gradients."""
+    return jnp.where(exponent == 0, 1, numerics.power(base, exponent))
