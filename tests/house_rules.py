@@ -21,8 +21,9 @@ _HOUSE = {
     1: "tree numerics extras permutation signatures",
     1.5: "leaves",
     2: "schedules losses metrics gradcheck backprop closed_form batching "
-    "layers.core transforms.core transforms.roots",
-    2.5: "layers.initializers",
+    "layers.core transforms.core transforms.roots transforms.axes "
+    "transforms.iterates evaluation_point",
+    2.5: "layers.initializers transforms.estimates",
     3: "layers transforms",
     3.5: "transforms.laws",
     4: "curvature landscapes",
