@@ -1,0 +1,47 @@
+r"""The axes of a leaf one by one, for rules that keep a matrix for each.
+
+Along an axis of size n an array G unfolds into a matrix $G_{(i)}$ of n rows; its
+*Gram matrix* is $G_{(i)} G_{(i)}^\top$, of shape (n, n). For a matrix these are
+$G G^\top$ and $G^\top G$. Products are exact to float32, also where the default
+precision of a matrix product is lower.
+"""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+# What a leaf keeps for each of its axes, None where it keeps nothing.
+Axes: TypeAlias = tuple[Any, ...]
+
+
+def gram(g: jax.Array, axis: int) -> jax.Array:
+    """Return the Gram matrix along an axis."""
+    rows = jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)
+    return matmul(rows, rows.T)
+
+
+def diagonal(g: jax.Array, axis: int) -> jax.Array:
+    """Return the diagonal of the Gram matrix along an axis."""
+    return jnp.sum(g * g, axis=tuple(i for i in range(g.ndim) if i != axis))
+
+
+def along(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """Multiply x by a matrix along an axis, from the left."""
+    product = jnp.tensordot(matrix, x, (1, axis), precision="highest")
+    return jnp.moveaxis(product, 0, axis)
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return a @ b in full precision."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def check_at_least_one(name: str, value: int) -> None:
+    """Raise unless a number of steps is 1 or more.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value < 1:
+        raise ValueError(f"need {name} >= 1, got {name}={value}")

@@ -1,0 +1,215 @@
+"""Shampoo: a matrix for each axis of a leaf, and an inverse root of it.
+
+Eigenvalues are taken in at least float32, every few steps: a decomposition is cubic
+in the length of the axis.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.axes import (
+    Axes,
+    along,
+    check_at_least_one,
+    diagonal,
+    gram,
+    matmul,
+)
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.roots import check_decay, divide_by_root, full_moment
+from fngrad.types import Hyper, Params, Updates
+
+GRAFTS = (None, "sgd", "diagonal")
+
+
+class ScaleByShampooState(NamedTuple):
+    """State of `scale_by_shampoo`."""
+
+    step: jax.Array  # int32, shape ()
+    statistics: Updates  # a tuple a leaf: (n, n) for each axis, (n,) if diagonal
+    roots: Updates  # their inverse roots, in the same form
+    nu: Updates  # sum or average of g**2, for the diagonal graft; else ()
+    non_negative = ("nu",)
+
+
+def scale_by_shampoo(
+    b2: Hyper = 1.0,
+    eps: Hyper = 1e-12,
+    update_every: int = 1,
+    max_size: int = 1024,
+    *,
+    exponent: Hyper | None = None,
+    bias_correction: bool = True,
+    graft: str | None = None,
+) -> Transform:
+    r"""Multiply along every axis by an inverse root of its statistic: Shampoo.
+
+    For a leaf with k axes and along each axis i
+
+    $$S_i \leftarrow \beta_2\,S_i + w\,G_{(i)} G_{(i)}^\top, \qquad
+      u = G \times_1 (S_1 + \epsilon I)^{-1/2k} \times_2 \dots
+      \times_k (S_k + \epsilon I)^{-1/2k}$$
+
+    so that a matrix gets $L^{-1/4}\,G\,R^{-1/4}$ and a vector full-matrix Adagrad. At
+    $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
+    ($w = 1 - \beta_2$), debiased. From zero statistics and with ``eps=0`` a matrix'
+    first update is $U V^\top$ of $G = U \Sigma V^\top$. Eigenvalues below
+    $n\,\varepsilon_{machine}$ times the largest count as that; a gradient of zeros
+    gives zeros.
+
+    Args:
+        b2: $\beta_2$ in [0, 1].
+        eps: $\epsilon$ >= 0, in squared gradient units.
+        update_every: after how many steps the inverse roots are computed again; the
+            first step does.
+        max_size: the longest axis to get a matrix; of a longer one the diagonal of
+            $S_i$ is kept alone.
+        exponent: in place of $1/2k$, >= 0.
+        bias_correction: whether averages are divided by $1 - \beta_2^t$.
+        graft: which rule gives the norm of a leaf's update, Shampoo its direction:
+            ``None`` for Shampoo itself, ``"sgd"`` for G, ``"diagonal"`` for
+            $G / \sqrt{\nu + \epsilon}$, $\nu$ kept like the statistics (Adagrad at
+            $\beta_2 = 1$, RMSProp below).
+
+    Raises:
+        TypeError: at ``init``, a complex leaf.
+        ValueError: a number out of range, or another ``graft``.
+
+    References:
+        Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor
+        optimization, 2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568.
+        Averages, grafting and roots every few steps: Anil et al., Scalable second
+        order optimization for deep learning, 2020, https://arxiv.org/abs/2002.09018.
+        Differs from it in: $\epsilon I$ is added where the root is taken, which is
+        the same for sums and does not fade in averages; long axes are not cut into
+        blocks.
+    """
+    check_decay("b2", b2, corrected=False)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("exponent", exponent, low=0.0)
+    check_at_least_one("update_every", update_every)
+    if graft not in GRAFTS:
+        raise ValueError(f"need a graft in {GRAFTS}, got {graft=}")
+
+    def init(params: Params) -> ScaleByShampooState:
+        leaves.check_real("scale_by_shampoo", params)
+        statistics, roots = (
+            leaves.map_leaves(lambda p: _empty_statistics(p, max_size), params)
+            for _ in range(2)
+        )
+        nu = full_moment(params, 0.0) if graft == "diagonal" else ()
+        return ScaleByShampooState(numerics.first_step(), statistics, roots, nu)
+
+    def update(
+        updates: Updates, state: ScaleByShampooState, params: Params
+    ) -> tuple[Updates, ScaleByShampooState]:
+        ridge = numerics.hyper(eps, state.step)
+        power = None if exponent is None else numerics.hyper(exponent, state.step)
+        weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
+        statistics = leaves.map_leaves(
+            lambda g, axes: _observe(g, axes, weights), updates, state.statistics
+        )
+        is_due = state.step % update_every == 0
+        scalars = weights.seen, ridge, power
+        roots = _follow(is_due, updates, state.roots, statistics, scalars)
+        nu, target = state.nu, updates
+        if graft == "diagonal":
+            squares = jax.tree.map(tree.abs_square, updates)
+            nu = jax.tree.map(weights.accumulate, nu, squares)
+            target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
+        new_updates = leaves.map_leaves(_multiply, updates, roots)
+        if graft is not None:
+            new_updates = leaves.map_leaves(_with_norm_of, new_updates, target)
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByShampooState(step, statistics, roots, nu)
+
+    return chain(Transform(init, update, name="scale_by_shampoo"))
+
+
+class _Weights(NamedTuple):
+    """How a statistic takes in what is new, and the weight it has seen in all."""
+
+    decay: jax.Array
+    new: jax.Array
+    seen: jax.Array
+
+    def accumulate(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        return numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
+
+
+def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:
+    one = jnp.ones_like(decay)
+    is_sum = decay == 1
+    seen = numerics.bias_correction(decay, step) if bias_correction else one
+    return _Weights(
+        decay, jnp.where(is_sum, one, 1 - decay), jnp.where(is_sum, one, seen)
+    )
+
+
+def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
+    dtype = tree.wide_dtype(p.dtype)
+    shapes = [(n, n) if n <= max_size else (n,) for n in p.shape or (1,)]
+    return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+
+
+def _observe(g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
+    g = jnp.atleast_1d(g)
+    return tuple(
+        weights.accumulate(s, gram(g, i) if s.ndim == 2 else diagonal(g, i))
+        for i, s in enumerate(axes)
+    )
+
+
+@jax.jit  # or a step outside of jit would compile the branches each time
+def _follow(
+    is_due: jax.Array,
+    updates: Updates,
+    roots: Updates,
+    statistics: Updates,
+    scalars: tuple[jax.Array, jax.Array, jax.Array | None],
+) -> Updates:
+    """Return the statistics' roots if they are due, else the old ones."""
+
+    def renew() -> Updates:
+        return leaves.map_leaves(
+            lambda _, axes: _inverse_roots(axes, *scalars), updates, statistics
+        )
+
+    return lax.cond(is_due, renew, lambda: roots)
+
+
+def _inverse_roots(
+    axes: Axes, seen: jax.Array, ridge: jax.Array, exponent: jax.Array | None
+) -> Axes:
+    power = jnp.asarray(1 / (2 * len(axes))) if exponent is None else exponent
+    ridged = [s / seen.astype(s.dtype) for s in axes]
+    return tuple(_inverse_power(s, ridge, power) for s in ridged)
+
+
+def _inverse_power(s: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
+    """Return (s + ridge I) ** -power of a matrix, or of a diagonal."""
+    values, vectors = jnp.linalg.eigh(s) if s.ndim == 2 else (s, None)
+    values = jnp.maximum(values, 0) + ridge.astype(s.dtype)
+    floor = len(values) * float(jnp.finfo(s.dtype).eps) * jnp.max(values)
+    roots = numerics.power(jnp.maximum(values, floor), -power.astype(s.dtype))
+    return roots if vectors is None else matmul(vectors * roots[None], vectors.T)
+
+
+def _multiply(g: jax.Array, axes: Axes) -> jax.Array:
+    u = jnp.atleast_1d(g)
+    for i, root in enumerate(axes):
+        if root.ndim == 2:
+            u = along(root, u, i)
+        else:
+            u = u * root.reshape(-1, *[1] * (u.ndim - i - 1))
+    return u.reshape(g.shape)
+
+
+def _with_norm_of(u: jax.Array, target: jax.Array) -> jax.Array:
+    return u * numerics.divide(tree.norm(target), tree.norm(u)).astype(u.dtype)
