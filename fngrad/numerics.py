@@ -10,6 +10,7 @@ import numbers
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -102,6 +103,33 @@ def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     """Return base ** exponent, 0 with zero gradient where the base is 0."""
     is_zero = base == 0
     return jnp.where(is_zero, 0, jnp.where(is_zero, 1, base) ** exponent)
+
+
+def double_precision() -> Any:
+    """Return a context in which float64 is on, whatever the global flag says.
+
+    Arrays made inside are float64 outside too; arrays of before stay what they were
+    (see `as_double`).
+    """
+    module: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return module.enable_x64(True)
+
+
+def as_double(a: Any) -> Any:
+    """Return a tree's arrays in double precision; integers and keys stay.
+
+    Call it in `double_precision`.
+    """
+
+    def widest(x: Any) -> Any:
+        if jax.dtypes.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            return x
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            return x.astype(jnp.complex128)
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widest, a)
 
 
 def first_step() -> jax.Array:

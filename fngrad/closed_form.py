@@ -1,0 +1,171 @@
+r"""Solving gradient = 0 at once, where that can be done.
+
+For a quadratic loss $\nabla L = 0$ is a system of linear equations. Building it costs
+$n d^2$ operations and solving it $d^3$ for n examples and d parameters, its memory
+$d^2$, and the condition number of $X^\top X$ is the square of that of X. Beyond
+quadratics only the local model can be solved, which is Newton's method.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+import fngrad.numerics as numerics
+from fngrad.types import Scalar, Tree
+
+
+class LinearFit(NamedTuple):
+    """A fitted linear map, ``y = x @ weights + intercept``."""
+
+    weights: jax.Array  # shape (features,) or (features, outputs)
+    intercept: jax.Array  # shape () or (outputs,); zero where none is fitted
+    condition: jax.Array  # of the matrix that was solved with, shape ()
+
+
+def linear_regression(
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    ridge: Scalar = 0.0,
+    intercept: bool = True,
+    method: Literal["svd", "normal"] = "svd",
+) -> LinearFit:
+    r"""Fit least squares, or ridge regression, in closed form.
+
+    $$\min_{W, b}\; \|X W + b - Y\|^2 + \lambda \|W\|^2$$
+
+    The intercept is not penalised: X and Y are centred first. Then
+
+    $$W = (X^\top X + \lambda I)^{-1} X^\top Y
+      \quad\text{or}\quad W = V \frac{S}{S^2 + \lambda} U^\top Y,
+      \quad X = U S V^\top$$
+
+    Args:
+        x: shape (examples, features).
+        y: shape (examples,) or (examples, outputs).
+        ridge: $\lambda$ >= 0, in squared units of x.
+        intercept: whether to fit $b$.
+        method: ``"normal"`` solves the normal equations by Cholesky, whose condition
+            number is the square of X's, and gives NaN where they are singular;
+            ``"svd"`` works on X itself and gives the shortest of many solutions.
+
+    Returns:
+        The fit, in the dtype of x.
+
+    Raises:
+        ValueError: a negative ridge, an unknown method, or shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad.closed_form import linear_regression
+        >>> x = jnp.array([[0.0], [1.0], [2.0]])
+        >>> fit = linear_regression(x, jnp.array([1.0, 3.0, 5.0]))
+        >>> print(fit.weights.round(4), fit.intercept.round(4))
+        [2.] 1.0
+
+    References:
+        Hoerl and Kennard, Ridge regression, 1970, equation 2.1,
+        https://doi.org/10.1080/00401706.1970.10488634.
+    """
+    numerics.check_number("ridge", ridge, low=0.0)
+    if method not in ("svd", "normal"):
+        raise ValueError(f'need method="svd" or "normal", got {method=}')
+    if x.ndim != 2 or y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
+        raise ValueError(
+            "need x of shape (examples, features) and y of shape (examples,) or "
+            f"(examples, outputs), got {x.shape} and {y.shape}"
+        )
+    targets = y.reshape(y.shape[0], -1)
+    x_mean = jnp.mean(x, axis=0) if intercept else jnp.zeros_like(x[0])
+    y_mean = jnp.mean(targets, axis=0) if intercept else jnp.zeros_like(targets[0])
+    centred_x, centred_y = x - x_mean[None], targets - y_mean[None]
+    solve = _solve_normal if method == "normal" else _solve_svd
+    weights, condition = solve(centred_x, centred_y, jnp.asarray(ridge, x.dtype))
+    offset = y_mean - x_mean @ weights
+    return LinearFit(
+        weights.reshape(x.shape[1], *y.shape[1:]),
+        offset.reshape(y.shape[1:]),
+        condition,
+    )
+
+
+def newton(
+    f: Callable[..., Any],
+    params: Tree,
+    *args: Any,
+    num_steps: int = 1,
+    damping: Scalar = 0.0,
+) -> tuple[Tree, dict[str, jax.Array]]:
+    r"""Solve for the critical point of the local quadratic model, again and again.
+
+    $$w \leftarrow w - (\nabla^2 f(w) + \lambda I)^{-1}\,\nabla f(w)$$
+
+    One step is exact on a quadratic; near a minimum the number of right digits
+    doubles at each. The Hessian is built whole, $d^2$ numbers, and solved with, $d^3$
+    operations. Saddle points and maxima attract it as minima do.
+
+    Args:
+        f: ``f(params, *args)`` -> a real scalar.
+        params: where to start, a tree of real float arrays of one dtype.
+        args: handed on.
+        num_steps: how many steps to make, a Python int >= 0.
+        damping: $\lambda$ >= 0, in units of the Hessian.
+
+    Returns:
+        The parameters, and ``value`` and ``gradient_norm`` before each step, each of
+        shape (num_steps,).
+
+    Raises:
+        ValueError: a negative damping or number of steps.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad.closed_form import newton
+        >>> w, _ = newton(lambda w: jnp.sum((w - 3.0) ** 2), jnp.zeros(2))
+        >>> print(w)
+        [3. 3.]
+    """
+    numerics.check_number("damping", damping, low=0.0)
+    if num_steps < 0:
+        raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    start, restore = ravel_pytree(params)
+
+    def value(vector: jax.Array) -> jax.Array:
+        return f(restore(vector), *args)
+
+    def step(vector: jax.Array, _: None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        at, gradient = jax.value_and_grad(value)(vector)
+        hessian = jax.hessian(value)(vector)
+        shift = jnp.asarray(damping, vector.dtype) * jnp.eye(
+            vector.size, dtype=vector.dtype
+        )
+        move = jnp.linalg.solve(hessian + shift, gradient)
+        seen = {"value": at, "gradient_norm": jnp.linalg.norm(gradient)}
+        return vector - move, seen
+
+    vector, history = jax.lax.scan(step, start, None, num_steps)
+    return restore(vector), history
+
+
+def _solve_normal(
+    x: jax.Array, y: jax.Array, ridge: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    gram = x.T @ x + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
+    factor = jax.scipy.linalg.cho_factor(gram)
+    spectrum = jnp.linalg.eigvalsh(gram)
+    weights = jax.scipy.linalg.cho_solve(factor, x.T @ y)
+    return weights, spectrum[-1] / jnp.maximum(spectrum[0], 0.0)
+
+
+def _solve_svd(
+    x: jax.Array, y: jax.Array, ridge: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    # Directions below rounding carry nothing: the pseudo-inverse's cut.
+    cut = jnp.finfo(x.dtype).eps * max(x.shape) * s[0]
+    kept = jnp.where(s > cut, s, 0.0)
+    shrunk = numerics.divide(kept, kept**2 + ridge)
+    return vt.T @ (shrunk[:, None] * (u.T @ y)), s[0] / s[-1]

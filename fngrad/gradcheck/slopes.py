@@ -1,0 +1,100 @@
+r"""The slope of a function along a direction, and what is known of its rounding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.types import Key, Params
+
+STEPS = tuple(10.0**-k for k in np.arange(1.0, 8.0, 0.5))
+NOISE = 64 * float(np.finfo(np.float64).eps)  # relative rounding error of one value
+
+
+def scalar_of(f: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Return f as a function to one real scalar."""
+
+    def value(*args: Any) -> jax.Array:
+        out = f(*args)
+        loss = out[0] if isinstance(out, tuple) else out
+        is_scalar = jnp.shape(loss) == () and jnp.issubdtype(
+            jnp.result_type(loss), jnp.floating
+        )
+        if not is_scalar:
+            raise TypeError(
+                f"need f to return a real scalar, got shape {jnp.shape(loss)} and "
+                f"dtype {jnp.result_type(loss)}"
+            )
+        return jnp.asarray(loss, jnp.float64)
+
+    return value
+
+
+def values_along(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return (w, v, constants) -> f(w + h v), f(w - h v), shape (steps, 2)."""
+
+    @jax.jit
+    def along(w: Params, v: Params, constants: Any) -> jax.Array:
+        def at(h: jax.Array) -> jax.Array:
+            moved = jax.tree.map(lambda x, d: x + h.astype(x.dtype) * d, w, v)
+            return value(moved, *constants)
+
+        h = jnp.array(STEPS)
+        return jax.lax.map(at, jnp.stack([h, -h], axis=1).reshape(-1)).reshape(-1, 2)
+
+    return along
+
+
+def direction(w: Params, path: str | None, key: Key) -> Params:
+    """Return a random direction in one leaf (all for None), as long as the leaf is."""
+
+    def draw(here: str, x: jax.Array) -> jax.Array:
+        if path is not None and here != path:
+            return jnp.zeros_like(x)
+        place = list(tree.leaf_paths(w)).index(here)
+        v = jax.random.normal(jax.random.fold_in(key, place), x.shape, x.dtype)
+        length, norm = tree.norm(x), tree.norm(v)
+        length = jnp.where(length == 0, 1.0, length)
+        return numerics.scaled(numerics.divide(length, norm), v)
+
+    return tree.map_with_path(draw, w)
+
+
+def slope_along(gradient: Params, v: Params) -> float:
+    """Return the slope along v; JAX's complex gradients are not conjugated."""
+    terms = jax.tree.map(lambda g, d: jnp.sum(jnp.real(g * d)), gradient, v)
+    return float(sum(jax.tree.leaves(terms)))
+
+
+def observed_order(h: np.ndarray, errors: np.ndarray, noise: Any) -> float:
+    """Return the median exponent of h where errors stand clear of rounding."""
+    clear = errors > 100 * noise
+    both = clear[:-1] & clear[1:]
+    if not np.any(both):
+        return float("nan")
+    ratios = np.log(errors[:-1][both] / errors[1:][both])
+    return float(np.median(ratios / np.log(h[:-1][both] / h[1:][both])))
+
+
+def check_finite(value: float) -> None:
+    """Raise where f has no finite value, so no slope either.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not np.isfinite(value):
+        raise ValueError(f"need a finite f at the parameters, got {value}")
+
+
+def check_params(params: Params, *, complex_too: bool = False) -> None:
+    kind = jnp.inexact if complex_too else jnp.floating
+    for path, leaf in tree.leaf_paths(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), kind):
+            raise TypeError(
+                f"need {'float or complex' if complex_too else 'real float'} "
+                f"parameters, got {jnp.result_type(leaf)} at {path!r}"
+            )

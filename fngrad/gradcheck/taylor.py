@@ -1,0 +1,79 @@
+"""How fast the tangent's error falls with the distance."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fngrad.numerics as numerics
+from fngrad.gradcheck.slopes import (
+    NOISE,
+    STEPS,
+    check_finite,
+    check_params,
+    direction,
+    observed_order,
+    scalar_of,
+    values_along,
+)
+from fngrad.types import Key, Params
+
+
+class TaylorReport(NamedTuple):
+    """The errors of a constant and of the tangent, over a sweep of distances."""
+
+    h: np.ndarray  # distances, shape (steps,)
+    constant: np.ndarray  # |f(w + h v) - f(w)|
+    tangent: np.ndarray  # |f(w + h v) - f(w) - h grad f(w) . v|
+    noise: float  # rounding error of one value
+    constant_order: float  # about 1 where the slope is not zero
+    tangent_order: float  # about 2; nan where f is linear along v
+
+
+def taylor_test(
+    f: Callable[..., Any], params: Params, *args: Any, key: int | Key = 0
+) -> TaylorReport:
+    r"""Measure how fast the tangent's error falls with the distance.
+
+    $$|f(w + h v) - f(w) - h\,\nabla f(w) \cdot v| = O(h^2)$$
+
+    along one random direction over all leaves. With a wrong gradient it falls as h.
+
+    Args:
+        f: ``f(params, *args) -> loss`` or a tuple that begins with the loss.
+        params: a tree of float or complex arrays.
+        args: handed on; floats are taken to float64.
+        key: draws the direction.
+
+    Raises:
+        TypeError: a leaf is no float array, or f returns no real scalar.
+        ValueError: f is not finite here.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad.gradcheck import taylor_test
+        >>> report = taylor_test(lambda w: jnp.sum(jnp.exp(w)), jnp.ones(3))
+        >>> print(f"{report.constant_order:.1f} {report.tangent_order:.1f}")
+        1.0 2.0
+    """
+    check_params(params, complex_too=True)
+    with numerics.double_precision():
+        w, constants = numerics.as_double((params, args))
+        value = scalar_of(f)
+        v = direction(w, None, numerics.key(key))
+        base, slope = jax.jvp(lambda p: value(p, *constants), (w,), (v,))
+        base, slope = float(base), float(slope)
+        check_finite(base)
+        values = np.asarray(values_along(value)(w, v, constants))[:, 0]
+    h = np.array(STEPS)
+    constant, tangent = np.abs(values - base), np.abs(values - base - h * slope)
+    noise = NOISE * max(abs(base), float(np.max(np.abs(values))))
+    return TaylorReport(
+        h,
+        constant,
+        tangent,
+        noise,
+        observed_order(h, constant, noise),
+        observed_order(h, tangent, noise),
+    )
