@@ -93,32 +93,17 @@ def scale_by_dadapt_adam(
     def update(
         updates: Updates, state: ScaleByDadaptAdamState, params: Params
     ) -> tuple[Updates, ScaleByDadaptAdamState]:
-        rate, (b1, b2) = (
-            step_size(state),
-            (numerics.hyper(b, state.step) for b in betas),
-        )
-        outside = numerics.hyper(eps, state.step)
+        rate = step_size(state)
+        b1, b2 = (numerics.hyper(b, state.step) for b in betas)
+        growth, eps_t = (numerics.hyper(h, state.step) for h in (growth_rate, eps))
         scaled = tree.scale(rate, updates)
-        normed_sum = divide_by_root(state.grad_sum, state.nu, 0.0, outside)
-        product = inner_product(updates, normed_sum, like=rate)
-        slow = jnp.sqrt(b2)
-        numerator = slow * state.numerator + (1 - slow) * rate * product
-        grad_sum = tree.average(slow, state.grad_sum, scaled)
-        norm = l1_norm(grad_sum, like=rate)
-        bound = numerics.divide(numerator, (1 - slow) * norm)
-        limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
         mu = tree.average(b1, state.mu, scaled)
         nu = tree.average(b2, state.nu, jax.tree.map(tree.abs_square, updates))
-        direction = divide_by_root(mu, nu, 0.0, outside)
+        d, numerator, grad_sum = _advance(state, updates, scaled, b2, eps_t, growth)
+        direction = divide_by_root(mu, nu, inside=0.0, outside=eps_t)
         decay = rate * numerics.hyper(weight_decay, state.step)
-        new_state = ScaleByDadaptAdamState(
-            numerics.next_step(state.step),
-            jnp.maximum(state.d, limited),
-            numerator,
-            mu,
-            nu,
-            grad_sum,
-        )
+        step = numerics.next_step(state.step)
+        new_state = ScaleByDadaptAdamState(step, d, numerator, mu, nu, grad_sum)
         return add_decay(direction, params, decay, mask), new_state
 
     def report(
@@ -127,6 +112,25 @@ def scale_by_dadapt_adam(
         return {"d": state.d, "learning_rate": step_size(state)}
 
     return chain(Transform(init, update, name="scale_by_dadapt_adam", report=report))
+
+
+def _advance(
+    state: ScaleByDadaptAdamState,
+    updates: Updates,
+    scaled: Updates,
+    b2: jax.Array,
+    eps: jax.Array,
+    growth: jax.Array,
+) -> tuple[jax.Array, jax.Array, Updates]:
+    """Return the next d, numerator and sum; with a zero denominator d stays."""
+    slow = jnp.sqrt(b2)
+    normed = divide_by_root(state.grad_sum, state.nu, inside=0.0, outside=eps)
+    product = inner_product(scaled, normed, like=slow)
+    numerator = slow * state.numerator + (1 - slow) * product
+    grad_sum = tree.average(slow, state.grad_sum, scaled)
+    bound = numerics.divide(numerator, (1 - slow) * l1_norm(grad_sum, like=slow))
+    limited = limit_growth(bound, state.d, growth)
+    return jnp.maximum(state.d, limited), numerator, grad_sum
 
 
 def scale_by_dadapt_sgd(

@@ -4,6 +4,7 @@ Inner products and norms go over all leaves. The part returns a direction of asc
 with the step size in it; the recipe ends in ``scale(-1.0)``.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -95,29 +96,22 @@ def scale_by_prodigy(
         check_decay("beta3", beta3, corrected=False)
 
     def values(state: ScaleByProdigyState) -> _Values:
-        step, (b1, b2) = state.step, (numerics.hyper(b, state.step) for b in betas)
-        step_size = state.estimate.d * numerics.hyper(learning_rate, step)
+        at = functools.partial(numerics.hyper, step=state.step)
+        b1, b2 = map(at, betas)
+        b3 = jnp.sqrt(b2) if beta3 is None else at(beta3)
+        size = state.estimate.d * at(learning_rate)
         if use_bias_correction:
-            step_size = step_size * adam_correction(b1, b2, step)
-        return _Values(
-            b1,
-            b2,
-            jnp.sqrt(b2) if beta3 is None else numerics.hyper(beta3, step),
-            numerics.hyper(eps, step),
-            numerics.hyper(estim_lr0),
-            numerics.hyper(estim_lr_coef, step),
-            numerics.hyper(growth_rate, step),
-            step_size,
-            step_size * numerics.hyper(weight_decay, step),
-        )
+            size = size * adam_correction(b1, b2, state.step)
+        bounds = numerics.hyper(estim_lr0), at(estim_lr_coef), at(growth_rate)
+        return _Values(b1, b2, b3, at(eps), *bounds, size, size * at(weight_decay))
 
     def init(params: Params) -> ScaleByProdigyState:
         leaves.check_real("prodigy", params)
         check_mask(mask, params)
         sums, mu, nu = (tree.wide_zeros_like(params) for _ in range(3))
         start = Estimate(scalar(estim_lr0), scalar(estim_lr0), scalar(0.0), sums)
-        start_point = wide_copy(params)
-        return ScaleByProdigyState(numerics.first_step(), start, mu, nu, start_point)
+        step, params0 = numerics.first_step(), wide_copy(params)
+        return ScaleByProdigyState(step, start, mu, nu, params0)
 
     def update(
         updates: Updates, state: ScaleByProdigyState, params: Params

@@ -112,18 +112,12 @@ def schedule_free(
     def report(updates: Updates, state: ScheduleFreeState, params: Params) -> Metrics:
         _, weight = weigh(state)
         share = numerics.divide(weight, state.weight_sum + weight)
-        own = {"averaging_weight": share}
-        return own | (bare.report(updates, state.inner, params) if bare.report else {})
+        inner_report = bare.report or (lambda *_: {})
+        others = inner_report(updates, state.inner, params)
+        return {"averaging_weight": share} | others
 
-    return chain(
-        Transform(
-            init,
-            update,
-            name="schedule_free",
-            report=report,
-            trainable=bare.trainable,
-        )
-    )
+    part = Transform(init, update, name="schedule_free", report=report)
+    return chain(part._replace(trainable=bare.trainable))
 
 
 def _learned(inner: Transform, params: Params, a: Any) -> Any:
