@@ -60,8 +60,8 @@ def init(key: jax.Array) -> dict[str, jax.Array]:
 
 def predict(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """Return logits, shape (batch, 10), of pixels, shape (batch, 64)."""
-    hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"])
-    return hidden @ params["out"] + params["out_bias"]
+    hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"][None])
+    return hidden @ params["out"] + params["out_bias"][None]
 
 
 def loss_fn(params: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:

@@ -91,6 +91,11 @@ def check_finite(value: float) -> None:
 
 
 def check_params(params: Params, *, complex_too: bool = False) -> None:
+    """Raise unless every leaf is a float array, or complex where that is allowed.
+
+    Raises:
+        TypeError: one is not; the message has its path.
+    """
     kind = jnp.inexact if complex_too else jnp.floating
     for path, leaf in tree.leaf_paths(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), kind):
