@@ -20,6 +20,7 @@ def standard_metrics(
     params: Params,
     *,
     norms: bool = True,
+    given: Updates | None = None,
     more: Metrics | None = None,
 ) -> Metrics:
     """Return what every step reports, see `fngrad.make_step`.
@@ -28,11 +29,12 @@ def standard_metrics(
         transform: what made the updates.
         value: the loss and the user's metrics.
         learned: a tree of bools, which leaves the norms cover.
-        grads: what the transform was given, with ``opt_state`` and ``params``.
+        grads: the gradient of the loss.
         updates: what was added to the parameters.
         opt_state: the optimizer's state before the step.
         params: the parameters before the step.
         norms: whether to report the global norms.
+        given: what the transform was given where that is not the gradient.
         more: what the step has to tell beyond that.
 
     Raises:
@@ -41,7 +43,9 @@ def standard_metrics(
     return union(
         [
             {"loss": value.loss},
-            _read_report(transform, grads, opt_state, params),
+            _read_report(
+                transform, grads if given is None else given, opt_state, params
+            ),
             _measure(norms, value.loss, learned, grads, updates, params),
             more or {},
             value.metrics,

@@ -1,0 +1,24 @@
+"""Steps of optimizers that look at the loss.
+
+A transform never sees the loss. What needs it more than once a step, at other
+parameters or by its curvature, is a step: ``(state, batch) -> (state, metrics)``, in
+the place of `fngrad.make_step`'s. States come from `fngrad.init_state` as ever.
+"""
+
+from fngrad.steps.hutchinson import sophia
+from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
+from fngrad.steps.line_search import line_search
+from fngrad.steps.plateau import observe, plateau
+from fngrad.steps.polyak import polyak
+from fngrad.steps.sharpness import sam
+
+__all__ = [
+    "gauss_newton",
+    "levenberg_marquardt",
+    "line_search",
+    "observe",
+    "plateau",
+    "polyak",
+    "sam",
+    "sophia",
+]

@@ -1,0 +1,118 @@
+"""Steps that estimate the Hessian's diagonal on the way."""
+
+from typing import Literal
+
+import jax
+
+import fngrad.objective as objective
+import fngrad.tree as tree
+from fngrad.objective import Gradient
+from fngrad.steps.core import Move, Start, begin, displace, finish, replace_parts
+from fngrad.training import Step, TrainState
+from fngrad.transforms.core import TransformLike, chain
+from fngrad.transforms.sophia import ScaleBySophiaState, add_estimate
+from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
+
+_PROBE = 0x50F1A  # apart from what a loss draws from its key
+
+
+def sophia(
+    loss_fn: LossFn,
+    optimizer: TransformLike,
+    update_interval: int = 10,
+    distribution: Literal["normal", "rademacher"] = "normal",
+) -> Step:
+    r"""Give `fngrad.sophia` its estimates of the Hessian's diagonal (Sophia-H).
+
+    At step 0 and every k-th after it, with a random vector $u$ of unit covariance,
+
+    $$\hat h = u \odot \nabla^2 L(w_t)\,u, \qquad
+      \mathrm{E}\,\hat h = \mathrm{diag}\,\nabla^2 L(w_t)$$
+
+    at about the cost of two gradients; the other steps are plain. The Hessian is that
+    of the same batch and key.
+
+    Args:
+        loss_fn: as for `fngrad.make_step`.
+        optimizer: a transform with the part `fngrad.scale_by_sophia`.
+        update_interval: k >= 1.
+        distribution: of the entries of $u$; ``"rademacher"`` ($\pm 1$) has the lower
+            variance, and none where the Hessian is diagonal.
+
+    Returns:
+        A step; its metrics are those of `fngrad.make_step`.
+
+    Raises:
+        TypeError: ``loss_fn`` has another signature.
+        ValueError: ``update_interval`` below 1, another distribution; while tracing,
+            an optimizer without ``scale_by_sophia``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.sophia(0.1)
+        >>> step = fg.steps.sophia(lambda w, batch: jnp.sum(w**2), optimizer)
+        >>> state = fg.init_state(jnp.array([1.0, -2.0]), optimizer, key=0)
+        >>> state, metrics = step(state, None)
+
+    References:
+        Liu et al., Sophia: a scalable stochastic second-order optimizer for language
+        model pre-training, 2023, algorithms 1 and 3, https://arxiv.org/abs/2305.14342.
+    """
+    if update_interval < 1:
+        raise ValueError(f"need update_interval >= 1, got {update_interval=}")
+    if distribution not in ("normal", "rademacher"):
+        raise ValueError(
+            f'need distribution="normal" or "rademacher", got {distribution=}'
+        )
+    transform = chain(optimizer)
+    gradient = objective.gradient_fn(loss_fn)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        start = begin(transform, gradient, state, batch)
+
+        def refresh(opt_state: OptState) -> OptState:
+            k_probe = jax.random.fold_in(start.key, _PROBE)
+            kept = tree.keep(start.learned, state.params)
+            probe = _draw(distribution, k_probe, kept)
+            estimate = _estimate(gradient, start, state, batch, probe)
+            return replace_parts(
+                opt_state,
+                ScaleBySophiaState,
+                lambda node: add_estimate(node, estimate),
+                "scale_by_sophia",
+            )
+
+        is_due = state.step % update_interval == 0
+        seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
+        updates, opt_state = transform.update(start.grads, seen, state.params)
+        params = displace(state.params, start.learned, updates)
+        move = Move(params, opt_state, updates, start.grads, seen)
+        return finish(transform, state, start, move, {})
+
+    return step
+
+
+def _draw(distribution: str, key: Key, like: Params) -> Updates:
+    """Return a random vector shaped like the parameters."""
+    draw = jax.random.normal if distribution == "normal" else jax.random.rademacher
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    drawn = [draw(keys[i], x.shape, x.dtype) for i, x in enumerate(leaves)]
+    return structure.unflatten(drawn)
+
+
+def _estimate(
+    gradient: Gradient, start: Start, state: TrainState, batch: Batch, probe: Updates
+) -> Updates:
+    """Return u * (H u), zero where nothing is learned."""
+
+    def slope(moving: Params) -> Updates:
+        params = tree.merge(moving, state.params)
+        _, grads = gradient(params, start.learned, batch, start.key, state.model_state)
+        return tree.keep(start.learned, grads)
+
+    point = tree.keep(start.learned, state.params)
+    _, product = jax.jvp(slope, (point,), (probe,))
+    estimate = jax.tree.map(lambda u, v: u * v, tree.widen(probe), tree.widen(product))
+    return tree.merge(estimate, tree.wide_zeros_like(state.params))

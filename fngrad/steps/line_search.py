@@ -1,0 +1,226 @@
+"""Steps that search for their length along the optimizer's direction."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.objective as objective
+import fngrad.tree as tree
+from fngrad.steps.core import (
+    Move,
+    Start,
+    begin,
+    displace,
+    find_parts,
+    finish,
+    replace_parts,
+)
+from fngrad.steps.searches import Found, Point, backtrack, strong_wolfe
+from fngrad.training import Step, TrainState
+from fngrad.transforms.core import Transform, TransformLike, chain
+from fngrad.transforms.step_length import StepLengthState
+from fngrad.types import Batch, Hyper, LossFn, Metrics, OptState, Updates
+
+
+class _Rule(NamedTuple):
+    condition: str
+    max_evaluations: int
+    slope_rtol: Hyper
+    curv_rtol: Hyper
+    decrease_factor: Hyper
+    increase_factor: Hyper
+    max_learning_rate: Hyper
+
+
+def line_search(
+    loss_fn: LossFn,
+    optimizer: TransformLike,
+    condition: Literal["armijo", "strong_wolfe"] = "armijo",
+    *,
+    max_evaluations: int = 30,
+    slope_rtol: Hyper = 1e-4,
+    curv_rtol: Hyper = 0.9,
+    decrease_factor: Hyper = 0.8,
+    increase_factor: Hyper | None = None,
+    max_learning_rate: Hyper | None = None,
+) -> Step:
+    r"""Multiply the optimizer's update by a length that makes the loss fall enough.
+
+    Along $d$, the optimizer's update, a length $a$ is taken that satisfies, with
+    $\phi(a) = L(w_t + a\,d)$,
+
+    - ``"armijo"``: $\phi(a) \le \phi(0) + c_1\,a\,\phi'(0)$, the first of
+      $a_0, \beta a_0, \beta^2 a_0, \ldots$;
+    - ``"strong_wolfe"``: that, and $|\phi'(a)| \le c_2\,|\phi'(0)|$, by bracketing
+      and zoom.
+
+    All evaluations have one batch, key and model state. The loss on them never
+    rises: without a good length within ``max_evaluations``, the parameters stay.
+    Lengths at which the loss is not finite are refused. If $d$ does not point
+    downhill, the negative gradient at the length of $d$ takes its place.
+
+    $a_0$ is ``max_learning_rate``, with ``"strong_wolfe"`` 1. If the optimizer has
+    the part `fngrad.scale_by_step_length`, which remembers the last length $a$, it is
+    $a$ times ``increase_factor``, with ``"strong_wolfe"`` $a$. The step can be mapped
+    and scanned, but not differentiated in reverse.
+
+    Args:
+        loss_fn: as for `fngrad.make_step`.
+        optimizer: a transform, e.g. ``sgd(1.0)`` or ``lbfgs()``.
+        condition: what is good enough.
+        max_evaluations: >= 1; how many lengths are tried at most.
+        slope_rtol: $c_1$ in (0, 1).
+        curv_rtol: $c_2$ in (c1, 1).
+        decrease_factor: $\beta$ in (0, 1).
+        increase_factor: > 1; how a length grows, between steps (armijo, ``None``
+            means 1.5) or within a search (strong Wolfe, 2).
+        max_learning_rate: the longest length > 0; ``None`` means 1 (armijo) or 1e10.
+
+    Returns:
+        A step; its metrics are those of `fngrad.make_step`, ``step_length`` ($a$, 0
+        if none was found), ``next_loss`` (there) and ``evaluations`` (lengths tried).
+
+    Raises:
+        TypeError: ``loss_fn`` has another signature.
+        ValueError: another condition, a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> def loss_fn(w, batch):
+        ...     return jnp.sum(jnp.array([1.0, 50.0]) * w**2)
+        >>> optimizer = fg.lbfgs()
+        >>> step = fg.steps.line_search(loss_fn, optimizer, "strong_wolfe")
+        >>> state = fg.init_state(jnp.array([3.0, -1.0]), optimizer, key=0)
+        >>> for _ in range(12):
+        ...     state, metrics = step(state, None)
+        >>> print(bool(metrics["next_loss"] < 1e-9))
+        True
+
+    References:
+        Nocedal and Wright, Numerical optimization, 2006, algorithms 3.1, 3.5 and 3.6,
+        https://doi.org/10.1007/978-0-387-40065-5. The names are optax's
+        (``scale_by_backtracking_linesearch``). Differs from it in: where no length is
+        good enough the step is zero, and directions uphill are replaced.
+    """
+    is_armijo = condition == "armijo"
+    rule = _Rule(
+        condition,
+        max_evaluations,
+        slope_rtol,
+        curv_rtol,
+        decrease_factor,
+        (1.5 if is_armijo else 2.0) if increase_factor is None else increase_factor,
+        (1.0 if is_armijo else 1e10)
+        if max_learning_rate is None
+        else max_learning_rate,
+    )
+    _check(rule)
+    transform = chain(optimizer)
+    gradient = objective.gradient_fn(loss_fn)
+    value_at = objective.value_fn(loss_fn)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        start = begin(transform, gradient, state, batch)
+        direction, opt_state = _direction(transform, start, state)
+
+        def loss_at(a: jax.Array) -> jax.Array:
+            updates = tree.scale(a, direction)
+            params = displace(state.params, start.learned, updates)
+            return value_at(params, batch, start.key, state.model_state).loss
+
+        last = [n.step_length for n in find_parts(state.opt_state, StepLengthState)]
+        slope = _slope(start, direction)
+        found = _search(rule, loss_at, start.value.loss, slope, last, state.step)
+        updates = tree.where(
+            found.a > 0, tree.scale(found.a, direction), tree.zeros_like(direction)
+        )
+        params = displace(state.params, start.learned, updates)
+        opt_state = _remember(opt_state, found.a)
+        move = Move(params, opt_state, updates, start.grads, state.opt_state)
+        more = {
+            "step_length": found.a,
+            "next_loss": found.value,
+            "evaluations": found.evaluations,
+        }
+        return finish(transform, state, start, move, more)
+
+    return step
+
+
+def _direction(
+    transform: Transform, start: Start, state: TrainState
+) -> tuple[Updates, OptState]:
+    """Return where to search, at length 1, and the optimizer's next state."""
+    unscaled = _remember(state.opt_state, jnp.ones(()))
+    updates, opt_state = transform.update(start.grads, unscaled, state.params)
+    updates, grads = tree.widen(updates), tree.widen(start.grads)
+    learned = start.learned
+    length = tree.norm(tree.keep(learned, updates))
+    steepest = tree.norm(tree.keep(learned, grads))
+    ratio = jnp.where(jnp.isfinite(length), numerics.divide(length, steepest), 1)
+    is_uphill = ~(_slope(start, updates) <= 0)  # NaN too
+    return tree.where(is_uphill, tree.scale(-ratio, grads), updates), opt_state
+
+
+def _slope(start: Start, direction: Updates) -> jax.Array:
+    grads, along = (tree.keep(start.learned, x) for x in (start.grads, direction))
+    return tree.vdot(grads, along).astype(start.value.loss.dtype)
+
+
+def _search(
+    rule: _Rule,
+    loss_at: Callable[[jax.Array], jax.Array],
+    loss: jax.Array,
+    slope: jax.Array,
+    last: list[jax.Array],
+    step: jax.Array,
+) -> Found:
+    c1, c2, shrink, grow, longest = (
+        numerics.hyper(value, step).astype(loss.dtype) for value in rule[2:]
+    )
+    start = Point(jnp.zeros_like(loss), loss, slope)
+    unit = longest if rule.condition == "armijo" else jnp.ones_like(loss)
+    if last:
+        factor = grow if rule.condition == "armijo" else jnp.ones_like(loss)
+        kept = last[0].astype(loss.dtype)
+        unit = jnp.where(kept > 0, kept * factor, unit)
+    first = jnp.minimum(unit, longest)
+    bounds: dict[str, Any] = {"c1": c1, "max_evaluations": rule.max_evaluations}
+    if rule.condition == "armijo":
+        return backtrack(loss_at, start, first, factor=shrink, **bounds)
+
+    def point_at(a: jax.Array) -> Point:
+        return Point(a, *jax.value_and_grad(loss_at)(a))
+
+    return strong_wolfe(
+        point_at, start, first, c2=c2, factor=grow, longest=longest, **bounds
+    )
+
+
+def _remember(opt_state: OptState, length: jax.Array) -> OptState:
+    """Put the length into the part that keeps it, if the optimizer has one."""
+    if not find_parts(opt_state, StepLengthState):
+        return opt_state
+
+    def put(node: StepLengthState) -> StepLengthState:
+        return node._replace(step_length=length.astype(node.step_length.dtype))
+
+    return replace_parts(opt_state, StepLengthState, put, "scale_by_step_length")
+
+
+def _check(rule: _Rule) -> None:
+    if rule.condition not in ("armijo", "strong_wolfe"):
+        raise ValueError(
+            f'need condition="armijo" or "strong_wolfe", got {rule.condition!r}'
+        )
+    if rule.max_evaluations < 1:
+        raise ValueError(f"need max_evaluations >= 1, got {rule.max_evaluations}")
+    for name in ("slope_rtol", "curv_rtol", "decrease_factor"):
+        numerics.check_positive(name, getattr(rule, name))
+        numerics.check_number(name, getattr(rule, name), 0.0, 1.0)
+    numerics.check_number("increase_factor", rule.increase_factor, low=1.0)
+    numerics.check_positive("max_learning_rate", rule.max_learning_rate)

@@ -1,0 +1,164 @@
+"""Residuals near the parameters: their values, their Jacobian, damped solutions.
+
+Parameters and residuals are flat vectors here, in at least float32.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.leaves import check_real
+from fngrad.objective import Value, read_value
+from fngrad.signatures import bind, parameters
+from fngrad.types import Batch, Key, ModelState, Params, Updates
+
+FORMS = """\
+need a function of the residuals with two required arguments, in this order, for the
+parameters and the batch, and arguments named key and model_state where it wants them:
+  residual_fn(params, batch) -> residuals  or  (residuals, metrics)
+  residual_fn(params, model_state, batch[, key])
+      -> (residuals, (metrics, model_state))\
+"""
+Solver: TypeAlias = Literal["dense", "cg"]
+Jacobian: TypeAlias = Literal["forward", "reverse"]
+
+
+class Linearized(NamedTuple):
+    """Residuals r and their Jacobian J at some parameters."""
+
+    value: Value  # its loss is half the sum of squares
+    gradient: jax.Array  # J'r, shape (n,)
+    push: Callable[[jax.Array], jax.Array]  # v, shape (n,) -> J v, shape (m,)
+    solve: Callable[[jax.Array], jax.Array]  # damping -> (J'J + damping I)^-1 J'r
+
+
+class Residuals(NamedTuple):
+    """A residual function in any form."""
+
+    call: Callable[..., Any]
+    has_model_state: bool
+
+    def at(
+        self, params: Params, batch: Batch, key: Key, model_state: ModelState
+    ) -> tuple[jax.Array, Value]:
+        """Return the residuals as one vector, and half the sum of their squares."""
+        out = self.call(params, batch, key=key, model_state=model_state)
+        is_pair = isinstance(out, tuple) and len(out) == 2
+        if self.has_model_state and not is_pair:
+            raise TypeError(f"{FORMS}, got {type(out).__name__}")
+        has_more = self.has_model_state or (is_pair and isinstance(out[1], dict))
+        residuals, more = out if has_more else (out, {})
+        vector = flatten(residuals)
+        read = 0.5 * tree.vdot(vector, vector), more
+        return vector, read_value(read, model_state, self.has_model_state)
+
+
+def residuals_of(residual_fn: Callable[..., Any]) -> Residuals:
+    """Read the signature of a residual function.
+
+    Raises:
+        TypeError: it is another one.
+    """
+    call = bind(residual_fn, ("key", "model_state"), FORMS)
+    return Residuals(call, "model_state" in parameters(residual_fn))
+
+
+def linearize(
+    residuals: Residuals,
+    params: Params,
+    learned: Any,
+    batch: Batch,
+    key: Key,
+    model_state: ModelState,
+    *,
+    solver: Solver,
+    jacobian: Jacobian | None,
+    cg_tolerance: float,
+) -> Linearized:
+    """Return the linear model of the residuals about some parameters.
+
+    Raises:
+        TypeError: complex parameters or residuals.
+    """
+    held = tree.keep(learned, params)
+    check_real("least squares", held)
+    place = flatten(held)
+
+    def at(x: jax.Array) -> tuple[jax.Array, Value]:
+        moved = tree.merge(tree.cast_like(unflatten(x, held), held), params)
+        return residuals.at(moved, batch, key, model_state)
+
+    if solver == "dense":
+        return _dense(at, place, jacobian)
+    return _matrix_free(at, place, cg_tolerance)
+
+
+def flatten(a: Any) -> jax.Array:
+    """Return all leaves as one vector.
+
+    Raises:
+        TypeError: a complex leaf.
+    """
+    check_real("least squares", a)
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree.widen(a))]
+    dtype = np.result_type(np.float32, *(leaf.dtype for leaf in leaves))
+    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
+
+
+def unflatten(x: jax.Array, like: Updates) -> Updates:
+    """Return the tree whose vector is ``x``, in the dtype of ``x``."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    pieces = jnp.split(x, ends)
+    return structure.unflatten(
+        [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
+    )
+
+
+def _dense(
+    at: Callable[..., tuple[jax.Array, Value]],
+    place: jax.Array,
+    jacobian: Jacobian | None,
+) -> Linearized:
+    r, value = at(place)
+    is_forward = jacobian == "forward" or (jacobian is None and len(place) <= len(r))
+    matrix, _ = (jax.jacfwd if is_forward else jax.jacrev)(at, has_aux=True)(place)
+    matrix = matrix.astype(r.dtype)
+    highest = jax.lax.Precision.HIGHEST
+
+    def push(v: jax.Array) -> jax.Array:
+        return jnp.matmul(matrix, v.astype(r.dtype), precision=highest)
+
+    def solve(damping: jax.Array) -> jax.Array:
+        identity = jnp.eye(len(place), dtype=r.dtype)
+        ridge = jnp.sqrt(damping.astype(r.dtype)) * identity
+        system = jnp.concatenate([matrix, ridge])
+        target = jnp.concatenate([r, jnp.zeros(len(place), r.dtype)])
+        return jnp.linalg.lstsq(system, target)[0].astype(place.dtype)
+
+    gradient = jnp.matmul(r, matrix, precision=highest).astype(place.dtype)
+    return Linearized(value, gradient, push, solve)
+
+
+def _matrix_free(
+    at: Callable[..., tuple[jax.Array, Value]], place: jax.Array, tolerance: float
+) -> Linearized:
+    r, push, value = jax.linearize(at, place, has_aux=True)
+    transposed = jax.linear_transpose(push, place)
+
+    def pull(u: jax.Array) -> jax.Array:
+        return transposed(u)[0]
+
+    gradient = pull(r)
+
+    def solve(damping: jax.Array) -> jax.Array:
+        def normal(v: jax.Array) -> jax.Array:
+            return pull(push(v)) + damping.astype(v.dtype) * v
+
+        return jax.scipy.sparse.linalg.cg(normal, gradient, tol=tolerance)[0]
+
+    return Linearized(value, gradient, push, solve)

@@ -1,0 +1,157 @@
+r"""Inverse curvature from the differences of past parameters and gradients.
+
+A *pair* is $s = w' - w$, $y = g' - g$ between one update and the next. What a
+deterministic gradient does along $s$ tells the Hessian there: $H s \approx y$. On
+mini-batches $y$ holds the noise of two batches too, so a quasi-Newton rule wants the
+same batch in every step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.types import Metrics, Params, Updates
+
+
+class ScaleByLbfgsState(NamedTuple):
+    """State of `scale_by_lbfgs`; m is the memory size."""
+
+    step: jax.Array  # int32, shape ()
+    pairs: jax.Array  # int32, shape (); pairs taken so far, the last m are kept
+    params: Params  # the last parameters, at least float32
+    gradient: Updates  # the last gradient
+    s: Updates  # differences of parameters, shape (m, ...), a ring
+    y: Updates  # differences of gradients, shape (m, ...), a ring
+    inverse_products: jax.Array  # 1 / <s, y>, shape (m,); 0 where there is no pair
+
+
+def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Transform:
+    r"""Multiply the gradient by L-BFGS's inverse Hessian, from the last m pairs.
+
+    With $\rho_i = 1 / \langle s_i, y_i \rangle$ and $V_i = I - \rho_i\,y_i s_i^\top$,
+    from the oldest pair kept to the newest,
+
+    $$P_{i+1} = V_i^\top P_i V_i + \rho_i\,s_i s_i^\top, \qquad
+      u_t = P\,g_t$$
+
+    by the two-loop recursion, which needs 4 m inner products and no matrix. The first
+    matrix is $\gamma I$ with $\gamma = \langle s, y \rangle / \|y\|^2$ of the newest
+    pair; before there is one, $\gamma = \min(1, 1 / \|g\|)$, so that a first step of
+    length one is no longer than one.
+
+    A pair enters only if $\langle s, y \rangle > \epsilon\,\|s\|\,\|y\|$, where
+    $\epsilon$ is the spacing of numbers at 1: what curves down, or is lost in
+    rounding, would make $P$ indefinite. It reports ``pairs``, how many are in use.
+
+    Args:
+        memory_size: m >= 1, how many pairs are kept.
+        scale_init_precond: whether to begin at $\gamma I$, or at $I$.
+
+    Raises:
+        ValueError: ``memory_size`` below 1.
+
+    References:
+        Nocedal and Wright, Numerical optimization, 2006, algorithms 7.4 and 7.5 and
+        equation 7.20, https://doi.org/10.1007/978-0-387-40065-5. Liu and Nocedal, On
+        the limited memory BFGS method for large scale optimization, 1989,
+        https://doi.org/10.1007/BF01589116. Differs from them in: pairs without
+        positive curvature are skipped, and the first matrix, which is optax's.
+    """
+    if memory_size < 1:
+        raise ValueError(f"need memory_size >= 1, got {memory_size=}")
+
+    def init(params: Params) -> ScaleByLbfgsState:
+        moment = tree.wide_zeros_like(params)
+        ring = jax.tree.map(lambda m: jnp.stack([m] * memory_size), moment)
+        return ScaleByLbfgsState(
+            numerics.first_step(),
+            numerics.first_step(),
+            moment,
+            tree.zeros_like(moment),
+            ring,
+            tree.zeros_like(ring),
+            jnp.zeros(memory_size, tree.vdot(moment, moment).dtype),
+        )
+
+    def update(
+        updates: Updates, state: ScaleByLbfgsState, params: Params
+    ) -> tuple[Updates, ScaleByLbfgsState]:
+        state = _take_pair(state, tree.widen(params), updates)
+        gamma = _first_scale(state, updates) if scale_init_precond else jnp.ones(())
+        direction = _two_loops(state, updates, gamma)
+        return direction, state._replace(step=numerics.next_step(state.step))
+
+    def report(updates: Updates, state: ScaleByLbfgsState, params: Params) -> Metrics:
+        state = _take_pair(state, tree.widen(params), updates)
+        return {"pairs": jnp.minimum(state.pairs, memory_size)}
+
+    return chain(Transform(init, update, name="scale_by_lbfgs", report=report))
+
+
+def _take_pair(
+    state: ScaleByLbfgsState, params: Params, gradient: Updates
+) -> ScaleByLbfgsState:
+    """Put the newest pair into the ring, if there is one and it curves up."""
+    s, y = tree.sub(params, state.params), tree.sub(gradient, state.gradient)
+    product = tree.vdot(s, y)
+    least = jnp.finfo(product.dtype).eps * tree.norm(s) * tree.norm(y)
+    is_pair = (state.step > 0) & (product > least) & jnp.isfinite(product)
+    slot = state.pairs % len(state.inverse_products)
+
+    def put(ring: jax.Array, x: jax.Array) -> jax.Array:
+        return ring.at[slot].set(jnp.where(is_pair, x, ring[slot]))
+
+    inverse = 1 / jnp.where(is_pair, product, 1)
+    return ScaleByLbfgsState(
+        state.step,
+        jnp.where(is_pair, numerics.next_step(state.pairs), state.pairs),
+        jax.tree.map(lambda p: p + 0, params),
+        gradient,
+        jax.tree.map(put, state.s, s),
+        jax.tree.map(put, state.y, y),
+        put(state.inverse_products, inverse),
+    )
+
+
+def _first_scale(state: ScaleByLbfgsState, gradient: Updates) -> jax.Array:
+    newest = (state.pairs - 1) % len(state.inverse_products)
+    y = _at(state.y, newest)
+    curvature = state.inverse_products[newest] * tree.vdot(y, y)
+    bounded = 1 / jnp.maximum(tree.norm(gradient), 1)
+    return jnp.where(
+        state.pairs > 0, numerics.divide(jnp.ones_like(curvature), curvature), bounded
+    )
+
+
+def _two_loops(
+    state: ScaleByLbfgsState, gradient: Updates, gamma: jax.Array
+) -> Updates:
+    """Return P g; slots without a pair have weight 0 and change nothing."""
+    size = len(state.inverse_products)
+
+    def back(i: Any, carry: Any) -> Any:
+        q, alphas = carry
+        slot = (state.pairs - 1 - i) % size
+        alpha = state.inverse_products[slot] * tree.vdot(_at(state.s, slot), q)
+        return _add_scaled(q, -alpha, _at(state.y, slot)), alphas.at[slot].set(alpha)
+
+    def forth(i: Any, r: Updates) -> Updates:
+        slot = (state.pairs + i) % size
+        beta = state.inverse_products[slot] * tree.vdot(_at(state.y, slot), r)
+        return _add_scaled(r, alphas[slot] - beta, _at(state.s, slot))
+
+    start = gradient, jnp.zeros_like(state.inverse_products)
+    q, alphas = jax.lax.fori_loop(0, size, back, start)
+    return jax.lax.fori_loop(0, size, forth, tree.scale(gamma, q))
+
+
+def _at(ring: Updates, slot: jax.Array) -> Updates:
+    return jax.tree.map(lambda x: x[slot], ring)
+
+
+def _add_scaled(a: Updates, factor: jax.Array, b: Updates) -> Updates:
+    return tree.add(a, tree.scale(factor, b))

@@ -1,0 +1,121 @@
+"""Averaged gradients over an estimate of the Hessian's diagonal, clipped.
+
+The estimate needs the loss, so it comes from outside: `fngrad.steps.sophia` puts it
+into the state every few steps, and updates divide by what they find there.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.leaves import check_real
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.roots import check_decay
+from fngrad.types import Hyper, Metrics, Params, Updates
+
+
+class ScaleBySophiaState(NamedTuple):
+    """State of `scale_by_sophia`."""
+
+    step: jax.Array  # int32, shape ()
+    b2: jax.Array  # float, shape (); for the next estimate
+    mu: Updates  # average of g
+    hessian: Updates  # average of the estimates of the Hessian's diagonal
+
+    signed = ("mu",)
+
+
+def scale_by_sophia(
+    b1: Hyper = 0.965,
+    b2: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    gamma: Hyper = 0.01,
+    clip_threshold: Hyper = 1.0,
+) -> Transform:
+    r"""Divide the averaged gradient by the averaged Hessian diagonal, entry by entry.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      u_t = \mathrm{clip}\!\left(
+        \frac{\mu_t}{\max(\gamma\,h_t, \epsilon)}, \rho\right)$$
+
+    $h$ begins at zero and changes only when an estimate arrives (see
+    `fngrad.steps.sophia`): $h \leftarrow \beta_2\,h + (1 - \beta_2)\,\hat h$. Where it
+    is not positive, as before the first estimate, the entry moves by $\rho$ in the
+    direction of $\mu_t$'s sign. It reports ``clipped``, the share of entries at the
+    bound.
+
+    Args:
+        b1: $\beta_1$ in [0, 1].
+        b2: $\beta_2$ in [0, 1]; a schedule is asked at the update before.
+        eps: $\epsilon$ > 0, in units of curvature.
+        gamma: $\gamma$ > 0; the larger, the fewer entries are clipped.
+        clip_threshold: $\rho$ > 0, the largest entry of an update.
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+        ValueError: a number out of range.
+
+    References:
+        Liu et al., Sophia: a scalable stochastic second-order optimizer for language
+        model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342. Differs
+        from optax in: no bias correction of $\mu$ and $h$, as in the paper.
+    """
+    check_decay("b1", b1, corrected=False)
+    check_decay("b2", b2, corrected=False)
+    numerics.check_positive("eps", eps)
+    numerics.check_positive("gamma", gamma)
+    numerics.check_positive("clip_threshold", clip_threshold)
+
+    def init(params: Params) -> ScaleBySophiaState:
+        check_real("scale_by_sophia", params)
+        step, zeros = numerics.first_step(), tree.wide_zeros_like
+        decay = numerics.hyper(b2, step)
+        return ScaleBySophiaState(step, decay + 0, zeros(params), zeros(params))
+
+    def direction(updates: Updates, state: ScaleBySophiaState) -> tuple:
+        beta = numerics.hyper(b1, state.step)
+        mean = tree.average(beta, state.mu, updates)
+        scale, least = (numerics.hyper(x, state.step) for x in (gamma, eps))
+
+        def divide(m: jax.Array, h: jax.Array) -> jax.Array:
+            floor = least.astype(h.dtype)
+            return m / jnp.maximum(numerics.scaled(scale, h), floor)
+
+        return mean, jax.tree.map(divide, mean, state.hessian)
+
+    def update(
+        updates: Updates, state: ScaleBySophiaState, params: Params
+    ) -> tuple[Updates, ScaleBySophiaState]:
+        mean, ratio = direction(updates, state)
+        bound = numerics.hyper(clip_threshold, state.step)
+        clipped = jax.tree.map(
+            lambda x: jnp.clip(x, -bound.astype(x.dtype), bound.astype(x.dtype)), ratio
+        )
+        step = numerics.next_step(state.step)
+        decay = numerics.hyper(b2, step)
+        return clipped, ScaleBySophiaState(step, decay, mean, state.hessian)
+
+    def report(updates: Updates, state: ScaleBySophiaState, params: Params) -> Metrics:
+        _, ratio = direction(updates, state)
+        bound = numerics.hyper(clip_threshold, state.step)
+        entries = jax.tree.leaves(ratio)
+        at_bound = [jnp.sum(jnp.abs(x) >= bound.astype(x.dtype)) for x in entries]
+        total = sum(x.size for x in entries)
+        return {"clipped": sum(at_bound, jnp.int32(0)).astype(float) / total}
+
+    return chain(Transform(init, update, name="scale_by_sophia", report=report))
+
+
+def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:
+    """Return the state with one more estimate of the Hessian's diagonal averaged in.
+
+    Args:
+        state: the state.
+        estimate: shaped like the parameters; leaves the state has none of are left
+            out.
+    """
+    known = jax.tree.map(lambda e, h: None if h is None else e, estimate, state.hessian)
+    return state._replace(hessian=tree.average(state.b2, state.hessian, known))
