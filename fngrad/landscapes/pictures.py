@@ -1,0 +1,96 @@
+"""Pictures of landscapes and of the paths on them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fngrad.extras import import_extra
+
+POINTS = 200  # of a grid's side
+LEVELS = 24
+
+
+def plot(
+    f: Callable[[jax.Array], jax.Array],
+    paths: Mapping[str, Any] | None = None,
+    *,
+    lower: Sequence[float],
+    upper: Sequence[float],
+    minima: Sequence[Sequence[float]] = (),
+    saddles: Sequence[Sequence[float]] = (),
+    title: str = "",
+) -> Any:
+    """Draw a function of one or two coordinates, with paths on it.
+
+    Args:
+        f: a point of shape (1,) or (2,) -> a scalar.
+        paths: label -> points visited, shape (points, dimension), as `descend` gives.
+        lower, upper: the corners of the region.
+        minima, saddles: points to mark.
+        title: stands above.
+
+    Returns:
+        A matplotlib figure, which notebooks show; ``savefig`` writes it.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: the region has not one or two coordinates, or is empty.
+    """
+    low, high = np.asarray(lower, float), np.asarray(upper, float)
+    if low.shape not in ((1,), (2,)) or low.shape != high.shape or np.any(low >= high):
+        raise ValueError(
+            f"need lower < upper with one or two coordinates, got {lower=} {upper=}"
+        )
+    figure = import_extra("matplotlib.figure", "plot").Figure(
+        (7, 4.5), layout="constrained"
+    )
+    axis = figure.add_subplot()
+    draw = _draw_curve if low.size == 1 else _draw_contours
+    draw(axis, f, paths or {}, low, high)
+    marks = {"minimum": (minima, "*", "gold"), "saddle": (saddles, "X", "white")}
+    for label, (points, marker, color) in marks.items():
+        xy = np.array([_on_picture(f, np.asarray(point)) for point in points])
+        if len(xy):
+            axis.scatter(
+                *xy.T, marker=marker, s=110, c=color, ec="black", label=label, zorder=4
+            )
+    axis.set_title(title)
+    if axis.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _on_picture(f: Callable[[jax.Array], jax.Array], point: np.ndarray) -> np.ndarray:
+    if point.size == 2:
+        return point
+    return np.array([point[0], float(f(jnp.asarray(point, jnp.float32)))])
+
+
+def _draw_curve(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
+    x = jnp.linspace(low[0], high[0], 4 * POINTS)
+    axis.plot(x, jax.vmap(f)(x[:, None]), color="0.6", zorder=1)
+    for label, path in paths.items():
+        values = jax.vmap(f)(jnp.asarray(path))
+        axis.plot(np.asarray(path)[:, 0], values, "o-", ms=3, lw=1, label=label)
+    axis.set(xlabel="x", ylabel="f(x)", xlim=(low[0], high[0]))
+
+
+def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
+    x, y = (jnp.linspace(a, b, POINTS) for a, b in zip(low, high, strict=True))
+    grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
+    values = np.asarray(jax.vmap(jax.vmap(f))(grid))
+    # Values span many orders of magnitude: levels are even in the logarithm of the
+    # height over the lowest point seen.
+    height = np.log10(values - values.min() + 1e-3 * np.ptp(values))
+    axis.contourf(x, y, height, LEVELS, cmap="Blues_r", alpha=0.8)
+    axis.contour(x, y, height, LEVELS, colors="0.4", linewidths=0.3)
+    colors = [f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9)]  # blue is the ground
+    for i, (label, path) in enumerate(paths.items()):
+        points = np.asarray(path)
+        color = colors[i % len(colors)]
+        axis.plot(*points.T, "-", lw=1.4, color=color, label=label, zorder=2)
+        axis.plot(*points[-1], "o", ms=6, color=color, mec="black", zorder=3)
+    axis.set(xlabel="x", ylabel="y", xlim=(low[0], high[0]), ylim=(low[1], high[1]))

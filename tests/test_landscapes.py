@@ -1,0 +1,172 @@
+"""Minima and saddles are where the catalog says; slices and planes are right."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad as fg
+import fngrad.landscapes as landscapes
+from fngrad.landscapes import CATALOG
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_minima_and_saddles_are_what_the_catalog_says(x64, name):
+    place = CATALOG[name]
+    for kind in ("minima", "saddles"):
+        for point in getattr(place, kind):
+            x = jnp.asarray(point)
+            curvatures = jnp.linalg.eigvalsh(jax.hessian(place.f)(x))
+            np.testing.assert_allclose(jax.grad(place.f)(x), 0.0, atol=3e-5)
+            if kind == "minima":
+                assert curvatures[0] > 0, (name, point)
+            elif name == "monkey_saddle":
+                np.testing.assert_array_equal(curvatures, 0.0)
+            else:
+                assert curvatures[0] < 0 < curvatures[-1], (name, point)
+            assert np.all(np.asarray(place.lower) < x)
+            assert np.all(x < np.asarray(place.upper))
+
+
+@pytest.mark.parametrize(
+    "name", ["rosenbrock", "beale", "himmelblau", "rastrigin", "quadratic"]
+)
+def test_the_global_minimum_is_zero(x64, name):
+    for point in CATALOG[name].minima:
+        np.testing.assert_allclose(CATALOG[name].f(jnp.asarray(point)), 0, atol=1e-12)
+
+
+def test_the_first_of_two_minima_is_the_deeper_one(x64):
+    deep, shallow = (float(landscapes.two_minima(jnp.asarray(p))) for p in WELLS)
+    assert deep < shallow < float(landscapes.two_minima(jnp.array([-0.2696])))
+
+
+WELLS = CATALOG["two_minima"].minima
+
+
+def test_the_monkey_saddle_has_three_valleys():
+    angles = jnp.linspace(0.0, 2 * jnp.pi, 361)[:-1]
+    ring = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    signs = np.sign(np.asarray(jax.vmap(landscapes.monkey_saddle)(ring)))
+    assert np.sum(np.diff(signs[signs != 0]) < 0) == 3
+
+
+def test_a_descent_is_the_loop_written_out():
+    path = landscapes.descend(landscapes.beale, (1.0, 1.5), fg.sgd(0.01), 5)
+    x = jnp.array([1.0, 1.5])
+    for point in path:
+        np.testing.assert_allclose(point, x, rtol=1e-5)
+        x = x - 0.01 * jax.grad(landscapes.beale)(x)
+
+
+def test_noise_has_the_spread_it_is_given():
+    path = landscapes.descend(
+        lambda x: 0.0 * jnp.sum(x), jnp.zeros(5000), fg.sgd(1.0), 1, noise=0.3, key=1
+    )
+    np.testing.assert_allclose(jnp.std(path[1]), 0.3, rtol=0.05)
+
+
+PARAMS = {
+    "kernel": jnp.linspace(-1.0, 2.0, 24).reshape(2, 3, 4),
+    "weight": jnp.linspace(1.0, 2.0, 6).reshape(2, 3).at[:, 1].set(0.0),
+    "bias": jnp.ones(3),
+}
+
+
+def test_a_filter_direction_is_as_long_as_each_filter():
+    d = landscapes.filter_direction(PARAMS, 0)
+    for name, axes in {"kernel": (0, 1), "weight": (0,)}.items():
+        np.testing.assert_allclose(
+            jnp.sum(d[name] ** 2, axes), jnp.sum(PARAMS[name] ** 2, axes), rtol=1e-5
+        )
+    np.testing.assert_array_equal(d["bias"], 0.0)
+    np.testing.assert_array_equal(d["weight"][:, 1], 0.0)
+    other = landscapes.filter_direction(PARAMS, 1)
+    assert not np.allclose(d["kernel"], other["kernel"])
+
+
+def value(params, shift):
+    return sum(jnp.sum((x - shift) ** 2) for x in jax.tree.leaves(params))
+
+
+def test_a_slice_is_the_function_along_it():
+    plane = landscapes.random_plane(PARAMS, 0)
+    a, b = jnp.array([-1.0, 0.0, 2.0]), jnp.array([0.0, 0.5])
+    values = landscapes.plane_values(value, plane, a, b, 0.1)
+    assert values.shape == (2, 3)
+    for i, t in enumerate(b):
+        for j, s in enumerate(a):
+            moved = jax.tree.map(lambda w, u, v, s=s, t=t: w + s * u + t * v, *plane)
+            np.testing.assert_allclose(values[i, j], value(moved, 0.1), rtol=1e-5)
+    line = landscapes.line_values(value, PARAMS, plane.u, a, 0.1)
+    np.testing.assert_allclose(line, values[0], rtol=1e-5)
+
+
+def test_the_principal_plane_holds_a_flat_path():
+    t = jnp.linspace(0.0, 3.0, 20)
+    u = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), PARAMS)
+    v = jax.tree.map(lambda x: jnp.sin(jnp.arange(x.size)).reshape(x.shape), PARAMS)
+    visited = jax.vmap(
+        lambda s: jax.tree.map(lambda w, a, b: w + s * a + s**2 * b, PARAMS, u, v)
+    )(t)
+    seen = landscapes.principal_plane(visited)
+    np.testing.assert_allclose(jnp.sum(seen.explained), 1.0, rtol=1e-5)
+    assert seen.explained[0] > seen.explained[1]
+    np.testing.assert_allclose(seen.coordinates[-1], 0.0, atol=1e-5)
+    for i in (0, 7):
+        back = jax.tree.map(
+            lambda w, a, b, i=i: (
+                w + seen.coordinates[i, 0] * a + seen.coordinates[i, 1] * b
+            ),
+            *seen.plane,
+        )
+        jax.tree.map(
+            lambda x, y, i=i: np.testing.assert_allclose(x, y[i], atol=1e-3),
+            back,
+            visited,
+        )
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_landscape_can_be_drawn_with_a_path(tmp_path, name):
+    place = CATALOG[name]
+    path = landscapes.descend(place.f, place.start, fg.sgd(1e-3), 20)
+    figure = landscapes.plot(
+        place.f,
+        {"sgd": path},
+        lower=place.lower,
+        upper=place.upper,
+        minima=place.minima,
+        saddles=place.saddles,
+        title=name,
+    )
+    figure.savefig(tmp_path / "picture.png")
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert "sgd" in labels
+    assert ("minimum" in labels) == bool(place.minima)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: landscapes.descend(jnp.sum, (1.0,), fg.sgd(0.1), -1),
+            "need num_steps >= 0",
+        ),
+        (
+            lambda: landscapes.descend(jnp.sum, 1.0, fg.sgd(0.1), 1),
+            r"need a start of shape \(dimension,\), got \(\)",
+        ),
+        (
+            lambda: landscapes.principal_plane(jnp.ones((2, 3))),
+            "need at least three points",
+        ),
+        (
+            lambda: landscapes.plot(jnp.sum, lower=(0.0,), upper=(0.0,)),
+            "need lower < upper",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
