@@ -5,14 +5,14 @@ parameters, schedule-free's x. The class of such a rule's state has a method
 ``eval_params(self, params) -> params``, which is all that tells it from other states.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
-from fngrad.types import OptState, Params
+from fngrad.types import OptState, Params, Path
 
 
 def eval_params(state: Any) -> Params:
@@ -100,18 +100,16 @@ def _owners(opt_state: OptState) -> Iterator[Any]:
 
 def _part_of(params: Params, owner: Any) -> Params:
     """Return the parameters with the holes that a field of the state has."""
-    paths = tree.leaf_paths(params)
+    shapes = {path: leaf.shape for path, leaf in tree.leaf_paths(params).items()}
     for field in owner if isinstance(owner, tuple) else ():
-        try:
-            mask = jax.tree.map(
-                lambda x, _: x is not None, field, params, is_leaf=lambda x: x is None
-            )
-        except (ValueError, TypeError):  # another structure
-            continue
-        kept = tree.leaf_paths(field)
-        if kept and all(jnp.shape(x) == paths[p].shape for p, x in kept.items()):
-            return tree.keep(mask, params)
+        own = {path: jnp.shape(leaf) for path, leaf in tree.leaf_paths(field).items()}
+        if own and own.items() <= shapes.items():
+            return _only(own.keys(), params)
     return params
+
+
+def _only(paths: Collection[Path], params: Params) -> Params:
+    return tree.map_with_path(lambda path, p: p if path in paths else None, params)
 
 
 def _check_fits(found: dict[str, jax.Array], params: Params) -> None:
