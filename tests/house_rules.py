@@ -18,7 +18,7 @@ TOP_LEVEL = {
 # the commands around it.
 _HOUSE = {
     0: "types",
-    1: "tree numerics extras permutation signatures",
+    1: "tree numerics codes rounding extras permutation signatures",
     1.5: "leaves",
     2: "schedules losses metrics gradcheck backprop closed_form batching "
     "layers.core transforms.core transforms.roots transforms.axes "

@@ -34,6 +34,8 @@ class TraceState(NamedTuple):
     step: jax.Array  # int32, shape ()
     trace: Updates  # decayed sum of gradients
 
+    signed = ("trace",)
+
 
 class EmaState(NamedTuple):
     """State of `ema`."""
@@ -41,12 +43,16 @@ class EmaState(NamedTuple):
     step: jax.Array  # int32, shape ()
     ema: Updates  # average of the updates, biased towards zero
 
+    signed = ("ema",)
+
 
 class ScaleByRmsState(NamedTuple):
     """State of `scale_by_rms`."""
 
     step: jax.Array  # int32, shape ()
     nu: Updates  # average of |g|**2, real
+
+    non_negative = ("nu",)
 
 
 class ScaleByStddevState(NamedTuple):
@@ -56,6 +62,9 @@ class ScaleByStddevState(NamedTuple):
     mu: Updates  # average of g
     variance: Updates  # average of |g|**2 minus |average of g|**2, real
 
+    signed = ("mu",)
+    non_negative = ("variance",)
+
 
 class ScaleByAdamState(NamedTuple):
     """State of `scale_by_adam`."""
@@ -63,6 +72,9 @@ class ScaleByAdamState(NamedTuple):
     step: jax.Array  # int32, shape ()
     mu: Updates  # average of g
     nu: Updates  # average of |g|**2, real
+
+    signed = ("mu",)
+    non_negative = ("nu",)
 
 
 def trace(

@@ -17,6 +17,8 @@ class ScaleByRssState(NamedTuple):
     step: jax.Array  # int32, shape ()
     sum_of_squares: Updates  # real also for complex parameters
 
+    non_negative = ("sum_of_squares",)
+
 
 def scale_by_rss(
     initial_accumulator_value: Scalar = 0.1,

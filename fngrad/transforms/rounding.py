@@ -1,0 +1,80 @@
+"""Updates that land on parameters of 16 bits without bias."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+from fngrad.rounding import round_stochastically
+from fngrad.transforms.core import Transform, chain
+from fngrad.types import Key, Params, Updates
+
+
+class StochasticRoundState(NamedTuple):
+    """State of `stochastic_round`."""
+
+    step: jax.Array  # int32, shape ()
+    key: Key  # the same at every step
+
+
+def stochastic_round(key: int | Key) -> Transform:
+    r"""Let parameters of 16 bits take each step right on average.
+
+    A step below half a unit in the last place is lost when $w + u$ is rounded to the
+    nearest: in bfloat16 1 + 0.001 is 1. Here $w + u$ is rounded up or down at random,
+    with mean $w + u$ (`fngrad.rounding.round_stochastically`), and the update is the
+    difference,
+
+    $$u \leftarrow \mathrm{round}(w + u) - w.$$
+
+    The last part of a chain: `apply_updates` adds the difference, without an error
+    where the new value lies between half and twice the old one (Sterbenz), or the old
+    one is zero. Where an update is so large that it does not, one error of the 16-bit
+    sum remains. Leaves of 32 bits and more, and complex ones, pass unchanged.
+
+    The draws of step $t$ are of ``fold_in(key, t)``, its own for each leaf.
+
+    Args:
+        key: a typed key or an int.
+
+    Raises:
+        TypeError: the key is neither.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.chain(fg.adamw(3e-4), fg.stochastic_round(key=0))
+        >>> state = optimizer.init(jnp.ones(3, jnp.bfloat16))
+
+    References:
+        Zamirai et al., Revisiting bfloat16 training, 2020, algorithm 1,
+        https://arxiv.org/abs/2010.06192. Sterbenz, Floating-point computation, 1974,
+        section 4.3.
+    """
+    numerics.key(key)
+
+    def init(params: Params) -> StochasticRoundState:
+        # A copy: a donated state must not take the caller's key along.
+        return StochasticRoundState(numerics.first_step(), jnp.copy(numerics.key(key)))
+
+    def update(
+        updates: Updates, state: StochasticRoundState, params: Params
+    ) -> tuple[Updates, StochasticRoundState]:
+        leaves, structure = jax.tree.flatten(updates)
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
+        old = structure.flatten_up_to(params)
+        new = [_land(*leaf) for leaf in zip(leaves, old, keys, strict=True)]
+        new_state = StochasticRoundState(numerics.next_step(state.step), state.key)
+        return structure.unflatten(new), new_state
+
+    return chain(Transform(init, update, name="stochastic_round"))
+
+
+def _land(update: jax.Array, param: jax.Array, key: Key) -> jax.Array:
+    """Return the difference of a rounded target and a parameter of 16 bits."""
+    if param.dtype not in (jnp.bfloat16, jnp.float16):
+        return update
+    start = param.astype(update.dtype)
+    target = round_stochastically(start + update, key, param.dtype)
+    return target.astype(update.dtype) - start
