@@ -1,0 +1,107 @@
+"""Many small batches as one large one."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.types import Metrics, OptState, Params, Updates
+
+
+class AccumulateState(NamedTuple):
+    """State of `accumulate`."""
+
+    mini_step: jax.Array  # int32, shape (); gradients in the sum, below ``every``
+    total: Updates  # their sum; None for leaves that are not trained
+    inner: OptState
+
+
+def accumulate(inner: TransformLike, every: int) -> Transform:
+    r"""Give a transform the mean of ``every`` gradients at a time.
+
+    $$u_t = \mathrm{inner}\Big(\frac{1}{k} \sum_{i = t - k + 1}^{t} g_i\Big)
+      \quad\text{if}\quad k \mid t, \qquad\text{else}\quad u_t = 0$$
+
+    In between, the parameters and the state of ``inner`` stay as they are, so k
+    micro-batches of one size are one batch of k times that size: a clip in ``inner``
+    clips the mean, and schedules and averages in it count updates. It keeps one tree
+    of gradients more, in at least float32, and none with ``every=1``, which is
+    ``inner`` itself. A sum that is not complete when training ends is dropped.
+
+    It reports ``mini_step``, which of the k gradients this is, from 0, and what
+    ``inner`` reports of the mean so far.
+
+    Args:
+        inner: the transform of the means, usually a whole optimizer.
+        every: $k$ >= 1, an int.
+
+    Raises:
+        ValueError: ``every`` is no int >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer, params = fg.accumulate(fg.sgd(1.0), every=2), jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> for gradient in jnp.array([[1.0, 0.0], [3.0, 2.0]]):
+        ...     updates, state = optimizer.update(gradient, state, params)
+        ...     print(updates)
+        [0. 0.]
+        [-2. -1.]
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"need an int every >= 1, got {every=}")
+    if every == 1:
+        return chain(inner)
+    within = unwrap(inner)
+
+    def learned(params: Params) -> Any:
+        rule = within.trainable or (lambda path, leaf: True)
+        return tree.map_with_path(rule, params)
+
+    def init(params: Params) -> AccumulateState:
+        total = tree.wide_zeros_like(tree.keep(learned(params), params))
+        return AccumulateState(numerics.first_step(), total, within.init(params))
+
+    def add(updates: Updates, state: AccumulateState, params: Params) -> Updates:
+        return tree.add(state.total, tree.keep(learned(params), updates))
+
+    def mean(total: Updates, count: jax.Array | int, updates: Updates) -> Updates:
+        mean = jax.tree.map(lambda x: x / jnp.asarray(count).astype(x.dtype), total)
+        return tree.merge(mean, tree.zeros_like(updates))
+
+    def apply(
+        total: Updates, updates: Updates, state: AccumulateState, params: Params
+    ) -> tuple[Updates, AccumulateState]:
+        whole = mean(total, every, updates)
+        new_updates, new = within.update(whole, state.inner, params)
+        empty = tree.zeros_like(total)
+        return new_updates, AccumulateState(numerics.first_step(), empty, new)
+
+    def wait(
+        total: Updates, updates: Updates, state: AccumulateState, params: Params
+    ) -> tuple[Updates, AccumulateState]:
+        waiting = AccumulateState(state.mini_step + 1, total, state.inner)
+        return tree.zeros_like(updates), waiting
+
+    def update(
+        updates: Updates, state: AccumulateState, params: Params
+    ) -> tuple[Updates, AccumulateState]:
+        total, is_last = add(updates, state, params), state.mini_step == every - 1
+        return jax.lax.cond(is_last, apply, wait, total, updates, state, params)
+
+    def report(updates: Updates, state: AccumulateState, params: Params) -> Metrics:
+        reports: Metrics = {"mini_step": state.mini_step}
+        if within.report:
+            so_far = mean(add(updates, state, params), state.mini_step + 1, updates)
+            reports |= within.report(so_far, state.inner, params)
+        return reports
+
+    return chain(
+        Transform(
+            init, update, name="accumulate", report=report, trainable=within.trainable
+        )
+    )

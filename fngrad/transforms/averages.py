@@ -1,0 +1,228 @@
+"""A second set of weights beside the ones that are trained.
+
+The *fast* weights are the parameters, which take every update. The *slow* ones follow
+them, and are the ones to evaluate (`fngrad.eval_params`): either they pull the fast
+weights back now and then (`lookahead`), or they only watch (`ema_params`). They are
+kept in at least float32.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    apply_updates,
+    chain,
+    unwrap,
+)
+from fngrad.transforms.iterates import wide_copy
+from fngrad.transforms.roots import check_decay
+from fngrad.types import Hyper, Metrics, OptState, Params, Updates
+
+_NONE_LEFT = -100.0  # e**-100 is lost beside 1 in every dtype
+
+
+class LookaheadState(NamedTuple):
+    """State of `lookahead`."""
+
+    step: jax.Array  # int32, shape ()
+    slow: Params  # slow weights; None for leaves that are not trained
+    inner: OptState
+
+    def eval_params(self, params: Params) -> Params:
+        """Return the slow weights."""
+        return tree.merge(self.slow, params)
+
+
+class EmaParamsState(NamedTuple):
+    """State of `ema_params`."""
+
+    step: jax.Array  # int32, shape ()
+    log_rest: jax.Array  # float, shape (); log of the weight that nothing has yet
+    average: Params  # None for leaves of integers
+
+    def eval_params(self, params: Params) -> Params:
+        """Return the average, and the parameters while nothing is in it."""
+        weight = -jnp.expm1(self.log_rest)
+        is_empty = weight <= 0
+
+        def debiased(a: jax.Array | None, p: jax.Array) -> jax.Array:
+            if a is None:
+                return p
+            mean = a / jnp.where(is_empty, 1, weight).astype(a.dtype)
+            return jnp.where(is_empty, p.astype(a.dtype), mean)
+
+        return jax.tree.map(debiased, self.average, params, is_leaf=_is_hole)
+
+
+def lookahead(
+    inner: TransformLike,
+    sync_period: int = 6,
+    slow_step_size: Hyper = 0.5,
+    reset_state: bool = False,
+) -> Transform:
+    r"""Let slow weights follow an optimizer, and pull it back to them.
+
+    The optimizer moves the fast weights $\theta$. After every k-th update the slow
+    weights $\phi$ go a part of the way to them, and the fast ones start again there:
+
+    $$\phi \leftarrow \phi + \alpha\,(\theta - \phi), \qquad \theta \leftarrow \phi$$
+
+    With $\alpha = 1$ this is ``inner``. `fngrad.eval_params` gives the slow weights.
+
+    Args:
+        inner: a whole optimizer.
+        sync_period: k >= 1, an int.
+        slow_step_size: $\alpha$ in [0, 1].
+        reset_state: whether ``inner`` begins anew with the fast weights: its averages,
+            and with them its steps, so its schedules too.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.lookahead(fg.sgd(1.0), sync_period=2)
+        >>> params, gradient = jnp.zeros(1), jnp.ones(1)
+        >>> state = optimizer.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update(gradient, state, params)
+        ...     params = fg.apply_updates(params, updates)
+        ...     print(params)
+        [-1.]
+        [-1.]
+
+    References:
+        Zhang et al., Lookahead optimizer: k steps forward, 1 step back, 2019,
+        algorithm 1, https://arxiv.org/abs/1907.08610. Differs from optax in: the
+        parameters are the fast weights alone, and the slow ones are in the state.
+    """
+    _check_count("sync_period", sync_period, low=1)
+    numerics.check_number("slow_step_size", slow_step_size, 0.0, 1.0)
+    within = unwrap(inner)
+
+    def learned(params: Params) -> Any:
+        rule = within.trainable or (lambda path, leaf: True)
+        return tree.map_with_path(rule, params)
+
+    def init(params: Params) -> LookaheadState:
+        slow = wide_copy(tree.keep(learned(params), params))
+        return LookaheadState(numerics.first_step(), slow, within.init(params))
+
+    def update(
+        updates: Updates, state: LookaheadState, params: Params
+    ) -> tuple[Updates, LookaheadState]:
+        made, new = within.update(updates, state.inner, params)
+        kept = tree.keep(learned(params), params)
+        moves = tree.keep(learned(params), made)
+        alpha = numerics.hyper(slow_step_size, state.step)
+        syncs = (state.step + 1) % sync_period == 0
+        fast = tree.add(tree.widen(kept), moves)
+        slow = tree.lerp(state.slow, fast, alpha)
+        back = tree.add(moves, tree.sub(slow, fast))
+        if reset_state:
+            start = tree.merge(tree.cast_like(slow, kept), params)
+            new = tree.where(syncs, within.init(start), new)
+        new_updates = tree.merge(tree.where(syncs, back, moves), made)
+        new_slow = tree.where(syncs, slow, state.slow)
+        step = numerics.next_step(state.step)
+        return new_updates, LookaheadState(step, new_slow, new)
+
+    def report(updates: Updates, state: LookaheadState, params: Params) -> Metrics:
+        return within.report(updates, state.inner, params) if within.report else {}
+
+    return chain(
+        Transform(
+            init,
+            update,
+            name="lookahead",
+            report=report if within.report else None,
+            trainable=within.trainable,
+        )
+    )
+
+
+def ema_params(
+    decay: Hyper = 0.999,
+    debias: bool = True,
+    every: int = 1,
+    start_step: int = 0,
+) -> Transform:
+    r"""Keep an exponential average of the parameters; pass updates on.
+
+    With $w_t$ the parameters after the t-th update
+
+    $$\bar w_t = \beta\,\bar w_{t-1} + (1 - \beta)\,w_t$$
+
+    from $\bar w_0 = 0$, divided by $1 - \prod \beta$, the weight that the $w$ have in
+    it, if ``debias``; else from the first parameters. `fngrad.eval_params` gives the
+    average; before there is anything in it, the parameters. It belongs last in a
+    chain, after the learning rate. Inside `accumulate` it counts updates.
+
+    Args:
+        decay: $\beta$, in [0, 1) if ``debias``, else in [0, 1]. A schedule is
+            corrected for with the values that it had.
+        debias: whether to begin at zero and correct for it, or to begin at the
+            parameters.
+        every: average after every so many updates, an int >= 1.
+        start_step: how many updates to wait for, an int >= 0; until then the average
+            is empty, or without ``debias`` the parameters.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.chain(fg.adam(1e-3), fg.ema_params(0.999))
+
+    References:
+        Polyak and Juditsky, Acceleration of stochastic approximation by averaging,
+        1992, https://doi.org/10.1137/0330046. Differs from it in: the average forgets.
+    """
+    check_decay("decay", decay, corrected=debias)
+    _check_count("every", every, low=1)
+    _check_count("start_step", start_step, low=0)
+
+    def init(params: Params) -> EmaParamsState:
+        copy = wide_copy(_floats(params))
+        log_rest = jnp.full((), 0.0 if debias else _NONE_LEFT, jnp.result_type(float))
+        average = tree.zeros_like(copy) if debias else copy
+        return EmaParamsState(numerics.first_step(), log_rest, average)
+
+    def update(
+        updates: Updates, state: EmaParamsState, params: Params
+    ) -> tuple[Updates, EmaParamsState]:
+        moved = apply_updates(params, tree.cast_like(updates, params))
+        moved = tree.widen(_floats(moved))
+        is_due = (state.step - start_step + 1) % every == 0
+        beta = numerics.hyper(decay, state.step)
+        beta = jnp.where((state.step >= start_step) & is_due, beta, 1)
+        average = tree.average(beta, state.average, moved)
+        if not debias:
+            average = tree.where(state.step < start_step, moved, average)
+        log_rest = jnp.maximum(state.log_rest + jnp.log(beta), _NONE_LEFT)
+        return updates, EmaParamsState(
+            numerics.next_step(state.step), log_rest, average
+        )
+
+    return chain(Transform(init, update, name="ema_params"))
+
+
+def _floats(params: Params) -> Params:
+    is_float = jax.tree.map(lambda p: jnp.issubdtype(p.dtype, jnp.inexact), params)
+    return tree.keep(is_float, params)
+
+
+def _is_hole(x: Any) -> bool:
+    return x is None
+
+
+def _check_count(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"need an int {name} >= {low}, got {name}={value!r}")

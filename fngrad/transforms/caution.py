@@ -1,0 +1,91 @@
+"""Updates that go only where the present gradient goes."""
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.types import Metrics, OptState, Params, Scalar, Updates
+
+
+def cautious(
+    inner: TransformLike,
+    *,
+    min_share: Scalar | None = None,
+    downhill: bool = True,
+) -> Transform:
+    r"""Drop the entries of an update that the present gradient speaks against.
+
+    With the gradient $g$ and the direction $d$ that ``inner`` makes of it, a leaf of
+    n entries, c of which agree with the gradient in sign, is updated by
+
+    $$u_i = \frac{n}{c + 1}\,d_i \quad\text{where}\quad d_i \cdot g_i > 0,
+      \qquad\text{else}\quad u_i = 0$$
+
+    which keeps the length of an update about the same. For complex leaves
+    $d \cdot g = \mathrm{Re}(\bar d g)$.
+
+    Args:
+        inner: the transform whose updates are filtered, with momentum in it.
+        min_share: ``None`` scales by n / (c + 1), as the paper's algorithm 1; a number
+            $\sigma$ > 0 by $1 / \max(c / n, \sigma)$, as its authors' code does with
+            $\sigma$ = 1e-3.
+        downhill: whether the updates of ``inner`` point downhill, as an optimizer's
+            do: there they agree with the gradient where signs differ. False is for a
+            part in the middle of a chain, as here for decay outside of the filter:
+            ``chain(cautious(scale_by_adam(), downhill=False),
+            add_decayed_weights(0.1), scale_by_learning_rate(1e-3))``.
+
+    Raises:
+        ValueError: ``min_share`` is a number outside of (0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.cautious(fg.momentum(1.0, 0.9))
+        >>> params = jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> for gradient in jnp.array([[1.0, 1.0], [1.0, -0.5]]):
+        ...     updates, state = optimizer.update(gradient, state, params)
+        >>> print(updates)
+        [-1.9 -0. ]
+
+    References:
+        Liang et al., Cautious optimizers: improving training with one line of code,
+        2024, algorithm 1, https://arxiv.org/abs/2411.16085. Differs from it in: an
+        optimizer's weight decay is filtered too, unless it stands outside.
+    """
+    if min_share is not None:
+        numerics.check_number("min_share", min_share, 0.0, 1.0)
+        numerics.check_positive("min_share", min_share)
+    within = unwrap(inner)
+    sign = -1 if downhill else 1
+
+    def filtered(u: jax.Array, g: jax.Array) -> jax.Array:
+        agrees = sign * jnp.real(u * jnp.conj(g)) > 0
+        count = jnp.sum(agrees).astype(jnp.result_type(float))
+        if min_share is None:
+            factor = u.size / (count + 1)
+        else:
+            factor = 1 / jnp.maximum(count / max(u.size, 1), numerics.hyper(min_share))
+        return jnp.where(agrees, numerics.scaled(factor, u), jnp.zeros_like(u))
+
+    def update(
+        updates: Updates, state: OptState, params: Params
+    ) -> tuple[Updates, OptState]:
+        made, new_state = within.update(updates, state, params)
+        return leaves.map_leaves(filtered, made, updates), new_state
+
+    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
+        return within.report(updates, state, params) if within.report else {}
+
+    return chain(
+        Transform(
+            within.init,
+            update,
+            name="cautious",
+            report=report if within.report else None,
+            trainable=within.trainable,
+        )
+    )

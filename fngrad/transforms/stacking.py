@@ -1,0 +1,197 @@
+"""Leaves of one shape and dtype, kept as one array.
+
+A program's size and its overhead grow with the number of arrays, not of numbers: a
+thousand small leaves take seconds to compile and milliseconds to update. A *stack* is
+one array for all leaves of one shape and dtype, its first axis counting them. It is
+named after what it holds, ``float32[3,2]``, and rules that read leaves whole see
+single leaves in it (`fngrad.leaves.map_leaves`).
+
+`stack` makes stacks of parameters once and for all. Where a model is written over
+stacks, as a scan over layers is, nothing then knows how many leaves there are.
+`stack_leaves` keeps stacks in an optimizer's state and takes any parameters.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.tree as tree
+from fngrad.evaluation_point import evaluation_point
+from fngrad.leaves import Stacked
+from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.types import Metrics, OptState, Params, Path, Updates
+
+Stacks = dict[str, Stacked]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Members:
+    """Which leaves a state belongs to: part of its structure, without arrays."""
+
+    paths: tuple[Path, ...]
+
+
+class StackLeavesState(NamedTuple):
+    """State of `stack_leaves`."""
+
+    inner: OptState  # of the stacks
+    members: Members
+
+    def eval_params(self, params: Params) -> Params:
+        """Return the evaluation point of what is wrapped, as single leaves."""
+        part = tree.map_with_path(
+            lambda path, p: p if path in self.members.paths else None, params
+        )
+        layout = _layout_of(part)
+        stacks = _gather(layout, part)
+        return _scatter(layout, evaluation_point(self.inner, stacks))
+
+
+def stack(params: Params) -> tuple[Stacks, Callable[[Stacks], Params]]:
+    """Put parameters of one shape and dtype into one array.
+
+    Args:
+        params: a pytree of arrays; what is stacked in it already is taken over.
+
+    Returns:
+        ``(stacks, unstack)``: a dict of stacks by shape and dtype, in which leaves lie
+        in the order of the tree, and the function that makes the tree of them again.
+        Train the stacks like any parameters, with
+        ``loss_fn = lambda stacks, batch: loss(unstack(stacks), batch)``, or better
+        with a model that reads stacks: ``unstack`` is one slice for each leaf in the
+        program, and its derivative one concatenation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> params = {"a": jnp.ones(2), "b": jnp.zeros(()), "c": jnp.arange(2.0)}
+        >>> stacks, unstack = fg.stack(params)
+        >>> print({name: stack.leaves.shape for name, stack in stacks.items()})
+        {'float32[2]': (2, 2), 'float32[]': (1,)}
+        >>> print(unstack(stacks)["c"])
+        [0. 1.]
+    """
+    layout = _layout_of(params)
+    return _gather(layout, params), lambda stacks: _scatter(layout, stacks)
+
+
+def stack_leaves(inner: TransformLike) -> Transform:
+    """Keep the state of leaves of one shape and dtype in one array.
+
+    Updates are those of ``inner``, also where it takes norms or shapes of single
+    leaves. Its state is a few stacks instead of arrays for each leaf. Parameters that
+    are stacks (see `stack`) are used as they are, at no cost, and compiling and
+    stepping no longer depend on how many leaves there are. An ordinary tree is stacked
+    and its updates are unstacked in every step: a step is a few times faster with
+    hundreds of small leaves, but takes longer to compile than without stacks.
+
+    Args:
+        inner: what may not know leaves by path or count the axes of the parameters to
+            select them: its selectors would see stacks. For rules that differ
+            between leaves, wrap each in a `partition` or `masked`.
+
+    Raises:
+        ValueError: ``inner`` freezes leaves; at ``init``, a glob in it that selects no
+            stack.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> params = [jnp.ones(3)] * 100
+        >>> optimizer = fg.stack_leaves(fg.adam(1e-3))
+        >>> state = optimizer.init(params)["stack_leaves"].inner
+        >>> print(state["scale_by_adam"].mu["float32[3]"].leaves.shape)
+        (100, 3)
+    """
+    within = unwrap(inner)
+    if within.trainable is not None:
+        raise ValueError(
+            "need a transform that trains all leaves inside stack_leaves, which does "
+            "not know them by path; partition outside of it: "
+            'partition([("frozen/**", freeze()), ("**", stack_leaves(...))])'
+        )
+
+    def init(params: Params) -> StackLeavesState:
+        stacks = _gather(_layout_of(params), params)
+        members = Members(tuple(tree.leaf_paths(params)))
+        return StackLeavesState(within.init(stacks), members)
+
+    def update(
+        updates: Updates, state: StackLeavesState, params: Params
+    ) -> tuple[Updates, StackLeavesState]:
+        layout = _layout_of(params)
+        stacks = _gather(layout, updates), state.inner, _gather(layout, params)
+        made, new = within.update(*stacks)
+        return _scatter(layout, made), StackLeavesState(new, state.members)
+
+    def report(updates: Updates, state: StackLeavesState, params: Params) -> Metrics:
+        layout = _layout_of(params)
+        stacks = _gather(layout, updates), state.inner, _gather(layout, params)
+        return within.report(*stacks) if within.report else {}
+
+    has_report = within.report is not None
+    return chain(
+        Transform(
+            init, update, name="stack_leaves", report=report if has_report else None
+        )
+    )
+
+
+class _Layout(NamedTuple):
+    """Where each node of a tree, a leaf or a stack, lies among the stacks."""
+
+    structure: Any  # whose leaves are the nodes
+    nodes: list[Any]
+    groups: dict[str, list[int]]  # positions among the nodes
+
+
+def _layout_of(params: Params) -> _Layout:
+    nodes, structure = jax.tree.flatten(params, is_leaf=_is_stacked)
+    groups: dict[str, list[int]] = {}
+    for position, node in enumerate(nodes):
+        groups.setdefault(_name_of(node), []).append(position)
+    return _Layout(structure, nodes, groups)
+
+
+def _name_of(node: Any) -> str:
+    array = node.leaves if _is_stacked(node) else node
+    shape = array.shape[1:] if _is_stacked(node) else array.shape
+    return f"{array.dtype.name}[{','.join(map(str, shape))}]"
+
+
+def _gather(layout: _Layout, a: Any) -> Stacks:
+    nodes = layout.structure.flatten_up_to(a)
+    return {
+        name: Stacked(_join([nodes[i] for i in positions]))
+        for name, positions in layout.groups.items()
+    }
+
+
+def _join(nodes: list[Any]) -> jax.Array:
+    rows = [node.leaves if _is_stacked(node) else _row(node) for node in nodes]
+    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+
+
+def _row(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros((1, *leaf.shape), leaf.dtype)
+    return jnp.asarray(leaf)[None]
+
+
+def _scatter(layout: _Layout, stacks: Stacks) -> Any:
+    nodes: list[Any] = [None] * len(layout.nodes)
+    for name, positions in layout.groups.items():
+        olds = [layout.nodes[i] for i in positions]
+        sizes = [old.leaves.shape[0] if _is_stacked(old) else 1 for old in olds]
+        parts = jax.lax.split(stacks[name].leaves, sizes)
+        for i, old, part in zip(positions, olds, parts, strict=True):
+            nodes[i] = Stacked(part) if _is_stacked(old) else part[0]
+    return layout.structure.unflatten(nodes)
+
+
+def _is_stacked(x: Any) -> bool:
+    return isinstance(x, Stacked)
