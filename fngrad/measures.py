@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
@@ -40,13 +41,16 @@ def standard_metrics(
     Raises:
         ValueError: two metrics have one name.
     """
+    seen = grads if given is None else given
+    reports = _read_report(transform, seen, opt_state, params)
+    measured = _measure(norms, value.loss, learned, grads, updates, params)
+    moves = tree.keep(learned, updates)
+    measured["is_finite"] = _is_sound(measured["is_finite"], reports, moves)
     return union(
         [
             {"loss": value.loss},
-            _read_report(
-                transform, grads if given is None else given, opt_state, params
-            ),
-            _measure(norms, value.loss, learned, grads, updates, params),
+            reports,
+            measured,
             more or {},
             value.metrics,
         ]
@@ -82,6 +86,20 @@ def _read_report(
         "learning_rate" if name in rates[:1] else name: value
         for name, value in reports.items()
     }
+
+
+def _is_sound(is_finite: jax.Array, reports: Metrics, moves: Updates) -> jax.Array:
+    """Return ``is_finite``, or for a step that `skip_nonfinite` skipped whether all is
+    well still: what was added is finite, and the limit of skips is not passed.
+    """
+    limits = [name for name in reports if name.endswith("/gave_up")]
+    if not limits:
+        return is_finite
+    counts = [name.removesuffix("gave_up") + "consecutive" for name in limits]
+    skips = jnp.any(jnp.array([reports[name] > 0 for name in counts]))
+    gave_up = jnp.any(jnp.array([reports[name] > 0 for name in limits]))
+    is_safe = jnp.isfinite(tree.norm(moves)) & ~gave_up
+    return jnp.where(skips, is_safe, is_finite)
 
 
 def _measure(
