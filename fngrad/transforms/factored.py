@@ -211,12 +211,15 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
 def _divide_by_factors(
     g: jax.Array, factors: Factors, axes: tuple[int, int]
 ) -> jax.Array:
-    """Take both roots apart: the product of two small squares may not fit."""
+    """Take each root by itself: products and quotients of squares may not fit."""
     row_axis, column_axis = axes
     row = jnp.expand_dims(factors.row, column_axis)
     column = jnp.expand_dims(factors.column, row_axis)
-    share = numerics.divide(row, jnp.mean(row, row_axis, keepdims=True))
-    by_row = divide_by_root(g, jnp.broadcast_to(share, g.shape), 0.0, 0.0)
+    mean = jnp.mean(row, row_axis, keepdims=True)
+    is_zero = mean == 0  # where the root has no gradient
+    root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, mean)))
+    by_row = divide_by_root(g, jnp.broadcast_to(row, g.shape), 0.0, 0.0)
+    by_row = by_row * root.astype(g.dtype)
     return divide_by_root(by_row, jnp.broadcast_to(column, g.shape), 0.0, 0.0)
 
 
