@@ -18,16 +18,11 @@ class CriticalPoint(NamedTuple):
     value: jax.Array  # f
     gradient_norm: jax.Array  # Euclidean; small at a critical point
     flatness: jax.Array  # ||Hg|| / (||H|| ||g||) in [0, 1]; small: merely flat
-    negative: jax.Array  # int32, the Morse index: how many eigenvalues are below 0
-    zero: jax.Array  # int32, within the tolerance
-    positive: jax.Array  # int32
+    morse_index: jax.Array  # int32, how many eigenvalues are below zero
+    nullity: jax.Array  # int32, how many are zero within the tolerance
+    positive: jax.Array  # int32, how many are above zero
     smallest: jax.Array  # eigenvalue
     largest: jax.Array  # eigenvalue
-
-    @property
-    def index(self) -> jax.Array:
-        """The share of directions in which f curves down, in [0, 1]."""
-        return self.negative / (self.negative + self.zero + self.positive)
 
     @property
     def kind(self) -> str:
@@ -36,12 +31,15 @@ class CriticalPoint(NamedTuple):
         "saddle": some directions go up and some down, whatever the others do.
         "minimum" or "maximum": all go one way. "degenerate": the second order does
         not decide, since some eigenvalues are zero and the others have one sign.
+        "undefined": the Hessian is not finite.
         """
-        if self.negative > 0 and self.positive > 0:
+        if self.morse_index > 0 and self.positive > 0:
             return "saddle"
-        if self.zero > 0:
+        if self.nullity > 0:
             return "degenerate"
-        return "minimum" if self.positive > 0 else "maximum"
+        if self.positive > 0:
+            return "minimum"
+        return "maximum" if self.morse_index > 0 else "undefined"
 
 
 def critical_point(
@@ -77,7 +75,7 @@ def critical_point(
         >>> import jax.numpy as jnp
         >>> from fngrad import curvature
         >>> point = curvature.critical_point(lambda w: w[0] * w[1], jnp.zeros(2))
-        >>> point.kind, int(point.negative)
+        >>> point.kind, int(point.morse_index)
         ('saddle', 1)
 
     References:

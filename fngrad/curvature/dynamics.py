@@ -262,15 +262,17 @@ def _felt(J: np.ndarray, n: int) -> np.ndarray:
 def _settled_eigenvalues(J: np.ndarray) -> np.ndarray:
     """Return the eigenvalues, with the mean of those that rounding may have split.
 
-    An eigenvalue of condition c lies within about eps ||J|| c of where it was computed;
-    discs that overlap, directly or through others, form a cluster.
+    An eigenvalue of condition c lies within about eps ||J|| c of where it was computed,
+    and a double one within sqrt(eps) ||J||. Discs that overlap, directly or through
+    others, form a cluster.
     """
     J = _balanced(J)
     eigenvalues, vectors = np.linalg.eig(J)
     U, s, Vh = np.linalg.svd(vectors)
     inverse = (Vh.conj().T / np.maximum(s, EPS * s[0])) @ U.conj().T
     conditions = np.linalg.norm(inverse, axis=1)  # the vectors have length one
-    radii = 10 * len(J) * EPS * np.linalg.norm(J, 2) * conditions
+    error = 10 * len(J) * EPS
+    radii = np.linalg.norm(J, 2) * np.minimum(error * conditions, error**0.5)
     distances = np.abs(eigenvalues[:, None] - eigenvalues)
     same = distances <= radii[:, None] + radii
     for _ in range(len(J).bit_length()):

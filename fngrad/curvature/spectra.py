@@ -143,18 +143,18 @@ def extreme_eigenvalues(
         >>> print(f"{ends.smallest[0]:.3f} {ends.largest[0]:.3f}")
         -6.000 2.000
     """
+    H = flat_hessian(f, params, *args)
+    num_steps = _check_steps(num_steps, H.size)
+    if not 1 <= count <= num_steps:
+        raise ValueError(f"need 1 <= count <= num_steps, got {count=} {num_steps=}")
     krylov = lanczos(f, params, *args, key=key, num_steps=num_steps)
-    if not 1 <= count <= krylov.diagonal.size:
-        raise ValueError(
-            f"need 1 <= count <= num_steps, got {count=} "
-            f"num_steps={krylov.diagonal.size}"
-        )
     values, vectors = jnp.linalg.eigh(_tridiagonal(krylov))
     errors = jnp.abs(krylov.off_diagonal[-1] * vectors[-1])
-    unravel = jax.vmap(flat_hessian(f, params, *args).unravel)
 
     def in_parameters(columns: jax.Array) -> Params:
-        return unravel(jnp.matmul(columns.T, krylov.basis, precision="highest"))
+        return jax.vmap(H.unravel)(
+            jnp.matmul(columns.T, krylov.basis, precision="highest")
+        )
 
     low, high = slice(None, count), slice(None, -count - 1, -1)
     return Extremes(
