@@ -1,0 +1,301 @@
+"""What sets Adam's relatives apart: laws, closed forms, edges and refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles_moments
+import pytest
+from precision import x64
+from trajectories import case_id
+
+import fngrad.schedules as schedules
+import fngrad.tree as tree
+from fngrad.optimizers.adaptive_moment import adam, adamw
+from fngrad.optimizers.moment_maximum import adamax, amsgrad
+from fngrad.optimizers.moment_memory import ademamix, adopt, yogi
+from fngrad.optimizers.moment_variance import adabelief, radam
+from fngrad.optimizers.nesterov_moment import adan, nadam
+from fngrad.transforms.additive_moments import scale_by_yogi
+from fngrad.transforms.core import apply_updates, report
+from fngrad.transforms.differences import scale_by_adan
+from fngrad.transforms.laws import check_transform
+from fngrad.transforms.maxima import scale_by_adamax, scale_by_amsgrad
+from fngrad.transforms.mixtures import half_life_warmup, scale_by_ademamix
+from fngrad.transforms.momentum_schedule import scale_by_nadam
+from fngrad.transforms.past_moments import scale_by_adopt
+from fngrad.transforms.proximal import proximal_decay
+from fngrad.transforms.variance import scale_by_belief, scale_by_radam
+
+RULES = (
+    *(scale_by_adamax, scale_by_amsgrad, scale_by_nadam, scale_by_radam),
+    *(scale_by_belief, scale_by_adan, scale_by_adopt, scale_by_ademamix),
+    scale_by_yogi,
+)
+OPTIMIZERS = (adamax, amsgrad, nadam, radam, adabelief, adan, adopt, ademamix, yogi)
+ROWS = np.random.default_rng(3).normal(size=(12, 5))
+
+
+def name_of(value):
+    return getattr(value, "__name__", None) or case_id(value)
+
+
+def run(optimizer, gradients, params=None):
+    """Return the updates along these gradients, shape (steps, size)."""
+    params = jnp.zeros(gradients.shape[1]) if params is None else params
+
+    def body(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state, params)
+        return (apply_updates(params, updates), state), updates
+
+    start = params, optimizer.init(params)
+    return jax.lax.scan(body, start, jnp.asarray(gradients))[1]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
+def test_the_laws_hold(rule):
+    check_transform(rule())
+
+
+def test_the_laws_hold_for_proximal_decay():
+    check_transform(proximal_decay(0.1, 0.5, "**/weight"))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
+def test_a_quadratic_is_descended_from_a_learning_rate_alone(optimizer):
+    made = optimizer(0.1)
+    params = jnp.array([1.0, -2.0])
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = made.update(params, state, params)
+        return (apply_updates(params, updates), state), None
+
+    start = params, made.init(params)
+    (end, _), _ = jax.lax.scan(body, start, length=300)
+    assert jnp.linalg.norm(end) < 0.2 * jnp.linalg.norm(params)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
+def test_zero_gradients_move_nothing_and_have_finite_derivatives(optimizer):
+    made = optimizer(0.1, eps=0.0)
+
+    def total(gradients):
+        return jnp.sum(run(made, gradients))
+
+    zeros = jnp.zeros((8, 3))
+    if optimizer is not yogi:  # its averages do not begin at zero
+        assert not jnp.any(run(made, zeros))
+    assert jnp.all(jnp.isfinite(jax.grad(total)(zeros)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=name_of)
+def test_states_declare_their_moments(rule):
+    (state,) = jax.eval_shape(rule().init, jnp.zeros(2)).values()
+    for name in (*state.signed, *state.non_negative):
+        assert name in state._fields
+    assert "mu" in state.signed
+    assert "nu" in state.non_negative
+
+
+def test_nadam_without_a_warm_up_is_adam_that_looks_ahead():
+    with x64():
+        got, want = run(nadam(0.1), ROWS), run(adam(0.1, nesterov=True), ROWS)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+        decayed = nadam(0.1, weight_decay=0.2)
+        like = adamw(0.1, weight_decay=0.2, nesterov=True)
+        np.testing.assert_allclose(run(decayed, ROWS), run(like, ROWS), rtol=1e-12)
+
+
+def test_nadams_warm_up_is_over_after_one_step_of_a_huge_rate():
+    with x64():
+        np.testing.assert_allclose(
+            run(nadam(0.1, momentum_decay=1e6), ROWS), run(nadam(0.1), ROWS), rtol=1e-12
+        )
+
+
+def test_amsgrad_is_adam_while_the_second_moment_grows():
+    growing = np.abs(ROWS[:1]) * np.arange(1.0, 13.0)[:, None] ** 2
+    with x64():
+        want = run(adam(0.1), growing)
+        for debias in ("before_max", "after_max"):
+            got = run(amsgrad(0.1, debias=debias), growing)
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_amsgrad_remembers_one_huge_gradient_for_ever():
+    spike = np.ones((60, 1))
+    spike[0] = 1e3
+    steps = np.abs(run(amsgrad(0.1, b2=0.5), spike))[-1] / 0.1
+    np.testing.assert_allclose(steps, 1e-3, rtol=0.1)
+    assert np.abs(run(adam(0.1, b2=0.5), spike))[-1] > 0.09
+
+
+def test_adamax_steps_by_the_sign_of_a_constant_gradient():
+    with x64():
+        got = run(adamax(0.1, eps=0.0), np.full((20, 2), [3e-4, -1e5]))
+    np.testing.assert_allclose(got, np.full((20, 2), [-0.1, 0.1]), rtol=1e-12)
+
+
+def test_radam_becomes_adam_and_reports_how_far_it_is():
+    with x64():
+        made = radam(0.1, b2=0.9)
+        gradients = np.tile(ROWS[:, :1], (30, 1))
+        got, want = run(made, gradients), run(adam(0.1, b2=0.9), gradients)
+        np.testing.assert_allclose(got[-1], want[-1], rtol=1e-10)
+        params = jnp.zeros(1)
+        state = made.init(params)
+        told = []
+        for _ in range(8):
+            told.append(report(made, params, state, params))
+            _, state = made.update(params, state, params)
+    values = [float(t["scale_by_radam/rectification"]) for t in told]
+    assert values[:5] == [0.0] * 5
+    assert 0 < values[5] < values[6] < values[7] < 1
+
+
+@pytest.mark.parametrize("b2", [0.9, 0.999, 0.9999])
+def test_radams_rectification_in_float32_has_seven_digits(b2):
+    steps = range(6, 26)
+    held = float(np.float32(b2))
+    ones, zeros = np.ones((25, 1)), np.zeros((25, 1))
+    # With equal gradients Adam's direction is 1, so that the update is r itself.
+    want = oracles_moments.radam(ones, zeros, np.ones(25), b2=held, eps=0.0)
+    made = radam(1.0, b2=b2, eps=0.0)
+    got = np.array(run(made, ones))
+    for t in steps:
+        np.testing.assert_allclose(got[t - 1], want[t - 1], rtol=5e-7)
+
+
+def test_adan_looks_ahead_along_a_growing_gradient():
+    with x64():
+        # Of g = t all averages of changes are 1: mu_hat + b2 over rms(t + b2).
+        gradients = np.arange(1.0, 4.0)[:, None]
+        made = adan(1.0, b1=0.0, b2=0.5, b3=0.0, eps=0.0)
+        got = run(made, gradients)[:, 0]
+    # d = 0, 1, 1; averages of d: 0, 1/2 / (3/4), 3/4 / (7/8).
+    want = [-1.0, -(2 + 0.5 * 2 / 3) / 2.5, -(3 + 0.5 * 6 / 7) / 3.5]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_proximal_decay_shrinks_without_gradients_and_never_changes_sign():
+    params = jnp.array([1.0, -2.0])
+    made = adan(10.0, weight_decay=1.0)
+    updates = run(made, np.zeros((3, 2)), params)
+    np.testing.assert_allclose(
+        params + jnp.sum(updates, 0), params / 11.0**3, rtol=1e-3
+    )
+
+
+def test_proximal_decay_leaves_what_its_mask_leaves_out():
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    decay = proximal_decay(0.5, 1.0, "w")
+    updates, _ = decay.update(tree.zeros_like(params), decay.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1 / 3 * np.ones(2), rtol=1e-6)
+    assert not np.any(updates["b"])
+    with pytest.raises(ValueError, match=r"selects a leaf, got 'x'.*\['b', 'w'\]"):
+        proximal_decay(0.5, 1.0, "x").init(params)
+
+
+def test_adopt_only_looks_at_its_first_gradient():
+    gradients = np.full((3, 2), [1e30, -3.0], np.float32)
+    updates = run(adopt(0.1, use_clipping=False), gradients)
+    assert not np.any(updates[0])
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(updates[1:, 1], [0.01, 0.019], rtol=1e-5)
+    assert np.all(np.isfinite(updates))
+
+
+def test_adopt_does_not_divide_by_the_gradient_it_divides():
+    gradients = np.array([[1.0], [1e6]])
+    clipped = run(adopt(1.0, b1=0.0), gradients)
+    free = run(adopt(1.0, b1=0.0, use_clipping=False), gradients)
+    np.testing.assert_allclose(clipped[1], -1.0, rtol=1e-6)
+    np.testing.assert_allclose(free[1], -1e6, rtol=1e-6)
+
+
+def test_yogi_forgets_a_large_gradient_by_the_square_of_the_small():
+    rule = scale_by_yogi(b2=0.9, initial_accumulator_value=4.0)
+    params = jnp.zeros(1)
+    _, state = rule.update(jnp.array([0.5]), rule.init(params), params)
+    np.testing.assert_allclose(state["scale_by_yogi"].nu, 4.0 - 0.1 * 0.25, rtol=1e-6)
+
+
+def test_ademamix_without_its_slow_average_is_adam():
+    with x64():
+        got, want = run(ademamix(0.1, alpha=0.0), ROWS), run(adam(0.1), ROWS)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_ademamix_takes_the_papers_warm_ups():
+    with x64():
+        alpha = schedules.linear(0.0, 5.0, 10)
+        b3 = half_life_warmup(0.9, 0.9999, 10)
+        got = run(ademamix(0.1, b3=b3, alpha=alpha), ROWS)
+        want = oracles_moments.ademamix(
+            ROWS,
+            np.zeros_like(ROWS),
+            np.full(12, 0.1),
+            b3=lambda step: oracles_moments.half_life_warmup(0.9, 0.9999, 10, step),
+            alpha=lambda step: 5.0 * min(step / 10, 1.0),
+        )
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+
+
+def test_a_half_life_warm_up_rises_in_a_straight_line_of_half_lives():
+    schedule = half_life_warmup(0.5, 0.999, steps=8)
+    values = np.array([schedule(step) for step in range(12)], np.float64)
+    half_lives = np.log(0.5) / np.log(values)
+    assert values[0] == np.float32(0.5)
+    assert np.all(values[8:] == np.float32(0.999))
+    np.testing.assert_allclose(
+        np.diff(half_lives[:9]), np.ptp(half_lives) / 8, rtol=0.01
+    )
+
+
+def test_a_half_life_warm_up_may_begin_with_no_memory():
+    schedule = half_life_warmup(0.0, 0.99, steps=4)
+    assert schedule(0) == 0
+    np.testing.assert_allclose(schedule(2), 0.99**2, rtol=1e-6)
+
+
+REFUSALS = [
+    (adamax, {"b1": 1.0}, "need b1 < 1 to correct for bias"),
+    (adamax, {"b2": 1.5}, "need 0.0 <= b2 <= 1.0"),
+    (adamax, {"eps": -1.0}, "need 0.0 <= eps"),
+    (amsgrad, {"debias": "after"}, r"need debias to be one of .*, got debias='after'"),
+    (amsgrad, {"b2": 1.0}, "need b2 < 1 to correct for bias"),
+    (amsgrad, {"eps_root": -1.0}, "need 0.0 <= eps_root"),
+    (nadam, {"momentum_decay": -1.0}, "need 0.0 <= momentum_decay"),
+    (nadam, {"b2": 1.0}, "need b2 < 1 to correct for bias"),
+    (radam, {"threshold": 3.0}, "need 4.0 <= threshold"),
+    (radam, {"unrectified": "sgd"}, "need unrectified to be one of .*'sgd'"),
+    (radam, {"weight_decay": float("nan")}, "weight_decay=nan"),
+    (adabelief, {"eps_root": -1.0}, "need 0.0 <= eps_root"),
+    (adan, {"b3": 1.0}, "need b3 < 1 to correct for bias"),
+    (adan, {"weight_decay": -0.1}, "need 0.0 <= weight_decay"),
+    (adopt, {"b2": -0.1}, "need 0.0 <= b2 <= 1.0"),
+    (adopt, {"clip_value_fn": -1.0}, "need 0.0 <= clip_value_fn"),
+    (ademamix, {"b3": 1.1}, "need 0.0 <= b3 <= 1.0"),
+    (ademamix, {"alpha": float("nan")}, "alpha=nan"),
+    (yogi, {"initial_accumulator_value": -1.0}, "need 0.0 <= initial_accumulator"),
+    (yogi, {"b1": 1.0}, "need b1 < 1 to correct for bias"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "arguments", "message"), REFUSALS, ids=name_of)
+def test_a_hyperparameter_out_of_range_is_refused(optimizer, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer(0.1, **arguments)
+
+
+def test_a_warm_up_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="need end_value < 1"):
+        half_life_warmup(0.9, 1.0, 10)
+    with pytest.raises(ValueError, match="need 0 <= steps"):
+        half_life_warmup(0.9, 0.99, -1)
+
+
+def test_what_needs_no_correction_may_keep_everything():
+    for made in (amsgrad(0.1, b2=1.0, debias="never"), yogi(0.1, b2=1.0, debias=False)):
+        assert np.all(np.isfinite(run(made, ROWS)))
