@@ -17,7 +17,6 @@ loop.png.
 """
 
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad as fg
-from fngrad.extras import import_extra
+from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ def init(key: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def predict(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def predict(params: dict[str, jax.Array], x: Any) -> jax.Array:
     """Return logits, shape (batch, 10), of pixels, shape (batch, 64)."""
     hidden = jax.nn.relu(x @ params["hidden"] + params["hidden_bias"][None])
     return hidden @ params["out"] + params["out_bias"][None]
@@ -132,9 +131,9 @@ def have_equal_bits(a: Any, b: Any) -> bool:
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def draw_picture(ours: Trace, theirs: Trace, gaps: list[float], path: Path) -> None:
+def draw(ours: Trace, theirs: Trace, gaps: list[float]) -> Any:
     """Draw the losses over each other, and the distance of the parameters."""
-    figure = import_extra("matplotlib.figure", "plot").Figure((10, 4))
+    figure = new_figure(10, 4)
     losses, apart = figure.subplots(1, 2)
     losses.plot(theirs.losses, lw=4, alpha=0.4, label="by hand")
     losses.plot(ours.losses, lw=1, color="black", label="fngrad")
@@ -143,32 +142,28 @@ def draw_picture(ours: Trace, theirs: Trace, gaps: list[float], path: Path) -> N
     apart.plot(gaps)
     apart.set(xlabel="step", ylabel="largest difference of a weight")
     apart.set_title(f"largest over the run: {max(gaps):g}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def main(config: Config) -> dict[str, Any]:
     """Run both loops, compare them after every step, and print what came out."""
     splits = fg.data.digits()
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = fg.logging.RunFolder(config.runs / now, config=config)
+    folder = new_folder(config)
     theirs, ours = by_hand(config, splits.train), with_fngrad(config, splits.train)
     pairs = list(zip(theirs.visited, ours.visited, strict=True))
     equal = sum(have_equal_bits(a, b) for a, b in pairs)
     gaps = [distance(a, b) for a, b in pairs]
-    print(f"{'':8} {'last loss (nats)':>17} {'test accuracy (%)':>18}")
-    accuracy = {}
+    accuracy, rows = {}, []
     for name, trace in {"by hand": theirs, "fngrad": ours}.items():
         logits = predict(trace.visited[-1], splits.test["x"])
         accuracy[name] = float(jnp.mean(jnp.argmax(logits, -1) == splits.test["y"]))
-        print(f"{name:8} {trace.losses[-1]:17.6f} {100 * accuracy[name]:18.2f}")
+        rows.append([name, f"{trace.losses[-1]:.6f}", f"{100 * accuracy[name]:.2f}"])
+    print(table(["loop", "last loss (nats)", "test accuracy (%)"], rows))
     print(f"equal bits: {equal} of {len(pairs)} steps; largest difference {max(gaps)}")
     results = {"equal": equal, "largest_gap": max(gaps), "accuracy": accuracy}
-    folder.update_manifest(results=results)
-    draw_picture(ours, theirs, gaps, folder.path / "loop.png")
-    print(f"run folder: {folder.path}")
+    finish(folder, results, loop=draw(ours, theirs, gaps))
     return results
 
 
 if __name__ == "__main__":
-    main(import_extra("tyro", "cli").cli(Config, description=__doc__))
+    run_cli(main, Config, __doc__)

@@ -7,7 +7,11 @@ function can be jitted, differentiated, batched, replayed and tested.
 
 __version__ = "0.1.0"
 
+import fngrad.closed_form as closed_form
+import fngrad.curvature as curvature
 import fngrad.data as data
+import fngrad.gradcheck as gradcheck
+import fngrad.landscapes as landscapes
 import fngrad.layers as layers
 import fngrad.logging as logging
 import fngrad.losses as losses
@@ -15,6 +19,7 @@ import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.tree as tree
+from fngrad.backpropagation import Backpropagation, backprop, gradient_norms
 from fngrad.batching import Dataset
 from fngrad.evaluation import evaluate
 from fngrad.fit import FitResult, fit
@@ -70,6 +75,7 @@ from fngrad.tree import split
 __all__ = [
     "REGISTRY",
     "STOP",
+    "Backpropagation",
     "Dataset",
     "EarlyStopping",
     "FitResult",
@@ -86,20 +92,26 @@ __all__ = [
     "add_decayed_weights",
     "add_noise",
     "apply_updates",
+    "backprop",
     "centralize",
     "chain",
     "check_transform",
     "clip",
     "clip_by_global_norm",
     "clip_by_norm",
+    "closed_form",
+    "curvature",
     "data",
     "describe",
     "ema",
     "evaluate",
     "fit",
     "freeze",
+    "gradcheck",
+    "gradient_norms",
     "identity",
     "init_state",
+    "landscapes",
     "layers",
     "logging",
     "losses",

@@ -20,7 +20,7 @@ _HOUSE = {
     0: "types",
     1: "tree numerics codes rounding extras permutation signatures",
     1.5: "leaves",
-    2: "schedules losses metrics gradcheck backprop closed_form batching "
+    2: "schedules losses metrics gradcheck backpropagation closed_form batching "
     "layers.core transforms.core transforms.roots transforms.axes "
     "transforms.iterates evaluation_point",
     2.5: "layers.initializers transforms.estimates",

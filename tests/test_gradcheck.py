@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from fngrad.gradcheck import (
     check_gradients,
@@ -37,7 +38,7 @@ def test_one_coordinate_at_a_time_gives_the_gradient():
 
 def test_a_sample_of_coordinates_is_that_part_of_the_whole():
     whole = finite_difference_gradient(loss_fn, PARAMS, BATCH)
-    flat, _ = jax.flatten_util.ravel_pytree(jax.tree.map(np.asarray, whole))
+    flat, _ = ravel_pytree(jax.tree.map(np.asarray, whole))
     some = finite_difference_gradient(loss_fn, PARAMS, BATCH, coordinates=[7, 0, 3])
     np.testing.assert_allclose(some, np.asarray(flat)[[7, 0, 3]], rtol=1e-6)
 

@@ -63,7 +63,7 @@ def backprop(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from fngrad.backprop import backprop
+        >>> from fngrad.backpropagation import backprop
         >>> double, square = lambda w, x: w * x, lambda w, x: x**2
         >>> seen = backprop([double, square], [jnp.float32(2.0), ()], jnp.float32(3.0),
         ...                 loss_fn=lambda h: h / 2)
@@ -101,7 +101,7 @@ def gradient_norms(seen: Backpropagation) -> GradientNorms:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from fngrad.backprop import backprop, gradient_norms
+        >>> from fngrad.backpropagation import backprop, gradient_norms
         >>> halve = lambda w, x: w * x
         >>> seen = backprop([halve] * 3, [jnp.float32(0.5)] * 3, jnp.float32(1.0),
         ...                 loss_fn=lambda h: h)

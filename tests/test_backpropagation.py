@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fngrad.layers as layers
-from fngrad.backprop import backprop, gradient_norms
+from fngrad.backpropagation import backprop, gradient_norms
 
 
 def dense(params, x):

@@ -1,0 +1,46 @@
+"""Where an experiment leaves what it found: a dated folder, a figure, a table."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import fngrad as fg
+from fngrad.extras import import_extra
+
+
+def new_folder(config: Any) -> fg.logging.RunFolder:
+    """Make ``config.runs / date-time``, with config.json and manifest.json in it."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return fg.logging.RunFolder(config.runs / now, config=config)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure, in inches, that needs no display."""
+    figure = import_extra("matplotlib.figure", "plot").Figure
+    return figure((width, height), layout="constrained")
+
+
+def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:
+    """Write results into the manifest and figures beside it; say where they are."""
+    folder.update_manifest(results=results)
+    for name, figure in figures.items():
+        figure.savefig(folder.path / f"{name}.png", dpi=120)
+    print(f"run folder: {folder.path}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of text in columns, the first to the left, the others to the right."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def run_cli(main: Any, config: Any, description: str | None) -> None:
+    """Read a config from the command line, and run with it."""
+    main(import_extra("tyro", "cli").cli(config, description=description))
