@@ -76,11 +76,11 @@ def adafactor(
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> optimizer = fg.adafactor(0.1)
+        >>> optimizer = fg.adafactor(0.5)
         >>> params = jnp.array([3.0, -3.0])
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-        >>> print(updates.round(4))  # a tenth of the root mean square
-        [-0.3  0.3]
+        >>> print(updates.round(1))  # half of the root mean square
+        [-1.5  1.5]
 
     References:
         Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory

@@ -101,7 +101,7 @@ def lion(
         >>> params = jnp.array([3.0, -4.0])
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
         >>> print(updates)
-        [-1.e-04  1.e-04]
+        [-0.0001  0.0001]
 
     References:
         Chen et al., Symbolic discovery of optimization algorithms, 2023, algorithm 2,

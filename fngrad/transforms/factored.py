@@ -5,6 +5,7 @@ whose product over the mean of all is the matrix that both agree with. A *cover*
 one number for each slice along each axis, an upper bound of what is in the slice.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -91,22 +92,11 @@ def scale_by_factored_rms(
     numerics.check_number("decay_rate", decay_rate, low=0.0)
     numerics.check_number("step_offset", step_offset, low=0.0)
     numerics.check_number("epsilon", epsilon, low=0.0)
-
-    def axes_of(x: jax.Array) -> tuple[int, int] | None:
-        if not factored or x.ndim < 2:
-            return None
-        order = np.argsort(x.shape, kind="stable")
-        row, column = order[-2:] if factored_dims == "largest" else (-2, -1)
-        if min(x.shape[row], x.shape[column]) < min_dim_size_to_factor:
-            return None
-        return int(row) % x.ndim, int(column) % x.ndim
+    longest = factored_dims == "largest"
+    shortest = min_dim_size_to_factor if factored else math.inf
 
     def start(p: jax.Array) -> tuple[jax.Array | None, Factors | None]:
-        axes, dtype = axes_of(p), _real_dtype(p)
-        if axes is None:
-            return jnp.zeros_like(p, dtype=dtype), None
-        row, column = (np.delete(p.shape, axis) for axis in reversed(axes))
-        return None, Factors(jnp.zeros(row, dtype), jnp.zeros(column, dtype))
+        return _start(p, _axes(p.shape, longest, shortest))
 
     def init(params: Params) -> ScaleByFactoredRmsState:
         nu, factors = leaves.map_leaves(start, params, outputs=2)
@@ -126,14 +116,13 @@ def scale_by_factored_rms(
         ) -> tuple[jax.Array, jax.Array | None, Factors | None]:
             square = tree.abs_square(g)
             square = square + eps.astype(square.dtype)
-            axes = axes_of(g)
-            if axes is None:
+            axes = _axes(g.shape, longest, shortest)
+            if axes is None or factors is None:
                 nu = tree.lerp(nu, square, weight)
                 return divide_by_root(g, nu, 0.0, 0.0), nu, None
-            row, column = axes
-            means = Factors(jnp.mean(square, column), jnp.mean(square, row))
-            factors = tree.lerp(factors, means, weight)
-            return _divide_by_factors(g, factors, axes), None, factors
+            means = Factors(jnp.mean(square, axes[1]), jnp.mean(square, axes[0]))
+            means = tree.lerp(factors, means, weight)
+            return _divide_by_factors(g, means, axes), None, means
 
         new_updates, nu, factors = leaves.map_leaves(
             divide, updates, state.nu, state.factors, outputs=3
@@ -206,6 +195,27 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
         return new_updates, ScaleBySm3State(numerics.next_step(state.step), bounds)
 
     return chain(Transform(init, update, name="scale_by_sm3"))
+
+
+def _axes(
+    shape: tuple[int, ...], longest: bool, shortest: float
+) -> tuple[int, int] | None:
+    """Return the axes of rows and of columns, or None where a leaf is not factored."""
+    if len(shape) < 2:
+        return None
+    order = np.argsort(shape, kind="stable") if longest else np.arange(len(shape))
+    row, column = map(int, order[-2:])
+    return (row, column) if min(shape[row], shape[column]) >= shortest else None
+
+
+def _start(
+    p: jax.Array, axes: tuple[int, int] | None
+) -> tuple[jax.Array | None, Factors | None]:
+    dtype = _real_dtype(p)
+    if axes is None:
+        return jnp.zeros_like(p, dtype=dtype), None
+    row, column = (np.delete(p.shape, axis) for axis in reversed(axes))
+    return None, Factors(jnp.zeros(row, dtype), jnp.zeros(column, dtype))
 
 
 def _divide_by_factors(
