@@ -34,7 +34,7 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
     row are no longer an accident: steps are skipped still, so nothing is ever written
     that is not finite, but ``gave_up`` is reported, and `fngrad.make_step` reports
     the step as not finite, so that `fngrad.fit` stops; a skip within the limit counts
-    as finite there.
+    as finite there. A model state is the loss function's, and is not guarded.
 
     It reports ``consecutive`` and ``total``, the skips including this step's,
     ``gave_up``, 0 or 1, and what ``inner`` reports.

@@ -90,13 +90,13 @@ def stack_leaves(inner: TransformLike) -> Transform:
     hundreds of small leaves, but takes longer to compile than without stacks.
 
     Args:
-        inner: what may not know leaves by path or count the axes of the parameters to
-            select them: its selectors would see stacks. For rules that differ
-            between leaves, wrap each in a `partition` or `masked`.
+        inner: one rule for all leaves. A selector in it would see stacks, with paths
+            like ``float32[3]/leaves`` and an axis more, so rules that differ between
+            leaves are wrapped one by one, inside of a `partition` or `masked`.
 
     Raises:
-        ValueError: ``inner`` freezes leaves; at ``init``, a glob in it that selects no
-            stack.
+        ValueError: ``inner`` is or has a `partition` or `masked`, or freezes leaves;
+            at ``init``, a glob in it that selects no stack.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,11 +108,13 @@ def stack_leaves(inner: TransformLike) -> Transform:
         (100, 3)
     """
     within = unwrap(inner)
-    if within.trainable is not None:
+    names = [part.name for part in chain(inner).parts]
+    selects = any(name in ("partition", "masked") for name in names)
+    if selects or within.trainable is not None:
         raise ValueError(
-            "need a transform that trains all leaves inside stack_leaves, which does "
-            "not know them by path; partition outside of it: "
-            'partition([("frozen/**", freeze()), ("**", stack_leaves(...))])'
+            f"need one rule for all leaves inside stack_leaves, got {names}: leaves "
+            "have no paths there; "
+            'partition([("**/bias", stack_leaves(...)), ("**", ...)]) selects first'
         )
 
     def init(params: Params) -> StackLeavesState:
