@@ -124,10 +124,10 @@ def test_amsgrad_is_adam_while_the_second_moment_grows():
 
 
 def test_amsgrad_remembers_one_huge_gradient_for_ever():
-    spike = np.ones((60, 1))
+    spike = np.ones((120, 1))
     spike[0] = 1e3
     steps = np.abs(run(amsgrad(0.1, b2=0.5), spike))[-1] / 0.1
-    np.testing.assert_allclose(steps, 1e-3, rtol=0.1)
+    np.testing.assert_allclose(steps, 1e-3, rtol=1e-2)
     assert np.abs(run(adam(0.1, b2=0.5), spike))[-1] > 0.09
 
 

@@ -1,0 +1,162 @@
+"""Adam's relatives against their oracles, update by update."""
+
+import inspect
+import types
+from typing import Any
+
+import oracles_moments
+import pytest
+from trajectories import (
+    Family,
+    case_id,
+    cases,
+    check_argument,
+    check_double,
+    check_single,
+    check_table,
+    pairs,
+)
+
+from fngrad.optimizers.moment_maximum import adamax, amsgrad
+from fngrad.optimizers.moment_memory import ademamix, adopt, yogi
+from fngrad.optimizers.moment_variance import adabelief, radam
+from fngrad.optimizers.nesterov_moment import adan, nadam
+
+OPTIMIZERS = types.SimpleNamespace(
+    adamax=adamax,
+    amsgrad=amsgrad,
+    nadam=nadam,
+    radam=radam,
+    adabelief=adabelief,
+    adan=adan,
+    adopt=adopt,
+    ademamix=ademamix,
+    yogi=yogi,
+)
+
+
+def fifth(step):
+    return step // 5
+
+
+LR = (0.1, 0.03)
+MASK = ({"weight_decay": 0.1}, None, "decayed/**")
+ADAM = {
+    "learning_rate": ({}, *LR),
+    "b1": ({}, 0.9, 0.5),
+    "b2": ({}, 0.999, 0.9),
+    "eps": ({}, 1e-8, 1e-2),
+    "eps_root": ({}, 0.0, 1e-2),
+}
+ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
+    "adamax": {
+        **{name: ADAM[name] for name in ("learning_rate", "b1", "b2", "eps")},
+        "weight_decay": ({}, 0.0, 0.1),
+        "mask": MASK,
+        "eps_in_max": ({"eps": 1e-2, "b2": 0.9}, True, False),
+        "decoupled_weight_decay": ({"weight_decay": 0.1}, True, False),
+    },
+    "amsgrad": {**ADAM, "debias": ({}, "before_max", "after_max")},
+    "nadam": {
+        **ADAM,
+        "weight_decay": ({}, 0.0, 0.1),
+        "mask": MASK,
+        "momentum_decay": ({}, None, 4e-3),
+        "debias_ahead": ({}, True, False),
+        "decoupled_weight_decay": (
+            {"weight_decay": 0.1, "momentum_decay": 1.0},
+            True,
+            False,
+        ),
+    },
+    "radam": {
+        **ADAM,
+        "threshold": ({}, 5.0, 7.5),
+        "weight_decay": ({}, 0.0, 0.1),
+        "mask": MASK,
+        "nesterov": ({}, False, True),
+        "unrectified": ({}, "momentum", "skip"),
+        "decoupled_weight_decay": ({"weight_decay": 0.1}, True, False),
+    },
+    "adabelief": {
+        **ADAM,
+        "eps": ({}, 1e-16, 1e-2),
+        "eps_root": ({}, 1e-16, 1e-2),
+        "nesterov": ({}, False, True),
+        "accumulate_eps": ({"eps_root": 1e-2}, True, False),
+    },
+    "adan": {
+        "learning_rate": ({}, *LR),
+        "b1": ({}, 0.98, 0.5),
+        "b2": ({}, 0.92, 0.5),
+        "b3": ({}, 0.99, 0.5),
+        "eps": ({}, 1e-8, 1e-2),
+        "eps_root": ({}, 0.0, 1e-2),
+        "weight_decay": ({}, 0.0, 0.1),
+        "mask": MASK,
+        "proximal": ({"weight_decay": 2.0}, True, False),
+    },
+    "adopt": {
+        "learning_rate": ({}, *LR),
+        "b1": ({}, 0.9, 0.5),
+        "b2": ({}, 0.9999, 0.9),
+        "eps": ({"clip_value_fn": 1e3}, 1e-6, 1e-2),
+        "nesterov": ({}, False, True),
+        "use_clipping": ({"eps": 1e-2}, True, False),
+        "clip_value_fn": ({}, 1.0, fifth),
+    },
+    "ademamix": {
+        **ADAM,
+        "b3": ({}, 0.9999, 0.99),
+        "alpha": ({"b3": 0.99}, 5.0, 1.0),
+        "weight_decay": ({}, 0.0, 0.1),
+        "mask": MASK,
+    },
+    "yogi": {
+        **ADAM,
+        "eps": ({}, 1e-3, 1e-1),
+        "initial_accumulator_value": ({}, 1e-6, 0.1),
+        "debias": ({}, True, False),
+    },
+}
+CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ARGUMENTS),
+    ("amsgrad", {"debias": "never"}),
+    ("amsgrad", {"eps": 0.0}),
+    ("nadam", {"momentum_decay": 1.0, "eps": 1e-7}),  # Keras's
+    ("nadam", {"b1": 0.0}),
+    ("radam", {"b2": 0.6}),
+    ("radam", {"b2": 0.0}),
+    ("adabelief", {"eps_root": 0.0, "eps": 1e-3}),
+    ("adan", {"eps_root": 1e-8, "weight_decay": 0.1}),
+    ("adopt", {"eps": 0.0}),
+    ("yogi", {"eps": 0.0, "initial_accumulator_value": 0.0}),
+]
+FAMILY = Family(OPTIMIZERS, oracles_moments, ARGUMENTS)
+CASES, PAIRS = cases(FAMILY, CONVENTIONS), pairs(FAMILY)
+
+
+def float_defaults(name: str) -> dict[str, float]:
+    """Return what the oracle is to take as float32 holds it: 1 - b2 shows it."""
+    parameters = inspect.signature(getattr(OPTIMIZERS, name)).parameters
+    return {k: p.default for k, p in parameters.items() if isinstance(p.default, float)}
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
+def test_updates_in_float64_are_the_oracles(name, arguments):
+    check_double(FAMILY, name, arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
+def test_updates_in_lower_precision_are_the_oracles_rounded(name, arguments):
+    check_single(FAMILY, name, {**float_defaults(name), **arguments})
+
+
+@pytest.mark.parametrize("name", FAMILY.names)
+def test_every_argument_is_in_the_table(name):
+    check_table(FAMILY, name)
+
+
+@pytest.mark.parametrize(("name", "argument"), PAIRS)
+def test_every_argument_changes_the_updates(name, argument):
+    check_argument(FAMILY, name, argument)
