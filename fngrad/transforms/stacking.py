@@ -174,14 +174,15 @@ def _gather(layout: _Layout, a: Any) -> Stacks:
 
 
 def _join(nodes: list[Any]) -> jax.Array:
-    rows = [node.leaves if _is_stacked(node) else _row(node) for node in nodes]
+    rows = [_rows(node) for node in nodes]
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
 
 
-def _row(leaf: Any) -> jax.Array:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jnp.zeros((1, *leaf.shape), leaf.dtype)
-    return jnp.asarray(leaf)[None]
+def _rows(node: Any) -> jax.Array:
+    array = node.leaves if _is_stacked(node) else node
+    if isinstance(array, jax.ShapeDtypeStruct):
+        array = jnp.zeros(array.shape, array.dtype)
+    return array if _is_stacked(node) else jnp.asarray(array)[None]
 
 
 def _scatter(layout: _Layout, stacks: Stacks) -> Any:
