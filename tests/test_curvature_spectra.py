@@ -64,6 +64,20 @@ def test_all_steps_give_the_whole_spectrum(whole, name):
     np.testing.assert_allclose(found, np.sort(spectrum), atol=1e-13 * size)
 
 
+@pytest.mark.parametrize("name", ["multiplicities", "zero", "both signs"])
+def test_single_precision_gives_the_whole_spectrum_to_its_own(name):
+    spectrum, A = SPECTRA[name], problems.quadratic(SPECTRA[name])
+    krylov = jax.jit(lambda x, A: curvature.lanczos(quadratic, x, A, key=0))(
+        np.zeros(N, np.float32), A.astype(np.float32)
+    )
+    Q = np.asarray(krylov.basis)
+    assert Q.dtype == np.float32
+    np.testing.assert_allclose(Q @ Q.T, np.eye(N), atol=1e-5)
+    size = np.abs(spectrum).max()
+    found = np.linalg.eigvalsh(tridiagonal(krylov))
+    np.testing.assert_allclose(found, np.sort(spectrum), atol=1e-5 * size)
+
+
 def plain_lanczos(A, q, steps):
     """Return the tridiagonal matrix of the three-term recurrence alone."""
     T, before, beta = np.zeros((steps, steps)), np.zeros_like(q), 0.0
