@@ -27,6 +27,8 @@ from trajectories import (
     wide,
 )
 
+from fngrad.evaluation_point import evaluation_point
+from fngrad.leaves import Stacked
 from fngrad.optimizers import averaged_iterates, parameter_free
 from fngrad.transforms.averaging import average_params
 from fngrad.transforms.core import apply_updates, chain, report
@@ -335,6 +337,41 @@ def test_dog_takes_complex_parameters():
         updates, _ = optimizer.update(params, optimizer.init(params), params)
         steps.append(np.asarray(updates))
     np.testing.assert_allclose(steps[0].view(np.float32), steps[1], rtol=1e-6)
+
+
+def test_dogs_average_is_the_oracles():
+    arguments: dict[str, Any] = {"init_step": ("distance", 0.1), "averaging": 8.0}
+    with x64():
+        optimizer = RECIPES.dog(**arguments)
+        params = jnp.linspace(-2.0, 2.0, 6)
+        state, given, at, got = optimizer.init(params), gradients(), [], []
+        for g in given:
+            at.append(params)
+            updates, state = optimizer.update(jnp.asarray(g), state, params)
+            params = apply_updates(params, updates)
+            got.append(evaluation_point(state, params))
+    _, want = oracles.dog(given, np.array(at), np.ones(STEPS), **arguments)
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_stacked_leaves_move_like_single_ones():
+    rows = jnp.array([[1.0, -2.0], [30.0, 0.5]])
+    for name, arguments in (
+        ("prodigy", {}),
+        ("dadapt_adamw", {}),
+        ("dadapt_sgd", {}),
+        ("schedule_free_sgd", {}),
+        ("dog", {"averaging": 8.0}),
+        ("dog", {"layerwise": True}),
+    ):
+        optimizer = getattr(RECIPES, name)(**arguments)
+        got = []
+        for params in ({"stack": Stacked(rows)}, {"a": rows[0], "b": rows[1]}):
+            state = optimizer.init(params)
+            for _ in range(2):
+                updates, state = optimizer.update(params, state, params)
+            got.append(np.concatenate([x.ravel() for x in jax.tree.leaves(updates)]))
+        np.testing.assert_allclose(got[0], got[1], rtol=1e-5)
 
 
 def test_average_params_with_gamma_zero_is_the_mean():

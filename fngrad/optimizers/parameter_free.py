@@ -203,7 +203,8 @@ def dadapt_sgd(
     References:
         Defazio and Mishchenko, Learning-rate-free learning by D-Adaptation, 2023, SGD
         with D-Adaptation, https://arxiv.org/abs/2301.07733. Differs from it in: a
-        first gradient of zero is skipped (the authors' code divides by it).
+        first gradient of zero is skipped (the authors' code divides by it), and the
+        first norm has the decay in it.
     """
     return chain(
         add_decayed_weights(weight_decay, mask),
