@@ -18,24 +18,72 @@ import fngrad.losses as losses
 import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
+import fngrad.steps as steps
 import fngrad.tree as tree
-from fngrad.backpropagation import Backpropagation, backprop, gradient_norms
+from fngrad.backpropagation import (
+    Backpropagation,
+    GradientNorms,
+    backprop,
+    gradient_norms,
+)
 from fngrad.batching import Dataset
 from fngrad.evaluation import evaluate
+from fngrad.evaluation_point import eval_params
 from fngrad.fit import FitResult, fit
 from fngrad.fitting.session import STOP, EarlyStopping, NonFiniteError
 from fngrad.history import History
 from fngrad.layers.core import Layer, StatefulLayer
 from fngrad.optimizers import (
     REGISTRY,
+    adabelief,
+    adadelta,
+    adafactor,
     adagrad,
     adam,
+    adamax,
     adamw,
+    adan,
+    ademamix,
+    adopt,
+    amsgrad,
+    dadapt_adamw,
+    dadapt_sgd,
+    dog,
+    lamb,
+    lars,
+    lbfgs,
+    lion,
+    madgrad,
     momentum,
+    muon,
+    nadam,
+    novograd,
+    prodigy,
+    radam,
     rmsprop,
+    rprop,
+    schedule_free_adamw,
+    schedule_free_sgd,
     sgd,
+    shampoo,
+    sign_sgd,
+    signum,
+    sm3,
+    soap,
+    sophia,
+    yogi,
 )
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
+from fngrad.transforms.accumulation import accumulate
+from fngrad.transforms.additive_moments import scale_by_yogi
+from fngrad.transforms.averages import ema_params, lookahead
+from fngrad.transforms.averaging import average_params
+from fngrad.transforms.blocks import (
+    clip_by_block_rms,
+    scale_by_block_norm,
+    scale_by_param_block_rms,
+)
+from fngrad.transforms.caution import cautious
 from fngrad.transforms.clipping import (
     adaptive_clip,
     centralize,
@@ -51,10 +99,22 @@ from fngrad.transforms.core import (
     named,
     report,
 )
+from fngrad.transforms.dadaptation import scale_by_dadapt_adam, scale_by_dadapt_sgd
+from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.deltas import scale_by_adadelta
 from fngrad.transforms.describe import describe
+from fngrad.transforms.differences import scale_by_adan
+from fngrad.transforms.distance_over_gradients import scale_by_dog
+from fngrad.transforms.eigenbasis import scale_by_soap
+from fngrad.transforms.factored import scale_by_factored_rms, scale_by_sm3
+from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.laws import check_transform
+from fngrad.transforms.madgrad import scale_by_madgrad
 from fngrad.transforms.masking import freeze, masked, partition
+from fngrad.transforms.matrix import scale_by_shampoo
+from fngrad.transforms.maxima import scale_by_adamax, scale_by_amsgrad
+from fngrad.transforms.mixtures import half_life_warmup, scale_by_ademamix
 from fngrad.transforms.moments import (
     ema,
     scale_by_adam,
@@ -62,13 +122,29 @@ from fngrad.transforms.moments import (
     scale_by_stddev,
     trace,
 )
+from fngrad.transforms.momentum_schedule import scale_by_nadam
 from fngrad.transforms.noise import add_noise
+from fngrad.transforms.orthogonal import orthogonalize, scale_by_muon
+from fngrad.transforms.past_moments import scale_by_adopt
+from fngrad.transforms.plateau import reduce_on_plateau
+from fngrad.transforms.prodigy import scale_by_prodigy
+from fngrad.transforms.proximal import proximal_decay
+from fngrad.transforms.quantize import describe_quantization, quantize_state
+from fngrad.transforms.quasi_newton import scale_by_lbfgs
+from fngrad.transforms.rounding import stochastic_round
 from fngrad.transforms.scaling import (
     scale,
     scale_by_learning_rate,
     scale_by_schedule,
 )
+from fngrad.transforms.schedule_free import schedule_free
+from fngrad.transforms.signs import scale_by_lion, scale_by_rprop, scale_by_sign
+from fngrad.transforms.sophia import scale_by_sophia
+from fngrad.transforms.stacking import stack, stack_leaves
+from fngrad.transforms.step_length import scale_by_step_length
 from fngrad.transforms.sums import scale_by_rss
+from fngrad.transforms.trust import scale_by_lars, scale_by_trust_ratio
+from fngrad.transforms.variance import scale_by_belief, scale_by_radam
 from fngrad.transforms.wrapping import set_hyperparameters, tunable
 from fngrad.tree import split
 
@@ -79,65 +155,147 @@ __all__ = [
     "Dataset",
     "EarlyStopping",
     "FitResult",
+    "GradientNorms",
     "History",
     "Layer",
     "NonFiniteError",
     "StatefulLayer",
     "TrainState",
     "Transform",
+    "accumulate",
+    "adabelief",
+    "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
+    "adamax",
     "adamw",
+    "adan",
     "adaptive_clip",
+    "adaptive_damping",
     "add_decayed_weights",
     "add_noise",
+    "ademamix",
+    "adopt",
+    "amsgrad",
     "apply_updates",
+    "average_params",
     "backprop",
+    "cautious",
     "centralize",
     "chain",
     "check_transform",
     "clip",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "clip_by_norm",
     "closed_form",
     "curvature",
+    "dadapt_adamw",
+    "dadapt_sgd",
     "data",
     "describe",
+    "describe_quantization",
+    "dog",
     "ema",
+    "ema_params",
+    "eval_params",
     "evaluate",
     "fit",
     "freeze",
     "gradcheck",
     "gradient_norms",
+    "half_life_warmup",
     "identity",
     "init_state",
+    "lamb",
     "landscapes",
+    "lars",
     "layers",
+    "lbfgs",
+    "lion",
     "logging",
+    "lookahead",
     "losses",
+    "madgrad",
     "make_step",
     "masked",
     "metrics",
     "models",
     "momentum",
+    "muon",
+    "nadam",
     "named",
+    "novograd",
+    "orthogonalize",
     "partition",
+    "prodigy",
+    "proximal_decay",
+    "quantize_state",
+    "radam",
+    "reduce_on_plateau",
     "report",
     "rmsprop",
+    "rprop",
     "run",
     "scale",
+    "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adan",
+    "scale_by_ademamix",
+    "scale_by_adopt",
+    "scale_by_amsgrad",
+    "scale_by_belief",
+    "scale_by_block_norm",
+    "scale_by_dadapt_adam",
+    "scale_by_dadapt_sgd",
+    "scale_by_dog",
+    "scale_by_factored_rms",
+    "scale_by_lars",
+    "scale_by_lbfgs",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_madgrad",
+    "scale_by_muon",
+    "scale_by_nadam",
+    "scale_by_param_block_rms",
+    "scale_by_prodigy",
+    "scale_by_radam",
     "scale_by_rms",
+    "scale_by_rprop",
     "scale_by_rss",
     "scale_by_schedule",
+    "scale_by_shampoo",
+    "scale_by_sign",
+    "scale_by_sm3",
+    "scale_by_soap",
+    "scale_by_sophia",
     "scale_by_stddev",
+    "scale_by_step_length",
+    "scale_by_trust_ratio",
+    "scale_by_yogi",
+    "schedule_free",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "schedules",
     "set_hyperparameters",
     "sgd",
+    "shampoo",
+    "sign_sgd",
+    "signum",
+    "skip_nonfinite",
+    "sm3",
     "snapshot",
+    "soap",
+    "sophia",
     "split",
+    "stack",
+    "stack_leaves",
+    "steps",
+    "stochastic_round",
     "trace",
     "tree",
     "tunable",
+    "yogi",
 ]
