@@ -19,7 +19,6 @@ from fngrad.transforms.roots import (
 )
 from fngrad.types import Hyper, Params, Updates
 
-
 ROUNDING = 8  # units of machine precision that a rotation may be off
 
 
@@ -190,7 +189,8 @@ def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
     if all(q is None for q in bases):
         return x
     size = jnp.abs(rotated)
-    is_noise = size <= ROUNDING * float(jnp.finfo(x.dtype).eps) * jnp.max(size, initial=0)
+    level = ROUNDING * float(jnp.finfo(x.dtype).eps)
+    is_noise = size <= level * jnp.max(size, initial=0)
     return jnp.where(is_noise, 0, rotated)
 
 

@@ -207,7 +207,8 @@ def _multiply(g: jax.Array, axes: Axes) -> jax.Array:
         if root.ndim == 2:
             u = along(root, u, i)
         else:
-            u = u * root.reshape(-1, *[1] * (u.ndim - i - 1))
+            others = [j for j in range(u.ndim) if j != i]
+            u = u * jnp.expand_dims(root, others)
     return u.reshape(g.shape)
 
 
