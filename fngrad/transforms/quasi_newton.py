@@ -127,6 +127,7 @@ def _first_scale(state: ScaleByLbfgsState, gradient: Updates) -> jax.Array:
     )
 
 
+@jax.jit  # called eagerly, its loops would be compiled anew every time
 def _two_loops(
     state: ScaleByLbfgsState, gradient: Updates, gamma: jax.Array
 ) -> Updates:
