@@ -58,25 +58,21 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         return chain(inner)
     within = unwrap(inner)
 
-    def learned(params: Params) -> Any:
+    def learned(a: Any, params: Params) -> Any:
         rule = within.trainable or (lambda path, leaf: True)
-        return tree.map_with_path(rule, params)
+        return tree.keep(tree.map_with_path(rule, params), a)
 
     def init(params: Params) -> AccumulateState:
-        total = tree.wide_zeros_like(tree.keep(learned(params), params))
+        total = tree.wide_zeros_like(learned(params, params))
         return AccumulateState(numerics.first_step(), total, within.init(params))
 
     def add(updates: Updates, state: AccumulateState, params: Params) -> Updates:
-        return tree.add(state.total, tree.keep(learned(params), updates))
-
-    def mean(total: Updates, count: jax.Array | int, updates: Updates) -> Updates:
-        mean = jax.tree.map(lambda x: x / jnp.asarray(count).astype(x.dtype), total)
-        return tree.merge(mean, tree.zeros_like(updates))
+        return tree.add(state.total, learned(updates, params))
 
     def apply(
         total: Updates, updates: Updates, state: AccumulateState, params: Params
     ) -> tuple[Updates, AccumulateState]:
-        whole = mean(total, every, updates)
+        whole = _mean(total, every, updates)
         new_updates, new = within.update(whole, state.inner, params)
         empty = tree.zeros_like(total)
         return new_updates, AccumulateState(numerics.first_step(), empty, new)
@@ -94,14 +90,19 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         return jax.lax.cond(is_last, apply, wait, total, updates, state, params)
 
     def report(updates: Updates, state: AccumulateState, params: Params) -> Metrics:
-        reports: Metrics = {"mini_step": state.mini_step}
-        if within.report:
-            so_far = mean(add(updates, state, params), state.mini_step + 1, updates)
-            reports |= within.report(so_far, state.inner, params)
-        return reports
+        total = add(updates, state, params)
+        so_far = _mean(total, state.mini_step + 1, updates)
+        told = within.report(so_far, state.inner, params) if within.report else {}
+        return {"mini_step": state.mini_step, **told}
 
     return chain(
         Transform(
             init, update, name="accumulate", report=report, trainable=within.trainable
         )
     )
+
+
+def _mean(total: Updates, count: jax.Array | int, updates: Updates) -> Updates:
+    """Divide by a count; zeros where nothing is kept."""
+    mean = jax.tree.map(lambda x: x / jnp.asarray(count).astype(x.dtype), total)
+    return tree.merge(mean, tree.zeros_like(updates))

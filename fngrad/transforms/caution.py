@@ -49,7 +49,7 @@ def cautious(
         >>> for gradient in jnp.array([[1.0, 1.0], [1.0, -0.5]]):
         ...     updates, state = optimizer.update(gradient, state, params)
         >>> print(updates)
-        [-1.9 -0. ]
+        [-1.9  0. ]
 
     References:
         Liang et al., Cautious optimizers: improving training with one line of code,

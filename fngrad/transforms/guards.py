@@ -19,12 +19,6 @@ class SkipNonfiniteState(NamedTuple):
     inner: OptState
 
 
-class _Outcome(NamedTuple):
-    is_sound: jax.Array  # bool, shape ()
-    updates: Updates
-    state: SkipNonfiniteState
-
-
 def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform:
     """Skip a step that would put a NaN or an infinity into parameters or state.
 
@@ -60,29 +54,6 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
         raise ValueError(f"need an int max_consecutive >= 0, got {max_consecutive=}")
     within = unwrap(inner)
 
-    def attempt(
-        updates: Updates, state: SkipNonfiniteState, params: Params
-    ) -> _Outcome:
-        arrives = _all(jax.tree.map(_is_finite, updates))
-        zeros = tree.zeros_like(updates)
-        # Zeros in place of what is not finite: it would reach derivatives through
-        # the branch that is not taken.
-        made, new = within.update(
-            tree.where(arrives, updates, zeros), state.inner, params
-        )
-        leaves_so = _all(jax.tree.map(_is_finite, made))
-        stays = _all(jax.tree.map(_stays_finite, state.inner, new))
-        sound = arrives & leaves_so & stays
-        skipped = SkipNonfiniteState(
-            numerics.next_step(state.consecutive),
-            numerics.next_step(state.total),
-            state.inner,
-        )
-        taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
-        return _Outcome(
-            sound, tree.where(sound, made, zeros), tree.where(sound, taken, skipped)
-        )
-
     def init(params: Params) -> SkipNonfiniteState:
         return SkipNonfiniteState(
             numerics.first_step(), numerics.first_step(), within.init(params)
@@ -91,11 +62,10 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
     def update(
         updates: Updates, state: SkipNonfiniteState, params: Params
     ) -> tuple[Updates, SkipNonfiniteState]:
-        outcome = attempt(updates, state, params)
-        return outcome.updates, outcome.state
+        return _attempt(within, updates, state, params)
 
     def report(updates: Updates, state: SkipNonfiniteState, params: Params) -> Metrics:
-        new = attempt(updates, state, params).state
+        _, new = _attempt(within, updates, state, params)
         reports: Metrics = {
             "consecutive": new.consecutive,
             "total": new.total,
@@ -114,6 +84,26 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
             trainable=within.trainable,
         )
     )
+
+
+def _attempt(
+    within: Transform, updates: Updates, state: SkipNonfiniteState, params: Params
+) -> tuple[Updates, SkipNonfiniteState]:
+    """Make the step, and take it if all is finite."""
+    arrives = _all(jax.tree.map(_is_finite, updates))
+    zeros = tree.zeros_like(updates)
+    # Not finite times zero is NaN in derivatives through the branch not taken.
+    safe = tree.where(arrives, updates, zeros)
+    made, new = within.update(safe, state.inner, params)
+    departs = _all(jax.tree.map(_is_finite, made))
+    is_sound = arrives & departs & _all(jax.tree.map(_stays_finite, state.inner, new))
+    taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
+    skipped = SkipNonfiniteState(
+        numerics.next_step(state.consecutive),
+        numerics.next_step(state.total),
+        state.inner,
+    )
+    return tree.where(is_sound, made, zeros), tree.where(is_sound, taken, skipped)
 
 
 def _is_finite(x: jax.Array) -> jax.Array:
