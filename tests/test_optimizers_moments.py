@@ -35,10 +35,6 @@ OPTIMIZERS = types.SimpleNamespace(
 )
 
 
-def fifth(step):
-    return step // 5
-
-
 LR = (0.1, 0.03)
 MASK = ({"weight_decay": 0.1}, None, "decayed/**")
 ADAM = {
@@ -103,7 +99,7 @@ ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
         "eps": ({"clip_value_fn": 1e3}, 1e-6, 1e-2),
         "nesterov": ({}, False, True),
         "use_clipping": ({"eps": 1e-2}, True, False),
-        "clip_value_fn": ({}, 1.0, fifth),
+        "clip_value_fn": ({}, 1.0, 0.5),
     },
     "ademamix": {
         **ADAM,
