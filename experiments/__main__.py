@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-TOOLS = {"outputs", "timing"}  # what experiments share
+TOOLS = {"outputs", "races", "timing"}  # what experiments share
 
 
 def experiments() -> dict[str, str]:

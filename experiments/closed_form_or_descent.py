@@ -187,22 +187,19 @@ def draw(
     return figure
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Descend, time and condition; print what came out."""
-    folder = new_folder(config)
-    x, y = standardised()
-    descents, kappa = descend(x, y, config.steps)
+def show_descents(descents: list[Descent], kappa: float) -> None:
+    """Print how far each rule is from the closed form, at a few steps."""
+    last = len(descents[0].excess) - 1
+    marks = [step for step in (10, 100, 1000) if step < last] + [last]
     print(f"diabetes, condition number of the loss {kappa:.0f}: loss over the best")
-    marks = [step for step in (10, 100, 1000, config.steps) if step <= config.steps]
     rows = [[d.name, *(f"{d.excess[step]:.1e}" for step in marks)] for d in descents]
     print(table(["", *(f"step {step}" for step in marks)], rows), "\n")
-    costs = [time_size(size, config) for size in config.sizes]
-    powers = {
-        name: exponent(list(config.sizes), [getattr(c, name) for c in costs])
-        for name in ("solve", "step")
-    }
+
+
+def show_costs(costs: list[Cost]) -> dict[str, float]:
+    """Print what each size costs; return the exponents and the days for a million."""
     head = ["parameters", "closed form", "a step", "ratio"]
-    shown = [
+    rows = [
         [
             f"{c.parameters}",
             f"{1e3 * c.solve:.2f} ms",
@@ -211,34 +208,48 @@ def main(config: Config) -> dict[str, Any]:
         ]
         for c in costs
     ]
-    print(table(head, shown))
+    sizes = [c.parameters for c in costs]
+    solve = exponent(sizes, [c.solve for c in costs])
+    step = exponent(sizes, [c.step for c in costs])
     # Extrapolated as d**3, which solving alone costs in the end.
-    days = costs[-1].solve * (1e6 / costs[-1].parameters) ** 3 / 86400
+    days = costs[-1].solve * (1e6 / sizes[-1]) ** 3 / 86400
+    print(table(head, rows))
     print(
-        f"closed form as d^{powers['solve']:.2f}, a step as d^{powers['step']:.2f}; "
-        f"a million parameters: X'X of 4 TB, and {days:.0f} days here\n"
+        f"closed form as d^{solve:.2f}, a step as d^{step:.2f}; a million parameters: "
+        f"X'X of 4 TB, and {days:.0f} days here\n"
     )
-    conditions = [condition(x, y, features) for features in config.features]
+    return {"solve": solve, "step": step, "days_for_a_million": days}
+
+
+def show_conditions(conditions: list[Conditioning]) -> None:
+    """Print what float32 leaves of the answer."""
     head = ["features", "condition of X", "of X'X", "error in float32"]
-    print(
-        table(
-            head,
-            [
-                [
-                    f"{c.parameters}",
-                    f"{c.condition:.1e}",
-                    f"{c.condition**2:.1e}",
-                    f"{c.error:.1e}",
-                ]
-                for c in conditions
-            ],
-        )
-    )
+    rows = [
+        [
+            f"{c.parameters}",
+            f"{c.condition:.1e}",
+            f"{c.condition**2:.1e}",
+            f"{c.error:.1e}",
+        ]
+        for c in conditions
+    ]
+    print(table(head, rows))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Descend, time and condition; print what came out."""
+    folder = new_folder(config)
+    x, y = standardised()
+    descents, kappa = descend(x, y, config.steps)
+    show_descents(descents, kappa)
+    costs = [time_size(size, config) for size in config.sizes]
+    exponents = show_costs(costs)
+    conditions = [condition(x, y, features) for features in config.features]
+    show_conditions(conditions)
     results = {
         "kappa": kappa,
         "excess": {d.name: float(d.excess[-1]) for d in descents},
-        "exponents": powers,
-        "days_for_a_million": days,
+        "exponents": exponents,
         "conditions": [c._asdict() for c in conditions],
     }
     finish(folder, results, closed_form=draw(descents, costs, conditions))

@@ -141,7 +141,7 @@ def test_every_landscape_can_be_drawn_with_a_path(tmp_path, name):
         title=name,
     )
     figure.savefig(tmp_path / "picture.png")
-    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    labels = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
     assert "sgd" in labels
     assert ("minimum" in labels) == bool(place.minima)
 

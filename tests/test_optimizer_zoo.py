@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 import experiments.optimizer_zoo as zoo
+import experiments.races as races
 
 
 def test_steps_are_counted_to_the_first_loss_on_target():
     losses = np.array(
         [[3.0, 1.0, 0.5, 0.9], [3.0, 2.0, 1.5, 1.2], [np.nan, 0.1, np.nan, np.nan]]
     )
-    steps = zoo.steps_to_target(losses, target=1.0, every=10)
+    steps = races.steps_to_target(losses, target=1.0, every=10)
     np.testing.assert_array_equal(steps, [20.0, np.inf, 20.0])
 
 
 def test_quartiles_do_not_mix_in_infinities():
-    row = zoo.Row(0.1, False, np.array([10.0, 20.0, 30.0, np.inf]))
+    row = races.Row(0.1, False, np.array([10.0, 20.0, 30.0, np.inf]))
     np.testing.assert_array_equal(row.quartiles, [20.0, 30.0, np.inf])
 
 

@@ -22,6 +22,7 @@ def plot(
     minima: Sequence[Sequence[float]] = (),
     saddles: Sequence[Sequence[float]] = (),
     title: str = "",
+    figure: Any = None,
 ) -> Any:
     """Draw a function of one or two coordinates, with paths on it.
 
@@ -31,6 +32,7 @@ def plot(
         lower, upper: the corners of the region.
         minima, saddles: points to mark.
         title: stands above.
+        figure: a figure or subfigure to draw in; ``None`` makes one.
 
     Returns:
         A matplotlib figure, which notebooks show; ``savefig`` writes it.
@@ -44,9 +46,9 @@ def plot(
         raise ValueError(
             f"need lower < upper with one or two coordinates, got {lower=} {upper=}"
         )
-    figure = import_extra("matplotlib.figure", "plot").Figure(
-        (7, 4.5), layout="constrained"
-    )
+    if figure is None:
+        library = import_extra("matplotlib.figure", "plot")
+        figure = library.Figure((7, 4.5), layout="constrained")
     axis = figure.add_subplot()
     draw = _draw_curve if low.size == 1 else _draw_contours
     draw(axis, f, paths or {}, low, high)
@@ -59,7 +61,7 @@ def plot(
             )
     axis.set_title(title)
     if axis.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", fontsize="small")
+        axis.legend(loc="upper left", fontsize="small")
     return figure
 
 
