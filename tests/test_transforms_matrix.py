@@ -81,6 +81,34 @@ def test_a_zero_matrix_stays_zero_with_finite_derivatives():
         np.testing.assert_array_equal(norm(zero), 0)
 
 
+@pytest.mark.parametrize("rule", [scale_by_shampoo(eps=1e-3), scale_by_soap()])
+def test_derivatives_are_finite_where_eigenvalues_are_equal(rule):
+    def second_update(gradient):
+        _, state = rule.update(gradient, rule.init(gradient), gradient)
+        return rule.update(2 * gradient, state, gradient)[0]
+
+    for jacobian in (jax.jacfwd(second_update), jax.jacrev(second_update)):
+        jitted = jax.jit(jacobian)
+        for gradient in (jnp.zeros((3, 3)), jnp.eye(3)):
+            assert jnp.all(jnp.isfinite(jitted(gradient)))
+
+
+def test_shampoos_derivative_is_that_of_differences():
+    with x64():
+        rule = scale_by_shampoo(eps=1e-3)
+        x, dx = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3)))
+
+        @jax.jit
+        def update(gradient):
+            return rule.update(gradient, rule.init(gradient), gradient)[0]
+
+        for start in (x, jnp.eye(3)):
+            got = jax.jvp(update, (start,), (dx,))[1]
+            h = 1e-5
+            want = (update(start + h * dx) - update(start - h * dx)) / (2 * h)
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+
+
 def test_only_matrices_are_orthogonalised():
     with pytest.raises(ValueError, match=r"need a matrix, got shape \(3,\)"):
         orthogonalize(jnp.ones(3))

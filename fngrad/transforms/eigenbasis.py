@@ -64,7 +64,8 @@ def scale_by_soap(
     ``precondition_frequency`` steps, they follow by one power iteration
     $Q \leftarrow \mathrm{qr}(L\,Q)$, columns (and $V$ with them) sorted by
     $\mathrm{diag}(Q^\top L\,Q)$. A leaf of more axes has one statistic for each.
-    Without rotated axes this is Adam.
+    Without rotated axes this is Adam. Derivatives take the bases as given: they have
+    none where eigenvalues are equal.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -159,6 +160,7 @@ def _begin(
     def decompose(g: jax.Array, axes: Axes) -> Axes:
         return tuple(None if s is None else jnp.linalg.eigh(s)[1] for s in axes)
 
+    statistics = lax.stop_gradient(statistics)
     return lax.cond(
         is_first,
         lambda: leaves.map_leaves(decompose, updates, statistics),
@@ -170,6 +172,7 @@ def _begin(
 def _follow(
     is_due: jax.Array, nu: Updates, statistics: Updates, bases: Updates
 ) -> tuple[Updates, Updates]:
+    statistics = lax.stop_gradient(statistics)
     return lax.cond(
         is_due,
         lambda: leaves.map_leaves(_renew, nu, statistics, bases, outputs=2),

@@ -194,11 +194,43 @@ def _inverse_roots(
 
 def _inverse_power(s: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
     """Return (s + ridge I) ** -power of a matrix, or of a diagonal."""
-    values, vectors = jnp.linalg.eigh(s) if s.ndim == 2 else (s, None)
-    values = jnp.maximum(values, 0) + ridge.astype(s.dtype)
-    floor = len(values) * float(jnp.finfo(s.dtype).eps) * jnp.max(values)
-    roots = numerics.power(jnp.maximum(values, floor), -power.astype(s.dtype))
-    return roots if vectors is None else matmul(vectors * roots[None], vectors.T)
+    ridge, power = ridge.astype(s.dtype), power.astype(s.dtype)
+    return (_of_matrix if s.ndim == 2 else _of_values)(s, ridge, power)
+
+
+def _of_values(values: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
+    values = jnp.where(values < 0, 0, values) + ridge
+    floor = len(values) * float(jnp.finfo(values.dtype).eps) * jnp.max(values)
+    return numerics.power(jnp.maximum(values, lax.stop_gradient(floor)), -power)
+
+
+@jax.custom_jvp
+def _of_matrix(s: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(s)
+    roots = _of_values(values, ridge, power)
+    return matmul(vectors * roots[None], vectors.T)
+
+
+@_of_matrix.defjvp
+def _of_matrix_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """Use divided differences: eigenvectors have no derivative at equal eigenvalues."""
+    (s, ridge, power), (ds, dridge, dpower) = primals, tangents
+    values, vectors = jnp.linalg.eigh(s)
+    roots, droots = jax.jvp(
+        lambda r, p: _of_values(values, r, p), (ridge, power), (dridge, dpower)
+    )
+    slope = jax.jvp(
+        lambda v: _of_values(v, ridge, power), (values,), (jnp.ones_like(values),)
+    )[1]
+    gaps = values[:, None] - values[None]
+    near = float(jnp.finfo(s.dtype).eps) ** (1 / 3)  # where the two are as exact
+    size = jnp.abs(values)
+    is_equal = jnp.abs(gaps) <= near * (size[:, None] + size[None])
+    ratio = (roots[:, None] - roots[None]) / jnp.where(is_equal, 1, gaps)
+    ratio = jnp.where(is_equal, (slope[:, None] + slope[None]) / 2, ratio)
+    inner = ratio * matmul(matmul(vectors.T, ds), vectors) + jnp.diag(droots)
+    turned_back = matmul(matmul(vectors, inner), vectors.T)
+    return matmul(vectors * roots[None], vectors.T), turned_back
 
 
 def _multiply(g: jax.Array, axes: Axes) -> jax.Array:
