@@ -1,6 +1,5 @@
 """signSGD, Signum, Lion, Rprop, Adadelta and MADGRAD against their oracles."""
 
-import types
 from typing import Any
 
 import jax
@@ -53,9 +52,7 @@ SIGNS = Family(
     double=REAL,
 )
 STEP_SIZES = Family(
-    types.SimpleNamespace(
-        adadelta=adaptive_delta.adadelta, madgrad=dual_averaging.madgrad
-    ),
+    adaptive_delta,
     oracles_signs,
     {
         "adadelta": {
@@ -65,6 +62,14 @@ STEP_SIZES = Family(
             "weight_decay": ({}, 0.0, 0.1),
             "mask": ({"weight_decay": 0.1}, None, "decayed/**"),
         },
+    },
+)
+# Without momentum an update is the difference of two distances from the start, each
+# up to a hundred times as long.
+DISTANCES = Family(
+    dual_averaging,
+    oracles_signs,
+    {
         "madgrad": {
             "learning_rate": ({}, *LR),
             "momentum": ({}, 0.9, 0.5),
@@ -73,7 +78,9 @@ STEP_SIZES = Family(
             "mask": ({"weight_decay": 0.1}, None, "decayed/**"),
         },
     },
+    single_tolerance=1e-4,
 )
+FAMILIES = (SIGNS, STEP_SIZES, DISTANCES)
 CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
     ("rprop", {"learning_rate": 1e-9}),  # below the smallest step size
     ("adadelta", {"learning_rate": 1.0, "rho": 0.95, "eps": 1e-7}),
@@ -83,15 +90,15 @@ CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 ROWS = [
     (family, name, arguments)
-    for family in (SIGNS, STEP_SIZES)
+    for family in FAMILIES
     for name, arguments in cases(
         family,
         [(name, {}) for name in family.names]
         + [case for case in CONVENTIONS if case[0] in family.names],
     )
 ]
-TABLES = [(family, name) for family in (SIGNS, STEP_SIZES) for name in family.names]
-PAIRS = [(family, *pair) for family in (SIGNS, STEP_SIZES) for pair in pairs(family)]
+TABLES = [(family, name) for family in FAMILIES for name in family.names]
+PAIRS = [(family, *pair) for family in FAMILIES for pair in pairs(family)]
 
 
 def row_id(value: Any) -> str:

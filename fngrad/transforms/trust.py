@@ -176,8 +176,13 @@ def _trust_ratio(
     coefficient: jax.Array, size: jax.Array, length: jax.Array, eps: jax.Array
 ) -> jax.Array:
     """Return coefficient size / (length + eps), and 1 where size or length is 0."""
-    ratio = coefficient * numerics.divide(size, length + eps)
-    return jnp.where((size == 0) | (length == 0), 1, ratio)
+    is_one = (size == 0) | (length == 0)
+    one = jnp.ones_like(size)
+    # Select before the division: a selected result is rounded with what follows it
+    # in one way if the hyperparameters are constants, in another if they are data.
+    return jnp.where(is_one, one, coefficient * size) / jnp.where(
+        is_one, one, length + eps
+    )
 
 
 def _norms(a: Any) -> Any:
