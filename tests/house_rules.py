@@ -18,12 +18,12 @@ TOP_LEVEL = {
 # the commands around it.
 _HOUSE = {
     0: "types",
-    1: "tree numerics codes rounding extras permutation signatures",
+    1: "tree numerics codes rounding slicing extras permutation signatures",
     1.5: "leaves",
     2: "schedules losses metrics gradcheck backpropagation closed_form batching "
     "layers.core transforms.core transforms.roots transforms.axes "
     "transforms.iterates evaluation_point",
-    2.5: "layers.initializers transforms.estimates",
+    2.5: "layers.initializers transforms.estimates transforms.coded_update",
     3: "layers transforms",
     3.5: "transforms.laws",
     4: "curvature landscapes",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import fngrad.codes as codes
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.transforms.coded_update import decode, is_coded, update_coded
 from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
 from fngrad.types import Metrics, OptState, Params, Path, Updates
 
@@ -104,14 +105,14 @@ def quantize_state(
     def update(
         updates: Updates, state: QuantizeState, params: Params
     ) -> tuple[Updates, QuantizeState]:
-        moments = _decode(state.inner)
-        updates, moments = transform.update(updates, moments, params)
-        coded = _encode_like(state.inner, moments, state.step)
-        return updates, QuantizeState(numerics.next_step(state.step), coded)
+        updates, inner = update_coded(
+            transform, updates, state.inner, params, state.step
+        )
+        return updates, QuantizeState(numerics.next_step(state.step), inner)
 
     def report(updates: Updates, state: QuantizeState, params: Params) -> Metrics:
         assert transform.report
-        return transform.report(updates, _decode(state.inner), params)
+        return transform.report(updates, decode(state.inner), params)
 
     part = Transform(init, update, name="quantize_state", trainable=transform.trainable)
     return chain(part._replace(report=report if transform.report else None))
@@ -128,13 +129,13 @@ def describe_quantization(optimizer: TransformLike, params: Params) -> str:
         params: arrays or ShapeDtypeStructs; nothing is computed.
     """
     state = jax.eval_shape(optimizer.init, params)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=_is_coded)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_coded)
     rows, total = [], [0, 0]
     for path, leaf in leaves:
-        before = jax.tree.leaves(jax.eval_shape(_decode, leaf))[0]
+        before = jax.tree.leaves(jax.eval_shape(decode, leaf))[0]
         if not jnp.issubdtype(before.dtype, jnp.inexact):
             continue
-        stored = f"{leaf.coding.bits} bits" if _is_coded(leaf) else str(before.dtype)
+        stored = f"{leaf.coding.bits} bits" if is_coded(leaf) else str(before.dtype)
         sizes = _bytes(before), _bytes(leaf)
         name = tree.path_string(path).removeprefix("quantize_state/inner/")
         rows.append((name, str(before.dtype), stored, *map(str, sizes)))
@@ -152,33 +153,12 @@ def _is_worth_it(leaf: Any, min_size: int) -> bool:
     return is_real and leaf.size >= max(min_size, 1)
 
 
-def _is_coded(x: Any) -> bool:
-    return isinstance(x, codes.Coded)
-
-
-def _decode(state: Any) -> Any:
-    return jax.tree.map(
-        lambda x: codes.decode(x) if _is_coded(x) else x, state, is_leaf=_is_coded
-    )
-
-
-def _encode_like(old: Any, new: Any, step: jax.Array) -> Any:
-    """Encode what was in codes before, each leaf with a dither of its own."""
-    before, structure = jax.tree.flatten(old, is_leaf=_is_coded)
-    after = structure.flatten_up_to(new)
-    return structure.unflatten(
-        codes.encode_like(o, x, codes.dither_like(o, step, stream))
-        if _is_coded(o)
-        else x
-        for stream, (o, x) in enumerate(zip(before, after, strict=True))
-    )
-
-
 def _kinds(state: Any, globs: dict[str, tuple[str, ...]]) -> Any:
     """Return the state's tree with each leaf's kind, "" for none."""
     chosen = _declared(state)
     paths = list(tree.leaf_paths(state))
-    for kind, glob in ((kind, glob) for kind in KINDS for glob in globs[kind]):
+    given = [(kind, glob) for kind in KINDS for glob in globs[kind]]
+    for kind, glob in given:
         selects = tree.selector_predicate(glob)
         if not any(selects(path, None) for path in paths):
             raise ValueError(
@@ -213,10 +193,8 @@ def _declared(state: Any) -> Any:
 
 
 def _kind_of(node: Any, name: str, value: Any) -> Any:
-    for kind in KINDS:
-        if name in getattr(node, kind, ()):
-            return jax.tree.map(lambda leaf: kind, value)
-    return _declared(value)
+    kinds = [kind for kind in KINDS if name in getattr(node, kind, ())]
+    return jax.tree.map(lambda leaf: kinds[0], value) if kinds else _declared(value)
 
 
 def _is_declaring(node: Any) -> bool:

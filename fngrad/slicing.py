@@ -1,0 +1,113 @@
+"""A traced function, cut into pieces that run one after another.
+
+A *slice* is what one output needs and no earlier output did. A rule that treats its
+leaves apart falls into a slice a leaf, so that what is large for a while (a decoded
+moment) is so for one leaf at a time; one that mixes its leaves is cut where it can be.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+_CALLER = -1  # who reads the program's outputs
+
+
+class Slice(NamedTuple):
+    """A piece of a program; values are named by the program's variables."""
+
+    inputs: list[Any]  # variables that it reads
+    outputs: list[Any]  # variables that it makes, for later slices or the caller
+    passed_on: set[Any]  # those outputs that later slices read
+    run: Callable[..., list[jax.Array]]  # values of inputs -> values of outputs
+
+
+class Program(NamedTuple):
+    """A traced function of arrays; values are named by variables."""
+
+    closed: ClosedJaxpr
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The variables of the arguments' leaves."""
+        return list(self.closed.jaxpr.invars)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The variables of the results' leaves; a constant one is a Literal."""
+        return list(self.closed.jaxpr.outvars)
+
+    @property
+    def constants(self) -> dict[Any, Any]:
+        """What the function closes over, by variable."""
+        return dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+    """Return a function's program and the structure of its result, from shapes."""
+    closed, result = jax.make_jaxpr(fn, return_shape=True)(*args)
+    return Program(closed), jax.tree.structure(result)
+
+
+def read(values: dict[Any, Any], variable: Any) -> Any:
+    """Return the value of a variable, or of a Literal."""
+    return variable.val if isinstance(variable, Literal) else values[variable]
+
+
+def slices(program: Program) -> Iterator[Slice]:
+    """Yield a slice for each output that needs one, in the outputs' order."""
+    equations = program.closed.jaxpr.eqns
+    owners = _owners(equations, program.outputs)
+    groups: list[list[Any]] = [[] for _ in range(len(program.outputs) + 1)]
+    readers: dict[Any, set[int]] = {
+        v: {_CALLER} for v in program.outputs if not isinstance(v, Literal)
+    }
+    for equation, owner in zip(equations, owners, strict=True):
+        groups[owner].append(equation)
+        for variable in _variables(equation):
+            readers.setdefault(variable, set()).add(owner)
+    for owner, group in enumerate(groups):
+        if group:
+            yield _cut(program.closed, group, readers, owner)
+
+
+def _variables(equation: Any) -> list[Any]:
+    return [v for v in equation.invars if not isinstance(v, Literal)]
+
+
+def _owners(equations: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
+    """Give each equation to the first output that needs it, or to none at the end."""
+    maker = {v: i for i, equation in enumerate(equations) for v in equation.outvars}
+    owners = [len(outputs)] * len(equations)
+    for owner, output in enumerate(outputs):
+        todo = [] if isinstance(output, Literal) else [output]
+        while todo:
+            i = maker.get(todo.pop())
+            if i is not None and owners[i] == len(outputs):
+                owners[i] = owner
+                todo += _variables(equations[i])
+    return owners
+
+
+def _cut(
+    closed: ClosedJaxpr, group: list[Any], readers: dict[Any, set[int]], owner: int
+) -> Slice:
+    made = dict.fromkeys(v for equation in group for v in equation.outvars)
+    inputs = dict.fromkeys(
+        v for equation in group for v in _variables(equation) if v not in made
+    )
+    outside = {v: readers.get(v, set()) - {owner} for v in made}
+    outputs = [v for v in made if outside[v]]
+    jaxpr = closed.jaxpr
+    piece = jaxpr.replace(
+        constvars=[],
+        invars=list(inputs),
+        outvars=outputs,
+        eqns=group,
+        effects=jaxpr.effects if any(e.effects for e in group) else set(),
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
+    run = jaxpr_as_fun(ClosedJaxpr(piece, []))
+    passed_on = {v for v in outputs if outside[v] - {_CALLER}}
+    return Slice(list(inputs), outputs, passed_on, lambda *values: list(run(*values)))

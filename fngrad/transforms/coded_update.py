@@ -1,0 +1,133 @@
+"""An update of moments in codes that holds few of them in float32 at a time.
+
+The inner update is cut into slices (`fngrad.slicing`). A slice decodes what it reads
+and encodes what it makes, so a rule that treats its leaves apart has one leaf's moments
+in float32 at a time. A rule that mixes them, by a norm over all, has them all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.codes as codes
+import fngrad.slicing as slicing
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform
+from fngrad.types import OptState, Params, Updates
+
+
+def is_coded(x: Any) -> bool:
+    """Say whether x is an array in codes."""
+    return isinstance(x, codes.Coded)
+
+
+def decode(state: Any) -> Any:
+    """Return a state with arrays for all codes in it."""
+    return jax.tree.map(
+        lambda x: codes.decode(x) if is_coded(x) else x, state, is_leaf=is_coded
+    )
+
+
+def update_coded(
+    transform: Transform,
+    updates: Updates,
+    state: OptState,
+    params: Params,
+    step: jax.Array,
+) -> tuple[Updates, OptState]:
+    """Return the transform's update from a state with codes, and the next one.
+
+    Args:
+        transform: takes and gives states without codes.
+        updates: what it is given, with ``params``.
+        state: its state with a `fngrad.codes.Coded` in place of some arrays; the new
+            state has them in the same places.
+        params: see ``updates``.
+        step: int32, shape (); chooses the rounding.
+    """
+    old, structure = jax.tree.flatten(state, is_leaf=is_coded)
+
+    def flat(updates: Updates, moments: list[Any], params: Params) -> Any:
+        updates, new = transform.update(updates, structure.unflatten(moments), params)
+        return updates, structure.flatten_up_to(new)
+
+    abstract = jax.eval_shape(decode, old)
+    program, result = slicing.trace(flat, updates, abstract, params)
+    given = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
+    values = dict(zip(program.inputs, given, strict=True)) | program.constants
+    new = program.outputs[len(program.outputs) - len(old) :]
+    encoders = {
+        variable: functools.partial(_encode, leaf, step, stream)
+        for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
+        if is_coded(leaf)
+    }
+    encoded: dict[Any, codes.Coded] = {}
+    for piece in slicing.slices(program):
+        arrays, moments = _run(piece, values, encoders, step)
+        values |= arrays
+        encoded |= moments
+
+    def kept(variable: Any, before: Any) -> Any:
+        if not is_coded(before):
+            return decode(slicing.read(values, variable))
+        if variable in encoded:
+            return encoded[variable]
+        given = values[variable]  # no slice made it
+        return given if given is before else encoders[variable](decode(given))
+
+    moments = list(map(kept, new, old))
+    made = [decode(slicing.read(values, v)) for v in program.outputs[: -len(old)]]
+    updates, _ = result.unflatten([*made, *moments])
+    return updates, structure.unflatten(moments)
+
+
+def _encode(
+    before: codes.Coded, step: jax.Array, stream: int, moment: jax.Array
+) -> codes.Coded:
+    dither = codes.dither_like(before, step, stream)
+    return codes.encode_like(before, moment, dither)
+
+
+def _run(
+    piece: slicing.Slice,
+    values: dict[Any, Any],
+    encoders: dict[Any, Callable[[jax.Array], codes.Coded]],
+    step: jax.Array,
+) -> tuple[dict[Any, jax.Array], dict[Any, codes.Coded]]:
+    """Return what a slice makes, by variable: arrays, and moments in codes."""
+    moments = [v for v in piece.outputs if v in encoders]
+    arrays = [v for v in piece.outputs if v not in encoders or v in piece.passed_on]
+
+    def run(inputs: list[Any]) -> list[Any]:
+        made = dict(zip(piece.outputs, piece.run(*decode(inputs)), strict=True))
+        return [made[v] for v in arrays] + [encoders[v](made[v]) for v in moments]
+
+    inputs = [values[v] for v in piece.inputs]
+    has_codes = bool(moments) or any(map(is_coded, inputs))
+    made = _confined(run, inputs, step) if has_codes else run(inputs)
+    named = dict(zip(arrays, made, strict=False))
+    return named, dict(zip(moments, made[len(arrays) :], strict=True))
+
+
+def _confined(
+    fn: Callable[[list[Any]], list[Any]], inputs: list[Any], step: jax.Array
+) -> list[Any]:
+    """Call a function so that what it holds for a while is not held for longer.
+
+    On CPU XLA orders instructions for speed, and would hold the float32 moments of
+    all leaves at once. It finishes a conditional before it goes on; elsewhere one
+    would cost a wait for its predicate.
+    """
+    results = jax.eval_shape(fn, inputs)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(results)]
+    if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in dtypes):
+        return fn(inputs)  # keys have no zeros
+
+    def confine(inputs: list[Any]) -> list[Any]:
+        return lax.cond(step >= 0, fn, lambda _: tree.zeros_like(results), inputs)
+
+    return lax.platform_dependent(inputs, cpu=confine, default=fn)
