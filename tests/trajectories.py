@@ -181,7 +181,8 @@ def tree_of(dtypes: dict[str, Any], role: int, values: dict[str, Any]) -> dict:
 def expected(family, name, arguments, leaf, gradients, visited, dtype) -> np.ndarray:
     """Ask the oracle, with hyperparameters as the program's precision holds them."""
     arguments = {
-        k: float(dtype(v)) if isinstance(v, float) else v for k, v in arguments.items()
+        k: float(dtype(v)) if isinstance(v, float) else v
+        for k, v in {**float_defaults(family, name), **arguments}.items()
     }
     learning_rates = problems.decaying(arguments.pop("learning_rate", 0.1), STEPS)
     if arguments.pop("mask", None) and leaf in UNDECAYED:
@@ -190,6 +191,16 @@ def expected(family, name, arguments, leaf, gradients, visited, dtype) -> np.nda
     return oracle(
         wide(gradients), wide(visited), learning_rates.astype(dtype), **arguments
     )
+
+
+def float_defaults(family: Family, name: str) -> dict[str, float]:
+    """Return the defaults that are floats: in float32 1 - 0.999 is not 0.001."""
+    signature = inspect.signature(getattr(family.factories, name)).parameters
+    return {
+        k: p.default
+        for k, p in signature.items()
+        if type(p.default) is float and k != "learning_rate"
+    }
 
 
 def wide(x: Any) -> np.ndarray:
