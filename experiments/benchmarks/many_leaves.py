@@ -4,7 +4,7 @@ Claim: Adam on 1000 leaves of 16 floats compiles and steps at least 10 times fas
 with the leaves kept in one stack than as a plain tree.
 
 Command:  python -m experiments.benchmarks.many_leaves
-Minutes:  six on two cores, most of them compilation.
+Minutes:  ten on two cores, nearly all of them compilation.
 
 Three cases make the same update of the same numbers. *tree*: `adam` on a list of
 leaves. *stack_leaves*: the same list, the state in stacks; leaves are joined and taken
