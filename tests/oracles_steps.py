@@ -57,7 +57,7 @@ def polyak_length(
 ) -> float:
     """Loizou et al. 2021, equation 3."""
     gap = loss - f_min if variant == "sps" else max(loss - f_min, 0.0)
-    return min(gap / (g @ g + eps), max_learning_rate)
+    return min(float(gap / (g @ g + eps)), max_learning_rate)
 
 
 def armijo_length(

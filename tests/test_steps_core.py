@@ -16,8 +16,6 @@ from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.plateau import reduce_on_plateau
-from fngrad.transforms.quasi_newton import scale_by_lbfgs
-from fngrad.transforms.sophia import scale_by_sophia
 from fngrad.transforms.step_length import scale_by_step_length
 
 X = jnp.arange(12.0).reshape(6, 2) / 10
@@ -205,10 +203,8 @@ def test_a_missing_part_is_named(build, part):
 
 
 PARTS: dict[str, Transform] = {
-    "lbfgs": lbfgs(),
-    "scale_by_lbfgs": scale_by_lbfgs(2, scale_init_precond=False),
+    "lbfgs": lbfgs(memory_size=2),
     "sophia": sophia(0.1),
-    "scale_by_sophia": scale_by_sophia(),
     "reduce_on_plateau": reduce_on_plateau(),
     "scale_by_step_length": scale_by_step_length(0.5),
     "adaptive_damping": adaptive_damping(),

@@ -42,7 +42,7 @@ def wall(a):
 LINES = {f.__name__: f for f in (hill, cliff, waves, wall)}
 
 
-def searched(name, first, c2, c1=1e-3):
+def searched(name, first, c2, most=60):
     value_and_slope = jax.value_and_grad(LINES[name])
     zero = jnp.zeros(())
     start = Point(zero, *value_and_slope(zero))
@@ -50,11 +50,11 @@ def searched(name, first, c2, c1=1e-3):
         lambda a: Point(a, *value_and_slope(a)),
         start,
         first,
-        c1=jnp.asarray(c1),
+        c1=jnp.asarray(1e-3),
         c2=c2,
         factor=jnp.asarray(2.0),
         longest=jnp.asarray(1e10),
-        max_evaluations=60,
+        max_evaluations=most,
     )
     return found, start, value_and_slope(found.a)
 
@@ -75,6 +75,17 @@ def test_strong_wolfe_finds_a_point_on_hard_lines(name):
             assert np.all(value <= start.value + 1e-3 * a * start.slope)
             assert np.all(np.abs(slope) <= c2 * np.abs(start.slope))
             np.testing.assert_array_equal(found.value, value)
+
+
+@pytest.mark.parametrize("first", [0.1, 3.0])
+def test_more_evaluations_never_end_higher(first):
+    with x64():
+        found, _, (value, _) = jax.jit(
+            jax.vmap(lambda m: searched("waves", jnp.asarray(first), 1e-12, m))
+        )(jnp.arange(25, dtype=jnp.int32))
+    np.testing.assert_array_equal(found.evaluations, np.arange(25))
+    np.testing.assert_array_equal(found.value, value)
+    assert np.all(np.diff(value) <= 0)
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -192,6 +203,16 @@ def test_values_that_are_not_finite_are_refused(condition, start):
     assert np.all(np.diff([float(barrier(jnp.array(start), None)), *losses]) <= 0)
     minimum = (np.sqrt(10) - 1) / 3
     np.testing.assert_allclose(visited[-1][0], minimum, atol=2e-3)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_a_loss_of_minus_infinity_is_refused(condition):
+    def loss_fn(w, batch):
+        return jnp.log(jnp.abs(w))  # the whole step from 1 leads to 0
+
+    [(got, metrics)] = first_steps(loss_fn, sgd(1.0), 1.0, condition=condition)
+    assert np.isfinite(metrics["next_loss"])
+    assert 0 < got < 1
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
