@@ -50,6 +50,11 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     return Program(closed), jax.tree.structure(result)
 
 
+def is_variable(output: Any) -> bool:
+    """Say whether an output is a variable, not a Literal."""
+    return not isinstance(output, Literal)
+
+
 def read(values: dict[Any, Any], variable: Any) -> Any:
     """Return the value of a variable, or of a Literal."""
     return variable.val if isinstance(variable, Literal) else values[variable]
@@ -61,7 +66,7 @@ def slices(program: Program) -> Iterator[Slice]:
     owners = _owners(equations, program.outputs)
     groups: list[list[Any]] = [[] for _ in range(len(program.outputs) + 1)]
     readers: dict[Any, set[int]] = {
-        v: {_CALLER} for v in program.outputs if not isinstance(v, Literal)
+        v: {_CALLER} for v in program.outputs if is_variable(v)
     }
     for equation, owner in zip(equations, owners, strict=True):
         groups[owner].append(equation)
@@ -73,7 +78,7 @@ def slices(program: Program) -> Iterator[Slice]:
 
 
 def _variables(equation: Any) -> list[Any]:
-    return [v for v in equation.invars if not isinstance(v, Literal)]
+    return list(filter(is_variable, equation.invars))
 
 
 def _owners(equations: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
@@ -81,7 +86,7 @@ def _owners(equations: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
     maker = {v: i for i, equation in enumerate(equations) for v in equation.outvars}
     owners = [len(outputs)] * len(equations)
     for owner, output in enumerate(outputs):
-        todo = [] if isinstance(output, Literal) else [output]
+        todo = [output] if is_variable(output) else []
         while todo:
             i = maker.get(todo.pop())
             if i is not None and owners[i] == len(outputs):

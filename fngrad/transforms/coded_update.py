@@ -65,9 +65,11 @@ def update_coded(
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
         if is_coded(leaf)
     }
+    made_updates = set(filter(slicing.is_variable, program.outputs[: -len(old)]))
     encoded: dict[Any, codes.Coded] = {}
     for piece in slicing.slices(program):
-        arrays, moments = _run(piece, values, encoders, step)
+        as_arrays = piece.passed_on | made_updates
+        arrays, moments = _run(piece, values, encoders, as_arrays, step)
         values |= arrays
         encoded |= moments
 
@@ -96,11 +98,12 @@ def _run(
     piece: slicing.Slice,
     values: dict[Any, Any],
     encoders: dict[Any, Callable[[jax.Array], codes.Coded]],
+    as_arrays: set[Any],
     step: jax.Array,
 ) -> tuple[dict[Any, jax.Array], dict[Any, codes.Coded]]:
     """Return what a slice makes, by variable: arrays, and moments in codes."""
     moments = [v for v in piece.outputs if v in encoders]
-    arrays = [v for v in piece.outputs if v not in encoders or v in piece.passed_on]
+    arrays = [v for v in piece.outputs if v not in encoders or v in as_arrays]
 
     def run(inputs: list[Any]) -> list[Any]:
         made = dict(zip(piece.outputs, piece.run(*decode(inputs)), strict=True))
@@ -120,8 +123,10 @@ def _confined(
 
     On CPU XLA orders instructions for speed, and would hold the float32 moments of
     all leaves at once. It finishes a conditional before it goes on; elsewhere one
-    would cost a wait for its predicate.
+    would cost a wait for its predicate. Outside of jit all of it is let go anyway.
     """
+    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(inputs)):
+        return fn(inputs)
     results = jax.eval_shape(fn, inputs)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(results)]
     if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in dtypes):

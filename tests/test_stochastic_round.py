@@ -1,0 +1,175 @@
+"""Stochastic rounding: mean, neighbours, values that stay, sums of small steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fngrad.optimizers import sgd
+from fngrad.rounding import round_stochastically
+from fngrad.transforms.core import apply_updates, chain
+from fngrad.transforms.laws import check_transform
+from fngrad.transforms.rounding import stochastic_round
+from fngrad.transforms.scaling import scale
+
+NARROW = [jnp.bfloat16, jnp.float16]
+
+
+def wide(x):
+    return np.asarray(x.astype(jnp.float32), np.float64)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("size", [1.0, 3e-4, 2e-6, 3e4])
+def test_the_mean_of_the_rounded_is_the_value(dtype, size):
+    x = size * jnp.linspace(-2.0, 2.0, 40)
+    keys = jax.random.split(jax.random.key(0), 8192)
+    rounded = wide(jax.vmap(lambda key: round_stochastically(x, key, dtype))(keys))
+    standard_error = np.std(rounded, axis=0) / np.sqrt(len(keys))
+    error = np.abs(np.mean(rounded, axis=0) - np.asarray(x))
+    np.testing.assert_array_less(error, 4.5 * standard_error + 1e-6 * size)
+    assert np.mean(standard_error > 0) > 0.8
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_only_the_two_neighbours_come_up(dtype):
+    x = np.asarray(jax.random.normal(jax.random.key(1), (4000,)))
+    rounded = wide(round_stochastically(jnp.asarray(x), jax.random.key(2), dtype))
+    bits = jnp.finfo(dtype).nmant
+    unit = 2.0 ** (np.floor(np.log2(np.abs(x))) - bits)
+    unit = np.maximum(unit, float(jnp.finfo(dtype).smallest_subnormal))
+    np.testing.assert_array_less(np.abs(rounded - x), unit)
+    np.testing.assert_array_equal(rounded / unit, np.round(rounded / unit))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_every_value_of_the_format_stays_also_nan_and_infinity(dtype):
+    words = jnp.arange(65536).astype(jnp.uint16)
+    every = jax.lax.bitcast_convert_type(words, dtype)
+    rounded = round_stochastically(every.astype(jnp.float32), jax.random.key(3), dtype)
+    is_nan = np.asarray(jnp.isnan(every))
+    np.testing.assert_array_equal(np.asarray(jnp.isnan(rounded)), is_nan)
+    kept = np.asarray(jax.lax.bitcast_convert_type(rounded, jnp.uint16))
+    np.testing.assert_array_equal(kept[~is_nan], np.asarray(words)[~is_nan])
+
+
+def test_what_the_cast_makes_infinite_is_infinite():
+    x = jnp.array([1e30, -1e30, 65519.0])
+    rounded = wide(round_stochastically(x, jax.random.key(0), jnp.float16))
+    np.testing.assert_array_equal(rounded, [np.inf, -np.inf, 65504.0])
+
+
+def test_wide_formats_are_cast_and_others_refused():
+    x, key = jnp.array([1.1]), jax.random.key(0)
+    assert round_stochastically(x, key, jnp.float32) == x
+    with pytest.raises(TypeError, match=r"need dtype bfloat16 or float16.*int8"):
+        round_stochastically(x, key, jnp.int8)
+    with pytest.raises(TypeError, match="need floats to round, got complex64"):
+        round_stochastically(x.astype(jnp.complex64), key, jnp.bfloat16)
+
+
+def add_many(optimizer, dtype, size=1024, times=10_000):
+    params = jnp.ones(size, dtype)
+
+    def add(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(jnp.full(size, 1e-4), state, params)
+        return (apply_updates(params, updates), state), None
+
+    carry = params, optimizer.init(params)
+    (params, _), _ = jax.jit(lambda c: jax.lax.scan(add, c, None, times))(carry)
+    return wide(params)
+
+
+def test_ten_thousand_small_additions_make_two_of_one():
+    # An entry's spread is sqrt(10**4 * 10**-4 * 2**-7) = 0.09, the mean's 0.003.
+    summed = add_many(chain(scale(1.0), stochastic_round(key=0)), jnp.bfloat16)
+    np.testing.assert_allclose(np.mean(summed), 2.0, rtol=0.01)
+    assert np.std(summed) < 0.12
+
+
+def test_without_it_one_stays_one():
+    np.testing.assert_array_equal(add_many(scale(1.0), jnp.bfloat16), 1.0)
+
+
+def landed(params, step, key=0):
+    """Return p + u as applied, and the updates."""
+    optimizer = chain(scale(1.0), stochastic_round(key))
+    updates, _ = optimizer.update(step, optimizer.init(params), params)
+    return apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_the_sum_that_is_applied_is_a_neighbour_of_the_exact_one(dtype):
+    params = jax.random.normal(jax.random.key(0), (20_000,)).astype(dtype)
+    step = 0.2 * jax.random.normal(jax.random.key(1), params.shape)
+    exact = wide(params) + np.asarray(step, np.float64)
+    got = wide(landed(params, step))
+    near = (exact / wide(params) > 0.51) & (exact / wide(params) < 1.98)
+    unit = 2.0 ** (np.floor(np.log2(np.abs(exact))) - jnp.finfo(dtype).nmant)
+    np.testing.assert_array_less(np.abs(got - exact)[near], unit[near])
+    assert np.mean(near) > 0.7
+    error = (got - exact)[near] / unit[near]
+    assert abs(np.mean(error)) < 4.5 * np.std(error) / np.sqrt(error.size)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_steps_larger_than_the_parameter_are_right_on_average_too(dtype):
+    params = jax.random.normal(jax.random.key(0), (20_000,)).astype(dtype)
+    step = 3.0 * jax.random.normal(jax.random.key(1), params.shape)
+    exact = wide(params) + np.asarray(step, np.float64)
+    error = wide(landed(params, step)) - exact
+    unit = float(jnp.finfo(dtype).eps) * (np.abs(wide(params)) + np.abs(step))
+    np.testing.assert_array_less(np.abs(error), 2.0 * unit)
+    assert abs(np.mean(error)) < 4.5 * np.std(error) / np.sqrt(error.size)
+
+
+def test_leaves_steps_and_keys_have_draws_of_their_own():
+    params = {"a": jnp.ones(2000, jnp.bfloat16), "b": jnp.ones(2000, jnp.bfloat16)}
+    step = jax.tree.map(lambda p: jnp.full(p.shape, 0.004), params)
+    transform = stochastic_round(key=0)
+    state = transform.init(params)
+    first, state = transform.update(step, state, params)
+    second, _ = transform.update(step, state, params)
+    other, _ = stochastic_round(key=1).update(step, transform.init(params), params)
+    moves = [first["a"], first["b"], second["a"], other["a"]]
+    draws = np.stack([wide(move) > 0 for move in moves[:3]])
+    np.testing.assert_allclose(np.corrcoef(draws), np.eye(3), atol=0.1)
+
+
+def test_wide_and_complex_leaves_pass_unchanged():
+    params = {"w": jnp.ones(3), "z": jnp.ones(2, jnp.complex64)}
+    step = {"w": jnp.full(3, 1e-5), "z": jnp.full(2, 1e-5 + 2e-5j)}
+    transform = stochastic_round(key=0)
+    updates, _ = transform.update(step, transform.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, updates, step)
+
+
+def test_a_key_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="need an int or a typed key"):
+        stochastic_round(key=0.5)
+
+
+def test_the_laws_hold():
+    check_transform(stochastic_round(key=0))
+
+
+def test_a_run_in_sixteen_bits_reaches_what_float32_reaches():
+    # f = |w - c|^2 / 2 with steps far below half a unit of c.
+    centre = jnp.linspace(1.0, 2.0, 512)
+
+    def distance(optimizer, dtype):
+        params = jnp.zeros(512, dtype)
+
+        def descend(carry, _):
+            params, state = carry
+            gradient = params.astype(jnp.float32) - centre
+            updates, state = optimizer.update(gradient, state, params)
+            return (apply_updates(params, updates), state), None
+
+        carry = params, optimizer.init(params)
+        (params, _), _ = jax.jit(lambda c: jax.lax.scan(descend, c, None, 4000))(carry)
+        return np.abs(np.mean(wide(params) - np.asarray(centre)))
+
+    assert distance(chain(sgd(2e-3), stochastic_round(0)), jnp.bfloat16) < 4e-3
+    assert distance(sgd(2e-3), jnp.bfloat16) > 0.2
