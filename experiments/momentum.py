@@ -51,7 +51,7 @@ class Config:
     momentum: float = 0.9  # of the ball
     shown_rate: float = 0.2  # effective, of the balls that are drawn
     shown_start: float = -1.6
-    rates: tuple[float, float] = (0.03, 1.0)  # effective, of the sweep
+    rates: tuple[float, float] = (0.03, 0.8)  # effective, of the sweep
     starts: tuple[float, float] = (-1.8, -0.9)  # left of the local minimum
     grid: int = 61  # points along each side of the sweep
     steps: int = 3000  # of a ball
@@ -109,23 +109,28 @@ def measure_rates(method: Method, kappas: tuple[float, ...]) -> Rates:
     # A double eigenvalue multiplies the distance by the number of steps: some more.
     num_steps = int(1.2 * math.log(NEAR) / math.log(closed_form.max()))
 
-    def descent_rate(kappa: Any, a: Any, b: Any) -> jax.Array:
+    def distances(kappa: Any, a: Any, b: Any) -> jax.Array:
         start = (1.0, 1.0, 1.0)
         path = descend(lambda x: bowl(x, kappa), start, method.make(a, b), num_steps)
         # Around zero floats keep their digits at any distance. No norm: squares don't.
-        distance = jnp.max(jnp.abs(path), axis=1)
-        far, near = jnp.argmax(distance < FAR), jnp.argmax(distance < NEAR)
-        shrunk = jnp.log(distance[near]) - jnp.log(distance[far])
-        rate = jnp.exp(shrunk / (near - far))
-        return jnp.where(distance[near] < NEAR, rate, jnp.nan)
+        return jnp.max(jnp.abs(path), axis=1)
 
     with double_precision():
-        descents = jax.jit(jax.vmap(descent_rate))(jnp.array(kappas), *best.T)
+        descents = jax.jit(jax.vmap(distances))(jnp.array(kappas), *best.T)
     radius = [
         fg.curvature.local_rate(method.make(a, b), bowl, jnp.zeros(3), kappa)
         for kappa, (a, b) in zip(kappas, best, strict=True)
     ]
-    return Rates(closed_form, np.asarray(descents), np.array(radius))
+    descents = np.array([rate_of(np.asarray(distance)) for distance in descents])
+    return Rates(closed_form, descents, np.array(radius))
+
+
+def rate_of(distance: np.ndarray) -> float:
+    """Return by which factor a step shrank the distance, between FAR and NEAR."""
+    if not (distance < NEAR).any():
+        return float("nan")
+    far, near = np.argmax(distance < FAR), np.argmax(distance < NEAR)
+    return float((distance[near] / distance[far]) ** (1 / (near - far)))
 
 
 def steps_for_a_digit(rate: np.ndarray) -> np.ndarray:
