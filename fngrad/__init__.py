@@ -77,7 +77,6 @@ from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.additive_moments import scale_by_yogi
 from fngrad.transforms.averages import ema_params, lookahead
-from fngrad.transforms.averaging import average_params
 from fngrad.transforms.blocks import (
     clip_by_block_rms,
     scale_by_block_norm,
@@ -109,6 +108,7 @@ from fngrad.transforms.distance_over_gradients import scale_by_dog
 from fngrad.transforms.eigenbasis import scale_by_soap
 from fngrad.transforms.factored import scale_by_factored_rms, scale_by_sm3
 from fngrad.transforms.guards import skip_nonfinite
+from fngrad.transforms.interpolation import schedule_free
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.madgrad import scale_by_madgrad
 from fngrad.transforms.masking import freeze, masked, partition
@@ -127,6 +127,7 @@ from fngrad.transforms.noise import add_noise
 from fngrad.transforms.orthogonal import orthogonalize, scale_by_muon
 from fngrad.transforms.past_moments import scale_by_adopt
 from fngrad.transforms.plateau import reduce_on_plateau
+from fngrad.transforms.polynomial_average import average_params
 from fngrad.transforms.prodigy import scale_by_prodigy
 from fngrad.transforms.proximal import proximal_decay
 from fngrad.transforms.quantize import describe_quantization, quantize_state
@@ -137,7 +138,6 @@ from fngrad.transforms.scaling import (
     scale_by_learning_rate,
     scale_by_schedule,
 )
-from fngrad.transforms.schedule_free import schedule_free
 from fngrad.transforms.signs import scale_by_lion, scale_by_rprop, scale_by_sign
 from fngrad.transforms.sophia import scale_by_sophia
 from fngrad.transforms.stacking import stack, stack_leaves

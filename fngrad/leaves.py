@@ -7,18 +7,13 @@ a `Stacked` too.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
-
-
-class Stacked(NamedTuple):
-    """Leaves of one shape and dtype, or what a rule keeps for each of them."""
-
-    leaves: Any  # arrays whose first axis counts leaves
+from fngrad.tree import Stacked
 
 
 def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> Any:
@@ -64,7 +59,7 @@ def check_real(rule: str, params: Any) -> None:
 
 
 def _is_stacked(x: Any) -> bool:
-    return isinstance(x, Stacked)
+    return isinstance(x, Stacked) and x.leaves is not None  # None where it is a hole
 
 
 def _apply(fn: Callable[..., Any], head: Any, *parts: Any) -> Any:

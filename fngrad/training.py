@@ -274,4 +274,4 @@ def _run_blocks(
 def trainable(transform: Transform, params: Params) -> Any:
     """Return the tree of bools that says which leaves a transform moves."""
     rule = transform.trainable or (lambda path, leaf: True)
-    return tree.map_with_path(rule, params)
+    return tree.map_selected(rule, params)

@@ -9,13 +9,19 @@ products are computed in at least float32.
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fngrad.types import Path, Scalar, Selector, Tree
+
+
+class Stacked(NamedTuple):
+    """Leaves of one shape and dtype, or what a rule keeps for each of them."""
+
+    leaves: Any  # arrays whose first axis counts leaves
 
 
 def add(a: Tree, b: Tree) -> Tree:
@@ -138,6 +144,22 @@ def map_with_path(fn: Callable[..., Any], a: Tree, *rest: Any) -> Tree:
     )
 
 
+def map_selected(fn: Callable[[Path, Any], Any], a: Any) -> Any:
+    """Map ``fn(path, leaf)``; a `Stacked` is asked once, as the shape of its leaves."""
+
+    def ask(path: Any, node: Any) -> Any:
+        if not isinstance(node, Stacked):
+            return fn(path_string(path), node)
+        if node.leaves is None:
+            return node
+        one = jax.ShapeDtypeStruct(node.leaves.shape[1:], node.leaves.dtype)
+        return Stacked(fn(path_string(path), one))
+
+    return jax.tree_util.tree_map_with_path(
+        ask, a, is_leaf=lambda x: isinstance(x, Stacked)
+    )
+
+
 def mismatch(expected: Any, got: Any, *, dtypes: bool = True) -> str | None:
     """Say where two trees first differ in structure, shape or dtype, else None.
 
@@ -197,7 +219,7 @@ def select(selector: Selector, a: Tree) -> Tree:
     predicate = selector_predicate(selector)
     if _is_bool_tree(selector):
         _check_bool_tree(selector, a)
-    return map_with_path(lambda path, leaf: bool(predicate(path, leaf)), a)
+    return map_selected(lambda path, leaf: bool(predicate(path, leaf)), a)
 
 
 def selector_predicate(selector: Selector) -> Callable[[Path, Any], bool]:

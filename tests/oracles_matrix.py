@@ -82,6 +82,7 @@ def shampoo(
     max_size: int = 1024,
     momentum: float | None = None,
     nesterov: bool = False,
+    full_vectors: bool = False,
     exponent: float | None = None,
     bias_correction: bool = True,
     graft: str | None = None,
@@ -100,7 +101,7 @@ def shampoo(
         for i, n in enumerate(shape):
             rest = [j for j in range(order) if j != i]
             outer = np.tensordot(g, g, axes=(rest, rest))
-            if n > max_size:
+            if n > max_size or (order == 1 and not full_vectors):
                 outer = np.diag(np.diag(outer))
             statistics[i] = b2 * statistics[i] + weight * outer
             if t % update_every == 0:

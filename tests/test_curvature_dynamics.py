@@ -187,5 +187,5 @@ def test_noise_of_another_shape_is_refused():
 
 def test_complex_parameters_are_refused():
     params = {"w": np.zeros(2, np.complex64)}
-    with pytest.raises(TypeError, match=r"need real floats .*complex64 at 'w'"):
+    with pytest.raises(TypeError, match=r"need real floats .*complex128 at 'w'"):
         curvature.local_rate(fg.sgd(0.1), lambda p: 0.0, params)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import experimental
 from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
@@ -76,8 +75,8 @@ def step_jacobian(
     Raises:
         TypeError: the parameters are not all real floats.
     """
-    with _double_precision():
-        params, args = _in_double(params), _in_double(args)
+    with numerics.double_precision():
+        params, args = numerics.as_double((params, args))
         _check_real(params)
         advance, at = _step_fn(optimizer, f, params, args, state, step)
         noise = jnp.zeros(ravel_pytree(params)[0].size)
@@ -187,22 +186,12 @@ def noise_floor(
         raise ValueError(f"need noise of shape () or {(n, n)}, got {C.shape}")
     C = C * np.eye(n) if C.shape == () else C
     S = _stationary_covariance(J, B @ C @ B.T)[:n, :n]
-    with _double_precision():
-        params, args = _in_double(params), _in_double(args)
+    with numerics.double_precision():
+        params, args = numerics.as_double((params, args))
         w, unravel = ravel_pytree(params)
         H = jax.jit(jax.hessian(lambda w: f(unravel(w), *args)))(w)
         moments = jax.tree.map(np.asarray, unravel(jnp.asarray(np.diag(S))))
     return NoiseFloor(float(np.sum(np.asarray(H) * S) / 2), moments, S)
-
-
-def _double_precision() -> Any:
-    module: Any = jax if hasattr(jax, "enable_x64") else experimental
-    return module.enable_x64(True)
-
-
-def _in_double(a: Any) -> Any:
-    """Cast float leaves to float64 within `_double_precision`; others stay."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if _is_float(x) else x, a)
 
 
 def _is_float(x: Any) -> bool:
@@ -226,7 +215,7 @@ def _step_fn(
     step: int,
 ) -> tuple[Any, jax.Array]:
     """Return (z, noise) -> z on vectors, and the z of these parameters and state."""
-    state = optimizer.init(params) if state is None else _in_double(state)
+    state = optimizer.init(params) if state is None else numerics.as_double(state)
     moving, rebuild = tree.split(tree.map_with_path(_count_from(step), state))
     _, unravel_params = ravel_pytree(params)
     at, unravel = ravel_pytree((params, moving))

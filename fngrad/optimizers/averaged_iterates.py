@@ -7,9 +7,9 @@ import fngrad.numerics as numerics
 from fngrad.optimizers.gradient_descent import sgd
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.interpolation import schedule_free
 from fngrad.transforms.moments import scale_by_rms
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.transforms.schedule_free import schedule_free
 from fngrad.types import Hyper, Selector
 
 

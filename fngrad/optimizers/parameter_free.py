@@ -4,11 +4,11 @@ Their ``learning_rate`` is a factor of what they find, by default 1; a schedule 
 1 warms up or cools down.
 """
 
-from fngrad.transforms.averaging import average_params
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.dadaptation import scale_by_dadapt_adam, scale_by_dadapt_sgd
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.distance_over_gradients import InitStep, scale_by_dog
+from fngrad.transforms.polynomial_average import average_params
 from fngrad.transforms.prodigy import scale_by_prodigy
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.types import Hyper, Scalar, Selector

@@ -21,6 +21,7 @@ def shampoo(
     *,
     momentum: Hyper | None = None,
     nesterov: bool = False,
+    full_vectors: bool = False,
     exponent: Hyper | None = None,
     bias_correction: bool = True,
     graft: str | None = None,
@@ -55,6 +56,7 @@ def shampoo(
             kept alone.
         momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
         nesterov: whether to look ahead; it needs a momentum.
+        full_vectors: whether a vector gets a matrix too, instead of its diagonal.
         exponent: in place of $1/2k$, >= 0.
         bias_correction: whether averages are divided by $1 - \beta_2^t$.
         graft: which rule gives the norm of a leaf's update: ``None``, ``"sgd"`` or
@@ -88,6 +90,7 @@ def shampoo(
             eps,
             update_every,
             max_size,
+            full_vectors=full_vectors,
             exponent=exponent,
             bias_correction=bias_correction,
             graft=graft,

@@ -7,9 +7,9 @@ the place of `fngrad.make_step`'s. States come from `fngrad.init_state` as ever.
 
 from fngrad.steps.hutchinson import sophia
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
-from fngrad.steps.line_search import line_search
-from fngrad.steps.plateau import observe, plateau
-from fngrad.steps.polyak import polyak
+from fngrad.steps.patience import observe, plateau
+from fngrad.steps.polyak_step import polyak
+from fngrad.steps.searched import line_search
 from fngrad.steps.sharpness import sam
 
 __all__ = [

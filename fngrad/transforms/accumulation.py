@@ -60,7 +60,7 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
 
     def learned(a: Any, params: Params) -> Any:
         rule = within.trainable or (lambda path, leaf: True)
-        return tree.keep(tree.map_with_path(rule, params), a)
+        return tree.keep(tree.map_selected(rule, params), a)
 
     def init(params: Params) -> AccumulateState:
         total = tree.wide_zeros_like(learned(params, params))

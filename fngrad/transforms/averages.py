@@ -109,7 +109,7 @@ def lookahead(
 
     def learned(params: Params) -> Any:
         rule = within.trainable or (lambda path, leaf: True)
-        return tree.map_with_path(rule, params)
+        return tree.map_selected(rule, params)
 
     def init(params: Params) -> LookaheadState:
         slow = wide_copy(tree.keep(learned(params), params))

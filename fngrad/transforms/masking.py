@@ -162,7 +162,7 @@ def _group_of(groups: list[_Group], path: Path, leaf: Any) -> _Group:
 
 
 def _masks(groups: list[_Group], params: Params) -> dict[str, Any]:
-    owners = tree.map_with_path(lambda *leaf: _group_of(groups, *leaf).key, params)
+    owners = tree.map_selected(lambda *leaf: _group_of(groups, *leaf).key, params)
     return {
         group.key: jax.tree.map(lambda owner, key=group.key: owner == key, owners)
         for group in groups

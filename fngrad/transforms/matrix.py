@@ -44,6 +44,7 @@ def scale_by_shampoo(
     update_every: int = 1,
     max_size: int = 1024,
     *,
+    full_vectors: bool = False,
     exponent: Hyper | None = None,
     bias_correction: bool = True,
     graft: str | None = None,
@@ -56,7 +57,8 @@ def scale_by_shampoo(
       u = G \times_1 (S_1 + \epsilon I)^{-1/2k} \times_2 \dots
       \times_k (S_k + \epsilon I)^{-1/2k}$$
 
-    so that a matrix gets $L^{-1/4}\,G\,R^{-1/4}$ and a vector full-matrix Adagrad. At
+    so that a matrix gets $L^{-1/4}\,G\,R^{-1/4}$. A vector gets diagonal Adagrad, or
+    full-matrix Adagrad with ``full_vectors``. At
     $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
     ($w = 1 - \beta_2$), debiased. From zero statistics and with ``eps=0`` a matrix'
     first update is $U V^\top$ of $G = U \Sigma V^\top$. Eigenvalues below
@@ -70,6 +72,9 @@ def scale_by_shampoo(
             first step does.
         max_size: the longest axis to get a matrix; of a longer one the diagonal of
             $S_i$ is kept alone.
+        full_vectors: whether a vector gets a matrix too. Its statistic has rank t
+            after t steps: until the rank is full, and ``eps`` is small, the inverse
+            root turns float32's rounding into steps.
         exponent: in place of $1/2k$, >= 0.
         bias_correction: whether averages are divided by $1 - \beta_2^t$.
         graft: which rule gives the norm of a leaf's update, Shampoo its direction:
@@ -88,7 +93,7 @@ def scale_by_shampoo(
         order optimization for deep learning, 2020, https://arxiv.org/abs/2002.09018.
         Differs from it in: $\epsilon I$ is added where the root is taken, which is
         the same for sums and does not fade in averages; long axes are not cut into
-        blocks.
+        blocks; vectors are diagonal, as in the second paper.
     """
     check_decay("b2", b2, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
@@ -97,10 +102,13 @@ def scale_by_shampoo(
     if graft not in GRAFTS:
         raise ValueError(f"need a graft in {GRAFTS}, got {graft=}")
 
+    def size(p: jax.Array) -> int:
+        return max_size if p.ndim > 1 or full_vectors else 0
+
     def init(params: Params) -> ScaleByShampooState:
         leaves.check_real("scale_by_shampoo", params)
         statistics, roots = (
-            leaves.map_leaves(lambda p: _empty_statistics(p, max_size), params)
+            leaves.map_leaves(lambda p: _empty_statistics(p, size(p)), params)
             for _ in range(2)
         )
         nu = full_moment(params, 0.0) if graft == "diagonal" else ()
@@ -140,7 +148,10 @@ class _Weights(NamedTuple):
     seen: jax.Array
 
     def accumulate(self, old: jax.Array, new: jax.Array) -> jax.Array:
-        return numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
+        # A written weight of one vanishes from the program and one that is data does
+        # not, so that multiply-adds would round differently.
+        average = numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
+        return jnp.where(self.decay == 1, old + new, average)
 
 
 def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:

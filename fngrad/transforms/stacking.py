@@ -91,13 +91,14 @@ def stack_leaves(inner: TransformLike) -> Transform:
     long to compile, since every slice is a program of its own.
 
     Args:
-        inner: one rule for all leaves. A selector in it would see stacks, with paths
-            like ``float32[3]/leaves`` and an axis more, so rules that differ between
-            leaves are wrapped one by one, inside of a `partition` or `masked`.
+        inner: what trains all leaves. A selector in it is asked once for each stack,
+            with a path like ``float32[3]`` and the shape of a single leaf, so rules
+            that differ between leaves of one shape are wrapped one by one, inside of
+            a `partition` or `masked`.
 
     Raises:
-        ValueError: ``inner`` is or has a `partition` or `masked`, or freezes leaves;
-            at ``init``, a glob in it that selects no stack.
+        ValueError: ``inner`` freezes leaves; at ``init``, a glob in it that selects no
+            stack.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,13 +110,11 @@ def stack_leaves(inner: TransformLike) -> Transform:
         (100, 3)
     """
     within = unwrap(inner)
-    names = [part.name for part in chain(inner).parts]
-    selects = any(name in ("partition", "masked") for name in names)
-    if selects or within.trainable is not None:
+    if within.trainable is not None:
         raise ValueError(
-            f"need one rule for all leaves inside stack_leaves, got {names}: leaves "
-            "have no paths there; "
-            'partition([("**/bias", stack_leaves(...)), ("**", ...)]) selects first'
+            "need a transform that trains all leaves inside stack_leaves: leaves have "
+            "no paths there; "
+            'partition([("frozen/**", freeze()), ("**", stack_leaves(...))]) has'
         )
 
     def init(params: Params) -> StackLeavesState:
