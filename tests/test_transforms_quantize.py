@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
+import fngrad as fg
 import fngrad.codes as codes
 import fngrad.transforms.coded_update as coded_update
 import fngrad.tree as tree

@@ -1,0 +1,16 @@
+"""The benchmark of the state's memory holds what it claims, at a small size."""
+
+import experiments.benchmarks.state_memory as state_memory
+
+
+def test_state_and_peak_shrink_and_the_table_says_so(capsys):
+    config = state_memory.Config(width=128, depth=8, batch_size=4, repeats=1)
+    sizes = state_memory.main(config)
+    full, eight, four = (sizes[name] for name in ("float32", "8 bits", "4 bits"))
+    assert eight.state <= 0.27 * full.state
+    assert four.state <= 0.14 * full.state
+    assert four.peak < eight.peak < full.peak
+    shown = capsys.readouterr().out
+    for name in sizes:
+        assert shown.count(name) >= 2
+    assert f"{eight.peak / full.peak:.2f}" in shown
