@@ -186,6 +186,8 @@ MOVING = {
 STEPS = {"radam": 8, "adopt": 8, "prodigy": 8, "dadapt_sgd": 8, "dadapt_adamw": 8}
 # What counts only while the learning rate changes; the oracles' does.
 SILENT = {"weight_lr_power"}
+# Where a statistic lacks rank its basis is rounding's choice, of eigh alone or batched.
+SWEEP_TOLERANCE = {"soap": 1e-3}
 PARAMS = {"w": np.array([1.0, -2.0, 0.5], np.float32), "b": np.float32(0.3)}
 MATRIX = np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]], np.float32)
 
@@ -228,8 +230,9 @@ def test_a_sweep_equals_runs_one_by_one_that_compile_once(name):
     together = jax.jit(jax.vmap(run))(stacked)
     for lane, params in enumerate(alone):
         got = jax.tree.map(lambda x, lane=lane: x[lane], together)
+        tolerance = SWEEP_TOLERANCE.get(name, 2e-6)
         for leaf in params:
-            np.testing.assert_allclose(got[leaf], params[leaf], rtol=2e-6, atol=1e-7)
+            np.testing.assert_allclose(got[leaf], params[leaf], tolerance, atol=1e-7)
         moved = any(
             not np.allclose(params[leaf], alone[0][leaf], rtol=1e-5) for leaf in params
         )
