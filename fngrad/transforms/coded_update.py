@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 import fngrad.codes as codes
 import fngrad.slicing as slicing
@@ -59,16 +60,17 @@ def update_coded(
     program, result = slicing.trace(flat, updates, abstract, params)
     given = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
     values = dict(zip(program.inputs, given, strict=True)) | program.constants
-    new = program.outputs[len(program.outputs) - len(old) :]
+    count = len(program.outputs) - len(old)
+    heads, new = program.outputs[:count], program.outputs[count:]
     encoders = {
         variable: functools.partial(_encode, leaf, step, stream)
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
         if is_coded(leaf)
     }
-    made_updates = set(filter(slicing.is_variable, program.outputs[: -len(old)]))
+    asked_for = set(filter(slicing.is_variable, heads))
     encoded: dict[Any, codes.Coded] = {}
     for piece in slicing.slices(program):
-        as_arrays = piece.passed_on | made_updates
+        as_arrays = piece.passed_on | asked_for
         arrays, moments = _run(piece, values, encoders, as_arrays, step)
         values |= arrays
         encoded |= moments
@@ -82,7 +84,7 @@ def update_coded(
         return given if given is before else encoders[variable](decode(given))
 
     moments = list(map(kept, new, old))
-    made = [decode(slicing.read(values, v)) for v in program.outputs[: -len(old)]]
+    made = [decode(slicing.read(values, v)) for v in heads]
     updates, _ = result.unflatten([*made, *moments])
     return updates, structure.unflatten(moments)
 
@@ -112,8 +114,9 @@ def _run(
     inputs = [values[v] for v in piece.inputs]
     has_codes = bool(moments) or any(map(is_coded, inputs))
     made = _confined(run, inputs, step) if has_codes else run(inputs)
-    named = dict(zip(arrays, made, strict=False))
-    return named, dict(zip(moments, made[len(arrays) :], strict=True))
+    count = len(arrays)
+    named = dict(zip(arrays, made[:count], strict=True))
+    return named, dict(zip(moments, made[count:], strict=True))
 
 
 def _confined(
@@ -125,7 +128,7 @@ def _confined(
     all leaves at once. It finishes a conditional before it goes on; elsewhere one
     would cost a wait for its predicate. Outside of jit all of it is let go anyway.
     """
-    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(inputs)):
+    if not any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
         return fn(inputs)
     results = jax.eval_shape(fn, inputs)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(results)]

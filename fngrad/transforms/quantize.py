@@ -44,7 +44,10 @@ def quantize_state(
 
     (an entry of a second moment below $10^{-10}$ of its block's largest is lifted to
     that: never to zero, since one divides by it). The rounding is a function of the
-    step and the entry's place, so a run repeats exactly.
+    step and the entry's place, so a run repeats exactly. On CPU the optimizer's step
+    takes two to three times as long, and parameters take turns, so that the decoded
+    moments of one at a time are in memory; see
+    ``experiments/benchmarks/state_memory.py``.
 
     What is a moment is declared by the state classes of fngrad's rules; all other
     state (counters, iterates, averages of parameters, bases, factors) stays as it is,
@@ -53,8 +56,8 @@ def quantize_state(
 
     Args:
         inner: the transform, usually a whole optimizer.
-        bits: 8 or 4. With 4, moments are coarse (a factor of 1.5 between codes):
-            ``block_size=128`` or less.
+        bits: 8 or 4. With 4, codes are up to a factor of 2 apart, and training is no
+            longer the same as in float32: try it beside 8.
         block_size: entries a scale, even; a scale costs 4 bytes.
         signed: for rules that declare nothing: globs over the paths of the inner
             state, such as ``"**/mu/**"``, of moments of either sign.
