@@ -137,6 +137,28 @@ def leaf_paths(a: Any) -> dict[Path, Any]:
     return by_path
 
 
+def from_leaf_paths(like: Tree, by_path: dict[Path, Any]) -> Tree:
+    """Return a tree shaped like ``like`` with the leaves of `leaf_paths`, by path.
+
+    Saved leaves come home wherever they stood in the order, in containers of the same
+    names.
+
+    Raises:
+        ValueError: a path is missing or not expected, or a shape or dtype differs.
+
+    Example:
+        >>> import fngrad.tree as tree
+        >>> tree.from_leaf_paths({"a": 0.0, "b": [0.0]}, {"b/0": 2.0, "a": 1.0})
+        {'a': 1.0, 'b': [2.0]}
+    """
+    expected = leaf_paths(like)
+    difference = mismatch(expected, by_path)
+    if difference:
+        raise ValueError(f"need the leaves of the tree: {difference}")
+    structure = jax.tree.structure(like)
+    return structure.unflatten([by_path[path] for path in expected])
+
+
 def map_with_path(fn: Callable[..., Any], a: Tree, *rest: Any) -> Tree:
     """Map ``fn(path, leaf, *leaves)`` over trees of one structure."""
     return jax.tree_util.tree_map_with_path(

@@ -1,0 +1,111 @@
+"""Other people's optimizers, models and trees work here, with the same code."""
+
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad as fg
+import fngrad.tree as tree
+
+X = jnp.linspace(-1.0, 1.0, 24).reshape(8, 3)
+Y = jnp.sin(jnp.sum(X, axis=1, keepdims=True))
+BATCH = {"x": X, "y": Y}
+
+
+class PlainMomentum:
+    """What somebody wrote elsewhere: two methods, no fngrad."""
+
+    def init(self, params: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def update(self, updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        state = jax.tree.map(lambda m, g: 0.9 * m + g, state, updates)
+        return state, state
+
+
+def train(params: Any, predict: Any, optimizer: fg.Transform) -> tuple[Any, Any]:
+    """Train whatever is given; the code knows neither the model nor its tree."""
+
+    def loss_fn(params, batch):
+        return jnp.mean((predict(params, batch["x"]) - batch["y"]) ** 2)
+
+    step = jax.jit(fg.make_step(loss_fn, optimizer))
+    state = fg.init_state(params, optimizer, key=0)
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, BATCH)
+        losses.append(metrics["loss"])
+    return state, np.array(losses)
+
+
+def by_hand(params: Any, x: jax.Array) -> jax.Array:
+    hidden = jnp.tanh(x @ params["hidden"].T + params["hidden_bias"][None])
+    return hidden @ params["out"].T + params["out_bias"][None]
+
+
+@pytest.fixture(scope="module")
+def models() -> Any:
+    """The same network as an Equinox module and as a hand-written tree."""
+    mlp = equinox.nn.MLP(3, 1, 4, 1, activation=jnp.tanh, key=jax.random.key(0))
+    params, rebuild = fg.split(mlp)
+    hidden, out = mlp.layers
+    hand = {
+        "hidden": hidden.weight,
+        "hidden_bias": hidden.bias,
+        "out": out.weight,
+        "out_bias": out.bias,
+    }
+    return (params, lambda p, x: jax.vmap(rebuild(p))(x)), (hand, by_hand)
+
+
+OPTIMIZERS = {
+    "ours": fg.chain(fg.clip_by_global_norm(1.0), fg.adamw(0.03)),
+    "a plain object in a chain": fg.chain(
+        fg.clip_by_global_norm(1.0), PlainMomentum(), fg.scale(-0.03)
+    ),
+    "schedule-free": fg.schedule_free_sgd(0.3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_equinox_model_and_a_hand_written_tree_train_alike(models, name):
+    (params, predict), (hand, predict_by_hand) = models
+    state, losses = train(params, predict, OPTIMIZERS[name])
+    state_by_hand, losses_by_hand = train(hand, predict_by_hand, OPTIMIZERS[name])
+    np.testing.assert_allclose(losses, losses_by_hand, rtol=1e-4)
+    assert losses[-1] < 0.5 * losses[0]
+    np.testing.assert_allclose(
+        state.params.layers[0].weight, state_by_hand.params["hidden"], rtol=1e-3
+    )
+
+
+def test_a_model_with_functions_in_it_is_told_to_split():
+    mlp = equinox.nn.MLP(3, 1, 4, 1, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="split"):
+        fg.init_state(mlp, fg.sgd(0.1), key=0)
+
+
+@pytest.mark.parametrize("name", fg.REGISTRY)
+def test_a_state_comes_back_by_its_leaves_paths(name):
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    optimizer = fg.REGISTRY[name](0.1)
+    state = optimizer.init(params)
+    _, state = optimizer.update(params, state, params)
+    saved = dict(reversed(tree.leaf_paths(state).items()))
+    # Read by the same optimizer with a clip in front, and a schedule for a number.
+    reader = fg.chain(fg.clip(1.0), fg.REGISTRY[name](lambda step: 0.1))
+    back = tree.from_leaf_paths(reader.init(params), saved)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    reader.update(params, back, params)
+
+
+def test_leaves_that_do_not_fit_are_named():
+    like = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(ValueError, match="leaf 'b' is missing"):
+        tree.from_leaf_paths(like, {"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"'a' needs shape \(2,\), got \(3,\)"):
+        tree.from_leaf_paths(like, {"a": jnp.ones(3), "b": jnp.ones(3)})
