@@ -17,7 +17,7 @@ from fngrad.transforms.clipping import clip_by_global_norm
 from fngrad.transforms.core import Transform, apply_updates, chain, report
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.moments import ScaleByAdamState
+from fngrad.transforms.moments import ScaleByAdamState, scale_by_rms
 from fngrad.transforms.quantize import (
     KINDS,
     describe_quantization,
@@ -123,6 +123,27 @@ def test_every_rule_runs_on_codes(name, bits):
     updates, _ = visited(optimizer)
     for update in updates:
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(update))
+
+
+def test_a_slow_second_moment_comes_down_with_the_gradients():
+    # The first entry of each block holds the scale; the others fall to a tenth.
+    params = {"w": jnp.zeros(512)}
+    holds = jnp.arange(512) % 256 == 0
+
+    def advance(state, step):
+        size = jnp.where(holds, 1.0, jnp.where(step < 1000, 1.0, 0.1))
+        _, state = rule.update({"w": size}, state, params)
+        return state, None
+
+    moments = []
+    for rule in (scale_by_rms(0.999), small(scale_by_rms(0.999), block_size=256)):
+        start = rule.init(params)
+        end, _ = jax.jit(lambda s: jax.lax.scan(advance, s, jnp.arange(4000)))(start)
+        inner = end["quantize_state"].inner if "quantize_state" in end else end
+        moments.append(coded_update.decode(inner["scale_by_rms"].nu["w"]))
+    ratio = np.asarray(moments[1] / moments[0])
+    np.testing.assert_allclose(ratio[holds], 1, rtol=1e-3)
+    assert abs(np.mean(ratio) - 1) < 0.1
 
 
 def test_a_run_repeats_to_the_bit():
