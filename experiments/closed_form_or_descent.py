@@ -32,6 +32,7 @@ import numpy as np
 import fngrad as fg
 from experiments.benchmarks.timing import interleave, seconds
 from experiments.outputs import finish, new_figure, new_folder, run_cli, table
+from fngrad.numerics import double_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def mean_square(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def descend(x: np.ndarray, y: np.ndarray, steps: int) -> tuple[list[Descent], float]:
     """Descend with the best constants for this curvature; return kappa too."""
-    with fg.numerics.double_precision():
+    with double_precision():
         data, targets = jnp.asarray(x), jnp.asarray(y)
         fit = fg.closed_form.linear_regression(data, targets, method="normal")
         best = mean_square(fit.weights, data, targets)
@@ -139,7 +140,7 @@ def condition(x: np.ndarray, y: np.ndarray, features: int) -> Conditioning:
     """Solve on random features in float32, and compare with float64."""
     weights = np.random.default_rng(0).normal(size=(x.shape[1], features))
     hidden = np.tanh(x @ weights / x.shape[1] ** 0.5)
-    with fg.numerics.double_precision():
+    with double_precision():
         exact = fg.closed_form.linear_regression(jnp.asarray(hidden), jnp.asarray(y))
         want = hidden @ np.asarray(exact.weights)
         size = float(exact.condition)

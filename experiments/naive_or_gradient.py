@@ -55,7 +55,7 @@ class Cost(NamedTuple):
     difference: float  # the largest between the slopes, relative to the largest slope
 
 
-def make_loss(hidden: int, batch: Any) -> tuple[Callable[[jax.Array], Any], jax.Array]:
+def make_loss(hidden: int, batch: Any) -> tuple[Callable[..., Any], jax.Array]:
     """Return the loss of a network as a function of all its weights in one vector."""
     model = fg.models.mlp((64, hidden, 10))
     vector, restore = ravel_pytree(model.init(jax.random.key(0)))

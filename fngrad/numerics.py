@@ -122,7 +122,7 @@ def as_double(a: Any) -> Any:
     """
 
     def widest(x: Any) -> Any:
-        if jax.dtypes.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
             return x
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
