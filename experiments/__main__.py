@@ -11,7 +11,8 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-TOOLS = {"outputs", "races", "timing"}  # what experiments share
+# What experiments share.
+TOOLS = {"critical_points", "noise_floors", "outputs", "races", "timing"}
 
 
 def experiments() -> dict[str, str]:

@@ -228,7 +228,8 @@ def draw_ball(ends: dict[str, np.ndarray], config: Config) -> Any:
     figure = new_figure(12, 8.5)
     above, below = figure.subfigures(2, 1)
     above.suptitle("two balls with the same start and effective learning rate")
-    draw_paths(*above.subplots(1, 2), config)
+    curve, time = above.subplots(1, 2)
+    draw_paths(curve, time, config)
     below.suptitle(
         "dark: the ball ends in the global minimum, pale: in the local one; star: the "
         "balls above;\nabove the dashed line one plain gradient step leaps over the "
