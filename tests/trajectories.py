@@ -69,7 +69,8 @@ def case_id(case: Any) -> str:
     """Name a case by its arguments."""
     if not isinstance(case, dict):
         return str(case)
-    return " ".join(f"{k}={v}" for k, v in case.items()) or "defaults"
+    shown = {k: getattr(v, "__name__", v) for k, v in case.items()}
+    return " ".join(f"{k}={v}" for k, v in shown.items()) or "defaults"
 
 
 def check_double(family: Family, name: str, arguments: dict[str, Any]) -> None:
