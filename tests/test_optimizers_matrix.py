@@ -39,6 +39,7 @@ def has_axes(path, leaf):
 LR = (0.1, 0.03)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 CUBIC = (1.5, -0.5, 0.0)
+MATRIX = [[1.0, 2.0], [-3.0, 0.5], [0.25, -1.0]]
 # (the other arguments, a value, another value), as in tests/trajectories.py.
 ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "muon": {
@@ -373,3 +374,16 @@ def test_complex_matrices_are_refused_by_their_path(name):
     params = {"w": jnp.ones((3, 2), jnp.complex64)}
     with pytest.raises(TypeError, match=r"need real parameters for scale_by_.*'w'"):
         FACTORIES[name](0.1).init(params)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 3), (0,)])
+def test_a_leaf_without_entries_changes_nothing_for_the_others(name, shape):
+    alone = {"w": jnp.asarray(MATRIX)}
+    optimizer = FACTORIES[name](0.1)
+    want, got = (
+        optimizer.update(params, optimizer.init(params), params)[0]
+        for params in (alone, {**alone, "empty": jnp.zeros(shape)})
+    )
+    assert got["empty"].shape == shape
+    np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5, atol=1e-7)

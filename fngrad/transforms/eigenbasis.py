@@ -97,7 +97,8 @@ def scale_by_soap(
     check_at_least_one("precondition_frequency", precondition_frequency)
 
     def empty(p: jax.Array) -> Axes:
-        longest = max_precond_dim if p.ndim > 1 or precondition_1d else 0
+        is_turned = p.size > 0 and (p.ndim > 1 or precondition_1d)
+        longest = max_precond_dim if is_turned else -1
         dtype = tree.wide_dtype(p.dtype)
         return tuple(
             jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape

@@ -165,7 +165,8 @@ def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weigh
 
 def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
     dtype = tree.wide_dtype(p.dtype)
-    shapes = [(n, n) if n <= max_size else (n,) for n in p.shape or (1,)]
+    sizes = (p.shape or (1,)) if p.size else ()
+    shapes = [(n, n) if n <= max_size else (n,) for n in sizes]
     return tuple(jnp.zeros(shape, dtype) for shape in shapes)
 
 
@@ -198,9 +199,10 @@ def _follow(
 def _inverse_roots(
     axes: Axes, seen: jax.Array, ridge: jax.Array, exponent: jax.Array | None
 ) -> Axes:
-    power = jnp.asarray(1 / (2 * len(axes))) if exponent is None else exponent
+    if exponent is None:
+        exponent = jnp.asarray(1 / (2 * max(len(axes), 1)))
     ridged = [s / seen.astype(s.dtype) for s in axes]
-    return tuple(_inverse_power(s, ridge, power) for s in ridged)
+    return tuple(_inverse_power(s, ridge, exponent) for s in ridged)
 
 
 def _inverse_power(s: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:

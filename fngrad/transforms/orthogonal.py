@@ -5,6 +5,7 @@ approaches it by odd polynomials of $X$, that is by matrix products alone. A mat
 (in, out); a kernel (width, ..., in, out) is one with all axes but the last made one.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -115,8 +116,8 @@ def scale_by_muon(
     $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$.
     Leaves have two axes, (in, out), or more, (..., in, out), of which all but the last
     are made one for the while. The factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$,
-    or $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives every leaf's update a root
-    mean square near $\rho$ at full rank of a square matrix, and so Adam's scale.
+    or $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
+    rank a root mean square near $\rho$, and so Adam's scale.
 
     Args:
         ns_coeffs: the coefficients, see `orthogonalize`.
@@ -170,7 +171,7 @@ def scale_by_muon(
         ahead = _look_ahead(mu, updates, decay, state.step, nesterov, debias)
 
         def direct(m: jax.Array) -> jax.Array:
-            flat = m.reshape(-1, m.shape[-1])
+            flat = m.reshape(math.prod(m.shape[:-1]), m.shape[-1])
             o = orthogonalize(flat, ns_coeffs, ns_steps, floor, ns_dtype=ns_dtype)
             if adaptive:
                 o = numerics.scaled(tree.vdot(flat, o), o)
@@ -210,7 +211,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 def _factor(shape: tuple[int, ...], rms: jax.Array | None) -> Scalar:
     rows, columns = shape
     if rms is None:
-        return max(1.0, columns / rows) ** 0.5
+        return max(1.0, columns / max(rows, 1)) ** 0.5
     return rms * max(rows, columns) ** 0.5
 
 
