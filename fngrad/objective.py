@@ -99,7 +99,7 @@ def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Valu
         difference = tree.mismatch(model_state, new_model_state)
         if difference:
             raise ValueError(f"need a model_state like the one given: {difference}")
-        model_state = new_model_state
+        model_state = tree.strong(new_model_state)
     else:
         loss, metrics = out if _is_pair(out) else (out, {})
     _check_loss(loss)

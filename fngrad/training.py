@@ -69,15 +69,10 @@ def init_state(
         ValueError: no parameters.
     """
     opt_state = chain(optimizer).init(params)
-    params, model_state = jax.tree.map(_strong, (params, model_state))
+    params, model_state = tree.strong((params, model_state))
     return TrainState(
         numerics.first_step(), numerics.key(key), params, opt_state, model_state
     )
-
-
-def _strong(x: Any) -> jax.Array:
-    """Drop a weak type, which would not come back from a step."""
-    return jnp.asarray(x, jnp.result_type(x))
 
 
 def make_step(
@@ -112,9 +107,10 @@ def make_step(
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
         ``learning_rate`` in force, when the optimizer reports one (the first, when
-        groups differ); ``is_finite``, whether the loss is, and with norms the
-        gradient norm too (its square must fit in float32), unless `skip_nonfinite`
-        skipped the step within its limit; ``grad_norm``, ``update_norm`` and
+        groups differ); ``is_finite``, whether the loss is, and with norms those of
+        gradient and update too (their squares must fit in float32), unless
+        `skip_nonfinite` skipped the step within its limit; ``grad_norm``,
+        ``update_norm`` and
         ``param_norm``, over trainable leaves; the transforms' reports, by part; the
         user's own.
 

@@ -114,6 +114,11 @@ def cast_like(a: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), a, like)
 
 
+def strong(a: Tree) -> Tree:
+    """Return arrays without weak types: with one a state would be traced anew."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), a)
+
+
 def abs_square(x: jax.Array) -> jax.Array:
     """Return |x|**2, real for complex x too."""
     return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x

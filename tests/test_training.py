@@ -188,6 +188,24 @@ def test_weakly_typed_parameters_trace_once():
     train(step, init_state(params, sgd(0.1), 0))
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_weakly_typed_model_state_traces_once(micro_batches):
+    traces = []
+
+    def loss_fn(w, model_state, batch):
+        traces.append(None)
+        model_state = {"sign": jnp.where(w[0] > 0, 1.0, -1.0), "number": 2.0}
+        return jnp.sum(w**2), ({}, model_state)
+
+    step = jax.jit(make_step(loss_fn, sgd(0.1), micro_batches=micro_batches))
+    first = {"sign": jnp.zeros(()), "number": jnp.zeros(())}
+    state, _ = step(init_state(jnp.ones(2), sgd(0.1), 0, first), jnp.ones(2))
+    once = len(traces)
+    state, _ = step(state, jnp.ones(2))
+    assert len(traces) == once
+    assert not state.model_state["number"].weak_type
+
+
 def test_the_state_of_another_optimizer_is_refused():
     step = make_step(loss_fn, sgd(0.1, momentum=0.9))
     with pytest.raises(ValueError, match=r"leaf 'scale_by_adam/.*' is not expected"):
