@@ -108,9 +108,11 @@ def _measure(
     if not norms:
         return {"is_finite": jnp.isfinite(loss)}
     grad_norm = tree.norm(tree.keep(learned, grads))
+    update_norm = tree.norm(tree.keep(learned, updates))
+    sizes = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
     return {
-        "is_finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+        "is_finite": jnp.isfinite(loss) & sizes,
         "grad_norm": grad_norm,
-        "update_norm": tree.norm(tree.keep(learned, updates)),
+        "update_norm": update_norm,
         "param_norm": tree.norm(tree.keep(learned, params)),
     }

@@ -91,6 +91,36 @@ def test_sam_at_a_minimum_stays():
     assert metrics["sharpness"] == 0
 
 
+def test_sam_says_so_when_its_second_look_is_not_finite():
+    def edged(w, batch):
+        return jnp.sum(jnp.where(w > 1.2, jnp.nan, 1.0) * w**2)
+
+    step = steps.sam(edged, sgd(0.1), rho=0.5)
+    state, metrics = step(init_state(jnp.ones(1), sgd(0.1), 0), None)
+    assert np.isnan(state.params[0])
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not metrics["is_finite"]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sam_of_complex_parameters_is_that_of_pairs_of_real_ones(adaptive):
+    def loss_of(z, batch):
+        return jnp.sum(jnp.abs(z) ** 4)
+
+    def loss_of_pairs(pairs, batch):
+        return jnp.sum(jnp.sum(pairs**2, axis=0) ** 2)
+
+    # With |z| of a pair's entries one by one it is the same only on the real axis.
+    z = jnp.array([3.0 + 0.0j, -0.5] if adaptive else [1.0 + 2.0j, 0.5 - 1.0j])
+    pairs = jnp.stack([z.real, z.imag])
+    ends = []
+    for loss, start in ((loss_of, z), (loss_of_pairs, pairs)):
+        step = steps.sam(loss, sgd(0.01), 0.5, adaptive)
+        ends.append(step(init_state(start, sgd(0.01), 0), None)[0].params)
+    np.testing.assert_allclose([ends[0].real, ends[0].imag], ends[1], rtol=1e-6)
+
+
 def test_sam_keeps_the_model_state_of_its_first_look():
     def with_state(w, model_state, batch):
         return jnp.sum(w**2), ({"first": w[0]}, w[0])

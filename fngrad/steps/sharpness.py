@@ -87,9 +87,15 @@ def _ascent(
 ) -> Updates:
     """Return the step uphill; none where the gradient is zero."""
     held, grads = (tree.widen(tree.keep(learned, x)) for x in (params, grads))
-    size = jax.tree.map(lambda w: jnp.abs(w) if adaptive else 1.0, held)
-    relative = jax.tree.map(lambda g, t: g * t, grads, size)
+    size = jax.tree.map(jnp.abs, held) if adaptive else None
+    relative = _times(grads, size)
     norm = tree.norm(relative)
     factor = numerics.divide(radius.astype(norm.dtype), norm)
-    uphill = jax.tree.map(lambda g, t: g * t, relative, size)
+    uphill = _times(relative, size)
     return tree.merge(tree.scale(factor, uphill), tree.zeros_like(params))
+
+
+def _times(a: Updates, size: Updates | None) -> Updates:
+    if size is None:
+        return a
+    return jax.tree.map(lambda x, t: x * t.astype(x.dtype), a, size)
