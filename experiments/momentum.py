@@ -9,7 +9,8 @@ Command:  python -m experiments.momentum
 Minutes:  under one on two cores.
 Expected: measured rates within 1 % of the closed forms; at kappa 1000 heavy ball needs
           32 times fewer steps than gradient descent. Gradient descent passes the
-          local minimum only where one single step leaps over the barrier.
+          local minimum only where one single step leaps over the barrier; elsewhere
+          22 % of the heavy balls of the sweep get through, and 11 % of Nesterov's.
 
 The rates are measured twice on a quadratic with curvatures from 1/kappa to 1, each
 method at its best learning rate and momentum: by long descents in float64, between

@@ -148,7 +148,7 @@ def draw_floors(rows: list[Floor]) -> Any:
     for style, label in {
         "--": "theory: noise of constant covariance",
         "-": "theory: random curvature too",
-        "x": "measured: batches of epochs, without",
+        "x": "measured: in epochs, without",
     }.items():
         axis.plot([], [], style, color="0.4", label=label)
     axis.set(xscale="log", yscale="log", xlabel="learning rate")

@@ -8,8 +8,10 @@ started; momentum has a larger factor; RMSProp and Adam hardly ask how near it w
 
 Command:  python -m experiments.saddle_points
 Minutes:  three on two cores.
-Expected: correlation of index and loss between 0.95 and 1 over the distinct critical
-          points that pass the thresholds; fewer than half of them minima.
+Expected: correlation of index and loss 0.97 over some 35 distinct critical points, a
+          quarter of them minima. From a saddle SGD needs 65 steps more for each ten
+          times nearer start, momentum 16, as the spectral radius of their steps says,
+          RMSProp and Adam none.
 
 The network 4-4-10 (70 weights, tanh) sees 200 handwritten digits (scikit-learn's),
 averaged to 2x2 pixels; its loss is the cross-entropy plus 0.0005 times the sum of
@@ -205,7 +207,7 @@ def draw_spectra(axis: Any, problem: Problem, found: Found, places: np.ndarray) 
     axis.axhline(0.0, color="0.3", lw=0.8)
     axis.set_yscale("symlog", linthresh=0.01)
     axis.set(xlabel="direction, by curvature", ylabel="curvature (nats per weight^2)")
-    axis.set_title("three of them, from all sides")
+    axis.set_title("all curvatures at three of the critical points")
     axis.legend()
 
 
@@ -228,7 +230,9 @@ def draw_index(
         options = {"color": color, "marker": marker, "s": 45, "label": label}
         scatter.scatter(point.value[at], point.morse_index[at], alpha=0.7, **options)
     scatter.set(xlabel="loss (nats)", ylabel="index: how many directions curve down")
-    scatter.set_title(f"correlation {correlation(found, places):.3f}")
+    scatter.set_title(
+        f"correlation at critical points: {correlation(found, places):.3f}"
+    )
     scatter.legend()
     return figure
 
