@@ -21,7 +21,7 @@ _HOUSE = {
     1: "tree numerics codes rounding slicing extras permutation signatures",
     1.5: "leaves",
     2: "schedules losses metrics gradcheck backpropagation closed_form batching "
-    "layers.core transforms.core transforms.roots transforms.axes "
+    "layers.core transforms.core transforms.roots transforms.axes transforms.weights "
     "transforms.iterates evaluation_point",
     2.5: "layers.initializers transforms.estimates transforms.coded_update",
     3: "layers transforms",

@@ -15,9 +15,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.estimates import (
     adam_correction,
-    add_decay,
     check_adam,
-    check_mask,
     check_multiplier,
     inner_product,
     l1_norm,
@@ -26,6 +24,7 @@ from fngrad.transforms.estimates import (
 )
 from fngrad.transforms.iterates import difference, wide_copy
 from fngrad.transforms.roots import divide_by_root
+from fngrad.transforms.weights import add_weights, check_mask
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
 
@@ -104,7 +103,7 @@ def scale_by_dadapt_adam(
         decay = rate * numerics.hyper(weight_decay, state.step)
         step = numerics.next_step(state.step)
         new_state = ScaleByDadaptAdamState(step, d, numerator, mu, nu, grad_sum)
-        return add_decay(direction, params, decay, mask), new_state
+        return add_weights(direction, params, decay, mask), new_state
 
     def report(
         updates: Updates, state: ScaleByDadaptAdamState, params: Params

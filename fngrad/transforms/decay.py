@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 
 import fngrad.numerics as numerics
-import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.weights import add_weights, check_mask
 from fngrad.types import Hyper, Params, Selector, Updates
 
 
@@ -51,29 +51,16 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
         https://arxiv.org/abs/1711.05101.
     """
     numerics.check_number("weight_decay", weight_decay)
-    selector = "**" if mask is None else mask
 
     def init(params: Params) -> DecayState:
-        selected = tree.select(selector, params)
-        if isinstance(mask, str) and not any(jax.tree.leaves(selected)):
-            raise ValueError(
-                f"need a mask that selects a leaf, got {mask!r} for the leaves "
-                f"{list(tree.leaf_paths(params))}"
-            )
+        check_mask(mask, params)
         return DecayState(numerics.first_step())
 
     def update(
         updates: Updates, state: DecayState, params: Params
     ) -> tuple[Updates, DecayState]:
         coefficient = numerics.hyper(weight_decay, state.step)
-        new_updates = jax.tree.map(
-            lambda decays, u, w: (
-                u + numerics.scaled(coefficient, w.astype(u.dtype)) if decays else u
-            ),
-            tree.select(selector, params),
-            updates,
-            params,
-        )
+        new_updates = add_weights(updates, params, coefficient, mask)
         return new_updates, DecayState(numerics.next_step(state.step))
 
     return chain(Transform(init, update, name="add_decayed_weights"))

@@ -3,12 +3,16 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import check_decay, divide_by_root, full_moment
+from fngrad.transforms.roots import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    square_root,
+)
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -56,10 +60,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
 
         def times_root(u: jax.Array, square: jax.Array) -> jax.Array:
-            radicand = square + inside.astype(square.dtype)
-            is_zero = radicand == 0  # where the root has no gradient
-            root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, radicand)))
-            return u * root.astype(u.dtype)
+            return u * square_root(square + inside.astype(square.dtype)).astype(u.dtype)
 
         normal = divide_by_root(updates, e_g, inside, 0.0)
         new_updates = jax.tree.map(times_root, normal, state.e_x)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.roots import check_decay
-from fngrad.types import Hyper, Params, Scalar, Selector, Updates
+from fngrad.types import Hyper, Scalar, Updates
 
 
 def scalar(value: Scalar) -> jax.Array:
@@ -36,33 +36,6 @@ def adam_correction(b1: jax.Array, b2: jax.Array, step: jax.Array) -> jax.Array:
     """Return what Adam's bias corrections come to as a factor of the step size."""
     of_root = jnp.sqrt(numerics.bias_correction(b2, step))
     return of_root / numerics.bias_correction(b1, step)
-
-
-def add_decay(
-    updates: Updates, params: Params, factor: jax.Array, mask: Selector | None
-) -> Updates:
-    """Add factor * params where the mask selects."""
-    return jax.tree.map(
-        lambda decays, u, w: (
-            u + numerics.scaled(factor, w.astype(u.dtype)) if decays else u
-        ),
-        tree.select("**" if mask is None else mask, params),
-        updates,
-        params,
-    )
-
-
-def check_mask(mask: Selector | None, params: Params) -> None:
-    """Raise unless a glob selects a leaf.
-
-    Raises:
-        ValueError: it selects none.
-    """
-    if isinstance(mask, str) and not any(jax.tree.leaves(tree.select(mask, params))):
-        raise ValueError(
-            f"need a mask that selects a leaf, got {mask!r} for the leaves "
-            f"{list(tree.leaf_paths(params))}"
-        )
 
 
 def check_multiplier(

@@ -20,6 +20,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.roots import (
     check_decay,
+    debiased,
     divide_by_root,
     full_moment,
     place_eps,
@@ -359,19 +360,12 @@ def scale_by_adam(
         beta_2 = numerics.hyper(b2, state.step)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
-        mu_hat = remove_bias(mu, beta_1, state.step)
-        next_step = numerics.next_step(state.step)
-        if nesterov:
-            ahead = remove_bias(mu, beta_1, next_step)
-            mu_hat = tree.average(
-                beta_1, ahead, remove_bias(updates, beta_1, state.step)
-            )
         new_updates = divide_by_root(
-            mu_hat,
+            debiased(mu, updates, beta_1, state.step, nesterov),
             remove_bias(nu, beta_2, state.step),
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),
         )
-        return new_updates, ScaleByAdamState(next_step, mu, nu)
+        return new_updates, ScaleByAdamState(numerics.next_step(state.step), mu, nu)
 
     return chain(Transform(init, update, name="scale_by_adam"))

@@ -16,7 +16,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import check_decay, remove_bias
+from fngrad.transforms.roots import check_decay, debiased
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 Coefficients = Sequence[Scalar] | Sequence[Sequence[Scalar]] | jax.Array
@@ -191,12 +191,9 @@ def _look_ahead(
     nesterov: bool,
     debias: bool,
 ) -> Updates:
-    if not debias:
-        return tree.average(decay, mu, updates) if nesterov else mu
-    if not nesterov:
-        return remove_bias(mu, decay, step)
-    ahead = remove_bias(mu, decay, numerics.next_step(step))
-    return tree.average(decay, ahead, remove_bias(updates, decay, step))
+    if debias:
+        return debiased(mu, updates, decay, step, nesterov)
+    return tree.average(decay, mu, updates) if nesterov else mu
 
 
 def _quintic(y: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:

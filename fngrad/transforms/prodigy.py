@@ -16,9 +16,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.estimates import (
     adam_correction,
-    add_decay,
     check_adam,
-    check_mask,
     check_multiplier,
     inner_product,
     l1_norm,
@@ -27,6 +25,7 @@ from fngrad.transforms.estimates import (
 )
 from fngrad.transforms.iterates import difference, wide_copy
 from fngrad.transforms.roots import check_decay, divide_by_root
+from fngrad.transforms.weights import add_weights, check_mask
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
 
@@ -123,9 +122,8 @@ def scale_by_prodigy(
         mu = tree.average(now.b1, state.mu, weighted)
         nu = tree.average(now.b2, state.nu, jax.tree.map(tree.abs_square, weighted))
         direction = divide_by_root(mu, nu, inside=0.0, outside=estimate.d * now.eps)
-        new_updates = add_decay(
-            tree.scale(now.step_size, direction), params, now.decay, mask
-        )
+        steps = tree.scale(now.step_size, direction)
+        new_updates = add_weights(steps, params, now.decay, mask)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByProdigyState(step, estimate, mu, nu, state.params0)
 

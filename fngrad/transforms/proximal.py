@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 
 import fngrad.numerics as numerics
-import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.weights import check_mask, selected
 from fngrad.types import Hyper, Params, Selector, Updates
 
 
@@ -44,15 +44,9 @@ def proximal_decay(
     """
     numerics.check_number("learning_rate", learning_rate, low=0.0)
     numerics.check_number("weight_decay", weight_decay, low=0.0)
-    selector = "**" if mask is None else mask
 
     def init(params: Params) -> ProximalDecayState:
-        selected = tree.select(selector, params)
-        if isinstance(mask, str) and not any(jax.tree.leaves(selected)):
-            raise ValueError(
-                f"need a mask that selects a leaf, got {mask!r} for the leaves "
-                f"{list(tree.leaf_paths(params))}"
-            )
+        check_mask(mask, params)
         return ProximalDecayState(numerics.first_step())
 
     def update(
@@ -69,8 +63,7 @@ def proximal_decay(
                 share, w.astype(u.dtype)
             )
 
-        selected = tree.select(selector, params)
-        new_updates = jax.tree.map(shrink, selected, updates, params)
+        new_updates = jax.tree.map(shrink, selected(mask, params), updates, params)
         return new_updates, ProximalDecayState(numerics.next_step(state.step))
 
     return chain(Transform(init, update, name="proximal_decay"))

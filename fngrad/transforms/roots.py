@@ -27,15 +27,32 @@ def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
     return jax.tree.map(lambda m: m / weight.astype(m.dtype), moment)
 
 
+def debiased(
+    mu: Updates, updates: Updates, decay: jax.Array, step: jax.Array, nesterov: bool
+) -> Updates:
+    """Return an average without its bias, or as it would be one step on.
+
+    With Nesterov's look-ahead the present update stands in for the next.
+    """
+    if not nesterov:
+        return remove_bias(mu, decay, step)
+    ahead = remove_bias(mu, decay, numerics.next_step(step))
+    return tree.average(decay, ahead, remove_bias(updates, decay, step))
+
+
+def square_root(x: jax.Array) -> jax.Array:
+    """Return the root, 0 with zero gradient where x is 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
 def divide_by_root(
     updates: Updates, squares: Updates, inside: Scalar, outside: Scalar
 ) -> Updates:
     """Return u / (sqrt(square + inside) + outside); 0 where that divides by 0."""
 
     def divide(u: jax.Array, square: jax.Array) -> jax.Array:
-        radicand = square + jnp.asarray(inside, square.dtype)
-        is_zero = radicand == 0  # where the root has no gradient
-        root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, radicand)))
+        root = square_root(square + jnp.asarray(inside, square.dtype))
         denominator = root + jnp.asarray(outside, square.dtype)
         return numerics.divide(u, denominator.astype(u.dtype))
 

@@ -15,6 +15,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.weights import add_weights, check_mask, selected
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
@@ -64,7 +65,7 @@ def scale_by_trust_ratio(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> TrustRatioState:
-        _check_selects(mask, params)
+        check_mask(mask, params)
         return TrustRatioState(numerics.first_step())
 
     def ratios_of(updates: Updates, step: jax.Array, params: Params) -> Any:
@@ -131,25 +132,22 @@ def scale_by_lars(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> TrustRatioState:
-        _check_selects(mask, params)
-        _check_selects(trust_ratio_mask, params)
+        check_mask(mask, params)
+        check_mask(trust_ratio_mask, params)
         return TrustRatioState(numerics.first_step())
 
     def decay_and_compare(updates: Updates, step: jax.Array, params: Params) -> Any:
         decay = numerics.hyper(weight_decay, step)
         coefficient = numerics.hyper(trust_coefficient, step)
         outside = numerics.hyper(eps, step)
-        decays, sizes = _select(mask, params), _norms(params)
-        lengths = _norms(updates)
-        updates = jax.tree.map(
-            lambda d, g, w: g + numerics.scaled(decay, w.astype(g.dtype)) if d else g,
-            decays,
-            updates,
-            params,
-        )
+        sizes, lengths = _norms(params), _norms(updates)
+        updates = add_weights(updates, params, decay, mask)
         if separate_norms:
             lengths = jax.tree.map(
-                lambda d, g, w: g + decay * w if d else g, decays, lengths, sizes
+                lambda d, g, w: g + decay * w if d else g,
+                selected(mask, params),
+                lengths,
+                sizes,
             )
         else:
             lengths = _norms(updates)
@@ -192,34 +190,22 @@ def _norms(a: Any) -> Any:
     )
 
 
-def _select(mask: Selector | None, params: Params) -> Any:
-    return tree.select("**" if mask is None else mask, params)
-
-
-def _check_selects(mask: Selector | None, params: Params) -> None:
-    if isinstance(mask, str) and not any(jax.tree.leaves(_select(mask, params))):
-        raise ValueError(
-            f"need a mask that selects a leaf, got {mask!r} for the leaves "
-            f"{list(tree.leaf_paths(params))}"
-        )
-
-
 def _scale_selected(
     mask: Selector | None, params: Params, ratios: Any, updates: Updates
 ) -> Updates:
     scaled = leaves.map_leaves(lambda u, r: numerics.scaled(r, u), updates, ratios)
     return jax.tree.map(
-        lambda selected, u, plain: u if selected else plain,
-        _select(mask, params),
+        lambda is_scaled, u, plain: u if is_scaled else plain,
+        selected(mask, params),
         scaled,
         updates,
     )
 
 
 def _extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
-    selected = jax.tree.leaves(tree.keep(_select(mask, params), ratios))
+    scaled = jax.tree.leaves(tree.keep(selected(mask, params), ratios))
     one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
-    lows, highs = ([f(r) for r in selected] for f in (jnp.min, jnp.max))
+    lows, highs = ([f(r) for r in scaled] for f in (jnp.min, jnp.max))
     return {
         "smallest_ratio": functools.reduce(jnp.minimum, lows) if lows else one,
         "largest_ratio": functools.reduce(jnp.maximum, highs) if highs else one,

@@ -15,6 +15,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.roots import (
     check_decay,
+    debiased,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -123,7 +124,7 @@ def scale_by_radam(
         beta_2 = numerics.hyper(b2, state.step)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
-        mu_hat = _debiased(mu, updates, beta_1, state.step, nesterov)
+        mu_hat = debiased(mu, updates, beta_1, state.step, nesterov)
         adaptive = divide_by_root(
             mu_hat,
             remove_bias(nu, beta_2, state.step),
@@ -198,7 +199,7 @@ def scale_by_belief(
         nu = tree.average(beta_2, state.nu, surprise)
         raised = jax.tree.map(lambda v: v + extra.astype(v.dtype), nu)
         new_updates = divide_by_root(
-            _debiased(mu, updates, beta_1, state.step, nesterov),
+            debiased(mu, updates, beta_1, state.step, nesterov),
             remove_bias(raised, beta_2, state.step),
             inside=0.0,
             outside=numerics.hyper(eps, state.step),
@@ -207,16 +208,6 @@ def scale_by_belief(
         return new_updates, ScaleByBeliefState(numerics.next_step(state.step), mu, kept)
 
     return chain(Transform(init, update, name="scale_by_belief"))
-
-
-def _debiased(
-    mu: Updates, updates: Updates, beta: jax.Array, step: jax.Array, nesterov: bool
-) -> Updates:
-    mu_hat = remove_bias(mu, beta, step)
-    if not nesterov:
-        return mu_hat
-    ahead = remove_bias(mu, beta, numerics.next_step(step))
-    return tree.average(beta, ahead, remove_bias(updates, beta, step))
 
 
 def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Array:
