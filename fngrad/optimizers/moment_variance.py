@@ -35,10 +35,10 @@ def radam(
       \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
       + \lambda\,w_t\right) \qquad \text{once } \rho_t \ge \text{threshold}$$
 
-    and before that, for some five steps, $\hat\mu_t$ stands for the fraction and $r_t$
-    is 1: momentum with steps of the gradient's size (PyTorch, optax). With
+    and before that, for some five steps, $\hat\mu_t$ stands for the fraction and its
+    factor: momentum with steps of the gradient's size (PyTorch, optax). With
     ``unrectified="skip"`` the gradient moves nothing then, as in the authors' code by
-    default. It reports ``rectification``, $r_t$.
+    default. It reports ``rectification``, $r_t$, 0 before.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -88,7 +88,9 @@ def scale_by_soap(
         algorithms 3 and 4, https://arxiv.org/abs/2409.11321; the official code,
         https://github.com/nikhilvyas/SOAP. Differs from the paper in: the skipped
         first step and the sorting, which are the code's. From the code in: $\epsilon$
-        is added to the debiased root, as in Adam.
+        is added to the debiased root, as in Adam; entries of $G'$ and $M'$ within
+        rounding of zero (8 units of machine precision of the leaf's largest) count as
+        zero, which Adam would give steps of full length.
     """
     for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
         if decay is not None:
@@ -98,11 +100,7 @@ def scale_by_soap(
 
     def empty(p: jax.Array) -> Axes:
         is_turned = p.size > 0 and (p.ndim > 1 or precondition_1d)
-        longest = max_precond_dim if is_turned else -1
-        dtype = tree.wide_dtype(p.dtype)
-        return tuple(
-            jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape
-        )
+        return _empty(p, max_precond_dim if is_turned else -1)
 
     def init(params: Params) -> ScaleBySoapState:
         leaves.check_real("scale_by_soap", params)
@@ -135,6 +133,11 @@ def scale_by_soap(
         return new_updates, state._replace(step=step, mu=mu, nu=nu, bases=bases)
 
     return chain(Transform(init, update, name="scale_by_soap"))
+
+
+def _empty(p: jax.Array, longest: int) -> Axes:
+    dtype = tree.wide_dtype(p.dtype)
+    return tuple(jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape)
 
 
 def _with_statistics(
