@@ -10,9 +10,11 @@ from fngrad.evaluation_point import evaluation_point
 from fngrad.optimizers import adam, momentum, sgd
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import ema_params, lookahead
-from fngrad.transforms.core import apply_updates, chain
+from fngrad.transforms.core import apply_updates, chain, named
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
+from fngrad.transforms.scaling import scale
+from fngrad.transforms.wrapping import set_hyperparameters, tunable
 
 STEPS = 25
 RATE, DECAY = 0.3, 0.9
@@ -34,6 +36,10 @@ def gradients():
 
 def visit(optimizer, params, given):
     """Return the parameters and the evaluation points after each update."""
+    return visit_from(optimizer, params, optimizer.init(params), given)
+
+
+def visit_from(optimizer, params, state, given):
 
     def body(carry, gradient):
         params, state = carry
@@ -41,7 +47,7 @@ def visit(optimizer, params, given):
         params = apply_updates(params, updates)
         return (params, state), (params, evaluation_point(state, params))
 
-    start = params, optimizer.init(params)
+    start = params, state
     return jax.jit(lambda s, g: jax.lax.scan(body, s, g)[1])(start, given)
 
 
@@ -78,6 +84,18 @@ def test_lookahead_that_goes_all_the_way_is_the_inner_optimizer(x64):
     want, _ = visit(adam(falling), start, given)
     got, _ = visit(lookahead(adam(falling), 3, 1.0), start, given)
     np.testing.assert_allclose(got, want, rtol=1e-14)
+
+
+def test_values_that_were_changed_outlive_a_reset():
+    inner = chain(
+        named("slow", tunable(scale, step_size=1.0)), tunable(sgd, learning_rate=1.0)
+    )
+    optimizer, params = lookahead(inner, 2, 1.0, reset_state=True), jnp.zeros(1)
+    state = set_hyperparameters(
+        optimizer.init(params), learning_rate=0.25, step_size=2.0
+    )
+    params, _ = visit_from(optimizer, params, state, jnp.ones((5, 1)))
+    np.testing.assert_allclose(params[:, 0], [-0.5, -1.0, -1.5, -2.0, -2.5])
 
 
 def test_slow_weights_of_bfloat16_parameters_keep_float32():

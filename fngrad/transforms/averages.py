@@ -22,6 +22,7 @@ from fngrad.transforms.core import (
 )
 from fngrad.transforms.iterates import wide_copy
 from fngrad.transforms.roots import check_decay
+from fngrad.transforms.wrapping import TunableState
 from fngrad.types import Hyper, Metrics, OptState, Params, Updates
 
 _NONE_LEFT = -100.0  # e**-100 is lost beside 1 in every dtype
@@ -80,7 +81,8 @@ def lookahead(
         sync_period: k >= 1, an int.
         slow_step_size: $\alpha$ in [0, 1].
         reset_state: whether ``inner`` begins anew with the fast weights: its averages,
-            and with them its steps, so its schedules too.
+            and with them its steps, so its schedules too; values that `tunable` keeps
+            stay.
 
     Raises:
         ValueError: a number out of range.
@@ -128,7 +130,8 @@ def lookahead(
         back = tree.add(moves, tree.sub(slow, fast))
         if reset_state:
             start = tree.merge(tree.cast_like(slow, kept), params)
-            new = tree.where(syncs, within.init(start), new)
+            anew = _with_values_of(new, within.init(start))
+            new = tree.where(syncs, anew, new)
         new_updates = tree.merge(tree.where(syncs, back, moves), made)
         new_slow = tree.where(syncs, slow, state.slow)
         step = numerics.next_step(state.step)
@@ -212,6 +215,18 @@ def ema_params(
         )
 
     return chain(Transform(init, update, name="ema_params"))
+
+
+def _with_values_of(old: OptState, fresh: OptState) -> OptState:
+    """Return a fresh state with the hyperparameters that the old one keeps."""
+
+    def keep(new: Any, before: Any) -> Any:
+        if not isinstance(new, TunableState):
+            return new
+        inner = _with_values_of(before.inner, new.inner)
+        return TunableState(before.hyperparameters, inner)
+
+    return jax.tree.map(keep, fresh, old, is_leaf=lambda x: isinstance(x, TunableState))
 
 
 def _floats(params: Params) -> Params:
