@@ -1,4 +1,4 @@
-"""SAM, the Polyak step, plateaus and Sophia against their oracles."""
+"""SAM, the Polyak step and plateaus against their oracles."""
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,11 @@ import pytest
 from precision import x64
 
 import fngrad.steps as steps
-import fngrad.tree as tree
 from fngrad.fit import fit
 from fngrad.optimizers import adam, momentum, sgd
-from fngrad.optimizers.second_order import sophia
-from fngrad.steps.core import find_parts
 from fngrad.training import init_state, make_step, run
 from fngrad.transforms.core import chain
-from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.plateau import reduce_on_plateau
-from fngrad.transforms.sophia import ScaleBySophiaState, add_estimate
 
 A = problems.quadratic(np.array([0.1, 1.0, 3.0, 10.0, 30.0, 100.0]))
 W = np.linspace(-2, 2, 6)
@@ -302,107 +297,7 @@ def test_what_cannot_be_observed_is_refused():
         step(init_state(jnp.ones(()), optimizer, 0), None)
 
 
-SOPHIA = {
-    "b1": 0.5,
-    "b2": 0.5,
-    "eps": 3.0,
-    "weight_decay": 0.1,
-    "gamma": 0.5,
-    "clip_threshold": 0.1,
-}
-
-
-def sophia_updates(dtype, **arguments):
-    """Return what Sophia does with given gradients and estimates, and its oracle."""
-    params = np.tile(W, (STEPS, 1)) * 0.95 ** np.arange(STEPS)[:, None]
-    gradients = problems.hard_gradients(STEPS)
-    estimates = {t: 5 * gradients[t] * gradients[t - 1] for t in range(0, STEPS, 4)}
-    rates = problems.decaying(0.1, STEPS)
-    table = jnp.asarray(rates, dtype)
-    optimizer = sophia(lambda t: table[t], **arguments)
-    update, put = jax.jit(optimizer.update), jax.jit(add_estimate)
-    state, got = optimizer.init(jnp.asarray(params[0], dtype)), []
-    for t in range(STEPS):
-        if t in estimates:
-            node = put(state["scale_by_sophia"], jnp.asarray(estimates[t], dtype))
-            state = {**state, "scale_by_sophia": node}
-        updates, state = update(
-            jnp.asarray(gradients[t], dtype), state, jnp.asarray(params[t], dtype)
-        )
-        got.append(updates)
-    want = oracles.sophia(gradients, params, rates, estimates, **arguments)
-    return np.array(got), want
-
-
-@pytest.mark.parametrize("name", [None, *SOPHIA])
-def test_sophias_updates_are_the_oracles(name):
-    arguments = {name: SOPHIA[name]} if name else {}
-    with x64():
-        got, want = sophia_updates(jnp.float64, **arguments)
-    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
-    single, _ = sophia_updates(jnp.float32, **arguments)
-    np.testing.assert_allclose(single, want, rtol=2e-5, atol=2e-6)
-    if name:
-        default, _ = sophia_updates(jnp.float32)
-        assert not np.allclose(single, default, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("distribution", ["normal", "rademacher"])
-def test_the_estimates_average_to_the_diagonal(distribution):
-    def cubic(w, batch):
-        return jnp.sum(w**3) + w[0] * w[1]
-
-    step = steps.sophia(cubic, sophia(0.1, b2=0.0), 1, distribution)
-
-    def estimate(seed):
-        state = init_state(jnp.array([1.0, -0.5, 2.0]), sophia(0.1, b2=0.0), seed)
-        new, _ = step(state, None)
-        return find_parts(new.opt_state, ScaleBySophiaState)[0].hessian
-
-    drawn = np.asarray(jax.jit(jax.vmap(estimate))(jnp.arange(4000)))
-    error = np.std(drawn, axis=0) / np.sqrt(len(drawn))
-    want = np.array([6.0, -3.0, 12.0])
-    assert np.all(np.abs(drawn.mean(axis=0) - want) < 4 * error + 1e-4)
-    assert (error[2] < 1e-6) == (distribution == "rademacher")  # no off-diagonal
-
-
-def test_estimates_come_every_few_steps_before_the_update():
-    step = jax.jit(steps.sophia(lambda w, b: jnp.sum(w**2), sophia(0.1), 3))
-    state, hessians = init_state(jnp.ones(2), sophia(0.1), 0), []
-    for _ in range(7):
-        state, _ = step(state, None)
-        hessians.append(np.asarray(state.opt_state["scale_by_sophia"].hessian))
-    changed = [np.any(b != a) for a, b in zip([0, *hessians], hessians, strict=False)]
-    assert changed == [True, False, False, True, False, False, True]
-    assert np.all(hessians[0] > 0)
-
-
-def test_sophia_in_a_group_sees_its_own_leaves():
-    optimizer = partition(
-        [("a", sophia(0.1, b2=0.0)), ("b", sgd(0.1)), ("**", freeze())]
-    )
-    step = steps.sophia(
-        lambda p, batch: sum(jnp.sum((i + 1) * x**2) for i, x in enumerate(p.values())),
-        *(optimizer, 1, "rademacher"),
-    )
-    params = {"a": jnp.ones(2), "b": jnp.ones(3), "c": jnp.ones(1)}
-    state, _ = jax.jit(step)(init_state(params, optimizer, 0), None)
-    [node] = find_parts(state.opt_state, ScaleBySophiaState)
-    assert list(tree.leaf_paths(node.hessian)) == ["a"]
-    np.testing.assert_allclose(node.hessian["a"], 2.0)
-
-
-def test_bad_arguments_of_sophia_are_refused():
-    with pytest.raises(ValueError, match="need gamma > 0"):
-        sophia(0.1, gamma=0.0)
-    with pytest.raises(ValueError, match="need clip_threshold > 0"):
-        sophia(0.1, clip_threshold=0.0)
-    with pytest.raises(TypeError, match="need real parameters for scale_by_sophia"):
-        sophia(0.1).init(jnp.ones(2, jnp.complex64))
-    with pytest.raises(ValueError, match="need update_interval >= 1, got"):
-        steps.sophia(loss_fn, sophia(0.1), 0)
-    with pytest.raises(ValueError, match='need distribution="normal" or "radem'):
-        steps.sophia(loss_fn, sophia(0.1), 1, "cauchy")
+def test_bad_arguments_of_polyak_and_sam_are_refused():
     with pytest.raises(ValueError, match='need variant="sps" or "sps\\+"'):
         steps.polyak(loss_fn, variant="max")
     with pytest.raises(ValueError, match=r"need 0.0 <= rho"):

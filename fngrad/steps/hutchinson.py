@@ -30,7 +30,7 @@ def sophia(
       \mathrm{E}\,\hat h = \mathrm{diag}\,\nabla^2 L(w_t)$$
 
     at about the cost of two gradients; the other steps are plain. The Hessian is that
-    of the same batch and key.
+    of the same batch and key. An estimate that is not finite is left out.
 
     Args:
         loss_fn: as for `fngrad.make_step`.
@@ -45,7 +45,7 @@ def sophia(
     Raises:
         TypeError: ``loss_fn`` has another signature.
         ValueError: ``update_interval`` below 1, another distribution; while tracing,
-            an optimizer without ``scale_by_sophia``.
+            an optimizer without ``scale_by_sophia``, or where it sees other leaves.
 
     Example:
         >>> import jax.numpy as jnp

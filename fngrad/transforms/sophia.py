@@ -112,10 +112,27 @@ def scale_by_sophia(
 def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:
     """Return the state with one more estimate of the Hessian's diagonal averaged in.
 
+    An estimate with an entry that is not finite is left out: the average would never
+    be rid of it.
+
     Args:
         state: the state.
         estimate: shaped like the parameters; leaves the state has none of are left
             out.
+
+    Raises:
+        ValueError: the state has a leaf that the estimate has not.
     """
+    paths = tree.leaf_paths(estimate)
+    for path in tree.leaf_paths(state.hessian):
+        if path not in paths:
+            raise ValueError(
+                f"need scale_by_sophia of the parameters themselves, got {path!r} in "
+                f"its state, which is not among {list(paths)}; inside of stack_leaves "
+                "it wants parameters from fngrad.stack"
+            )
     known = jax.tree.map(lambda e, h: None if h is None else e, estimate, state.hessian)
-    return state._replace(hessian=tree.average(state.b2, state.hessian, known))
+    averaged = tree.average(state.b2, state.hessian, known)
+    finite = [jnp.all(jnp.isfinite(h)) for h in jax.tree.leaves(averaged)]
+    is_known = jnp.all(jnp.array(finite))
+    return state._replace(hessian=tree.where(is_known, averaged, state.hessian))
