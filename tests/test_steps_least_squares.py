@@ -13,6 +13,7 @@ from fngrad.optimizers import sgd
 from fngrad.training import init_state, run
 from fngrad.transforms.core import chain
 from fngrad.transforms.damping import adaptive_damping
+from fngrad.transforms.masking import freeze
 from fngrad.transforms.sums import scale_by_rss
 
 RNG = np.random.default_rng(0)
@@ -173,10 +174,55 @@ def test_values_that_are_not_finite_are_refused():
     np.testing.assert_allclose(state.params, np.exp(-5.0), rtol=1e-4)
 
 
+SHAPES = {"tall": (4, 2), "wide": (2, 4), "orthogonal": (2, 2)}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_a_step_has_derivatives_also_where_singular_values_are_equal(shape, x64):
+    # In the wide case the solution is the shortest, in the others the only one.
+    square = shape == (2, 2)
+    J = jnp.eye(2) if square else jnp.asarray(RNG.normal(size=shape))
+    K = jnp.asarray(RNG.normal(size=shape))
+    y = jnp.arange(1.0, shape[0] + 1)
+
+    def end(t):
+        optimizer = chain(adaptive_damping(0.3 + t), sgd(0.9 + t))
+        pairs = (
+            (steps.gauss_newton, sgd(0.9 + t)),
+            (steps.levenberg_marquardt, optimizer),
+        )
+        start = jnp.zeros(shape[1])
+        ends = [
+            build(lambda w, b: (J + b * K) @ w - y, o)(init_state(start, o, 0), t)[0]
+            for build, o in pairs
+        ]
+        return jnp.stack([e.params for e in ends])
+
+    forward = jax.jit(jax.jacfwd(end))(0.0)
+    backward = jax.jit(jax.jacrev(end))(0.0)
+    h = 1e-5
+    want = (jax.jit(end)(h) - jax.jit(end)(-h)) / (2 * h)
+    np.testing.assert_allclose(forward, want, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(backward, want, rtol=1e-6, atol=1e-8)
+    assert np.all(np.isfinite(jax.jit(jax.jacfwd(jax.jacfwd(end)))(0.0)))
+
+
+def test_a_step_from_a_solution_has_derivatives():
+    def end(tau):
+        step = steps.levenberg_marquardt(lambda w, b: w, damped(tau))
+        return step(init_state(jnp.zeros(2), damped(tau), 0), None)[0].params
+
+    np.testing.assert_array_equal(jax.jacfwd(end)(0.1), 0)
+    np.testing.assert_array_equal(jax.jacrev(end)(0.1), 0)
+
+
 def test_residuals_and_arguments_of_other_kinds_are_refused():
     start = init_state(jnp.array([1.0]), sgd(1.0), 0)
     with pytest.raises(TypeError, match="real parameters for least squares, got compl"):
         steps.gauss_newton(lambda w, b: w.astype(complex))(start, None)
+    frozen = init_state(jnp.ones(1), freeze(), 0)
+    with pytest.raises(ValueError, match="need at least one leaf that is not frozen"):
+        steps.gauss_newton(lambda w, b: w, freeze())(frozen, None)
     with pytest.raises(ValueError, match='need solver="dense" or "cg", got'):
         steps.gauss_newton(linear, solver="lu")
     with pytest.raises(ValueError, match='need jacobian="forward" or "reverse"'):

@@ -84,7 +84,8 @@ def gauss_newton(
     Raises:
         TypeError: ``residual_fn`` has another signature; while tracing, it returns
             another form, or something is complex.
-        ValueError: a number out of range, another solver or Jacobian.
+        ValueError: a number out of range, another solver or Jacobian; while tracing,
+            nothing that is learned.
 
     Example:
         >>> import jax.numpy as jnp

@@ -3,6 +3,7 @@
 Parameters and residuals are flat vectors here, in at least float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -83,9 +84,12 @@ def linearize(
 
     Raises:
         TypeError: complex parameters or residuals.
+        ValueError: nothing is learned.
     """
     held = tree.keep(learned, params)
     check_real("least squares", held)
+    if not jax.tree.leaves(held):
+        raise ValueError("need at least one leaf that is not frozen, got none")
     place = flatten(held)
 
     def at(x: jax.Array) -> tuple[jax.Array, Value]:
@@ -135,13 +139,41 @@ def _dense(
 
     def solve(damping: jax.Array) -> jax.Array:
         identity = jnp.eye(len(place), dtype=r.dtype)
-        ridge = jnp.sqrt(damping.astype(r.dtype)) * identity
+        is_zero = damping == 0  # where the root has no gradient
+        root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, damping)))
+        ridge = root.astype(r.dtype) * identity
         system = jnp.concatenate([matrix, ridge])
         target = jnp.concatenate([r, jnp.zeros(len(place), r.dtype)])
-        return jnp.linalg.lstsq(system, target)[0].astype(place.dtype)
+        return _shortest_solution(system, target).astype(place.dtype)
 
     gradient = jnp.matmul(r, matrix, precision=highest).astype(place.dtype)
     return Linearized(value, gradient, push, solve)
+
+
+@jax.custom_jvp
+def _shortest_solution(A: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the x of least norm among those of least ||A x - b||."""
+    return jnp.linalg.lstsq(A, b)[0]
+
+
+@_shortest_solution.defjvp
+def _shortest_solution_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Differentiate the pseudoinverse, not its singular values.
+
+    Those have no derivative where two are equal, as all are where A is orthogonal:
+    Golub and Pereyra 1973, section 4.
+    """
+    (A, b), (dA, db) = primals, tangents
+    product = functools.partial(jnp.matmul, precision="highest")
+    x = _shortest_solution(A, b)
+    rest = b - product(A, x)
+    within = _shortest_solution(A, db - product(dA, x))
+    across = _shortest_solution(A, _shortest_solution(A.T, product(dA.T, rest)))
+    turned = product(dA.T, _shortest_solution(A.T, x))
+    outside = turned - _shortest_solution(A, product(A, turned))
+    return x, within + across + outside
 
 
 def _matrix_free(
