@@ -205,6 +205,45 @@ def test_the_largest_stable_learning_rate_is_two_over_sharpness():
     np.testing.assert_allclose(rate(sharpness[0], 0.5, nesterov=True), 0.375)
 
 
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.5])
+def test_a_momentum_outside_of_its_range_is_refused(momentum):
+    with pytest.raises(ValueError, match=r"need .*momentum .*got momentum="):
+        curvature.largest_stable_learning_rate(jnp.ones(()), momentum)
+
+
+def dot_precisions(jaxpr):
+    """Return the precisions of all products in a program."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            found.append(eqn.params["precision"])
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, "jaxpr", inner)
+            found += dot_precisions(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+MEASURES = {
+    "lanczos": lambda f, w: curvature.lanczos(f, w, key=0),
+    "ends": lambda f, w: curvature.extreme_eigenvalues(f, w, key=0),
+    "density": lambda f, w: curvature.smoothed(
+        curvature.spectral_density(f, w, key=0, num_samples=2), w, 0.1
+    ),
+    "trace": lambda f, w: curvature.trace(f, w, key=0, num_samples=2),
+    "point": lambda f, w: curvature.critical_point(f, w),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_no_product_is_in_an_accelerators_half_precision(name):
+    measure = MEASURES[name]
+    jaxpr = jax.make_jaxpr(lambda w: measure(lambda x: jnp.sum(x**3), w))(jnp.ones(4))
+    precisions = dot_precisions(jaxpr.jaxpr)
+    highest = jax.lax.Precision.HIGHEST
+    assert precisions
+    assert all(p == (highest, highest) for p in precisions)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -100,7 +100,8 @@ def lanczos(
         random = jax.random.normal(restart, q.shape, q.dtype)
         direction = jnp.where(is_invariant, random, numerics.divide(rest, beta))
         q_next = _unit(_orthogonalise(direction, basis))
-        return (basis, q_next, scale), (q @ image, beta)
+        alpha = jnp.vdot(q, image, precision="highest")
+        return (basis, q_next, scale), (alpha, beta)
 
     q = _unit(jax.random.normal(start, (H.size,), H.dtype))
     empty = jnp.zeros((k, H.size), H.dtype), q, jnp.zeros((), H.dtype)
@@ -206,6 +207,9 @@ def largest_stable_learning_rate(
         momentum: $\beta$ in [0, 1).
         nesterov: whether momentum looks ahead.
 
+    Raises:
+        ValueError: a momentum that is not in [0, 1).
+
     Example:
         >>> import jax.numpy as jnp
         >>> from fngrad import curvature
@@ -213,6 +217,8 @@ def largest_stable_learning_rate(
         0.5
     """
     numerics.check_number("momentum", momentum, 0.0, 1.0)
+    if momentum == 1:
+        raise ValueError(f"need momentum < 1, got {momentum=}")
     reach = (2 + 2 * momentum) / (1 + 2 * momentum if nesterov else 1)
     positive = jnp.where(sharpness > 0, sharpness, 1)
     return jnp.where(sharpness > 0, reach / positive, jnp.inf)
@@ -290,7 +296,7 @@ def smoothed(density: SpectralDensity, points: jax.Array, width: float) -> jax.A
     centers, weights = density.eigenvalues.ravel(), density.weights.ravel()
     z = (points[:, None] - centers[None, :]) / width
     bell = jnp.exp(-(z**2) / 2) / (width * (2 * jnp.pi) ** 0.5)
-    return bell @ weights
+    return jnp.matmul(bell, weights, precision="highest")
 
 
 def _check_steps(num_steps: int | None, size: int) -> int:

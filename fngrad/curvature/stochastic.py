@@ -53,7 +53,7 @@ def trace(
         https://doi.org/10.1080/03610919008812866.
     """
     H = flat_hessian(f, params, *args)
-    return _mean_of_probes(H, lambda v, Hv: v @ Hv, key, num_samples)
+    return _mean_of_probes(H, _product, key, num_samples)
 
 
 def diagonal(
@@ -84,6 +84,10 @@ def diagonal(
     H = flat_hessian(f, params, *args)
     estimate = _mean_of_probes(H, lambda v, Hv: v * Hv, key, num_samples)
     return Estimate(*map(H.unravel, estimate))
+
+
+def _product(v: jax.Array, Hv: jax.Array) -> jax.Array:
+    return jnp.vdot(v, Hv, precision="highest")
 
 
 def _mean_of_probes(
