@@ -283,7 +283,13 @@ def test_complex_parameters_descend():
         ({"max_evaluations": 0}, "need max_evaluations >= 1, got 0"),
         ({"slope_rtol": 0.0}, "need slope_rtol > 0"),
         ({"curv_rtol": 1.5}, "need 0.0 <= curv_rtol <= 1.0"),
+        ({"slope_rtol": 1.0}, "need slope_rtol < 1.0, got slope_rtol=1.0"),
         ({"increase_factor": 0.5}, "need 1.0 <= increase_factor"),
+        ({"increase_factor": 1.0}, "need increase_factor > 1.0"),
+        (
+            {"condition": "strong_wolfe", "slope_rtol": 0.5, "curv_rtol": 0.1},
+            "need 0.5 <= curv_rtol",
+        ),
         ({"max_learning_rate": 0.0}, "need max_learning_rate > 0"),
     ],
 )

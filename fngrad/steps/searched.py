@@ -1,5 +1,6 @@
 """Steps that search for their length along the optimizer's direction."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -222,5 +223,14 @@ def _check(rule: _Rule) -> None:
     for name in ("slope_rtol", "curv_rtol", "decrease_factor"):
         numerics.check_positive(name, getattr(rule, name))
         numerics.check_number(name, getattr(rule, name), 0.0, 1.0)
+        _check_differs(name, getattr(rule, name), "<", 1.0)
     numerics.check_number("increase_factor", rule.increase_factor, low=1.0)
+    _check_differs("increase_factor", rule.increase_factor, ">", 1.0)
+    if rule.condition == "strong_wolfe" and isinstance(rule.slope_rtol, numbers.Real):
+        numerics.check_number("curv_rtol", rule.curv_rtol, low=float(rule.slope_rtol))
     numerics.check_positive("max_learning_rate", rule.max_learning_rate)
+
+
+def _check_differs(name: str, value: Hyper, sign: str, bound: float) -> None:
+    if isinstance(value, numbers.Real) and value == bound:
+        raise ValueError(f"need {name} {sign} {bound}, got {name}={value}")
