@@ -122,6 +122,14 @@ def test_a_nan_gradient_leaves_no_trace_in_the_memory():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
 
+def test_a_donated_memory_takes_no_gradient_along():
+    params, gradient = jnp.ones(2), jnp.ones(2)
+    optimizer = scale_by_lbfgs()
+    _, state = optimizer.update(gradient, optimizer.init(params), params)
+    jax.tree.map(lambda x: x.delete(), state)
+    np.testing.assert_array_equal(params, gradient)
+
+
 def minimize(loss_fn, start, batch, num_steps):
     optimizer = lbfgs()
     step = jax.jit(steps.line_search(loss_fn, optimizer, "strong_wolfe"))
