@@ -76,7 +76,8 @@ def reduce_on_plateau(
     References:
         PyTorch's ``ReduceLROnPlateau``, and optax's ``reduce_on_plateau``, whose
         arguments these are. Differs from them in: the threshold is relative to $|b|$;
-        theirs lets every negative value improve, so it never falls. An update reads
+        theirs, $(1 - \mathrm{rtol})\,b$, lies above a negative $b$, so that a value
+        which stands still improves, and the scale never falls. An update reads
         what was observed before it, as in PyTorch; optax reads the value of the same
         step.
     """
