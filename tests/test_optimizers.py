@@ -1,5 +1,6 @@
 """Every optimizer and every argument against its oracle, update by update."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from trajectories import (
 import fngrad.optimizers as optimizers
 from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
+from fngrad.types import Hyper, Scalar
 
 # (the other arguments, a value, another value): the two must differ, and the second
 # must agree with the oracle. Where epsilon is asked for it is made visible.
@@ -252,3 +254,16 @@ def test_gradient_descent_under_noise_ends_on_its_noise_floor():
 def test_a_hyperparameter_out_of_range_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         REGISTRY[name](**{"learning_rate": 0.1, **arguments})
+
+
+NUMBERS = (Hyper, Scalar, Hyper | None, Scalar | None)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_refusal_names_the_argument_that_the_caller_wrote(name):
+    factory = REGISTRY[name]
+    for argument, parameter in inspect.signature(factory).parameters.items():
+        if parameter.annotation in NUMBERS:
+            given = {"learning_rate": 0.1, argument: float("nan")}
+            with pytest.raises(ValueError, match=f"need .*{argument}=nan"):
+                factory(**given)

@@ -350,8 +350,8 @@ BAD = [
     (lambda: clip_by_block_rms(0.0), r"threshold > 0, got threshold=0.0"),
     (lambda: low_memory.adafactor(-0.1), r"0.0 <= learning_rate"),
     (lambda: low_memory.adafactor(decay_rate=-1.0), r"0.0 <= decay_rate"),
-    (lambda: low_memory.adafactor(decay_offset=-1), r"0.0 <= step_offset"),
-    (lambda: low_memory.adafactor(eps=-1.0), r"0.0 <= epsilon"),
+    (lambda: low_memory.adafactor(decay_offset=-1), r"0.0 <= decay_offset"),
+    (lambda: low_memory.adafactor(eps=-1.0), r"0.0 <= eps "),
     (lambda: low_memory.adafactor(min_scale=-1.0), r"0.0 <= min_scale"),
     (lambda: low_memory.adafactor(mask="w"), r"weight_decay_rate to mask.*'w'"),
     (

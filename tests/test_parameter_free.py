@@ -147,7 +147,7 @@ def test_average_params_with_gamma_zero_is_the_mean():
         ("schedule_free_sgd", {"warmup_steps": 0}, "need warmup_steps >= 1 or None"),
         ("schedule_free_sgd", {"b1": 1.5}, "need 0.0 <= b1 <= 1.0"),
         ("schedule_free_sgd", {"learning_rate": -1.0, "warmup_steps": 2}, "-1.0"),
-        ("schedule_free_adamw", {"b2": 1.0}, "need decay < 1 to correct for bias"),
+        ("schedule_free_adamw", {"b2": 1.0}, "need b2 < 1 to correct for bias"),
         ("schedule_free_adamw", {"weight_lr_power": -1.0}, "<= weight_lr_power"),
         ("prodigy", {"estim_lr0": 0.0}, "need estim_lr0 > 0"),
         ("prodigy", {"estim_lr_coef": -1.0}, "need estim_lr_coef > 0"),
@@ -160,7 +160,7 @@ def test_average_params_with_gamma_zero_is_the_mean():
         ("dog", {"init_step": ("reps_rel", 1e-6)}, r"need init_step=\(kind, value\)"),
         ("dog", {"init_step": ("distance", 0.0)}, "distance of init_step > 0"),
         ("dog", {"eps": -1.0}, "need 0.0 <= eps"),
-        ("dog", {"averaging": -1.0}, "need 0.0 <= gamma"),
+        ("dog", {"averaging": -1.0}, "need 0.0 <= averaging"),
     ],
     ids=case_id,
 )

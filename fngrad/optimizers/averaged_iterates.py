@@ -9,6 +9,7 @@ from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.interpolation import schedule_free
 from fngrad.transforms.moments import scale_by_rms
+from fngrad.transforms.roots import check_decay
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Selector
 
@@ -109,6 +110,7 @@ def schedule_free_adamw(
         (as in optax and Keras). Keras weighs all iterates alike
         (``weight_lr_power=0.0``).
     """
+    check_decay("b2", b2, corrected=True)
     rate = _warmed_up(learning_rate, warmup_steps)
     inner = chain(
         scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),

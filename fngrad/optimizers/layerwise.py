@@ -1,5 +1,6 @@
 """Rules with one number for each leaf: LARS, LAMB, NovoGrad."""
 
+import fngrad.numerics as numerics
 from fngrad.transforms.blocks import scale_by_block_norm
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
@@ -65,6 +66,7 @@ def lars(
         algorithm 1, https://arxiv.org/abs/1708.03888. Differs from it in:
         ``separate_norms`` is off, as in optax; without decay it makes no difference.
     """
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
     return chain(
         scale_by_lars(
             weight_decay,
@@ -192,6 +194,7 @@ def novograd(
         https://arxiv.org/abs/1905.11286. Differs from it in: $\epsilon$ counts at the
         first step too.
     """
+    numerics.check_number("b1", b1, 0.0, 1.0)
     return chain(
         scale_by_block_norm(b2, eps, eps_root),
         add_decayed_weights(weight_decay, mask),

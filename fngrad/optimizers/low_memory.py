@@ -93,6 +93,10 @@ def adafactor(
     if learning_rate is None:
         learning_rate, relative_step = 1e-2, True
     numerics.check_number("learning_rate", learning_rate, low=0.0)
+    numerics.check_number("decay_offset", decay_offset, low=0.0)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
+    numerics.check_number("weight_decay_rate", weight_decay_rate)
     rate = _at_most_relative(learning_rate) if relative_step else learning_rate
     parts = [
         scale_by_factored_rms(
@@ -105,6 +109,7 @@ def adafactor(
         )
     ]
     if clipping_threshold is not None:
+        numerics.check_positive("clipping_threshold", clipping_threshold)
         parts.append(clip_by_block_rms(clipping_threshold))
     parts.append(scale_by_learning_rate(rate, flip_sign=False))
     if multiply_by_parameter_scale:
@@ -158,6 +163,7 @@ def sm3(
         https://arxiv.org/abs/1901.11150. Differs from it in: $\epsilon$, which is 0
         there.
     """
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
     parts = [scale_by_sm3(eps, variant=variant)]
     if momentum is not None:
         parts.append(ema(momentum, debias=False))

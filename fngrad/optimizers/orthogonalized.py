@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.adaptive_moment import adamw
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.masking import masked
 from fngrad.transforms.orthogonal import QUINTIC, Coefficients, scale_by_muon
+from fngrad.transforms.roots import check_decay
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Path, Selector
 
@@ -94,6 +96,11 @@ def muon(
         the average is debiased, the rest gets Nesterov's look-ahead too, and the
         iterations run in float32.
     """
+    check_decay("adam_b1", adam_b1, corrected=True)
+    check_decay("adam_b2", adam_b2, corrected=True)
+    numerics.check_number("adam_learning_rate", adam_learning_rate, low=0.0)
+    numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
+    numerics.check_number("adam_weight_decay", adam_weight_decay)
     decaying = mask
     if mask is not None and not isinstance(mask, str):
         decaying = tree.selector_predicate(mask)  # a tree of all leaves fits no group

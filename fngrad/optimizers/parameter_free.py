@@ -4,6 +4,7 @@ Their ``learning_rate`` is a factor of what they find, by default 1; a schedule 
 1 warms up or cools down.
 """
 
+import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.dadaptation import scale_by_dadapt_adam, scale_by_dadapt_sgd
 from fngrad.transforms.decay import add_decayed_weights
@@ -263,6 +264,7 @@ def dog(
         with ``("learning_rate", eta)`` the learning rate multiplies the first step
         too, as in optax.
     """
+    numerics.check_number("averaging", averaging, low=0.0)
     average = () if averaging is None else (average_params(averaging),)
     return chain(
         add_decayed_weights(weight_decay, mask),

@@ -3,6 +3,7 @@
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moments import ema
+from fngrad.transforms.roots import check_decay
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.transforms.signs import scale_by_lion, scale_by_rprop, scale_by_sign
 from fngrad.types import Hyper, Selector
@@ -61,6 +62,7 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
         2018, algorithm 2, https://arxiv.org/abs/1802.04434. Differs from it in: weight
         decay, which `add_decayed_weights` gives.
     """
+    check_decay("beta", beta, corrected=False)
     return chain(
         ema(beta, debias=False), scale_by_sign(), scale_by_learning_rate(learning_rate)
     )
