@@ -1,9 +1,9 @@
 """Races of optimizers to a target: problems, the choice of a rate, the count of steps.
 
 A run is one lane of a compiled program; the learning rate and the seed are its data.
-The rate is the one of a grid with the fewest median steps to the target over the
-tuning seeds, judged by the loss on held-out data; the steps that are reported come
-from fresh seeds.
+The rate is the one of a grid that brings most runs to the target soonest: with the
+smallest upper quartile of steps over the tuning seeds, judged by the loss on held-out
+data. The steps that are reported come from fresh seeds.
 """
 
 import dataclasses
@@ -19,9 +19,12 @@ from experiments.outputs import new_figure
 from experiments.outputs import table as columns
 
 TUNING_SEED = 1000  # tuning seeds begin here, the reported ones at 0
-# Roots and bases every ten steps, as these rules are used; lanes of a vmap would take
-# both branches of the condition, so theirs run one after another.
-SETTINGS: dict[str, dict[str, Any]] = {"shampoo": {"update_every": 10}, "soap": {}}
+# Shampoo as its docstring says that networks are trained with it. Lanes of a vmap take
+# both branches of a condition, so those of rules with a costly one run in turns.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "shampoo": {"b2": 0.99, "momentum": 0.9, "graft": "diagonal", "update_every": 10},
+    "soap": {},
+}
 RATES = tuple(float(f"{10.0**exponent:.1g}") for exponent in np.arange(-4, 2.5, 0.5))
 
 
@@ -32,7 +35,7 @@ class Rules:
     optimizers: tuple[str, ...] = tuple(fg.REGISTRY)
     rates: tuple[float, ...] = RATES
     seeds: int = 20  # reported; also how many runs one compiled program trains
-    tuning_seeds: int = 4  # for the choice of the learning rate
+    tuning_seeds: int = 5  # for the choice of the learning rate
     steps: int = 400
     every: int = 5  # steps from one look at the validation loss to the next
 
@@ -205,10 +208,11 @@ def measure(problem: Problem, name: str, rules: Rules) -> Row:
         np.repeat(rules.rates, rules.tuning_seeds), np.tile(seeds, len(rules.rates))
     )
     steps = steps_to_target(losses, problem.target, rules.every)
-    medians = np.median(steps.reshape(len(rules.rates), -1), axis=1)
+    steps = steps.reshape(len(rules.rates), -1)
+    upper = np.quantile(steps, 0.75, axis=1, method="higher")
     last = np.nan_to_num(losses[:, -1], nan=np.inf, posinf=np.inf)
     finals = np.median(last.reshape(len(rules.rates), -1), axis=1)
-    best = int(np.lexsort((finals, medians))[0])
+    best = int(np.lexsort((finals, upper))[0])
     rate = rules.rates[best]
     losses = lanes(np.full(rules.seeds, rate), np.arange(rules.seeds))
     is_at_edge = best in (0, len(rules.rates) - 1)
