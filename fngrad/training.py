@@ -19,10 +19,10 @@ import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Transform,
     TransformLike,
     apply_updates,
     chain,
+    learned_leaves,
 )
 from fngrad.types import (
     Batch,
@@ -146,7 +146,7 @@ def make_step(
             raise TypeError(
                 f"need a TrainState from init_state, got {type(state).__name__}"
             )
-        learned = trainable(transform, state.params)
+        learned = learned_leaves(transform, state.params)
         key = jax.random.fold_in(state.key, state.step)
         value, grads = gradient(state.params, learned, batch, key, state.model_state)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
@@ -265,9 +265,3 @@ def _run_blocks(
         history = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, more)
         scores = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), scores, last)
     return state, measures.union([history, scores])
-
-
-def trainable(transform: Transform, params: Params) -> Any:
-    """Return the tree of bools that says which leaves a transform moves."""
-    rule = transform.trainable or (lambda path, leaf: True)
-    return tree.map_selected(rule, params)

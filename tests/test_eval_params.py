@@ -113,6 +113,14 @@ def test_frozen_leaves_are_evaluated_where_they_are_and_cost_no_memory():
     assert_moved(point["a"], state.params["a"])
 
 
+def test_frozen_stacks_cost_no_memory_either():
+    stacks, _ = fg.stack([jnp.ones(2), jnp.ones(2), jnp.ones(3)])
+    inner = fg.partition([("float32[2]", fg.freeze()), ("**", fg.sgd(0.1))])
+    held = schedule_free(inner, 0.1).init(stacks)["schedule_free"]
+    assert held.z["float32[2]"].leaves is None
+    assert held.x["float32[3]"].leaves.shape == (1, 3)
+
+
 def test_the_point_has_the_parameters_dtypes():
     params = {"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}
     state = trained(schedule_free_sgd(0.1), params)

@@ -14,8 +14,8 @@ import fngrad.measures as measures
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.objective import Gradient, Value
-from fngrad.training import TrainState, trainable
-from fngrad.transforms.core import Transform, apply_updates
+from fngrad.training import TrainState
+from fngrad.transforms.core import Transform, apply_updates, learned_leaves
 from fngrad.types import Batch, Key, Metrics, OptState, Params, Tree, Updates
 
 
@@ -49,7 +49,7 @@ def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
             f"need a TrainState from init_state, got {type(state).__name__}"
         )
     key = jax.random.fold_in(state.key, state.step)
-    return trainable(transform, state.params), key
+    return learned_leaves(transform, state.params), key
 
 
 def begin(

@@ -15,6 +15,7 @@ import fngrad.tree as tree
 from fngrad.leaves import check_real
 from fngrad.objective import Value, read_value
 from fngrad.signatures import bind, parameters
+from fngrad.transforms.roots import square_root
 from fngrad.types import Batch, Key, ModelState, Params, Updates
 
 FORMS = """\
@@ -139,9 +140,7 @@ def _dense(
 
     def solve(damping: jax.Array) -> jax.Array:
         identity = jnp.eye(len(place), dtype=r.dtype)
-        is_zero = damping == 0  # where the root has no gradient
-        root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, damping)))
-        ridge = root.astype(r.dtype) * identity
+        ridge = square_root(damping).astype(r.dtype) * identity
         system = jnp.concatenate([matrix, ridge])
         target = jnp.concatenate([r, jnp.zeros(len(place), r.dtype)])
         return _shortest_solution(system, target).astype(place.dtype)

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    chain,
+    learned_leaves,
+    unwrap,
+)
 from fngrad.types import Metrics, OptState, Params, Updates
 
 
@@ -59,8 +65,7 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
     within = unwrap(inner)
 
     def learned(a: Any, params: Params) -> Any:
-        rule = within.trainable or (lambda path, leaf: True)
-        return tree.keep(tree.map_selected(rule, params), a)
+        return tree.keep(learned_leaves(within, params), a)
 
     def init(params: Params) -> AccumulateState:
         total = tree.wide_zeros_like(learned(params, params))

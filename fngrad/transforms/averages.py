@@ -18,6 +18,7 @@ from fngrad.transforms.core import (
     TransformLike,
     apply_updates,
     chain,
+    learned_leaves,
     unwrap,
 )
 from fngrad.transforms.iterates import wide_copy
@@ -109,20 +110,16 @@ def lookahead(
     numerics.check_number("slow_step_size", slow_step_size, 0.0, 1.0)
     within = unwrap(inner)
 
-    def learned(params: Params) -> Any:
-        rule = within.trainable or (lambda path, leaf: True)
-        return tree.map_selected(rule, params)
-
     def init(params: Params) -> LookaheadState:
-        slow = wide_copy(tree.keep(learned(params), params))
+        slow = wide_copy(tree.keep(learned_leaves(within, params), params))
         return LookaheadState(numerics.first_step(), slow, within.init(params))
 
     def update(
         updates: Updates, state: LookaheadState, params: Params
     ) -> tuple[Updates, LookaheadState]:
         made, new = within.update(updates, state.inner, params)
-        kept = tree.keep(learned(params), params)
-        moves = tree.keep(learned(params), made)
+        learned = learned_leaves(within, params)
+        kept, moves = (tree.keep(learned, x) for x in (params, made))
         alpha = numerics.hyper(slow_step_size, state.step)
         syncs = (state.step + 1) % sync_period == 0
         fast = tree.add(tree.widen(kept), moves)

@@ -236,6 +236,12 @@ def unwrap(transform: TransformLike) -> Transform:
     return compose(_parts_of(transform))
 
 
+def learned_leaves(transform: Transform, params: Params) -> Any:
+    """Return the tree of bools that says which leaves a transform moves."""
+    rule = transform.trainable or (lambda path, leaf: True)
+    return tree.map_selected(rule, params)
+
+
 def apply_updates(params: Tree, updates: Updates) -> Tree:
     """Return params + updates, added in the wider dtype, in the dtype of params.
 

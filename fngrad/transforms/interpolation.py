@@ -5,17 +5,23 @@ the two, is where gradients are taken. The parameters are $y$; the state keeps $
 $x$, both in at least float32, so that parameters in bfloat16 lose nothing.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    chain,
+    learned_leaves,
+    unwrap,
+)
 from fngrad.transforms.iterates import difference, wide_copy
 from fngrad.transforms.roots import check_decay
-from fngrad.types import Hyper, Metrics, OptState, Params, Path, Updates
+from fngrad.types import Hyper, Metrics, OptState, Params, Updates
 
 
 class ScheduleFreeState(NamedTuple):
@@ -85,7 +91,8 @@ def schedule_free(
 
     def init(params: Params) -> ScheduleFreeState:
         zero = jnp.zeros((), jnp.result_type(float))
-        z, x = (wide_copy(_learned(bare, params, params)) for _ in range(2))
+        held = tree.keep(learned_leaves(bare, params), params)
+        z, x = (wide_copy(held) for _ in range(2))
         step = numerics.first_step()
         return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
 
@@ -101,10 +108,11 @@ def schedule_free(
         steps, inner_state = bare.update(updates, state.inner, params)
         highest, weight = weigh(state)
         weight_sum = state.weight_sum + weight
-        z = tree.add(state.z, _learned(bare, params, steps))
+        learned = learned_leaves(bare, params)
+        z = tree.add(state.z, tree.keep(learned, steps))
         x = tree.lerp(state.x, z, numerics.divide(weight, weight_sum))
         y = tree.average(numerics.hyper(b1, state.step), x, z)
-        moves = difference(y, _learned(bare, params, params))
+        moves = difference(y, tree.keep(learned, params))
         step = numerics.next_step(state.step)
         new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
         return tree.merge(moves, tree.zeros_like(updates)), new_state
@@ -118,15 +126,6 @@ def schedule_free(
 
     part = Transform(init, update, name="schedule_free", report=report)
     return chain(part._replace(trainable=bare.trainable))
-
-
-def _learned(inner: Transform, params: Params, a: Any) -> Any:
-    """Return ``a`` with holes where the inner transform freezes the parameter."""
-
-    def is_learned(path: Path, leaf: Any) -> bool:
-        return inner.trainable is None or inner.trainable(path, leaf)
-
-    return tree.keep(tree.map_with_path(is_learned, params), a)
 
 
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
