@@ -99,7 +99,8 @@ def encode(
             fraction of a step goes up; uniform draws are stochastic rounding.
 
     Returns:
-        The codes. A block with an entry that is not finite decodes to NaN.
+        The codes. A block with an entry that is not finite decodes to entries that
+        are not, NaN or infinite.
     """
     rows = _in_rows(x.astype(jnp.float32), block_size)
     modulus = jnp.abs(rows)

@@ -83,12 +83,13 @@ def stack_leaves(inner: TransformLike) -> Transform:
     """Keep the state of leaves of one shape and dtype in one array.
 
     Updates are those of ``inner``, also where it takes norms or shapes of single
-    leaves. Its state is a few stacks instead of arrays for each leaf. Parameters that
-    are stacks (see `stack`) are used as they are, at no cost, and compiling and
-    stepping no longer depend on how many leaves there are. An ordinary tree is stacked
-    and its updates are unstacked in every step: with hundreds of small leaves a step
-    is up to a few times faster than without stacks, but takes two to three times as
-    long to compile, since every slice is a program of its own.
+    leaves; what it draws at random is drawn for stacks, and differs. Its state is a few
+    stacks instead of arrays for each leaf. Parameters that are stacks (see `stack`) are
+    used as they are, at no cost, and compiling and stepping no longer depend on how
+    many leaves there are. An ordinary tree is stacked and its updates are unstacked in
+    every step: with hundreds of small leaves a step is up to a few times faster than
+    without stacks, but takes two to three times as long to compile, since every slice
+    is a program of its own.
 
     Args:
         inner: what trains all leaves. A selector in it is asked once for each stack,
