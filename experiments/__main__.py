@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> None:
         return
     name = arguments[0].replace("/", ".").removesuffix(".py")
     if name not in experiments():
-        raise SystemExit(f"need one of {sorted(experiments())}, got {name!r}")
+        known = "\n".join(sorted(experiments()))
+        raise SystemExit(f"need one of these, got {name!r}:\n{known}")
     sys.argv = [f"python -m experiments {name}", *arguments[1:]]
     runpy.run_module(f"experiments.{name}", run_name="__main__")
 

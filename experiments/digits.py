@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad as fg
-from fngrad.extras import import_extra
+from experiments.outputs import run_cli
 
 MODEL = fg.models.mlp((64, 128, 128, 10))
 OPTIMIZERS = {
@@ -269,4 +269,4 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(import_extra("tyro", "cli").cli(Config, description=__doc__))
+    run_cli(main, Config, __doc__)

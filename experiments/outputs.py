@@ -42,5 +42,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def run_cli(main: Any, config: Any, description: str | None) -> None:
-    """Read a config from the command line, and run with it."""
-    main(import_extra("tyro", "cli").cli(config, description=description))
+    """Read a config from the command line, and run with it.
+
+    The help shows the docstring's first paragraph; ``python -m experiments`` the rest.
+    """
+    summary = (description or "").partition("\n\n")[0]
+    main(import_extra("tyro", "cli").cli(config, description=summary))

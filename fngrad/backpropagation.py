@@ -59,7 +59,7 @@ def backprop(
 
     Raises:
         ValueError: there are not as many params as layers.
-        TypeError: the loss is no real scalar.
+        TypeError: params that are no list, or a loss that is no real scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,6 +74,10 @@ def backprop(
         Rumelhart, Hinton and Williams, Learning representations by back-propagating
         errors, 1986, https://doi.org/10.1038/323533a0.
     """
+    if not isinstance(params, list | tuple):
+        raise TypeError(
+            f"need a list of params, one for each layer, got {type(params).__name__}"
+        )
     if len(layers) != len(params):
         raise ValueError(
             f"need params for each layer, got {len(layers)=} and {len(params)=}"

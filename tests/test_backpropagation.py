@@ -106,6 +106,7 @@ def test_the_norms_show_vanishing_and_exploding(scale, vanishes):
     [
         (lambda: backprop([dense], [], X, loss_fn), ValueError, "params for each"),
         (lambda: backprop([], [], X, lambda h: h), TypeError, "need a real scalar"),
+        (lambda: backprop([dense], {"a": 1}, X, loss_fn), TypeError, "got dict"),
     ],
 )
 def test_bad_input_is_refused(call, error, message):

@@ -48,5 +48,5 @@ def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(SystemExit, match=r"need one of .*'digits'.*got 'digit'"):
+    with pytest.raises(SystemExit, match=r"(?s)got 'digit'.*\ndigits\n"):
         command.main(["digit"])

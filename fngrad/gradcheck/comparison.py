@@ -128,8 +128,9 @@ def check_gradients(
     report = GradientReport(tuple(reports), tolerance)
     if not report.ok:
         worst = report.worst
+        where = worst.path or "(root)"
         raise ValueError(
-            f"need the gradient of f, got at {worst.path!r}: {worst.fault}: autodiff "
+            f"need equal slopes, got at {where!r}: {worst.fault}: autodiff "
             f"{worst.autodiff:.10e}, central differences {worst.numeric:.10e}\n{report}"
         )
     return report

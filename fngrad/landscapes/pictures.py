@@ -17,14 +17,18 @@ def plot(
     f: Callable[[jax.Array], jax.Array],
     paths: Mapping[str, Any] | None = None,
     *,
-    lower: Sequence[float],
-    upper: Sequence[float],
+    lower: float | Sequence[float],
+    upper: float | Sequence[float],
     minima: Sequence[Sequence[float]] = (),
     saddles: Sequence[Sequence[float]] = (),
     title: str = "",
+    labels: tuple[str, str] = ("x", "y"),
     figure: Any = None,
 ) -> Any:
     """Draw a function of one or two coordinates, with paths on it.
+
+    A path begins with a square and ends with a circle. Levels are even in the
+    logarithm of the height over the lowest point seen.
 
     Args:
         f: a point of shape (1,) or (2,) -> a scalar.
@@ -32,6 +36,7 @@ def plot(
         lower, upper: the corners of the region.
         minima, saddles: points to mark.
         title: stands above.
+        labels: of the two axes.
         figure: a figure or subfigure to draw in; ``None`` makes one.
 
     Returns:
@@ -41,7 +46,7 @@ def plot(
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
         ValueError: the region has not one or two coordinates, or is empty.
     """
-    low, high = np.asarray(lower, float), np.asarray(upper, float)
+    low, high = np.atleast_1d(lower), np.atleast_1d(upper)
     if low.shape not in ((1,), (2,)) or low.shape != high.shape or np.any(low >= high):
         raise ValueError(
             f"need lower < upper with one or two coordinates, got {lower=} {upper=}"
@@ -60,6 +65,9 @@ def plot(
                 *xy.T, marker=marker, s=110, c=color, ec="black", label=label, zorder=4
             )
     axis.set_title(title)
+    axis.set_xlabel(labels[0])
+    if low.size == 2:
+        axis.set_ylabel(labels[1])
     if axis.get_legend_handles_labels()[1]:
         axis.legend(loc="upper left", fontsize="small")
     return figure
@@ -77,7 +85,7 @@ def _draw_curve(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
     for label, path in paths.items():
         values = jax.vmap(f)(jnp.asarray(path))
         axis.plot(np.asarray(path)[:, 0], values, "o-", ms=3, lw=1, label=label)
-    axis.set(xlabel="x", ylabel="f(x)", xlim=(low[0], high[0]))
+    axis.set(ylabel="f", xlim=(low[0], high[0]))
 
 
 def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
@@ -87,12 +95,14 @@ def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
     # Values span many orders of magnitude: levels are even in the logarithm of the
     # height over the lowest point seen.
     height = np.log10(values - values.min() + 1e-3 * np.ptp(values))
-    axis.contourf(x, y, height, LEVELS, cmap="Blues_r", alpha=0.8)
+    filled = axis.contourf(x, y, height, LEVELS, cmap="Blues_r", alpha=0.8)
+    axis.figure.colorbar(filled, ax=axis, label="log10 of the height, dark is low")
     axis.contour(x, y, height, LEVELS, colors="0.4", linewidths=0.3)
     colors = [f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9)]  # blue is the ground
     for i, (label, path) in enumerate(paths.items()):
         points = np.asarray(path)
         color = colors[i % len(colors)]
         axis.plot(*points.T, "-", lw=1.4, color=color, label=label, zorder=2)
+        axis.plot(*points[0], "s", ms=4, color=color, mec="black", zorder=3)
         axis.plot(*points[-1], "o", ms=6, color=color, mec="black", zorder=3)
-    axis.set(xlabel="x", ylabel="y", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))

@@ -6,7 +6,7 @@ its raw gradient as an update. `masked` is the partition into two groups, `freez
 the transform of leaves that do not move.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
         group's norm.
 
     Raises:
-        TypeError: a selector or transform that is none.
+        TypeError: a selector or transform that is none, or a dict.
         ValueError: no groups, or two with one glob; at ``init``, a leaf that no group
             selects, or a glob that selects no leaf at all.
 
@@ -48,6 +48,11 @@ def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
         ...     ("**", fg.adamw(3e-4)),
         ... ])
     """
+    if isinstance(groups, Mapping):
+        raise TypeError(
+            "need pairs (selector, transform), in the order in which they are tried, "
+            "got a dict"
+        )
     keys = [
         selector if isinstance(selector, str) else f"group {position}"
         for position, (selector, _) in enumerate(groups)

@@ -54,6 +54,8 @@ def quantize_state(
     as do complex moments and those with fewer than ``min_size`` entries.
     `describe_quantization` prints what becomes of each leaf.
 
+    Codes are integers: a run with them is not to be differentiated.
+
     Args:
         inner: the transform, usually a whole optimizer.
         bits: 8 or 4. With 4, codes are up to a factor of 2 apart, and training is no
