@@ -155,8 +155,10 @@ def bias_correction(decay: jax.Array, step: jax.Array) -> jax.Array:
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Return numerator / denominator, and 0 with zero gradient where that is 0."""
     is_zero = denominator == 0
-    safe = jnp.where(is_zero, jnp.ones_like(denominator), denominator)
-    return jnp.where(is_zero, jnp.zeros_like(numerator), numerator / safe)
+    # Select before the division: a selected result is rounded with what follows it
+    # in one way if the hyperparameters are constants, in another if they are data.
+    numerator = jnp.where(is_zero, jnp.zeros_like(numerator), numerator)
+    return numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)
 
 
 def key(seed: int | jax.Array) -> jax.Array:

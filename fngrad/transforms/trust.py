@@ -176,8 +176,7 @@ def _trust_ratio(
     """Return coefficient size / (length + eps), and 1 where size or length is 0."""
     is_one = (size == 0) | (length == 0)
     one = jnp.ones_like(size)
-    # Select before the division: a selected result is rounded with what follows it
-    # in one way if the hyperparameters are constants, in another if they are data.
+    # Select before the division, as in numerics.divide.
     return jnp.where(is_one, one, coefficient * size) / jnp.where(
         is_one, one, length + eps
     )
