@@ -81,6 +81,16 @@ def check_positive(name: str, value: Hyper) -> None:
         raise ValueError(f"need {name} > 0, got {name}={value}")
 
 
+def check_count(name: str, value: Any, low: int = 0) -> None:
+    """Raise unless a static number, of steps or of entries, is an int >= low.
+
+    Raises:
+        ValueError: it is not; a bool is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"need an int {name} >= {low}, got {name}={value!r}")
+
+
 def integers(name: str, x: Any) -> jax.Array:
     """Return integers of any dtype as int32; those beyond it are -1, never wrapped.
 

@@ -58,8 +58,7 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         [0. 0.]
         [-2. -1.]
     """
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"need an int every >= 1, got {every=}")
+    numerics.check_count("every", every, low=1)
     if every == 1:
         return chain(inner)
     within = unwrap(inner)

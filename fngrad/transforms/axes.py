@@ -35,13 +35,3 @@ def along(matrix: jax.Array, x: jax.Array, axis: int) -> jax.Array:
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return a @ b in full precision."""
     return jnp.matmul(a, b, precision="highest")
-
-
-def check_at_least_one(name: str, value: int) -> None:
-    """Raise unless a number of steps is 1 or more.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value < 1:
-        raise ValueError(f"need {name} >= 1, got {name}={value}")

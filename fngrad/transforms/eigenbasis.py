@@ -9,7 +9,7 @@ from jax import lax
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.axes import Axes, along, check_at_least_one, gram, matmul
+from fngrad.transforms.axes import Axes, along, gram, matmul
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.roots import (
     check_decay,
@@ -96,7 +96,8 @@ def scale_by_soap(
         if decay is not None:
             check_decay(name, decay, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
-    check_at_least_one("precondition_frequency", precondition_frequency)
+    numerics.check_count("precondition_frequency", precondition_frequency, low=1)
+    numerics.check_count("max_precond_dim", max_precond_dim)
 
     def empty(p: jax.Array) -> Axes:
         is_turned = p.size > 0 and (p.ndim > 1 or precondition_1d)

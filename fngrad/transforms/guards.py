@@ -49,9 +49,7 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
         >>> print(updates, state["skip_nonfinite"].total)
         [0. 0.] 1
     """
-    is_int = isinstance(max_consecutive, int) and not isinstance(max_consecutive, bool)
-    if not is_int or max_consecutive < 0:
-        raise ValueError(f"need an int max_consecutive >= 0, got {max_consecutive=}")
+    numerics.check_count("max_consecutive", max_consecutive)
     within = unwrap(inner)
 
     def init(params: Params) -> SkipNonfiniteState:
