@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         known = "\n".join(sorted(experiments()))
         raise SystemExit(f"need one of these, got {name!r}:\n{known}")
     sys.argv = [f"python -m experiments {name}", *arguments[1:]]
-    runpy.run_module(f"experiments.{name}", run_name="__main__")
+    runpy.run_path(str(FOLDER / f"{name.replace('.', '/')}.py"), run_name="__main__")
 
 
 if __name__ == "__main__":

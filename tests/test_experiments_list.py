@@ -1,5 +1,6 @@
 """``python -m experiments`` lists every experiment and runs any of them."""
 
+import importlib
 import sys
 
 import pytest
@@ -39,6 +40,7 @@ def test_an_entry_ends_where_the_next_begins():
 
 def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["experiments"])
+    importlib.import_module("experiments.digits")  # as other tests do
     with pytest.raises(SystemExit) as stopped:
         command.main(["digits", "--help"])
     assert stopped.value.code == 0
