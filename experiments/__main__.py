@@ -66,8 +66,9 @@ def main(arguments: list[str]) -> None:
     if name not in experiments():
         known = "\n".join(sorted(experiments()))
         raise SystemExit(f"need one of these, got {name!r}:\n{known}")
-    sys.argv = [f"python -m experiments {name}", *arguments[1:]]
-    runpy.run_path(str(FOLDER / f"{name.replace('.', '/')}.py"), run_name="__main__")
+    path = str(FOLDER / f"{name.replace('.', '/')}.py")
+    sys.argv = [path, *arguments[1:]]
+    runpy.run_path(path, run_name="__main__")
 
 
 if __name__ == "__main__":

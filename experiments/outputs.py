@@ -1,11 +1,15 @@
 """Where an experiment leaves what it found: a dated folder, a figure, a table."""
 
 import datetime
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import fngrad as fg
 from fngrad.extras import import_extra
+
+FOLDER = Path(__file__).parent.name
 
 
 def new_folder(config: Any) -> fg.logging.RunFolder:
@@ -47,4 +51,14 @@ def run_cli(main: Any, config: Any, description: str | None) -> None:
     The help shows the docstring's first paragraph; ``python -m experiments`` the rest.
     """
     summary = (description or "").partition("\n\n")[0]
-    main(import_extra("tyro", "cli").cli(config, description=summary))
+    tyro = import_extra("tyro", "cli")
+    main(tyro.cli(config, prog=_command(sys.argv[0]), description=summary))
+
+
+def _command(path: str) -> str | None:
+    """Return what to type for an experiment's file, whoever runs it."""
+    parts = Path(path).with_suffix("").parts
+    if FOLDER not in parts:
+        return None
+    start = len(parts) - 1 - parts[::-1].index(FOLDER)
+    return f"python -m {'.'.join(parts[start:])}"

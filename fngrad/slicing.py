@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 _CALLER = -1  # who reads the program's outputs
 
@@ -26,7 +25,7 @@ class Slice(NamedTuple):
 class Program(NamedTuple):
     """A traced function of arrays; values are named by variables."""
 
-    closed: ClosedJaxpr
+    closed: Any  # jax.extend.core.ClosedJaxpr
 
     @property
     def inputs(self) -> list[Any]:
@@ -52,12 +51,12 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
 
 def is_variable(output: Any) -> bool:
     """Say whether an output is a variable, not a Literal."""
-    return not isinstance(output, Literal)
+    return not _is_literal(output)
 
 
 def read(values: dict[Any, Any], variable: Any) -> Any:
     """Return the value of a variable, or of a Literal."""
-    return variable.val if isinstance(variable, Literal) else values[variable]
+    return variable.val if _is_literal(variable) else values[variable]
 
 
 def slices(program: Program) -> Iterator[Slice]:
@@ -75,6 +74,17 @@ def slices(program: Program) -> Iterator[Slice]:
     for owner, group in enumerate(groups):
         if group:
             yield _cut(program.closed, group, readers, owner)
+
+
+def _core() -> Any:
+    """Return `jax.extend.core`; its import loads Pallas, so it waits for a use."""
+    import jax.extend.core as core
+
+    return core
+
+
+def _is_literal(variable: Any) -> bool:
+    return isinstance(variable, _core().Literal)
 
 
 def _variables(equation: Any) -> list[Any]:
@@ -96,7 +106,7 @@ def _owners(equations: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
 
 
 def _cut(
-    closed: ClosedJaxpr, group: list[Any], readers: dict[Any, set[int]], owner: int
+    closed: Any, group: list[Any], readers: dict[Any, set[int]], owner: int
 ) -> Slice:
     made = dict.fromkeys(v for equation in group for v in equation.outvars)
     inputs = dict.fromkeys(
@@ -113,6 +123,7 @@ def _cut(
         effects=jaxpr.effects if any(e.effects for e in group) else set(),
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
-    run = jaxpr_as_fun(ClosedJaxpr(piece, []))
+    core = _core()
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
     passed_on = {v for v in outputs if outside[v] - {_CALLER}}
     return Slice(list(inputs), outputs, passed_on, lambda *values: list(run(*values)))

@@ -45,7 +45,7 @@ def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
         command.main(["digits", "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert "python -m experiments digits" in shown
+    assert "python -m experiments.digits" in shown
     assert "--optimizers" in shown
 
 
