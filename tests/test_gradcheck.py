@@ -96,6 +96,54 @@ def test_a_stopped_gradient_is_caught():
         check_gradients(f, jnp.array([1.0, 2.0]))
 
 
+def test_a_gradient_of_nan_is_caught_at_its_leaf_and_nowhere_else():
+    # Right forwards; backwards the unused branch gives 0 * inf.
+    def root(x):
+        return jnp.where(x > 1.0, jnp.sqrt(x - 1.0), 2.0 * (x - 1.0))
+
+    params = {"good": jnp.ones(3), "masked": jnp.full(2, 0.5)}
+
+    def f(p):
+        return jnp.sum(p["good"] ** 2) + jnp.sum(root(p["masked"]))
+
+    with pytest.raises(ValueError, match="at 'masked': the gradient is not") as caught:
+        check_gradients(f, params)
+    good = next(row for row in str(caught.value).split("\n") if row[:4] == "good")
+    assert "nan" not in good.split()[1]
+    with pytest.raises(ValueError, match="need a finite slope at the parameters"):
+        taylor_test(f, params)
+
+
+def test_places_where_f_is_not_defined_are_left_out():
+    near_zero = {"w": jnp.array([1e-3, 1.0])}
+    assert check_gradients(lambda p: jnp.sum(jnp.log(p["w"])), near_zero).ok
+
+    def kinked(p):
+        away = jnp.abs(p["w"][1] - 1.0)
+        return jnp.where(away < 0.01, away, jnp.nan)
+
+    with pytest.raises(ValueError, match="at 'w': a kink"):
+        check_gradients(kinked, near_zero)
+    with pytest.raises(ValueError, match="need f to be finite around 'w'"):
+        check_gradients(
+            lambda p: jnp.where(p["w"][1] == 1, jnp.sum(p["w"]), jnp.nan), near_zero
+        )
+
+
+def test_the_tolerance_decides_and_the_key_draws_the_directions():
+    params = jnp.array([1.0, 2.0])
+
+    def f(w):
+        return jnp.sum(wrong_square(w))
+
+    assert check_gradients(f, params, tolerance=1e-3).ok
+    first, second = (
+        check_gradients(f, params, tolerance=1e-3, key=key).leaves[0].numeric
+        for key in (0, 1)
+    )
+    assert abs(first - second) > 1e-3
+
+
 @pytest.mark.parametrize("kinked", [jnp.abs, jax.nn.relu])
 def test_a_kink_is_caught_and_called_one(kinked):
     params = {"smooth": jnp.ones(2), "kinked": jnp.zeros(2)}
@@ -139,6 +187,17 @@ def test_a_wrong_tangent_falls_as_the_distance_only():
     f.defjvp(lambda w, v: (f(w[0]), 0.9 * jnp.sum(jnp.cos(w[0]) * v[0])))
     report = taylor_test(f, jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(report.tangent_order, 1.0, atol=0.05)
+
+
+def test_the_tangent_of_a_wrong_custom_vjp_falls_as_the_distance_only():
+    report = taylor_test(lambda w: jnp.sum(wrong_square(w)), jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(report.tangent_order, 1.0, atol=0.2)
+
+
+def test_complex_parameters_have_a_tangent():
+    w = jnp.array([1.0 + 2.0j, -0.5j])
+    report = taylor_test(lambda w: jnp.sum(jnp.abs(w) ** 2 + jnp.real(w**3)), w)
+    np.testing.assert_allclose(report.tangent_order, 2.0, atol=0.1)
 
 
 def test_the_complex_step_is_exact_to_rounding():
@@ -187,6 +246,28 @@ def test_a_function_that_drops_imaginary_parts_is_refused():
             lambda: complex_step(lambda w: jnp.sum(w), jnp.ones(2), jnp.ones(3)),
             ValueError,
             "need a direction shaped like params",
+        ),
+        (
+            lambda: complex_step(lambda w: w**2, jnp.ones(2), jnp.ones(2)),
+            TypeError,
+            r"need f to return a scalar, got shape \(2,\)",
+        ),
+        (
+            lambda: complex_step(jnp.sum, jnp.ones(2), jnp.ones(2), h=0.0),
+            ValueError,
+            "need h > 0",
+        ),
+        (
+            lambda: finite_difference_gradient(
+                jnp.sum, jnp.ones(2), coordinates=[True, False]
+            ),
+            TypeError,
+            "need integer coordinates",
+        ),
+        (
+            lambda: taylor_test(jnp.sum, jnp.arange(2)),
+            TypeError,
+            r"got int32 at '\(root\)'",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from fngrad.gradcheck.slopes import (
     check_finite,
     check_params,
     direction,
+    name_of,
     observed_order,
     scalar_of,
     slope_along,
@@ -22,6 +23,7 @@ from fngrad.gradcheck.slopes import (
 from fngrad.types import Key, Params
 
 KINK = 1e-3  # of the largest difference of one-sided slopes; smooth f give 1e-6
+FEWEST = 4  # step sizes that a comparison needs
 
 
 class LeafReport(NamedTuple):
@@ -30,13 +32,15 @@ class LeafReport(NamedTuple):
     path: str
     autodiff: float  # the slope that jax.grad gives
     numeric: float  # the slope that central differences give
-    error: float  # their difference, relative to the larger of the two and the scale
+    error: float  # their difference beyond rounding, over the larger; inf: no slope
     order: float  # in which power of h the differences converge; nan: exact
-    kink: float  # difference of the one-sided slopes, relative as `error`
+    kink: float  # least difference of the one-sided slopes, over the largest
 
     @property
     def fault(self) -> str:
         """Say what is wrong here, if anything is."""
+        if not np.isfinite(self.autodiff):
+            return "the gradient is not finite"
         if self.kink > KINK:
             return "a kink: the slopes to both sides differ"
         return "autodiff and central differences disagree"
@@ -60,7 +64,7 @@ class GradientReport(NamedTuple):
 
     def __str__(self) -> str:
         rows = [
-            f"{leaf.path or '(root)':30} {leaf.autodiff:18.10e} {leaf.numeric:18.10e} "
+            f"{name_of(leaf.path):30} {leaf.autodiff:18.10e} {leaf.numeric:18.10e} "
             f"{leaf.error:10.1e} {leaf.order:6.2f} {leaf.kink:8.1e}"
             for leaf in self.leaves
         ]
@@ -101,8 +105,9 @@ def check_gradients(
 
     Raises:
         TypeError: a leaf is no float array, or f returns no real scalar.
-        ValueError: f is not finite here, a gradient is wrong, or f has a kink here;
-            the message names the worst leaf, both numbers, and has the table.
+        ValueError: f is not finite here or nearby, a gradient is wrong or not finite,
+            or f has a kink here; the message names the worst leaf, both numbers, and
+            has the table.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,10 +133,9 @@ def check_gradients(
     report = GradientReport(tuple(reports), tolerance)
     if not report.ok:
         worst = report.worst
-        where = worst.path or "(root)"
         raise ValueError(
-            f"need equal slopes, got at {where!r}: {worst.fault}: autodiff "
-            f"{worst.autodiff:.10e}, central differences {worst.numeric:.10e}\n{report}"
+            f"need equal slopes, got at {name_of(worst.path)!r}: {worst.fault}: "
+            f"autodiff {worst.autodiff:.10e}, central differences {worst.numeric:.10e}\n{report}"
         )
     return report
 
@@ -139,10 +143,13 @@ def check_gradients(
 def _leaf_report(
     path: str, slope: float, base: float, values: np.ndarray
 ) -> LeafReport:
-    h = np.array(STEPS)
+    is_usable = np.isfinite(values).all(axis=1)  # far away f may not be defined
+    h, values = np.array(STEPS)[is_usable], values[is_usable]
+    if len(h) < FEWEST:
+        raise ValueError(f"need f to be finite around {name_of(path)!r}, it is not")
     rounding = NOISE * max(abs(base), float(np.max(np.abs(values)))) / h
     central = (values[:, 0] - values[:, 1]) / (2 * h)
-    steadiest = int(np.nanargmin(np.abs(np.diff(central)) + rounding[1:])) + 1
+    steadiest = int(np.argmin(np.abs(np.diff(central)) + rounding[1:])) + 1
     numeric = float(central[steadiest])
     largest = max(abs(slope), abs(numeric))
     apart = max(abs(slope - numeric) - float(rounding[steadiest]), 0.0)
@@ -152,6 +159,7 @@ def _leaf_report(
     sides = np.maximum(sides - 2 * rounding, 0.0)
     kink = float(np.min(sides) / np.max(sides)) if np.max(sides) > 0 else 0.0
     error = apart / largest if largest > 0 else 0.0
+    error = error if np.isfinite(slope) else float("inf")
     return LeafReport(path, slope, numeric, error, order, kink)
 
 

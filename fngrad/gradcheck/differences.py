@@ -42,7 +42,8 @@ def finite_difference_gradient(
         ``coordinates`` an array of shape (k,), in their order.
 
     Raises:
-        TypeError: a leaf is no real float array, or f returns no real scalar.
+        TypeError: a leaf is no real float array, f returns no real scalar, or
+            coordinates that are no integers.
         ValueError: a step that is not positive, or a coordinate that is not there.
 
     Example:
@@ -61,9 +62,10 @@ def finite_difference_gradient(
         value = scalar_of(f)
         constants = numerics.as_double(args)
         every = jnp.arange(vector.size)
-        chosen = every if coordinates is None else jnp.asarray(coordinates)
+        chosen = every
         if coordinates is not None:
-            _check_coordinates(np.asarray(coordinates), vector.size)
+            chosen = numerics.integers("coordinates", np.asarray(coordinates))
+            _check_coordinates(np.asarray(chosen), vector.size)
 
         @jax.jit
         def slopes(vector: jax.Array, chosen: jax.Array, constants: Any) -> jax.Array:
@@ -90,16 +92,16 @@ def complex_step(
     made of analytic functions of the parameters: no abs, max, conj, comparisons.
 
     Args:
-        f: ``f(params, *args) -> loss``.
+        f: ``f(params, *args) -> loss`` or a tuple that begins with the loss.
         params: a tree of real float arrays.
         direction: $v$, shaped like params.
-        args: handed on.
+        args: handed on; floats are taken to float64.
         h: the imaginary step; it may be far below rounding.
 
     Raises:
-        TypeError: f returns a real number for complex parameters, so somewhere it
-            drops imaginary parts.
-        ValueError: a direction of another shape.
+        TypeError: a leaf is no real float array, f returns no scalar, or a real one
+            for complex parameters, so somewhere it drops imaginary parts.
+        ValueError: a direction of another shape, or a step that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,13 +115,17 @@ def complex_step(
         Squire and Trapp, Using complex variables to estimate derivatives of real
         functions, 1998, https://doi.org/10.1137/S003614459631241X.
     """
+    numerics.check_positive("h", h)
     check_params(params)
     _check_direction(params, direction)
     # Real data meet complex parameters in f.
     with numerics.double_precision(), jax.numpy_dtype_promotion("standard"):
         w, v = numerics.as_double((params, direction))
         moved = jax.tree.map(lambda x, d: x + 1j * h * d, w, v)
-        value = f(moved, *numerics.as_double(args))
+        out = f(moved, *numerics.as_double(args))
+        value = out[0] if isinstance(out, tuple) else out
+        if jnp.shape(value) != ():
+            raise TypeError(f"need f to return a scalar, got shape {jnp.shape(value)}")
         if not jnp.iscomplexobj(value):
             raise TypeError(
                 "need f to be analytic in its parameters, got a real value for "

@@ -65,8 +65,15 @@ def direction(w: Params, path: str | None, key: Key) -> Params:
 
 
 def slope_along(gradient: Params, v: Params) -> float:
-    """Return the slope along v; JAX's complex gradients are not conjugated."""
-    terms = jax.tree.map(lambda g, d: jnp.sum(jnp.real(g * d)), gradient, v)
+    """Return the slope along v; JAX's complex gradients are not conjugated.
+
+    Leaves in which v is zero say nothing, not even where their gradient is NaN.
+    """
+
+    def term(g: jax.Array, d: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(d == 0, 0, jnp.real(g * d)))
+
+    terms = jax.tree.map(term, gradient, v)
     return float(sum(jax.tree.leaves(terms)))
 
 
@@ -80,14 +87,19 @@ def observed_order(h: np.ndarray, errors: np.ndarray, noise: Any) -> float:
     return float(np.median(ratios / np.log(h[:-1][both] / h[1:][both])))
 
 
-def check_finite(value: float) -> None:
-    """Raise where f has no finite value, so no slope either.
+def check_finite(value: float, what: str = "f") -> None:
+    """Raise where f has no finite value, so no slope either, or no finite slope.
 
     Raises:
         ValueError: it has none.
     """
     if not np.isfinite(value):
-        raise ValueError(f"need a finite f at the parameters, got {value}")
+        raise ValueError(f"need a finite {what} at the parameters, got {value}")
+
+
+def name_of(path: str) -> str:
+    """Return a leaf's path as messages have it."""
+    return path or "(root)"
 
 
 def check_params(params: Params, *, complex_too: bool = False) -> None:
@@ -101,5 +113,5 @@ def check_params(params: Params, *, complex_too: bool = False) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), kind):
             raise TypeError(
                 f"need {'float or complex' if complex_too else 'real float'} "
-                f"parameters, got {jnp.result_type(leaf)} at {path!r}"
+                f"parameters, got {jnp.result_type(leaf)} at {name_of(path)!r}"
             )
