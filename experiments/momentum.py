@@ -39,7 +39,8 @@ from fngrad.landscapes import CATALOG, descend, quadratic, two_minima
 from fngrad.numerics import double_precision
 
 FAR, NEAR = 1e-100, 1e-200  # distances between which a rate is measured
-SHOWN = 120  # steps of the balls that are drawn
+SHOWN = {"gradient descent": ("C0", "s"), "heavy ball": ("C1", "o")}  # balls drawn
+SHOWN_STEPS = 120
 (GLOBAL,), (LOCAL,) = CATALOG["two_minima"].minima
 BARRIER = -(GLOBAL + LOCAL)  # the slope has no square term: its roots add up to zero
 
@@ -48,15 +49,16 @@ BARRIER = -(GLOBAL + LOCAL)  # the slope has no square term: its roots add up to
 class Config:
     """Which curvatures, learning rates and starts, and where the results go."""
 
+    # Largest over smallest curvature, where rates are measured; each above 1.
     kappas: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-    momentum: float = 0.9  # of the ball
-    shown_rate: float = 0.2  # effective, of the balls that are drawn
-    shown_start: float = -1.6
-    rates: tuple[float, float] = (0.03, 0.8)  # effective, of the sweep
-    starts: tuple[float, float] = (-1.8, -0.9)  # left of the local minimum
+    momentum: float = 0.9  # of the balls of heavy ball and Nesterov
+    shown_rate: float = 0.2  # effective learning rate of the balls that are drawn
+    shown_start: float = -1.6  # x where the balls that are drawn start
+    rates: tuple[float, float] = (0.03, 0.8)  # ends of the sweep's effective rates
+    starts: tuple[float, float] = (-1.8, -0.9)  # ends of the sweep's starts x
     grid: int = 61  # points along each side of the sweep
-    steps: int = 3000  # of a ball
-    runs: Path = Path("runs/momentum")
+    steps: int = 3000  # that each ball makes
+    runs: Path = Path("runs/momentum")  # where the run folder is made
 
 
 class Method(NamedTuple):
@@ -195,20 +197,21 @@ def draw_paths(curve: Any, time: Any, config: Config) -> None:
     heights = jax.vmap(two_minima)
     curve.plot(x, heights(jnp.asarray(x, jnp.float32)[:, None]), color="0.6", zorder=1)
     start = jnp.array(config.shown_start)
-    shown = {"gradient descent": ("C0", "s"), "heavy ball": ("C1", "o")}
-    for name, (color, marker) in shown.items():
+    for name, (color, marker) in SHOWN.items():
         path = roll(METHODS[name], config, config.shown_rate, start)
         height = np.asarray(heights(path[:, None]))
         curve.plot(path, height, marker, ms=5, color=color, alpha=0.5, label=name)
         curve.plot(path[-1], height[-1], marker, ms=13, color=color, mec="black")
-        time.plot(path[:SHOWN], color=color, marker=marker, ms=3)
+        time.plot(path[:SHOWN_STEPS], color=color, marker=marker, ms=3, label=name)
     curve.set(xlabel="x", ylabel="f(x)", title="on the curve (large: where they end)")
     curve.set_ylim(-1.1, 1.4)
     curve.legend()
     places = {"global minimum": GLOBAL, "barrier": BARRIER, "local minimum": LOCAL}
     for name, place in places.items():
         time.axhline(place, color="0.5", lw=0.8, ls=":")
-        time.text(SHOWN, place + 0.03, name, ha="right", color="0.3")
+        beside = time.get_yaxis_transform()  # x in widths of the panel
+        time.text(1.02, place, name, transform=beside, va="center", color="0.3")
+    time.legend(loc="upper left")
     time.set(xlabel="step", ylabel="x", title="step by step")
 
 
@@ -219,7 +222,8 @@ def draw_sweep(axis: Any, name: str, beyond: np.ndarray, config: Config) -> None
     if leaps(config).any():
         line = {"levels": [0.5], "colors": "C3", "linestyles": "--"}
         axis.contour(starts, rates, leaps(config), **line)
-    axis.plot(config.shown_start, config.shown_rate, "k*", ms=11)
+    if name in SHOWN:
+        axis.plot(config.shown_start, config.shown_rate, "k*", ms=11)
     axis.set(yscale="log", xlabel="start x", ylabel="effective learning rate")
     axis.set_title(f"{name}: {100 * beyond.mean():.0f} % get through")
 
@@ -233,7 +237,7 @@ def draw_ball(ends: dict[str, np.ndarray], config: Config) -> Any:
     draw_paths(curve, time, config)
     below.suptitle(
         "dark: the ball ends in the global minimum, pale: in the local one; star: the "
-        "balls above;\nabove the dashed line one plain gradient step leaps over the "
+        "ball drawn above;\nabove the dashed line one plain gradient step leaps over the "
         "barrier"
     )
     axes = below.subplots(1, len(ends))

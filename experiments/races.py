@@ -172,7 +172,7 @@ def make_lanes(problem: Problem, name: str, rules: Rules) -> Callable[..., Any]:
     def program(rates: jax.Array, seeds: jax.Array, data: Any, held_out: Any) -> Any:
         if name in SETTINGS:
             return jax.lax.map(
-                lambda lane: train(*lane, data, held_out), (rates, seeds)
+                lambda lane: train(lane[0], lane[1], data, held_out), (rates, seeds)
             )
         return jax.vmap(train, (0, 0, None, None))(rates, seeds, data, held_out)
 
