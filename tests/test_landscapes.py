@@ -127,6 +127,36 @@ def test_the_principal_plane_holds_a_flat_path():
         )
 
 
+def test_a_straight_path_has_a_plane_with_a_right_angle():
+    t = jnp.linspace(0.0, 1.0, 12) ** 2
+    along = jnp.tile(jnp.array([1.0, 2.0, -1.0, 0.5]), 10)
+    seen = landscapes.principal_plane(0.3 + t[:, None] * along[None])
+    u, v = seen.plane.u, seen.plane.v
+    np.testing.assert_allclose([u @ u, v @ v, u @ v], [1, 1, 0], atol=1e-5)
+    np.testing.assert_allclose(seen.coordinates[:, 1], 0.0, atol=1e-5)
+    lengths = (1 - t) * jnp.linalg.norm(along)
+    np.testing.assert_allclose(jnp.abs(seen.coordinates[:, 0]), lengths, atol=1e-5)
+
+
+def test_plains_and_places_without_a_value_can_be_drawn(tmp_path):
+    for f in (lambda x: 0.0 * jnp.sum(x), lambda x: jnp.log(x[0]) + x[1]):
+        figure = landscapes.plot(f, lower=(-1, 0), upper=(1, 1))
+        figure.savefig(tmp_path / "picture.png")
+
+
+def test_a_path_begins_with_a_square_and_ends_with_a_circle():
+    for f, lower in ((landscapes.two_minima, (-1,)), (landscapes.beale, (-1, -1))):
+        point = np.zeros(len(lower))
+        path = {"path": np.stack([point, point + 0.1])}
+        axis = landscapes.plot(f, path, lower=lower, upper=-point + 1).axes[0]
+        ends = {
+            line.get_marker(): line.get_xdata()[0]
+            for line in axis.get_lines()
+            if line.get_marker() in ("s", "o")
+        }
+        assert ends == {"s": 0.0, "o": 0.1}
+
+
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_landscape_can_be_drawn_with_a_path(tmp_path, name):
     place = CATALOG[name]

@@ -27,8 +27,9 @@ def plot(
 ) -> Any:
     """Draw a function of one or two coordinates, with paths on it.
 
-    A path begins with a square and ends with a circle. Levels are even in the
-    logarithm of the height over the lowest point seen.
+    A path begins with a square and ends with a circle. With two coordinates levels are
+    even in the logarithm of the height over the lowest point seen; what is not finite
+    stays blank.
 
     Args:
         f: a point of shape (1,) or (2,) -> a scalar.
@@ -46,7 +47,7 @@ def plot(
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
         ValueError: the region has not one or two coordinates, or is empty.
     """
-    low, high = np.atleast_1d(lower), np.atleast_1d(upper)
+    low, high = (np.atleast_1d(np.asarray(c, float)) for c in (lower, upper))
     if low.shape not in ((1,), (2,)) or low.shape != high.shape or np.any(low >= high):
         raise ValueError(
             f"need lower < upper with one or two coordinates, got {lower=} {upper=}"
@@ -84,7 +85,9 @@ def _draw_curve(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
     axis.plot(x, jax.vmap(f)(x[:, None]), color="0.6", zorder=1)
     for label, path in paths.items():
         values = jax.vmap(f)(jnp.asarray(path))
-        axis.plot(np.asarray(path)[:, 0], values, "o-", ms=3, lw=1, label=label)
+        points = np.stack([np.asarray(path)[:, 0], np.asarray(values)], axis=1)
+        (line,) = axis.plot(*points.T, ".-", ms=5, lw=1, label=label)
+        _mark_ends(axis, points, line.get_color())
     axis.set(ylabel="f", xlim=(low[0], high[0]))
 
 
@@ -94,7 +97,9 @@ def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
     values = np.asarray(jax.vmap(jax.vmap(f))(grid))
     # Values span many orders of magnitude: levels are even in the logarithm of the
     # height over the lowest point seen.
-    height = np.log10(values - values.min() + 1e-3 * np.ptp(values))
+    values = np.ma.masked_invalid(values)
+    spread = values.max() - values.min()
+    height = np.ma.log10(values - values.min() + 1e-3 * (spread or 1.0))
     filled = axis.contourf(x, y, height, LEVELS, cmap="Blues_r", alpha=0.8)
     axis.figure.colorbar(filled, ax=axis, label="log10 of the height, dark is low")
     axis.contour(x, y, height, LEVELS, colors="0.4", linewidths=0.3)
@@ -103,6 +108,10 @@ def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
         points = np.asarray(path)
         color = colors[i % len(colors)]
         axis.plot(*points.T, "-", lw=1.4, color=color, label=label, zorder=2)
-        axis.plot(*points[0], "s", ms=4, color=color, mec="black", zorder=3)
-        axis.plot(*points[-1], "o", ms=6, color=color, mec="black", zorder=3)
+        _mark_ends(axis, points, color)
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+
+
+def _mark_ends(axis: Any, points: np.ndarray, color: Any) -> None:
+    axis.plot(*points[0], "s", ms=4, color=color, mec="black", zorder=3)
+    axis.plot(*points[-1], "o", ms=6, color=color, mec="black", zorder=3)

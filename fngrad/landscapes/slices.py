@@ -29,7 +29,7 @@ class Plane(NamedTuple):
 class Trajectory(NamedTuple):
     """Parameters visited, seen in the plane of their principal directions."""
 
-    plane: Plane  # through the last point; u and v have length one
+    plane: Plane  # through the last point; u, v orthogonal, of length one (or zero)
     coordinates: jax.Array  # (a, b) of every point, shape (points, 2)
     explained: jax.Array  # share of the variance along u and v, shape (2,)
 
@@ -112,20 +112,30 @@ def principal_plane(visited: Params) -> Trajectory:
     gaps = rows - rows[-1:]
     centred = gaps - jnp.mean(gaps, axis=0, keepdims=True)
     # Rows are few and long: the small Gram matrix has the same principal directions.
-    variances, weights = jnp.linalg.eigh(centred @ centred.T)
-    directions = weights[:, :-3:-1].T @ centred
-    norms = jnp.linalg.norm(directions, axis=1, keepdims=True)
-    directions = numerics.divide(directions, jnp.broadcast_to(norms, directions.shape))
+    gram = jnp.matmul(centred, centred.T, precision="highest")
+    variances, weights = jnp.linalg.eigh(gram)
+    first, second = jnp.matmul(weights[:, :-3:-1].T, centred, precision="highest")
+    first = _unit(first)
+    # On a straight path the second is rounding, most of it along the first.
+    for _ in range(2):
+        second = _unit(second)
+        second = second - jnp.vdot(first, second, precision="highest") * first
+    directions = jnp.stack([first, _unit(second)])
     total = jnp.sum(jnp.maximum(variances, 0))
     explained = numerics.divide(jnp.maximum(variances[:-3:-1], 0), total)
     u, v = (restore(direction) for direction in directions)
-    return Trajectory(Plane(last, u, v), gaps @ directions.T, explained)
+    coordinates = jnp.matmul(gaps, directions.T, precision="highest")
+    return Trajectory(Plane(last, u, v), coordinates, explained)
 
 
 def _along(origin: Params, *terms: tuple[jax.Array, Params]) -> Params:
     for factor, direction in terms:
         origin = tree.add(origin, tree.scale(factor, direction))
     return origin
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return numerics.divide(x, jnp.broadcast_to(tree.norm(x), x.shape))
 
 
 def _filter_norms(w: jax.Array) -> jax.Array:
