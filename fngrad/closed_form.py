@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.types import Scalar, Tree
 
 
@@ -44,7 +45,7 @@ def linear_regression(
       \quad X = U S V^\top$$
 
     Args:
-        x: shape (examples, features).
+        x: shape (examples, features), float32 or float64.
         y: shape (examples,) or (examples, outputs).
         ridge: $\lambda$ >= 0, in squared units of x.
         intercept: whether to fit $b$.
@@ -57,6 +58,7 @@ def linear_regression(
 
     Raises:
         ValueError: a negative ridge, an unknown method, or shapes that do not fit.
+        TypeError: x of integers, or of complex numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,18 +75,21 @@ def linear_regression(
     numerics.check_number("ridge", ridge, low=0.0)
     if method not in ("svd", "normal"):
         raise ValueError(f'need method="svd" or "normal", got {method=}')
+    x, y = jnp.asarray(x), jnp.asarray(y)
     if x.ndim != 2 or y.ndim not in (1, 2) or y.shape[0] != x.shape[0]:
         raise ValueError(
             "need x of shape (examples, features) and y of shape (examples,) or "
             f"(examples, outputs), got {x.shape} and {y.shape}"
         )
-    targets = y.reshape(y.shape[0], -1)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"need x of real floats, got {x.dtype}")
+    targets = y.astype(x.dtype).reshape(y.shape[0], -1)
     x_mean = jnp.mean(x, axis=0) if intercept else jnp.zeros_like(x[0])
     y_mean = jnp.mean(targets, axis=0) if intercept else jnp.zeros_like(targets[0])
     centred_x, centred_y = x - x_mean[None], targets - y_mean[None]
     solve = _solve_normal if method == "normal" else _solve_svd
     weights, condition = solve(centred_x, centred_y, jnp.asarray(ridge, x.dtype))
-    offset = y_mean - x_mean @ weights
+    offset = y_mean - _product(x_mean, weights)
     return LinearFit(
         weights.reshape(x.shape[1], *y.shape[1:]),
         offset.reshape(y.shape[1:]),
@@ -120,6 +125,7 @@ def newton(
 
     Raises:
         ValueError: a negative damping or number of steps.
+        TypeError: a leaf is no real float array, or f returns no scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,6 +137,11 @@ def newton(
     numerics.check_number("damping", damping, low=0.0)
     if num_steps < 0:
         raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    for path, leaf in tree.leaf_paths(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"need real float parameters, got {jnp.result_type(leaf)} at {path!r}"
+            )
     start, restore = ravel_pytree(params)
 
     def value(vector: jax.Array) -> jax.Array:
@@ -150,13 +161,17 @@ def newton(
     return restore(vector), history
 
 
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, precision="highest")  # not an accelerator's half
+
+
 def _solve_normal(
     x: jax.Array, y: jax.Array, ridge: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    gram = x.T @ x + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
+    gram = _product(x.T, x) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
     factor = jax.scipy.linalg.cho_factor(gram)
     spectrum = jnp.linalg.eigvalsh(gram)
-    weights = jax.scipy.linalg.cho_solve(factor, x.T @ y)
+    weights = jax.scipy.linalg.cho_solve(factor, _product(x.T, y))
     return weights, spectrum[-1] / jnp.maximum(spectrum[0], 0.0)
 
 
@@ -168,4 +183,5 @@ def _solve_svd(
     cut = jnp.finfo(x.dtype).eps * max(x.shape) * s[0]
     kept = jnp.where(s > cut, s, 0.0)
     shrunk = numerics.divide(kept, kept**2 + ridge)
-    return vt.T @ (shrunk[:, None] * (u.T @ y)), s[0] / s[-1]
+    weights = _product(vt.T, shrunk[:, None] * _product(u.T, y))
+    return weights, s[0] / s[-1]

@@ -98,6 +98,21 @@ def test_bad_input_is_refused(arguments, message):
         linear_regression(jnp.ones((3, 1)), **arguments)
 
 
+def test_integer_targets_are_fitted_in_the_dtype_of_x():
+    x = jnp.array([[0.0], [1.0], [2.0]])
+    fit = linear_regression(x, jnp.array([1, 3, 5]), ridge=2.0)
+    np.testing.assert_allclose(fit.weights, [1.0], rtol=1e-6)  # 4 / (2 + 2)
+    assert fit.weights.dtype == fit.intercept.dtype == x.dtype
+
+
+def test_integers_are_refused_where_floats_are_needed():
+    with pytest.raises(TypeError, match="need x of real floats, got int32"):
+        linear_regression(jnp.ones((3, 1), jnp.int32), jnp.ones(3))
+    params = {"a": jnp.arange(2), "b": jnp.ones(2)}
+    with pytest.raises(TypeError, match="got int32 at 'a'"):
+        newton(lambda p: jnp.sum(p["b"] ** 2), params)
+
+
 def test_a_negative_number_of_steps_is_refused():
     with pytest.raises(ValueError, match="need num_steps >= 0"):
         newton(jnp.sum, jnp.ones(2), num_steps=-1)
