@@ -12,11 +12,13 @@ Each product with a Jacobian costs about as much as the layer itself, and no Jac
 is ever built. `jax.grad` does the same, on primitives instead of layers.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fngrad.tree as tree
 from fngrad.types import Params
@@ -112,10 +114,13 @@ def gradient_norms(seen: Backpropagation) -> GradientNorms:
         >>> print(gradient_norms(seen).signals)
         [0.125 0.25  0.5   1.   ]
     """
-    return GradientNorms(
-        jnp.stack([_norm(signal) for signal in seen.signals]),
-        jnp.stack([_norm(gradient) for gradient in seen.gradients]),
-    )
+    return GradientNorms(_norms(seen.signals), _norms(seen.gradients))
+
+
+def _norms(parts: tuple[Any, ...]) -> jax.Array:
+    norms = [_norm(part) for part in parts]
+    dtype = functools.reduce(np.promote_types, (n.dtype for n in norms), np.float32)
+    return jnp.array([norm.astype(dtype) for norm in norms], dtype)
 
 
 def _norm(a: Any) -> jax.Array:
@@ -125,6 +130,8 @@ def _norm(a: Any) -> jax.Array:
 
 
 def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, jax.Array):
+        raise TypeError(f"need a real scalar loss, got {type(loss).__name__}")
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise TypeError(
             f"need a real scalar loss, got shape {loss.shape} and dtype {loss.dtype}"

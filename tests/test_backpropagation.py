@@ -90,6 +90,15 @@ def test_tokens_have_no_signal_and_no_norm():
     assert norms.gradients[0] > 0
 
 
+def test_norms_of_layers_without_parameters_stand_beside_float64(x64):
+    seen = backprop(
+        [lambda w, x: w * x, lambda w, x: x**2], [jnp.ones(2), ()], jnp.ones(2), jnp.sum
+    )
+    norms = gradient_norms(seen)
+    assert norms.gradients.dtype == jnp.float64
+    np.testing.assert_allclose(norms.gradients, [8**0.5, 0.0], rtol=1e-12)
+
+
 @pytest.mark.parametrize(("scale", "vanishes"), [(0.5, True), (3.0, False)])
 def test_the_norms_show_vanishing_and_exploding(scale, vanishes):
     # Linear layers: the signal's norm is multiplied by about `scale` in each.
@@ -106,6 +115,11 @@ def test_the_norms_show_vanishing_and_exploding(scale, vanishes):
     [
         (lambda: backprop([dense], [], X, loss_fn), ValueError, "params for each"),
         (lambda: backprop([], [], X, lambda h: h), TypeError, "need a real scalar"),
+        (
+            lambda: backprop([], [], X, lambda h: (jnp.sum(h), h)),
+            TypeError,
+            "need a real scalar loss, got tuple",
+        ),
         (lambda: backprop([dense], {"a": 1}, X, loss_fn), TypeError, "got dict"),
     ],
 )
