@@ -45,11 +45,11 @@ SETTINGS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
 class Config:
     """How deep, how often, what to show, and where the results go."""
 
-    depth: int = 40
+    depth: int = 40  # layers
     shown: tuple[int, ...] = (5, 10, 20, 39)  # layers passed, in the table
-    seeds: int = 5
-    examples: int = 128
-    runs: Path = Path("runs/backpropagation")
+    seeds: int = 5  # draws of the weights
+    examples: int = 128  # that the networks see
+    runs: Path = Path("runs/backpropagation")  # where the run folder is made
 
 
 def make_layers(depth: int, activation: Any) -> list[Callable[[Any, Any], Any]]:

@@ -53,17 +53,17 @@ class Config:
     """Batch sizes, learning rates, how long, how often, and where it all goes."""
 
     target: float = 0.1  # nats, of the loss on all training examples
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    full_steps: int = 200
-    mini_steps: int = 1000
-    single_steps: int = 6000
-    mini_batch: int = 64
-    seeds: int = 3
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates
+    full_steps: int = 200  # with the full batch
+    mini_steps: int = 1000  # with mini-batches
+    single_steps: int = 6000  # with single examples
+    mini_batch: int = 64  # examples in a mini-batch
+    seeds: int = 3  # runs at each batch size and learning rate
     repeats: int = 5  # of the timing
     noise_every: int = 100  # steps between two looks at the gradient noise scale
-    noise_looks: int = 5
+    noise_looks: int = 5  # at the gradient noise scale, after the first
     floors: Floors = dataclasses.field(default_factory=Floors)
-    runs: Path = Path("runs/batch_sizes")
+    runs: Path = Path("runs/batch_sizes")  # where the run folder is made
 
 
 class Size(NamedTuple):

@@ -39,12 +39,12 @@ from fngrad.numerics import double_precision
 class Config:
     """How long, how large, and where the results go."""
 
-    steps: int = 3000
+    steps: int = 3000  # of each descent
     sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # parameters, timed
     features: tuple[int, ...] = (10, 20, 50, 100, 200, 400)  # parameters, conditioned
-    examples: int = 4096
-    repeats: int = 3
-    runs: Path = Path("runs/closed_form_or_descent")
+    examples: int = 4096  # of the random data that are timed
+    repeats: int = 3  # of the timing
+    runs: Path = Path("runs/closed_form_or_descent")  # where the run folder is made
 
 
 class Descent(NamedTuple):

@@ -44,8 +44,8 @@ class Config(races.Rules):
     """The rules of the race, how long the paths are, and where the results go."""
 
     optimizers: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adagrad", "adam")
-    path_steps: int = 500
-    runs: Path = Path("runs/compare_optimizers")
+    path_steps: int = 500  # of the paths that are drawn
+    runs: Path = Path("runs/compare_optimizers")  # where the run folder is made
 
 
 def sign_test(a: np.ndarray, b: np.ndarray) -> float:

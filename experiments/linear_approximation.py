@@ -35,9 +35,9 @@ POINT_1D, POINT_2D = (-1.3,), (-1.0, 3.0)
 class Config:
     """How much data the network sees, and where the results go."""
 
-    examples: int = 128
-    seed: int = 0
-    runs: Path = Path("runs/linear_approximation")
+    examples: int = 128  # that the network sees
+    seed: int = 0  # of the weights and of the directions
+    runs: Path = Path("runs/linear_approximation")  # where the run folder is made
 
 
 def network(config: Config) -> tuple[Callable[..., jax.Array], Any, Any]:

@@ -211,7 +211,7 @@ def draw_paths(curve: Any, time: Any, config: Config) -> None:
         time.axhline(place, color="0.5", lw=0.8, ls=":")
         beside = time.get_yaxis_transform()  # x in widths of the panel
         time.text(1.02, place, name, transform=beside, va="center", color="0.3")
-    time.legend(loc="upper left")
+    time.legend(loc="lower right")
     time.set(xlabel="step", ylabel="x", title="step by step")
 
 
@@ -236,9 +236,9 @@ def draw_ball(ends: dict[str, np.ndarray], config: Config) -> Any:
     curve, time = above.subplots(1, 2)
     draw_paths(curve, time, config)
     below.suptitle(
-        "dark: the ball ends in the global minimum, pale: in the local one; star: the "
-        "ball drawn above;\nabove the dashed line one plain gradient step leaps over the "
-        "barrier"
+        "dark: the ball ends in the global minimum, pale: in the local one; "
+        "star: the ball drawn above;\n"
+        "above the dashed line one plain gradient step leaps over the barrier"
     )
     axes = below.subplots(1, len(ends))
     for axis, (name, beyond) in zip(axes, ends.items(), strict=True):

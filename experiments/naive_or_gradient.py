@@ -37,11 +37,11 @@ from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 class Config:
     """How large, how often, and where the results go."""
 
-    hidden: tuple[int, ...] = (1, 4, 13, 42, 133, 421, 1333)  # 85 to 99,985 weights
+    hidden: tuple[int, ...] = (1, 4, 13, 42, 133, 421, 1333)  # h: 85 to 99,985 weights
     sample: int = 100  # how many weights are perturbed at most
-    examples: int = 512
-    repeats: int = 5
-    runs: Path = Path("runs/naive_or_gradient")
+    examples: int = 512  # that the network sees
+    repeats: int = 5  # of the timing
+    runs: Path = Path("runs/naive_or_gradient")  # where the run folder is made
 
 
 class Cost(NamedTuple):

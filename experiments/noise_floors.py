@@ -20,10 +20,10 @@ from experiments.outputs import new_figure, table
 class Floors:
     """Where floors are measured, and how long."""
 
-    batches: tuple[int, ...] = (1, 8, 64)
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    steps: int = 20000  # the first half is not measured
-    seeds: int = 32
+    batches: tuple[int, ...] = (1, 8, 64)  # batch sizes
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03)  # learning rates
+    steps: int = 20000  # of a run; the first half is not measured
+    seeds: int = 32  # runs at each batch size and learning rate
 
 
 class Floor(NamedTuple):
@@ -148,11 +148,11 @@ def draw_floors(rows: list[Floor]) -> Any:
     for style, label in {
         "--": "theory: noise of constant covariance",
         "-": "theory: random curvature too",
-        "x": "measured: in epochs, without",
+        "x": "measured: in epochs, without replacement",
     }.items():
         axis.plot([], [], style, color="0.4", label=label)
     axis.set(xscale="log", yscale="log", xlabel="learning rate")
-    axis.set_ylabel("stationary loss above the minimum")
+    axis.set_ylabel("stationary loss above the minimum (squared deviations of y)")
     axis.set_title("linear regression, points: measured, with three standard errors")
     axis.grid(alpha=0.3)
     axis.legend()

@@ -69,10 +69,10 @@ class Rates:
 class Config:
     """What is searched, what counts as critical, who escapes, and where it goes."""
 
-    hidden: int = 4
-    examples: int = 200
-    decay: float = 1e-3
-    trajectories: int = 48
+    hidden: int = 4  # units
+    examples: int = 200  # that the network sees
+    decay: float = 1e-3  # the loss has half of it times the squared weights
+    trajectories: int = 48  # along which searches begin
     points: int = 8  # along each trajectory
     steps: int = 2000  # of a trajectory
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
@@ -80,9 +80,9 @@ class Config:
     distances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)  # from the saddle
     drop: float = 0.05  # nats by which the loss must fall
     directions: int = 5  # random ones in which the escapes begin
-    escape_steps: int = 1000
-    seed: int = 0
-    runs: Path = Path("runs/saddle_points")
+    escape_steps: int = 1000  # of an escape, at most
+    seed: int = 0  # of the trajectories and of the directions
+    runs: Path = Path("runs/saddle_points")  # where the run folder is made
 
 
 OPTIMIZERS: dict[str, Callable[[Any], fg.Transform]] = {
@@ -248,6 +248,7 @@ def draw_escape(escapes: dict[str, Escape], config: Config) -> Any:
     over_steps.axhline(-config.drop, color="0.5", ls=":")
     over_steps.set(xscale="log", xlabel="step", ylabel="loss above the saddle's (nats)")
     over_steps.set_title(f"started {config.distances[-1]:g} from the saddle")
+    over_steps.legend()
     over_distance.set(xscale="log", xlabel="distance from the saddle at the start")
     over_distance.set(ylabel=f"steps until the loss is {config.drop:g} nats lower")
     over_distance.invert_xaxis()

@@ -32,11 +32,11 @@ from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 class Config:
     """How long, how fast, and where the results go."""
 
-    steps: int = 400
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    seed: int = 0
-    runs: Path = Path("runs/training_loop")
+    steps: int = 400  # of each loop
+    batch_size: int = 64  # examples in a batch
+    learning_rate: float = 0.1  # how far a weight moves for a slope of one
+    seed: int = 0  # of the weights and of the order of the examples
+    runs: Path = Path("runs/training_loop")  # where the run folder is made
 
 
 class Trace(NamedTuple):

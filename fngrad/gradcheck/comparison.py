@@ -135,7 +135,8 @@ def check_gradients(
         worst = report.worst
         raise ValueError(
             f"need equal slopes, got at {name_of(worst.path)!r}: {worst.fault}: "
-            f"autodiff {worst.autodiff:.10e}, central differences {worst.numeric:.10e}\n{report}"
+            f"autodiff {worst.autodiff:.10e}, central differences "
+            f"{worst.numeric:.10e}\n{report}"
         )
     return report
 
