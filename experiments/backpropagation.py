@@ -144,6 +144,8 @@ def draw(factors: dict[str, np.ndarray]) -> Any:
 
 def main(config: Config) -> dict[str, Any]:
     """Check the bits, measure every setting, print the table."""
+    if max(config.shown) >= config.depth:
+        raise SystemExit(f"need shown < depth, got {config.shown} and {config.depth}")
     train = fg.data.digits().train
     batch = jax.tree.map(lambda x: jnp.asarray(x[: config.examples]), train)
     folder = new_folder(config)

@@ -43,6 +43,7 @@ LEVEL = 0.05
 class Config(races.Rules):
     """The rules of the race, how long the paths are, and where the results go."""
 
+    # By their names; paths are drawn of these five.
     optimizers: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adagrad", "adam")
     path_steps: int = 500  # of the paths that are drawn
     runs: Path = Path("runs/compare_optimizers")  # where the run folder is made

@@ -283,6 +283,8 @@ def report_balls(ends: dict[str, np.ndarray], config: Config) -> dict[str, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Measure the rates, roll the balls, print both tables, draw both pictures."""
+    if min(config.kappas) <= 1:
+        raise SystemExit(f"need kappas above 1, got {config.kappas}")
     folder = new_folder(config)
     found = {name: measure_rates(m, config.kappas) for name, m in METHODS.items()}
     ends = {name: sweep(method, config) for name, method in METHODS.items()}

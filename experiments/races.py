@@ -32,11 +32,11 @@ RATES = tuple(float(f"{10.0**exponent:.1g}") for exponent in np.arange(-4, 2.5, 
 class Rules:
     """Who runs, how often and how long."""
 
-    optimizers: tuple[str, ...] = tuple(fg.REGISTRY)
-    rates: tuple[float, ...] = RATES
+    optimizers: tuple[str, ...] = tuple(fg.REGISTRY)  # by their names
+    rates: tuple[float, ...] = RATES  # learning rates to choose from
     seeds: int = 20  # reported; also how many runs one compiled program trains
     tuning_seeds: int = 5  # for the choice of the learning rate
-    steps: int = 400
+    steps: int = 400  # of a run, at most
     every: int = 5  # steps from one look at the validation loss to the next
 
 

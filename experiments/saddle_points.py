@@ -58,11 +58,11 @@ from fngrad.numerics import double_precision
 class Rates:
     """Learning rates, each used as it is commonly."""
 
-    sgd: float = 0.1
-    momentum: float = 0.1
-    nesterov: float = 0.1
-    rmsprop: float = 1e-3
-    adam: float = 1e-3
+    sgd: float = 0.1  # of gradient descent
+    momentum: float = 0.1  # of the heavy ball, momentum 0.9
+    nesterov: float = 0.1  # of Nesterov's method, momentum 0.9
+    rmsprop: float = 1e-3  # of RMSProp
+    adam: float = 1e-3  # of Adam
 
 
 @dataclasses.dataclass(frozen=True)

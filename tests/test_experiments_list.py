@@ -1,11 +1,14 @@
 """``python -m experiments`` lists every experiment and runs any of them."""
 
+import ast
 import importlib
 import sys
 
 import pytest
 
 import experiments.__main__ as command
+import experiments.backpropagation as backpropagation
+import experiments.momentum as momentum
 
 
 def test_every_experiment_states_its_claim_and_command():
@@ -47,6 +50,48 @@ def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "python -m experiments.digits" in shown
     assert "--optimizers" in shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backpropagation",
+        "batch_sizes",
+        "closed_form_or_descent",
+        "compare_optimizers",
+        "critical_points",
+        "linear_approximation",
+        "momentum",
+        "naive_or_gradient",
+        "noise_floors",
+        "races",
+        "saddle_points",
+        "training_loop",
+    ],
+)
+def test_every_option_has_the_comment_that_its_help_shows(name):
+    source = (command.FOLDER / f"{name}.py").read_text()
+    lines = source.splitlines()
+    options = [
+        field
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.decorator_list
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+    ]
+    assert options
+    for field in options:
+        before, line = lines[field.lineno - 2].strip(), lines[field.end_lineno - 1]
+        is_nested = "default_factory" in line or line.endswith("Rates()")
+        assert is_nested or "  # " in line or before.startswith("# "), line
+
+
+def test_settings_that_show_nothing_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="need shown < depth"):
+        backpropagation.main(backpropagation.Config(depth=20, runs=tmp_path))
+    with pytest.raises(SystemExit, match="need kappas above 1"):
+        momentum.main(momentum.Config(kappas=(1.0, 3.0), runs=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_name_is_told_the_known_ones():
