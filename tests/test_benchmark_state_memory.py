@@ -1,8 +1,11 @@
 """The benchmark of the state's memory holds what it claims, at a small size."""
 
+import pytest
+
 import experiments.benchmarks.state_memory as state_memory
 
 
+@pytest.mark.slow
 def test_state_and_peak_shrink_and_the_table_says_so(capsys):
     config = state_memory.Config(width=128, depth=8, batch_size=4, repeats=1)
     sizes = state_memory.main(config)

@@ -88,6 +88,7 @@ def test_signals_vanish_explode_or_keep_their_size(tmp_path, capsys):
             assert 0.2 < late < 5
 
 
+@pytest.mark.slow
 def test_descent_ends_where_the_closed_form_is(tmp_path, capsys):
     config = closed_form_or_descent.Config(
         steps=2000,

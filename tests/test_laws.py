@@ -29,8 +29,6 @@ from fngrad.transforms.moments import (
     trace,
 )
 from fngrad.transforms.noise import add_noise
-from fngrad.transforms.quantize import quantize_state
-from fngrad.transforms.rounding import stochastic_round
 from fngrad.transforms.scaling import (
     scale,
     scale_by_learning_rate,
@@ -68,8 +66,6 @@ TRANSFORMS = {
     "named": named("slow", chain(clip(0.5), trace(0.99))),
     "tunable": tunable(rmsprop, learning_rate=0.1, momentum=0.9),
     "chain": chain(clip_by_global_norm(1.0), rmsprop(falling, centered=True)),
-    "quantize_state": quantize_state(adam(0.1), block_size=4, min_size=0),
-    "stochastic_round": stochastic_round(0),
 }
 OPTIMIZERS = {name: factory(0.1) for name, factory in REGISTRY.items()}
 

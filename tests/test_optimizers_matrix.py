@@ -346,7 +346,11 @@ def test_a_tree_of_bools_says_what_decays_under_muon():
         ("shampoo", {"b2": 1.5}, "need 0.0 <= b2 <= 1.0"),
         ("shampoo", {"eps": -1.0}, "need 0.0 <= eps"),
         ("shampoo", {"exponent": -0.5}, "need 0.0 <= exponent"),
-        ("shampoo", {"update_every": 0}, "need an int update_every >= 1, got update_every=0"),
+        (
+            "shampoo",
+            {"update_every": 0},
+            "need an int update_every >= 1, got update_every=0",
+        ),
         ("shampoo", {"graft": "adam"}, r"need a graft in \(None, 'sgd'.*'adam'"),
         ("shampoo", {"momentum": 1.5}, "<= momentum <= 1.0"),
         ("shampoo", {"nesterov": True}, "need a momentum to look ahead"),
@@ -354,7 +358,11 @@ def test_a_tree_of_bools_says_what_decays_under_muon():
         ("soap", {"b2": -0.1}, "need 0.0 <= b2"),
         ("soap", {"shampoo_beta": 1.0}, "need shampoo_beta < 1"),
         ("soap", {"eps": -1e-8}, "need 0.0 <= eps"),
-        ("soap", {"precondition_frequency": 0}, "need an int precondition_frequency >= 1"),
+        (
+            "soap",
+            {"precondition_frequency": 0},
+            "need an int precondition_frequency >= 1",
+        ),
     ],
     ids=case_id,
 )
