@@ -81,7 +81,10 @@ def test_every_option_has_the_comment_that_its_help_shows(name):
     ]
     assert options
     for field in options:
-        before, line = lines[field.lineno - 2].strip(), lines[field.end_lineno - 1]
+        before, line = (
+            lines[field.lineno - 2].strip(),
+            lines[(field.end_lineno or field.lineno) - 1],
+        )
         is_nested = "default_factory" in line or line.endswith("Rates()")
         assert is_nested or "  # " in line or before.startswith("# "), line
 

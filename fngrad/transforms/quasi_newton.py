@@ -109,7 +109,8 @@ def _take_pair(
     return ScaleByLbfgsState(
         state.step,
         jnp.where(is_pair, numerics.next_step(state.pairs), state.pairs),
-        *jax.tree.map(jnp.copy, (params, gradient)),  # a state is donated, they are not
+        jax.tree.map(jnp.copy, params),  # a state is donated, these are not
+        jax.tree.map(jnp.copy, gradient),
         jax.tree.map(put, state.s, s),
         jax.tree.map(put, state.y, y),
         put(state.inverse_products, inverse),
