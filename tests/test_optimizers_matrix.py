@@ -72,7 +72,7 @@ ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
         "max_size": ({}, 1024, 2),
         "momentum": ({}, None, 0.9),
         "nesterov": ({"momentum": 0.9}, False, True),
-        "full_vectors": ({"eps": 1e-2}, False, True),
+        "full_vectors": ({"eps": 1e-5}, False, True),
         "exponent": ({"eps": 1e-2}, 0.25, 0.1),
         "bias_correction": ({"b2": 0.9}, True, False),
         "graft": ({}, None, "sgd"),
