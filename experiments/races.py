@@ -255,7 +255,8 @@ def draw(results: dict[str, dict[str, Row]], rules: Rules) -> Any:
         names = ranking(rows)[::-1]
         # What never arrives is drawn at the right edge, hollow.
         quartiles = np.array([rows[n].quartiles for n in names])
-        shown = np.minimum(quartiles, 1.1 * rules.steps)
+        end = rules.steps if np.isinf(quartiles).any() else np.max(quartiles)
+        shown = np.minimum(quartiles, 1.1 * end)
         places = np.arange(len(names))
         axis.hlines(places, shown[:, 0], shown[:, 2], color="tab:blue", alpha=0.5, lw=4)
         arrived = np.isfinite(quartiles[:, 1])
@@ -264,8 +265,8 @@ def draw(results: dict[str, dict[str, Row]], rules: Rules) -> Any:
             shown[~arrived, 1], places[~arrived], "o", color="tab:red", mfc="none"
         )
         axis.set_yticks(places, names)
-        axis.set_xlim(0, 1.15 * rules.steps)
-        axis.set_xlabel("steps to the target: median and quartiles (red: never)")
+        axis.set_xlim(0, 1.15 * end)
+        axis.set_xlabel("steps: median and quartiles (red: never)")
         axis.set_title(name)
         axis.grid(axis="x", alpha=0.3)
     return figure
