@@ -136,8 +136,8 @@ def scale_by_block_norm(
 
         def normalize(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
             nu = tree.average(beta_2, nu, jnp.sum(tree.abs_square(g)))
-            share = divide_by_root(jnp.ones_like(nu), nu, inside, outside)
-            return numerics.scaled(share, g), nu
+            square = jnp.broadcast_to(nu, g.shape)
+            return divide_by_root(g, square, inside, outside), nu
 
         new_updates, nu = leaves.map_leaves(normalize, updates, state.nu, outputs=2)
         return new_updates, ScaleByBlockNormState(numerics.next_step(state.step), nu)
