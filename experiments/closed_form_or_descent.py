@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad as fg
-from experiments.benchmarks.timing import interleave, seconds
+from experiments.benchmarks.timing import exponent, interleave, seconds
 from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 from fngrad.numerics import double_precision
 
@@ -150,12 +150,6 @@ def condition(x: np.ndarray, y: np.ndarray, features: int) -> Conditioning:
     got = hidden @ np.asarray(rough.weights, np.float64)
     gap = np.linalg.norm(got - want) / np.linalg.norm(want)
     return Conditioning(features, size, float(gap))
-
-
-def exponent(sizes: list[int], times: list[float]) -> float:
-    """Fit times = c * sizes**p over the larger half, where overheads are small."""
-    half = len(sizes) // 2
-    return float(np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0])
 
 
 def draw(

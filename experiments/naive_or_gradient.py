@@ -29,7 +29,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import fngrad as fg
-from experiments.benchmarks.timing import interleave, seconds
+from experiments.benchmarks.timing import exponent, interleave, seconds
 from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 
 
@@ -114,12 +114,6 @@ def measure(hidden: int, batch: Any, config: Config) -> Cost:
     )
 
 
-def exponent(weights: np.ndarray, times: np.ndarray) -> float:
-    """Fit times = c * weights**p over the larger half, where overheads are small."""
-    half = len(weights) // 2
-    return float(np.polyfit(np.log(weights[half:]), np.log(times[half:]), 1)[0])
-
-
 def draw(costs: list[Cost], exponents: dict[str, float]) -> Any:
     """Draw time against the number of weights, and the ratio."""
     figure = new_figure(11, 4.5)
@@ -149,9 +143,9 @@ def main(config: Config) -> dict[str, Any]:
     batch = jax.tree.map(lambda x: jnp.asarray(x[: config.examples]), train)
     folder = new_folder(config)
     costs = [measure(hidden, batch, config) for hidden in config.hidden]
-    weights = np.array([cost.weights for cost in costs])
+    weights = [cost.weights for cost in costs]
     exponents = {
-        name: exponent(weights, np.array([getattr(c, name) for c in costs]))
+        name: exponent(weights, [getattr(c, name) for c in costs])
         for name in ("naive", "gradient")
     }
     head = ["weights", "perturbed", "forward", "gradient", "one at a time", "ratio"]

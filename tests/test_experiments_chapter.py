@@ -59,7 +59,7 @@ def test_both_ways_to_the_slopes_agree_and_are_timed(tmp_path, capsys):
 def test_an_exponent_is_fitted_to_the_larger_half():
     n = np.array([1.0, 10.0, 100.0, 1000.0, 10000.0])
     times = 1e-3 + 1e-5 * n**2
-    fitted = naive_or_gradient.exponent(n, times)
+    fitted = naive_or_gradient.exponent(n.tolist(), times.tolist())
     assert fitted == pytest.approx(2.0, abs=0.01)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
@@ -48,6 +49,12 @@ def paired_ratio(
     """
     pairs = zip(times[case], times[against], strict=True)
     return statistics.median(a / b for a, b in pairs)
+
+
+def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Fit times = c * sizes**p over the larger half, where overheads are small."""
+    half = len(sizes) // 2
+    return float(np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0])
 
 
 def table(times: Mapping[str, Sequence[float]], against: str, unit: str = "us") -> str:

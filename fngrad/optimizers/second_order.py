@@ -95,8 +95,8 @@ def sophia(
 
     References:
         Liu et al., Sophia: a scalable stochastic second-order optimizer for language
-        model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342. Differs
-        from optax in: no bias correction, as in the paper.
+        model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342.
+        Differs from optax in: no bias correction, as in the paper.
     """
     return chain(
         scale_by_sophia(b1, b2, eps, gamma, clip_threshold),

@@ -60,8 +60,8 @@ def scale_by_sophia(
 
     References:
         Liu et al., Sophia: a scalable stochastic second-order optimizer for language
-        model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342. Differs
-        from optax in: no bias correction of $\mu$ and $h$, as in the paper.
+        model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342.
+        Differs from optax in: no bias correction of $\mu$ and $h$, as in the paper.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
