@@ -14,8 +14,8 @@ TOP_LEVEL = {
 
 # A file or a folder and the floor of all that is in it, unless a longer name says
 # more. Half floors: initializers lie between a layer and its kinds, laws above what
-# they try; the shell has what reads and writes, the parts of the loop, the loop, and
-# the commands around it.
+# they try; the shell has what reads and writes, the parts of the loop, sweeps, the
+# loop, and the commands around it. What of a sweep is pure stands on floor 7.
 _HOUSE = {
     0: "types",
     1: "tree numerics codes rounding slicing extras permutation signatures",
@@ -31,10 +31,12 @@ _HOUSE = {
     5: "models optimizers evaluation objective",
     5.5: "measures",
     6: "training",
-    7: "steps sweeps sharding precision",
-    8: "data logging checkpoint",
+    7: "steps autopsy sharding precision sweeps.points sweeps.statistics "
+    "sweeps.population",
+    8: "data logging checkpoint locks",
     8.2: "history",
     8.3: "fitting",
+    8.4: "sweeps",
     8.5: "fit",
     8.8: "preflight doctor cli",
 }
