@@ -18,13 +18,11 @@ class History(Mapping[str, np.ndarray]):
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:
         self.notes = notes or {}
-        self._steps: dict[str, list[np.ndarray]] = {}
-        self._values: dict[str, list[np.ndarray]] = {}
+        self._steps: dict[str, _Column] = {}
+        self._values: dict[str, _Column] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._values:
-            raise KeyError(f"need one of {sorted(self._values)}, got {name!r}")
-        return np.concatenate(self._values[name])
+        return self._column(self._values, name).read()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -33,23 +31,87 @@ class History(Mapping[str, np.ndarray]):
         return len(self._values)
 
     def steps(self, name: str) -> np.ndarray:
-        """Return how many steps had been made at each record of ``name``."""
-        if name not in self._steps:
-            raise KeyError(f"need one of {sorted(self._steps)}, got {name!r}")
-        return np.concatenate(self._steps[name])
+        """Return how many steps had been made at each record of ``name``.
+
+        Raises:
+            KeyError: it was not recorded.
+        """
+        return self._column(self._steps, name).read()
 
     def last(self, name: str) -> Any:
-        """Return the newest record of ``name``: a float, or an array."""
-        if name not in self._values:
-            raise KeyError(f"need one of {sorted(self._values)}, got {name!r}")
-        value = self._values[name][-1][-1]
-        return float(value) if value.ndim == 0 else value
+        """Return the newest record of ``name``: a float, or an array.
+
+        Raises:
+            KeyError: it was not recorded.
+        """
+        value = self._column(self._values, name).last()
+        return float(value) if value.ndim == 0 else value.copy()
 
     def extend(self, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Record a block: ``steps`` has shape (n,), each value (n, ...)."""
-        for name, block in values.items():
-            self._steps.setdefault(name, []).append(np.asarray(steps))
-            self._values.setdefault(name, []).append(np.asarray(block))
+        steps = np.asarray(steps)
+        for name, value in values.items():
+            block = np.asarray(value)
+            if name not in self._values:
+                self._steps[name] = _Column(steps[:0])
+                self._values[name] = _Column(block[:0])
+            self._steps[name].extend(steps)
+            self._values[name].extend(block)
+
+    def truncate(self, step: int) -> None:
+        """Forget what was recorded after ``step`` steps; a name left empty goes."""
+        for name in list(self._values):
+            count = int(np.sum(self._steps[name].read() <= step))
+            if count == 0:
+                del self._steps[name], self._values[name]
+                continue
+            self._steps[name].cut(count)
+            self._values[name].cut(count)
+
+    def to_arrays(self) -> list[dict[str, Any]]:
+        """Return all records as a tree of arrays, as a checkpoint stores them.
+
+        Returns:
+            A group for all that was recorded at the same steps:
+            ``{"steps": array, "values": {name: array}}``.
+        """
+        groups: list[dict[str, Any]] = []
+        for name in self:
+            steps = self.steps(name)
+            alike = [g for g in groups if np.array_equal(g["steps"], steps)]
+            if not alike:
+                alike = [{"steps": steps, "values": {}}]
+                groups += alike
+            alike[0]["values"][name] = self[name]
+        return groups
+
+    @classmethod
+    def from_leaf_paths(
+        cls, by_path: Mapping[str, np.ndarray], notes: dict[str, Any] | None = None
+    ) -> "History":
+        """Return the history whose `to_arrays` has these leaves.
+
+        Args:
+            by_path: as `fngrad.tree.leaf_paths` gives, such as
+                ``{"0/steps": steps, "0/values/val/loss": values}``.
+            notes: the new history's.
+
+        Example:
+            >>> import numpy as np
+            >>> import fngrad.tree as tree
+            >>> from fngrad.history import History
+            >>> history = History()
+            >>> history.extend(np.array([1, 2]), {"loss": np.array([0.5, 0.25])})
+            >>> leaves = tree.leaf_paths(history.to_arrays())
+            >>> History.from_leaf_paths(leaves)["loss"]
+            array([0.5 , 0.25])
+        """
+        history = cls(notes)
+        for path, values in by_path.items():
+            group, kind, *name = path.split("/", 2)
+            if kind == "values":
+                history.extend(by_path[f"{group}/steps"], {name[0]: values})
+        return history
 
     def plot(self, *names: str) -> Any:
         """Return a matplotlib figure, a panel a quantity; a notebook shows it.
@@ -76,6 +138,38 @@ class History(Mapping[str, np.ndarray]):
         last = {name: self.last(name) for name in self if np.ndim(self.last(name)) == 0}
         shown = ", ".join(f"{name}={value:.4g}" for name, value in last.items())
         return f"History({shown})"
+
+    def _column(self, columns: dict[str, "_Column"], name: str) -> "_Column":
+        if name not in columns:
+            raise KeyError(f"need one of {sorted(columns)}, got {name!r}")
+        return columns[name]
+
+
+class _Column:
+    """Rows in one buffer that doubles, so a long run appends at a constant cost."""
+
+    def __init__(self, rows: np.ndarray):
+        self._buffer = np.array(rows)
+        self._size = len(rows)
+
+    def read(self) -> np.ndarray:
+        return self._buffer[: self._size].copy()
+
+    def last(self) -> np.ndarray:
+        return self._buffer[self._size - 1]
+
+    def cut(self, size: int) -> None:
+        self._size = size
+
+    def extend(self, rows: np.ndarray) -> None:
+        size = self._size + len(rows)
+        dtype = np.result_type(self._buffer, rows)
+        if size > len(self._buffer) or dtype != self._buffer.dtype:
+            room = np.empty((max(size, 2 * self._size), *rows.shape[1:]), dtype)
+            room[: self._size] = self._buffer[: self._size]
+            self._buffer = room
+        self._buffer[self._size : size] = rows
+        self._size = size
 
 
 def _panel(name: str) -> str:
