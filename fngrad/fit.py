@@ -137,7 +137,7 @@ def fit(
         )
         if progress:
             outputs.open_bar()
-        carry = begin(state, metrics)
+        carry = begin(snapshot(state), metrics)
         choice = _recorded(loop, outputs, feed) or choose(
             step, feed, carry, agenda.last - agenda.first, interrupted
         )

@@ -65,17 +65,31 @@ def check_state(state: TrainState) -> None:
             raise TypeError(
                 f"need arrays in the state, got {type(leaf).__name__} at {path!r}"
             )
-        if isinstance(leaf, jax.Array) and leaf.is_deleted():
-            raise RuntimeError(
-                f"need a state that is still there, got a deleted array at {path!r}: "
-                "its memory was donated to an earlier call; keep "
-                "fngrad.snapshot(state) of what is needed later"
-            )
+    check_not_donated("state", state)
     if jnp.shape(state.step) != ():
         raise ValueError(
             f"need the state of one run, got step with shape {jnp.shape(state.step)}; "
             "fngrad.run trains many under vmap"
         )
+
+
+def check_not_donated(name: str, given: Any) -> None:
+    """Raise where an array that was passed in is there no more.
+
+    Args:
+        name: what it was passed as.
+        given: any pytree; what is no JAX array passes.
+
+    Raises:
+        RuntimeError: a leaf was deleted; it is named.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(given):
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise RuntimeError(
+                f"need {name} that is still there, got a deleted array at "
+                f"{tree.path_string(path)!r}: its memory was donated to an earlier "
+                f"call; keep fngrad.snapshot({name}) of what is needed later"
+            )
 
 
 def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:

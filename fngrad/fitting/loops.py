@@ -54,13 +54,13 @@ class Choice(NamedTuple):
 
 
 def begin(state: TrainState, metrics: dict[str, Any]) -> Carry:
-    """Return the first carry: a copy of the state, and empty buffers."""
+    """Return the first carry of a state that may be donated: it, and empty buffers."""
     rows = {}
     for kind, names in _by_kind(metrics).items():
         is_long = any(metrics[name].dtype.itemsize == 8 for name in names)
         dtype = f"{kind}64" if is_long else f"{kind}32"
         rows[kind] = jnp.zeros((ROWS, len(names)), dtype)
-    return Carry(snapshot(state), rows)
+    return Carry(state, rows)
 
 
 def read_rows(
