@@ -84,6 +84,18 @@ def where(condition: jax.Array, a: Tree, b: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def stays_finite(a: Any, b: Any) -> jax.Array:
+    """Return whether b is finite wherever a is: a bool of shape ()."""
+    answers = jax.tree.map(_stays_finite, a, b)
+    return jax.tree.reduce(jnp.logical_and, answers, jnp.ones((), bool))
+
+
+def _stays_finite(old: jax.Array, new: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(new.dtype, jnp.inexact):
+        return jnp.ones((), bool)
+    return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+
+
 def zeros_like(a: Any, dtype: Any = None) -> Any:
     """Return zeros in the shapes of a; abstract leaves (ShapeDtypeStruct) do too."""
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), a)

@@ -20,6 +20,7 @@ class ProgressBar:
         initial: steps that were done before; they count in the bar, not in the rate.
         description: what stands in front of the bar.
         enabled: False shows nothing at all.
+        unit: what is counted.
 
     Example:
         >>> from fngrad.logging import ProgressBar
@@ -35,13 +36,14 @@ class ProgressBar:
         initial: int = 0,
         description: str = "",
         enabled: bool = True,
+        unit: str = "steps",
     ):
         make_bar = bar_type() if enabled else None
         self._bar: Any = make_bar and make_bar(
             total=total,
             initial=initial,
             desc=description or None,
-            unit=" steps",
+            unit=f" {unit}",
             dynamic_ncols=True,
             mininterval=0.1 if _is_interactive() else _SECONDS_BETWEEN_LINES,
         )

@@ -94,7 +94,7 @@ def _attempt(
     safe = tree.where(arrives, updates, zeros)
     made, new = within.update(safe, state.inner, params)
     departs = _all(jax.tree.map(_is_finite, made))
-    is_sound = arrives & departs & _all(jax.tree.map(_stays_finite, state.inner, new))
+    is_sound = arrives & departs & tree.stays_finite(state.inner, new)
     taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
     skipped = SkipNonfiniteState(
         numerics.next_step(state.consecutive),
@@ -108,12 +108,6 @@ def _is_finite(x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.ones((), bool)
     return jnp.all(jnp.isfinite(x))
-
-
-def _stays_finite(old: jax.Array, new: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(new.dtype, jnp.inexact):
-        return jnp.ones((), bool)
-    return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
 
 
 def _all(answers: Any) -> jax.Array:
