@@ -5,6 +5,7 @@ parameters or by its curvature, is a step: ``(state, batch) -> (state, metrics)`
 the place of `fngrad.make_step`'s. States come from `fngrad.init_state` as ever.
 """
 
+from fngrad.steps.freezing import freeze_diverged
 from fngrad.steps.hutchinson import sophia
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
 from fngrad.steps.patience import observe, plateau
@@ -13,6 +14,7 @@ from fngrad.steps.searched import line_search
 from fngrad.steps.sharpness import sam
 
 __all__ = [
+    "freeze_diverged",
     "gauss_newton",
     "levenberg_marquardt",
     "line_search",
