@@ -1,0 +1,117 @@
+"""What a sweep gives back, and when its lanes diverged."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class SweepResult(NamedTuple):
+    """Trainings by point and seed: P points, S seeds.
+
+    With ``static`` the points of every combination of static values follow one
+    another, the last name varying fastest.
+    """
+
+    points: dict[str, np.ndarray]  # columns (P, ...) by path, static ones too
+    state: Any  # leaves (P, S, ...); with static a list, one tree a combination
+    history: dict[str, np.ndarray]  # (P, S, ...) by metric
+    diverged_at: np.ndarray  # int32, (P, S); -1 where the lane did not diverge
+    notes: dict[str, Any]  # see `fngrad.sweep`
+
+
+def last_values(curves: np.ndarray) -> np.ndarray:
+    """Return what counts of a metric: the last of each lane.
+
+    Args:
+        curves: shape (P, S), or (P, S, records).
+
+    Returns:
+        float64, shape (P, S); NaN where a curve has no records.
+    """
+    curves = np.asarray(curves, np.float64)
+    if curves.ndim == 2:
+        return curves
+    if curves.shape[2] == 0:
+        return np.full(curves.shape[:2], np.nan)
+    return curves[:, :, -1]
+
+
+def diverged_at(history: dict[str, np.ndarray], metric: str) -> np.ndarray:
+    """Return the step at which each lane first was not finite, or -1.
+
+    A step counts from 0 by its place in ``is_finite`` and ``loss``. Where only the
+    metric is not finite, the lane diverged at the last step before that record, the
+    records taken as evenly spaced.
+
+    Args:
+        history: arrays (P, S) or (P, S, records), by name.
+        metric: what lanes are compared by.
+
+    Returns:
+        int32, shape (P, S).
+    """
+    names = [name for name in ("is_finite", "loss") if name in history]
+    at_steps = [_first_bad(history[name]) for name in names]
+    steps = max((_records(history[name]) for name in names), default=0)
+    records = _records(history[metric])
+    record = _first_bad(history[metric])
+    spacing = max(-(-steps // max(records, 1)), 1)
+    last = (steps or records) - 1
+    step = np.where(record < 0, -1, np.minimum((record + 1) * spacing - 1, last))
+    first = np.stack([*at_steps, step])
+    none = np.iinfo(np.int32).max
+    first = np.where(first < 0, none, first).min(axis=0)
+    return np.where(first == none, -1, first).astype(np.int32)
+
+
+def stack_histories(
+    histories: Sequence[dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Return one history of all combinations, joined along the points.
+
+    Where shapes differ, arrays become float and are padded with NaN at the end; a
+    metric that a combination lacks is NaN there.
+
+    Raises:
+        ValueError: a metric that differs in its number of axes.
+    """
+    names = dict.fromkeys(name for history in histories for name in history)
+    return {name: _stack(name, histories) for name in names}
+
+
+def _stack(name: str, histories: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    found = [history[name] for history in histories if name in history]
+    ranks = sorted({x.ndim for x in found})
+    if len(ranks) > 1:
+        raise ValueError(
+            f"need a metric of one rank for all static values, got {name!r} with "
+            f"{[rank - 2 for rank in ranks]} axes"
+        )
+    target = tuple(max(sizes) for sizes in zip(*(x.shape[2:] for x in found)))
+    if len(found) == len(histories) and all(x.shape[2:] == target for x in found):
+        return np.concatenate(found)
+    dtype = np.result_type(*(x.dtype for x in found), np.float32)
+    blocks = []
+    for history in histories:
+        like = next(iter(history.values()))
+        block = np.full((*like.shape[:2], *target), np.nan, dtype)
+        if name in history:
+            x = history[name]
+            block[tuple(slice(size) for size in x.shape)] = x
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+def _first_bad(curves: np.ndarray) -> np.ndarray:
+    """Return the first record that is false or not finite, or -1: (P, S)."""
+    is_flag = curves.dtype == np.bool_
+    bad = ~curves if is_flag else ~np.isfinite(curves.astype(np.float64))
+    bad = bad.reshape(*curves.shape[:2], -1)
+    if bad.shape[2] == 0:
+        return np.full(curves.shape[:2], -1)
+    return np.where(bad.any(axis=2), bad.argmax(axis=2), -1)
+
+
+def _records(curves: np.ndarray) -> int:
+    return curves.shape[2] if curves.ndim > 2 else 1
