@@ -31,9 +31,10 @@ _HOUSE = {
     5: "models optimizers evaluation objective",
     5.5: "measures",
     6: "training",
-    7: "steps autopsy sharding precision sweeps.points sweeps.statistics "
+    7: "steps postmortem sharding precision sweeps.points sweeps.statistics "
     "sweeps.population",
-    8: "data logging checkpoint locks",
+    8: "data logging locks",
+    8.1: "checkpoint",
     8.2: "history",
     8.3: "fitting",
     8.4: "sweeps",

@@ -1,0 +1,18 @@
+"""Checkpoints: a state on disk, whole, checked, and restored bit for bit."""
+
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.manager import Checkpoints
+from fngrad.checkpoint.reading import Saved, latest_step, steps
+from fngrad.checkpoint.rebuilding import rebuild
+from fngrad.checkpoint.saving import restore, save
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Saved",
+    "latest_step",
+    "rebuild",
+    "restore",
+    "save",
+    "steps",
+]

@@ -1,0 +1,207 @@
+"""Trees of arrays on the host: how they leave the devices, and how they return.
+
+A leaf is held as NumPy holds it, in memory of its own. NumPy can look at a CPU array
+of JAX without a copy, but a step that is given the array to keep then copies it, which
+costs more than copying here.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.types import Path
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+class Leaf(NamedTuple):
+    """An array on the host."""
+
+    data: np.ndarray  # C order, memory of its own; of typed keys, their key data
+    dtype: str  # such as "bfloat16" or "key<fry>"
+    shape: tuple[int, ...]  # of the leaf; key data have more axes
+    key_impl: str | None = None  # of typed keys, such as "threefry2x32"
+    sharding: str = ""  # where it was
+
+
+class HostTree(NamedTuple):
+    """A tree on the host."""
+
+    leaves: dict[Path, Leaf]
+    static: dict[Path, str]  # what nodes hold besides their children, as text
+
+
+def take(a: Any) -> HostTree:
+    """Copy a tree of arrays to the host.
+
+    Raises:
+        CheckpointError: a leaf is no array, was donated, lies on devices of other
+            processes, or has a dtype that is not numeric; or two leaves have one path.
+    """
+    leaves = paths_of(a)
+    for path, leaf in leaves.items():
+        _check(path, leaf)
+        if isinstance(leaf, jax.Array) and not _on_cpu(leaf):
+            leaf.copy_to_host_async()
+    return HostTree(
+        {path: _take(leaf) for path, leaf in leaves.items()}, static_parts(a)
+    )
+
+
+def paths_of(a: Any) -> dict[Path, Any]:
+    """Return the leaves by path.
+
+    Raises:
+        CheckpointError: two leaves have one path; it is named.
+    """
+    entries, _ = jax.tree_util.tree_flatten_with_path(a)
+    leaves: dict[Path, Any] = {}
+    for entry, leaf in entries:
+        path = tree.path_string(entry)
+        if path in leaves:
+            raise CheckpointError(f"need one path a leaf, got {path!r} twice")
+        leaves[path] = leaf
+    return leaves
+
+
+def describe(leaf: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the dtype, as text, and the shape of an array or ShapeDtypeStruct."""
+    dtype = str(leaf.dtype) if is_key(leaf) else np.dtype(leaf.dtype).name
+    return dtype, tuple(leaf.shape)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf holds typed keys."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def named_dtype(name: str) -> np.dtype:
+    """Return a dtype by its name, those of JAX included."""
+    return np.dtype(getattr(jnp, name, name))
+
+
+def place(path: Path, leaf: Leaf, like: Any) -> Any:
+    """Bring a leaf back to where its partner in a tree is.
+
+    Args:
+        path: what it is called in an error.
+        leaf: what was saved, of the dtype and shape of ``like``.
+        like: NumPy stays NumPy; what is bound to devices says to which; anything else
+            goes to the default device.
+
+    Raises:
+        CheckpointError: JAX would change its dtype, as float64 without x64.
+    """
+    if isinstance(like, np.ndarray | np.generic):
+        return leaf.data.copy()
+    if jax.dtypes.canonicalize_dtype(leaf.data.dtype) != leaf.data.dtype:
+        raise CheckpointError(
+            f"need jax_enable_x64 to restore leaf {path!r} of dtype {leaf.dtype}"
+        )
+    sharding = _sharding(like)
+    if leaf.key_impl is not None:
+        keys = jax.random.wrap_key_data(jnp.array(leaf.data), impl=leaf.key_impl)
+        return keys if sharding is None else jax.device_put(keys, sharding)
+    if sharding is None:
+        return jnp.array(leaf.data, copy=True)
+    # On CPU the array may be the host's memory, which cannot be donated.
+    return jnp.array(jax.device_put(leaf.data, sharding), copy=True)
+
+
+def static_parts(a: Any) -> dict[Path, str]:
+    """Return, by path, what nodes of a tree hold besides their children.
+
+    Two trees with leaves of one shape can differ in it: which codes an array is in,
+    which function a module has. Dicts, lists, tuples and None hold nothing else.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad.codes import Coding, encode
+        >>> from fngrad.checkpoint.host import static_parts
+        >>> coded = encode(jnp.ones(4), Coding(8, signed=True), 2)
+        >>> print(static_parts([coded, jnp.ones(2)]))
+        {'0': "((4,), dtype('float32'), Coding(bits=8, signed=True))"}
+    """
+    found: dict[Path, str] = {}
+    _collect(a, (), found)
+    return found
+
+
+def _collect(node: Any, prefix: tuple[Any, ...], found: dict[Path, str]) -> None:
+    def is_child(x: Any) -> bool:
+        return x is not node
+
+    children, structure = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_child)
+    data = structure.node_data()
+    if data is None:
+        return
+    kind, aux = data
+    if not _is_plain(kind) and aux is not None and aux != ():
+        found[tree.path_string(prefix)] = _ADDRESS.sub("", repr(aux))
+    for path, child in children:
+        _collect(child, (*prefix, *path), found)
+
+
+def _is_plain(kind: Any) -> bool:
+    return kind is type(None) or issubclass(kind, dict | list | tuple)
+
+
+def _check(path: Path, leaf: Any) -> None:
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        raise CheckpointError(
+            f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}"
+        )
+    if isinstance(leaf, jax.Array):
+        if leaf.is_deleted():
+            raise CheckpointError(
+                f"need a state that is there, got leaf {path!r} whose memory was "
+                "donated to a step: save the state that the step returned"
+            )
+        if not leaf.is_fully_addressable:
+            raise CheckpointError(
+                f"need arrays on devices of this process, got leaf {path!r} on "
+                "others: checkpoints of several processes are not there yet"
+            )
+    elif not isinstance(leaf, np.ndarray | np.generic):
+        raise CheckpointError(
+            f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}"
+        )
+    if is_key(leaf):
+        return
+    dtype = np.dtype(leaf.dtype)
+    numeric = jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+    if not numeric or not dtype.isnative:
+        raise CheckpointError(
+            "need numbers in the machine's byte order, "
+            f"got dtype {dtype.str} at {path!r}"
+        )
+
+
+def _on_cpu(leaf: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in leaf.devices())
+
+
+def _take(leaf: Any) -> Leaf:
+    dtype, shape = describe(leaf)
+    if not isinstance(leaf, jax.Array):
+        return Leaf(np.array(leaf, order="C"), dtype, shape)
+    sharding = str(leaf.sharding)
+    if is_key(leaf):
+        data = np.array(jax.random.key_data(leaf), order="C")
+        return Leaf(data, dtype, shape, str(jax.random.key_impl(leaf)), sharding)
+    host = np.asarray(leaf)
+    if not host.flags.owndata or not host.flags.c_contiguous:
+        host = np.array(host, order="C")
+    return Leaf(host, dtype, shape, None, sharding)
+
+
+def _sharding(like: Any) -> Any:
+    """Return where an array is bound to; None where JAX may choose."""
+    if isinstance(like, jax.Array):
+        return like.sharding if like.committed else None
+    return getattr(like, "sharding", None)

@@ -1,0 +1,179 @@
+"""Checkpoints of a run: written in the background, a few of them kept."""
+
+import concurrent.futures.thread  # noqa: F401  its exit hook must come after ours
+import math
+import threading
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import fngrad.checkpoint.reading as reading
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.host import HostTree, take
+from fngrad.checkpoint.reading import Saved
+from fngrad.checkpoint.writing import DEFAULT_BEST, retain, write_step
+from fngrad.logging.files import to_json
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder.
+
+    `save` copies the tree to the host and returns; a thread writes it. At most one
+    write is under way. A failed write is raised by what is called next: `save`,
+    `wait` or `close`. The end of the program waits for a write.
+
+    Args:
+        folder: made with the first save.
+        keep: how many of the newest stay, >= 1; damaged ones do not count.
+        best: a metric and ``"min"`` or ``"max"``; the best by it stays too.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from fngrad.checkpoint import Checkpoints
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Checkpoints(folder, keep=1) as checkpoints:
+        ...         for step in range(3):
+        ...             checkpoints.save(step, {"w": jnp.full(2, step)})
+        ...     print(checkpoints.newest().under("w"), checkpoints.steps())
+        {} [2]
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 2,
+        best: tuple[str, str] | None = None,
+    ):
+        if keep < 1:
+            raise ValueError(f"need keep >= 1, got {keep=}")
+        if best is not None and best[1] not in ("min", "max"):
+            raise ValueError(f'need best as a name and "min" or "max", got {best=}')
+        self.folder = Path(folder)
+        self._keep = keep
+        self._best = best
+        self._damaged: set[Path] = set()
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        _OPEN.add(self)
+
+    def save(
+        self,
+        step: int,
+        a: Any,
+        *,
+        metrics: dict[str, float] | None = None,
+        notes: Any = None,
+    ) -> None:
+        """Copy a tree to the host, and let it be written in the background.
+
+        Args:
+            step: what it is called, >= 0.
+            a: a tree of arrays; they may be donated as soon as this returns.
+            metrics: numbers by name, among them what ``best`` asks for.
+            notes: what JSON can hold.
+
+        Raises:
+            CheckpointError: the previous write failed; or the tree cannot be saved.
+            TypeError: notes that JSON cannot hold.
+            ImportError: orbax-checkpoint was missing for the previous write.
+        """
+        self.wait()
+        plain = to_json(notes, "notes"), to_json(metrics or {}, "metrics")
+        host = take(a)
+        self._thread = threading.Thread(
+            target=self._write, args=(step, host, *plain), name="fngrad checkpoint"
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all is on disk.
+
+        Raises:
+            CheckpointError: the write failed.
+            ImportError: orbax-checkpoint is missing.
+        """
+        self._join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait; then nothing is under way, whatever was raised."""
+        self.wait()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._join()
+
+    def steps(self) -> list[int]:
+        """Return the steps with a complete checkpoint, ascending."""
+        self._join()
+        return reading.steps(self.folder)
+
+    def newest(self) -> Saved | None:
+        """Return the newest step that is undamaged, with a warning for damaged ones."""
+        self._join()
+        return reading.first_good(
+            lambda: reading.newest_paths(self.folder), self._damaged
+        )
+
+    def best(self) -> Saved | None:
+        """Return the best undamaged step by the metric.
+
+        Raises:
+            ValueError: the checkpoints have no metric to be best by.
+        """
+        best = self._best
+        if best is None:
+            raise ValueError("need best=(metric, mode), got None")
+        self._join()
+        return reading.first_good(
+            lambda: reading.best_paths(self.folder, best), self._damaged
+        )
+
+    def at(self, step: int) -> Saved | None:
+        """Return what was saved at a step, if it is there and undamaged."""
+        self._join()
+        return reading.first_good(
+            lambda: reading.paths_at(self.folder, step), self._damaged
+        )
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, step: int, host: HostTree, notes: Any, metrics: Any) -> None:
+        try:
+            best = self._best or DEFAULT_BEST
+            written = write_step(self.folder, step, host, metrics, notes, best)
+            retain(self.folder, written, self._keep, self._best, self._damaged)
+        except Exception as error:
+            self._error = error
+
+
+_OPEN: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
+
+
+def _finish_writes() -> None:
+    for checkpoints in list(_OPEN):
+        try:
+            checkpoints.wait()
+        except (CheckpointError, ImportError) as error:
+            warnings.warn(f"a checkpoint was not written: {error}", stacklevel=1)
+
+
+# The interpreter joins threads at exit, but only after it refused them the executors
+# that orbax writes with. What is registered here runs before both.
+threading._register_atexit(_finish_writes)  # pyright: ignore

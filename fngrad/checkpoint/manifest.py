@@ -1,0 +1,220 @@
+"""The manifest beside the arrays of a step: what they are, and their checksums.
+
+It lists every file with its size and CRC-32, every leaf with its dtype, shape and the
+CRC-32 of its bytes as they left the device, and a CRC-32 of itself. A step is complete
+when its manifest is whole and all files have their sizes.
+"""
+
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.host import HostTree, Leaf, named_dtype
+from fngrad.logging.files import from_json_number, to_json, write_json
+from fngrad.types import Path as LeafPath
+
+FORMAT = 1
+NAME = "manifest.json"
+ARRAYS = "arrays"
+_CHUNK = 1 << 22  # bytes read at a time
+
+
+def names_of(host: HostTree) -> dict[LeafPath, str | None]:
+    """Return what each leaf is called among the arrays: its place; None if empty."""
+    return {
+        path: f"{place:06d}" if leaf.data.size else None
+        for place, (path, leaf) in enumerate(host.leaves.items())
+    }
+
+
+def bytes_of(data: np.ndarray) -> np.ndarray:
+    """Return the bytes of a contiguous array, of any dtype and shape, as uint8."""
+    return data.reshape(-1).view(np.uint8)
+
+
+def write(
+    folder: Path,
+    step: int,
+    host: HostTree,
+    metrics: dict[str, Any],
+    notes: Any,
+    best: tuple[str, str],
+) -> None:
+    """Write the manifest of a step whose arrays are there.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "leaves": _entries(host),
+        "static": host.static,
+        "files": _files(folder),
+        "metrics": to_json(metrics, "metrics"),
+        "best": best,
+        "notes": to_json(notes, "notes"),
+    }
+    write_json(folder / NAME, {"crc32": _checksum(content), "content": content})
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a step, in JSON's types.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of a newer format.
+    """
+    path = folder / NAME
+    try:
+        whole = json.loads(path.read_bytes())
+        is_good = _checksum(whole["content"]) == whole["crc32"]
+    except OSError as error:
+        raise CheckpointError(f"need a manifest, got {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"need an undamaged manifest, got {error} in {path}"
+        ) from error
+    if not is_good:
+        raise CheckpointError(f"need an undamaged manifest, got changes in {path}")
+    content = whole["content"]
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"need a checkpoint of format {FORMAT}, got {content['format']} in {path}: "
+            f"it is from fngrad {content.get('versions', {}).get('fngrad')}, install "
+            "that or a newer one"
+        )
+    return content
+
+
+def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise unless the files are the listed ones, with their sizes.
+
+    Raises:
+        CheckpointError: a file is missing, unknown, or has another size.
+    """
+    expected, got = manifest["files"], _sizes(folder)
+    for name in sorted(expected.keys() | got.keys()):
+        path = folder / name
+        if name not in got:
+            raise CheckpointError(f"need all files of a step, got {path} missing")
+        if name not in expected:
+            raise CheckpointError(f"need the files of a step alone, got {path} too")
+        if got[name] != expected[name]["size"]:
+            raise CheckpointError(
+                f"need {expected[name]['size']} bytes, got {got[name]} in {path}"
+            )
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise unless the files hold what was written.
+
+    Raises:
+        CheckpointError: a file is missing, unknown, or has other bytes.
+    """
+    check_sizes(folder, manifest)
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        try:
+            found = _checksum_of_file(path)
+        except OSError as error:
+            raise CheckpointError(f"need files that can be read: {error}") from error
+        if found != entry["crc32"]:
+            raise CheckpointError(f"need an undamaged file, got other bytes in {path}")
+
+
+def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
+    """Return a leaf of the manifest with its data.
+
+    Raises:
+        CheckpointError: the data are not what was saved; the leaf is named.
+    """
+    dtype, shape = named_dtype(entry["data_dtype"]), tuple(entry["data_shape"])
+    name = entry["name"]
+    data = np.zeros(0, np.uint8) if name is None else arrays[name]
+    if data.nbytes != dtype.itemsize * int(np.prod(shape)) or (
+        zlib.crc32(data) != entry["crc32"]
+    ):
+        raise CheckpointError(f"need undamaged bytes, got others, leaf {entry['path']}")
+    return Leaf(
+        data.view(dtype).reshape(shape),
+        entry["dtype"],
+        tuple(entry["shape"]),
+        entry["key_impl"],
+        entry["sharding"],
+    )
+
+
+def metrics_of(manifest: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a step, as numbers."""
+    return {name: from_json_number(x) for name, x in manifest["metrics"].items()}
+
+
+def _entries(host: HostTree) -> list[dict[str, Any]]:
+    names = names_of(host)
+    return [
+        {
+            "path": path,
+            "name": names[path],
+            "dtype": leaf.dtype,
+            "shape": leaf.shape,
+            "data_dtype": leaf.data.dtype.name,
+            "data_shape": leaf.data.shape,
+            "crc32": zlib.crc32(bytes_of(leaf.data)),
+            "key_impl": leaf.key_impl,
+            "sharding": leaf.sharding,
+        }
+        for path, leaf in host.leaves.items()
+    ]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        Path(root, name).relative_to(folder).as_posix(): os.path.getsize(
+            Path(root, name)
+        )
+        for root, _, names in os.walk(folder / ARRAYS)
+        for name in names
+    }
+
+
+def _files(folder: Path) -> dict[str, dict[str, int]]:
+    return {
+        name: {"size": size, "crc32": _checksum_of_file(folder / name)}
+        for name, size in sorted(_sizes(folder).items())
+    }
+
+
+def _checksum(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _checksum_of_file(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
+    names = ("fngrad", "jax", "jaxlib", "numpy", "orbax-checkpoint")
+    return {"python": platform.python_version(), **{n: _version(n) for n in names}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # runs from its source

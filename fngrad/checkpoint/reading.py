@@ -1,0 +1,176 @@
+"""Reading steps back: which are there, which are good, and what they hold."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fngrad.checkpoint.array_files as array_files
+import fngrad.checkpoint.folders as folders
+import fngrad.checkpoint.manifest as manifest
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.folders import StepFolder
+from fngrad.checkpoint.host import Leaf
+from fngrad.types import Path as LeafPath
+
+_ATTEMPTS = 10  # at a folder in which a writer deletes steps meanwhile
+
+
+class Complete(NamedTuple):
+    """A step that is complete, before its arrays are read."""
+
+    folder: StepFolder
+    manifest: dict[str, Any]
+
+
+class Saved(NamedTuple):
+    """A step that was read, and is as it was written."""
+
+    step: int
+    leaves: dict[LeafPath, Leaf]  # of the whole tree, on the host
+    static: dict[LeafPath, str]  # what nodes hold besides their children
+    metrics: dict[str, float]
+    notes: Any  # in JSON's types
+    path: Path
+
+    def under(self, part: LeafPath) -> dict[LeafPath, np.ndarray]:
+        """Return the arrays below a path, by the rest of theirs."""
+        start = f"{part}/"
+        return {
+            path.removeprefix(start): leaf.data
+            for path, leaf in self.leaves.items()
+            if path.startswith(start)
+        }
+
+
+def completed(folder: Path) -> list[Complete]:
+    """Return the complete steps, oldest first, each with its manifest."""
+    found = []
+    for each in folders.listing(folder):
+        try:
+            content = manifest.read(each.path)
+            manifest.check_sizes(each.path, content)
+        except (CheckpointError, OSError):
+            continue
+        found.append(Complete(each, content))
+    return found
+
+
+def steps(folder: str | Path) -> list[int]:
+    """Return the steps with a complete checkpoint, ascending.
+
+    Complete means that the manifest is whole and all files have their sizes; what is
+    in the files is checked when a step is restored.
+    """
+    return sorted({each.folder.step for each in completed(Path(folder))})
+
+
+def latest_step(folder: str | Path) -> int | None:
+    """Return the newest step with a complete checkpoint, if any."""
+    found = steps(folder)
+    return found[-1] if found else None
+
+
+def rank(found: list[Complete], best: tuple[str, str]) -> list[Complete]:
+    """Return the steps that have a metric, the best first, and the first of equals.
+
+    Args:
+        found: oldest first.
+        best: the metric, and ``"min"`` or ``"max"``.
+    """
+    name, mode = best
+    sign = 1 if mode == "min" else -1
+    values = [manifest.metrics_of(each.manifest).get(name, math.nan) for each in found]
+    scored = [
+        (sign * value, each)
+        for value, each in zip(values, found, strict=True)
+        if not math.isnan(value)
+    ]
+    return [each for _, each in sorted(scored, key=lambda pair: pair[0])]
+
+
+def load(path: Path) -> Saved:
+    """Read a step and check all of it, files first, then each leaf.
+
+    Raises:
+        CheckpointError: it is damaged; the file or the leaf is named.
+        ImportError: orbax-checkpoint is missing.
+    """
+    content = manifest.read(path)
+    manifest.check_files(path, content)
+    entries = content["leaves"]
+    names = [entry["name"] for entry in entries if entry["name"] is not None]
+    try:
+        arrays = array_files.read(path / manifest.ARRAYS, names)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"need arrays that can be read in {path}, got {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    return Saved(
+        content["step"],
+        {entry["path"]: manifest.leaf_of(entry, arrays) for entry in entries},
+        content["static"],
+        manifest.metrics_of(content),
+        content["notes"],
+        path,
+    )
+
+
+def first_good(
+    candidates: Callable[[], Iterable[Path]], damaged: set[Path] | None = None
+) -> Saved | None:
+    """Return the first step that is as it was written, with a warning for others.
+
+    Args:
+        candidates: lists steps in the order of preference. It is asked again when a
+            step went away while it was read.
+        damaged: takes up those that are not good.
+    """
+    skipped = set() if damaged is None else damaged
+    for _ in range(_ATTEMPTS):
+        for path in candidates():
+            if path in skipped:
+                continue
+            try:
+                return load(path)
+            except CheckpointError as error:
+                if not path.exists():
+                    break
+                skipped.add(path)
+                warnings.warn(
+                    f"the checkpoint {path} is damaged and is not used: {error}",
+                    stacklevel=3,
+                )
+        else:
+            return None
+    raise CheckpointError("need steps that stay, got some deleted at every attempt")
+
+
+def newest_paths(folder: Path) -> list[Path]:
+    """Return all steps, damaged or not, newest first."""
+    return [each.path for each in reversed(folders.listing(folder))]
+
+
+def best_paths(folder: Path, best: tuple[str, str]) -> list[Path]:
+    """Return the complete steps that have a metric, best first."""
+    return [each.folder.path for each in rank(completed(folder), best)]
+
+
+def recorded_best_paths(folder: Path) -> list[Path]:
+    """Return the same by the metric that the newest step was saved with."""
+    found = completed(folder)
+    best = found[-1].manifest["best"] if found else ("", "min")
+    return [each.folder.path for each in rank(found, best)]
+
+
+def paths_at(folder: Path, step: int) -> list[Path]:
+    """Return what was saved at a step, newest first."""
+    return [
+        each.path for each in reversed(folders.listing(folder)) if each.step == step
+    ]

@@ -1,0 +1,186 @@
+"""From saved leaves back to a tree: exactly, or an error that says what differs."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.host import Leaf, describe, paths_of, place, static_parts
+from fngrad.checkpoint.reading import Saved
+from fngrad.types import Path, Tree
+
+_SHOWN = 4  # of each kind of difference
+
+
+class _Differences(NamedTuple):
+    """How a tree differs from what was saved; paths with remarks."""
+
+    missing: dict[Path, str]
+    unexpected: dict[Path, str]
+    shape: dict[Path, str]
+    dtype: dict[Path, str]
+    structure: dict[Path, str]
+
+
+def rebuild(
+    saved: Saved, like: Tree, part: Path = "state", *, partial: bool = False
+) -> Tree:
+    """Return a tree like another, with the leaves that were saved.
+
+    Args:
+        saved: a step that was read.
+        like: arrays or ShapeDtypeStructs. A leaf comes back with its exact bits, to
+            the devices that its partner here is bound to, else to the default one;
+            NumPy stays NumPy. It can be donated.
+        part: where in the saved tree it is.
+        partial: take what has the same path, shape and dtype, keep the rest of
+            ``like``, and warn of what was kept.
+
+    Raises:
+        CheckpointError: the trees differ, and how; with ``partial``, nothing fits or
+            what is to be kept is abstract.
+    """
+    wanted = paths_of({part: like})
+    _check_arrays(wanted, part)
+    have = {p: leaf for p, leaf in saved.leaves.items() if _is_under(p, part)}
+    if wanted and not have:
+        _refuse_part(saved, part)
+    static = static_parts({part: like})
+    old = {p: text for p, text in saved.static.items() if _is_under(p, part)}
+    differences = _compare(wanted, have, static, old)
+    if any(differences) and not partial:
+        raise CheckpointError(_explain(saved, differences, wanted, part))
+    kept = {
+        *differences.missing,
+        *differences.shape,
+        *differences.dtype,
+        *(p for p in wanted for node in differences.structure if _is_under(p, node)),
+    }
+    if partial and any(differences):
+        _warn(saved, wanted, kept, part)
+    leaves = [
+        leaf if path in kept else place(path, have[path], leaf)
+        for path, leaf in wanted.items()
+    ]
+    return jax.tree.structure(like).unflatten(leaves)
+
+
+def _check_arrays(wanted: dict[Path, Any], part: Path) -> None:
+    for path, leaf in wanted.items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise CheckpointError(
+                "need arrays or ShapeDtypeStructs to restore into, got "
+                f"{type(leaf).__name__} at {_below(path, part)!r}"
+            )
+
+
+def _refuse_part(saved: Saved, part: Path) -> None:
+    above = part.rpartition("/")[0]
+    start = f"{above}/" if above else ""
+    there = {
+        path.removeprefix(start).split("/")[0]
+        for path in saved.leaves
+        if path.startswith(start)
+    }
+    raise CheckpointError(
+        f"need a part of the checkpoint {saved.path}, got "
+        f"{part.removeprefix(start)!r}: it has {sorted(there)}"
+    )
+
+
+def _compare(
+    wanted: dict[Path, Any],
+    have: dict[Path, Leaf],
+    static: dict[Path, str],
+    old: dict[Path, str],
+) -> _Differences:
+    found = _Differences({}, {}, {}, {}, {})
+    found.missing.update((path, "") for path in wanted if path not in have)
+    found.unexpected.update((path, "") for path in have if path not in wanted)
+    for path in wanted.keys() & have.keys():
+        dtype, shape = describe(wanted[path])
+        leaf = have[path]
+        if shape != leaf.shape:
+            found.shape[path] = f" {leaf.shape} saved, {shape} wanted"
+        elif dtype != leaf.dtype:
+            found.dtype[path] = f" {leaf.dtype} saved, {dtype} wanted"
+    for path in static.keys() | old.keys():
+        if static.get(path) != old.get(path):
+            remark = f" {old.get(path)} saved, {static.get(path)} wanted"
+            found.structure[path] = remark
+    return found
+
+
+def _explain(
+    saved: Saved, differences: _Differences, wanted: dict[Path, Any], part: Path
+) -> str:
+    titles = {
+        "missing": "missing in the checkpoint",
+        "unexpected": "only in the checkpoint",
+        "shape": "of another shape",
+        "dtype": "of another dtype",
+        "structure": "of another structure",
+    }
+    groups = [
+        f"{titles[kind]}: {_some(entries, part)}"
+        for kind, entries in differences._asdict().items()
+        if entries
+    ]
+    return (
+        f"need the tree that was saved in {saved.path}, got leaves "
+        f"{'; '.join(groups)}. {_hint(saved, differences, wanted, part)}"
+        "partial=True takes what fits and keeps the rest"
+    )
+
+
+def _some(entries: dict[Path, str], part: Path) -> str:
+    shown = [
+        f"{_below(path, part)!r}{remark}"
+        for path, remark in sorted(entries.items())[:_SHOWN]
+    ]
+    more = len(entries) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _hint(
+    saved: Saved, differences: _Differences, wanted: dict[Path, Any], part: Path
+) -> str:
+    inside = f"{part}/params"
+    if all(f"{inside}{p.removeprefix(part)}" in saved.leaves for p in wanted):
+        return 'The parameters of the checkpoint are part="params". '
+    paths = {_below(path, part) for kind in differences for path in kind}
+    places = [
+        name
+        for name, where in (("model", "params"), ("optimizer", "opt_state"))
+        if any(_is_under(path, where) for path in paths)
+    ]
+    return f"It is of another {' and '.join(places)}. " if places else ""
+
+
+def _warn(saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path) -> None:
+    if len(kept) == len(wanted):
+        raise CheckpointError(
+            f"need leaves that fit the checkpoint {saved.path}, got none of "
+            f"{_some(dict.fromkeys(wanted, ''), part)}"
+        )
+    for path in kept:
+        if isinstance(wanted[path], jax.ShapeDtypeStruct):
+            raise CheckpointError(
+                "need an array where the checkpoint has nothing that fits, got an "
+                f"abstract leaf at {_below(path, part)!r}"
+            )
+    if kept:
+        warnings.warn(
+            f"restored {len(wanted) - len(kept)} of {len(wanted)} leaves from "
+            f"{saved.path}; kept as they are: {_some(dict.fromkeys(kept, ''), part)}",
+            stacklevel=4,
+        )
+
+
+def _is_under(path: Path, part: Path) -> bool:
+    return path == part or path.startswith(f"{part}/")
+
+
+def _below(path: Path, part: Path) -> Path:
+    return path.removeprefix(part).removeprefix("/")

@@ -1,0 +1,115 @@
+"""Saving a state by hand, and restoring it."""
+
+from pathlib import Path
+from typing import Any
+
+import fngrad.checkpoint.reading as reading
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.host import take
+from fngrad.checkpoint.reading import Saved
+from fngrad.checkpoint.rebuilding import rebuild
+from fngrad.checkpoint.writing import write_step
+from fngrad.training import TrainState
+from fngrad.types import Path as LeafPath
+from fngrad.types import Tree
+
+
+def save(
+    folder: str | Path,
+    state: Any,
+    *,
+    step: int | None = None,
+    metrics: dict[str, float] | None = None,
+    notes: Any = None,
+) -> Path:
+    """Write a state to disk, whole or not at all.
+
+    It is in ``folder/00000100`` for step 100: the arrays, written by orbax, and a
+    manifest with checksums. Nothing is deleted.
+
+    Args:
+        folder: made if needed.
+        state: a TrainState or any pytree of arrays.
+        step: what it is called, >= 0; by default ``state.step``.
+        metrics: numbers by name, for ``restore(step="best")``.
+        notes: what JSON can hold.
+
+    Returns:
+        The folder of the step.
+
+    Raises:
+        ValueError: no step, or a negative one.
+        CheckpointError: the folder cannot be written, or the tree cannot be saved.
+        TypeError: metrics or notes that JSON cannot hold.
+        ImportError: orbax-checkpoint is missing.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from fngrad.checkpoint import restore, save
+        >>> params = {"w": jnp.arange(3.0)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(folder, params, step=100)
+        ...     print(path.name, restore(folder, like=params)["w"])
+        00000100 [0. 1. 2.]
+    """
+    if step is None:
+        if not isinstance(state, TrainState):
+            raise ValueError(f"need step= for a {type(state).__name__}, got None")
+        step = int(state.step)
+    if step < 0:
+        raise ValueError(f"need step >= 0, got {step=}")
+    host = take({"state": state})
+    return write_step(Path(folder), step, host, metrics or {}, notes)
+
+
+def restore(
+    folder: str | Path,
+    like: Tree,
+    *,
+    step: int | str = "latest",
+    part: LeafPath | None = None,
+    partial: bool = False,
+) -> Tree:
+    """Read a state from disk, bit for bit.
+
+    Args:
+        folder: where `save` or `fngrad.fit` wrote it.
+        like: a tree of arrays or ShapeDtypeStructs with the structure, shapes and
+            dtypes that were saved; its leaves say on which devices the result is, how
+            many there are now.
+        step: a step, ``"latest"``, or ``"best"`` by the metric the run kept its best
+            by. Of the last two a damaged one is passed over, with a warning.
+        part: the path of what to read, such as ``"params"``; ``like`` is like that.
+        partial: take what fits and keep the rest of ``like``, with a warning.
+
+    Returns:
+        A tree like ``like``, in memory of its own: it can be donated.
+
+    Raises:
+        CheckpointError: no checkpoint; a damaged one; or one of another tree: what
+            differs is named.
+        ImportError: orbax-checkpoint is missing.
+    """
+    saved = _find(Path(folder), step)
+    return rebuild(saved, like, f"state/{part}" if part else "state", partial=partial)
+
+
+def _find(folder: Path, step: int | str) -> Saved:
+    if step == "latest":
+        saved = reading.first_good(lambda: reading.newest_paths(folder))
+    elif step == "best":
+        saved = reading.first_good(lambda: reading.recorded_best_paths(folder))
+    elif isinstance(step, int):
+        paths = reading.paths_at(folder, step)
+        if not paths:
+            raise CheckpointError(
+                f"need a step that is in {str(folder)!r}, got {step=}: it has "
+                f"{reading.steps(folder)}"
+            )
+        return reading.load(paths[0])
+    else:
+        raise ValueError(f'need a step, "latest" or "best", got {step=}')
+    if saved is None:
+        raise CheckpointError(f"need a good checkpoint in {str(folder)!r}, got none")
+    return saved

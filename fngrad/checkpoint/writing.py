@@ -1,0 +1,118 @@
+"""Writing a step: all of it or nothing, and then what may go goes."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fngrad.checkpoint.array_files as array_files
+import fngrad.checkpoint.folders as folders
+import fngrad.checkpoint.manifest as manifest
+from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.host import HostTree
+from fngrad.checkpoint.reading import completed, rank
+from fngrad.locks import Lock, LockError
+
+
+DEFAULT_BEST = ("val/loss", "min")
+
+
+def write_step(
+    folder: Path,
+    step: int,
+    host: HostTree,
+    metrics: dict[str, Any],
+    notes: Any,
+    best: tuple[str, str] = DEFAULT_BEST,
+) -> Path:
+    """Write a step so that it is there whole or not at all; return its folder.
+
+    What killed writers left is removed first. ``best`` is recorded, for who asks for
+    the best step later.
+
+    Raises:
+        CheckpointError: the folder cannot be written (what, where, bytes free, the
+            last good step), or another process is writing there.
+        ImportError: orbax-checkpoint is missing.
+    """
+    with _locked(folder):
+        folders.sweep(folder)
+        temporary = None
+        try:
+            name = folders.new_name(folder, step)
+            temporary = folders.start(folder, name)
+            arrays = {
+                name: manifest.bytes_of(host.leaves[path].data)
+                for path, name in manifest.names_of(host).items()
+                if name is not None
+            }
+            array_files.write(temporary / manifest.ARRAYS, arrays)
+            manifest.write(temporary, step, host, metrics, notes, best)
+            return folders.commit(temporary, name)
+        except BaseException as error:
+            if temporary is not None:
+                folders.remove(temporary)
+            if isinstance(error, ImportError) or not isinstance(error, Exception):
+                raise
+            raise CheckpointError(_explain(folder, step, error)) from error
+
+
+def retain(
+    folder: Path,
+    written: Path,
+    keep: int,
+    best: tuple[str, str] | None,
+    damaged: set[Path],
+) -> None:
+    """Delete all steps but the newest, the best and the one just written.
+
+    Args:
+        folder: of the steps.
+        written: the one that stays in any case.
+        keep: how many of the newest stay; damaged ones do not count, and go.
+        best: a metric and ``"min"`` or ``"max"``; the first to reach the best stays.
+        damaged: steps that are known to be.
+
+    Raises:
+        CheckpointError: another process is writing there, or deleting fails.
+    """
+    with _locked(folder):
+        found = folders.listing(folder)
+        good = [x for x in completed(folder) if x.folder.path not in damaged]
+        newest: dict[int, Path] = {}
+        for each in good:
+            newest[each.folder.step] = each.folder.path
+        kept = {written, *list(newest.values())[-keep:]}
+        ranked = rank(good, best) if best else []
+        kept |= {each.folder.path for each in ranked[:1]}
+        try:
+            for each in found:
+                if each.path not in kept:
+                    folders.delete(each.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"need to delete an old step, got {error}; the new one is written"
+            ) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Any:
+    try:
+        lock = Lock(folder, name=".writing", purpose="checkpoints")
+        with lock:
+            yield
+    except LockError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _explain(folder: Path, step: int, error: Exception) -> str:
+    steps = [each.folder.step for each in completed(folder)]
+    last = f"step {steps[-1]}" if steps else "none"
+    try:
+        free = f"{shutil.disk_usage(folder).free} bytes are free"
+    except OSError:
+        free = "its free space is unknown"
+    return (
+        f"need to write the checkpoint of step {step} in {str(folder)!r}, where {free}, "
+        f"got {type(error).__name__}: {error}; the last good checkpoint is {last}"
+    )

@@ -1,0 +1,141 @@
+"""A folder that one process writes at a time.
+
+The kernel holds the lock, on an open file, and lets go when the process ends, however
+it ends. The file itself stays: deleting it would let two processes lock two files of
+one name. What it says (who, where, since when) is for people.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_LOCKED_BYTE = 1 << 30  # beyond the text, which Windows would not let others read
+
+
+class LockError(RuntimeError):
+    """A folder is in use, or cannot be locked."""
+
+
+class Lock:
+    """Keep others from writing in a folder while a ``with`` block runs.
+
+    Reading needs no lock. Processes that fork while they hold one share it with their
+    children.
+
+    Args:
+        folder: what is locked; it is made, with its parents.
+        name: the file in it that carries the lock.
+        purpose: what the error says the folder is used for.
+
+    Raises:
+        LockError: on entering, another process holds it, or another `Lock` in this
+            one; its process, machine and start are named. Or the folder cannot be
+            made or written.
+
+    Example:
+        >>> import tempfile
+        >>> from fngrad.locks import Lock, LockError
+        >>> with tempfile.TemporaryDirectory() as folder, Lock(folder):
+        ...     try:
+        ...         Lock(folder).__enter__()
+        ...     except LockError as error:
+        ...         print(str(error).split(" in use")[0][:17])
+        need a folder tha
+    """
+
+    def __init__(
+        self, folder: str | Path, *, name: str = ".lock", purpose: str = "this run"
+    ):
+        self.folder = Path(folder)
+        self._path = self.folder / name
+        self._purpose = purpose
+        self._file: int | None = None
+
+    def __enter__(self) -> "Lock":
+        file = self._open()
+        try:
+            _take(file, self._path)
+        except BlockingIOError:
+            holder = _read(self._path)
+            os.close(file)
+            raise LockError(
+                f"need a folder for {self._purpose} that nobody else writes, got "
+                f"{str(self.folder)!r} in use by {holder}"
+            ) from None
+        except BaseException:
+            os.close(file)
+            raise
+        self._file = file
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(file, 0)
+            os.write(file, _myself())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+
+    def _open(self) -> int:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise LockError(
+                f"need a folder that can be written, got {str(self.folder)!r}: {error}"
+            ) from error
+
+
+def _take(file: int, path: Path) -> None:
+    try:
+        _lock(file)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise LockError(f"need a lock on {str(path)!r}, got {error}") from error
+        warnings.warn(
+            f"the file system of {str(path)!r} has no locks: nothing keeps a second "
+            "process from writing there",
+            stacklevel=4,
+        )
+
+
+def _lock(file: int) -> None:
+    """Lock an open file or raise BlockingIOError."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        raise BlockingIOError(*error.args) from error
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
+
+
+def _myself() -> bytes:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
+    return json.dumps(me).encode()
+
+
+def _read(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that has not said which"
