@@ -12,17 +12,30 @@ from fngrad.sweeps.points import (
     sobol,
     uniform,
 )
+from fngrad.sweeps.population import Population, lineage, population_based_training
 from fngrad.sweeps.result import SweepResult
 from fngrad.sweeps.runner import sweep
+from fngrad.sweeps.statistics import Comparison, Summary
+from fngrad.sweeps.tables import Table, best_point, compare, summary, table
 
 __all__ = [
+    "Comparison",
+    "Population",
     "Range",
+    "Summary",
     "SweepResult",
+    "Table",
+    "best_point",
     "choice",
+    "compare",
     "grid",
+    "lineage",
     "log_uniform",
+    "population_based_training",
     "random",
     "sobol",
+    "summary",
     "sweep",
+    "table",
     "uniform",
 ]

@@ -59,12 +59,14 @@ class Comparison(NamedTuple):
     losses: int
     ties: int
     p_value: float  # of the two-sided exact sign test
+    names: tuple[str, str] = ("a", "b")
 
     def __str__(self) -> str:
         """Say it in a line."""
+        a, b = self.names
         return (
-            f"{self.metric[0]}: a - b = {self.difference:.4g} "
-            f"({self.low:.4g} to {self.high:.4g}), a better on {self.wins}, worse on "
+            f"{self.metric[0]}, {a} minus {b}: {self.difference:.4g} "
+            f"({self.low:.4g} to {self.high:.4g}), better on {self.wins}, worse on "
             f"{self.losses}, equal on {self.ties} seeds, p = {self.p_value:.2g}"
         )
 
@@ -147,8 +149,8 @@ def summarize(
         1 [0.3 0.1 0.5] [0 0 1]
     """
     check_metric(metric)
+    _check_shapes(points, np.shape(scores), np.shape(diverged))
     cost = costs(scores, diverged, metric)
-    _check_shapes(points, cost, diverged)
     lost = np.isinf(cost).sum(axis=1)
     if lost.sum() == cost.size:
         raise ValueError(
@@ -267,17 +269,17 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
 
 
 def _check_shapes(
-    points: Mapping[str, np.ndarray], cost: np.ndarray, diverged: Any
+    points: Mapping[str, np.ndarray], shape: tuple[int, ...], other: tuple[int, ...]
 ) -> None:
-    if cost.ndim != 2 or cost.size == 0 or np.shape(diverged) != cost.shape:
+    if len(shape) != 2 or 0 in shape or other != shape:
         raise ValueError(
             "need scores and diverged of one shape (points, seeds), "
-            f"got {cost.shape} and {np.shape(diverged)}"
+            f"got {shape} and {other}"
         )
     for name, values in points.items():
-        if np.shape(values) != cost.shape[:1]:
+        if np.shape(values) != shape[:1]:
             raise ValueError(
-                f"need {len(cost)} values of each hyperparameter, "
+                f"need {shape[0]} values of each hyperparameter, "
                 f"got shape {np.shape(values)} for {name!r}"
             )
 

@@ -1,0 +1,206 @@
+"""The statistics of sweeps, on scores whose distribution is known."""
+
+import jax
+import numpy as np
+import pytest
+
+import fngrad.sweeps.statistics as statistics
+
+RATES = {"learning_rate": np.array([0.01, 0.1, 1.0])}
+LOSS, ACCURACY = ("val/loss", "min"), ("val/accuracy", "max")
+
+
+def summarize(scores, points=None, metric=LOSS, diverged=None, **options):
+    scores = np.asarray(scores, float)
+    points = {"rate": np.arange(len(scores)) + 1.0} if points is None else points
+    diverged = np.zeros(scores.shape, bool) if diverged is None else diverged
+    return statistics.summarize(points, scores, diverged, metric, **options)
+
+
+def separated(medians, seeds=6, spread=0.01):
+    noise = np.random.default_rng(0).normal(size=(1, seeds))
+    return np.asarray(medians)[:, None] + spread * noise
+
+
+def test_points_are_ranked_by_the_median_over_seeds():
+    scores = [[1.0, 2.0, 9.0], [3.0, 1.5, 1.0], [0.0, 2.5, 3.0]]
+    found = summarize(scores)
+    np.testing.assert_array_equal(found.median, [2.0, 1.5, 2.5])
+    np.testing.assert_array_equal(found.order, [1, 0, 2])
+    assert found.best == 1
+    assert found.seeds == 3
+
+
+def test_a_metric_to_maximise_is_the_mirror_of_one_to_minimise():
+    scores = np.random.default_rng(1).normal(size=(4, 7))
+    low, high = summarize(scores), summarize(-scores, metric=ACCURACY)
+    np.testing.assert_array_equal(low.order, high.order)
+    np.testing.assert_array_equal(low.median, -high.median)
+    np.testing.assert_array_equal(low.low, -high.high)
+    np.testing.assert_array_equal(low.high, -high.low)
+    np.testing.assert_array_equal(low.p_best, high.p_best)
+
+
+def test_ties_go_to_fewer_diverged_lanes_and_then_to_the_first_point():
+    scores = [[1.0, 1.0, np.nan], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    np.testing.assert_array_equal(summarize(scores).order, [1, 2, 0])
+
+
+def test_the_interval_covers_the_median_about_as_often_as_it_says():
+    seeds, trials = 21, 600
+    scores = np.random.default_rng(2).exponential(size=(trials, seeds))
+    found = summarize(scores, points={}, resamples=600, level=0.9)
+    covered = np.mean((found.low <= np.log(2)) & (np.log(2) <= found.high))
+    # The order statistics of 21 can hold 92.2 %; 600 trials have a deviation of 1.2 %.
+    assert 0.87 < covered < 0.96
+
+
+def test_of_five_seeds_the_interval_is_from_the_least_to_the_largest():
+    scores = np.random.default_rng(3).normal(size=(1, 5))
+    found = summarize(scores)
+    assert (found.low[0], found.high[0]) == (scores.min(), scores.max())
+
+
+def test_a_higher_level_gives_a_wider_interval_and_a_key_other_draws():
+    scores = np.random.default_rng(4).normal(size=(3, 30))
+    narrow, wide = summarize(scores, level=0.5), summarize(scores, level=0.99)
+    assert np.all(narrow.high - narrow.low < wide.high - wide.low)
+    same, typed = summarize(scores, key=0), summarize(scores, key=jax.random.key(0))
+    np.testing.assert_array_equal(same.p_best, typed.p_best)
+    other = summarize(scores, key=1)
+    assert np.any(other.p_best != same.p_best)
+
+
+def test_the_chances_of_being_best_are_right_for_two_points():
+    seeds, rng = 9, np.random.default_rng(5)
+    paired = rng.normal(size=seeds)
+    found = summarize([paired, paired + 1e-6, paired - 1e-6])
+    # Unpaired resamples would give about a third to each.
+    np.testing.assert_array_equal(found.p_best, [0, 0, 1])
+    equal = summarize([paired, paired])
+    np.testing.assert_array_equal(equal.p_best, [0.5, 0.5])
+    mixed = summarize([[0.0, 0.0, 2.0], [1.0, 1.0, 1.0]], resamples=20_000)
+    # The first wins where at least two of three draws are 0: 20 of 27 times.
+    assert mixed.p_best[0] == pytest.approx(20 / 27, abs=0.015)
+
+
+def test_a_diverged_lane_is_worse_than_any_other_and_is_counted():
+    scores = np.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.3, np.nan, np.inf]])
+    diverged = np.zeros(scores.shape, bool)
+    diverged[0, :2] = True
+    found = summarize(scores, diverged=diverged)
+    np.testing.assert_array_equal(found.order, [1, 0, 2])
+    np.testing.assert_array_equal(found.diverged, [2, 0, 2])
+    np.testing.assert_array_equal(found.median, [np.inf, 0.2, np.inf])
+    best = summarize(scores, metric=("val/loss", "max"), diverged=diverged)
+    assert best.best == 1
+    np.testing.assert_array_equal(best.median, [-np.inf, 0.2, -np.inf])
+
+
+def test_all_lanes_diverged_is_an_error():
+    with pytest.raises(ValueError, match="got 6 lanes, all diverged"):
+        summarize(np.full((2, 3), np.nan))
+
+
+def test_nothing_is_doubted_where_all_is_well():
+    found = summarize(separated([0.5, 0.1, 0.5]), RATES)
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(("best", "word"), [(0, "least"), (2, "largest")])
+def test_the_best_at_the_edge_of_an_axis_is_doubted(best, word):
+    medians = [0.5, 0.5, 0.5]
+    medians[best] = 0.1
+    constant = {"decay": np.full(3, 0.9), "optimizer": np.array(["a", "b", "c"])}
+    (doubt,) = summarize(separated(medians), RATES | constant).warnings
+    end = RATES["learning_rate"][best]
+    assert doubt == (
+        f"the best point has the {word} learning_rate tried ({end:g}): look beyond it"
+    )
+
+
+def test_few_seeds_overlap_and_divergence_are_doubted():
+    few = summarize(separated([0.5, 0.1, 0.5], seeds=4), RATES)
+    assert few.warnings == ("4 seeds are few: medians and intervals need 5 or more",)
+    noise = np.random.default_rng(6).normal(size=(3, 8))
+    overlap = summarize(np.array([[0.2], [0.1], [5]]) + noise, {})
+    assert overlap.warnings == (
+        "the intervals of the two best points overlap: more seeds are needed to tell "
+        "them apart",
+    )
+    lost = separated([0.5, 0.1, 0.5], seeds=20)
+    lost[1, 3] = np.nan
+    assert "1 of 20 lanes of the best point diverged" in summarize(lost, RATES).warnings
+
+
+def test_a_metric_of_the_test_data_is_refused_and_one_of_training_doubted():
+    scores = separated([0.5, 0.1, 0.5])
+    for name in ("test/loss", "digits/test/accuracy"):
+        with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+            summarize(scores, RATES, metric=(name, "min"))
+    (doubt,) = summarize(scores, RATES, metric=("loss", "min")).warnings
+    assert doubt == "loss is not of the validation data (val/...)"
+
+
+def test_a_comparison_is_paired():
+    rng = np.random.default_rng(7)
+    shared = 100 * rng.normal(size=10)
+    a, b = shared, shared + 1 + 0.1 * rng.normal(size=10)
+    found = statistics.compare_scores(a, b)
+    assert found.difference == pytest.approx(np.median(a - b))
+    assert -1.3 < found.low <= found.difference <= found.high < -0.7
+    assert (found.wins, found.losses, found.ties) == (10, 0, 0)
+    assert found.p_value == 2 / 2**10
+    back = statistics.compare_scores(b, a, ACCURACY)
+    assert (back.wins, back.low, back.high) == (10, -found.high, -found.low)
+    assert str(found).startswith("val/loss, a minus b: -")
+
+
+def test_a_diverged_lane_loses_its_comparison_and_two_are_a_tie():
+    nan = np.nan
+    found = statistics.compare_scores([1.0, 1.0, nan, nan], [2.0, nan, 1.0, nan])
+    assert (found.wins, found.losses, found.ties) == (2, 1, 1)
+    assert found.difference == -0.5
+    balanced = statistics.compare_scores([1.0, nan], [nan, 1.0])
+    assert balanced.difference == 0.0
+    best = statistics.compare_scores([1.0, 1.0, nan], [nan, nan, nan], ACCURACY)
+    assert (best.wins, best.ties, best.difference) == (2, 1, np.inf)
+
+
+def test_the_sign_test_is_exact():
+    scipy = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(8)
+    for _ in range(5):
+        a, b = rng.integers(0, 4, (2, 12))
+        less, more = np.sum(a < b), np.sum(a > b)
+        expected = scipy.binomtest(less, less + more).pvalue
+        assert statistics.sign_test(a, b) == pytest.approx(expected)
+    assert statistics.sign_test([1, np.inf], [1, np.inf]) == 1.0
+
+
+def test_holms_correction_keeps_the_order_and_multiplies_the_smallest():
+    found = statistics.holm({"a": 0.01, "b": 0.2, "c": 0.011, "d": 0.9})
+    assert found == pytest.approx({"a": 0.04, "c": 0.04, "b": 0.4, "d": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": ("val/loss", "least")}, 'need metric=.name, "min" or "max".'),
+        ({"level": 1.0}, "need 0 < level < 1, got level=1.0"),
+        ({"resamples": 0}, "need an int resamples >= 1, got resamples=0"),
+        ({"points": {"rate": np.ones(2)}}, r"got shape \(2,\) for 'rate'"),
+        ({"diverged": np.zeros((3, 5), bool)}, r"got \(3, 6\) and \(3, 5\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(change, message):
+    options = {"scores": separated([0.5, 0.1, 0.5]), "points": RATES} | change
+    with pytest.raises(ValueError, match=message):
+        summarize(**options)
+
+
+def test_comparisons_say_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"got \(2,\) and \(3,\)"):
+        statistics.compare_scores([1.0, 2.0], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match='"min" or "max"'):
+        statistics.compare_scores([1.0], [1.0], ("val/loss", "best"))

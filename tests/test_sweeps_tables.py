@@ -1,0 +1,126 @@
+"""Tables of sweeps, and comparisons of their points."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from fngrad.sweeps import SweepResult
+from fngrad.sweeps.tables import best_point, compare, scores, summary, table
+
+SEEDS = 6
+
+
+def result(medians=(0.5, 0.1, 0.3, 0.4), metric=("val/loss", "min"), **history):
+    """Return a sweep of two rates for each of two optimizers."""
+    noise = 0.01 * np.random.default_rng(0).normal(size=SEEDS)
+    values = np.asarray(medians)[:, None] + noise[None]
+    curves = np.stack([values + 1, values], axis=2)
+    at = np.full(values.shape, -1, np.int32)
+    at[3, 0] = 7
+    values[3, 0] = np.nan
+    return SweepResult(
+        {
+            "rate": np.array([0.1, 0.2, 0.1, 0.2]),
+            "optimizer": np.array(["sgd", "sgd", "adam", "adam"]),
+        },
+        [(), ()],
+        {"val/loss": curves} | history,
+        at,
+        {"metric": metric, "values": values},
+    )
+
+
+def test_rows_are_ranked_and_have_every_column():
+    found = table(result())
+    assert [row["optimizer"] for row in found.rows] == ["sgd", "adam", "adam", "sgd"]
+    assert [row["rank"] for row in found.rows] == [1, 2, 3, 4]
+    assert found.rows[0]["rate"] == 0.2
+    assert found.rows[2]["diverged"] == 1
+    assert found.rows[0]["P(best) %"] == 100.0
+    row = found.rows[1]
+    assert row["low"] <= row["median"] <= row["high"]
+    assert len(table(result(), top=2).rows) == 2
+
+
+def test_the_text_is_aligned_and_ends_with_the_doubts():
+    shown = str(table(result()))
+    opening, head, *lines, doubt = shown.splitlines()
+    assert opening == "val/loss, smallest median over 6 seeds first"
+    assert head.split() == [
+        *("rank", "rate", "optimizer", "median", "interval", "P(best)", "%"),
+        "diverged",
+    ]
+    assert len({len(line) for line in [head, *lines]}) == 1
+    assert doubt.startswith("! the best point has the largest rate tried (0.2)")
+
+
+def test_the_rows_can_be_written_as_csv():
+    (first, *_), text = table(result()).rows, table(result()).to_csv()
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert len(read) == 4
+    assert read[0]["optimizer"] == "sgd"
+    assert float(read[0]["low"]) == first["low"]
+
+
+def test_another_metric_ranks_the_other_way_and_the_last_record_counts():
+    accuracy = np.zeros((4, SEEDS, 3))
+    accuracy[:, :, 1] = np.array([0.1, 0.2, 0.9, 0.3])[:, None]
+    accuracy[:2, :, 2] = accuracy[:2, :, 1] + 0.05
+    # The second combination recorded one value less.
+    accuracy[2:, :, 2] = np.nan
+    swept = result(**{"val/accuracy": accuracy})
+    np.testing.assert_allclose(
+        scores(swept, "val/accuracy")[:, 0], [0.15, 0.25, 0.9, 0.3]
+    )
+    assert summary(swept, ("val/accuracy", "max")).best == 2
+    assert best_point(swept, ("val/accuracy", "max")) == {
+        "rate": 0.1,
+        "optimizer": "adam",
+    }
+    (first, *_) = table(swept, also=["val/accuracy"]).rows
+    assert first["val/accuracy"] == pytest.approx(0.25)
+
+
+def test_test_metrics_cannot_choose_and_are_doubted_where_they_are_seen():
+    swept = result(**{"test/loss": np.ones((4, SEEDS))})
+    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+        table(swept, metric=("test/loss", "min"))
+    assert "! test/loss was measured at every point" in str(table(swept))
+    found = compare(swept, 0, 1, metric=("test/loss", "min"))
+    assert found.ties == SEEDS
+    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+        compare(swept, {"optimizer": "sgd"}, 2, metric=("test/loss", "min"))
+
+
+def test_groups_are_compared_by_their_best_points():
+    found = compare(result(), {"optimizer": "sgd"}, {"optimizer": "adam"})
+    assert (found.wins, found.losses) == (SEEDS, 0)
+    assert found.difference == pytest.approx(-0.2)
+    assert str(found).startswith("val/loss, optimizer sgd minus optimizer adam: -0.2")
+    one = compare(result(), {"optimizer": "adam", "rate": np.float32(0.2).item()}, 1)
+    # The lane that diverged loses, as all others do.
+    assert (one.wins, one.losses) == (0, SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: table(r, top=0), "need top >= 1, got top=0"),
+        (lambda r: table(r, also=["speed"]), r"among \['val/loss'\], got 'speed'"),
+        (lambda r: table(r, metric=("val/loss", "up")), '"min" or "max"'),
+        (lambda r: compare(r, 4, 0), r"need a point in \[0, 4\), got 4"),
+        (lambda r: compare(r, {"speed": 1}, 0), r"'optimizer'\], got 'speed'"),
+        (lambda r: compare(r, {"rate": 0.3}, 0), "that fits a point, got"),
+    ],
+)
+def test_what_does_not_fit_is_said(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(result())
+
+
+def test_a_metric_of_many_numbers_is_refused():
+    swept = result(wide=np.ones((4, SEEDS, 2, 2)))
+    with pytest.raises(ValueError, match=r"got shape \(2, 2\) of 'wide'"):
+        scores(swept, "wide")
