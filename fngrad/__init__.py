@@ -30,7 +30,8 @@ from fngrad.batching import Dataset
 from fngrad.evaluation import evaluate
 from fngrad.evaluation_point import eval_params
 from fngrad.fit import FitResult, fit
-from fngrad.fitting.session import STOP, EarlyStopping, NonFiniteError
+from fngrad.fitting.session import STOP, NonFiniteError
+from fngrad.fitting.validation import EarlyStopping
 from fngrad.history import History
 from fngrad.layers.core import Layer, StatefulLayer
 from fngrad.optimizers import (

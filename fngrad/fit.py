@@ -11,16 +11,27 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from fngrad.fitting.agenda import ENDLESS, Agenda, make_agenda
-from fngrad.fitting.checks import check_backend, check_option, check_step
+from fngrad.checkpoint import Checkpoints
+from fngrad.fitting.agenda import Agenda, make_agenda
+from fngrad.fitting.checks import (
+    check_backend,
+    check_not_donated,
+    check_option,
+    check_step,
+)
 from fngrad.fitting.feeds import Feed
-from fngrad.fitting.interrupts import interrupts
+from fngrad.fitting.interrupts import Interruption, interrupts
 from fngrad.fitting.loops import Choice, begin, choose, make_loop
 from fngrad.fitting.outputs import Outputs
-from fngrad.fitting.session import Callback, EarlyStopping, Evaluation, Session
+from fngrad.fitting.resume import Past, begin_or_resume, say_resumed
+from fngrad.fitting.save_rules import USUAL_BEST, SaveRules, checkpoint_folder
+from fngrad.fitting.saving import Saving
+from fngrad.fitting.session import Callback, Plan, Session
+from fngrad.fitting.validation import EarlyStopping, Evaluation, Mode, Patience
 from fngrad.history import History
+from fngrad.locks import Lock
 from fngrad.logging import Logger
-from fngrad.training import Step, TrainState, snapshot
+from fngrad.training import Step, TrainState
 
 
 class FitResult(NamedTuple):
@@ -43,6 +54,13 @@ def fit(
     eval_every: Literal["epoch"] | int = "epoch",
     run_dir: Any = None,
     config: Any = None,
+    checkpoint_dir: Any = None,
+    resume: Literal["auto", "never", "must"] = "auto",
+    save_every: int | None = None,
+    save_minutes: float | None = None,
+    keep: int = 2,
+    keep_best: tuple[str, Mode] | None = USUAL_BEST,
+    on_save_error: Literal["raise", "warn"] = "raise",
     early_stopping: EarlyStopping | None = None,
     log_every: int | None = None,
     loggers: Sequence[Logger] = (),
@@ -56,6 +74,18 @@ def fit(
 
     The caller's state is copied once and stays valid. Ctrl-C ends the run between two
     steps and returns what was reached; a second Ctrl-C stops at once.
+
+    With checkpoints a run survives: the same call, made again after whatever ended
+    the last one, goes on at the newest whole checkpoint, says so on stderr, and ends
+    with the bits of an undisturbed run, in state, history and evaluations. Damaged
+    checkpoints are passed over with a warning. Checkpoints are written with
+    ``checkpoint_dir``, or with ``run_dir`` and one of ``save_every`` and
+    ``save_minutes``: when those say so (without either, every 10 minutes), at each
+    evaluation that is the best so far, when the run is interrupted, and at its end.
+    Writing goes on in the background; `fit` waits for it before it ends. SIGTERM, as
+    clusters send it, ends the step in flight, saves, and raises `SystemExit` with
+    status 75 (``fngrad.fitting.interrupts.PREEMPTED``). While it runs, another
+    process is kept out of the folders; reading them is always allowed.
 
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
@@ -72,8 +102,25 @@ def fit(
             completes or runs out of data too.
         run_dir: folder for config.json, manifest.json, metrics.jsonl, curves.png. A
             folder with records takes only a state that has come as far: no step is
-            written twice.
-        config: what config.json holds: a dataclass, a NamedTuple or a dict.
+            written twice. A run that goes on from a checkpoint cuts what it will
+            write again.
+        config: what config.json holds: a dataclass, a NamedTuple or a dict. A run
+            does not go on with another.
+        checkpoint_dir: folder for checkpoints; see above.
+        resume: what becomes of checkpoints that are there. ``auto`` goes on from
+            them, ``must`` and from nothing else, ``never`` refuses a folder that has
+            some. The state gives the structure then, not the values. Config, data,
+            batch size and key must be those of the checkpoint. The batches of an
+            iterable are taken from its beginning, with a warning; ``must`` refuses
+            one.
+        save_every: after how many steps to save.
+        save_minutes: after how many minutes to save.
+        keep: how many of the newest checkpoints stay.
+        keep_best: ``(metric, "min" or "max")``: the best evaluation's checkpoint stays
+            too. ``None`` keeps none; the default is ignored where it is not measured.
+        on_save_error: what a full disk or another failure to write does. ``raise``
+            ends the run, with the state in the error; ``warn`` goes on. The last good
+            checkpoint stands.
         early_stopping: when to give up.
         log_every: after how many steps loggers and callbacks are called; they are at
             evaluations and at the end too. ``None`` means about a hundred times a
@@ -90,7 +137,7 @@ def fit(
             points where the host looks inside one program that compiles once;
             ``auto`` times both on copies of the state and takes the faster.
             ``history.notes`` and the run's manifest say which and why; a later call
-            with the same ``run_dir`` takes the same.
+            with the same ``run_dir`` or checkpoints takes the same.
         progress: whether to show a progress bar (tqdm; without it, none).
 
     Returns:
@@ -98,10 +145,15 @@ def fit(
 
     Raises:
         ValueError: an argument out of range or at odds with another; a step that
-            gives back a state unlike the one it was given (the leaf is named).
+            gives back a state unlike the one it was given (the leaf is named); a
+            checkpoint of another run (the differences are named) or of an earlier
+            step than the state; checkpoints where ``resume="never"``.
+        FileNotFoundError: ``resume="must"`` and no checkpoint.
         TypeError: data of an unknown kind, a state with a leaf that is no array.
         NonFiniteError: see ``on_nonfinite``.
-        RuntimeError: another backend than required; a state that was donated.
+        SaveError: see ``on_save_error``.
+        RuntimeError: another backend than required; an argument that was donated.
+        SystemExit: SIGTERM came, and checkpoints are written.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,58 +172,106 @@ def fit(
     check_backend(require)
     check_option("on_nonfinite", on_nonfinite, ("raise", "ignore"))
     check_option("loop", loop, ("auto", "python", "scan"))
+    rules = SaveRules(
+        checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
+        *(resume, save_every, save_minutes, keep, keep_best, on_save_error),
+    )
+    rules.check(evaluates=metric_fn is not None)
     with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(interrupts())
+        is_saved = rules.folder is not None
+        interrupted = stack.enter_context(interrupts(terminates=is_saved))
         feed = Feed(data)
+        check_not_donated("data", feed.argument)
+        check_not_donated("eval_data", eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         metrics = check_step(step, state, feed)
-        if log_every is None and not (loggers or callbacks or run_dir):
-            log_every = ENDLESS  # nobody listens
-        looks = log_every, eval_every if evaluation else None
-        agenda = make_agenda(feed, int(state.step), num_steps, num_epochs, *looks)
-        if agenda.first >= agenda.last:
-            _say_done(agenda)
-            return FitResult(snapshot(state), History(), "completed")
+        checkpoints = _open(stack, run_dir, rules)
+        past = begin_or_resume(rules, checkpoints, state, feed, config)
+        is_heard = bool(loggers or callbacks or run_dir)
+        looks = past.log_every(log_every, is_heard), eval_every if evaluation else None
+        agenda = make_agenda(
+            *(feed, past.step, num_steps, num_epochs, *looks, save_every, past.first)
+        )
+        patience = Patience(early_stopping, past.patience)
+        ended = _ended(agenda, patience)
+        if ended:
+            return FitResult(past.state, past.history, ended)
+        say_resumed(past, agenda, rules)
         outputs = stack.enter_context(
-            Outputs(run_dir, config, feed, loggers, agenda, state.key)
+            Outputs(run_dir, config, feed, loggers, agenda, state.key, rules, past)
         )
         if progress:
             outputs.open_bar()
-        carry = begin(snapshot(state), metrics)
-        choice = _recorded(loop, outputs, feed) or choose(
-            step, feed, carry, agenda.last - agenda.first, interrupted
-        )
-        outputs.begin(choice.loop, choice.reason)
-        session = Session(
-            carry=carry,
-            advance=make_loop(choice.loop, step, feed),
-            metrics=metrics,
-            agenda=agenda,
-            history=History(choice._asdict()),
-            outputs=outputs,
-            evaluation=evaluation,
-            callbacks=callbacks,
-            raises=on_nonfinite == "raise",
-        )
-        stopped = session.run(interrupted)
-        result = FitResult(session.carry.state, session.history, stopped)
-        outputs.finish(result.history, stopped, int(result.state.step))
-        return result
+        saving = Saving(rules, checkpoints, agenda, past) if checkpoints else None
+        raises = on_nonfinite == "raise"
+        plan = Plan(metrics, agenda, outputs, evaluation, callbacks, saving, raises)
+        return _train(plan, past, patience, step, feed, loop, interrupted)
 
 
-def _say_done(agenda: Agenda) -> None:
-    print(
-        f"fit: nothing to do, the state is at step {agenda.first} and the run ends at "
-        f"step {agenda.last}",
-        file=sys.stderr,
+def _open(
+    stack: contextlib.ExitStack, run_dir: Any, rules: SaveRules
+) -> Checkpoints | None:
+    """Keep other processes out of the folders, and open the one of checkpoints."""
+    for folder in (run_dir, rules.folder):
+        if folder is not None:
+            stack.enter_context(Lock(folder))
+    if rules.folder is None:
+        return None
+    return stack.enter_context(
+        Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
     )
 
 
-def _recorded(loop: Any, outputs: Outputs, feed: Feed) -> Choice | None:
-    """Return the loop that was asked for, or that ran here before, if any."""
+def _ended(agenda: Agenda, patience: Patience) -> str | None:
+    """Say why there is nothing to do, if so, on stderr too."""
+    if agenda.first >= agenda.last:
+        print(
+            f"fit: nothing to do, the state is at step {agenda.first} and the run "
+            f"ends at step {agenda.last}",
+            file=sys.stderr,
+        )
+        return "completed"
+    if patience.is_over:
+        print(
+            f"fit: nothing to do, early stopping ended the run at step {agenda.first}",
+            file=sys.stderr,
+        )
+        return "early_stopping"
+    return None
+
+
+def _train(
+    plan: Plan,
+    past: Past,
+    patience: Patience,
+    step: Step,
+    feed: Feed,
+    loop: Any,
+    interrupted: Interruption,
+) -> FitResult:
+    carry = begin(past.state, plan.metrics)
+    remaining = plan.agenda.last - plan.agenda.first
+    choice = _recorded(loop, past, plan.outputs, feed) or choose(
+        step, feed, carry, remaining, interrupted
+    )
+    plan.outputs.begin(choice.loop, choice.reason)
+    past.history.notes.update(choice._asdict())
+    advance = make_loop(choice.loop, step, feed)
+    session = Session(plan, carry, advance, past.history, patience)
+    stopped = session.run(interrupted)
+    result = FitResult(session.carry.state, session.history, stopped)
+    plan.outputs.finish(result.history, stopped, int(result.state.step))
+    return result
+
+
+def _recorded(loop: Any, past: Past, outputs: Outputs, feed: Feed) -> Choice | None:
+    """Return the loop that was asked for, or that ran before, if any."""
     if feed.is_iterable and loop == "scan":
         raise ValueError('need a dataset or a function of the step for loop="scan"')
     if loop != "auto":
         return Choice(loop, "asked for")
+    if past.notes:
+        notes = past.history.notes
+        return Choice(**{field: notes[field] for field in Choice._fields})
     recorded = outputs.recorded_loop()
     return Choice(recorded, "recorded in the run folder") if recorded else None

@@ -20,7 +20,7 @@ from regression import (
 
 import fngrad.batching as batching
 from fngrad.fit import fit
-from fngrad.fitting.session import EarlyStopping
+from fngrad.fitting.validation import EarlyStopping
 from fngrad.optimizers import sgd
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 

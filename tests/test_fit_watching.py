@@ -23,7 +23,8 @@ from regression import (
 )
 
 import fngrad.batching as batching
-from fngrad.fitting.session import STOP, EarlyStopping, NonFiniteError
+from fngrad.fitting.session import STOP, NonFiniteError
+from fngrad.fitting.validation import EarlyStopping
 from fngrad.training import snapshot
 
 OTHER = {"learning_rate": 0.1}

@@ -1,4 +1,4 @@
-"""When the host must look: the steps at which a run logs, evaluates and ends."""
+"""When the host must look: the steps at which a run logs, evaluates, saves, ends."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -11,17 +11,32 @@ ENDLESS = 2**31 - 1  # steps; what a run over an iterable counts towards
 class Agenda(NamedTuple):
     """Steps count from the beginning of the training, not of this call."""
 
-    first: int
+    first: int  # of this call
     last: int
     log_every: int
     next_evaluation: Callable[[int], int] | None  # the first one after a step
+    save_every: int | None
 
     def next_stop(self, now: int) -> int:
-        """Return the next step after ``now`` at which the host must look."""
-        stops = [self.last, (now // self.log_every + 1) * self.log_every]
+        """Return the next step after ``now`` at which the host looks or saves."""
+        stops = [self.last, _next_multiple(now, self.log_every)]
         if self.next_evaluation:
             stops.append(self.next_evaluation(now))
+        if self.save_every:
+            stops.append(_next_multiple(now, self.save_every))
         return min(stops)
+
+    def looks_at(self, now: int) -> bool:
+        """Say whether loggers and callbacks are called.
+
+        Saving is no reason: where a run saves must not change what callbacks see.
+        """
+        is_due = now >= self.last or now % self.log_every == 0
+        return is_due or self.evaluates_at(now)
+
+    def saves_at(self, now: int) -> bool:
+        """Say whether a checkpoint is due by the number of steps."""
+        return self.save_every is not None and now % self.save_every == 0
 
     def evaluates_at(self, now: int) -> bool:
         """Say whether an evaluation is due."""
@@ -37,8 +52,17 @@ def make_agenda(
     num_epochs: int | None,
     log_every: int | None,
     eval_every: Literal["epoch"] | int | None,
+    save_every: int | None,
+    began: int,
 ) -> Agenda:
     """Work out the agenda of a call to `fngrad.fit`; no ``eval_every`` means never.
+
+    Args:
+        feed: the run's data.
+        first: the step where the call begins.
+        num_steps, num_epochs, log_every, eval_every, save_every: see `fngrad.fit`.
+        began: the step where the run began, in an earlier call perhaps: what is
+            about a hundred times a run must not depend on where it was resumed.
 
     Raises:
         ValueError: neither or both of ``num_steps`` and ``num_epochs``, a number out of
@@ -46,11 +70,15 @@ def make_agenda(
     """
     last = _last_step(feed, num_steps, num_epochs)
     if log_every is None:
-        log_every = min(max(100, (last - first) // 100), 1000)
+        log_every = min(max(100, (last - began) // 100), 1000)
     if not isinstance(log_every, int) or log_every < 1:
         raise ValueError(f"need log_every to be an int >= 1, got {log_every!r}")
     evaluations = None if eval_every is None else _next_evaluation(feed, eval_every)
-    return Agenda(first, last, log_every, evaluations)
+    return Agenda(first, last, log_every, evaluations, save_every)
+
+
+def _next_multiple(now: int, every: int) -> int:
+    return (now // every + 1) * every
 
 
 def _last_step(feed: Feed, num_steps: int | None, num_epochs: int | None) -> int:
@@ -75,7 +103,7 @@ def _next_evaluation(feed: Feed, every: Any) -> Callable[[int], int]:
         return lambda now: _next_epoch_end(feed.data, now)
     if not isinstance(every, int) or every < 1:
         raise ValueError(f'need eval_every="epoch" or an int >= 1, got {every!r}')
-    return lambda now: (now // every + 1) * every
+    return lambda now: _next_multiple(now, every)
 
 
 def _next_epoch_end(data: Any, now: int) -> int:

@@ -4,6 +4,7 @@ A dataset is an argument of the compiled program and a function is part of it; b
 give any step's batch again. An iterable gives its batches once, from the host.
 """
 
+import functools
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,8 +61,9 @@ class Feed:
         """The argument of the program: a dataset, else nothing."""
         return self.data if self.is_dataset else ()
 
+    @functools.cached_property
     def fingerprint(self) -> str | None:
-        """Return the dataset's checksum, if it has one."""
+        """The dataset's checksum, if it has one; taken once, as it reads every byte."""
         return self.data.fingerprint() if hasattr(self.data, "fingerprint") else None
 
     def abstract_batch(self, step: jax.Array) -> Any:

@@ -11,14 +11,31 @@ import jax
 
 from fngrad.fitting.agenda import ENDLESS, Agenda
 from fngrad.fitting.feeds import Feed
+from fngrad.fitting.resume import Past
+from fngrad.fitting.save_rules import SaveRules
+from fngrad.fitting.validation import Values
 from fngrad.history import History
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
-
-Values = dict[str, Any]
+from fngrad.logging.run_folder import read_manifest
+from fngrad.logging.writers import cut_jsonl
 
 
 class Outputs(contextlib.ExitStack):
-    """All places that a run writes to; closes them at the end."""
+    """All places that a run writes to but checkpoints; closes them at the end.
+
+    Args:
+        run_dir, config, loggers: see `fngrad.fit`.
+        feed: the data.
+        agenda: of the call.
+        key: of the run's first state.
+        rules: how the run is saved.
+        past: where the call begins; if that is a checkpoint, what was recorded of
+            later steps is cut.
+
+    Raises:
+        ValueError: the run folder holds another run, or this one's later steps.
+        OSError: it cannot be written.
+    """
 
     def __init__(
         self,
@@ -28,18 +45,24 @@ class Outputs(contextlib.ExitStack):
         loggers: Sequence[Logger],
         agenda: Agenda,
         key: jax.Array,
+        rules: SaveRules,
+        past: Past,
     ):
         super().__init__()
         self._loggers = list(loggers)
         self._bar: ProgressBar | None = None
         self._agenda = agenda
+        self._checkpoints = rules.folder
         self.folder = None
         if run_dir is not None:
-            _check_continues(Path(run_dir) / "metrics.jsonl", agenda.first)
+            may_cut = past.notes or (rules.folder and _died_unsaved(run_dir))
+            _check_continues(
+                Path(run_dir) / "metrics.jsonl", agenda.first, bool(may_cut)
+            )
             self.folder = RunFolder(
                 run_dir,
                 config=config,
-                data=feed.fingerprint(),
+                data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
             )
             self._loggers.append(jsonl(self.folder.metrics))
@@ -65,7 +88,10 @@ class Outputs(contextlib.ExitStack):
         if self._bar:
             self._bar.describe(f"training on {jax.default_backend()}")
         if self.folder:
-            self.folder.update_manifest(loop=loop, loop_reason=reason)
+            saved = None if self._checkpoints is None else str(self._checkpoints)
+            self.folder.update_manifest(
+                loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
+            )
 
     def advance(self, steps: int, values: Values) -> None:
         """Move the bar."""
@@ -89,12 +115,20 @@ class Outputs(contextlib.ExitStack):
             history.plot().savefig(self.folder.curves, dpi=120)
 
 
-def _check_continues(metrics: Path, first: int) -> None:
-    """Raise where a run would write steps a second time."""
+def _died_unsaved(run_dir: Any) -> bool:
+    """Say whether a run that was to be saved died here, before it was."""
+    manifest = read_manifest(run_dir)
+    return bool(manifest.get("checkpoints")) and manifest["stopped"] is None
+
+
+def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
+    """Cut records of steps that are made again, or raise where that is no resuming."""
     records = read_jsonl(metrics) if metrics.exists() else []
     reached = max((record["step"] for record in records), default=0)
-    if reached > first:
+    if reached > first and not may_cut:
         raise ValueError(
             f"need another run folder, or the state of step {reached} that the run in "
             f"{str(metrics.parent)!r} has reached, got step {first}"
         )
+    if reached > first:
+        cut_jsonl(metrics, first)

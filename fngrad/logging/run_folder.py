@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import fngrad.logging.manifest as facts
+from fngrad.logging.differences import check_unchanged
 from fngrad.logging.files import to_json, write_json
 
 
@@ -54,10 +55,10 @@ class RunFolder:
         more = _as_dict("extra", extra or {})
         known, old = _read(self._config_path), _read(self._manifest_path)
         if known is not None:
-            _check_equal(f"config in {str(self.path)!r}", known, wanted)
+            check_unchanged(f"config in {str(self.path)!r}", known, wanted)
         if old is not None and None not in (old.get("data"), data):
             was, wanted_data = {"data": old["data"]}, {"data": data}
-            _check_equal(f"data in {str(self.path)!r}", was, wanted_data)
+            check_unchanged(f"data in {str(self.path)!r}", was, wanted_data)
         current = {"seed": wanted.get("seed"), "data": data, **facts.collect(), **more}
         _make_folder(self.path)
         _write(
@@ -85,7 +86,7 @@ class RunFolder:
     @property
     def manifest(self) -> dict[str, Any]:
         """The manifest, read back."""
-        return _read(self._manifest_path) or {}
+        return read_manifest(self.path)
 
     def update_manifest(self, **fields: Any) -> None:
         """Set entries of the manifest; a reader sees all of them or none.
@@ -102,6 +103,15 @@ class RunFolder:
     @property
     def _manifest_path(self) -> Path:
         return self.path / "manifest.json"
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Return the manifest of a run folder, empty where there is none.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return _read(Path(path) / "manifest.json") or {}
 
 
 def _as_dict(name: str, value: Any) -> dict[str, Any]:
@@ -134,35 +144,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"need JSON in {path}, got {error}") from error
-
-
-def _check_equal(what: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise unless two JSON objects are equal, naming every key that differs."""
-    left, right = _flatten(known), _flatten(wanted)
-    differing = [
-        f"{key} was {_show(left, key)}, is {_show(right, key)}"
-        for key in sorted(left.keys() | right.keys())
-        if key not in left or key not in right or left[key] != right[key]
-    ]
-    if differing:
-        raise ValueError(
-            f"need the {what} unchanged, or another folder, "
-            f"got differences: {'; '.join(differing)}"
-        )
-
-
-def _show(leaves: dict[str, Any], key: str) -> str:
-    return repr(leaves[key]) if key in leaves else "absent"
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of nested JSON objects by dotted key."""
-    if not isinstance(value, dict) or (name and not value):
-        return {name: value}
-    leaves: dict[str, Any] = {}
-    for key, item in value.items():
-        leaves |= _flatten(item, f"{name}.{key}" if name else key)
-    return leaves
 
 
 def _started(current: dict[str, Any]) -> dict[str, Any]:

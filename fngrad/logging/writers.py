@@ -50,8 +50,8 @@ def jsonl(
     """Log to a file of one JSON object a line: ``{"step": 10, "loss": 0.5}``.
 
     Every line is flushed, so a killed run leaves whole lines, and at most one torn
-    one. An existing file is appended to, after a torn last line is cut off; a run
-    that resumes from a checkpoint may so write a step a second time.
+    one. An existing file is appended to, after a torn last line is cut off; `cut_jsonl`
+    removes what is beyond the step where a run goes on.
 
     Args:
         path: the file; its folder is made.
@@ -105,6 +105,26 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         {name: from_json_number(value) for name, value in record.items()}
         for record in records
     ]
+
+
+def cut_jsonl(path: str | Path, step: int) -> None:
+    """Remove the records of steps after ``step``, in one atomic write.
+
+    A torn last line goes too. So a run that goes on from a checkpoint writes no step
+    a second time.
+
+    Raises:
+        ValueError: a whole line is not a JSON object; nothing is cut.
+        OSError: the folder cannot be written; the file stands.
+    """
+    path = Path(path)
+    content = path.read_text(encoding="utf-8")
+    *lines, _torn = content.split("\n")
+    records = [_parse(line, i, path) for i, line in enumerate(lines, 1)]
+    kept = zip(lines, records, strict=True)
+    left = "".join(f"{line}\n" for line, record in kept if record["step"] <= step)
+    if left != content:
+        write_atomically(path, left)
 
 
 def csv(path: str | Path) -> FileLogger:

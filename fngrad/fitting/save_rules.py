@@ -1,0 +1,74 @@
+"""Where and how often a run is saved, and how it goes on from there."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from fngrad.fitting.checks import check_option
+from fngrad.fitting.validation import Mode
+
+USUAL_BEST: tuple[str, Mode] = ("val/loss", "min")
+USUAL_MINUTES = 10.0
+
+
+class SaveRules(NamedTuple):
+    """The arguments of `fngrad.fit` that tell of checkpoints."""
+
+    folder: Path | None  # None: nothing is saved
+    resume: Literal["auto", "never", "must"]
+    every: int | None  # steps
+    minutes: float | None
+    keep: int  # the newest so many stay
+    best: tuple[str, Mode] | None  # and the best by this metric
+    on_error: Literal["raise", "warn"]
+
+    def check(self, *, evaluates: bool) -> None:
+        """Raise where an argument is out of range, or needs another.
+
+        Args:
+            evaluates: whether there will be evaluations to choose the best from.
+
+        Raises:
+            ValueError: it is.
+        """
+        check_option("resume", self.resume, ("auto", "never", "must"))
+        check_option("on_save_error", self.on_error, ("raise", "warn"))
+        _check_count("save_every", self.every if self.every is not None else 1)
+        _check_count("keep", self.keep)
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"need save_minutes > 0, got {self.minutes!r}")
+        best = self.best
+        if best is not None and (len(best) != 2 or best[1] not in ("min", "max")):
+            raise ValueError(
+                f'need keep_best as (metric, "min" or "max") or None, got {best!r}'
+            )
+        if best not in (None, USUAL_BEST) and not evaluates:
+            raise ValueError(f"need metric_fn and eval_data for keep_best={best!r}")
+        is_asked = self.every is not None or self.minutes is not None
+        if self.folder is None and (is_asked or self.resume == "must"):
+            raise ValueError(
+                "need checkpoint_dir, or run_dir with save_every or save_minutes, got "
+                f"save_every={self.every} save_minutes={self.minutes} "
+                f"resume={self.resume!r}"
+            )
+
+    @property
+    def seconds(self) -> float | None:
+        """After how many seconds to save, if the clock is to decide."""
+        if self.minutes is None and self.every is None:
+            return 60 * USUAL_MINUTES
+        return None if self.minutes is None else 60 * self.minutes
+
+
+def checkpoint_folder(
+    checkpoint_dir: Any, run_dir: Any, save_every: Any, save_minutes: Any
+) -> Path | None:
+    """Return the folder that these arguments of `fngrad.fit` mean, if any."""
+    if checkpoint_dir is not None:
+        return Path(checkpoint_dir)
+    is_asked = save_every is not None or save_minutes is not None
+    return Path(run_dir) / "checkpoints" if run_dir is not None and is_asked else None
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"need {name} to be an int >= 1, got {value!r}")

@@ -1,0 +1,117 @@
+"""When a run writes checkpoints, what is in them, and what becomes of a failure."""
+
+import time
+import warnings
+from typing import Any
+
+from fngrad.checkpoint import CheckpointError, Checkpoints
+from fngrad.fitting.agenda import Agenda
+from fngrad.fitting.resume import Past
+from fngrad.fitting.save_rules import USUAL_BEST, SaveRules
+from fngrad.fitting.validation import BestValue, Values
+from fngrad.history import History
+from fngrad.training import TrainState
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the run stopped, its state is here."""
+
+    def __init__(self, message: str, state: TrainState, history: History):
+        super().__init__(message)
+        self.state = state  # as far as the run had come
+        self.history = history
+
+
+class Saving:
+    """Writes the checkpoints of a run, in the background.
+
+    Args:
+        rules: where and how often.
+        checkpoints: the folder, open.
+        agenda: of the call.
+        past: where the call begins.
+    """
+
+    def __init__(
+        self, rules: SaveRules, checkpoints: Checkpoints, agenda: Agenda, past: Past
+    ):
+        self._rules = rules
+        self._checkpoints = checkpoints
+        self._agenda = agenda
+        self._notes = {
+            "identity": past.identity,
+            "first": past.first,
+            "log_every": agenda.log_every,
+        }
+        self._best = BestValue(*rules.best, reached=past.best) if rules.best else None
+        self.step = past.step  # of the last checkpoint; where the call began
+        self._saved_at = time.monotonic()
+        self._improved = False
+
+    def judge(self, values: Values) -> None:
+        """Take in an evaluation: its state is kept if it is the best so far.
+
+        Raises:
+            ValueError: the metric that the user chose is not there.
+        """
+        is_usual = self._rules.best == USUAL_BEST
+        if self._best and not (is_usual and self._best.metric not in values):
+            self._improved = self._best.improves(values)
+
+    def is_due(self, now: int) -> bool:
+        """Say whether to save, now that so many steps are made and looked at."""
+        if now == self.step:
+            return False
+        limit, seconds = self._rules.seconds, time.monotonic() - self._saved_at
+        is_late = limit is not None and seconds >= limit
+        return self._improved or is_late or self._agenda.saves_at(now)
+
+    def save(
+        self,
+        state: TrainState,
+        history: History,
+        values: Values,
+        progress: dict[str, Any],
+    ) -> None:
+        """Write a checkpoint; one of the same step gives way to it.
+
+        Args:
+            state: what is saved; its arrays may be donated afterwards.
+            history: all that was recorded.
+            values: floats by name, if this step was evaluated; else empty.
+            progress: what a later call needs besides.
+
+        Raises:
+            SaveError: this one or the one before could not be written, and that is to
+                stop the run.
+        """
+        self.step, self._saved_at = int(state.step), time.monotonic()
+        self._improved = False
+        best = self._best.reached if self._best else None
+        notes = {"best": best, "history": history.notes, **self._notes, **progress}
+        tree = {"state": state, "history": history.to_arrays()}
+        self.wait(state, history)
+        try:
+            self._checkpoints.save(self.step, tree, metrics=values, notes=notes)
+        except CheckpointError as error:
+            self._fail(error, state, history)
+
+    def wait(self, state: TrainState, history: History) -> None:
+        """Return when all is on disk.
+
+        Raises:
+            SaveError: it cannot be written, and that is to stop the run.
+        """
+        try:
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            self._fail(error, state, history)
+
+    def _fail(
+        self, error: CheckpointError, state: TrainState, history: History
+    ) -> None:
+        if self._rules.on_error == "raise":
+            raise SaveError(
+                f'{error}; on_save_error="warn" goes on without', state, history
+            ) from error
+        warnings.warn(f"the run goes on without a checkpoint: {error}", stacklevel=2)

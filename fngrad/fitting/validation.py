@@ -1,0 +1,151 @@
+"""What is evaluated, which value is the best so far, when it is time to give up."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import fngrad.evaluation as evaluation
+from fngrad.logging.files import from_json_number
+from fngrad.training import TrainState
+
+Mode = Literal["min", "max"]
+Values = dict[str, Any]  # metrics by name
+
+
+class EarlyStopping(NamedTuple):
+    """End a run when a metric has not improved for some evaluations.
+
+    The run ends with its last state, not with the best one; ``fit(keep_best=...)``
+    keeps a checkpoint of that. At the last step of a run patience comes first.
+    """
+
+    metric: str = "val/loss"  # its name in the history
+    patience: int = 10  # evaluations without improvement, >= 1
+    mode: Mode = "min"  # which way is better
+    min_delta: float = 0.0  # what counts as an improvement, in units of the metric
+
+
+class Evaluation(NamedTuple):
+    """What is evaluated, and when it is time to give up."""
+
+    metric_fn: Callable[..., Any]
+    data: Any
+    early_stopping: EarlyStopping | None
+
+    @classmethod
+    def of(
+        cls, metric_fn: Any, data: Any, early_stopping: EarlyStopping | None
+    ) -> "Evaluation | None":
+        """Check that what belongs together was given together.
+
+        Raises:
+            ValueError: it was not, or early stopping is out of range.
+            TypeError: ``early_stopping`` is something else.
+        """
+        if (metric_fn is None) != (data is None):
+            raise ValueError("need both metric_fn and eval_data, or neither")
+        if early_stopping is None:
+            return None if metric_fn is None else cls(metric_fn, data, None)
+        if metric_fn is None:
+            raise ValueError("need metric_fn and eval_data for early stopping")
+        if not isinstance(early_stopping, EarlyStopping):
+            raise TypeError(f"need an EarlyStopping, got {early_stopping!r}")
+        if early_stopping.mode not in ("min", "max"):
+            raise ValueError(f'need mode="min" or "max", got {early_stopping.mode!r}')
+        if early_stopping.patience < 1:
+            raise ValueError(f"need patience >= 1, got {early_stopping.patience}")
+        return cls(metric_fn, data, early_stopping)
+
+    def values(self, state: TrainState) -> Values:
+        """Return the metrics of a state, under ``val/``."""
+        scores = evaluation.evaluate(self.metric_fn, state, self.data)
+        return {f"val/{name}": score for name, score in scores.items()}
+
+
+class BestValue:
+    """The best value so far of a metric; NaN is never better.
+
+    Args:
+        metric: its name among the values.
+        mode: which way is better.
+        min_delta: by how much a value must be better to count.
+        reached: the best value of an earlier call, else None.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        mode: Mode,
+        min_delta: float = 0.0,
+        reached: float | None = None,
+    ):
+        self.metric = metric
+        self.mode: Mode = mode
+        self.reached = reached
+        self._min_delta = min_delta
+
+    def improves(self, values: Values) -> bool:
+        """Take in the values of an evaluation; say whether they are the best so far.
+
+        Raises:
+            ValueError: the metric is not among them.
+        """
+        if self.metric not in values:
+            raise ValueError(
+                f"need a metric among {sorted(values)} to look for the best, "
+                f"got {self.metric!r}"
+            )
+        sign = 1 if self.mode == "min" else -1
+        cost = sign * values[self.metric]
+        best = math.inf if self.reached is None else sign * self.reached
+        is_better = cost < best - self._min_delta
+        if is_better:
+            self.reached = float(values[self.metric])
+        return is_better
+
+
+class Patience:
+    """Counts evaluations without improvement; without a rule it never ends.
+
+    Args:
+        rule: when to give up.
+        notes: what `notes` gave in an earlier call; where it was of another metric,
+            counting begins anew.
+    """
+
+    def __init__(self, rule: EarlyStopping | None, notes: dict[str, Any] | None = None):
+        self._rule = rule
+        self._waited = 0
+        self._best: BestValue | None = None
+        if rule is None:
+            return
+        self._best = BestValue(rule.metric, rule.mode, rule.min_delta)
+        if notes and (notes["metric"], notes["mode"]) == (rule.metric, rule.mode):
+            self._waited = notes["waited"]
+            self._best.reached = from_json_number(notes["best"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run should end."""
+        return self._rule is not None and self._waited >= self._rule.patience
+
+    def take(self, values: Values) -> None:
+        """Count an evaluation.
+
+        Raises:
+            ValueError: the metric to look at is not there.
+        """
+        if self._best is not None:
+            self._waited = 0 if self._best.improves(values) else self._waited + 1
+
+    def notes(self) -> dict[str, Any] | None:
+        """Return what a later call needs to go on counting."""
+        if self._best is None:
+            return None
+        best = self._best
+        return {
+            "metric": best.metric,
+            "mode": best.mode,
+            "best": best.reached,
+            "waited": self._waited,
+        }

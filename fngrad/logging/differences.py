@@ -1,0 +1,49 @@
+"""What differs between two JSON objects, by dotted key."""
+
+from typing import Any
+
+
+def check_unchanged(what: str, known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise unless two JSON objects are equal.
+
+    Args:
+        what: what they describe, for the error, such as ``"config in 'runs/a'"``.
+        known: what was recorded.
+        wanted: what is asked for now.
+
+    Raises:
+        ValueError: they differ; every differing key is named, with both values.
+
+    Example:
+        >>> from fngrad.logging.differences import check_unchanged
+        >>> check_unchanged("config", {"a": {"b": 1}}, {"a": {"b": 2}})
+        Traceback (most recent call last):
+        ...
+        ValueError: need the config unchanged, or another folder, got differences: \
+a.b was 1, is 2
+    """
+    left, right = _flatten(known), _flatten(wanted)
+    differing = [
+        f"{key} was {_show(left, key)}, is {_show(right, key)}"
+        for key in sorted(left.keys() | right.keys())
+        if key not in left or key not in right or left[key] != right[key]
+    ]
+    if differing:
+        raise ValueError(
+            f"need the {what} unchanged, or another folder, "
+            f"got differences: {'; '.join(differing)}"
+        )
+
+
+def _show(leaves: dict[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "absent"
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested JSON objects by dotted key."""
+    if not isinstance(value, dict) or (name and not value):
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _flatten(item, f"{name}.{key}" if name else key)
+    return leaves
