@@ -46,7 +46,6 @@ def new_name(folder: Path, step: int) -> str:
 
 def start(folder: Path, name: str) -> Path:
     """Make the hidden folder in which a step is written."""
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.writing"
     temporary.mkdir()
     return temporary

@@ -6,6 +6,7 @@ costs more than copying here.
 """
 
 import re
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import fngrad.tree as tree
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.types import Path
 
+_LONG = 1000  # characters of text about one node; more are summed up
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -77,7 +79,7 @@ def describe(leaf: Any) -> tuple[str, tuple[int, ...]]:
 
 def is_key(leaf: Any) -> bool:
     """Whether a leaf holds typed keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def named_dtype(name: str) -> np.dtype:
@@ -142,9 +144,16 @@ def _collect(node: Any, prefix: tuple[Any, ...], found: dict[Path, str]) -> None
         return
     kind, aux = data
     if not _is_plain(kind) and aux is not None and aux != ():
-        found[tree.path_string(prefix)] = _ADDRESS.sub("", repr(aux))
+        found[tree.path_string(prefix)] = _text_of(aux)
     for path, child in children:
         _collect(child, (*prefix, *path), found)
+
+
+def _text_of(aux: Any) -> str:
+    text = _ADDRESS.sub("", repr(aux))
+    if len(text) <= _LONG:
+        return text
+    return f"{text[:_LONG]}... ({len(text)} characters, {zlib.crc32(text.encode())})"
 
 
 def _is_plain(kind: Any) -> bool:

@@ -1,7 +1,6 @@
 """Checkpoints of a run: written in the background, a few of them kept."""
 
 import concurrent.futures.thread  # noqa: F401  its exit hook must come after ours
-import math
 import threading
 import warnings
 import weakref
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fngrad.checkpoint.reading as reading
+import fngrad.numerics as numerics
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
@@ -50,8 +50,7 @@ class Checkpoints:
         keep: int = 2,
         best: tuple[str, str] | None = None,
     ):
-        if keep < 1:
-            raise ValueError(f"need keep >= 1, got {keep=}")
+        numerics.check_count("keep", keep, 1)
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         self.folder = Path(folder)
@@ -80,9 +79,11 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the previous write failed; or the tree cannot be saved.
+            ValueError: ``step`` is no int >= 0.
             TypeError: notes that JSON cannot hold.
             ImportError: orbax-checkpoint was missing for the previous write.
         """
+        numerics.check_count("step", step)
         self.wait()
         plain = to_json(notes, "notes"), to_json(metrics or {}, "metrics")
         host = take(a)
@@ -158,6 +159,7 @@ class Checkpoints:
         try:
             best = self._best or DEFAULT_BEST
             written = write_step(self.folder, step, host, metrics, notes, best)
+            self._damaged.discard(written)
             retain(self.folder, written, self._keep, self._best, self._damaged)
         except Exception as error:
             self._error = error

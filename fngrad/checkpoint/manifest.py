@@ -41,6 +41,11 @@ def bytes_of(data: np.ndarray) -> np.ndarray:
     return data.reshape(-1).view(np.uint8)
 
 
+def checksum(data: np.ndarray) -> int:
+    """Return the CRC-32 of an array of bytes."""
+    return zlib.crc32(data.data)
+
+
 def write(
     folder: Path,
     step: int,
@@ -143,7 +148,7 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
     name = entry["name"]
     data = np.zeros(0, np.uint8) if name is None else arrays[name]
     if data.nbytes != dtype.itemsize * int(np.prod(shape)) or (
-        zlib.crc32(data) != entry["crc32"]
+        checksum(data) != entry["crc32"]
     ):
         raise CheckpointError(f"need undamaged bytes, got others, leaf {entry['path']}")
     return Leaf(
@@ -170,7 +175,7 @@ def _entries(host: HostTree) -> list[dict[str, Any]]:
             "shape": leaf.shape,
             "data_dtype": leaf.data.dtype.name,
             "data_shape": leaf.data.shape,
-            "crc32": zlib.crc32(bytes_of(leaf.data)),
+            "crc32": checksum(bytes_of(leaf.data)),
             "key_impl": leaf.key_impl,
             "sharding": leaf.sharding,
         }

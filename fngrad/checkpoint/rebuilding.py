@@ -1,5 +1,6 @@
 """From saved leaves back to a tree: exactly, or an error that says what differs."""
 
+import os
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from fngrad.checkpoint.reading import Saved
 from fngrad.types import Path, Tree
 
 _SHOWN = 4  # of each kind of difference
+_WIDTH = 60  # characters of a text
 
 
 class _Differences(NamedTuple):
@@ -107,9 +109,16 @@ def _compare(
             found.dtype[path] = f" {leaf.dtype} saved, {dtype} wanted"
     for path in static.keys() | old.keys():
         if static.get(path) != old.get(path):
-            remark = f" {old.get(path)} saved, {static.get(path)} wanted"
+            remark = _apart(str(old.get(path)), str(static.get(path)))
             found.structure[path] = remark
     return found
+
+
+def _apart(old: str, new: str) -> str:
+    """Show two texts from a little before where they differ."""
+    start = max(len(os.path.commonprefix([old, new])) - 20, 0)
+    window = slice(start, start + _WIDTH)
+    return f" {old[window]!r} saved, {new[window]!r} wanted"
 
 
 def _explain(

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import fngrad.checkpoint.reading as reading
+import fngrad.numerics as numerics
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.rebuilding import rebuild
 from fngrad.checkpoint.writing import write_step
+from fngrad.logging.files import to_json
 from fngrad.training import TrainState
 from fngrad.types import Path as LeafPath
 from fngrad.types import Tree
@@ -38,7 +40,7 @@ def save(
         The folder of the step.
 
     Raises:
-        ValueError: no step, or a negative one.
+        ValueError: no step, or one that is no int >= 0.
         CheckpointError: the folder cannot be written, or the tree cannot be saved.
         TypeError: metrics or notes that JSON cannot hold.
         ImportError: orbax-checkpoint is missing.
@@ -57,10 +59,9 @@ def save(
         if not isinstance(state, TrainState):
             raise ValueError(f"need step= for a {type(state).__name__}, got None")
         step = int(state.step)
-    if step < 0:
-        raise ValueError(f"need step >= 0, got {step=}")
-    host = take({"state": state})
-    return write_step(Path(folder), step, host, metrics or {}, notes)
+    numerics.check_count("step", step)
+    plain = to_json(metrics or {}, "metrics"), to_json(notes, "notes")
+    return write_step(Path(folder), step, take({"state": state}), *plain)
 
 
 def restore(

@@ -13,7 +13,6 @@ from fngrad.checkpoint.host import HostTree
 from fngrad.checkpoint.reading import completed, rank
 from fngrad.locks import Lock, LockError
 
-
 DEFAULT_BEST = ("val/loss", "min")
 
 
@@ -113,6 +112,7 @@ def _explain(folder: Path, step: int, error: Exception) -> str:
     except OSError:
         free = "its free space is unknown"
     return (
-        f"need to write the checkpoint of step {step} in {str(folder)!r}, where {free}, "
-        f"got {type(error).__name__}: {error}; the last good checkpoint is {last}"
+        f"need to write the checkpoint of step {step} in {str(folder)!r}, where "
+        f"{free}, got {type(error).__name__}: {error}; the last good checkpoint is "
+        f"{last}"
     )
