@@ -88,7 +88,9 @@ def _stack(name: str, histories: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
             f"need a metric of one rank for all static values, got {name!r} with "
             f"{[rank - 2 for rank in ranks]} axes"
         )
-    target = tuple(max(sizes) for sizes in zip(*(x.shape[2:] for x in found)))
+    target = tuple(
+        max(sizes) for sizes in zip(*(x.shape[2:] for x in found), strict=True)
+    )
     if len(found) == len(histories) and all(x.shape[2:] == target for x in found):
         return np.concatenate(found)
     dtype = np.result_type(*(x.dtype for x in found), np.float32)

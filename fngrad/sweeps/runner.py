@@ -1,19 +1,24 @@
 """Many trainings as one program: `sweep`."""
 
+import contextlib
 import functools
 import itertools
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.sweeps.modes as modes
 import fngrad.tree as tree
 from fngrad.logging import ProgressBar
+from fngrad.sweeps.blocks import Training
 from fngrad.sweeps.points import check_points
-from fngrad.sweeps.program import Lanes, compile_block, outline, to_host
+from fngrad.sweeps.program import Lanes, Outline, is_key, outline
 from fngrad.sweeps.record import Record
 from fngrad.sweeps.result import (
     SweepResult,
@@ -21,9 +26,8 @@ from fngrad.sweeps.result import (
     last_values,
     stack_histories,
 )
+from fngrad.sweeps.storage import Folder, describe_shapes, digest, machine
 from fngrad.types import Key
-
-Mode = Literal["auto", "vmap", "map"] | int
 
 
 def sweep(
@@ -34,11 +38,57 @@ def sweep(
     args: tuple[Any, ...] = (),
     static: Mapping[str, Sequence[Any]] | None = None,
     metric: tuple[str, Literal["min", "max"]] = ("val/loss", "min"),
-    mode: Mode = "auto",
+    mode: modes.Mode = "auto",
+    chunk: int | None = None,
+    folder: str | Path | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Train at every point with every key, as one compiled program.
+
+    A *lane* is one training. Lanes are trained in blocks of one width, split over the
+    devices; the width decides how a lane is rounded, and nothing else does: neither
+    the length of a chunk, nor the number of devices, nor what the other lanes do. A
+    lane equals the training alone, ``jax.jit(train_fn)(point, key)``, bit for bit in
+    blocks of width 1, and to a few units in the last place of a step otherwise.
+
+    Let a lane that diverges rest with `fngrad.steps.freeze_diverged`.
+
+    Args:
+        train_fn: a pure function ``train_fn(point, key, *args, **static_values) ->
+            (state, history)``, usually `fngrad.init_state` and `fngrad.run` over
+            ``data.reseed(key)``. A point is one entry of every column; the history is
+            a dict of curves and scalars. Return ``()`` for a state that is not needed:
+            the states of all lanes are kept.
+        points: a pytree of numeric columns (P, ...), see `fngrad.sweeps.grid`.
+        keys: how many seeds, or typed keys of shape (S,). Every point sees the same.
+        args: what the lanes share, such as data: pytrees of arrays. What train_fn
+            closes over instead becomes program text.
+        static: name -> values of any type, for what decides the program: an optimizer,
+            a batch size. Every combination is compiled on its own.
+        metric: what lanes are compared by, and whether it should be least or largest.
+            Of a curve the last value counts.
+        mode: the width of the blocks on each device. ``"map"`` is 1, ``"vmap"`` all
+            lanes, a number so many, ``"auto"`` what is likely fast. Less where it
+            would not fit in memory, which is said.
+        chunk: how many lanes are kept at a time, rounded up to whole blocks; None
+            keeps about a hundred times.
+        folder: where chunks are kept, so that a killed sweep goes on where it was.
+        devices: where lanes are trained, by default on all devices of this process.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The result. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), what
+        counts of the metric; ``keys``; ``static``, the names; ``modes``, one dict
+        a combination with the ``width``, the ``reason`` for it, the number of
+        ``devices`` and ``compile_seconds``; ``seconds`` of this call, compiling
+        included; ``restored``, how many lanes the folder held.
+
+    Raises:
+        ValueError: an argument out of range; columns of unequal lengths; a train_fn
+            that is not pure, or does not record the metric; a folder of another sweep.
+        TypeError: points or args that are no numbers; a train_fn that returns another
+            form, or whose structure depends on the point.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,82 +97,173 @@ def sweep(
         >>> def train_fn(point, key):
         ...     optimizer = fg.sgd(point["learning_rate"])
         ...     step = fg.make_step(lambda w, batch: (w - 3.0) ** 2, optimizer)
+        ...     step = fg.steps.freeze_diverged(step)
         ...     state = fg.init_state(jnp.array(0.0), optimizer, key)
-        ...     return fg.run(step, state, lambda step: (), 10)
-        >>> points = grid(learning_rate=[0.01, 0.1])
+        ...     return fg.run(step, state, lambda step: (), 100)
+        >>> points = grid(learning_rate=[0.01, 0.1, 10.0])
         >>> result = sweep(
         ...     train_fn, points, keys=2, metric=("loss", "min"), progress=False
         ... )
-        >>> result.history["loss"].shape, result.diverged_at.tolist()
-        ((2, 2, 10), [[-1, -1], [-1, -1]])
+        >>> result.history["loss"].shape, result.diverged_at[:, 0].tolist()
+        ((3, 2, 100), [-1, -1, 14])
     """
+    begin = time.perf_counter()
+    _check_options(metric, mode, chunk)
     columns, count = check_points(points)
-    keys = _keys(keys)
-    devices = jax.local_devices() if devices is None else devices
-    names = list(static or {})
-    combinations = list(itertools.product(*(static or {}).values()))
-    total = len(combinations) * count * len(keys)
-    states, histories, at, values = [], [], [], []
-    compile_seconds, begin = 0.0, time.perf_counter()
-    with ProgressBar(total, description="sweep", enabled=progress, unit="lanes") as bar:
-        for combination in combinations:
-            chosen = dict(zip(names, combination, strict=True))
-            lanes = Lanes(
-                functools.partial(train_fn, **chosen), columns, keys, args, devices
-            )
-            shape = outline(lanes, metric[0])
-            record = Record(shape.outputs, lanes.count)
-            width = 1 if mode == "map" else -(-lanes.count // len(devices))
-            block = compile_block(lanes, width)
-            compile_seconds += block.compile_seconds
-            for first in range(0, lanes.count, block.lanes):
-                numbers = np.arange(first, first + block.lanes)
-                outputs = block.run(np.minimum(numbers, lanes.count - 1))
-                kept = numbers[numbers < lanes.count]
-                record.put(kept, to_host(outputs))
-                bar.advance(len(kept))
-            state, history = record.outputs(count, len(keys))
-            states.append(state)
-            histories.append(history)
-            at.append(diverged_at(history, metric[0]))
-            values.append(last_values(history[metric[0]]))
-    table = {
-        path: np.concatenate([x] * len(combinations))
-        for path, x in tree.leaf_paths(columns).items()
-    }
-    for i, name in enumerate(names):
-        table[name] = np.repeat(_column([c[i] for c in combinations]), count)
+    keys, devices = _keys(keys), _devices(devices)
+    _check_args(args)
+    combinations = _combinations(static or {}, columns)
+    sweeps = [
+        Lanes(functools.partial(train_fn, **values), columns, keys, args, devices)
+        for values in combinations
+    ]
+    outlines = [outline(lanes, metric[0]) for lanes in sweeps]
+    keeper = None
+    if folder is not None:
+        keeper = Folder(folder, _description(sweeps[0], outlines, combinations))
+    records = [Record(out.outputs, sweeps[0].count) for out in outlines]
+    for number, record in enumerate(records):
+        if keeper:
+            keeper.restore(number, record)
+    restored = sum(int(record.done.sum()) for record in records)
+    total = len(records) * sweeps[0].count
+    bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
+    with bar, _told(records, folder):
+        used = [
+            Training(number, lanes, record, keeper, bar, chunk).run(mode)
+            for number, (lanes, record) in enumerate(zip(sweeps, records, strict=True))
+        ]
     notes = {
         "metric": tuple(metric),
-        "values": np.concatenate(values),
-        "seconds": time.perf_counter() - begin,
-        "compile_seconds": compile_seconds,
-        "mode": mode,
         "keys": keys,
-        "static": names,
+        "static": list(static or {}),
+        "modes": used,
+        "restored": restored,
+        "seconds": time.perf_counter() - begin,
     }
+    results = [record.outputs(count, len(keys)) for record in records]
+    return _gather(results, columns, combinations, notes)
+
+
+def _gather(
+    results: list[Any],
+    columns: Any,
+    combinations: list[dict[str, Any]],
+    notes: dict[str, Any],
+) -> SweepResult:
+    """Join what the combinations gave along the points."""
+    states = [state for state, _ in results]
+    histories = [history for _, history in results]
+    name, _ = notes["metric"]
+    table = {
+        path: np.concatenate([column] * len(combinations))
+        for path, column in tree.leaf_paths(columns).items()
+    }
+    count = len(next(iter(table.values()))) // len(combinations)
+    for label in combinations[0]:
+        values = [combination[label] for combination in combinations]
+        table[label] = np.repeat(_column(values), count)
+    notes["values"] = np.concatenate([last_values(h[name]) for h in histories])
     return SweepResult(
-        table,
-        states if static else states[0],
-        stack_histories(histories),
-        np.concatenate(at),
-        notes,
+        points=table,
+        state=states if combinations[0] else states[0],
+        history=stack_histories(histories),
+        diverged_at=np.concatenate([diverged_at(h, name) for h in histories]),
+        notes=notes,
     )
 
 
 def _column(values: list[Any]) -> np.ndarray:
     """Return values of any type as a column: numbers and text as such."""
-    if all(isinstance(value, str) for value in values):
-        return np.array(values)
-    if all(isinstance(value, bool | int | float) for value in values):
-        return np.array(values)
+    for kinds in (str, bool, int | float):
+        if all(isinstance(value, kinds) for value in values):
+            return np.array(values)
     column = np.empty(len(values), object)
     column[:] = values
     return column
 
 
+@contextlib.contextmanager
+def _told(records: list[Record], folder: str | Path | None) -> Iterator[None]:
+    """Say in an interrupt what was reached."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        done = sum(int(record.done.sum()) for record in records)
+        total = sum(len(record.done) for record in records)
+        kept = f"kept in {folder}: the same call goes on from there"
+        lost = "lost: a folder would keep them"
+        interrupt.add_note(f"{done} of {total} lanes are {kept if folder else lost}")
+        raise
+
+
+def _description(
+    lanes: Lanes, outlines: list[Outline], combinations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what decides the outputs of a sweep, in JSON's types."""
+    return {
+        **machine(),
+        "points": digest(lanes.points),
+        "keys": digest(lanes.keys),
+        "args": digest(lanes.args),
+        "static": [
+            {name: re.sub(r" at 0x\w+", "", repr(x)) for name, x in values.items()}
+            for values in combinations
+        ],
+        "outputs": [describe_shapes(out.outputs) for out in outlines],
+        "train_fn": [out.fingerprint for out in outlines],
+    }
+
+
+def _combinations(
+    static: Mapping[str, Sequence[Any]], columns: Any
+) -> list[dict[str, Any]]:
+    for name, values in static.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(
+                f"need a list of values, at least one, for each name in static, got "
+                f"{name}={values!r}"
+            )
+        if name in tree.leaf_paths(columns):
+            raise ValueError(f"need {name!r} in points or in static, got it in both")
+    products = itertools.product(*static.values())
+    return [dict(zip(static, values, strict=True)) for values in products]
+
+
 def _keys(keys: int | Key) -> Key:
-    if isinstance(keys, int):
+    if not hasattr(keys, "dtype"):
         numerics.check_count("keys", keys, low=1)
         return jax.random.split(jax.random.key(0), keys)
+    if not is_key(keys) or keys.ndim != 1 or not len(keys):
+        raise ValueError(
+            "need keys, a number of seeds or typed keys (S,) as jax.random.split "
+            f"gives, got {keys.dtype}{list(keys.shape)}"
+        )
     return keys
+
+
+def _devices(devices: Sequence[Any] | None) -> list[Any]:
+    chosen = jax.local_devices() if devices is None else list(devices)
+    if not chosen:
+        raise ValueError("need at least one device, got none")
+    return chosen
+
+
+def _check_args(args: Any) -> None:
+    if not isinstance(args, tuple):
+        raise TypeError(f"need args, a tuple, got {type(args).__name__}: args=(data,)")
+    for path, leaf in tree.leaf_paths(args).items():
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float)):
+            raise TypeError(
+                f"need arrays in args, got {type(leaf).__name__} at {path!r}: what is "
+                "no array belongs into static, or into train_fn"
+            )
+
+
+def _check_options(metric: Any, mode: modes.Mode, chunk: int | None) -> None:
+    is_pair = isinstance(metric, tuple | list) and len(metric) == 2
+    if not is_pair or metric[1] not in ("min", "max"):
+        raise ValueError(f'need metric=(name, "min") or (name, "max"), got {metric=}')
+    modes.check_mode(mode)
+    if chunk is not None:
+        numerics.check_count("chunk", chunk, low=1)

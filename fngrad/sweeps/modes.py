@@ -1,0 +1,117 @@
+"""How wide the blocks of a sweep are.
+
+``map`` trains one lane after the other and ``vmap`` all at once; a number is in
+between, blocks of so many lanes. On an accelerator the widest block that fits is the
+best. On a CPU it depends on the model: in a wide block a small model shares what each
+operation costs, a large one falls out of the caches.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+
+from fngrad.sweeps.program import Block, Lanes, compile_block
+
+Mode: TypeAlias = Literal["auto", "vmap", "map"] | int
+
+CPU_WIDTH = 16  # within a third of the best for perceptrons of 1e3 to 1e5 weights
+MEMORY_SHARE = 0.5  # of what is free, for a block
+
+
+class Choice(NamedTuple):
+    """The width that was chosen, and why."""
+
+    width: int  # lanes on each device
+    reason: str
+
+
+def check_mode(mode: Any) -> None:
+    """Raise unless this is a mode.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if mode in ("auto", "vmap", "map"):
+        return
+    if isinstance(mode, bool) or not isinstance(mode, int) or mode < 1:
+        raise ValueError(
+            f'need mode "auto", "vmap", "map" or a number of lanes >= 1, got {mode=}'
+        )
+
+
+def choose(mode: Mode, lanes: Lanes) -> Choice:
+    """Choose the width of the blocks."""
+    share = -(-lanes.count // len(lanes.devices))
+    if mode == "map":
+        return Choice(1, "asked for")
+    if mode == "vmap":
+        return Choice(share, "asked for")
+    if mode != "auto":
+        return Choice(mode, "asked for")
+    if lanes.devices[0].platform != "cpu":
+        return Choice(share, "all lanes of a device at once, on an accelerator")
+    return Choice(balanced(share, CPU_WIDTH), f"about {CPU_WIDTH} lanes, on a CPU")
+
+
+def balanced(count: int, width: int) -> int:
+    """Return a width, at most ``width``, that leaves few lanes of blocks unused.
+
+    Example:
+        >>> from fngrad.sweeps.modes import balanced
+        >>> balanced(33, 32), balanced(512, 32)
+        (17, 32)
+    """
+    return -(-count // -(-count // width))
+
+
+def fitting_block(lanes: Lanes, width: int) -> Block:
+    """Compile a block of this width, or of the next smaller one that fits in memory.
+
+    A smaller one is said loudly: its lanes may be rounded otherwise.
+    """
+    block, budget = compile_block(lanes, width), memory_budget(lanes.devices)
+    while block.bytes > budget and block.width > 1:
+        smaller = max(1, min(block.width // 2, block.width * budget // block.bytes))
+        warnings.warn(
+            f"a block of {block.width} lanes needs {_gib(block.bytes)} of a device, "
+            f"{_gib(budget)} may be used: going on with {smaller} lanes",
+            stacklevel=4,
+        )
+        before = block.compile_seconds
+        block = compile_block(lanes, smaller)
+        block = block._replace(compile_seconds=before + block.compile_seconds)
+    return block
+
+
+def memory_budget(devices: Sequence[Any]) -> int:
+    """Return the bytes of each device that a block may take."""
+    statistics = devices[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    else:
+        free = _free_host_memory() // len(devices)
+    return int(MEMORY_SHARE * free)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    text = str(error).lower()
+    is_from_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    is_full = "resource_exhausted" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or (is_from_jax and is_full)
+
+
+def _free_host_memory() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2g} GiB"
