@@ -3,6 +3,7 @@
 `sweep` trains at every point with every key; `grid`, `random` and `sobol` make points.
 """
 
+from fngrad.sweeps.halving import Halving, rungs, successive_halving
 from fngrad.sweeps.points import (
     Range,
     choice,
@@ -20,6 +21,7 @@ from fngrad.sweeps.tables import Table, best_point, compare, summary, table
 
 __all__ = [
     "Comparison",
+    "Halving",
     "Population",
     "Range",
     "Summary",
@@ -33,7 +35,9 @@ __all__ = [
     "log_uniform",
     "population_based_training",
     "random",
+    "rungs",
     "sobol",
+    "successive_halving",
     "summary",
     "sweep",
     "table",

@@ -162,9 +162,9 @@ def table(
         >>> result = sweep(train_fn, grid(rate=[0.1, 0.2, 0.4]), 5, progress=False)
         >>> print(table(result, top=2))
         val/loss, smallest median over 5 seeds first
-        rank  rate  median      interval  P(best) %  diverged
-        1      0.2       0         0 - 0        100         0
-        2      0.1    0.01   0.01 - 0.01          0         0
+        rank  rate  median     interval  P(best) %  diverged
+        1      0.2       0        0 - 0        100         0
+        2      0.1    0.01  0.01 - 0.01          0         0
     """
     if top is not None and top < 1:
         raise ValueError(f"need top >= 1, got {top=}")
