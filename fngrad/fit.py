@@ -7,11 +7,13 @@ chunk it reads the metrics, moves the progress bar and sees an interrupt.
 """
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
+from fngrad.extras import import_extra
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
@@ -20,7 +22,7 @@ from fngrad.fitting.checks import (
     check_step,
 )
 from fngrad.fitting.feeds import Feed
-from fngrad.fitting.interrupts import Interruption, interrupts
+from fngrad.fitting.interrupts import PREEMPTED, Interruption, interrupts
 from fngrad.fitting.loops import Choice, begin, choose, make_loop
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import Past, begin_or_resume, say_resumed
@@ -152,7 +154,9 @@ def fit(
         TypeError: data of an unknown kind, a state with a leaf that is no array.
         NonFiniteError: see ``on_nonfinite``.
         SaveError: see ``on_save_error``.
-        RuntimeError: another backend than required; an argument that was donated.
+        RuntimeError: another backend than required; an argument that was donated; a
+            folder in use by another process (`fngrad.locks.LockError`).
+        ImportError: checkpoints are to be written and orbax-checkpoint is missing.
         SystemExit: SIGTERM came, and checkpoints are written.
 
     Example:
@@ -217,6 +221,9 @@ def _open(
             stack.enter_context(Lock(folder))
     if rules.folder is None:
         return None
+    # Said before a run of hours; importing it takes seconds and comes with a save.
+    if importlib.util.find_spec("orbax") is None:
+        import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
     return stack.enter_context(
         Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
     )
@@ -254,13 +261,20 @@ def _train(
     choice = _recorded(loop, past, plan.outputs, feed) or choose(
         step, feed, carry, remaining, interrupted
     )
-    plan.outputs.begin(choice.loop, choice.reason)
+    if not interrupted.is_set():  # else the choice may have been cut short
+        plan.outputs.begin(choice.loop, choice.reason)
     past.history.notes.update(choice._asdict())
     advance = make_loop(choice.loop, step, feed)
     session = Session(plan, carry, advance, past.history, patience)
     stopped = session.run(interrupted)
     result = FitResult(session.carry.state, session.history, stopped)
     plan.outputs.finish(result.history, stopped, int(result.state.step))
+    if interrupted.terminated:
+        print(
+            f"fit: SIGTERM at step {int(result.state.step)}, saved: exits with status "
+            f"{PREEMPTED}",
+            file=sys.stderr,
+        )
     return result
 
 

@@ -13,7 +13,7 @@ from fngrad.fitting.feeds import Feed
 from fngrad.fitting.save_rules import SaveRules
 from fngrad.history import History
 from fngrad.logging.differences import check_unchanged
-from fngrad.logging.files import from_json_number, to_json
+from fngrad.logging.files import to_json
 from fngrad.training import TrainState, snapshot
 
 
@@ -36,9 +36,9 @@ class Past(NamedTuple):
         return self.notes.get("first", self.step)
 
     @property
-    def best(self) -> float | None:
-        """The best value that ``keep_best`` has seen."""
-        return from_json_number(self.notes.get("best"))
+    def best(self) -> dict[str, Any] | None:
+        """What ``keep_best`` has seen."""
+        return self.notes.get("best")
 
     @property
     def patience(self) -> dict[str, Any] | None:
@@ -133,7 +133,7 @@ def _past(
     wanted: dict[str, Any],
 ) -> Past:
     where = f"{str(rules.folder)!r}"
-    if "identity" not in saved.notes:
+    if not saved.notes or "identity" not in saved.notes:
         raise ValueError(
             f"need a folder that fit wrote its checkpoints to, got {where}, written by "
             "fngrad.checkpoint.save; restore that one and use another folder"

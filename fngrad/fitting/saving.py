@@ -43,7 +43,7 @@ class Saving:
             "first": past.first,
             "log_every": agenda.log_every,
         }
-        self._best = BestValue(*rules.best, reached=past.best) if rules.best else None
+        self._best = BestValue(*rules.best, notes=past.best) if rules.best else None
         self.step = past.step  # of the last checkpoint; where the call began
         self._saved_at = time.monotonic()
         self._improved = False
@@ -55,7 +55,7 @@ class Saving:
             ValueError: the metric that the user chose is not there.
         """
         is_usual = self._rules.best == USUAL_BEST
-        if self._best and not (is_usual and self._best.metric not in values):
+        if self._best and (self._best.is_in(values) or not is_usual):
             self._improved = self._best.improves(values)
 
     def is_due(self, now: int) -> bool:
@@ -87,7 +87,7 @@ class Saving:
         """
         self.step, self._saved_at = int(state.step), time.monotonic()
         self._improved = False
-        best = self._best.reached if self._best else None
+        best = self._best.notes() if self._best else None
         notes = {"best": best, "history": history.notes, **self._notes, **progress}
         tree = {"state": state, "history": history.to_arrays()}
         self.wait(state, history)

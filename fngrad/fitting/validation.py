@@ -69,7 +69,8 @@ class BestValue:
         metric: its name among the values.
         mode: which way is better.
         min_delta: by how much a value must be better to count.
-        reached: the best value of an earlier call, else None.
+        notes: what `notes` gave in an earlier call; those of another metric say
+            nothing.
     """
 
     def __init__(
@@ -77,12 +78,25 @@ class BestValue:
         metric: str,
         mode: Mode,
         min_delta: float = 0.0,
-        reached: float | None = None,
+        notes: dict[str, Any] | None = None,
     ):
-        self.metric = metric
-        self.mode: Mode = mode
-        self.reached = reached
+        self._metric = metric
+        self._mode = mode
         self._min_delta = min_delta
+        self._best = from_json_number(notes["best"]) if self.wrote(notes) else None
+
+    def wrote(self, notes: dict[str, Any] | None) -> bool:
+        """Say whether notes are of this metric."""
+        mine = {"metric": self._metric, "mode": self._mode}
+        return notes is not None and mine.items() <= notes.items()
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a later call needs to know."""
+        return {"metric": self._metric, "mode": self._mode, "best": self._best}
+
+    def is_in(self, values: Values) -> bool:
+        """Say whether the metric is among the values."""
+        return self._metric in values
 
     def improves(self, values: Values) -> bool:
         """Take in the values of an evaluation; say whether they are the best so far.
@@ -90,17 +104,16 @@ class BestValue:
         Raises:
             ValueError: the metric is not among them.
         """
-        if self.metric not in values:
+        if not self.is_in(values):
             raise ValueError(
                 f"need a metric among {sorted(values)} to look for the best, "
-                f"got {self.metric!r}"
+                f"got {self._metric!r}"
             )
-        sign = 1 if self.mode == "min" else -1
-        cost = sign * values[self.metric]
-        best = math.inf if self.reached is None else sign * self.reached
-        is_better = cost < best - self._min_delta
+        sign = 1 if self._mode == "min" else -1
+        best = math.inf if self._best is None else sign * self._best
+        is_better = sign * values[self._metric] < best - self._min_delta
         if is_better:
-            self.reached = float(values[self.metric])
+            self._best = float(values[self._metric])
         return is_better
 
 
@@ -117,12 +130,10 @@ class Patience:
         self._rule = rule
         self._waited = 0
         self._best: BestValue | None = None
-        if rule is None:
-            return
-        self._best = BestValue(rule.metric, rule.mode, rule.min_delta)
-        if notes and (notes["metric"], notes["mode"]) == (rule.metric, rule.mode):
-            self._waited = notes["waited"]
-            self._best.reached = from_json_number(notes["best"])
+        if rule is not None:
+            self._best = BestValue(rule.metric, rule.mode, rule.min_delta, notes)
+            if notes and self._best.wrote(notes):
+                self._waited = notes["waited"]
 
     @property
     def is_over(self) -> bool:
@@ -142,10 +153,4 @@ class Patience:
         """Return what a later call needs to go on counting."""
         if self._best is None:
             return None
-        best = self._best
-        return {
-            "metric": best.metric,
-            "mode": best.mode,
-            "best": best.reached,
-            "waited": self._waited,
-        }
+        return {**self._best.notes(), "waited": self._waited}

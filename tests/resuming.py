@@ -1,0 +1,39 @@
+"""Runs that are broken off, and what it means that two ended alike."""
+
+import jax
+import numpy as np
+
+import fngrad.tree as tree
+
+
+class KilledError(Exception):
+    """Ends a run without the goodbye that a signal would get."""
+
+
+def kill_at(step):
+    """Return a logger that ends the run at a step, before that step is saved."""
+
+    def logger(now, values):
+        if now >= step:
+            raise KilledError
+
+    return logger
+
+
+def bits(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes(), leaf.dtype, leaf.shape
+
+
+def assert_same_run(result, expected):
+    """State and history have the same bits."""
+    got, want = tree.leaf_paths(result.state), tree.leaf_paths(expected.state)
+    assert got.keys() == want.keys()
+    assert [path for path in got if bits(got[path]) != bits(want[path])] == []
+    assert set(result.history) == set(expected.history)
+    for name in expected.history:
+        assert bits(result.history[name]) == bits(expected.history[name]), name
+        np.testing.assert_array_equal(
+            result.history.steps(name), expected.history.steps(name), name
+        )
