@@ -293,7 +293,7 @@ def _each(
 def _apply(
     child: _Child, x: Any, params: Params, state: ModelState, key: Key | None
 ) -> tuple[Any, ModelState]:
-    with at(child.path):
+    with at(child.path, x=x, parameters=params), jax.named_scope(child.path):
         return child.layer.apply(params, state, x, key=key)
 
 

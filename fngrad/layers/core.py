@@ -47,6 +47,8 @@ REMEDY = (
     "then `init_state(..., model_state=model_state)`"
 )
 
+_MOST_SHOWN = 8  # leaves of a layer in the message of its error
+
 LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
 
 
@@ -217,21 +219,47 @@ class LayerError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-@contextlib.contextmanager
-def at(path: Path) -> Iterator[None]:
-    """Put a layer's path in front of the message of its ValueError.
+class LayerTypeError(LayerError, TypeError):
+    """A LayerError that was a TypeError, as JAX raises for shapes that do not fit."""
 
-    Errors of other types pass as they are, with a note.
+
+@contextlib.contextmanager
+def at(path: Path, **arguments: Any) -> Iterator[None]:
+    """Put a layer's path in front of the message of its ValueError or TypeError.
+
+    Errors of other types, and of subclasses, pass as they are, with a note.
+
+    Args:
+        path: the layer's.
+        arguments: trees by name, whose shapes and dtypes the message ends with.
 
     Raises:
-        LayerError: in the place of a ValueError.
+        LayerError: in the place of a ValueError, or of a TypeError.
     """
     try:
         yield
     except LayerError as error:
-        raise LayerError(f"{path}/{error.path}", error.reason) from error.__cause__
+        longer = type(error)(f"{path}/{error.path}", error.reason)
+        raise longer from error.__cause__
     except Exception as error:
-        if type(error) is ValueError:
-            raise LayerError(path, str(error)) from error
-        error.add_note(f"in the layer {path}")
-        raise
+        kind = {ValueError: LayerError, TypeError: LayerTypeError}.get(type(error))
+        shapes = "; ".join(f"{k}: {_shapes(v)}" for k, v in arguments.items())
+        if kind is None:
+            error.add_note(f"in the layer {path}; {shapes}".removesuffix("; "))
+            raise
+        raise kind(path, f"{error}\n{shapes}".rstrip()) from error
+
+
+def _shapes(a: Any) -> str:
+    """Write the leaves of a tree as ``weight float32[3, 2], bias float32[2]``."""
+    leaves = tree.leaf_paths(a)
+    shown = [f"{path} {_kind(leaf)}".lstrip() for path, leaf in leaves.items()]
+    more = len(shown) - _MOST_SHOWN
+    words = ", ".join(shown[:_MOST_SHOWN]) or "none"
+    return f"{words} and {more} more" if more > 0 else words
+
+
+def _kind(leaf: Any) -> str:
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return f"{leaf.dtype}{list(leaf.shape)}"
+    return type(leaf).__name__
