@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 import fngrad.tree as tree
 from fngrad.signatures import bind, parameters
-from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params
+from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
 need a loss function with two required arguments, in this order, for the parameters
@@ -75,10 +76,16 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
             return value.loss, value
 
         grads, value = jax.grad(objective, has_aux=True)(tree.keep(learned, params))
-        grads = jax.tree.map(jnp.conj, grads)
+        value = value._replace(loss=checkpoint_name(value.loss, "loss"))
+        grads = tree.map_with_path(_named, jax.tree.map(jnp.conj, grads))
         return value, tree.merge(grads, tree.zeros_like(params))
 
     return gradient if micro_batches == 1 else _averaged(gradient, micro_batches)
+
+
+def _named(path: Path, grad: jax.Array) -> jax.Array:
+    """Name a gradient in the traced program, where `fngrad.postmortem` reads it."""
+    return checkpoint_name(grad, f"gradient/{path}")
 
 
 def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Value:

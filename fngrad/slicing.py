@@ -5,6 +5,7 @@ leaves apart falls into a slice a leaf, so that what is large for a while (a dec
 moment) is so for one leaf at a time; one that mixes its leaves is cut where it can be.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,14 @@ class Program(NamedTuple):
         return dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
 
 
+class Operation(NamedTuple):
+    """An equation of a program, by itself."""
+
+    equation: Any
+    run: Callable[[Sequence[Any]], list[jax.Array]]  # all inputs -> all outputs
+    dying: list[Any]  # variables that nobody reads after it
+
+
 def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     """Return a function's program and the structure of its result, from shapes."""
     closed, result = jax.make_jaxpr(fn, return_shape=True)(*args)
@@ -57,6 +66,39 @@ def is_variable(output: Any) -> bool:
 def read(values: dict[Any, Any], variable: Any) -> Any:
     """Return the value of a variable, or of a Literal."""
     return variable.val if _is_literal(variable) else values[variable]
+
+
+def operations(program: Program) -> Iterator[Operation]:
+    """Yield the program's equations in their order."""
+    equations = program.closed.jaxpr.eqns
+    kept = set(filter(is_variable, program.outputs))
+    last = {v: i for i, e in enumerate(equations) for v in [*_variables(e), *e.outvars]}
+    dying: dict[int, list[Any]] = {}
+    for variable, index in last.items():
+        if variable not in kept:
+            dying.setdefault(index, []).append(variable)
+    for index, equation in enumerate(equations):
+        run = functools.partial(_run_equation, program, equation)
+        yield Operation(equation, run, dying.get(index, []))
+
+
+def _run_equation(
+    program: Program, equation: Any, values: Sequence[Any]
+) -> list[jax.Array]:
+    known = {
+        variable: value
+        for variable, value in zip(equation.invars, values, strict=True)
+        if is_variable(variable)
+    }
+    run = _piece(program.closed, [equation], list(known), list(equation.outvars))
+    return run(*known.values())
+
+
+def called(closed: Any) -> Program:
+    """Return the program within an equation; one without constants may be open."""
+    if hasattr(closed, "jaxpr"):
+        return Program(closed)
+    return Program(_core().ClosedJaxpr(closed, ()))
 
 
 def slices(program: Program) -> Iterator[Slice]:
@@ -114,16 +156,24 @@ def _cut(
     )
     outside = {v: readers.get(v, set()) - {owner} for v in made}
     outputs = [v for v in made if outside[v]]
+    run = _piece(closed, group, list(inputs), outputs)
+    passed_on = {v for v in outputs if outside[v] - {_CALLER}}
+    return Slice(list(inputs), outputs, passed_on, run)
+
+
+def _piece(
+    closed: Any, equations: list[Any], inputs: list[Any], outputs: list[Any]
+) -> Callable[..., list[jax.Array]]:
+    """Return some equations as a function of the values of their inputs."""
     jaxpr = closed.jaxpr
     piece = jaxpr.replace(
         constvars=[],
-        invars=list(inputs),
+        invars=inputs,
         outvars=outputs,
-        eqns=group,
-        effects=jaxpr.effects if any(e.effects for e in group) else set(),
+        eqns=equations,
+        effects=jaxpr.effects if any(e.effects for e in equations) else set(),
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     core = _core()
     run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
-    passed_on = {v for v in outputs if outside[v] - {_CALLER}}
-    return Slice(list(inputs), outputs, passed_on, lambda *values: list(run(*values)))
+    return lambda *values: list(run(*values))

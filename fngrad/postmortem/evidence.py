@@ -1,0 +1,146 @@
+"""What speaks for the verdict: leaves, rows of the batch, numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.postmortem.blame import Verdict
+from fngrad.postmortem.places import phase_of
+from fngrad.postmortem.replay import Replay
+from fngrad.postmortem.walk import GRADIENT, INPUT, Suspect, is_bad
+from fngrad.types import Params, Path
+
+
+def argument_path(replayed: Replay, suspect: Suspect) -> Path:
+    """Return the path of an argument of the step: params/w, batch/x."""
+    arguments = {**replayed.state._asdict(), "batch": replayed.batch}
+    paths = {id(leaf): path for path, leaf in tree.leaf_paths(arguments).items()}
+    leaves = jax.tree.leaves((replayed.state, replayed.batch))
+    return paths[id(leaves[suspect.place[1]])]
+
+
+def phase(replayed: Replay, verdict: Verdict, paths: Sequence[Path]) -> str:
+    """Return where the culprit stands, see `Autopsy`."""
+    culprit = verdict.culprit
+    if is_argument(culprit):
+        path = argument_path(replayed, culprit)
+        return "batch" if path.partition("/")[0] == "batch" else "state"
+    named = [loss for loss in verdict.losses if loss.made > culprit.made]
+    reported = verdict.outputs[paths.index("metrics/loss")]
+    loss = named[0] if named else reported
+    return phase_of(culprit.scopes, culprit.place in loss.sources)
+
+
+def leaves(replayed: Replay, verdict: Verdict) -> list[Path]:
+    """Return the leaves that are bad, in the order of evaluation."""
+    culprit = verdict.culprit
+    first = [argument_path(replayed, culprit)] if is_argument(culprit) else []
+    reached = {p: v for p, v in verdict.gradients.items() if v.sources}
+    ordered = sorted(reached, key=lambda path: reached[path].made)
+    gradients = [f"{GRADIENT}{path}".rstrip("/") for path in ordered]
+    state = [p.removeprefix("state/") for p in replayed.bad if p.startswith("state/")]
+    return list(dict.fromkeys([*first, *gradients, *state]))
+
+
+def is_argument(suspect: Suspect) -> bool:
+    """Say whether the step was given the bad numbers."""
+    return suspect.place[0] == INPUT
+
+
+def rows(replayed: Replay, suspect: Suspect) -> np.ndarray | None:
+    """Return the rows of the batch without which the step is good.
+
+    Where the culprit's output has an axis as long as the batch, the rows with bad
+    entries are suspected; they are told if the step is good with another row in their
+    places.
+    """
+    size = _batch_size(replayed.batch)
+    bad = np.asarray(~jnp.isfinite(_bad_output(suspect)))
+    for axis in range(bad.ndim):
+        others = tuple(i for i in range(bad.ndim) if i != axis)
+        suspected = bad.any(axis=others)
+        if bad.shape[axis] != size or suspected.all():
+            continue
+        order = np.where(suspected, np.argmin(suspected), np.arange(len(suspected)))
+        if not replayed.is_bad(_reorder(replayed.batch, order)):
+            return np.flatnonzero(suspected)
+    return None
+
+
+def indices(data: Any, replayed: Replay, chosen: np.ndarray | None) -> Any:
+    """Return the dataset's indices of the chosen rows, or of all, if it tells them."""
+    if not hasattr(data, "indices"):
+        return None
+    examples = np.asarray(data.indices(replayed.state.step))
+    if chosen is None or len(examples) != _batch_size(replayed.batch):
+        return examples
+    return examples[chosen]
+
+
+def _batch_size(batch: Any) -> int | None:
+    sizes = [leaf.shape[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)]
+    return sizes[0] if sizes else None
+
+
+def _reorder(batch: Any, order: np.ndarray) -> Any:
+    return jax.tree.map(
+        lambda x: x[order] if np.shape(x)[:1] == order.shape else x, batch
+    )
+
+
+def norms(params: Params) -> dict[Path, float]:
+    """Return every leaf's norm, the largest first."""
+    by_path = {p: float(tree.norm(x)) for p, x in tree.leaf_paths(params).items()}
+    return dict(sorted(by_path.items(), key=lambda item: -item[1]))
+
+
+def magnitudes(suspect: Suspect) -> list[float]:
+    """Return the largest finite magnitude in each numeric input."""
+    numbers = [x for x in suspect.inputs if _is_numeric(x)]
+    return [_magnitude(np.asarray(x)) for x in numbers]
+
+
+def _is_numeric(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.number)
+
+
+def _magnitude(x: np.ndarray) -> float:
+    sizes = np.abs(x.astype(np.complex128))
+    return float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+
+
+def explain(suspect: Suspect, path: Path | None) -> str:
+    """Return what happened in numbers, such as ``exp(104.2) = inf``."""
+    output = _bad_output(suspect)
+    bad = np.asarray(~jnp.isfinite(output))
+    if is_argument(suspect):
+        entries = "1 entry" if bad.sum() == 1 else f"{bad.sum()} entries"
+        return f"{path} is not finite in {entries} of {bad.size}"
+    place = np.unravel_index(np.argmax(bad), bad.shape)
+    result = _number(np.asarray(output)[place])
+    name = suspect.equations[0].primitive.name
+    numbers = [np.asarray(x) for x in suspect.inputs if _is_numeric(x)]
+    if all(x.shape in ((), bad.shape) for x in numbers):
+        operands = [_number(x[place] if x.ndim else x) for x in numbers]
+        words = f"{name}({', '.join(operands)}) = {result}"
+    else:
+        words = f"{name} gives {result}"
+    dtype = output.dtype
+    if jnp.finfo(dtype).bits < 32:
+        words += f" in {dtype}, whose largest is {float(jnp.finfo(dtype).max):.4g}"
+    if any(is_bad(x) for x in suspect.inputs):
+        words += "; the program itself holds what is not finite"
+    return words
+
+
+def _bad_output(suspect: Suspect) -> jax.Array:
+    return next(x for x in suspect.outputs if is_bad(x))
+
+
+def _number(x: Any) -> str:
+    value = x.item()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,65 @@
+"""Where in the user's words an equation stands: phase, layer, line."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jaxlib
+
+from fngrad.types import Path
+
+_LIBRARIES = (*jax.__path__, *jaxlib.__path__)
+_OURS = __file__.removesuffix("places.py").removesuffix("postmortem/")
+_MARKS = {"", "rematted_computation", "checkpoint"}  # scopes that transforms write
+
+
+def layer_of(scopes: str) -> Path:
+    """Return the path that named scopes give, without the marks of transforms.
+
+    Example:
+        >>> from fngrad.postmortem.places import layer_of
+        >>> layer_of("transpose(jvp(vmap(layers/0)))/head")
+        'layers/0/head'
+    """
+    bare = re.sub(r"\w+\(|\)", "", scopes)
+    return "/".join(part for part in bare.split("/") if part not in _MARKS)
+
+
+def phase_of(scopes: str, reaches_loss: bool) -> str:
+    """Return forward, backward or optimizer.
+
+    What a derivative needs of the forward pass is computed along with it, so its
+    scopes alone do not tell; but the loss does not depend on it.
+    """
+    if "transpose(" in scopes:
+        return "backward"
+    if reaches_loss:
+        return "forward"
+    return "backward" if "jvp(" in scopes else "optimizer"
+
+
+def lines_of(equations: Sequence[Any]) -> list[str]:
+    """Return where an equation was written, as ``file:line (function)``.
+
+    The first is the innermost line outside of JAX; if that is one of fngrad's, the
+    second is the innermost one of the user's, or else of another of fngrad's files.
+
+    Args:
+        equations: the equation and those around it, innermost first.
+    """
+    tracebacks = [e.source_info.traceback for e in equations]
+    frames = [
+        frame for traceback in tracebacks if traceback for frame in traceback.frames
+    ]
+    outside = [f for f in frames if not f.file_name.startswith(_LIBRARIES)]
+    if not outside:
+        return []
+    users = [f for f in outside if not f.file_name.startswith(_OURS)]
+    others = [f for f in outside if f.file_name != outside[0].file_name]
+    return list(dict.fromkeys(map(_line, [outside[0], *(users or others)[:1]])))
+
+
+def _line(frame: Any) -> str:
+    function = frame.function_name.rpartition("<locals>.")[2]
+    return f"{frame.file_name}:{frame.line_num} ({function})"

@@ -1,0 +1,94 @@
+"""A run made again, up to the step that goes bad."""
+
+import collections
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.training import Step, TrainState
+from fngrad.types import Batch, Path
+
+REMEMBERED = 4  # steps whose metrics are kept
+_TELLING = ("loss", "grad_norm", "update_norm")  # metrics that must be finite
+
+
+class Replay(NamedTuple):
+    """The step that went bad, and what was before it."""
+
+    state: TrainState  # before the step
+    batch: Batch
+    bad: list[Path]  # what it made bad: state/params/..., metrics/loss, ...
+    metrics: dict[str, np.ndarray]  # of the last steps, the bad one's too
+    is_bad: Callable[[Batch], bool]  # whether another batch makes the step bad
+
+
+def replay(step: Step, state: TrainState, data: Any, last: int) -> Replay:
+    """Make steps until one goes bad.
+
+    Args:
+        step: what makes them; it is compiled, and donates nothing.
+        state: where to begin.
+        data: a dataset or a function ``step -> batch``.
+        last: the last step to make, counted from 1.
+
+    Raises:
+        ValueError: no step up to ``last`` goes bad.
+    """
+    first = int(state.step) + 1
+    batch_at = _reader(data)
+    outputs = outputs_of(step)
+
+    @jax.jit
+    def attempt(state: TrainState, batch: Batch) -> tuple[Any, dict[Path, Any]]:
+        made = outputs(state, batch)
+        old, new = tree.leaf_paths(state), tree.leaf_paths(made["state"])
+        sound = {f"state/{p}": tree.stays_finite(old[p], x) for p, x in new.items()}
+        return made, sound
+
+    def is_bad(batch: Batch) -> bool:
+        return _faults(*attempt(state, batch)) is not None
+
+    seen: collections.deque = collections.deque(maxlen=REMEMBERED)
+    for _ in range(first, last + 1):
+        batch = batch_at(state.step)
+        made, sound = attempt(state, batch)
+        metrics = jax.device_get(made["metrics"])
+        seen.append(metrics)
+        bad = _faults(made, sound)
+        if bad is not None:
+            together = {k: np.array([m[k] for m in seen]) for k in metrics}
+            return Replay(state, batch, bad, together, is_bad)
+        state = made["state"]
+    raise ValueError(
+        f"need a run that goes bad, got steps {first} to {last}, which stay finite"
+    )
+
+
+def outputs_of(step: Step) -> Callable[[TrainState, Batch], dict[str, Any]]:
+    """Return the step as a function whose outputs have the paths of `Replay.bad`."""
+
+    def named(state: TrainState, batch: Batch) -> dict[str, Any]:
+        new_state, metrics = step(state, batch)
+        return {"metrics": metrics, "state": new_state}
+
+    return named
+
+
+def _reader(data: Any) -> Callable[[Any], Batch]:
+    if not hasattr(data, "batch"):
+        return jax.jit(data)
+    read = jax.jit(lambda data, number: data.batch(number))
+    return lambda number: read(data, number)
+
+
+def _faults(made: dict[str, Any], sound: dict[Path, Any]) -> list[Path] | None:
+    """Return the paths of what a step made bad, None for a good step."""
+    metrics = made["metrics"]
+    told = [name for name in _TELLING if name in metrics]
+    bad = [f"metrics/{name}" for name in told if not np.isfinite(metrics[name])]
+    bad += [path for path, is_sound in sound.items() if not is_sound]
+    says_so = "is_finite" in metrics and not metrics["is_finite"]
+    return bad if bad or says_so else None

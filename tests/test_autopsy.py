@@ -1,0 +1,329 @@
+"""The operation that made a step bad is named, wherever it stands."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad.batching as batching
+import fngrad.layers as layers
+from fngrad.optimizers import adam, sgd
+from fngrad.postmortem import autopsy
+from fngrad.steps import sam
+from fngrad.training import TrainState, init_state, make_step
+from fngrad.transforms.accumulation import accumulate
+
+X = jnp.arange(24.0).reshape(8, 3) / 24
+DATA = batching.from_arrays({"x": X}, batch_size=4)
+
+
+def examine(loss_fn, params, data=DATA, optimizer=None, make=make_step, **kwargs):
+    optimizer = optimizer or sgd(0.1)
+    state = init_state(params, optimizer, key=0)
+    return autopsy(make(loss_fn, optimizer), state, data, **kwargs)
+
+
+def mean_square(params, batch):
+    return jnp.mean(jnp.square(batch["x"] @ params["w"]))
+
+
+W = {"w": jnp.ones(3)}
+
+
+def test_a_log_of_zero_is_found_in_the_forward_pass():
+    def loss_fn(params, batch):
+        return jnp.sum(batch["x"] @ params["w"]) + jnp.log(params["shift"]).sum()
+
+    found = examine(loss_fn, {**W, "shift": jnp.array([2.0, 0.0])})
+    assert (found.step, found.phase, found.operation) == (1, "forward", "log")
+    assert found.explanation == "log(0) = -inf"
+    line = loss_fn.__code__.co_firstlineno + 1
+    assert found.lines[0].endswith(f"{__file__}:{line} (loss_fn)")
+    assert found.leaf == "gradient/shift"  # 1 / 0
+    np.testing.assert_array_equal(found.metrics["loss"], [-np.inf])
+
+
+def test_a_root_at_zero_is_found_in_the_backward_pass():
+    def loss_fn(params, batch):
+        return jnp.sum(jnp.sqrt(params["w"])) + jnp.sum(params["other"])
+
+    found = examine(loss_fn, {"w": jnp.array([1.0, 0.0]), "other": jnp.ones(2)})
+    assert (found.phase, found.operation) == ("backward", "div")
+    assert found.explanation == "div(0.5, 0) = inf"
+    assert found.leaves[:2] == ["gradient/w", "params/w"]
+    assert found.leaf == "gradient/w"
+    assert "loss_fn" in found.lines[0]
+
+
+def test_a_norm_at_zero_is_found_in_the_backward_pass():
+    def loss_fn(params, batch):
+        direction = params["w"] / jnp.maximum(jnp.sqrt(jnp.sum(params["w"] ** 2)), 1.0)
+        return jnp.sum(direction)
+
+    found = examine(loss_fn, {"w": jnp.zeros(3)})
+    assert (found.phase, found.leaf) == ("backward", "gradient/w")
+
+
+def growing(scale):
+    return layers.Layer(
+        lambda key: {"scale": jnp.array(scale)},
+        lambda params, x, *, key=None: jnp.exp(params["scale"] * x),
+    )
+
+
+def test_an_overflow_is_found_in_its_layer_and_row():
+    model = layers.serial(
+        body=layers.linear(3, 3, weight_init=lambda *_: jnp.eye(3)),
+        inner=layers.serial(jnp.tanh, growing(100.0)),
+        head=layers.linear(3, 1),
+    )
+
+    def loss_fn(params, batch):
+        return jnp.mean(layers.batched(model)(params, batch["x"]) ** 2)
+
+    x = jnp.full((8, 3), 0.1).at[5, 1].set(3.0)
+    data = batching.from_arrays({"x": x}, batch_size=8, shuffle=True)
+    found = examine(loss_fn, model.init(0), data)
+    assert (found.phase, found.operation) == ("forward", "exp")
+    assert found.layer == "inner/layers/0"
+    assert found.explanation == "exp(99.51) = inf"
+    assert found.magnitudes == pytest.approx([99.505], rel=1e-4)
+    np.testing.assert_array_equal(found.indices, [5])
+    np.testing.assert_array_equal(data.indices(0)[found.rows], [5])
+    assert found.leaf == "gradient/head/bias"
+
+
+def test_an_overflow_in_the_optimizer_is_told_from_the_gradient():
+    def loss_fn(params, batch):
+        return jnp.sum(params["w"].astype(jnp.float32) * -30.0)
+
+    params = {"w": jnp.full(2, 60000.0, jnp.float16)}
+    found = examine(loss_fn, params, optimizer=sgd(300.0))
+    assert found.phase == "optimizer"
+    assert found.leaf == "params/w"
+    assert "in float16, whose largest is 6.55e+04" in found.explanation
+
+
+def test_a_nan_in_the_data_is_named_with_its_example():
+    data = batching.from_arrays({"x": X.at[6, 1].set(jnp.nan)}, batch_size=4, seed=3)
+    bad_step = next(t for t in range(2) if 6 in data.indices(t))
+    found = examine(mean_square, W, data)
+    assert (found.step, found.phase, found.leaf) == (bad_step + 1, "batch", "batch/x")
+    assert found.operation is None
+    assert found.explanation == "batch/x is not finite in 1 entry of 12"
+    np.testing.assert_array_equal(found.indices, [6])
+
+
+def test_a_nan_in_the_state_is_named():
+    found = examine(mean_square, {"w": jnp.array([1.0, 1.0, jnp.nan])})
+    assert (found.phase, found.leaf) == ("state", "params/w")
+    assert found.explanation == "params/w is not finite in 1 entry of 3"
+
+
+def test_the_first_fault_of_a_scan_is_found():
+    model = layers.gru(3, 2)
+
+    def loss_fn(params, batch):
+        sequence = jnp.stack([batch["x"]] * 5)
+        y = layers.batched(model)(params["rnn"], jnp.swapaxes(sequence, 0, 1))
+
+        def grow(c, y):
+            return jnp.exp(c * params["rate"]), jnp.sum(y)
+
+        last, _ = jax.lax.scan(grow, jnp.ones(()), y[0])
+        return jnp.mean(y) + last
+
+    params = {"rnn": model.init(0), "rate": jnp.array(1.5)}
+    found = examine(loss_fn, params)
+    assert (found.phase, found.operation) == ("forward", "exp")
+    assert "(grow)" in found.lines[0]
+    assert found.explanation.startswith("exp(")
+    assert found.explanation.endswith("inf")
+
+
+@jax.custom_vjp
+def halved(x):
+    return x / 2
+
+
+halved.defvjp(lambda x: (x / 2, x), lambda x, g: (g * jnp.log(x - x),))
+
+
+def test_the_backward_rule_of_a_custom_vjp_is_found():
+    found = examine(lambda params, batch: jnp.sum(halved(params["w"])), W)
+    assert (found.phase, found.operation) == ("backward", "log")
+    assert found.leaf == "gradient/w"
+
+
+@jax.custom_jvp
+def scaled_log(x):
+    return jnp.log(x)
+
+
+scaled_log.defjvp(lambda primals, tangents: (scaled_log(*primals), tangents[0]))
+
+
+@pytest.mark.parametrize(
+    "within",
+    [
+        jax.jit,
+        jax.checkpoint,
+        lambda fn: lambda x: jax.lax.cond(x[0] < 9, fn, jnp.sin, x),
+        lambda fn: lambda x: jax.lax.fori_loop(0, 3, lambda i, c: fn(c), x),
+        lambda fn: scaled_log,
+    ],
+    ids=["jit", "checkpoint", "cond", "loop", "custom_jvp"],
+)
+def test_operations_within_others_are_found(within):
+    fn = within(jnp.log)
+    found = examine(lambda params, batch: jnp.sum(fn(params["w"] - 1)), W)
+    assert (found.phase, found.operation) == ("forward", "log")
+    assert found.explanation == "log(0) = -inf"
+
+
+def test_the_condition_and_body_of_a_while_are_iterated():
+    def loss_fn(params, batch):
+        def body(x):
+            return 1e10 * x
+
+        grown = jax.lax.while_loop(lambda x: x < 1e38, body, params["w"][0])
+        return jnp.sum(params["w"]) + jax.lax.stop_gradient(grown * 10)
+
+    found = examine(loss_fn, W)
+    assert found.explanation == "mul(1e+10, 1e+30) = inf"
+
+
+def test_a_mask_of_infinities_is_not_blamed():
+    def loss_fn(params, batch):
+        scores = batch["x"] @ params["w"]
+        masked = jnp.where(jnp.arange(4) < 2, scores, -jnp.inf)
+        doubtful = jnp.where(scores > 1e9, jnp.log(scores - scores), scores)
+        weights = jax.nn.softmax(masked + jnp.log(jnp.array([1.0, 1.0, 1.0, 0.0])))
+        return jnp.sum(weights * doubtful) / jnp.sum(params["zero"])
+
+    found = examine(loss_fn, {**W, "zero": jnp.zeros(2)})
+    assert (found.operation, found.phase) == ("div", "forward")
+
+
+def test_a_mask_without_a_way_out_is_blamed():
+    def loss_fn(params, batch):
+        masked = jnp.where(jnp.arange(4) < 0, batch["x"] @ params["w"], -jnp.inf)
+        return jnp.sum(jax.nn.softmax(masked))
+
+    found = examine(loss_fn, W)
+    assert found.phase == "forward"
+    assert "the program itself holds what is not finite" in found.explanation
+    assert found.lines[-1].endswith("(loss_fn)")
+
+
+def test_the_run_is_made_again_up_to_the_bad_step():
+    state = init_state(W, sgd(3.0), key=0)
+    step = make_step(mean_square, sgd(3.0))
+    found = autopsy(step, state, DATA)
+    assert found.step > 20
+    assert found.metrics["loss"].shape == (4,)
+    advanced = state
+    for t in range(found.step - 1):
+        advanced, _ = step(advanced, DATA.batch(t))
+    near = autopsy(step, advanced, DATA, at=found.step)
+    assert (near.step, near.explanation) == (found.step, found.explanation)
+    assert near.norms.keys() == {"w"}
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_without_norms_the_parameters_tell_a_step_earlier():
+    def loss_fn(params, batch):
+        return jnp.sum(jnp.sqrt(params["w"]))
+
+    def plain(loss_fn, optimizer):
+        return make_step(loss_fn, optimizer, metrics="loss")
+
+    found = examine(loss_fn, {"w": jnp.array([1.0, 0.0])}, make=plain, at=2)
+    assert (found.step, found.phase, found.leaf) == (1, "backward", "gradient/w")
+
+
+def test_micro_batches_accumulation_and_sam_are_seen_through():
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.sqrt(params["w"] * jnp.mean(batch["x"])))
+
+    params = {"w": jnp.array([1.0, 0.0])}
+
+    def parts(loss_fn, optimizer):
+        return make_step(loss_fn, optimizer, micro_batches=2)
+
+    for found in (
+        examine(loss_fn, params, make=parts),
+        examine(loss_fn, params, make=sam),
+        examine(loss_fn, params, optimizer=accumulate(adam(0.1), 2)),
+    ):
+        assert (found.phase, found.operation) == ("backward", "div")
+        assert found.explanation == "div(0.5, 0) = inf"
+        assert found.leaf == "gradient/w"
+
+
+def test_dropout_is_made_again():
+    model = layers.serial(layers.linear(3, 8), layers.dropout(0.5), jnp.log)
+
+    def loss_fn(params, batch, key):
+        return jnp.mean(layers.batched(model)(params, batch["x"], key=key))
+
+    found = examine(loss_fn, model.init(0))
+    assert (found.operation, found.layer) == ("log", "entry 2")
+
+
+def test_a_foreign_step_and_a_function_as_data_will_do():
+    def step(state, batch):
+        params = {"w": state.params["w"] / (batch - 3.0)}
+        loss = jnp.sum(params["w"])
+        return TrainState(state.step + 1, state.key, params, (), ()), {"loss": loss}
+
+    state = init_state(W, sgd(0.1), key=0)._replace(opt_state=())
+    found = autopsy(step, state, lambda step: step.astype(jnp.float32))
+    assert (found.step, found.operation) == (4, "div")
+    assert found.leaves == ["params/w"]
+
+
+def test_the_report_is_short_and_says_what_to_look_at():
+    def loss_fn(params, batch):
+        return jnp.sum(batch["x"] @ params["w"]) + jnp.log(params["shift"]).sum()
+
+    text = str(examine(loss_fn, {**W, "shift": jnp.array([2.0, 0.0])}))
+    assert text.startswith("step 1 went bad in the forward pass: log(0) = -inf\n")
+    for words in ("log", __file__, "gradient/shift", "loss", "-inf", "norms before"):
+        assert words in text
+    assert len(text.splitlines()) < 16
+    assert max(map(len, text.splitlines())) < 120 + len(__file__)
+
+
+def test_what_cannot_be_examined_is_refused():
+    state, step = init_state(W, sgd(0.1), key=0), make_step(mean_square, sgd(0.1))
+    with pytest.raises(ValueError, match="got steps 1 to 5, which stay finite"):
+        autopsy(step, state, DATA, at=5)
+    with pytest.raises(ValueError, match=r"after step 0 and at=-?\d|need an int at"):
+        autopsy(step, state, DATA, at=0)
+    later = state._replace(step=jnp.int32(7))
+    with pytest.raises(ValueError, match="the state after step 7 and at=7"):
+        autopsy(step, later, DATA, at=7)
+    with pytest.raises(TypeError, match=r"need a TrainState .* got dict"):
+        autopsy(step, {"w": 1}, DATA)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"need a dataset or a function .* got list"):
+        autopsy(step, state, [X])
+    many = state._replace(step=jnp.zeros(3, jnp.int32))
+    with pytest.raises(ValueError, match=r"the state of one run, .* shape \(3,\)"):
+        autopsy(step, many, DATA)
+
+
+def test_a_step_that_only_says_that_it_is_bad_is_reported():
+    def step(state, batch):
+        metrics = {"loss": jnp.zeros(()), "is_finite": state.step < 2}
+        return state._replace(step=state.step + 1), metrics
+
+    found = autopsy(step, init_state(W, sgd(0.1), key=0), DATA)
+    assert (found.step, found.phase, found.operation) == (3, "unknown", None)
+    assert str(found).startswith("step 3 went bad: is_finite in the compiled step")
+
+
+def test_naming_gradients_changes_no_bit_and_no_program():
+    state, batch = init_state(W, sgd(0.1), key=0), DATA.batch(0)
+    named = jax.jit(make_step(mean_square, sgd(0.1))).lower(state, batch).as_text()
+    assert "gradient/" not in named
