@@ -72,7 +72,7 @@ def figure(
         ValueError: as for `curves`.
     """
     _check(panels, band, log_scale)
-    figure = _empty_figure(len(panels))
+    figure = empty_figure(4.8 * len(panels), 4.2)
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
     handles: dict[str, Any] = {}
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -94,12 +94,21 @@ def figure(
     return figure
 
 
-def _empty_figure(num_panels: int) -> Any:
-    """Return a figure without pyplot, which would choose a backend for the user."""
+def empty_figure(width: float, height: float) -> Any:
+    """Return a figure that notebooks show, made without pyplot.
+
+    Pyplot would choose a backend for the user.
+
+    Args:
+        width, height: in inches.
+
+    Raises:
+        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+    """
     figure_type = import_extra("matplotlib.figure", "plot").Figure
     backend = import_extra("matplotlib.backends.backend_agg", "plot")
     shown_type = type("Figure", (figure_type,), {"_repr_png_": _png})
-    shown = shown_type(figsize=(4.8 * num_panels, 4.2), layout="constrained")
+    shown = shown_type(figsize=(width, height), layout="constrained")
     backend.FigureCanvasAgg(shown)
     return shown
 
