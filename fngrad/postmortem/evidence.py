@@ -65,7 +65,7 @@ def rows(replayed: Replay, suspect: Suspect) -> np.ndarray | None:
         suspected = bad.any(axis=others)
         if bad.shape[axis] != size or suspected.all():
             continue
-        order = np.where(suspected, np.argmin(suspected), np.arange(len(suspected)))
+        order = np.where(suspected, np.argmin(suspected), np.arange(suspected.size))
         if not replayed.is_bad(_reorder(replayed.batch, order)):
             return np.flatnonzero(suspected)
     return None
