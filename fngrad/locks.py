@@ -47,8 +47,8 @@ class Lock:
         ...     try:
         ...         Lock(folder).__enter__()
         ...     except LockError as error:
-        ...         print(str(error).split(" in use")[0][:17])
-        need a folder tha
+        ...         print("in use by process" in str(error))
+        True
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,11 +45,16 @@ def new_name(folder: Path, step: int) -> str:
     return f"{step:08d}-{max(versions) + 1}" if versions else f"{step:08d}"
 
 
-def start(folder: Path, name: str) -> Path:
-    """Make the hidden folder in which a step is written."""
+@contextlib.contextmanager
+def hidden(folder: Path, name: str) -> Iterator[Path]:
+    """Make the hidden folder in which a step is written; an error removes it."""
     temporary = folder / f".{name}.writing"
     temporary.mkdir()
-    return temporary
+    try:
+        yield temporary
+    except BaseException:
+        remove(temporary)
+        raise
 
 
 def commit(temporary: Path, name: str) -> Path:
@@ -73,7 +79,7 @@ def delete(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a hidden folder as far as it can be; a sweep takes the rest."""
     with contextlib.suppress(OSError):
-        shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sweep(folder: Path) -> None:

@@ -12,7 +12,7 @@ import fngrad.numerics as numerics
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
-from fngrad.checkpoint.writing import DEFAULT_BEST, retain, write_step
+from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
 from fngrad.logging.files import to_json
 
 
@@ -54,8 +54,7 @@ class Checkpoints:
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         self.folder = Path(folder)
-        self._keep = keep
-        self._best = best
+        self._rule = Retention(keep, best)
         self._damaged: set[Path] = set()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -135,7 +134,7 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoints have no metric to be best by.
         """
-        best = self._best
+        best = self._rule.best
         if best is None:
             raise ValueError("need best=(metric, mode), got None")
         self._join()
@@ -157,10 +156,10 @@ class Checkpoints:
 
     def _write(self, step: int, host: HostTree, notes: Any, metrics: Any) -> None:
         try:
-            best = self._best or DEFAULT_BEST
+            best = self._rule.best or DEFAULT_BEST
             written = write_step(self.folder, step, host, metrics, notes, best)
             self._damaged.discard(written)
-            retain(self.folder, written, self._keep, self._best, self._damaged)
+            retain(self.folder, written, self._rule, self._damaged)
         except Exception as error:
             self._error = error
 

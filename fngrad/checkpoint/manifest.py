@@ -20,7 +20,6 @@ import numpy as np
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import HostTree, Leaf, named_dtype
 from fngrad.logging.files import from_json_number, to_json, write_json
-from fngrad.types import Path as LeafPath
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -28,22 +27,13 @@ ARRAYS = "arrays"
 _CHUNK = 1 << 22  # bytes read at a time
 
 
-def names_of(host: HostTree) -> dict[LeafPath, str | None]:
-    """Return what each leaf is called among the arrays: its place; None if empty."""
+def arrays_of(host: HostTree) -> dict[str, np.ndarray]:
+    """Return the bytes of the leaves that are not empty, by the leaves' places."""
     return {
-        path: f"{place:06d}" if leaf.data.size else None
-        for place, (path, leaf) in enumerate(host.leaves.items())
+        _name(place): _bytes_of(leaf.data)
+        for place, leaf in enumerate(host.leaves.values())
+        if leaf.data.size
     }
-
-
-def bytes_of(data: np.ndarray) -> np.ndarray:
-    """Return the bytes of a contiguous array, of any dtype and shape, as uint8."""
-    return data.reshape(-1).view(np.uint8)
-
-
-def checksum(data: np.ndarray) -> int:
-    """Return the CRC-32 of an array of bytes."""
-    return zlib.crc32(data.data)
 
 
 def write(
@@ -108,7 +98,11 @@ def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         CheckpointError: a file is missing, unknown, or has another size.
     """
-    expected, got = manifest["files"], _sizes(folder)
+    expected = manifest["files"]
+    try:
+        got = _sizes(folder)
+    except OSError as error:
+        raise CheckpointError(f"need all files of a step, got {error}") from error
     for name in sorted(expected.keys() | got.keys()):
         path = folder / name
         if name not in got:
@@ -133,7 +127,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         try:
             found = _checksum_of_file(path)
         except OSError as error:
-            raise CheckpointError(f"need files that can be read: {error}") from error
+            raise CheckpointError(f"need files to read, got {error}") from error
         if found != entry["crc32"]:
             raise CheckpointError(f"need an undamaged file, got other bytes in {path}")
 
@@ -148,7 +142,7 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
     name = entry["name"]
     data = np.zeros(0, np.uint8) if name is None else arrays[name]
     if data.nbytes != dtype.itemsize * int(np.prod(shape)) or (
-        checksum(data) != entry["crc32"]
+        _checksum_of_array(data) != entry["crc32"]
     ):
         raise CheckpointError(f"need undamaged bytes, got others, leaf {entry['path']}")
     return Leaf(
@@ -166,21 +160,29 @@ def metrics_of(manifest: dict[str, Any]) -> dict[str, float]:
 
 
 def _entries(host: HostTree) -> list[dict[str, Any]]:
-    names = names_of(host)
     return [
         {
             "path": path,
-            "name": names[path],
+            "name": _name(place) if leaf.data.size else None,
             "dtype": leaf.dtype,
             "shape": leaf.shape,
             "data_dtype": leaf.data.dtype.name,
             "data_shape": leaf.data.shape,
-            "crc32": checksum(bytes_of(leaf.data)),
+            "crc32": _checksum_of_array(_bytes_of(leaf.data)),
             "key_impl": leaf.key_impl,
             "sharding": leaf.sharding,
         }
-        for path, leaf in host.leaves.items()
+        for place, (path, leaf) in enumerate(host.leaves.items())
     ]
+
+
+def _name(place: int) -> str:
+    return f"{place:06d}"
+
+
+def _bytes_of(data: np.ndarray) -> np.ndarray:
+    """View a contiguous array, of any dtype and shape, as uint8."""
+    return data.reshape(-1).view(np.uint8)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -202,6 +204,10 @@ def _files(folder: Path) -> dict[str, dict[str, int]]:
 
 def _checksum(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _checksum_of_array(data: np.ndarray) -> int:
+    return zlib.crc32(data.data)
 
 
 def _checksum_of_file(path: Path) -> int:

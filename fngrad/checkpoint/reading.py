@@ -1,6 +1,7 @@
 """Reading steps back: which are there, which are good, and what they hold."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,7 +54,7 @@ def completed(folder: Path) -> list[Complete]:
         try:
             content = manifest.read(each.path)
             manifest.check_sizes(each.path, content)
-        except (CheckpointError, OSError):
+        except CheckpointError:
             continue
         found.append(Complete(each, content))
     return found
@@ -140,7 +141,7 @@ def first_good(
             try:
                 return load(path)
             except CheckpointError as error:
-                if not path.exists():
+                if not os.path.lexists(path):
                     break
                 skipped.add(path)
                 warnings.warn(

@@ -1,6 +1,5 @@
 """From saved leaves back to a tree: exactly, or an error that says what differs."""
 
-import os
 import warnings
 from typing import Any, NamedTuple
 
@@ -116,7 +115,9 @@ def _compare(
 
 def _apart(old: str, new: str) -> str:
     """Show two texts from a little before where they differ."""
-    start = max(len(os.path.commonprefix([old, new])) - 20, 0)
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    start = max(same - 20, 0)
     window = slice(start, start + _WIDTH)
     return f" {old[window]!r} saved, {new[window]!r} wanted"
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
@@ -14,6 +15,13 @@ from fngrad.checkpoint.reading import completed, rank
 from fngrad.locks import Lock, LockError
 
 DEFAULT_BEST = ("val/loss", "min")
+
+
+class Retention(NamedTuple):
+    """Which steps stay."""
+
+    keep: int  # so many of the newest
+    best: tuple[str, str] | None  # a metric and "min" or "max": the first best by it
 
 
 def write_step(
@@ -34,33 +42,24 @@ def write_step(
             last good step), or another process is writing there.
         ImportError: orbax-checkpoint is missing.
     """
-    with _locked(folder):
-        folders.sweep(folder)
-        temporary = None
-        try:
+    try:
+        with _locked(folder):
+            folders.sweep(folder)
             name = folders.new_name(folder, step)
-            temporary = folders.start(folder, name)
-            arrays = {
-                name: manifest.bytes_of(host.leaves[path].data)
-                for path, name in manifest.names_of(host).items()
-                if name is not None
-            }
-            array_files.write(temporary / manifest.ARRAYS, arrays)
-            manifest.write(temporary, step, host, metrics, notes, best)
-            return folders.commit(temporary, name)
-        except BaseException as error:
-            if temporary is not None:
-                folders.remove(temporary)
-            if isinstance(error, ImportError) or not isinstance(error, Exception):
-                raise
-            raise CheckpointError(_explain(folder, step, error)) from error
+            with folders.hidden(folder, name) as temporary:
+                array_files.write(temporary / manifest.ARRAYS, manifest.arrays_of(host))
+                manifest.write(temporary, step, host, metrics, notes, best)
+                return folders.commit(temporary, name)
+    except (CheckpointError, ImportError):
+        raise
+    except Exception as error:
+        raise CheckpointError(_explain(folder, step, error)) from error
 
 
 def retain(
     folder: Path,
     written: Path,
-    keep: int,
-    best: tuple[str, str] | None,
+    rule: Retention,
     damaged: set[Path],
 ) -> None:
     """Delete all steps but the newest, the best and the one just written.
@@ -68,39 +67,48 @@ def retain(
     Args:
         folder: of the steps.
         written: the one that stays in any case.
-        keep: how many of the newest stay; damaged ones do not count, and go.
-        best: a metric and ``"min"`` or ``"max"``; the first to reach the best stays.
+        rule: what else stays; damaged ones do not count, and go.
         damaged: steps that are known to be.
 
     Raises:
         CheckpointError: another process is writing there, or deleting fails.
     """
-    with _locked(folder):
-        found = folders.listing(folder)
-        good = [x for x in completed(folder) if x.folder.path not in damaged]
-        newest: dict[int, Path] = {}
-        for each in good:
-            newest[each.folder.step] = each.folder.path
-        kept = {written, *list(newest.values())[-keep:]}
-        ranked = rank(good, best) if best else []
-        kept |= {each.folder.path for each in ranked[:1]}
-        try:
-            for each in found:
-                if each.path not in kept:
-                    folders.delete(each.path)
-        except OSError as error:
-            raise CheckpointError(
-                f"need to delete an old step, got {error}; the new one is written"
-            ) from error
+    try:
+        with _locked(folder):
+            _delete_all_but(folder, written, rule, damaged)
+    except OSError as error:
+        raise CheckpointError(
+            f"need to delete old steps, got {error}; the new one is in {written}"
+        ) from error
+
+
+def _delete_all_but(
+    folder: Path,
+    written: Path,
+    rule: Retention,
+    damaged: set[Path],
+) -> None:
+    found = folders.listing(folder)
+    good = [x for x in completed(folder) if x.folder.path not in damaged]
+    newest: dict[int, Path] = {}
+    for each in good:
+        newest[each.folder.step] = each.folder.path
+    kept = {written, *list(newest.values())[-rule.keep :]}
+    ranked = rank(good, rule.best) if rule.best else []
+    kept |= {each.folder.path for each in ranked[:1]}
+    for each in found:
+        if each.path not in kept:
+            folders.delete(each.path)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Any:
+def _locked(folder: Path) -> Iterator[None]:
     try:
-        lock = Lock(folder, name=".writing", purpose="checkpoints")
-        with lock:
+        with Lock(folder, name=".writing", purpose="checkpoints"):
             yield
     except LockError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         raise CheckpointError(str(error)) from error
 
 

@@ -1,0 +1,420 @@
+"""What is saved comes back bit for bit, where it belongs, or is refused by name."""
+
+import functools
+import json
+import re
+import subprocess
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import precision
+import pytest
+
+import fngrad as fg
+from fngrad.checkpoint import CheckpointError, latest_step, restore, save, steps
+from fngrad.codes import Coded, Coding, encode
+from fngrad.locks import Lock
+from fngrad.transforms.quantize import quantize_state
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def bits(leaf: Any) -> tuple[str, tuple[int, ...], bytes]:
+    """What must be equal, whatever holds the leaf."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    data = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return str(leaf.dtype), tuple(leaf.shape), np.ascontiguousarray(data).tobytes()
+
+
+def assert_same(got: Any, expected: Any) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    for a, b in pairs:
+        assert bits(a) == bits(b)
+
+
+def abstract(a: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), a)
+
+
+def everything() -> dict[str, Any]:
+    """Leaves of every kind that JAX has without x64."""
+    key = jax.random.key(3)
+    rows = jnp.arange(6.0).reshape(2, 3)
+    floats = [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e5m2]
+    return {
+        "narrow": [jnp.linspace(-2, 2, 5).astype(dtype) for dtype in floats],
+        "int4": [jnp.arange(-3, 4).astype(jnp.int4), jnp.arange(3).astype(jnp.uint4)],
+        "counts": (jnp.int8([-1]), jnp.uint32(7), jnp.array([True, False])),
+        "complex": jnp.complex64(1 - 2j),
+        "minus zero": [-jnp.zeros(()), -jnp.zeros((2, 2)), jnp.float16(-0.0)],
+        "not finite": jnp.array([jnp.nan, jnp.inf, -jnp.inf]),
+        "keys": [key, jax.random.split(key, (2, 2)), jax.random.key(1, impl="rbg")],
+        "empty": [jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32), (), {}, None, []],
+        "pair": Pair(encode(rows, Coding(8, signed=True), 2), None),
+        "odd/name.é": {"": jnp.ones(1), " ": jnp.ones(2), "allow_pickle": rows.T},
+    }
+
+
+def bias_state(optimizer: Any, **params: Any) -> fg.TrainState:
+    return fg.init_state(params or {"w": jnp.ones(3)}, optimizer, key=0)
+
+
+def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
+    original = everything()
+    save(tmp_path, original, step=5)
+    assert_same(restore(tmp_path, original), original)
+    assert_same(restore(tmp_path, abstract(original)), original)
+
+
+def test_not_a_number_keeps_its_payload(tmp_path):
+    payloads = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32)
+    save(tmp_path, payloads.view(np.float32), step=0)
+    back = restore(tmp_path, jax.ShapeDtypeStruct((3,), jnp.float32))
+    assert bits(back)[2] == payloads.tobytes()
+
+
+def test_double_precision_comes_back_under_x64_and_is_refused_without(tmp_path, x64):
+    original = {"w": jnp.array([1 / 3, 1e300]), "n": jnp.array(2**60)}
+    assert original["w"].dtype == np.float64
+    save(tmp_path, original, step=0)
+    assert_same(restore(tmp_path, original), original)
+    like = abstract(original)
+    with precision.x64(False):
+        with pytest.raises(CheckpointError, match=r"enable_x64 .* leaf 'state/n'"):
+            restore(tmp_path, like)
+        narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), like)
+        with pytest.raises(CheckpointError, match="'w' float64 saved, float32 wanted"):
+            restore(tmp_path, narrow)
+
+
+def test_numpy_stays_numpy_also_in_double_precision(tmp_path):
+    original = {"loss": np.array([0.1, np.nan]), "steps": np.arange(2), "n": np.int8(3)}
+    save(tmp_path, original, step=0)
+    back = restore(tmp_path, original)
+    assert_same(back, original)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back))
+
+
+def test_a_root_that_is_a_leaf_and_a_tree_without_leaves(tmp_path):
+    save(tmp_path / "leaf", jnp.float32(3), step=0)
+    assert restore(tmp_path / "leaf", jnp.float32(0)) == 3
+    save(tmp_path / "none", {"a": (), "b": None}, step=0)
+    assert restore(tmp_path / "none", {"a": (), "b": None}) == {"a": (), "b": None}
+
+
+def test_a_train_state_knows_its_step_and_other_trees_must_say(tmp_path):
+    state = bias_state(fg.adam(0.1))._replace(step=jnp.int32(40))
+    assert save(tmp_path, state) == tmp_path / "00000040"
+    save(tmp_path, state._replace(step=jnp.int32(100)))
+    assert steps(tmp_path) == [40, 100]
+    assert latest_step(tmp_path) == 100
+    assert restore(tmp_path, state).step == 100
+    assert restore(tmp_path, state, step=40).step == 40
+    with pytest.raises(ValueError, match="need step= for a dict, got None"):
+        save(tmp_path, {"w": jnp.ones(1)})
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ValueError, match="need an int step >= 0"):
+            save(tmp_path, state, step=wrong)
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    for folder in (tmp_path, tmp_path / "not there"):
+        assert steps(folder) == []
+        assert latest_step(folder) is None
+        with pytest.raises(CheckpointError, match=f"in '{folder}', got none"):
+            restore(folder, jnp.ones(1))
+    assert not (tmp_path / "not there").exists()
+
+
+def test_a_step_that_is_not_there_is_told_which_are(tmp_path):
+    save(tmp_path, jnp.ones(1), step=3)
+    with pytest.raises(CheckpointError, match=r"got step=4: it has \[3\]"):
+        restore(tmp_path, jnp.ones(1), step=4)
+    with pytest.raises(ValueError, match='need a step, "latest" or "best", got'):
+        restore(tmp_path, jnp.ones(1), step="newest")
+
+
+def test_a_step_saved_again_replaces_what_is_read(tmp_path):
+    first = save(tmp_path, jnp.float32(1), step=3)
+    second = save(tmp_path, jnp.float32(2), step=3)
+    assert (first.name, second.name) == ("00000003", "00000003-1")
+    assert steps(tmp_path) == [3]
+    assert restore(tmp_path, jnp.float32(0)) == 2
+    assert restore(tmp_path, jnp.float32(0), step=3) == 2
+
+
+def test_the_best_is_the_first_to_reach_the_best_finite_metric(tmp_path):
+    for step, loss in enumerate((3.0, float("nan"), 1.0, 1.0, 2.0)):
+        save(tmp_path, jnp.int32(step), step=step, metrics={"val/loss": loss})
+    assert restore(tmp_path, jnp.int32(0), step="best") == 2
+    save(tmp_path / "other", jnp.int32(0), step=0, metrics={"accuracy": 1.0})
+    with pytest.raises(CheckpointError, match="need a good checkpoint"):
+        restore(tmp_path / "other", jnp.int32(0), step="best")
+
+
+def test_a_part_is_restored_by_its_path(tmp_path):
+    state = bias_state(fg.adam(0.1), w=jnp.ones(3), deep={"b": jnp.zeros(2)})
+    save(tmp_path, state)
+    assert_same(restore(tmp_path, state.params, part="params"), state.params)
+    assert_same(restore(tmp_path, jnp.ones(2), part="params/deep/b"), jnp.zeros(2))
+    assert_same(restore(tmp_path, state.opt_state, part="opt_state"), state.opt_state)
+    assert restore(tmp_path, (), part="model_state") == ()
+    with pytest.raises(CheckpointError, match=r"got 'parms': it has \['key', 'opt_st"):
+        restore(tmp_path, state.params, part="parms")
+    with pytest.raises(CheckpointError, match='are part="params"'):
+        restore(tmp_path, state.params)
+
+
+def test_another_optimizer_is_named(tmp_path):
+    save(tmp_path, bias_state(fg.adam(0.1)))
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, bias_state(fg.sgd(0.1, momentum=0.9)))
+    for part in (
+        "missing in the checkpoint: 'opt_state/trace/",
+        "only in the checkpoint: 'opt_state/scale_by_adam/mu/w'",
+        "It is of another optimizer.",
+        "partial=True",
+    ):
+        assert part in str(caught.value)
+
+
+def test_another_model_is_named_and_long_lists_are_cut(tmp_path):
+    layers = {f"layer{i}": jnp.ones(2) for i in range(9)}
+    save(tmp_path, bias_state(fg.sgd(0.1), **layers))
+    other = {f"layer{i}": jnp.ones(3) for i in range(9)}
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, bias_state(fg.sgd(0.1), **other))
+    for part in (
+        "of another shape: 'params/layer0' (2,) saved, (3,) wanted",
+        "and 5 more",
+        "It is of another model.",
+    ):
+        assert part in str(caught.value)
+    assert "layer4" not in str(caught.value)
+
+
+def test_a_dtype_is_never_cast(tmp_path):
+    save(tmp_path, {"n": jnp.int32(2**24 + 1), "w": jnp.ones(2, jnp.bfloat16)}, step=0)
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, {"n": jnp.float32(0), "w": jnp.ones(2, jnp.float16)})
+    for part in ("'n' int32 saved, float32", "'w' bfloat16 saved, float16 wanted"):
+        assert part in str(caught.value)
+
+
+def test_a_key_of_another_kind_and_a_raw_key_are_refused(tmp_path):
+    save(tmp_path, {"key": jax.random.key(0)}, step=0)
+    with pytest.raises(CheckpointError, match="key<fry> saved, key<rbg> wanted"):
+        restore(tmp_path, {"key": jax.random.key(0, impl="rbg")})
+    with pytest.raises(CheckpointError, match=r"'key' \(\) saved, \(2,\) wanted"):
+        restore(tmp_path, {"key": jax.random.key_data(jax.random.key(0))})
+
+
+def test_codes_of_another_kind_with_the_same_shapes_are_refused(tmp_path):
+    signed, unsigned = (
+        {"m": encode(jnp.ones(4), Coding(8, signed=sign), 2)} for sign in (True, False)
+    )
+    save(tmp_path, signed, step=0)
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, unsigned)
+    for part in ("of another structure: 'm'", "signed=True", "signed=False"):
+        assert part in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"need leaves that fit .* got none"):
+        restore(tmp_path, unsigned, partial=True)
+    assert_same(restore(tmp_path, signed), signed)
+
+
+def test_quantised_and_stacked_optimizers_come_back(tmp_path):
+    stacked = fg.stack_leaves(quantize_state(fg.adam(0.1), 8, 2, min_size=1))
+    state = bias_state(stacked, a=jnp.ones(4), b=jnp.zeros(4))
+    assert any(isinstance(x, Coded) for x in jax.tree.leaves(state, is_leaf=_is_coded))
+    save(tmp_path, state)
+    assert_same(restore(tmp_path, state), state)
+    renamed = bias_state(stacked, a=jnp.ones(4), c=jnp.zeros(4))
+    with pytest.raises(CheckpointError, match=r"structure: 'opt_state/stack_leaves"):
+        restore(tmp_path, renamed)
+
+
+def _is_coded(x: Any) -> bool:
+    return isinstance(x, Coded)
+
+
+def test_containers_of_another_type_with_the_same_paths_are_harmless(tmp_path):
+    save(tmp_path, {"first": jnp.ones(2), "second": [jnp.zeros(1)]}, step=0)
+    like = Pair(jnp.zeros(2), (jnp.ones(1),))
+    assert_same(restore(tmp_path, like), Pair(jnp.ones(2), (jnp.zeros(1),)))
+
+
+def test_partial_takes_what_fits_and_warns_of_the_rest(tmp_path):
+    save(tmp_path, bias_state(fg.adam(0.1), body=jnp.full(2, 5.0), head=jnp.ones(3)))
+    like = bias_state(fg.sgd(0.1), body=jnp.zeros(2), head=jnp.zeros(4))
+    with pytest.warns(UserWarning, match=r"kept as they are: 'params/head'") as caught:
+        back = restore(tmp_path, like, partial=True)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert_same(back.params, {"body": jnp.full(2, 5.0), "head": jnp.zeros(4)})
+    with pytest.raises(CheckpointError, match="abstract leaf at 'params/head'"):
+        restore(tmp_path, abstract(like), partial=True)
+
+
+def test_partial_warns_of_nothing_where_all_is_there(tmp_path):
+    state = bias_state(fg.adam(0.1))
+    save(tmp_path, state)
+    assert_same(restore(tmp_path, state.params, part="params", partial=True), state[2])
+    assert_same(restore(tmp_path, state, partial=True), state)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (1.5, "got float at 'state/x/0'"),
+        ("text", "got str at 'state/x/0'"),
+        (np.array("text"), r"got dtype <U4 at 'state/x/0'"),
+        (np.array([1.0], ">f4"), r"byte order, got dtype >f4 at 'state/x/0'"),
+        (
+            jax.ShapeDtypeStruct((2,), jnp.float32),
+            "got ShapeDtypeStruct at 'state/x",
+        ),
+    ],
+    ids=["float", "str", "text", "byte order", "abstract"],
+)
+def test_what_is_no_array_of_numbers_is_refused_by_path(leaf, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        save(tmp_path, {"x": [leaf]}, step=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_told_apart_by_path_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="got 'state/a/b' twice"):
+        save(tmp_path, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, step=0)
+
+
+def test_a_donated_state_is_named_not_saved_but_still_says_the_shapes(tmp_path):
+    original = {"w": jnp.ones(3), "b": jnp.zeros(2)}
+    save(tmp_path, original, step=0)
+    jax.block_until_ready(jax.jit(jnp.negative, donate_argnums=0)(original["w"]))
+    with pytest.raises(CheckpointError, match="leaf 'state/w' whose memory"):
+        save(tmp_path, original, step=1)
+    assert restore(tmp_path, original)["w"].sum() == 3
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match=r"notes\.fn"):
+        save(tmp_path, jnp.ones(1), step=0, notes={"fn": print})
+    with pytest.raises(TypeError, match=r"metrics\.loss"):
+        save(tmp_path, jnp.ones(1), step=0, metrics={"loss": np.ones(2)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_restored_arrays_can_be_donated_again_and_again(tmp_path):
+    original = {"w": jnp.arange(64.0), "key": jax.random.key(0)}
+    device = jax.devices()[0]
+    save(tmp_path, original, step=0)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: Any) -> Any:
+        key, _ = jax.random.split(state["key"])
+        return {"w": state["w"] + 1, "key": key}
+
+    for like in (original, jax.device_put(original, device)):
+        state = restore(tmp_path, like)
+        assert state["w"].committed == like["w"].committed
+        for _ in range(3):
+            old, pointer = state, state["w"].unsafe_buffer_pointer()
+            state = jax.block_until_ready(step(state))
+            assert old["w"].is_deleted()
+            assert state["w"].unsafe_buffer_pointer() == pointer
+        assert_same(state["w"], jnp.arange(64.0) + 3)
+        assert not state["w"].weak_type
+
+
+def test_the_manifest_says_what_is_there(tmp_path):
+    state = bias_state(fg.adam(0.1))
+    path = save(tmp_path, state, metrics={"val/loss": 0.5}, notes={"by": "hand"})
+    content = json.loads((path / "manifest.json").read_text())["content"]
+    assert content["format"] == 1
+    assert content["step"] == 0
+    assert content["metrics"] == {"val/loss": 0.5}
+    assert content["notes"] == {"by": "hand"}
+    assert {"python", "fngrad", "jax", "numpy", "orbax-checkpoint"} <= set(
+        content["versions"]
+    )
+    by_path = {entry["path"]: entry for entry in content["leaves"]}
+    weight = by_path["state/params/w"]
+    assert (weight["dtype"], weight["shape"]) == ("float32", [3])
+    assert by_path["state/key"]["dtype"] == "key<fry>"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT.*\+00:00", content["time"])
+
+
+DEVICES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from fngrad.checkpoint import restore, save
+
+def over(count, *axes):
+    return NamedSharding(Mesh(np.array(jax.devices()[:count]), "x"), P(*axes))
+
+def same(a, b):
+    return a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+w = jnp.arange(64.0).reshape(8, 8)
+eight = {
+    "w": jax.device_put(w, over(8, "x")),
+    "columns": jax.device_put(w, over(8, None, "x")),
+    "all": jax.device_put(w, over(8)),
+    "last": jax.device_put(w, jax.devices()[7]),
+    "key": jax.device_put(jax.random.key(0), over(8)),
+}
+save(sys.argv[1], eight, step=0)
+for count in (8, 2, 1):
+    like = {name: jax.device_put(leaf, over(count, "x") if name == "w" else over(count))
+            for name, leaf in eight.items()}
+    for given in (like, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)):
+        back = restore(sys.argv[1], given)
+        for name, leaf in back.items():
+            assert leaf.sharding == like[name].sharding, (name, leaf.sharding)
+            assert leaf.committed
+            if name != "key":
+                assert same(leaf, w), name
+        step = jax.jit(lambda t: jax.tree.map(lambda x: x * 2, t), donate_argnums=0)
+        del back["key"]
+        out = jax.block_until_ready(step(back))
+        assert all(leaf.is_deleted() for leaf in back.values())
+        assert same(out["w"], 2 * w)
+print("fine")
+"""
+
+
+def test_a_sharded_state_returns_to_eight_two_or_one_device(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", DEVICES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "fine\n", done.stderr
+    like = {name: jnp.zeros((8, 8)) for name in ("w", "columns", "all", "last")}
+    back = restore(tmp_path, {**like, "key": jax.random.key(1)})
+    assert_same(back["w"], jnp.arange(64.0).reshape(8, 8))
+    assert len(back["w"].devices()) == 1
+
+
+def test_reading_neither_writes_nor_needs_a_lock(tmp_path):
+    save(tmp_path, jnp.ones(1), step=0)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with Lock(tmp_path, name=".writing"):
+        assert restore(tmp_path, jnp.zeros(1)) == 1
+        with pytest.raises(CheckpointError, match="for checkpoints that nobody else"):
+            save(tmp_path, jnp.ones(1), step=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert restore(tmp_path, jnp.zeros(1)) == 1

@@ -1,0 +1,99 @@
+"""A folder is written by one process at a time, and a crash leaves no lock behind."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import fngrad.locks as locks
+from fngrad.locks import Lock, LockError
+
+HOLD = """
+import sys, time
+import importlib.util as util
+spec = util.spec_from_file_location("locks", sys.argv[1])  # without jax: it starts fast
+locks = util.module_from_spec(spec)
+spec.loader.exec_module(locks)
+with locks.Lock(sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_holder_in_one_process_is_refused_and_told_who_holds(tmp_path):
+    with Lock(tmp_path):
+        with pytest.raises(LockError, match="need a folder for this run") as caught:
+            Lock(tmp_path).__enter__()
+        for part in (str(tmp_path), f"process {os.getpid()} on ", "since 20"):
+            assert part in str(caught.value)
+    with Lock(tmp_path):
+        pass
+
+
+def test_locks_of_other_names_do_not_meet(tmp_path):
+    with Lock(tmp_path), Lock(tmp_path, name=".writing"), Lock(tmp_path / "below"):
+        assert (tmp_path / "below" / ".lock").exists()
+
+
+def test_a_process_holds_its_lock_until_it_is_killed(tmp_path):
+    command = [sys.executable, "-c", HOLD, locks.__file__, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(LockError, match=f"process {child.pid} on"):
+            Lock(tmp_path).__enter__()
+        child.send_signal(signal.SIGKILL)
+    with Lock(tmp_path):
+        holder = json.loads((tmp_path / ".lock").read_text())
+        assert holder["pid"] == os.getpid()
+
+
+def test_the_file_stays_so_that_nobody_locks_another_of_its_name(tmp_path):
+    with Lock(tmp_path):
+        before = (tmp_path / ".lock").stat().st_ino
+    with Lock(tmp_path):
+        assert (tmp_path / ".lock").stat().st_ino == before
+
+
+def test_an_unreadable_holder_is_still_refused(tmp_path):
+    with Lock(tmp_path):
+        (tmp_path / ".lock").write_text("[]")
+        with pytest.raises(LockError, match="a process that has not said which"):
+            Lock(tmp_path).__enter__()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LockError, match=r"folder that can be written, got '.*file/x'"):
+        Lock(tmp_path / "file" / "x").__enter__()
+
+
+def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(locks, "_lock", refuse)
+    with pytest.warns(UserWarning, match="has no locks"), Lock(tmp_path):
+        pass
+
+
+def test_another_failure_of_the_lock_is_an_error_that_names_it(tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(locks, "_lock", fail)
+    before = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    with pytest.raises(LockError, match="broken disk"):
+        Lock(tmp_path).__enter__()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_error_in_the_block_lets_go(tmp_path):
+    with pytest.raises(ZeroDivisionError), Lock(tmp_path):
+        raise ZeroDivisionError
+    with Lock(tmp_path):
+        pass
