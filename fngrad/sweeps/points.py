@@ -230,14 +230,14 @@ def check_points(points: Any) -> tuple[Any, int]:
 
 
 def _numeric(path: str, leaf: Any) -> np.ndarray:
-    column = np.asarray(leaf)
-    is_number = jnp.issubdtype(column.dtype, np.number)
-    if not is_number and column.dtype != np.bool_:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    is_number = jnp.issubdtype(leaf.dtype, np.number)
+    if not is_number and leaf.dtype != np.bool_:
         raise TypeError(
-            f"need numeric points, got {column.dtype} at {path!r}: what is no number "
+            f"need numeric points, got {leaf.dtype} at {path!r}: what is no number "
             "belongs into static={name: [values]}"
         )
-    return column
+    return np.asarray(leaf)
 
 
 def _check_values(path: str, column: np.ndarray) -> None:

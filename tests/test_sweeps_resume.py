@@ -1,0 +1,176 @@
+"""A sweep that was killed, interrupted or damaged goes on from its chunks."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from sweep_problems import DATA, POINTS, assert_same_bits, quiet_sweep, train_fn
+
+import fngrad.sweeps.program as program
+
+WHOLE = quiet_sweep()
+
+
+def lanes_of(folder):
+    return sorted((folder / "lanes").iterdir())
+
+
+def test_a_second_call_trains_nothing(tmp_path, monkeypatch):
+    quiet_sweep(folder=tmp_path)
+    monkeypatch.setattr(program, "compile_block", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr("fngrad.sweeps.modes.compile_block", program.compile_block)
+    again = quiet_sweep(folder=tmp_path)
+    assert again.notes["restored"] == 15
+    assert_same_bits(again, WHOLE)
+
+
+def test_missing_and_damaged_chunks_are_trained_anew(tmp_path):
+    quiet_sweep(folder=tmp_path)
+    first, second, third, _ = lanes_of(tmp_path)
+    content = bytearray(second.read_bytes())
+    content[len(content) // 2] ^= 1
+    second.write_bytes(content)
+    third.write_bytes(third.read_bytes()[:-7])
+    first.unlink()
+    with pytest.warns(UserWarning, match="is damaged: its . lanes are") as warned:
+        again = quiet_sweep(folder=tmp_path, chunk=8)
+    assert {str(second), str(third)} <= {str(w.message).split()[0] for w in warned}
+    assert again.notes["restored"] in (3, 4)  # the last chunk has 3 lanes
+    assert_same_bits(again, WHOLE)
+
+
+@pytest.mark.parametrize("position", range(0, 100, 9))
+def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
+    from fngrad.sweeps.record import Record
+    from fngrad.sweeps.storage import Folder
+
+    record = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
+    record.put(np.arange(3), [np.arange(6, dtype=np.float32).reshape(3, 2)])
+    folder = Folder(tmp_path, {})
+    folder.save(0, 0, 3, record)
+    (file,) = lanes_of(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[len(content) * position // 100] ^= 1 << (position % 8)
+    file.write_bytes(content)
+    restored = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
+    with pytest.warns(UserWarning, match="is damaged"):
+        folder.restore(0, restored)
+    assert not restored.done.any()
+    assert not file.exists()
+
+
+def changed(point, key):
+    return train_fn({"learning_rate": 2 * point["learning_rate"]}, key)
+
+
+def shorter(point, key):
+    state, history = train_fn(point, key)
+    return state, {name: curve[..., -1:] for name, curve in history.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"points": {"learning_rate": POINTS["learning_rate"] * 2}}, "points"),
+        ({"keys": jax.random.split(jax.random.key(9), 3)}, "keys"),
+        ({"fn": changed}, "train_fn"),
+        ({"fn": shorter}, "outputs"),
+        ({"args": (DATA,)}, "args"),
+        ({"static": {"data": [DATA]}}, "static"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_another_sweep_is_refused(tmp_path, options, name):
+    (tmp_path / "lanes").mkdir()
+    quiet_sweep(folder=tmp_path)
+    with pytest.raises(ValueError, match=rf"need the sweep that .*{name}: .* became"):
+        quiet_sweep(folder=tmp_path, **options)
+
+
+def test_another_version_of_jax_is_refused(tmp_path):
+    quiet_sweep(folder=tmp_path)
+    file = tmp_path / "sweep.json"
+    file.write_text(file.read_text().replace(jax.__version__, "0.1.2"))
+    with pytest.raises(ValueError, match=r"jax: '0\.1\.2' became"):
+        quiet_sweep(folder=tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(ValueError, match="need the description of a sweep"):
+        quiet_sweep(folder=tmp_path)
+    (tmp_path / "sweep.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="need a sweep of format 1"):
+        quiet_sweep(folder=tmp_path)
+
+
+def test_the_width_of_the_folder_is_kept(tmp_path):
+    quiet_sweep(folder=tmp_path)
+    for file in lanes_of(tmp_path)[:2]:
+        file.unlink()
+    with pytest.raises(
+        ValueError, match=r"need mode=4 or mode='auto' .* got mode='map"
+    ):
+        quiet_sweep(folder=tmp_path, mode="map")
+    again = quiet_sweep(folder=tmp_path, mode="auto")
+    assert again.notes["modes"][0]["width"] == 4
+    assert "recorded" in again.notes["modes"][0]["reason"]
+    assert_same_bits(again, WHOLE)
+
+
+def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
+    import fngrad.sweeps.blocks as blocks
+
+    made = []
+
+    def interrupted(outputs):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(1)
+        return program.to_host(outputs)
+
+    monkeypatch.setattr(blocks, "to_host", interrupted)
+    with pytest.raises(KeyboardInterrupt) as error:
+        quiet_sweep(folder=tmp_path, chunk=12)
+    (note,) = error.value.__notes__
+    assert (
+        note
+        == f"8 of 15 lanes are kept in {tmp_path}: the same call goes on from there"
+    )
+    monkeypatch.undo()
+    again = quiet_sweep(folder=tmp_path, chunk=12)
+    assert again.notes["restored"] == 8
+    assert_same_bits(again, WHOLE)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, "tests")
+import conftest
+import fngrad.sweeps.blocks as blocks
+from sweep_problems import quiet_sweep
+slow = blocks.to_host
+blocks.to_host = lambda outputs: (time.sleep(0.3), slow(outputs))[1]
+quiet_sweep(folder=sys.argv[1])
+"""
+
+
+def test_a_killed_sweep_goes_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        cwd=pathlib.Path(__file__).parents[1],
+    )
+    while process.poll() is None and len(list(tmp_path.glob("lanes/*.npz"))) < 2:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    again = quiet_sweep(folder=tmp_path)
+    assert again.notes["restored"] >= 8
+    assert_same_bits(again, WHOLE)
