@@ -7,6 +7,7 @@ function can be jitted, differentiated, batched, replayed and tested.
 
 __version__ = "0.1.0"
 
+import fngrad.checkpoint as checkpoint
 import fngrad.closed_form as closed_form
 import fngrad.curvature as curvature
 import fngrad.data as data
@@ -19,6 +20,7 @@ import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.steps as steps
+import fngrad.sweeps as sweeps
 import fngrad.tree as tree
 from fngrad.backpropagation import (
     Backpropagation,
@@ -74,6 +76,9 @@ from fngrad.optimizers import (
     sophia,
     yogi,
 )
+from fngrad.postmortem import Autopsy, autopsy
+from fngrad.sweeps.result import SweepResult
+from fngrad.sweeps.runner import sweep
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.additive_moments import scale_by_yogi
@@ -152,6 +157,7 @@ from fngrad.tree import split
 __all__ = [
     "REGISTRY",
     "STOP",
+    "Autopsy",
     "Backpropagation",
     "Dataset",
     "EarlyStopping",
@@ -161,6 +167,7 @@ __all__ = [
     "Layer",
     "NonFiniteError",
     "StatefulLayer",
+    "SweepResult",
     "TrainState",
     "Transform",
     "accumulate",
@@ -180,12 +187,14 @@ __all__ = [
     "adopt",
     "amsgrad",
     "apply_updates",
+    "autopsy",
     "average_params",
     "backprop",
     "cautious",
     "centralize",
     "chain",
     "check_transform",
+    "checkpoint",
     "clip",
     "clip_by_block_rms",
     "clip_by_global_norm",
@@ -295,6 +304,8 @@ __all__ = [
     "stack_leaves",
     "steps",
     "stochastic_round",
+    "sweep",
+    "sweeps",
     "trace",
     "tree",
     "tunable",
