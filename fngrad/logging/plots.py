@@ -87,11 +87,17 @@ def figure(
         [handles[label] for label in labels],
         labels,
         loc="outside lower center",
-        ncols=min(len(labels), 4 * len(panels)),
+        ncols=_columns(labels, len(panels)),
     )
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _columns(labels: Sequence[str], num_panels: int) -> int:
+    """Return how many labels fit side by side under some panels."""
+    fitting = 60 * num_panels // (max(map(len, labels)) + 7)
+    return max(1, min(len(labels), 4 * num_panels, fitting))
 
 
 def empty_figure(width: float, height: float) -> Any:

@@ -3,6 +3,7 @@
 `sweep` trains at every point with every key; `grid`, `random` and `sobol` make points.
 """
 
+import fngrad.sweeps.pictures as pictures
 from fngrad.sweeps.halving import Halving, rungs, successive_halving
 from fngrad.sweeps.points import (
     Range,
@@ -14,6 +15,7 @@ from fngrad.sweeps.points import (
     uniform,
 )
 from fngrad.sweeps.population import Population, lineage, population_based_training
+from fngrad.sweeps.range_test import RangeTest, learning_rate_range_test
 from fngrad.sweeps.result import SweepResult
 from fngrad.sweeps.runner import sweep
 from fngrad.sweeps.statistics import Comparison, Summary
@@ -24,6 +26,7 @@ __all__ = [
     "Halving",
     "Population",
     "Range",
+    "RangeTest",
     "Summary",
     "SweepResult",
     "Table",
@@ -31,8 +34,10 @@ __all__ = [
     "choice",
     "compare",
     "grid",
+    "learning_rate_range_test",
     "lineage",
     "log_uniform",
+    "pictures",
     "population_based_training",
     "random",
     "rungs",

@@ -124,6 +124,20 @@ def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, A
     return _values(result, summary(result, metric).best)
 
 
+def describe_point(result: SweepResult, number: int) -> str:
+    """Return a point in words: texts as they are, numbers behind their names.
+
+    Args:
+        result: from `fngrad.sweep`.
+        number: of the point.
+    """
+    values = _values(result, number).items()
+    return ", ".join(
+        value if isinstance(value, str) else f"{name} {_text(value)}"
+        for name, value in sorted(values, key=lambda item: not isinstance(item[1], str))
+    )
+
+
 def table(
     result: SweepResult,
     top: int | None = None,

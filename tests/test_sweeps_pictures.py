@@ -1,0 +1,168 @@
+"""Pictures of sweeps show what was found, the diverged too."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+import fngrad.sweeps.drawing as drawing
+import fngrad.sweeps.pictures as pictures
+from fngrad.sweeps import SweepResult, grid, summary
+
+SEEDS, RATES, DECAYS = 6, np.geomspace(1e-3, 1.0, 4), np.array([0.0, 0.1, 0.2])
+
+
+def result(mode="min"):
+    """Return a sweep that is best at rate 0.1 and decay 0.1; rate 1 diverges at 0."""
+    points = grid(rate=RATES, decay=DECAYS) | {"rule": np.array(["a", "b"] * 6)}
+    away = np.abs(np.log10(points["rate"]) + 1) + 3 * np.abs(points["decay"] - 0.1)
+    values = 0.1 + away[:, None] + 0.01 * np.arange(SEEDS)[None]
+    values = values if mode == "min" else 1 - values
+    at = np.full(values.shape, -1, np.int32)
+    at[(points["rate"] == 1) & (points["decay"] == 0)] = 3
+    curves = values[:, :, None] + np.linspace(1, 0, 5)
+    return SweepResult(
+        points,
+        (),
+        {"val/loss": curves, "loss": np.repeat(curves, 4, axis=2)},
+        at,
+        {"metric": ("val/loss", mode), "values": values},
+    )
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def drawn(figure):
+    """Draw it, as saving does."""
+    figure.canvas.draw()
+    return figure.axes[0]
+
+
+def test_curves_show_the_best_points_in_bands():
+    figure = pictures.loss_curves(result(), ["val/loss", "loss"], top=2)
+    drawn(figure)
+    first, second = figure.axes
+    assert (first.get_ylabel(), second.get_ylabel()) == ("val/loss", "loss")
+    (line, *_) = first.lines
+    np.testing.assert_array_equal(line.get_xdata(), [4, 8, 12, 16, 20])
+    np.testing.assert_allclose(line.get_ydata()[-1], 0.1 + 0.025)
+    np.testing.assert_array_equal(second.lines[0].get_xdata(), np.arange(1, 21))
+    assert len(first.lines) == len(first.collections) == 2
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[0] == "b, rate 0.1, decay 0.1"
+
+
+def test_curves_by_a_column_show_the_best_of_each_value():
+    figure = pictures.loss_curves(result(), by="rule", labels={"val/loss": "nats"})
+    drawn(figure)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [label[0] for label in legend] == ["b", "a"]
+    assert figure.axes[0].get_ylabel() == "nats"
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_heat_map_of_a_grid_has_its_values_and_a_frame_around_the_best(mode):
+    axis = drawn(pictures.heat_map(result(mode), "rate", "decay"))
+    shown = axis.images[0].get_array()
+    assert shown.shape == (3, 4)
+    assert np.ma.getmaskarray(shown).sum() == 1
+    assert shown.mask[0, 3]
+    assert f"{summary(result(mode)).median[7]:.3g}" in texts(axis)
+    assert len(texts(axis)) == 11
+    (frame,) = axis.patches
+    assert frame.get_xy() == (1.5, 0.5)
+    assert [t.get_text() for t in axis.get_xticklabels()] == [
+        *("0.001", "0.01", "0.1", "1"),
+    ]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("rate", "decay")
+
+
+def test_a_cell_of_several_points_shows_the_best_of_them():
+    axis = drawn(pictures.heat_map(result(), "rate", "rule", label="nats"))
+    shown = axis.images[0].get_array()
+    assert shown.shape == (2, 4)
+    # rule b at rate 0.1 has decay 0.1 alone; a has 0 and 0.2.
+    np.testing.assert_allclose(shown[:, 2], [0.425, 0.125])
+    assert axis.figure.axes[1].get_ylabel() == "nats, median of 6 seeds"
+
+
+def test_points_that_form_no_grid_are_dots_and_the_diverged_hollow():
+    swept, rng = result(), np.random.default_rng(0)
+    swept.points["decay"] = rng.uniform(0.01, 0.2, 12)
+    swept.points["rate"] = np.exp(rng.uniform(np.log(1e-4), 0, 12))
+    axis = drawn(pictures.heat_map(swept, "rate", "decay"))
+    filled, hollow, ring = axis.collections
+    assert len(filled.get_offsets()) == 11
+    assert len(hollow.get_offsets()) == 1
+    best = (swept.points["rate"][7], swept.points["decay"][7])
+    np.testing.assert_allclose(ring.get_offsets()[0], best)
+    assert axis.get_xscale() == "log"
+    assert axis.get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_sensitivity_joins_the_best_at_each_value(mode):
+    axis = drawn(pictures.sensitivity(result(mode), "rate"))
+    line = axis.containers[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), RATES)
+    signed = np.array([2.125, 1.125, 0.125, 1.125])
+    expected = signed if mode == "min" else 1 - signed
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    assert axis.get_xscale() == "log"
+    assert axis.get_xlabel() == "rate"
+
+
+def test_the_sensitivity_marks_values_at_which_all_diverged():
+    swept = result()
+    swept.diverged_at[swept.points["rate"] == 1] = 3
+    figure = pictures.sensitivity(swept, "rate", by="rule", label="nats")
+    axis = drawn(figure)
+    crosses = [line for line in axis.lines if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in crosses] == [[1.0], [1.0], []]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(legend) == {"a", "b", "diverged or off the scale"}
+    assert axis.get_ylabel() == "nats, median of 6 seeds"
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_parallel_coordinates_put_the_best_on_top(mode):
+    axis = drawn(pictures.parallel_coordinates(result(mode), label="nats"))
+    lines = [line.get_ydata() for line in axis.lines if len(line.get_xdata()) == 4]
+    assert len(lines) == 12
+    heights = np.array([line[-1] for line in lines])
+    assert heights[-1] == 1.0  # the best is drawn last
+    assert np.all(heights <= 1)
+    assert np.sum(heights < 0) == 1
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert labels == ["rate", "decay", "rule", "nats"]
+    assert {"0.001", "0.2", "a", "b"} <= set(texts(axis))
+
+
+def test_one_huge_median_does_not_squash_the_scale():
+    swept = result()
+    swept.notes["values"][0] = 1e20
+    found = summary(swept)
+    shown = drawing.readable(found)
+    assert np.isnan(shown[0])
+    others = np.isfinite(found.median) & (np.arange(12) > 0)
+    np.testing.assert_array_equal(shown[others], found.median[others])
+    equal = found._replace(median=np.ones(12))
+    np.testing.assert_array_equal(drawing.readable(equal), np.ones(12))
+
+
+def test_an_axis_is_logarithmic_where_positive_values_spread():
+    assert drawing.spreads(np.array([0.01, 1.0, np.inf]))
+    assert not drawing.spreads(np.array([0.1, 1.0]))
+    assert not drawing.spreads(np.array([0.0, 1.0, 100.0]))
+    assert not drawing.spreads(np.array([np.nan]))
+
+
+def test_what_does_not_fit_is_said():
+    with pytest.raises(ValueError, match=r"need a column among .*got 'speed'"):
+        pictures.sensitivity(result(), "speed")
+    with pytest.raises(ValueError, match=r"need curves among .*got 'accuracy'"):
+        pictures.loss_curves(result(), ["accuracy"])
+    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+        pictures.heat_map(result(), "rate", "decay", metric=("test/loss", "min"))
