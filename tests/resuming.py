@@ -1,6 +1,7 @@
 """Runs that are broken off, and what it means that two ended alike."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import fngrad.tree as tree
@@ -21,7 +22,7 @@ def kill_at(step):
 
 
 def bits(leaf):
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf).tobytes(), leaf.dtype, leaf.shape
 

@@ -83,12 +83,12 @@ class BestValue:
         self._metric = metric
         self._mode = mode
         self._min_delta = min_delta
-        self._best = from_json_number(notes["best"]) if self.wrote(notes) else None
+        known = notes if notes is not None and self.wrote(notes) else {"best": None}
+        self._best = from_json_number(known["best"])
 
-    def wrote(self, notes: dict[str, Any] | None) -> bool:
+    def wrote(self, notes: dict[str, Any]) -> bool:
         """Say whether notes are of this metric."""
-        mine = {"metric": self._metric, "mode": self._mode}
-        return notes is not None and mine.items() <= notes.items()
+        return (notes["metric"], notes["mode"]) == (self._metric, self._mode)
 
     def notes(self) -> dict[str, Any]:
         """Return what a later call needs to know."""

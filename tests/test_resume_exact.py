@@ -1,0 +1,196 @@
+"""N steps in one go end with the bits of a run that was killed and resumed."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from resuming import KilledError, assert_same_run, kill_at
+
+import fngrad as fg
+import fngrad.layers as layers
+
+NUM_STEPS, SAVE_EVERY = 9, 4
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "x": RNG.normal(size=(20, 3)).astype(np.float32),
+    "y": RNG.integers(0, 4, 20).astype(np.int32),
+}
+DATA = fg.data.from_arrays(ARRAYS, batch_size=6, seed=1)
+PARAMS = {
+    "w": RNG.normal(size=(3, 4)).astype(np.float32),
+    "b": np.zeros(4, np.float32),
+}
+TESTS = Path(__file__).parent
+
+
+def cross_entropy(logits, batch):
+    return fg.losses.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+
+
+def errors(params, batch):
+    return cross_entropy(batch["x"] @ params["w"] + params["b"][None], batch)
+
+
+def metric_fn(params, batch):
+    return {"loss": errors(params, batch)}
+
+
+def loss_fn(params, batch):
+    return jnp.mean(errors(params, batch))
+
+
+def assert_resumes(folder, step, state, data=DATA, metric_fn=metric_fn, **options):
+    """A run that is killed at the 6th step, twice, ends as one that is not."""
+    fit = functools.partial(
+        fg.fit,
+        *(step, state, data),
+        num_steps=NUM_STEPS,
+        metric_fn=metric_fn,
+        eval_data=ARRAYS,
+        eval_every=5,
+        log_every=3,
+        progress=False,
+        **{"loop": "python"} | options,
+    )
+    saved = {"checkpoint_dir": folder, "save_every": SAVE_EVERY}
+    undisturbed = fit()
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            fit(loggers=[kill_at(6)], **saved)
+    resumed = fit(**saved)
+    assert resumed.history.notes["resumed"] == [5]  # the best evaluation so far
+    assert_same_run(resumed, undisturbed)
+    assert fg.evaluate(metric_fn, resumed.state, ARRAYS) == fg.evaluate(
+        metric_fn, undisturbed.state, ARRAYS
+    )
+
+
+def assert_optimizer_resumes(folder, optimizer, loss_fn=loss_fn, **options):
+    step = fg.make_step(loss_fn, optimizer)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    assert_resumes(folder, step, fg.init_state(params, optimizer, 3), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["python", "scan"])
+@pytest.mark.parametrize("name", fg.REGISTRY)
+def test_every_optimizer_resumes_exactly(name, loop, tmp_path):
+    assert_optimizer_resumes(tmp_path, fg.REGISTRY[name](0.01), loop=loop)
+
+
+def dropout_loss(params, batch, key):
+    mask = jax.random.bernoulli(key, 0.5, batch["x"].shape)
+    return loss_fn(params, batch | {"x": jnp.where(mask, batch["x"], 0)})
+
+
+WRAPPED = {
+    "accumulate": lambda: fg.accumulate(fg.adam(0.01), 2),
+    "ema_params": lambda: fg.chain(fg.momentum(0.01), fg.ema_params(0.9)),
+    "lookahead": lambda: fg.lookahead(fg.adam(0.01), 3),
+    "quantize_state": lambda: fg.quantize_state(fg.adam(0.01), 8, 8, min_size=0),
+    "tunable": lambda: fg.tunable(fg.adamw, learning_rate=0.01, weight_decay=0.1),
+    "partition": lambda: fg.partition([("b", fg.freeze()), ("**", fg.adamw(0.01))]),
+    "stack_leaves": lambda: fg.stack_leaves(fg.adam(0.01)),
+    "skip_nonfinite": lambda: fg.skip_nonfinite(fg.adam(0.01), 3),
+    "schedule": lambda: fg.sgd(fg.schedules.cosine(0.1, NUM_STEPS)),
+    "add_noise": lambda: fg.chain(fg.add_noise(0.1, 0.5, 7), fg.sgd(0.01)),
+    "stochastic_round": lambda: fg.chain(fg.adam(0.01), fg.stochastic_round(7)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRAPPED)
+def test_every_wrapper_resumes_exactly(name, tmp_path):
+    assert_optimizer_resumes(tmp_path, WRAPPED[name]())
+
+
+def composite():
+    """Return a step and state with all that a state can hold at once."""
+    model = layers.serial(
+        layers.linear(3, 8),
+        layers.batch_norm(8),
+        jax.nn.relu,
+        layers.dropout(0.3),
+        layers.linear(8, 4),
+    )
+    params, model_state = model.init(jax.random.key(0))
+    apply = layers.batched(model)
+
+    def loss_fn(params, batch, key, model_state):
+        logits, model_state = apply(params, model_state, batch["x"], key=key)
+        return jnp.mean(cross_entropy(logits, batch)), ({}, model_state)
+
+    def metric_fn(params, batch, model_state):
+        logits, _ = apply(params, model_state, batch["x"])
+        return {"loss": cross_entropy(logits, batch)}
+
+    groups = [
+        (
+            "layers/0/**",
+            fg.quantize_state(
+                fg.tunable(fg.adam, learning_rate=0.01), 8, 8, min_size=0
+            ),
+        ),
+        ("**/bias", fg.freeze()),
+        ("**", fg.schedule_free_adamw(0.01)),
+    ]
+    optimizer = fg.accumulate(fg.partition(groups), 2)
+    state = fg.init_state(params, optimizer, 5, model_state)
+    return fg.make_step(loss_fn, optimizer), state, metric_fn
+
+
+@pytest.mark.parametrize("loop", ["python", "scan"])
+def test_a_state_with_everything_in_it_resumes_exactly(loop, tmp_path):
+    step, state, metric_fn = composite()
+    noisy = DATA.map(
+        lambda batch, key: batch | {"x": batch["x"] + jax.random.normal(key, (6, 3))}
+    )
+    assert_resumes(tmp_path, step, state, noisy, metric_fn, loop=loop)
+
+
+def test_a_run_over_eight_devices_resumes_exactly():
+    flags = "--xla_force_host_platform_device_count=8"
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_resume_exact as t; t.run_on_devices()"],
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "8 devices\n"
+
+
+def run_on_devices():
+    """Resume runs whose parameters, or whose batches, are spread over devices."""
+    import tempfile
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
+    optimizer = fg.adam(0.01)
+    step = fg.make_step(loss_fn, optimizer)
+    params = {"w": jnp.zeros((3, 8)), "b": jnp.zeros(8)}
+    state = fg.init_state(params, optimizer, 3)
+
+    def place(*axes):
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.sharding.NamedSharding(mesh, spec)
+
+    def spread(leaf):
+        is_wide = leaf.shape[-1:] == (8,)
+        axes = (*[None] * (leaf.ndim - 1), "devices") if is_wide else ()
+        return jax.device_put(leaf, place(*axes))
+
+    def batch_at(step):
+        return jax.lax.with_sharding_constraint(DATA.batch(step), place())
+
+    for loop in ("python", "scan"):
+        with tempfile.TemporaryDirectory() as folder:
+            sharded = jax.tree.map(spread, state)
+            assert_resumes(folder, step, sharded, batch_at, loop=loop)
+    print(jax.device_count(), "devices")

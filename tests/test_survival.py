@@ -1,0 +1,207 @@
+"""Processes that train and are killed, again and again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from regression import DATA, quiet_fit
+from resuming import assert_same_run
+
+import fngrad.checkpoint as checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = """
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad as fg
+
+folder, num_steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+save_every = 2 if pause else 100  # as often as it can be, while it is killed
+x = jnp.sin(jnp.arange(40.0)).reshape(20, 2)
+arrays = {"x": x, "y": x @ jnp.array([1.0, -2.0]) + 0.5}
+
+
+def metric_fn(params, batch):
+    return {"loss": (batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2}
+
+
+def loss_fn(params, batch, key):
+    return jnp.mean(metric_fn(params, batch)["loss"]) * jax.random.uniform(key)
+
+
+def watch(step, state, values):
+    print(step, flush=True)
+    time.sleep(pause)
+
+
+optimizer = fg.adam(0.01)
+result = fg.fit(
+    fg.make_step(loss_fn, optimizer),
+    fg.init_state({"w": jnp.zeros(2), "b": jnp.zeros(())}, optimizer, 0),
+    fg.data.from_arrays(arrays, batch_size=6),
+    num_steps=num_steps,
+    metric_fn=metric_fn,
+    eval_data=arrays,
+    eval_every=7,
+    log_every=1,
+    callbacks=[watch],
+    checkpoint_dir=folder,
+    save_every=save_every,
+    loop="python",
+    progress=False,
+)
+digest = hashlib.sha256()
+state = result.state._replace(key=jax.random.key_data(result.state.key))
+leaves = fg.tree.leaf_paths(state)
+for path in sorted(leaves):
+    digest.update(path.encode() + np.asarray(leaves[path]).tobytes())
+for name in sorted(result.history):
+    digest.update(result.history[name].tobytes() + result.history.steps(name).tobytes())
+print(result.stopped, digest.hexdigest())
+"""
+
+
+class Runs:
+    """Starts the script's training, always in the same folder."""
+
+    def __init__(self, folder, num_steps):
+        self.script = folder / "train.py"
+        self.script.write_text(SCRIPT)
+        self.checkpoints = folder / "checkpoints"
+        self.num_steps = num_steps
+
+    def start(self, pause=0.0, checkpoints=None):
+        arguments = [checkpoints or self.checkpoints, self.num_steps, pause]
+        return subprocess.Popen(
+            [sys.executable, self.script, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def undisturbed(self):
+        """Return the last line of a run that nothing happens to."""
+        folder = self.checkpoints.with_name("undisturbed")
+        return last_line(*self.start(checkpoints=folder).communicate())
+
+
+def last_line(out, err):
+    assert out, err
+    return out.rstrip("\n").rpartition("\n")[2]
+
+
+def kill_somewhere(child, rng):
+    """Kill a process while it starts, or after it has begun to train."""
+    if rng.random() < 0.2:
+        time.sleep(rng.uniform(0, 2.5))
+    else:
+        child.stdout.readline()
+        time.sleep(rng.uniform(0, 0.3))
+    child.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_is_killed_25_times_ends_with_the_same_bits(tmp_path, seed):
+    rng = random.Random(seed)
+    runs = Runs(tmp_path, num_steps=800)
+    reached = 0
+    for _ in range(25):
+        child = runs.start(pause=0.02)
+        if not reached:
+            wait_for_a_checkpoint(runs.checkpoints)
+        kill_somewhere(child, rng)
+        _, err = child.communicate()
+        assert child.returncode == -signal.SIGKILL, err
+        if "resumes" in err:
+            assert f"resumes at step {reached} of 800" in err
+        assert "Error" not in err
+        latest = checkpoint.latest_step(runs.checkpoints)
+        assert latest is not None
+        assert reached <= latest < 800
+        reached = latest
+    assert reached > 50
+    assert last_line(*runs.start().communicate()) == runs.undisturbed()
+
+
+def wait_for_a_checkpoint(folder):
+    deadline = time.monotonic() + 120
+    while checkpoint.latest_step(folder) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_termination_exits_with_75_and_the_next_start_ends_with_the_same_bits(tmp_path):
+    runs = Runs(tmp_path, num_steps=60)
+    for wanted in ("10", "30"):
+        child = runs.start(pause=0.02)
+        while child.stdout.readline().strip() != wanted:
+            assert child.poll() is None
+        child.terminate()
+        out, err = child.communicate()
+        assert child.returncode == 75, err
+        steps = [wanted, *out.split()]
+        assert f"SIGTERM at step {steps[-1]}, saved: exits with status 75" in err
+        assert checkpoint.latest_step(runs.checkpoints) == int(steps[-1]) < 60
+    assert last_line(*runs.start().communicate()) == runs.undisturbed()
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    runs = Runs(tmp_path, num_steps=400)
+    first = runs.start(pause=0.05)
+    first.stdout.readline()
+    _, err = runs.start().communicate()
+    assert f"in use by process {first.pid} on" in err
+    wait_for_a_checkpoint(runs.checkpoints)  # reading is allowed
+    first.kill()
+    first.communicate()
+    assert last_line(*runs.start().communicate()) == runs.undisturbed()
+
+
+def test_none_of_30_interrupts_loses_the_state(tmp_path):
+    rng = random.Random(0)
+    options = {"num_steps": 2000, "log_every": 1}
+    options["callbacks"] = [lambda step, state, values: time.sleep(1e-3)]
+    reached, interrupted = 0, 0
+    while interrupted < 30:
+        result = interrupt(rng.uniform(0, 0.08), checkpoint_dir=tmp_path, **options)
+        interrupted += 1
+        if result is not None and result.stopped == "interrupted":
+            assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(result.state))
+            assert len(result.history.get("loss", ())) == int(result.state.step)
+        latest = checkpoint.latest_step(tmp_path) or 0
+        assert reached <= latest
+        reached = latest
+    assert 0 < reached < 2000
+    resumed = quiet_fit(checkpoint_dir=tmp_path, num_steps=2000)
+    assert_same_run(resumed, quiet_fit(num_steps=2000))
+
+
+def interrupt(delay, **options):
+    """Return what a run gives that is interrupted after so many seconds, if it does."""
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        result = quiet_fit(data=DATA, **options)
+        timer.join()
+        return result
+    except KeyboardInterrupt:  # before fit had begun, or after it had ended
+        timer.join()
+        return None
