@@ -12,12 +12,19 @@ import numpy as np
 from fngrad.extras import import_extra
 
 
+class _Lent(np.ndarray):
+    """An array that stays as it is while orbax, which would copy it, writes it."""
+
+    def __deepcopy__(self, memo: Any) -> "_Lent":
+        return self
+
+
 def write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays of bytes into a folder, which is made.
 
     Args:
         folder: what is not there yet.
-        arrays: uint8, shape (n,) with n >= 1, by name.
+        arrays: uint8, shape (n,) with n >= 1, by name; nobody may write to them.
 
     Raises:
         OSError, ValueError: the file system refuses; which it is, is orbax's choice.
@@ -28,7 +35,8 @@ def write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         return
     orbax, handler = _open()
     place = import_extra("etils.epath", "checkpoint").Path(folder)
-    handler.save(place, args=orbax.args.PyTreeSave(arrays))
+    lent = {name: array.view(_Lent) for name, array in arrays.items()}
+    handler.save(place, args=orbax.args.PyTreeSave(lent))
     handler.finalize(place)
     handler.close()
 

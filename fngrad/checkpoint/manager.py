@@ -107,6 +107,11 @@ class Checkpoints:
         """Wait; then nothing is under way, whatever was raised."""
         self.wait()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def __enter__(self) -> "Checkpoints":
         return self
 
