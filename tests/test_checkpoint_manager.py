@@ -53,7 +53,7 @@ def test_a_state_and_a_history_of_unknown_lengths_come_back(tmp_path):
     assert restore(tmp_path, {"w": jnp.zeros(3)})["w"][2] == 2
 
 
-def test_what_is_written_is_what_was_there_when_save_returned(tmp_path):
+def test_what_is_written_is_what_was_there_and_steps_go_on_in_place(tmp_path):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: Any) -> Any:
         return jax.tree.map(lambda x: x * 1.5 + 1, state)
@@ -67,7 +67,9 @@ def test_what_is_written_is_what_was_there_when_save_returned(tmp_path):
             host[:] = number
             checkpoints.save(number, {"state": state, "n": host})
             host[:] = -1
+            before = state["big"].unsafe_buffer_pointer()
             state = step(state)
+            assert state["big"].unsafe_buffer_pointer() == before
     for number in range(20):
         saved = checkpoints.at(number)
         assert saved is not None
@@ -153,6 +155,21 @@ def test_a_flipped_bit_that_sizes_do_not_show_does_not_count_either(tmp_path):
     write(checkpoints, 3)
     assert names(tmp_path) == ["00000002", "00000003-1"]
     assert checkpoints.newest().step == 3
+
+
+def test_a_name_that_was_damaged_can_be_used_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        write(checkpoints, step)
+    path = tmp_path / "00000003" / "arrays" / "_METADATA"
+    path.write_bytes(path.read_bytes().swapcase())
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert checkpoints.newest().step == 2
+    write(checkpoints, 4)
+    assert names(tmp_path) == ["00000002", "00000004"]
+    write(checkpoints, 3)
+    assert names(tmp_path) == ["00000003", "00000004"]
+    assert checkpoints.at(3).step == 3
 
 
 def test_all_damaged_is_as_none_and_best_needs_a_metric(tmp_path):
@@ -333,13 +350,15 @@ def test_reading_goes_on_while_another_writes_and_deletes(tmp_path):
 
     writer = threading.Thread(target=keep_writing)
     writer.start()
+    seen: list[int] = []
     try:
-        seen = [int(restore(tmp_path, jnp.int32(0))) for _ in range(15)]
+        while len(set(seen)) < 5 and writer.is_alive():
+            seen.append(int(restore(tmp_path, jnp.int32(0))))
     finally:
         stop.set()
         writer.join()
     assert seen == sorted(seen)
-    assert seen[-1] > seen[0]
+    assert len(set(seen)) == 5
 
 
 def test_a_second_writer_of_a_folder_is_refused(tmp_path):
