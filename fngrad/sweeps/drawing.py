@@ -10,7 +10,7 @@ from fngrad.sweeps.statistics import Summary
 # Okabe and Ito's colours, without their yellow, which is pale on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LOGARITHMIC_FROM = 30.0
-CELLS_WITH_TEXT = 80
+MAX_CELLS_WITH_TEXT = 20  # in a row or a column
 MAX_TICKS = 12
 
 
@@ -102,15 +102,18 @@ def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
     )
     axis.patch.set(facecolor="0.92", hatch="///", edgecolor="0.6")
     for (row, column), number in best.items():
-        if medians.size <= CELLS_WITH_TEXT and np.isfinite(medians[row, column]):
+        if max(medians.shape) <= MAX_CELLS_WITH_TEXT and np.isfinite(
+            medians[row, column]
+        ):
             _write(axis, image, column, row, medians[row, column])
         if number == found.best:
             patch = import_extra("matplotlib.patches", "plot").Rectangle
             corner = (column - 0.5, row - 0.5)
             axis.add_patch(patch(corner, 1, 1, fill=False, ec=COLORS[3], lw=3))
     for kind, set_ticks in zip(kinds, (axis.set_xticks, axis.set_yticks), strict=True):
-        step = -(-len(kind) // MAX_TICKS)
-        set_ticks(range(0, len(kind), step), [_tick(v) for v in kind[::step]])
+        step = -(-len(kind) // MAX_CELLS_WITH_TEXT)
+        texts = [_tick(v) for v in kind[::step]]
+        set_ticks(range(0, len(kind), step), texts, fontsize=8)
     return image
 
 

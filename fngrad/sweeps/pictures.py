@@ -93,10 +93,12 @@ def heat_map(
     """
     found = summary(result, metric)
     columns = [_column(result, name) for name in (x, y)]
-    figure = plots.empty_figure(6.4, 4.8)
+    across, up = (len(np.unique(column.astype(str))) for column in columns)
+    is_grid = across * up <= 2 * len(found.median)
+    width = np.clip(2.4 + 0.6 * across, 6.4, 14) if is_grid else 6.4
+    figure = plots.empty_figure(width, 4.8)
     axis = figure.add_subplot()
-    cells = np.prod([len(np.unique(column.astype(str))) for column in columns])
-    draw = drawing.draw_cells if cells <= 2 * len(found.median) else drawing.draw_dots
+    draw = drawing.draw_cells if is_grid else drawing.draw_dots
     colors = draw(axis, columns, found)
     bar = figure.colorbar(colors, ax=axis)
     bar.set_label(f"{label or found.metric[0]}, median of {found.seeds} seeds")

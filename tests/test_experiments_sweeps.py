@@ -1,0 +1,62 @@
+"""The experiment and the benchmarks of sweeps run, at a small size."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+import experiments.sweep_digits as sweep_digits
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+SMALL = sweep_digits.Config(
+    optimizers=("sgd", "momentum"), low=0.05, high=5e3, rates=3, seeds=2, epochs=2, width=8
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep_digits")
+
+
+@pytest.fixture(scope="module")
+def results(runs):
+    return sweep_digits.main(dataclasses.replace(SMALL, runs=runs))
+
+
+def test_the_sweep_leaves_table_pictures_and_a_run_folder(runs, results):
+    (folder,) = runs.iterdir()
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    assert {row["optimizer"] for row in rows} == {"sgd", "momentum"}
+    assert sum(int(row["diverged"]) for row in rows) > 0
+    for name in ("sensitivity", "curves", "heat_map"):
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["results"]["momentum"] == pytest.approx(results["momentum"])
+    for row in results.values():
+        assert row["test_accuracy"] > 0.4
+        assert row["learning_rate"] < 5e3
+
+
+def test_a_second_start_takes_what_was_trained_and_says_the_same(runs, results, capsys):
+    (folder,) = runs.iterdir()
+    again = dataclasses.replace(SMALL, runs=runs, resume=folder)
+    assert sweep_digits.main(again) == results
+    shown = capsys.readouterr().out
+    assert "test accuracy" in shown
+    assert "trainings in" in shown
+    with pytest.raises(ValueError, match="seeds"):
+        sweep_digits.main(dataclasses.replace(again, seeds=3))
+
+
+def test_settings_that_show_nothing_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="need optimizers among"):
+        sweep_digits.main(
+            dataclasses.replace(SMALL, optimizers=("best",), runs=tmp_path)
+        )
+    with pytest.raises(SystemExit, match="at least two seeds"):
+        sweep_digits.main(dataclasses.replace(SMALL, seeds=1, runs=tmp_path))
+    assert not list(tmp_path.iterdir())
