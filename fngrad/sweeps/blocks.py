@@ -1,5 +1,6 @@
 """Lanes on their way: block after block, kept in chunks, in less memory if need be."""
 
+import time
 import warnings
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 
 import fngrad.sweeps.modes as modes
 from fngrad.logging import ProgressBar
+from fngrad.sweeps.probes import try_widths
 from fngrad.sweeps.program import Block, Lanes, to_host
 from fngrad.sweeps.record import Record
 from fngrad.sweeps.storage import Folder
@@ -20,6 +22,7 @@ class Training(NamedTuple):
 
     number: int
     lanes: Lanes
+    jaxpr: Any  # of one lane
     record: Record
     folder: Folder | None
     bar: ProgressBar
@@ -27,7 +30,7 @@ class Training(NamedTuple):
 
     def run(self, mode: modes.Mode) -> dict[str, Any]:
         """Train the lanes that are not there yet; return how."""
-        choice = self._choose(mode)
+        choice, is_open = self._choose(mode)
         how = {
             **choice._asdict(),
             "devices": len(self.lanes.devices),
@@ -36,10 +39,11 @@ class Training(NamedTuple):
         width = choice.width
         while not self.record.done.all():
             block = modes.fitting_block(self.lanes, width)
-            how["width"] = block.width
             how["compile_seconds"] += block.compile_seconds
-            if self.folder:
-                self.folder.record_mode(self.number, how)
+            if is_open:
+                block, is_open = self._fastest(block, how), False
+            how["width"] = block.width
+            self._note(how)
             try:
                 self._run_blocks(block)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -54,17 +58,42 @@ class Training(NamedTuple):
                 )
         return how
 
-    def _choose(self, mode: modes.Mode) -> modes.Choice:
+    def _choose(self, mode: modes.Mode) -> tuple[modes.Choice, bool]:
+        """Return the first choice, and whether another may turn out to be better."""
         recorded = self.folder.mode(self.number) if self.folder else None
         if recorded is None:
-            return modes.choose(mode, self.lanes)
+            choice = modes.choose(mode, self.lanes, self.jaxpr)
+            return choice, mode == "auto" and self.lanes.devices[0].platform == "cpu"
         width = recorded["width"]
-        if mode != "auto" and modes.choose(mode, self.lanes).width != width:
+        if mode != "auto" and modes.choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
                 f"need mode={width} or mode='auto' in a folder whose lanes were "
                 f"trained in blocks of {width}, got {mode=}"
             )
-        return modes.Choice(width, "recorded in the folder")
+        return modes.Choice(width, "recorded in the folder"), False
+
+    def _fastest(self, block: Block, how: dict[str, Any]) -> Block:
+        """Train the first block, and try other widths if the rest takes long."""
+        begin = time.perf_counter()
+        numbers = np.arange(block.lanes)
+        outputs = to_host(block.run(np.minimum(numbers, self.lanes.count - 1)))
+        blocks = -(-self.lanes.count // block.lanes)
+        rest = (time.perf_counter() - begin) * (blocks - 1)
+        budget = modes.memory_budget(self.lanes.devices)
+        trial = try_widths(self.lanes, self.jaxpr, block, rest, budget)
+        how["reason"] += f"; {trial.reason}"
+        how["compile_seconds"] += trial.compile_seconds
+        how["width"] = trial.width
+        if trial.width != block.width:
+            block = modes.fitting_block(self.lanes, trial.width)
+            how["compile_seconds"] += block.compile_seconds
+            return block
+        first = numbers[numbers < self.lanes.count]
+        self.record.put(first, outputs)
+        self.bar.advance(len(first))
+        self._note(how)
+        self._keep(0, len(first))
+        return block
 
     def _run_blocks(self, block: Block) -> None:
         """Train block after block; what is done is kept whatever happens."""
@@ -87,6 +116,10 @@ class Training(NamedTuple):
                     begin = end
         finally:
             self._keep(begin, end)
+
+    def _note(self, how: dict[str, Any]) -> None:
+        if self.folder:
+            self.folder.record_mode(self.number, how)
 
     def _keep(self, begin: int, end: int) -> None:
         if self.folder and begin < end:

@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
+from fngrad.sweeps.probes import heaviest_loop
 from fngrad.sweeps.program import Block, Lanes, compile_block
 
 Mode: TypeAlias = Literal["auto", "vmap", "map"] | int
 
-CPU_WIDTH = 16  # within a third of the best for perceptrons of 1e3 to 1e5 weights
+CPU_WIDTHS = (4, 64)
+CPU_BYTES = 8 * 2**20  # of what a block's lanes carry; measured with perceptrons
 MEMORY_SHARE = 0.5  # of what is free, for a block
 
 
@@ -42,8 +44,12 @@ def check_mode(mode: Any) -> None:
         )
 
 
-def choose(mode: Mode, lanes: Lanes) -> Choice:
-    """Choose the width of the blocks."""
+def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
+    """Choose the width of the blocks, before anything is timed.
+
+    On a CPU "auto" takes as many lanes as carry about 8 MiB from step to step, 4 to
+    64 of them.
+    """
     share = -(-lanes.count // len(lanes.devices))
     if mode == "map":
         return Choice(1, "asked for")
@@ -53,7 +59,11 @@ def choose(mode: Mode, lanes: Lanes) -> Choice:
         return Choice(mode, "asked for")
     if lanes.devices[0].platform != "cpu":
         return Choice(share, "all lanes of a device at once, on an accelerator")
-    return Choice(balanced(share, CPU_WIDTH), f"about {CPU_WIDTH} lanes, on a CPU")
+    loop = heaviest_loop(jaxpr)
+    carried = loop.carry_bytes if loop else 0
+    low, high = CPU_WIDTHS
+    width = min(max(CPU_BYTES // max(carried, 1), low), high)
+    return Choice(balanced(share, width), f"lanes that carry {carried} bytes each")
 
 
 def balanced(count: int, width: int) -> int:

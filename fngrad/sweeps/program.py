@@ -31,6 +31,7 @@ class Outline(NamedTuple):
 
     outputs: Any  # (state, history), the shapes and dtypes of one lane
     fingerprint: str  # 16 hex digits of the program text and its constants
+    jaxpr: Any  # the program of one lane, of the leaves of (point, key, args)
 
 
 class Lanes(NamedTuple):
@@ -88,7 +89,7 @@ def outline(lanes: Lanes, metric: str) -> Outline:
         )
     outputs = first.out_info
     _check_outputs(outputs, metric)
-    return Outline(outputs, fingerprint)
+    return Outline(outputs, fingerprint, first.jaxpr)
 
 
 def compile_block(lanes: Lanes, width: int) -> Block:

@@ -130,8 +130,10 @@ def sweep(
     bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
     with bar, _told(records, folder):
         used = [
-            Training(number, lanes, record, keeper, bar, chunk).run(mode)
-            for number, (lanes, record) in enumerate(zip(sweeps, records, strict=True))
+            Training(number, lanes, out.jaxpr, record, keeper, bar, chunk).run(mode)
+            for number, (lanes, out, record) in enumerate(
+                zip(sweeps, outlines, records, strict=True)
+            )
         ]
     notes = {
         "metric": tuple(metric),

@@ -1,0 +1,116 @@
+"""How wide the blocks are: what is asked for, and what is found by a probe."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sweep_problems import METRIC, STEPS, assert_same_bits, quiet_sweep, train_fn
+
+import fngrad.sweeps.probes as probes
+from fngrad.sweeps.modes import balanced
+from fngrad.sweeps.program import Block
+
+POINT = {"learning_rate": jnp.float32(0.1)}
+KEY = jax.random.key(3)
+
+
+def width_of(result):
+    (how,) = result.notes["modes"]
+    return how["width"]
+
+
+@pytest.mark.parametrize(("mode", "width"), [("map", 1), ("vmap", 15), (7, 7)])
+def test_the_width_is_what_was_asked_for(mode, width):
+    result = quiet_sweep(mode=mode)
+    assert width_of(result) == width
+    assert result.notes["modes"][0]["reason"] == "asked for"
+
+
+def test_auto_takes_few_lanes_that_carry_much():
+    def carrying(size):
+        def fn(point, key):
+            def step(x, _):
+                return x + point["x"], x[0]
+
+            state, curve = jax.lax.scan(step, jnp.zeros(size), None, 3)
+            return state[0], {"val/loss": curve}
+
+        return fn
+
+    points = {"x": np.arange(128.0)}
+    small, middle, large = (
+        quiet_sweep(points, 1, carrying(size), mode="auto")
+        for size in (10, 2**16, 2**21)
+    )
+    assert [width_of(x) for x in (small, middle, large)] == [64, 32, 4]
+    assert "too short to pay" in small.notes["modes"][0]["reason"]
+    np.testing.assert_array_equal(small.notes["values"], middle.notes["values"])
+
+
+def test_few_empty_lanes_are_trained():
+    assert [balanced(n, 64) for n in (1, 64, 65, 100, 129)] == [1, 64, 33, 50, 43]
+
+
+def test_the_first_steps_are_those_of_the_training():
+    jaxpr = jax.jit(train_fn).trace(POINT, KEY).jaxpr
+    loop = probes.heaviest_loop(jaxpr)
+    assert loop.length in (1, STEPS)  # blocks between evaluations, or their steps
+
+    def plain(point, key):
+        x = jax.random.normal(key, 3) * point["learning_rate"]
+        steps = jax.jit(
+            lambda x, ys: jax.lax.scan(lambda x, y: (x * 2 + y, x.sum()), x, ys)
+        )
+        x, curve = steps(x, jnp.arange(9.0))
+        return x + 1, {"val/loss": curve}
+
+    jaxpr = jax.jit(plain).trace(POINT, KEY).jaxpr
+    assert probes.heaviest_loop(jaxpr).length == 9
+    _, curve = jax.jit(probes.shortened(jaxpr, 4))((POINT, KEY))
+    assert curve.shape == (4,)
+    expected = plain(POINT, KEY)[1]["val/loss"]
+    np.testing.assert_allclose(curve, expected[:4], rtol=1e-6)
+
+
+def test_a_training_without_a_loop_has_no_first_steps():
+    jaxpr = jax.make_jaxpr(lambda x: jnp.sin(x))(1.0)
+    assert probes.heaviest_loop(jaxpr) is None
+
+
+@pytest.fixture
+def slow_map(monkeypatch):
+    """Let the probe run, and see blocks of four times the width as the fastest."""
+    monkeypatch.setattr(probes, "SHARE", 1e9)
+
+    def seconds(block: Block) -> float:
+        return {1: 1.0, 2: 0.5, 8: 0.1}[block.width] * block.lanes
+
+    monkeypatch.setattr(probes, "_seconds", seconds)
+    monkeypatch.setattr("fngrad.sweeps.modes.CPU_WIDTHS", (2, 2))
+
+
+def test_auto_takes_the_fastest(slow_map, tmp_path):
+    points = {"learning_rate": np.full(16, 0.1)}
+    result = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
+    assert width_of(result) == 8
+    reason = result.notes["modes"][0]["reason"]
+    assert "relative times of the first steps: 1: 10.00, 2: 5.00, 8: 1.00" in reason
+    assert_same_bits(result, quiet_sweep(points, 1, mode=8))
+    again = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
+    assert (width_of(again), again.notes["restored"]) == (8, 16)
+
+
+def test_auto_keeps_the_first_block_where_it_is_the_fastest(
+    slow_map, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(probes, "_seconds", lambda block: float(block.lanes))
+    points = {"learning_rate": np.full(6, 0.1)}
+    result = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
+    assert width_of(result) == 2
+    assert_same_bits(result, quiet_sweep(points, 1, mode=2))
+    again = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
+    assert again.notes["restored"] == 6
+
+
+def test_the_metric_of_the_problem_is_the_default():
+    assert quiet_sweep(mode=4).notes["metric"] == METRIC
