@@ -1,0 +1,111 @@
+"""A checkpoint of something else is refused, and what differs is named."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from saved_trees import Pair, abstract, assert_same, bias_state
+
+import fngrad as fg
+from fngrad.checkpoint import CheckpointError, restore, save
+from fngrad.codes import Coded, Coding, encode
+from fngrad.transforms.quantize import quantize_state
+
+
+def test_another_optimizer_is_named(tmp_path):
+    save(tmp_path, bias_state(fg.adam(0.1)))
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, bias_state(fg.sgd(0.1, momentum=0.9)))
+    for part in (
+        "missing in the checkpoint: 'opt_state/trace/",
+        "only in the checkpoint: 'opt_state/scale_by_adam/mu/w'",
+        "It is of another optimizer.",
+        "partial=True",
+    ):
+        assert part in str(caught.value)
+
+
+def test_another_model_is_named_and_long_lists_are_cut(tmp_path):
+    layers = {f"layer{i}": jnp.ones(2) for i in range(9)}
+    save(tmp_path, bias_state(fg.sgd(0.1), **layers))
+    other = {f"layer{i}": jnp.ones(3) for i in range(9)}
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, bias_state(fg.sgd(0.1), **other))
+    for part in (
+        "of another shape: 'params/layer0' (2,) saved, (3,) wanted",
+        "and 5 more",
+        "It is of another model.",
+    ):
+        assert part in str(caught.value)
+    assert "layer4" not in str(caught.value)
+
+
+def test_a_dtype_is_never_cast(tmp_path):
+    save(tmp_path, {"n": jnp.int32(2**24 + 1), "w": jnp.ones(2, jnp.bfloat16)}, step=0)
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, {"n": jnp.float32(0), "w": jnp.ones(2, jnp.float16)})
+    for part in ("'n' int32 saved, float32", "'w' bfloat16 saved, float16 wanted"):
+        assert part in str(caught.value)
+
+
+def test_a_key_of_another_kind_and_a_raw_key_are_refused(tmp_path):
+    save(tmp_path, {"key": jax.random.key(0)}, step=0)
+    with pytest.raises(CheckpointError, match="key<fry> saved, key<rbg> wanted"):
+        restore(tmp_path, {"key": jax.random.key(0, impl="rbg")})
+    with pytest.raises(CheckpointError, match=r"'key' \(\) saved, \(2,\) wanted"):
+        restore(tmp_path, {"key": jax.random.key_data(jax.random.key(0))})
+
+
+def test_codes_of_another_kind_with_the_same_shapes_are_refused(tmp_path):
+    signed, unsigned = (
+        {"m": encode(jnp.ones(4), Coding(8, signed=sign), 2)} for sign in (True, False)
+    )
+    save(tmp_path, signed, step=0)
+    with pytest.raises(CheckpointError) as caught:
+        restore(tmp_path, unsigned)
+    for part in ("of another structure: 'm'", "signed=True", "signed=False"):
+        assert part in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"need leaves that fit .* got none"):
+        restore(tmp_path, unsigned, partial=True)
+    assert_same(restore(tmp_path, signed), signed)
+
+
+def test_quantised_and_stacked_optimizers_come_back(tmp_path):
+    stacked = fg.stack_leaves(quantize_state(fg.adam(0.1), 8, 2, min_size=1))
+    state = bias_state(stacked, a=jnp.ones(4), b=jnp.zeros(4))
+    assert any(isinstance(x, Coded) for x in jax.tree.leaves(state, is_leaf=_is_coded))
+    save(tmp_path, state)
+    assert_same(restore(tmp_path, state), state)
+    renamed = bias_state(stacked, a=jnp.ones(4), c=jnp.zeros(4))
+    with pytest.raises(CheckpointError, match=r"structure: 'opt_state/stack_leaves"):
+        restore(tmp_path, renamed)
+
+
+def _is_coded(x: Any) -> bool:
+    return isinstance(x, Coded)
+
+
+def test_containers_of_another_type_with_the_same_paths_are_harmless(tmp_path):
+    save(tmp_path, {"first": jnp.ones(2), "second": [jnp.zeros(1)]}, step=0)
+    like = Pair(jnp.zeros(2), (jnp.ones(1),))
+    assert_same(restore(tmp_path, like), Pair(jnp.ones(2), (jnp.zeros(1),)))
+
+
+def test_partial_takes_what_fits_and_warns_of_the_rest(tmp_path):
+    save(tmp_path, bias_state(fg.adam(0.1), body=jnp.full(2, 5.0), head=jnp.ones(3)))
+    like = bias_state(fg.sgd(0.1), body=jnp.zeros(2), head=jnp.zeros(4))
+    with pytest.warns(UserWarning, match=r"kept as they are: 'params/head'") as caught:
+        back = restore(tmp_path, like, partial=True)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert_same(back.params, {"body": jnp.full(2, 5.0), "head": jnp.zeros(4)})
+    with pytest.raises(CheckpointError, match="abstract leaf at 'params/head'"):
+        restore(tmp_path, abstract(like), partial=True)
+
+
+def test_partial_warns_of_nothing_where_all_is_there(tmp_path):
+    state = bias_state(fg.adam(0.1))
+    save(tmp_path, state)
+    assert_same(restore(tmp_path, state.params, part="params", partial=True), state[2])
+    assert_same(restore(tmp_path, state, partial=True), state)
