@@ -1,9 +1,9 @@
 """What checkpoints cost: saving, restoring, and the step that waits or runs meanwhile.
 
 Claim: an asynchronous save blocks training for the copy to the host alone, at most a
-third of a plain `numpy.savez`; while it is written a step's median is less than twice as
-long. The whole of it, checksummed twice, synchronised to the disk, read back and renamed
-into place, takes a small multiple of `numpy.savez`, which does none of it.
+third of a plain `numpy.savez`; while it is written a step's median is less than twice
+as long. The whole of it, checksummed twice, synchronised to the disk, read back and
+renamed into place, takes a small multiple of `numpy.savez`, which does none of it.
 
 Command:  python -m experiments.benchmarks.checkpoints
 Minutes:  two on two cores.
