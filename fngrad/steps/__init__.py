@@ -12,6 +12,7 @@ from fngrad.steps.patience import observe, plateau
 from fngrad.steps.polyak_step import polyak
 from fngrad.steps.searched import line_search
 from fngrad.steps.sharpness import sam
+from fngrad.steps.skipping import skip_bad_steps
 
 __all__ = [
     "freeze_diverged",
@@ -22,5 +23,6 @@ __all__ = [
     "plateau",
     "polyak",
     "sam",
+    "skip_bad_steps",
     "sophia",
 ]

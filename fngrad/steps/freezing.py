@@ -50,19 +50,24 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
 
     def frozen(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
-        is_good = _is_good(metrics, bound) & tree.stays_finite(state, new_state)
-        return tree.where(is_good, new_state, state), {**metrics, "is_finite": is_good}
+        goes_on = is_good(metrics, bound) & tree.stays_finite(state, new_state)
+        return tree.where(goes_on, new_state, state), {**metrics, "is_finite": goes_on}
 
     return frozen
 
 
-def _is_good(metrics: Metrics, bound: Scalar | None) -> jax.Array:
-    is_good = jnp.asarray(metrics.get("is_finite", True))
+def is_good(metrics: Metrics, bound: Scalar | None = None) -> jax.Array:
+    """Return whether a step's metrics say that it is finite, and its loss in bounds.
+
+    Raises:
+        ValueError: a bound without a metric ``loss``.
+    """
+    good = jnp.asarray(metrics.get("is_finite", True))
     if "loss" in metrics:
-        is_good &= jnp.isfinite(metrics["loss"])
+        good &= jnp.isfinite(metrics["loss"])
     if bound is None:
-        return is_good
+        return good
     if "loss" not in metrics:
         raise ValueError(f"need a metric loss to bound, got {sorted(metrics)}")
     loss = metrics["loss"]
-    return is_good & (loss <= numerics.hyper(bound).astype(loss.dtype))
+    return good & (loss <= numerics.hyper(bound).astype(loss.dtype))
