@@ -104,20 +104,10 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
         TypeError, RuntimeError: see `check_state`.
     """
     check_state(state)
-    for what in (step, feed.static):
-        if getattr(what, "__hash__", None) is None:
-            raise TypeError(
-                f"need functions that can be hashed, got {type(what).__name__}"
-            )
+    check_hashable(step, feed.static)
     batch = feed.abstract_batch(state.step)
     new_state, metrics = jax.eval_shape(jax.jit(step), state, batch)
     check_like(state, new_state)
-    for path, leaf in tree.leaf_paths(new_state).items():
-        if leaf.weak_type:
-            raise ValueError(
-                "need a step that gives back strongly typed arrays, got a weak "
-                f"{leaf.dtype} at {path!r}; it would compile twice"
-            )
     if not metrics:
         raise ValueError("need at least one metric from the step, got none")
     for name, metric in metrics.items():
@@ -130,12 +120,32 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
     return metrics
 
 
+def check_hashable(*functions: Any) -> None:
+    """Raise unless functions can be told apart, so that their programs are kept.
+
+    Raises:
+        TypeError: one of them cannot.
+    """
+    for what in functions:
+        if getattr(what, "__hash__", None) is None:
+            raise TypeError(
+                f"need functions that can be hashed, got {type(what).__name__}"
+            )
+
+
 def check_like(state: TrainState, new_state: TrainState) -> None:
     """Raise unless a new state has the structure, shapes and dtypes of the old.
 
     Raises:
-        ValueError: it has not; the leaf is named.
+        ValueError: it has not, or a leaf is weakly typed; the leaf is named.
     """
     difference = tree.mismatch(state, new_state)
     if difference:
         raise ValueError(f"need a state like the one before: {difference}")
+    for path, leaf in tree.leaf_paths(new_state).items():
+        if getattr(leaf, "weak_type", False):
+            raise ValueError(
+                "need strongly typed arrays in a new state, got a weak "
+                f"{leaf.dtype} at {path!r}, which would compile another program; "
+                "jnp.asarray(x, dtype) gives it a type"
+            )

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fngrad.fitting.compilations import Compilations
 from fngrad.fitting.feeds import Feed, batch_at
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
@@ -50,7 +51,6 @@ class Choice(NamedTuple):
     loop: Literal["python", "scan"]
     reason: str
     step_seconds: float | None = None  # of the chosen loop, when it was timed
-    compile_seconds: float | None = None  # of all that was compiled to choose
 
 
 def begin(state: TrainState, metrics: dict[str, Any]) -> Carry:
@@ -139,11 +139,11 @@ def choose(
         seconds = min(timed("python", 4) for _ in range(PROBE_ROUNDS))
     if seconds > SLOW_STEP:
         reason = f"a step takes {seconds * 1e3:.1f} ms, which hides its dispatch"
-        return Choice("python", reason, seconds, compiling)
+        return Choice("python", reason, seconds)
     if seconds * remaining < compiling:
         reason = f"{remaining} steps are too few to pay for compiling another loop"
-        return Choice("python", reason, seconds, compiling)
-    compiling += timed("scan", 1)
+        return Choice("python", reason, seconds)
+    timed("scan", 1)  # compiles
     length = max(4, min(int(PROBE_ROUND / seconds), ROWS))
     if gives_up():
         return Choice("python", "interrupted before the loops were timed")
@@ -151,7 +151,7 @@ def choose(
     medians = {n: statistics.median(r[n] for r in rounds) for n in loops}
     reason = ", ".join(f"{n} {t * 1e6:.0f} us a step" for n, t in medians.items())
     faster = "scan" if medians["scan"] < medians["python"] else "python"
-    return Choice(faster, reason, medians[faster], compiling)
+    return Choice(faster, reason, medians[faster])
 
 
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
@@ -179,10 +179,18 @@ def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:
     return kinds
 
 
+def begin_compilations(step: Step, feed: Feed) -> Compilations:
+    """Return what counts the compilations of a run that begins with this call."""
+    compilations = _programs(step, feed.static).compilations
+    compilations.begin_run()
+    return compilations
+
+
 class _Programs(NamedTuple):
     one: Callable[[Any, Carry], Carry]  # (data, carry) -> carry
     many: Callable[[Any, Carry, Any], Carry]  # (data, carry, steps) -> carry
     fed: Callable[[Carry, Batch], Carry]
+    compilations: Compilations
 
 
 @functools.lru_cache(maxsize=8)
@@ -202,8 +210,10 @@ def _programs(step: Step, static: Any) -> _Programs:
     def fed(carry: Carry, batch: Batch) -> Carry:
         return _record(step, carry, batch)
 
+    made = Compilations()
     return _Programs(
-        jax.jit(one, donate_argnums=1),
-        jax.jit(many, donate_argnums=1),
-        jax.jit(fed, donate_argnums=0),
+        made.program(one, "data", "carry", donates="carry"),
+        made.program(many, "data", "carry", "length", donates="carry"),
+        made.program(fed, "carry", "batch", donates="carry", warns=False),
+        made,
     )
