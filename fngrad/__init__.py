@@ -32,7 +32,8 @@ from fngrad.batching import Dataset
 from fngrad.evaluation import evaluate
 from fngrad.evaluation_point import eval_params
 from fngrad.fit import FitResult, fit
-from fngrad.fitting.session import STOP, NonFiniteError
+from fngrad.fitting.nonfinite import NonFiniteError
+from fngrad.fitting.session import STOP
 from fngrad.fitting.validation import EarlyStopping
 from fngrad.history import History
 from fngrad.layers.core import Layer, StatefulLayer

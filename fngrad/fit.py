@@ -23,7 +23,14 @@ from fngrad.fitting.checks import (
 )
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.interrupts import PREEMPTED, Interruption, interrupts
-from fngrad.fitting.loops import Choice, begin, choose, make_loop
+from fngrad.fitting.loops import (
+    Choice,
+    begin,
+    begin_compilations,
+    choose,
+    make_loop,
+)
+from fngrad.fitting.nonfinite import Guard, Policy, check_policy, skipping
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import Past, begin_or_resume, say_resumed
 from fngrad.fitting.save_rules import USUAL_BEST, SaveRules, checkpoint_folder
@@ -67,7 +74,8 @@ def fit(
     log_every: int | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
-    on_nonfinite: Literal["raise", "ignore"] = "raise",
+    on_nonfinite: Policy = "raise",
+    rollback_factor: float = 0.5,
     require: str | None = None,
     loop: Literal["auto", "python", "scan"] = "auto",
     progress: bool = True,
@@ -133,7 +141,15 @@ def fit(
             or ``fngrad.STOP``. The state is valid during the call; keep a
             ``fngrad.snapshot`` of it.
         on_nonfinite: what a loss or gradient norm that is not finite does. ``raise``
-            ends the run within one chunk; ``ignore`` records ``is_finite`` and goes on.
+            ends the run within one chunk; the error carries the `fngrad.autopsy` of
+            the step. ``skip`` keeps the state of before the step and goes on with the
+            next batch, see `fngrad.steps.skip_bad_steps`; more than 10 steps in a row
+            raise. ``rollback`` goes back to the newest checkpoint, lowers the learning
+            rate that `fngrad.tunable` keeps and goes on; ``history.notes["rollbacks"]``
+            tells of it; 10 that come no further raise. ``ignore`` records
+            ``is_finite`` and goes on. But for ``ignore``, no state that is not finite
+            is ever saved.
+        rollback_factor: what a rollback multiplies the learning rate by, in (0, 1).
         require: the backend that must be there: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
         loop: ``python`` dispatches each step; ``scan`` runs the steps between the
             points where the host looks inside one program that compiles once;
@@ -174,7 +190,6 @@ def fit(
         3.000 completed
     """
     check_backend(require)
-    check_option("on_nonfinite", on_nonfinite, ("raise", "ignore"))
     check_option("loop", loop, ("auto", "python", "scan"))
     rules = SaveRules(
         checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
@@ -188,6 +203,8 @@ def fit(
         check_not_donated("data", feed.argument)
         check_not_donated("eval_data", eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
+        check_policy(on_nonfinite, rollback_factor, state, feed, is_saved)
+        step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
         checkpoints = _open(stack, run_dir, rules)
         past = begin_or_resume(rules, checkpoints, state, feed, config)
@@ -207,8 +224,8 @@ def fit(
         if progress:
             outputs.open_bar()
         saving = Saving(rules, checkpoints, agenda, past) if checkpoints else None
-        raises = on_nonfinite == "raise"
-        plan = Plan(metrics, agenda, outputs, evaluation, callbacks, saving, raises)
+        guard = Guard(on_nonfinite, rollback_factor, step, state, feed)
+        plan = Plan(metrics, agenda, outputs, evaluation, callbacks, saving, guard)
         return _train(plan, past, patience, step, feed, loop, interrupted)
 
 
@@ -258,15 +275,20 @@ def _train(
 ) -> FitResult:
     carry = begin(past.state, plan.metrics)
     remaining = plan.agenda.last - plan.agenda.first
+    compilations = begin_compilations(step, feed)
     choice = _recorded(loop, past, plan.outputs, feed) or choose(
         step, feed, carry, remaining, interrupted
     )
     if not interrupted.is_set():  # else the choice may have been cut short
         plan.outputs.begin(choice.loop, choice.reason)
-    past.history.notes.update(choice._asdict())
+    notes = past.history.notes
+    notes.update(choice._asdict(), **compilations.notes())
     advance = make_loop(choice.loop, step, feed)
     session = Session(plan, carry, advance, past.history, patience)
-    stopped = session.run(interrupted)
+    try:
+        stopped = session.run(interrupted)
+    finally:
+        notes.update(compilations.notes())
     result = FitResult(session.carry.state, session.history, stopped)
     plan.outputs.finish(result.history, stopped, int(result.state.step))
     if interrupted.terminated:

@@ -172,7 +172,7 @@ def test_a_donated_state_is_explained():
         ({"num_steps": 1, "log_every": 0}, ValueError, "need log_every to be an int"),
         ({"num_steps": 1, "loop": "fori"}, ValueError, "need loop to be one of"),
         (
-            {"num_steps": 1, "on_nonfinite": "skip"},
+            {"num_steps": 1, "on_nonfinite": "stop"},
             ValueError,
             "need on_nonfinite to be one of",
         ),

@@ -23,7 +23,8 @@ from regression import (
 )
 
 import fngrad.batching as batching
-from fngrad.fitting.session import STOP, NonFiniteError
+from fngrad.fitting.nonfinite import NonFiniteError
+from fngrad.fitting.session import STOP
 from fngrad.fitting.validation import EarlyStopping
 from fngrad.training import snapshot
 

@@ -14,7 +14,8 @@ from regression import DATA, OPTIMIZER, PARAMS, STEP, first_state, loss_fn, quie
 import fngrad.fitting.loops as loops
 from fngrad.fit import fit
 from fngrad.fitting.feeds import Feed
-from fngrad.fitting.session import CHUNK_SECONDS, NonFiniteError, next_chunk
+from fngrad.fitting.nonfinite import NonFiniteError
+from fngrad.fitting.session import CHUNK_SECONDS, next_chunk
 from fngrad.training import init_state, make_step
 
 

@@ -65,7 +65,8 @@ class Outputs(contextlib.ExitStack):
                 data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
             )
-            self._loggers.append(jsonl(self.folder.metrics))
+            self._file = jsonl(self.folder.metrics)
+            self._loggers.append(self._file)
         for logger in self._loggers:
             close = getattr(logger, "close", None)
             if close:
@@ -99,6 +100,18 @@ class Outputs(contextlib.ExitStack):
             self._bar.advance(steps)
             self._bar.show(values)
 
+    def go_back(self, now: int, step: int) -> None:
+        """Forget what the run folder holds of later steps; other loggers keep it."""
+        if self._bar:
+            self._bar.advance(step - now)
+        if self.folder:
+            self._file.close()
+            cut_jsonl(self.folder.metrics, step)
+            opened = jsonl(self.folder.metrics)
+            self._loggers[self._loggers.index(self._file)] = opened
+            self._file = opened
+            self.callback(opened.close)
+
     def log(self, step: int, values: Values) -> None:
         """Give scalars to every logger."""
         for logger in self._loggers:
@@ -108,7 +121,9 @@ class Outputs(contextlib.ExitStack):
         """Write down how the run ended, and draw its learning curves."""
         if self.folder is None:
             return
-        self.folder.update_manifest(stopped=stopped, step=step)
+        names = ("compile_count", "compile_seconds", "rollbacks")
+        told = {name: history.notes[name] for name in names if name in history.notes}
+        self.folder.update_manifest(stopped=stopped, step=step, **told)
         if importlib.util.find_spec("matplotlib") is None:
             print('no curves.png: pip install "fngrad[plot]"', file=sys.stderr)
         elif history.keys() - {"is_finite"}:

@@ -4,7 +4,7 @@ import time
 import warnings
 from typing import Any
 
-from fngrad.checkpoint import CheckpointError, Checkpoints
+from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.resume import Past
 from fngrad.fitting.save_rules import USUAL_BEST, SaveRules
@@ -95,6 +95,10 @@ class Saving:
             self._checkpoints.save(self.step, tree, metrics=values, notes=notes)
         except CheckpointError as error:
             self._fail(error, state, history)
+
+    def newest(self) -> Saved | None:
+        """Return the newest undamaged checkpoint, once all is on disk."""
+        return self._checkpoints.newest()
 
     def wait(self, state: TrainState, history: History) -> None:
         """Return when all is on disk.

@@ -1,16 +1,29 @@
 """A call to `fngrad.fit` while it runs."""
 
 import enum
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.checks import check_answer, check_like
 from fngrad.fitting.loops import ROWS, Advance, Carry, read_rows
+from fngrad.fitting.nonfinite import (
+    MAX_ROLLBACKS,
+    MAX_SKIPS,
+    Guard,
+    bad_leaf,
+    error_of,
+    has_come_no_further,
+    learning_rates,
+    lower_learning_rates,
+)
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.saving import Saving
 from fngrad.fitting.validation import Evaluation, Patience, Values
@@ -31,15 +44,6 @@ STOP = Stop.STOP  # what a callback returns to end the run
 Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient of a step is not finite."""
-
-    def __init__(self, message: str, step: int, history: History):
-        super().__init__(message)
-        self.step = step  # counts from 1
-        self.history = history  # to the end of the chunk with that step
-
-
 class Plan(NamedTuple):
     """What stays the same while a run goes on."""
 
@@ -49,7 +53,7 @@ class Plan(NamedTuple):
     evaluation: Evaluation | None
     callbacks: Sequence[Callback]
     saving: Saving | None
-    raises: bool  # where numbers are not finite
+    guard: Guard
 
 
 class Session:
@@ -72,9 +76,13 @@ class Session:
         self._logged = self._evaluated = self._now
         self._scores: Values = {}  # at the step of the last evaluation
         self._chunk = 1
+        self._bad: int | None = None  # the step, counted from 1, that is to be undone
 
     def run(self, interrupted: threading.Event) -> str:
         """Train to the end of the agenda; return why it ended."""
+        saving = self._plan.saving
+        if saving and self._plan.guard.policy == "rollback" and not saving.newest():
+            self._save(saving)
         stopped = self._run(interrupted)
         if (
             stopped == "exhausted"
@@ -94,7 +102,11 @@ class Session:
         while self._now < self._plan.agenda.last:
             if interrupted.is_set():
                 return "interrupted"
-            if not self._train(self._plan.agenda.next_stop(self._now)):
+            suffices = self._train(self._plan.agenda.next_stop(self._now))
+            if self._bad is not None:
+                self._recover(self._bad)
+                continue
+            if not suffices:
                 return "exhausted"
             if self._plan.agenda.looks_at(self._now):
                 stopped = self._look(self._plan.agenda.evaluates_at(self._now))
@@ -111,9 +123,69 @@ class Session:
         self.carry, made = self._advance(self.carry, length)
         self._record(made)
         self._chunk = next_chunk(self._chunk, length, time.perf_counter() - start)
+        saving = self._plan.saving
+        if saving and (self._now == goal or saving.is_due(self._now)):
+            self._check_state()
         return made == length
 
+    def _check_state(self) -> None:
+        """Find a state that must not be saved, before it is looked at."""
+        if self._bad is None and self._plan.guard.policy != "ignore":
+            self._bad = self._now if bad_leaf(self.carry.state) else None
+
+    def _recover(self, bad: int) -> None:
+        """Go back and on, or raise."""
+        guard, saving = self._plan.guard, self._plan.saving
+
+        def nearest() -> TrainState:
+            saved = saving.newest() if saving else None
+            return rebuild(saved, self.carry.state, "state") if saved else guard.state
+
+        reason = f"{MAX_SKIPS} steps in a row were skipped. "
+        if guard.policy == "rollback" and saving:
+            saved = saving.newest()
+            past = self.history.notes.get("rollbacks", [])
+            if saved and not has_come_no_further(past, bad):
+                return self._roll_back(bad, saved, saving)
+            reason = f"{MAX_ROLLBACKS} rollbacks came no further. "
+        reason = "" if guard.policy == "raise" else reason
+        raise error_of(bad, self.history, guard, nearest, reason)
+
+    def _roll_back(self, bad: int, saved: Saved, saving: Saving) -> None:
+        """Go on from a checkpoint with a lower learning rate, which is saved first."""
+        old = rebuild(saved, self.carry.state, "state")
+        state = lower_learning_rates(old, self._plan.guard.factor)
+        note = {
+            "step": bad,
+            "restored": saved.step,
+            "learning_rate": list(learning_rates(old).values()),
+            "lowered_to": list(learning_rates(state).values()),
+        }
+        print(f"fit: not finite, goes back: {note}", file=sys.stderr)
+        self.history.truncate(saved.step)
+        self.history.notes["rollbacks"] = [
+            *self.history.notes.get("rollbacks", []),
+            note,
+        ]
+        self._plan.outputs.go_back(self._now, saved.step)
+        self.carry = Carry(state, self.carry.rows)
+        self._now, self._bad, self._chunk = saved.step, None, 1
+        self._logged = self._evaluated = saved.step
+        self._scores = saved.metrics
+        evaluation, notes = self._plan.evaluation, saved.notes["patience"]
+        rule = evaluation.early_stopping if evaluation else None
+        self._patience = Patience(rule, notes)
+        self._save(saving)
+        saving.wait(state, self.history)
+
     def _save(self, saving: Saving) -> None:
+        leaf = bad_leaf(self.carry.state)
+        if leaf and self._plan.guard.policy != "ignore":
+            warnings.warn(
+                f"the state of step {self._now} is not saved: {leaf!r} is not finite",
+                stacklevel=2,
+            )
+            return
         values = self._scores if self._evaluated == self._now else {}
         progress = {"patience": self._patience.notes()}
         saving.save(self.carry.state, self.history, values, progress)
@@ -127,8 +199,7 @@ class Session:
         self.history.extend(steps + 1, values)
         shown = {"loss": float(values["loss"][-1])} if "loss" in values else {}
         self._plan.outputs.advance(made, shown)
-        if self._plan.raises:
-            _check_finite(steps + 1, values, self.history)
+        self._bad = self._plan.guard.first_bad(self.history, steps + 1)
 
     def _look(self, evaluates: bool) -> str | None:
         values = self._last_values()
@@ -183,20 +254,3 @@ def next_chunk(chunk: int, length: int, seconds: float) -> int:
     """
     fitting = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
     return max(1, min(4 * chunk, fitting, ROWS))
-
-
-def _check_finite(steps: np.ndarray, values: Values, history: History) -> None:
-    finite = values.get("is_finite")
-    if finite is None:  # a step that is not from make_step
-        finite = np.isfinite(values.get("loss", np.ones(1)))
-    bad = np.flatnonzero(finite == 0)
-    if bad.size:
-        at = {name: float(value[bad[0]]) for name, value in values.items()}
-        shown = ", ".join(f"{name}={value:.6g}" for name, value in at.items())
-        raise NonFiniteError(
-            f"need a finite loss and gradient, got step {steps[bad[0]]} with {shown}. "
-            "Causes: NaN in the data, labels out of range, a learning rate too high; "
-            'on_nonfinite="ignore" records it and goes on',
-            int(steps[bad[0]]),
-            history,
-        )

@@ -29,10 +29,10 @@ def phase(replayed: Replay, verdict: Verdict, paths: Sequence[Path]) -> str:
     if is_argument(culprit):
         path = argument_path(replayed, culprit)
         return "batch" if path.partition("/")[0] == "batch" else "state"
-    named = [loss for loss in verdict.losses if loss.made > culprit.made]
-    reported = verdict.outputs[paths.index("metrics/loss")]
-    loss = named[0] if named else reported
-    return phase_of(culprit.scopes, culprit.place in loss.sources)
+    reported = dict(zip(paths, verdict.outputs, strict=True)).get("metrics/loss")
+    losses = [loss for loss in verdict.losses if loss.made > culprit.made]
+    losses += [reported] if reported else []
+    return phase_of(culprit.scopes, bool(losses) and culprit.place in losses[0].sources)
 
 
 def leaves(replayed: Replay, verdict: Verdict) -> list[Path]:

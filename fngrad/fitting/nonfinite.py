@@ -1,0 +1,235 @@
+"""What a run does about numbers that are not finite."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.postmortem as postmortem
+import fngrad.tree as tree
+from fngrad.fitting.checks import check_hashable, check_option
+from fngrad.fitting.feeds import Feed
+from fngrad.history import History
+from fngrad.postmortem import Autopsy
+from fngrad.steps.skipping import skip_bad_steps
+from fngrad.training import Step, TrainState
+from fngrad.types import Path
+
+Policy = Literal["raise", "skip", "rollback", "ignore"]
+MAX_SKIPS = 10  # in a row
+MAX_ROLLBACKS = 10  # without coming further than before
+MAX_REPLAY = 1000  # steps that are made again to find out why
+_RATE = "tunable/hyperparameters/learning_rate"
+_CAUSES = (
+    "Causes: NaN in the data, labels out of range, a learning rate too high; "
+    'on_nonfinite="ignore" records it and goes on, "skip" leaves the batch behind, '
+    '"rollback" goes back and lowers the learning rate'
+)
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or the gradient of a step is not finite."""
+
+    def __init__(
+        self,
+        message: str,
+        step: int,
+        history: History,
+        autopsy: Autopsy | None = None,
+    ):
+        super().__init__(message)
+        self.step = step  # counts from 1
+        self.history = history  # to the end of the chunk with that step
+        self.autopsy = autopsy  # what went bad, where that could be found out
+
+
+class Guard(NamedTuple):
+    """What a run does about numbers that are not finite, and what it needs for it."""
+
+    policy: Policy
+    factor: float  # of the learning rate, at a rollback
+    step: Step
+    state: TrainState  # the caller's, where nothing nearer is known
+    feed: Feed
+
+    def first_bad(self, history: History, steps: np.ndarray) -> int | None:
+        """Return the first step, counted from 1, that the run cannot go on from.
+
+        Args:
+            history: with the records of these steps, and of those before.
+            steps: the new ones, counted from 1.
+        """
+        if self.policy == "ignore":
+            return None
+        if self.policy == "skip":
+            skipped = history["skipped"][-len(steps) - MAX_SKIPS :]
+            last = _end_of_run(skipped, MAX_SKIPS + 1)
+            return None if last is None else int(steps[-1]) + 1 - len(skipped) + last
+        bad = np.flatnonzero(~_is_finite(history, len(steps)))
+        return int(steps[bad[0]]) if bad.size else None
+
+
+def check_policy(
+    policy: Policy, factor: float, state: TrainState, feed: Feed, is_saved: bool
+) -> None:
+    """Raise unless the policy is one, and has what it needs.
+
+    Raises:
+        ValueError: it has not.
+    """
+    check_option("on_nonfinite", policy, ("raise", "skip", "rollback", "ignore"))
+    if not 0 < factor < 1:
+        raise ValueError(f"need 0 < rollback_factor < 1, got {factor!r}")
+    if policy != "rollback":
+        return
+    if not is_saved:
+        raise ValueError(
+            "need checkpoint_dir, or run_dir with save_every, for "
+            'on_nonfinite="rollback": a checkpoint is what it goes back to'
+        )
+    if feed.is_iterable:
+        raise ValueError(
+            'need a dataset or a function of the step for on_nonfinite="rollback", got '
+            "an iterable: its batches cannot be asked for again"
+        )
+    if not learning_rates(state):
+        raise ValueError(
+            'need a learning rate in the state for on_nonfinite="rollback", as '
+            "fngrad.tunable(fngrad.adam, learning_rate=1e-3) keeps it, got an "
+            f"optimizer with the leaves {list(tree.leaf_paths(state.opt_state))}"
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def skipping(step: Step) -> Step:
+    """Return `skip_bad_steps` of a step: the same one each time, compiled once."""
+    check_hashable(step)
+    return skip_bad_steps(step)
+
+
+def _is_finite(history: History, count: int) -> np.ndarray:
+    if "is_finite" in history:
+        return history["is_finite"][-count:].astype(bool)
+    if "loss" in history:  # a step that is not from make_step
+        return np.isfinite(history["loss"][-count:])
+    return np.ones(count, bool)
+
+
+def _end_of_run(skipped: np.ndarray, length: int) -> int | None:
+    """Return the index at which so many in a row were skipped, if there is one."""
+    count = 0
+    for index, was_skipped in enumerate(skipped):
+        count = count + 1 if was_skipped else 0
+        if count == length:
+            return index
+    return None
+
+
+def bad_leaf(state: TrainState) -> Path | None:
+    """Return the path of a leaf that no checkpoint may hold, if there is one.
+
+    Parameters must be finite. What else is in a state may be infinite, such as the
+    best loss so far, but not NaN.
+    """
+    for path, sound in _sound_leaves(state).items():
+        if not sound:
+            return path
+    return None
+
+
+@jax.jit
+def _sound_leaves(state: TrainState) -> dict[Path, jax.Array]:
+    def is_sound(path: Path, x: jax.Array) -> jax.Array:
+        is_param = path.partition("/")[0] == "params"
+        return jnp.all(jnp.isfinite(x) if is_param else ~jnp.isnan(x))
+
+    return {
+        path: is_sound(path, leaf)
+        for path, leaf in tree.leaf_paths(state).items()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+
+
+def learning_rates(state: TrainState) -> dict[Path, float]:
+    """Return the learning rates that `fngrad.tunable` keeps in a state, by path."""
+    leaves = tree.leaf_paths(state)
+    return {path: float(x) for path, x in leaves.items() if path.endswith(_RATE)}
+
+
+def lower_learning_rates(state: TrainState, factor: float) -> TrainState:
+    """Return the state with its learning rates times a factor."""
+
+    def lower(path: Path, x: Any) -> Any:
+        return (x * factor).astype(x.dtype) if path.endswith(_RATE) else x
+
+    return tree.map_with_path(lower, state)
+
+
+def has_come_no_further(rollbacks: list[dict[str, Any]], step: int) -> bool:
+    """Say whether a rollback from a bad step is one too many.
+
+    Args:
+        rollbacks: those before, as the history notes them.
+        step: the step that is bad now, counted from 1.
+    """
+    furthest = 0
+    waited = 0
+    for bad in [*(r["step"] for r in rollbacks), step]:
+        waited = 0 if bad > furthest else waited + 1
+        furthest = max(furthest, bad)
+    return waited >= MAX_ROLLBACKS
+
+
+def error_of(
+    step: int,
+    history: History,
+    guard: Guard,
+    nearest: Callable[[], TrainState],
+    reason: str = "",
+) -> NonFiniteError:
+    """Return the error that ends a run, with its autopsy.
+
+    Args:
+        step: the bad one, counted from 1.
+        history: of the run, which holds that step.
+        guard: of the run.
+        nearest: gives the state that the autopsy begins with.
+        reason: why the run goes no further, where its policy would.
+    """
+    at = {name: _record(history, name, step) for name in history}
+    shown = ", ".join(f"{name}={x:.6g}" for name, x in at.items() if x is not None)
+    found, words = _examine(step, guard, nearest)
+    message = (
+        f"need a finite loss and gradient, got step {step} with {shown}. {reason}"
+        f"{_CAUSES}\n{words}"
+    )
+    return NonFiniteError(message, step, history, found)
+
+
+def _record(history: History, name: str, step: int) -> float | None:
+    rows = np.flatnonzero(history.steps(name) == step)
+    values = history[name]
+    return float(values[rows[0]]) if rows.size and values.ndim == 1 else None
+
+
+def _examine(
+    step: int, guard: Guard, nearest: Callable[[], TrainState]
+) -> tuple[Autopsy | None, str]:
+    """Return the autopsy, or why there is none."""
+    advice = (
+        "fngrad.autopsy(step, state, data) says what went bad, from a state of before"
+    )
+    if guard.feed.is_iterable:
+        return None, f"{advice}, with data that can be asked for again"
+    # Whatever fails here must not hide the error that is reported.
+    try:
+        state = nearest()
+        if step - int(state.step) > MAX_REPLAY:
+            return None, f"{advice}; the nearest one here is of step {int(state.step)}"
+        found = postmortem.autopsy(guard.step, state, guard.feed.data, at=step)
+    except Exception as error:
+        return None, f"{advice}; here it found nothing: {error}"
+    return found, str(found)

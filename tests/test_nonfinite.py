@@ -1,0 +1,261 @@
+"""What becomes of a run whose numbers go bad."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from regression import DATA, PARAMS, STEP, X, Y, first_state, loss_fn, quiet_fit
+
+import fngrad.batching as batching
+import fngrad.checkpoint as checkpoint
+from fngrad.fit import fit
+from fngrad.fitting.nonfinite import MAX_ROLLBACKS, MAX_SKIPS, NonFiniteError
+from fngrad.logging import read_jsonl
+from fngrad.optimizers import adam, sgd
+from fngrad.steps import skip_bad_steps
+from fngrad.training import init_state, make_step, run, snapshot
+from fngrad.transforms.wrapping import tunable
+
+BAD_ARRAYS = {"x": X, "y": Y.at[7].set(jnp.nan)}
+BAD = batching.from_arrays(BAD_ARRAYS, batch_size=6, seed=1)
+HIT = [t for t in range(12) if 7 in BAD.indices(t)]  # steps with that example
+
+
+def test_skipping_keeps_all_but_the_step_counter():
+    skipping = jax.jit(skip_bad_steps(STEP), donate_argnums=0)
+    kept, state = first_state(), snapshot(first_state())
+    for t in range(8):
+        state, metrics = skipping(state, BAD.batch(t))
+        assert metrics["skipped"] == (t in HIT)
+        assert metrics["is_finite"] == (t not in HIT)
+        if t not in HIT:
+            kept, _ = jax.jit(STEP)(kept._replace(step=jnp.int32(t)), BAD.batch(t))
+    chex.assert_trees_all_equal(state.params, kept.params)
+    chex.assert_trees_all_equal(state.opt_state, kept.opt_state)
+    assert state.step == 8
+
+
+def test_skipping_changes_no_bit_of_a_run_that_stays_finite():
+    step = make_step(loss_fn, adam(0.1))
+    state = init_state(PARAMS, adam(0.1), 0)
+    for loop in ("python", "scan"):
+        options = {"num_steps": 20, "progress": False, "loop": loop}
+        plain = fit(step, state, DATA, **options)
+        guarded = fit(step, state, DATA, on_nonfinite="skip", **options)
+        chex.assert_trees_all_equal(plain.state.params, guarded.state.params)
+        chex.assert_trees_all_equal(plain.state.opt_state, guarded.state.opt_state)
+        np.testing.assert_array_equal(plain.history["loss"], guarded.history["loss"])
+
+
+def test_skipping_works_for_steps_that_only_tell_a_loss():
+    def step(state, batch):
+        return STEP(state, batch)[0], {"loss": jnp.where(state.step == 1, jnp.nan, 1.0)}
+
+    _, history = run(skip_bad_steps(step), first_state(), DATA, 3)
+    np.testing.assert_array_equal(history["skipped"], [False, True, False])
+
+
+def test_without_norms_no_parameter_goes_bad_either():
+    def explosive(params, batch):
+        return jnp.sum(jnp.sqrt(params["w"]))
+
+    step = make_step(explosive, sgd(0.1), metrics="loss")
+    state = init_state({"w": jnp.array([1.0, 0.0])}, sgd(0.1), 0)
+    state, metrics = skip_bad_steps(step)(state, None)
+    assert metrics["skipped"]
+    assert not metrics["is_finite"]
+    np.testing.assert_array_equal(state.params["w"], [1.0, 0.0])
+
+
+def test_a_metric_called_skipped_is_refused():
+    twice = skip_bad_steps(skip_bad_steps(STEP))
+    with pytest.raises(ValueError, match="not taken, got a second 'skipped'"):
+        jax.eval_shape(twice, first_state(), DATA.batch(0))
+
+
+def test_fit_skips_and_records_it():
+    result = quiet_fit(data=BAD, num_steps=12, on_nonfinite="skip")
+    np.testing.assert_array_equal(np.flatnonzero(result.history["skipped"]), HIT)
+    assert np.isfinite(result.state.params["w"]).all()
+    again = quiet_fit(data=BAD, num_steps=12, on_nonfinite="skip", loop="scan")
+    chex.assert_trees_all_equal(result.state.params, again.state.params)
+
+
+@pytest.mark.parametrize("count", [MAX_SKIPS, MAX_SKIPS + 1])
+def test_too_many_skips_in_a_row_raise(count):
+    def step(state, batch):
+        is_bad = (state.step >= 5) & (state.step < 5 + count)
+        return STEP(state, batch)[0], {"loss": jnp.where(is_bad, jnp.inf, 1.0)}
+
+    def train():
+        return fit(
+            step, first_state(), DATA, num_steps=40, progress=False, on_nonfinite="skip"
+        )
+
+    if count == MAX_SKIPS:
+        assert train().history["skipped"].sum() == count
+        return
+    with pytest.raises(NonFiniteError, match="10 steps in a row were skipped") as error:
+        train()
+    assert error.value.step == 5 + count
+
+
+def test_the_error_carries_the_autopsy():
+    with pytest.raises(NonFiniteError, match="went bad with its batch") as error:
+        quiet_fit(data=BAD, num_steps=12)
+    found = error.value.autopsy
+    assert error.value.step == found.step == HIT[0] + 1
+    np.testing.assert_array_equal(found.indices, [7])
+    assert str(found) in str(error.value)
+
+
+def test_the_autopsy_begins_at_the_newest_checkpoint(tmp_path):
+    data = batching.from_arrays(BAD_ARRAYS, batch_size=1, shuffle=False)
+    with pytest.raises(NonFiniteError) as error:
+        quiet_fit(data=data, num_steps=20, checkpoint_dir=tmp_path, save_every=3)
+    assert checkpoint.latest_step(tmp_path) == 6
+    assert error.value.autopsy.step == 8
+    assert len(error.value.autopsy.metrics["loss"]) == 2  # steps 7 and 8
+
+
+def test_without_data_to_ask_again_the_error_says_what_to_do():
+    batches = [jax.tree.map(np.asarray, BAD.batch(t)) for t in range(12)]
+    with (
+        pytest.warns(UserWarning, match="cannot be resumed"),
+        pytest.raises(NonFiniteError, match=r"fngrad\.autopsy\(step, state") as error,
+    ):
+        quiet_fit(data=batches, num_steps=None)
+    assert error.value.autopsy is None
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    def breaking(step, state, values):
+        if step == 4:
+            params = {**state.params, "b": jnp.float32(jnp.nan) * state.params["b"]}
+            return state._replace(params=params)
+        return None
+
+    with (
+        pytest.warns(UserWarning, match="the state of step 4 is not saved: 'params/b'"),
+        pytest.raises(NonFiniteError, match=r"went bad|found nothing"),
+    ):
+        quiet_fit(
+            num_steps=10,
+            log_every=2,
+            callbacks=[breaking],
+            checkpoint_dir=tmp_path,
+            save_every=2,
+        )
+    assert checkpoint.latest_step(tmp_path) == 2
+
+
+def test_parameters_that_go_bad_without_a_sign_are_found_before_saving(tmp_path):
+    def silent(state, batch):
+        scale = jnp.where(state.step == 4, jnp.inf, 1.0)
+        params = jax.tree.map(lambda x: x * scale, STEP(state, batch)[0].params)
+        return state._replace(step=state.step + 1, params=params), {"size": scale * 0}
+
+    with pytest.raises(NonFiniteError, match="got step 6") as error:
+        fit(
+            silent,
+            first_state(),
+            DATA,
+            num_steps=9,
+            checkpoint_dir=tmp_path,
+            save_every=3,
+            progress=False,
+        )
+    assert error.value.autopsy.step == 5
+    assert checkpoint.latest_step(tmp_path) == 3
+
+
+STEEP = tunable(sgd, learning_rate=40.0)  # stable below 2 / curvature
+
+
+def quartic(params, batch):
+    return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 4)
+
+
+STEEP_STEP = make_step(quartic, STEEP)
+
+
+def steep_fit(folder, step=STEEP_STEP, **options):
+    state = init_state({"w": jnp.zeros(2)}, STEEP, 0)
+    options = {
+        "num_steps": 40,
+        "checkpoint_dir": folder / "checkpoints",
+        "run_dir": folder / "run",
+        "save_every": 7,
+        "log_every": 1,
+        "loop": "python",
+        "progress": False,
+        "on_nonfinite": "rollback",
+        "rollback_factor": 0.25,
+    } | options
+    return fit(step, state, DATA, **options)
+
+
+def test_a_rollback_lowers_the_learning_rate_and_goes_on(tmp_path, capsys):
+    result = steep_fit(tmp_path)
+    rollbacks = result.history.notes["rollbacks"]
+    assert result.state.step == 40
+    assert len(rollbacks) >= 2
+    assert rollbacks[0]["restored"] == 0
+    assert rollbacks[0]["learning_rate"] == [40.0]
+    assert rollbacks[0]["lowered_to"] == [10.0]
+    assert rollbacks[1]["learning_rate"] == [10.0]
+    rate = 40.0 * 0.25 ** len(rollbacks)
+    assert result.history["learning_rate"][-1] == np.float32(rate)
+    np.testing.assert_array_equal(result.history.steps("loss"), np.arange(1, 41))
+    assert np.isfinite(result.history["loss"]).all()
+    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 41))
+    np.testing.assert_allclose(
+        [record["loss"] for record in records], result.history["loss"]
+    )
+    assert "fit: not finite, goes back" in capsys.readouterr().err
+
+
+def test_a_rollback_survives_being_killed(tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def kill(step, state, values):
+        if step == 10:
+            raise KilledError
+
+    whole = steep_fit(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        steep_fit(tmp_path / "cut", callbacks=[kill])
+    resumed = steep_fit(tmp_path / "cut")
+    chex.assert_trees_all_equal(whole.state.params, resumed.state.params)
+    chex.assert_trees_all_equal(whole.state.opt_state, resumed.state.opt_state)
+    np.testing.assert_array_equal(whole.history["loss"], resumed.history["loss"])
+    assert whole.history.notes["rollbacks"] == resumed.history.notes["rollbacks"]
+    assert resumed.history.notes["resumed"] == [7]
+
+
+def test_rollbacks_that_come_no_further_end_the_run(tmp_path):
+    step = make_step(lambda params, batch: quartic(params, batch) * jnp.nan, STEEP)
+    with pytest.raises(NonFiniteError, match="10 rollbacks came no further") as error:
+        steep_fit(tmp_path, step=step)
+    assert len(error.value.history.notes["rollbacks"]) == MAX_ROLLBACKS
+
+
+def test_a_rollback_without_what_it_needs_is_refused(tmp_path):
+    options = {"num_steps": 4, "on_nonfinite": "rollback"}
+    with pytest.raises(ValueError, match="need checkpoint_dir, or run_dir"):
+        quiet_fit(**options)
+    with pytest.raises(ValueError, match=r"need a learning rate in the state .* with"):
+        quiet_fit(checkpoint_dir=tmp_path, **options)
+    with pytest.raises(ValueError, match="need 0 < rollback_factor < 1, got 1"):
+        steep_fit(tmp_path, rollback_factor=1)
+    batches = [jax.tree.map(np.asarray, DATA.batch(0))]
+    with (
+        pytest.warns(UserWarning, match="cannot be resumed"),
+        pytest.raises(ValueError, match="got an iterable"),
+    ):
+        quiet_fit(data=batches, checkpoint_dir=tmp_path, **options)
+    with pytest.raises(ValueError, match="need on_nonfinite to be one of"):
+        quiet_fit(num_steps=2, on_nonfinite="stop")
