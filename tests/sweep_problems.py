@@ -44,7 +44,7 @@ def arrays_of(result):
     outputs = (result.state, result.history, result.diverged_at)
     return [
         np.asarray(jax.random.key_data(x))
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         else np.asarray(x)
         for x in jax.tree.leaves(outputs)
     ]

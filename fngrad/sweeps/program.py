@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -142,7 +143,7 @@ def to_host(outputs: Any) -> list[np.ndarray]:
 
 def is_key(leaf: Any) -> bool:
     """Return whether a leaf is a typed key, or the shape of one."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _trace(lanes: Lanes) -> Any:

@@ -232,7 +232,7 @@ def _combinations(
     return [dict(zip(static, values, strict=True)) for values in products]
 
 
-def _keys(keys: int | Key) -> Key:
+def _keys(keys: Any) -> Key:
     if not hasattr(keys, "dtype"):
         numerics.check_count("keys", keys, low=1)
         return jax.random.split(jax.random.key(0), keys)
