@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import experiments.benchmarks.halving as halving
 import experiments.sweep_digits as sweep_digits
 
 pytest.importorskip("sklearn")
@@ -60,3 +61,15 @@ def test_settings_that_show_nothing_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="at least two seeds"):
         sweep_digits.main(dataclasses.replace(SMALL, seeds=1, runs=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_halving_shows_examples_seconds_and_winners(capsys):
+    config = halving.Config(rates=5, decays=2, seeds=2, low=10, high=90, width=8)
+    found = halving.main(config)
+    shown = capsys.readouterr().out
+    # 10 points to 10 steps, 4 to 30, 2 to 90, where the full sweep makes 900.
+    assert found["fewer_examples"] == 900 / (6 * 10 + 2 * 30 + 2 * 90)
+    assert "10 to 10, 4 to 30, 2 to 90" in shown
+    assert f"{found['fewer_examples']:.1f} in examples" in shown
+    assert found["regret"] < 0.2

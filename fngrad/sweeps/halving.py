@@ -3,7 +3,8 @@ r"""Successive halving: many points for a short time, the better ones for longer
 A *rung* is a number of steps at which the points are compared. All points train to
 the first rung; the better share, one in ``factor``, trains on to the next, and so
 forth. Each rung is one compiled program of as many lanes as are left: the states of
-the survivors are gathered, so the others cost nothing any more. With rungs that grow
+the survivors are gathered, so the others cost nothing any more. Each is compiled on
+its own, which pays where training takes longer than compiling. With rungs that grow
 by ``factor``, each costs about as much as the first, where the full sweep would cost
 ``factor**(rungs - 1)`` times as much.
 
@@ -12,6 +13,7 @@ and right. So the first rung must be long enough for the ranking to mean somethi
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +42,8 @@ class Halving(NamedTuple):
     scores: np.ndarray  # (R, P, S), NaN where a point was not compared
     history: dict[str, np.ndarray]  # float, (P, S, records), NaN where not trained
     survivors: np.ndarray  # int, (K,): the points of ``final``, by number
-    final: SweepResult  # of the points that trained to the end
+    final: SweepResult  # of the points that trained to the end; its notes have
+    #                     metric, values, keys and compile_seconds
     lane_steps: int  # steps of all lanes together
 
     @property
@@ -156,14 +159,15 @@ def successive_halving(
     _check(rungs, factor, metric, chunk)
     keys = _keys(keys)
     seeds = keys.shape[0]
-    program = _program(advance_fn, chunk)
+    stage, compiling = _stage(advance_fn, chunk), 0.0
     lanes = _begin(init_fn, columns, count, keys, args, chunk)
     table = {path: np.asarray(x) for path, x in tree.leaf_paths(columns).items()}
     scores = np.full((len(rungs), count, seeds), np.nan)
     reached, lost = np.zeros(count, int), np.zeros((count, seeds), bool)
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for rung, length in enumerate(np.diff([0, *rungs])):
-        state, history = program(lanes.points, lanes.state, args, int(length))
+        (state, history), took = _advance(stage, lanes, args, int(length))
+        compiling += took
         _check_history(history, metric)
         history = {
             name: np.asarray(x).reshape(-1, seeds, *x.shape[1:])
@@ -178,18 +182,10 @@ def successive_halving(
             kept = _better(scores[rung, alive], lost[alive], metric, factor)
             lanes = lanes.keep(kept, seeds)
     final = _final(lanes, table, parts, metric, keys)
+    final.notes["compile_seconds"] = compiling
     lane_steps = int(np.array(rungs)[reached].sum()) * seeds
-    whole = _whole(parts, count)
-    return Halving(
-        table,
-        tuple(rungs),
-        reached,
-        scores,
-        whole,
-        lanes.alive,
-        final,
-        lane_steps,
-    )
+    whole, steps = _whole(parts, count), tuple(rungs)
+    return Halving(table, steps, reached, scores, whole, lanes.alive, final, lane_steps)
 
 
 def _better(
@@ -228,13 +224,24 @@ def _begin(
     return _Lanes(np.arange(count), points, state)
 
 
-def _program(advance_fn: AdvanceFn, chunk: int | None) -> Callable[..., Any]:
+def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
     def stage(points: Any, state: Any, args: Any, length: int) -> Any:
         return _over_lanes(
             lambda point, s: advance_fn(point, s, length, *args), chunk, points, state
         )
 
     return jax.jit(stage, static_argnums=3, donate_argnums=1)
+
+
+def _advance(
+    stage: Any, lanes: _Lanes, args: tuple[Any, ...], length: int
+) -> tuple[Any, float]:
+    """Train lanes on; return (state, history), and the seconds of compiling."""
+    begin = time.perf_counter()
+    lowered = stage.lower(lanes.points, lanes.state, args, length)
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - begin
+    return compiled(lanes.points, lanes.state, args), seconds
 
 
 def _over_lanes(
