@@ -108,9 +108,9 @@ def last_line(out, err):
 def kill_somewhere(child, rng, folder, reached):
     """Kill a process while it starts, as it begins to train, or while it saves."""
     where = rng.random()
-    if where < 0.2 and reached:
-        time.sleep(rng.uniform(0, 2.5))
-    elif where < 0.4 and reached:
+    if where < 0.3 and reached:
+        time.sleep(rng.uniform(0, 2))
+    elif where < 0.6 and reached:
         child.stdout.readline()
         time.sleep(rng.uniform(0, 0.3))
     else:
