@@ -7,13 +7,20 @@ import json
 import pytest
 
 import experiments.benchmarks.halving as halving
+import experiments.benchmarks.sweeps as benchmark
 import experiments.sweep_digits as sweep_digits
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 SMALL = sweep_digits.Config(
-    optimizers=("sgd", "momentum"), low=0.05, high=5e3, rates=3, seeds=2, epochs=2, width=8
+    optimizers=("sgd", "momentum"),
+    low=0.05,
+    high=5e3,
+    rates=3,
+    seeds=2,
+    epochs=2,
+    width=8,
 )
 
 
@@ -73,3 +80,19 @@ def test_the_benchmark_of_halving_shows_examples_seconds_and_winners(capsys):
     assert "10 to 10, 4 to 30, 2 to 90" in shown
     assert f"{found['fewer_examples']:.1f} in examples" in shown
     assert found["regret"] < 0.2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sweeps_makes_its_three_tables(capsys):
+    config = benchmark.Config(
+        widths=(8,), trainings=8, steps=5, sample=2, lanes=(1, 4), modes=(), repeats=1
+    )
+    found = benchmark.main(config)
+    shown = capsys.readouterr().out
+    costs = found["cases"][8]
+    assert {"one sweep", "loop, rate as data", "loop, rate baked in"} <= set(costs)
+    assert all(0 <= cost.compiling < cost.seconds for cost in costs.values())
+    assert "extrapolated from 2" in shown
+    assert len(found["lanes"][8]) == 2
+    assert found["modes"][8] > 0
+    assert shown.count("mlp 64-8-8-10") == 3
