@@ -44,6 +44,8 @@ class Record:
         ):
             shaped = leaf.reshape(points, seeds, *leaf.shape[1:])
             if implementation:
-                shaped = jax.random.wrap_key_data(shaped, impl=implementation)
+                shaped = jax.random.wrap_key_data(
+                    jnp.asarray(shaped), impl=implementation
+                )
             leaves.append(shaped)
         return self._structure.unflatten(leaves)
