@@ -22,15 +22,13 @@ steps.png and paths.png.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import experiments.races as races
 import fngrad as fg
 from experiments.outputs import finish, new_figure, new_folder, run_cli
+from fngrad.sweeps.statistics import holm, sign_test
 
 PATH_RATES = {  # of the paths, which are drawn to be seen, not to be compared
     "rosenbrock": (1e-3, 1e-3, 3e-3, 0.5, 0.05),
@@ -47,26 +45,6 @@ class Config(races.Rules):
     optimizers: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adagrad", "adam")
     path_steps: int = 500  # of the paths that are drawn
     runs: Path = Path("runs/compare_optimizers")  # where the run folder is made
-
-
-def sign_test(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the two-sided p-value that a and b, paired by seed, differ by chance.
-
-    Ties, two targets not reached among them, say nothing and are left out.
-    """
-    less, more = int(np.sum(a < b)), int(np.sum(a > b))
-    n, k = less + more, min(less, more)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return min(1.0, 2 * tail)
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Correct p-values for their number (Holm 1979): the m-th smallest by n - m + 1."""
-    corrected, largest = {}, 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
-        corrected[name] = largest
-    return corrected
 
 
 def statement(rows: dict[str, races.Row]) -> tuple[str, dict[str, float]]:

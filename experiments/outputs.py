@@ -2,12 +2,14 @@
 
 import datetime
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fngrad as fg
 from fngrad.extras import import_extra
+from fngrad.sweeps.tables import aligned as table
+
+__all__ = ["finish", "new_figure", "new_folder", "run_cli", "table"]
 
 FOLDER = Path(__file__).parent.name
 
@@ -30,19 +32,6 @@ def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:
     for name, figure in figures.items():
         figure.savefig(folder.path / f"{name}.png", dpi=120)
     print(f"run folder: {folder.path}")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write rows of text in columns, the first to the left, the others to the right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def run_cli(main: Any, config: Any, description: str | None) -> None:

@@ -267,7 +267,7 @@ def _best_of_each(result: SweepResult, found: Summary, by: str) -> list[int]:
     column = _column(result, by).astype(str)
     best: dict[str, int] = {}
     for number in found.order:
-        best.setdefault(column[number], int(number))
+        best.setdefault(str(column[number]), int(number))
     return list(best.values())
 
 

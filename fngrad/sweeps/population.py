@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
@@ -296,7 +297,7 @@ def _check_range(path: Path, limits: Range, leaves: dict[Path, Any]) -> None:
     if not low < high:
         raise ValueError(f"need low < high, got {limits} for {path!r}")
     values = leaves[path]
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return
     values = np.asarray(values)
     inside = (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))

@@ -63,7 +63,7 @@ def summary(
         ValueError: the metric is unknown, has more axes than a curve, or is one of
             the test data; every lane diverged; or as `summarize`.
     """
-    metric = metric or result.notes["metric"]
+    metric = _metric(result, metric)
     statistics.check_metric(metric)
     found = statistics.summarize(
         result.points,
@@ -228,7 +228,7 @@ def compare(
         ValueError: a choice fits no point, or several and the metric is one of the
             test data; or the metric is unknown.
     """
-    metric = metric or result.notes["metric"]
+    metric = _metric(result, metric)
     values = np.where(result.diverged_at >= 0, np.nan, scores(result, metric[0]))
     first, second = (_number(result, choice, metric) for choice in (a, b))
     found = statistics.compare_scores(
@@ -291,6 +291,10 @@ def _median(result: SweepResult, name: str) -> np.ndarray:
             for row, own in zip(values, kept, strict=True)
         ]
     )
+
+
+def _metric(result: SweepResult, metric: Metric | None) -> Metric:
+    return result.notes["metric"] if metric is None else metric
 
 
 def _number(result: SweepResult, choice: Choice, metric: Metric) -> int:
