@@ -205,6 +205,15 @@ def test_a_mask_of_infinities_is_not_blamed():
     assert (found.operation, found.phase) == ("div", "forward")
 
 
+def test_an_infinity_beside_an_overflow_is_acquitted():
+    def loss_fn(params, batch):
+        masked = jnp.where(jnp.arange(4) < 2, batch["x"] @ params["w"], -jnp.inf)
+        return jnp.sum(jnp.exp(1000.0 * masked))
+
+    found = examine(loss_fn, W)
+    assert (found.operation, found.phase) == ("exp", "forward")
+
+
 def test_a_mask_without_a_way_out_is_blamed():
     def loss_fn(params, batch):
         masked = jnp.where(jnp.arange(4) < 0, batch["x"] @ params["w"], -jnp.inf)
@@ -259,6 +268,17 @@ def test_micro_batches_accumulation_and_sam_are_seen_through():
         assert (found.phase, found.operation) == ("backward", "div")
         assert found.explanation == "div(0.5, 0) = inf"
         assert found.leaf == "gradient/w"
+
+
+def test_the_second_forward_pass_of_sam_is_no_backward_pass():
+    def loss_fn(params, batch):
+        return -jnp.sum(jnp.log(params["w"]))
+
+    def far(loss_fn, optimizer):
+        return sam(loss_fn, optimizer, rho=0.5)
+
+    found = examine(loss_fn, {"w": jnp.full(1, 0.1)}, make=far)
+    assert (found.phase, found.explanation) == ("forward", "log(-0.4) = nan")
 
 
 def test_dropout_is_made_again():

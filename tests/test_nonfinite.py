@@ -79,7 +79,7 @@ def test_fit_skips_and_records_it():
     np.testing.assert_array_equal(np.flatnonzero(result.history["skipped"]), HIT)
     assert np.isfinite(result.state.params["w"]).all()
     again = quiet_fit(data=BAD, num_steps=12, on_nonfinite="skip", loop="scan")
-    # In a loop the newest XLA rounds what a branch follows differently, by a last place.
+    # In a loop the newest XLA rounds what a branch follows in another last place.
     chex.assert_trees_all_close(result.state.params, again.state.params, rtol=1e-4)
 
 
