@@ -15,7 +15,7 @@ from saved_trees import damage, names, write
 
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
-from fngrad.checkpoint import Checkpoints, rebuild, restore
+from fngrad.checkpoint import Checkpoints, rebuild, restore, save
 
 
 def test_a_state_and_a_history_of_unknown_lengths_come_back(tmp_path):
@@ -245,3 +245,15 @@ def test_the_manifest_of_a_step_names_the_metric_it_is_best_by(tmp_path):
         checkpoints.save(0, {"state": jnp.ones(1)})
     content = json.loads((tmp_path / "00000000" / "manifest.json").read_text())
     assert content["content"]["best"] == ["accuracy", "max"]
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Checkpoints("runs/checkpoints") as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(2)})
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        checkpoints.save(2, {"w": jnp.zeros(2)})
+    assert Checkpoints(tmp_path / "runs/checkpoints").steps() == [1, 2]
+    save("more", {"w": jnp.ones(2)}, step=3)
+    assert restore("more", {"w": jnp.zeros(2)})["w"].tolist() == [1, 1]

@@ -34,7 +34,7 @@ def write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     if not arrays:
         return
     orbax, handler = _open()
-    place = import_extra("etils.epath", "checkpoint").Path(folder)
+    place = import_extra("etils.epath", "checkpoint").Path(folder.absolute())
     lent = {name: array.view(_Lent) for name, array in arrays.items()}
     handler.save(place, args=orbax.args.PyTreeSave(lent))
     handler.finalize(place)
@@ -51,7 +51,7 @@ def read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     if not names:
         return {}
     orbax, handler = _open()
-    place = import_extra("etils.epath", "checkpoint").Path(folder)
+    place = import_extra("etils.epath", "checkpoint").Path(folder.absolute())
     arrays = handler.restore(place, args=orbax.args.PyTreeRestore())
     handler.close()
     return {name: arrays[name] for name in names}

@@ -3,17 +3,16 @@
 import concurrent.futures.thread  # noqa: F401  its exit hook must come after ours
 import threading
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
+import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
-from fngrad.logging.files import to_json
 
 
 class Checkpoints:
@@ -53,12 +52,11 @@ class Checkpoints:
         numerics.check_count("keep", keep, 1)
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # wherever the process goes
         self._rule = Retention(keep, best)
         self._damaged: set[Path] = set()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        _OPEN.add(self)
 
     def save(
         self,
@@ -77,19 +75,26 @@ class Checkpoints:
             notes: what JSON can hold.
 
         Raises:
-            CheckpointError: the previous write failed; or the tree cannot be saved.
+            CheckpointError: the previous write failed; or the tree cannot be saved; or
+                no thread can be started.
             ValueError: ``step`` is no int >= 0.
-            TypeError: notes that JSON cannot hold.
+            TypeError: a metric that is no number, or notes that JSON cannot hold.
             ImportError: orbax-checkpoint was missing for the previous write.
         """
         numerics.check_count("step", step)
         self.wait()
-        plain = to_json(notes, "notes"), to_json(metrics or {}, "metrics")
-        host = take(a)
+        arguments = step, take(a), *manifest.in_json(metrics, notes)
         self._thread = threading.Thread(
-            target=self._write, args=(step, host, *plain), name="fngrad checkpoint"
+            target=self._write, args=arguments, name="fngrad checkpoint"
         )
-        self._thread.start()
+        _PENDING.add(self)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            raise CheckpointError(
+                f"need a thread to write the checkpoint of step {step}, got {error}"
+            ) from error
 
     def wait(self) -> None:
         """Return when all is on disk.
@@ -99,12 +104,17 @@ class Checkpoints:
             ImportError: orbax-checkpoint is missing.
         """
         self._join()
+        _PENDING.discard(self)
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def close(self) -> None:
-        """Wait; then nothing is under way, whatever was raised."""
+        """Wait; then nothing is under way, whatever was raised.
+
+        Raises:
+            CheckpointError, ImportError: as `wait`.
+        """
         self.wait()
 
     @property
@@ -159,7 +169,7 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def _write(self, step: int, host: HostTree, notes: Any, metrics: Any) -> None:
+    def _write(self, step: int, host: HostTree, metrics: Any, notes: Any) -> None:
         try:
             best = self._rule.best or DEFAULT_BEST
             written = write_step(self.folder, step, host, metrics, notes, best)
@@ -169,11 +179,11 @@ class Checkpoints:
             self._error = error
 
 
-_OPEN: weakref.WeakSet[Checkpoints] = weakref.WeakSet()
+_PENDING: set[Checkpoints] = set()  # a write under way, or a failure not yet raised
 
 
 def _finish_writes() -> None:
-    for checkpoints in list(_OPEN):
+    for checkpoints in list(_PENDING):
         try:
             checkpoints.wait()
         except (CheckpointError, ImportError) as error:
