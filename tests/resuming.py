@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from regression import ARRAYS, metric_fn, quiet_fit
 
 import fngrad.tree as tree
 
@@ -38,3 +40,17 @@ def assert_same_run(result, expected):
         np.testing.assert_array_equal(
             result.history.steps(name), expected.history.steps(name), name
         )
+
+
+WATCHED = {"metric_fn": metric_fn, "eval_data": ARRAYS, "eval_every": 5, "log_every": 3}
+
+
+def saving_fit(folder, num_steps=20, **options):
+    options = {"checkpoint_dir": folder, "save_every": 4, "keep_best": None} | options
+    options = WATCHED | options
+    return quiet_fit(num_steps=num_steps, **options)
+
+
+def killed_fit(folder, at, **options):
+    with pytest.raises(KilledError):
+        saving_fit(folder, loggers=[kill_at(at)], **options)
