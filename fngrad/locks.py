@@ -1,8 +1,9 @@
 """A folder that one process writes at a time.
 
 The kernel holds the lock, on an open file, and lets go when the process ends, however
-it ends. The file itself stays: deleting it would let two processes lock two files of
-one name. What it says (who, where, since when) is for people.
+it ends; a fork of it has no part in the lock. The file itself stays: deleting it would
+let two processes lock two files of one name. What it says (who, where, since when) is
+for people.
 """
 
 import contextlib
@@ -27,8 +28,7 @@ class LockError(RuntimeError):
 class Lock:
     """Keep others from writing in a folder while a ``with`` block runs.
 
-    Reading needs no lock. Processes that fork while they hold one share it with their
-    children.
+    Reading needs no lock.
 
     Args:
         folder: what is locked; it is made, with its parents.
@@ -74,12 +74,20 @@ class Lock:
             os.close(file)
             raise
         self._file = file
+        _HELD.add(self)
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(file, 0)
             os.write(file, _myself())
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            _HELD.discard(self)
+            _let_go(file)
+
+    def _forget(self) -> None:
+        """Close what a fork has of its parent's lock, which the parent still holds."""
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
@@ -125,6 +133,28 @@ def _lock(file: int) -> None:
         raise BlockingIOError(*error.args) from error
     finally:
         os.lseek(file, 0, os.SEEK_SET)
+
+
+def _let_go(file: int) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        # Closing would not do while a child, between fork and exec, has the file too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
+
+
+_HELD: set[Lock] = set()  # by this process
+
+
+def _forget_in_child() -> None:
+    while _HELD:
+        _HELD.pop()._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _myself() -> bytes:

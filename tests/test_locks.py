@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,47 @@ def test_a_process_holds_its_lock_until_it_is_killed(tmp_path):
     with Lock(tmp_path):
         holder = json.loads((tmp_path / ".lock").read_text())
         assert holder["pid"] == os.getpid()
+
+
+FORK = """
+import importlib.util as util
+import os, signal, sys
+spec = util.spec_from_file_location("locks", sys.argv[1])
+locks = util.module_from_spec(spec)
+spec.loader.exec_module(locks)
+lock = locks.Lock(sys.argv[2]).__enter__()
+child = os.fork()
+if not child:
+    print(os.getpid(), flush=True)
+    signal.pause()
+sys.stdin.readline()
+if len(sys.argv) > 3:
+    os._exit(0)  # the lock is not let go
+lock.__exit__()
+with locks.Lock(sys.argv[2]):
+    print("again")
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are of other systems")
+def test_a_fork_that_lives_on_keeps_nobody_out(tmp_path):
+    command = [sys.executable, "-c", FORK, locks.__file__, str(tmp_path)]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as let_go:
+        let_go.stdout.readline()
+        assert let_go.communicate("\n")[0] == "again\n"
+    with subprocess.Popen([*command, "end"], **pipes) as ended:
+        child = int(ended.stdout.readline())
+        ended.stdin.write("\n")
+        ended.stdin.flush()
+        ended.wait()
+        try:
+            with Lock(tmp_path):
+                os.kill(child, 0)  # it is there
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_the_file_stays_so_that_nobody_locks_another_of_its_name(tmp_path):
