@@ -152,18 +152,34 @@ def test_a_part_is_restored_by_its_path(tmp_path):
         (1.5, "got float at 'state/x/0'"),
         ("text", "got str at 'state/x/0'"),
         (np.array("text"), r"got dtype <U4 at 'state/x/0'"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), "got MaskedArray at 'state/x/0'"),
         (np.array([1.0], ">f4"), r"byte order, got dtype >f4 at 'state/x/0'"),
         (
             jax.ShapeDtypeStruct((2,), jnp.float32),
             "got ShapeDtypeStruct at 'state/x",
         ),
     ],
-    ids=["float", "str", "text", "byte order", "abstract"],
+    ids=["float", "str", "text", "masked", "byte order", "abstract"],
 )
 def test_what_is_no_array_of_numbers_is_refused_by_path(leaf, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         save(tmp_path, {"x": [leaf]}, step=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_traced_is_refused_by_path(tmp_path):
+    state = bias_state(fg.sgd(0.1))
+    with pytest.raises(CheckpointError, match="got leaf 'state/step' while it is trac"):
+        jax.jit(lambda state: save(tmp_path, state))(state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_of_several_runs_must_say_its_step(tmp_path):
+    state = jax.tree.map(lambda x: jnp.stack([x, x]), bias_state(fg.adam(0.1)))
+    with pytest.raises(ValueError, match=r"several runs, got steps of shape \(2,\)"):
+        save(tmp_path, state)
+    save(tmp_path, state, step=3)
+    assert_same(restore(tmp_path, state), state)
 
 
 def test_what_cannot_be_told_apart_by_path_is_refused(tmp_path):
@@ -177,14 +193,19 @@ def test_a_donated_state_is_named_not_saved_but_still_says_the_shapes(tmp_path):
     jax.block_until_ready(jax.jit(jnp.negative, donate_argnums=0)(original["w"]))
     with pytest.raises(CheckpointError, match="leaf 'state/w' whose memory"):
         save(tmp_path, original, step=1)
+    state = bias_state(fg.sgd(0.1))
+    jax.block_until_ready(jax.jit(lambda x: x + 1, donate_argnums=0)(state.step))
+    with pytest.raises(CheckpointError, match="leaf 'state/step' whose memory"):
+        save(tmp_path, state)
     assert restore(tmp_path, original)["w"].sum() == 3
 
 
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match=r"notes\.fn"):
         save(tmp_path, jnp.ones(1), step=0, notes={"fn": print})
-    with pytest.raises(TypeError, match=r"metrics\.loss"):
-        save(tmp_path, jnp.ones(1), step=0, metrics={"loss": np.ones(2)})
+    for metric in (np.ones(2), None, "low"):
+        with pytest.raises(TypeError, match=r"metrics\.loss"):
+            save(tmp_path, jnp.ones(1), step=0, metrics={"loss": metric})
     assert list(tmp_path.iterdir()) == []
 
 

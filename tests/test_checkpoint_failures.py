@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,51 @@ def test_a_write_that_failed_at_the_end_of_the_program_is_told(tmp_path):
     command = [sys.executable, "-c", EXIT, str(tmp_path / "file" / "folder")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "a checkpoint was not written: need to write" in done.stderr
+
+
+FORGOTTEN = """
+import gc, sys
+import jax.numpy as jnp
+from fngrad.checkpoint import Checkpoints
+
+def main():
+    checkpoints = Checkpoints(sys.argv[1])
+    checkpoints.save(1, {"state": jnp.ones(3)})
+    return checkpoints._thread
+
+main().join()
+gc.collect()
+"""
+
+
+def test_a_write_that_failed_is_told_when_nobody_asks_any_more(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-c", FORGOTTEN, str(tmp_path / "file" / "folder")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "a checkpoint was not written: need to write" in done.stderr
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_the_next_one_can(
+    tmp_path, monkeypatch
+):
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail(RuntimeError("no new thread")))
+        with pytest.raises(CheckpointError, match="step 1, got no new thread"):
+            checkpoints.save(1, {"state": jnp.ones(1)})
+    write(checkpoints, 2)
+    assert checkpoints.steps() == [2]
+
+
+def test_a_folder_that_cannot_even_be_listed_is_explained(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    write(checkpoints, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fail(PermissionError(13, "denied")))
+        checkpoints.save(2, {"state": jnp.ones(1)})
+        with pytest.raises(CheckpointError, match=r"step 2 .* checkpoint is unknown"):
+            checkpoints.wait()
+    assert checkpoints.newest().step == 1
 
 
 SMALL_DISK = """

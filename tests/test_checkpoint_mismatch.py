@@ -1,5 +1,8 @@
 """A checkpoint of something else is refused, and what differs is named."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -69,6 +72,37 @@ def test_codes_of_another_kind_with_the_same_shapes_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"need leaves that fit .* got none"):
         restore(tmp_path, unsigned, partial=True)
     assert_same(restore(tmp_path, signed), signed)
+
+
+SETS = """
+import sys
+import jax
+import jax.numpy as jnp
+from fngrad.checkpoint import restore, save
+
+class Module:
+    def __init__(self, w):
+        self.w = w
+
+names = frozenset({"alpha", "beta", "gamma", "delta", "epsilon"})
+jax.tree_util.register_pytree_node(
+    Module, lambda m: ((m.w,), ("names", names)), lambda aux, w: Module(*w)
+)
+if len(sys.argv) > 2:
+    save(sys.argv[1], Module(jnp.ones(2)), step=0)
+print(list(names), restore(sys.argv[1], Module(jnp.zeros(2))).w)
+"""
+
+
+def test_a_set_is_the_same_in_the_order_of_another_process(tmp_path):
+    shown = []
+    for seed, *more in (("1", "save"), ("2",)):
+        command = [sys.executable, "-c", SETS, str(tmp_path), *more]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.stdout.endswith("[1. 1.]\n"), done.stderr
+        shown.append(done.stdout)
+    assert shown[0] != shown[1]
 
 
 def test_quantised_and_stacked_optimizers_come_back(tmp_path):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fngrad.checkpoint.errors import UnreadableError
+
 _VISIBLE = re.compile(r"(\d{8,})(?:-(\d+))?")
 _HIDDEN = re.compile(r"\.\d{8,}(-\d+)?\.(writing|deleted)")
 
@@ -27,11 +29,17 @@ class StepFolder(NamedTuple):
 
 
 def listing(folder: Path) -> list[StepFolder]:
-    """Return the steps of a folder, oldest first; none if there is no folder."""
+    """Return the steps of a folder, oldest first; none if there is no folder.
+
+    Raises:
+        UnreadableError: the folder cannot be read.
+    """
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise UnreadableError(f"need a folder to read, got {error}") from error
     matches = [match for name in names if (match := _VISIBLE.fullmatch(name))]
     return sorted(
         StepFolder(int(match[1]), int(match[2] or 0), folder / match[0])

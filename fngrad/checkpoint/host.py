@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 import fngrad.tree as tree
 from fngrad.checkpoint.errors import CheckpointError
@@ -19,6 +20,7 @@ from fngrad.types import Path
 
 _LONG = 1000  # characters of text about one node; more are summed up
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 class Leaf(NamedTuple):
@@ -42,8 +44,9 @@ def take(a: Any) -> HostTree:
     """Copy a tree of arrays to the host.
 
     Raises:
-        CheckpointError: a leaf is no array, was donated, lies on devices of other
-            processes, or has a dtype that is not numeric; or two leaves have one path.
+        CheckpointError: a leaf is no array, is traced or masked, was donated, lies on
+            devices of other processes, or has a dtype that is not numeric; or two
+            leaves have one path.
     """
     leaves = paths_of(a)
     for path, leaf in leaves.items():
@@ -151,9 +154,14 @@ def _collect(node: Any, prefix: tuple[Any, ...], found: dict[Path, str]) -> None
 
 def _text_of(aux: Any) -> str:
     text = _ADDRESS.sub("", repr(aux))
+    text = _BRACES.sub(_in_order, text)  # a set has another order in every process
     if len(text) <= _LONG:
         return text
     return f"{text[:_LONG]}... ({len(text)} characters, {zlib.crc32(text.encode())})"
+
+
+def _in_order(braces: re.Match[str]) -> str:
+    return f"{{{', '.join(sorted(braces[1].split(', ')))}}}"
 
 
 def _is_plain(kind: Any) -> bool:
@@ -166,17 +174,10 @@ def _check(path: Path, leaf: Any) -> None:
             f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}"
         )
     if isinstance(leaf, jax.Array):
-        if leaf.is_deleted():
-            raise CheckpointError(
-                f"need a state that is there, got leaf {path!r} whose memory was "
-                "donated to a step: save the state that the step returned"
-            )
-        if not leaf.is_fully_addressable:
-            raise CheckpointError(
-                f"need arrays on devices of this process, got leaf {path!r} on "
-                "others: checkpoints of several processes are not there yet"
-            )
-    elif not isinstance(leaf, np.ndarray | np.generic):
+        _check_is_there(path, leaf)
+    elif isinstance(leaf, np.ma.MaskedArray) or not isinstance(
+        leaf, np.ndarray | np.generic
+    ):
         raise CheckpointError(
             f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}"
         )
@@ -188,6 +189,24 @@ def _check(path: Path, leaf: Any) -> None:
         raise CheckpointError(
             "need numbers in the machine's byte order, "
             f"got dtype {dtype.str} at {path!r}"
+        )
+
+
+def _check_is_there(path: Path, leaf: jax.Array) -> None:
+    if isinstance(leaf, Tracer):
+        raise CheckpointError(
+            f"need numbers to save, got leaf {path!r} while it is traced: save outside "
+            "of jit, grad, vmap and scan"
+        )
+    if leaf.is_deleted():
+        raise CheckpointError(
+            f"need a state that is there, got leaf {path!r} whose memory was "
+            "donated to a step: save the state that the step returned"
+        )
+    if not leaf.is_fully_addressable:
+        raise CheckpointError(
+            f"need arrays on devices of this process, got leaf {path!r} on "
+            "others: checkpoints of several processes are not there yet"
         )
 
 

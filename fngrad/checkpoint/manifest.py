@@ -6,6 +6,7 @@ when its manifest is whole and all files have their sizes.
 """
 
 import datetime
+import errno
 import functools
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.host import HostTree, Leaf, named_dtype
 from fngrad.logging.files import from_json_number, to_json, write_json
 
@@ -25,6 +26,14 @@ FORMAT = 1
 NAME = "manifest.json"
 ARRAYS = "arrays"
 _CHUNK = 1 << 22  # bytes read at a time
+_OF_DAMAGE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EIO,  # a broken disk
+    errno.ESTALE,  # deleted meanwhile, on a network file system
+}
 
 
 def arrays_of(host: HostTree) -> dict[str, np.ndarray]:
@@ -34,6 +43,19 @@ def arrays_of(host: HostTree) -> dict[str, np.ndarray]:
         for place, leaf in enumerate(host.leaves.values())
         if leaf.data.size
     }
+
+
+def in_json(metrics: dict[str, Any] | None, notes: Any) -> tuple[dict[str, Any], Any]:
+    """Return metrics and notes in JSON's types.
+
+    Raises:
+        TypeError: a metric is no number, or JSON cannot hold the notes.
+    """
+    values = to_json(metrics or {}, "metrics")
+    for name, value in values.items():
+        if not isinstance(from_json_number(value), int | float):
+            raise TypeError(f"need a number, got {value!r} at 'metrics.{name}'")
+    return values, to_json(notes, "notes")
 
 
 def write(
@@ -46,6 +68,14 @@ def write(
 ) -> None:
     """Write the manifest of a step whose arrays are there.
 
+    Args:
+        folder: of the step.
+        step: what it is called.
+        host: what the arrays are.
+        metrics: in JSON's types.
+        notes: in JSON's types.
+        best: the metric, and ``"min"`` or ``"max"``, for who asks for the best step.
+
     Raises:
         OSError: the file system refuses.
     """
@@ -57,9 +87,9 @@ def write(
         "leaves": _entries(host),
         "static": host.static,
         "files": _files(folder),
-        "metrics": to_json(metrics, "metrics"),
+        "metrics": metrics,
         "best": best,
-        "notes": to_json(notes, "notes"),
+        "notes": notes,
     }
     write_json(folder / NAME, {"crc32": _checksum(content), "content": content})
 
@@ -68,14 +98,15 @@ def read(folder: Path) -> dict[str, Any]:
     """Return the manifest of a step, in JSON's types.
 
     Raises:
-        CheckpointError: it is missing or damaged, or of a newer format.
+        UnreadableError: it is of a newer format, or cannot be read now.
+        CheckpointError: it is missing or damaged.
     """
     path = folder / NAME
     try:
         whole = json.loads(path.read_bytes())
         is_good = _checksum(whole["content"]) == whole["crc32"]
     except OSError as error:
-        raise CheckpointError(f"need a manifest, got {error}") from error
+        raise _refusal("a manifest", error) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"need an undamaged manifest, got {error} in {path}"
@@ -84,7 +115,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"need an undamaged manifest, got changes in {path}")
     content = whole["content"]
     if content["format"] != FORMAT:
-        raise CheckpointError(
+        raise UnreadableError(
             f"need a checkpoint of format {FORMAT}, got {content['format']} in {path}: "
             f"it is from fngrad {content.get('versions', {}).get('fngrad')}, install "
             "that or a newer one"
@@ -93,22 +124,23 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise unless the files are the listed ones, with their sizes.
+    """Raise unless the listed files are there, with their sizes.
+
+    Others are left alone: file managers and network file systems put some everywhere.
 
     Raises:
-        CheckpointError: a file is missing, unknown, or has another size.
+        UnreadableError: the files cannot be looked at now.
+        CheckpointError: a file is missing, or has another size.
     """
     expected = manifest["files"]
     try:
         got = _sizes(folder)
     except OSError as error:
-        raise CheckpointError(f"need all files of a step, got {error}") from error
-    for name in sorted(expected.keys() | got.keys()):
+        raise _refusal("all files of a step", error) from error
+    for name in sorted(expected):
         path = folder / name
         if name not in got:
             raise CheckpointError(f"need all files of a step, got {path} missing")
-        if name not in expected:
-            raise CheckpointError(f"need the files of a step alone, got {path} too")
         if got[name] != expected[name]["size"]:
             raise CheckpointError(
                 f"need {expected[name]['size']} bytes, got {got[name]} in {path}"
@@ -119,7 +151,8 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raise unless the files hold what was written.
 
     Raises:
-        CheckpointError: a file is missing, unknown, or has other bytes.
+        UnreadableError: a file cannot be read now.
+        CheckpointError: a file is missing, or has other bytes.
     """
     check_sizes(folder, manifest)
     for name, entry in manifest["files"].items():
@@ -127,7 +160,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         try:
             found = _checksum_of_file(path)
         except OSError as error:
-            raise CheckpointError(f"need files to read, got {error}") from error
+            raise _refusal("files to read", error) from error
         if found != entry["crc32"]:
             raise CheckpointError(f"need an undamaged file, got other bytes in {path}")
 
@@ -136,9 +169,16 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
     """Return a leaf of the manifest with its data.
 
     Raises:
+        UnreadableError: the dtype is not known here.
         CheckpointError: the data are not what was saved; the leaf is named.
     """
-    dtype, shape = named_dtype(entry["data_dtype"]), tuple(entry["data_shape"])
+    try:
+        dtype, shape = named_dtype(entry["data_dtype"]), tuple(entry["data_shape"])
+    except TypeError as error:
+        raise UnreadableError(
+            f"need a dtype that this JAX knows, got {entry['data_dtype']!r}, leaf "
+            f"{entry['path']}"
+        ) from error
     name = entry["name"]
     data = np.zeros(0, np.uint8) if name is None else arrays[name]
     if data.nbytes != dtype.itemsize * int(np.prod(shape)) or (
@@ -157,6 +197,12 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
 def metrics_of(manifest: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of a step, as numbers."""
     return {name: from_json_number(x) for name, x in manifest["metrics"].items()}
+
+
+def _refusal(need: str, error: OSError) -> CheckpointError:
+    """Return the error for files that are damaged, or that cannot be read now."""
+    kind = CheckpointError if error.errno in _OF_DAMAGE else UnreadableError
+    return kind(f"need {need}, got {error}")
 
 
 def _entries(host: HostTree) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
-from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.folders import StepFolder
 from fngrad.checkpoint.host import Leaf
 from fngrad.types import Path as LeafPath
@@ -48,12 +48,18 @@ class Saved(NamedTuple):
 
 
 def completed(folder: Path) -> list[Complete]:
-    """Return the complete steps, oldest first, each with its manifest."""
+    """Return the complete steps, oldest first, each with its manifest.
+
+    Raises:
+        UnreadableError: one may be complete, but cannot be read here or now.
+    """
     found = []
     for each in folders.listing(folder):
         try:
             content = manifest.read(each.path)
             manifest.check_sizes(each.path, content)
+        except UnreadableError:
+            raise
         except CheckpointError:
             continue
         found.append(Complete(each, content))
@@ -65,12 +71,19 @@ def steps(folder: str | Path) -> list[int]:
 
     Complete means that the manifest is whole and all files have their sizes; what is
     in the files is checked when a step is restored.
+
+    Raises:
+        CheckpointError: one may be complete, but cannot be read here or now.
     """
     return sorted({each.folder.step for each in completed(Path(folder))})
 
 
 def latest_step(folder: str | Path) -> int | None:
-    """Return the newest step with a complete checkpoint, if any."""
+    """Return the newest step with a complete checkpoint, if any.
+
+    Raises:
+        CheckpointError: one may be complete, but cannot be read here or now.
+    """
     found = steps(folder)
     return found[-1] if found else None
 
@@ -97,6 +110,7 @@ def load(path: Path) -> Saved:
     """Read a step and check all of it, files first, then each leaf.
 
     Raises:
+        UnreadableError: it cannot be read here or now.
         CheckpointError: it is damaged; the file or the leaf is named.
         ImportError: orbax-checkpoint is missing.
     """
@@ -108,10 +122,10 @@ def load(path: Path) -> Saved:
         arrays = array_files.read(path / manifest.ARRAYS, names)
     except ImportError:
         raise
-    except Exception as error:
-        raise CheckpointError(
-            f"need arrays that can be read in {path}, got {type(error).__name__}: "
-            f"{error}"
+    except Exception as error:  # no damage: the files are as they were written
+        raise UnreadableError(
+            f"need arrays that can be read in {path}, whose files are undamaged, got "
+            f"{type(error).__name__}: {error}"
         ) from error
     return Saved(
         content["step"],
@@ -132,6 +146,11 @@ def first_good(
         candidates: lists steps in the order of preference. It is asked again when a
             step went away while it was read.
         damaged: takes up those that are not good.
+
+    Raises:
+        CheckpointError: a step may be good, but cannot be read here or now; or steps
+            went away at every attempt.
+        ImportError: orbax-checkpoint is missing.
     """
     skipped = set() if damaged is None else damaged
     for _ in range(_ATTEMPTS):
@@ -143,6 +162,8 @@ def first_good(
             except CheckpointError as error:
                 if not os.path.lexists(path):
                     break
+                if isinstance(error, UnreadableError):
+                    raise
                 skipped.add(path)
                 warnings.warn(
                     f"the checkpoint {path} is damaged and is not used: {error}",

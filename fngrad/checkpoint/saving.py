@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import take
+from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.rebuilding import rebuild
 from fngrad.checkpoint.writing import write_step
-from fngrad.logging.files import to_json
 from fngrad.training import TrainState
 from fngrad.types import Path as LeafPath
 from fngrad.types import Tree
@@ -42,7 +42,7 @@ def save(
     Raises:
         ValueError: no step, or one that is no int >= 0.
         CheckpointError: the folder cannot be written, or the tree cannot be saved.
-        TypeError: metrics or notes that JSON cannot hold.
+        TypeError: a metric that is no number, or notes that JSON cannot hold.
         ImportError: orbax-checkpoint is missing.
 
     Example:
@@ -55,13 +55,14 @@ def save(
         ...     print(path.name, restore(folder, like=params)["w"])
         00000100 [0. 1. 2.]
     """
-    if step is None:
-        if not isinstance(state, TrainState):
-            raise ValueError(f"need step= for a {type(state).__name__}, got None")
-        step = int(state.step)
-    numerics.check_count("step", step)
-    plain = to_json(metrics or {}, "metrics"), to_json(notes, "notes")
-    return write_step(Path(folder), step, take({"state": state}), *plain)
+    if step is not None:
+        numerics.check_count("step", step)
+    elif not isinstance(state, TrainState):
+        raise ValueError(f"need step= for a {type(state).__name__}, got None")
+    plain = manifest.in_json(metrics, notes)
+    host = take({"state": state})
+    at = _step_of(host) if step is None else step
+    return write_step(Path(folder), at, host, *plain)
 
 
 def restore(
@@ -88,12 +89,23 @@ def restore(
         A tree like ``like``, in memory of its own: it can be donated.
 
     Raises:
-        CheckpointError: no checkpoint; a damaged one; or one of another tree: what
-            differs is named.
+        CheckpointError: no checkpoint; a damaged one; one that may be good, but cannot
+            be read here or now, as one of a newer format; or one of another tree:
+            what differs is named.
+        ValueError: ``step`` is something else.
         ImportError: orbax-checkpoint is missing.
     """
     saved = _find(Path(folder), step)
     return rebuild(saved, like, f"state/{part}" if part else "state", partial=partial)
+
+
+def _step_of(host: HostTree) -> int:
+    step = host.leaves["state/step"]
+    if step.shape != ():
+        raise ValueError(
+            f"need step= for a state of several runs, got steps of shape {step.shape}"
+        )
+    return int(step.data)
 
 
 def _find(folder: Path, step: int | str) -> Saved:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
-from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.host import HostTree
 from fngrad.checkpoint.reading import completed, rank
 from fngrad.locks import Lock, LockError
@@ -34,8 +34,8 @@ def write_step(
 ) -> Path:
     """Write a step so that it is there whole or not at all; return its folder.
 
-    What killed writers left is removed first. ``best`` is recorded, for who asks for
-    the best step later.
+    What killed writers left is removed first. Metrics and notes are in JSON's types;
+    ``best`` is recorded, for who asks for the best step later.
 
     Raises:
         CheckpointError: the folder cannot be written (what, where, bytes free, the
@@ -71,12 +71,13 @@ def retain(
         damaged: steps that are known to be.
 
     Raises:
-        CheckpointError: another process is writing there, or deleting fails.
+        CheckpointError: another process is writing there, deleting fails, or a step
+            cannot be read here or now: then none is deleted.
     """
     try:
         with _locked(folder):
             _delete_all_but(folder, written, rule, damaged)
-    except OSError as error:
+    except (OSError, UnreadableError) as error:
         raise CheckpointError(
             f"need to delete old steps, got {error}; the new one is in {written}"
         ) from error
@@ -113,8 +114,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _explain(folder: Path, step: int, error: Exception) -> str:
-    steps = [each.folder.step for each in completed(folder)]
-    last = f"step {steps[-1]}" if steps else "none"
+    try:
+        steps = [each.folder.step for each in completed(folder)]
+        last = f"step {steps[-1]}" if steps else "none"
+    except UnreadableError as unreadable:
+        last = f"unknown ({unreadable})"
     try:
         free = f"{shutil.disk_usage(folder).free} bytes are free"
     except OSError:
