@@ -7,13 +7,11 @@ chunk it reads the metrics, moves the progress bar and sees an interrupt.
 """
 
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
-from fngrad.extras import import_extra
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
@@ -238,9 +236,6 @@ def _open(
             stack.enter_context(Lock(folder))
     if rules.folder is None:
         return None
-    # Said before a run of hours; importing it takes seconds and comes with a save.
-    if importlib.util.find_spec("orbax") is None:
-        import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
     return stack.enter_context(
         Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
     )

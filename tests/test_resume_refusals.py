@@ -1,6 +1,7 @@
 """What fit refuses to go on from, and which arguments it refuses."""
 
 import dataclasses
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -110,3 +111,10 @@ def test_what_was_donated_is_named_with_its_leaf(name, path):
     tree.leaf_paths(given[name])[path].delete()
     with pytest.raises(RuntimeError, match=f"need {name} that .* array at '{path}'"):
         fit(STEP, num_steps=2, progress=False, metric_fn=metric_fn, **given)
+
+
+def test_a_missing_library_is_told_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r'pip install "fngrad\[checkpoint\]"'):
+        saving_fit(tmp_path / "a")
+    assert not (tmp_path / "a").exists()

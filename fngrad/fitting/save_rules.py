@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fngrad.extras import import_extra
 from fngrad.fitting.checks import check_option
 from fngrad.fitting.validation import Mode
 
@@ -29,6 +30,7 @@ class SaveRules(NamedTuple):
 
         Raises:
             ValueError: it is.
+            ImportError: something is to be saved, and orbax-checkpoint is missing.
         """
         check_option("resume", self.resume, ("auto", "never", "must"))
         check_option("on_save_error", self.on_error, ("raise", "warn"))
@@ -50,6 +52,10 @@ class SaveRules(NamedTuple):
                 f"save_every={self.every} save_minutes={self.minutes} "
                 f"resume={self.resume!r}"
             )
+        if self.folder is not None:
+            # Not with the first save: its modules add settings to newer JAX, for each
+            # of which all that was compiled before is compiled again.
+            import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
 
     @property
     def seconds(self) -> float | None:
