@@ -223,9 +223,8 @@ def _explore(key: Key, points: Any, settings: _Settings) -> Any:
             anew = _draw(k_new, x, low, high)
             is_anew = jax.random.bernoulli(k_which, settings.resample, x.shape)
             value = jnp.where(is_anew, anew, value)
-            value = jnp.clip(
-                value, jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
-            )
+            bounds = (jnp.asarray(limit, x.dtype) for limit in (low, high))
+            value = jnp.clip(value, *bounds)
         varied[path] = value
     return tree.from_leaf_paths(points, varied)
 
