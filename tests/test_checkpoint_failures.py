@@ -155,6 +155,27 @@ def test_a_write_that_failed_at_the_end_of_the_program_is_told(tmp_path):
     assert "a checkpoint was not written: need to write" in done.stderr
 
 
+def test_all_of_a_step_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
+    synchronised: list[int] = []
+    before: list[set[int]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def note(file: int) -> None:
+        synchronised.append(os.fstat(file).st_ino)
+        fsync(file)
+
+    def appear(old: Any, new: Any) -> None:
+        before.append(set(synchronised))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "rename", appear)
+    step = save(tmp_path, jnp.ones(3), step=0)
+    everything = {path.stat().st_ino for path in (step, *step.rglob("*"))}
+    assert everything <= before[-1]
+    assert tmp_path.stat().st_ino == synchronised[-1]
+
+
 FORGOTTEN = """
 import gc, sys
 import jax.numpy as jnp

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saved_trees import damage, names, write
+from saved_trees import assert_same, damage, names, write
 
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
@@ -245,6 +245,20 @@ def test_the_manifest_of_a_step_names_the_metric_it_is_best_by(tmp_path):
         checkpoints.save(0, {"state": jnp.ones(1)})
     content = json.loads((tmp_path / "00000000" / "manifest.json").read_text())
     assert content["content"]["best"] == ["accuracy", "max"]
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_step_that_was_read_can_be_rebuilt_again_after_donation(committed, tmp_path):
+    original = {"w": jnp.arange(100_000.0), "n": jnp.arange(1003).astype(jnp.int8)}
+    like = jax.device_put(original, jax.devices()[0]) if committed else original
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, {"state": original})
+    saved = checkpoints.newest()
+    double = jax.jit(lambda a: jax.tree.map(lambda x: x + x, a), donate_argnums=0)
+    for _ in range(2):
+        state = rebuild(saved, like)
+        assert_same(state, original)
+        jax.block_until_ready(double(state))
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):

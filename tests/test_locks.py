@@ -93,6 +93,17 @@ def test_a_fork_that_lives_on_keeps_nobody_out(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
+def test_a_child_between_fork_and_exec_keeps_nobody_out(tmp_path):
+    with Lock(tmp_path) as lock:
+        assert lock._file is not None
+        shared = os.dup(lock._file)  # as such a child has it
+    try:
+        with Lock(tmp_path):
+            pass
+    finally:
+        os.close(shared)
+
+
 def test_the_file_stays_so_that_nobody_locks_another_of_its_name(tmp_path):
     with Lock(tmp_path):
         before = (tmp_path / ".lock").stat().st_ino
