@@ -1,16 +1,17 @@
 """What a training costs in a sweep, in a Python loop, and with its rate baked in.
 
 Claim: 256 trainings as one sweep take a small fraction of the time of a loop that
-compiles each, as happens where the learning rate is written into the program. Against a
-Python loop over one compiled training, the rate as data, a CPU gains nothing: there the
-sweep is worth its chunks, its record and its safety, not its speed. What ``mode="auto"``
-takes is at most 10 % more than the fastest width.
+compiles each, as happens where the learning rate is written into the program. Against
+a Python loop over one compiled training, the rate as data, a CPU gains nothing: there a
+sweep is worth its chunks, its record and its safety, not its speed. The last table is
+for the aim that ``mode="auto"`` takes at most 10 % more than the fastest width.
 
 Command:  python -m experiments.benchmarks.sweeps
 Minutes:  ten on two cores, with torch.
 Expected: against the sweep, compiling each takes 20 to 100 times as long, and the loop
-          over one compiled training 0.4 to 0.7 times, as it compiles one program where
-          the sweep may compile two to choose a width.
+          over one compiled training 0.4 to 0.7 times: it compiles one program where the
+          sweep may compile two, and its trainings are no slower (one run each, on a
+          busy machine).
 
 All cases train the same dense networks on handwritten digits (scikit-learn's) with
 SGD, batch 64; a training is a learning rate and a seed. They are timed from their first
