@@ -209,7 +209,7 @@ def fit(
         is_heard = bool(loggers or callbacks or run_dir)
         looks = past.log_every(log_every, is_heard), eval_every if evaluation else None
         agenda = make_agenda(
-            *(feed, past.step, num_steps, num_epochs, *looks, save_every, past.first)
+            *(feed, past.step, num_steps, num_epochs, *looks, save_every)
         )
         patience = Patience(early_stopping, past.patience)
         ended = _ended(agenda, patience)

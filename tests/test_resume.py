@@ -1,11 +1,13 @@
 """A call of fit that finds checkpoints: it goes on, refuses, or says what is done."""
 
 import json
+import shutil
 import threading
 import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from regression import DATA, first_state, quiet_fit
 from resuming import (
@@ -68,6 +70,10 @@ def test_the_cadence_of_callbacks_is_kept_where_it_would_be_another(tmp_path):
     options = {"checkpoint_dir": tmp_path, "loop": "scan"}
     assert quiet_fit(num_steps=30_000, **stopper, **options).stopped == "callback"
     assert_same_run(quiet_fit(num_steps=30_000, callbacks=[halve], **options), plain)
+    seen = []
+    further = {"callbacks": [lambda step, *_: seen.append(step)]}
+    quiet_fit(num_steps=60_000, **further, **options)
+    assert np.all(np.diff(seen) == 300)  # as a run of 30,000 steps
 
 
 def test_a_completed_run_does_nothing_and_returns_all_it_had(tmp_path, capsys):
@@ -138,11 +144,11 @@ def test_what_was_best_is_remembered(tmp_path):
 
         return metric
 
-    options = {"keep": 1, "keep_best": USUAL_BEST}
+    options = {"keep": 9, "keep_best": USUAL_BEST}
     saving_fit(tmp_path, 8, metric_fn=worse_from(0), **options)
-    assert checkpoint.steps(tmp_path) == [5, 8]
+    assert checkpoint.steps(tmp_path) == [4, 5, 8]
     saving_fit(tmp_path, 20, metric_fn=worse_from(1), **options)
-    assert checkpoint.steps(tmp_path) == [5, 20]
+    assert checkpoint.steps(tmp_path) == [4, 5, 8, 12, 16, 20]  # neither 10 nor 15
 
 
 def test_saving_follows_the_clock(tmp_path):
@@ -185,6 +191,16 @@ def test_records_of_a_run_that_was_never_saved_are_not_cut(tmp_path):
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match="need another run folder, or the state of st"):
         quiet_fit(num_steps=9, run_dir=tmp_path, log_every=2, save_every=2)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:Matplotlib")
+def test_records_of_a_completed_run_without_its_checkpoints_are_not_cut(tmp_path):
+    saving_fit(None, run_dir=tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="need another run folder, or the state of st"):
+        saving_fit(None, run_dir=tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 

@@ -53,7 +53,6 @@ def make_agenda(
     log_every: int | None,
     eval_every: Literal["epoch"] | int | None,
     save_every: int | None,
-    began: int,
 ) -> Agenda:
     """Work out the agenda of a call to `fngrad.fit`; no ``eval_every`` means never.
 
@@ -61,8 +60,6 @@ def make_agenda(
         feed: the run's data.
         first: the step where the call begins.
         num_steps, num_epochs, log_every, eval_every, save_every: see `fngrad.fit`.
-        began: the step where the run began, in an earlier call perhaps: what is
-            about a hundred times a run must not depend on where it was resumed.
 
     Raises:
         ValueError: neither or both of ``num_steps`` and ``num_epochs``, a number out of
@@ -70,7 +67,7 @@ def make_agenda(
     """
     last = _last_step(feed, num_steps, num_epochs)
     if log_every is None:
-        log_every = min(max(100, (last - began) // 100), 1000)
+        log_every = min(max(100, (last - first) // 100), 1000)
     if not isinstance(log_every, int) or log_every < 1:
         raise ValueError(f"need log_every to be an int >= 1, got {log_every!r}")
     evaluations = None if eval_every is None else _next_evaluation(feed, eval_every)

@@ -101,7 +101,7 @@ def _explain_deletion(error: Exception, arguments: dict[str, Any]) -> None:
     Raises:
         RuntimeError: in the place of JAX's error.
     """
-    if "deleted" not in str(error):
+    if "been deleted" not in str(error):
         return
     lost = [
         path

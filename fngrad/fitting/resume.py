@@ -31,11 +31,6 @@ class Past(NamedTuple):
         return int(self.state.step)
 
     @property
-    def first(self) -> int:
-        """Where the run began."""
-        return self.notes.get("first", self.step)
-
-    @property
     def best(self) -> dict[str, Any] | None:
         """What ``keep_best`` has seen."""
         return self.notes.get("best")
@@ -47,6 +42,9 @@ class Past(NamedTuple):
 
     def log_every(self, asked: int | None, is_heard: bool) -> int | None:
         """Return after how many steps to log; what was in force goes on.
+
+        Callbacks may change the state, so a run that is resumed must call them at the
+        same steps.
 
         Args:
             asked: what the caller asks for, if anything.

@@ -38,11 +38,7 @@ class Saving:
         self._rules = rules
         self._checkpoints = checkpoints
         self._agenda = agenda
-        self._notes = {
-            "identity": past.identity,
-            "first": past.first,
-            "log_every": agenda.log_every,
-        }
+        self._notes = {"identity": past.identity, "log_every": agenda.log_every}
         self._best = BestValue(*rules.best, notes=past.best) if rules.best else None
         self.step = past.step  # of the last checkpoint; where the call began
         self._saved_at = time.monotonic()
