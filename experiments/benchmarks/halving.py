@@ -9,7 +9,7 @@ Command:  python -m experiments.benchmarks.halving
 Minutes:  five on two cores.
 Expected: 9 times fewer examples, about 2 times fewer seconds with compiling, a regret
           below 5 %. With a third of the steps and a quarter of the width, halving took
-          twice as long as the full sweep: it was all compiling.
+          twice as long as the full sweep (one run each, on a busy machine).
 
 Points are learning rates and weight decays of AdamW for a dense network on handwritten
 digits (scikit-learn's), with the same seeds for both. The regret is the winner's
