@@ -100,6 +100,8 @@ def test_leaving_by_an_error_waits_and_raises_that_error(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         leave()
     assert checkpoints.newest() is None
+    with pytest.raises(CheckpointError, match="full"):
+        checkpoints.close()
 
 
 def test_an_old_step_that_cannot_be_deleted_is_an_error_after_the_write(
