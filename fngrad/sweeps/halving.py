@@ -26,6 +26,7 @@ import fngrad.sweeps.statistics as statistics
 import fngrad.tree as tree
 from fngrad.sweeps.points import check_points
 from fngrad.sweeps.result import SweepResult, diverged_at, last_values
+from fngrad.sweeps.runner import seed_keys
 from fngrad.sweeps.statistics import Metric
 from fngrad.types import Key
 
@@ -157,7 +158,7 @@ def successive_halving(
     """
     columns, count = check_points(points)
     _check(rungs, factor, metric, chunk)
-    keys = _keys(keys)
+    keys = seed_keys(keys)
     seeds = keys.shape[0]
     stage, compiling = _stage(advance_fn, chunk), 0.0
     lanes = _begin(init_fn, columns, count, keys, args, chunk)
@@ -333,10 +334,3 @@ def _check_history(history: Any, metric: Metric) -> None:
             "need a metric with one value or one curve a lane, "
             f"got shape {history[metric[0]].shape[1:]} of {metric[0]!r}"
         )
-
-
-def _keys(keys: int | Key) -> Key:
-    if isinstance(keys, int):
-        numerics.check_count("keys", keys, low=1)
-        return jax.random.split(jax.random.key(0), keys)
-    return keys

@@ -110,7 +110,7 @@ def sweep(
     begin = time.perf_counter()
     _check_options(metric, mode, chunk)
     columns, count = check_points(points)
-    keys, devices = _keys(keys), _devices(devices)
+    keys, devices = seed_keys(keys), _devices(devices)
     _check_args(args)
     combinations = _combinations(static or {}, columns)
     sweeps = [
@@ -145,6 +145,26 @@ def sweep(
     }
     results = [record.outputs(count, len(keys)) for record in records]
     return _gather(results, columns, combinations, notes)
+
+
+def seed_keys(keys: Any) -> Key:
+    """Return the keys of the seeds that every point sees, typed, shape (S,).
+
+    Args:
+        keys: how many seeds, or typed keys (S,).
+
+    Raises:
+        ValueError: no seed, or keys that are not typed or not of shape (S,).
+    """
+    if not hasattr(keys, "dtype"):
+        numerics.check_count("keys", keys, low=1)
+        return jax.random.split(jax.random.key(0), keys)
+    if not is_key(keys) or keys.ndim != 1 or not len(keys):
+        raise ValueError(
+            "need keys, a number of seeds or typed keys (S,) as jax.random.split "
+            f"gives, got {keys.dtype}{list(keys.shape)}"
+        )
+    return keys
 
 
 def _gather(
@@ -230,18 +250,6 @@ def _combinations(
             raise ValueError(f"need {name!r} in points or in static, got it in both")
     products = itertools.product(*static.values())
     return [dict(zip(static, values, strict=True)) for values in products]
-
-
-def _keys(keys: Any) -> Key:
-    if not hasattr(keys, "dtype"):
-        numerics.check_count("keys", keys, low=1)
-        return jax.random.split(jax.random.key(0), keys)
-    if not is_key(keys) or keys.ndim != 1 or not len(keys):
-        raise ValueError(
-            "need keys, a number of seeds or typed keys (S,) as jax.random.split "
-            f"gives, got {keys.dtype}{list(keys.shape)}"
-        )
-    return keys
 
 
 def _devices(devices: Sequence[Any] | None) -> list[Any]:
