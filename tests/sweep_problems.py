@@ -34,6 +34,16 @@ def train_fn(point, key, data=DATA):
     )
 
 
+def light(point, key, data=None):
+    """Descend on w**2; compiles in a fraction of `train_fn`'s time."""
+
+    def step(w, _):
+        return w - point["learning_rate"] * w, w**2
+
+    w, losses = jax.lax.scan(step, 1 + jax.random.uniform(key), None, STEPS)
+    return {"w": w, "key": key}, {"loss": losses, "val/loss": losses[-1:]}
+
+
 def quiet_sweep(points=POINTS, keys=3, fn=train_fn, **options):
     options = {"progress": False, "mode": 4, "devices": jax.devices()[:1]} | options
     return sweeps.sweep(fn, points, keys, **options)

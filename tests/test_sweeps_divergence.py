@@ -16,10 +16,14 @@ from fngrad.training import init_state, make_step, run
 BAD = 3  # the point whose rate is 1e6
 
 
-def test_the_other_lanes_keep_their_bits():
-    with_bad = quiet_sweep(mode=8)
+@pytest.fixture(scope="module")
+def with_bad():
+    return quiet_sweep()
+
+
+def test_the_other_lanes_keep_their_bits(with_bad):
     calm = np.where(POINTS["learning_rate"] > 1, 0.05, POINTS["learning_rate"])
-    without = quiet_sweep({"learning_rate": calm}, mode=8)
+    without = quiet_sweep({"learning_rate": calm})
     others = [p for p in range(5) if p != BAD]
     for name in with_bad.history:
         np.testing.assert_array_equal(
@@ -36,9 +40,9 @@ def test_the_other_lanes_keep_their_bits():
     assert (with_bad.diverged_at[BAD] > 0).all()
 
 
-def test_a_sweep_without_the_bad_lane_has_the_same_bits():
+def test_a_sweep_without_the_bad_lane_has_the_same_bits(with_bad):
     kept = np.delete(POINTS["learning_rate"], BAD)
-    with_bad, without = quiet_sweep(), quiet_sweep({"learning_rate": kept})
+    without = quiet_sweep({"learning_rate": kept})
     for name in with_bad.history:
         np.testing.assert_array_equal(
             np.delete(with_bad.history[name], BAD, axis=0), without.history[name]
@@ -75,11 +79,10 @@ def test_a_frozen_state_is_the_last_good_one():
         np.testing.assert_array_equal(a, b)
 
 
-def test_diverged_at_is_the_step_that_was_refused():
-    result = quiet_sweep()
-    steps = np.where(result.diverged_at < 0, STEPS, result.diverged_at)
-    np.testing.assert_array_equal(result.state.step, steps)
-    assert np.isfinite(result.state.params["w"]).all()
+def test_diverged_at_is_the_step_that_was_refused(with_bad):
+    steps = np.where(with_bad.diverged_at < 0, STEPS, with_bad.diverged_at)
+    np.testing.assert_array_equal(with_bad.state.step, steps)
+    assert np.isfinite(with_bad.state.params["w"]).all()
 
 
 def test_a_loss_over_the_bound_freezes():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, squared_errors
+from regression import ARRAYS, squared_errors
 from sweep_problems import quiet_sweep
 
 import fngrad as fg
@@ -20,7 +20,7 @@ def trained(optimizer, key, loss_fn=squared, params=None):
     state = fg.init_state(
         params or {"w": jnp.ones(2), "b": jnp.zeros(())}, optimizer, key
     )
-    return fg.run(fg.make_step(loss_fn, optimizer), state, DATA.reseed(key), STEPS)
+    return fg.run(fg.make_step(loss_fn, optimizer), state, lambda step: ARRAYS, STEPS)
 
 
 def by_optimizer(make):
@@ -120,6 +120,6 @@ def test_a_hyperparameter_can_be_swept(name):
         ours = result.history["loss"][p, 0]
         np.testing.assert_allclose(ours, history["loss"], rtol=2e-5)
         w = result.state.params["w"][p, 0]
-        np.testing.assert_allclose(w, state.params["w"], rtol=2e-5)
+        np.testing.assert_allclose(w, state.params["w"], rtol=2e-5, atol=5e-7)
     first, second = result.state.params["w"][:, 0]
     assert (np.abs(first - second) > 1e-4).any(), "the value makes no difference"

@@ -88,7 +88,12 @@ def test_a_training_that_reads_what_changes_is_refused():
         CHANGING[0] += 1
         return (), {"val/loss": point["x"] + jnp.asarray(CHANGING.copy()).sum()}
 
-    for impure in (counting, capturing):
+    def capturing_within(point, key):
+        CHANGING[0] += 1
+        captured = jnp.asarray(CHANGING.copy())
+        return (), {"val/loss": jax.jit(lambda x: x + captured.sum())(point["x"])}
+
+    for impure in (counting, capturing, capturing_within):
         with pytest.raises(ValueError, match="two programs when it was traced twice"):
             swept(impure)
 
@@ -180,6 +185,22 @@ def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path
     )
     again = swept(mode="auto", folder=tmp_path)
     assert again.notes["restored"] == 6
+
+
+def test_out_of_memory_in_the_first_block_of_auto(monkeypatch):
+    to_host, full = blocks.to_host, [True]
+
+    def full_once(outputs):
+        if full:
+            full.pop()
+            out_of_memory()
+        return to_host(outputs)
+
+    monkeypatch.setattr(blocks, "to_host", full_once)
+    with pytest.warns(UserWarning, match="in a block of 6 lanes: going on with 3"):
+        result = swept(mode="auto")
+    assert result.notes["modes"][0]["width"] == 3
+    assert result.notes["values"].tolist() == [[1.0] * 2, [2.0] * 2, [3.0] * 2]
 
 
 def test_out_of_memory_in_a_single_lane_is_an_error(monkeypatch):

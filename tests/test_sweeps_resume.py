@@ -11,9 +11,16 @@ import time
 import jax
 import numpy as np
 import pytest
-from sweep_problems import DATA, POINTS, assert_same_bits, quiet_sweep, train_fn
+from sweep_problems import DATA, POINTS, assert_same_bits, light
+from sweep_problems import quiet_sweep as any_sweep
 
 import fngrad.sweeps.program as program
+from fngrad.locks import Lock, LockError
+
+
+def quiet_sweep(fn=light, **options):
+    return any_sweep(fn=fn, **options)
+
 
 WHOLE = quiet_sweep()
 
@@ -67,11 +74,11 @@ def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
 
 
 def changed(point, key):
-    return train_fn({"learning_rate": 2 * point["learning_rate"]}, key)
+    return light({"learning_rate": 2 * point["learning_rate"]}, key)
 
 
 def shorter(point, key):
-    state, history = train_fn(point, key)
+    state, history = light(point, key)
     return state, {name: curve[..., -1:] for name, curve in history.items()}
 
 
@@ -92,6 +99,45 @@ def test_another_sweep_is_refused(tmp_path, options, name):
     quiet_sweep(folder=tmp_path)
     with pytest.raises(ValueError, match=rf"need the sweep that .*{name}: .* became"):
         quiet_sweep(folder=tmp_path, **options)
+
+
+def adding(number):
+    """Return a training whose constant lies in a jitted function within."""
+    captured = np.array([number, 1.0], np.float32)
+    shifted = jax.jit(lambda loss: loss + captured.sum())
+
+    def fn(point, key):
+        state, history = light(point, key)
+        return state, {name: shifted(x) for name, x in history.items()}
+
+    return fn
+
+
+def test_another_constant_is_refused(tmp_path):
+    quiet_sweep(adding(2.0), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"need the sweep that .*train_fn: .* became"):
+        quiet_sweep(adding(3.0), folder=tmp_path)
+    assert quiet_sweep(adding(2.0), folder=tmp_path).notes["restored"] == 15
+
+
+def test_two_sweeps_do_not_write_in_one_folder(tmp_path):
+    quiet_sweep(folder=tmp_path)  # lets go of the folder at its end
+    with (
+        Lock(tmp_path),
+        pytest.raises(LockError, match="folder for this sweep that nobody else wri"),
+    ):
+        quiet_sweep(folder=tmp_path)
+    with pytest.raises(ValueError, match="need the sweep that"):
+        quiet_sweep(changed, folder=tmp_path)
+    assert quiet_sweep(folder=tmp_path).notes["restored"] == 15  # and when it fails
+
+
+def test_what_a_kill_left_half_written_is_cleared(tmp_path):
+    quiet_sweep(folder=tmp_path)
+    torn = tmp_path / "lanes" / ".0-0-4-00000000.npz.123.tmp"
+    torn.write_bytes(b"PK")
+    assert quiet_sweep(folder=tmp_path).notes["restored"] == 15
+    assert not torn.exists()
 
 
 def test_another_version_of_jax_is_refused(tmp_path):
@@ -155,10 +201,10 @@ import sys, time
 sys.path.insert(0, "tests")
 import conftest
 import fngrad.sweeps.blocks as blocks
-from sweep_problems import quiet_sweep
+from sweep_problems import light, quiet_sweep
 slow = blocks.to_host
 blocks.to_host = lambda outputs: (time.sleep(0.3), slow(outputs))[1]
-quiet_sweep(folder=sys.argv[1])
+quiet_sweep(fn=light, folder=sys.argv[1])
 """
 
 

@@ -16,6 +16,7 @@ from sweep_problems import (
     STEPS,
     arrays_of,
     assert_same_bits,
+    light,
     quiet_sweep,
     train_fn,
 )
@@ -53,11 +54,16 @@ def test_a_sweep_equals_the_runs_alone(mode, rtol):
             chex.assert_trees_all_close(ours, state.params, rtol=rtol)
 
 
+@pytest.fixture(scope="module")
+def lightly_swept():
+    return quiet_sweep(keys=KEYS, fn=light)
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 100])
-def test_the_bits_do_not_depend_on_the_chunk(chunk, tmp_path):
+def test_the_bits_do_not_depend_on_the_chunk(chunk, tmp_path, lightly_swept):
     folder = tmp_path / "sweep"
-    result = quiet_sweep(keys=KEYS, chunk=chunk, folder=folder)
-    assert_same_bits(result, SWEPT)
+    result = quiet_sweep(keys=KEYS, fn=light, chunk=chunk, folder=folder)
+    assert_same_bits(result, lightly_swept)
     files = {1: 4, 5: 2, 100: 1}  # in blocks of 4, 15 lanes
     assert len(list((folder / "lanes").iterdir())) == files[chunk]
 
@@ -70,9 +76,9 @@ def test_every_point_sees_the_same_keys():
 
 
 def test_a_number_of_keys_is_as_many_different_ones():
-    result = quiet_sweep(keys=4)
+    result = quiet_sweep(keys=4, fn=light)
     assert len(np.unique(jax.random.key_data(result.notes["keys"]), axis=0)) == 4
-    again = quiet_sweep(keys=4)
+    again = quiet_sweep(keys=4, fn=light)
     assert_same_bits(result, again)
 
 
@@ -83,14 +89,14 @@ def test_args_are_arguments():
     assert_same_bits(quiet_sweep(keys=KEYS, fn=train_on, args=(DATA,)), SWEPT)
 
 
-def test_points_may_be_any_tree_of_columns():
+def test_points_may_be_any_tree_of_columns(lightly_swept):
     nested = {"optimizer": [POINTS["learning_rate"]]}
 
     def fn(point, key):
-        return train_fn({"learning_rate": point["optimizer"][0]}, key)
+        return light({"learning_rate": point["optimizer"][0]}, key)
 
     result = quiet_sweep(nested, KEYS, fn)
-    assert_same_bits(result, SWEPT)
+    assert_same_bits(result, lightly_swept)
     assert list(result.points) == ["optimizer/0"]
 
 
@@ -171,8 +177,12 @@ SHARDED = """
 import sys
 sys.path.insert(0, "tests")
 import conftest, jax, numpy as np
-from sweep_problems import arrays_of, quiet_sweep
+import sweep_problems
+from sweep_problems import arrays_of
 assert jax.device_count() == 8
+fn = getattr(sweep_problems, sys.argv[1])
+def quiet_sweep(**options):
+    return sweep_problems.quiet_sweep(fn=fn, **options)
 one = quiet_sweep(devices=jax.devices()[:1])
 for devices in (jax.devices(), jax.devices()[:3]):
     many = quiet_sweep(devices=devices)
@@ -182,10 +192,13 @@ for devices in (jax.devices(), jax.devices()[:3]):
 """
 
 
-def test_lanes_on_eight_devices_have_the_bits_of_one():
+@pytest.mark.parametrize(
+    "training", ["light", pytest.param("train_fn", marks=pytest.mark.slow)]
+)
+def test_lanes_on_eight_devices_have_the_bits_of_one(training):
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     subprocess.run(
-        [sys.executable, "-c", SHARDED],
+        [sys.executable, "-c", SHARDED, training],
         check=True,
         cwd=pathlib.Path(__file__).parents[1],
         env=os.environ | environment,

@@ -40,11 +40,11 @@ class Training(NamedTuple):
         while not self.record.done.all():
             block = modes.fitting_block(self.lanes, width)
             how["compile_seconds"] += block.compile_seconds
-            if is_open:
-                block, is_open = self._fastest(block, how), False
-            how["width"] = block.width
-            self._note(how)
             try:
+                if is_open:
+                    block, is_open = self._fastest(block, how), False
+                how["width"] = block.width
+                self._note(how)
                 self._run_blocks(block)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not modes.is_out_of_memory(error) or block.width == 1:

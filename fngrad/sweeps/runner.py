@@ -15,6 +15,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.sweeps.modes as modes
 import fngrad.tree as tree
+from fngrad.locks import Lock
 from fngrad.logging import ProgressBar
 from fngrad.sweeps.blocks import Training
 from fngrad.sweeps.points import check_points
@@ -74,6 +75,7 @@ def sweep(
         chunk: how many lanes are kept at a time, rounded up to whole blocks; None
             keeps about a hundred times.
         folder: where chunks are kept, so that a killed sweep goes on where it was.
+            One process at a time; it is locked while the sweep runs.
         devices: where lanes are trained, by default on all devices of this process.
         progress: whether to show a progress bar.
 
@@ -89,6 +91,7 @@ def sweep(
             that is not pure, or does not record the metric; a folder of another sweep.
         TypeError: points or args that are no numbers; a train_fn that returns another
             form, or whose structure depends on the point.
+        LockError: another process sweeps in the folder, or it cannot be written.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,7 +112,7 @@ def sweep(
     """
     begin = time.perf_counter()
     _check_options(metric, mode, chunk)
-    columns, count = check_points(points)
+    columns, _ = check_points(points)
     keys, devices = seed_keys(keys), _devices(devices)
     _check_args(args)
     combinations = _combinations(static or {}, columns)
@@ -118,33 +121,48 @@ def sweep(
         for values in combinations
     ]
     outlines = [outline(lanes, metric[0]) for lanes in sweeps]
-    keeper = None
-    if folder is not None:
-        keeper = Folder(folder, _description(sweeps[0], outlines, combinations))
+    with contextlib.ExitStack() as stack:
+        keeper = None
+        if folder is not None:
+            stack.enter_context(Lock(folder, purpose="this sweep"))
+            keeper = Folder(folder, _description(sweeps[0], outlines, combinations))
+        results, how = _train(sweeps, outlines, keeper, mode, chunk, progress)
+    notes = {
+        "metric": tuple(metric),
+        "keys": keys,
+        "static": list(static or {}),
+        **how,
+        "seconds": time.perf_counter() - begin,
+    }
+    return _gather(results, columns, combinations, notes)
+
+
+def _train(
+    sweeps: list[Lanes],
+    outlines: list[Outline],
+    folder: Folder | None,
+    mode: modes.Mode,
+    chunk: int | None,
+    progress: bool,
+) -> tuple[list[Any], dict[str, Any]]:
+    """Train what the folder lacks; return the outputs of each sweep, and how."""
     records = [Record(out.outputs, sweeps[0].count) for out in outlines]
     for number, record in enumerate(records):
-        if keeper:
-            keeper.restore(number, record)
+        if folder:
+            folder.restore(number, record)
     restored = sum(int(record.done.sum()) for record in records)
     total = len(records) * sweeps[0].count
     bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
     with bar, _told(records, folder):
         used = [
-            Training(number, lanes, out.jaxpr, record, keeper, bar, chunk).run(mode)
+            Training(number, lanes, out.jaxpr, record, folder, bar, chunk).run(mode)
             for number, (lanes, out, record) in enumerate(
                 zip(sweeps, outlines, records, strict=True)
             )
         ]
-    notes = {
-        "metric": tuple(metric),
-        "keys": keys,
-        "static": list(static or {}),
-        "modes": used,
-        "restored": restored,
-        "seconds": time.perf_counter() - begin,
-    }
-    results = [record.outputs(count, len(keys)) for record in records]
-    return _gather(results, columns, combinations, notes)
+    seeds = len(sweeps[0].keys)
+    results = [record.outputs(record.done.size // seeds, seeds) for record in records]
+    return results, {"modes": used, "restored": restored}
 
 
 def seed_keys(keys: Any) -> Key:
@@ -206,16 +224,17 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _told(records: list[Record], folder: str | Path | None) -> Iterator[None]:
+def _told(records: list[Record], folder: Folder | None) -> Iterator[None]:
     """Say in an interrupt what was reached."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         done = sum(int(record.done.sum()) for record in records)
         total = sum(len(record.done) for record in records)
-        kept = f"kept in {folder}: the same call goes on from there"
-        lost = "lost: a folder would keep them"
-        interrupt.add_note(f"{done} of {total} lanes are {kept if folder else lost}")
+        kept = "lost: a folder would keep them"
+        if folder:
+            kept = f"kept in {folder.path}: the same call goes on from there"
+        interrupt.add_note(f"{done} of {total} lanes are {kept}")
         raise
 
 

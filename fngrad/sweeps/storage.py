@@ -29,7 +29,7 @@ class Folder:
     """Chunks of lanes on disk.
 
     Args:
-        path: the folder; it is made.
+        path: the folder; it is made. Nobody else may write there, see `fngrad.locks`.
         description: what this sweep is, name -> JSON value.
 
     Raises:
@@ -41,6 +41,8 @@ class Folder:
         self.path = Path(path)
         self._lanes = self.path / "lanes"
         self._lanes.mkdir(parents=True, exist_ok=True)
+        for torn in self._lanes.glob(".*.tmp"):  # of a process that was killed
+            torn.unlink()
         file = self.path / "sweep.json"
         self._content = {"format": FORMAT, **to_json(dict(description)), "modes": {}}
         if file.exists():
