@@ -1,5 +1,8 @@
 """How wide the blocks are: what is asked for, and what is found by a probe."""
 
+import os
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,9 @@ import pytest
 from sweep_problems import METRIC, STEPS, assert_same_bits, light, train_fn
 from sweep_problems import quiet_sweep as any_sweep
 
+import fngrad.sweeps.blocks as blocks
 import fngrad.sweeps.probes as probes
+import fngrad.sweeps.program as program
 from fngrad.sweeps.modes import balanced
 from fngrad.sweeps.program import Block
 
@@ -119,3 +124,17 @@ def test_auto_keeps_the_first_block_where_it_is_the_fastest(
 
 def test_the_metric_of_the_problem_is_the_default():
     assert quiet_sweep(mode=4).notes["metric"] == METRIC
+
+
+def test_blocks_are_trained_at_once_and_come_back_in_order(monkeypatch):
+    together = threading.Barrier(2, timeout=60)  # breaks if one block waits for another
+    to_host = program.to_host
+
+    def meets(outputs):
+        together.wait()
+        return to_host(outputs)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    alone = quiet_sweep(mode=4)
+    monkeypatch.setattr(blocks, "to_host", meets)
+    assert_same_bits(quiet_sweep(mode=4), alone)

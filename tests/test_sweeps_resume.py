@@ -16,6 +16,7 @@ from sweep_problems import quiet_sweep as any_sweep
 
 import fngrad.sweeps.program as program
 from fngrad.locks import Lock, LockError
+from fngrad.sweeps.record import Record
 
 
 def quiet_sweep(fn=light, **options):
@@ -157,6 +158,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         quiet_sweep(folder=tmp_path)
 
 
+def test_lanes_that_nothing_describes_are_refused(tmp_path):
+    quiet_sweep(folder=tmp_path)
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(ValueError, match=r"what sweep the 4 files in .* are of"):
+        quiet_sweep(changed, folder=tmp_path)
+    assert len(lanes_of(tmp_path)) == 4
+
+
 def test_the_width_of_the_folder_is_kept(tmp_path):
     quiet_sweep(folder=tmp_path)
     for file in lanes_of(tmp_path)[:2]:
@@ -172,17 +181,16 @@ def test_the_width_of_the_folder_is_kept(tmp_path):
 
 
 def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
-    import fngrad.sweeps.blocks as blocks
-
     made = []
+    put = Record.put
 
-    def interrupted(outputs):
+    def interrupted(self, numbers, outputs):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(1)
-        return program.to_host(outputs)
+        put(self, numbers, outputs)
 
-    monkeypatch.setattr(blocks, "to_host", interrupted)
+    monkeypatch.setattr(Record, "put", interrupted)
     with pytest.raises(KeyboardInterrupt) as error:
         quiet_sweep(folder=tmp_path, chunk=12)
     (note,) = error.value.__notes__

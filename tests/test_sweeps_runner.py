@@ -111,6 +111,7 @@ def test_static_values_are_compiled_apart_and_joined():
         1,
         static={"power": [1, 2], "length": [2, 3]},
         metric=("loss", "min"),
+        mode="vmap",
         progress=False,
     )
     assert result.points["power"].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]

@@ -1,7 +1,10 @@
 """Lanes on their way: block after block, kept in chunks, in less memory if need be."""
 
+import contextlib
 import time
 import warnings
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +81,8 @@ class Training(NamedTuple):
         numbers = np.arange(block.lanes)
         outputs = to_host(block.run(np.minimum(numbers, self.lanes.count - 1)))
         blocks = -(-self.lanes.count // block.lanes)
-        rest = (time.perf_counter() - begin) * (blocks - 1)
+        seconds = time.perf_counter() - begin
+        rest = seconds * (blocks - 1) / modes.blocks_at_once(self.lanes.devices)
         budget = modes.memory_budget(self.lanes.devices)
         trial = try_widths(self.lanes, self.jaxpr, block, rest, budget)
         how["reason"] += f"; {trial.reason}"
@@ -96,26 +100,41 @@ class Training(NamedTuple):
         return block
 
     def _run_blocks(self, block: Block) -> None:
-        """Train block after block; what is done is kept whatever happens."""
-        count, done = self.lanes.count, self.record.done
-        chunk = self.chunk or -(-count // CHUNKS)
+        """Train what is not done; what is done is kept whatever happens."""
+        chunk = self.chunk or -(-self.lanes.count // CHUNKS)
         begin = end = 0
         try:
-            for first in range(0, count, block.lanes):
-                numbers = np.arange(first, min(first + block.lanes, count))
-                if done[numbers].all():
-                    self._keep(begin, end)
-                    begin = end = first + len(numbers)
-                    continue
-                padded = np.minimum(first + np.arange(block.lanes), count - 1)
-                self.record.put(numbers, to_host(block.run(padded)))
-                end = first + len(numbers)
-                self.bar.advance(len(numbers))
-                if end - begin >= chunk:
-                    self._keep(begin, end)
-                    begin = end
+            with contextlib.closing(self._outputs(block)) as blocks:
+                for numbers, outputs in blocks:
+                    first, last = int(numbers[0]), int(numbers[-1]) + 1
+                    if first != end:
+                        self._keep(begin, end)
+                        begin = first
+                    self.record.put(numbers, outputs)
+                    self.bar.advance(len(numbers))
+                    end = last
+                    if end - begin >= chunk:
+                        self._keep(begin, end)
+                        begin = end
         finally:
             self._keep(begin, end)
+
+    def _outputs(self, block: Block) -> Generator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Yield lanes and outputs block after block; several are trained at once."""
+        count, done = self.lanes.count, self.record.done
+        starts = range(0, count, block.lanes)
+        blocks = [np.arange(first, min(first + block.lanes, count)) for first in starts]
+        blocks = [numbers for numbers in blocks if not done[numbers].all()]
+
+        def train(numbers: np.ndarray) -> list[np.ndarray]:
+            padded = np.minimum(numbers[0] + np.arange(block.lanes), count - 1)
+            return to_host(block.run(padded))
+
+        pool = ThreadPoolExecutor(modes.blocks_at_once(self.lanes.devices))
+        try:
+            yield from zip(blocks, pool.map(train, blocks), strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _note(self, how: dict[str, Any]) -> None:
         if self.folder:

@@ -51,7 +51,7 @@ def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
     """Choose the width of the blocks, before anything is timed.
 
     On a CPU "auto" takes as many lanes as carry about 1 MiB from step to step, 2 to
-    64 of them.
+    64 of them, but no more than leave each core a block.
     """
     share = -(-lanes.count // len(lanes.devices))
     if mode == "map":
@@ -62,6 +62,7 @@ def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
         return Choice(mode, "asked for")
     if lanes.devices[0].platform != "cpu":
         return Choice(share, "all lanes of a device at once, on an accelerator")
+    share = -(-share // blocks_at_once(lanes.devices))
     loop = heaviest_loop(jaxpr)
     carried = loop.carry_bytes if loop else 0
     low, high = CPU_WIDTHS
@@ -99,13 +100,23 @@ def fitting_block(lanes: Lanes, width: int) -> Block:
     return block
 
 
+def blocks_at_once(devices: Sequence[Any]) -> int:
+    """Return how many blocks are trained at the same time.
+
+    A program of small operations keeps one core of a CPU busy, so there it is one
+    block a core; several devices share a block instead.
+    """
+    is_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
+    return os.cpu_count() or 1 if is_one_cpu else 1
+
+
 def memory_budget(devices: Sequence[Any]) -> int:
     """Return the bytes of each device that a block may take."""
     statistics = devices[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
     else:
-        free = _free_host_memory() // len(devices)
+        free = _free_host_memory() // (len(devices) * blocks_at_once(devices))
     return int(MEMORY_SHARE * free)
 
 
