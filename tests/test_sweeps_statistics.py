@@ -55,6 +55,17 @@ def test_the_interval_covers_the_median_about_as_often_as_it_says():
     assert 0.87 < covered < 0.96
 
 
+@pytest.mark.parametrize(
+    ("seeds", "share"), [(3, 0.75), (5, 0.94), (7, 0.87), (8, 0.93), (20, 0.94)]
+)
+def test_the_interval_covers_the_median_as_often_as_the_docstring_says(seeds, share):
+    scores = np.random.default_rng(seeds).exponential(size=(1500, seeds))
+    found = summarize(scores, points={}, resamples=1000)
+    covered = np.mean((found.low <= np.log(2)) & (np.log(2) <= found.high))
+    # A share of 1500 trials has a deviation of 0.6 to 1.1 %.
+    assert covered == pytest.approx(share, abs=0.035)
+
+
 def test_of_five_seeds_the_interval_is_from_the_least_to_the_largest():
     scores = np.random.default_rng(3).normal(size=(1, 5))
     found = summarize(scores)
@@ -119,18 +130,46 @@ def test_the_best_at_the_edge_of_an_axis_is_doubted(best, word):
     )
 
 
-def test_few_seeds_overlap_and_divergence_are_doubted():
+def test_few_seeds_near_points_and_divergence_are_doubted():
     few = summarize(separated([0.5, 0.1, 0.5], seeds=4), RATES)
     assert few.warnings == ("4 seeds are few: medians and intervals need 5 or more",)
     noise = np.random.default_rng(6).normal(size=(3, 8))
-    overlap = summarize(np.array([[0.2], [0.1], [5]]) + noise, {})
-    assert overlap.warnings == (
-        "the intervals of the two best points overlap: more seeds are needed to tell "
-        "them apart",
+    noise[1] = noise[0, ::-1]
+    near = summarize(np.array([[0], [0], [9]]) + noise, {})
+    assert near.warnings == (
+        "the seeds do not tell the two best points apart: the interval of their paired "
+        "difference holds 0",
     )
     lost = separated([0.5, 0.1, 0.5], seeds=20)
     lost[1, 3] = np.nan
     assert "1 of 20 lanes of the best point diverged" in summarize(lost, RATES).warnings
+
+
+@pytest.mark.parametrize("metric", [LOSS, ACCURACY])
+def test_points_are_told_apart_by_pairs_though_their_intervals_overlap(metric):
+    shared = np.random.default_rng(9).normal(size=(1, 8))
+    found = summarize(np.array([[0.0], [0.1], [0.05]]) + shared, {}, metric=metric)
+    first, second = found.order[:2]
+    assert found.low[second] < found.high[first]
+    assert found.low[first] < found.high[second]
+    assert found.warnings == ()
+    equal = summarize(np.repeat(shared, 2, axis=0), {}, metric=metric)
+    assert "do not tell the two best points apart" in equal.warnings[0]
+
+
+def test_columns_of_vectors_are_points_without_ends():
+    points = {"betas": np.array([[0.9, 0.99], [0.8, 0.99], [0.9, 0.9]])}
+    assert summarize(separated([0.5, 0.1, 0.5]), points).warnings == ()
+
+
+def test_the_ends_are_those_of_all_points_that_were_tried():
+    left = {"learning_rate": np.array([0.1, 1.0])}
+    scores = separated([0.5, 0.1])
+    assert len(summarize(scores, left).warnings) == 1
+    more = {"learning_rate": np.array([0.01, 0.1, 1.0, 10.0])}
+    assert summarize(scores, left, tried=more).warnings == ()
+    (doubt,) = summarize(scores[:1], {"learning_rate": [0.01]}, tried=more).warnings
+    assert "the least learning_rate tried (0.01)" in doubt
 
 
 def test_a_metric_of_the_test_data_is_refused_and_one_of_training_doubted():
@@ -190,6 +229,7 @@ def test_holms_correction_keeps_the_order_and_multiplies_the_smallest():
         ({"level": 1.0}, "need 0 < level < 1, got level=1.0"),
         ({"resamples": 0}, "need an int resamples >= 1, got resamples=0"),
         ({"points": {"rate": np.ones(2)}}, r"got shape \(2,\) for 'rate'"),
+        ({"points": {"rate": np.ones(())}}, r"got shape \(\) for 'rate'"),
         ({"diverged": np.zeros((3, 5), bool)}, r"got \(3, 6\) and \(3, 5\)"),
     ],
 )
