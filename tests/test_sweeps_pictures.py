@@ -54,6 +54,26 @@ def test_curves_show_the_best_points_in_bands():
     assert legend[0] == "b, rate 0.1, decay 0.1"
 
 
+def test_curves_of_shorter_trainings_end_at_their_own_step():
+    values = np.ones((2, SEEDS, 4))
+    values[0, :, 2:] = np.nan
+    losses = np.repeat(values, 3, axis=2)
+    swept = SweepResult(
+        {"epochs": np.array([2, 4])},
+        [(), ()],
+        {"val/loss": values, "loss": losses},
+        np.full((2, SEEDS), -1),
+        {
+            "metric": ("val/loss", "min"),
+            "values": values[:, :, 1],
+            "static": ["epochs"],
+        },
+    )
+    short, long = pictures.loss_curves(swept).axes[0].lines
+    np.testing.assert_array_equal(short.get_xdata(), [3, 6])
+    np.testing.assert_array_equal(long.get_xdata(), [3, 6, 9, 12])
+
+
 def test_curves_by_a_column_show_the_best_of_each_value():
     figure = pictures.loss_curves(result(), by="rule", labels={"val/loss": "nats"})
     drawn(figure)

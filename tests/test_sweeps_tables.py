@@ -28,7 +28,7 @@ def result(medians=(0.5, 0.1, 0.3, 0.4), metric=("val/loss", "min"), **history):
         [(), ()],
         {"val/loss": curves} | history,
         at,
-        {"metric": metric, "values": values},
+        {"metric": metric, "values": values, "static": ["optimizer"]},
     )
 
 
@@ -81,6 +81,27 @@ def test_another_metric_ranks_the_other_way_and_the_last_record_counts():
     }
     (first, *_) = table(swept, also=["val/accuracy"]).rows
     assert first["val/accuracy"] == pytest.approx(0.25)
+
+
+def test_a_metric_that_ends_in_nan_has_no_earlier_value():
+    curves = np.ones((4, SEEDS, 3))
+    curves[1, 2, 1:] = np.nan
+    swept = result(**{"val/auc": curves})
+    for same in (swept, swept._replace(notes=swept.notes | {"static": []})):
+        np.testing.assert_array_equal(
+            scores(same, "val/auc")[1], [1, 1, np.nan, 1, 1, 1]
+        )
+        assert summary(same, ("val/auc", "max")).diverged[1] == 1
+    empty = swept._replace(history={"val/auc": np.ones((4, SEEDS, 0))})
+    assert np.isnan(scores(empty, "val/auc")).all()
+
+
+def test_columns_of_vectors_can_be_ranked_and_compared():
+    betas = np.array([[0.9, 0.99], [0.9, 0.9], [0.8, 0.99], [0.8, 0.9]])
+    swept = result()._replace(points={"betas": betas})
+    assert "[0.9 0.9]" in str(table(swept))
+    np.testing.assert_array_equal(best_point(swept)["betas"], betas[1])
+    assert compare(swept, {"betas": betas[1]}, 0).wins == SEEDS
 
 
 def test_test_metrics_cannot_choose_and_are_doubted_where_they_are_seen():

@@ -1,7 +1,8 @@
 """Pictures of sweeps: curves, heat maps, sensitivities, parallel coordinates.
 
-Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. Colours
-can be told apart by colour-blind readers. An axis is logarithmic where its values are
+Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. Colours,
+but for those of the curves, which are matplotlib's, can be told apart by colour-blind
+readers. An axis is logarithmic where its values are
 positive and spread over more than a factor of 30. What diverged, or lies so far from
 the rest that it would squash it, is hatched, hollow or crossed, never left out.
 """
@@ -17,7 +18,7 @@ from fngrad.extras import import_extra
 from fngrad.sweeps.drawing import COLORS
 from fngrad.sweeps.result import SweepResult
 from fngrad.sweeps.statistics import Metric, Summary
-from fngrad.sweeps.tables import describe_point, summary
+from fngrad.sweeps.tables import describe_point, records, summary
 
 
 def loss_curves(
@@ -49,7 +50,9 @@ def loss_curves(
     found = summary(result, metric)
     chosen = _best_of_each(result, found, by) if by else list(found.order)
     names, labels = names or (found.metric[0],), labels or {}
-    total = max((x.shape[2] for x in result.history.values() if x.ndim > 2), default=1)
+    total = np.ones(len(found.median), int)
+    for name, x in result.history.items():
+        total = np.maximum(total, records(result, name)) if x.ndim > 2 else total
     panels = {}
     for name in names:
         curves = result.history.get(name)
@@ -57,10 +60,13 @@ def loss_curves(
             raise ValueError(
                 f"need curves among {sorted(result.history)}, got {name!r}"
             )
+        own = records(result, name) if curves.ndim == 3 else np.ones(len(total), int)
         curves = np.asarray(curves, float).reshape(*curves.shape[:2], -1)
-        steps = np.minimum(_spaced(curves.shape[2], total), total)
         panels[labels.get(name, name)] = {
-            describe_point(result, number): [(steps, curve) for curve in curves[number]]
+            describe_point(result, number): [
+                (_spaced(own[number], total[number]), curve[: own[number]])
+                for curve in curves[number]
+            ]
             for number in chosen[:top]
         }
     log_scale = [name for name, panel in panels.items() if _spreads_in(panel)]
@@ -303,9 +309,9 @@ def _draw_best(
     axis.plot(lost, np.full(len(lost), worst), "x", color=style["color"], mew=1.5)
 
 
-def _spaced(records: int, total: int) -> np.ndarray:
+def _spaced(count: int, total: int) -> np.ndarray:
     """Return the steps of evenly spaced records: 1, 2, ... where each has its own."""
-    return np.arange(1, records + 1) * -(-total // max(records, 1))
+    return np.minimum(np.arange(1, count + 1) * -(-total // max(count, 1)), total)
 
 
 def _spreads_in(panel: Mapping[str, Sequence[Any]]) -> bool:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import fngrad.sweeps.statistics as statistics
-from fngrad.sweeps.result import SweepResult
+from fngrad.sweeps.result import SweepResult, last_values
 from fngrad.sweeps.statistics import Comparison, Metric, Summary
 
 Choice = int | Mapping[str, Any]  # a point's number, or values of some columns
@@ -73,6 +73,7 @@ def summary(
         level=level,
         resamples=resamples,
         key=key,
+        tried=result.notes.get("tried"),
     )
     seen = [name for name in result.history if "test" in name.split("/")]
     if seen:
@@ -85,7 +86,7 @@ def scores(result: SweepResult, name: str) -> np.ndarray:
     """Return the last value of a metric of every lane, float64, shape (P, S).
 
     Where combinations of static values recorded curves of different lengths, it is
-    the last one recorded.
+    the last one that any lane of the combination recorded.
 
     Args:
         result: from `fngrad.sweep`.
@@ -104,11 +105,33 @@ def scores(result: SweepResult, name: str) -> np.ndarray:
             "need a metric with one value or one curve a lane, "
             f"got shape {curves.shape[2:]} of {name!r}"
         )
-    if curves.ndim == 2:
-        return curves
-    kept = ~np.isnan(curves)
-    last = curves.shape[2] - 1 - kept[:, :, ::-1].argmax(axis=2)
+    if not result.notes.get("static") or curves.ndim == 2 or 0 in curves.shape:
+        return last_values(curves)
+    last = np.broadcast_to(records(result, name)[:, None] - 1, curves.shape[:2])
     return np.take_along_axis(curves, last[:, :, None], axis=2)[:, :, 0]
+
+
+def records(result: SweepResult, name: str) -> np.ndarray:
+    """Return how many records of a curve each point has, int, shape (P,).
+
+    Combinations of static values may record curves of different lengths, which are
+    padded with NaN. A record that is NaN in every lane of a combination, and all that
+    follow it, cannot be told from the padding.
+
+    Args:
+        result: from `fngrad.sweep`.
+        name: of a curve in the history.
+    """
+    curves = np.asarray(result.history[name])
+    points, _, length = curves.shape[:3]
+    combinations = len(result.state) if result.notes.get("static") else 1
+    if combinations == 1 or length == 0:
+        return np.full(points, length)
+    blocks = curves.reshape(combinations, -1, length, *curves.shape[3:])
+    others = (1, *range(3, blocks.ndim))
+    seen = ~np.isnan(blocks.astype(np.float64)).all(axis=others)
+    lengths = np.where(seen, np.arange(1, length + 1), 0).max(axis=1)
+    return np.repeat(np.maximum(lengths, 1), points // combinations)
 
 
 def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, Any]:
@@ -320,8 +343,8 @@ def _number(result: SweepResult, choice: Choice, metric: Metric) -> int:
 def _equals(entry: Any, value: Any) -> bool:
     """Compare numbers as float32 would hold them: a sweep's point may have been."""
     if isinstance(value, float):
-        return bool(np.isclose(entry, value, rtol=1e-6, atol=0.0))
-    return bool(entry == value)
+        return bool(np.isclose(entry, value, rtol=1e-6, atol=0.0).all())
+    return np.array_equal(entry, value)
 
 
 def _label(choice: Choice) -> str:
