@@ -131,6 +131,28 @@ def test_diverged_points_are_dropped_before_any_other():
     assert np.all(found.final.diverged_at[0] > RUNGS[1])
 
 
+def test_when_lanes_diverged_is_recorded_for_all_points_in_steps_of_the_whole():
+    def counting(point, x, num_steps):
+        """Lose the rate 1 at step 3, the rate 2 at step 0, by the metric alone."""
+        lost = jnp.arange(num_steps) + x == jnp.array([99, 3, 0])[point["rate"]]
+        curve = jnp.where(lost, jnp.nan, point["rate"].astype(jnp.float32))
+        return x + num_steps, {"val/loss": curve}
+
+    points = {"rate": np.array([0, 1, 2])}
+    found = successive_halving(
+        lambda point, key: 0, counting, points, 2, rungs=(2, 6), factor=1.2
+    )
+    np.testing.assert_array_equal(found.diverged_at[:, 0], [-1, 3, 0])
+    np.testing.assert_array_equal(found.final.diverged_at[:, 0], [-1, 3])
+
+
+def test_the_table_of_survivors_doubts_the_ends_of_all_points(halved):
+    assert not any("tried" in line for line in table(halved.final).summary.warnings)
+    left = halve(np.array([0.02, 0.5, 0.1, 0.2]))
+    (doubt,) = [d for d in table(left.final).summary.warnings if "tried" in d]
+    assert "the largest rate tried (0.5)" in doubt
+
+
 def test_equals_go_on_by_number_and_a_maximum_is_a_mirrored_minimum():
     equal = halve(np.full(7, 0.3))
     np.testing.assert_array_equal(equal.reached, [2, 1, 1, 0, 0, 0, 0])
@@ -197,6 +219,17 @@ def test_another_form_and_a_wide_metric_are_refused():
     with pytest.raises(TypeError, match="history a dict of arrays by name, got"):
         successive_halving(
             lambda point, key: key, lambda point, s, n: (s, 1.0), points, rungs=(1,)
+        )
+    with pytest.raises(TypeError, match=r"-> \(state, history\).*got int"):
+        successive_halving(
+            lambda point, key: key, lambda point, s, n: 3, points, rungs=(1,)
+        )
+    with pytest.raises(ValueError, match=r"got shape \(0,\) of 'val/loss'"):
+        successive_halving(
+            lambda point, key: key,
+            lambda point, s, n: (s, {"val/loss": jnp.ones(0)}),
+            points,
+            rungs=(1,),
         )
     with pytest.raises(ValueError, match=r"got shape \(2, 2\) of 'val/loss'"):
         successive_halving(

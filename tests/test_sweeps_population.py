@@ -200,6 +200,7 @@ def test_equal_scores_rank_by_number_and_max_is_the_mirror_of_min():
         ({"ranges": {"rate": (0.5, 0.1)}}, "need low < high"),
         ({"ranges": {"rate": (1e-3, 0.1)}}, "need 'rate' within"),
         ({"points": {"rate": jnp.ones(1)}}, "with >= 2"),
+        ({"points": {"rate": jnp.array([0.1, jnp.nan])}}, "finite points, got .*rate"),
         ({"points": POINTS | {"decay": jnp.ones(3)}}, r"'decay': \(3,\)"),
         ({"metric": ("val/loss", "min")}, r"need a metric among \['loss', 'seen'\]"),
         ({"metric": ("test/loss", "min")}, "a choice by the test data spoils them"),
@@ -215,6 +216,14 @@ def test_integers_cannot_be_varied():
     points = POINTS | {"decay": jnp.arange(N)}
     with pytest.raises(TypeError, match="got dtype int32 for 'decay'"):
         train(0, points=points)
+
+
+@pytest.mark.parametrize("outputs", [3, (1.0, 2.0), [(), {}], ((), {}, ())])
+def test_another_form_of_outputs_is_refused(outputs):
+    with pytest.raises(TypeError, match=r"need advance_fn.* -> \(state, history\)"):
+        population.population_based_training(
+            init, lambda *_: outputs, POINTS, 0, rounds=1, steps_per_round=1
+        )
 
 
 def test_a_metric_of_many_numbers_is_refused():

@@ -25,6 +25,7 @@ import fngrad.numerics as numerics
 import fngrad.sweeps.statistics as statistics
 import fngrad.tree as tree
 from fngrad.sweeps.points import check_points
+from fngrad.sweeps.population import check_outputs
 from fngrad.sweeps.result import SweepResult, diverged_at, last_values
 from fngrad.sweeps.runner import seed_keys
 from fngrad.sweeps.statistics import Metric
@@ -42,9 +43,10 @@ class Halving(NamedTuple):
     reached: np.ndarray  # int, (P,): the last rung that a point trained to, from 0
     scores: np.ndarray  # (R, P, S), NaN where a point was not compared
     history: dict[str, np.ndarray]  # float, (P, S, records), NaN where not trained
+    diverged_at: np.ndarray  # int32, (P, S): the step, or -1 as long as it trained
     survivors: np.ndarray  # int, (K,): the points of ``final``, by number
     final: SweepResult  # of the points that trained to the end; its notes have
-    #                     metric, values, keys and compile_seconds
+    #                     metric, values, keys, tried (``points``), compile_seconds
     lane_steps: int  # steps of all lanes together
 
     @property
@@ -164,7 +166,7 @@ def successive_halving(
     lanes = _begin(init_fn, columns, count, keys, args, chunk)
     table = {path: np.asarray(x) for path, x in tree.leaf_paths(columns).items()}
     scores = np.full((len(rungs), count, seeds), np.nan)
-    reached, lost = np.zeros(count, int), np.zeros((count, seeds), bool)
+    reached, lost_at = np.zeros(count, int), np.full((count, seeds), -1, np.int32)
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
     for rung, length in enumerate(np.diff([0, *rungs])):
         (state, history), took = _advance(stage, lanes, args, int(length))
@@ -177,16 +179,24 @@ def successive_halving(
         alive, lanes = lanes.alive, lanes._replace(state=state)
         parts.append((alive, history))
         scores[rung, alive] = last_values(history[metric[0]])
-        lost[alive] |= diverged_at(history, metric[0]) >= 0
+        now = diverged_at(history, metric[0])
+        lost_at[alive] = _first(lost_at[alive], now, rungs[rung] - int(length))
         reached[alive] = rung
         if rung < len(rungs) - 1:
-            kept = _better(scores[rung, alive], lost[alive], metric, factor)
+            kept = _better(scores[rung, alive], lost_at[alive] >= 0, metric, factor)
             lanes = lanes.keep(kept, seeds)
-    final = _final(lanes, table, parts, metric, keys)
+    final = _final(lanes, table, parts, lost_at, metric, keys)
     final.notes["compile_seconds"] = compiling
+    steps, whole = tuple(rungs), _whole(parts, count)
     lane_steps = int(np.array(rungs)[reached].sum()) * seeds
-    whole, steps = _whole(parts, count), tuple(rungs)
-    return Halving(table, steps, reached, scores, whole, lanes.alive, final, lane_steps)
+    return Halving(
+        table, steps, reached, scores, whole, lost_at, lanes.alive, final, lane_steps
+    )
+
+
+def _first(before: np.ndarray, now: np.ndarray, start: int) -> np.ndarray:
+    """Return when lanes first diverged: earlier, or in the rung since ``start``."""
+    return np.where((before < 0) & (now >= 0), now + start, before)
 
 
 def _better(
@@ -227,9 +237,10 @@ def _begin(
 
 def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
     def stage(points: Any, state: Any, args: Any, length: int) -> Any:
-        return _over_lanes(
-            lambda point, s: advance_fn(point, s, length, *args), chunk, points, state
-        )
+        def one(point: Any, state: Any) -> Any:
+            return check_outputs(advance_fn(point, state, length, *args))
+
+        return _over_lanes(one, chunk, points, state)
 
     return jax.jit(stage, static_argnums=3, donate_argnums=1)
 
@@ -257,6 +268,7 @@ def _final(
     lanes: _Lanes,
     table: dict[str, np.ndarray],
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]],
+    lost_at: np.ndarray,
     metric: Metric,
     keys: Key,
 ) -> SweepResult:
@@ -275,11 +287,12 @@ def _final(
         {name: column[alive] for name, column in table.items()},
         state,
         history,
-        diverged_at(history, metric[0]),
+        lost_at[alive],
         {
             "metric": tuple(metric),
             "values": last_values(history[metric[0]]),
             "keys": keys,
+            "tried": table,
         },
     )
 
@@ -308,10 +321,10 @@ def _check(
 ) -> None:
     statistics.check_metric(metric)
     _check_factor(factor)
+    if not len(rungs):
+        raise ValueError(f"need at least one rung, got {rungs=}")
     for before, rung in zip((0, *rungs), rungs, strict=False):
         numerics.check_count("rung", rung, before + 1)
-    if not rungs:
-        raise ValueError(f"need at least one rung, got {rungs=}")
     if chunk is not None:
         numerics.check_count("chunk", chunk, 1)
 
@@ -322,15 +335,11 @@ def _check_factor(factor: float) -> None:
 
 
 def _check_history(history: Any, metric: Metric) -> None:
-    if not isinstance(history, dict):
-        raise TypeError(
-            "need advance_fn(point, state, num_steps, ...) -> (state, history), "
-            f"history a dict of arrays by name, got {type(history).__name__}"
-        )
     if metric[0] not in history:
         raise ValueError(f"need a metric among {sorted(history)}, got {metric[0]!r}")
-    if history[metric[0]].ndim > 2:
+    shape = history[metric[0]].shape[1:]
+    if len(shape) > 1 or 0 in shape:
         raise ValueError(
             "need a metric with one value or one curve a lane, "
-            f"got shape {history[metric[0]].shape[1:]} of {metric[0]!r}"
+            f"got shape {shape} of {metric[0]!r}"
         )

@@ -79,7 +79,8 @@ def population_based_training(
             "max".
         quantile: of the members to replace, and of those to copy, in (0, 0.5]; at
             least one.
-        factors: by one of the two, chosen by chance, a hyperparameter is multiplied.
+        factors: by one of the two, chosen by chance, a hyperparameter is multiplied;
+            so one that is 0 stays 0, and none changes its sign.
         ranges: hyperparameter's path -> (low, high), within which it stays.
         resample: the chance that a hyperparameter is drawn anew from its range
             instead, uniformly in its logarithm where ``low > 0``; in [0, 1].
@@ -88,11 +89,12 @@ def population_based_training(
         The population: last states, and what each member was in each round.
 
     Raises:
-        TypeError: a hyperparameter is not floating.
-        ValueError: shapes of points that differ, fewer than two members, an argument
-            out of its range, a range of an unknown hyperparameter, or of none where
-            ``resample > 0``, a point outside its range, an unknown metric, or one of
-            the test data.
+        TypeError: a hyperparameter is not floating, or ``advance_fn`` returns another
+            form.
+        ValueError: shapes of points that differ, fewer than two members, a point that
+            is not finite, an argument out of its range, a range of an unknown
+            hyperparameter, or of none where ``resample > 0``, a point outside its
+            range, an unknown metric, or one of the test data.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -124,7 +126,9 @@ def population_based_training(
     state = jax.vmap(lambda point, k: init_fn(point, k, *args))(
         points, jax.random.split(k_init, size)
     )
-    advance = jax.vmap(lambda point, s: advance_fn(point, s, steps_per_round, *args))
+    advance = jax.vmap(
+        lambda point, s: check_outputs(advance_fn(point, s, steps_per_round, *args))
+    )
     unscored = jnp.zeros(size, jnp.result_type(float))
 
     def one_round(carried: Any, now: jax.Array) -> Any:
@@ -144,6 +148,25 @@ def population_based_training(
         one_round, (state, points, unscored), jnp.arange(rounds)
     )
     return Population(state, points, scores, parents, history)
+
+
+def check_outputs(outputs: Any) -> tuple[Any, dict[str, jax.Array]]:
+    """Return what ``advance_fn`` gave, if it is (state, history).
+
+    Args:
+        outputs: of one member.
+
+    Raises:
+        TypeError: it is not.
+    """
+    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
+    if not is_pair or not isinstance(outputs[1], dict):
+        kind = type(outputs[1] if is_pair else outputs).__name__
+        raise TypeError(
+            "need advance_fn(point, state, num_steps, ...) -> (state, history), "
+            f"history a dict of arrays by name, got {kind}"
+        )
+    return outputs
 
 
 def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.Array:
@@ -242,7 +265,7 @@ def _last(history: dict[str, jax.Array], name: str) -> jax.Array:
     if name not in history:
         raise ValueError(f"need a metric among {sorted(history)}, got {name!r}")
     values = history[name]
-    if values.ndim > 2:
+    if values.ndim > 2 or 0 in values.shape:
         raise ValueError(
             "need a metric of a scalar, or of shape (steps,), "
             f"got shape {values.shape[1:]} for {name!r}"
@@ -261,6 +284,8 @@ def _check_points(points: Any) -> int:
             raise TypeError(
                 f"need floating hyperparameters, got dtype {x.dtype} for {path!r}"
             )
+        if not isinstance(x, Tracer) and not np.isfinite(x).all():
+            raise ValueError(f"need finite points, got {x.tolist()} for {path!r}")
     return next(iter(sizes))[0]
 
 
