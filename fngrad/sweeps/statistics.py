@@ -14,8 +14,9 @@ is ever more than 94 %. It says nothing of the choice: of many points, the best 
 median is flattered by having been chosen.
 
 The chance that a point is best is the share of the resamples in which its median is.
-With few seeds it is too sure: where two points differ as much as their seeds do, what
-it calls 97 % or more came true in 92 % of the cases with 5 seeds, 98 % with 8.
+With few seeds it is too sure: of two points that typically differ half as much as their
+seeds do, the one with a chance of 97 % or more was the better one in 92 % of the cases
+with 5 seeds, in 98 % with 8.
 
 References:
     B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
