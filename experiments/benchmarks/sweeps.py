@@ -1,17 +1,16 @@
 """What a training costs in a sweep, in a Python loop, and with its rate baked in.
 
-Claim: 256 trainings as one sweep take a small fraction of the time of a loop that
-compiles each, as happens where the learning rate is written into the program. Against
-a Python loop over one compiled training, the rate as data, a CPU gains nothing: there a
-sweep is worth its chunks, its record and its safety, not its speed. The last table is
-for the aim that ``mode="auto"`` takes at most 10 % more than the fastest width.
+Claim: 256 trainings as one sweep take a hundredth of the time of a loop that compiles
+each, as happens where the learning rate is written into the program, and less than a
+Python loop over one compiled training with the rate as data: lanes of a block share
+what each operation costs, and every core has a block. The last table is for the aim
+that ``mode="auto"`` takes at most 10 % more than the fastest width.
 
 Command:  python -m experiments.benchmarks.sweeps
 Minutes:  ten on two cores, with torch.
-Expected: against the sweep, compiling each takes 20 to 100 times as long, and the loop
-          over one compiled training 0.4 to 0.7 times: it compiles one program where the
-          sweep may compile two, and its trainings are no slower (one run each, on a
-          busy machine).
+Expected: against the sweep, compiling each takes 60 to 100 times as long, torch eager 5
+          to 9 times, and the loop over one compiled training 1.2 to 2 times, compiling
+          included (two quiet cores).
 
 All cases train the same dense networks on handwritten digits (scikit-learn's) with
 SGD, batch 64; a training is a learning rate and a seed. They are timed from their first
@@ -48,7 +47,7 @@ class Config:
 
     widths: tuple[int, ...] = (16, 64, 256)  # of the two hidden layers, a model each
     trainings: int = 256  # a sweep, half of them seeds of the same rate
-    steps: int = 100  # of each training
+    steps: int = 500  # of each training
     batch_size: int = 64  # examples
     sample: int = 4  # trainings that are compiled one by one, or run in torch
     lanes: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)  # trainings of a sweep
@@ -156,26 +155,39 @@ def run_baked(problem: Problem, config: Config) -> Cost:
 def run_torch(problem: Problem, config: Config) -> Cost:
     """Return what the same trainings cost in torch eager, from a sample."""
     torch = importlib.import_module("torch")
-    torch.set_num_threads(os.cpu_count() or 1)
     x, y = (torch.tensor(np.asarray(problem.data.arrays[name])) for name in "xy")
-    y, count = y.long(), min(config.sample, config.trainings)
-    begin = time.perf_counter()
-    for rate in trainings(config.trainings)[0]["learning_rate"][:count]:
-        pairs = zip(problem.layers, problem.layers[1:], strict=False)
+    rates = trainings(config.trainings)[0]["learning_rate"][: config.sample]
+    pairs = list(zip(problem.layers, problem.layers[1:], strict=False))
+
+    def train(rate: float, steps: int) -> None:
         parts = [layer for a, b in pairs for layer in (torch.nn.Linear(a, b), _relu())]
         model = torch.nn.Sequential(*parts[:-1])
-        optimizer = torch.optim.SGD(model.parameters(), lr=float(rate))
-        for step in range(config.steps):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        for step in range(steps):
             if step % (len(x) // config.batch_size) == 0:
                 order = torch.randperm(len(x))
             first = step % (len(x) // config.batch_size) * config.batch_size
             chosen = order[first : first + config.batch_size]
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
+            loss = torch.nn.functional.cross_entropy(model(x[chosen]), y[chosen].long())
+            loss.backward()
             optimizer.step()
-    factor = config.trainings / count
+
+    def seconds_with(threads: int) -> float:
+        torch.set_num_threads(threads)
+        begin = time.perf_counter()
+        train(0.1, min(config.steps, 50))
+        return time.perf_counter() - begin
+
+    seconds_with(1)  # the first steps load what the others use
+    # Threads that wait for each other in a small network cost more than they bring.
+    torch.set_num_threads(min((1, os.cpu_count() or 1), key=seconds_with))
+    begin = time.perf_counter()
+    for rate in rates:
+        train(float(rate), config.steps)
+    factor = config.trainings / len(rates)
     seconds = factor * (time.perf_counter() - begin)
-    return Cost(seconds, 0.0, f"extrapolated from {count}")
+    return Cost(seconds, 0.0, f"extrapolated from {len(rates)}")
 
 
 def _relu() -> Any:
