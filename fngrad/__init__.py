@@ -7,12 +7,11 @@ function can be jitted, differentiated, batched, replayed and tested.
 
 __version__ = "0.1.0"
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import fngrad.checkpoint as checkpoint
-import fngrad.closed_form as closed_form
-import fngrad.curvature as curvature
 import fngrad.data as data
-import fngrad.gradcheck as gradcheck
-import fngrad.landscapes as landscapes
 import fngrad.layers as layers
 import fngrad.logging as logging
 import fngrad.losses as losses
@@ -20,7 +19,6 @@ import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.steps as steps
-import fngrad.sweeps as sweeps
 import fngrad.tree as tree
 from fngrad.backpropagation import (
     Backpropagation,
@@ -77,9 +75,6 @@ from fngrad.optimizers import (
     sophia,
     yogi,
 )
-from fngrad.postmortem import Autopsy, autopsy
-from fngrad.sweeps.result import SweepResult
-from fngrad.sweeps.runner import sweep
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.additive_moments import scale_by_yogi
@@ -154,6 +149,44 @@ from fngrad.transforms.trust import scale_by_lars, scale_by_trust_ratio
 from fngrad.transforms.variance import scale_by_belief, scale_by_radam
 from fngrad.transforms.wrapping import set_hyperparameters, tunable
 from fngrad.tree import split
+
+if TYPE_CHECKING:
+    import fngrad.closed_form as closed_form
+    import fngrad.curvature as curvature
+    import fngrad.gradcheck as gradcheck
+    import fngrad.landscapes as landscapes
+    import fngrad.sweeps as sweeps
+    from fngrad.postmortem import Autopsy, autopsy
+    from fngrad.sweeps.result import SweepResult
+    from fngrad.sweeps.runner import sweep
+
+# Imported when first asked for: name -> its module, and what it is called there.
+_LATER = {
+    "Autopsy": ("fngrad.postmortem", "Autopsy"),
+    "SweepResult": ("fngrad.sweeps.result", "SweepResult"),
+    "autopsy": ("fngrad.postmortem", "autopsy"),
+    "closed_form": ("fngrad.closed_form", None),
+    "curvature": ("fngrad.curvature", None),
+    "gradcheck": ("fngrad.gradcheck", None),
+    "landscapes": ("fngrad.landscapes", None),
+    "sweep": ("fngrad.sweeps.runner", "sweep"),
+    "sweeps": ("fngrad.sweeps", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LATER[name]
+    found = importlib.import_module(module)
+    value = getattr(found, attribute) if attribute else found
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "REGISTRY",
