@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -68,6 +69,39 @@ def test_another_optimizer_or_model_is_refused_by_its_leaves(reached):
             DATA,
             **options,
         )
+
+
+def contents(folder):
+    return {
+        path: path.read_bytes() for path in folder.glob("0*/**/*") if path.is_file()
+    }
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[:99])
+
+
+def flip_a_bit_of_an_array(path):
+    files = [file for file in path.parent.glob("arrays/**/*") if file.is_file()]
+    file = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint .* is damaged")
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+@pytest.mark.parametrize("change", [halve, Path.unlink, flip_a_bit_of_an_array])
+def test_a_folder_of_damaged_checkpoints_is_never_begun_anew(reached, change, resume):
+    for manifest in reached.glob("0*/manifest.json"):
+        change(manifest)
+    before = contents(reached)
+    message = "need a whole checkpoint in .* got 2 that are damaged, the newest '0*8'"
+    if resume == "never" and change is flip_a_bit_of_an_array:  # they look whole
+        message = "need a folder without checkpoints"
+    with pytest.raises(ValueError, match=message):
+        saving_fit(reached, resume=resume)
+    assert contents(reached) == before != {}
 
 
 def test_a_folder_that_fit_did_not_write_is_refused(tmp_path):

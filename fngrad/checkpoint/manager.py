@@ -54,7 +54,7 @@ class Checkpoints:
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         self.folder = Path(folder).absolute()  # wherever the process goes
         self._rule = Retention(keep, best)
-        self._damaged: set[Path] = set()
+        self._damaged: dict[Path, str] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -131,6 +131,11 @@ class Checkpoints:
         else:
             self._join()
 
+    @property
+    def damaged(self) -> dict[Path, str]:
+        """The steps that were read and found damaged, and in what way."""
+        return dict(self._damaged)
+
     def steps(self) -> list[int]:
         """Return the steps with a complete checkpoint, ascending."""
         self._join()
@@ -173,7 +178,7 @@ class Checkpoints:
         try:
             best = self._rule.best or DEFAULT_BEST
             written = write_step(self.folder, step, host, metrics, notes, best)
-            self._damaged.discard(written)
+            self._damaged.pop(written, None)
             retain(self.folder, written, self._rule, self._damaged)
         except Exception as error:
             self._error = error

@@ -138,21 +138,21 @@ def load(path: Path) -> Saved:
 
 
 def first_good(
-    candidates: Callable[[], Iterable[Path]], damaged: set[Path] | None = None
+    candidates: Callable[[], Iterable[Path]], damaged: dict[Path, str] | None = None
 ) -> Saved | None:
     """Return the first step that is as it was written, with a warning for others.
 
     Args:
         candidates: lists steps in the order of preference. It is asked again when a
             step went away while it was read.
-        damaged: takes up those that are not good.
+        damaged: takes up those that are not good, and why.
 
     Raises:
         CheckpointError: a step may be good, but cannot be read here or now; or steps
             went away at every attempt.
         ImportError: orbax-checkpoint is missing.
     """
-    skipped = set() if damaged is None else damaged
+    skipped = {} if damaged is None else damaged
     for _ in range(_ATTEMPTS):
         for path in candidates():
             if path in skipped:
@@ -164,7 +164,7 @@ def first_good(
                     break
                 if isinstance(error, UnreadableError):
                     raise
-                skipped.add(path)
+                skipped[path] = str(error)
                 warnings.warn(
                     f"the checkpoint {path} is damaged and is not used: {error}",
                     stacklevel=3,

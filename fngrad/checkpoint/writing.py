@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ def retain(
     folder: Path,
     written: Path,
     rule: Retention,
-    damaged: set[Path],
+    damaged: Container[Path],
 ) -> None:
     """Delete all steps but the newest, the best and the one just written.
 
@@ -87,7 +87,7 @@ def _delete_all_but(
     folder: Path,
     written: Path,
     rule: Retention,
-    damaged: set[Path],
+    damaged: Container[Path],
 ) -> None:
     found = folders.listing(folder)
     good = [x for x in completed(folder) if x.folder.path not in damaged]

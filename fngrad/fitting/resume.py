@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 import fngrad.tree as tree
-from fngrad.checkpoint import Checkpoints, Saved, rebuild
+from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
 from fngrad.fitting.agenda import ENDLESS, Agenda
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.save_rules import SaveRules
@@ -99,6 +99,7 @@ def begin_or_resume(
 
     Raises:
         FileNotFoundError: ``resume="must"`` and no checkpoint.
+        CheckpointError: checkpoints, all of them damaged.
         ValueError: ``resume="never"`` and a checkpoint; a checkpoint of another run;
             a state that has come further.
     """
@@ -114,6 +115,7 @@ def begin_or_resume(
     wanted = identity(config, feed, state)
     saved = checkpoints.newest()
     if saved is None:
+        _refuse_damaged(rules, checkpoints)
         if rules.resume == "must":
             raise FileNotFoundError(
                 f'need a checkpoint in {str(rules.folder)!r} for resume="must", got '
@@ -163,6 +165,19 @@ def _refuse_any(rules: SaveRules, checkpoints: Checkpoints) -> None:
             f'need a folder without checkpoints for resume="never", got '
             f"{str(rules.folder)!r} with one of step {steps[-1]}: take another folder, "
             'remove this one, or go on with resume="auto"'
+        )
+
+
+def _refuse_damaged(rules: SaveRules, checkpoints: Checkpoints) -> None:
+    """Raise where beginning anew would put an end to what may still be rescued."""
+    damaged = checkpoints.damaged
+    if damaged:
+        newest, reason = next(iter(damaged.items()))
+        raise CheckpointError(
+            f"need a whole checkpoint in {str(rules.folder)!r} to go on from, got "
+            f"{len(damaged)} that are damaged, the newest {newest.name!r}: {reason}; "
+            "to start anew, move that folder away or take another; nothing in it was "
+            "changed"
         )
 
 
