@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from autopsies import DATA, W, examine
 
 import fngrad.batching as batching
 import fngrad.layers as layers
@@ -12,22 +13,6 @@ from fngrad.postmortem import autopsy
 from fngrad.steps import sam
 from fngrad.training import TrainState, init_state, make_step
 from fngrad.transforms.accumulation import accumulate
-
-X = jnp.arange(24.0).reshape(8, 3) / 24
-DATA = batching.from_arrays({"x": X}, batch_size=4)
-
-
-def examine(loss_fn, params, data=DATA, optimizer=None, make=make_step, **kwargs):
-    optimizer = optimizer or sgd(0.1)
-    state = init_state(params, optimizer, key=0)
-    return autopsy(make(loss_fn, optimizer), state, data, **kwargs)
-
-
-def mean_square(params, batch):
-    return jnp.mean(jnp.square(batch["x"] @ params["w"]))
-
-
-W = {"w": jnp.ones(3)}
 
 
 def test_a_log_of_zero_is_found_in_the_forward_pass():
@@ -82,7 +67,7 @@ def test_an_overflow_is_found_in_its_layer_and_row():
         return jnp.mean(layers.batched(model)(params, batch["x"]) ** 2)
 
     x = jnp.full((8, 3), 0.1).at[5, 1].set(3.0)
-    data = batching.from_arrays({"x": x}, batch_size=8, shuffle=True)
+    data = batching.from_arrays({"x": x}, batch_size=8, shuffle=False)
     found = examine(loss_fn, model.init(0), data)
     assert (found.phase, found.operation) == ("forward", "exp")
     assert found.layer == "inner/layers/0"
@@ -104,41 +89,19 @@ def test_an_overflow_in_the_optimizer_is_told_from_the_gradient():
     assert "in float16, whose largest is 6.55e+04" in found.explanation
 
 
-def test_a_nan_in_the_data_is_named_with_its_example():
-    data = batching.from_arrays({"x": X.at[6, 1].set(jnp.nan)}, batch_size=4, seed=3)
-    bad_step = next(t for t in range(2) if 6 in data.indices(t))
-    found = examine(mean_square, W, data)
-    assert (found.step, found.phase, found.leaf) == (bad_step + 1, "batch", "batch/x")
-    assert found.operation is None
-    assert found.explanation == "batch/x is not finite in 1 entry of 12"
-    np.testing.assert_array_equal(found.indices, [6])
-
-
-def test_a_nan_in_the_state_is_named():
-    found = examine(mean_square, {"w": jnp.array([1.0, 1.0, jnp.nan])})
-    assert (found.phase, found.leaf) == ("state", "params/w")
-    assert found.explanation == "params/w is not finite in 1 entry of 3"
-
-
 def test_the_first_fault_of_a_scan_is_found():
-    model = layers.gru(3, 2)
-
     def loss_fn(params, batch):
-        sequence = jnp.stack([batch["x"]] * 5)
-        y = layers.batched(model)(params["rnn"], jnp.swapaxes(sequence, 0, 1))
+        def grow(c, x):
+            return jnp.exp(c * params["rate"]), jnp.sum(x)
 
-        def grow(c, y):
-            return jnp.exp(c * params["rate"]), jnp.sum(y)
+        last, sums = jax.lax.scan(grow, jnp.ones(()), batch["x"])
+        return jnp.mean(sums) + last
 
-        last, _ = jax.lax.scan(grow, jnp.ones(()), y[0])
-        return jnp.mean(y) + last
-
-    params = {"rnn": model.init(0), "rate": jnp.array(1.5)}
-    found = examine(loss_fn, params)
+    found = examine(loss_fn, {"rate": jnp.array(1.5)})
     assert (found.phase, found.operation) == ("forward", "exp")
     assert "(grow)" in found.lines[0]
-    assert found.explanation.startswith("exp(")
-    assert found.explanation.endswith("inf")
+    last_finite = np.exp(1.5 * np.exp(1.5))
+    assert found.explanation == f"exp({1.5 * last_finite:.4g}) = inf"
 
 
 @jax.custom_vjp
@@ -221,34 +184,24 @@ def test_a_mask_without_a_way_out_is_blamed():
 
     found = examine(loss_fn, W)
     assert found.phase == "forward"
+    assert found.operation == "select_n"
     assert "the program itself holds what is not finite" in found.explanation
     assert found.lines[-1].endswith("(loss_fn)")
 
 
-def test_the_run_is_made_again_up_to_the_bad_step():
-    state = init_state(W, sgd(3.0), key=0)
-    step = make_step(mean_square, sgd(3.0))
-    found = autopsy(step, state, DATA)
-    assert found.step > 20
-    assert found.metrics["loss"].shape == (4,)
-    advanced = state
-    for t in range(found.step - 1):
-        advanced, _ = step(advanced, DATA.batch(t))
-    near = autopsy(step, advanced, DATA, at=found.step)
-    assert (near.step, near.explanation) == (found.step, found.explanation)
-    assert near.norms.keys() == {"w"}
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+def test_statistics_that_overflow_are_a_fault_of_the_forward_pass():
+    def loss_fn(params, model_state, batch):
+        variance = jnp.mean(jnp.square(batch["x"] * params["w"]))
+        loss = jnp.mean(batch["x"] * params["w"] / jnp.sqrt(1 + variance))
+        return loss, ({}, {"variance": variance})
 
-
-def test_without_norms_the_parameters_tell_a_step_earlier():
-    def loss_fn(params, batch):
-        return jnp.sum(jnp.sqrt(params["w"]))
-
-    def plain(loss_fn, optimizer):
-        return make_step(loss_fn, optimizer, metrics="loss")
-
-    found = examine(loss_fn, {"w": jnp.array([1.0, 0.0])}, make=plain, at=2)
-    assert (found.step, found.phase, found.leaf) == (1, "backward", "gradient/w")
+    optimizer = sgd(0.1)
+    model_state = {"variance": jnp.zeros(())}
+    state = init_state({"w": jnp.full((1, 3), 1e30)}, optimizer, 0, model_state)
+    found = autopsy(make_step(loss_fn, optimizer), state, DATA)
+    assert np.isfinite(found.metrics["loss"]).all()
+    assert (found.phase, found.operation) == ("forward", "square")
+    assert found.leaf == "model_state/variance"
 
 
 def test_micro_batches_accumulation_and_sam_are_seen_through():
@@ -282,7 +235,7 @@ def test_the_second_forward_pass_of_sam_is_no_backward_pass():
 
 
 def test_dropout_is_made_again():
-    model = layers.serial(layers.linear(3, 8), layers.dropout(0.5), jnp.log)
+    model = layers.serial(layers.linear(3, 2), layers.dropout(0.5), jnp.log)
 
     def loss_fn(params, batch, key):
         return jnp.mean(layers.batched(model)(params, batch["x"], key=key))
@@ -301,49 +254,3 @@ def test_a_foreign_step_and_a_function_as_data_will_do():
     found = autopsy(step, state, lambda step: step.astype(jnp.float32))
     assert (found.step, found.operation) == (4, "div")
     assert found.leaves == ["params/w"]
-
-
-def test_the_report_is_short_and_says_what_to_look_at():
-    def loss_fn(params, batch):
-        return jnp.sum(batch["x"] @ params["w"]) + jnp.log(params["shift"]).sum()
-
-    text = str(examine(loss_fn, {**W, "shift": jnp.array([2.0, 0.0])}))
-    assert text.startswith("step 1 went bad in the forward pass: log(0) = -inf\n")
-    for words in ("log", __file__, "gradient/shift", "loss", "-inf", "norms before"):
-        assert words in text
-    assert len(text.splitlines()) < 16
-    assert max(map(len, text.splitlines())) < 120 + len(__file__)
-
-
-def test_what_cannot_be_examined_is_refused():
-    state, step = init_state(W, sgd(0.1), key=0), make_step(mean_square, sgd(0.1))
-    with pytest.raises(ValueError, match="got steps 1 to 5, which stay finite"):
-        autopsy(step, state, DATA, at=5)
-    with pytest.raises(ValueError, match=r"after step 0 and at=-?\d|need an int at"):
-        autopsy(step, state, DATA, at=0)
-    later = state._replace(step=jnp.int32(7))
-    with pytest.raises(ValueError, match="the state after step 7 and at=7"):
-        autopsy(step, later, DATA, at=7)
-    with pytest.raises(TypeError, match=r"need a TrainState .* got dict"):
-        autopsy(step, {"w": 1}, DATA)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"need a dataset or a function .* got list"):
-        autopsy(step, state, [X])
-    many = state._replace(step=jnp.zeros(3, jnp.int32))
-    with pytest.raises(ValueError, match=r"the state of one run, .* shape \(3,\)"):
-        autopsy(step, many, DATA)
-
-
-def test_a_step_that_only_says_that_it_is_bad_is_reported():
-    def step(state, batch):
-        metrics = {"loss": jnp.zeros(()), "is_finite": state.step < 2}
-        return state._replace(step=state.step + 1), metrics
-
-    found = autopsy(step, init_state(W, sgd(0.1), key=0), DATA)
-    assert (found.step, found.phase, found.operation) == (3, "unknown", None)
-    assert str(found).startswith("step 3 went bad: is_finite in the compiled step")
-
-
-def test_naming_gradients_changes_no_bit_and_no_program():
-    state, batch = init_state(W, sgd(0.1), key=0), DATA.batch(0)
-    named = jax.jit(make_step(mean_square, sgd(0.1))).lower(state, batch).as_text()
-    assert "gradient/" not in named

@@ -5,7 +5,7 @@ bad is good. Then the first one is guilty without whose repair it is bad again. 
 infinity that a mask is made of is not blamed, nor what only follows from a fault.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from fngrad.postmortem.walk import Place, Suspect, Value, Walk
@@ -25,7 +25,10 @@ class Verdict(NamedTuple):
 
 
 def find_culprit(
-    program: Program, arrays: Sequence[Any], goals: Collection[int]
+    program: Program,
+    arrays: Sequence[Any],
+    goals: Collection[int],
+    check: Callable[[], None],
 ) -> Verdict | None:
     """Return what made outputs of a program bad; None where they are good.
 
@@ -33,10 +36,11 @@ def find_culprit(
         program: what to evaluate.
         arrays: its arguments' leaves.
         goals: which outputs should have been good, by number.
+        check: called before every operation; may raise to give up.
     """
 
     def attempt(repaired: Sequence[Place]) -> tuple[Walk, list[Value], set[Place]]:
-        walk = Walk(program, repaired)
+        walk = Walk(program, repaired, check)
         outputs = walk.run(arrays)
         return walk, outputs, set().union(*(outputs[i].sources for i in goals))
 

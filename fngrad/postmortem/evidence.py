@@ -29,10 +29,13 @@ def phase(replayed: Replay, verdict: Verdict, paths: Sequence[Path]) -> str:
     if is_argument(culprit):
         path = argument_path(replayed, culprit)
         return "batch" if path.partition("/")[0] == "batch" else "state"
-    reported = dict(zip(paths, verdict.outputs, strict=True)).get("metrics/loss")
+    outputs = dict(zip(paths, verdict.outputs, strict=True))
     losses = [loss for loss in verdict.losses if loss.made > culprit.made]
-    losses += [reported] if reported else []
-    return phase_of(culprit.scopes, bool(losses) and culprit.place in losses[0].sources)
+    losses += [v for p, v in outputs.items() if p == "metrics/loss"]
+    # Of what a step gives, model state is made by the forward pass alone.
+    forward = [v for p, v in outputs.items() if p.startswith("state/model_state/")]
+    forward += losses[:1]
+    return phase_of(culprit.scopes, any(culprit.place in v.sources for v in forward))
 
 
 def leaves(replayed: Replay, verdict: Verdict) -> list[Path]:
@@ -59,7 +62,7 @@ def rows(replayed: Replay, suspect: Suspect) -> np.ndarray | None:
     places.
     """
     size = _batch_size(replayed.batch)
-    bad = np.asarray(~jnp.isfinite(_bad_output(suspect)))
+    bad = ~np.isfinite(_bad_output(suspect))
     for axis in range(bad.ndim):
         others = tuple(i for i in range(bad.ndim) if i != axis)
         suspected = bad.any(axis=others)
@@ -94,8 +97,13 @@ def _reorder(batch: Any, order: np.ndarray) -> Any:
 
 def norms(params: Params) -> dict[Path, float]:
     """Return every leaf's norm, the largest first."""
-    by_path = {p: float(tree.norm(x)) for p, x in tree.leaf_paths(params).items()}
+    leaves = {p: x for p, x in tree.leaf_paths(params).items() if _is_numeric(x)}
+    by_path = {path: _norm(np.asarray(x)) for path, x in leaves.items()}
     return dict(sorted(by_path.items(), key=lambda item: -item[1]))
+
+
+def _norm(x: np.ndarray) -> float:
+    return float(np.linalg.norm(x.astype(np.complex128).ravel()))
 
 
 def magnitudes(suspect: Suspect) -> list[float]:
@@ -116,12 +124,12 @@ def _magnitude(x: np.ndarray) -> float:
 def explain(suspect: Suspect, path: Path | None) -> str:
     """Return what happened in numbers, such as ``exp(104.2) = inf``."""
     output = _bad_output(suspect)
-    bad = np.asarray(~jnp.isfinite(output))
+    bad = ~np.isfinite(output)
     if is_argument(suspect):
         entries = "1 entry" if bad.sum() == 1 else f"{bad.sum()} entries"
         return f"{path} is not finite in {entries} of {bad.size}"
     place = np.unravel_index(np.argmax(bad), bad.shape)
-    result = _number(np.asarray(output)[place])
+    result = _number(output[place])
     name = suspect.equations[0].primitive.name
     numbers = [np.asarray(x) for x in suspect.inputs if _is_numeric(x)]
     if all(x.shape in ((), bad.shape) for x in numbers):
@@ -137,8 +145,8 @@ def explain(suspect: Suspect, path: Path | None) -> str:
     return words
 
 
-def _bad_output(suspect: Suspect) -> jax.Array:
-    return next(x for x in suspect.outputs if is_bad(x))
+def _bad_output(suspect: Suspect) -> np.ndarray:
+    return np.asarray(next(x for x in suspect.outputs if is_bad(x)))
 
 
 def _number(x: Any) -> str:

@@ -1,5 +1,6 @@
 """The autopsy: replay, evaluate, blame, report."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,14 @@ from fngrad.types import Path
 MAX_STEPS = 10_000  # that are made again where no bad step was named
 
 
-def autopsy(step: Step, state: TrainState, data: Any, at: int | None = None) -> Autopsy:
+def autopsy(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    at: int | None = None,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Autopsy:
     """Find the operation that made a step's loss, gradient or state not finite.
 
     Steps are made again from a good state up to the first bad one. That one is then
@@ -38,6 +46,8 @@ def autopsy(step: Step, state: TrainState, data: Any, at: int | None = None) -> 
         at: the bad step, counted from 1, as in `fngrad.NonFiniteError`. An earlier one
             is found too: without norms among the metrics a loss goes bad one step
             after the parameters. None looks through the next 10,000.
+        check: called before every step and every operation; what it raises ends the
+            autopsy, after a minute for instance.
 
     Raises:
         TypeError: the state is no TrainState, or data of another kind.
@@ -57,13 +67,13 @@ def autopsy(step: Step, state: TrainState, data: Any, at: int | None = None) -> 
     """
     _check(state, data, at)
     last = int(state.step) + MAX_STEPS if at is None else at
-    found = replay(step, state, data, last)
+    found = replay(step, state, data, last, check)
     named = outputs_of(step)
-    program, _ = slicing.trace(named, found.state, found.batch)
-    paths = list(tree.leaf_paths(jax.eval_shape(named, found.state, found.batch)))
+    program, structure = slicing.trace(named, found.state, found.batch)
+    paths = list(tree.leaf_paths(jax.tree.unflatten(structure, program.outputs)))
     goals = [i for i, path in enumerate(paths) if path in found.bad]
     arrays = jax.tree.leaves((found.state, found.batch))
-    verdict = find_culprit(program, arrays, goals)
+    verdict = find_culprit(program, arrays, goals, check)
     if verdict is None:
         return _unexplained(found, data)
     return _explained(found, data, verdict, paths)

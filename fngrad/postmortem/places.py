@@ -1,6 +1,7 @@
 """Where in the user's words an equation stands: phase, layer, line."""
 
 import re
+import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,14 @@ import jaxlib
 
 from fngrad.types import Path
 
-_LIBRARIES = (*jax.__path__, *jaxlib.__path__)
+_LIBRARIES = tuple(f"{path}/" for path in (*jax.__path__, *jaxlib.__path__))
 _OURS = __file__.removesuffix("places.py").removesuffix("postmortem/")
+_INSTALLED = (_OURS, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 _MARKS = {"", "rematted_computation", "checkpoint"}  # scopes that transforms write
 
 
 def layer_of(scopes: str) -> Path:
-    """Return the path that named scopes give, without the marks of transforms.
+    """Return the path that named scopes give, without the marks of JAX.
 
     Example:
         >>> from fngrad.postmortem.places import layer_of
@@ -23,7 +25,8 @@ def layer_of(scopes: str) -> Path:
         'layers/0/head'
     """
     bare = re.sub(r"\w+\(|\)", "", scopes)
-    return "/".join(part for part in bare.split("/") if part not in _MARKS)
+    parts = [p for p in bare.split("/") if p not in _MARKS and "->" not in p]
+    return "/".join(parts)  # einsum writes its subscripts, "ij,jk->ik"
 
 
 def phase_of(scopes: str, reaches_loss: bool) -> str:
@@ -42,8 +45,9 @@ def phase_of(scopes: str, reaches_loss: bool) -> str:
 def lines_of(equations: Sequence[Any]) -> list[str]:
     """Return where an equation was written, as ``file:line (function)``.
 
-    The first is the innermost line outside of JAX; if that is one of fngrad's, the
-    second is the innermost one of the user's, or else of another of fngrad's files.
+    The first is the innermost line outside of JAX; if that is one of fngrad's or of
+    another installed package, the second is the innermost one of the user's, or else
+    of another file.
 
     Args:
         equations: the equation and those around it, innermost first.
@@ -55,7 +59,7 @@ def lines_of(equations: Sequence[Any]) -> list[str]:
     outside = [f for f in frames if not f.file_name.startswith(_LIBRARIES)]
     if not outside:
         return []
-    users = [f for f in outside if not f.file_name.startswith(_OURS)]
+    users = [f for f in outside if not f.file_name.startswith(_INSTALLED)]
     others = [f for f in outside if f.file_name != outside[0].file_name]
     return list(dict.fromkeys(map(_line, [outside[0], *(users or others)[:1]])))
 

@@ -25,7 +25,13 @@ class Replay(NamedTuple):
     is_bad: Callable[[Batch], bool]  # whether another batch makes the step bad
 
 
-def replay(step: Step, state: TrainState, data: Any, last: int) -> Replay:
+def replay(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    last: int,
+    check: Callable[[], None],
+) -> Replay:
     """Make steps until one goes bad.
 
     Args:
@@ -33,12 +39,13 @@ def replay(step: Step, state: TrainState, data: Any, last: int) -> Replay:
         state: where to begin.
         data: a dataset or a function ``step -> batch``.
         last: the last step to make, counted from 1.
+        check: called before every step; may raise to give up.
 
     Raises:
         ValueError: no step up to ``last`` goes bad.
     """
     first = int(state.step) + 1
-    batch_at = _reader(data)
+    batch_at = reader(data)
     outputs = outputs_of(step)
 
     @jax.jit
@@ -53,6 +60,7 @@ def replay(step: Step, state: TrainState, data: Any, last: int) -> Replay:
 
     seen: collections.deque = collections.deque(maxlen=REMEMBERED)
     for _ in range(first, last + 1):
+        check()
         batch = batch_at(state.step)
         made, sound = attempt(state, batch)
         metrics = jax.device_get(made["metrics"])
@@ -77,11 +85,16 @@ def outputs_of(step: Step) -> Callable[[TrainState, Batch], dict[str, Any]]:
     return named
 
 
-def _reader(data: Any) -> Callable[[Any], Batch]:
+def reader(data: Any) -> Callable[[Any], Batch]:
+    """Return the compiled function ``step -> batch`` of a dataset or a function."""
     if not hasattr(data, "batch"):
         return jax.jit(data)
-    read = jax.jit(lambda data, number: data.batch(number))
-    return lambda number: read(data, number)
+    return lambda number: _batch_of(data, number)
+
+
+@jax.jit
+def _batch_of(dataset: Any, number: jax.Array) -> Batch:
+    return dataset.batch(number)  # jitted here: compiled once for datasets of a kind
 
 
 def _faults(made: dict[str, Any], sound: dict[Path, Any]) -> list[Path] | None:

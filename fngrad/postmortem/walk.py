@@ -3,13 +3,14 @@
 A number is *bad* that is not finite. An equation whose inputs are good and whose
 outputs are not is a *suspect*; every bad value knows the suspects it comes from, so
 what was masked away leads nowhere. Infinities that the program itself contains, in
-literals and constants, are meant, and count as good. A *repair* puts 1 in the place
-of what a suspect made bad, and so shows what it did; what is bad because an input
-was is left.
+literals and constants, are *meant*, and count as good, also once they are broadcast
+or cast; what lets them in among the numbers of a step is suspected. A *repair* puts 1
+in the place of what a suspect made bad, and so shows what it did; what is bad because
+an input was is left.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -29,6 +30,7 @@ CALLS = {  # equations that are their inner program
     *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
+_SILENT = {"debug_callback", "debug_print"}  # equations that are left out
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold that program
 # Names that `fngrad.objective` gives to values.
 GRADIENT, LOSS = "gradient/", "loss"
@@ -40,6 +42,7 @@ class Value(NamedTuple):
     array: Any
     sources: frozenset[Place] = frozenset()  # of what is bad in it
     made: int = 0  # how many equations had been evaluated
+    is_constant: bool = False  # it depends on no argument
 
 
 class Suspect(NamedTuple):
@@ -59,14 +62,26 @@ class Suspect(NamedTuple):
 
 
 class Walk:
-    """One evaluation of a program."""
+    """One evaluation of a program.
 
-    def __init__(self, program: Program, repaired: Iterable[Place] = ()):
+    Args:
+        program: what to evaluate.
+        repaired: where to repair.
+        check: called before every equation; may raise to give up.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        repaired: Iterable[Place] = (),
+        check: Callable[[], None] = lambda: None,
+    ):
         self.suspects: dict[Place, Suspect] = {}  # in the order of evaluation
         self.gradients: dict[Path, Value] = {}  # as the program names them
         self.losses: list[Value] = []  # likewise, in the order of evaluation
         self._program = program
         self._repaired = frozenset(repaired)
+        self._check = check
         self._count = 0
 
     def run(self, arrays: Sequence[Any]) -> list[Value]:
@@ -90,13 +105,13 @@ class Walk:
         place: Place,
         around: tuple[Any, ...],
     ) -> list[Value]:
-        known = {v: Value(array) for v, array in program.constants.items()}
+        known = {v: _constant(array) for v, array in program.constants.items()}
         known |= zip(program.inputs, inputs, strict=True)
 
         def read(variable: Any) -> Value:
             if slicing.is_variable(variable):
                 return known[variable]
-            return Value(slicing.read({}, variable))
+            return _constant(slicing.read({}, variable))
 
         for index, operation in enumerate(slicing.operations(program)):
             equation = operation.equation
@@ -116,8 +131,9 @@ class Walk:
         equations: tuple[Any, ...],
     ) -> list[Value]:
         name, params = operation.equation.primitive.name, operation.equation.params
+        self._check()
         self._count += 1
-        if name == "debug_callback":
+        if name in _SILENT:
             return []
         if name == "name":
             self._note(params["name"], inputs[0])
@@ -143,11 +159,14 @@ class Walk:
         if place in self._repaired:
             arrays = [_repair_own(x, inputs) for x in arrays]
         sources = _sources(inputs)
-        if not sources and any(map(is_bad, arrays)):
+        is_constant = all(x.is_constant for x in inputs)
+        is_meant = is_constant and any(map(is_bad, given))
+        if not (sources or is_meant) and any(map(is_bad, arrays)):
             sources = frozenset([place])
             found = Suspect(place, equations, given, arrays, self._count)
             self.suspects[place] = found
-        return [self._derived(x, sources) for x in arrays]
+        made = [self._derived(x, sources) for x in arrays]
+        return [x._replace(is_constant=is_constant) for x in made]
 
     def _loop(
         self,
@@ -182,6 +201,10 @@ class Walk:
         path = name.removeprefix(GRADIENT)
         if path not in self.gradients or not self.gradients[path].sources:
             self.gradients[path] = value
+
+
+def _constant(array: Any) -> Value:
+    return Value(array, is_constant=True)
 
 
 def is_bad(x: Any) -> bool:
@@ -232,7 +255,12 @@ def _scan(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
     rows: list[list[Value]] = [[]] * length
     order = range(length)
     for t in reversed(order) if equation.params["reverse"] else order:
-        now = [_derived(x.array[t], x.sources) for x in xs]
+        now = [
+            _derived(_host(x.array)[t, ...], x.sources)._replace(
+                is_constant=x.is_constant
+            )
+            for x in xs
+        ]
         outputs = body(closed, [*consts, *carry, *now], t)
         carry, rows[t] = outputs[:num_carry], outputs[num_carry:]
     columns = [_stack(column) for column in zip(*rows, strict=True)]
@@ -240,8 +268,15 @@ def _scan(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
 
 
 def _stack(column: Sequence[Value]) -> Value:
-    array = jnp.stack([x.array for x in column])
+    rows = [_host(x.array) for x in column]
+    is_numpy = isinstance(rows[0], np.ndarray)
+    array = (np if is_numpy else jnp).stack(rows)
     return Value(array, _sources(column), max(x.made for x in column))
+
+
+def _host(x: Any) -> Any:
+    """Return x where indexing compiles nothing; keys stay as they are."""
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
 
 def _while(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
