@@ -1,5 +1,7 @@
 """What becomes of a run whose numbers go bad."""
 
+import signal
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,16 +11,20 @@ from regression import DATA, PARAMS, STEP, X, Y, first_state, loss_fn, quiet_fit
 
 import fngrad.batching as batching
 import fngrad.checkpoint as checkpoint
+import fngrad.fitting.nonfinite as nonfinite
 from fngrad.fit import fit
 from fngrad.fitting.nonfinite import MAX_ROLLBACKS, MAX_SKIPS, NonFiniteError
 from fngrad.logging import read_jsonl
 from fngrad.optimizers import adam, sgd
 from fngrad.steps import skip_bad_steps
 from fngrad.training import init_state, make_step, run, snapshot
+from fngrad.transforms.core import named
+from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.wrapping import tunable
 
 BAD_ARRAYS = {"x": X, "y": Y.at[7].set(jnp.nan)}
 BAD = batching.from_arrays(BAD_ARRAYS, batch_size=6, seed=1)
+BATCH = DATA.batch(0)
 HIT = [t for t in range(12) if 7 in BAD.indices(t)]  # steps with that example
 
 
@@ -83,6 +89,48 @@ def test_fit_skips_and_records_it():
     chex.assert_trees_all_close(result.state.params, again.state.params, rtol=1e-4)
 
 
+@pytest.mark.parametrize("loop", ["python", "scan"])
+def test_skipping_is_resumed_with_the_same_bits(loop, tmp_path):
+    options = {"data": BAD, "on_nonfinite": "skip", "loop": loop}
+    whole = quiet_fit(num_steps=12, **options)
+    assert HIT[0] < 5 < HIT[-1]
+    for last in (5, 12):
+        resumed = quiet_fit(num_steps=last, checkpoint_dir=tmp_path, **options)
+    chex.assert_trees_all_equal(whole.state.params, resumed.state.params)
+    chex.assert_trees_all_equal(whole.state.opt_state, resumed.state.opt_state)
+    for name in whole.history:
+        np.testing.assert_array_equal(whole.history[name], resumed.history[name])
+
+
+def test_the_autopsy_of_skipped_steps_is_that_of_the_last_ones():
+    def silent(params, batch):  # its gradient is bad, its loss is not
+        return loss_fn(params, batch) + jnp.sum(jnp.sqrt(batch["t"] * params["w"] ** 2))
+
+    def data(t):
+        bad = jnp.where(t == 1, jnp.nan, 0.0)
+        late = jnp.where(t < 12, 1.0, 0.0)
+        return {**BATCH, "t": late + bad}
+
+    step = make_step(silent, sgd(0.1), metrics="loss")
+    state = init_state({**PARAMS, "w": jnp.ones(2)}, sgd(0.1), 0)
+    with pytest.raises(NonFiniteError, match="10 steps in a row") as error:
+        fit(step, state, data, num_steps=40, on_nonfinite="skip", progress=False)
+    found = error.value.autopsy
+    assert (error.value.step, found.step) == (23, 13)
+    assert (found.phase, found.operation) == ("backward", "div")
+
+
+def test_a_step_that_cannot_be_hashed_is_refused():
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, state, batch):
+            return STEP(state, batch)
+
+    with pytest.raises(TypeError, match="can be hashed, got Unhashable"):
+        fit(Unhashable(), first_state(), DATA, num_steps=2, on_nonfinite="skip")
+
+
 @pytest.mark.parametrize("count", [MAX_SKIPS, MAX_SKIPS + 1])
 def test_too_many_skips_in_a_row_raise(count):
     def step(state, batch):
@@ -120,6 +168,46 @@ def test_the_autopsy_begins_at_the_newest_checkpoint(tmp_path):
     assert len(error.value.autopsy.metrics["loss"]) == 2  # steps 7 and 8
 
 
+def failing(step, state, data, at, check):
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+def interrupted(step, state, data, at, check):
+    signal.raise_signal(signal.SIGINT)
+    check()
+
+
+def unprintable(step, state, data, at, check):
+    class Unprintable:
+        def __str__(self):
+            raise TypeError("no words")
+
+    return Unprintable()
+
+
+@pytest.mark.parametrize(
+    ("autopsy", "words"),
+    [
+        (failing, "it found nothing: RESOURCE_EXHAUSTED"),
+        (interrupted, "it found nothing: interrupted"),
+        (unprintable, "it found nothing: no words"),
+    ],
+)
+def test_an_autopsy_that_fails_hides_nothing(autopsy, words, monkeypatch, capsys):
+    monkeypatch.setattr(nonfinite.postmortem, "autopsy", autopsy)
+    with pytest.raises(NonFiniteError, match=words) as error:
+        quiet_fit(data=BAD, num_steps=12)
+    assert error.value.step == HIT[0] + 1
+    assert error.value.autopsy is None
+    assert "not finite at step" in capsys.readouterr().err
+
+
+def test_an_autopsy_that_takes_long_is_given_up(monkeypatch):
+    monkeypatch.setattr(nonfinite, "MAX_SECONDS", -1)
+    with pytest.raises(NonFiniteError, match="it takes more than -1 s"):
+        quiet_fit(data=BAD, num_steps=12)
+
+
 def test_without_data_to_ask_again_the_error_says_what_to_do():
     batches = [jax.tree.map(np.asarray, BAD.batch(t)) for t in range(12)]
     with (
@@ -149,6 +237,15 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
             save_every=2,
         )
     assert checkpoint.latest_step(tmp_path) == 2
+
+
+def test_a_mask_of_infinities_among_the_parameters_is_saved(tmp_path):
+    optimizer = partition([("mask", freeze()), ("**", sgd(0.1))])
+    params = {**PARAMS, "mask": jnp.array([0.0, -jnp.inf])}
+    state = init_state(params, optimizer, 0)
+    options = {"num_steps": 4, "save_every": 2, "checkpoint_dir": tmp_path}
+    fit(make_step(loss_fn, optimizer), state, DATA, progress=False, **options)
+    assert checkpoint.latest_step(tmp_path) == 4
 
 
 def test_parameters_that_go_bad_without_a_sign_are_found_before_saving(tmp_path):
@@ -235,6 +332,13 @@ def test_a_rollback_survives_being_killed(tmp_path):
     np.testing.assert_array_equal(whole.history["loss"], resumed.history["loss"])
     assert whole.history.notes["rollbacks"] == resumed.history.notes["rollbacks"]
     assert resumed.history.notes["resumed"] == [7]
+
+
+def test_a_learning_rate_in_a_named_part_is_lowered(tmp_path):
+    optimizer = named("fast", STEEP)
+    state = init_state({"w": jnp.zeros(2)}, optimizer, 0)
+    lowered = nonfinite.lower_learning_rates(state, 0.25)
+    assert list(nonfinite.learning_rates(lowered).values()) == [10.0]
 
 
 def test_rollbacks_that_come_no_further_end_the_run(tmp_path):

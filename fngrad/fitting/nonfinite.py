@@ -1,6 +1,9 @@
 """What a run does about numbers that are not finite."""
 
 import functools
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +17,7 @@ from fngrad.fitting.checks import check_hashable, check_option
 from fngrad.fitting.feeds import Feed
 from fngrad.history import History
 from fngrad.postmortem import Autopsy
+from fngrad.postmortem.replay import reader
 from fngrad.steps.skipping import skip_bad_steps
 from fngrad.training import Step, TrainState
 from fngrad.types import Path
@@ -22,7 +26,8 @@ Policy = Literal["raise", "skip", "rollback", "ignore"]
 MAX_SKIPS = 10  # in a row
 MAX_ROLLBACKS = 10  # without coming further than before
 MAX_REPLAY = 1000  # steps that are made again to find out why
-_RATE = "tunable/hyperparameters/learning_rate"
+MAX_SECONDS = 300  # for finding out why
+_RATE = "/hyperparameters/learning_rate"  # under the name of a `fngrad.tunable`
 _CAUSES = (
     "Causes: NaN in the data, labels out of range, a learning rate too high; "
     'on_nonfinite="ignore" records it and goes on, "skip" leaves the batch behind, '
@@ -103,11 +108,17 @@ def check_policy(
         )
 
 
-@functools.lru_cache(maxsize=8)
 def skipping(step: Step) -> Step:
-    """Return `skip_bad_steps` of a step: the same one each time, compiled once."""
+    """Return `skip_bad_steps` of a step: the same one each time, compiled once.
+
+    Raises:
+        TypeError: the step cannot be hashed.
+    """
     check_hashable(step)
-    return skip_bad_steps(step)
+    return _skipping(step)
+
+
+_skipping = functools.lru_cache(maxsize=8)(skip_bad_steps)
 
 
 def _is_finite(history: History, count: int) -> np.ndarray:
@@ -128,29 +139,34 @@ def _end_of_run(skipped: np.ndarray, length: int) -> int | None:
     return None
 
 
-def bad_leaf(state: TrainState) -> Path | None:
+def bad_leaf(state: TrainState, first: TrainState) -> Path | None:
     """Return the path of a leaf that no checkpoint may hold, if there is one.
 
     Parameters must be finite. What else is in a state may be infinite, such as the
-    best loss so far, but not NaN.
+    best loss so far, but not NaN. Entries that were not finite in the first state, such
+    as those of a mask among the parameters, may stay so.
     """
-    for path, sound in _sound_leaves(state).items():
-        if not sound:
+    doubtful = [path for path, sound in _sound_leaves(state).items() if not sound]
+    now, before = tree.leaf_paths(state), tree.leaf_paths(first)
+    for path in doubtful:
+        was_finite = np.isfinite(np.asarray(before[path]))
+        if np.any(~np.asarray(_sound_entries(path, now[path])) & was_finite):
             return path
     return None
 
 
 @jax.jit
 def _sound_leaves(state: TrainState) -> dict[Path, jax.Array]:
-    def is_sound(path: Path, x: jax.Array) -> jax.Array:
-        is_param = path.partition("/")[0] == "params"
-        return jnp.all(jnp.isfinite(x) if is_param else ~jnp.isnan(x))
-
     return {
-        path: is_sound(path, leaf)
+        path: jnp.all(_sound_entries(path, leaf))
         for path, leaf in tree.leaf_paths(state).items()
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
+
+
+def _sound_entries(path: Path, x: jax.Array) -> jax.Array:
+    is_param = path.partition("/")[0] == "params"
+    return jnp.isfinite(x) if is_param else ~jnp.isnan(x)
 
 
 def learning_rates(state: TrainState) -> dict[Path, float]:
@@ -188,6 +204,7 @@ def error_of(
     history: History,
     guard: Guard,
     nearest: Callable[[], TrainState],
+    interrupted: threading.Event,
     reason: str = "",
 ) -> NonFiniteError:
     """Return the error that ends a run, with its autopsy.
@@ -197,11 +214,12 @@ def error_of(
         history: of the run, which holds that step.
         guard: of the run.
         nearest: gives the state that the autopsy begins with.
+        interrupted: ends the autopsy once it is set.
         reason: why the run goes no further, where its policy would.
     """
     at = {name: _record(history, name, step) for name in history}
     shown = ", ".join(f"{name}={x:.6g}" for name, x in at.items() if x is not None)
-    found, words = _examine(step, guard, nearest)
+    found, words = _examine(step, guard, nearest, interrupted)
     message = (
         f"need a finite loss and gradient, got step {step} with {shown}. {reason}"
         f"{_CAUSES}\n{words}"
@@ -216,7 +234,10 @@ def _record(history: History, name: str, step: int) -> float | None:
 
 
 def _examine(
-    step: int, guard: Guard, nearest: Callable[[], TrainState]
+    step: int,
+    guard: Guard,
+    nearest: Callable[[], TrainState],
+    interrupted: threading.Event,
 ) -> tuple[Autopsy | None, str]:
     """Return the autopsy, or why there is none."""
     advice = (
@@ -229,7 +250,42 @@ def _examine(
         state = nearest()
         if step - int(state.step) > MAX_REPLAY:
             return None, f"{advice}; the nearest one here is of step {int(state.step)}"
-        found = postmortem.autopsy(guard.step, state, guard.feed.data, at=step)
+        print(f"fit: not finite at step {step}, looks for the cause", file=sys.stderr)
+        check = _limit(interrupted)
+        if guard.policy == "skip":
+            first = step - MAX_SKIPS  # an earlier one that was skipped did no harm
+            state = _advance(guard, state, first - 1, check)
+            plain = guard.step.__wrapped__  # type: ignore[attr-defined]
+            found = postmortem.autopsy(
+                plain, state, guard.feed.data, at=first, check=check
+            )
+        else:
+            found = postmortem.autopsy(
+                guard.step, state, guard.feed.data, at=step, check=check
+            )
+        return found, str(found)
     except Exception as error:
         return None, f"{advice}; here it found nothing: {error}"
-    return found, str(found)
+
+
+def _limit(interrupted: threading.Event) -> Callable[[], None]:
+    """Return what raises when the search for a cause takes too long."""
+    end = time.monotonic() + MAX_SECONDS
+
+    def check() -> None:
+        if interrupted.is_set():
+            raise TimeoutError("interrupted")
+        if time.monotonic() > end:
+            raise TimeoutError(f"it takes more than {MAX_SECONDS} s")
+
+    return check
+
+
+def _advance(
+    guard: Guard, state: TrainState, goal: int, check: Callable[[], None]
+) -> TrainState:
+    advance, batch_at = jax.jit(guard.step), reader(guard.feed.data)
+    while int(state.step) < goal:
+        check()
+        state, _ = advance(state, batch_at(state.step))
+    return state

@@ -104,7 +104,7 @@ class Session:
                 return "interrupted"
             suffices = self._train(self._plan.agenda.next_stop(self._now))
             if self._bad is not None:
-                self._recover(self._bad)
+                self._recover(self._bad, interrupted)
                 continue
             if not suffices:
                 return "exhausted"
@@ -131,9 +131,10 @@ class Session:
     def _check_state(self) -> None:
         """Find a state that must not be saved, before it is looked at."""
         if self._bad is None and self._plan.guard.policy != "ignore":
-            self._bad = self._now if bad_leaf(self.carry.state) else None
+            leaf = bad_leaf(self.carry.state, self._plan.guard.state)
+            self._bad = self._now if leaf else None
 
-    def _recover(self, bad: int) -> None:
+    def _recover(self, bad: int, interrupted: threading.Event) -> None:
         """Go back and on, or raise."""
         guard, saving = self._plan.guard, self._plan.saving
 
@@ -149,7 +150,7 @@ class Session:
                 return self._roll_back(bad, saved, saving)
             reason = f"{MAX_ROLLBACKS} rollbacks came no further. "
         reason = "" if guard.policy == "raise" else reason
-        raise error_of(bad, self.history, guard, nearest, reason)
+        raise error_of(bad, self.history, guard, nearest, interrupted, reason)
 
     def _roll_back(self, bad: int, saved: Saved, saving: Saving) -> None:
         """Go on from a checkpoint with a lower learning rate, which is saved first."""
@@ -179,7 +180,7 @@ class Session:
         saving.wait(state, self.history)
 
     def _save(self, saving: Saving) -> None:
-        leaf = bad_leaf(self.carry.state)
+        leaf = bad_leaf(self.carry.state, self._plan.guard.state)
         if leaf and self._plan.guard.policy != "ignore":
             warnings.warn(
                 f"the state of step {self._now} is not saved: {leaf!r} is not finite",

@@ -1,5 +1,7 @@
 """Steps that leave a bad batch behind."""
 
+import functools
+
 import jax
 
 import fngrad.measures as measures
@@ -27,7 +29,7 @@ def skip_bad_steps(step: Step) -> Step:
 
     Returns:
         A step with the same metrics and ``skipped``; ``is_finite`` is false where it
-        is true.
+        is true. Its ``__wrapped__`` is the step that was given.
 
     Raises:
         ValueError: while tracing, the step has a metric ``skipped``.
@@ -46,6 +48,7 @@ def skip_bad_steps(step: Step) -> Step:
         3.0 3 [False  True False]
     """
 
+    @functools.wraps(step)
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         goes_on = is_good(metrics) & tree.stays_finite(state, new_state)
