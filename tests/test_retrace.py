@@ -111,6 +111,15 @@ def test_a_callbacks_state_unlike_the_one_before_is_refused(change, words):
         quiet_fit(num_steps=4, log_every=2, callbacks=[callback])
 
 
+def test_an_error_that_speaks_of_what_a_user_deleted_passes():
+    def refuse(x):
+        raise ValueError("need rows, got none: all were deleted")
+
+    program = Compilations().program(refuse, "x", donates="x")
+    with pytest.raises(ValueError, match="all were deleted"):
+        program(jnp.ones(2))
+
+
 def test_a_deleted_array_that_a_step_closes_over_is_explained():
     scale = jnp.ones(2)
     step = make_step(lambda p, b: loss_fn(p, b) * scale.sum(), OPTIMIZER)

@@ -16,7 +16,8 @@ class Compilations:
     """Counts the traces of programs, one run at a time.
 
     A program is traced and compiled at its first call, and again for arguments of
-    another shape, dtype or weak type. The second time in one run is warned of.
+    another shape, dtype or weak type. The second time in one run is warned of. What
+    JAX compiles without tracing, for arrays placed on other devices, is not seen.
     """
 
     def __init__(self) -> None:
