@@ -7,8 +7,8 @@ function can be jitted, differentiated, batched, replayed and tested.
 
 __version__ = "0.1.0"
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING
 
 import fngrad.checkpoint as checkpoint
 import fngrad.data as data
@@ -29,6 +29,7 @@ from fngrad.backpropagation import (
 from fngrad.batching import Dataset
 from fngrad.evaluation import evaluate
 from fngrad.evaluation_point import eval_params
+from fngrad.extras import imported_later
 from fngrad.fit import FitResult, fit
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import STOP
@@ -159,34 +160,6 @@ if TYPE_CHECKING:
     from fngrad.postmortem import Autopsy, autopsy
     from fngrad.sweeps.result import SweepResult
     from fngrad.sweeps.runner import sweep
-
-# Imported when first asked for: name -> its module, and what it is called there.
-_LATER = {
-    "Autopsy": ("fngrad.postmortem", "Autopsy"),
-    "SweepResult": ("fngrad.sweeps.result", "SweepResult"),
-    "autopsy": ("fngrad.postmortem", "autopsy"),
-    "closed_form": ("fngrad.closed_form", None),
-    "curvature": ("fngrad.curvature", None),
-    "gradcheck": ("fngrad.gradcheck", None),
-    "landscapes": ("fngrad.landscapes", None),
-    "sweep": ("fngrad.sweeps.runner", "sweep"),
-    "sweeps": ("fngrad.sweeps", None),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _LATER[name]
-    found = importlib.import_module(module)
-    value = getattr(found, attribute) if attribute else found
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
-
 
 __all__ = [
     "REGISTRY",
@@ -345,3 +318,19 @@ __all__ = [
     "tunable",
     "yogi",
 ]
+
+__getattr__ = imported_later(
+    globals(),
+    {
+        "Autopsy": "fngrad.postmortem",
+        "SweepResult": "fngrad.sweeps",
+        "autopsy": "fngrad.postmortem",
+        "closed_form": "fngrad.closed_form",
+        "curvature": "fngrad.curvature",
+        "gradcheck": "fngrad.gradcheck",
+        "landscapes": "fngrad.landscapes",
+        "sweep": "fngrad.sweeps",
+        "sweeps": "fngrad.sweeps",
+    },
+)
+__dir__ = functools.partial(sorted, __all__)

@@ -1,7 +1,9 @@
-"""Libraries that are asked for by name, and imported when they are used."""
+"""What is asked for by name, and imported when it is used."""
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 
 def import_extra(
@@ -36,3 +38,33 @@ def import_extra(
             f'need {distribution or package} for this: pip install "fngrad[{extra}]"',
             name=package,
         ) from error
+
+
+def imported_later(
+    namespace: dict[str, Any], modules: dict[str, str]
+) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__``, which imports names when first asked for.
+
+    Args:
+        namespace: the module's ``globals()``, which keeps what was imported.
+        modules: name -> the module that it is, or that has it.
+
+    Example:
+        >>> from fngrad.extras import imported_later
+        >>> namespace = {"__name__": "example"}
+        >>> get = imported_later(namespace, {"sqrt": "math", "math": "math"})
+        >>> get("sqrt")(9.0), namespace["sqrt"](4.0), get("math").floor(1.5)
+        (3.0, 2.0, 1)
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(
+                f"module {namespace['__name__']!r} has no attribute {name!r}"
+            )
+        module = importlib.import_module(modules[name])
+        is_module = modules[name].rpartition(".")[2] == name
+        namespace[name] = module if is_module else getattr(module, name)
+        return namespace[name]
+
+    return get

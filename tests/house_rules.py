@@ -230,8 +230,10 @@ def docstring_complaints(module: str, source: ast.Module) -> Complaints:
 
 
 def reexport_complaints(package: str, source: ast.Module) -> Complaints:
-    """The ``__init__`` of a folder holds imports, ``__all__`` and a version."""
+    """The ``__init__`` of a folder holds imports, ``__all__`` and its like."""
     for node in source.body:
+        if isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING":
+            continue  # imported later
         targets = node.targets if isinstance(node, ast.Assign) else []
         is_dunder = targets and all(_dotted(t).startswith("__") for t in targets)
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
