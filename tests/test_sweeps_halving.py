@@ -131,6 +131,26 @@ def test_diverged_points_are_dropped_before_any_other():
     assert np.all(found.final.diverged_at[0] > RUNGS[1])
 
 
+def test_the_median_decides_before_the_number_of_diverged_lanes():
+    """The rate 0 is better in two seeds of three and lost in the third."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    largest = jax.vmap(jax.random.uniform)(keys).max()
+
+    def advance(point, x, num_steps):
+        lost = (point["rate"] == 0) & (x == largest)
+        return x, {"val/loss": jnp.where(lost, jnp.nan, point["rate"] + 1.0)}
+
+    found = successive_halving(
+        lambda point, key: jax.random.uniform(key),
+        advance,
+        grid(rate=[1.0, 0.0, 2.0]),
+        keys,
+        rungs=(1, 2),
+    )
+    np.testing.assert_array_equal(found.survivors, [1])
+    np.testing.assert_array_equal((found.diverged_at >= 0).sum(axis=1), [0, 1, 0])
+
+
 def test_when_lanes_diverged_is_recorded_for_all_points_in_steps_of_the_whole():
     def counting(point, x, num_steps):
         """Lose the rate 1 at step 3, the rate 2 at step 0, by the metric alone."""

@@ -186,3 +186,11 @@ def test_what_does_not_fit_is_said():
         pictures.loss_curves(result(), ["accuracy"])
     with pytest.raises(ValueError, match="a choice by the test data spoils them"):
         pictures.heat_map(result(), "rate", "decay", metric=("test/loss", "min"))
+    swept = result()
+    swept.points["betas"] = np.ones((12, 2))
+    for draw in (
+        lambda: pictures.sensitivity(swept, "betas"),
+        lambda: pictures.parallel_coordinates(swept),
+    ):
+        with pytest.raises(ValueError, match=r"got shape \(2,\) of 'betas'"):
+            draw()

@@ -95,7 +95,7 @@ def heat_map(
 
     Raises:
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: no such column, or as `summary`.
+        ValueError: no such column, one of vectors, or as `summary`.
     """
     found = summary(result, metric)
     columns = [_column(result, name) for name in (x, y)]
@@ -136,7 +136,7 @@ def sensitivity(
 
     Raises:
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: no such column, or as `summary`.
+        ValueError: no such column, one of vectors, or as `summary`.
     """
     found = summary(result, metric)
     values, ticks = drawing.positions(_column(result, name))
@@ -179,11 +179,11 @@ def parallel_coordinates(
 
     Raises:
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: as `summary`.
+        ValueError: a column of vectors, or as `summary`.
     """
     found = summary(result, metric)
     medians = drawing.readable(found)
-    columns = {name: np.asarray(x) for name, x in result.points.items()}
+    columns = {name: _column(result, name) for name in result.points}
     columns[label or found.metric[0]] = medians
     figure = plots.empty_figure(2 + 1.7 * len(columns), 4.6)
     axis = figure.add_subplot()
@@ -266,7 +266,13 @@ def rate_curve(
 def _column(result: SweepResult, name: str) -> np.ndarray:
     if name not in result.points:
         raise ValueError(f"need a column among {list(result.points)}, got {name!r}")
-    return np.asarray(result.points[name])
+    column = np.asarray(result.points[name])
+    if column.ndim > 1:
+        raise ValueError(
+            f"need a column of one value a point, got shape {column.shape[1:]} of "
+            f"{name!r}"
+        )
+    return column
 
 
 def _best_of_each(result: SweepResult, found: Summary, by: str) -> list[int]:
