@@ -36,6 +36,12 @@ def test_the_width_is_what_was_asked_for(mode, width):
     assert result.notes["modes"][0]["reason"] == "asked for"
 
 
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """Choose as on a machine of two cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
 def test_auto_takes_few_lanes_that_carry_much():
     def carrying(size):
         def fn(point, key):
@@ -134,7 +140,6 @@ def test_blocks_are_trained_at_once_and_come_back_in_order(monkeypatch):
         together.wait()
         return to_host(outputs)
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     alone = quiet_sweep(mode=4)
     monkeypatch.setattr(blocks, "to_host", meets)
     assert_same_bits(quiet_sweep(mode=4), alone)

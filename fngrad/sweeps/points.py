@@ -199,7 +199,7 @@ def check_points(points: Any) -> tuple[Any, int]:
 
     Raises:
         ValueError: no points, columns of unequal lengths, a scalar, a value that is
-            not finite, an integer that does not fit into the integers of jax.
+            not finite in the dtype that jax gives it, an integer that does not fit.
         TypeError: a leaf that is not numeric.
 
     Example:
@@ -241,12 +241,17 @@ def _numeric(path: str, leaf: Any) -> np.ndarray:
 
 
 def _check_values(path: str, column: np.ndarray) -> None:
-    if jnp.issubdtype(column.dtype, np.inexact):
-        bad = np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))
-        if bad.size:
-            raise ValueError(f"need finite points, got {column[bad[0]]} at {path!r}")
-        return
     dtype = jax.dtypes.canonicalize_dtype(column.dtype)
+    if jnp.issubdtype(column.dtype, np.inexact):
+        with np.errstate(over="ignore"):  # such a value is refused here
+            is_finite = np.isfinite(column.astype(dtype)).reshape(len(column), -1)
+        bad = np.flatnonzero(~is_finite.all(axis=1))
+        if bad.size:
+            raise ValueError(
+                f"need points that are finite in {dtype.name}, got {column[bad[0]]} at "
+                f"{path!r}"
+            )
+        return
     if dtype != column.dtype and (column != column.astype(dtype)).any():
         raise ValueError(
             f"need integers that fit in {dtype.name}, got values from {column.min()} "

@@ -227,6 +227,8 @@ def _check_outputs(outputs: Any, metric: str) -> None:
             f"need the metric among {sorted(history)}, got {metric!r}: "
             'metric=("loss", "min") names another'
         )
+    if jnp.issubdtype(history[metric].dtype, np.complexfloating):
+        raise ValueError(f"need a real metric, got a complex one, {metric!r}")
     if history[metric].ndim > 1:
         raise ValueError(
             "need a metric with one value or one curve a lane, got shape "

@@ -33,7 +33,8 @@ class Folder:
         description: what this sweep is, name -> JSON value.
 
     Raises:
-        ValueError: the folder holds another sweep, or a file that is none.
+        ValueError: the folder holds another sweep, a file that is none, or lanes of
+            a sweep that nothing describes.
         OSError: it cannot be written.
     """
 
@@ -49,7 +50,16 @@ class Folder:
             _check_same(self._content, _read(file), file)
             self._content = _read(file)
         else:
+            self._check_empty(file)
             write_json(file, self._content)
+
+    def _check_empty(self, file: Path) -> None:
+        chunks = len(list(self._lanes.glob("*.npz")))
+        if chunks:
+            raise ValueError(
+                f"need {file}, which says what sweep the {chunks} files in "
+                f"{self._lanes} are of, got none: clear the folder, or take another"
+            )
 
     def mode(self, combination: int) -> dict[str, Any] | None:
         """Return how a combination's lanes were trained before, if they were."""
@@ -93,7 +103,7 @@ class Folder:
             record.put(np.arange(first, end), leaves)
 
     def _files(self, combination: int) -> Iterator[tuple[Path, int, int, str]]:
-        for file in sorted(self._lanes.glob(f"{combination}-*.npz")):
+        for file in sorted(self._lanes.glob(f"{combination}-*-*-????????.npz")):
             _, first, end, checksum = file.stem.split("-")
             yield file, int(first), int(end), checksum
 
