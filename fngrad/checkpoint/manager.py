@@ -70,7 +70,8 @@ class Checkpoints:
 
         Args:
             step: what it is called, >= 0.
-            a: a tree of arrays; they may be donated as soon as this returns.
+            a: a tree of arrays; they may be donated as soon as this returns. One that
+                `fngrad.checkpoint.host.take` made is not copied again.
             metrics: numbers by name, among them what ``best`` asks for.
             notes: what JSON can hold.
 
@@ -83,7 +84,8 @@ class Checkpoints:
         """
         numerics.check_count("step", step)
         self.wait()
-        arguments = step, take(a), *manifest.in_json(metrics, notes)
+        host = a if isinstance(a, HostTree) else take(a)
+        arguments = step, host, *manifest.in_json(metrics, notes)
         self._thread = threading.Thread(
             target=self._write, args=arguments, name="fngrad checkpoint"
         )

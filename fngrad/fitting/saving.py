@@ -1,10 +1,12 @@
 """When a run writes checkpoints, what is in them, and what becomes of a failure."""
 
+import copy
 import time
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
+from fngrad.checkpoint.host import HostTree, take
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.resume import Past
 from fngrad.fitting.save_rules import USUAL_BEST, SaveRules
@@ -22,8 +24,20 @@ class SaveError(RuntimeError):
         self.history = history
 
 
+class _Checkpoint(NamedTuple):
+    """What is to be written, on the host."""
+
+    step: int
+    tree: HostTree
+    values: Values
+    notes: dict[str, Any]
+
+
 class Saving:
     """Writes the checkpoints of a run, in the background.
+
+    A best evaluation never holds up training: while another checkpoint is written its
+    state waits on the host, and gives way to a better one.
 
     Args:
         rules: where and how often.
@@ -43,6 +57,7 @@ class Saving:
         self.step = past.step  # of the last checkpoint; where the call began
         self._saved_at = time.monotonic()
         self._improved = False
+        self._waiting: _Checkpoint | None = None
 
     def judge(self, values: Values) -> None:
         """Take in an evaluation: its state is kept if it is the best so far.
@@ -56,11 +71,12 @@ class Saving:
 
     def is_due(self, now: int) -> bool:
         """Say whether to save, now that so many steps are made and looked at."""
-        if now == self.step:
-            return False
+        return now != self.step and (self._improved or self._is_asked_for(now))
+
+    def _is_asked_for(self, now: int) -> bool:
         limit, seconds = self._rules.seconds, time.monotonic() - self._saved_at
         is_late = limit is not None and seconds >= limit
-        return self._improved or is_late or self._agenda.saves_at(now)
+        return is_late or self._agenda.saves_at(now)
 
     def save(
         self,
@@ -81,20 +97,51 @@ class Saving:
             SaveError: this one or the one before could not be written, and that is to
                 stop the run.
         """
-        self.step, self._saved_at = int(state.step), time.monotonic()
+        now = int(state.step)
+        may_wait = self._improved and not self._is_asked_for(now)
+        self.step, self._saved_at = now, time.monotonic()
         self._improved = False
         best = self._best.notes() if self._best else None
         notes = {"best": best, "history": history.notes, **self._notes, **progress}
         tree = {"state": state, "history": history.to_arrays()}
-        self.wait(state, history)
+        if not may_wait:
+            self.wait(state, history)
         try:
-            self._checkpoints.save(self.step, tree, metrics=values, notes=notes)
+            # A deep copy: the run goes on to write notes of its own.
+            self._waiting = _Checkpoint(now, take(tree), values, copy.deepcopy(notes))
+        except CheckpointError as error:
+            self._fail(error, state, history)
+        self.catch_up(state, history)
+
+    def catch_up(self, state: TrainState, history: History) -> None:
+        """Begin to write what waits, if nothing is being written.
+
+        Raises:
+            SaveError: the one before could not be written, and that is to stop the run.
+        """
+        if self._waiting is None or self._checkpoints.is_writing:
+            return
+        self._settle(state, history)
+        try:
+            self._begin()
         except CheckpointError as error:
             self._fail(error, state, history)
 
     def newest(self) -> Saved | None:
-        """Return the newest undamaged checkpoint, once all is on disk."""
+        """Return the newest undamaged checkpoint, once all is on disk that can be."""
+        try:
+            self._checkpoints.wait()
+            self._begin()
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            self._warn(error)
         return self._checkpoints.newest()
+
+    def _begin(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            step, tree, values, notes = waiting
+            self._checkpoints.save(step, tree, metrics=values, notes=notes)
 
     def wait(self, state: TrainState, history: History) -> None:
         """Return when all is on disk.
@@ -102,6 +149,11 @@ class Saving:
         Raises:
             SaveError: it cannot be written, and that is to stop the run.
         """
+        self._settle(state, history)
+        self.catch_up(state, history)
+        self._settle(state, history)
+
+    def _settle(self, state: TrainState, history: History) -> None:
         try:
             self._checkpoints.wait()
         except CheckpointError as error:
@@ -114,4 +166,7 @@ class Saving:
             raise SaveError(
                 f'{error}; on_save_error="warn" goes on without', state, history
             ) from error
-        warnings.warn(f"the run goes on without a checkpoint: {error}", stacklevel=2)
+        self._warn(error)
+
+    def _warn(self, error: CheckpointError) -> None:
+        warnings.warn(f"the run goes on without a checkpoint: {error}", stacklevel=3)

@@ -112,8 +112,11 @@ class Session:
                 stopped = self._look(self._plan.agenda.evaluates_at(self._now))
                 if stopped:
                     return stopped
-            if self._plan.saving and self._plan.saving.is_due(self._now):
-                self._save(self._plan.saving)
+            saving = self._plan.saving
+            if saving and saving.is_due(self._now):
+                self._save(saving)
+            elif saving:
+                saving.catch_up(self.carry.state, self.history)
         return "completed"
 
     def _train(self, goal: int) -> bool:
