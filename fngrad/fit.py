@@ -9,6 +9,7 @@ chunk it reads the metrics, moves the progress bar and sees an interrupt.
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
@@ -231,9 +232,9 @@ def _open(
     stack: contextlib.ExitStack, run_dir: Any, rules: SaveRules
 ) -> Checkpoints | None:
     """Keep other processes out of the folders, and open the one of checkpoints."""
-    for folder in (run_dir, rules.folder):
-        if folder is not None:
-            stack.enter_context(Lock(folder))
+    given = [folder for folder in (run_dir, rules.folder) if folder is not None]
+    for folder in {Path(folder).resolve(): folder for folder in given}.values():
+        stack.enter_context(Lock(folder))
     if rules.folder is None:
         return None
     return stack.enter_context(

@@ -204,6 +204,38 @@ def test_records_of_a_completed_run_without_its_checkpoints_are_not_cut(tmp_path
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore:Matplotlib")
+def test_records_are_not_cut_where_another_folder_has_the_checkpoints(tmp_path):
+    run_dir = tmp_path / "run"
+    killed_fit(tmp_path / "a", at=9, run_dir=run_dir)
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"got step 0; its checkpoints were in '.*a'"):
+        saving_fit(tmp_path / "b", run_dir=run_dir)
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+    assert saving_fit(tmp_path / "a", run_dir=run_dir).history.notes["resumed"] == [8]
+
+
+@pytest.mark.filterwarnings("ignore:Matplotlib")
+def test_one_folder_can_hold_records_and_checkpoints(tmp_path):
+    killed_fit(tmp_path, at=9, run_dir=tmp_path)
+    saving_fit(tmp_path, run_dir=tmp_path)
+    steps = [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert checkpoint.steps(tmp_path) == [16, 20]
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
+def test_what_happens_where_the_data_end_is_saved(tmp_path):
+    def halve(step, state, values):
+        return state._replace(params=jax.tree.map(lambda x: x / 2, state.params))
+
+    options = {"data": [DATA.batch(t) for t in range(8)], "callbacks": [halve]}
+    result = saving_fit(tmp_path, None, **options)
+    assert (result.stopped, int(result.state.step)) == ("exhausted", 8)
+    restored = checkpoint.restore(tmp_path, first_state())
+    assert_same_run(result._replace(state=restored), result)
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
     killed_fit(tmp_path, at=9)
     (newest,) = (path for path in tmp_path.iterdir() if path.name.endswith("8"))

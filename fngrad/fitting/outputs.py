@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from fngrad.checkpoint import steps
 from fngrad.fitting.agenda import ENDLESS, Agenda
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.resume import Past
@@ -89,7 +90,7 @@ class Outputs(contextlib.ExitStack):
         if self._bar:
             self._bar.describe(f"training on {jax.default_backend()}")
         if self.folder:
-            saved = None if self._checkpoints is None else str(self._checkpoints)
+            saved = self._checkpoints and str(self._checkpoints.absolute())
             self.folder.update_manifest(
                 loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
             )
@@ -133,7 +134,8 @@ class Outputs(contextlib.ExitStack):
 def _died_unsaved(run_dir: Any) -> bool:
     """Say whether a run that was to be saved died here, before it was."""
     manifest = read_manifest(run_dir)
-    return bool(manifest.get("checkpoints")) and manifest["stopped"] is None
+    folder = manifest.get("checkpoints")
+    return bool(folder) and manifest["stopped"] is None and not steps(folder)
 
 
 def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
@@ -141,9 +143,11 @@ def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
     records = read_jsonl(metrics) if metrics.exists() else []
     reached = max((record["step"] for record in records), default=0)
     if reached > first and not may_cut:
+        folder = read_manifest(metrics.parent).get("checkpoints")
         raise ValueError(
             f"need another run folder, or the state of step {reached} that the run in "
             f"{str(metrics.parent)!r} has reached, got step {first}"
+            + (f"; its checkpoints were in {folder!r}" if folder else "")
         )
     if reached > first:
         cut_jsonl(metrics, first)

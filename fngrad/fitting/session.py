@@ -84,16 +84,14 @@ class Session:
         if saving and self._plan.guard.policy == "rollback" and not saving.newest():
             self._save(saving)
         stopped = self._run(interrupted)
-        if (
-            stopped == "exhausted"
-            and self._plan.evaluation
-            and self._now > self._evaluated
-        ):
+        is_unseen = self._plan.evaluation and self._now > self._evaluated
+        looks = stopped == "exhausted" and is_unseen
+        if looks:
             self._look(evaluates=True)
         if self._now > max(self._logged, self._plan.agenda.first):
             self._plan.outputs.log(self._now, self._last_values())
         if self._plan.saving:
-            if self._now != self._plan.saving.step:
+            if looks or self._now != self._plan.saving.step:
                 self._save(self._plan.saving)
             self._plan.saving.wait(self.carry.state, self.history)
         return stopped
