@@ -96,8 +96,8 @@ def test_a_training_that_reads_what_changes_is_refused():
 
     def capturing_within(point, key):
         CHANGING[0] += 1
-        captured = jnp.asarray(CHANGING.copy())
-        return (), {"val/loss": jax.jit(lambda x: x + captured.sum())(point["x"])}
+        captured = CHANGING.copy()
+        return (), {"val/loss": jax.jit(lambda x: (x * captured).sum())(point["x"])}
 
     for impure in (counting, capturing, capturing_within):
         with pytest.raises(ValueError, match="two programs when it was traced twice"):
