@@ -18,14 +18,7 @@ import fngrad.losses as losses
 import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
-import fngrad.steps as steps
 import fngrad.tree as tree
-from fngrad.backpropagation import (
-    Backpropagation,
-    GradientNorms,
-    backprop,
-    gradient_norms,
-)
 from fngrad.batching import Dataset
 from fngrad.evaluation import evaluate
 from fngrad.evaluation_point import eval_params
@@ -156,7 +149,14 @@ if TYPE_CHECKING:
     import fngrad.curvature as curvature
     import fngrad.gradcheck as gradcheck
     import fngrad.landscapes as landscapes
+    import fngrad.steps as steps
     import fngrad.sweeps as sweeps
+    from fngrad.backpropagation import (
+        Backpropagation,
+        GradientNorms,
+        backprop,
+        gradient_norms,
+    )
     from fngrad.postmortem import Autopsy, autopsy
     from fngrad.sweeps.result import SweepResult
     from fngrad.sweeps.runner import sweep
@@ -323,12 +323,17 @@ __getattr__ = imported_later(
     globals(),
     {
         "Autopsy": "fngrad.postmortem",
+        "Backpropagation": "fngrad.backpropagation",
+        "GradientNorms": "fngrad.backpropagation",
         "SweepResult": "fngrad.sweeps",
         "autopsy": "fngrad.postmortem",
+        "backprop": "fngrad.backpropagation",
         "closed_form": "fngrad.closed_form",
         "curvature": "fngrad.curvature",
         "gradcheck": "fngrad.gradcheck",
+        "gradient_norms": "fngrad.backpropagation",
         "landscapes": "fngrad.landscapes",
+        "steps": "fngrad.steps",
         "sweep": "fngrad.sweeps",
         "sweeps": "fngrad.sweeps",
     },

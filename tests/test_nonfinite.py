@@ -12,6 +12,7 @@ from regression import DATA, PARAMS, STEP, X, Y, first_state, loss_fn, quiet_fit
 import fngrad.batching as batching
 import fngrad.checkpoint as checkpoint
 import fngrad.fitting.nonfinite as nonfinite
+import fngrad.postmortem as postmortem
 from fngrad.fit import fit
 from fngrad.fitting.nonfinite import MAX_ROLLBACKS, MAX_SKIPS, NonFiniteError
 from fngrad.logging import read_jsonl
@@ -194,7 +195,7 @@ def unprintable(step, state, data, at, check):
     ],
 )
 def test_an_autopsy_that_fails_hides_nothing(autopsy, words, monkeypatch, capsys):
-    monkeypatch.setattr(nonfinite.postmortem, "autopsy", autopsy)
+    monkeypatch.setattr(postmortem, "autopsy", autopsy)
     with pytest.raises(NonFiniteError, match=words) as error:
         quiet_fit(data=BAD, num_steps=12)
     assert error.value.step == HIT[0] + 1

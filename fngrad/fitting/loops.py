@@ -12,7 +12,6 @@ may be rounded differently, by as much.
 
 import functools
 import itertools
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -148,7 +147,7 @@ def choose(
     if gives_up():
         return Choice("python", "interrupted before the loops were timed")
     rounds = [{n: timed(n, length) for n in loops} for _ in range(PROBE_ROUNDS)]
-    medians = {n: statistics.median(r[n] for r in rounds) for n in loops}
+    medians = {n: float(np.median([r[n] for r in rounds])) for n in loops}
     reason = ", ".join(f"{n} {t * 1e6:.0f} us a step" for n, t in medians.items())
     faster = "scan" if medians["scan"] < medians["python"] else "python"
     return Choice(faster, reason, medians[faster])

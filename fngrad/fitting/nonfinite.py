@@ -5,22 +5,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.postmortem as postmortem
 import fngrad.tree as tree
 from fngrad.fitting.checks import check_hashable, check_option
 from fngrad.fitting.feeds import Feed
 from fngrad.history import History
-from fngrad.postmortem import Autopsy
-from fngrad.postmortem.replay import reader
-from fngrad.steps.skipping import skip_bad_steps
 from fngrad.training import Step, TrainState
 from fngrad.types import Path
+
+if TYPE_CHECKING:  # imported when there is something to examine
+    from fngrad.postmortem import Autopsy
 
 Policy = Literal["raise", "skip", "rollback", "ignore"]
 MAX_SKIPS = 10  # in a row
@@ -43,7 +42,7 @@ class NonFiniteError(FloatingPointError):
         message: str,
         step: int,
         history: History,
-        autopsy: Autopsy | None = None,
+        autopsy: "Autopsy | None" = None,
     ):
         super().__init__(message)
         self.step = step  # counts from 1
@@ -118,7 +117,11 @@ def skipping(step: Step) -> Step:
     return _skipping(step)
 
 
-_skipping = functools.lru_cache(maxsize=8)(skip_bad_steps)
+@functools.lru_cache(maxsize=8)
+def _skipping(step: Step) -> Step:
+    from fngrad.steps import skip_bad_steps
+
+    return skip_bad_steps(step)
 
 
 def _is_finite(history: History, count: int) -> np.ndarray:
@@ -238,8 +241,10 @@ def _examine(
     guard: Guard,
     nearest: Callable[[], TrainState],
     interrupted: threading.Event,
-) -> tuple[Autopsy | None, str]:
+) -> "tuple[Autopsy | None, str]":
     """Return the autopsy, or why there is none."""
+    import fngrad.postmortem as postmortem
+
     advice = (
         "fngrad.autopsy(step, state, data) says what went bad, from a state of before"
     )
@@ -284,6 +289,8 @@ def _limit(interrupted: threading.Event) -> Callable[[], None]:
 def _advance(
     guard: Guard, state: TrainState, goal: int, check: Callable[[], None]
 ) -> TrainState:
+    from fngrad.postmortem.replay import reader
+
     advance, batch_at = jax.jit(guard.step), reader(guard.feed.data)
     while int(state.step) < goal:
         check()
