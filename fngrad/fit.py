@@ -87,7 +87,8 @@ def fit(
     With checkpoints a run survives: the same call, made again after whatever ended
     the last one, goes on at the newest whole checkpoint, says so on stderr, and ends
     with the bits of an undisturbed run, in state, history and evaluations. Damaged
-    checkpoints are passed over with a warning. Checkpoints are written with
+    checkpoints are passed over with a warning; where no other is left, the call is
+    refused and the folder stays as it is. Checkpoints are written with
     ``checkpoint_dir``, or with ``run_dir`` and one of ``save_every`` and
     ``save_minutes``: when those say so (without either, every 10 minutes), at each
     evaluation that is the best so far, when the run is interrupted, and at its end.
