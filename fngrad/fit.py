@@ -137,9 +137,9 @@ def fit(
             run, 100 to 1000 steps apart.
         loggers: called as ``logger(step, values)`` with floats by name; one that has
             ``close`` is closed at the end of a run that began.
-        callbacks: called as ``callback(step, state, values)``; may return a new state
-            or ``fngrad.STOP``. The state is valid during the call; keep a
-            ``fngrad.snapshot`` of it.
+        callbacks: called as ``callback(step, state, values)``; may return a new state,
+            of no earlier step, or ``fngrad.STOP``. The state is valid during the call;
+            keep a ``fngrad.snapshot`` of it.
         on_nonfinite: what a loss or gradient norm that is not finite does. ``raise``
             ends the run within one chunk; the error carries the `fngrad.autopsy` of
             the step. ``skip`` keeps the state of before the step and goes on with the

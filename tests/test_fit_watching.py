@@ -81,6 +81,14 @@ def test_what_is_no_state_is_refused_from_a_callback():
         quiet_fit(num_steps=4, callbacks=[lambda step, state, values: True])
 
 
+def test_a_state_of_an_earlier_step_is_refused_from_a_callback():
+    def rewind(step, state, values):
+        return state._replace(step=state.step - 1)
+
+    with pytest.raises(ValueError, match=r"need a state of step 4 or later .* step 3"):
+        quiet_fit(num_steps=4, callbacks=[rewind])
+
+
 def test_callbacks_may_stop_the_run():
     seen = []
 

@@ -34,11 +34,12 @@ def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"need {name} to be one of {allowed}, got {value!r}")
 
 
-def check_answer(answer: Any) -> None:
+def check_answer(answer: Any, now: int) -> None:
     """Raise unless what a callback returned is a state to go on from.
 
     Raises:
         TypeError: it is something else.
+        ValueError: it is a state of an earlier step, whose records would come twice.
     """
     if not isinstance(answer, TrainState):
         raise TypeError(
@@ -46,6 +47,11 @@ def check_answer(answer: Any) -> None:
             f"got {type(answer).__name__}"
         )
     check_state(answer)
+    if int(answer.step) < now:
+        raise ValueError(
+            f"need a state of step {now} or later from a callback, got step "
+            f"{int(answer.step)}; keep the step: state._replace(step=current.step)"
+        )
 
 
 def check_state(state: TrainState) -> None:

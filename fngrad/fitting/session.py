@@ -239,7 +239,7 @@ class Session:
             if answer is STOP:
                 return STOP
             if answer is not None:
-                check_answer(answer)
+                check_answer(answer, self._now)
                 check_like(self.carry.state, answer)
                 self.carry = Carry(snapshot(answer), self.carry.rows)
                 self._now = int(answer.step)
