@@ -5,7 +5,7 @@ whose newest checkpoint was damaged once, ends with the same bits in parameters,
 optimizer state, keys, metrics and evaluations as a run that nothing happened to.
 
 Command:  python -m experiments.survive
-Minutes:  two on two cores.
+Minutes:  two to three on two cores.
 Expected: a row for each start, which goes on where the checkpoints of the one before
 end (after the damage one checkpoint earlier), exit status 75 after SIGTERM, and at the
 end "the same bits".
