@@ -142,10 +142,11 @@ def fit(
             keep a ``fngrad.snapshot`` of it.
         on_nonfinite: what a loss or gradient norm that is not finite does. ``raise``
             ends the run within one chunk; the error carries the `fngrad.autopsy` of
-            the step, if that is found within 300 seconds. ``skip`` keeps the state of before the step and goes on with the
-            next batch, see `fngrad.steps.skip_bad_steps`; more than 10 steps in a row
-            raise. ``rollback`` goes back to the newest checkpoint, lowers the learning
-            rate that `fngrad.tunable` keeps and goes on; ``history.notes["rollbacks"]``
+            the step, if that is found within 300 seconds. ``skip`` keeps the state of
+            before the step and goes on with the next batch, see
+            `fngrad.steps.skip_bad_steps`; more than 10 steps in a row raise.
+            ``rollback`` goes back to the newest checkpoint, lowers the learning rate
+            that `fngrad.tunable` keeps and goes on; ``history.notes["rollbacks"]``
             tells of it; 10 that come no further raise. ``ignore`` records
             ``is_finite`` and goes on. But for ``ignore``, no state that is not finite
             is ever saved.
