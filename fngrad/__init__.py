@@ -25,6 +25,7 @@ from fngrad.evaluation_point import eval_params
 from fngrad.extras import imported_later
 from fngrad.fit import FitResult, fit
 from fngrad.fitting.nonfinite import NonFiniteError
+from fngrad.fitting.saving import SaveError
 from fngrad.fitting.session import STOP
 from fngrad.fitting.validation import EarlyStopping
 from fngrad.history import History
@@ -173,6 +174,7 @@ __all__ = [
     "History",
     "Layer",
     "NonFiniteError",
+    "SaveError",
     "StatefulLayer",
     "SweepResult",
     "TrainState",
