@@ -1,6 +1,5 @@
 """How wide the blocks are: what is asked for, and what is found by a probe."""
 
-import os
 import threading
 
 import jax
@@ -11,6 +10,7 @@ from sweep_problems import METRIC, STEPS, assert_same_bits, light, train_fn
 from sweep_problems import quiet_sweep as any_sweep
 
 import fngrad.sweeps.blocks as blocks
+import fngrad.sweeps.modes as modes
 import fngrad.sweeps.probes as probes
 import fngrad.sweeps.program as program
 from fngrad.sweeps.modes import balanced
@@ -39,7 +39,7 @@ def test_the_width_is_what_was_asked_for(mode, width):
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     """Choose as on a machine of two cores."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(modes, "cores", lambda: 2)
 
 
 def test_auto_takes_few_lanes_that_carry_much():

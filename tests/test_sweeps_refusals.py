@@ -1,7 +1,6 @@
 """What cannot be swept is refused, and says what to do."""
 
 import itertools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +194,7 @@ def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path
 
 
 def test_out_of_memory_in_the_first_block_of_auto(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(modes, "cores", lambda: 1)
     to_host, full = blocks.to_host, [True]
 
     def full_once(outputs):

@@ -107,7 +107,14 @@ def blocks_at_once(devices: Sequence[Any]) -> int:
     block a core; several devices share a block instead.
     """
     is_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
-    return os.cpu_count() or 1 if is_one_cpu else 1
+    return cores() if is_one_cpu else 1
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory_budget(devices: Sequence[Any]) -> int:

@@ -51,7 +51,9 @@ def sweep(
     devices; the width decides how a lane is rounded, and nothing else does: neither
     the length of a chunk, nor the number of devices, nor what the other lanes do. A
     lane equals the training alone, ``jax.jit(train_fn)(point, key)``, bit for bit in
-    blocks of width 1, and to a few units in the last place of a step otherwise.
+    blocks of width 1, and to a few units in the last place of a step otherwise. What
+    ``mode="auto"`` chooses depends on the machine and its mood: a number in its place
+    gives the same bits again, and so does ``folder``, which keeps the choice.
 
     Let a lane that diverges rest with `fngrad.steps.freeze_diverged`.
 
