@@ -143,3 +143,15 @@ def test_partial_warns_of_nothing_where_all_is_there(tmp_path):
     save(tmp_path, state)
     assert_same(restore(tmp_path, state.params, part="params", partial=True), state[2])
     assert_same(restore(tmp_path, state, partial=True), state)
+
+
+def test_what_is_there_is_said_of_a_part_that_is_not(tmp_path):
+    state = {"params": {"layers": [{"weight": jnp.ones(2)}] * 2}}
+    save(tmp_path, state, step=0)
+    words = r"got 'params/layers/7/bias': 'params/layers' has \['0', '1'\]"
+    with pytest.raises(CheckpointError, match=words):
+        restore(tmp_path, jnp.ones(2), part="params/layers/7/bias")
+    with pytest.raises(CheckpointError, match=r"got 'weights': it has \['params'\]"):
+        restore(tmp_path, jnp.ones(2), part="weights")
+    with pytest.raises(CheckpointError, match=r"keep_best names in .* steps \[0\]"):
+        restore(tmp_path, state, step="best")

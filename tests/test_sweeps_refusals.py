@@ -235,3 +235,9 @@ def test_blocks_are_made_to_fit_in_memory(monkeypatch):
 def test_the_memory_budget_is_a_part_of_what_is_free():
     assert 2**20 < modes.memory_budget(jax.devices()[:1]) < 2**50
     assert modes.memory_budget(jax.devices()[:1] * 4) <= 2**48
+
+
+@pytest.mark.parametrize("static", [["width"], "width"])
+def test_static_values_have_names(static):
+    with pytest.raises(TypeError, match=r"need static=\{name: \[values\]\}, got"):
+        quiet_sweep(static=static)

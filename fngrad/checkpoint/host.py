@@ -171,7 +171,8 @@ def _is_plain(kind: Any) -> bool:
 def _check(path: Path, leaf: Any) -> None:
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise CheckpointError(
-            f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}"
+            f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}: "
+            "jnp.asarray makes one of a number"
         )
     if isinstance(leaf, jax.Array):
         _check_is_there(path, leaf)

@@ -77,16 +77,21 @@ def _check_arrays(wanted: dict[Path, Any], part: Path) -> None:
 
 
 def _refuse_part(saved: Saved, part: Path) -> None:
-    above = part.rpartition("/")[0]
+    """Name what there is under the part's nearest ancestor that is there."""
+    above = part
+    while above and not any(path.startswith(f"{above}/") for path in saved.leaves):
+        above = above.rpartition("/")[0]
     start = f"{above}/" if above else ""
     there = {
         path.removeprefix(start).split("/")[0]
         for path in saved.leaves
         if path.startswith(start)
     }
+    place = above.partition("/")[2]
     raise CheckpointError(
         f"need a part of the checkpoint {saved.path}, got "
-        f"{part.removeprefix(start)!r}: it has {sorted(there)}"
+        f"{part.removeprefix('state/')!r}: {repr(place) if place else 'it'} has "
+        f"{sorted(there)}"
     )
 
 

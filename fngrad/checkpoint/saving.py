@@ -27,7 +27,8 @@ def save(
     """Write a state to disk, whole or not at all.
 
     It is in ``folder/00000100`` for step 100: the arrays, written by orbax, and a
-    manifest with checksums. Nothing is deleted.
+    manifest with checksums. Nothing is deleted: the same step saved again stands
+    beside the first, as ``00000100-1``, and the newest is read.
 
     Args:
         folder: made if needed.
@@ -124,5 +125,9 @@ def _find(folder: Path, step: int | str) -> Saved:
     else:
         raise ValueError(f'need a step, "latest" or "best", got {step=}')
     if saved is None:
-        raise CheckpointError(f"need a good checkpoint in {str(folder)!r}, got none")
+        measured = " with the metric that keep_best names" if step == "best" else ""
+        raise CheckpointError(
+            f"need a good checkpoint{measured} in {str(folder)!r}, got none: it has "
+            f"the steps {reading.steps(folder)}"
+        )
     return saved

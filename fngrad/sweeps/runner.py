@@ -91,8 +91,8 @@ def sweep(
     Raises:
         ValueError: an argument out of range; columns of unequal lengths; a train_fn
             that is not pure, or does not record the metric; a folder of another sweep.
-        TypeError: points or args that are no numbers; a train_fn that returns another
-            form, or whose structure depends on the point.
+        TypeError: points or args that are no numbers; static without names; a train_fn
+            that returns another form, or whose structure depends on the point.
         LockError: another process sweeps in the folder, or it cannot be written.
 
     Example:
@@ -117,7 +117,7 @@ def sweep(
     columns, _ = check_points(points)
     keys, devices = seed_keys(keys), _devices(devices)
     _check_args(args)
-    combinations = _combinations(static or {}, columns)
+    combinations = _combinations({} if static is None else static, columns)
     sweeps = [
         Lanes(functools.partial(train_fn, **values), columns, keys, args, devices)
         for values in combinations
@@ -261,6 +261,8 @@ def _description(
 def _combinations(
     static: Mapping[str, Sequence[Any]], columns: Any
 ) -> list[dict[str, Any]]:
+    if not isinstance(static, Mapping):
+        raise TypeError(f"need static={{name: [values]}}, got {static!r}")
     for name, values in static.items():
         if not isinstance(values, list | tuple) or not values:
             raise ValueError(
