@@ -130,6 +130,11 @@ def test_the_best_at_the_edge_of_an_axis_is_doubted(best, word):
     )
 
 
+def test_nobody_is_sent_beyond_zero():
+    decay = {"decay": np.array([0.0, 0.1, 0.2])}
+    assert summarize(separated([0.1, 0.5, 0.5]), decay).warnings == ()
+
+
 def test_few_seeds_near_points_and_divergence_are_doubted():
     few = summarize(separated([0.5, 0.1, 0.5], seeds=4), RATES)
     assert few.warnings == ("4 seeds are few: medians and intervals need 5 or more",)

@@ -370,7 +370,10 @@ def _doubts_of_order(low: float, high: float) -> list[str]:
 def _edges(
     points: Mapping[str, np.ndarray], tried: Mapping[str, np.ndarray], best: int
 ) -> list[str]:
-    """Name the axes at whose end the best point lies; what has no order has none."""
+    """Name the axes at whose end the best point lies; what has no order has none.
+
+    Zero, of a decay or a rate of dropout, is no end that one looks beyond.
+    """
     doubts = []
     for name, column in points.items():
         values = np.asarray(tried[name])
@@ -381,6 +384,6 @@ def _edges(
         doubts += [
             f"the best point has the {word} {name} tried ({end:g}): look beyond it"
             for word, end in ends.items()
-            if column[best] == end
+            if column[best] == end != 0
         ]
     return doubts
