@@ -17,6 +17,7 @@ from fngrad.sweeps.program import Block, Lanes, to_host
 from fngrad.sweeps.record import Record
 from fngrad.sweeps.storage import Folder
 
+TRIED_ROUNDS = 8  # of blocks trained at once; a shorter sweep tries no other width
 CHUNKS = 100  # files of a sweep, at most, where the caller does not say
 
 
@@ -66,7 +67,8 @@ class Training(NamedTuple):
         recorded = self.folder.mode(self.number) if self.folder else None
         if recorded is None:
             choice = modes.choose(mode, self.lanes, self.jaxpr)
-            return choice, mode == "auto" and self.lanes.devices[0].platform == "cpu"
+            is_cpu = self.lanes.devices[0].platform == "cpu"
+            return choice, mode == "auto" and is_cpu and self._is_long(choice.width)
         width = recorded["width"]
         if mode != "auto" and modes.choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
@@ -74,6 +76,11 @@ class Training(NamedTuple):
                 f"trained in blocks of {width}, got {mode=}"
             )
         return modes.Choice(width, "recorded in the folder"), False
+
+    def _is_long(self, width: int) -> bool:
+        """Say whether a first block that is trained alone costs next to nothing."""
+        rounds = self.lanes.count / (width * modes.blocks_at_once(self.lanes.devices))
+        return rounds >= TRIED_ROUNDS
 
     def _fastest(self, block: Block, how: dict[str, Any]) -> Block:
         """Train the first block, and try other widths if the rest takes long."""
