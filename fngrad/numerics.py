@@ -7,6 +7,7 @@ keeps XLA from folding the constant into its neighbours.
 
 import math
 import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -140,6 +141,86 @@ def as_double(a: Any) -> Any:
         return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
     return jax.tree.map(widest, a)
+
+
+def norm(
+    x: jax.Array, axis: int | Sequence[int] | None = None, keepdims: bool = False
+) -> jax.Array:
+    """Return the Euclidean norm along axes; its squares neither overflow nor vanish.
+
+    Its gradient at zero is zero, not NaN.
+
+    Args:
+        x: at least float32, or complex.
+        axis: what is summed over; ``None`` takes all axes.
+        keepdims: whether these axes stay, with length one.
+    """
+
+    def square(x: jax.Array) -> jax.Array:
+        products = jnp.real(jnp.conj(x) * x)
+        return jnp.sum(products, axis=axis, keepdims=keepdims)
+
+    def rescaled() -> jax.Array:
+        scale = power_of_two_below(jnp.max(magnitudes(x), initial=0))
+        return scale * square_root(square(divided(x, scale)))
+
+    return root_of_squares(square(x), rescaled)
+
+
+def root_of_squares(square: jax.Array, rescaled: Callable[[], jax.Array]) -> jax.Array:
+    """Return the root of a sum of squares, or ``rescaled()`` where that is inexact.
+
+    The squares of what is beyond 1e19 or below 1e-19 do not fit in float32. The usual
+    case costs no second pass over the entries and keeps the bits of the plain root.
+
+    Args:
+        square: float, any shape.
+        rescaled: gives the root from entries divided by a common scale; called where
+            any of the squares has left the range in which its sum is exact.
+    """
+    limits = jnp.finfo(square.dtype)
+    # Below it, squares lost to underflow could be seen in a sum of 2**32 of them.
+    least = float(limits.tiny) / float(limits.eps) * 2.0**32
+    fits = jnp.all((square >= least) & jnp.isfinite(square))
+    return lax.cond(fits, lambda: square_root(square), rescaled)
+
+
+def square_root(x: jax.Array) -> jax.Array:
+    """Return the root, 0 with zero gradient where x is 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
+def magnitudes(x: jax.Array) -> jax.Array:
+    """Return |x|, and max(|Re x|, |Im x|) where x is complex; it cannot overflow."""
+    if jnp.iscomplexobj(x):
+        return jnp.maximum(jnp.abs(jnp.real(x)), jnp.abs(jnp.imag(x)))
+    return jnp.abs(x)
+
+
+def divided(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Return x / factor for a real factor; complex division would square it."""
+    if jnp.iscomplexobj(x):
+        return lax.complex(jnp.real(x) / factor, jnp.imag(x) / factor)
+    return x / factor
+
+
+def power_of_two_below(x: jax.Array) -> jax.Array:
+    """Return the largest power of two <= x, without a gradient.
+
+    Dividing by it rounds nothing. It is at least the smallest normal number, also
+    where x is 0, and 1 where x is not finite.
+
+    Args:
+        x: float32 or float64, >= 0, any shape.
+    """
+    x = lax.stop_gradient(x)
+    limits = jnp.finfo(x.dtype)
+    words = jnp.uint64 if limits.bits == 64 else jnp.uint32
+    exponent = np.array(np.inf, x.dtype).view(words)  # the exponent's bits, all set
+    bits = lax.bitcast_convert_type(x, words) & exponent
+    power = lax.bitcast_convert_type(bits, x.dtype)
+    return jnp.where(jnp.isfinite(x), jnp.maximum(power, limits.tiny), 1)
 
 
 def first_step() -> jax.Array:

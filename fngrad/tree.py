@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.numerics as numerics
 from fngrad.types import Path, Scalar, Selector, Tree
 
 
@@ -71,12 +72,25 @@ def vdot(a: Any, b: Any) -> jax.Array:
 def norm(a: Any) -> jax.Array:
     """Return the Euclidean norm over all leaves, in at least float32.
 
-    Its gradient at zero is zero, not NaN. The squares must fit: in float32 norms
-    above 1e19 are infinite and entries below 1e-19 count as zero.
+    It is exact wherever the norm itself fits, at 1e30 and 1e-30 too. Its gradient at
+    zero is zero, not NaN.
     """
     square = vdot(a, a)
-    is_zero = square == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+    def rescaled() -> jax.Array:
+        wide = jax.tree.map(lambda x: _with_precision(x, square.dtype), a)
+        sizes = [
+            jnp.max(numerics.magnitudes(x), initial=0) for x in jax.tree.leaves(wide)
+        ]
+        scale = numerics.power_of_two_below(jnp.max(jnp.stack(sizes), initial=0))
+        shrunk = jax.tree.map(lambda x: numerics.divided(x, scale), wide)
+        return scale * numerics.square_root(vdot(shrunk, shrunk))
+
+    return numerics.root_of_squares(square, rescaled)
+
+
+def _with_precision(x: jax.Array, dtype: Any) -> jax.Array:
+    return x.astype(np.promote_types(dtype, "c8") if jnp.iscomplexobj(x) else dtype)
 
 
 def where(condition: jax.Array, a: Tree, b: Tree) -> Tree:

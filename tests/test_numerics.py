@@ -114,3 +114,21 @@ def test_a_key_is_typed_or_an_int():
     for bad in (jax.random.PRNGKey(0), 1.5):
         with pytest.raises(TypeError, match="need an int or a typed key"):
             numerics.key(bad)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_norm_along_an_axis_is_exact_wherever_it_fits(size):
+    x = np.float32([[3, 4], [0, 0], [5e-3, 12e-3]]) * np.float32(size)
+    expected = np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    got = numerics.norm(jnp.asarray(x), axis=1, keepdims=True)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    z = jnp.asarray(x[0] * np.complex64(1 + 1j))
+    np.testing.assert_allclose(numerics.norm(z), 5 * np.sqrt(2) * size, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "power"),
+    [(1.0, 1.0), (1.99, 1.0), (3e38, 2.0**127), (0.75, 0.5), (0.0, 2.0**-126)],
+)
+def test_power_of_two_below_rounds_nothing(x, power):
+    assert numerics.power_of_two_below(jnp.float32(x)) == power

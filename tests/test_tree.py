@@ -130,6 +130,27 @@ def test_norm_has_gradient_zero_at_zero():
     np.testing.assert_array_equal(grads["x"], 0)
 
 
+@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-19, 1.0, 1e19, 1e37])
+def test_norm_is_exact_wherever_it_fits(size):
+    a = {"x": jnp.array([3.0, 0.0]) * size, "y": jnp.float32(4.0) * size}
+    expected = np.sqrt(sum(np.sum(np.square(x, dtype=float)) for x in a.values()))
+    norm, gradient = jax.value_and_grad(tree.norm)(a)
+    np.testing.assert_allclose(norm, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient["x"], [0.6, 0.0], rtol=1e-6)
+    norms = jax.vmap(tree.norm)(jax.tree.map(lambda x: jnp.stack([x, 0 * x]), a))
+    np.testing.assert_allclose(norms, [expected, 0.0], rtol=1e-6)
+
+
+def test_norm_of_ordinary_entries_has_the_bits_of_the_plain_root():
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    assert jax.jit(tree.norm)(x) == jax.jit(lambda x: jnp.sqrt(jnp.sum(x * x)))(x)
+
+
+@pytest.mark.parametrize(("bad", "expected"), [(np.inf, np.inf), (np.nan, np.nan)])
+def test_norm_of_what_is_not_finite_says_so(bad, expected):
+    np.testing.assert_array_equal(tree.norm(jnp.array([1.0, bad])), expected)
+
+
 def test_norm_of_narrow_leaves_is_computed_wide():
     big = jnp.full(4, 300.0, jnp.float16)  # 300**2 overflows float16
     assert tree.norm(big).dtype == jnp.float32

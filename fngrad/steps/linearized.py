@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.leaves import check_real
 from fngrad.objective import Value, read_value
 from fngrad.signatures import bind, parameters
-from fngrad.transforms.roots import square_root
 from fngrad.types import Batch, Key, ModelState, Params, Updates
 
 FORMS = """\
@@ -140,7 +140,7 @@ def _dense(
 
     def solve(damping: jax.Array) -> jax.Array:
         identity = jnp.eye(len(place), dtype=r.dtype)
-        ridge = square_root(damping).astype(r.dtype) * identity
+        ridge = numerics.square_root(damping).astype(r.dtype) * identity
         system = jnp.concatenate([matrix, ridge])
         target = jnp.concatenate([r, jnp.zeros(len(place), r.dtype)])
         return _shortest_solution(system, target).astype(place.dtype)

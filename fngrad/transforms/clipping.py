@@ -79,8 +79,7 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
 def clip_by_global_norm(max_norm: Scalar) -> Transform:
     r"""Clip the norm over all leaves: $u \leftarrow u \min(1, c / \|u\|)$.
 
-    It reports ``norm_before`` and ``norm_after``. Gradients whose squares do not fit in
-    float32 (a norm above 1e19) become zero.
+    It reports ``norm_before`` and ``norm_after``.
 
     Args:
         max_norm: $c$ >= 0, in units of the updates.

@@ -11,7 +11,6 @@ from fngrad.transforms.roots import (
     check_decay,
     divide_by_root,
     full_moment,
-    square_root,
 )
 from fngrad.types import Hyper, Params, Updates
 
@@ -60,7 +59,9 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
 
         def times_root(u: jax.Array, square: jax.Array) -> jax.Array:
-            return u * square_root(square + inside.astype(square.dtype)).astype(u.dtype)
+            return u * numerics.square_root(
+                square + inside.astype(square.dtype)
+            ).astype(u.dtype)
 
         normal = divide_by_root(updates, e_g, inside, 0.0)
         new_updates = jax.tree.map(times_root, normal, state.e_x)

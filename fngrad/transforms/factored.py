@@ -16,7 +16,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import divide_by_root, square_root
+from fngrad.transforms.roots import divide_by_root
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -225,7 +225,7 @@ def _divide_by_factors(
     row_axis, column_axis = axes
     row = jnp.expand_dims(factors.row, column_axis)
     column = jnp.expand_dims(factors.column, row_axis)
-    root = square_root(jnp.mean(row, row_axis, keepdims=True))
+    root = numerics.square_root(jnp.mean(row, row_axis, keepdims=True))
     by_row = divide_by_root(g, jnp.broadcast_to(row, g.shape), 0.0, 0.0)
     by_row = by_row * root.astype(g.dtype)
     return divide_by_root(by_row, jnp.broadcast_to(column, g.shape), 0.0, 0.0)

@@ -40,19 +40,13 @@ def debiased(
     return tree.average(decay, ahead, remove_bias(updates, decay, step))
 
 
-def square_root(x: jax.Array) -> jax.Array:
-    """Return the root, 0 with zero gradient where x is 0."""
-    is_zero = x == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
-
-
 def divide_by_root(
     updates: Updates, squares: Updates, inside: Scalar, outside: Scalar
 ) -> Updates:
     """Return u / (sqrt(square + inside) + outside); 0 where that divides by 0."""
 
     def divide(u: jax.Array, square: jax.Array) -> jax.Array:
-        root = square_root(square + jnp.asarray(inside, square.dtype))
+        root = numerics.square_root(square + jnp.asarray(inside, square.dtype))
         denominator = root + jnp.asarray(outside, square.dtype)
         return numerics.divide(u, denominator.astype(u.dtype))
 
