@@ -1,5 +1,6 @@
 """What theory says of the optimizers: rates, thresholds, noise floors, regret."""
 
+import fractions
 import functools
 
 import jax
@@ -57,14 +58,30 @@ def test_local_rates_are_the_closed_forms(method, kappa):
     np.testing.assert_allclose(found, rate, rtol=1e-12)
 
 
-def test_plain_eigenvalues_of_a_tuned_heavy_ball_are_only_half_as_exact():
-    # Four double eigenvalues with two eigenvectors each: rounding splits them by about
-    # the root of 2e-16. local_rate takes the mean of what was split.
-    values = spectrum(1e2)
-    optimizer, rate = heavy_ball(values.min(), values.max())
+def half_the_split(learning_rate, momentum, curvature):
+    """Return half the distance of the roots of z**2 - (1 + b - a c) z + b.
+
+    The discriminant is exact: it is the difference of nearly equal numbers.
+    """
+    a, b, c = map(fractions.Fraction, (learning_rate, momentum, curvature))
+    return float((1 + b - a * c) ** 2 - 4 * b) ** 0.5 / 2
+
+
+@pytest.mark.parametrize("kappa", [2.0, 1e2, 1e4])
+def test_double_eigenvalues_that_rounding_splits_do_not_move_the_local_rate(kappa):
+    # How far rounding splits a double eigenvalue differs between processors. So the
+    # momentum is changed by more than rounding changes it: the two roots part on the
+    # real line, by the root of the change, and their mean moves by the change alone.
+    values = spectrum(kappa)
+    mu, L = values.min(), values.max()
+    _, rate = heavy_ball(mu, L)
+    learning_rate = (2 / (L**0.5 + mu**0.5)) ** 2
+    momentum = rate**2 * (1 - 1e-14)
+    assert half_the_split(learning_rate, momentum, mu) > 1e-9
+    optimizer = fg.momentum(learning_rate, momentum)
     A = problems.quadratic(values)
-    J = curvature.step_jacobian(optimizer, quadratic, np.zeros(6), A).J
-    assert np.abs(np.linalg.eigvals(J)).max() - rate > 1e-9
+    found = curvature.local_rate(optimizer, quadratic, np.zeros(6), A)
+    np.testing.assert_allclose(found, rate, rtol=1e-12)
 
 
 # (momentum, nesterov) and the largest stable product of learning rate and curvature.

@@ -100,8 +100,9 @@ def local_rate(
     the optimizer converges from nearby, above 1 it leaves.
 
     A tuned momentum method has double eigenvalues with one eigenvector. Rounding by
-    $\epsilon$ splits them by $\sqrt\epsilon$, but leaves their mean where it was. So
-    eigenvalues that rounding cannot tell apart are replaced by their mean.
+    $\epsilon$ splits them by up to about $\sqrt\epsilon$, by how much depends on the
+    processor, but their mean stays where it was. So eigenvalues that rounding cannot
+    tell apart are replaced by their mean.
 
     Args:
         optimizer: a transform whose updates are added to the parameters.
@@ -252,8 +253,8 @@ def _settled_eigenvalues(J: np.ndarray) -> np.ndarray:
     """Return the eigenvalues, with the mean of those that rounding may have split.
 
     An eigenvalue of condition c lies within about eps ||J|| c of where it was computed,
-    and a double one within sqrt(eps) ||J||. Discs that overlap, directly or through
-    others, form a cluster.
+    and a double one within about sqrt(eps) ||J||. Discs that overlap, directly or
+    through others, form a cluster.
     """
     J = _balanced(J)
     eigenvalues, vectors = np.linalg.eig(J)
