@@ -1,5 +1,7 @@
 """Strictness for every test: promotion, ranks, warnings (see pyproject.toml)."""
 
+import signal
+
 import chex
 import jax
 import precision
@@ -12,6 +14,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(autouse=True)
 def _forget_traces():
     chex.clear_trace_counter()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """Let Ctrl-C interrupt, also where the suite is a background job of a script.
+
+    A shell starts such a job with SIGINT ignored, and what it starts inherits that.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 @pytest.fixture

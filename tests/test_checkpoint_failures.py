@@ -139,9 +139,7 @@ if len(sys.argv) > 2:
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_end_of_the_program_waits_for_a_write(fails, tmp_path):
     command = [sys.executable, "-W", "error", "-c", EXIT, str(tmp_path)]
-    done = subprocess.run(
-        command + ["fail"] * fails, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command + ["fail"] * fails, capture_output=True, text=True)
     assert done.returncode == int(fails), done.stderr
     assert ("on purpose" in done.stderr) == fails
     assert "checkpoint was not" not in done.stderr
@@ -153,7 +151,7 @@ def test_the_end_of_the_program_waits_for_a_write(fails, tmp_path):
 def test_a_write_that_failed_at_the_end_of_the_program_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-c", EXIT, str(tmp_path / "file" / "folder")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "a checkpoint was not written: need to write" in done.stderr
 
 
@@ -196,7 +194,7 @@ gc.collect()
 def test_a_write_that_failed_is_told_when_nobody_asks_any_more(tmp_path):
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-c", FORGOTTEN, str(tmp_path / "file" / "folder")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert "a checkpoint was not written: need to write" in done.stderr
 
 
@@ -252,7 +250,7 @@ def test_a_file_system_that_is_full_or_read_only_keeps_the_last_step(tmp_path):
     script = f'{" ".join(mount)} && exec "$@"'
     inside = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
     command = ["unshare", "-m", "sh", "-c", script, "sh", *inside]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 3, done
     assert "step 2" in lines[0]
