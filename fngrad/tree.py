@@ -82,7 +82,8 @@ def norm(a: Any) -> jax.Array:
         sizes = [
             jnp.max(numerics.magnitudes(x), initial=0) for x in jax.tree.leaves(wide)
         ]
-        scale = numerics.power_of_two_below(jnp.max(jnp.stack(sizes), initial=0))
+        largest = jnp.max(jnp.stack([jnp.zeros_like(square), *sizes]))
+        scale = numerics.power_of_two_below(largest)
         shrunk = jax.tree.map(lambda x: numerics.divided(x, scale), wide)
         return scale * numerics.square_root(vdot(shrunk, shrunk))
 

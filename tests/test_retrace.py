@@ -7,6 +7,7 @@ import pytest
 from regression import DATA, OPTIMIZER, STEP, first_state, loss_fn, quiet_fit
 
 import fngrad.batching as batching
+import fngrad.fitting.loops as loops
 from fngrad.fit import fit
 from fngrad.fitting.compilations import Compilations
 from fngrad.fitting.session import STOP
@@ -22,13 +23,14 @@ def test_compilations_are_counted_once_a_step():
     step = fresh_step()
     first = fit(step, first_state(), DATA, num_steps=4, progress=False, loop="python")
     assert first.history.notes["compile_count"] == 1
-    assert 0.01 < first.history.notes["compile_seconds"] < 100
+    assert first.history.notes["compile_seconds"] > 0.0
     again = fit(step, first_state(), DATA, num_steps=4, progress=False, loop="python")
     assert again.history.notes["compile_count"] == 0
     assert again.history.notes["compile_seconds"] == 0.0
 
 
-def test_choosing_a_loop_is_counted_and_written_down(tmp_path):
+def test_choosing_a_loop_is_counted_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "SLOW_STEP", np.inf)  # on a busy machine, too
     result = fit(
         fresh_step(),
         first_state(),

@@ -140,7 +140,7 @@ def test_it_reaches_scipys_fit(solver):
     print(f"fngrad {history['loss'][-1]:.15f}, scipy {found.cost:.15f}")
     np.testing.assert_allclose(history["loss"][-1], found.cost, rtol=1e-12)
     np.testing.assert_allclose(state.params, found.x, rtol=1e-6)
-    assert np.all(np.diff(history["loss"]) <= 0)
+    assert np.all(np.diff(history["loss"]) <= 1e-15)  # it is rounded anew
 
 
 def overshot(w, batch):

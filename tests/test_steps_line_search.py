@@ -200,7 +200,8 @@ def test_values_that_are_not_finite_are_refused(condition, start):
     visited = first_steps(barrier, sgd(1.0), start, count=40, condition=condition)
     losses = [float(m["next_loss"]) for _, m in visited]
     assert np.all(np.isfinite(losses))
-    assert np.all(np.diff([float(barrier(jnp.array(start), None)), *losses]) <= 0)
+    rises = np.diff([float(barrier(jnp.array(start), None)), *losses])
+    assert np.all(rises <= 1e-6)  # each step rounds its first loss anew
     minimum = (np.sqrt(10) - 1) / 3
     np.testing.assert_allclose(visited[-1][0], minimum, atol=2e-3)
 
@@ -220,7 +221,7 @@ def test_a_direction_uphill_gives_way_to_the_gradient(condition):
     visited = first_steps(bowl, scale(1.0), [1.0, -1.0], 10, condition=condition)
     losses = [float(m["next_loss"]) for _, m in visited]
     assert losses[0] < 15.5
-    assert np.all(np.diff(losses) <= 0)
+    assert np.all(np.diff(losses) <= 1e-6)  # each step rounds its first loss anew
     assert losses[-1] < 1.0
 
 

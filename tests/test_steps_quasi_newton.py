@@ -137,7 +137,7 @@ def minimize(loss_fn, start, batch, num_steps):
     for _ in range(num_steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["next_loss"]))
-    assert np.all(np.diff(losses) <= 0)
+    assert np.all(np.diff(losses) <= 1e-14)  # each step rounds its first loss anew
     return state.params, losses[-1]
 
 

@@ -125,6 +125,11 @@ def test_norm_and_vdot_are_those_of_the_concatenated_vector():
     np.testing.assert_allclose(tree.vdot(a, b), np.vdot(flat_a, flat_b).real)
 
 
+def test_norm_of_a_tree_without_leaves_is_zero():
+    for empty in ((), [], {"a": None}):
+        assert tree.norm(empty) == 0
+
+
 def test_norm_has_gradient_zero_at_zero():
     grads = jax.grad(tree.norm)({"x": jnp.zeros(3)})
     np.testing.assert_array_equal(grads["x"], 0)
