@@ -1,6 +1,7 @@
 """What goes wrong while writing is told, and the last good step stands."""
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -247,7 +248,7 @@ def test_a_file_system_that_is_full_or_read_only_keeps_the_last_step(tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
     if subprocess.run(["unshare", "-m", *mount], capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")
-    script = f'{" ".join(mount)} && exec "$@"'
+    script = f'{shlex.join(mount)} && exec "$@"'
     inside = [sys.executable, "-c", SMALL_DISK, str(tmp_path)]
     command = ["unshare", "-m", "sh", "-c", script, "sh", *inside]
     done = subprocess.run(command, capture_output=True, text=True)
