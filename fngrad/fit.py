@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
+from fngrad.checkpoint.array_files import check_folder
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
@@ -239,6 +240,7 @@ def _open(
         stack.enter_context(Lock(folder))
     if rules.folder is None:
         return None
+    check_folder(rules.folder)
     return stack.enter_context(
         Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
     )
