@@ -8,9 +8,26 @@ from regression import ARRAYS, metric_fn, quiet_fit
 
 import fngrad.tree as tree
 
+FULL = OSError(28, "No space left on device")
 
-class KilledError(Exception):
-    """Ends a run without the goodbye that a signal would get."""
+
+class OwnError(Exception):
+    """A user's."""
+
+
+def raise_at(at, error):
+    """Return a callback or a logger that raises at a step, the first time."""
+    left = [error]
+
+    def fails(step, *_):
+        if step == at and left:
+            raise left.pop()
+
+    return fails
+
+
+class KilledError(KeyboardInterrupt):
+    """Ends a run at once, as a second Ctrl-C does: nothing is saved any more."""
 
 
 def kill_at(step):

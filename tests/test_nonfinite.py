@@ -23,6 +23,8 @@ from fngrad.transforms.core import named
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.wrapping import tunable
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 BAD_ARRAYS = {"x": X, "y": Y.at[7].set(jnp.nan)}
 BAD = batching.from_arrays(BAD_ARRAYS, batch_size=6, seed=1)
 BATCH = DATA.batch(0)

@@ -70,9 +70,13 @@ def checkpoint_folder(
 ) -> Path | None:
     """Return the folder that these arguments of `fngrad.fit` mean, if any."""
     if checkpoint_dir is not None:
-        return Path(checkpoint_dir)
+        return Path(checkpoint_dir).absolute()
     is_asked = save_every is not None or save_minutes is not None
-    return Path(run_dir) / "checkpoints" if run_dir is not None and is_asked else None
+    return (
+        Path(run_dir).absolute() / "checkpoints"
+        if run_dir is not None and is_asked
+        else None
+    )
 
 
 def _check_count(name: str, value: Any) -> None:
