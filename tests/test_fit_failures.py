@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from regression import DATA, PARAMS, quiet_fit, squared_errors
-from resuming import WATCHED, assert_same_run, saving_fit
+from resuming import (
+    FULL,
+    WATCHED,
+    OwnError,
+    assert_same_run,
+    raise_at,
+    saving_fit,
+)
 
 import fngrad as fg
 import fngrad.checkpoint as checkpoint
