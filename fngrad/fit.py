@@ -284,7 +284,8 @@ def _ended(agenda: Agenda, patience: Patience, past: Past) -> str | None:
     if agenda.first >= agenda.last:
         print(
             f"fit: nothing to do, the state is at step {agenda.first} and the run "
-            f"ends at step {agenda.last}",
+            f"ends at step {agenda.last}: num_steps and num_epochs count from step 0; "
+            'to fine-tune, restore part="params" alone, into a new state',
             file=sys.stderr,
         )
         return "completed"

@@ -100,7 +100,7 @@ def test_reaching_a_step_already_reached_does_nothing_and_says_so(capsys):
     again = quiet_fit(reached, num_steps=5)
     chex.assert_trees_all_equal(again.state.params, reached.params)
     assert (
-        "nothing to do, the state is at step 5 and the run ends at step 5"
+        "nothing to do, the state is at step 5 and the run ends at step 5: num_steps"
         in capsys.readouterr().err
     )
 

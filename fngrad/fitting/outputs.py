@@ -208,6 +208,8 @@ def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
             f"need another run folder, or the state of step {reached} that the run in "
             f"{str(metrics.parent)!r} has reached, got step {first}"
             + (f"; its checkpoints were in {folder!r}" if folder else "")
+            + "; to overwrite that run, delete its folder first: "
+            f"shutil.rmtree({str(metrics.parent)!r})"
         )
     if reached > first:
         cut_jsonl(metrics, first)
