@@ -57,7 +57,7 @@ def save(
         00000100 [0. 1. 2.]
     """
     if step is not None:
-        numerics.check_count("step", step)
+        step = numerics.check_count("step", step)
     elif not isinstance(state, TrainState):
         raise ValueError(f"need step= for a {type(state).__name__}, got None")
     plain = manifest.in_json(metrics, notes)
@@ -140,7 +140,7 @@ def _find(folder: Path, step: int | str) -> Saved:
     elif isinstance(step, str):
         raise ValueError(f'need a step, "latest" or "best", got {step=}')
     else:
-        numerics.check_count("step", step)
+        step = numerics.check_count("step", step)
         paths = reading.paths_at(folder, step)
         if not paths:
             raise CheckpointError(
