@@ -251,7 +251,7 @@ def test_an_integer_of_numpy_is_an_integer(name):
         ]
 
 
-NO_COUNTS = {"schedule_free", "cosine", "warmup_cosine", "adaptive_clip", "batch"}
+NO_COUNTS = {"cosine", "warmup_cosine", "adaptive_clip", "batch"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NO_COUNTS])
@@ -297,9 +297,7 @@ def test_the_last_step_of_int32_is_not_refused():
 
 def test_a_run_beyond_int32_is_refused():
     step = fg.make_step(loss_fn, fg.sgd(0.1))
-    with pytest.raises(
-        ValueError, match=r"need an int num_steps .*<= 2147483647"
-    ):
+    with pytest.raises(ValueError, match=r"need an int num_steps .*<= 2147483647"):
         fg.run(step, fg.init_state(PARAMS, fg.sgd(0.1), 0), DATA, 2**31)
 
 
