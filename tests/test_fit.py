@@ -167,8 +167,8 @@ def test_a_donated_state_is_explained():
     [
         ({}, ValueError, "need one of num_steps and num_epochs"),
         ({"num_steps": 1, "num_epochs": 1}, ValueError, "need one of num_steps"),
-        ({"num_steps": -1}, ValueError, "num_steps to be an int >= 0, got -1"),
-        ({"num_steps": 1.5}, ValueError, "num_steps to be an int >= 0, got 1.5"),
+        ({"num_steps": -1}, ValueError, "need an int num_steps .*=-1"),
+        ({"num_steps": 1.5}, ValueError, "need an int num_steps .*=1.5"),
         ({"num_steps": 1, "log_every": 0}, ValueError, "need an int log_every >= 1"),
         ({"num_steps": 1, "loop": "fori"}, ValueError, "need loop to be one of"),
         (
