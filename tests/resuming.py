@@ -1,5 +1,7 @@
 """Runs that are broken off, and what it means that two ended alike."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,11 @@ FULL = OSError(28, "No space left on device")
 
 class OwnError(Exception):
     """A user's."""
+
+
+def reached(caught) -> Any:
+    """Return the error that ended a run, which carries a state and a history."""
+    return caught.value
 
 
 def raise_at(at, error):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from resuming import (
     OwnError,
     assert_same_run,
     raise_at,
+    reached,
     saving_fit,
 )
 
@@ -42,17 +44,17 @@ def test_what_ends_a_run_carries_what_was_reached_and_saves_it(way, error, tmp_p
     with pytest.raises(type(error)) as caught:
         saving_fit(tmp_path, **way(error))
     assert caught.value is error
-    reached = int(error.state.step)
-    assert reached in (9, 10)
-    assert len(error.history["loss"]) == reached
-    undisturbed = quiet_fit(num_steps=reached, **WATCHED)
+    now = int(error.state.step)
+    assert now in (9, 10)
+    assert len(error.history["loss"]) == now
+    undisturbed = quiet_fit(num_steps=now, **WATCHED)
     assert fg.tree.mismatch(error.state, undisturbed.state) is None
     np.testing.assert_array_equal(
         error.state.params["w"], undisturbed.state.params["w"]
     )
-    assert f"the run had come to step {reached}" in error.__notes__[-1]
+    assert f"the run had come to step {now}" in error.__notes__[-1]
     assert "a checkpoint" in error.__notes__[-1]
-    assert checkpoint.latest_step(tmp_path) == reached
+    assert checkpoint.latest_step(tmp_path) == now
     assert_same_run(saving_fit(tmp_path), quiet_fit(num_steps=20, **WATCHED))
 
 
@@ -112,8 +114,8 @@ def test_an_evaluation_that_fails_is_made_by_the_next_call(tmp_path):
 
     with pytest.raises(OwnError) as caught:
         saving_fit(tmp_path, metric_fn=unmeasurable, keep_best=("val/loss", "min"))
-    assert int(caught.value.state.step) == 5 == checkpoint.latest_step(tmp_path)
-    assert "val/loss" not in caught.value.history
+    assert int(reached(caught).state.step) == 5 == checkpoint.latest_step(tmp_path)
+    assert "val/loss" not in reached(caught).history
     result = saving_fit(tmp_path, keep_best=("val/loss", "min"), keep=9)
     assert_same_run(result, quiet_fit(num_steps=20, **WATCHED))
     best = min(zip(result.history["val/loss"], (5, 10, 15, 20), strict=True))[1]
@@ -130,8 +132,8 @@ def test_data_that_break_off_leave_the_state_before_them(tmp_path):
 
     with pytest.raises(OwnError, match="no more") as caught:
         saving_fit(tmp_path, data=batches(), save_every=None)
-    assert int(caught.value.state.step) == 7 == checkpoint.latest_step(tmp_path)
-    assert len(caught.value.history["loss"]) == 7
+    assert int(reached(caught).state.step) == 7 == checkpoint.latest_step(tmp_path)
+    assert len(reached(caught).history["loss"]) == 7
 
 
 def test_a_state_that_was_given_away_is_not_there_and_that_is_said(tmp_path):
@@ -159,8 +161,8 @@ def test_a_state_that_was_given_away_is_not_there_and_that_is_said(tmp_path):
             loop="python",
             progress=False,
         )
-    assert isinstance(caught.value.history, History)
-    assert caught.value.state is None or int(caught.value.state.step) <= 6
+    assert isinstance(reached(caught).history, History)
+    assert reached(caught).state is None or int(reached(caught).state.step) <= 6
     assert "the last checkpoint is of step 4" in caught.value.__notes__[-1]
     assert checkpoint.latest_step(tmp_path) == 4
 
@@ -174,7 +176,7 @@ def test_a_failure_to_save_does_not_hide_the_failure_before_it(tmp_path, monkeyp
     monkeypatch.setattr(manager, "write_step", full)
     with pytest.raises(OwnError) as caught:
         saving_fit(tmp_path, callbacks=[raise_at(3, OwnError())])
-    assert int(caught.value.state.step) == 3
+    assert int(reached(caught).state.step) == 3
     assert "saving it ended with SaveError: no space left" in caught.value.__notes__[-1]
 
 
@@ -190,7 +192,7 @@ def test_a_failure_to_save_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(manager, "write_step", full)
     with pytest.raises(SaveError) as caught:
         saving_fit(tmp_path)
-    assert (calls, int(caught.value.state.step)) == ([4], 8)
+    assert (calls, int(reached(caught).state.step)) == ([4], 8)
 
 
 def test_a_state_that_is_not_finite_is_carried_but_not_saved(tmp_path):
@@ -207,7 +209,7 @@ def test_a_state_that_is_not_finite_is_carried_but_not_saved(tmp_path):
     assert checkpoint.latest_step(tmp_path) == 8
     with pytest.raises(NonFiniteError) as caught:
         saving_fit(tmp_path, callbacks=[spoil])
-    assert int(caught.value.state.step) >= 10
+    assert int(reached(caught).state.step) >= 10
     assert checkpoint.latest_step(tmp_path) == 8
 
 
@@ -218,8 +220,8 @@ def test_a_second_interrupt_carries_what_was_reached():
 
     with pytest.raises(KeyboardInterrupt) as caught:
         quiet_fit(num_steps=100, log_every=4, callbacks=[interrupt_twice])
-    assert int(caught.value.state.step) == 4
-    assert len(caught.value.history["loss"]) == 4
+    assert int(reached(caught).state.step) == 4
+    assert len(reached(caught).history["loss"]) == 4
 
 
 class StatefulError(Exception):
@@ -242,7 +244,7 @@ def test_an_error_with_a_state_of_its_own_keeps_it(error):
 
 
 def test_an_error_that_ends_two_runs_carries_the_last():
-    error = OwnError()
+    error: Any = OwnError()
     for at in (2, 3):
         with pytest.raises(OwnError):
             quiet_fit(num_steps=4, log_every=1, callbacks=[raise_at(at, error)])

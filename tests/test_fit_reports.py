@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from regression import quiet_fit
-from resuming import FULL, WATCHED, OwnError, raise_at
+from resuming import FULL, WATCHED, OwnError, raise_at, reached
 
 from fngrad.history import History
 from fngrad.logging import RunFolder
@@ -63,7 +63,7 @@ def test_a_logger_that_fails_ends_the_run_by_default():
             log_every=1,
             loggers=[lambda step, _: other.append(step), logger],
         )
-    assert (other, int(caught.value.state.step)) == ([1, 2], 2)
+    assert (other, int(reached(caught).state.step)) == ([1, 2], 2)
     assert any(
         'the logger FullLogger; on_save_error="warn" goes on' in words
         for words in caught.value.__notes__
@@ -92,7 +92,7 @@ def test_a_logger_that_cannot_be_closed_ends_the_run_with_its_state():
     logger = FullLogger(at=100, closes=False)
     with pytest.raises(OSError, match="No space") as caught:
         quiet_fit(num_steps=4, log_every=1, loggers=[logger])
-    assert int(caught.value.state.step) == 4
+    assert int(reached(caught).state.step) == 4
 
 
 def test_a_logger_that_cannot_be_closed_does_not_hide_what_ended_the_run():
@@ -104,7 +104,7 @@ def test_a_logger_that_cannot_be_closed_does_not_hide_what_ended_the_run():
             loggers=[logger],
             callbacks=[raise_at(2, OwnError())],
         )
-    assert int(caught.value.state.step) == 2
+    assert int(reached(caught).state.step) == 2
     assert any("could not be closed" in words for words in caught.value.__notes__)
 
 

@@ -15,6 +15,7 @@ from resuming import (
     WATCHED,
     OwnError,
     assert_same_run,
+    reached,
     saving_fit,
 )
 
@@ -144,8 +145,8 @@ def test_what_a_users_handler_raises_waits_for_the_checkpoint(
     install(number, handler)
     with pytest.raises(OwnError) as caught:
         saving_fit(tmp_path, callbacks=[send(number, 9)])
-    assert int(caught.value.state.step) == 9 == checkpoint.latest_step(tmp_path)
-    assert len(caught.value.history["loss"]) == 9
+    assert int(reached(caught).state.step) == 9 == checkpoint.latest_step(tmp_path)
+    assert len(reached(caught).history["loss"]) == 9
 
 
 def test_an_interrupt_ends_a_run_inside_a_run_and_that_around_it(tmp_path):

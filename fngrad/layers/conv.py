@@ -84,7 +84,7 @@ def conv(
         >>> layer.apply(params, jnp.ones((8, 8, 1))).shape
         (4, 4, 4)
     """
-    window = (kernel_size,) * 2 if np.ndim(kernel_size) == 0 else tuple(kernel_size)
+    window = _each(kernel_size, 2)
     rank = len(window)
     if rank not in (1, 2, 3):
         raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
@@ -203,11 +203,11 @@ def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
     if isinstance(padding, str):
         _padding(padding, 1)
     for name, sizes in ("window", window), ("stride", 1 if stride is None else stride):
-        _per_axis(name, sizes, 1 if np.ndim(sizes) == 0 else len(sizes))
+        _per_axis(name, sizes, len(_each(sizes, 1)))
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         x = float_array(x)
-        rank = x.ndim - 1 if np.ndim(window) == 0 else len(window)
+        rank = len(_each(window, x.ndim - 1))
         x = _check_image(x, rank, None)
         sizes = _per_axis("window", window, rank)
         strides = sizes if stride is None else _per_axis("stride", stride, rank)
@@ -220,8 +220,14 @@ def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
     return Layer(no_params, apply)
 
 
+def _each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Return one number for each axis."""
+    is_one = isinstance(value, int | np.integer)
+    return (value,) * rank if is_one else tuple(value)
+
+
 def _per_axis(name: str, value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    sizes = (value,) * rank if np.ndim(value) == 0 else tuple(value)
+    sizes = _each(value, rank)
     if len(sizes) != rank:
         raise ValueError(f"need one {name} for each of {rank} axes, got {value}")
     return tuple(numerics.check_count(name, size, 1) for size in sizes)
