@@ -19,7 +19,6 @@ import dataclasses
 import hashlib
 import inspect
 import numbers
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -81,8 +80,7 @@ class Dataset:
         Raises:
             ValueError: num_epochs is negative.
         """
-        if num_epochs < 0:
-            raise ValueError(f"need num_epochs >= 0, got {num_epochs=}")
+        num_epochs = numerics.check_count("num_epochs", num_epochs)
         if self.remainder == "drop":
             return num_epochs * (self.size // self.batch_size)
         return -(-num_epochs * self.size // self.batch_size)
@@ -288,12 +286,9 @@ def num_examples(arrays: Any) -> int:
 
 
 def _batch_size(batch_size: Any, n: int) -> int:
-    try:
-        b = operator.index(batch_size)
-    except TypeError:
-        raise TypeError(
-            f'need batch_size, an int or "all", got {batch_size!r}'
-        ) from None
+    b = numerics.as_int(batch_size)
+    if b is None:
+        raise TypeError(f'need batch_size, an int or "all", got {batch_size!r}')
     if not 1 <= b <= n:
         raise ValueError(f"need 1 <= batch_size <= n, got {batch_size=} {n=}")
     return b

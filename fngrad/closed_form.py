@@ -135,8 +135,7 @@ def newton(
         [3. 3.]
     """
     numerics.check_number("damping", damping, low=0.0)
-    if num_steps < 0:
-        raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    num_steps = numerics.check_count("num_steps", num_steps)
     for path, leaf in tree.leaf_paths(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(

@@ -7,7 +7,6 @@ the result does not depend on the batch size, beyond rounding.
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from jax import lax
 
 import fngrad.batching as batching
 import fngrad.evaluation_point as evaluation_point
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
 from fngrad.signatures import bind, check_function, parameters
@@ -121,8 +121,7 @@ def fold(
         ValueError: as `evaluate`.
     """
     check_function(metric_fn)
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"need an int batch_size >= 1, got {batch_size=}")
+    batch_size = numerics.check_count("batch_size", batch_size, 1)
     call = bind(metric_fn, ("model_state",), _FORMS)
     source = _source_of(arrays)
     full, rest = divmod(source.size, batch_size)

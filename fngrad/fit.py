@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
+from fngrad.checkpoint.array_files import check_folder
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
@@ -20,8 +21,16 @@ from fngrad.fitting.checks import (
     check_option,
     check_step,
 )
+from fngrad.fitting.failures import attach
 from fngrad.fitting.feeds import Feed
-from fngrad.fitting.interrupts import PREEMPTED, Interruption, interrupts
+from fngrad.fitting.interrupts import (
+    USUAL_EXITS,
+    Interruption,
+    SignalName,
+    exit_numbers,
+    interrupts,
+    say_terminated,
+)
 from fngrad.fitting.loops import (
     Choice,
     begin,
@@ -73,6 +82,7 @@ def fit(
     log_every: int | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
+    exit_signals: Sequence[SignalName] = USUAL_EXITS,
     on_nonfinite: Policy = "raise",
     rollback_factor: float = 0.5,
     require: str | None = None,
@@ -93,9 +103,21 @@ def fit(
     ``save_minutes``: when those say so (without either, every 10 minutes), at each
     evaluation that is the best so far, when the run is interrupted, and at its end.
     Writing goes on in the background; `fit` waits for it before it ends. SIGTERM, as
-    clusters send it, ends the step in flight, saves, and raises `SystemExit` with
-    status 75 (``fngrad.fitting.interrupts.PREEMPTED``). While it runs, another
-    process is kept out of the folders; reading them is always allowed.
+    clusters send it, and the other ``exit_signals`` end the step in flight, save, and
+    raise `SystemExit` with status 75 (``fngrad.fitting.interrupts.PREEMPTED``). While
+    it runs, another process is kept out of the folders; reading them is always
+    allowed. Relative folders are those of the working directory at the call.
+
+    An exception that ends the run, whoever raised it, carries ``error.state`` and
+    ``error.history`` as far as the run had come, and a note that says so; the state is
+    None where an exception inside the compiled step used it up. With checkpoints that
+    state is saved, and the next call first does what was left to do at its step:
+    evaluation, loggers, callbacks. Not saved is a state that is not finite; nor any
+    after a `SaveError` or a second Ctrl-C.
+
+    A signal that is ignored stays ignored, as SIGINT in a background job. A handler
+    that was there before is called too, and what it raises is raised when the run has
+    ended. In another thread than the main one no signal is handled.
 
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
@@ -130,7 +152,8 @@ def fit(
             too. ``None`` keeps none; the default is ignored where it is not measured.
         on_save_error: what a full disk or another failure to write does. ``raise``
             ends the run, with the state in the error; ``warn`` goes on. The last good
-            checkpoint stands.
+            checkpoint stands. It holds for loggers and metrics.jsonl too. A picture or
+            a manifest that cannot be written is a warning in any case.
         early_stopping: when to give up.
         log_every: after how many steps loggers and callbacks are called; they are at
             evaluations and at the end too. ``None`` means about a hundred times a
@@ -140,6 +163,8 @@ def fit(
         callbacks: called as ``callback(step, state, values)``; may return a new state,
             of no earlier step, or ``fngrad.STOP``. The state is valid during the call;
             keep a ``fngrad.snapshot`` of it.
+        exit_signals: which signals mean "save and exit", by name or number, such as
+            ``("SIGTERM", "SIGUSR1")``. Without checkpoints none does.
         on_nonfinite: what a loss or gradient norm that is not finite does. ``raise``
             ends the run within one chunk; the error carries the `fngrad.autopsy` of
             the step, if that is found within 300 seconds. ``skip`` keeps the state of
@@ -168,13 +193,15 @@ def fit(
             checkpoint of another run (the differences are named) or of an earlier
             step than the state; checkpoints where ``resume="never"``.
         FileNotFoundError: ``resume="must"`` and no checkpoint.
-        TypeError: data of an unknown kind, a state with a leaf that is no array.
+        TypeError: data of an unknown kind, a state with a leaf that is no array,
+            ``exit_signals`` that are no sequence of names and numbers.
         NonFiniteError: see ``on_nonfinite``.
         SaveError: see ``on_save_error``.
         RuntimeError: another backend than required; an argument that was donated; a
             folder in use by another process (`fngrad.locks.LockError`).
         ImportError: checkpoints are to be written and orbax-checkpoint is missing.
-        SystemExit: SIGTERM came, and checkpoints are written.
+        SystemExit: one of ``exit_signals`` came, and checkpoints are written.
+        Exception: what a callback, a logger or the data raise, with what was reached.
 
     Example:
         >>> import jax.numpy as jnp
@@ -190,21 +217,21 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
-    check_backend(require)
-    check_option("loop", loop, ("auto", "python", "scan"))
+    run_dir = None if run_dir is None else Path(run_dir).absolute()
     rules = SaveRules(
         checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
         *(resume, save_every, save_minutes, keep, keep_best, on_save_error),
     )
+    _check_options(require, loop)
     rules.check(evaluates=metric_fn is not None)
+    exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
     with contextlib.ExitStack() as stack:
-        is_saved = rules.folder is not None
-        interrupted = stack.enter_context(interrupts(terminates=is_saved))
+        interrupted = stack.enter_context(interrupts(exits=exits))
         feed = Feed(data)
         check_not_donated("data", feed.argument)
         check_not_donated("eval_data", eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
-        check_policy(on_nonfinite, rollback_factor, state, feed, is_saved)
+        check_policy(on_nonfinite, rollback_factor, state, feed, bool(rules.folder))
         step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
         checkpoints = _open(stack, run_dir, rules)
@@ -215,7 +242,7 @@ def fit(
             *(feed, past.step, num_steps, num_epochs, *looks, save_every)
         )
         patience = Patience(early_stopping, past.patience)
-        ended = _ended(agenda, patience)
+        ended = _ended(agenda, patience, past)
         if ended:
             return FitResult(past.state, past.history, ended)
         say_resumed(past, agenda, rules)
@@ -239,17 +266,26 @@ def _open(
         stack.enter_context(Lock(folder))
     if rules.folder is None:
         return None
+    check_folder(rules.folder)
     return stack.enter_context(
         Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
     )
 
 
-def _ended(agenda: Agenda, patience: Patience) -> str | None:
+def _check_options(require: Any, loop: Any) -> None:
+    check_backend(require)
+    check_option("loop", loop, ("auto", "python", "scan"))
+
+
+def _ended(agenda: Agenda, patience: Patience, past: Past) -> str | None:
     """Say why there is nothing to do, if so, on stderr too."""
+    if past.look and agenda.first <= agenda.last:
+        return None
     if agenda.first >= agenda.last:
         print(
             f"fit: nothing to do, the state is at step {agenda.first} and the run "
-            f"ends at step {agenda.last}",
+            f"ends at step {agenda.last}: num_steps and num_epochs count from step 0; "
+            'to fine-tune, restore part="params" alone, into a new state',
             file=sys.stderr,
         )
         return "completed"
@@ -282,19 +318,21 @@ def _train(
     notes = past.history.notes
     notes.update(choice._asdict(), **compilations.notes())
     advance = make_loop(choice.loop, step, feed)
-    session = Session(plan, carry, advance, past.history, patience)
+    session = Session(plan, carry, advance, past.history, patience, past.look)
     try:
         stopped = session.run(interrupted)
-    finally:
         notes.update(compilations.notes())
-    result = FitResult(session.carry.state, session.history, stopped)
-    plan.outputs.finish(result.history, stopped, int(result.state.step))
-    if interrupted.terminated:
-        print(
-            f"fit: SIGTERM at step {int(result.state.step)}, saved: exits with status "
-            f"{PREEMPTED}",
-            file=sys.stderr,
-        )
+        result = FitResult(session.carry.state, session.history, stopped)
+        plan.outputs.finish(result.history, stopped, int(result.state.step))
+        plan.outputs.close()
+    except BaseException as error:
+        notes.update(compilations.notes())
+        session.rescue(error)
+        raise
+    if interrupted.raised is not None:
+        attach(interrupted.raised, result.state, result.history)
+    elif interrupted.terminated is not None:
+        say_terminated(interrupted.terminated, int(result.state.step))
     return result
 
 

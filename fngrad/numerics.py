@@ -82,14 +82,35 @@ def check_positive(name: str, value: Hyper) -> None:
         raise ValueError(f"need {name} > 0, got {name}={value}")
 
 
-def check_count(name: str, value: Any, low: int = 0) -> None:
-    """Raise unless a static number, of steps or of entries, is an int >= low.
+def check_count(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
+    """Return a static number, of steps or of entries, as an int in [low, high].
+
+    Args:
+        name: what it is called in the error.
+        value: an int, or an integer scalar of NumPy.
+        low, high: its bounds; ``high=None`` is none.
 
     Raises:
-        ValueError: it is not; a bool is none.
+        ValueError: it is something else; a bool is no number.
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.numerics import check_count
+        >>> check_count("save_every", np.int64(2), 1)
+        2
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"need an int {name} >= {low}, got {name}={value!r}")
+    number = as_int(value)
+    if number is None or number < low or (high is not None and number > high):
+        limit = "" if high is None else f" and <= {high}"
+        raise ValueError(f"need an int {name} >= {low}{limit}, got {name}={value!r}")
+    return number
+
+
+def as_int(value: Any) -> int | None:
+    """Return an int, or an integer scalar of NumPy, as an int; None of all else."""
+    is_bool = isinstance(value, bool | np.bool_)
+    is_int = isinstance(value, numbers.Integral) and not is_bool
+    return int(value) if is_int else None
 
 
 def integers(name: str, x: Any) -> jax.Array:

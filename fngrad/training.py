@@ -136,8 +136,7 @@ def make_step(
     """
     if metrics not in ("norms", "loss"):
         raise ValueError(f'need metrics="norms" or "loss", got {metrics=}')
-    if micro_batches < 1:
-        raise ValueError(f"need micro_batches >= 1, got {micro_batches=}")
+    micro_batches = numerics.check_count("micro_batches", micro_batches, 1)
     transform = chain(optimizer)
     gradient = objective.gradient_fn(loss_fn, micro_batches)
 
@@ -216,12 +215,11 @@ def run(
         ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
             ``metric_fn`` and ``eval_data``.
     """
-    if num_steps < 0:
-        raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    num_steps = numerics.check_count("num_steps", num_steps, 0, numerics.MAX_STEP)
     if (metric_fn is None) != (eval_data is None):
         raise ValueError("need both metric_fn and eval_data, or neither")
-    if eval_every is not None and eval_every < 1:
-        raise ValueError(f"need eval_every >= 1, got {eval_every=}")
+    if eval_every is not None:
+        eval_every = numerics.check_count("eval_every", eval_every, 1)
     batch_at = data.batch if hasattr(data, "batch") else data
     if not callable(batch_at):
         raise TypeError(

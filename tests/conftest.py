@@ -33,3 +33,16 @@ def x64():
     """Run the test in double precision."""
     with precision.x64():
         yield
+
+
+@pytest.fixture
+def usual_signals():
+    """Handle signals as a program in the foreground does, wherever the tests run.
+
+    A background job of a script has SIGINT ignored, and so do its children.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {n: signal.signal(n, handler) for n, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

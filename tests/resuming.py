@@ -1,5 +1,7 @@
 """Runs that are broken off, and what it means that two ended alike."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,31 @@ from regression import ARRAYS, metric_fn, quiet_fit
 
 import fngrad.tree as tree
 
+FULL = OSError(28, "No space left on device")
 
-class KilledError(Exception):
-    """Ends a run without the goodbye that a signal would get."""
+
+class OwnError(Exception):
+    """A user's."""
+
+
+def reached(caught) -> Any:
+    """Return the error that ended a run, which carries a state and a history."""
+    return caught.value
+
+
+def raise_at(at, error):
+    """Return a callback or a logger that raises at a step, the first time."""
+    left = [error]
+
+    def fails(step, *_):
+        if step == at and left:
+            raise left.pop()
+
+    return fails
+
+
+class KilledError(KeyboardInterrupt):
+    """Ends a run at once, as a second Ctrl-C does: nothing is saved any more."""
 
 
 def kill_at(step):

@@ -64,7 +64,9 @@ def test_steps_count_whole_epochs():
     assert (wrap.steps_per_epoch, drop.steps_per_epoch) == (3, 2)
     assert [wrap.steps(e) for e in range(4)] == [0, 3, 5, 7]
     assert [drop.steps(e) for e in range(4)] == [0, 2, 4, 6]
-    with pytest.raises(ValueError, match="need num_epochs >= 0, got num_epochs=-1"):
+    with pytest.raises(
+        ValueError, match="need an int num_epochs >= 0, got num_epochs=-1"
+    ):
         wrap.steps(-1)
 
 

@@ -155,3 +155,28 @@ def test_what_is_there_is_said_of_a_part_that_is_not(tmp_path):
         restore(tmp_path, jnp.ones(2), part="weights")
     with pytest.raises(CheckpointError, match=r"keep_best names in .* steps \[0\]"):
         restore(tmp_path, state, step="best")
+
+
+def test_the_folder_that_was_meant_is_named(tmp_path):
+    state = bias_state(fg.sgd(0.1))
+    step = save(tmp_path / "run" / "checkpoints", state, step=3)
+    for options in ({}, {"step": "best"}, {"step": 3}):
+        with pytest.raises(CheckpointError, match=r"the run .* in '.*run/checkpoints'"):
+            restore(tmp_path / "run", state, **options)
+    with pytest.raises(CheckpointError, match=r"a checkpoint itself.*run/checkpoints'"):
+        restore(step, state)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        restore(tmp_path / "nun", state)
+
+
+def test_partial_says_that_the_step_comes_too(tmp_path):
+    state = bias_state(fg.sgd(0.1))
+    save(tmp_path, state._replace(step=jnp.int32(7)))
+    other = bias_state(fg.sgd(0.1), w=jnp.ones(3), head=jnp.ones(2))
+    with pytest.warns(UserWarning, match=r'step is restored too, 7: .*part="params"'):
+        got = restore(tmp_path, other, partial=True)
+    assert int(got.step) == 7
+    with pytest.warns(UserWarning, match=r"restored 1 of 2 leaves") as warned:
+        params = restore(tmp_path, other.params, part="params", partial=True)
+    assert "step" not in str(warned[0].message)
+    assert_same(params["w"], state.params["w"])

@@ -114,5 +114,5 @@ def test_integers_are_refused_where_floats_are_needed():
 
 
 def test_a_negative_number_of_steps_is_refused():
-    with pytest.raises(ValueError, match="need num_steps >= 0"):
+    with pytest.raises(ValueError, match="need an int num_steps >= 0"):
         newton(jnp.sum, jnp.ones(2), num_steps=-1)

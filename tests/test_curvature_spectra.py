@@ -264,7 +264,7 @@ def test_a_density_of_no_samples_or_no_width_is_refused():
     def f(w):
         return jnp.sum(w**2)
 
-    with pytest.raises(ValueError, match="need num_samples >= 1"):
+    with pytest.raises(ValueError, match="need an int num_samples >= 1"):
         curvature.spectral_density(f, jnp.ones(3), key=0, num_samples=0)
     density = curvature.SpectralDensity(jnp.ones((1, 3)), jnp.ones((1, 3)) / 3)
     with pytest.raises(ValueError, match="need width > 0, got width=0"):

@@ -28,6 +28,8 @@ from fngrad.fitting.session import STOP
 from fngrad.fitting.validation import EarlyStopping
 from fngrad.training import snapshot
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 OTHER = {"learning_rate": 0.1}
 
 

@@ -181,7 +181,7 @@ def test_every_landscape_can_be_drawn_with_a_path(tmp_path, name):
     [
         (
             lambda: landscapes.descend(jnp.sum, (1.0,), fg.sgd(0.1), -1),
-            "need num_steps >= 0",
+            "need an int num_steps >= 0",
         ),
         (
             lambda: landscapes.descend(jnp.sum, 1.0, fg.sgd(0.1), 1),

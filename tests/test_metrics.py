@@ -241,7 +241,7 @@ BAD = [
     (
         lambda: M.calibration_error(LOGITS, LABELS, num_bins=0),
         ValueError,
-        "need num_bins >= 1, got num_bins=0",
+        "need an int num_bins >= 1, got num_bins=0",
     ),
     (
         lambda: M.accuracy(LOGITS, LABELS, weights=ONES[:3]),

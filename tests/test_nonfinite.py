@@ -23,6 +23,8 @@ from fngrad.transforms.core import named
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.wrapping import tunable
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 BAD_ARRAYS = {"x": X, "y": Y.at[7].set(jnp.nan)}
 BAD = batching.from_arrays(BAD_ARRAYS, batch_size=6, seed=1)
 BATCH = DATA.batch(0)
@@ -317,7 +319,7 @@ def test_a_rollback_lowers_the_learning_rate_and_goes_on(tmp_path, capsys):
 
 
 def test_a_rollback_survives_being_killed(tmp_path):
-    class KilledError(Exception):
+    class KilledError(KeyboardInterrupt):  # which saves nothing
         pass
 
     def kill(step, state, values):

@@ -144,7 +144,7 @@ def test_average_params_with_gamma_zero_is_the_mean():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("schedule_free_sgd", {"warmup_steps": 0}, "need warmup_steps >= 1 or None"),
+        ("schedule_free_sgd", {"warmup_steps": 0}, "need an int warmup_steps >= 1"),
         ("schedule_free_sgd", {"b1": 1.5}, "need 0.0 <= b1 <= 1.0"),
         ("schedule_free_sgd", {"learning_rate": -1.0, "warmup_steps": 2}, "-1.0"),
         ("schedule_free_adamw", {"b2": 1.0}, "need b2 < 1 to correct for bias"),

@@ -115,10 +115,10 @@ def test_a_folder_that_fit_did_not_write_is_refused(tmp_path):
     [
         ({"resume": "yes"}, "need resume to be one of"),
         ({"on_save_error": "ignore"}, "need on_save_error to be one of"),
-        ({"save_every": 0}, "need save_every to be an int >= 1, got 0"),
-        ({"save_every": 1.5}, "need save_every to be an int >= 1, got 1.5"),
+        ({"save_every": 0}, "need an int save_every >= 1, got save_every=0"),
+        ({"save_every": 1.5}, "need an int save_every >= 1, got save_every=1.5"),
         ({"save_minutes": 0}, "need save_minutes > 0, got 0"),
-        ({"keep": 0}, "need keep to be an int >= 1, got 0"),
+        ({"keep": 0}, "need an int keep >= 1, got keep=0"),
         ({"keep_best": "val/loss"}, "need keep_best as"),
         ({"keep_best": ("val/loss", "low")}, "need keep_best as"),
         ({"keep_best": ("val/accuracy", "max")}, "got 'val/accuracy'"),

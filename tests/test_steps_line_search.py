@@ -281,7 +281,7 @@ def test_complex_parameters_descend():
     ("arguments", "message"),
     [
         ({"condition": "goldstein"}, 'need condition="armijo" or "strong_wolfe"'),
-        ({"max_evaluations": 0}, "need max_evaluations >= 1, got 0"),
+        ({"max_evaluations": 0}, "need an int max_evaluations >= 1, got"),
         ({"slope_rtol": 0.0}, "need slope_rtol > 0"),
         ({"curv_rtol": 1.5}, "need 0.0 <= curv_rtol <= 1.0"),
         ({"slope_rtol": 1.0}, "need slope_rtol < 1.0, got slope_rtol=1.0"),

@@ -188,5 +188,7 @@ def test_it_reaches_scipys_optimum_on_rosenbrock():
 
 
 def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="need memory_size >= 1, got memory_size=0"):
+    with pytest.raises(
+        ValueError, match="need an int memory_size >= 1, got memory_size=0"
+    ):
         lbfgs(memory_size=0)

@@ -143,7 +143,7 @@ def test_bad_arguments_of_sophia_are_refused():
         sophia(0.1, clip_threshold=0.0)
     with pytest.raises(TypeError, match="need real parameters for scale_by_sophia"):
         sophia(0.1).init(jnp.ones(2, jnp.complex64))
-    with pytest.raises(ValueError, match="need update_interval >= 1, got"):
+    with pytest.raises(ValueError, match="need an int update_interval >= 1, got"):
         steps.sophia(lambda w, batch: w**2, sophia(0.1), 0)
     with pytest.raises(ValueError, match='need distribution="normal" or "radem'):
         steps.sophia(lambda w, batch: w**2, sophia(0.1), 1, "cauchy")

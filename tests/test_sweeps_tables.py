@@ -128,7 +128,7 @@ def test_groups_are_compared_by_their_best_points():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r: table(r, top=0), "need top >= 1, got top=0"),
+        (lambda r: table(r, top=0), "need an int top >= 1, got top=0"),
         (lambda r: table(r, also=["speed"]), r"among \['val/loss'\], got 'speed'"),
         (lambda r: table(r, metric=("val/loss", "up")), '"min" or "max"'),
         (lambda r: compare(r, 4, 0), r"need a point in \[0, 4\), got 4"),

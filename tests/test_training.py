@@ -159,7 +159,7 @@ def test_a_loss_that_returns_another_form_is_refused(loss, error, message):
 def test_arguments_of_make_step_and_init_state_are_checked():
     with pytest.raises(ValueError, match='metrics="norms" or "loss", got'):
         make_step(loss_fn, sgd(0.1), metrics="all")
-    with pytest.raises(ValueError, match="need micro_batches >= 1"):
+    with pytest.raises(ValueError, match="need an int micro_batches >= 1"):
         make_step(loss_fn, sgd(0.1), micro_batches=0)
     with pytest.raises(TypeError, match="need an int or a typed key"):
         init_state(PARAMS, sgd(0.1), jax.random.PRNGKey(0))
@@ -379,11 +379,11 @@ def test_a_run_evaluates_on_a_schedule_and_at_the_end(every, expected):
 
 def test_arguments_of_run_are_checked():
     state = init_state(PARAMS, sgd(0.1), 0)
-    with pytest.raises(ValueError, match="need num_steps >= 0"):
+    with pytest.raises(ValueError, match="need an int num_steps >= 0"):
         run(STEP, state, DATA, -1)
     with pytest.raises(ValueError, match="need both metric_fn and eval_data"):
         run(STEP, state, DATA, 1, metric_fn=metric_fn)
     with pytest.raises(TypeError, match=r"got dict: fngrad.data.from_arrays\(arrays"):
         run(STEP, state, BATCH, 1)
-    with pytest.raises(ValueError, match="need eval_every >= 1"):
+    with pytest.raises(ValueError, match="need an int eval_every >= 1"):
         run(STEP, state, DATA, 1, metric_fn=metric_fn, eval_data=BATCH, eval_every=0)

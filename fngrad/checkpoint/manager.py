@@ -49,7 +49,7 @@ class Checkpoints:
         keep: int = 2,
         best: tuple[str, str] | None = None,
     ):
-        numerics.check_count("keep", keep, 1)
+        keep = numerics.check_count("keep", keep, 1)
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         self.folder = Path(folder).absolute()  # wherever the process goes
@@ -82,7 +82,7 @@ class Checkpoints:
             TypeError: a metric that is no number, or notes that JSON cannot hold.
             ImportError: orbax-checkpoint was missing for the previous write.
         """
-        numerics.check_count("step", step)
+        step = numerics.check_count("step", step)
         self.wait()
         host = a if isinstance(a, HostTree) else take(a)
         arguments = step, host, *manifest.in_json(metrics, notes)

@@ -188,9 +188,23 @@ def _warn(saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path) ->
     if kept:
         warnings.warn(
             f"restored {len(wanted) - len(kept)} of {len(wanted)} leaves from "
-            f"{saved.path}; kept as they are: {_some(dict.fromkeys(kept, ''), part)}",
+            f"{saved.path}; kept as they are: {_some(dict.fromkeys(kept, ''), part)}"
+            f"{_step_too(saved, wanted, kept, part)}",
             stacklevel=4,
         )
+
+
+def _step_too(
+    saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path
+) -> str:
+    """Say that a run would go on, where it may be meant to begin anew."""
+    step = f"{part}/step"
+    if part != "state" or step not in wanted or step in kept:
+        return ""
+    return (
+        f". The step is restored too, {saved.step}: to train the parameters from step "
+        '0, as in fine-tuning, restore them alone, like=state.params, part="params"'
+    )
 
 
 def _is_under(path: Path, part: Path) -> bool:

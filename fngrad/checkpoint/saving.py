@@ -57,7 +57,7 @@ def save(
         00000100 [0. 1. 2.]
     """
     if step is not None:
-        numerics.check_count("step", step)
+        step = numerics.check_count("step", step)
     elif not isinstance(state, TrainState):
         raise ValueError(f"need step= for a {type(state).__name__}, got None")
     plain = manifest.in_json(metrics, notes)
@@ -84,7 +84,9 @@ def restore(
         step: a step, ``"latest"``, or ``"best"`` by the metric the run kept its best
             by. Of the last two a damaged one is passed over, with a warning.
         part: the path of what to read, such as ``"params"``; ``like`` is like that.
-        partial: take what fits and keep the rest of ``like``, with a warning.
+        partial: take what fits and keep the rest of ``like``, with a warning. Of a
+            whole state the step fits too, so that `fngrad.fit` finds nothing left to
+            do; to fine-tune, read the parameters alone.
 
     Returns:
         A tree like ``like``, in memory of its own: it can be donated.
@@ -95,6 +97,27 @@ def restore(
             what differs is named.
         ValueError: ``step`` is something else.
         ImportError: orbax-checkpoint is missing.
+
+    Example:
+        A model with a new head takes the rest of its parameters from a checkpoint,
+        and trains from step 0.
+
+        >>> import tempfile
+        >>> import warnings
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.sgd(0.1)
+        >>> old = {"body": jnp.ones(2), "head": jnp.ones(3)}
+        >>> new = {"body": jnp.zeros(2), "head": jnp.zeros(5)}
+        >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        ...     _ = fg.checkpoint.save(folder, fg.init_state(old, optimizer, key=0))
+        ...     warnings.simplefilter("ignore")  # it says that the head is kept
+        ...     params = fg.checkpoint.restore(
+        ...         folder, like=new, part="params", partial=True
+        ...     )
+        >>> state = fg.init_state(params, optimizer, key=0)
+        >>> print(params["body"], params["head"], state.step)
+        [1. 1.] [0. 0. 0. 0. 0.] 0
     """
     saved = _find(Path(folder), step)
     return rebuild(saved, like, f"state/{part}" if part else "state", partial=partial)
@@ -114,20 +137,32 @@ def _find(folder: Path, step: int | str) -> Saved:
         saved = reading.first_good(lambda: reading.newest_paths(folder))
     elif step == "best":
         saved = reading.first_good(lambda: reading.recorded_best_paths(folder))
-    elif isinstance(step, int):
+    elif isinstance(step, str):
+        raise ValueError(f'need a step, "latest" or "best", got {step=}')
+    else:
+        step = numerics.check_count("step", step)
         paths = reading.paths_at(folder, step)
         if not paths:
             raise CheckpointError(
                 f"need a step that is in {str(folder)!r}, got {step=}: it has "
-                f"{reading.steps(folder)}"
+                f"{reading.steps(folder)}{_way_out(folder)}"
             )
         return reading.load(paths[0])
-    else:
-        raise ValueError(f'need a step, "latest" or "best", got {step=}')
     if saved is None:
         measured = " with the metric that keep_best names" if step == "best" else ""
         raise CheckpointError(
             f"need a good checkpoint{measured} in {str(folder)!r}, got none: it has "
-            f"the steps {reading.steps(folder)}"
+            f"the steps {reading.steps(folder)}{_way_out(folder)}"
         )
     return saved
+
+
+def _way_out(folder: Path) -> str:
+    """Name the folder that was meant, where another one has checkpoints."""
+    inner = folder / "checkpoints"
+    if reading.newest_paths(inner):
+        return f"; the run in that folder has its checkpoints in {str(inner)!r}"
+    whole = folder.absolute()
+    if whole in reading.newest_paths(whole.parent):
+        return f"; it is a checkpoint itself, one of those in {str(folder.parent)!r}"
+    return "" if folder.exists() else "; there is no such folder"

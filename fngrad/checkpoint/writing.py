@@ -6,6 +6,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
@@ -47,13 +49,21 @@ def write_step(
             folders.sweep(folder)
             name = folders.new_name(folder, step)
             with folders.hidden(folder, name) as temporary:
-                array_files.write(temporary / manifest.ARRAYS, manifest.arrays_of(host))
+                arrays = manifest.arrays_of(host)
+                array_files.write(temporary / manifest.ARRAYS, arrays)
                 manifest.write(temporary, step, host, metrics, notes, best)
+                _check(temporary, arrays)
                 return folders.commit(temporary, name)
     except (CheckpointError, ImportError):
         raise
     except Exception as error:
         raise CheckpointError(_explain(folder, step, error)) from error
+
+
+def _check(temporary: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raise unless what was written can be listed and read, before it appears."""
+    manifest.check_sizes(temporary, manifest.read(temporary))
+    array_files.check(temporary / manifest.ARRAYS, arrays)
 
 
 def retain(

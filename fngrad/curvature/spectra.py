@@ -146,6 +146,7 @@ def extreme_eigenvalues(
     """
     H = flat_hessian(f, params, *args)
     num_steps = _check_steps(num_steps, H.size)
+    count = numerics.check_count("count", count)
     if not 1 <= count <= num_steps:
         raise ValueError(f"need 1 <= count <= num_steps, got {count=} {num_steps=}")
     krylov = lanczos(f, params, *args, key=key, num_steps=num_steps)
@@ -264,8 +265,7 @@ def spectral_density(
         eigenvalue density, 2019, https://arxiv.org/abs/1901.10159. Differs from it
         in: full re-orthogonalisation.
     """
-    if num_samples < 1:
-        raise ValueError(f"need num_samples >= 1, got {num_samples=}")
+    num_samples = numerics.check_count("num_samples", num_samples, 1)
 
     def sample(k_start: Key) -> tuple[jax.Array, jax.Array]:
         krylov = lanczos(f, params, *args, key=k_start, num_steps=num_steps)
@@ -302,6 +302,7 @@ def smoothed(density: SpectralDensity, points: jax.Array, width: float) -> jax.A
 def _check_steps(num_steps: int | None, size: int) -> int:
     if num_steps is None:
         return min(DEFAULT_STEPS, size)
+    num_steps = numerics.check_count("num_steps", num_steps)
     if not 1 <= num_steps <= size:
         raise ValueError(
             f"need 1 <= num_steps <= number of parameters, got {num_steps=} {size=}"

@@ -93,6 +93,7 @@ def _product(v: jax.Array, Hv: jax.Array) -> jax.Array:
 def _mean_of_probes(
     H: FlatHessian, sample_fn: Any, key: Key | int, num_samples: int
 ) -> Estimate:
+    num_samples = numerics.check_count("num_samples", num_samples)
     if num_samples < 2:
         raise ValueError(
             f"need num_samples >= 2 for a standard error, got {num_samples=}"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.numerics as numerics
 from fngrad.batching import Dataset, Remainder, from_arrays
 from fngrad.types import Batch
 
@@ -64,7 +65,8 @@ def windows(
          [3 4 5]] [[1 2 3]
          [4 5 6]]
     """
-    stride = length if stride is None else stride
+    length = numerics.check_count("length", length)
+    stride = length if stride is None else numerics.check_count("stride", stride)
     total = len(tokens)
     if not 1 <= length < total:
         raise ValueError(f"need 1 <= length < len(tokens), got {length=} {total=}")

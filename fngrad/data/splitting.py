@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+import fngrad.numerics as numerics
 from fngrad.batching import num_examples
 
 Arrays = TypeVar("Arrays")
@@ -129,8 +130,7 @@ def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
 
 
 def _random_order(n: int, seed: int) -> np.ndarray:
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"need an int seed >= 0, got {seed=}")
+    seed = numerics.check_count("seed", seed)
     bits = np.random.PCG64(seed).random_raw(n)
     return np.argsort(bits, kind="stable")
 

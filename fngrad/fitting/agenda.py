@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import fngrad.numerics as numerics
 from fngrad.fitting.feeds import Feed
+from fngrad.numerics import MAX_STEP
 
-ENDLESS = 2**31 - 1  # steps; what a run over an iterable counts towards
+ENDLESS = MAX_STEP  # steps; what a run over an iterable counts towards
 
 
 class Agenda(NamedTuple):
@@ -68,8 +70,8 @@ def make_agenda(
     last = _last_step(feed, num_steps, num_epochs)
     if log_every is None:
         log_every = min(max(100, (last - first) // 100), 1000)
-    if not isinstance(log_every, int) or log_every < 1:
-        raise ValueError(f"need log_every to be an int >= 1, got {log_every!r}")
+    log_every = numerics.check_count("log_every", log_every, 1)
+    save_every = None if save_every is None else int(save_every)
     evaluations = None if eval_every is None else _next_evaluation(feed, eval_every)
     return Agenda(first, last, log_every, evaluations, save_every)
 
@@ -85,22 +87,33 @@ def _last_step(feed: Feed, num_steps: int | None, num_epochs: int | None) -> int
         raise ValueError(
             f"need one of num_steps and num_epochs, got {num_steps=} {num_epochs=}"
         )
-    for name, value in (("num_steps", num_steps), ("num_epochs", num_epochs)):
-        if value is not None and not (value >= 0 and value == value // 1):
-            raise ValueError(f"need {name} to be an int >= 0, got {value}")
-    if num_epochs is not None:
-        _require_epochs(feed, "num_epochs")
-        return feed.data.steps(int(num_epochs))
-    return int(num_steps or 0)
+    if num_epochs is None:
+        return numerics.check_count("num_steps", _whole(num_steps), 0, MAX_STEP)
+    num_epochs = numerics.check_count("num_epochs", _whole(num_epochs))
+    _require_epochs(feed, "num_epochs")
+    steps = feed.data.steps(num_epochs)
+    if steps > MAX_STEP:
+        raise ValueError(
+            f"need num_epochs with at most {MAX_STEP} steps in all, as a state counts "
+            f"them in int32, got {num_epochs=} with {steps} steps"
+        )
+    return steps
+
+
+def _whole(number: Any) -> Any:
+    """Return a float without a fraction, such as 1e6, as an int; else what it is."""
+    is_whole = isinstance(number, float) and number.is_integer()
+    return int(number) if is_whole else number
 
 
 def _next_evaluation(feed: Feed, every: Any) -> Callable[[int], int]:
     if every == "epoch":
         _require_epochs(feed, 'eval_every="epoch"')
         return lambda now: _next_epoch_end(feed.data, now)
-    if not isinstance(every, int) or every < 1:
+    number = numerics.as_int(every)
+    if number is None or number < 1:
         raise ValueError(f'need eval_every="epoch" or an int >= 1, got {every!r}')
-    return lambda now: _next_multiple(now, every)
+    return lambda now: _next_multiple(now, number)
 
 
 def _next_epoch_end(data: Any, now: int) -> int:

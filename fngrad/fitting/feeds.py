@@ -30,6 +30,7 @@ class Feed:
 
     def __init__(self, data: Any):
         self.data = data
+        self.failure: BaseException | None = None  # of an iterable that broke off
         self.is_dataset = hasattr(data, "batch")
         self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
         if isinstance(data, Mapping | tuple) or hasattr(data, "dtype"):
@@ -44,7 +45,7 @@ class Feed:
                 stacklevel=3,
             )
             self._first, rest = _first_of(data)
-            self.batches = _watched(rest, self._first)
+            self.batches = self._caught(_watched(rest, self._first))
         elif not (self.is_dataset or callable(data)):
             raise TypeError(
                 "need a dataset, a function step -> batch or an iterable of batches, "
@@ -65,6 +66,16 @@ class Feed:
     def fingerprint(self) -> str | None:
         """The dataset's checksum, if it has one; taken once, as it reads every byte."""
         return self.data.fingerprint() if hasattr(self.data, "fingerprint") else None
+
+    def _caught(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hand on batches to the end, or to a failure, which is kept.
+
+        Raised where the loop asks for a batch, it would take the state with it.
+        """
+        try:
+            yield from batches
+        except BaseException as error:
+            self.failure = error
 
     def abstract_batch(self, step: jax.Array) -> Any:
         """Return the shapes and dtypes of a batch."""

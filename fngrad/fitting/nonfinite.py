@@ -48,6 +48,7 @@ class NonFiniteError(FloatingPointError):
         self.step = step  # counts from 1
         self.history = history  # to the end of the chunk with that step
         self.autopsy = autopsy  # what went bad, where that could be found out
+        self.state: TrainState | None = None  # at the end of the chunk, from `fit`
 
 
 class Guard(NamedTuple):

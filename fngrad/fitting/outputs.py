@@ -1,9 +1,12 @@
 """Where a run shows itself: the bar, the run folder, the loggers."""
 
 import contextlib
+import functools
 import importlib.util
+import io
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,18 @@ import jax
 
 from fngrad.checkpoint import steps
 from fngrad.fitting.agenda import ENDLESS, Agenda
+from fngrad.fitting.failures import note
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.resume import Past
 from fngrad.fitting.save_rules import SaveRules
 from fngrad.fitting.validation import Values
 from fngrad.history import History
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
+from fngrad.logging.files import write_atomically
 from fngrad.logging.run_folder import read_manifest
 from fngrad.logging.writers import cut_jsonl
+
+_GOES_ON = 'on_save_error="warn" goes on without'
 
 
 class Outputs(contextlib.ExitStack):
@@ -54,11 +61,13 @@ class Outputs(contextlib.ExitStack):
         self._bar: ProgressBar | None = None
         self._agenda = agenda
         self._checkpoints = rules.folder
+        self._on_error = rules.on_error
+        self._failed: set[int] = set()  # loggers of which was warned
         self.folder = None
         if run_dir is not None:
             may_cut = past.notes or (rules.folder and _died_unsaved(run_dir))
             _check_continues(
-                Path(run_dir) / "metrics.jsonl", agenda.first, bool(may_cut)
+                Path(run_dir) / "metrics.jsonl", past.logged, bool(may_cut)
             )
             self.folder = RunFolder(
                 run_dir,
@@ -71,7 +80,7 @@ class Outputs(contextlib.ExitStack):
         for logger in self._loggers:
             close = getattr(logger, "close", None)
             if close:
-                self.callback(close)
+                self.push(functools.partial(self._close, logger))
 
     def open_bar(self) -> None:
         """Show a progress bar, before there is progress to show."""
@@ -90,10 +99,11 @@ class Outputs(contextlib.ExitStack):
         if self._bar:
             self._bar.describe(f"training on {jax.default_backend()}")
         if self.folder:
-            saved = self._checkpoints and str(self._checkpoints.absolute())
-            self.folder.update_manifest(
-                loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
-            )
+            saved = self._checkpoints and str(self._checkpoints)
+            with _warns_of("manifest.json"):
+                self.folder.update_manifest(
+                    loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
+                )
 
     def advance(self, steps: int, values: Values) -> None:
         """Move the bar."""
@@ -111,12 +121,37 @@ class Outputs(contextlib.ExitStack):
             opened = jsonl(self.folder.metrics)
             self._loggers[self._loggers.index(self._file)] = opened
             self._file = opened
-            self.callback(opened.close)
+            self.push(functools.partial(self._close, opened))
 
     def log(self, step: int, values: Values) -> None:
-        """Give scalars to every logger."""
-        for logger in self._loggers:
-            logger(step, values)
+        """Give scalars to every logger.
+
+        Raises:
+            Exception: what one raises, unless ``on_save_error="warn"``.
+        """
+        for place, logger in enumerate(self._loggers):
+            try:
+                logger(step, values)
+            except Exception as error:
+                if self._on_error == "raise":
+                    note(error, f"raised by {_name(logger)}; {_GOES_ON}")
+                    raise
+                if place not in self._failed:
+                    self._failed.add(place)
+                    _warn(f"what {_name(logger)} was to log at step {step}", error)
+
+    def _close(self, logger: Any, kind: Any, error: Any, _: Any) -> None:
+        try:
+            logger.close()
+        except Exception as failure:
+            words = f"{_name(logger)} could not be closed"
+            if error is not None:
+                note(error, f"{words}: {type(failure).__name__}: {failure}")
+            elif self._on_error == "raise":
+                note(failure, f"{words}; {_GOES_ON}")
+                raise
+            else:
+                _warn(f"the end of what {_name(logger)} logged", failure)
 
     def finish(self, history: History, stopped: str, step: int) -> None:
         """Write down how the run ended, and draw its learning curves."""
@@ -124,11 +159,36 @@ class Outputs(contextlib.ExitStack):
             return
         names = ("compile_count", "compile_seconds", "rollbacks")
         told = {name: history.notes[name] for name in names if name in history.notes}
-        self.folder.update_manifest(stopped=stopped, step=step, **told)
+        with _warns_of("manifest.json"):
+            self.folder.update_manifest(stopped=stopped, step=step, **told)
         if importlib.util.find_spec("matplotlib") is None:
             print('no curves.png: pip install "fngrad[plot]"', file=sys.stderr)
         elif history.keys() - {"is_finite"}:
-            history.plot().savefig(self.folder.curves, dpi=120)
+            with _warns_of("curves.png"):
+                picture = io.BytesIO()
+                history.plot().savefig(picture, format="png", dpi=120)
+                write_atomically(self.folder.curves, picture.getvalue())
+
+
+@contextlib.contextmanager
+def _warns_of(name: str) -> Iterator[None]:
+    """Let a failure to report be a warning: the run itself came to no harm."""
+    try:
+        yield
+    except Exception as error:
+        _warn(name, error)
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(
+        f"the run goes on, but {what} could not be written: "
+        f"{type(error).__name__}: {error}",
+        stacklevel=3,
+    )
+
+
+def _name(logger: Any) -> str:
+    return f"the logger {getattr(logger, '__name__', type(logger).__name__)}"
 
 
 def _died_unsaved(run_dir: Any) -> bool:
@@ -148,6 +208,8 @@ def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
             f"need another run folder, or the state of step {reached} that the run in "
             f"{str(metrics.parent)!r} has reached, got step {first}"
             + (f"; its checkpoints were in {folder!r}" if folder else "")
+            + "; to overwrite that run, delete its folder first: "
+            f"shutil.rmtree({str(metrics.parent)!r})"
         )
     if reached > first:
         cut_jsonl(metrics, first)

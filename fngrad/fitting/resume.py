@@ -9,6 +9,7 @@ import jax
 import fngrad.tree as tree
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
 from fngrad.fitting.agenda import ENDLESS, Agenda
+from fngrad.fitting.failures import Look
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.save_rules import SaveRules
 from fngrad.history import History
@@ -39,6 +40,16 @@ class Past(NamedTuple):
     def patience(self) -> dict[str, Any] | None:
         """How far early stopping had waited."""
         return self.notes.get("patience")
+
+    @property
+    def look(self) -> Look | None:
+        """What is left to do at the step where the call begins."""
+        return Look.of(self.notes.get("look"))
+
+    @property
+    def logged(self) -> int:
+        """The step up to which what was logged stands."""
+        return self.step - 1 if self.look and not self.look.is_logged else self.step
 
     def log_every(self, asked: int | None, is_heard: bool) -> int | None:
         """Return after how many steps to log; what was in force goes on.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import fngrad.numerics as numerics
 from fngrad.extras import import_extra
 from fngrad.fitting.checks import check_option
 from fngrad.fitting.validation import Mode
@@ -34,8 +35,9 @@ class SaveRules(NamedTuple):
         """
         check_option("resume", self.resume, ("auto", "never", "must"))
         check_option("on_save_error", self.on_error, ("raise", "warn"))
-        _check_count("save_every", self.every if self.every is not None else 1)
-        _check_count("keep", self.keep)
+        if self.every is not None:
+            numerics.check_count("save_every", self.every, 1)
+        numerics.check_count("keep", self.keep, 1)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"need save_minutes > 0, got {self.minutes!r}")
         best = self.best
@@ -70,11 +72,10 @@ def checkpoint_folder(
 ) -> Path | None:
     """Return the folder that these arguments of `fngrad.fit` mean, if any."""
     if checkpoint_dir is not None:
-        return Path(checkpoint_dir)
+        return Path(checkpoint_dir).absolute()
     is_asked = save_every is not None or save_minutes is not None
-    return Path(run_dir) / "checkpoints" if run_dir is not None and is_asked else None
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"need {name} to be an int >= 1, got {value!r}")
+    return (
+        Path(run_dir).absolute() / "checkpoints"
+        if run_dir is not None and is_asked
+        else None
+    )

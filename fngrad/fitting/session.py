@@ -13,11 +13,13 @@ import numpy as np
 from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.checks import check_answer, check_like
+from fngrad.fitting.failures import Look, attach, is_there, note
 from fngrad.fitting.loops import ROWS, Advance, Carry, read_rows
 from fngrad.fitting.nonfinite import (
     MAX_ROLLBACKS,
     MAX_SKIPS,
     Guard,
+    NonFiniteError,
     bad_leaf,
     error_of,
     has_come_no_further,
@@ -25,7 +27,7 @@ from fngrad.fitting.nonfinite import (
     lower_learning_rates,
 )
 from fngrad.fitting.outputs import Outputs
-from fngrad.fitting.saving import Saving
+from fngrad.fitting.saving import SaveError, Saving
 from fngrad.fitting.validation import Evaluation, Patience, Values
 from fngrad.history import History
 from fngrad.training import TrainState, snapshot
@@ -66,6 +68,7 @@ class Session:
         advance: Advance,
         history: History,
         patience: Patience,
+        look: Look | None = None,
     ):
         self.carry = carry
         self.history = history
@@ -74,7 +77,8 @@ class Session:
         self._patience = patience
         self._now = plan.agenda.first
         self._logged = self._evaluated = self._now
-        self._scores: Values = {}  # at the step of the last evaluation
+        self._pending = look  # what an earlier call left to do at this step
+        self._scores: Values = look.values or {} if look and look.evaluates else {}
         self._chunk = 1
         self._bad: int | None = None  # the step, counted from 1, that is to be undone
 
@@ -96,7 +100,47 @@ class Session:
             self._plan.saving.wait(self.carry.state, self.history)
         return stopped
 
+    def rescue(self, error: BaseException) -> None:
+        """Let the exception that ends the run carry what was reached; save it too.
+
+        Not saved is what must not be: a state that is not finite, or after a failure
+        to save; and after a second Ctrl-C, which waits for nothing.
+        """
+        state = self.carry.state if is_there(self.carry.state) else None
+        attach(error, state, self.history)
+        words = f"the run had come to step {self._now}; "
+        if state is None:
+            where = "its state was given to the step in flight, error.state is None"
+            if self._plan.saving:
+                where += f"; the last checkpoint is of step {self._plan.saving.step}"
+        else:
+            where = f"error.state and error.history hold it{self._rescue(error)}"
+        note(error, words + where)
+
+    def _rescue(self, error: BaseException) -> str:
+        """Save the state, if it may be; say what became of it."""
+        saving = self._plan.saving
+        refused = SaveError | NonFiniteError | KeyboardInterrupt
+        if saving is None or self._bad is not None or isinstance(error, refused):
+            return ""
+        try:
+            leaf = self._bad_leaf()
+            if leaf:
+                return f", not saved, as {leaf!r} is not finite"
+            if self._now != saving.step or self._pending:
+                self._save(saving)
+            saving.wait(self.carry.state, self.history)
+        except Exception as failure:  # it must not hide the first one
+            return f"; saving it ended with {type(failure).__name__}: {failure}"
+        return ", and a checkpoint does"
+
     def _run(self, interrupted: threading.Event) -> str:
+        if self._pending:
+            stopped = self._look(self._pending.evaluates)
+            if self._plan.saving:
+                self._save(self._plan.saving)
+            if stopped:
+                return stopped
         while self._now < self._plan.agenda.last:
             if interrupted.is_set():
                 return "interrupted"
@@ -105,6 +149,8 @@ class Session:
                 self._recover(self._bad, interrupted)
                 continue
             if not suffices:
+                if self._plan.guard.feed.failure is not None:
+                    raise self._plan.guard.feed.failure
                 return "exhausted"
             if self._plan.agenda.looks_at(self._now):
                 stopped = self._look(self._plan.agenda.evaluates_at(self._now))
@@ -131,9 +177,14 @@ class Session:
 
     def _check_state(self) -> None:
         """Find a state that must not be saved, before it is looked at."""
-        if self._bad is None and self._plan.guard.policy != "ignore":
-            leaf = bad_leaf(self.carry.state, self._plan.guard.state)
-            self._bad = self._now if leaf else None
+        if self._bad is None and self._bad_leaf():
+            self._bad = self._now
+
+    def _bad_leaf(self) -> str | None:
+        """Return the leaf for which the state must not be saved, if there is one."""
+        if self._plan.guard.policy == "ignore":
+            return None
+        return bad_leaf(self.carry.state, self._plan.guard.state)
 
     def _recover(self, bad: int, interrupted: threading.Event) -> None:
         """Go back and on, or raise."""
@@ -181,15 +232,15 @@ class Session:
         saving.wait(state, self.history)
 
     def _save(self, saving: Saving) -> None:
-        leaf = bad_leaf(self.carry.state, self._plan.guard.state)
-        if leaf and self._plan.guard.policy != "ignore":
+        leaf = self._bad_leaf()
+        if leaf:
             warnings.warn(
                 f"the state of step {self._now} is not saved: {leaf!r} is not finite",
                 stacklevel=2,
             )
             return
         values = self._scores if self._evaluated == self._now else {}
-        progress = {"patience": self._patience.notes()}
+        progress = {"patience": self._patience.notes(), "look": self._pending}
         saving.save(self.carry.state, self.history, values, progress)
 
     def _record(self, made: int) -> None:
@@ -204,37 +255,50 @@ class Session:
         self._bad = self._plan.guard.first_bad(self.history, steps + 1)
 
     def _look(self, evaluates: bool) -> str | None:
-        values = self._last_values()
-        if evaluates and self._plan.evaluation:
-            values |= self._evaluate(self._plan.evaluation)
-            self._evaluated, self._scores = self._now, values
-            if self._plan.saving:
-                self._plan.saving.judge(values)
-        self._plan.outputs.log(self._now, values)
+        """Evaluate, log and call back; each is done once, if not in one call."""
+        look = self._pending or Look(evaluates)
+        if look.values is None:
+            self._pending = look
+            look = look._replace(values=self._measure(evaluates))
+        values = look.values or {}
+        self._pending = look
+        if not look.is_logged:
+            self._plan.outputs.log(self._now, values)
+            self._pending = look._replace(is_logged=True)
         self._logged = self._now
-        if evaluates:
-            self._patience.take(values)
-        if self._call_back(values) is STOP:
+        answer = self._call_back(self._pending, values)
+        self._pending = None
+        if answer is STOP:
             return "callback"
         return "early_stopping" if self._patience.is_over else None
 
-    def _evaluate(self, evaluation: Evaluation) -> Values:
-        """Record the metrics of the state; return those that are scalars."""
-        scores = evaluation.values(self.carry.state)
+    def _measure(self, evaluates: bool) -> Values:
+        """Return the last metrics, with those of an evaluation, which is recorded."""
+        values = self._last_values()
+        if not (evaluates and self._plan.evaluation):
+            return values
+        scores = self._plan.evaluation.values(self.carry.state)
         taken = sorted(scores.keys() & self._plan.metrics.keys())
         if taken:
             raise ValueError(f"need metric names that are not taken, got {taken}")
+        values |= {k: v for k, v in scores.items() if np.ndim(v) == 0}
+        if self._plan.saving:
+            self._plan.saving.judge(values)
+        self._patience.take(values)
+        self._evaluated, self._scores = self._now, values
         self.history.extend(
             np.array([self._now]),
             {name: np.asarray(score)[None] for name, score in scores.items()},
         )
-        return {k: v for k, v in scores.items() if np.ndim(v) == 0}
+        return values
 
     def _last_values(self) -> Values:
         return {name: self.history.last(name) for name in self._plan.metrics}
 
-    def _call_back(self, values: Values) -> Stop | None:
-        for callback in self._plan.callbacks:
+    def _call_back(self, look: Look, values: Values) -> Stop | None:
+        for called, callback in enumerate(self._plan.callbacks):
+            if called < look.called:
+                continue
             answer = callback(self._now, self.carry.state, values)
             if answer is STOP:
                 return STOP
@@ -243,6 +307,7 @@ class Session:
                 check_like(self.carry.state, answer)
                 self.carry = Carry(snapshot(answer), self.carry.rows)
                 self._now = int(answer.step)
+            self._pending = look._replace(called=called + 1)
         return None
 
 

@@ -40,8 +40,7 @@ def descend(
         >>> print(path.shape, path[1])
         (21, 2) [0.95 0.5 ]
     """
-    if num_steps < 0:
-        raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    num_steps = numerics.check_count("num_steps", num_steps)
     start = jnp.asarray(x0, jnp.result_type(float))
     if start.ndim != 1:
         raise ValueError(f"need a start of shape (dimension,), got {start.shape}")

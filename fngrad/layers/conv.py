@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import fngrad.layers.initializers as initializers
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
@@ -82,7 +84,7 @@ def conv(
         >>> layer.apply(params, jnp.ones((8, 8, 1))).shape
         (4, 4, 4)
     """
-    window = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
+    window = _each(kernel_size, 2)
     rank = len(window)
     if rank not in (1, 2, 3):
         raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
@@ -201,11 +203,11 @@ def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
     if isinstance(padding, str):
         _padding(padding, 1)
     for name, sizes in ("window", window), ("stride", 1 if stride is None else stride):
-        _per_axis(name, sizes, 1 if isinstance(sizes, int) else len(sizes))
+        _per_axis(name, sizes, len(_each(sizes, 1)))
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         x = float_array(x)
-        rank = x.ndim - 1 if isinstance(window, int) else len(window)
+        rank = len(_each(window, x.ndim - 1))
         x = _check_image(x, rank, None)
         sizes = _per_axis("window", window, rank)
         strides = sizes if stride is None else _per_axis("stride", stride, rank)
@@ -218,13 +220,17 @@ def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
     return Layer(no_params, apply)
 
 
+def _each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """Return one number for each axis."""
+    is_one = isinstance(value, int | np.integer)
+    return (value,) * rank if is_one else tuple(value)
+
+
 def _per_axis(name: str, value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
+    sizes = _each(value, rank)
     if len(sizes) != rank:
         raise ValueError(f"need one {name} for each of {rank} axes, got {value}")
-    for size in sizes:
-        check_sizes(**{name: size})
-    return sizes
+    return tuple(numerics.check_count(name, size, 1) for size in sizes)
 
 
 def _padding(padding: Padding, rank: int) -> str | list[tuple[int, int]]:

@@ -152,8 +152,7 @@ def check_sizes(**sizes: int) -> None:
         ValueError: naming the size.
     """
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"need an int {name} >= 1, got {name}={size!r}")
+        numerics.check_count(name, size, 1)
 
 
 def check_shapes(

@@ -50,6 +50,7 @@ def top_k_accuracy(
         ValueError: shapes that do not fit, or k out of range.
     """
     x, y, w = _classified(logits, labels, where, weights)
+    k = numerics.check_count("k", k)
     if not 1 <= k <= x.shape[-1]:
         raise ValueError(f"need 1 <= k <= {x.shape[-1]} classes, got {k=}")
     return mean_of(_rank_is_below(k, x, y), w)
@@ -101,8 +102,7 @@ def calibration_error(
         Guo et al., On calibration of modern neural networks, 2017,
         https://arxiv.org/abs/1706.04599, equation 3.
     """
-    if num_bins < 1:
-        raise ValueError(f"need num_bins >= 1, got {num_bins=}")
+    num_bins = numerics.check_count("num_bins", num_bins, 1)
     x, y, w = _classified(logits, labels, where, weights)
     confidence = jnp.max(jax.nn.softmax(x), axis=-1)
     is_right = _rank_is_below(1, x, y)

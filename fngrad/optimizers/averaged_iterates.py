@@ -123,8 +123,7 @@ def schedule_free_adamw(
 def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
     if warmup_steps is None:
         return learning_rate
-    if warmup_steps < 1:
-        raise ValueError(f"need warmup_steps >= 1 or None, got {warmup_steps=}")
+    warmup_steps = numerics.check_count("warmup_steps", warmup_steps, 1)
     numerics.check_number("learning_rate", learning_rate, low=0.0)
 
     def rate(step: jax.Array) -> jax.Array:

@@ -95,7 +95,7 @@ def _check(state: TrainState, data: Any, at: int | None) -> None:
         )
     if at is None:
         return
-    numerics.check_count("at", at, low=1)
+    at = numerics.check_count("at", at, low=1)
     if at <= int(state.step):
         raise ValueError(
             "need a state from before the bad step, got the state after step "

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 
+import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
 from fngrad.objective import Gradient
@@ -59,8 +60,7 @@ def sophia(
         Liu et al., Sophia: a scalable stochastic second-order optimizer for language
         model pre-training, 2023, algorithms 1 and 3, https://arxiv.org/abs/2305.14342.
     """
-    if update_interval < 1:
-        raise ValueError(f"need update_interval >= 1, got {update_interval=}")
+    update_interval = numerics.check_count("update_interval", update_interval, 1)
     if distribution not in ("normal", "rademacher"):
         raise ValueError(
             f'need distribution="normal" or "rademacher", got {distribution=}'

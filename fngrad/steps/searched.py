@@ -110,7 +110,7 @@ def line_search(
     is_armijo = condition == "armijo"
     rule = _Rule(
         condition,
-        max_evaluations,
+        numerics.check_count("max_evaluations", max_evaluations, 1),
         slope_rtol,
         curv_rtol,
         decrease_factor,
@@ -218,8 +218,6 @@ def _check(rule: _Rule) -> None:
         raise ValueError(
             f'need condition="armijo" or "strong_wolfe", got {rule.condition!r}'
         )
-    if rule.max_evaluations < 1:
-        raise ValueError(f"need max_evaluations >= 1, got {rule.max_evaluations}")
     for name in ("slope_rtol", "curv_rtol", "decrease_factor"):
         numerics.check_positive(name, getattr(rule, name))
         numerics.check_number(name, getattr(rule, name), 0.0, 1.0)

@@ -90,8 +90,8 @@ def rungs(low: int, high: int, factor: float = 3.0) -> tuple[int, ...]:
         >>> rungs(10, 300)
         (11, 33, 100, 300)
     """
-    numerics.check_count("low", low, 1)
-    numerics.check_count("high", high, low)
+    low = numerics.check_count("low", low, 1)
+    high = numerics.check_count("high", high, low)
     _check_factor(factor)
     count = 1 + int(math.log(high / low) / math.log(factor) + 1e-9)
     steps = [round(high / factor**back) for back in range(count)]
@@ -159,7 +159,7 @@ def successive_halving(
         from it in: a point is several lanes, judged by their median.
     """
     columns, count = check_points(points)
-    _check(rungs, factor, metric, chunk)
+    rungs, chunk = _check(rungs, factor, metric, chunk)
     keys = seed_keys(keys)
     seeds = keys.shape[0]
     stage, compiling = _stage(advance_fn, chunk), 0.0
@@ -318,7 +318,7 @@ def _as_curve(x: np.ndarray) -> np.ndarray:
 
 def _check(
     rungs: Sequence[int], factor: float, metric: Metric, chunk: int | None
-) -> None:
+) -> tuple[tuple[int, ...], int | None]:
     statistics.check_metric(metric)
     _check_factor(factor)
     if not len(rungs):
@@ -326,7 +326,8 @@ def _check(
     for before, rung in zip((0, *rungs), rungs, strict=False):
         numerics.check_count("rung", rung, before + 1)
     if chunk is not None:
-        numerics.check_count("chunk", chunk, 1)
+        chunk = numerics.check_count("chunk", chunk, 1)
+    return tuple(map(int, rungs)), chunk
 
 
 def _check_factor(factor: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
+import fngrad.numerics as numerics
 from fngrad.sweeps.probes import heaviest_loop
 from fngrad.sweeps.program import Block, Lanes, compile_block
 
@@ -41,7 +42,8 @@ def check_mode(mode: Any) -> None:
     """
     if mode in ("auto", "vmap", "map"):
         return
-    if isinstance(mode, bool) or not isinstance(mode, int) or mode < 1:
+    width = numerics.as_int(mode)
+    if width is None or width < 1:
         raise ValueError(
             f'need mode "auto", "vmap", "map" or a number of lanes >= 1, got {mode=}'
         )
@@ -59,7 +61,7 @@ def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
     if mode == "vmap":
         return Choice(share, "asked for")
     if mode != "auto":
-        return Choice(mode, "asked for")
+        return Choice(int(mode), "asked for")
     if lanes.devices[0].platform != "cpu":
         return Choice(share, "all lanes of a device at once, on an accelerator")
     share = -(-share // blocks_at_once(lanes.devices))

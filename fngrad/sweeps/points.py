@@ -148,7 +148,7 @@ def random(n: int, key: int | Key, **ranges: Any) -> dict[str, np.ndarray]:
         >>> points["learning_rate"].shape, points["momentum"].tolist()
         ((3,), [0.9, 0.9, 0.9])
     """
-    numerics.check_count("n", n, low=1)
+    n = numerics.check_count("n", n, low=1)
     _check_some(ranges)
     u = jax.random.uniform(numerics.key(key), (n, len(ranges)), jnp.float32)
     return _draw(np.asarray(u, np.float64), ranges)
@@ -183,7 +183,7 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
         >>> sorted((4 * points["momentum"]).astype(int).tolist())
         [0, 1, 2, 3]
     """
-    numerics.check_count("n", n, low=1)
+    n = numerics.check_count("n", n, low=1)
     _check_some(ranges)
     qmc = import_extra("scipy.stats.qmc", "data")
     # Drawn whole: scipy warns of a number of points that is no power of two.

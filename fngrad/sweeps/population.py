@@ -119,8 +119,8 @@ def population_based_training(
     """
     points = jax.tree.map(jnp.asarray, points)
     size = _check_points(points)
-    numerics.check_count("rounds", rounds, 1)
-    numerics.check_count("steps_per_round", steps_per_round, 1)
+    rounds = numerics.check_count("rounds", rounds, 1)
+    steps_per_round = numerics.check_count("steps_per_round", steps_per_round, 1)
     settings = _settings(points, size, metric, quantile, factors, ranges, resample)
     k_init, k_rounds = jax.random.split(numerics.key(key))
     state = jax.vmap(lambda point, k: init_fn(point, k, *args))(

@@ -120,7 +120,7 @@ def learning_rate_range_test(
         >>> print(f"stable below {2 / 4}, suggested {found.suggestion:.3f}")
         stable below 0.5, suggested 0.054
     """
-    numerics.check_count("num", num, 3)
+    num = numerics.check_count("num", num, 3)
     if not 0 < low < high < math.inf:
         raise ValueError(f"need 0 < low < high, got {low=} {high=}")
     statistics.check_metric((metric, "min"))

@@ -176,8 +176,8 @@ def seed_keys(keys: Any) -> Key:
     Raises:
         ValueError: no seed, or keys that are not typed or not of shape (S,).
     """
-    if not hasattr(keys, "dtype"):
-        numerics.check_count("keys", keys, low=1)
+    if numerics.as_int(keys) is not None or not hasattr(keys, "dtype"):
+        keys = numerics.check_count("keys", keys, low=1)
         return jax.random.split(jax.random.key(0), keys)
     if not is_key(keys) or keys.ndim != 1 or not len(keys):
         raise ValueError(

@@ -299,7 +299,7 @@ def _check_shapes(
 
 def _resample(seeds: int, resamples: int, key: int | jax.Array) -> np.ndarray:
     """Draw lists of seeds with repetition, int, shape (resamples, seeds)."""
-    numerics.check_count("resamples", resamples, 1)
+    resamples = numerics.check_count("resamples", resamples, 1)
     shape = (resamples, seeds)
     return np.asarray(jax.random.randint(numerics.key(key), shape, 0, seeds))
 

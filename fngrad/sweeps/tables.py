@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import fngrad.numerics as numerics
 import fngrad.sweeps.statistics as statistics
 from fngrad.sweeps.result import SweepResult, last_values
 from fngrad.sweeps.statistics import Comparison, Metric, Summary
@@ -203,8 +204,8 @@ def table(
         1      0.2       0        0 - 0        100         0
         2      0.1    0.01  0.01 - 0.01          0         0
     """
-    if top is not None and top < 1:
-        raise ValueError(f"need top >= 1, got {top=}")
+    if top is not None:
+        top = numerics.check_count("top", top, 1)
     found = summary(result, metric, level=level, resamples=resamples, key=key)
     more = {name: _median(result, name) for name in also}
     rows = []

@@ -58,7 +58,7 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         [0. 0.]
         [-2. -1.]
     """
-    numerics.check_count("every", every, low=1)
+    every = numerics.check_count("every", every, low=1)
     if every == 1:
         return chain(inner)
     within = unwrap(inner)

@@ -106,7 +106,7 @@ def lookahead(
         algorithm 1, https://arxiv.org/abs/1907.08610. Differs from optax in: the
         parameters are the fast weights alone, and the slow ones are in the state.
     """
-    numerics.check_count("sync_period", sync_period, low=1)
+    sync_period = numerics.check_count("sync_period", sync_period, low=1)
     numerics.check_number("slow_step_size", slow_step_size, 0.0, 1.0)
     within = unwrap(inner)
 
@@ -186,8 +186,8 @@ def ema_params(
         1992, https://doi.org/10.1137/0330046. Differs from it in: the average forgets.
     """
     check_decay("decay", decay, corrected=debias)
-    numerics.check_count("every", every, low=1)
-    numerics.check_count("start_step", start_step, low=0)
+    every = numerics.check_count("every", every, low=1)
+    start_step = numerics.check_count("start_step", start_step, low=0)
 
     def init(params: Params) -> EmaParamsState:
         copy = wide_copy(_floats(params))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
@@ -146,7 +147,7 @@ def adaptive_clip(
 
     def unit_norm(x: jax.Array) -> jax.Array:
         axes = _unit_axes(x) if axis is None else axis
-        axes = axes if isinstance(axes, int) else tuple(axes)
+        axes = axes if isinstance(axes, int | np.integer) else tuple(axes)
         square = jnp.sum(tree.abs_square(x), axis=axes, keepdims=True)
         is_zero = square == 0
         return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))

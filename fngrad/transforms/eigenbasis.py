@@ -96,8 +96,10 @@ def scale_by_soap(
         if decay is not None:
             check_decay(name, decay, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
-    numerics.check_count("precondition_frequency", precondition_frequency, low=1)
-    numerics.check_count("max_precond_dim", max_precond_dim)
+    precondition_frequency = numerics.check_count(
+        "precondition_frequency", precondition_frequency, low=1
+    )
+    max_precond_dim = numerics.check_count("max_precond_dim", max_precond_dim)
 
     def empty(p: jax.Array) -> Axes:
         is_turned = p.size > 0 and (p.ndim > 1 or precondition_1d)

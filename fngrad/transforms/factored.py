@@ -93,6 +93,9 @@ def scale_by_factored_rms(
     numerics.check_number("step_offset", step_offset, low=0.0)
     numerics.check_number("epsilon", epsilon, low=0.0)
     longest = factored_dims == "largest"
+    min_dim_size_to_factor = numerics.check_count(
+        "min_dim_size_to_factor", min_dim_size_to_factor
+    )
     shortest = min_dim_size_to_factor if factored else math.inf
 
     def start(p: jax.Array) -> tuple[jax.Array | None, Factors | None]:

@@ -49,7 +49,7 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
         >>> print(updates, state["skip_nonfinite"].total)
         [0. 0.] 1
     """
-    numerics.check_count("max_consecutive", max_consecutive)
+    max_consecutive = numerics.check_count("max_consecutive", max_consecutive)
     within = unwrap(inner)
 
     def init(params: Params) -> SkipNonfiniteState:

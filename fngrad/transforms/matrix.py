@@ -97,8 +97,8 @@ def scale_by_shampoo(
     check_decay("b2", b2, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("exponent", exponent, low=0.0)
-    numerics.check_count("update_every", update_every, low=1)
-    numerics.check_count("max_size", max_size)
+    update_every = numerics.check_count("update_every", update_every, low=1)
+    max_size = numerics.check_count("max_size", max_size)
     if graft not in GRAFTS:
         raise ValueError(f"need a graft in {GRAFTS}, got {graft=}")
 

@@ -214,8 +214,7 @@ def _factor(shape: tuple[int, ...], rms: jax.Array | None) -> Scalar:
 
 def _triples(ns_coeffs: Coefficients, ns_steps: int) -> Sequence[Any]:
     """Return the coefficients of each step."""
-    if ns_steps < 0:
-        raise ValueError(f"need ns_steps >= 0, got {ns_steps=}")
+    ns_steps = numerics.check_count("ns_steps", ns_steps)
     first: Any = ns_coeffs[0]
     table: list[Any] = list(ns_coeffs)
     if not isinstance(first, Sequence) and jnp.ndim(first) == 0:

@@ -92,6 +92,9 @@ def quantize_state(
     """
     if bits not in (8, 4):
         raise ValueError(f"need bits=8 or bits=4, got {bits=}")
+    bits = numerics.check_count("bits", bits)
+    block_size = numerics.check_count("block_size", block_size)
+    min_size = numerics.check_count("min_size", min_size)
     if block_size < 2 or block_size % 2:
         raise ValueError(f"need an even block_size >= 2, got {block_size=}")
     transform = unwrap(inner)

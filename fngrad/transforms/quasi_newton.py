@@ -61,8 +61,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         https://doi.org/10.1007/BF01589116. Differs from them in: pairs without
         positive curvature are skipped, and the first matrix, which is optax's.
     """
-    if memory_size < 1:
-        raise ValueError(f"need memory_size >= 1, got {memory_size=}")
+    memory_size = numerics.check_count("memory_size", memory_size, 1)
 
     def init(params: Params) -> ScaleByLbfgsState:
         moment = tree.wide_zeros_like(params)

@@ -1,0 +1,148 @@
+"""What cannot be reported, as on a full disk, throws no training away."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from regression import quiet_fit
+from resuming import FULL, WATCHED, OwnError, raise_at, reached
+
+from fngrad.history import History
+from fngrad.logging import RunFolder
+
+
+def fail(*_, **__):
+    raise FULL
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "words"),
+    [
+        (RunFolder, "update_manifest", "manifest.json could not be written: OSError"),
+        (History, "plot", "curves.png could not be written: OSError"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_a_warning(
+    owner, name, words, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.warns(UserWarning, match=words):
+        result = quiet_fit(num_steps=8, run_dir=tmp_path, **WATCHED)
+    assert (result.stopped, int(result.state.step)) == ("completed", 8)
+
+
+def test_a_picture_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "curves.png").mkdir()
+    with pytest.warns(UserWarning, match=r"curves\.png could not be written"):
+        result = quiet_fit(num_steps=8, run_dir=tmp_path, **WATCHED)
+    assert result.stopped == "completed"
+
+
+class FullLogger:
+    def __init__(self, at=2, closes=True):
+        self.heard = []
+        self.at = at
+        self.closes = closes
+
+    def __call__(self, step, values):
+        self.heard.append(step)
+        if step >= self.at:
+            raise FULL
+
+    def close(self):
+        if not self.closes:
+            raise FULL
+
+
+def test_a_logger_that_fails_ends_the_run_by_default():
+    other, logger = [], FullLogger()
+    with pytest.raises(OSError, match="No space") as caught:
+        quiet_fit(
+            num_steps=4,
+            log_every=1,
+            loggers=[lambda step, _: other.append(step), logger],
+        )
+    assert (other, int(reached(caught).state.step)) == ([1, 2], 2)
+    assert any(
+        'the logger FullLogger; on_save_error="warn" goes on' in words
+        for words in caught.value.__notes__
+    )
+
+
+def test_a_logger_that_fails_is_a_warning_where_that_is_asked_for():
+    other, logger = [], FullLogger(closes=False)
+    with pytest.warns(UserWarning, match="FullLogger") as warned:
+        result = quiet_fit(
+            num_steps=4,
+            log_every=1,
+            loggers=[logger, lambda step, _: other.append(step)],
+            on_save_error="warn",
+        )
+    assert (result.stopped, other, logger.heard) == ("completed", *2 * ([1, 2, 3, 4],))
+    assert [str(w.message).partition(":")[0] for w in warned] == [
+        "the run goes on, but what the logger FullLogger was to log at step 2 could "
+        "not be written",
+        "the run goes on, but the end of what the logger FullLogger logged could not "
+        "be written",
+    ]
+
+
+def test_a_logger_that_cannot_be_closed_ends_the_run_with_its_state():
+    logger = FullLogger(at=100, closes=False)
+    with pytest.raises(OSError, match="No space") as caught:
+        quiet_fit(num_steps=4, log_every=1, loggers=[logger])
+    assert int(reached(caught).state.step) == 4
+
+
+def test_a_logger_that_cannot_be_closed_does_not_hide_what_ended_the_run():
+    logger = FullLogger(at=100, closes=False)
+    with pytest.raises(OwnError) as caught:
+        quiet_fit(
+            num_steps=4,
+            log_every=1,
+            loggers=[logger],
+            callbacks=[raise_at(2, OwnError())],
+        )
+    assert int(reached(caught).state.step) == 2
+    assert any("could not be closed" in words for words in caught.value.__notes__)
+
+
+FULL_DISK = """
+import resource, sys, warnings
+sys.path.insert(0, sys.argv[3])
+from regression import quiet_fit
+
+def fill(step, state, values):
+    # No file may grow beyond so many bytes: writing there fails as on a full disk.
+    if step == 20:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
+
+options = dict(num_steps=60, log_every=1, run_dir=sys.argv[1], callbacks=[fill])
+try:
+    result = quiet_fit(on_save_error=sys.argv[2], **options)
+    print("ended", result.stopped, int(result.state.step), len(result.history["loss"]))
+except OSError as error:
+    print("raised", int(error.state.step), len(error.history["loss"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
+@pytest.mark.parametrize("mode", ["warn", "raise"])
+def test_a_disk_that_fills_throws_no_training_away(mode, tmp_path):
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), mode, here],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, step, *rest = done.stdout.split()[:1] + done.stdout.split()[-2:]
+    if mode == "warn":
+        assert (first, step, *rest) == ("ended", "60", "60")
+        assert "metrics" in done.stderr or "FileLogger" in done.stderr
+        assert "manifest.json could not be written" in done.stderr
+        assert "curves.png could not be written" in done.stderr
+    else:
+        assert first == "raised"
+        assert int(step) == int(*rest) >= 20
