@@ -18,7 +18,6 @@ from fngrad.fitting.validation import Values
 from fngrad.history import History
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
 from fngrad.logging.run_folder import read_manifest
-from fngrad.logging.writers import cut_jsonl
 
 
 class Outputs(contextlib.ExitStack):
@@ -55,23 +54,29 @@ class Outputs(contextlib.ExitStack):
         self._agenda = agenda
         self._checkpoints = rules.folder
         self.folder = None
+        may_cut = bool(past.notes)
         if run_dir is not None:
-            may_cut = past.notes or (rules.folder and _died_unsaved(run_dir))
-            _check_continues(
-                Path(run_dir) / "metrics.jsonl", agenda.first, bool(may_cut)
-            )
+            may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
+            reached = _reached(Path(run_dir) / "metrics.jsonl")
+            if not may_cut:
+                _check_continues(run_dir, reached, agenda.first)
             self.folder = RunFolder(
                 run_dir,
                 config=config,
                 data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
             )
-            self._file = jsonl(self.folder.metrics)
-            self._loggers.append(self._file)
+            self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
             close = getattr(logger, "close", None)
             if close:
                 self.callback(close)
+        try:
+            if may_cut:
+                self._cut(agenda.first)
+        except BaseException:
+            self.close()
+            raise
 
     def open_bar(self) -> None:
         """Show a progress bar, before there is progress to show."""
@@ -102,16 +107,16 @@ class Outputs(contextlib.ExitStack):
             self._bar.show(values)
 
     def go_back(self, now: int, step: int) -> None:
-        """Forget what the run folder holds of later steps; other loggers keep it."""
+        """Make the loggers forget what they hold of later steps, if they can."""
         if self._bar:
             self._bar.advance(step - now)
-        if self.folder:
-            self._file.close()
-            cut_jsonl(self.folder.metrics, step)
-            opened = jsonl(self.folder.metrics)
-            self._loggers[self._loggers.index(self._file)] = opened
-            self._file = opened
-            self.callback(opened.close)
+        self._cut(step)
+
+    def _cut(self, step: int) -> None:
+        for logger in self._loggers:
+            cut = getattr(logger, "cut", None)
+            if cut:
+                cut(step)
 
     def log(self, step: int, values: Values) -> None:
         """Give scalars to every logger."""
@@ -138,16 +143,18 @@ def _died_unsaved(run_dir: Any) -> bool:
     return bool(folder) and manifest["stopped"] is None and not steps(folder)
 
 
-def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
-    """Cut records of steps that are made again, or raise where that is no resuming."""
+def _reached(metrics: Path) -> int:
+    """Return the last step that was recorded."""
     records = read_jsonl(metrics) if metrics.exists() else []
-    reached = max((record["step"] for record in records), default=0)
-    if reached > first and not may_cut:
-        folder = read_manifest(metrics.parent).get("checkpoints")
+    return max((record["step"] for record in records), default=0)
+
+
+def _check_continues(run_dir: Any, reached: int, first: int) -> None:
+    """Raise where records of later steps are there, and the run is not resumed."""
+    if reached > first:
+        folder = read_manifest(run_dir).get("checkpoints")
         raise ValueError(
             f"need another run folder, or the state of step {reached} that the run in "
-            f"{str(metrics.parent)!r} has reached, got step {first}"
+            f"{str(run_dir)!r} has reached, got step {first}"
             + (f"; its checkpoints were in {folder!r}" if folder else "")
         )
-    if reached > first:
-        cut_jsonl(metrics, first)
