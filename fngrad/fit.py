@@ -7,7 +7,6 @@ chunk it reads the metrics, moves the progress bar and sees an interrupt.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -39,6 +38,7 @@ from fngrad.fitting.validation import EarlyStopping, Evaluation, Mode, Patience
 from fngrad.history import History
 from fngrad.locks import Lock
 from fngrad.logging import Logger
+from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState
 
 
@@ -247,17 +247,13 @@ def _open(
 def _ended(agenda: Agenda, patience: Patience) -> str | None:
     """Say why there is nothing to do, if so, on stderr too."""
     if agenda.first >= agenda.last:
-        print(
+        say(
             f"fit: nothing to do, the state is at step {agenda.first} and the run "
-            f"ends at step {agenda.last}",
-            file=sys.stderr,
+            f"ends at step {agenda.last}"
         )
         return "completed"
     if patience.is_over:
-        print(
-            f"fit: nothing to do, early stopping ended the run at step {agenda.first}",
-            file=sys.stderr,
-        )
+        say(f"fit: nothing to do, early stopping ended the run at step {agenda.first}")
         return "early_stopping"
     return None
 
@@ -290,10 +286,9 @@ def _train(
     result = FitResult(session.carry.state, session.history, stopped)
     plan.outputs.finish(result.history, stopped, int(result.state.step))
     if interrupted.terminated:
-        print(
+        say(
             f"fit: SIGTERM at step {int(result.state.step)}, saved: exits with status "
-            f"{PREEMPTED}",
-            file=sys.stderr,
+            f"{PREEMPTED}"
         )
     return result
 

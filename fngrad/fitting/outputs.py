@@ -1,8 +1,6 @@
 """Where a run shows itself: the bar, the run folder, the loggers."""
 
 import contextlib
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,11 +127,9 @@ class Outputs(contextlib.ExitStack):
             return
         names = ("compile_count", "compile_seconds", "rollbacks")
         told = {name: history.notes[name] for name in names if name in history.notes}
-        self.folder.update_manifest(stopped=stopped, step=step, **told)
-        if importlib.util.find_spec("matplotlib") is None:
-            print('no curves.png: pip install "fngrad[plot]"', file=sys.stderr)
-        elif history.keys() - {"is_finite"}:
-            history.plot().savefig(self.folder.curves, dpi=120)
+        self.folder.record(stopped=stopped, step=step, **told)
+        if history.keys() - {"is_finite"}:
+            self.folder.draw(self.folder.curves.stem, history.plot)
 
 
 def _died_unsaved(run_dir: Any) -> bool:
