@@ -136,7 +136,9 @@ def fit(
             evaluations and at the end too. ``None`` means about a hundred times a
             run, 100 to 1000 steps apart.
         loggers: called as ``logger(step, values)`` with floats by name; one that has
-            ``close`` is closed at the end of a run that began.
+            ``close`` is closed at the end of a run that began. One that has ``cut``,
+            as those of `fngrad.logging` have, is called as ``logger.cut(step)`` where
+            the run goes on from a checkpoint: later steps will be logged again.
         callbacks: called as ``callback(step, state, values)``; may return a new state,
             of no earlier step, or ``fngrad.STOP``. The state is valid during the call;
             keep a ``fngrad.snapshot`` of it.

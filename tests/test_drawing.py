@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+import experiments.benchmarks.drawing as benchmark
 import fngrad.logging.plots as plots
 from fngrad.history import History
 from fngrad.logging.decimation import COLUMNS, decimate
@@ -237,3 +238,10 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path):
         plots.write(broken, path)
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_the_benchmark_shows_both_times_by_size(capsys):
+    benchmark.main(sizes=(100, 10_000), repeats=1)
+    shown = capsys.readouterr().out
+    assert shown.count("10000 points") == 2
+    assert "History.plot" in shown

@@ -136,7 +136,8 @@ def _died_unsaved(run_dir: Any) -> bool:
     """Say whether a run that was to be saved died here, before it was."""
     manifest = read_manifest(run_dir)
     folder = manifest.get("checkpoints")
-    return bool(folder) and manifest["stopped"] is None and not steps(folder)
+    died = manifest.get("stopped", "by another program") is None
+    return bool(folder) and died and not steps(folder)
 
 
 def _reached(metrics: Path) -> int:

@@ -142,7 +142,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Return the manifest of a run folder, empty where there is none.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not a JSON object.
     """
     return _read(Path(path) / "manifest.json") or {}
 
@@ -180,9 +180,12 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"need JSON in {path}, got {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"need a JSON object in {path}, got {str(content)[:60]}")
+    return content
 
 
 def _started(current: dict[str, Any]) -> dict[str, Any]:
