@@ -260,15 +260,17 @@ class FullDisk:
         return getattr(self._file, name)
 
 
-def test_a_full_disk_leaves_whole_lines_and_the_next_write_follows(tmp_path):
+def test_a_full_disk_leaves_whole_lines_and_the_next_write_follows(
+    tmp_path, monkeypatch
+):
     file = LineFile(tmp_path / "m", ["line"])
     with file.own():
         file.append(b"line 1\n")
     usual = file._file
-    file._file = FullDisk(usual)
+    monkeypatch.setattr(file, "_file", FullDisk(usual))
     with file.own(), pytest.raises(OSError, match="No space"):
         file.append(b"line 2\n")
-    file._file = usual
+    monkeypatch.setattr(file, "_file", usual)
     with file.own():
         file.append(b"line 3\n")
     file.close()

@@ -189,10 +189,11 @@ def summarize(
     values = np.stack([values for _, values in arrays])
     finite = np.where(np.isfinite(values), values, np.nan)
     if len(finite) == 1:
-        return steps, *(finite[0],) * 3
+        return steps, finite[0], finite[0], finite[0]
     ordered = np.sort(finite, axis=0)  # NaN comes last
     last = np.maximum(np.isfinite(finite).sum(axis=0) - 1, 0)
-    return steps, *(_quantile(ordered, last, q) for q in (0.5, *band))
+    median, low, high = (_quantile(ordered, last, q) for q in (0.5, *band))
+    return steps, median, low, high
 
 
 def _ascends(steps: np.ndarray) -> bool:

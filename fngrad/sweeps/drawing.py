@@ -100,7 +100,7 @@ def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
     axis.patch.set(facecolor="0.92", hatch="///", edgecolor="0.6")
     if max(medians.shape) <= MAX_CELLS_WITH_TEXT:
         for row, column in np.argwhere(np.isfinite(medians)):
-            _write(axis, image, column, row, medians[row, column])
+            _write(axis, image, column, row, float(medians[row, column]))
     patch = import_extra("matplotlib.patches", "plot").Rectangle
     corner = (x[found.best] - 0.5, y[found.best] - 0.5)
     axis.add_patch(patch(corner, 1, 1, fill=False, ec=COLORS[3], lw=3))
