@@ -1,4 +1,4 @@
-"""What is asked for by name, and imported when it is used."""
+"""Optional libraries: imported when they are used, and given text they do not parse."""
 
 import importlib
 from collections.abc import Callable
@@ -38,6 +38,24 @@ def import_extra(
             f'need {distribution or package} for this: pip install "fngrad[{extra}]"',
             name=package,
         ) from error
+
+
+def literal(text: str) -> str:
+    """Return text that matplotlib draws as it is written, not as mathtext.
+
+    Names of metrics and hyperparameters are a user's own: ``cost_$x_$`` is not a
+    formula. Characters that cannot be printed are drawn as Python escapes them.
+
+    Args:
+        text: a name.
+
+    Example:
+        >>> from fngrad.extras import literal
+        >>> print(literal("cost_$x_$"), literal("two\\nlines"))
+        cost_\\$x_\\$ two\\nlines
+    """
+    shown = (c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(shown).replace("$", r"\$")
 
 
 def imported_later(

@@ -7,7 +7,6 @@ chunk it reads the metrics, moves the progress bar and sees an interrupt.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -48,6 +47,7 @@ from fngrad.fitting.validation import EarlyStopping, Evaluation, Mode, Patience
 from fngrad.history import History
 from fngrad.locks import Lock
 from fngrad.logging import Logger
+from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState
 
 
@@ -159,7 +159,9 @@ def fit(
             evaluations and at the end too. ``None`` means about a hundred times a
             run, 100 to 1000 steps apart.
         loggers: called as ``logger(step, values)`` with floats by name; one that has
-            ``close`` is closed at the end of a run that began.
+            ``close`` is closed at the end of a run that began. One that has ``cut``,
+            as those of `fngrad.logging` have, is called as ``logger.cut(step)`` where
+            the run goes on from a checkpoint: later steps will be logged again.
         callbacks: called as ``callback(step, state, values)``; may return a new state,
             of no earlier step, or ``fngrad.STOP``. The state is valid during the call;
             keep a ``fngrad.snapshot`` of it.
@@ -282,18 +284,14 @@ def _ended(agenda: Agenda, patience: Patience, past: Past) -> str | None:
     if past.look and agenda.first <= agenda.last:
         return None
     if agenda.first >= agenda.last:
-        print(
+        say(
             f"fit: nothing to do, the state is at step {agenda.first} and the run "
             f"ends at step {agenda.last}: num_steps and num_epochs count from step 0; "
             'to fine-tune, restore part="params" alone, into a new state',
-            file=sys.stderr,
         )
         return "completed"
     if patience.is_over:
-        print(
-            f"fit: nothing to do, early stopping ended the run at step {agenda.first}",
-            file=sys.stderr,
-        )
+        say(f"fit: nothing to do, early stopping ended the run at step {agenda.first}")
         return "early_stopping"
     return None
 

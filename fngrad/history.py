@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 import fngrad.logging.plots as plots
+from fngrad.logging.quantities import MAX_PANELS, NORM, by_quantity
 
 
 class History(Mapping[str, np.ndarray]):
@@ -116,7 +117,12 @@ class History(Mapping[str, np.ndarray]):
     def plot(self, *names: str) -> Any:
         """Return a matplotlib figure, a panel a quantity; a notebook shows it.
 
-        A metric and its ``val/`` twin share a panel, and all norms do.
+        A metric and its ``val/`` twin share a panel, and all norms do, on a
+        logarithmic axis. There are at most 12 panels of at most 40 curves: many
+        metrics are grouped by the last part of their names, then without the numbers
+        in them. What is not drawn is named above the panels, and so is what never
+        changes, such as a constant learning rate, with its value; a loss and an
+        evaluation are drawn all the same.
 
         Args:
             names: what to draw; none means every scalar but ``is_finite``.
@@ -126,13 +132,36 @@ class History(Mapping[str, np.ndarray]):
             KeyError: a name that was not recorded.
             ValueError: there is nothing to draw.
         """
-        scalars = [n for n in self if self[n].ndim == 1 and n != "is_finite"]
-        panels: dict[str, dict[str, list]] = {}
-        for name in sorted(names or scalars, key=lambda name: _panel(name) != "loss"):
-            curve = (self.steps(name), self[name])
-            panels.setdefault(_panel(name), {})[name] = [curve]
-        logarithmic = [name for name in ("norm",) if name in panels]
-        return plots.figure(panels, log_scale=logarithmic)
+        groups = by_quantity(names or self._scalars())
+        constant = [q for q, group in groups.items() if self._is_constant(q, group)]
+        if names or len(constant) == len(groups):
+            constant = []
+        varying = [q for q in groups if q not in constant]
+        shown = {q: groups[q][: plots.MAX_LABELS] for q in varying[:MAX_PANELS]}
+        panels = {
+            quantity: {name: [(self.steps(name), self[name])] for name in group}
+            for quantity, group in shown.items()
+        }
+        texts = [f"{n} = {self.last(n):.4g}" for q in constant for n in groups[q]]
+        drawn = {name for group in shown.values() for name in group}
+        left = [n for q in varying for n in groups[q] if n not in drawn]
+        told = [("constant", texts), ("not drawn", left)]
+        width = plots.LETTERS * min(len(panels), plots.PANELS_IN_A_ROW)
+        title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in told if t]
+        logarithmic = [NORM] if _is_logarithmic(panels.get(NORM, {})) else []
+        return plots.figure(panels, log_scale=logarithmic, title="\n".join(title))
+
+    def _scalars(self) -> list[str]:
+        """Return what has a value a record, and is worth a curve."""
+        found = [n for n in self if np.ndim(self.last(n)) == 0]
+        return [n for n in found if n != "is_finite"] or found
+
+    def _is_constant(self, quantity: str, names: list[str]) -> bool:
+        """Return whether curves that nobody expects to move have not moved."""
+        if quantity == "loss" or any(name.startswith("val/") for name in names):
+            return False
+        curves = [self[name] for name in names]
+        return all(len(c) > 1 and np.all(c == c[0]) for c in curves)
 
     def __repr__(self) -> str:
         last = {name: self.last(name) for name in self if np.ndim(self.last(name)) == 0}
@@ -172,6 +201,15 @@ class _Column:
         self._size = size
 
 
-def _panel(name: str) -> str:
-    """Return the quantity that a metric measures."""
-    return "norm" if "norm" in name else name.removeprefix("val/")
+def _is_logarithmic(panel: Mapping[str, Any]) -> bool:
+    """Return whether a panel's curves are positive, but for zeros among them."""
+    curves = [values[np.isfinite(values)] for ((_, values),) in panel.values()]
+    return bool(curves) and all(
+        np.any(c > 0) and np.all((c == 0) | (c > plots.SMALLEST_ON_LOG_AXIS))
+        for c in curves
+    )
+
+
+def _few(texts: list[str]) -> str:
+    more = f" and {len(texts) - 6} more" if len(texts) > 6 else ""
+    return ", ".join(texts[:6]) + more

@@ -13,7 +13,9 @@ import json
 import os
 import socket
 import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,59 @@ class Lock:
             ) from error
 
 
+@contextlib.contextmanager
+def held(file: int) -> Iterator[None]:
+    """Hold the kernel's lock on an open file while a block runs; wait for it.
+
+    Nothing is held where the file system has no locks.
+
+    Args:
+        file: its descriptor.
+
+    Raises:
+        OSError: it cannot be locked.
+    """
+    is_locked = True
+    try:
+        _wait_for(file)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        is_locked = False
+    try:
+        yield
+    finally:
+        if is_locked:
+            _unlock(file)
+
+
+def _wait_for(file: int) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+    while True:
+        try:
+            _lock(file)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def _unlock(file: int) -> None:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return
+        import msvcrt
+
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
+
+
 def _take(file: int, path: Path) -> None:
     try:
         _lock(file)
@@ -136,12 +191,8 @@ def _lock(file: int) -> None:
 
 
 def _let_go(file: int) -> None:
-    if sys.platform != "win32":
-        import fcntl
-
-        # Closing would not do while a child, between fork and exec, has the file too.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)
+    # Closing would not do while a child, between fork and exec, has the file too.
+    _unlock(file)
     os.close(file)
 
 

@@ -34,7 +34,8 @@ _HOUSE = {
     6: "training",
     7: "steps postmortem sharding precision sweeps.points sweeps.statistics "
     "sweeps.population",
-    8: "data logging locks",
+    7.9: "locks",
+    8: "data logging",
     8.1: "checkpoint",
     8.2: "history",
     8.3: "fitting",

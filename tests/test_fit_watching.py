@@ -288,7 +288,8 @@ def test_a_history_is_drawn_by_quantity_and_shown_in_a_notebook():
     history = quiet_fit(num_steps=8, metric_fn=metric_fn, eval_data=ARRAYS).history
     figure = history.plot()
     panels = {axes.get_ylabel(): axes for axes in figure.axes}
-    assert set(panels) == {"loss", "norm", "learning_rate"}
+    assert set(panels) == {"loss", "norm"}
+    assert figure.get_suptitle() == "constant: learning_rate = 0.05"
     assert len(panels["loss"].get_lines()) == 2  # of training and validation
     assert figure._repr_png_()[:4] == b"\x89PNG"
     assert len(history.plot("loss").axes) == 1

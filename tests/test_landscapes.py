@@ -200,3 +200,20 @@ def test_every_landscape_can_be_drawn_with_a_path(tmp_path, name):
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dimension", [1, 2])
+def test_labels_of_paths_are_drawn_as_they_are_written(dimension):
+    path = np.linspace(0.0, 1.0, 3)[:, None].repeat(dimension, axis=1)
+    figure = landscapes.plot(
+        lambda x: jnp.sum(x**2),
+        {"_hidden": path, "rate_$x_$": path},
+        lower=[-1.0] * dimension,
+        upper=[1.0] * dimension,
+        minima=[[0.0] * dimension],
+    )
+    figure.canvas.draw()
+    texts = figure.axes[0].get_legend().get_texts()
+    shown = [text._preprocess_math(text.get_text()) for text in texts]
+    names = ("_hidden", "rate_$x_$", "minimum")
+    assert shown == [(name, False) for name in names]

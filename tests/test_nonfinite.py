@@ -15,7 +15,7 @@ import fngrad.fitting.nonfinite as nonfinite
 import fngrad.postmortem as postmortem
 from fngrad.fit import fit
 from fngrad.fitting.nonfinite import MAX_ROLLBACKS, MAX_SKIPS, NonFiniteError
-from fngrad.logging import read_jsonl
+from fngrad.logging import csv, read_jsonl
 from fngrad.optimizers import adam, sgd
 from fngrad.steps import skip_bad_steps
 from fngrad.training import init_state, make_step, run, snapshot
@@ -316,6 +316,12 @@ def test_a_rollback_lowers_the_learning_rate_and_goes_on(tmp_path, capsys):
         [record["loss"] for record in records], result.history["loss"]
     )
     assert "fit: not finite, goes back" in capsys.readouterr().err
+
+
+def test_after_a_rollback_a_table_has_each_step_once(tmp_path):
+    steep_fit(tmp_path, loggers=[csv(tmp_path / "m.csv"), lambda step, values: None])
+    _, *rows = (tmp_path / "m.csv").read_text().splitlines()
+    assert [int(row.split(",")[0]) for row in rows] == list(range(1, 41))
 
 
 def test_a_rollback_survives_being_killed(tmp_path):

@@ -213,7 +213,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: pathlib.Path):
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_damaged_manifest_is_named(tmp_path: pathlib.Path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"need JSON in .*config.json"):
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"3", b""])
+def test_what_is_not_a_json_object_is_named_and_left(
+    name: str, content: bytes, tmp_path: pathlib.Path
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"need (a )?JSON.* in .*{name}"):
         RunFolder(tmp_path)
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == content

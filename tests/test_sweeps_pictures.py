@@ -7,6 +7,7 @@ pytest.importorskip("matplotlib")
 
 import fngrad.sweeps.drawing as drawing
 import fngrad.sweeps.pictures as pictures
+from fngrad.extras import import_extra
 from fngrad.sweeps import SweepResult, grid, summary
 
 SEEDS, RATES, DECAYS = 6, np.geomspace(1e-3, 1.0, 4), np.array([0.0, 0.1, 0.2])
@@ -149,7 +150,8 @@ def test_the_sensitivity_marks_values_at_which_all_diverged():
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_parallel_coordinates_put_the_best_on_top(mode):
     axis = drawn(pictures.parallel_coordinates(result(mode), label="nats"))
-    lines = [line.get_ydata() for line in axis.lines if len(line.get_xdata()) == 4]
+    (drawn_lines,) = axis.collections
+    lines = [segment[:, 1] for segment in drawn_lines.get_segments()]
     assert len(lines) == 12
     heights = np.array([line[-1] for line in lines])
     assert heights[-1] == 1.0  # the best is drawn last
@@ -194,3 +196,68 @@ def test_what_does_not_fit_is_said():
     ):
         with pytest.raises(ValueError, match=r"got shape \(2,\) of 'betas'"):
             draw()
+
+
+ODD = "cost_$x_$ a\nb"
+
+
+def oddly_named():
+    swept, old = result(), result().points
+    points = {
+        ODD: old["rate"],
+        "_decay": old["decay"],
+        "$": np.array(["_$a$", "$"] * 6),
+    }
+    history = {f"val/{ODD}": swept.history["val/loss"]}
+    notes = {"metric": (f"val/{ODD}", "min"), "values": swept.notes["values"]}
+    return SweepResult(points, (), history, swept.diverged_at, notes)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda swept: pictures.loss_curves(swept),
+        lambda swept: pictures.loss_curves(swept, by="$"),
+        lambda swept: pictures.heat_map(swept, ODD, "_decay"),
+        lambda swept: pictures.heat_map(swept, "$", ODD),
+        lambda swept: pictures.sensitivity(swept, ODD, by="$"),
+        lambda swept: pictures.sensitivity(swept, "$", by="_decay"),
+        lambda swept: pictures.parallel_coordinates(swept),
+    ],
+)
+def test_any_name_is_drawn_as_it_is_written(draw):
+    figure = draw(oddly_named())
+    drawn(figure)
+    found = figure.findobj(import_extra("matplotlib.text", "plot").Text)
+    texts = [t for t in found if "$" in t.get_text() and "10^" not in t.get_text()]
+    assert texts
+    for text in texts:
+        shown, is_math = text._preprocess_math(text.get_text())
+        assert is_math is False
+        assert "\\$" not in shown
+
+
+def test_a_group_whose_name_begins_with_an_underscore_is_in_the_legend():
+    figure = pictures.sensitivity(oddly_named(), "_decay", by="$")
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"_\\$a\\$", "\\$"} <= legend
+
+
+def test_ten_thousand_points_are_few_artists():
+    rng, count = np.random.default_rng(0), 10_000
+    points = {"rate": rng.uniform(size=count), "decay": rng.uniform(size=count)}
+    values = rng.uniform(1, 2, (count, 3))
+    notes = {"metric": ("loss", "min"), "values": values}
+    at = np.full(values.shape, -1, np.int32)
+    swept = SweepResult(points, (), {"loss": values}, at, notes)
+    found = np.median(values, axis=1)
+    for figure in (
+        pictures.parallel_coordinates(swept),
+        pictures.sensitivity(swept, "rate"),
+        pictures.heat_map(swept, "rate", "decay"),
+    ):
+        assert len(figure.axes[0].get_children()) < 100
+    line = pictures.sensitivity(swept, "rate").axes[0].containers[0].lines[0]
+    order = np.argsort(points["rate"])
+    np.testing.assert_array_equal(line.get_xdata(), points["rate"][order])
+    np.testing.assert_array_equal(line.get_ydata(), found[order])

@@ -2,12 +2,13 @@
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from fngrad.logging.progress import say
 
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: start me again
 
@@ -156,7 +157,4 @@ def interrupts(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
 
 def say_terminated(number: int, step: int) -> None:
     """Tell on stderr why the process ends, and how far the run had come."""
-    print(
-        f"fit: {name_of(number)} at step {step}, saved: exits with status {PREEMPTED}",
-        file=sys.stderr,
-    )
+    say(f"fit: {name_of(number)} at step {step}, saved: exits with status {PREEMPTED}")

@@ -1,7 +1,6 @@
 """What a run does about numbers that are not finite."""
 
 import functools
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import fngrad.tree as tree
 from fngrad.fitting.checks import check_hashable, check_option
 from fngrad.fitting.feeds import Feed
 from fngrad.history import History
+from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState
 from fngrad.types import Path
 
@@ -256,7 +256,7 @@ def _examine(
         state = nearest()
         if step - int(state.step) > MAX_REPLAY:
             return None, f"{advice}; the nearest one here is of step {int(state.step)}"
-        print(f"fit: not finite at step {step}, looks for the cause", file=sys.stderr)
+        say(f"fit: not finite at step {step}, looks for the cause")
         check = _limit(interrupted)
         if guard.policy == "skip":
             first = step - MAX_SKIPS  # an earlier one that was skipped did no harm

@@ -2,11 +2,8 @@
 
 import contextlib
 import functools
-import importlib.util
-import io
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,7 @@ from fngrad.fitting.save_rules import SaveRules
 from fngrad.fitting.validation import Values
 from fngrad.history import History
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
-from fngrad.logging.files import write_atomically
 from fngrad.logging.run_folder import read_manifest
-from fngrad.logging.writers import cut_jsonl
 
 _GOES_ON = 'on_save_error="warn" goes on without'
 
@@ -64,23 +59,29 @@ class Outputs(contextlib.ExitStack):
         self._on_error = rules.on_error
         self._failed: set[int] = set()  # loggers of which was warned
         self.folder = None
+        may_cut = bool(past.notes)
         if run_dir is not None:
-            may_cut = past.notes or (rules.folder and _died_unsaved(run_dir))
-            _check_continues(
-                Path(run_dir) / "metrics.jsonl", past.logged, bool(may_cut)
-            )
+            may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
+            reached = _reached(Path(run_dir) / "metrics.jsonl")
+            if not may_cut:
+                _check_continues(run_dir, reached, past.logged)
             self.folder = RunFolder(
                 run_dir,
                 config=config,
                 data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
             )
-            self._file = jsonl(self.folder.metrics)
-            self._loggers.append(self._file)
+            self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
             close = getattr(logger, "close", None)
             if close:
                 self.push(functools.partial(self._close, logger))
+        try:
+            if may_cut:
+                self._cut(past.logged)
+        except BaseException:
+            self.close()
+            raise
 
     def open_bar(self) -> None:
         """Show a progress bar, before there is progress to show."""
@@ -100,10 +101,9 @@ class Outputs(contextlib.ExitStack):
             self._bar.describe(f"training on {jax.default_backend()}")
         if self.folder:
             saved = self._checkpoints and str(self._checkpoints)
-            with _warns_of("manifest.json"):
-                self.folder.update_manifest(
-                    loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
-                )
+            self.folder.record(
+                loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
+            )
 
     def advance(self, steps: int, values: Values) -> None:
         """Move the bar."""
@@ -112,16 +112,16 @@ class Outputs(contextlib.ExitStack):
             self._bar.show(values)
 
     def go_back(self, now: int, step: int) -> None:
-        """Forget what the run folder holds of later steps; other loggers keep it."""
+        """Make the loggers forget what they hold of later steps, if they can."""
         if self._bar:
             self._bar.advance(step - now)
-        if self.folder:
-            self._file.close()
-            cut_jsonl(self.folder.metrics, step)
-            opened = jsonl(self.folder.metrics)
-            self._loggers[self._loggers.index(self._file)] = opened
-            self._file = opened
-            self.push(functools.partial(self._close, opened))
+        self._cut(step)
+
+    def _cut(self, step: int) -> None:
+        for logger in self._loggers:
+            cut = getattr(logger, "cut", None)
+            if cut:
+                cut(step)
 
     def log(self, step: int, values: Values) -> None:
         """Give scalars to every logger.
@@ -159,24 +159,9 @@ class Outputs(contextlib.ExitStack):
             return
         names = ("compile_count", "compile_seconds", "rollbacks")
         told = {name: history.notes[name] for name in names if name in history.notes}
-        with _warns_of("manifest.json"):
-            self.folder.update_manifest(stopped=stopped, step=step, **told)
-        if importlib.util.find_spec("matplotlib") is None:
-            print('no curves.png: pip install "fngrad[plot]"', file=sys.stderr)
-        elif history.keys() - {"is_finite"}:
-            with _warns_of("curves.png"):
-                picture = io.BytesIO()
-                history.plot().savefig(picture, format="png", dpi=120)
-                write_atomically(self.folder.curves, picture.getvalue())
-
-
-@contextlib.contextmanager
-def _warns_of(name: str) -> Iterator[None]:
-    """Let a failure to report be a warning: the run itself came to no harm."""
-    try:
-        yield
-    except Exception as error:
-        _warn(name, error)
+        self.folder.record(stopped=stopped, step=step, **told)
+        if history.keys() - {"is_finite"}:
+            self.folder.draw(self.folder.curves.stem, history.plot)
 
 
 def _warn(what: str, error: Exception) -> None:
@@ -195,21 +180,24 @@ def _died_unsaved(run_dir: Any) -> bool:
     """Say whether a run that was to be saved died here, before it was."""
     manifest = read_manifest(run_dir)
     folder = manifest.get("checkpoints")
-    return bool(folder) and manifest["stopped"] is None and not steps(folder)
+    died = manifest.get("stopped", "by another program") is None
+    return bool(folder) and died and not steps(folder)
 
 
-def _check_continues(metrics: Path, first: int, may_cut: bool) -> None:
-    """Cut records of steps that are made again, or raise where that is no resuming."""
+def _reached(metrics: Path) -> int:
+    """Return the last step that was recorded."""
     records = read_jsonl(metrics) if metrics.exists() else []
-    reached = max((record["step"] for record in records), default=0)
-    if reached > first and not may_cut:
-        folder = read_manifest(metrics.parent).get("checkpoints")
+    return max((record["step"] for record in records), default=0)
+
+
+def _check_continues(run_dir: Any, reached: int, first: int) -> None:
+    """Raise where records of later steps are there, and the run is not resumed."""
+    if reached > first:
+        folder = read_manifest(run_dir).get("checkpoints")
         raise ValueError(
             f"need another run folder, or the state of step {reached} that the run in "
-            f"{str(metrics.parent)!r} has reached, got step {first}"
+            f"{str(run_dir)!r} has reached, got step {first}"
             + (f"; its checkpoints were in {folder!r}" if folder else "")
             + "; to overwrite that run, delete its folder first: "
-            f"shutil.rmtree({str(metrics.parent)!r})"
+            f"shutil.rmtree({str(run_dir)!r})"
         )
-    if reached > first:
-        cut_jsonl(metrics, first)

@@ -1,6 +1,5 @@
 """Where a call begins: anew, or where an earlier call left its last checkpoint."""
 
-import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from fngrad.fitting.save_rules import SaveRules
 from fngrad.history import History
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.files import to_json
+from fngrad.logging.progress import say
 from fngrad.training import TrainState, snapshot
 
 
@@ -197,6 +197,4 @@ def say_resumed(past: Past, agenda: Agenda, rules: SaveRules) -> None:
     if not past.notes:
         return
     total = "" if agenda.last == ENDLESS else f" of {agenda.last}"
-    print(
-        f"fit: resumes at step {past.step}{total} from {rules.folder}", file=sys.stderr
-    )
+    say(f"fit: resumes at step {past.step}{total} from {rules.folder}")

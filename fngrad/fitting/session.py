@@ -1,7 +1,6 @@
 """A call to `fngrad.fit` while it runs."""
 
 import enum
-import sys
 import threading
 import time
 import warnings
@@ -30,6 +29,7 @@ from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.saving import SaveError, Saving
 from fngrad.fitting.validation import Evaluation, Patience, Values
 from fngrad.history import History
+from fngrad.logging.progress import say
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two looks at interrupts
@@ -214,7 +214,7 @@ class Session:
             "learning_rate": list(learning_rates(old).values()),
             "lowered_to": list(learning_rates(state).values()),
         }
-        print(f"fit: not finite, goes back: {note}", file=sys.stderr)
+        say(f"fit: not finite, goes back: {note}")
         self.history.truncate(saved.step)
         self.history.notes["rollbacks"] = [
             *self.history.notes.get("rollbacks", []),

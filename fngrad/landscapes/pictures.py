@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fngrad.extras import import_extra
+from fngrad.extras import import_extra, literal
 
 POINTS = 200  # of a grid's side
 LEVELS = 24
@@ -33,10 +33,11 @@ def plot(
 
     Args:
         f: a point of shape (1,) or (2,) -> a scalar.
-        paths: label -> points visited, shape (points, dimension), as `descend` gives.
+        paths: label -> points visited, shape (points, dimension), as `descend` gives;
+            a label is drawn as it is written.
         lower, upper: the corners of the region.
         minima, saddles: points to mark.
-        title: stands above.
+        title: stands above; it and the labels may be mathtext.
         labels: of the two axes.
         figure: a figure or subfigure to draw in; ``None`` makes one.
 
@@ -57,20 +58,21 @@ def plot(
         figure = library.Figure((7, 4.5), layout="constrained")
     axis = figure.add_subplot()
     draw = _draw_curve if low.size == 1 else _draw_contours
-    draw(axis, f, paths or {}, low, high)
+    handles = draw(axis, f, paths or {}, low, high)
     marks = {"minimum": (minima, "*", "gold"), "saddle": (saddles, "X", "white")}
     for label, (points, marker, color) in marks.items():
         xy = np.array([_on_picture(f, np.asarray(point)) for point in points])
         if len(xy):
-            axis.scatter(
-                *xy.T, marker=marker, s=110, c=color, ec="black", label=label, zorder=4
+            marked = axis.scatter(
+                *xy.T, marker=marker, s=110, c=color, ec="black", zorder=4
             )
+            handles.append((marked, label))
     axis.set_title(title)
     axis.set_xlabel(labels[0])
     if low.size == 2:
         axis.set_ylabel(labels[1])
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="upper left", fontsize="small")
+    if handles:
+        axis.legend(*zip(*handles, strict=True), loc="upper left", fontsize="small")
     return figure
 
 
@@ -80,18 +82,27 @@ def _on_picture(f: Callable[[jax.Array], jax.Array], point: np.ndarray) -> np.nd
     return np.array([point[0], float(f(jnp.asarray(point, jnp.float32)))])
 
 
-def _draw_curve(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
+def _draw_curve(
+    axis: Any, f: Any, paths: Any, low: Any, high: Any
+) -> list[tuple[Any, str]]:
+    """Draw a function of one coordinate and paths; return these, with their labels."""
     x = jnp.linspace(low[0], high[0], 4 * POINTS)
     axis.plot(x, jax.vmap(f)(x[:, None]), color="0.6", zorder=1)
+    handles = []
     for label, path in paths.items():
         values = jax.vmap(f)(jnp.asarray(path))
         points = np.stack([np.asarray(path)[:, 0], np.asarray(values)], axis=1)
-        (line,) = axis.plot(*points.T, ".-", ms=5, lw=1, label=label)
+        (line,) = axis.plot(*points.T, ".-", ms=5, lw=1)
+        handles.append((line, literal(label)))
         _mark_ends(axis, points, line.get_color())
     axis.set(ylabel="f", xlim=(low[0], high[0]))
+    return handles
 
 
-def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
+def _draw_contours(
+    axis: Any, f: Any, paths: Any, low: Any, high: Any
+) -> list[tuple[Any, str]]:
+    """Draw the levels of a function, and paths; return these, with their labels."""
     x, y = (jnp.linspace(a, b, POINTS) for a, b in zip(low, high, strict=True))
     grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
     values = np.asarray(jax.vmap(jax.vmap(f))(grid))
@@ -104,12 +115,15 @@ def _draw_contours(axis: Any, f: Any, paths: Any, low: Any, high: Any) -> None:
     axis.figure.colorbar(filled, ax=axis, label="log10 of the height, dark is low")
     axis.contour(x, y, height, LEVELS, colors="0.4", linewidths=0.3)
     colors = [f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9)]  # blue is the ground
+    handles = []
     for i, (label, path) in enumerate(paths.items()):
         points = np.asarray(path)
         color = colors[i % len(colors)]
-        axis.plot(*points.T, "-", lw=1.4, color=color, label=label, zorder=2)
+        (line,) = axis.plot(*points.T, "-", lw=1.4, color=color, zorder=2)
+        handles.append((line, literal(label)))
         _mark_ends(axis, points, color)
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    return handles
 
 
 def _mark_ends(axis: Any, points: np.ndarray, color: Any) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 NON_FINITE = {
     "NaN": math.nan,
@@ -79,31 +79,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value that `to_json` made, indented, in one atomic step."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def open_to_append(path: Path, opening: str) -> BinaryIO:
-    """Open a file of lines to write more, without the line that a kill tore.
-
-    What follows the last newline is cut off. The folder is made.
-
-    Args:
-        path: the file; it may be missing.
-        opening: what a file of this kind begins with.
-
-    Raises:
-        ValueError: the file begins otherwise; it is left as it is.
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        content = path.read_bytes()
-        begin = content[: len(opening)]
-        if begin != opening.encode()[: len(begin)]:
-            raise ValueError(
-                f"need a file that begins with {opening!r}, got {begin!r} in {path}"
-            )
-        os.truncate(path, content.rfind(b"\n") + 1)
-    return path.open("ab")
 
 
 def _name_non_finite(value: float) -> str:

@@ -1,5 +1,6 @@
 """What a run ran on: the facts that a manifest records."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -55,7 +56,13 @@ def now() -> str:
 
 
 def _freeze() -> dict[str, str]:
-    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name}
+    """Return the versions of what is installed, without packages that cannot say."""
+    found: dict[str, str] = {}
+    for package in importlib.metadata.distributions():
+        # Damaged metadata, such as text not in UTF-8, raise errors of many kinds.
+        with contextlib.suppress(Exception):
+            if package.name:
+                found[package.name] = package.version
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
@@ -70,7 +77,7 @@ def _git() -> dict[str, Any] | None:
 def _output(*command: str) -> str | None:
     """Return what a command prints, or None if it is missing or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()

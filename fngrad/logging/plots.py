@@ -1,19 +1,31 @@
-"""Learning curves as a picture, drawn without touching the user's backend."""
+"""Learning curves as a picture, drawn without touching the user's backend.
+
+Names, which are keys here, are drawn as they are written and never as mathtext.
+"""
 
 import io
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from fngrad.extras import import_extra
+from fngrad.extras import import_extra, literal
+from fngrad.logging.decimation import decimate
 from fngrad.logging.files import write_atomically
 
 Run: TypeAlias = tuple[Any, Any]  # steps and values, each of shape (points,)
 Panel: TypeAlias = Mapping[str, Sequence[Run]]  # label -> one run a seed
 
+MAX_LABELS = 40  # in a legend, and the curves that colours and styles tell apart
+PANELS_IN_A_ROW = 4
+LETTERS = 60  # that fit across a panel
 _STYLES = ("-", "--", ":", "-.")  # after ten colours the next style begins
+SMALLEST_ON_LOG_AXIS = 1e-250  # matplotlib's ticks overflow beyond
+_LARGEST = 1e250
+_WIDTH, _HEIGHT = 4.8, 4.2  # of a panel, in inches
 
 
 def curves(
@@ -32,7 +44,7 @@ def curves(
             quantity labels the panel's axis, so it should give the unit:
             ``"validation loss (nats)"``. A label has one colour in all panels.
         path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format.
-        x_label: what the steps count.
+        x_label: what the steps count; it and the title may be mathtext.
         band: the quantiles over seeds between which the band lies; the default is
             from the least to the largest value. One run has no band.
         log_scale: the quantities drawn on a logarithmic axis.
@@ -44,14 +56,16 @@ def curves(
     Raises:
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
         ValueError: there is nothing to draw, a run's steps and values differ in
-            length, the band is no interval in [0, 1], or ``log_scale`` names no
-            panel.
+            length, a step is not finite, the band is no interval in [0, 1], or
+            ``log_scale`` names no panel.
 
     Runs of one label may record at different steps: a run is interpolated between
-    its own points, and left out where it has none or is not finite.
+    its own points, and left out where it has none or is not finite. Of long curves
+    the extremes of every column of pixels are drawn. Four panels stand in a row, and
+    the legend ends after 40 labels.
     """
     options = {"x_label": x_label, "band": band, "log_scale": log_scale, "title": title}
-    return _save(figure(panels, **options), Path(path))
+    return write(figure(panels, **options), path)
 
 
 def figure(
@@ -72,32 +86,61 @@ def figure(
         ValueError: as for `curves`.
     """
     _check(panels, band, log_scale)
-    figure = empty_figure(4.8 * len(panels), 4.2)
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
+    across = min(len(panels), PANELS_IN_A_ROW)
+    rows = -(-len(panels) // across)
+    key = _Key(labels, across)
+    figure = empty_figure(_WIDTH * across, _HEIGHT * rows + key.height)
     handles: dict[str, Any] = {}
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (quantity, panel) in zip(axes, panels.items(), strict=True):
+    for number, (quantity, panel) in enumerate(panels.items(), start=1):
+        ax = figure.add_subplot(rows, across, number)
         for label, runs in panel.items():
-            summary = summarize(runs, band)
+            summary = decimate(*summarize(runs, band))
             handles[label] = _draw(ax, summary, labels.index(label))
-        ax.set(xlabel=x_label, ylabel=quantity)
+        ax.set(xlabel=x_label, ylabel=wrapped(quantity, 40))
         ax.set_yscale("log" if quantity in log_scale else "linear")
         ax.grid(alpha=0.3)
-    figure.legend(
-        [handles[label] for label in labels],
-        labels,
-        loc="outside lower center",
-        ncols=_columns(labels, len(panels)),
-    )
+    key.draw(figure, handles)
     if title:
         figure.suptitle(title)
     return figure
 
 
-def _columns(labels: Sequence[str], num_panels: int) -> int:
-    """Return how many labels fit side by side under some panels."""
-    fitting = 60 * num_panels // (max(map(len, labels)) + 7)
-    return max(1, min(len(labels), 4 * num_panels, fitting))
+class _Key:
+    """The legend below some panels, which ends after MAX_LABELS."""
+
+    def __init__(self, labels: Sequence[str], across: int):
+        self._labels = labels[:MAX_LABELS]
+        self._left_out = len(labels) - len(self._labels)
+        self._texts = [wrapped(label, LETTERS * across) for label in self._labels]
+        longest = max(map(len, "\n".join(self._texts).split("\n")))
+        fitting = LETTERS * across // (longest + 7)
+        self._columns = max(1, min(len(self._labels), 4 * across, fitting))
+        lines = sum(1 + text.count("\n") for text in self._texts) / self._columns
+        self.height = 0.2 * max(0, lines - 2)  # inches; two lines have room as it is
+
+    def draw(self, figure: Any, handles: Mapping[str, Any]) -> None:
+        shown = [handles[label] for label in self._labels]
+        title = f"the first {len(shown)} of {len(shown) + self._left_out} names"
+        figure.legend(
+            shown,
+            self._texts,
+            loc="outside lower center",
+            ncols=self._columns,
+            title=title if self._left_out else None,
+        )
+
+
+def wrapped(name: str, width: int) -> str:
+    """Return a name in four lines at most, to be drawn as it is written.
+
+    Args:
+        name: any text.
+        width: of a line, in letters.
+    """
+    options = {"replace_whitespace": False, "break_on_hyphens": False, "max_lines": 4}
+    lines = textwrap.wrap(name, width, placeholder=" ...", **options)
+    return "\n".join(literal(line) for line in lines)
 
 
 def empty_figure(width: float, height: float) -> Any:
@@ -139,14 +182,33 @@ def summarize(
         [0. 2.] [1.5 3. ] [1. 3.] [2. 3.]
     """
     arrays = [(np.asarray(s, float), np.asarray(v, float)) for s, v in runs]
-    steps = np.unique(np.concatenate([s for s, _ in arrays]))
-    values = np.stack([_at(steps, *run) for run in arrays])
-    seen = np.isfinite(values).any(axis=0)
-    summary = np.full((3, len(steps)), np.nan)
-    finite = np.where(np.isfinite(values), values, np.nan)[:, seen]
-    summary[:, seen] = np.nanquantile(finite, (0.5, *band), axis=0)
-    median, low, high = summary
+    steps = arrays[0][0]
+    if not _ascends(steps) or any(not np.array_equal(s, steps) for s, _ in arrays):
+        steps = np.unique(np.concatenate([s for s, _ in arrays]))
+        arrays = [(steps, _at(steps, *run)) for run in arrays]
+    values = np.stack([values for _, values in arrays])
+    finite = np.where(np.isfinite(values), values, np.nan)
+    if len(finite) == 1:
+        return steps, finite[0], finite[0], finite[0]
+    ordered = np.sort(finite, axis=0)  # NaN comes last
+    last = np.maximum(np.isfinite(finite).sum(axis=0) - 1, 0)
+    median, low, high = (_quantile(ordered, last, q) for q in (0.5, *band))
     return steps, median, low, high
+
+
+def _ascends(steps: np.ndarray) -> bool:
+    return bool(np.all(steps[1:] > steps[:-1]))
+
+
+def _quantile(ordered: np.ndarray, last: np.ndarray, q: float) -> np.ndarray:
+    """Return a quantile of each column's entries up to the ``last``, interpolated."""
+    place = q * last
+    below = np.floor(place).astype(int)
+    above = np.minimum(below + 1, last)
+    lower, upper = (
+        np.take_along_axis(ordered, row[None], axis=0)[0] for row in (below, above)
+    )
+    return (1 - (place - below)) * lower + (place - below) * upper
 
 
 def _at(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -158,29 +220,49 @@ def _at(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _draw(ax: Any, summary: Any, number: int) -> Any:
     """Draw the median and its band; return the line, for the legend."""
-    steps, median, low, high = summary
+    steps, *values = summary
+    # Matplotlib's ticks overflow beyond.
+    median, low, high = (np.clip(x, -_LARGEST, _LARGEST) for x in values)
     style = _STYLES[number // 10 % len(_STYLES)]
-    # A single point has no line to show.
-    marker = "o" if len(steps) == 1 else None
+    finite = np.isfinite(median)
+    # A point without a neighbour has no line to show.
+    marker = None if np.any(finite[1:] & finite[:-1]) else "o"
     (line,) = ax.plot(steps, median, style, color=f"C{number % 10}", marker=marker)
     if np.any(low < high):
         ax.fill_between(steps, low, high, color=f"C{number % 10}", alpha=0.2, lw=0)
     return line
 
 
-def _save(figure: Any, path: Path) -> Path:
+def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
+    """Write a figure so that its file is the old picture or the new one, whole.
+
+    Args:
+        figure: matplotlib's.
+        path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format, and
+            its folder is made.
+        dpi: pixels an inch.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: the folder cannot be written; the old picture stands.
+        ValueError: the format is unknown, or a text is mathtext that cannot be parsed.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _bytes(figure, path.suffix.lstrip(".") or "png"))
+    picture = io.BytesIO()
+    file_format = path.suffix.lstrip(".") or "png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks
+        figure.savefig(picture, format=file_format, dpi=dpi)
+    write_atomically(path, picture.getvalue())
     return path
 
 
 def _png(figure: Any) -> bytes:
-    return _bytes(figure, "png")
-
-
-def _bytes(figure: Any, file_format: str) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format=file_format, dpi=150)
+    figure.savefig(picture, format="png", dpi=150)
     return picture.getvalue()
 
 
@@ -208,3 +290,5 @@ def _check_runs(runs: Sequence[Run], where: str) -> None:
                 "need steps and values of one shape (points,), "
                 f"got {np.shape(steps)} and {np.shape(values)} for {where}"
             )
+        if not np.all(np.isfinite(np.asarray(steps, float))):
+            raise ValueError(f"need finite steps, got {steps} for {where}")

@@ -1,12 +1,18 @@
 """The folder that a run leaves: what was asked, what it ran on, what it measured."""
 
+import importlib.util
 import json
+import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fngrad.logging.manifest as facts
+import fngrad.logging.plots as plots
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.files import to_json, write_json
+from fngrad.logging.progress import say
 
 
 class RunFolder:
@@ -19,7 +25,7 @@ class RunFolder:
     are different now.
 
     Args:
-        path: the folder; it is made, with its parents.
+        path: the folder; it is made, with its parents, and resolved once.
         config: a dataclass, NamedTuple or dict of numbers, strings, paths, lists and
             such again; None is the empty one.
         data: the data's fingerprint.
@@ -50,7 +56,7 @@ class RunFolder:
         data: str | None = None,
         extra: dict[str, Any] | None = None,
     ):
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))
         wanted = _as_dict("config", {} if config is None else config)
         more = _as_dict("extra", extra or {})
         known, old = _read(self._config_path), _read(self._manifest_path)
@@ -96,6 +102,33 @@ class RunFolder:
         """
         _write(self._manifest_path, {**self.manifest, **to_json(fields)})
 
+    def record(self, **fields: Any) -> None:
+        """Set entries of the manifest when a run ends; a failure warns."""
+        try:
+            self.update_manifest(**fields)
+        except Exception as error:
+            _warn(self._manifest_path, error)
+
+    def draw(self, name: str, make: Callable[[], Any], dpi: int = 120) -> None:
+        """Write a picture ``<name>.png`` in one atomic step; a failure warns.
+
+        Without matplotlib a line on stderr names the extra that brings it.
+
+        Args:
+            name: of the picture, without its suffix.
+            make: returns a matplotlib figure.
+            dpi: pixels an inch.
+        """
+        path = self.path / f"{name}.png"
+        if importlib.util.find_spec("matplotlib") is None:
+            return say(f'no {path.name}: pip install "fngrad[plot]"')
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what a picture cannot show
+                plots.write(make(), path, dpi)
+        except Exception as error:
+            _warn(path, error)
+
     @property
     def _config_path(self) -> Path:
         return self.path / "config.json"
@@ -109,7 +142,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """Return the manifest of a run folder, empty where there is none.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not a JSON object.
     """
     return _read(Path(path) / "manifest.json") or {}
 
@@ -137,13 +170,22 @@ def _write(path: Path, value: dict[str, Any]) -> None:
         raise OSError(f"need a run folder that can be written, got {error}") from error
 
 
+def _warn(path: Path, error: Exception) -> None:
+    warnings.warn(
+        f"{str(path)!r} is not written: {type(error).__name__}: {error}", stacklevel=3
+    )
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
         raise ValueError(f"need JSON in {path}, got {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"need a JSON object in {path}, got {str(content)[:60]}")
+    return content
 
 
 def _started(current: dict[str, Any]) -> dict[str, Any]:

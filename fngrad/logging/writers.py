@@ -1,24 +1,24 @@
 """Loggers that write to files.
 
 A *logger* is a function ``logger(step, values)`` of an int and a dict of floats; one
-that owns a file also has ``close()``.
+that owns a file also has ``close()``, and one that can forget has ``cut(step)``.
 """
 
 import csv as csv_format
 import dataclasses
 import io
 import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from fngrad.extras import import_extra
-from fngrad.logging.files import (
-    from_json_number,
-    open_to_append,
-    to_json,
-    write_atomically,
-)
+from fngrad.logging.files import from_json_number, to_json
+from fngrad.logging.lines import LineFile
+
+_LOSSLESS = "surrogateescape"  # another program's bytes stay what they are
 
 
 class Logger(Protocol):
@@ -29,10 +29,15 @@ class Logger(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FileLogger:
-    """A logger that owns a file, a context manager too; closing twice is allowed."""
+    """A logger that owns a file, a context manager too; closing twice is allowed.
+
+    `fit` calls ``cut(step)`` where a run goes on from a checkpoint or goes back to one:
+    what was logged of later steps is removed, since it will be logged again.
+    """
 
     write: Callable[[int, Mapping[str, Any]], None]
     close: Callable[[], None]
+    cut: Callable[[int], None] | None = None
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         self.write(step, values)
@@ -49,9 +54,10 @@ def jsonl(
 ) -> FileLogger:
     """Log to a file of one JSON object a line: ``{"step": 10, "loss": 0.5}``.
 
-    Every line is flushed, so a killed run leaves whole lines, and at most one torn
-    one. An existing file is appended to, after a torn last line is cut off; `cut_jsonl`
-    removes what is beyond the step where a run goes on.
+    Every line is written at once, so a killed run leaves whole lines, and at most one
+    torn one. An existing file is appended to, after a torn last line is cut off.
+    Several loggers may share a file, in one process or in many. ``cut(step)`` removes
+    the lines of later steps that have these labels.
 
     Args:
         path: the file; its folder is made.
@@ -81,113 +87,145 @@ def jsonl(
     labels = dict(labels or {})
     if "step" in labels:
         raise ValueError(f"need labels that are not called 'step', got {labels}")
-    file = open_to_append(Path(path), '{"step": ')
+    file = LineFile(path, ['{"step": '])
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if labels.keys() & values.keys():
             raise ValueError(f"need values not called as {labels}, got {list(values)}")
         line = json.dumps(_record(step, values) | labels, allow_nan=False)
-        file.write(f"{line}\n".encode())
-        file.flush()
+        with file.own():
+            file.append(f"{line}\n".encode())
 
-    return FileLogger(write, file.close)
+    def cut(step: int) -> None:
+        with file.own():
+            content = file.read()
+            lines = _lines(content, file.path)
+            left = [
+                line
+                for line, record in zip(
+                    lines, _parse_all(lines, file.path), strict=True
+                )
+                if record["step"] <= step or not labels.items() <= record.items()
+            ]
+            if len(left) < len(lines):
+                file.replace("".join(f"{line}\n" for line in left).encode())
+
+    return FileLogger(write, file.close, cut)
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Return the records that `jsonl` wrote, without a torn last line.
 
     Raises:
-        ValueError: a whole line is not a JSON object; its number is given.
+        ValueError: a whole line is not a JSON object with an integer ``step``; its
+            number is given.
     """
-    *lines, _torn = Path(path).read_text(encoding="utf-8").split("\n")
-    records = [_parse(line, i, path) for i, line in enumerate(lines, 1)]
+    lines = _lines(Path(path).read_bytes(), path)
     return [
         {name: from_json_number(value) for name, value in record.items()}
-        for record in records
+        for record in _parse_all(lines, path)
     ]
-
-
-def cut_jsonl(path: str | Path, step: int) -> None:
-    """Remove the records of steps after ``step``, in one atomic write.
-
-    A torn last line goes too. So a run that goes on from a checkpoint writes no step
-    a second time.
-
-    Raises:
-        ValueError: a whole line is not a JSON object; nothing is cut.
-        OSError: the folder cannot be written; the file stands.
-    """
-    path = Path(path)
-    content = path.read_text(encoding="utf-8")
-    *lines, _torn = content.split("\n")
-    records = [_parse(line, i, path) for i, line in enumerate(lines, 1)]
-    kept = zip(lines, records, strict=True)
-    left = "".join(f"{line}\n" for line, record in kept if record["step"] <= step)
-    if left != content:
-        write_atomically(path, left)
 
 
 def csv(path: str | Path) -> FileLogger:
     """Log to a table: a header, then a row a record; a missing value is empty.
 
     The first record makes the header ``step, ...``. A record with new names widens
-    it: the file is written anew with more columns, in one atomic step. Rows are
-    flushed; an existing file is appended to, after a torn last line is cut off.
+    it: the file is written anew with more columns, in one atomic step. Each row is
+    written at once; an existing file is appended to, after a torn last line is cut off.
+    Several loggers may share a file, in one process or in many. ``cut(step)`` removes
+    the rows of later steps.
 
     Args:
         path: the file; its folder is made.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the existing file is no such table, and is left as it is; at a
-            call, a value is called ``step``.
+        ValueError: the existing file is not such a table, with distinct names and
+            ``step`` first, and is left as it is; at a call, a value is called ``step``.
         TypeError: at a call, a value is no number; its name is given.
     """
-    path = Path(path)
-    file = open_to_append(path, "step")
-    header = _header(path)
+    _check_table(Path(path))
+    file = LineFile(path, ["step,", "step\n", "step\r"])
+    headers: dict[int, list[str]] = {}  # by the file's version
 
-    def widen(names: list[str]) -> None:
-        nonlocal file, header
-        header = header + names
-        file.close()
-        with path.open(newline="", encoding="utf-8") as old:
-            rows = list(csv_format.DictReader(old, restval=""))
-        lines = [_csv_line(header)]
-        lines += [_csv_line([row.get(name, "") for name in header]) for row in rows]
-        write_atomically(path, "".join(lines))
-        file = path.open("ab")
+    def header() -> list[str]:
+        if file.version not in headers:
+            headers.clear()
+            headers[file.version] = _header(file.path)
+        return headers[file.version]
+
+    def is_wide_enough(record: Mapping[str, Any]) -> bool:
+        """Say whether all names have columns; else add some, in another file."""
+        new = [name for name in record if name not in header()]
+        if new:
+            (_, *rows) = _rows(file.read()) or [[]]
+            file.replace(
+                _table([header() + new, *(row + [""] * len(new) for row in rows)])
+            )
+        return not new
 
     def write(step: int, values: Mapping[str, Any]) -> None:
-        record = _record(step, values)
-        new_names = [name for name in record if name not in header]
-        if new_names:
-            widen(new_names)
-        row = [from_json_number(record.get(name, "")) for name in header]
-        file.write(_csv_line(row).encode())
-        file.flush()
+        record = {_in_utf8(n): x for n, x in _record(step, values).items()}
+        while True:
+            with file.own():
+                if is_wide_enough(record):
+                    row = [from_json_number(record.get(n, "")) for n in header()]
+                    return file.append(_table([row]))
 
-    return FileLogger(write, lambda: file.close())
+    def cut(step: int) -> None:
+        with file.own():
+            rows = _rows(file.read())
+            left = rows[:1] + [row for row in rows[1:] if _step(row, file.path) <= step]
+            if len(left) < len(rows):
+                file.replace(_table(left))
+
+    return FileLogger(write, file.close, cut)
 
 
 def tensorboard(folder: str | Path) -> FileLogger:
     """Log to TensorBoard event files, without TensorFlow: a curve a name.
+
+    Each logger writes a file of its own. ``cut(step)`` tells TensorBoard to hide what
+    earlier files hold of later steps.
 
     Args:
         folder: where ``tensorboard --logdir`` looks; it is made.
 
     Raises:
         ImportError: tensorboardX is missing (``pip install "fngrad[tensorboard]"``).
+        OSError: the folder cannot be made.
         TypeError: at a call, a value is no number; its name is given.
     """
-    writer = import_extra("tensorboardX", "tensorboard").SummaryWriter(str(folder))
+    make_writer = import_extra("tensorboardX", "tensorboard").SummaryWriter
+    where = os.path.realpath(folder)
+    Path(where).mkdir(parents=True, exist_ok=True)
+    writers: list[Any] = []  # the open one
+
+    def open_one(purge_step: int | None = None) -> Any:
+        # Without a suffix two files of one second have one name and the second file
+        # replaces the first.
+        suffix = f".{time.time_ns()}.{os.getpid()}"
+        writers.append(
+            make_writer(where, purge_step=purge_step, filename_suffix=suffix)
+        )
+        return writers[0]
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         record = _record(step, values)
+        writer = writers[0] if writers else open_one()
         for name in values:
-            writer.add_scalar(name, from_json_number(record[name]), step)
+            writer.add_scalar(_in_utf8(name), from_json_number(record[name]), step)
 
-    return FileLogger(write, writer.close)
+    def close() -> None:
+        while writers:
+            writers.pop().close()
+
+    def cut(step: int) -> None:
+        close()
+        open_one(purge_step=step + 1)
+
+    return FileLogger(write, close, cut)
 
 
 def _record(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,11 +234,29 @@ def _record(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": int(step), **{name: _number(name, values[name]) for name in values}}
 
 
+def _in_utf8(name: str) -> str:
+    """Return a name without what UTF-8 lacks; a Python string may be anything."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _number(name: str, value: Any) -> Any:
     number = to_json(value, name)
     if isinstance(value, str) or not isinstance(from_json_number(number), int | float):
         raise TypeError(f"need a number at {name!r}, got {value!r}")
     return number
+
+
+def _lines(content: bytes, path: str | Path) -> list[str]:
+    """Return the lines of a text, without a torn last one."""
+    try:
+        *lines, _torn = content[: content.rfind(b"\n") + 1].decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"need text in UTF-8, got {error} in {path}") from error
+    return lines
+
+
+def _parse_all(lines: list[str], path: str | Path) -> list[dict[str, Any]]:
+    return [_parse(line, i, path) for i, line in enumerate(lines, 1)]
 
 
 def _parse(line: str, number: int, path: str | Path) -> dict[str, Any]:
@@ -212,15 +268,50 @@ def _parse(line: str, number: int, path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(record, dict):
         raise ValueError(f"need a JSON object, got {line[:40]!r} at {path}:{number}")
+    if type(record.get("step")) is not int:
+        raise ValueError(
+            "need an integer 'step' in every record, as fngrad.logging.jsonl writes "
+            f"it, got {line[:40]!r} at {path}:{number}; take another folder or file"
+        )
     return record
 
 
+def _check_table(path: Path) -> None:
+    """Refuse a file whose first line has no distinct names, before it is opened."""
+    if not path.exists():
+        return
+    try:
+        names = _header(path)
+    except (UnicodeDecodeError, csv_format.Error) as error:
+        raise ValueError(
+            f"need a file that begins with 'step,', got {error} in {path}"
+        ) from error
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"need distinct names in the first line of {path}, got {names}"
+        )
+
+
 def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors=_LOSSLESS) as file:
         return next(csv_format.reader(file), [])
 
 
-def _csv_line(row: list[Any]) -> str:
+def _rows(content: bytes) -> list[list[str]]:
+    text = io.StringIO(content.decode("utf-8", _LOSSLESS), newline="")
+    return list(csv_format.reader(text))
+
+
+def _step(row: list[str], path: Path) -> int:
+    try:
+        return int(row[0])
+    except (ValueError, IndexError):
+        raise ValueError(
+            f"need an integer step in each row of {path}, got {row}"
+        ) from None
+
+
+def _table(rows: list[list[Any]]) -> bytes:
     text = io.StringIO()
-    csv_format.writer(text, lineterminator="\n").writerow(row)
-    return text.getvalue()
+    csv_format.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", _LOSSLESS)

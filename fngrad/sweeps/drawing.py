@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fngrad.extras import import_extra
+from fngrad.extras import import_extra, literal
 from fngrad.sweeps.statistics import Summary
 
 # Okabe and Ito's colours, without their yellow, which is pale on white.
@@ -51,8 +51,9 @@ def positions(column: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
     """
     if column.dtype.kind in "iuf":
         return column.astype(float), None
-    names = list(dict.fromkeys(column.astype(str).tolist()))
-    return np.array([names.index(str(v)) for v in column], float), names
+    texts = [str(value) for value in column]
+    places = {name: place for place, name in enumerate(dict.fromkeys(texts))}
+    return np.array([places[text] for text in texts], float), list(places)
 
 
 def finish_axis(
@@ -65,13 +66,13 @@ def finish_axis(
         set_scale: its setter, which takes "log".
         values: as `positions` gives them.
         names: as `positions` gives them.
-        label: of the axis.
+        label: of the axis, drawn as it is written.
     """
     if names:
-        axis.set_ticks(range(len(names)), names)
+        axis.set_ticks(range(len(names)), [literal(name) for name in names])
     elif spreads(values):
         set_scale("log")
-    axis.set_label_text(label)
+    axis.set_label_text(literal(label))
 
 
 def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
@@ -85,35 +86,29 @@ def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
     Returns:
         The image, for its colour bar.
     """
-    shown_medians = readable(found)
-    kinds = [np.unique(c) if c.dtype.kind != "O" else _names(c) for c in columns]
-    best: dict[tuple[int, int], int] = {}
-    for number in found.order:
-        places = [
-            int(np.argmax(k == c[number])) for k, c in zip(kinds, columns, strict=True)
-        ]
-        best.setdefault((places[1], places[0]), int(number))
-    medians = np.full((len(kinds[1]), len(kinds[0])), np.nan)
-    for cell, number in best.items():
-        medians[cell] = shown_medians[number]
+    readable_medians = readable(found)
+    (across, x), (up, y) = (_kinds(column) for column in columns)
+    cells = (y * len(across) + x)[found.order]
+    cells, first = np.unique(cells, return_index=True)
+    best = found.order[first]
+    medians = np.full((len(up), len(across)), np.nan)
+    medians.flat[cells] = readable_medians[best]
     shown = np.ma.masked_invalid(medians)
     image = axis.imshow(
         shown, cmap=_color_map(found), norm=_norm(shown), origin="lower", aspect="auto"
     )
     axis.patch.set(facecolor="0.92", hatch="///", edgecolor="0.6")
-    for (row, column), number in best.items():
-        if max(medians.shape) <= MAX_CELLS_WITH_TEXT and np.isfinite(
-            medians[row, column]
-        ):
-            _write(axis, image, column, row, medians[row, column])
-        if number == found.best:
-            patch = import_extra("matplotlib.patches", "plot").Rectangle
-            corner = (column - 0.5, row - 0.5)
-            axis.add_patch(patch(corner, 1, 1, fill=False, ec=COLORS[3], lw=3))
-    for kind, set_ticks in zip(kinds, (axis.set_xticks, axis.set_yticks), strict=True):
-        step = -(-len(kind) // MAX_CELLS_WITH_TEXT)
-        texts = [_tick(v) for v in kind[::step]]
-        set_ticks(range(0, len(kind), step), texts, fontsize=8)
+    if max(medians.shape) <= MAX_CELLS_WITH_TEXT:
+        for row, column in np.argwhere(np.isfinite(medians)):
+            _write(axis, image, column, row, float(medians[row, column]))
+    patch = import_extra("matplotlib.patches", "plot").Rectangle
+    corner = (x[found.best] - 0.5, y[found.best] - 0.5)
+    axis.add_patch(patch(corner, 1, 1, fill=False, ec=COLORS[3], lw=3))
+    setters = (axis.set_xticks, axis.set_yticks)
+    for kinds, set_ticks in zip((across, up), setters, strict=True):
+        step = -(-len(kinds) // MAX_CELLS_WITH_TEXT)
+        texts = [_tick(value) for value in kinds[::step]]
+        set_ticks(range(0, len(kinds), step), texts, fontsize=8)
     return image
 
 
@@ -139,8 +134,15 @@ def draw_dots(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
     return dots
 
 
-def _names(column: np.ndarray) -> np.ndarray:
-    return np.array(list(dict.fromkeys(column.tolist())), object)
+def _kinds(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct values of a column, and which of them each point has."""
+    if column.dtype.kind != "O":
+        return np.unique(column, return_inverse=True)
+    values = column.tolist()
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    kinds = np.empty(len(places), object)
+    kinds[:] = list(places)
+    return kinds, np.array([places[value] for value in values])
 
 
 def _color_map(found: Summary) -> str:
@@ -160,7 +162,8 @@ def _write(axis: Any, image: Any, x: float, y: float, value: float) -> None:
 
 
 def _tick(value: Any) -> str:
-    return f"{value:.2g}" if isinstance(value, float | np.floating) else str(value)
+    is_float = isinstance(value, float | np.floating)
+    return f"{value:.2g}" if is_float else literal(str(value))
 
 
 def height_of(column: np.ndarray, is_flipped: bool = False) -> np.ndarray:
@@ -209,3 +212,35 @@ def draw_scale(axis: Any, place: int, column: np.ndarray, heights: np.ndarray) -
             fontsize=7,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
         )
+
+
+def draw_ranked(
+    axis: Any, lines: np.ndarray, order: np.ndarray, medians: np.ndarray
+) -> None:
+    """Draw points as lines through parallel coordinates, the best last and widest.
+
+    Args:
+        axis: where to draw.
+        lines: a height on each axis, shape (points, axes).
+        order: the points by rank, the best first.
+        medians: what ranks them, shape (points,); dashed where they are not finite.
+    """
+    count, places = lines.shape
+    rank = np.arange(count)[::-1]
+    ordered = order[::-1]
+    lost = ~np.isfinite(medians[ordered])
+    colors = import_extra("matplotlib.cm", "plot").viridis_r(
+        1 - rank / max(count - 1, 1)
+    )
+    colors[lost] = (0.7, 0.7, 0.7, 1.0)
+    colors[:, 3] = np.where(rank < count / 5, 0.9, 0.5)
+    across = np.broadcast_to(np.arange(places), lines.shape)
+    collection = import_extra("matplotlib.collections", "plot").LineCollection
+    axis.add_collection(
+        collection(
+            np.stack([across, lines[ordered]], axis=-1),
+            colors=colors,
+            linestyles=np.where(lost, "--", "-").tolist(),
+            linewidths=np.where(rank == 0, 2.5, 1.0),
+        )
+    )

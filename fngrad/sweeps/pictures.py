@@ -4,7 +4,8 @@ Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. C
 but for those of the curves, which are matplotlib's, can be told apart by colour-blind
 readers. An axis is logarithmic where its values are
 positive and spread over more than a factor of 30. What diverged, or lies so far from
-the rest that it would squash it, is hatched, hollow or crossed, never left out.
+the rest that it would squash it, is hatched, hollow or crossed, never left out. Names
+are drawn as they are written; a ``label`` may be mathtext.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 import fngrad.logging.plots as plots
 import fngrad.sweeps.drawing as drawing
-from fngrad.extras import import_extra
+from fngrad.extras import literal
 from fngrad.sweeps.drawing import COLORS
 from fngrad.sweeps.result import SweepResult
 from fngrad.sweeps.statistics import Metric, Summary
@@ -107,8 +108,8 @@ def heat_map(
     draw = drawing.draw_cells if is_grid else drawing.draw_dots
     colors = draw(axis, columns, found)
     bar = figure.colorbar(colors, ax=axis)
-    bar.set_label(f"{label or found.metric[0]}, median of {found.seeds} seeds")
-    axis.set(xlabel=x, ylabel=y)
+    bar.set_label(_median_of(found, label))
+    axis.set(xlabel=literal(x), ylabel=literal(y))
     return figure
 
 
@@ -144,23 +145,25 @@ def sensitivity(
     figure = plots.empty_figure(6.4, 4.4)
     axis = figure.add_subplot()
     medians = drawing.readable(found)
+    handles: dict[str, Any] = {}
     for number, group in enumerate(dict.fromkeys(groups.tolist())):
         own = np.flatnonzero(groups == group)
-        style = {
-            "color": COLORS[number % len(COLORS)],
-            "label": str(group) if by else f"best at each {name}",
-        }
-        axis.scatter(values[own], medians[own], s=9, color=style["color"], alpha=0.35)
+        color = COLORS[number % len(COLORS)]
+        axis.scatter(values[own], medians[own], s=9, color=color, alpha=0.35)
         best = _best_at_each(values, found, own)
-        _draw_best(axis, values[best], best, medians, found, style)
+        drawn = _draw_best(axis, values[best], best, medians, found, color)
+        handles[literal(str(group) if by else f"best at each {name}")] = drawn
     drawing.finish_axis(axis.xaxis, axis.set_xscale, values, ticks, name)
     if drawing.spreads(medians):
         axis.set_yscale("log")
-    axis.set_ylabel(f"{label or found.metric[0]}, median of {found.seeds} seeds")
+    axis.set_ylabel(_median_of(found, label))
     axis.grid(alpha=0.3)
     if np.isnan(medians).any():
-        axis.plot([], [], "x", color="0.4", label="diverged or off the scale")
-    figure.legend(loc="outside lower center", ncols=4)
+        (cross,) = axis.plot([], [], "x", color="0.4")
+        handles = {"diverged or off the scale": cross, **handles}
+    shown = list(handles)[: plots.MAX_LABELS]
+    lines = [handles[label] for label in shown]
+    figure.legend(lines, shown, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -183,31 +186,20 @@ def parallel_coordinates(
     """
     found = summary(result, metric)
     medians = drawing.readable(found)
-    columns = {name: _column(result, name) for name in result.points}
-    columns[label or found.metric[0]] = medians
+    columns = [*(_column(result, name) for name in result.points), medians]
+    names = [*map(literal, result.points), label or literal(found.metric[0])]
     figure = plots.empty_figure(2 + 1.7 * len(columns), 4.6)
     axis = figure.add_subplot()
     heights = []
-    for place, column in enumerate(columns.values()):
+    for place, column in enumerate(columns):
         is_metric = place == len(columns) - 1
         heights.append(
             drawing.height_of(column, is_metric and found.metric[1] == "min")
         )
         drawing.draw_scale(axis, place, column, heights[-1])
         axis.axvline(place, color="0.6", lw=0.8, zorder=0)
-    colors = import_extra("matplotlib.cm", "plot").viridis_r
-    lines = np.stack(heights, axis=1)
-    count = len(found.order)
-    for rank, number in reversed(list(enumerate(found.order))):
-        lost = not np.isfinite(medians[number])
-        axis.plot(
-            lines[number],
-            color="0.7" if lost else colors(1 - rank / max(count - 1, 1)),
-            ls="--" if lost else "-",
-            lw=2.5 if rank == 0 else 1.0,
-            alpha=0.9 if rank < count / 5 else 0.5,
-        )
-    axis.set_xticks(range(len(columns)), list(columns))
+    drawing.draw_ranked(axis, np.stack(heights, axis=1), found.order, medians)
+    axis.set_xticks(range(len(columns)), names)
     axis.set_yticks([])
     axis.set(xlim=(-0.3, len(columns) - 0.5), ylim=(-0.06, 1.06))
     for side in ("top", "bottom", "left", "right"):
@@ -287,12 +279,13 @@ def _best_at_each(values: np.ndarray, found: Summary, own: np.ndarray) -> np.nda
     """Return the best of some points at each of their values, by value."""
     rank = np.empty(len(found.order), int)
     rank[found.order] = np.arange(len(rank))
-    return np.array(
-        [
-            min(own[values[own] == value], key=lambda number: rank[number])
-            for value in np.unique(values[own])
-        ]
-    )
+    ranked = own[np.argsort(rank[own])]
+    _, first = np.unique(values[ranked], return_index=True)
+    return ranked[first]
+
+
+def _median_of(found: Summary, label: str | None) -> str:
+    return f"{label or literal(found.metric[0])}, median of {found.seeds} seeds"
 
 
 def _draw_best(
@@ -301,8 +294,8 @@ def _draw_best(
     best: np.ndarray,
     medians: np.ndarray,
     found: Summary,
-    style: dict[str, Any],
-) -> None:
+    color: str,
+) -> Any:
     """Join medians with their intervals; cross what is off the scale at its end."""
     worst = (np.nanmax if found.metric[1] == "min" else np.nanmin)(medians)
     within = np.minimum if found.metric[1] == "min" else np.maximum
@@ -310,9 +303,11 @@ def _draw_best(
     is_shown = np.isfinite(medians[best])
     middle = medians[best][is_shown]
     ends = np.maximum([[-1], [1]] * (limits[:, is_shown] - middle), 0)
-    axis.errorbar(values[is_shown], middle, ends, marker="o", ms=4, capsize=2, **style)
+    style = {"marker": "o", "ms": 4, "capsize": 2, "color": color}
+    drawn = axis.errorbar(values[is_shown], middle, ends, **style)
     lost = values[~is_shown]
-    axis.plot(lost, np.full(len(lost), worst), "x", color=style["color"], mew=1.5)
+    axis.plot(lost, np.full(len(lost), worst), "x", color=color, mew=1.5)
+    return drawn
 
 
 def _spaced(count: int, total: int) -> np.ndarray:

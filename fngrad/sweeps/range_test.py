@@ -20,6 +20,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.sweeps.pictures as pictures
 import fngrad.sweeps.statistics as statistics
+from fngrad.extras import literal
 from fngrad.sweeps.runner import sweep
 from fngrad.types import Key
 
@@ -65,7 +66,7 @@ class RangeTest(NamedTuple):
             self.diverges,
             self.first_loss,
             marks,
-            label or self.metric,
+            label or literal(self.metric),
         )
 
 

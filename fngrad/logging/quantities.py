@@ -1,0 +1,54 @@
+"""Which metrics share a panel of a picture: those that measure one quantity."""
+
+import re
+from collections.abc import Iterable
+
+MAX_PANELS = 12
+NORM = "norm"
+
+
+def by_quantity(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group metrics by what they measure, in as few steps as bound the groups.
+
+    A metric and its ``val/`` twin are one quantity, and so are all norms: names of
+    which ``norm`` is a word, such as ``grad_norm`` and ``norm_before``. Only where
+    that leaves more than `MAX_PANELS` groups are names told apart by what follows the
+    last slash, and then, if need be, without their numbers.
+
+    Args:
+        names: of scalars.
+
+    Returns:
+        Quantity -> its metrics, in their order; the loss comes first. There may be
+        more than `MAX_PANELS` all the same.
+
+    Example:
+        >>> from fngrad.logging.quantities import by_quantity
+        >>> by_quantity(["grad_norm", "loss", "val/loss", "normalized_score"])
+        {'loss': ['loss', 'val/loss'], 'norm': ['grad_norm'], \
+'normalized_score': ['normalized_score']}
+    """
+    names = list(names)
+    groups: dict[str, list[str]] = {}
+    for quantity_of in (_measured, _last_part, _without_numbers):
+        groups = {}
+        for name in names:
+            groups.setdefault(quantity_of(name), []).append(name)
+        if len(groups) <= MAX_PANELS:
+            break
+    return dict(sorted(groups.items(), key=lambda item: item[0] != "loss"))
+
+
+def _measured(name: str) -> str:
+    own = name.removeprefix("val/")
+    words = re.split(r"[^a-z]+", own.rpartition("/")[2].lower())
+    return NORM if NORM in words else own
+
+
+def _last_part(name: str) -> str:
+    return _measured(name).rpartition("/")[2]
+
+
+def _without_numbers(name: str) -> str:
+    part = _last_part(name)
+    return re.sub(r"[_.\-]*\d+", "", part) or part
