@@ -17,6 +17,7 @@ from jax import lax
 
 import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
     StatefulLayer,
@@ -341,10 +342,13 @@ def _scan(
             raise ValueError(f"need x of shape (time, {in_size}), got shape {x.shape}")
         from_inputs = dense(params["input"], x)
         is_real = jnp.arange(len(x)) < (len(x) if length is None else length)
+        # The scan's transpose adds up the gradient of all steps: wide outside of it.
+        wide = tree.widen(params["hidden"])
 
         def one(state: Any, position: tuple) -> tuple[Any, jax.Array]:
             from_input, real = position
-            moved = step(params, state, from_input)
+            hidden = tree.cast_like(wide, params["hidden"])
+            moved = step({"hidden": hidden}, state, from_input)
             state = jax.tree.map(lambda a, b: jnp.where(real, a, b), moved, state)
             return state, jnp.where(real, _hidden(moved), 0)
 
