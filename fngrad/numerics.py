@@ -209,7 +209,8 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     """Return the largest power of two <= x, without a gradient.
 
     Dividing by it rounds nothing. It is at least the smallest normal number, also
-    where x is 0, and 1 where x is not finite.
+    where x is 0, and at most the inverse of that, which compilers multiply by; 1 where
+    x is not finite.
 
     Args:
         x: float32 or float64, >= 0, any shape.
@@ -220,7 +221,8 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     exponent = np.array(np.inf, x.dtype).view(words)  # the exponent's bits, all set
     bits = lax.bitcast_convert_type(x, words) & exponent
     power = lax.bitcast_convert_type(bits, x.dtype)
-    return jnp.where(jnp.isfinite(x), jnp.maximum(power, limits.tiny), 1)
+    least = float(limits.tiny)
+    return jnp.where(jnp.isfinite(x), jnp.clip(power, least, 1 / least), 1)
 
 
 def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
