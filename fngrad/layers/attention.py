@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
@@ -44,6 +45,9 @@ def multi_head_attention(
 
     and the heads side by side go through $W_o$. The softmax is in at least float32.
     Where a mask leaves a position nothing to attend to, the weights are 0, not NaN.
+    What a mask or causality hides from a position has no influence on its y and on the
+    gradient of it, infinities and NaN neither; a position that may attend to one of
+    these gives NaN.
 
     Parameters: ``query``, ``key``, ``value`` and ``output``, each with ``weight`` (and
     ``bias``), as in `fngrad.layers.linear`. ``apply(params, x, *, key=None,
@@ -117,14 +121,18 @@ def multi_head_attention(
         x = _sequence("x", x, features)
         source = x if context is None else _sequence("context", context, from_size)
         allowed = _allowed(causal, mask, num_heads, len(x), len(source))
-        q = dense(params["query"], x).reshape(len(x), kv_heads, -1, size)
-        k = dense(params["key"], source).reshape(len(source), kv_heads, size)
-        v = dense(params["value"], source).reshape(len(source), kv_heads, size)
+        q, is_bad_query = _project(params["query"], x, allowed)
+        k, is_bad_key = _project(params["key"], source, allowed)
+        v, is_bad_value = _project(params["value"], source, allowed)
+        q = q.reshape(len(x), kv_heads, -1, size)
+        k, v = (a.reshape(len(source), kv_heads, size) for a in (k, v))
         weights = _weights(q, k, allowed).astype(v.dtype)
         if key is not None and dropout_rate is not None:
             weights = drop(dropout_rate, weights, key)
         heads = jnp.einsum("kgts,skd->tkgd", weights, v)
-        return dense(params["output"], heads.reshape(len(x), -1))
+        y = dense(params["output"], heads.reshape(len(x), -1))
+        is_bad = is_bad_query[:, None] | (is_bad_key | is_bad_value)[None, :]
+        return y if allowed is None else _spoil(y, allowed & is_bad[None])
 
     return Layer(_init(maps, bias_init), apply)
 
@@ -140,6 +148,43 @@ def _init(
         }
 
     return init
+
+
+def _project(
+    params: Params, x: jax.Array, allowed: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the map of x, and which of its positions are not finite.
+
+    With a mask their entries are 0: the weight 0 does not hide an infinity, whose
+    products with 0, forward and backward, are NaN. `_spoil` puts them back.
+    """
+    if allowed is None:
+        return dense(params, x), jnp.zeros(len(x), bool)
+    cleared, is_bad = _clear(x)
+    mapped, is_bad_image = _clear(dense(params, cleared))
+    return mapped, is_bad | is_bad_image
+
+
+def _clear(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    is_finite = jnp.isfinite(x)
+    return jnp.where(is_finite, x, 0), ~jnp.all(is_finite, axis=-1)
+
+
+def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
+    """Return y, NaN at each position that may attend to what is not finite.
+
+    A gradient of 0 that comes to such a position stays 0; another one overflows, so
+    that it is seen as the value is.
+
+    Args:
+        y: shape (length, features).
+        is_bad: bools of shape (heads or 1, length, context_length).
+    """
+    is_bad = jnp.any(is_bad, axis=(0, 2))[:, None]
+    # A product with NaN would make a gradient of 0 NaN.
+    factor = jnp.where(is_bad, jnp.finfo(y.dtype).max, 1).astype(y.dtype)
+    nan = lax.stop_gradient(jnp.where(is_bad, jnp.nan, 0).astype(y.dtype))
+    return factor * (factor * y) + nan
 
 
 def _weights(q: jax.Array, k: jax.Array, allowed: jax.Array | None) -> jax.Array:

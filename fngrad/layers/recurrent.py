@@ -63,7 +63,8 @@ def gru(
     ``apply(params, x, *, key=None, length=None)`` takes x of shape ``(time, in_size)``
     and gives every h, shape ``(time, hidden_size)``. With a length (int, may be a
     tracer) the positions from there on are padding: they leave the state as it is and
-    give 0. Combinators pass no length on; `fngrad.models.rnn` does.
+    give 0, whatever they hold, NaN too. Combinators pass no length on;
+    `fngrad.models.rnn` does.
 
     Args:
         in_size: last axis of x.
@@ -340,8 +341,10 @@ def _scan(
         x = float_array_of(x, in_size)
         if x.ndim != 2:
             raise ValueError(f"need x of shape (time, {in_size}), got shape {x.shape}")
-        from_inputs = dense(params["input"], x)
         is_real = jnp.arange(len(x)) < (len(x) if length is None else length)
+        if length is not None:  # padding may be anything, and 0 * NaN is NaN
+            x = jnp.where(is_real[:, None], x, 0)
+        from_inputs = dense(params["input"], x)
         # The scan's transpose adds up the gradient of all steps: wide outside of it.
         wide = tree.widen(params["hidden"])
 
