@@ -260,7 +260,7 @@ def from_arrays(
 
 def take(arrays: Any, indices: jax.Array) -> Batch:
     """Return the examples at these indices, which must lie in [0, n)."""
-    return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), arrays)
+    return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)
 
 
 def num_examples(arrays: Any) -> int:

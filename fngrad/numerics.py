@@ -230,7 +230,8 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     """Return the largest power of two <= x, without a gradient.
 
     Dividing by it rounds nothing. It is at least the smallest normal number, also
-    where x is 0, and 1 where x is not finite.
+    where x is 0, and at most the inverse of that, which compilers multiply by; 1 where
+    x is not finite.
 
     Args:
         x: float32 or float64, >= 0, any shape.
@@ -241,7 +242,40 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     exponent = np.array(np.inf, x.dtype).view(words)  # the exponent's bits, all set
     bits = lax.bitcast_convert_type(x, words) & exponent
     power = lax.bitcast_convert_type(bits, x.dtype)
-    return jnp.where(jnp.isfinite(x), jnp.maximum(power, limits.tiny), 1)
+    least = float(limits.tiny)
+    return jnp.where(jnp.isfinite(x), jnp.clip(power, least, 1 / least), 1)
+
+
+def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
+    """Return ``table[indices]``; the gradient is summed in at least float32.
+
+    The transpose of a gather adds up what indices that are equal give. In the dtype of
+    a 16-bit table this sum would stop at 256 equal terms in bfloat16.
+
+    Args:
+        table: shape ``(n, ...)``.
+        indices: int, in [0, n), any shape.
+    """
+    dtype = table.dtype
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+        return _narrow_rows(table, indices)
+    return _rows(table, indices)
+
+
+def _rows(table: jax.Array, indices: jax.Array) -> jax.Array:
+    return table.at[indices].get(mode="promise_in_bounds")
+
+
+# A rule for tangents, not for cotangents: forward mode works too, and what is cast
+# is the tangent of the table, which reverse mode only transposes.
+_narrow_rows = jax.custom_jvp(_rows)
+
+
+@_narrow_rows.defjvp
+def _narrow_rows_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    table, indices = primals
+    moved = _rows(tangents[0].astype(jnp.float32), indices).astype(table.dtype)
+    return _narrow_rows(table, indices), moved
 
 
 def first_step() -> jax.Array:

@@ -160,8 +160,12 @@ def over(f: ScalarFn, weight_fn: Callable[[Batch], Scalar] | None = None) -> Sca
         if len(batches) == 0:
             raise ValueError("need at least one batch, got none")
 
+        # The scan sums values and gradients over the batches: wide outside of it.
+        params = jax.tree.map(jnp.asarray, params)
+        wide = tree.widen(params)
+
         def value_of(batch: Batch) -> jax.Array:
-            return f(params, batch, *args)
+            return tree.widen(f(tree.cast_like(wide, params), batch, *args))
 
         def add(sums: Any, batch: Batch) -> tuple[Any, None]:
             value = jax.checkpoint(value_of)(batch)

@@ -20,7 +20,7 @@ class _ReadWindows:
     def __call__(self, tokens: jax.Array, indices: jax.Array) -> Batch:
         offset = jnp.arange(self.length + 1, dtype=jnp.int32)
         place = self.stride * indices[:, None] + offset[None, :]
-        window = tokens.at[place].get(mode="promise_in_bounds")
+        window = numerics.rows(tokens, place)
         return {"x": window[:, :-1], "y": window[:, 1:]}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
@@ -44,6 +45,9 @@ def multi_head_attention(
 
     and the heads side by side go through $W_o$. The softmax is in at least float32.
     Where a mask leaves a position nothing to attend to, the weights are 0, not NaN.
+    What a mask or causality hides from a position has no influence on its y and on the
+    gradient of it, infinities and NaN neither; a position that may attend to one of
+    these gives NaN.
 
     Parameters: ``query``, ``key``, ``value`` and ``output``, each with ``weight`` (and
     ``bias``), as in `fngrad.layers.linear`. ``apply(params, x, *, key=None,
@@ -99,9 +103,7 @@ def multi_head_attention(
         "output": ((q_size, features), output_init or weight_init),
     }
     bias_init = initializers.zeros() if bias else None
-    shapes: dict[Path, tuple[int, ...]] = {}
-    for name, (shape, _) in maps.items():
-        shapes |= dense_shapes(shape, bias, name)
+    shapes = _shapes(maps, bias)
 
     def apply(
         params: Params,
@@ -111,22 +113,33 @@ def multi_head_attention(
         context: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        if causal and context is not None:
-            raise ValueError("need no context for causal attention, got one")
         check_params(params, shapes)
         x = _sequence("x", x, features)
-        source = x if context is None else _sequence("context", context, from_size)
+        source = x if context is None else _context(context, from_size, causal)
         allowed = _allowed(causal, mask, num_heads, len(x), len(source))
-        q = dense(params["query"], x).reshape(len(x), kv_heads, -1, size)
-        k = dense(params["key"], source).reshape(len(source), kv_heads, size)
-        v = dense(params["value"], source).reshape(len(source), kv_heads, size)
-        weights = _weights(q, k, allowed).astype(v.dtype)
+        q, is_bad_query = _project(params["query"], x, allowed)
+        k, is_bad_key = _project(params["key"], source, allowed)
+        v, is_bad_value = _project(params["value"], source, allowed)
+        q = q.reshape(len(x), kv_heads, -1, size)
+        k, v = (a.reshape(len(source), kv_heads, size) for a in (k, v))
+        weights, is_over = _weights(q, k, allowed)
+        weights = weights.astype(v.dtype)
         if key is not None and dropout_rate is not None:
             weights = drop(dropout_rate, weights, key)
-        heads = jnp.einsum("kgts,skd->tkgd", weights, v)
-        return dense(params["output"], heads.reshape(len(x), -1))
+        heads = jnp.einsum("kgts,skd->tkgd", weights, v).reshape(len(x), -1)
+        is_bad = is_bad_query[:, None] | (is_bad_key | is_bad_value)[None, :]
+        return _output(params["output"], heads, allowed, is_bad, is_over)
 
     return Layer(_init(maps, bias_init), apply)
+
+
+def _shapes(
+    maps: dict[str, tuple[tuple[int, int], Initializer]], bias: bool
+) -> dict[Path, tuple[int, ...]]:
+    shapes: dict[Path, tuple[int, ...]] = {}
+    for name, (shape, _) in maps.items():
+        shapes |= dense_shapes(shape, bias, name)
+    return shapes
 
 
 def _init(
@@ -142,17 +155,72 @@ def _init(
     return init
 
 
-def _weights(q: jax.Array, k: jax.Array, allowed: jax.Array | None) -> jax.Array:
-    """Return (kv_heads, group, length, context_length) from q and k by head."""
+def _project(
+    params: Params, x: jax.Array, allowed: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the map of x, and which of its positions are not finite.
+
+    With a mask their entries are 0: the weight 0 does not hide an infinity, whose
+    products with 0, forward and backward, are NaN. `_spoil` puts them back.
+    """
+    if allowed is None:
+        return dense(params, x), jnp.zeros(len(x), bool)
+    cleared, is_bad = _clear(x)
+    mapped, is_bad_image = _clear(dense(params, cleared))
+    return mapped, is_bad | is_bad_image
+
+
+def _clear(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    is_finite = jnp.isfinite(x)
+    return jnp.where(is_finite, x, 0), ~jnp.all(is_finite, axis=-1)
+
+
+def _output(
+    params: Params,
+    heads: jax.Array,
+    allowed: jax.Array | None,
+    is_bad: jax.Array,
+    is_over: jax.Array,
+) -> jax.Array:
+    """Return the map of the heads, NaN where a position may attend to what is bad."""
+    if allowed is None:
+        return dense(params, heads)
+    is_over |= jnp.any(allowed & is_bad[None], axis=(0, 2))
+    heads, is_bad_head = _clear(heads)
+    return _spoil(dense(params, heads), is_over | is_bad_head)
+
+
+def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
+    """Return y of shape (length, features), NaN at the bad positions.
+
+    A gradient of 0 that comes to such a position stays 0; another one overflows, so
+    that it is seen as the value is.
+    """
+    is_bad = is_bad[:, None]
+    # A product with NaN would make a gradient of 0 NaN.
+    factor = jnp.where(is_bad, jnp.finfo(y.dtype).max, 1).astype(y.dtype)
+    nan = lax.stop_gradient(jnp.where(is_bad, jnp.nan, 0).astype(y.dtype))
+    return factor * (factor * y) + nan
+
+
+def _weights(
+    q: jax.Array, k: jax.Array, allowed: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return (kv_heads, group, length, context_length) from q and k by head.
+
+    With a mask, a logit that overflows is left out, and its position is told.
+    """
     wide = tree.wide_dtype(q.dtype)
     logits = jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=wide)
     logits = logits / math.sqrt(q.shape[-1])
     if allowed is None:
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(logits), jnp.zeros(len(q), bool)
     allowed = jnp.broadcast_to(allowed, (q.shape[1] * q.shape[2], *logits.shape[2:]))
     allowed = allowed.reshape(logits.shape)
-    weights = jax.nn.softmax(jnp.where(allowed, logits, jnp.finfo(wide).min))
-    return jnp.where(allowed, weights, 0)
+    fits = logits < jnp.inf
+    used = allowed & fits
+    weights = jax.nn.softmax(jnp.where(used, logits, jnp.finfo(wide).min))
+    return jnp.where(used, weights, 0), jnp.any(allowed & ~fits, axis=(0, 1, 3))
 
 
 def _allowed(
@@ -178,6 +246,12 @@ def _sequence(name: str, x: jax.Array, features: int) -> jax.Array:
             f"need {name} of shape (length, {features}), got shape {jnp.shape(x)}"
         )
     return float_array_of(x, features)
+
+
+def _context(context: jax.Array, features: int, causal: bool) -> jax.Array:
+    if causal:
+        raise ValueError("need no context for causal attention, got one")
+    return _sequence("context", context, features)
 
 
 def _kv_heads(num_heads: int, num_kv_heads: int | None) -> int:

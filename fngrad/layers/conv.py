@@ -148,7 +148,9 @@ def max_pool(
     """
 
     def pool(x: jax.Array, *where: Any) -> jax.Array:
-        return lax.reduce_window(x, -jnp.inf, lax.max, *where)
+        # The gradient adds up the windows of which an entry is the largest.
+        wide = tree.widen(x)
+        return lax.reduce_window(wide, -jnp.inf, lax.max, *where).astype(x.dtype)
 
     return _pool(pool, window, stride, padding)
 
@@ -190,7 +192,8 @@ def avg_pool(
 
 def global_max_pool(x: jax.Array) -> jax.Array:
     """Return the largest entry of each channel over all positions."""
-    return jnp.max(x, axis=tuple(range(x.ndim - 1)))
+    # The gradient counts the positions that share the largest entry.
+    return jnp.max(tree.widen(x), axis=tuple(range(x.ndim - 1))).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

@@ -128,7 +128,18 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
 
 def add_bias(y: jax.Array, params: Params) -> jax.Array:
     """Return y + bias, over the last axis, where there is a bias."""
-    return y + along_last(params["bias"], y.ndim) if "bias" in params else y
+    return add_shared(y, along_last(params["bias"], y.ndim)) if "bias" in params else y
+
+
+def add_shared(y: jax.Array, shared: jax.Array) -> jax.Array:
+    """Return y + shared, in their dtype.
+
+    The gradient of what examples or positions share is a sum over these; it is taken
+    in at least float32.
+    """
+    dtype = jnp.result_type(y, shared)
+    wide = tree.wide_dtype(dtype)
+    return (y.astype(wide) + shared.astype(wide)).astype(dtype)
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -141,8 +152,9 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     keep = 1 - numerics.hyper(rate)
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
     factor = numerics.divide(jnp.ones_like(keep), keep)
-    grown = numerics.scaled(factor, tree.widen(x)).astype(x.dtype)
-    return jnp.where(is_kept, grown, jnp.zeros_like(x))
+    # Selected before the product: what is dropped has no part in the rate's gradient.
+    kept = jnp.where(is_kept, tree.widen(x), 0)
+    return numerics.scaled(factor, kept).astype(x.dtype)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.layers.initializers as initializers
-from fngrad.layers.core import Layer, check_params, check_sizes, float_array
+import fngrad.numerics as numerics
+from fngrad.layers.core import (
+    Layer,
+    add_shared,
+    check_params,
+    check_sizes,
+    float_array,
+)
 from fngrad.layers.initializers import Initializer, draw
 from fngrad.types import Key, Params
 
@@ -55,7 +62,7 @@ def embedding(
         last = min(vocab_size - 1, int(jnp.iinfo(x.dtype).max))
         is_known = (x >= 0) & (x <= last)
         tokens = jnp.where(is_known, x, 0).astype(jnp.int32)
-        rows = jnp.take(params["weight"], tokens, axis=0, mode="clip")
+        rows = numerics.rows(params["weight"], tokens)
         return jnp.where(is_known[..., None], rows, jnp.nan)
 
     return Layer(init, apply)
@@ -102,6 +109,6 @@ def positional_embedding(
                 f"need x of shape (length <= {max_length}, {features}), "
                 f"got shape {x.shape}"
             )
-        return x + params["weight"][: x.shape[0]]
+        return add_shared(x, params["weight"][: x.shape[0]])
 
     return Layer(init, apply)

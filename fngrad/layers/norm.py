@@ -3,12 +3,14 @@ r"""Normalisation: $y = \gamma (x - m) / \sqrt{v + \epsilon} + \beta$.
 The layers differ in what the mean $m$ and the variance $v$ are taken over. Both, and
 the arithmetic up to y, are in at least float32 whatever x is. The parameters are
 ``scale`` $\gamma$, which begins at 1, and ``bias`` $\beta$, which begins at 0: weight
-decay on ``**/weight`` leaves them alone. With $\epsilon > 0$ the gradient is finite at
-a constant x, where $v = 0$.
+decay on ``**/weight`` leaves them alone. A constant x gives $y = \beta$ with a finite
+gradient, also where $\epsilon = 0$. The squares neither overflow nor vanish: y is right
+for every x whose entries are finite.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,9 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.initializers import draw
 from fngrad.types import Key, ModelState, Params, Path, Scalar
+
+# (jnp.mean or jnp.max, arrays) -> each reduced over what is normalised over, axes kept
+_Over: TypeAlias = Callable[[Callable, Any], Any]
 
 
 def layer_norm(
@@ -66,7 +71,8 @@ def layer_norm(
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
         x = float_array_of(x, size)
-        return _rescale(params, _standardize(_widen(x), (-1,), eps), x)
+        y, _ = _standardize(_widen(x), eps, functools.partial(_over, axes=(-1,)))
+        return _rescale(params, y, x)
 
     return Layer(_init(shapes), apply)
 
@@ -102,9 +108,10 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
         x = float_array_of(x, size)
-        wide = _widen(x)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return _rescale(params, wide * lax.rsqrt(mean_square + eps), x)
+        over_last = functools.partial(_over, axes=(-1,))
+        wide, eps_scaled, _ = _scaled(_widen(x), eps, over_last)
+        mean_square = over_last(jnp.mean, jnp.square(wide))
+        return _rescale(params, wide * _inverse_root(mean_square + eps_scaled), x)
 
     return Layer(_init(shapes), apply)
 
@@ -153,9 +160,9 @@ def group_norm(
         check_params(params, shapes)
         x = float_array_of(x, channels)
         grouped = _widen(x).reshape(*x.shape[:-1], groups, channels // groups)
-        axes = (*range(x.ndim - 1), -1)
-        y = _standardize(grouped, axes, eps).reshape(x.shape)
-        return _rescale(params, y, x)
+        over = functools.partial(_over, axes=(*range(x.ndim - 1), -1))
+        y, _ = _standardize(grouped, eps, over)
+        return _rescale(params, y.reshape(x.shape), x)
 
     return Layer(_init(shapes), apply)
 
@@ -174,7 +181,8 @@ def batch_norm(
     With a key the statistics are those of the batch, and the model state, ``mean`` and
     ``var``, moves toward them: $r \leftarrow \rho\, r + (1 - \rho)\, s$. Without one
     they are the running ones, and the state stays. The state has the default float
-    dtype; $v$ is the biased variance, also in the running one.
+    dtype; $v$ is the biased variance, also in the running one. A running statistic that
+    does not fit is the largest float, and recovers.
 
     Args:
         channels: the last axis of x.
@@ -231,35 +239,48 @@ def batch_norm(
         check_shapes("model state", model_state, running, REMEDY)
         x = float_array_of(x, channels)
         wide = _widen(x)
-        used = model_state if key is None else _batch_statistics(wide, axis_name)
-        used = jax.tree.map(lambda s: s.astype(wide.dtype), used)
-        mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
-        y = _rescale(params, (wide - mean) * lax.rsqrt(var + eps), x)
         if key is None:
-            return y, model_state
-        seen = tree.cast_like(lax.stop_gradient(used), model_state)
-        return y, tree.average(numerics.hyper(momentum), model_state, seen)
+            used = jax.tree.map(lambda s: s.astype(wide.dtype), model_state)
+            mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
+            y = (wide - mean) * _inverse_root(var + eps)
+            return _rescale(params, y, x), model_state
+        y, seen = _standardize(wide, eps, _over_batch(x.ndim, axis_name))
+        seen = {name: value.reshape(channels) for name, value in seen.items()}
+        before, seen = (_finite(s, model_state) for s in (model_state, seen))
+        moved = tree.average(numerics.hyper(momentum), before, seen)
+        return _rescale(params, y, x), _finite(moved, model_state)
 
     return StatefulLayer(init, apply)
 
 
-def _batch_statistics(
-    x: jax.Array, axis_name: str | Sequence[str] | None
-) -> dict[str, jax.Array]:
-    positions = tuple(range(x.ndim - 1))
+def _over_batch(ndim: int, axis_name: str | Sequence[str] | None) -> _Over:
+    own = functools.partial(_over, axes=tuple(range(ndim - 1)))
 
-    def mean_of(values: jax.Array) -> jax.Array:
-        mean = jnp.mean(values, axis=positions)
-        return mean if axis_name is None else lax.pmean(mean, axis_name)
+    def over_batch(reduce: Callable, values: Any) -> Any:
+        merge = lax.pmax if reduce is jnp.max else lax.pmean
+        try:
+            reduced = own(reduce, values)
+            return reduced if axis_name is None else merge(reduced, axis_name)
+        except NameError as error:
+            raise ValueError(
+                f"need an axis called {axis_name!r} to take batch statistics over, as "
+                "fngrad.layers.batched makes, got none"
+            ) from error
 
-    try:
-        mean = mean_of(x)
-    except NameError as error:
-        raise ValueError(
-            f"need an axis called {axis_name!r} to take batch statistics over, as "
-            "fngrad.layers.batched makes, got none"
-        ) from error
-    return {"mean": mean, "var": mean_of(jnp.square(x - along_last(mean, x.ndim)))}
+    return over_batch
+
+
+def _finite(statistics: ModelState, like: ModelState) -> ModelState:
+    """Return statistics in the dtypes of ``like``; what overflows is the largest float.
+
+    An average that has become infinite would stay so.
+    """
+
+    def saturate(x: jax.Array, like: jax.Array) -> jax.Array:
+        most = jnp.finfo(like.dtype).max
+        return jnp.clip(lax.stop_gradient(x).astype(like.dtype), -most, most)
+
+    return jax.tree.map(saturate, statistics, like)
 
 
 def _shapes(size: int, scale: bool, bias: bool) -> dict[Path, tuple[int, ...]]:
@@ -282,10 +303,42 @@ def _widen(x: jax.Array) -> jax.Array:
     return x.astype(tree.wide_dtype(x.dtype))
 
 
-def _standardize(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
-    mean = functools.partial(jnp.mean, axis=axes, keepdims=True)
-    centered = x - mean(x)
-    return centered * lax.rsqrt(mean(jnp.square(centered)) + eps)
+def _over(reduce: Callable, values: Any, axes: tuple[int, ...]) -> Any:
+    return jax.tree.map(lambda x: reduce(x, axis=axes, keepdims=True), values)
+
+
+def _standardize(
+    x: jax.Array, eps: float, over: _Over
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return (x - mean) / sqrt(var + eps), and the mean and the variance."""
+    x, eps_scaled, scale = _scaled(x, eps, over)
+    mean = over(jnp.mean, x)
+    x = x - mean
+    # What the mean's rounding has left in all entries; it has no derivative.
+    rest, square = over(jnp.mean, (x, jnp.square(x)))
+    rest = lax.stop_gradient(rest)
+    var = jnp.maximum(square - jnp.square(rest), 0)
+    y = (x - rest) * _inverse_root(var + eps_scaled)
+    return y, {"mean": scale * (mean + rest), "var": scale * (scale * var)}
+
+
+def _scaled(
+    x: jax.Array, eps: float, over: _Over
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return x / s, eps / s**2 and s, such that no square overflows or vanishes.
+
+    s is a power of two, so that nothing is rounded.
+    """
+    root = jnp.sqrt(jnp.asarray(eps, x.dtype))
+    largest = over(jnp.max, jnp.abs(lax.stop_gradient(x)))
+    scale = numerics.power_of_two_below(jnp.maximum(largest, root))
+    return x / scale, jnp.square(root / scale), scale
+
+
+def _inverse_root(x: jax.Array) -> jax.Array:
+    """Return 1 / sqrt(x), 0 with zero gradient where x is 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, lax.rsqrt(jnp.where(is_zero, 1, x)))
 
 
 def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from jax import lax
 
 import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
     StatefulLayer,
@@ -62,7 +63,8 @@ def gru(
     ``apply(params, x, *, key=None, length=None)`` takes x of shape ``(time, in_size)``
     and gives every h, shape ``(time, hidden_size)``. With a length (int, may be a
     tracer) the positions from there on are padding: they leave the state as it is and
-    give 0. Combinators pass no length on; `fngrad.models.rnn` does.
+    give 0, whatever they hold, NaN too. Combinators pass no length on;
+    `fngrad.models.rnn` does.
 
     Args:
         in_size: last axis of x.
@@ -339,12 +341,17 @@ def _scan(
         x = float_array_of(x, in_size)
         if x.ndim != 2:
             raise ValueError(f"need x of shape (time, {in_size}), got shape {x.shape}")
-        from_inputs = dense(params["input"], x)
         is_real = jnp.arange(len(x)) < (len(x) if length is None else length)
+        if length is not None:  # padding may be anything, and 0 * NaN is NaN
+            x = jnp.where(is_real[:, None], x, 0)
+        from_inputs = dense(params["input"], x)
+        # The scan's transpose adds up the gradient of all steps: wide outside of it.
+        wide = tree.widen(params["hidden"])
 
         def one(state: Any, position: tuple) -> tuple[Any, jax.Array]:
             from_input, real = position
-            moved = step(params, state, from_input)
+            hidden = tree.cast_like(wide, params["hidden"])
+            moved = step({"hidden": hidden}, state, from_input)
             state = jax.tree.map(lambda a, b: jnp.where(real, a, b), moved, state)
             return state, jnp.where(real, _hidden(moved), 0)
 

@@ -1,0 +1,171 @@
+"""What a mask hides has no influence on values and gradients, not by 0 * inf either."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad.layers as layers
+import fngrad.models as models
+
+LENGTH, CONTEXT, FEATURES = 4, 5, 4
+X = np.asarray(jax.random.normal(jax.random.key(1), (LENGTH, FEATURES)))
+OTHER = np.asarray(jax.random.normal(jax.random.key(2), (CONTEXT, FEATURES)))
+# 3e38 is finite, and the sums of its products are not.
+BAD = pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3e38])
+
+
+def spoilt(x, positions, bad):
+    x = np.array(x)
+    x[positions] = bad
+    return x
+
+
+def check_same(f, params, clean, dirty, hidden):
+    """Compare value and gradients of f(params, x) where x is dirty in hidden places."""
+    both = jax.jit(jax.value_and_grad(f, (0, 1)))
+    expected, (slopes, slope) = both(params, clean)
+    got, (dirty_slopes, dirty_slope) = both(params, dirty)
+    assert np.isfinite(expected)
+    np.testing.assert_array_equal(got, expected)
+    jax.tree.map(np.testing.assert_array_equal, dirty_slopes, slopes)
+    np.testing.assert_array_equal(dirty_slope, slope)
+    np.testing.assert_array_equal(np.asarray(dirty_slope)[hidden], 0)
+    if np.all(np.isfinite(dirty)):
+        return  # 3e38 itself has tangents that overflow
+    tangents = jax.tree.map(jnp.ones_like, (params, clean))
+    moved = jax.jvp(f, (params, clean), tangents)[1]
+    np.testing.assert_array_equal(jax.jvp(f, (params, dirty), tangents)[1], moved)
+
+
+@functools.cache
+def causal(dtype=jnp.float32, heads=2):
+    layer = layers.multi_head_attention(FEATURES, heads, causal=True)
+    return layer, jax.tree.map(lambda a: a.astype(dtype), layer.init(0))
+
+
+@BAD
+def test_causal_attention_hides_the_future(bad):
+    layer, params = causal()
+
+    def first_two(params, x):
+        return jnp.sum(layer.apply(params, x)[:2] ** 2)
+
+    check_same(first_two, params, X, spoilt(X, [2, 3], bad), [2, 3])
+
+
+@BAD
+def test_a_key_mask_hides_padding(bad):
+    layer, params = causal()
+    mask = np.ones((LENGTH, LENGTH), bool)
+    mask[:, 1] = False
+
+    def others(params, x):
+        y = layer.apply(params, x, mask=mask)
+        return jnp.sum(y[np.array([0, 2, 3])] ** 2)
+
+    check_same(others, params, X, spoilt(X, [1], bad), [1])
+
+
+@BAD
+@pytest.mark.parametrize("per_head", [False, True])
+def test_a_mask_hides_a_context(bad, per_head):
+    layer = layers.multi_head_attention(FEATURES, 2)
+    params = layer.init(0)
+    mask = np.ones((2, LENGTH, CONTEXT) if per_head else (LENGTH, CONTEXT), bool)
+    mask[..., [0, 4]] = False
+    mask[..., 2, :] = False
+
+    def total(params, context):
+        y = layer.apply(params, jnp.asarray(X), context=context, mask=mask)
+        return jnp.sum(y**2)
+
+    check_same(total, params, OTHER, spoilt(OTHER, [0, 4], bad), [0, 4])
+
+
+@BAD
+def test_a_position_that_attends_to_nothing_may_hold_anything(bad):
+    layer = layers.multi_head_attention(FEATURES, 2)
+    params = layer.init(0)
+    mask = np.ones((LENGTH, CONTEXT), bool)
+    mask[3] = False
+
+    def total(params, x):
+        return jnp.sum(layer.apply(params, x, context=jnp.asarray(OTHER), mask=mask))
+
+    check_same(total, params, X, spoilt(X, [3], bad), [3])
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_a_mask_does_not_hide_is_seen(bad, dtype):
+    layer, params = causal(dtype)
+    x = jnp.asarray(spoilt(X, [1], bad), dtype)
+    y = jax.jit(layer.apply)(params, x)
+    np.testing.assert_array_equal(np.isnan(y).all(-1), [False, True, True, True])
+
+    def total(params):
+        return jnp.sum(layer.apply(params, x).astype(jnp.float32))
+
+    slopes = jax.tree.leaves(jax.jit(jax.grad(total))(params))
+    assert not all(np.isfinite(slope).all() for slope in slopes)
+
+
+def test_a_mask_of_one_head_spoils_what_that_head_sees():
+    layer = layers.multi_head_attention(FEATURES, 2)
+    mask = np.ones((2, LENGTH, CONTEXT), bool)
+    mask[:, :, 1] = False
+    mask[1, 2, 1] = True
+    context = spoilt(OTHER, [1], np.nan)
+    y = layer.apply(layer.init(0), X, context=context, mask=mask)
+    np.testing.assert_array_equal(np.isnan(y).all(-1), [False, False, True, False])
+
+
+def test_a_mask_of_true_everywhere_changes_nothing():
+    layer = layers.multi_head_attention(FEATURES, 2)
+    params = layer.init(0)
+    plain = jax.jit(layer.apply)(params, X)
+    everywhere = np.ones((LENGTH, LENGTH), bool)
+    masked = jax.jit(layer.apply)(params, X, mask=everywhere)
+    np.testing.assert_allclose(plain, masked, rtol=1e-5, atol=1e-6)
+
+
+SEQUENCES = {
+    "gru": layers.gru(FEATURES, 3),
+    "gru in reverse": layers.gru(FEATURES, 3, reverse=True),
+    "lstm": layers.lstm(FEATURES, 3),
+    "lstm in reverse": layers.lstm(FEATURES, 3, reverse=True),
+    "rnn": models.rnn(FEATURES, [3, 3], 2),
+    "rnn at every step": models.rnn(
+        FEATURES, [3], 2, recurrent=layers.lstm, every_step=True
+    ),
+}
+
+
+@BAD
+@pytest.mark.parametrize("name", list(SEQUENCES))
+def test_padding_of_a_sequence_may_hold_anything(name, bad):
+    layer = SEQUENCES[name]
+    params = layer.init(0)
+
+    def total(params, x):
+        return jnp.sum(layer.apply(params, x, length=jnp.int32(2)) ** 2)
+
+    check_same(total, params, X, spoilt(X, [2, 3], bad), [2, 3])
+
+
+@pytest.mark.parametrize("name", ["gru", "rnn"])
+def test_each_example_of_a_batch_has_its_own_padding(name):
+    layer = SEQUENCES[name]
+    together = layers.batched(layer)
+    lengths = jnp.array([2, 4])
+    x = np.stack([X, X + 1])
+    dirty = x.copy()
+    dirty[0, 2:] = np.nan
+
+    def total(params, x):
+        return jnp.sum(together(params, x, length=lengths) ** 2)
+
+    check_same(total, layer.init(0), x, dirty, (0, [2, 3]))
