@@ -19,7 +19,7 @@ from fngrad.transforms.roots import (
 )
 from fngrad.types import Hyper, Params, Updates
 
-ROUNDING = 8  # units of machine precision that a rotation may be off
+ROUNDING = 8  # units of machine precision that a rotation of one entry may be off
 
 
 class ScaleBySoapState(NamedTuple):
@@ -67,6 +67,11 @@ def scale_by_soap(
     Without rotated axes this is Adam. Derivatives take the bases as given: they have
     none where eigenvalues are equal.
 
+    The direction depends on the basis. Where eigenvalues are equal or zero, any basis
+    of their subspace is right; the decomposition chooses one, another on another
+    machine, and the direction within that subspace is Adam's in the chosen basis. The
+    same holds for eigenvalues that differ by less than the rounding of the largest.
+
     Args:
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1).
@@ -89,8 +94,9 @@ def scale_by_soap(
         https://github.com/nikhilvyas/SOAP. Differs from the paper in: the skipped
         first step and the sorting, which are the code's. From the code in: $\epsilon$
         is added to the debiased root, as in Adam; entries of $G'$ and $M'$ within
-        rounding of zero (8 units of machine precision of the leaf's largest) count as
-        zero, which Adam would give steps of full length.
+        rounding of zero (8 units of machine precision of the leaf's largest, times the
+        root of its longest axis) count as zero, which Adam would give steps of full
+        length.
     """
     for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
         if decay is not None:
@@ -197,7 +203,7 @@ def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
     if all(q is None for q in bases):
         return x
     size = jnp.abs(rotated)
-    level = ROUNDING * float(jnp.finfo(x.dtype).eps)
+    level = ROUNDING * max(x.shape) ** 0.5 * float(jnp.finfo(x.dtype).eps)
     is_noise = size <= level * jnp.max(size, initial=0)
     return jnp.where(is_noise, 0, rotated)
 
