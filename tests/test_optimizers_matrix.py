@@ -18,7 +18,6 @@ from trajectories import assert_close, case_id, compiled, ulp, wide
 
 import fngrad.optimizers.orthogonalized as orthogonalized
 import fngrad.optimizers.preconditioned as preconditioned
-from fngrad.transforms.core import apply_updates
 
 STEPS = 25
 FACTORIES = {

@@ -11,7 +11,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.iterates import difference, wide_copy
-from fngrad.transforms.roots import divide_by_root
+from fngrad.transforms.roots import divide_by_root, shrink
 from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
 
 InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
@@ -80,8 +80,10 @@ def scale_by_dog(
         def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
             distance = tree.norm(difference(w, start)).astype(farthest.dtype)
             farthest = jnp.maximum(farthest, distance)
-            squares = squares + tree.vdot(g, g).astype(squares.dtype)
-            size = divide_by_root(farthest, squares, inside, outside=0.0)
+            square = tree.vdot(g, g)
+            factor, square = (x.astype(squares.dtype) for x in shrink(square, g))
+            squares = numerics.saturated(squares + square, square)
+            size = factor * divide_by_root(farthest, squares, inside, outside=0.0)
             if kind == "learning_rate":
                 size = jnp.where(state.step == 0, numerics.hyper(value), size)
             return farthest, squares, size

@@ -16,6 +16,8 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    shrunk_leaf,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Updates
 
@@ -119,6 +121,7 @@ def scale_by_soap(
         updates: Updates, state: ScaleBySoapState, params: Params
     ) -> tuple[Updates, ScaleBySoapState]:
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
+        updates = leaves.map_leaves(_squarable, updates, state.bases)
         state = _with_statistics(updates, state, beta)
         adam_step = jnp.maximum(state.step - int(skip_first), 0)
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
@@ -145,6 +148,14 @@ def scale_by_soap(
 def _empty(p: jax.Array, longest: int) -> Axes:
     dtype = tree.wide_dtype(p.dtype)
     return tuple(jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape)
+
+
+def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
+    """Return a gradient whose squares fit, and whose Gram matrices do if it is turned.
+
+    An entry that is bounded alone would change the direction that a rotation sees.
+    """
+    return squarable(g) if all(q is None for q in bases) else shrunk_leaf(g)
 
 
 def _with_statistics(
