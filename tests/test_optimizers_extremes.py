@@ -12,6 +12,9 @@ from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
 
 SIZES = [1e-30, 1e-20, 1e20, 1e30]
+# Their updates are differences of parameters: in float32 an ordinary step that comes
+# after one of 1e20 lies below the last place of what it is added to.
+ABSORBED = ("schedule_free_sgd", "schedule_free_adamw", "dadapt_sgd")
 SHAPES = {"matrix": (4, 3), "vector": (3,)}
 
 
@@ -47,4 +50,4 @@ def test_one_gradient_of_any_finite_size_leaves_updates_and_state_finite(
             params = apply_updates(params, updates)
             assert is_finite(updates), size
             assert is_finite(state), size
-        assert float(tree.norm(updates)) > 0, size
+        assert float(tree.norm(updates)) > 0 or name in ABSORBED, size

@@ -136,8 +136,8 @@ def line_search(
             return value_at(params, batch, start.key, state.model_state).loss
 
         last = [n.step_length for n in find_parts(state.opt_state, StepLengthState)]
-        slope = _slope(start, direction)
-        found = _search(rule, loss_at, start.value.loss, slope, last, state.step, unit)
+        zero = Point(jnp.zeros_like(unit), start.value.loss, _slope(start, direction))
+        found = _search(rule, loss_at, zero, last, state.step, unit)
         updates = tree.where(
             found.a > 0, tree.scale(found.a, direction), tree.zeros_like(direction)
         )
@@ -145,14 +145,17 @@ def line_search(
         length = found.a / unit
         opt_state = _remember(opt_state, length)
         move = Move(params, opt_state, updates, start.grads, state.opt_state)
-        more = {
-            "step_length": length,
-            "next_loss": found.value,
-            "evaluations": found.evaluations,
-        }
-        return finish(transform, state, start, move, more)
+        return finish(transform, state, start, move, _told(length, found))
 
     return step
+
+
+def _told(length: jax.Array, found: Found) -> Metrics:
+    return {
+        "step_length": length,
+        "next_loss": found.value,
+        "evaluations": found.evaluations,
+    }
 
 
 def _direction(
@@ -193,17 +196,16 @@ def _unit(start: Start, direction: Updates) -> jax.Array:
 def _search(
     rule: _Rule,
     loss_at: Callable[[jax.Array], jax.Array],
-    loss: jax.Array,
-    slope: jax.Array,
+    start: Point,
     last: list[jax.Array],
     step: jax.Array,
     scale: jax.Array,
 ) -> Found:
     """Search along the direction divided by ``scale``, for lengths that much longer."""
+    loss = start.value
     c1, c2, shrink, grow, longest = (
         numerics.hyper(value, step).astype(loss.dtype) for value in rule[2:]
     )
-    start = Point(jnp.zeros_like(loss), loss, slope)
     longest = jnp.minimum(longest * scale, jnp.finfo(loss.dtype).max)
     unit = longest if rule.condition == "armijo" else scale
     if last:

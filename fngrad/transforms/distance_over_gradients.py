@@ -80,9 +80,7 @@ def scale_by_dog(
         def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
             distance = tree.norm(difference(w, start)).astype(farthest.dtype)
             farthest = jnp.maximum(farthest, distance)
-            square = tree.vdot(g, g)
-            factor, square = (x.astype(squares.dtype) for x in shrink(square, g))
-            squares = numerics.saturated(squares + square, square)
+            squares, factor = _add_square(squares, g)
             size = factor * divide_by_root(farthest, squares, inside, outside=0.0)
             if kind == "learning_rate":
                 size = jnp.where(state.step == 0, numerics.hyper(value), size)
@@ -104,6 +102,12 @@ def scale_by_dog(
         return {"distance": _largest(farthest), "step_size": _largest(sizes)}
 
     return chain(Transform(init, update, name="scale_by_dog", report=report))
+
+
+def _add_square(squares: jax.Array, g: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the sum with one more square, and the factor at which that one fits."""
+    factor, square = (x.astype(squares.dtype) for x in shrink(tree.vdot(g, g), g))
+    return numerics.saturated(squares + square, square), factor
 
 
 def _largest(scalars: Any) -> jax.Array:

@@ -116,8 +116,7 @@ def scale_by_factored_rms(
         ) -> tuple[jax.Array, jax.Array | None, Factors | None]:
             axes = _axes(g.shape, longest, shortest)
             g = squarable(g, 1 if axes is None else max(g.shape[i] for i in axes))
-            square = tree.abs_square(g)
-            square = square + eps.astype(square.dtype)
+            square = tree.abs_square(g) + eps.astype(_real_dtype(g))
             if axes is None or factors is None:
                 nu = tree.lerp(nu, square, weight)
                 return divide_by_root(g, nu, 0.0, 0.0), nu, None

@@ -135,9 +135,7 @@ def scale_by_shampoo(
         roots = _follow(is_due, updates, state.roots, statistics, scalars)
         nu, target = state.nu, given
         if graft == "diagonal":
-            squares = jax.tree.map(tree.abs_square, updates)
-            nu = jax.tree.map(weights.accumulate, nu, squares)
-            nu = jax.tree.map(numerics.saturated, nu, updates)
+            nu = jax.tree.map(weights.accumulate_square, nu, updates)
             target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
         new_updates = leaves.map_leaves(_multiply, updates, roots)
         if graft is not None:
@@ -160,6 +158,9 @@ class _Weights(NamedTuple):
         # not, so that multiply-adds would round differently.
         average = numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
         return jnp.where(self.decay == 1, old + new, average)
+
+    def accumulate_square(self, old: jax.Array, g: jax.Array) -> jax.Array:
+        return numerics.saturated(self.accumulate(old, tree.abs_square(g)), g)
 
 
 def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:
