@@ -153,7 +153,7 @@ def newton(
             vector.size, dtype=vector.dtype
         )
         move = jnp.linalg.solve(hessian + shift, gradient)
-        seen = {"value": at, "gradient_norm": jnp.linalg.norm(gradient)}
+        seen = {"value": at, "gradient_norm": numerics.norm(gradient)}
         return vector - move, seen
 
     vector, history = jax.lax.scan(step, start, None, num_steps)
@@ -181,6 +181,6 @@ def _solve_svd(
     # Directions below rounding carry nothing: the pseudo-inverse's cut.
     cut = jnp.finfo(x.dtype).eps * max(x.shape) * s[0]
     kept = jnp.where(s > cut, s, 0.0)
-    shrunk = numerics.divide(kept, kept**2 + ridge)
+    shrunk = numerics.divide(jnp.ones_like(kept), kept + numerics.divide(ridge, kept))
     weights = _product(vt.T, shrunk[:, None] * _product(u.T, y))
     return weights, s[0] / s[-1]

@@ -206,6 +206,17 @@ def root_of_squares(square: jax.Array, rescaled: Callable[[], jax.Array]) -> jax
     return lax.cond(fits, lambda: square_root(square), rescaled)
 
 
+def largest_square(dtype: Any) -> float:
+    """Return where squares saturate: the largest float, less room for rounding."""
+    return float(jnp.finfo(dtype).max) * (1 - 2.0**-20)
+
+
+def saturated(x: jax.Array, source: jax.Array) -> jax.Array:
+    """Return x >= 0, at most `largest_square`; inf and NaN of its source show in it."""
+    bounded = jnp.minimum(x, largest_square(x.dtype))
+    return jnp.where(jnp.isfinite(source), bounded, x)
+
+
 def square_root(x: jax.Array) -> jax.Array:
     """Return the root, 0 with zero gradient where x is 0."""
     is_zero = x == 0

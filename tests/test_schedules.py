@@ -372,3 +372,20 @@ def test_bad_number_raises(make, message):
 def test_value_that_is_no_scalar_raises():
     with pytest.raises(ValueError, match=r"scalar hyperparameter, got shape \(2,\)"):
         S.constant(jnp.ones(2))(0)
+
+
+@pytest.mark.parametrize("rate", [0.99999, 0.9999999, 1.00001, 0.9, 0.5])
+@pytest.mark.parametrize("steps", [1, 1000, 10**6])
+def test_a_written_decay_rate_counts_with_all_of_its_digits(rate, steps):
+    want = rate**steps
+    got = float(schedules.exponential(1.0, 1, rate)(steps))
+    assert got == pytest.approx(want, rel=2e-6, abs=1e-37)
+
+
+def test_a_decay_rate_that_float32_has_gives_the_same_bits_written_and_passed():
+    rate, steps = float(np.float32(0.99999)), jnp.arange(0, 10**6, 997)
+    written = schedules.exponential(1.0, 1, rate)(steps)
+    passed = jax.jit(lambda r: schedules.exponential(1.0, 1, r)(steps))(
+        jnp.float32(rate)
+    )
+    np.testing.assert_array_equal(written, passed)

@@ -173,3 +173,20 @@ def test_a_run_in_sixteen_bits_reaches_what_float32_reaches():
 
     assert distance(chain(sgd(2e-3), stochastic_round(0)), jnp.bfloat16) < 4e-3
     assert distance(sgd(2e-3), jnp.bfloat16) > 0.2
+
+
+@pytest.mark.parametrize("update", [5e-8, -5e-8])
+@pytest.mark.parametrize("start", [1.0, -3.0])
+@pytest.mark.parametrize(("dtype", "slack"), [(jnp.bfloat16, 0.8), (jnp.float16, 0.4)])
+def test_an_update_that_float32_would_lose_arrives_on_average(
+    dtype, slack, start, update
+):
+    """Each entry moves by a unit in the last place, rarely: the slack is 5 sigma."""
+    rule, count, rounds = stochastic_round(key=0), 2**20, 8
+    params = jnp.full(count, start, dtype)
+    state, advance = rule.init(params), jax.jit(rule.update)
+    total = 0.0
+    for _ in range(rounds):
+        updates, state = advance(jnp.full(count, update), state, params)
+        total += float(np.sum(np.asarray(updates, np.float64)))
+    assert abs(total / (rounds * count * update) - 1) < slack

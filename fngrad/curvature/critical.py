@@ -91,9 +91,10 @@ def critical_point(
     g, _ = ravel_pytree(gradient)
     H = hessian(f, wide, *args)
     eigenvalues = jnp.linalg.eigvalsh(H)
-    size, length = jnp.max(jnp.abs(eigenvalues)), jnp.linalg.norm(g)
-    image = jnp.linalg.norm(jnp.matmul(H, g, precision="highest"))
-    flatness = numerics.divide(image, size * length)
+    size, length = jnp.max(jnp.abs(eigenvalues)), numerics.norm(g)
+    unit = numerics.divide(g, length)
+    image = numerics.norm(jnp.matmul(H, unit, precision="highest"))
+    flatness = numerics.divide(image, size)
     is_zero = jnp.abs(eigenvalues) <= tolerance * size
     return CriticalPoint(
         value,

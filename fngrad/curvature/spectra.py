@@ -93,8 +93,8 @@ def lanczos(
         basis = basis.at[j].set(q)
         image = H.apply(q)
         rest = _orthogonalise(image, basis)
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
-        beta = jnp.linalg.norm(rest)
+        scale = jnp.maximum(scale, numerics.norm(image))
+        beta = numerics.norm(rest)
         is_invariant = beta <= tiny * scale
         beta = jnp.where(is_invariant, 0, beta)
         random = jax.random.normal(restart, q.shape, q.dtype)
@@ -328,4 +328,4 @@ def _orthogonalise(v: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def _unit(v: jax.Array) -> jax.Array:
-    return numerics.divide(v, jnp.linalg.norm(v))
+    return numerics.divide(v, numerics.norm(v))

@@ -140,7 +140,5 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def _filter_norms(w: jax.Array) -> jax.Array:
     """Return the norm of each index of the last axis, broadcast to the shape of w."""
-    square = jnp.sum(tree.abs_square(w), axis=tuple(range(w.ndim - 1)), keepdims=True)
-    is_zero = square == 0
-    norms = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+    norms = numerics.norm(tree.widen(w), tuple(range(w.ndim - 1)), keepdims=True)
     return jnp.broadcast_to(norms, w.shape).astype(w.dtype)

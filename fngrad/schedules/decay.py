@@ -1,9 +1,12 @@
 """Schedules of one phase: constants, decays and jumps."""
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fngrad.numerics as numerics
 from fngrad.schedules.core import (
@@ -165,7 +168,9 @@ def exponential(
     Args:
         init_value: $I$, until step $B$.
         transition_steps: $T$, the steps that one factor $r$ takes, >= 1.
-        decay_rate: $r$, > 0.
+        decay_rate: $r$, > 0. A number counts with all of its digits, an array with
+            those of its dtype: over a million steps 0.99999 rounded to float32 is
+            1.3 % off.
         transition_begin: $B$, steps, >= 0.
         staircase: whether the exponent is rounded down to an integer.
         end_value: a lower bound when $r < 1$, an upper bound when $r > 1$.
@@ -182,6 +187,7 @@ def exponential(
     numerics.check_positive("decay_rate", decay_rate)
     check_counts(1, transition_steps=transition_steps)
     check_counts(0, transition_begin=transition_begin)
+    missing = _lost_logarithm(decay_rate)
 
     def schedule(step: int | jax.Array) -> jax.Array:
         now, begin, period = alike(step, transition_begin, transition_steps)
@@ -190,6 +196,8 @@ def exponential(
         exponent = whole if staircase else as_float(since) / as_float(period)
         rate = numerics.hyper(decay_rate)
         value = numerics.hyper(init_value) * rate**exponent
+        if missing:
+            value = value * jnp.exp(exponent * numerics.hyper(missing))
         if end_value is None:
             return value
         bound = numerics.hyper(end_value)
@@ -197,6 +205,15 @@ def exponential(
         return jnp.where(rate < 1, raised, lowered)
 
     return schedule
+
+
+def _lost_logarithm(rate: Scalar) -> float:
+    """Return the logarithm of what a number loses when it enters the arithmetic."""
+    if not isinstance(rate, Real):
+        return 0.0
+    kept = float(np.asarray(rate, jnp.result_type(float)))
+    is_normal = 0 < kept < math.inf
+    return math.log1p((float(rate) - kept) / kept) if is_normal else 0.0
 
 
 def piecewise_constant(

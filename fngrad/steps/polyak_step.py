@@ -79,7 +79,12 @@ def polyak(
         )
         gap = loss - lowest if variant == "sps" else jnp.maximum(loss - lowest, 0)
         square = tree.vdot(grads, grads).astype(loss.dtype)
-        ratio = numerics.divide(gap, square + floor)
+        norm = tree.norm(grads).astype(loss.dtype)
+        # Without squares where these do not fit.
+        by_norm = numerics.divide(gap / jnp.where(norm > 0, norm, 1), norm)
+        plain = numerics.divide(gap, square + floor)
+        is_far = ~jnp.isfinite(square) | (square + floor == 0)
+        ratio = jnp.where(is_far, by_norm, plain)
         length = jnp.minimum(ratio, most)
         updates, opt_state = transform.update(
             start.grads, state.opt_state, state.params

@@ -127,6 +127,8 @@ def line_search(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
         direction, opt_state = _direction(transform, start, state)
+        unit = _unit(start, direction)
+        direction = tree.scale(1 / unit, direction)
 
         def loss_at(a: jax.Array) -> jax.Array:
             updates = tree.scale(a, direction)
@@ -134,22 +136,26 @@ def line_search(
             return value_at(params, batch, start.key, state.model_state).loss
 
         last = [n.step_length for n in find_parts(state.opt_state, StepLengthState)]
-        slope = _slope(start, direction)
-        found = _search(rule, loss_at, start.value.loss, slope, last, state.step)
+        zero = Point(jnp.zeros_like(unit), start.value.loss, _slope(start, direction))
+        found = _search(rule, loss_at, zero, last, state.step, unit)
         updates = tree.where(
             found.a > 0, tree.scale(found.a, direction), tree.zeros_like(direction)
         )
         params = displace(state.params, start.learned, updates)
-        opt_state = _remember(opt_state, found.a)
+        length = found.a / unit
+        opt_state = _remember(opt_state, length)
         move = Move(params, opt_state, updates, start.grads, state.opt_state)
-        more = {
-            "step_length": found.a,
-            "next_loss": found.value,
-            "evaluations": found.evaluations,
-        }
-        return finish(transform, state, start, move, more)
+        return finish(transform, state, start, move, _told(length, found))
 
     return step
+
+
+def _told(length: jax.Array, found: Found) -> Metrics:
+    return {
+        "step_length": length,
+        "next_loss": found.value,
+        "evaluations": found.evaluations,
+    }
 
 
 def _direction(
@@ -163,7 +169,8 @@ def _direction(
     length = tree.norm(tree.keep(learned, updates))
     steepest = tree.norm(tree.keep(learned, grads))
     ratio = jnp.where(jnp.isfinite(length), numerics.divide(length, steepest), 1)
-    is_uphill = ~(_slope(start, updates) <= 0)  # NaN too
+    unit = _unit(start, updates)
+    is_uphill = ~(_slope(start, tree.scale(1 / unit, updates)) <= 0)  # NaN too
     return tree.where(is_uphill, tree.scale(-ratio, grads), updates), opt_state
 
 
@@ -172,22 +179,38 @@ def _slope(start: Start, direction: Updates) -> jax.Array:
     return tree.vdot(grads, along).astype(start.value.loss.dtype)
 
 
+def _unit(start: Start, direction: Updates) -> jax.Array:
+    """Return the power of two that the direction is divided by for the search.
+
+    It is 1 unless the slope along the direction does not fit; the length grows as the
+    direction shrinks.
+    """
+    slope = _slope(start, direction)
+    size = tree.norm(tree.keep(start.learned, direction)).astype(slope.dtype)
+    limits = jnp.finfo(slope.dtype)
+    fits = jnp.isfinite(slope) & (jnp.abs(slope) >= limits.tiny / limits.eps)
+    power = numerics.power_of_two_below(size)
+    return jnp.where(fits | (size == 0), 1, jnp.minimum(power, 2.0**120))
+
+
 def _search(
     rule: _Rule,
     loss_at: Callable[[jax.Array], jax.Array],
-    loss: jax.Array,
-    slope: jax.Array,
+    start: Point,
     last: list[jax.Array],
     step: jax.Array,
+    scale: jax.Array,
 ) -> Found:
+    """Search along the direction divided by ``scale``, for lengths that much longer."""
+    loss = start.value
     c1, c2, shrink, grow, longest = (
         numerics.hyper(value, step).astype(loss.dtype) for value in rule[2:]
     )
-    start = Point(jnp.zeros_like(loss), loss, slope)
-    unit = longest if rule.condition == "armijo" else jnp.ones_like(loss)
+    longest = jnp.minimum(longest * scale, jnp.finfo(loss.dtype).max)
+    unit = longest if rule.condition == "armijo" else scale
     if last:
         factor = grow if rule.condition == "armijo" else jnp.ones_like(loss)
-        kept = last[0].astype(loss.dtype)
+        kept = last[0].astype(loss.dtype) * scale
         unit = jnp.where(kept > 0, kept * factor, unit)
     first = jnp.minimum(unit, longest)
     bounds: dict[str, Any] = {"c1": c1, "max_evaluations": rule.max_evaluations}

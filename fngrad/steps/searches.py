@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics as numerics
+
 
 class Point(NamedTuple):
     """A point on the line."""
@@ -170,9 +172,12 @@ def _inside(low: Point, high: Point) -> jax.Array:
     """Return the minimum of the cubic through both ends, a tenth away from them."""
     width = high.a - low.a
     d1 = low.slope + high.slope - 3 * (low.value - high.value) / (low.a - high.a)
-    square = d1**2 - low.slope * high.slope
+    slopes = jnp.stack([d1, low.slope, high.slope])
+    scale = numerics.power_of_two_below(jnp.max(jnp.abs(slopes)))
+    d1, here, there = slopes / scale
+    square = d1**2 - here * there
     d2 = jnp.sign(width) * jnp.sqrt(jnp.maximum(square, 0))
-    share = 1 - (high.slope + d2 - d1) / (high.slope - low.slope + 2 * d2)
+    share = 1 - (there + d2 - d1) / (there - here + 2 * d2)
     is_cubic = jnp.isfinite(share) & (square >= 0)
     return low.a + width * jnp.where(is_cubic, jnp.clip(share, 0.1, 0.9), 0.5)
 

@@ -13,6 +13,7 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Scalar, Updates
 
@@ -90,8 +91,10 @@ def scale_by_yogi(
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
             square = tree.abs_square(g)
-            return nu - numerics.scaled(1 - beta_2, jnp.sign(nu - square) * square)
+            moved = nu - numerics.scaled(1 - beta_2, jnp.sign(nu - square) * square)
+            return numerics.saturated(moved, g)
 
+        updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = jax.tree.map(advance, state.nu, updates)
         new_updates = divide_by_root(

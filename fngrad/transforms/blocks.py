@@ -14,7 +14,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import check_decay, divide_by_root
+from fngrad.transforms.roots import check_decay, divide_by_root, shrink
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 
@@ -135,9 +135,12 @@ def scale_by_block_norm(
         outside = numerics.hyper(eps, state.step)
 
         def normalize(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
-            nu = tree.average(beta_2, nu, jnp.sum(tree.abs_square(g)))
-            square = jnp.broadcast_to(nu, g.shape)
-            return divide_by_root(g, square, inside, outside), nu
+            square = jnp.sum(tree.abs_square(g))
+            factor, square = shrink(square, g)
+            g = numerics.scaled(factor, g)
+            nu = tree.average(beta_2, nu, square)
+            whole = jnp.broadcast_to(nu, g.shape)
+            return divide_by_root(g, whole, inside, outside), nu
 
         new_updates, nu = leaves.map_leaves(normalize, updates, state.nu, outputs=2)
         return new_updates, ScaleByBlockNormState(numerics.next_step(state.step), nu)

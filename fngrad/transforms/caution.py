@@ -63,7 +63,7 @@ def cautious(
     sign = -1 if downhill else 1
 
     def filtered(u: jax.Array, g: jax.Array) -> jax.Array:
-        agrees = sign * jnp.real(u * jnp.conj(g)) > 0
+        agrees = sign * _agreement(u, g) > 0
         count = jnp.sum(agrees).astype(jnp.result_type(float))
         if min_share is None:
             factor = u.size / (count + 1)
@@ -89,3 +89,15 @@ def cautious(
             trainable=within.trainable,
         )
     )
+
+
+def _agreement(u: jax.Array, g: jax.Array) -> jax.Array:
+    """Return a number with the sign of Re(conj(u) g); the product may not fit."""
+    if not jnp.iscomplexobj(u):
+        return jnp.sign(u) * jnp.sign(g)
+    a, b = (numerics.divided(x, _power_of_two(x)) for x in (u, g))
+    return jnp.real(jnp.conj(a) * b)
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+    return numerics.power_of_two_below(numerics.magnitudes(x))

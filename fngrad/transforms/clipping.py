@@ -148,9 +148,7 @@ def adaptive_clip(
     def unit_norm(x: jax.Array) -> jax.Array:
         axes = _unit_axes(x) if axis is None else axis
         axes = axes if isinstance(axes, int | np.integer) else tuple(axes)
-        square = jnp.sum(tree.abs_square(x), axis=axes, keepdims=True)
-        is_zero = square == 0
-        return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+        return numerics.norm(x, axes, keepdims=True)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
         ratio, floor = numerics.hyper(clipping), numerics.hyper(eps)
@@ -192,7 +190,10 @@ def _shrink(u: jax.Array, norm: jax.Array, bound: jax.Array) -> jax.Array:
     is_large = norm > bound
     safe = jnp.where(is_large, norm, jnp.ones_like(norm))
     factor = jnp.where(is_large, bound / safe, jnp.ones_like(norm))
-    return u * factor.astype(u.dtype)
+    # A power of two at a time where the whole factor would vanish.
+    scale = jnp.where(factor < 2.0**-96, numerics.power_of_two_below(safe), 1)
+    factor = jnp.where(is_large, bound / (safe / scale), jnp.ones_like(norm))
+    return u * (1 / scale).astype(u.dtype) * factor.astype(u.dtype)
 
 
 def _unit_axes(x: jax.Array) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from fngrad.transforms.estimates import (
     scalar,
 )
 from fngrad.transforms.iterates import difference, wide_copy
-from fngrad.transforms.roots import divide_by_root
+from fngrad.transforms.roots import divide_by_root, squarable
 from fngrad.transforms.weights import add_weights, check_mask
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
@@ -95,6 +95,7 @@ def scale_by_dadapt_adam(
         rate = step_size(state)
         b1, b2 = (numerics.hyper(b, state.step) for b in betas)
         growth, eps_t = (numerics.hyper(h, state.step) for h in (growth_rate, eps))
+        updates = squarable(updates)
         scaled = tree.scale(rate, updates)
         mu = tree.average(b1, state.mu, scaled)
         nu = tree.average(b2, state.nu, jax.tree.map(tree.abs_square, updates))

@@ -11,6 +11,8 @@ from fngrad.transforms.roots import (
     check_decay,
     divide_by_root,
     full_moment,
+    saturated_square,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Updates
 
@@ -54,6 +56,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
     def update(
         updates: Updates, state: ScaleByAdadeltaState, params: Params
     ) -> tuple[Updates, ScaleByAdadeltaState]:
+        updates = squarable(updates)
         decay = numerics.hyper(rho, state.step)
         inside = numerics.hyper(eps, state.step)
         e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
@@ -65,7 +68,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
 
         normal = divide_by_root(updates, e_g, inside, 0.0)
         new_updates = jax.tree.map(times_root, normal, state.e_x)
-        squares = jax.tree.map(tree.abs_square, new_updates)
+        squares = jax.tree.map(saturated_square, new_updates)
         e_x = tree.average(decay, state.e_x, squares)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByAdadeltaState(step, e_g, e_x)

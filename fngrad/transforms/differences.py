@@ -13,6 +13,7 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Updates
 
@@ -81,6 +82,7 @@ def scale_by_adan(
         updates: Updates, state: ScaleByAdanState, params: Params
     ) -> tuple[Updates, ScaleByAdanState]:
         beta_1, beta_2, beta_3 = (numerics.hyper(b, state.step) for b in (b1, b2, b3))
+        updates = squarable(updates, count=4)  # changes are up to twice as large
         change = tree.sub(updates, state.gradient)
         change = tree.where(state.step == 0, tree.zeros_like(change), change)
         ahead = tree.add(updates, tree.scale(beta_2, change))

@@ -11,7 +11,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.iterates import difference, wide_copy
-from fngrad.transforms.roots import divide_by_root
+from fngrad.transforms.roots import divide_by_root, shrink
 from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
 
 InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
@@ -80,8 +80,8 @@ def scale_by_dog(
         def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
             distance = tree.norm(difference(w, start)).astype(farthest.dtype)
             farthest = jnp.maximum(farthest, distance)
-            squares = squares + tree.vdot(g, g).astype(squares.dtype)
-            size = divide_by_root(farthest, squares, inside, outside=0.0)
+            squares, factor = _add_square(squares, g)
+            size = factor * divide_by_root(farthest, squares, inside, outside=0.0)
             if kind == "learning_rate":
                 size = jnp.where(state.step == 0, numerics.hyper(value), size)
             return farthest, squares, size
@@ -102,6 +102,12 @@ def scale_by_dog(
         return {"distance": _largest(farthest), "step_size": _largest(sizes)}
 
     return chain(Transform(init, update, name="scale_by_dog", report=report))
+
+
+def _add_square(squares: jax.Array, g: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the sum with one more square, and the factor at which that one fits."""
+    factor, square = (x.astype(squares.dtype) for x in shrink(tree.vdot(g, g), g))
+    return numerics.saturated(squares + square, square), factor
 
 
 def _largest(scalars: Any) -> jax.Array:

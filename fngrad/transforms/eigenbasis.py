@@ -16,10 +16,12 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    shrunk_leaf,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Updates
 
-ROUNDING = 8  # units of machine precision that a rotation may be off
+ROUNDING = 8  # units of machine precision that a rotation of one entry may be off
 
 
 class ScaleBySoapState(NamedTuple):
@@ -67,6 +69,11 @@ def scale_by_soap(
     Without rotated axes this is Adam. Derivatives take the bases as given: they have
     none where eigenvalues are equal.
 
+    The direction depends on the basis. Where eigenvalues are equal or zero, any basis
+    of their subspace is right; the decomposition chooses one, another on another
+    machine, and the direction within that subspace is Adam's in the chosen basis. The
+    same holds for eigenvalues that differ by less than the rounding of the largest.
+
     Args:
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1).
@@ -89,8 +96,9 @@ def scale_by_soap(
         https://github.com/nikhilvyas/SOAP. Differs from the paper in: the skipped
         first step and the sorting, which are the code's. From the code in: $\epsilon$
         is added to the debiased root, as in Adam; entries of $G'$ and $M'$ within
-        rounding of zero (8 units of machine precision of the leaf's largest) count as
-        zero, which Adam would give steps of full length.
+        rounding of zero (8 units of machine precision of the leaf's largest, times the
+        root of its longest axis) count as zero, which Adam would give steps of full
+        length.
     """
     for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
         if decay is not None:
@@ -115,6 +123,7 @@ def scale_by_soap(
         updates: Updates, state: ScaleBySoapState, params: Params
     ) -> tuple[Updates, ScaleBySoapState]:
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
+        updates = leaves.map_leaves(_squarable, updates, state.bases)
         state = _with_statistics(updates, state, beta)
         adam_step = jnp.maximum(state.step - int(skip_first), 0)
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
@@ -141,6 +150,14 @@ def scale_by_soap(
 def _empty(p: jax.Array, longest: int) -> Axes:
     dtype = tree.wide_dtype(p.dtype)
     return tuple(jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape)
+
+
+def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
+    """Return a gradient whose squares fit, and whose Gram matrices do if it is turned.
+
+    An entry that is bounded alone would change the direction that a rotation sees.
+    """
+    return squarable(g) if all(q is None for q in bases) else shrunk_leaf(g)
 
 
 def _with_statistics(
@@ -199,7 +216,7 @@ def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
     if all(q is None for q in bases):
         return x
     size = jnp.abs(rotated)
-    level = ROUNDING * float(jnp.finfo(x.dtype).eps)
+    level = ROUNDING * max(x.shape) ** 0.5 * float(jnp.finfo(x.dtype).eps)
     is_noise = size <= level * jnp.max(size, initial=0)
     return jnp.where(is_noise, 0, rotated)
 

@@ -16,7 +16,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import divide_by_root
+from fngrad.transforms.roots import divide_by_root, squarable
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -117,9 +117,9 @@ def scale_by_factored_rms(
         def divide(
             g: jax.Array, nu: jax.Array | None, factors: Factors | None
         ) -> tuple[jax.Array, jax.Array | None, Factors | None]:
-            square = tree.abs_square(g)
-            square = square + eps.astype(square.dtype)
             axes = _axes(g.shape, longest, shortest)
+            g = squarable(g, 1 if axes is None else max(g.shape[i] for i in axes))
+            square = tree.abs_square(g) + eps.astype(_real_dtype(g))
             if axes is None or factors is None:
                 nu = tree.lerp(nu, square, weight)
                 return divide_by_root(g, nu, 0.0, 0.0), nu, None
@@ -178,6 +178,7 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
     def update(
         updates: Updates, state: ScaleBySm3State, params: Params
     ) -> tuple[Updates, ScaleBySm3State]:
+        updates = squarable(updates)
         inside = numerics.hyper(eps, state.step)
 
         def divide(
@@ -185,10 +186,12 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
         ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             square = tree.abs_square(g)
             if variant == "I":
-                bounds = tuple(map(jnp.add, bounds, _slice_maxima(square)))
+                maxima = _slice_maxima(square)
+                sums = tuple(map(jnp.add, bounds, maxima))
+                bounds = tuple(map(numerics.saturated, sums, maxima))
                 total = _least_bound(bounds, g)
             else:
-                total = _least_bound(bounds, g) + square
+                total = numerics.saturated(_least_bound(bounds, g) + square, g)
                 bounds = _slice_maxima(total)
             return divide_by_root(g, total, inside, 0.0), bounds
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import full_moment
+from fngrad.transforms.roots import full_moment, squarable
 from fngrad.types import Hyper, Metrics, Params, Updates
 
 
@@ -75,9 +75,11 @@ def scale_by_madgrad(
         rate = rate * jnp.sqrt(step.astype(rate.dtype) + 1)
         share = 1 - numerics.hyper(momentum, step)
         start = tree.where(step == 0, wide, state.start)
+        updates = squarable(updates)
         weighted_sum = tree.add(state.weighted_sum, tree.scale(rate, updates))
         squares = jax.tree.map(tree.abs_square, updates)
         squares = tree.add(state.sum_of_squares, tree.scale(rate, squares))
+        squares = jax.tree.map(numerics.saturated, squares, updates)
 
         def advance(
             origin: jax.Array, w: jax.Array, s: jax.Array, square: jax.Array

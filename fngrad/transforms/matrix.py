@@ -21,7 +21,13 @@ from fngrad.transforms.axes import (
     matmul,
 )
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import check_decay, divide_by_root, full_moment
+from fngrad.transforms.roots import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    largest_sum,
+    shrunk_leaf,
+)
 from fngrad.types import Hyper, Params, Updates
 
 GRAFTS = (None, "sgd", "diagonal")
@@ -120,16 +126,16 @@ def scale_by_shampoo(
         ridge = numerics.hyper(eps, state.step)
         power = None if exponent is None else numerics.hyper(exponent, state.step)
         weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
+        given, updates = updates, leaves.map_leaves(shrunk_leaf, updates)
         statistics = leaves.map_leaves(
             lambda g, axes: _observe(g, axes, weights), updates, state.statistics
         )
         is_due = state.step % update_every == 0
         scalars = weights.seen, ridge, power
         roots = _follow(is_due, updates, state.roots, statistics, scalars)
-        nu, target = state.nu, updates
+        nu, target = state.nu, given
         if graft == "diagonal":
-            squares = jax.tree.map(tree.abs_square, updates)
-            nu = jax.tree.map(weights.accumulate, nu, squares)
+            nu = jax.tree.map(weights.accumulate_square, nu, updates)
             target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
         new_updates = leaves.map_leaves(_multiply, updates, roots)
         if graft is not None:
@@ -153,6 +159,9 @@ class _Weights(NamedTuple):
         average = numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
         return jnp.where(self.decay == 1, old + new, average)
 
+    def accumulate_square(self, old: jax.Array, g: jax.Array) -> jax.Array:
+        return numerics.saturated(self.accumulate(old, tree.abs_square(g)), g)
+
 
 def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:
     one = jnp.ones_like(decay)
@@ -173,9 +182,17 @@ def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
 def _observe(g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
     g = jnp.atleast_1d(g)
     return tuple(
-        weights.accumulate(s, gram(g, i) if s.ndim == 2 else diagonal(g, i))
+        _saturated(weights.accumulate(s, gram(g, i) if s.ndim == 2 else diagonal(g, i)))
         for i, s in enumerate(axes)
     )
+
+
+def _saturated(s: jax.Array) -> jax.Array:
+    """Scale a statistic as a whole where its trace, the same for all axes, is full."""
+    trace = jnp.trace(s) if s.ndim == 2 else jnp.sum(s)
+    limit = largest_sum(s.dtype)
+    is_full = trace > limit
+    return s * jnp.where(is_full, limit / jnp.where(is_full, trace, 1), 1)
 
 
 @jax.jit  # or a step outside of jit would compile the branches each time

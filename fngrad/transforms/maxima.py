@@ -13,6 +13,7 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Updates
 
@@ -160,6 +161,7 @@ def scale_by_amsgrad(
     ) -> tuple[Updates, ScaleByAmsgradState]:
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
+        updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
         before = debias == "before_max"

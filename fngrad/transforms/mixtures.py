@@ -14,6 +14,7 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Scalar, Updates
 
@@ -80,6 +81,7 @@ def scale_by_ademamix(
     def update(
         updates: Updates, state: ScaleByAdemamixState, params: Params
     ) -> tuple[Updates, ScaleByAdemamixState]:
+        updates = squarable(updates)
         beta_1, beta_2, beta_3 = (numerics.hyper(b, state.step) for b in (b1, b2, b3))
         mu = tree.average(beta_1, state.mu, updates)
         slow = tree.average(beta_3, state.slow, updates)

@@ -25,6 +25,7 @@ from fngrad.transforms.roots import (
     full_moment,
     place_eps,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Scalar, Updates
 
@@ -220,6 +221,7 @@ def scale_by_rms(
     def update(
         updates: Updates, state: ScaleByRmsState, params: Params
     ) -> tuple[Updates, ScaleByRmsState]:
+        updates = squarable(updates)
         beta = numerics.hyper(decay, state.step)
         nu = tree.average(beta, state.nu, jax.tree.map(tree.abs_square, updates))
         nu_hat = remove_bias(nu, beta, state.step) if bias_correction else nu
@@ -281,6 +283,7 @@ def scale_by_stddev(
     def update(
         updates: Updates, state: ScaleByStddevState, params: Params
     ) -> tuple[Updates, ScaleByStddevState]:
+        updates = squarable(updates, count=4)  # differences are up to twice as large
         beta = numerics.hyper(decay, state.step)
         before = after = jnp.ones_like(beta)
         if bias_correction:
@@ -356,6 +359,7 @@ def scale_by_adam(
     def update(
         updates: Updates, state: ScaleByAdamState, params: Params
     ) -> tuple[Updates, ScaleByAdamState]:
+        updates = squarable(updates)
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
         mu = tree.average(beta_1, state.mu, updates)

@@ -13,6 +13,7 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Params, Updates
 
@@ -109,6 +110,7 @@ def scale_by_nadam(
         weight = -jnp.expm1(product)
         ahead = -jnp.expm1(product + jnp.log1p(-later)) if debias_ahead else weight
 
+        updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
         new_updates = divide_by_root(

@@ -50,13 +50,15 @@ def orthogonalize(
     stays zero.
 
     Args:
-        x: a matrix of shape (rows, columns).
+        x: a matrix of shape (rows, columns), real or complex, where $X^\top$ is the
+            conjugate transpose.
         ns_coeffs: $(a, b, c)$ for all steps, or such a triple for each step, of which
             the last ``ns_steps`` are used.
         ns_steps: how many steps.
         eps: $\epsilon$ >= 0, in units of ``x``.
         ns_dtype: dtype of the iterations; ``None`` takes that of ``x``. bfloat16 is
-            faster on accelerators and good to about 1 %.
+            faster on accelerators and good to about 1 %. The norm is taken in at
+            least float32.
 
     Returns:
         A matrix like ``x``.
@@ -85,13 +87,15 @@ def orthogonalize(
         raise ValueError(f"need a matrix, got shape {jnp.shape(x)}")
     triples = _triples(ns_coeffs, ns_steps)
     is_tall = x.shape[0] > x.shape[1]
-    norm = tree.norm(x).astype(x.dtype)
-    y = numerics.divide(x, norm + numerics.hyper(eps).astype(x.dtype))
+    norm = tree.norm(x)
+    total = norm + numerics.hyper(eps).astype(norm.dtype)
+    is_zero = total == 0
+    y = numerics.divided(tree.widen(x), jnp.where(is_zero, 1, total))
     y = y.astype(x.dtype if ns_dtype is None else ns_dtype)
-    y = y.T if is_tall else y  # the smaller of the two squares
+    y = y.conj().T if is_tall else y  # the smaller of the two squares
     for triple in triples:
         y = _quintic(y, *(numerics.hyper(value).astype(y.dtype) for value in triple))
-    return (y.T if is_tall else y).astype(x.dtype)
+    return (y.conj().T if is_tall else y).astype(x.dtype)
 
 
 def scale_by_muon(
@@ -197,7 +201,7 @@ def _look_ahead(
 
 
 def _quintic(y: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    gram = _matmul(y, y.T)
+    gram = _matmul(y, y.conj().T)
     return a * y + _matmul(b * gram + c * _matmul(gram, gram), y)
 
 

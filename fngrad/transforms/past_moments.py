@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import check_decay, divide_by_root, full_moment
+from fngrad.transforms.roots import check_decay, divide_by_root, full_moment, squarable
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -85,6 +85,7 @@ def scale_by_adopt(
         beta_2 = jnp.where(is_first, 0, numerics.hyper(b2, state.step))
         floor = numerics.hyper(eps, state.step) ** 2
 
+        updates = squarable(updates)
         squares = jax.tree.map(tree.abs_square, updates)
         past = tree.where(is_first, squares, state.nu)
         past = jax.tree.map(lambda v: jnp.maximum(v, floor.astype(v.dtype)), past)

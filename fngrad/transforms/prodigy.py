@@ -24,7 +24,12 @@ from fngrad.transforms.estimates import (
     scalar,
 )
 from fngrad.transforms.iterates import difference, wide_copy
-from fngrad.transforms.roots import check_decay, divide_by_root
+from fngrad.transforms.roots import (
+    check_decay,
+    divide_by_root,
+    saturated_square,
+    squarable,
+)
 from fngrad.transforms.weights import add_weights, check_mask
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
@@ -115,12 +120,13 @@ def scale_by_prodigy(
     def update(
         updates: Updates, state: ScaleByProdigyState, params: Params
     ) -> tuple[Updates, ScaleByProdigyState]:
+        updates = squarable(updates)
         now = values(state)
         travelled = difference(state.params0, params)
         estimate = _advance(now, state.estimate, updates, travelled, safeguard_warmup)
         weighted = tree.scale(state.estimate.d, updates)
         mu = tree.average(now.b1, state.mu, weighted)
-        nu = tree.average(now.b2, state.nu, jax.tree.map(tree.abs_square, weighted))
+        nu = tree.average(now.b2, state.nu, jax.tree.map(saturated_square, weighted))
         direction = divide_by_root(mu, nu, inside=0.0, outside=estimate.d * now.eps)
         steps = tree.scale(now.step_size, direction)
         new_updates = add_weights(steps, params, now.decay, mask)

@@ -96,6 +96,7 @@ def _take_pair(
 ) -> ScaleByLbfgsState:
     """Put the newest pair into the ring, if there is one and it curves up."""
     s, y = tree.sub(params, state.params), tree.sub(gradient, state.gradient)
+    s, y = _in_range(s, y)
     product = tree.vdot(s, y)
     least = jnp.finfo(product.dtype).eps * tree.norm(s) * tree.norm(y)
     is_pair = (state.step > 0) & (product > least) & jnp.isfinite(product)
@@ -116,10 +117,25 @@ def _take_pair(
     )
 
 
+def _in_range(s: Params, y: Updates) -> tuple[Params, Updates]:
+    """Return the pair divided by a power of two at which its products fit.
+
+    A common factor of both changes no inverse Hessian; the usual one is 1.
+    """
+    low, high = 2.0**-40, 2.0**40
+    middle = jnp.sqrt(tree.norm(s)) * jnp.sqrt(tree.norm(y))
+    is_far = (middle < low) | (middle > high)
+    scale = jnp.where(is_far, numerics.power_of_two_below(middle), 1)
+    return tuple(jax.tree.map(lambda x: numerics.divided(x, scale), x) for x in (s, y))
+
+
 def _first_scale(state: ScaleByLbfgsState, gradient: Updates) -> jax.Array:
     newest = (state.pairs - 1) % len(state.inverse_products)
     y = _at(state.y, newest)
-    curvature = state.inverse_products[newest] * tree.vdot(y, y)
+    square, size = tree.vdot(y, y), tree.norm(y)
+    inverse = state.inverse_products[newest]
+    fits = jnp.isfinite(square) & (square > 0)
+    curvature = jnp.where(fits, inverse * square, (inverse * size) * size)
     bounded = 1 / jnp.maximum(tree.norm(gradient), 1)
     return jnp.where(
         state.pairs > 0, numerics.divide(jnp.ones_like(curvature), curvature), bounded

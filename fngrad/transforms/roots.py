@@ -1,9 +1,16 @@
-"""What rules that divide by the root of a second moment have in common."""
+"""What rules that divide by the root of a second moment have in common.
+
+A second moment cannot hold more than the largest float. A finite gradient whose square
+is beyond it counts as the largest one whose square is not, in every moment alike, so
+that quotients of moments stay right and moments decay again.
+"""
 
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
@@ -19,6 +26,62 @@ def full_moment(params: Params, value: Scalar) -> Updates:
         return jnp.zeros_like(p, dtype=dtype) + start.astype(dtype)
 
     return jax.tree.map(full, params)
+
+
+def squarable(updates: Updates, count: int = 1) -> Updates:
+    """Return updates of which ``count`` squares add up within range.
+
+    inf and NaN stay.
+    """
+
+    def bound(u: jax.Array) -> jax.Array:
+        largest = (numerics.largest_square(u.dtype) / max(count, 1)) ** 0.5
+        if not jnp.iscomplexobj(u):
+            return jnp.where(jnp.isfinite(u), jnp.clip(u, -largest, largest), u)
+        size = numerics.magnitudes(u)
+        excess = jnp.maximum(size / (largest / 2), 1)
+        return jnp.where(jnp.isfinite(u), numerics.divided(u, excess), u)
+
+    return jax.tree.map(bound, updates)
+
+
+def saturated_square(x: jax.Array) -> jax.Array:
+    """Return |x|**2, finite wherever x is."""
+    return numerics.saturated(tree.abs_square(x), x)
+
+
+def largest_sum(dtype: Any) -> float:
+    """Return where sums of squares over a leaf saturate: there is room to add two."""
+    return numerics.largest_square(dtype) / 4
+
+
+def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
+    """Return the factor at which a sum of squares fits, 1 if it does, and the sum then.
+
+    Args:
+        square: the sum of squares as it comes out, perhaps infinite.
+        updates: what it is the sum of; where not all are finite, the factor is 1.
+    """
+    limit = largest_sum(square.dtype)
+
+    def shrunk() -> jax.Array:
+        # The norm itself may not fit.
+        norm = tree.norm(jax.tree.map(lambda u: u * 2.0**-64, updates))
+        norm = norm.astype(square.dtype)
+        return jnp.where(jnp.isfinite(norm), limit**0.5 * 2.0**-64 / norm, 1)
+
+    factor = lax.cond(square <= limit, lambda: jnp.ones_like(square), shrunk)
+    return factor, jnp.where(factor < 1, limit, square)
+
+
+def shrunk_leaf(g: jax.Array) -> jax.Array:
+    """Return a leaf whose sum of squares fits; its direction stays."""
+    square = jnp.sum(tree.abs_square(g))
+
+    def shrunk() -> jax.Array:
+        return numerics.scaled(shrink(square, g)[0], g)
+
+    return lax.cond(square <= largest_sum(square.dtype), lambda: g, shrunk)
 
 
 def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
@@ -46,7 +109,8 @@ def divide_by_root(
     """Return u / (sqrt(square + inside) + outside); 0 where that divides by 0."""
 
     def divide(u: jax.Array, square: jax.Array) -> jax.Array:
-        root = numerics.square_root(square + jnp.asarray(inside, square.dtype))
+        total = square + jnp.asarray(inside, square.dtype)
+        root = numerics.square_root(jnp.minimum(total, jnp.finfo(total.dtype).max))
         denominator = root + jnp.asarray(outside, square.dtype)
         return numerics.divide(u, denominator.astype(u.dtype))
 

@@ -23,8 +23,8 @@ def stochastic_round(key: int | Key) -> Transform:
 
     A step below half a unit in the last place is lost when $w + u$ is rounded to the
     nearest: in bfloat16 1 + 0.001 is 1. Here $w + u$ is rounded up or down at random,
-    with mean $w + u$ (`fngrad.rounding.round_stochastically`), and the update is the
-    difference,
+    with mean $w + u$, also where float32 would lose $u$
+    (`fngrad.rounding.round_stochastically`), and the update is the difference,
 
     $$u \leftarrow \mathrm{round}(w + u) - w.$$
 
@@ -76,5 +76,14 @@ def _land(update: jax.Array, param: jax.Array, key: Key) -> jax.Array:
     if param.dtype not in (jnp.bfloat16, jnp.float16):
         return update
     start = param.astype(update.dtype)
-    target = round_stochastically(start + update, key, param.dtype)
+    total, rest = _two_sum(start, update)
+    target = round_stochastically(total, key, param.dtype, rest)
     return target.astype(update.dtype) - start
+
+
+def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the rounded sum and its rounding error, which is exact (Knuth)."""
+    total = a + b
+    b_part = total - a
+    rest = (a - (total - b_part)) + (b - b_part)
+    return total, jnp.where(jnp.isfinite(rest), rest, 0)

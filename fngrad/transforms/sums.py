@@ -7,7 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import divide_by_root, full_moment, place_eps
+from fngrad.transforms.roots import divide_by_root, full_moment, place_eps, squarable
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 
@@ -59,8 +59,10 @@ def scale_by_rss(
     def update(
         updates: Updates, state: ScaleByRssState, params: Params
     ) -> tuple[Updates, ScaleByRssState]:
+        updates = squarable(updates)
         squares = jax.tree.map(tree.abs_square, updates)
         sums = tree.add(state.sum_of_squares, squares)
+        sums = jax.tree.map(numerics.saturated, sums, updates)
         inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
         new_updates = divide_by_root(updates, sums, inside, outside)
         return new_updates, ScaleByRssState(numerics.next_step(state.step), sums)

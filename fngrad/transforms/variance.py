@@ -19,6 +19,7 @@ from fngrad.transforms.roots import (
     divide_by_root,
     full_moment,
     remove_bias,
+    squarable,
 )
 from fngrad.types import Hyper, Metrics, Params, Updates
 
@@ -122,6 +123,7 @@ def scale_by_radam(
     ) -> tuple[Updates, ScaleByRadamState]:
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
+        updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
         mu_hat = debiased(mu, updates, beta_1, state.step, nesterov)
@@ -194,6 +196,7 @@ def scale_by_belief(
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
         extra = numerics.hyper(eps_root, state.step)
+        updates = squarable(updates, count=4)  # differences are up to twice as large
         mu = tree.average(beta_1, state.mu, updates)
         surprise = jax.tree.map(tree.abs_square, tree.sub(updates, mu))
         nu = tree.average(beta_2, state.nu, surprise)

@@ -1,0 +1,83 @@
+"""SOAP where the basis is not unique: its direction is right in any basis.
+
+Which eigenvectors of equal eigenvalues a decomposition returns differs from machine to
+machine, so every test here asks for what holds in all of them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fngrad.optimizers import soap
+from fngrad.transforms.core import apply_updates
+
+
+def orthogonal(rng, rows, columns):
+    return np.linalg.qr(rng.normal(size=(rows, rows)))[0][:, :columns]
+
+
+def well_separated(rng, space, columns):
+    """Return a gradient within a space, singular values in [1, 2]."""
+    rank = space.shape[1]
+    values = rng.uniform(1.0, 2.0, size=rank)
+    inner = orthogonal(rng, rank, rank) * values @ orthogonal(rng, columns, rank).T
+    return jnp.asarray(space @ inner, jnp.float32)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 4), (20, 15)])
+def test_a_direction_without_gradients_stays_under_soap(rows, columns):
+    """Its eigenvalue is zero, and every other one is far from zero."""
+    optimizer = soap(0.1, weight_decay=0.0, precondition_frequency=2)
+    update = jax.jit(optimizer.update)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        basis = orthogonal(rng, rows, rows)
+        params = jnp.zeros((rows, columns))
+        state = optimizer.init(params)
+        for _ in range(8):
+            gradient = well_separated(rng, basis[:, :columns], columns)
+            updates, state = update(gradient, state, params)
+            params = apply_updates(params, updates)
+        moved = np.abs(basis.T @ params)
+        assert np.all(moved[:columns].max(axis=1) > 0.05)
+        assert np.all(moved[columns:] < 1e-5)
+
+
+def adam_in(bases, gradients, b1=0.95, b2=0.95, eps=1e-8):
+    """Return Adam's last direction in given bases, in float64."""
+    left, right = (np.asarray(q, np.float64) for q in bases)
+    m = v = 0.0
+    for g in gradients:
+        turned = left.T @ np.asarray(g, np.float64) @ right
+        m, v = b1 * m + (1 - b1) * turned, b2 * v + (1 - b2) * turned**2
+    t = len(gradients)
+    direction = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+    return left @ direction @ right.T
+
+
+FIRST = {
+    "all eigenvalues are equal": np.eye(4),
+    "two pairs are equal": np.diag([2.0, 2.0, 1.0, 1.0]),
+    "three are zero": np.diag([1.0, 0.0, 0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_soap_is_adam_in_whatever_basis_of_a_degenerate_statistic_it_has(case):
+    rng = np.random.default_rng(0)
+    turn = orthogonal(rng, 4, 4)
+    first = jnp.asarray(turn @ FIRST[case] @ turn.T, jnp.float32)
+    optimizer, params = soap(1.0, weight_decay=0.0), jnp.zeros((4, 4))
+    state, seen = optimizer.init(params), []
+    _, state = optimizer.update(first, state, params)
+    for _ in range(3):
+        seen.append(jnp.asarray(rng.normal(size=(4, 4)), jnp.float32))
+        updates, state = optimizer.update(seen[-1], state, params)
+    bases = state["scale_by_soap"].bases
+    for q in bases:
+        np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-6)
+    left = np.asarray(bases[0], np.float64)
+    statistic = left.T @ np.asarray(first @ first.T, np.float64) @ left
+    np.testing.assert_allclose(statistic, np.diag(np.diag(statistic)), atol=2e-6)
+    np.testing.assert_allclose(updates, -adam_in(bases, seen), rtol=1e-4, atol=1e-5)
