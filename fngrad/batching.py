@@ -160,7 +160,7 @@ class Dataset:
         """Return the dataset with another order and other randomness in its maps.
 
         Args:
-            seed: an int, also traced, or a typed key, shape ().
+            seed: an int of any size, also traced, or a typed key, shape ().
 
         Raises:
             TypeError: neither of these.
@@ -220,7 +220,7 @@ def from_arrays(
             and int64 becomes int32. NaN and infinity pass as they are.
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
-        seed: an int, also traced, or a typed key, shape ().
+        seed: an int of any size, also traced, or a typed key, shape ().
         shuffle: whether each epoch has an order of its own, or that of the arrays.
         remainder: what becomes of the last n mod b examples of an epoch: "wrap" puts
             them into a batch with the first of the next epoch, "drop" leaves them out

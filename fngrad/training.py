@@ -60,7 +60,8 @@ def init_state(
     Args:
         params: a pytree of float or complex arrays.
         optimizer: the transform that will be given to `make_step`.
-        key: a typed key or an int; all randomness of the run derives from it.
+        key: a typed key or an int of any size; all randomness of the run derives
+            from it.
         model_state: what the model carries but does not learn, e.g. batch statistics.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+import fngrad.numerics as numerics
 from fngrad.batching import num_examples
 
 Arrays = TypeVar("Arrays")
@@ -42,7 +43,7 @@ def split(
     Args:
         arrays: any pytree of arrays, each of shape ``(n, ...)``.
         fractions: $f_1, f_2, \dots$, each above 0, with a sum of at most 1.
-        seed: an int >= 0.
+        seed: an int >= 0 of any size; every bit counts.
         stratify: labels, shape (n,); each part then holds the classes in the
             proportions of the whole, but for rounding.
 
@@ -50,6 +51,7 @@ def split(
         One tree for each fraction, of NumPy arrays.
 
     Raises:
+        TypeError: a seed that is no int.
         ValueError: fractions out of range, a part that would be empty, a negative
             seed, arrays that differ in their first axis, labels of another shape.
 
@@ -129,8 +131,7 @@ def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
 
 
 def _random_order(n: int, seed: int) -> np.ndarray:
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"need an int seed >= 0, got {seed=}")
+    numerics.check_seed(seed)
     bits = np.random.PCG64(seed).random_raw(n)
     return np.argsort(bits, kind="stable")
 

@@ -161,15 +161,15 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
 
     Args:
         n: how many, >= 1.
-        seed: of the scrambling.
+        seed: of the scrambling, an int >= 0 of any size; every bit counts.
         ranges: as for `random`.
 
     Returns:
         name -> column, shape (n,). The first m of n points are the m points.
 
     Raises:
-        ValueError: n below 1, no ranges, or a bad one.
-        TypeError: values that are no numbers.
+        ValueError: n below 1, a negative seed, no ranges, or a bad one.
+        TypeError: values that are no numbers, a seed that is no int.
         ImportError: scipy is missing (``pip install "fngrad[data]"``).
 
     References:
@@ -184,6 +184,7 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
         [0, 1, 2, 3]
     """
     numerics.check_count("n", n, low=1)
+    numerics.check_seed(seed)
     _check_some(ranges)
     qmc = import_extra("scipy.stats.qmc", "data")
     # Drawn whole: scipy warns of a number of points that is no power of two.
