@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.inputs as inputs
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.permutation import MAX_SIZE, divmod_product, permute
@@ -230,9 +231,11 @@ def from_arrays(
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: batch_size or seed is of another type.
+        TypeError: batch_size or seed is of another type; a leaf of neither numbers nor
+            bools, such as a column of objects.
         ValueError: batch_size or remainder is out of range; the arrays are empty, are
-            scalars, differ in their first axis, or hold integers that int32 cannot.
+            scalars, differ in their first axis, are masked, or hold integers that
+            int32 cannot.
 
     Example:
         >>> import jax.numpy as jnp
@@ -323,19 +326,8 @@ def _is_integer_scalar(x: Any) -> bool:
 
 
 def _to_device(path: str, leaf: Any) -> jax.Array:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    is_number = jnp.issubdtype(leaf.dtype, np.number)
-    if not is_number and leaf.dtype != np.bool_:
-        raise TypeError(f"need numbers or bools, got {leaf.dtype} at {path!r}")
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    if jnp.issubdtype(dtype, jnp.integer) and dtype != leaf.dtype and leaf.size:
-        low, high = leaf.min(), leaf.max()
-        if low < jnp.iinfo(dtype).min or high > jnp.iinfo(dtype).max:
-            raise ValueError(
-                f"need integers that fit in {dtype.name}, got values from {low} to "
-                f"{high} at {path!r}"
-            )
-    return jnp.asarray(leaf, dtype)
+    x = inputs.array(path, leaf)
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def _host_array(leaf: jax.Array) -> np.ndarray:

@@ -17,6 +17,7 @@ from jax import lax
 
 import fngrad.batching as batching
 import fngrad.evaluation_point as evaluation_point
+import fngrad.inputs as inputs
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
 from fngrad.signatures import bind, check_function, parameters
@@ -144,13 +145,15 @@ def arrays_of(data: Any) -> Any:
     """Return what `fold` reads from a dataset or a pytree of arrays.
 
     Raises:
-        ValueError: no examples, or leaves with different numbers of them.
+        TypeError: a leaf of neither numbers nor bools.
+        ValueError: no examples, leaves with different numbers of them, or a leaf that
+            `fngrad.inputs.array` refuses.
     """
     if isinstance(data, batching.Dataset):
         is_plain = data.read is batching.take and not data.maps
         return data.arrays if is_plain else data
     batching.num_examples(data)
-    return data
+    return tree.map_with_path(inputs.array, data)
 
 
 _jitted_fold = jax.jit(fold, static_argnums=(0, 4))

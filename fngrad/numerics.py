@@ -94,12 +94,28 @@ def check_count(name: str, value: Any, low: int = 0) -> None:
         raise ValueError(f"need an int {name} >= {low}, got {name}={value!r}")
 
 
+def check_unmasked(what: str, x: Any) -> None:
+    """Raise where an array of `numpy.ma` would lose its mask.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError(
+            f"need {what} without a mask, got a masked array with {np.ma.count_masked(x)} of "
+            f"{x.size} entries masked: .filled(value) puts a value in their place; "
+            "where= or weights= of losses and metrics leave them out"
+        )
+
+
 def integers(name: str, x: Any) -> jax.Array:
     """Return integers of any dtype as int32; those beyond it are -1, never wrapped.
 
     Raises:
         TypeError: another dtype.
+        ValueError: a masked array.
     """
+    check_unmasked(name, x)
     # A NumPy array is narrowed here: as a JAX array it would wrap without x64.
     xp = np if isinstance(x, np.ndarray | np.generic) else jnp
     x = xp.asarray(x)
@@ -297,12 +313,10 @@ def check_seed(seed: Any) -> None:
     """Raise unless a seed of NumPy's generators is an int >= 0.
 
     Raises:
-        TypeError: it is no int.
-        ValueError: it is negative.
+        ValueError: it is not.
     """
-    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
-        raise TypeError(f"need an int seed >= 0, got {seed=}")
-    if seed < 0:
+    is_int = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_int or seed < 0:
         raise ValueError(f"need an int seed >= 0, got {seed=}")
 
 

@@ -32,6 +32,7 @@ from fngrad.types import (
     ModelState,
     OptState,
     Params,
+    Path,
     Tree,
 )
 
@@ -67,9 +68,11 @@ def init_state(
     Raises:
         TypeError: a leaf is no array, or a trainable leaf is an integer array; a key
             that is neither a typed key nor an int.
-        ValueError: no parameters.
+        ValueError: no parameters, a masked array.
     """
     opt_state = chain(optimizer).init(params)
+    for path, leaf in tree.leaf_paths(model_state).items():
+        numerics.check_unmasked(f"model_state at {path!r}", leaf)
     params, model_state = tree.strong((params, model_state))
     return TrainState(
         numerics.first_step(), numerics.key(key), params, opt_state, model_state
@@ -178,8 +181,16 @@ def snapshot(state: Tree) -> Tree:
 
     A copy survives the donation of the original; leaves that were one array become
     two.
+
+    Raises:
+        ValueError: a masked array.
     """
-    return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), state)
+
+    def copied(path: Path, x: Any) -> jax.Array:
+        numerics.check_unmasked(f"a state at {path!r}", x)
+        return jnp.array(x, dtype=x.dtype, copy=True)
+
+    return tree.map_with_path(copied, state)
 
 
 def run(

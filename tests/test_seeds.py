@@ -143,7 +143,7 @@ def test_what_is_no_int_is_no_seed(seed):
     with pytest.raises(TypeError, match="need an int or a typed key"):
         numerics.key(seed)
     for draw in (lambda s: drawn(fg.sweeps.sobol, s), halves):
-        with pytest.raises(TypeError, match="need an int seed >= 0, got"):
+        with pytest.raises(ValueError, match="need an int seed >= 0, got"):
             draw(seed)
 
 

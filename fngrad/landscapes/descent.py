@@ -42,6 +42,7 @@ def descend(
     """
     if num_steps < 0:
         raise ValueError(f"need num_steps >= 0, got {num_steps=}")
+    numerics.check_unmasked("x0", x0)
     start = jnp.asarray(x0, jnp.result_type(float))
     if start.ndim != 1:
         raise ValueError(f"need a start of shape (dimension,), got {start.shape}")

@@ -141,8 +141,9 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     keep = 1 - numerics.hyper(rate)
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
     factor = numerics.divide(jnp.ones_like(keep), keep)
-    grown = numerics.scaled(factor, tree.widen(x)).astype(x.dtype)
-    return jnp.where(is_kept, grown, jnp.zeros_like(x))
+    # Selected before the product: what is dropped has no part in the rate's gradient.
+    kept = jnp.where(is_kept, tree.widen(x), 0)
+    return numerics.scaled(factor, kept).astype(x.dtype)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.extras import import_extra
+from fngrad.inputs import unmasked
 from fngrad.types import Key
 
 
@@ -168,8 +169,8 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
         name -> column, shape (n,). The first m of n points are the m points.
 
     Raises:
-        ValueError: n below 1, a negative seed, no ranges, or a bad one.
-        TypeError: values that are no numbers, a seed that is no int.
+        ValueError: n below 1, a seed that is no int >= 0, no ranges, or a bad one.
+        TypeError: values that are no numbers.
         ImportError: scipy is missing (``pip install "fngrad[data]"``).
 
     References:
@@ -200,7 +201,8 @@ def check_points(points: Any) -> tuple[Any, int]:
 
     Raises:
         ValueError: no points, columns of unequal lengths, a scalar, a value that is
-            not finite in the dtype that jax gives it, an integer that does not fit.
+            not finite in the dtype that jax gives it, an integer that does not fit, a
+            masked array.
         TypeError: a leaf that is not numeric.
 
     Example:
@@ -231,14 +233,14 @@ def check_points(points: Any) -> tuple[Any, int]:
 
 
 def _numeric(path: str, leaf: Any) -> np.ndarray:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    leaf = unmasked(path, leaf)
     is_number = jnp.issubdtype(leaf.dtype, np.number)
     if not is_number and leaf.dtype != np.bool_:
         raise TypeError(
             f"need numeric points, got {leaf.dtype} at {path!r}: what is no number "
             "belongs into static={name: [values]}"
         )
-    return np.asarray(leaf)
+    return leaf
 
 
 def _check_values(path: str, column: np.ndarray) -> None:

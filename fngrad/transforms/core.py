@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.types import Metrics, OptState, Params, Path, Tree, Updates
 
@@ -246,7 +247,7 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     """Return params + updates, added in the wider dtype, in the dtype of params.
 
     Raises:
-        ValueError: the trees differ in structure or in a shape.
+        ValueError: the trees differ in structure or in a shape; a masked array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -257,6 +258,8 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     difference = tree.mismatch(params, updates, dtypes=False)
     if difference:
         raise ValueError(f"need updates shaped like the parameters: {difference}")
+    for path, leaf in tree.leaf_paths((params, updates)).items():
+        numerics.check_unmasked(f"(params, updates) at {path!r}", leaf)
     return jax.tree.map(_add_in_wider_dtype, params, updates)
 
 
@@ -348,6 +351,7 @@ def _check_params(
                 "jnp.asarray makes one of a number, and "
                 "params, rebuild = fngrad.split(model) separates arrays from the rest"
             )
+        numerics.check_unmasked(f"parameters at {path!r}", leaf)
         is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
         if not is_float and (trainable is None or trainable(path, leaf)):
             raise TypeError(
@@ -362,6 +366,7 @@ def _check_updates(updates: Updates, params: Params) -> None:
         raise ValueError(f"need gradients shaped like the parameters: {difference}")
     gradients = tree.leaf_paths(updates)
     for path, param in tree.leaf_paths(params).items():
+        numerics.check_unmasked(f"gradients at {path!r}", gradients[path])
         dtype = getattr(gradients[path], "dtype", jnp.bool_)
         is_float = jnp.issubdtype(dtype, jnp.inexact)
         if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
