@@ -101,8 +101,9 @@ def check_unmasked(what: str, x: Any) -> None:
         ValueError: it is one.
     """
     if isinstance(x, np.ma.MaskedArray):
+        masked = np.ma.count_masked(x)
         raise ValueError(
-            f"need {what} without a mask, got a masked array with {np.ma.count_masked(x)} of "
+            f"need {what} without a mask, got a masked array with {masked} of "
             f"{x.size} entries masked: .filled(value) puts a value in their place; "
             "where= or weights= of losses and metrics leave them out"
         )

@@ -54,7 +54,8 @@ def split(
 
     Raises:
         ValueError: fractions out of range, a part that would be empty, a seed that is
-            no int >= 0, a masked array, arrays that differ in their first axis, labels of another shape.
+            no int >= 0, a masked array, arrays that differ in their first axis, labels
+            of another shape.
 
     Example:
         >>> import numpy as np

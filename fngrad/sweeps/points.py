@@ -233,14 +233,14 @@ def check_points(points: Any) -> tuple[Any, int]:
 
 
 def _numeric(path: str, leaf: Any) -> np.ndarray:
-    leaf = unmasked(path, leaf)
+    leaf = leaf if isinstance(leaf, jax.Array) else unmasked(path, leaf)
     is_number = jnp.issubdtype(leaf.dtype, np.number)
     if not is_number and leaf.dtype != np.bool_:
         raise TypeError(
             f"need numeric points, got {leaf.dtype} at {path!r}: what is no number "
             "belongs into static={name: [values]}"
         )
-    return leaf
+    return np.asarray(leaf)
 
 
 def _check_values(path: str, column: np.ndarray) -> None:
