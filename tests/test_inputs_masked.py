@@ -64,7 +64,7 @@ NAMED = ("from_arrays", "split", "evaluate", "params", "snapshot", "points")
 
 @pytest.mark.parametrize("door", DOORS)
 def test_a_masked_array_is_refused(door):
-    with pytest.raises((ValueError, RuntimeError), match="[Mm]asked ?[Aa]rray"):
+    with pytest.raises((ValueError, RuntimeError), match=r"[Mm]asked ?[Aa]rray"):
         DOORS[door]()
 
 

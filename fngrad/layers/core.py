@@ -141,9 +141,8 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     keep = 1 - numerics.hyper(rate)
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
     factor = numerics.divide(jnp.ones_like(keep), keep)
-    # Selected before the product: what is dropped has no part in the rate's gradient.
-    kept = jnp.where(is_kept, tree.widen(x), 0)
-    return numerics.scaled(factor, kept).astype(x.dtype)
+    grown = numerics.scaled(factor, tree.widen(x)).astype(x.dtype)
+    return jnp.where(is_kept, grown, jnp.zeros_like(x))
 
 
 def check_sizes(**sizes: int) -> None:
