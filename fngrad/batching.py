@@ -268,6 +268,21 @@ def take(arrays: Any, indices: jax.Array) -> Batch:
     return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), arrays)
 
 
+def check_foreign(data: Any) -> None:
+    """Raise for another library's dataset, whose ``batch`` is another method.
+
+    Raises:
+        TypeError: it has a method ``batch`` and is no `Dataset`.
+    """
+    if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
+        raise TypeError(
+            "need a dataset of fngrad.data, a function step -> batch or an iterable of "
+            f"batches, got {type(data).__name__}, which has a batch of its own: where "
+            "theirs.batch(step) gives a batch pass data=theirs.batch, where the object "
+            "iterates over batches data=iter(theirs)"
+        )
+
+
 def num_examples(arrays: Any) -> int:
     """Return the length of the first axis that all leaves share.
 

@@ -5,7 +5,7 @@ on each batch is an accumulator (`fngrad.metrics`), and accumulators are merged;
 the result does not depend on the batch size, beyond rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import fngrad.evaluation_point as evaluation_point
 import fngrad.inputs as inputs
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
-from fngrad.signatures import bind, check_function, parameters
+from fngrad.signatures import bind, check_function, kind_of, parameters
 from fngrad.types import Batch, ModelState, Params
 
 _FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
@@ -77,6 +77,11 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
+    if callable(state_or_params) and not callable(metric_fn):
+        raise TypeError(
+            f"need a function, got {type(metric_fn).__name__}: "
+            "evaluate(metric_fn, state, data)"
+        )
     check_function(metric_fn)
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
@@ -152,8 +157,29 @@ def arrays_of(data: Any) -> Any:
     if isinstance(data, batching.Dataset):
         is_plain = data.read is batching.take and not data.maps
         return data.arrays if is_plain else data
+    check_examples(data)
     batching.num_examples(data)
     return tree.map_with_path(inputs.array, data)
+
+
+def check_examples(data: Any) -> None:
+    """Raise for what holds no examples that can be read in any order.
+
+    Raises:
+        TypeError: an iterator, a function, a state, or a dataset of another library.
+    """
+    is_state = hasattr(data, "params") and hasattr(data, "model_state")
+    is_opaque = jax.tree_util.all_leaves([data]) and not hasattr(data, "__array__")
+    is_theirs = callable(getattr(data, "batch", None)) or isinstance(data, Iterable)
+    is_unread = is_opaque and (callable(data) or is_theirs)
+    if is_state or (is_unread and not isinstance(data, batching.Dataset)):
+        raise TypeError(
+            "need arrays of examples or a dataset of fngrad.data to evaluate, got "
+            f"{type(data).__name__}: batches that come one by one are joined by "
+            "jax.tree.map(lambda *x: np.concatenate(x), *batches)"
+            if not is_state
+            else "need data to evaluate, got a state: evaluate(metric_fn, state, data)"
+        )
 
 
 _jitted_fold = jax.jit(fold, static_argnums=(0, 4))
@@ -212,7 +238,8 @@ def _merge_over(
 def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
     if not isinstance(metrics, dict):
         raise TypeError(
-            f"need a metric_fn that returns a dict, got {type(metrics).__name__}"
+            "need a metric_fn that returns a dict of values per example, such as "
+            f'{{"loss": losses}}, got {kind_of(metrics)}'
         )
     return {name: _accumulator(name, value, count) for name, value in metrics.items()}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
+from fngrad.evaluation import check_examples
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
@@ -39,7 +40,7 @@ from fngrad.fitting.validation import EarlyStopping, Evaluation, Mode, Patience
 from fngrad.history import History
 from fngrad.locks import Lock
 from fngrad.logging import Logger
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, check_order
 
 
 class FitResult(NamedTuple):
@@ -168,7 +169,9 @@ def fit(
             checkpoint of another run (the differences are named) or of an earlier
             step than the state; checkpoints where ``resume="never"``.
         FileNotFoundError: ``resume="must"`` and no checkpoint.
-        TypeError: data of an unknown kind, a state with a leaf that is no array.
+        TypeError: data of an unknown kind, a state with a leaf that is no array, a
+            loss in the place of the step, a function that Python cannot run on traced
+            arrays.
         NonFiniteError: see ``on_nonfinite``.
         SaveError: see ``on_save_error``.
         RuntimeError: another backend than required; an argument that was donated; a
@@ -200,9 +203,11 @@ def fit(
     with contextlib.ExitStack() as stack:
         is_saved = rules.folder is not None
         interrupted = stack.enter_context(interrupts(terminates=is_saved))
+        check_order(step, data)
         feed = Feed(data)
         check_not_donated("data", feed.argument)
         check_not_donated("eval_data", eval_data)
+        check_examples(eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         check_policy(on_nonfinite, rollback_factor, state, feed, is_saved)
         step = skipping(step) if on_nonfinite == "skip" else step

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.signatures import name_of
 from fngrad.types import Metrics, OptState, Params, Path, Tree, Updates
 
 
@@ -65,7 +66,7 @@ def chain(*transforms: TransformLike) -> Transform:
     Raises:
         TypeError: an argument has no ``init`` and ``update``; at ``init``, a
             trainable leaf is no float or complex array; at ``update``, a gradient is
-            none.
+            none, or there are no parameters.
         ValueError: at ``init``, two stateful parts share a name, or there are no
             parameters; at ``update``, the trees do not fit.
 
@@ -104,8 +105,13 @@ def chain(*transforms: TransformLike) -> Transform:
             )
 
     def update(
-        updates: Updates, state: OptState, params: Params
+        updates: Updates, state: OptState, params: Params = None
     ) -> tuple[Updates, OptState]:
+        if params is None:
+            raise TypeError(
+                "need the parameters in every update, got none: "
+                "optimizer.update(grads, state, params)"
+            )
         check(updates, state, params)
         updates, state = inner.update(_enter(updates, params), state, params)
         return tree.cast_like(updates, params), state
@@ -257,7 +263,12 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     """
     difference = tree.mismatch(params, updates, dtypes=False)
     if difference:
-        raise ValueError(f"need updates shaped like the parameters: {difference}")
+        is_pair = type(updates) is tuple and len(updates) == 2
+        remedy = "; updates, state = optimizer.update(...) takes its two results apart"
+        raise ValueError(
+            f"need updates shaped like the parameters: {difference}"
+            f"{remedy if is_pair else ''}"
+        )
     for path, leaf in tree.leaf_paths((params, updates)).items():
         numerics.check_unmasked(f"(params, updates) at {path!r}", leaf)
     return jax.tree.map(_add_in_wider_dtype, params, updates)
@@ -269,9 +280,15 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
             return transform.parts
         return (transform._replace(name=transform.name or _name_of(transform)),)
     if not (hasattr(transform, "init") and hasattr(transform, "update")):
+        remedy = ""
+        if callable(transform):
+            remedy = (
+                f" {name_of(transform)}: call it where it makes a transform, as in "
+                "fngrad.sgd(0.1); a loss comes before the optimizer"
+            )
         raise TypeError(
             "need a transform, an object with init and update, "
-            f"got {type(transform).__name__}"
+            f"got {type(transform).__name__}{remedy}"
         )
     return (_adopt(transform),)
 
