@@ -5,7 +5,7 @@ on each batch is an accumulator (`fngrad.metrics`), and accumulators are merged;
 the result does not depend on the batch size, beyond rounding.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -168,18 +168,26 @@ def check_examples(data: Any) -> None:
     Raises:
         TypeError: an iterator, a function, a state, or a dataset of another library.
     """
-    is_state = hasattr(data, "params") and hasattr(data, "model_state")
-    is_opaque = jax.tree_util.all_leaves([data]) and not hasattr(data, "__array__")
-    is_theirs = callable(getattr(data, "batch", None)) or isinstance(data, Iterable)
-    is_unread = is_opaque and (callable(data) or is_theirs)
-    if is_state or (is_unread and not isinstance(data, batching.Dataset)):
+    if hasattr(data, "params") and hasattr(data, "model_state"):
+        raise TypeError(
+            "need data to evaluate, got a state: evaluate(metric_fn, state, data)"
+        )
+    is_read = isinstance(data, batching.Dataset) or hasattr(data, "__array__")
+    if not is_read and _is_opaque(data):
         raise TypeError(
             "need arrays of examples or a dataset of fngrad.data to evaluate, got "
             f"{type(data).__name__}: batches that come one by one are joined by "
             "jax.tree.map(lambda *x: np.concatenate(x), *batches)"
-            if not is_state
-            else "need data to evaluate, got a state: evaluate(metric_fn, state, data)"
         )
+
+
+def _is_opaque(data: Any) -> bool:
+    """Say whether a value holds batches, and not arrays in a tree."""
+    if isinstance(data, Iterator):
+        return True
+    is_theirs = callable(getattr(data, "batch", None)) or isinstance(data, Iterable)
+    is_leaf = jax.tree_util.all_leaves([data])
+    return is_leaf and not isinstance(data, str) and (callable(data) or is_theirs)
 
 
 _jitted_fold = jax.jit(fold, static_argnums=(0, 4))

@@ -206,8 +206,8 @@ def fit(
         check_order(step, data)
         feed = Feed(data)
         check_not_donated("data", feed.argument)
-        check_not_donated("eval_data", eval_data)
         check_examples(eval_data)
+        check_not_donated("eval_data", eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         check_policy(on_nonfinite, rollback_factor, state, feed, is_saved)
         step = skipping(step) if on_nonfinite == "skip" else step

@@ -12,7 +12,6 @@ import contextlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -161,7 +160,8 @@ def _place(fn: Callable[..., Any], error: BaseException) -> str:
     own = [f for f in frames if code is not None and f.filename == code.co_filename]
     if not own:
         return name_of(fn)
-    return f"{name_of(fn)} ({PurePath(own[-1].filename).name}, line {own[-1].lineno})"
+    file = own[-1].filename.replace("\\", "/").rpartition("/")[-1]
+    return f"{name_of(fn)} ({file}, line {own[-1].lineno})"
 
 
 @contextlib.contextmanager

@@ -107,11 +107,6 @@ def chain(*transforms: TransformLike) -> Transform:
     def update(
         updates: Updates, state: OptState, params: Params = None
     ) -> tuple[Updates, OptState]:
-        if params is None:
-            raise TypeError(
-                "need the parameters in every update, got none: "
-                "optimizer.update(grads, state, params)"
-            )
         check(updates, state, params)
         updates, state = inner.update(_enter(updates, params), state, params)
         return tree.cast_like(updates, params), state
@@ -263,12 +258,9 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     """
     difference = tree.mismatch(params, updates, dtypes=False)
     if difference:
-        is_pair = type(updates) is tuple and len(updates) == 2
-        remedy = "; updates, state = optimizer.update(...) takes its two results apart"
-        raise ValueError(
-            f"need updates shaped like the parameters: {difference}"
-            f"{remedy if is_pair else ''}"
-        )
+        if type(updates) is tuple and len(updates) == 2:
+            difference += "; take apart: updates, state = optimizer.update(...)"
+        raise ValueError(f"need updates shaped like the parameters: {difference}")
     for path, leaf in tree.leaf_paths((params, updates)).items():
         numerics.check_unmasked(f"(params, updates) at {path!r}", leaf)
     return jax.tree.map(_add_in_wider_dtype, params, updates)
@@ -280,16 +272,11 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
             return transform.parts
         return (transform._replace(name=transform.name or _name_of(transform)),)
     if not (hasattr(transform, "init") and hasattr(transform, "update")):
-        remedy = ""
+        got = type(transform).__name__
         if callable(transform):
-            remedy = (
-                f" {name_of(transform)}: call it where it makes a transform, as in "
-                "fngrad.sgd(0.1); a loss comes before the optimizer"
-            )
-        raise TypeError(
-            "need a transform, an object with init and update, "
-            f"got {type(transform).__name__}{remedy}"
-        )
+            got += f" {name_of(transform)}: call what makes a transform, as in "
+            got += "fngrad.sgd(0.1); a loss comes before the optimizer"
+        raise TypeError(f"need a transform, an object with init and update, got {got}")
     return (_adopt(transform),)
 
 
@@ -378,6 +365,11 @@ def _check_params(
 
 
 def _check_updates(updates: Updates, params: Params) -> None:
+    if params is None:
+        raise TypeError(
+            "need the parameters in every update, got none: "
+            "optimizer.update(grads, state, params)"
+        )
     difference = tree.mismatch(params, updates, dtypes=False)
     if difference:
         raise ValueError(f"need gradients shaped like the parameters: {difference}")
