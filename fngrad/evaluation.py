@@ -246,8 +246,8 @@ def _merge_over(
 def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
     if not isinstance(metrics, dict):
         raise TypeError(
-            "need a metric_fn that returns a dict of values per example, such as "
-            f'{{"loss": losses}}, got {kind_of(metrics)}'
+            f"need a metric_fn that returns a dict, got {kind_of(metrics)}; a loss per "
+            'example is one of its values: {"loss": losses}'
         )
     return {name: _accumulator(name, value, count) for name, value in metrics.items()}
 

@@ -251,7 +251,7 @@ SWAPPED = {
     ),
     "loss as metric_fn": (
         lambda: fg.evaluate(squared_error, STATE, ARRAYS),
-        r'a dict of values per example, such as \{"loss": losses\}, got an array fl',
+        r'a dict, got an array float32\[\]; a loss per example .*\{"loss": losses\}',
     ),
 }
 
