@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.inputs as inputs
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.permutation import MAX_SIZE, divmod_product, permute
@@ -158,7 +159,7 @@ class Dataset:
         """Return the dataset with another order and other randomness in its maps.
 
         Args:
-            seed: an int, also traced, or a typed key, shape ().
+            seed: an int of any size, also traced, or a typed key, shape ().
 
         Raises:
             TypeError: neither of these.
@@ -218,7 +219,7 @@ def from_arrays(
             and int64 becomes int32. NaN and infinity pass as they are.
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
-        seed: an int, also traced, or a typed key, shape ().
+        seed: an int of any size, also traced, or a typed key, shape ().
         shuffle: whether each epoch has an order of its own, or that of the arrays.
         remainder: what becomes of the last n mod b examples of an epoch: "wrap" puts
             them into a batch with the first of the next epoch, "drop" leaves them out
@@ -228,9 +229,11 @@ def from_arrays(
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: batch_size or seed is of another type.
+        TypeError: batch_size or seed is of another type; a leaf of neither numbers nor
+            bools, such as a column of objects.
         ValueError: batch_size or remainder is out of range; the arrays are empty, are
-            scalars, differ in their first axis, or hold integers that int32 cannot.
+            scalars, differ in their first axis, are masked, or hold integers that
+            int32 cannot.
 
     Example:
         >>> import jax.numpy as jnp
@@ -261,6 +264,21 @@ def from_arrays(
 def take(arrays: Any, indices: jax.Array) -> Batch:
     """Return the examples at these indices, which must lie in [0, n)."""
     return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)
+
+
+def check_foreign(data: Any) -> None:
+    """Raise for another library's dataset, whose ``batch`` is another method.
+
+    Raises:
+        TypeError: it has a method ``batch`` and is no `Dataset`.
+    """
+    if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
+        raise TypeError(
+            "need a dataset of fngrad.data, a function step -> batch or an iterable of "
+            f"batches, got {type(data).__name__}, which has a batch of its own: where "
+            "theirs.batch(step) gives a batch pass data=theirs.batch, where the object "
+            "iterates over batches data=iter(theirs)"
+        )
 
 
 def num_examples(arrays: Any) -> int:
@@ -318,19 +336,8 @@ def _is_integer_scalar(x: Any) -> bool:
 
 
 def _to_device(path: str, leaf: Any) -> jax.Array:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    is_number = jnp.issubdtype(leaf.dtype, np.number)
-    if not is_number and leaf.dtype != np.bool_:
-        raise TypeError(f"need numbers or bools, got {leaf.dtype} at {path!r}")
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-    if jnp.issubdtype(dtype, jnp.integer) and dtype != leaf.dtype and leaf.size:
-        low, high = leaf.min(), leaf.max()
-        if low < jnp.iinfo(dtype).min or high > jnp.iinfo(dtype).max:
-            raise ValueError(
-                f"need integers that fit in {dtype.name}, got values from {low} to "
-                f"{high} at {path!r}"
-            )
-    return jnp.asarray(leaf, dtype)
+    x = inputs.array(path, leaf)
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def _host_array(leaf: jax.Array) -> np.ndarray:

@@ -5,7 +5,7 @@ on each batch is an accumulator (`fngrad.metrics`), and accumulators are merged;
 the result does not depend on the batch size, beyond rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from jax import lax
 
 import fngrad.batching as batching
 import fngrad.evaluation_point as evaluation_point
+import fngrad.inputs as inputs
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
-from fngrad.signatures import bind, check_function, parameters
+from fngrad.signatures import bind, check_function, kind_of, parameters
 from fngrad.types import Batch, ModelState, Params
 
 _FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
@@ -76,6 +77,11 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
+    if callable(state_or_params) and not callable(metric_fn):
+        raise TypeError(
+            f"need a function, got {type(metric_fn).__name__}: "
+            "evaluate(metric_fn, state, data)"
+        )
     check_function(metric_fn)
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
@@ -143,13 +149,44 @@ def arrays_of(data: Any) -> Any:
     """Return what `fold` reads from a dataset or a pytree of arrays.
 
     Raises:
-        ValueError: no examples, or leaves with different numbers of them.
+        TypeError: a leaf of neither numbers nor bools.
+        ValueError: no examples, leaves with different numbers of them, or a leaf that
+            `fngrad.inputs.array` refuses.
     """
     if isinstance(data, batching.Dataset):
         is_plain = data.read is batching.take and not data.maps
         return data.arrays if is_plain else data
+    check_examples(data)
     batching.num_examples(data)
-    return data
+    return tree.map_with_path(inputs.array, data)
+
+
+def check_examples(data: Any) -> None:
+    """Raise for what holds no examples that can be read in any order.
+
+    Raises:
+        TypeError: an iterator, a function, a state, or a dataset of another library.
+    """
+    if hasattr(data, "params") and hasattr(data, "model_state"):
+        raise TypeError(
+            "need data to evaluate, got a state: evaluate(metric_fn, state, data)"
+        )
+    is_read = isinstance(data, batching.Dataset) or hasattr(data, "__array__")
+    if not is_read and _is_opaque(data):
+        raise TypeError(
+            "need arrays of examples or a dataset of fngrad.data to evaluate, got "
+            f"{type(data).__name__}: batches that come one by one are joined by "
+            "jax.tree.map(lambda *x: np.concatenate(x), *batches)"
+        )
+
+
+def _is_opaque(data: Any) -> bool:
+    """Say whether a value holds batches, and not arrays in a tree."""
+    if isinstance(data, Iterator):
+        return True
+    is_theirs = callable(getattr(data, "batch", None)) or isinstance(data, Iterable)
+    is_leaf = jax.tree_util.all_leaves([data])
+    return is_leaf and not isinstance(data, str) and (callable(data) or is_theirs)
 
 
 _jitted_fold = jax.jit(fold, static_argnums=(0, 4))
@@ -208,7 +245,8 @@ def _merge_over(
 def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
     if not isinstance(metrics, dict):
         raise TypeError(
-            f"need a metric_fn that returns a dict, got {type(metrics).__name__}"
+            f"need a metric_fn that returns a dict, got {kind_of(metrics)}; a loss per "
+            'example is one of its values: {"loss": losses}'
         )
     return {name: _accumulator(name, value, count) for name, value in metrics.items()}
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
 from fngrad.checkpoint.array_files import check_folder
+from fngrad.evaluation import check_examples
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
@@ -48,7 +49,7 @@ from fngrad.history import History
 from fngrad.locks import Lock
 from fngrad.logging import Logger
 from fngrad.logging.progress import say
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, check_order
 
 
 class FitResult(NamedTuple):
@@ -195,8 +196,9 @@ def fit(
             checkpoint of another run (the differences are named) or of an earlier
             step than the state; checkpoints where ``resume="never"``.
         FileNotFoundError: ``resume="must"`` and no checkpoint.
-        TypeError: data of an unknown kind, a state with a leaf that is no array,
-            ``exit_signals`` that are no sequence of names and numbers.
+        TypeError: data of an unknown kind, a state with a leaf that is no array, a
+            loss in the place of the step, a function that Python cannot run on traced
+            arrays, ``exit_signals`` that are not a sequence of names and numbers.
         NonFiniteError: see ``on_nonfinite``.
         SaveError: see ``on_save_error``.
         RuntimeError: another backend than required; an argument that was donated; a
@@ -229,8 +231,10 @@ def fit(
     exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(interrupts(exits=exits))
+        check_order(step, data)
         feed = Feed(data)
         check_not_donated("data", feed.argument)
+        check_examples(eval_data)
         check_not_donated("eval_data", eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         check_policy(on_nonfinite, rollback_factor, state, feed, bool(rules.folder))

@@ -24,6 +24,9 @@ and the batch, and arguments named key and model_state where it wants them:
 """
 
 
+_VALUE = ".value() gives the number of an accumulator of fngrad.metrics"
+
+
 class Value(NamedTuple):
     """What a loss gives."""
 
@@ -42,6 +45,11 @@ def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Valu
     Raises:
         TypeError: the loss has another signature.
     """
+    if hasattr(loss_fn, "init") and hasattr(loss_fn, "update"):
+        raise TypeError(
+            f"need a loss function, got a transform ({type(loss_fn).__name__}): the "
+            "loss is the first argument and the optimizer the second"
+        )
     call = bind(loss_fn, ("key", "model_state"), FORMS)
     has_model_state = "model_state" in parameters(loss_fn)
 
@@ -96,6 +104,8 @@ def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Valu
         ValueError: a loss or metric that is not a scalar, or a model state of another
             structure.
     """
+    if _is_accumulator(out):
+        raise TypeError(f"need a scalar loss, got {_kind(out)}: {_VALUE}")
     if has_model_state:
         if not _is_pair(out) or not _is_pair(out[1]):
             raise TypeError(
@@ -118,7 +128,13 @@ def _is_pair(out: Any) -> bool:
     return isinstance(out, tuple) and len(out) == 2
 
 
+def _is_accumulator(x: Any) -> bool:
+    return hasattr(x, "merge") and hasattr(x, "value")
+
+
 def _kind(out: Any) -> str:
+    if _is_accumulator(out):
+        return f"the accumulator {type(out).__name__}"
     if isinstance(out, tuple):
         return f"a tuple ({', '.join(_kind(item) for item in out)})"
     if hasattr(out, "dtype"):
@@ -143,7 +159,12 @@ def _check_metrics(metrics: Any) -> None:
         raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
     for name, value in metrics.items():
         if not (hasattr(value, "dtype") or isinstance(value, int | float)):
-            raise TypeError(f"need scalar metrics, got {_kind(value)} for {name!r}")
+            remedy = f": {_VALUE}" if _is_accumulator(value) else ""
+            if type(value) is tuple and len(value) == 2:
+                remedy = ": of a (sum, weight) give sum / weight"
+            raise TypeError(
+                f"need scalar metrics, got {_kind(value)} for {name!r}{remedy}"
+            )
         if jnp.shape(value) != ():
             raise ValueError(
                 f"need scalar metrics, got shape {jnp.shape(value)} for {name!r}"

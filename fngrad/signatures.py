@@ -3,11 +3,47 @@
 A loss or a metric takes the parameters and the batch, its two required arguments, in
 this order. What else it wants it says by name (``key``, ``model_state``), in any
 position. Arguments with defaults are left alone.
+
+They are traced, once, with arrays whose values are not known yet. What Python cannot
+do with those, and a key that is not there, is explained with the function's name.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_BATCH_NAMES = ("batch", "data", "examples")
+_PARAMS_NAMES = ("params", "parameters", "weights", "w", "theta", "model")
+# What Python asked of a traced value, by JAX's error, and what does it instead.
+_TRACED: dict[type[Exception], tuple[str, str]] = {
+    jax.errors.TracerBoolConversionError: (
+        "a Python if, while, and, or, bool() or max()",
+        "jnp.where(condition, a, b) chooses between arrays, jax.lax.cond between "
+        "computations",
+    ),
+    jax.errors.TracerIntegerConversionError: (
+        "range(), an index or a bound of a slice",
+        "jnp.asarray(x)[i] takes a traced index, jax.lax.dynamic_slice_in_dim a "
+        "traced start, jax.lax.fori_loop a traced length",
+    ),
+    jax.errors.TracerArrayConversionError: (
+        "NumPy",
+        "the function of that name in jax.numpy takes its place",
+    ),
+    jax.errors.NonConcreteBooleanIndexError: (
+        "an index of bools, whose shape depends on values,",
+        "jnp.where(mask, x, 0), or where= of the losses and metrics, keeps the shape",
+    ),
+    jax.errors.ConcretizationTypeError: (
+        "float(), int(), .item() or a shape",
+        "x.astype(dtype) converts an array and keeps it traced",
+    ),
+}
 
 
 def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -28,6 +64,143 @@ def check_function(fn: Any) -> None:
         raise TypeError(f"need a function, got {type(fn).__name__}")
 
 
+def name_of(fn: Any) -> str:
+    """Return what a message calls a function: its name, or its type's."""
+    return getattr(fn, "__qualname__", type(fn).__qualname__).split("<locals>.")[-1]
+
+
+def kind_of(a: Any) -> str:
+    """Return what a message says of a tree: its keys or shape, never its values."""
+    if isinstance(a, Mapping):
+        return f"a dict with the keys {list(a)}"
+    if isinstance(a, tuple) and hasattr(a, "_fields"):
+        return type(a).__name__
+    if isinstance(a, list | tuple):
+        return f"a {type(a).__name__} of {len(a)}"
+    if hasattr(a, "dtype"):
+        return f"an array {a.dtype}{list(jnp.shape(a))}"
+    return type(a).__name__
+
+
+def check_predicate(fn: Callable[..., Any]) -> None:
+    """Raise unless a selector's function takes (path, leaf).
+
+    Raises:
+        TypeError: it takes other arguments, as the mask of a whole tree does.
+    """
+    if parameters(fn) and not _takes(fn, 2):
+        raise TypeError(
+            "need a function (path, leaf) -> bool, which is asked leaf by leaf, got "
+            f"{name_of(fn)} with the arguments {list(parameters(fn))}: where it is a "
+            "mask of all parameters give its result, mask(params), or a function such "
+            "as lambda path, leaf: leaf.ndim > 1"
+        )
+
+
+def batch_of(
+    fn: Callable[[Any], Any], step: jax.Array, call: Callable | None = None
+) -> Any:
+    """Return the batch that a user's function ``step -> batch`` gives, traced.
+
+    Args:
+        fn: what is named in messages, and called, if there is no ``call``.
+        step: its argument.
+        call: a program of the function, such as its shapes.
+
+    Raises:
+        TypeError: it takes other arguments, or asks Python for the step's value.
+    """
+    if parameters(fn) and not _takes(fn, 1):
+        raise TypeError(
+            "need a function step -> batch with one argument, got "
+            f"{name_of(fn)} with the arguments {list(parameters(fn))}"
+        )
+    remedy = "; an iterable of batches, such as a generator, may use Python and NumPy"
+    with explained(fn, remedy):
+        return (call or fn)(step)
+
+
+@contextlib.contextmanager
+def explained(fn: Callable[..., Any], more: str = "") -> Iterator[None]:
+    """Say what to do where Python asks for the value of a traced array.
+
+    Args:
+        fn: the user's function that is called inside.
+        more: what the message ends with.
+
+    Raises:
+        TypeError: in the place of JAX's error, which is its cause.
+    """
+    try:
+        yield
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        kinds = [words for kind, words in _TRACED.items() if isinstance(error, kind)]
+        if not kinds:
+            raise
+        asked, remedy = kinds[0]
+        raise TypeError(
+            f"need operations of jax.numpy on traced arrays in {_place(fn, error)}, "
+            f"got {asked} on one, whose value is not known while it is traced: "
+            f"{remedy}{more}"
+        ) from error
+
+
+def _takes(fn: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(fn).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _place(fn: Callable[..., Any], error: BaseException) -> str:
+    """Name a function, and the last line in its file on the way to an error."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if code is not None and f.filename == code.co_filename]
+    if not own:
+        return name_of(fn)
+    file = own[-1].filename.replace("\\", "/").rpartition("/")[-1]
+    return f"{name_of(fn)} ({file}, line {own[-1].lineno})"
+
+
+@contextlib.contextmanager
+def _looked_up(fn: Callable[..., Any], params: Any, batch: Any) -> Iterator[None]:
+    """Say which keys there are where a function asks for another.
+
+    Raises:
+        KeyError: with the keys of the parameters and of the batch.
+        TypeError: an array was asked for a key.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as error:
+        is_key = type(error) is KeyError
+        if not is_key and not _asks_for_a_string(error):
+            raise
+        got = f"the key {error.args[0]!r}" if is_key else f"the error {str(error)!r}"
+        message = (
+            f"need keys that are there in {_place(fn, error)}, got {got}; it is given "
+            f"the parameters, {kind_of(params)}, and the batch, {kind_of(batch)}, in "
+            "this order"
+        )
+        raise (_MissingKeyError if is_key else TypeError)(message) from error
+
+
+class _MissingKeyError(KeyError):
+    """A KeyError that shows its message as it is."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def _asks_for_a_string(error: Exception) -> bool:
+    words = ("string indexing", "indices must be integers", "only integers, slices")
+    return type(error) in (TypeError, IndexError) and any(
+        word in str(error) for word in words
+    )
+
+
 def bind(
     fn: Callable[..., Any], by_name: tuple[str, ...], forms: str
 ) -> Callable[..., Any]:
@@ -39,8 +212,10 @@ def bind(
         forms: what to say when ``fn`` has another signature.
 
     Raises:
-        TypeError: ``fn`` is no function, or has not exactly two other required
-            arguments.
+        TypeError: ``fn`` is no function, has not exactly two other required
+            arguments, or has them the other way around, by their names; when it is
+            called, see `explained`.
+        KeyError: when it is called, it asks for a key that is not there.
     """
     check_function(fn)
     arguments = parameters(fn)
@@ -54,6 +229,11 @@ def bind(
     )
     if len(required) != 2 or is_variadic:
         raise TypeError(f"{forms}, got {fn!r} with the arguments {list(arguments)}")
+    if required[0] in _BATCH_NAMES and required[1] in _PARAMS_NAMES:
+        raise TypeError(
+            f"{forms}, got {name_of(fn)}({', '.join(required)}): the parameters come "
+            "first"
+        )
     is_positional = {
         name: argument.kind is argument.POSITIONAL_ONLY
         for name, argument in arguments.items()
@@ -65,6 +245,7 @@ def bind(
         }
         args = [values[n] for n in arguments if n in values and is_positional[n]]
         kwargs = {n: v for n, v in values.items() if not is_positional[n]}
-        return fn(*args, **kwargs)
+        with explained(fn), _looked_up(fn, params, batch):
+            return fn(*args, **kwargs)
 
     return call

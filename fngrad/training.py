@@ -18,6 +18,8 @@ import fngrad.measures as measures
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
+from fngrad.batching import Dataset, check_foreign
+from fngrad.signatures import batch_of, explained, kind_of, name_of
 from fngrad.transforms.core import (
     TransformLike,
     apply_updates,
@@ -32,6 +34,7 @@ from fngrad.types import (
     ModelState,
     OptState,
     Params,
+    Path,
     Tree,
 )
 
@@ -60,15 +63,24 @@ def init_state(
     Args:
         params: a pytree of float or complex arrays.
         optimizer: the transform that will be given to `make_step`.
-        key: a typed key or an int; all randomness of the run derives from it.
+        key: a typed key or an int of any size; all randomness of the run derives
+            from it.
         model_state: what the model carries but does not learn, e.g. batch statistics.
 
     Raises:
         TypeError: a leaf is no array, or a trainable leaf is an integer array; a key
-            that is neither a typed key nor an int.
-        ValueError: no parameters.
+            that is neither a typed key nor an int; an optimizer or a model as params.
+        ValueError: no parameters, a masked array.
     """
+    if hasattr(params, "init"):
+        what = "an optimizer" if hasattr(params, "update") else "a model"
+        raise TypeError(
+            f"need init_state(params, optimizer, key), got {what} as params; "
+            "model.init(key) gives a model's parameters"
+        )
     opt_state = chain(optimizer).init(params)
+    for path, leaf in tree.leaf_paths(model_state).items():
+        numerics.check_unmasked(f"model_state at {path!r}", leaf)
     params, model_state = tree.strong((params, model_state))
     return TrainState(
         numerics.first_step(), numerics.key(key), params, opt_state, model_state
@@ -176,8 +188,16 @@ def snapshot(state: Tree) -> Tree:
 
     A copy survives the donation of the original; leaves that were one array become
     two.
+
+    Raises:
+        ValueError: a masked array.
     """
-    return jax.tree.map(lambda x: jnp.array(x, dtype=x.dtype, copy=True), state)
+
+    def copied(path: Path, x: Any) -> jax.Array:
+        numerics.check_unmasked(f"a state at {path!r}", x)
+        return jnp.array(x, dtype=x.dtype, copy=True)
+
+    return tree.map_with_path(copied, state)
 
 
 def run(
@@ -211,7 +231,8 @@ def run(
         ``(ceil(num_steps / eval_every), ...)``.
 
     Raises:
-        TypeError: data of another kind.
+        TypeError: data of another kind; a loss or another function that is no step;
+            a function that Python cannot run on traced arrays.
         ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
             ``metric_fn`` and ``eval_data``.
     """
@@ -220,15 +241,15 @@ def run(
         raise ValueError("need both metric_fn and eval_data, or neither")
     if eval_every is not None:
         eval_every = numerics.check_count("eval_every", eval_every, 1)
-    batch_at = data.batch if hasattr(data, "batch") else data
-    if not callable(batch_at):
+    check_order(step, data)
+    if not (isinstance(data, Dataset) or callable(data)):
         raise TypeError(
             f"need a dataset or a function of the step, got {type(data).__name__}: "
             "fngrad.data.from_arrays(arrays, batch_size) makes a dataset"
         )
 
     def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        return step(state, batch_at(state.step))
+        return call_step(step, state, batch_at(data, state.step))
 
     if metric_fn is None:
         return jax.lax.scan(advance, state, None, num_steps)
@@ -244,6 +265,75 @@ def run(
         return state, (history, {f"val/{name}": v for name, v in scores.items()})
 
     return _run_blocks(block, state, num_steps, max(every, 1))
+
+
+def batch_at(data: Any, step: jax.Array) -> Batch:
+    """Return the batch of a step from a dataset or a function ``step -> batch``.
+
+    Raises:
+        TypeError: a function that cannot be traced, see `fngrad.signatures`.
+    """
+    return data.batch(step) if isinstance(data, Dataset) else batch_of(data, step)
+
+
+def check_order(step: Any, data: Any) -> None:
+    """Raise where the arguments of a run are not a step and data.
+
+    Raises:
+        TypeError: the state or an optimizer in the place of the step, the state in
+            the place of the data, or a dataset of another library.
+    """
+    if isinstance(step, TrainState) or not callable(step):
+        made = "a transform" if hasattr(step, "update") else type(step).__name__
+        raise TypeError(
+            f"need a step, then the state and the data, got {made} as the step: "
+            "fngrad.make_step(loss_fn, optimizer) makes a step"
+        )
+    if isinstance(data, TrainState):
+        raise TypeError("need a step, then the state and the data, got the state last")
+    check_foreign(data)
+
+
+def call_step(
+    step: Step, state: TrainState, batch: Batch, call: Callable | None = None
+) -> tuple[TrainState, Metrics]:
+    """Make a step, and say what is wrong with a function that is none.
+
+    Args:
+        step: what is named in messages, and called, if there is no ``call``.
+        state, batch: its arguments.
+        call: a program of the step, such as its shapes.
+
+    Raises:
+        TypeError: it is a loss, gives no (state, metrics), or cannot be traced.
+    """
+    with explained(step):
+        try:
+            made = (call or step)(state, batch)
+        except Exception as error:
+            if isinstance(state, TrainState) and _is_loss(step, state.params, batch):
+                raise TypeError(_no_step(step, "a loss")) from error
+            raise
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise TypeError(_no_step(step, kind_of(made)))
+    return made
+
+
+def _no_step(step: Any, got: str) -> str:
+    return (
+        f"need a step (state, batch) -> (state, metrics), got {got} from "
+        f"{name_of(step)}: fngrad.make_step(loss_fn, optimizer) makes a step of a loss"
+    )
+
+
+def _is_loss(fn: Any, params: Params, batch: Batch) -> bool:
+    """Say whether a function gives a scalar of parameters, as no step does."""
+    try:
+        out = jax.eval_shape(fn, params, batch)
+    except Exception:  # whatever it is, it does not take parameters
+        return False
+    loss = out[0] if isinstance(out, tuple) and len(out) == 2 else out
+    return getattr(loss, "shape", None) == ()
 
 
 def _run_blocks(

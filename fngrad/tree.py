@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.signatures as signatures
 from fngrad.types import Path, Scalar, Selector, Tree
 
 
@@ -261,7 +262,8 @@ def select(selector: Selector, a: Tree) -> Tree:
 
     Raises:
         ValueError: a tree of bools that does not fit ``a``.
-        TypeError: another kind of selector, or a predicate that gives no bool.
+        TypeError: another kind of selector, a predicate of other arguments, or one
+            that gives no bool.
 
     Example:
         >>> import jax.numpy as jnp
@@ -369,6 +371,8 @@ def _prefixes(path: Path) -> list[Path]:
 
 
 def _checked_predicate(fn: Callable[..., Any]) -> Callable[[Path, Any], bool]:
+    signatures.check_predicate(fn)
+
     def predicate(path: Path, leaf: Any) -> bool:
         answer = fn(path, leaf)
         if not isinstance(answer, bool) and not _is_bool_array(answer):

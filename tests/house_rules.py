@@ -18,8 +18,8 @@ TOP_LEVEL = {
 # loop, and the commands around it. What of a sweep is pure stands on floor 7.
 _HOUSE = {
     0: "types",
-    0.5: "numerics",
-    1: "tree codes rounding slicing extras permutation signatures",
+    0.5: "numerics signatures",
+    1: "tree codes rounding slicing extras permutation inputs",
     1.5: "leaves",
     2: "schedules losses metrics gradcheck backpropagation closed_form batching "
     "layers.core transforms.core transforms.roots transforms.axes transforms.weights "

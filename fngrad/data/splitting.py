@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.batching import num_examples
+from fngrad.inputs import unmasked
 
 Arrays = TypeVar("Arrays")
 
@@ -43,7 +45,7 @@ def split(
     Args:
         arrays: any pytree of arrays, each of shape ``(n, ...)``.
         fractions: $f_1, f_2, \dots$, each above 0, with a sum of at most 1.
-        seed: an int >= 0.
+        seed: an int >= 0 of any size; every bit counts.
         stratify: labels, shape (n,); each part then holds the classes in the
             proportions of the whole, but for rounding.
 
@@ -51,8 +53,9 @@ def split(
         One tree for each fraction, of NumPy arrays.
 
     Raises:
-        ValueError: fractions out of range, a part that would be empty, a negative
-            seed, arrays that differ in their first axis, labels of another shape.
+        ValueError: fractions out of range, a part that would be empty, a seed that is
+            no int >= 0, a masked array, arrays that differ in their first axis, labels
+            of another shape.
 
     Example:
         >>> import numpy as np
@@ -80,6 +83,9 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
         axis: 0 gives every feature its own $\mu$ and $\sigma$, ``None`` one for all.
             A feature that is constant in the training part is only centered.
 
+    Raises:
+        ValueError: a masked array.
+
     Example:
         >>> import numpy as np
         >>> from fngrad.data import Splits, standardize
@@ -89,6 +95,8 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
         [-1.  1.]
     """
     for name in names:
+        for part in splits:
+            numerics.check_unmasked(f"an array at {name!r}", part[name])
         train = splits.train[name].astype(np.float64)
         mean, deviation = train.mean(axis=axis), train.std(axis=axis)
         is_constant = train.max(axis=axis) == train.min(axis=axis)
@@ -109,7 +117,7 @@ def _length(part: Any) -> int | None:
 
 
 def _rows(arrays: Any, indices: np.ndarray) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x)[indices], arrays)
+    return tree.map_with_path(lambda path, x: unmasked(path, x)[indices], arrays)
 
 
 def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
@@ -130,12 +138,13 @@ def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
 
 
 def _random_order(n: int, seed: int) -> np.ndarray:
-    seed = numerics.check_count("seed", seed)
+    numerics.check_seed(seed)
     bits = np.random.PCG64(seed).random_raw(n)
     return np.argsort(bits, kind="stable")
 
 
 def _labels(stratify: Any, n: int) -> np.ndarray:
+    numerics.check_unmasked("stratify", stratify)
     labels = np.asarray(stratify)
     if labels.shape != (n,):
         raise ValueError(f"need stratify of shape ({n},), got {labels.shape}")

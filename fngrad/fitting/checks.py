@@ -1,5 +1,6 @@
 """What is refused before a run begins."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 import fngrad.tree as tree
 from fngrad.fitting.feeds import Feed
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, call_step
 
 
 def check_backend(required: str | None) -> None:
@@ -107,12 +108,14 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
     Raises:
         ValueError: the state comes back changed (the leaf is named), or a metric is
             not a scalar.
-        TypeError, RuntimeError: see `check_state`.
+        TypeError: a loss or another function that is no step; see `check_state`.
+        RuntimeError: see `check_state`.
     """
     check_state(state)
     check_hashable(step, feed.static)
     batch = feed.abstract_batch(state.step)
-    new_state, metrics = jax.eval_shape(jax.jit(step), state, batch)
+    shapes = functools.partial(jax.eval_shape, jax.jit(step))
+    new_state, metrics = call_step(step, state, batch, shapes)
     check_like(state, new_state)
     if not metrics:
         raise ValueError("need at least one metric from the step, got none")

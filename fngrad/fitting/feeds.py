@@ -13,6 +13,8 @@ from typing import Any
 import jax
 
 import fngrad.tree as tree
+from fngrad.batching import Dataset, check_foreign
+from fngrad.signatures import batch_of
 from fngrad.types import Batch
 
 
@@ -20,18 +22,20 @@ class Feed:
     """The data of a run, told apart by kind.
 
     Args:
-        data: an object with ``batch(step)``, a function ``step -> batch``, or an
+        data: a dataset of `fngrad.data`, a function ``step -> batch``, or an
             iterable of batches.
 
     Raises:
-        TypeError: another kind, such as arrays that no dataset was made of.
+        TypeError: another kind, such as arrays that no dataset was made of, or a
+            dataset of another library.
         ValueError: an iterable without a batch.
     """
 
     def __init__(self, data: Any):
         self.data = data
+        check_foreign(data)
+        self.is_dataset = isinstance(data, Dataset)
         self.failure: BaseException | None = None  # of an iterable that broke off
-        self.is_dataset = hasattr(data, "batch")
         self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
         if isinstance(data, Mapping | tuple) or hasattr(data, "dtype"):
             raise TypeError(
@@ -83,7 +87,8 @@ class Feed:
             return jax.eval_shape(lambda batch: batch, self._first)
         if self.is_dataset:
             return jax.eval_shape(_dataset_batch, self.data, step)
-        return jax.eval_shape(self.data, step)
+        shapes = functools.partial(jax.eval_shape, self.data)
+        return batch_of(self.data, step, shapes)
 
 
 def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:

@@ -41,6 +41,7 @@ def descend(
         (21, 2) [0.95 0.5 ]
     """
     num_steps = numerics.check_count("num_steps", num_steps)
+    numerics.check_unmasked("x0", x0)
     start = jnp.asarray(x0, jnp.result_type(float))
     if start.ndim != 1:
         raise ValueError(f"need a start of shape (dimension,), got {start.shape}")

@@ -14,6 +14,7 @@ softmaxes are taken in at least float32.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,19 +27,39 @@ import fngrad.tree as tree
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
-class Layer(NamedTuple):
-    """A pair of pure functions that learns from parameters; x is one example."""
-
+class _Layer(NamedTuple):
     init: Callable[..., Params]  # (key) -> params; an int will do as the key
     apply: Callable[..., Any]  # (params, x, *, key=None) -> y
 
 
-class StatefulLayer(NamedTuple):
-    """A layer that carries a state from call to call, such as running statistics."""
+class Layer(_Layer):
+    """A pair of pure functions that learns from parameters; x is one example."""
 
+    __slots__ = ()
+
+    def __new__(cls, init: Callable[..., Params], apply: Callable[..., Any]) -> "Layer":
+        """Make a layer whose ``init`` says so where its key is missing."""
+        return super().__new__(cls, _asks_for_key(init), apply)
+
+
+class _StatefulLayer(NamedTuple):
     init: Callable[..., tuple[Params, ModelState]]  # (key) -> (params, model_state)
     apply: Callable[..., tuple[Any, ModelState]]
     # (params, model_state, x, *, key=None) -> (y, model_state)
+
+
+class StatefulLayer(_StatefulLayer):
+    """A layer that carries a state from call to call, such as running statistics."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        init: Callable[..., tuple[Params, ModelState]],
+        apply: Callable[..., tuple[Any, ModelState]],
+    ) -> "StatefulLayer":
+        """Make a layer whose ``init`` says so where its key is missing."""
+        return super().__new__(cls, _asks_for_key(init), apply)
 
 
 # What to do about a model state that is missing, or in the place of parameters.
@@ -52,6 +73,28 @@ _MOST_SHOWN = 8  # leaves of a layer in the message of its error
 LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
 
 
+def _asks_for_key(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``init``, which raises a TypeError of more words without a key."""
+    if hasattr(init, _KEYED):
+        return init
+
+    @functools.wraps(init)
+    def keyed(*args: Any, **named: Any) -> Any:
+        if not args and not named:
+            raise TypeError(
+                "need a key, or an int as the seed of one, got none: "
+                "model.init(jax.random.key(0))"
+            )
+        return init(*args, **named)
+
+    setattr(keyed, _KEYED, True)
+    return keyed
+
+
+_KEYED = "_asks_for_key"
+
+
+@_asks_for_key
 def no_params(key: Key) -> Params:
     """Return ``()``: the ``init`` of every layer that learns nothing.
 

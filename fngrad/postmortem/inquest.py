@@ -10,6 +10,7 @@ import fngrad.numerics as numerics
 import fngrad.postmortem.evidence as evidence
 import fngrad.slicing as slicing
 import fngrad.tree as tree
+from fngrad.batching import Dataset, check_foreign
 from fngrad.postmortem.blame import Verdict, find_culprit
 from fngrad.postmortem.places import layer_of, lines_of
 from fngrad.postmortem.replay import Replay, outputs_of, replay
@@ -88,7 +89,8 @@ def _check(state: TrainState, data: Any, at: int | None) -> None:
         raise ValueError(
             f"need the state of one run, got step with shape {jnp.shape(state.step)}"
         )
-    if not (hasattr(data, "batch") or callable(data)):
+    check_foreign(data)
+    if not (isinstance(data, Dataset) or callable(data)):
         raise TypeError(
             "need a dataset or a function step -> batch, whose batches can be asked "
             f"for again, got {type(data).__name__}"

@@ -1,6 +1,7 @@
 """A run made again, up to the step that goes bad."""
 
 import collections
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import jax
 import numpy as np
 
 import fngrad.tree as tree
+from fngrad.batching import Dataset
+from fngrad.signatures import batch_of
 from fngrad.training import Step, TrainState
 from fngrad.types import Batch, Path
 
@@ -87,8 +90,8 @@ def outputs_of(step: Step) -> Callable[[TrainState, Batch], dict[str, Any]]:
 
 def reader(data: Any) -> Callable[[Any], Batch]:
     """Return the compiled function ``step -> batch`` of a dataset or a function."""
-    if not hasattr(data, "batch"):
-        return jax.jit(data)
+    if not isinstance(data, Dataset):
+        return jax.jit(functools.partial(batch_of, data))
     return lambda number: _batch_of(data, number)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.extras import import_extra
+from fngrad.inputs import unmasked
 from fngrad.types import Key
 
 
@@ -161,14 +162,14 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
 
     Args:
         n: how many, >= 1.
-        seed: of the scrambling.
+        seed: of the scrambling, an int >= 0 of any size; every bit counts.
         ranges: as for `random`.
 
     Returns:
         name -> column, shape (n,). The first m of n points are the m points.
 
     Raises:
-        ValueError: n below 1, no ranges, or a bad one.
+        ValueError: n below 1, a seed that is no int >= 0, no ranges, or a bad one.
         TypeError: values that are no numbers.
         ImportError: scipy is missing (``pip install "fngrad[data]"``).
 
@@ -184,6 +185,7 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
         [0, 1, 2, 3]
     """
     n = numerics.check_count("n", n, low=1)
+    numerics.check_seed(seed)
     _check_some(ranges)
     qmc = import_extra("scipy.stats.qmc", "data")
     # Drawn whole: scipy warns of a number of points that is no power of two.
@@ -199,7 +201,8 @@ def check_points(points: Any) -> tuple[Any, int]:
 
     Raises:
         ValueError: no points, columns of unequal lengths, a scalar, a value that is
-            not finite in the dtype that jax gives it, an integer that does not fit.
+            not finite in the dtype that jax gives it, an integer that does not fit, a
+            masked array.
         TypeError: a leaf that is not numeric.
 
     Example:
@@ -230,7 +233,7 @@ def check_points(points: Any) -> tuple[Any, int]:
 
 
 def _numeric(path: str, leaf: Any) -> np.ndarray:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    leaf = leaf if isinstance(leaf, jax.Array) else unmasked(path, leaf)
     is_number = jnp.issubdtype(leaf.dtype, np.number)
     if not is_number and leaf.dtype != np.bool_:
         raise TypeError(

@@ -275,6 +275,8 @@ def _last(history: dict[str, jax.Array], name: str) -> jax.Array:
 
 def _check_points(points: Any) -> int:
     """Return the number of members."""
+    for path, x in tree.leaf_paths(points).items():
+        numerics.check_unmasked(f"points at {path!r}", x)
     shapes = {path: x.shape for path, x in tree.leaf_paths(points).items()}
     sizes = set(shapes.values())
     if len(sizes) != 1 or len(next(iter(sizes))) != 1 or next(iter(sizes))[0] < 2:

@@ -174,7 +174,9 @@ def _watched() -> Iterator[None]:
         jax.errors.TracerIntegerConversionError,
         TypeError,
     ) as error:
-        is_tracer = isinstance(error, jax.errors.JAXTypeError)
+        is_tracer = any(
+            isinstance(e, jax.errors.JAXTypeError) for e in (error, error.__cause__)
+        )
         if not is_tracer and "concrete" not in str(error):
             raise
         raise TypeError(

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.signatures import name_of
 from fngrad.types import Metrics, OptState, Params, Path, Tree, Updates
 
 
@@ -64,7 +66,7 @@ def chain(*transforms: TransformLike) -> Transform:
     Raises:
         TypeError: an argument has no ``init`` and ``update``; at ``init``, a
             trainable leaf is no float or complex array; at ``update``, a gradient is
-            none.
+            none, or there are no parameters.
         ValueError: at ``init``, two stateful parts share a name, or there are no
             parameters; at ``update``, the trees do not fit.
 
@@ -103,7 +105,7 @@ def chain(*transforms: TransformLike) -> Transform:
             )
 
     def update(
-        updates: Updates, state: OptState, params: Params
+        updates: Updates, state: OptState, params: Params = None
     ) -> tuple[Updates, OptState]:
         check(updates, state, params)
         updates, state = inner.update(_enter(updates, params), state, params)
@@ -246,7 +248,7 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     """Return params + updates, added in the wider dtype, in the dtype of params.
 
     Raises:
-        ValueError: the trees differ in structure or in a shape.
+        ValueError: the trees differ in structure or in a shape; a masked array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -256,7 +258,11 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     """
     difference = tree.mismatch(params, updates, dtypes=False)
     if difference:
+        if type(updates) is tuple and len(updates) == 2:
+            difference += "; take apart: updates, state = optimizer.update(...)"
         raise ValueError(f"need updates shaped like the parameters: {difference}")
+    for path, leaf in tree.leaf_paths((params, updates)).items():
+        numerics.check_unmasked(f"(params, updates) at {path!r}", leaf)
     return jax.tree.map(_add_in_wider_dtype, params, updates)
 
 
@@ -266,10 +272,11 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
             return transform.parts
         return (transform._replace(name=transform.name or _name_of(transform)),)
     if not (hasattr(transform, "init") and hasattr(transform, "update")):
-        raise TypeError(
-            "need a transform, an object with init and update, "
-            f"got {type(transform).__name__}"
-        )
+        got = type(transform).__name__
+        if callable(transform):
+            got += f" {name_of(transform)}: call what makes a transform, as in "
+            got += "fngrad.sgd(0.1); a loss comes before the optimizer"
+        raise TypeError(f"need a transform, an object with init and update, got {got}")
     return (_adopt(transform),)
 
 
@@ -348,6 +355,7 @@ def _check_params(
                 "jnp.asarray makes one of a number, and "
                 "params, rebuild = fngrad.split(model) separates arrays from the rest"
             )
+        numerics.check_unmasked(f"parameters at {path!r}", leaf)
         is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
         if not is_float and (trainable is None or trainable(path, leaf)):
             raise TypeError(
@@ -357,11 +365,17 @@ def _check_params(
 
 
 def _check_updates(updates: Updates, params: Params) -> None:
+    if params is None:
+        raise TypeError(
+            "need the parameters in every update, got none: "
+            "optimizer.update(grads, state, params)"
+        )
     difference = tree.mismatch(params, updates, dtypes=False)
     if difference:
         raise ValueError(f"need gradients shaped like the parameters: {difference}")
     gradients = tree.leaf_paths(updates)
     for path, param in tree.leaf_paths(params).items():
+        numerics.check_unmasked(f"gradients at {path!r}", gradients[path])
         dtype = getattr(gradients[path], "dtype", jnp.bool_)
         is_float = jnp.issubdtype(dtype, jnp.inexact)
         if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):

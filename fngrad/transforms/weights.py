@@ -18,12 +18,14 @@ def selected(mask: Selector | None, params: Params) -> Any:
 
 
 def check_mask(mask: Selector | None, params: Params) -> None:
-    """Raise unless a glob selects a leaf.
+    """Raise unless a mask fits the parameters, and a glob selects a leaf.
 
     Raises:
-        ValueError: it selects none.
+        TypeError: no selector.
+        ValueError: a glob that selects none, or a tree of bools that does not fit.
     """
-    if isinstance(mask, str) and not any(jax.tree.leaves(selected(mask, params))):
+    is_any = any(jax.tree.leaves(selected(mask, params)))
+    if isinstance(mask, str) and not is_any:
         raise ValueError(
             f"need a mask that selects a leaf, got {mask!r} for the leaves "
             f"{list(tree.leaf_paths(params))}"

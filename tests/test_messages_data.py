@@ -1,0 +1,107 @@
+"""Data of other libraries, and data that can be read only once, are refused by kind."""
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad as fg
+
+ARRAYS = {
+    "x": np.arange(8, dtype=np.float32),
+    "y": np.arange(8, dtype=np.float32),
+}
+DATA = fg.data.from_arrays(ARRAYS, 4)
+OPTIMIZER = fg.sgd(1e-3)
+
+
+def squared_error(w, batch):
+    return jnp.mean((batch["x"] * w - batch["y"]) ** 2)
+
+
+def metric_fn(w, batch):
+    return {"loss": (batch["x"] * w - batch["y"]) ** 2}
+
+
+STEP = fg.make_step(squared_error, OPTIMIZER)
+STATE = fg.init_state(jnp.zeros(()), OPTIMIZER, 0)
+
+
+def fit(step=STEP, state=STATE, data=DATA, **options):
+    return fg.fit(step, state, data, num_steps=2, progress=False, **options)
+
+
+def run(step=STEP, state=STATE, data=DATA, **options):
+    return fg.run(step, state, data, 2, **options)
+
+
+both = pytest.mark.parametrize("train", [fit, run])
+
+
+def trained(loss_fn, state=STATE, train=fit):
+    return train(fg.make_step(loss_fn, OPTIMIZER), state)
+
+
+UNREAD = {
+    "generator": lambda: (ARRAYS for _ in range(2)),
+    "function": lambda: lambda step: ARRAYS,
+    "grain": lambda: grain.MapDataset.source([1.0, 2.0]).batch(2),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_what_cannot_be_read_in_any_order_is_not_evaluated(kind):
+    message = r"need arrays of examples or a dataset .*np\.concatenate\(x\)"
+    calls = (
+        lambda data: fit(metric_fn=metric_fn, eval_data=data, eval_every=1),
+        lambda data: run(metric_fn=metric_fn, eval_data=data),
+        lambda data: fg.evaluate(metric_fn, STATE, data),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=message):
+            call(UNREAD[kind]())
+
+
+def test_batches_in_a_list_are_not_examples():
+    with pytest.raises(TypeError, match="the batch, a list of 2"):
+        fg.evaluate(metric_fn, STATE, [ARRAYS, ARRAYS])
+
+
+class Theirs:
+    """A dataset of another library that gives a step's batch."""
+
+    def batch(self, step):
+        return DATA.batch(step)
+
+
+def examples():
+    rows = [{name: x[i] for name, x in ARRAYS.items()} for i in range(8)]
+    return grain.MapDataset.source(rows)
+
+
+FOREIGN = {
+    "map": lambda: examples().batch(4),
+    "iter": lambda: examples().to_iter_dataset().batch(4),
+    "theirs": Theirs,
+}
+
+
+@both
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_dataset_of_another_library_is_refused(kind, train):
+    message = r"need a dataset of fngrad\.data.*data=theirs\.batch.*data=iter\(theirs\)"
+    with pytest.raises(TypeError, match=message):
+        train(data=FOREIGN[kind]())
+    if kind == "theirs":
+        with pytest.raises(TypeError, match=message):
+            fg.autopsy(STEP, STATE, Theirs())
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
+def test_what_the_message_names_trains():
+    expected = fit().state.params
+    np.testing.assert_array_equal(fit(data=Theirs().batch).state.params, expected)
+    np.testing.assert_array_equal(run(data=Theirs().batch)[0].params, expected)
+    plain = fit(data=fg.data.from_arrays(ARRAYS, 4, shuffle=False)).state.params
+    theirs = fit(data=iter(examples().batch(4))).state.params
+    np.testing.assert_array_equal(theirs, plain)
