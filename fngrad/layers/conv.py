@@ -225,7 +225,7 @@ def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
 
 def _each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
     """Return one number for each axis."""
-    is_one = isinstance(value, int | np.integer)
+    is_one = isinstance(value, int | np.integer | np.bool_)  # the last is refused
     return (value,) * rank if is_one else tuple(value)
 
 

@@ -39,7 +39,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any]):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # wherever the process goes
         self._lanes = self.path / "lanes"
         self._lanes.mkdir(parents=True, exist_ok=True)
         for torn in self._lanes.glob(".*.tmp"):  # of a process that was killed

@@ -93,10 +93,7 @@ def scale_by_factored_rms(
     numerics.check_number("step_offset", step_offset, low=0.0)
     numerics.check_number("epsilon", epsilon, low=0.0)
     longest = factored_dims == "largest"
-    min_dim_size_to_factor = numerics.check_count(
-        "min_dim_size_to_factor", min_dim_size_to_factor
-    )
-    shortest = min_dim_size_to_factor if factored else math.inf
+    shortest = _shortest(factored, min_dim_size_to_factor)
 
     def start(p: jax.Array) -> tuple[jax.Array | None, Factors | None]:
         return _start(p, _axes(p.shape, longest, shortest))
@@ -201,6 +198,12 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
         return new_updates, ScaleBySm3State(numerics.next_step(state.step), bounds)
 
     return chain(Transform(init, update, name="scale_by_sm3"))
+
+
+def _shortest(factored: bool, min_dim_size_to_factor: int) -> float:
+    """Return the size from which on an axis is factored."""
+    size = numerics.check_count("min_dim_size_to_factor", min_dim_size_to_factor)
+    return size if factored else math.inf
 
 
 def _axes(
