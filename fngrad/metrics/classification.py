@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 from fngrad.metrics.accumulators import CalibrationError, ConfusionMatrix, Mean
 from fngrad.metrics.examples import mask_and_weights, mean_of, wide
+from fngrad.metrics.sums import Pair, pair_of_sum, sums_by_index
 
 
 def accuracy(
@@ -110,11 +111,12 @@ def calibration_error(
     bins = jax.nn.one_hot(bins.astype(jnp.int32), num_bins, dtype=x.dtype)
     axes = tuple(range(y.ndim))
 
-    def per_bin(values: jax.Array) -> jax.Array:
-        return jnp.sum(bins * (w * values)[..., None], axis=axes)
+    def per_bin(values: jax.Array) -> Pair:
+        return pair_of_sum(bins * (w * values)[..., None], axes)
 
-    ones = jnp.ones_like(confidence)
-    return CalibrationError(per_bin(ones), per_bin(confidence), per_bin(is_right))
+    measured = (jnp.ones_like(confidence), confidence, is_right)
+    totals, rest = zip(*map(per_bin, measured), strict=True)
+    return CalibrationError(*totals, rest)
 
 
 def confusion_matrix(
@@ -137,18 +139,19 @@ def confusion_matrix(
     """
     x, y, w = _classified(logits, labels, where, weights)
     classes = x.shape[-1]
-    true, predicted = jnp.maximum(y, 0).reshape(-1), jnp.argmax(x, -1).reshape(-1)
+    cell = jnp.maximum(y, 0) * classes + jnp.argmax(x, -1).astype(y.dtype)
     is_wrong = jnp.any(jnp.isnan(x), axis=-1) | (y < 0)
-    counts = jnp.zeros((classes, classes), w.dtype)
-    counts = counts.at[true, predicted].add(w.reshape(-1))
-    return ConfusionMatrix(jnp.where(jnp.any(is_wrong), jnp.nan, counts))
+    values = None if weights is None else w.reshape(-1)
+    sums = sums_by_index(values, cell.reshape(-1), w.reshape(-1) != 0, classes**2)
+    counts, rest = (x.astype(w.dtype).reshape(classes, classes) for x in sums)
+    return ConfusionMatrix(jnp.where(jnp.any(is_wrong), jnp.nan, counts), (rest,))
 
 
 def _classified(
     logits: Any, labels: Any, where: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return logits, labels and weights; -1 is a label out of range."""
-    x, y = wide(logits), numerics.integers("labels", labels)
+    x, y = wide("logits", logits), numerics.integers("labels", labels)
     if x.ndim < 1 or y.shape != x.shape[:-1]:
         raise ValueError(
             f"need logits (..., classes) and labels (...), got {x.shape} and {y.shape}"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 from fngrad.metrics.accumulators import R2, Mean
 from fngrad.metrics.examples import mask_and_weights, mean_of, wide
+from fngrad.metrics.sums import add_pairs, pair_of, pair_of_sum
 
 
 def mean_squared_error(
@@ -63,17 +64,25 @@ def r2(predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
         ValueError: shapes that do not fit.
     """
     x, y, w = _paired(predictions, targets, where, weights)
-    weight = jnp.sum(w, axis=0)
-    mean = numerics.divide(jnp.sum(w * y, axis=0), weight)
-    m2 = jnp.sum(w * (y - mean[None]) ** 2, axis=0)
-    return R2(weight, mean, m2, jnp.sum(w * (x - y) ** 2, axis=0))
+    weight, total = pair_of_sum(w, 0), pair_of_sum(w * y, 0)
+    # Rounding takes the mean of equal targets off them; between its bounds it stays.
+    low = jnp.min(jnp.where(w == 0, jnp.inf, y), axis=0, initial=jnp.inf)
+    high = jnp.max(jnp.where(w == 0, -jnp.inf, y), axis=0, initial=-jnp.inf)
+    mean = jnp.clip(numerics.divide(total[0], weight[0]), low, high)
+    mean = jnp.where(weight[0] == 0, 0, mean)
+    centred = y - mean[None]
+    error = numerics.divide(pair_of_sum(w * centred, 0)[0], weight[0])
+    m2 = pair_of_sum(w * (centred - error[None]) ** 2, 0)
+    mean = add_pairs(pair_of(mean), pair_of(error))
+    totals, rest = zip(weight, mean, m2, pair_of_sum(w * (x - y) ** 2, 0), strict=True)
+    return R2(*totals, rest)
 
 
 def _paired(
     predictions: Any, targets: Any, where: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return predictions, targets and weights, all of one shape."""
-    x, y = wide(predictions), wide(targets)
+    x, y = wide("predictions", predictions), wide("targets", targets)
     if x.ndim < 1 or x.shape != y.shape:
         raise ValueError(
             "need predictions (n, ...) and targets of the same shape, "
