@@ -198,6 +198,13 @@ def magnitudes(x: jax.Array) -> jax.Array:
     return jnp.abs(x)
 
 
+def modulus(x: jax.Array) -> jax.Array:
+    """Return |x| of complex numbers; its squares fit, and its gradient at 0 is 0."""
+    scale = power_of_two_below(magnitudes(x))
+    x = divided(x, scale)
+    return scale * square_root(jnp.real(x) ** 2 + jnp.imag(x) ** 2)
+
+
 def divided(x: jax.Array, factor: jax.Array) -> jax.Array:
     """Return x / factor for a real factor; complex division would square it."""
     if jnp.iscomplexobj(x):
