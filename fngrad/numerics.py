@@ -230,6 +230,29 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), jnp.maximum(power, limits.tiny), 1)
 
 
+def surprise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    r"""Return $-\log \mathrm{softmax}(x)$, to every digit where a class is certain.
+
+    With $m = \max_k x_k$ and s the sum of $e^{x_k - m}$ over all classes but the
+    largest, it is $(m - x_k) + \log(1 + s)$.
+    """
+    below = x - lax.stop_gradient(jnp.max(x, axis=axes, keepdims=True))
+    return jnp.log1p(exponentials(below, axes)[1]) - below
+
+
+def exponentials(
+    below: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Return exp of numbers whose largest is 0, and by how much their sum is above 1.
+
+    The largest adds nothing to the second, but keeps its slope.
+    """
+    e, is_top = jnp.exp(below), below == 0
+    rest = jnp.sum(jnp.where(is_top, 0, e), axis=axes, keepdims=True)
+    tops = jnp.sum(jnp.where(is_top, e, 0), axis=axes, keepdims=True)
+    return e, rest + (tops - 1)
+
+
 def first_step() -> jax.Array:
     """Return step 0: int32, shape ()."""
     return jnp.zeros((), jnp.int32)

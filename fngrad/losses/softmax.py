@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+import fngrad.numerics as numerics
 from fngrad.losses.core import is_moving
 
 
@@ -20,11 +21,6 @@ class _Softmax(NamedTuple):
     surprise: jax.Array  # -log p
     p: jax.Array
     others: jax.Array  # 1 - p, to every digit
-
-
-def surprise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Return the negative logarithm of the softmax over the axes, in nats."""
-    return _softmax(x, axes).surprise
 
 
 def cross_entropy(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
@@ -46,7 +42,7 @@ def pick(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
 def log_sum_exp(x: jax.Array, axis: int) -> jax.Array:
     """Return the logarithm of a sum of exponentials of finite numbers."""
     largest = lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
-    excess = _excess(x - largest, (axis,))[1]
+    excess = numerics.exponentials(x - largest, (axis,))[1]
     return jnp.squeeze(largest + jnp.log1p(excess), axis)
 
 
@@ -77,24 +73,15 @@ def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]
 def _softmax(x: jax.Array, axes: tuple[int, ...]) -> _Softmax:
     largest = lax.stop_gradient(jnp.max(x, axis=axes, keepdims=True))
     below = x - largest
-    e, excess = _excess(below, axes)
+    e, excess = numerics.exponentials(below, axes)
     # The largest itself is e = 1, and 1 - e is exact; both keep their slopes.
     others = jnp.where(below == 0, excess + (1 - e), 1 + (excess - e))
     surprise = jnp.log1p(excess) - below
     return _Softmax(surprise, e / (1 + excess), others / (1 + excess))
 
 
-def _excess(below: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Return the exponentials, and by how much their sum is above 1."""
-    e = jnp.exp(below)
-    is_top = below == 0
-    rest = jnp.sum(jnp.where(is_top, 0, e), axis=axes, keepdims=True)
-    equals = jnp.sum(jnp.where(is_top, e, 0), axis=axes, keepdims=True) - 1
-    return e, rest + equals
-
-
 def _value(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.sum(y * _finite_where_void(y, surprise(x, axes)), axis=axes)
+    return jnp.sum(y * _finite_where_void(y, numerics.surprise(x, axes)), axis=axes)
 
 
 _cross_entropy = jax.custom_jvp(_value, nondiff_argnums=(0,))
@@ -123,7 +110,7 @@ def _finite_where_void(y: jax.Array, surprise: jax.Array) -> jax.Array:
 
 
 def _value_of_index(axis: int, x: jax.Array, index: jax.Array) -> jax.Array:
-    return pick(surprise(x, (axis,)), index, axis)
+    return pick(numerics.surprise(x, (axis,)), index, axis)
 
 
 _cross_entropy_of_index = jax.custom_jvp(_value_of_index, nondiff_argnums=(0,))

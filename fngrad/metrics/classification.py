@@ -22,7 +22,8 @@ def accuracy(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit.
 
     Example:
@@ -47,7 +48,8 @@ def top_k_accuracy(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit, or k out of range.
     """
     x, y, w = _classified(logits, labels, where, weights)
@@ -67,11 +69,12 @@ def log_loss(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit.
     """
     x, y, w = _classified(logits, labels, where, weights)
-    return mean_of(-_pick(jax.nn.log_softmax(x), y), w)
+    return mean_of(_pick(numerics.surprise(x, (x.ndim - 1,)), y), w)
 
 
 def calibration_error(
@@ -95,7 +98,8 @@ def calibration_error(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit, or ``num_bins < 1``.
 
     References:
@@ -134,7 +138,8 @@ def confusion_matrix(
         range or a logit is NaN.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit.
     """
     x, y, w = _classified(logits, labels, where, weights)
