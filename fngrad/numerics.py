@@ -161,7 +161,7 @@ def norm(
         return jnp.sum(products, axis=axis, keepdims=keepdims)
 
     def rescaled() -> jax.Array:
-        scale = power_of_two_below(jnp.max(magnitudes(x), initial=0))
+        scale = power_of_two_below(jnp.max(magnitudes(x), initial=0) / 2)
         return scale * square_root(square(divided(x, scale)))
 
     return root_of_squares(square(x), rescaled)
@@ -200,7 +200,7 @@ def magnitudes(x: jax.Array) -> jax.Array:
 
 def modulus(x: jax.Array) -> jax.Array:
     """Return |x| of complex numbers; its squares fit, and its gradient at 0 is 0."""
-    scale = power_of_two_below(magnitudes(x))
+    scale = power_of_two_below(magnitudes(x) / 2)
     x = divided(x, scale)
     return scale * square_root(jnp.real(x) ** 2 + jnp.imag(x) ** 2)
 
@@ -216,7 +216,9 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     """Return the largest power of two <= x, without a gradient.
 
     Dividing by it rounds nothing. It is at least the smallest normal number, also
-    where x is 0, and 1 where x is not finite.
+    where x is 0, and 1 where x is not finite. XLA may divide by multiplying with the
+    reciprocal: that of 2**127 is subnormal, and flushed to 0, so a divisor is made
+    from half of what may be that large.
 
     Args:
         x: float32 or float64, >= 0, any shape.
