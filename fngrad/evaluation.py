@@ -20,6 +20,7 @@ import fngrad.inputs as inputs
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.metrics import Accumulator, Mean
+from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
 from fngrad.signatures import bind, check_function, kind_of, parameters
 from fngrad.types import Batch, ModelState, Params
 
@@ -254,10 +255,14 @@ def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
 def _accumulator(name: str, value: Any, count: int) -> Accumulator:
     if hasattr(value, "merge") and hasattr(value, "value"):
         is_mean = isinstance(value, Mean)  # a user's may hold counts as integers
-        return jax.tree.map(_strong if is_mean else _settled, value)
+        if is_mean:
+            return _pair(name, value.total, value.weight).merge(
+                _pair(name, *value.rest)
+            )
+        return jax.tree.map(_settled, value)
     if type(value) is tuple and len(value) == 2:
-        return _pair(name, _strong(value[0]), _strong(value[1]))
-    values = _strong(value)
+        return _pair(name, *value)
+    values = _strong(name, value)
     shape = values.shape
     if shape == ():
         raise ValueError(
@@ -270,17 +275,24 @@ def _accumulator(name: str, value: Any, count: int) -> Accumulator:
             f"need metric {name!r} with a value for each of the {count} examples of "
             f"the batch on its first axis, got shape {shape}"
         )
-    return Mean(jnp.sum(values, axis=0), jnp.full((), count, values.dtype))
+    return _mean(pair_of_sum(values, 0), pair_of(jnp.int32(count)))
 
 
-def _pair(name: str, total: jax.Array, weight: jax.Array) -> Mean:
-    if weight.shape not in ((), total.shape):
+def _pair(name: str, total: Any, weight: Any) -> Mean:
+    shapes = jnp.shape(total), jnp.shape(weight)
+    if shapes[1] not in ((), shapes[0]):
         raise ValueError(
             f"need metric {name!r} as (sum, weight) of one shape, "
-            f"got {total.shape} and {weight.shape}"
+            f"got {shapes[0]} and {shapes[1]}"
         )
-    dtype = jnp.promote_types(total.dtype, weight.dtype)
-    return Mean(total.astype(dtype), weight.astype(dtype))
+    total, weight = (jnp.asarray(_real(name, x)) for x in (total, weight))
+    return _mean(pair_of(total), pair_of(weight))
+
+
+def _mean(total: Pair, weight: Pair) -> Mean:
+    dtype = jnp.promote_types(total[0].dtype, weight[0].dtype)
+    total, weight = (tuple(x.astype(dtype) for x in p) for p in (total, weight))
+    return Mean(total[0], weight[0], (total[1], weight[1]))
 
 
 def _settled(x: Any) -> jax.Array:
@@ -291,8 +303,17 @@ def _settled(x: Any) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def _strong(x: Any) -> jax.Array:
+def _strong(name: str, x: Any) -> jax.Array:
     """Return an array of at least float32, without a weak type."""
-    x = jnp.asarray(x)
+    x = _real(name, jnp.asarray(x))
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     return x.astype(tree.wide_dtype(x.dtype) if is_float else jnp.float32)
+
+
+def _real(name: str, x: Any) -> Any:
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"need a real metric {name!r}, got dtype {jnp.result_type(x)}; "
+            "its imaginary part would be lost"
+        )
+    return x

@@ -201,7 +201,7 @@ def norm(
         return jnp.sum(products, axis=axis, keepdims=keepdims)
 
     def rescaled() -> jax.Array:
-        scale = power_of_two_below(jnp.max(magnitudes(x), initial=0))
+        scale = power_of_two_below(jnp.max(magnitudes(x), initial=0) / 2)
         return scale * square_root(square(divided(x, scale)))
 
     return root_of_squares(square(x), rescaled)
@@ -247,6 +247,13 @@ def magnitudes(x: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return jnp.maximum(jnp.abs(jnp.real(x)), jnp.abs(jnp.imag(x)))
     return jnp.abs(x)
+
+
+def modulus(x: jax.Array) -> jax.Array:
+    """Return |x| of complex numbers; its squares fit, and its gradient at 0 is 0."""
+    scale = power_of_two_below(magnitudes(x) / 2)
+    x = divided(x, scale)
+    return scale * square_root(jnp.real(x) ** 2 + jnp.imag(x) ** 2)
 
 
 def divided(x: jax.Array, factor: jax.Array) -> jax.Array:
@@ -306,6 +313,29 @@ def _narrow_rows_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]
     table, indices = primals
     moved = _rows(tangents[0].astype(jnp.float32), indices).astype(table.dtype)
     return _narrow_rows(table, indices), moved
+
+
+def surprise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    r"""Return $-\log \mathrm{softmax}(x)$, to every digit where a class is certain.
+
+    With $m = \max_k x_k$ and s the sum of $e^{x_k - m}$ over all classes but the
+    largest, it is $(m - x_k) + \log(1 + s)$.
+    """
+    below = x - lax.stop_gradient(jnp.max(x, axis=axes, keepdims=True))
+    return jnp.log1p(exponentials(below, axes)[1]) - below
+
+
+def exponentials(
+    below: jax.Array, axes: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Return exp of numbers whose largest is 0, and by how much their sum is above 1.
+
+    The largest adds nothing to the second, but keeps its slope.
+    """
+    e, is_top = jnp.exp(below), below == 0
+    rest = jnp.sum(jnp.where(is_top, 0, e), axis=axes, keepdims=True)
+    tops = jnp.sum(jnp.where(is_top, e, 0), axis=axes, keepdims=True)
+    return e, rest + (tops - 1)
 
 
 def first_step() -> jax.Array:

@@ -107,6 +107,12 @@ def test_metric_of_the_whole_is_the_references(name):
         np.testing.assert_allclose(got, whole(x[KEPT], y[KEPT], w[KEPT]), rtol=1e-5)
 
 
+def sums(accumulator):
+    """Return its sums to every digit: each field and its rest."""
+    *totals, rest = (jax.tree.map(np.float64, part) for part in accumulator)
+    return [total + lost for total, lost in zip(totals, rest, strict=True)]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_merged_parts_are_the_whole(name):
     metric, x, y, _ = CASES[name]
@@ -116,7 +122,7 @@ def test_merged_parts_are_the_whole(name):
     left = empty.merge(parts[0]).merge(parts[1]).merge(parts[2])
     right = parts[0].merge(parts[1].merge(parts[2].merge(empty)))
     for merged in (left, right):
-        for a, b in zip(merged, whole, strict=True):
+        for a, b in zip(sums(merged), sums(whole), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
         np.testing.assert_allclose(merged.value(), whole.value(), rtol=2e-6)
 
@@ -141,6 +147,85 @@ def test_r2_of_constant_targets():
     assert M.r2(y, y).value() == reference.r2_score(y, y) == 1
     x = np.arange(4, dtype=np.float32)
     assert M.r2(x, y).value() == reference.r2_score(y, x) == 0
+
+
+@pytest.mark.parametrize("level", [0.1, 100.1, 1e5 + 0.3, -1e17])
+def test_constant_targets_are_never_explained_by_rounding(level):
+    y = np.full(1000, level, np.float32)
+    x = y * np.float32(1.5)
+    w = RNG.uniform(0.5, 2, size=1000).astype(np.float32)
+    parts = [M.r2(x[c], y[c], weights=w[c]) for c in (slice(0, 300), slice(300, 1000))]
+    whole = M.r2(x, y, weights=w)
+    hidden = M.r2(np.append(x, 0), np.append(y, 7), where=np.arange(1001) < 1000)
+    for measured in (whole, parts[0].merge(parts[1]), hidden):
+        np.testing.assert_array_equal(measured.m2, 0)
+        assert measured.value() == 0
+    assert M.r2(y, y).value() == 1
+
+
+def test_r2_of_targets_far_from_zero_keeps_its_digits():
+    y = (1e4 + RNG.normal(size=1000)).astype(np.float32)
+    x = (y + 0.1 * RNG.normal(size=1000)).astype(np.float32)
+    want = reference.r2_score(y.astype(np.float64), x.astype(np.float64))
+    np.testing.assert_allclose(M.r2(x, y).value(), want, rtol=1e-6)
+
+
+def test_log_loss_of_a_certain_class_keeps_its_digits():
+    x = np.float32([[20, 0]])
+    value = M.log_loss(x, np.array([0])).value()
+    np.testing.assert_allclose(value, np.log1p(np.exp(-20.0)), rtol=1e-6)
+
+
+def test_complex_predictions_keep_their_imaginary_part():
+    x, y = np.complex64([1 + 1j, 2 - 3j]), np.float32([1, 2])
+    assert M.mean_squared_error([1 + 1j, 2 - 3j], [1, 2]).value() == 5
+    for a, b in ((x, y), (y, x)):
+        assert M.mean_squared_error(a, b).value() == 5
+        assert M.mean_absolute_error(a, b).value() == 2
+    x[1] = np.nan
+    kept = np.array([True, False])
+    for keywords in ({"where": kept}, {"weights": np.float32(kept)}):
+        assert M.mean_squared_error(x, y, **keywords).value() == 1
+    for call in (
+        lambda: M.r2(x, y),
+        lambda: M.r2(y, x),
+        lambda: M.accuracy(LOGITS * np.complex64(1), LABELS),
+        lambda: M.log_loss(LOGITS * np.complex64(1), LABELS),
+        lambda: M.accuracy(LOGITS, LABELS, weights=WEIGHTS * np.complex64(1)),
+        lambda: M.mean_squared_error(y, y, weights=x),
+    ):
+        with pytest.raises(TypeError, match=r"need real \w+, got dtype complex64"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_hidden_has_no_influence_on_value_or_slope(name, bad):
+    metric, x, y, _ = CASES[name]
+    x_bad, y_bad, w_bad = x.copy(), y.copy(), WEIGHTS.copy()
+    x_bad[~KEPT], w_bad[~KEPT] = bad, bad
+    y_bad[~KEPT] = -1 if y.dtype != np.float32 else bad
+    zero = np.where(KEPT, WEIGHTS, 0)
+
+    @jax.jit
+    def measure(x, y, where, w):
+        def value(x, w):
+            measured = metric(x, y, where=where, weights=w).value()
+            return jnp.sum(measured)
+
+        return jax.value_and_grad(value, (0, 1))(x, w)
+
+    everywhere = np.ones(N, bool)
+    want = measure(x, y, KEPT, WEIGHTS)
+    for got in (
+        measure(x_bad, y_bad, KEPT, w_bad),
+        measure(x_bad, y_bad, everywhere, zero),
+    ):
+        np.testing.assert_array_equal(got[0], want[0])
+        for slope in got[1]:
+            assert np.all(np.isfinite(slope))
+        np.testing.assert_array_equal(got[1][0], want[1][0])
+    np.testing.assert_array_equal(want[1][0][~KEPT], 0)
 
 
 def test_of_equal_logits_the_first_is_the_prediction():

@@ -20,11 +20,19 @@ from fngrad.losses.core import (
     class_axes,
     float_pair,
     floats,
+    is_moving,
     keep,
     make_masks,
     reduce,
     reduce_entries,
     times,
+)
+from fngrad.losses.softmax import (
+    cross_entropy,
+    cross_entropy_of_index,
+    pick,
+    sigmoid,
+    softplus,
 )
 from fngrad.types import Scalar
 
@@ -66,8 +74,8 @@ def softmax_cross_entropy(
     masks = make_masks(where, weights, x.shape, axes)
     x, y = _keep_classes(masks, axes, x), keep(masks.entry, y)
     if not _is_off(label_smoothing):
-        y = _smooth(y, label_smoothing, _count(masks, x, axes))
-    loss = _cross_entropy(masks, axes, y, jax.nn.log_softmax(x, axis=axes))
+        y = keep(masks.entry, _smooth(y, label_smoothing, _count(masks, x, axes)))
+    loss = keep(masks.example, cross_entropy(axes, x, y))
     return reduce(loss, masks.example, weights, reduction)
 
 
@@ -106,13 +114,13 @@ def softmax_cross_entropy_with_integer_labels(
     check_smoothing(label_smoothing)
     x = floats("logits", logits)
     masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where, weights)
-    log_p = jax.nn.log_softmax(_keep_classes(masks, (axis,), x), axis=axis)
-    loss = keep(masks.example, -_pick(log_p, index, axis))
+    x = _keep_classes(masks, (axis,), x)
+    loss = keep(masks.example, cross_entropy_of_index(axis, x, index))
     if not _is_off(label_smoothing):
         alpha = numerics.hyper(label_smoothing).astype(x.dtype)
         uniform = jnp.broadcast_to(alpha / _count(masks, x, (axis,)), x.shape)
         uniform = keep(masks.entry, uniform)
-        loss = (1 - alpha) * loss + _cross_entropy(masks, (axis,), uniform, log_p)
+        loss = (1 - alpha) * loss + cross_entropy((axis,), x, uniform)
     return reduce(_spoil(loss, is_wrong), masks.example, weights, reduction)
 
 
@@ -172,7 +180,7 @@ def focal(
         logits: $x$, floats.
         labels: $y$, in [0, 1], of the same shape.
         alpha: $\alpha$, the weight of label 1, in [0, 1]; ``None`` for no weights.
-        gamma: $\gamma$, >= 0; at 0 it is `sigmoid_binary_cross_entropy`.
+        gamma: $\gamma$, >= 0 and finite; at 0 it is `sigmoid_binary_cross_entropy`.
         axis, where, weights, reduction: see `fngrad.losses`.
         label_smoothing: see `fngrad.losses`, with $K = 2$.
 
@@ -187,14 +195,15 @@ def focal(
     """
     check_smoothing(label_smoothing)
     numerics.check_number("alpha", alpha, low=0.0, high=1.0)
-    numerics.check_number("gamma", gamma, low=0.0)
+    numerics.check_number("gamma", gamma, 0.0, float(jnp.finfo(jnp.float32).max))
     pair = float_pair(("logits", "labels"), logits, labels)
     power = numerics.hyper(gamma).astype(pair[0].dtype)
 
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
         y = _smooth_binary(y, label_smoothing)
-        miss = y * jax.nn.sigmoid(-x) + (1 - y) * jax.nn.sigmoid(x)
-        loss = times(numerics.power(miss, power), _binary_cross_entropy(x, y))
+        miss = y * sigmoid(-x) + (1 - y) * sigmoid(x)
+        hit = y * sigmoid(x) + (1 - y) * sigmoid(-x)
+        loss = times(_power(miss, hit, power), _binary_cross_entropy(x, y))
         if alpha is None:
             return loss
         a = numerics.hyper(alpha).astype(x.dtype)
@@ -262,9 +271,11 @@ def multiclass_hinge(
     x = floats("scores", scores)
     masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where, weights)
     x = _keep_classes(masks, (axis,), x)
-    is_other = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=x.dtype) == 0
-    rival = jnp.max(x + is_other.astype(x.dtype), axis=axis)
-    loss = keep(masks.example, rival - _pick(x, index, axis))
+    is_own = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=bool)
+    # Subtracted first, a margin of 1 is not rounded away beside large scores.
+    ahead = x - jnp.expand_dims(pick(x, index, axis), axis)
+    loss = jnp.max(jnp.where(is_own, 0, ahead + 1), axis=axis)
+    loss = keep(masks.example, loss)
     return reduce(_spoil(loss, is_wrong), masks.example, weights, reduction)
 
 
@@ -331,14 +342,9 @@ def _integer_labels(
     is_valid = (labels >= 0) & (labels < classes)
     index = jnp.where(is_valid, labels, 0)
     if masks.entry is not None and masks.example is not None:
-        is_valid &= _pick(masks.entry, index, axes[0])
+        is_valid &= pick(masks.entry, index, axes[0])
         is_valid |= ~masks.example
     return masks, axes[0], index, ~is_valid
-
-
-def _pick(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    index = jnp.expand_dims(index, axis)
-    return jnp.squeeze(jnp.take_along_axis(x, index, axis=axis), axis)
 
 
 def _spoil(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
@@ -354,12 +360,31 @@ def _keep_classes(masks: Masks, axes: tuple[int, ...], x: jax.Array) -> jax.Arra
     return jnp.where(jnp.expand_dims(masks.example, axes), kept, 0)
 
 
-def _cross_entropy(
-    masks: Masks, axes: tuple[int, ...], y: jax.Array, log_p: jax.Array
-) -> jax.Array:
-    terms = times(y, keep(masks.entry, log_p))
-    return -jnp.sum(terms, axis=axes)
+def _power(base: jax.Array, lack: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, where lack = 1 - base has digits that the base lost."""
+    is_small = lack < 0.5
+    log = jnp.log1p(-jnp.where(is_small, lack, 0))
+    return jnp.where(is_small, jnp.exp(exponent * log), numerics.power(base, exponent))
 
 
+@jax.custom_jvp
 def _binary_cross_entropy(x: jax.Array, y: jax.Array) -> jax.Array:
-    return times(y, jax.nn.softplus(-x)) + times(1 - y, jax.nn.softplus(x))
+    return times(y, softplus(-x)) + times(1 - y, softplus(x))
+
+
+def _binary_cross_entropy_jvp(
+    primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
+    (x, y), (x_dot, y_dot) = primals, tangents
+    tangent = jnp.zeros_like(x)
+    if is_moving(x_dot):
+        # The probability minus y: near 1/2 and near 0 and 1 by what does not cancel.
+        near = jnp.tanh(x / 2) / 2 + (0.5 - y)
+        far = (1 - y) * sigmoid(x) - y * sigmoid(-x)
+        tangent += jnp.where(jnp.abs(x) < 1, near, far) * x_dot
+    if is_moving(y_dot):
+        tangent -= jnp.where(jnp.isinf(x), 0, x) * y_dot
+    return _binary_cross_entropy(x, y), tangent
+
+
+_binary_cross_entropy.defjvp(_binary_cross_entropy_jvp, symbolic_zeros=True)

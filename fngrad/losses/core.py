@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 import fngrad.numerics as numerics
@@ -60,6 +61,18 @@ def float_pair(names: tuple[str, str], x: Array, y: Array) -> list[jax.Array]:
         y = y.astype(x.dtype)
     dtype = np.promote_types(x.dtype, tree.wide_dtype(y.dtype))
     return [x.astype(dtype), y.astype(dtype)]
+
+
+def complex_pair(names: tuple[str, str], x: Array, y: Array) -> list[jax.Array]:
+    """Return complex predictions and targets of any number type, of one shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    parts = [float_pair(names, part(x), part(y)) for part in (jnp.real, jnp.imag)]
+    (x_real, y_real), (x_imag, y_imag) = parts
+    return [lax.complex(x_real, x_imag), lax.complex(y_real, y_imag)]
 
 
 def resolve_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
@@ -129,6 +142,49 @@ def times(weight: jax.Array, value: jax.Array) -> jax.Array:
     return weight * jnp.where(is_void, 0, value)
 
 
+def slopes_of(
+    plain: Callable[..., jax.Array],
+) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
+    """Give a function that keeps more digits the derivatives of the plain formula."""
+
+    def decorate(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        exact = jax.custom_jvp(value)
+
+        def rule(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
+            moving = [i for i, t in enumerate(tangents) if is_moving(t)]
+
+            def of_moving(*args: jax.Array) -> jax.Array:
+                all_args = dict(enumerate(primals)) | dict(zip(moving, args))  # noqa: B905
+                return plain(*all_args.values())
+
+            starts = [primals[i] for i in moving]
+            directions = [tangents[i] for i in moving]
+            return exact(*primals), jax.jvp(of_moving, starts, directions)[1]
+
+        exact.defjvp(rule, symbolic_zeros=True)
+        return exact
+
+    return decorate
+
+
+def is_moving(tangent: Any) -> bool:
+    """Say whether a tangent is more than the zero of an input held constant."""
+    return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+def excess_over_log(r: jax.Array) -> jax.Array:
+    r"""Return $r - \log(1 + r)$ for |r| <= 1/2, to every digit.
+
+    With $s = r / (2 + r)$ it is $r s - 2 (s^3/3 + s^5/5 + \dots)$.
+    """
+    s = r / (2 + r)
+    square = s * s
+    series = jnp.zeros_like(r)
+    for n in range(35, 1, -2):  # 3**-35 is below the digits of float64
+        series = square * (series + 1 / n)
+    return s * (r - 2 * series)
+
+
 def reduce(
     loss: jax.Array,
     example: jax.Array | None,
@@ -148,13 +204,22 @@ def reduce(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'need reduction "none", "mean" or "sum", got {reduction=}')
-    weights_or_one = jnp.asarray(1 if weights is None else weights)
-    kept = keep(example, _weights_like(weights_or_one.astype(loss.dtype), loss.shape))
+    kept = _weights_like(1 if weights is None else weights, loss.shape)
+    kept = keep(example, kept.astype(loss.dtype))
     loss = loss if weights is None else kept * loss
     if reduction == "none":
         return loss
-    total = jnp.sum(loss)
-    return total if reduction == "sum" else numerics.divide(total, jnp.sum(kept))
+    return jnp.sum(loss) if reduction == "sum" else _mean(loss, kept)
+
+
+def _mean(loss: jax.Array, kept: jax.Array) -> jax.Array:
+    """Return the mean of weighted losses, also where their sum would overflow."""
+    total, weight = jnp.sum(loss), jnp.sum(kept)
+    count = 2.0 ** (loss.size.bit_length())
+    parts = jnp.sum(loss / count) / jnp.where(weight == 0, 1, weight / count)
+    is_too_large = jnp.isinf(total) & jnp.isfinite(parts)
+    mean = numerics.divide(jnp.where(is_too_large, 0, total), weight)
+    return jnp.where(is_too_large, parts, mean)
 
 
 def reduce_entries(
@@ -252,6 +317,8 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 def _weights_like(weights: Array, shape: tuple[int, ...]) -> jax.Array:
     weights = jnp.asarray(weights)
+    if jnp.iscomplexobj(weights):
+        raise TypeError(f"need real weights, got dtype {weights.dtype}")
     fits = weights.ndim == len(shape) and _broadcasts(weights.shape, shape)
     if weights.ndim and not fits:
         raise ValueError(

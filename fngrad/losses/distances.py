@@ -3,22 +3,24 @@
 The keywords that all losses share are explained in `fngrad.losses`.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 import fngrad.numerics as numerics
-import fngrad.tree as tree
 from fngrad.losses.core import (
     Array,
     Axis,
     Reduction,
     class_axes,
+    excess_over_log,
     float_pair,
     keep,
     make_masks,
     reduce,
-    reduce_entries,
+    slopes_of,
     times,
 )
 from fngrad.types import Scalar
@@ -50,11 +52,10 @@ def kl_divergence(
     pair = float_pair(names, log_predictions, targets)
     axes = class_axes(axis, pair[0].ndim)
 
-    def entry_loss(log_p: jax.Array, q: jax.Array) -> jax.Array:
-        log_q = jnp.log(jnp.where(q == 0, 1, q))
-        return times(q, log_q - log_p)
-
-    return reduce_entries(entry_loss, pair, axes, where, weights, reduction)
+    masks = make_masks(where, weights, pair[0].shape, axes)
+    log_p, q = keep(masks.entry, pair[0], -jnp.inf), keep(masks.entry, pair[1])
+    loss = keep(masks.example, _divergence(axes)(log_p, q))
+    return reduce(loss, masks.example, weights, reduction)
 
 
 def cosine_distance(
@@ -96,18 +97,73 @@ def cosine_distance(
     axes = class_axes(axis, x.ndim)
     masks = make_masks(where, weights, x.shape, axes)
     least = jnp.sqrt(numerics.hyper(epsilon).astype(x.dtype))
-    x = _unit(keep(masks.entry, x), axes, least)
-    y = _unit(keep(masks.entry, y), axes, least)
-    loss = keep(masks.example, 1 - jnp.sum(x * y, axis=axes))
+    x, y = keep(masks.entry, x), keep(masks.entry, y)
+    loss = keep(masks.example, _half_square_between(axes, x, y, least))
     return reduce(loss, masks.example, weights, reduction)
 
 
-def _unit(x: jax.Array, axes: tuple[int, ...], least: jax.Array) -> jax.Array:
-    """Return x / max(norm, least); dividing by the size first, no square overflows."""
-    size = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axes, keepdims=True))
+def _divergence(axes: tuple[int, ...]) -> Callable[..., jax.Array]:
+    def plain(log_p: jax.Array, q: jax.Array) -> jax.Array:
+        log_q = jnp.log(jnp.where(q == 0, 1, q))
+        return jnp.sum(times(q, log_q - log_p), axis=axes)
+
+    @slopes_of(plain)
+    def divergence(log_p: jax.Array, q: jax.Array) -> jax.Array:
+        r"""Return $\sum (p - q - q \log(p / q)) + \sum (q - p)$, of which none cancels.
+
+        The first terms are >= 0. The last sum is zero for distributions; where it is
+        no more than the rounding of p and q, it is left out.
+        """
+        p, log_q = jnp.exp(log_p), jnp.log(jnp.where(q == 0, 1, q))
+        r = numerics.divide(p - q, q)
+        is_near = (jnp.abs(r) <= 0.5) & (q != 0)
+        near = q * excess_over_log(jnp.where(is_near, r, 0))
+        far = (p - q) + times(q, log_q - log_p)
+        distance = jnp.sum(jnp.where(is_near, near, far), axis=axes)
+        mass = jnp.sum(q - p, axis=axes)
+        size = p * (1 + jnp.where(p == 0, 0, jnp.abs(log_p))) + q
+        rounding = 8 * jnp.finfo(p.dtype).eps * jnp.sum(size, axis=axes)
+        is_rounding = (jnp.abs(mass) <= rounding) & (distance <= 100 * rounding)
+        return distance + jnp.where(is_rounding, 0, mass)
+
+    return divergence
+
+
+class _Direction(NamedTuple):
+    vector: jax.Array  # scaled by a power of two, so that its squares fit
+    norm: jax.Array  # of it; what it is divided by, at least the scaled least
+    unit: jax.Array  # vector / norm
+    slack: jax.Array  # (1 - |unit|**2) / 2, more than 0 only below the least norm
+    is_floored: jax.Array
+
+
+def _direction(x: jax.Array, axes: tuple[int, ...], least: jax.Array) -> _Direction:
+    size = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
     is_zero = size == 0
-    size = jnp.where(is_zero, 1, size)
-    x = x / size
-    square = jnp.sum(tree.abs_square(x), axis=axes, keepdims=True)
-    norm = jnp.sqrt(jnp.where(is_zero, 1, square))
-    return jnp.where(is_zero, 0, x / jnp.maximum(norm, least / size))
+    scale = numerics.power_of_two_below(size / 2)
+    x, least = jnp.where(is_zero, 0, x / scale), least / scale
+    square = jnp.sum(jnp.square(x), axis=axes, keepdims=True)
+    length = jnp.sqrt(jnp.where(is_zero, 1, square))
+    is_floored = is_zero | (length < least)
+    norm = jnp.where(is_zero, 1, jnp.maximum(length, least))
+    share = jnp.where(is_zero, 0, length / norm)
+    slack = jnp.where(is_floored, (1 - share) * (1 + share) / 2, 0)
+    return _Direction(x, norm, x / norm, slack, is_floored)
+
+
+def _half_square_between(
+    axes: tuple[int, ...], x: jax.Array, y: jax.Array, least: jax.Array
+) -> jax.Array:
+    r"""Return $1 - u \cdot v$ as $|u - v|^2 / 2$ and what u and v lack of length one.
+
+    With d = x - y and $\delta = |x| - |y| = d \cdot (x + y) / (|x| + |y|)$,
+    $u - v = (d - \delta v) / |x|$, which keeps the digits of d.
+    """
+    a, b = _direction(x, axes, least), _direction(y, axes, least)
+    is_plain = a.is_floored | b.is_floored
+    d = a.vector - b.vector
+    along = jnp.sum(d * (a.vector + b.vector), axis=axes, keepdims=True)
+    delta = jnp.where(is_plain, 0, along / (a.norm + b.norm))
+    gap = jnp.where(is_plain, a.unit - b.unit, (d - delta * b.unit) / a.norm)
+    square = jnp.sum(jnp.square(gap), axis=axes)
+    return square / 2 + jnp.squeeze(a.slack + b.slack, axes)

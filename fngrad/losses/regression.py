@@ -7,14 +7,19 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import gammaln
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.losses.core import (
     Array,
     Axis,
     Reduction,
+    complex_pair,
+    excess_over_log,
     float_pair,
     reduce_entries,
+    slopes_of,
     times,
 )
 from fngrad.types import Scalar
@@ -29,10 +34,10 @@ def squared_error(
     weights: Array | None = None,
     reduction: Reduction = "none",
 ) -> jax.Array:
-    r"""Return $(x - y)^2$.
+    r"""Return $|x - y|^2$.
 
     Args:
-        predictions: $x$, floats.
+        predictions: $x$, floats or complex.
         targets: $y$, of the same shape; ``None`` is zero.
         axis, where, weights, reduction: see `fngrad.losses`.
 
@@ -49,10 +54,10 @@ def squared_error(
         >>> print(losses.squared_error(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])))
         [0. 4.]
     """
-    pair = _pair(predictions, targets)
+    pair = _pair(predictions, targets, is_complex=True)
 
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        return (x - y) ** 2
+        return tree.abs_square(x - y)
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
 
@@ -69,7 +74,7 @@ def absolute_error(
     r"""Return $|x - y|$; its gradient at 0 is 0.
 
     Args:
-        predictions: $x$, floats.
+        predictions: $x$, floats or complex.
         targets: $y$, of the same shape; ``None`` is zero.
         axis, where, weights, reduction: see `fngrad.losses`.
 
@@ -77,9 +82,11 @@ def absolute_error(
         TypeError: predictions that are not floating.
         ValueError: shapes that do not fit, or an unknown reduction.
     """
-    pair = _pair(predictions, targets)
+    pair = _pair(predictions, targets, is_complex=True)
 
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(x):
+            return numerics.modulus(x - y)
         return jnp.sign(x - y) * (x - y)  # jnp.abs has the slope 1 at 0
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
@@ -104,7 +111,8 @@ def huber(
     Args:
         predictions: $x$, floats.
         targets: $y$, of the same shape; ``None`` is zero.
-        delta: $\delta$, > 0, in the units of the predictions.
+        delta: $\delta$, > 0, in the units of the predictions; ``inf`` leaves the
+            halved square.
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
@@ -127,8 +135,11 @@ def huber(
 
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
         error = jnp.abs(x - y)
-        square_part = jnp.minimum(error, bound)
-        return 0.5 * square_part**2 + bound * (error - square_part)
+        is_near = error <= bound
+        near, edge = jnp.where(is_near, error, 0), jnp.where(is_near, 0, bound)
+        beyond = jnp.where(is_near, 0, error - bound)
+        # Each side alone: their sum would cancel in the slope beside a large bound.
+        return 0.5 * near * near + (0.5 * edge * edge + edge * beyond)
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
 
@@ -230,16 +241,52 @@ def poisson_nll(
     pair = float_pair(names, log_predictions, targets)
 
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        loss = jnp.exp(x) - times(y, x)
-        return loss + jax.scipy.special.gammaln(y + 1) if full else loss
+        return _full_poisson_nll(x, y) if full else _poisson_nll(x, y)
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
 
 
-def _pair(predictions: Array, targets: Array | None) -> list[jax.Array]:
+def _pair(
+    predictions: Array, targets: Array | None, is_complex: bool = False
+) -> list[jax.Array]:
     if targets is None:
         targets = jnp.zeros(jnp.shape(predictions), bool)
-    return float_pair(("predictions", "targets"), predictions, targets)
+    names = ("predictions", "targets")
+    if is_complex and jnp.iscomplexobj(predictions):
+        return complex_pair(names, predictions, targets)
+    return float_pair(names, predictions, targets)
+
+
+def _poisson_nll(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.exp(x) - times(y, x)
+
+
+def _plain_full_poisson_nll(x: jax.Array, y: jax.Array) -> jax.Array:
+    return _poisson_nll(x, y) + gammaln(y + 1)
+
+
+@slopes_of(_plain_full_poisson_nll)
+def _full_poisson_nll(x: jax.Array, y: jax.Array) -> jax.Array:
+    r"""Return $e^x - y x + \log y!$ without terms of the size of $y \log y$.
+
+    With $\lambda = e^x$ and $r = (\lambda - y) / y$ it is
+    $y\,(r - \log(1 + r)) + (\log y! - y \log y + y)$.
+    """
+    rate = jnp.exp(x)
+    is_large = (y >= 16) & (rate >= jnp.finfo(x.dtype).tiny) & jnp.isfinite(rate)
+    y_large, rate = jnp.where(is_large, y, 16), jnp.where(is_large, rate, 16)
+    r = (rate - y_large) / y_large
+    is_near = jnp.abs(r) <= 0.5
+    near = excess_over_log(jnp.where(is_near, r, 0))
+    deviance = jnp.where(is_near, near, r - jnp.log(rate / y_large))
+    # Stirling's series; its next term is below 1e-16.
+    u = 1 / y_large
+    series = jnp.zeros_like(u)
+    for term in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+        series = series * u * u + term
+    remainder = 0.5 * jnp.log(2 * math.pi * y_large) + series * u
+    large = y_large * deviance + remainder
+    return jnp.where(is_large, large, _plain_full_poisson_nll(x, y))
 
 
 @jax.custom_jvp

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import fngrad.numerics as numerics
 from fngrad.losses.core import (
     Array,
     Reduction,
@@ -22,6 +23,7 @@ from fngrad.losses.core import (
     reduce,
     resolve_axes,
 )
+from fngrad.losses.softmax import log_sum_exp
 
 # The logarithm of an impossible event: finite, so that differences have gradients.
 IMPOSSIBLE = -1e30
@@ -96,7 +98,7 @@ def ctc(
     labels = jnp.where(is_label & is_right[..., None], labels, blank_id)
 
     x = jnp.where(is_frame[..., None], x, 0)
-    log_p = jnp.maximum(jax.nn.log_softmax(x), IMPOSSIBLE)
+    log_p = jnp.maximum(-numerics.surprise(x, (x.ndim - 1,)), IMPOSSIBLE)
     lengths = jnp.sum(is_label, axis=-1)
     of_one = functools.partial(_negative_log_likelihood, blank_id)
     for _ in outer:
@@ -126,7 +128,7 @@ def _negative_log_likelihood(
     ) -> tuple[jax.Array, None]:
         log_emission, is_kept = frame
         one, two = _shift(alpha, 1), jnp.where(can_skip, _shift(alpha, 2), IMPOSSIBLE)
-        reached = jax.nn.logsumexp(jnp.stack([alpha, one, two]), axis=0)
+        reached = log_sum_exp(jnp.stack([alpha, one, two]), axis=0)
         alpha_next = jnp.maximum(reached + log_emission, IMPOSSIBLE)
         return jnp.where(is_kept, alpha_next, alpha), None
 

@@ -1,14 +1,17 @@
 """Accumulators: what is kept of the examples that have been measured.
 
-The protocol is explained in `fngrad.metrics`.
+The protocol is explained in `fngrad.metrics`. Each sum is kept as a pair: the field
+that bears its name, and what rounding drops from it in ``rest``.
 """
 
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+from fngrad.metrics.sums import Pair, add_pairs
 
 
 class Accumulator(Protocol):
@@ -23,7 +26,13 @@ class Accumulator(Protocol):
         ...
 
 
-class Mean(NamedTuple):
+class _Mean(NamedTuple):
+    total: jax.Array  # sum of w x
+    weight: jax.Array  # sum of w
+    rest: tuple[jax.Array, ...]  # of both sums
+
+
+class Mean(_Mean):
     r"""A weighted mean, $\sum_i w_i x_i / \sum_i w_i$.
 
     Example:
@@ -34,25 +43,40 @@ class Mean(NamedTuple):
         2.5
     """
 
-    total: jax.Array  # sum of w x
-    weight: jax.Array  # sum of w
+    __slots__ = ()
+
+    def __new__(cls, total: Any, weight: Any, rest: Any = None) -> "Mean":
+        """Take the sums as they are; without a rest they lack nothing."""
+        return super().__new__(cls, total, weight, _rest(rest, total, weight))
 
     def merge(self, other: "Mean") -> "Mean":
         """Return the mean of both parts together."""
-        return Mean(self.total + other.total, self.weight + other.weight)
+        return Mean(*_merged(self, other))
 
     def value(self) -> jax.Array:
         """Return the mean; NaN if there was no weight."""
-        return _ratio(self.total, self.weight)
+        return _ratio(*_rounded(self))
 
 
-class R2(NamedTuple):
-    """Targets' spread and predictions' error, for the share of variance explained."""
-
+class _R2(NamedTuple):
     weight: jax.Array  # sum of w, per output
     mean: jax.Array  # of the targets, per output
     m2: jax.Array  # sum of w (y - mean)**2, per output
     squared_error: jax.Array  # sum of w (x - y)**2, per output
+    rest: tuple[jax.Array, ...]  # of all four
+
+
+class R2(_R2):
+    """Targets' spread and predictions' error, for the share of variance explained."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls, weight: Any, mean: Any, m2: Any, squared_error: Any, rest: Any = None
+    ) -> "R2":
+        """Take the sums as they are; without a rest they lack nothing."""
+        rest = _rest(rest, weight, mean, m2, squared_error)
+        return super().__new__(cls, weight, mean, m2, squared_error, rest)
 
     def merge(self, other: "R2") -> "R2":
         """Return both parts together; the means never cancel in float32.
@@ -61,15 +85,15 @@ class R2(NamedTuple):
             Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
             computing sample variances, 1979, equations 2.1.
         """
-        weight = self.weight + other.weight
-        share = numerics.divide(other.weight, weight)
-        delta = other.mean - self.mean
-        return R2(
-            weight,
-            self.mean + share * delta,
-            self.m2 + other.m2 + self.weight * share * delta**2,
-            self.squared_error + other.squared_error,
+        weight, _, m2, error = (
+            add_pairs(a, b) for a, b in zip(_pairs(self), _pairs(other), strict=True)
         )
+        share = numerics.divide(other.weight, weight[0])
+        delta = (other.mean - self.mean) + (other.rest[1] - self.rest[1])
+        mean = add_pairs((self.mean, self.rest[1]), _exact(share * delta))
+        m2 = add_pairs(m2, _exact(self.weight * share * delta**2))
+        totals, rest = zip(weight, mean, m2, error, strict=True)
+        return R2(*totals, rest)
 
     def value(self) -> jax.Array:
         r"""Return $1 - \sum (x - y)^2 / \sum (y - \bar y)^2$, the mean over outputs.
@@ -77,42 +101,97 @@ class R2(NamedTuple):
         Of constant targets: 1 where the predictions are exact, else 0. NaN if there
         was no weight.
         """
-        is_constant = self.m2 == 0
-        unexplained = self.squared_error / jnp.where(is_constant, 1, self.m2)
-        is_missed = (self.squared_error != 0).astype(unexplained.dtype)
+        weight, _, m2, squared_error = _rounded(self)
+        is_constant = m2 == 0
+        unexplained = squared_error / jnp.where(is_constant, 1, m2)
+        is_missed = (squared_error != 0).astype(unexplained.dtype)
         r2 = 1 - jnp.where(is_constant, is_missed, unexplained)
-        return jnp.mean(jnp.where(self.weight == 0, jnp.nan, r2))
+        return jnp.mean(jnp.where(weight == 0, jnp.nan, r2))
 
 
-class CalibrationError(NamedTuple):
-    """Confidence and accuracy in bins of confidence, each of shape (bins,)."""
-
+class _CalibrationError(NamedTuple):
     weight: jax.Array  # sum of w
     confidence: jax.Array  # sum of w p
     correct: jax.Array  # sum of w [the prediction is right]
+    rest: tuple[jax.Array, ...]  # of all three
+
+
+class CalibrationError(_CalibrationError):
+    """Confidence and accuracy in bins of confidence, each of shape (bins,)."""
+
+    __slots__ = ()
+
+    def __new__(
+        cls, weight: Any, confidence: Any, correct: Any, rest: Any = None
+    ) -> "CalibrationError":
+        """Take the sums as they are; without a rest they lack nothing."""
+        rest = _rest(rest, weight, confidence, correct)
+        return super().__new__(cls, weight, confidence, correct, rest)
 
     def merge(self, other: "CalibrationError") -> "CalibrationError":
         """Return both parts together."""
-        return CalibrationError(*map(jnp.add, self, other))
+        return CalibrationError(*_merged(self, other))
 
     def value(self) -> jax.Array:
         """Return the expected calibration error; NaN if there was no weight."""
-        gaps = jnp.abs(self.confidence - self.correct)
-        return _ratio(jnp.sum(gaps), jnp.sum(self.weight))
+        gaps = self.confidence - self.correct + (self.rest[1] - self.rest[2])
+        return _ratio(jnp.sum(jnp.abs(gaps)), jnp.sum(_rounded(self)[0]))
 
 
-class ConfusionMatrix(NamedTuple):
+class _ConfusionMatrix(NamedTuple):
+    counts: jax.Array  # sum of w, shape (true class, predicted class)
+    rest: tuple[jax.Array, ...]
+
+
+class ConfusionMatrix(_ConfusionMatrix):
     """How often each class was taken for each."""
 
-    counts: jax.Array  # sum of w, shape (true class, predicted class)
+    __slots__ = ()
+
+    def __new__(cls, counts: Any, rest: Any = None) -> "ConfusionMatrix":
+        """Take the counts as they are; without a rest they lack nothing."""
+        return super().__new__(cls, counts, _rest(rest, counts))
 
     def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """Return both parts together."""
-        return ConfusionMatrix(self.counts + other.counts)
+        return ConfusionMatrix(*_merged(self, other))
 
     def value(self) -> jax.Array:
         """Return the counts, rows true and columns predicted classes."""
-        return self.counts
+        return _rounded(self)[0]
+
+
+def _rest(given: Any, *sums: Any) -> Any:
+    """Return what was given, else zeros like the sums, which lack nothing."""
+    if given is not None:
+        return given
+
+    def nothing(x: Any) -> Any:  # a tree of specifications has no arrays
+        is_number = hasattr(x, "dtype") or isinstance(x, int | float)
+        return jnp.zeros_like(x) if is_number else x
+
+    return tuple(map(nothing, sums))
+
+
+def _pairs(accumulator: Any) -> Sequence[Pair]:
+    *totals, rest = accumulator
+    return list(zip(totals, rest, strict=True))
+
+
+def _merged(a: Any, b: Any) -> list[Any]:
+    """Return the added sums of both, and their rest."""
+    sums = map(add_pairs, _pairs(a), _pairs(b))
+    totals, rest = zip(*sums, strict=True)
+    return [*totals, rest]
+
+
+def _rounded(accumulator: Any) -> list[jax.Array]:
+    """Return the sums; added over devices, the rest may have grown into them."""
+    return [total + rest for total, rest in _pairs(accumulator)]
+
+
+def _exact(x: jax.Array) -> Pair:
+    return x, jnp.zeros_like(x)
 
 
 def _ratio(total: jax.Array, weight: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 from fngrad.metrics.accumulators import CalibrationError, ConfusionMatrix, Mean
 from fngrad.metrics.examples import mask_and_weights, mean_of, wide
+from fngrad.metrics.sums import Pair, pair_of_sum, sums_by_index
 
 
 def accuracy(
@@ -21,7 +22,8 @@ def accuracy(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit.
 
     Example:
@@ -46,7 +48,8 @@ def top_k_accuracy(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit, or k out of range.
     """
     x, y, w = _classified(logits, labels, where, weights)
@@ -67,11 +70,12 @@ def log_loss(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit.
     """
     x, y, w = _classified(logits, labels, where, weights)
-    return mean_of(-_pick(jax.nn.log_softmax(x), y), w)
+    return mean_of(_pick(numerics.surprise(x, (x.ndim - 1,)), y), w)
 
 
 def calibration_error(
@@ -95,7 +99,8 @@ def calibration_error(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit, or ``num_bins < 1``.
 
     References:
@@ -110,11 +115,12 @@ def calibration_error(
     bins = jax.nn.one_hot(bins.astype(jnp.int32), num_bins, dtype=x.dtype)
     axes = tuple(range(y.ndim))
 
-    def per_bin(values: jax.Array) -> jax.Array:
-        return jnp.sum(bins * (w * values)[..., None], axis=axes)
+    def per_bin(values: jax.Array) -> Pair:
+        return pair_of_sum(bins * (w * values)[..., None], axes)
 
-    ones = jnp.ones_like(confidence)
-    return CalibrationError(per_bin(ones), per_bin(confidence), per_bin(is_right))
+    measured = (jnp.ones_like(confidence), confidence, is_right)
+    totals, rest = zip(*map(per_bin, measured), strict=True)
+    return CalibrationError(*totals, rest)
 
 
 def confusion_matrix(
@@ -132,23 +138,25 @@ def confusion_matrix(
         range or a logit is NaN.
 
     Raises:
-        TypeError: labels that are not integers, or a mask that is not bool.
+        TypeError: labels that are not integers, a mask that is not bool, or
+            complex numbers.
         ValueError: shapes that do not fit.
     """
     x, y, w = _classified(logits, labels, where, weights)
     classes = x.shape[-1]
-    true, predicted = jnp.maximum(y, 0).reshape(-1), jnp.argmax(x, -1).reshape(-1)
+    cell = jnp.maximum(y, 0) * classes + jnp.argmax(x, -1).astype(y.dtype)
     is_wrong = jnp.any(jnp.isnan(x), axis=-1) | (y < 0)
-    counts = jnp.zeros((classes, classes), w.dtype)
-    counts = counts.at[true, predicted].add(w.reshape(-1))
-    return ConfusionMatrix(jnp.where(jnp.any(is_wrong), jnp.nan, counts))
+    values = None if weights is None else w.reshape(-1)
+    sums = sums_by_index(values, cell.reshape(-1), w.reshape(-1) != 0, classes**2)
+    counts, rest = (x.astype(w.dtype).reshape(classes, classes) for x in sums)
+    return ConfusionMatrix(jnp.where(jnp.any(is_wrong), jnp.nan, counts), (rest,))
 
 
 def _classified(
     logits: Any, labels: Any, where: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return logits, labels and weights; -1 is a label out of range."""
-    x, y = wide(logits), numerics.integers("labels", labels)
+    x, y = wide("logits", logits), numerics.integers("labels", labels)
     if x.ndim < 1 or y.shape != x.shape[:-1]:
         raise ValueError(
             f"need logits (..., classes) and labels (...), got {x.shape} and {y.shape}"

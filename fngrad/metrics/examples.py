@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import fngrad.tree as tree
 from fngrad.metrics.accumulators import Mean
+from fngrad.metrics.sums import pair_of_sum
 
 
 def mask_and_weights(
@@ -17,10 +18,12 @@ def mask_and_weights(
     An example of weight 0 does not count.
 
     Raises:
-        TypeError: a mask that is not bool.
+        TypeError: a mask that is not bool, or complex weights.
         ValueError: another shape than the given one.
     """
     w = jnp.ones(shape, dtype) if weights is None else jnp.asarray(weights)
+    if jnp.iscomplexobj(w):
+        raise TypeError(f"need real weights, got dtype {w.dtype}")
     if w.shape != shape:
         raise ValueError(f"need weights of shape {shape}, got shape {w.shape}")
     w = w.astype(dtype)
@@ -34,13 +37,20 @@ def mask_and_weights(
     return mask & (w != 0), jnp.where(mask, w, 0)
 
 
-def wide(x: Any) -> jax.Array:
-    """Return an array of floats in at least float32; integers and bools will do."""
+def wide(name: str, x: Any) -> jax.Array:
+    """Return an array of floats in at least float32; integers and bools will do.
+
+    Raises:
+        TypeError: complex numbers, whose imaginary part would be lost.
+    """
     x = jnp.asarray(x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"need real {name}, got dtype {x.dtype}")
     is_float = jnp.issubdtype(x.dtype, jnp.floating)
     return tree.widen(x) if is_float else x.astype(jnp.float32)
 
 
 def mean_of(values: jax.Array, w: jax.Array) -> Mean:
     """Return the weighted mean of values."""
-    return Mean(jnp.sum(w * values), jnp.sum(w))
+    total, weight = pair_of_sum(w * values), pair_of_sum(w)
+    return Mean(total[0], weight[0], (total[1], weight[1]))

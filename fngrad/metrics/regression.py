@@ -4,28 +4,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.metrics.accumulators import R2, Mean
 from fngrad.metrics.examples import mask_and_weights, mean_of, wide
+from fngrad.metrics.sums import add_pairs, pair_of, pair_of_sum
 
 
 def mean_squared_error(
     predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
 ) -> Mean:
-    """Measure the mean of (x - y)**2 over examples and outputs.
+    """Measure the mean of abs(x - y)**2 over examples and outputs.
 
     Args:
-        predictions: x, floats, shape ``(n, ...)``.
+        predictions: x, floats or complex, shape ``(n, ...)``.
         targets: y, of the same shape.
         where, weights: see `fngrad.metrics`; of shape ``(n,)``.
 
     Raises:
-        TypeError: a mask that is not bool.
+        TypeError: a mask that is not bool, or complex weights.
         ValueError: shapes that do not fit.
     """
-    x, y, w = _paired(predictions, targets, where, weights)
-    return mean_of((x - y) ** 2, w)
+    error, w = _errors(predictions, targets, where, weights)
+    return mean_of(tree.abs_square(error), w)
 
 
 def mean_absolute_error(
@@ -34,16 +37,17 @@ def mean_absolute_error(
     """Measure the mean of abs(x - y) over examples and outputs.
 
     Args:
-        predictions: x, floats, shape ``(n, ...)``.
+        predictions: x, floats or complex, shape ``(n, ...)``.
         targets: y, of the same shape.
         where, weights: see `fngrad.metrics`; of shape ``(n,)``.
 
     Raises:
-        TypeError: a mask that is not bool.
+        TypeError: a mask that is not bool, or complex weights.
         ValueError: shapes that do not fit.
     """
-    x, y, w = _paired(predictions, targets, where, weights)
-    return mean_of(jnp.abs(x - y), w)
+    error, w = _errors(predictions, targets, where, weights)
+    is_complex = jnp.iscomplexobj(error)
+    return mean_of(numerics.modulus(error) if is_complex else jnp.abs(error), w)
 
 
 def r2(predictions: Any, targets: Any, *, where: Any = None, weights: Any = None) -> R2:
@@ -59,21 +63,43 @@ def r2(predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
         where, weights: see `fngrad.metrics`; of shape ``(n,)``.
 
     Raises:
-        TypeError: a mask that is not bool.
+        TypeError: a mask that is not bool, or complex numbers.
         ValueError: shapes that do not fit.
     """
     x, y, w = _paired(predictions, targets, where, weights)
-    weight = jnp.sum(w, axis=0)
-    mean = numerics.divide(jnp.sum(w * y, axis=0), weight)
-    m2 = jnp.sum(w * (y - mean[None]) ** 2, axis=0)
-    return R2(weight, mean, m2, jnp.sum(w * (x - y) ** 2, axis=0))
+    weight, total = pair_of_sum(w, 0), pair_of_sum(w * y, 0)
+    # Rounding takes the mean of equal targets off them; between its bounds it stays.
+    low = jnp.min(jnp.where(w == 0, jnp.inf, y), axis=0, initial=jnp.inf)
+    high = jnp.max(jnp.where(w == 0, -jnp.inf, y), axis=0, initial=-jnp.inf)
+    mean = jnp.clip(numerics.divide(total[0], weight[0]), low, high)
+    mean = jnp.where(weight[0] == 0, 0, mean)
+    centred = y - mean[None]
+    error = numerics.divide(pair_of_sum(w * centred, 0)[0], weight[0])
+    m2 = pair_of_sum(w * (centred - error[None]) ** 2, 0)
+    mean = add_pairs(pair_of(mean), pair_of(error))
+    totals, rest = zip(weight, mean, m2, pair_of_sum(w * (x - y) ** 2, 0), strict=True)
+    return R2(*totals, rest)
+
+
+def _errors(
+    predictions: Any, targets: Any, where: Any, weights: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Return predictions minus targets, complex where one of them is, and weights."""
+    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+    is_complex = jnp.iscomplexobj(predictions) or jnp.iscomplexobj(targets)
+    parts = (jnp.real, jnp.imag) if is_complex else (jnp.asarray,)
+    pairs = [
+        _paired(part(predictions), part(targets), where, weights) for part in parts
+    ]
+    errors = [x - y for x, y, _ in pairs]
+    return errors[0] if len(errors) == 1 else lax.complex(*errors), pairs[0][2]
 
 
 def _paired(
     predictions: Any, targets: Any, where: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return predictions, targets and weights, all of one shape."""
-    x, y = wide(predictions), wide(targets)
+    x, y = wide("predictions", predictions), wide("targets", targets)
     if x.ndim < 1 or x.shape != y.shape:
         raise ValueError(
             "need predictions (n, ...) and targets of the same shape, "
