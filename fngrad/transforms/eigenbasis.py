@@ -104,9 +104,7 @@ def scale_by_soap(
         if decay is not None:
             check_decay(name, decay, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
-    precondition_frequency = numerics.check_count(
-        "precondition_frequency", precondition_frequency, low=1
-    )
+    every = numerics.check_count("precondition_frequency", precondition_frequency, 1)
     max_precond_dim = numerics.check_count("max_precond_dim", max_precond_dim)
 
     def empty(p: jax.Array) -> Axes:
@@ -138,7 +136,7 @@ def scale_by_soap(
         nu_hat = remove_bias(nu, beta_2, adam_step)
         direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
         new_updates = leaves.map_leaves(_rotate_back, direction, state.bases)
-        is_due = (adam_step + 1) % precondition_frequency == 0
+        is_due = (adam_step + 1) % every == 0
         is_due &= state.step > 0
         nu, bases = _follow(is_due, nu, state.statistics, state.bases)
         step = numerics.next_step(state.step)

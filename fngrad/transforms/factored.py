@@ -105,10 +105,7 @@ def scale_by_factored_rms(
     def update(
         updates: Updates, state: ScaleByFactoredRmsState, params: Params
     ) -> tuple[Updates, ScaleByFactoredRmsState]:
-        exponent = numerics.hyper(decay_rate, state.step)
-        offset = numerics.hyper(step_offset, state.step)
-        t = jnp.maximum(state.step.astype(offset.dtype) - offset, 0) + 1
-        weight = t**-exponent
+        weight = _weight_of_present(decay_rate, step_offset, state.step)
         eps = numerics.hyper(epsilon, state.step)
 
         def divide(
@@ -131,6 +128,14 @@ def scale_by_factored_rms(
         return new_updates, ScaleByFactoredRmsState(step, nu, factors)
 
     return chain(Transform(init, update, name="scale_by_factored_rms"))
+
+
+def _weight_of_present(
+    decay_rate: Hyper, step_offset: Hyper, step: jax.Array
+) -> jax.Array:
+    exponent, offset = (numerics.hyper(x, step) for x in (decay_rate, step_offset))
+    t = jnp.maximum(step.astype(offset.dtype) - offset, 0) + 1
+    return t**-exponent
 
 
 def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:

@@ -1,0 +1,61 @@
+"""Scalars that enter the arithmetic, and the arithmetic that must not go wrong."""
+
+from fngrad.numerics.arithmetic import divide, power, square_root
+from fngrad.numerics.checks import (
+    MAX_STEP,
+    as_int,
+    check_count,
+    check_number,
+    check_positive,
+    check_unmasked,
+    integers,
+)
+from fngrad.numerics.gathers import rows
+from fngrad.numerics.hyperparameters import hyper, scaled
+from fngrad.numerics.norms import (
+    divided,
+    largest_square,
+    magnitudes,
+    modulus,
+    norm,
+    power_of_two_below,
+    root_of_squares,
+    saturated,
+)
+from fngrad.numerics.precision import as_double, double_precision
+from fngrad.numerics.seeds import check_seed, key
+from fngrad.numerics.softmax import exponentials, surprise
+from fngrad.numerics.steps import bias_correction, first_step, next_step
+
+__all__ = [
+    "MAX_STEP",
+    "as_double",
+    "as_int",
+    "bias_correction",
+    "check_count",
+    "check_number",
+    "check_positive",
+    "check_seed",
+    "check_unmasked",
+    "divide",
+    "divided",
+    "double_precision",
+    "exponentials",
+    "first_step",
+    "hyper",
+    "integers",
+    "key",
+    "largest_square",
+    "magnitudes",
+    "modulus",
+    "next_step",
+    "norm",
+    "power",
+    "power_of_two_below",
+    "root_of_squares",
+    "rows",
+    "saturated",
+    "scaled",
+    "square_root",
+    "surprise",
+]

@@ -1,0 +1,25 @@
+"""Roots, powers and quotients whose value and gradient hold at zero."""
+
+import jax
+import jax.numpy as jnp
+
+
+def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, 0 with zero gradient where the base is 0."""
+    is_zero = base == 0
+    return jnp.where(is_zero, 0, jnp.where(is_zero, 1, base) ** exponent)
+
+
+def square_root(x: jax.Array) -> jax.Array:
+    """Return the root, 0 with zero gradient where x is 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Return numerator / denominator, and 0 with zero gradient where that is 0."""
+    is_zero = denominator == 0
+    # Select before the division: a selected result is rounded with what follows it
+    # in one way if the hyperparameters are constants, in another if they are data.
+    numerator = jnp.where(is_zero, jnp.zeros_like(numerator), numerator)
+    return numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)

@@ -1,0 +1,109 @@
+"""Checks of arguments: numbers, counts, integers, masked arrays."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fngrad.types import Hyper
+
+MAX_STEP = np.iinfo(np.int32).max
+
+
+def check_number(
+    name: str, value: Hyper | None, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """Raise unless a Python number lies in [low, high].
+
+    Arrays, tracers, schedules and None pass unread.
+
+    Raises:
+        TypeError: none of these.
+        ValueError: out of range, or NaN.
+    """
+    is_number = isinstance(value, numbers.Real)
+    if not (is_number or value is None or callable(value) or hasattr(value, "dtype")):
+        raise TypeError(
+            f"need {name} to be a number, a scalar array or a schedule, got {value!r}"
+        )
+    if isinstance(value, numbers.Real) and not low <= float(value) <= high:
+        raise ValueError(f"need {low} <= {name} <= {high}, got {name}={value}")
+
+
+def check_positive(name: str, value: Hyper) -> None:
+    """Raise unless a Python number is above 0; other kinds pass unread.
+
+    Raises:
+        ValueError: it is not, or NaN.
+    """
+    if isinstance(value, numbers.Real) and not float(value) > 0:
+        raise ValueError(f"need {name} > 0, got {name}={value}")
+
+
+def check_count(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
+    """Return a static number, of steps or of entries, as an int in [low, high].
+
+    Args:
+        name: what it is called in the error.
+        value: an int, or an integer scalar of NumPy.
+        low, high: its bounds; ``high=None`` is none.
+
+    Raises:
+        ValueError: it is something else; a bool is no number.
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.numerics import check_count
+        >>> check_count("save_every", np.int64(2), 1)
+        2
+    """
+    number = as_int(value)
+    if number is None or number < low or (high is not None and number > high):
+        limit = "" if high is None else f" and <= {high}"
+        raise ValueError(f"need an int {name} >= {low}{limit}, got {name}={value!r}")
+    return number
+
+
+def as_int(value: Any) -> int | None:
+    """Return an int, or an integer scalar of NumPy, as an int; None of all else."""
+    is_bool = isinstance(value, bool | np.bool_)
+    is_int = isinstance(value, numbers.Integral) and not is_bool
+    return int(value) if is_int else None
+
+
+def check_unmasked(what: str, x: Any) -> None:
+    """Raise where an array of `numpy.ma` would lose its mask.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        masked = np.ma.count_masked(x)
+        raise ValueError(
+            f"need {what} without a mask, got a masked array with {masked} of "
+            f"{x.size} entries masked: .filled(value) puts a value in their place; "
+            "where= or weights= of losses and metrics leave them out"
+        )
+
+
+def integers(name: str, x: Any) -> jax.Array:
+    """Return integers of any dtype as int32; those beyond it are -1, never wrapped.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: a masked array.
+    """
+    check_unmasked(name, x)
+    # A NumPy array is narrowed here: as a JAX array it would wrap without x64.
+    xp = np if isinstance(x, np.ndarray | np.generic) else jnp
+    x = xp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"need integer {name}, got dtype {x.dtype}")
+    narrow, bounds = x.astype(np.int32), jnp.iinfo(x.dtype)
+    if bounds.max > MAX_STEP:
+        low = max(int(bounds.min), -MAX_STEP)
+        narrow = xp.where((low <= x) & (x <= MAX_STEP), narrow, np.int32(-1))
+    return jnp.asarray(narrow)

@@ -1,0 +1,50 @@
+"""Hyperparameters are data.
+
+A value written in the program text and the same value passed as an argument give the
+same bits, because both pass `hyper`, whose barrier keeps XLA from folding the constant
+into its neighbours.
+"""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fngrad.types import Hyper, Scalar
+
+
+def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
+    """Bring a hyperparameter into the arithmetic; the only way in.
+
+    Args:
+        value: a number, a scalar array or tracer, or a schedule ``step -> value``.
+        step: int32, shape (); what a schedule is asked for.
+
+    Returns:
+        A strong array of shape () and dtype ``jnp.result_type(float)``: float32, or
+        float64 under x64, whatever the parameters are. Scalar arithmetic such as
+        ``1 - b2`` belongs in this dtype; cast to a leaf's dtype once, afterwards.
+
+    Raises:
+        TypeError: a schedule where none can be asked.
+        ValueError: the value is not a scalar.
+    """
+    if callable(value):
+        if step is None:
+            raise TypeError(
+                f"need a number or a scalar array, got {value!r}: this "
+                "hyperparameter counts no steps and takes no schedule"
+            )
+        value = value(step)
+    if jnp.shape(value) != ():
+        raise ValueError(f"need a scalar hyperparameter, got shape {jnp.shape(value)}")
+    if isinstance(value, numbers.Real):
+        value = float(value)  # an int may not fit in int32
+    strong = jnp.asarray(value).astype(jnp.result_type(float))
+    return lax.optimization_barrier(strong)
+
+
+def scaled(factor: Scalar, x: jax.Array) -> jax.Array:
+    """Return factor * x in the dtype of x."""
+    return jnp.asarray(factor, x.dtype) * x

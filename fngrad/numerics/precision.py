@@ -1,0 +1,34 @@
+"""Float64 for a stretch of code, whatever the global flag says."""
+
+from typing import Any
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+
+
+def double_precision() -> Any:
+    """Return a context in which float64 is on, whatever the global flag says.
+
+    Arrays made inside are float64 outside too; arrays of before stay what they were
+    (see `as_double`).
+    """
+    module: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return module.enable_x64(True)
+
+
+def as_double(a: Any) -> Any:
+    """Return a tree's arrays in double precision; integers and keys stay.
+
+    Call it in `double_precision`.
+    """
+
+    def widest(x: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key):
+            return x
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            return x.astype(jnp.complex128)
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(widest, a)

@@ -1,0 +1,96 @@
+"""Keys from seeds: every bit of an int counts."""
+
+import functools
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_FOLDED_SEED = 2**31  # beyond every step: what is folded in for a seed is no step
+
+
+def key(seed: int | jax.Array) -> jax.Array:
+    r"""Return a typed PRNG key from an int (also traced) or from a typed key.
+
+    Every bit of an int counts, its sign too. With the 32-bit words
+    $w_0 + 2^{32} w_1 + \dots$ of $s \ge 0$, or of $-1 - s$ where s is negative,
+
+    $$k = \mathrm{key}(w_0) \text{ if } 0 \le s < 2^{32}, \text{ else }
+      \mathrm{fold}(\dots \mathrm{fold}(\mathrm{fold}(\mathrm{key}(w_0), h), w_1)
+      \dots, w_m), \quad h = 2^{31} + 2 m + [s < 0] .$$
+
+    No step of a run has the number h, so the randomness of a run with the seed $w_0$
+    is another. An array or a traced int gives the key of the Python int of its value.
+
+    Args:
+        seed: an int of any size, an integer scalar, or a typed key.
+
+    Raises:
+        TypeError: anything else, such as a bool or the raw uint32 words of an
+            old-style key.
+
+    Example:
+        >>> import jax
+        >>> import fngrad.numerics as numerics
+        >>> numerics.key(5) == jax.random.key(5), numerics.key(5) == numerics.key(-5)
+        (Array(True, dtype=bool), Array(False, dtype=bool))
+    """
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
+    if isinstance(seed, jax.Array) and _is_integer_scalar(seed):
+        return _key_of_array(seed)
+    if isinstance(seed, np.ndarray) and _is_integer_scalar(seed):
+        seed = int(seed)
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
+        raise TypeError(
+            f"need an int or a typed key (jax.random.key(seed)), got {seed!r}"
+        )
+    return _key_of_int(int(seed))
+
+
+def check_seed(seed: Any) -> None:
+    """Raise unless a seed of NumPy's generators is an int >= 0.
+
+    Raises:
+        ValueError: it is not.
+    """
+    is_int = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not is_int or seed < 0:
+        raise ValueError(f"need an int seed >= 0, got {seed=}")
+
+
+def _is_integer_scalar(x: Any) -> bool:
+    return x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)
+
+
+def _key_of_int(seed: int) -> jax.Array:
+    rest = seed if seed >= 0 else -1 - seed
+    low, rest = rest % 2**32, rest >> 32
+    higher = []
+    while rest:
+        higher.append(np.uint32(rest % 2**32))
+        rest >>= 32
+    first = jax.random.key(np.uint32(low))
+    if seed >= 0 and not higher:
+        return first
+    head = np.uint32(_FOLDED_SEED + 2 * len(higher) + (seed < 0))
+    return functools.reduce(jax.random.fold_in, [head, *higher], first)
+
+
+def _key_of_array(seed: jax.Array) -> jax.Array:
+    """Return what `_key_of_int` gives for an integer scalar of at most 64 bits."""
+    is_negative = seed < 0
+    words = jnp.where(is_negative, ~seed, seed)
+    is_long = seed.dtype.itemsize == 8
+    high = (words >> 32 if is_long else jnp.zeros_like(words)).astype(jnp.uint32)
+    first = jax.random.key(words.astype(jnp.uint32))
+    if jnp.issubdtype(seed.dtype, jnp.unsignedinteger) and not is_long:
+        return first
+    count = (high > 0).astype(jnp.uint32)
+    head = np.uint32(_FOLDED_SEED) + 2 * count + is_negative.astype(jnp.uint32)
+    folded = jax.random.fold_in(first, head)
+    if is_long:
+        folded = jnp.where(high > 0, jax.random.fold_in(folded, high), folded)
+    return jnp.where(is_negative | (high > 0), folded, first)
