@@ -6,7 +6,7 @@ the result does not depend on the batch size, beyond rounding.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -76,6 +76,32 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
+    program, *arguments = _prepared(metric_fn, state_or_params, data)
+    values = jax.device_get(program(*arguments, batch_size))
+    return {
+        name: float(value) if np.ndim(value) == 0 else np.asarray(value)
+        for name, value in values.items()
+    }
+
+
+def shapes(
+    metric_fn: Callable[..., dict[str, Any]],
+    state_or_params: Any,
+    data: Any,
+    *,
+    batch_size: int = 256,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of the metrics, by tracing alone: see `evaluate`."""
+    program, *arguments = _prepared(metric_fn, state_or_params, data)
+    return program.eval_shape(*arguments, batch_size)
+
+
+def _prepared(
+    metric_fn: Callable[..., dict[str, Any]],
+    state_or_params: Any,
+    data: Any,
+) -> tuple[Any, Params, ModelState, Any]:
+    """Return the program of an evaluation, and its arguments."""
     check_function(metric_fn)
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
@@ -87,14 +113,7 @@ def evaluate(
             "need a TrainState for a metric_fn that takes model_state, "
             f"got {type(state_or_params).__name__}"
         )
-    source = arrays_of(data)
-    values = jax.device_get(
-        _jitted_fold(metric_fn, params, model_state, source, batch_size)
-    )
-    return {
-        name: float(value) if np.ndim(value) == 0 else np.asarray(value)
-        for name, value in values.items()
-    }
+    return _program(metric_fn), params, model_state, arrays_of(data)
 
 
 def fold(
@@ -153,7 +172,13 @@ def arrays_of(data: Any) -> Any:
     return data
 
 
-_jitted_fold = jax.jit(fold, static_argnums=(0, 4))
+@lru_cache(maxsize=8)
+def _program(metric_fn: Callable[..., Any]) -> Any:
+    """Return the jitted fold of a function; the last few are kept.
+
+    So a function that is long gone, with all that it closes over, is not kept alive.
+    """
+    return jax.jit(partial(fold, metric_fn), static_argnums=3)
 
 
 def _source_of(data: Any) -> _Source:
