@@ -101,7 +101,7 @@ def _prepared(
     state_or_params: Any,
     data: Any,
 ) -> tuple[Any, Params, ModelState, Any]:
-    """Return the program of an evaluation, and its arguments."""
+    """Return the program of an evaluation, and its arguments but the batch size."""
     check_function(metric_fn)
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
@@ -113,7 +113,8 @@ def _prepared(
             "need a TrainState for a metric_fn that takes model_state, "
             f"got {type(state_or_params).__name__}"
         )
-    return _program(metric_fn), params, model_state, arrays_of(data)
+    leaves, structure = jax.tree.flatten(arrays_of(data))
+    return _program(metric_fn, structure), params, model_state, leaves
 
 
 def fold(
@@ -173,12 +174,19 @@ def arrays_of(data: Any) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _program(metric_fn: Callable[..., Any]) -> Any:
-    """Return the jitted fold of a function; the last few are kept.
+def _program(metric_fn: Callable[..., Any], structure: Any) -> Any:
+    """Return the jitted fold of a function over data of one structure, by its leaves.
 
-    So a function that is long gone, with all that it closes over, is not kept alive.
+    The last few are kept, so that functions that are long gone, the metric or a map
+    of the data, are not kept alive with all that they close over. JAX keeps the
+    structure of every argument, so the data comes as leaves.
     """
-    return jax.jit(partial(fold, metric_fn), static_argnums=3)
+
+    def folded(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
+        arrays = jax.tree.unflatten(structure, leaves)
+        return fold(metric_fn, params, model_state, arrays, batch_size)
+
+    return jax.jit(folded, static_argnums=3)
 
 
 def _source_of(data: Any) -> _Source:

@@ -12,35 +12,16 @@ from fngrad.directions import FALLING, RISING, directed, direction
 from fngrad.sweeps import tables
 
 FALL = [
-    "loss",
-    "error",
-    "perplexity",
-    "nll",
-    "mse",
-    "mae",
-    "mean_squared_error",
-    "log_loss",
+    *("loss", "error", "perplexity", "nll", "mse", "mae"),
+    *("mean_squared_error", "log_loss"),
 ]
 RISE = [
-    "accuracy",
-    "top_k",
-    "f1",
-    "auroc",
-    "r2",
-    "precision",
-    "recall",
+    *("accuracy", "top_k", "f1", "auroc", "r2", "precision", "recall"),
     "top_k_accuracy",
 ]
 UNKNOWN = [
-    "my_loss",
-    "loss_x",
-    "Accuracy",
-    "val/",
-    "top_5",
-    "lossy",
-    "accuracy/x",
-    "inaccuracy",
-    "val",
+    *("my_loss", "loss_x", "Accuracy", "val/", "top_5", "lossy", "accuracy/x"),
+    *("inaccuracy", "val"),
 ]
 
 
