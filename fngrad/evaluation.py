@@ -6,7 +6,7 @@ the result does not depend on the batch size, beyond rounding.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -78,6 +78,32 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
+    program, *arguments = _prepared(metric_fn, state_or_params, data)
+    values = jax.device_get(program(*arguments, batch_size))
+    return {
+        name: float(value) if np.ndim(value) == 0 else np.asarray(value)
+        for name, value in values.items()
+    }
+
+
+def shapes(
+    metric_fn: Callable[..., dict[str, Any]],
+    state_or_params: Any,
+    data: Any,
+    *,
+    batch_size: int = 256,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of the metrics, by tracing alone: see `evaluate`."""
+    program, *arguments = _prepared(metric_fn, state_or_params, data)
+    return program.eval_shape(*arguments, batch_size)
+
+
+def _prepared(
+    metric_fn: Callable[..., dict[str, Any]],
+    state_or_params: Any,
+    data: Any,
+) -> tuple[Any, Params, ModelState, Any]:
+    """Return the program of an evaluation, and its arguments but the batch size."""
     if callable(state_or_params) and not callable(metric_fn):
         raise TypeError(
             f"need a function, got {type(metric_fn).__name__}: "
@@ -94,14 +120,8 @@ def evaluate(
             "need a TrainState for a metric_fn that takes model_state, "
             f"got {type(state_or_params).__name__}"
         )
-    source = arrays_of(data)
-    values = jax.device_get(
-        _jitted_fold(metric_fn, params, model_state, source, batch_size)
-    )
-    return {
-        name: float(value) if np.ndim(value) == 0 else np.asarray(value)
-        for name, value in values.items()
-    }
+    leaves, structure = jax.tree.flatten(arrays_of(data))
+    return _program(metric_fn, structure), params, model_state, leaves
 
 
 def fold(
@@ -190,7 +210,20 @@ def _is_opaque(data: Any) -> bool:
     return is_leaf and not isinstance(data, str) and (callable(data) or is_theirs)
 
 
-_jitted_fold = jax.jit(fold, static_argnums=(0, 4))
+@lru_cache(maxsize=8)
+def _program(metric_fn: Callable[..., Any], structure: Any) -> Any:
+    """Return the jitted fold of a function over data of one structure, by its leaves.
+
+    The last few are kept, so that functions that are long gone, the metric or a map
+    of the data, are not kept alive with all that they close over. JAX keeps the
+    structure of every argument, so the data comes as leaves.
+    """
+
+    def folded(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
+        arrays = jax.tree.unflatten(structure, leaves)
+        return fold(metric_fn, params, model_state, arrays, batch_size)
+
+    return jax.jit(folded, static_argnums=3)
 
 
 def _source_of(data: Any) -> _Source:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from fngrad.checkpoint import Checkpoints
 from fngrad.checkpoint.array_files import check_folder
+from fngrad.directions import Metric
 from fngrad.evaluation import check_examples
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
@@ -38,13 +39,14 @@ from fngrad.fitting.loops import (
     choose,
     make_loop,
 )
+from fngrad.fitting.measured import settle_best
 from fngrad.fitting.nonfinite import Guard, Policy, check_policy, skipping
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import Past, begin_or_resume, say_resumed
 from fngrad.fitting.save_rules import USUAL_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.saving import Saving
 from fngrad.fitting.session import Callback, Plan, Session
-from fngrad.fitting.validation import EarlyStopping, Evaluation, Mode, Patience
+from fngrad.fitting.validation import EarlyStopping, Evaluation, Patience
 from fngrad.history import History
 from fngrad.locks import Lock
 from fngrad.logging import Logger
@@ -77,7 +79,7 @@ def fit(
     save_every: int | None = None,
     save_minutes: float | None = None,
     keep: int = 2,
-    keep_best: tuple[str, Mode] | None = USUAL_BEST,
+    keep_best: Metric | None = USUAL_BEST,
     on_save_error: Literal["raise", "warn"] = "raise",
     early_stopping: EarlyStopping | None = None,
     log_every: int | None = None,
@@ -149,8 +151,10 @@ def fit(
         save_every: after how many steps to save.
         save_minutes: after how many minutes to save.
         keep: how many of the newest checkpoints stay.
-        keep_best: ``(metric, "min" or "max")``: the best evaluation's checkpoint stays
-            too. ``None`` keeps none; the default is ignored where it is not measured.
+        keep_best: the best evaluation's checkpoint stays too: best by a metric whose
+            name tells which way is better (see `fngrad.directions`), or by a pair
+            ``(metric, "min" or "max")``. ``None`` keeps none; the default is ignored
+            where it is not measured.
         on_save_error: what a full disk or another failure to write does. ``raise``
             ends the run, with the state in the error; ``warn`` goes on. The last good
             checkpoint stands. It holds for loggers and metrics.jsonl too. A picture or
@@ -231,15 +235,13 @@ def fit(
     exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(interrupts(exits=exits))
-        check_order(step, data)
-        feed = Feed(data)
-        check_not_donated("data", feed.argument)
-        check_examples(eval_data)
-        check_not_donated("eval_data", eval_data)
+        feed = _feed(step, data, eval_data)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         check_policy(on_nonfinite, rollback_factor, state, feed, bool(rules.folder))
         step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
+        best = settle_best(evaluation, keep_best, metrics, state)
+        rules = rules._replace(best=best)
         checkpoints = _open(stack, run_dir, rules)
         past = begin_or_resume(rules, checkpoints, state, feed, config)
         is_heard = bool(loggers or callbacks or run_dir)
@@ -276,6 +278,16 @@ def _open(
     return stack.enter_context(
         Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
     )
+
+
+def _feed(step: Any, data: Any, eval_data: Any) -> Feed:
+    """Return what feeds the run, once all data are of a kind that can be read."""
+    check_order(step, data)
+    feed = Feed(data)
+    check_not_donated("data", feed.argument)
+    check_examples(eval_data)
+    check_not_donated("eval_data", eval_data)
+    return feed
 
 
 def _check_options(require: Any, loop: Any) -> None:

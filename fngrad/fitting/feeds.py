@@ -7,15 +7,15 @@ give any step's batch again. An iterable gives its batches once, from the host.
 import functools
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
 import fngrad.tree as tree
 from fngrad.batching import Dataset, check_foreign
 from fngrad.signatures import batch_of
-from fngrad.types import Batch
+from fngrad.types import Batch, Path
 
 
 class Feed:
@@ -58,13 +58,15 @@ class Feed:
 
     @property
     def static(self) -> Any:
-        """The part of the program: a function of the step, else None."""
-        return None if self.is_dataset or self.is_iterable else self.data
+        """The part of the program: how to read a dataset, or a function of the step."""
+        if self.is_dataset:
+            return Reading.of(self.data)
+        return None if self.is_iterable else self.data
 
     @property
     def argument(self) -> Any:
-        """The argument of the program: a dataset, else nothing."""
-        return self.data if self.is_dataset else ()
+        """The argument of the program: a dataset's leaves by path, else nothing."""
+        return tree.leaf_paths(self.data) if self.is_dataset else ()
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
@@ -86,19 +88,41 @@ class Feed:
         if self.is_iterable:
             return jax.eval_shape(lambda batch: batch, self._first)
         if self.is_dataset:
-            return jax.eval_shape(_dataset_batch, self.data, step)
+            return jax.eval_shape(_batch_program(self.static), self.argument, step)
         shapes = functools.partial(jax.eval_shape, self.data)
         return batch_of(self.data, step, shapes)
 
 
+class Reading(NamedTuple):
+    """How a dataset is put together again from its leaves, by path.
+
+    Its structure holds its maps, which may close over large arrays. JAX keeps the
+    structure of every argument of a program for long, so programs get the leaves.
+    """
+
+    structure: Any
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, dataset: Any) -> "Reading":
+        """Return it for this dataset."""
+        return cls(jax.tree.structure(dataset), tuple(tree.leaf_paths(dataset)))
+
+    def batch(self, leaves: dict[Path, Any], step: jax.Array) -> Batch:
+        """Return the batch of a step."""
+        ordered = [leaves[path] for path in self.paths]
+        return jax.tree.unflatten(self.structure, ordered).batch(step)
+
+
 def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:
     """Return the batch of a step; traced in the body of the loops."""
-    return static(step) if static else argument.batch(step)
+    is_dataset = isinstance(static, Reading)
+    return static.batch(argument, step) if is_dataset else static(step)
 
 
-@jax.jit
-def _dataset_batch(dataset: Any, step: jax.Array) -> Batch:
-    return dataset.batch(step)  # jitted: traced once for datasets of one kind
+@functools.lru_cache(maxsize=8)
+def _batch_program(reading: Reading) -> Callable[[Any, jax.Array], Batch]:
+    return jax.jit(reading.batch)  # traced once for datasets of one kind
 
 
 def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:

@@ -82,15 +82,15 @@ def read_rows(
 
 def make_loop(name: Literal["python", "scan"], step: Step, feed: Feed) -> Advance:
     """Return the loop that drives ``step`` over a dataset, function or iterable."""
-    programs = _programs(step, feed.static)
+    programs, argument = _programs(step, feed.static), feed.argument
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
-            carry = programs.one(feed.argument, carry)
+            carry = programs.one(argument, carry)
         return carry, length
 
     def scan(carry: Carry, length: int) -> tuple[Carry, int]:
-        return programs.many(feed.argument, carry, np.int32(length)), length
+        return programs.many(argument, carry, np.int32(length)), length
 
     def consume(carry: Carry, length: int) -> tuple[Carry, int]:
         made = 0
@@ -194,10 +194,11 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _programs(step: Step, static: Any) -> _Programs:
-    """Return the jitted loops of a step; the last few are kept.
+    """Return the jitted loops of a step over data of one kind.
 
-    So another fit of the same step compiles nothing, and a step that is long gone,
-    with all that it closes over, is not kept alive for ever.
+    The last few are kept. So another fit of the same step compiles nothing, and a step
+    or a map of the data that is long gone, with all that it closes over, is not kept
+    alive for ever.
     """
 
     def one(argument: Any, carry: Carry) -> Carry:

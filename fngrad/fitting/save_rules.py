@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fngrad.numerics as numerics
+from fngrad.directions import Directed, Metric, directed
 from fngrad.extras import import_extra
 from fngrad.fitting.checks import check_option
-from fngrad.fitting.validation import Mode
 
-USUAL_BEST: tuple[str, Mode] = ("val/loss", "min")
+USUAL_BEST: Directed = ("val/loss", "min")
 USUAL_MINUTES = 10.0
 
 
@@ -20,7 +20,7 @@ class SaveRules(NamedTuple):
     every: int | None  # steps
     minutes: float | None
     keep: int  # the newest so many stay
-    best: tuple[str, Mode] | None  # and the best by this metric
+    best: Metric | None  # and the best by this metric; in a run its mode is there
     on_error: Literal["raise", "warn"]
 
     def check(self, *, evaluates: bool) -> None:
@@ -41,10 +41,8 @@ class SaveRules(NamedTuple):
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"need save_minutes > 0, got {self.minutes!r}")
         best = self.best
-        if best is not None and (len(best) != 2 or best[1] not in ("min", "max")):
-            raise ValueError(
-                f'need keep_best as (metric, "min" or "max") or None, got {best!r}'
-            )
+        if not (best is None or isinstance(best, str)):
+            directed(best, "keep_best")
         if best not in (None, USUAL_BEST) and not evaluates:
             raise ValueError(f"need metric_fn and eval_data for keep_best={best!r}")
         is_asked = self.every is not None or self.minutes is not None

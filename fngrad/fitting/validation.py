@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import fngrad.evaluation as evaluation
+import fngrad.numerics as numerics
+from fngrad.directions import Mode, check_mode, direction
 from fngrad.logging.files import from_json_number
 from fngrad.training import TrainState
 
-Mode = Literal["min", "max"]
 Values = dict[str, Any]  # metrics by name
 
 
@@ -21,8 +23,25 @@ class EarlyStopping(NamedTuple):
 
     metric: str = "val/loss"  # its name in the history
     patience: int = 10  # evaluations without improvement, >= 1
-    mode: Mode = "min"  # which way is better
+    mode: Mode | None = None  # which way is better; None: as the metric's name tells
     min_delta: float = 0.0  # what counts as an improvement, in units of the metric
+
+    def check(self) -> None:
+        """Raise unless every field is in range.
+
+        Raises:
+            TypeError: a metric that is not a name.
+            ValueError: another field out of range.
+        """
+        if not isinstance(self.metric, str):
+            raise TypeError(f"need the name of a metric, got {self.metric!r}")
+        numerics.check_count("patience", self.patience, low=1)
+        if not (isinstance(self.min_delta, Real) and 0 <= self.min_delta < math.inf):
+            raise ValueError(
+                "need min_delta as a finite number >= 0 in units of "
+                f"{self.metric!r}, got min_delta={self.min_delta!r}"
+            )
+        check_mode(self.mode)
 
 
 class Evaluation(NamedTuple):
@@ -50,11 +69,17 @@ class Evaluation(NamedTuple):
             raise ValueError("need metric_fn and eval_data for early stopping")
         if not isinstance(early_stopping, EarlyStopping):
             raise TypeError(f"need an EarlyStopping, got {early_stopping!r}")
-        if early_stopping.mode not in ("min", "max"):
-            raise ValueError(f'need mode="min" or "max", got {early_stopping.mode!r}')
-        if early_stopping.patience < 1:
-            raise ValueError(f"need patience >= 1, got {early_stopping.patience}")
+        early_stopping.check()
         return cls(metric_fn, data, early_stopping)
+
+    def scalars(self, state: TrainState) -> list[str]:
+        """Return the names of the scalars that it will measure, by tracing alone.
+
+        Raises:
+            TypeError, ValueError: as `fngrad.evaluate`.
+        """
+        shapes = evaluation.shapes(self.metric_fn, state, self.data)
+        return [f"val/{name}" for name, shape in shapes.items() if shape.ndim == 0]
 
     def values(self, state: TrainState) -> Values:
         """Return the metrics of a state, under ``val/``."""
@@ -131,7 +156,8 @@ class Patience:
         self._waited = 0
         self._best: BestValue | None = None
         if rule is not None:
-            self._best = BestValue(rule.metric, rule.mode, rule.min_delta, notes)
+            mode = direction(rule.metric, rule.mode)
+            self._best = BestValue(rule.metric, mode, rule.min_delta, notes)
             if notes and self._best.wrote(notes):
                 self._waited = notes["waited"]
 

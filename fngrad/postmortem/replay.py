@@ -92,12 +92,18 @@ def reader(data: Any) -> Callable[[Any], Batch]:
     """Return the compiled function ``step -> batch`` of a dataset or a function."""
     if not isinstance(data, Dataset):
         return jax.jit(functools.partial(batch_of, data))
-    return lambda number: _batch_of(data, number)
+    leaves, structure = jax.tree.flatten(data)
+    program = _batch_program(structure)
+    return lambda number: program(leaves, number)
 
 
-@jax.jit
-def _batch_of(dataset: Any, number: jax.Array) -> Batch:
-    return dataset.batch(number)  # jitted here: compiled once for datasets of a kind
+@functools.lru_cache(maxsize=8)
+def _batch_program(structure: Any) -> Callable[[Any, jax.Array], Batch]:
+    """Return the program of a batch, compiled once for datasets of one kind.
+
+    It takes the leaves: JAX would keep a dataset's maps with its structure.
+    """
+    return jax.jit(lambda leaves, n: jax.tree.unflatten(structure, leaves).batch(n))
 
 
 def _faults(made: dict[str, Any], sound: dict[Path, Any]) -> list[Path] | None:

@@ -1,7 +1,9 @@
 """Steps that tell the optimizer how the training goes."""
 
+from collections.abc import Callable
 from typing import Any
 
+from fngrad.directions import Metric, directed, direction
 from fngrad.steps.core import replace_parts
 from fngrad.training import Step, TrainState
 from fngrad.transforms.plateau import ReduceOnPlateauState, add_observation
@@ -16,7 +18,8 @@ def observe(state: Tree, value: Scalar) -> Tree:
 
     Args:
         state: an optimizer's state or anything that holds one, such as a TrainState.
-        value: what should fall, a scalar. A value that should rise is given negated.
+        value: what should fall, a scalar; or what should rise, for the optimizer's
+            ``reduce_on_plateau(mode="max")``.
 
     Raises:
         ValueError: the optimizer has no part ``reduce_on_plateau``, or the value is
@@ -32,23 +35,26 @@ def observe(state: Tree, value: Scalar) -> Tree:
     def put(node: Any) -> Any:
         return add_observation(node, value)
 
-    return replace_parts(state, ReduceOnPlateauState, put, "reduce_on_plateau")
+    return _put(state, put)
 
 
-def plateau(step: Step, metric: str = "loss") -> Step:
+def plateau(step: Step, metric: Metric = "loss") -> Step:
     """Let every step's metric be observed, see `observe`.
 
     The value of one step counts from the next step on.
 
     Args:
         step: a step whose optimizer has the part `fngrad.reduce_on_plateau`.
-        metric: the metric that should fall.
+        metric: the metric to observe, a name that tells which way is better (see
+            `fngrad.directions`) or a pair of it and ``"min"`` or ``"max"``. The mode
+            of ``reduce_on_plateau(mode=)`` tells too.
 
     Returns:
         A step with the same metrics.
 
     Raises:
-        ValueError: while tracing, no such metric or no such part.
+        ValueError: another form; while tracing, no such metric or no such part, a
+            direction that nothing tells, or two that differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,10 +64,26 @@ def plateau(step: Step, metric: str = "loss") -> Step:
         >>> step = fg.steps.plateau(step)
     """
 
+    name, asked = (metric, None) if isinstance(metric, str) else directed(metric)
+
     def watched(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
-        if metric not in metrics:
+        if name not in metrics:
             raise ValueError(f"need one of {sorted(metrics)} to observe, got {metric=}")
-        return observe(new_state, metrics[metric]), metrics
+
+        def put(node: Any) -> Any:
+            if asked and node.mode not in (None, asked):
+                raise ValueError(
+                    f"need one direction for {name!r}, got {asked!r} here and "
+                    f"{node.mode!r} in reduce_on_plateau"
+                )
+            is_negated = node.mode is None and direction(name, asked) == "max"
+            return add_observation(node, (-1 if is_negated else 1) * metrics[name])
+
+        return _put(new_state, put), metrics
 
     return watched
+
+
+def _put(state: Tree, fn: Callable[[Any], Any]) -> Tree:
+    return replace_parts(state, ReduceOnPlateauState, fn, "reduce_on_plateau")

@@ -24,11 +24,11 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.sweeps.statistics as statistics
 import fngrad.tree as tree
+from fngrad.directions import Directed, Metric
 from fngrad.sweeps.points import check_points
 from fngrad.sweeps.population import check_outputs
 from fngrad.sweeps.result import SweepResult, diverged_at, last_values
 from fngrad.sweeps.runner import seed_keys
-from fngrad.sweeps.statistics import Metric
 from fngrad.types import Key
 
 InitFn = Callable[..., Any]
@@ -128,7 +128,7 @@ def successive_halving(
         factor: one in so many points goes on, > 1.
         args: data, passed on; never close over it.
         metric: a name in the history, of which the last value counts, and "min" or
-            "max".
+            "max"; or a name that tells, see `fngrad.directions`.
         chunk: how many lanes train at once; ``None`` means all that are left.
 
     Returns:
@@ -159,7 +159,8 @@ def successive_halving(
         from it in: a point is several lanes, judged by their median.
     """
     columns, count = check_points(points)
-    rungs, chunk = _check(rungs, factor, metric, chunk)
+    metric = statistics.selecting(metric)
+    rungs, chunk = _check(rungs, factor, chunk)
     keys = seed_keys(keys)
     seeds = keys.shape[0]
     stage, compiling = _stage(advance_fn, chunk), 0.0
@@ -200,7 +201,7 @@ def _first(before: np.ndarray, now: np.ndarray, start: int) -> np.ndarray:
 
 
 def _better(
-    scores: np.ndarray, lost: np.ndarray, metric: Metric, factor: float
+    scores: np.ndarray, lost: np.ndarray, metric: Directed, factor: float
 ) -> np.ndarray:
     """Return the places of the points that go on, ascending."""
     cost = statistics.costs(scores, lost, metric)
@@ -269,7 +270,7 @@ def _final(
     table: dict[str, np.ndarray],
     parts: list[tuple[np.ndarray, dict[str, np.ndarray]]],
     lost_at: np.ndarray,
-    metric: Metric,
+    metric: Directed,
     keys: Key,
 ) -> SweepResult:
     """Return what the points that are left did from the first step on."""
@@ -289,7 +290,7 @@ def _final(
         history,
         lost_at[alive],
         {
-            "metric": tuple(metric),
+            "metric": metric,
             "values": last_values(history[metric[0]]),
             "keys": keys,
             "tried": table,
@@ -317,9 +318,8 @@ def _as_curve(x: np.ndarray) -> np.ndarray:
 
 
 def _check(
-    rungs: Sequence[int], factor: float, metric: Metric, chunk: int | None
+    rungs: Sequence[int], factor: float, chunk: int | None
 ) -> tuple[tuple[int, ...], int | None]:
-    statistics.check_metric(metric)
     _check_factor(factor)
     if not len(rungs):
         raise ValueError(f"need at least one rung, got {rungs=}")
@@ -335,7 +335,7 @@ def _check_factor(factor: float) -> None:
         raise ValueError(f"need factor > 1, got {factor=}")
 
 
-def _check_history(history: Any, metric: Metric) -> None:
+def _check_history(history: Any, metric: Directed) -> None:
     if metric[0] not in history:
         raise ValueError(f"need a metric among {sorted(history)}, got {metric[0]!r}")
     shape = history[metric[0]].shape[1:]

@@ -15,10 +15,11 @@ import numpy as np
 
 import fngrad.logging.plots as plots
 import fngrad.sweeps.drawing as drawing
+from fngrad.directions import Metric
 from fngrad.extras import literal
 from fngrad.sweeps.drawing import COLORS
 from fngrad.sweeps.result import SweepResult
-from fngrad.sweeps.statistics import Metric, Summary
+from fngrad.sweeps.statistics import Summary
 from fngrad.sweeps.tables import describe_point, records, summary
 
 
@@ -91,7 +92,8 @@ def heat_map(
     Args:
         result: from `fngrad.sweep`.
         x, y: columns of the points.
-        metric: a name in the history and "min" or "max"; ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.directions`); ``None`` means the sweep's.
         label: of the colours, with the unit; ``None`` is the metric's name.
 
     Raises:
@@ -132,7 +134,8 @@ def sensitivity(
         result: from `fngrad.sweep`.
         name: a column of the points.
         by: a second column, such as ``"optimizer"``: a line for each of its values.
-        metric: a name in the history and "min" or "max"; ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.directions`); ``None`` means the sweep's.
         label: of the vertical axis, with the unit; ``None`` is the metric's name.
 
     Raises:
@@ -177,7 +180,8 @@ def parallel_coordinates(
 
     Args:
         result: from `fngrad.sweep`.
-        metric: a name in the history and "min" or "max"; ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.directions`); ``None`` means the sweep's.
         label: of the last axis, with the unit; ``None`` is the metric's name.
 
     Raises:

@@ -17,7 +17,8 @@ from jax.core import Tracer
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.sweeps.statistics import Metric, check_metric
+from fngrad.directions import Directed, Metric
+from fngrad.sweeps.statistics import selecting
 from fngrad.types import Key, Path
 
 Range = tuple[float, float]
@@ -76,7 +77,7 @@ def population_based_training(
         steps_per_round: steps of each round, >= 1.
         args: data, passed on.
         metric: a name in the history, of which the last value counts, and "min" or
-            "max".
+            "max"; or a name that tells, see `fngrad.directions`.
         quantile: of the members to replace, and of those to copy, in (0, 0.5]; at
             least one.
         factors: by one of the two, chosen by chance, a hyperparameter is multiplied;
@@ -121,6 +122,7 @@ def population_based_training(
     size = _check_points(points)
     rounds = numerics.check_count("rounds", rounds, 1)
     steps_per_round = numerics.check_count("steps_per_round", steps_per_round, 1)
+    metric = selecting(metric)
     settings = _settings(points, size, metric, quantile, factors, ranges, resample)
     k_init, k_rounds = jax.random.split(numerics.key(key))
     state = jax.vmap(lambda point, k: init_fn(point, k, *args))(
@@ -294,13 +296,12 @@ def _check_points(points: Any) -> int:
 def _settings(
     points: Any,
     size: int,
-    metric: Metric,
+    metric: Directed,
     quantile: float,
     factors: tuple[float, float],
     ranges: Mapping[Path, Range] | None,
     resample: float,
 ) -> _Settings:
-    check_metric(metric)
     if not 0 < quantile <= 0.5:
         raise ValueError(f"need 0 < quantile <= 0.5, got {quantile=}")
     if not 0 < factors[0] <= factors[1]:

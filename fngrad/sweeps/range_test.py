@@ -20,6 +20,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.sweeps.pictures as pictures
 import fngrad.sweeps.statistics as statistics
+from fngrad.directions import known_direction
 from fngrad.extras import literal
 from fngrad.sweeps.runner import sweep
 from fngrad.types import Key
@@ -105,8 +106,8 @@ def learning_rate_range_test(
 
     Raises:
         TypeError: as `fngrad.sweep`.
-        ValueError: rates or ``num`` out of range, a metric that is no curve or is one
-            of the test data, every rate diverged, or as `fngrad.sweep`.
+        ValueError: rates or ``num`` out of range, a metric that is not a curve, rises,
+            or is one of the test data, every rate diverged, or as `fngrad.sweep`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,7 +125,9 @@ def learning_rate_range_test(
     num = numerics.check_count("num", num, 3)
     if not 0 < low < high < math.inf:
         raise ValueError(f"need 0 < low < high, got {low=} {high=}")
-    statistics.check_metric((metric, "min"))
+    statistics.selecting((metric, "min"))
+    if known_direction(metric) == "max":
+        raise ValueError(f"need a metric that falls, got {metric!r}, which rises")
     rates = np.geomspace(low, high, num)
     result = sweep(
         train_fn,

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.sweeps.modes as modes
 import fngrad.tree as tree
+from fngrad.directions import Metric, directed
 from fngrad.locks import Lock
 from fngrad.logging import ProgressBar
 from fngrad.sweeps.blocks import Training
@@ -38,7 +39,7 @@ def sweep(
     *,
     args: tuple[Any, ...] = (),
     static: Mapping[str, Sequence[Any]] | None = None,
-    metric: tuple[str, Literal["min", "max"]] = ("val/loss", "min"),
+    metric: Metric = ("val/loss", "min"),
     mode: modes.Mode = "auto",
     chunk: int | None = None,
     folder: str | Path | None = None,
@@ -69,8 +70,8 @@ def sweep(
             closes over instead becomes program text.
         static: name -> values of any type, for what decides the program: an optimizer,
             a batch size. Every combination is compiled on its own.
-        metric: what lanes are compared by, and whether it should be least or largest.
-            Of a curve the last value counts.
+        metric: what lanes are compared by, and ``"min"`` or ``"max"``; or a name that
+            tells, see `fngrad.directions`. Of a curve the last value counts.
         mode: the width of the blocks on each device. ``"map"`` is 1, ``"vmap"`` all
             lanes, a number so many, ``"auto"`` what is likely fast. Less where it
             would not fit in memory, which is said.
@@ -113,7 +114,8 @@ def sweep(
         ((3, 2, 100), [-1, -1, 14])
     """
     begin = time.perf_counter()
-    _check_options(metric, mode, chunk)
+    metric = directed(metric)
+    _check_options(mode, chunk)
     columns, _ = check_points(points)
     keys, devices = seed_keys(keys), _devices(devices)
     _check_args(args)
@@ -130,7 +132,7 @@ def sweep(
             keeper = Folder(folder, _description(sweeps[0], outlines, combinations))
         results, how = _train(sweeps, outlines, keeper, mode, chunk, progress)
     notes = {
-        "metric": tuple(metric),
+        "metric": metric,
         "keys": keys,
         "static": list(static or {}),
         **how,
@@ -293,10 +295,7 @@ def _check_args(args: Any) -> None:
             )
 
 
-def _check_options(metric: Any, mode: modes.Mode, chunk: int | None) -> None:
-    is_pair = isinstance(metric, tuple | list) and len(metric) == 2
-    if not is_pair or metric[1] not in ("min", "max"):
-        raise ValueError(f'need metric=(name, "min") or (name, "max"), got {metric=}')
+def _check_options(mode: modes.Mode, chunk: int | None) -> None:
     modes.check_mode(mode)
     if chunk is not None:
         numerics.check_count("chunk", chunk, low=1)

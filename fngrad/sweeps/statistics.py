@@ -24,15 +24,13 @@ References:
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import fngrad.numerics as numerics
-
-Mode = Literal["min", "max"]
-Metric = tuple[str, Mode]  # the name in the history, and which end is good
+from fngrad.directions import Directed, Metric, directed
 
 FEW_SEEDS = 5  # an interval from fewer covers the median less than 15 times of 16
 
@@ -40,7 +38,7 @@ FEW_SEEDS = 5  # an interval from fewer covers the median less than 15 times of 
 class Summary(NamedTuple):
     """What the seeds say of each point; every array has shape (points,)."""
 
-    metric: Metric
+    metric: Directed
     seeds: int  # lanes of each point
     order: np.ndarray  # int, the points' numbers, the best first
     median: np.ndarray  # over seeds, in the metric's units
@@ -59,7 +57,7 @@ class Summary(NamedTuple):
 class Comparison(NamedTuple):
     """What the seeds say of two points; the difference is a - b, seed by seed."""
 
-    metric: Metric
+    metric: Directed
     difference: float  # the median over seeds, in the metric's units
     low: float  # the interval of the median difference
     high: float
@@ -79,34 +77,29 @@ class Comparison(NamedTuple):
         )
 
 
-def check_mode(metric: Metric) -> None:
-    """Raise unless a metric is a name and "min" or "max".
-
-    Raises:
-        ValueError: it is not.
-    """
-    if len(metric) != 2 or metric[1] not in ("min", "max"):
-        raise ValueError(f'need metric=(name, "min" or "max"), got {metric=}')
-
-
-def check_metric(metric: Metric) -> None:
-    """Raise unless points may be selected by a metric: never by one of the test data.
+def selecting(metric: Metric) -> Directed:
+    """Return a metric that points may be selected by: never one of the test data.
 
     Args:
-        metric: the name and "min" or "max".
+        metric: see `fngrad.directions.directed`.
+
+    Returns:
+        Its name and which way is better.
 
     Raises:
-        ValueError: another mode, or a name under ``test/``.
+        ValueError: another mode, a name that does not tell the way, or one under
+            ``test/``.
     """
-    check_mode(metric)
-    if "test" in metric[0].split("/"):
+    name, mode = directed(metric)
+    if "test" in name.split("/"):
         raise ValueError(
             "need a metric of the validation data to select by, because a choice by "
             f"the test data spoils them, got {metric=}"
         )
+    return name, mode
 
 
-def costs(scores: Any, diverged: Any, metric: Metric) -> np.ndarray:
+def costs(scores: Any, diverged: Any, metric: Directed) -> np.ndarray:
     """Return scores as costs: less is better, and infinite where a lane diverged.
 
     Args:
@@ -136,8 +129,8 @@ def summarize(
         points: hyperparameter -> values, shape (points, ...).
         scores: shape (points, seeds), finite or not.
         diverged: bool, shape (points, seeds).
-        metric: the scores' name and which end is good. Ties go to the point with
-            fewer diverged lanes, then to the first.
+        metric: the scores' name and "min" or "max", or a name that tells. Ties go to
+            the point with fewer diverged lanes, then to the first.
         level: of the interval, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap, a typed key or an int.
@@ -159,7 +152,7 @@ def summarize(
         >>> print(found.best, found.median, found.diverged)
         1 [0.3 0.1 0.5] [0 0 1]
     """
-    check_metric(metric)
+    metric = selecting(metric)
     _check_shapes(points, np.shape(scores), np.shape(diverged))
     cost = costs(scores, diverged, metric)
     lost = np.isinf(cost).sum(axis=1)
@@ -199,7 +192,7 @@ def compare_scores(
     Args:
         a, b: scores, shape (seeds,), of the same seeds in the same order; a lane that
             diverged is NaN and loses against any that did not; two such are a tie.
-        metric: the scores' name and which end is good.
+        metric: the scores' name and "min" or "max", or a name that tells.
         level: of the interval of the median difference, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap, a typed key or an int.
@@ -214,7 +207,7 @@ def compare_scores(
         >>> print(found.difference, found.wins, found.losses, found.ties)
         -0.5 2 0 1
     """
-    check_mode(metric)
+    metric = directed(metric)
     if np.ndim(a) != 1 or np.shape(a) != np.shape(b) or np.size(a) == 0:
         raise ValueError(
             f"need scores of one shape (seeds,), got {np.shape(a)} and {np.shape(b)}"

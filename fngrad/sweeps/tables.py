@@ -10,8 +10,9 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.sweeps.statistics as statistics
+from fngrad.directions import Directed, Metric, directed
 from fngrad.sweeps.result import SweepResult, last_values
-from fngrad.sweeps.statistics import Comparison, Metric, Summary
+from fngrad.sweeps.statistics import Comparison, Summary
 
 Choice = int | Mapping[str, Any]  # a point's number, or values of some columns
 
@@ -54,7 +55,8 @@ def summary(
 
     Args:
         result: from `fngrad.sweep`.
-        metric: a name in the history and "min" or "max"; ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.directions`); ``None`` means the sweep's.
             Of a curve the last value counts.
         level: of the intervals, in (0, 1).
         resamples: of the bootstrap.
@@ -64,8 +66,7 @@ def summary(
         ValueError: the metric is unknown, has more axes than a curve, or is one of
             the test data; every lane diverged; or as `summarize`.
     """
-    metric = _metric(result, metric)
-    statistics.check_metric(metric)
+    metric = statistics.selecting(_metric(result, metric))
     found = statistics.summarize(
         result.points,
         scores(result, metric[0]),
@@ -182,7 +183,8 @@ def table(
     Args:
         result: from `fngrad.sweep`.
         top: how many points to show; ``None`` means all.
-        metric: a name in the history and "min" or "max"; ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.directions`); ``None`` means the sweep's.
         also: names in the history whose median over the lanes that did not diverge
             is shown too.
         level: of the intervals, in (0, 1).
@@ -317,11 +319,13 @@ def _median(result: SweepResult, name: str) -> np.ndarray:
     )
 
 
-def _metric(result: SweepResult, metric: Metric | None) -> Metric:
-    return result.notes["metric"] if metric is None else metric
+def _metric(result: SweepResult, metric: Metric | None) -> Directed:
+    """Return the metric asked for; the sweep's own name goes the sweep's own way."""
+    own = result.notes["metric"]
+    return own if metric is None or metric == own[0] else directed(metric)
 
 
-def _number(result: SweepResult, choice: Choice, metric: Metric) -> int:
+def _number(result: SweepResult, choice: Choice, metric: Directed) -> int:
     """Return the number of the best of the points that a choice fits."""
     count = len(result.diverged_at)
     if not isinstance(choice, Mapping):

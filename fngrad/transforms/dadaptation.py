@@ -171,10 +171,10 @@ def scale_by_dadapt_sgd(
     ) -> tuple[Updates, ScaleByDadaptSgdState]:
         rate, first_norm = step_size(updates, state)
         product = inner_product(updates, state.grad_sum, like=rate)
-        numerator = state.numerator + rate * product
+        numerator = _if_finite(state.numerator + rate * product, state.numerator)
         grad_sum = tree.add(state.grad_sum, tree.scale(rate, updates))
         norm = tree.norm(grad_sum).astype(rate.dtype)
-        bound = numerics.divide(2 * numerator, norm)
+        bound = _if_finite(numerics.divide(2 * numerator, norm), state.d)
         limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
         z = tree.sub(state.params0, grad_sum)
         towards = 1 - numerics.hyper(momentum, state.step)
@@ -194,3 +194,8 @@ def scale_by_dadapt_sgd(
         return {"d": state.d, "learning_rate": step_size(updates, state)[0]}
 
     return chain(Transform(init, update, name="scale_by_dadapt_sgd", report=report))
+
+
+def _if_finite(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Return the new value, or the old one where float32 cannot hold the new."""
+    return jnp.where(jnp.isfinite(new), new, old)

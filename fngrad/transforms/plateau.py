@@ -1,4 +1,4 @@
-"""A scale that falls when a watched value stops falling.
+"""A scale that falls when a watched value stops improving.
 
 The value comes from outside: `observe` puts it into the state, and the next update
 reads it there. So the rule is a transform like any other, and a new scale compiles
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.directions import Mode, check_mode
 from fngrad.transforms.core import Transform, chain
 from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
 
@@ -21,13 +22,31 @@ class ReduceOnPlateauState(NamedTuple):
 
     step: jax.Array  # int32, shape ()
     scale: jax.Array  # float, shape (); what updates are multiplied by
-    best: (
-        jax.Array
-    )  # float, shape (); the lowest value so far, the largest float at first
+    best: jax.Array  # float, shape (); the best value so far, the worst float at first
     bad: jax.Array  # int32, shape (); values in a row that did not improve
     cooling: jax.Array  # int32, shape (); values still to ignore
     total: jax.Array  # float, shape (); sum of the values not read yet
     observations: jax.Array  # int32, shape (); how many those are
+    mode = None  # of the class: which way is better, where that was asked for
+
+
+class FallingPlateauState(ReduceOnPlateauState):
+    """State of ``reduce_on_plateau(mode="min")``."""
+
+    mode = "min"
+
+
+class RisingPlateauState(ReduceOnPlateauState):
+    """State of ``reduce_on_plateau(mode="max")``."""
+
+    mode = "max"
+
+
+_STATES = {
+    None: ReduceOnPlateauState,
+    "min": FallingPlateauState,
+    "max": RisingPlateauState,
+}
 
 
 def reduce_on_plateau(
@@ -38,14 +57,16 @@ def reduce_on_plateau(
     cooldown: int = 0,
     accumulation_size: int = 1,
     min_scale: Hyper = 0.0,
+    mode: Mode | None = None,
 ) -> Transform:
-    r"""Multiply updates by a scale that falls when an observed value stops falling.
+    r"""Multiply updates by a scale that falls when an observed value stops improving.
 
     A value $v$ improves on the best so far, $b$, if
 
     $$v < b - (\mathrm{rtol}\,|b| + \mathrm{atol}),$$
 
-    for values of either sign. After ``patience`` values in a row that do not,
+    for values of either sign; with ``mode="max"``, if $-v$ improves on $-b$. After
+    ``patience`` values in a row that do not,
     $s \leftarrow \max(s \cdot \mathrm{factor}, s_{\min})$, and the next ``cooldown``
     values count as no failure. NaN never improves. It reports ``scale``.
 
@@ -57,9 +78,12 @@ def reduce_on_plateau(
         cooldown: >= 0, in values.
         accumulation_size: >= 1; how many observations are averaged into one value.
         min_scale: $s_{\min}$ in [0, 1].
+        mode: ``"min"`` for a value that should fall, ``"max"`` for one that should
+            rise. ``None`` means that it should fall as it is observed;
+            `fngrad.steps.plateau` then observes a metric that rises negated.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range, another mode.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,27 +105,27 @@ def reduce_on_plateau(
         what was observed before it, as in PyTorch; optax reads the value of the same
         step.
     """
+    check_mode(mode)
     _check(factor, patience, rtol, atol, cooldown, accumulation_size, min_scale)
+    kind, sign = _STATES[mode], -1 if mode == "max" else 1
 
     def init(params: Params) -> ReduceOnPlateauState:
         zero = jnp.zeros((), jnp.result_type(float))
-        count = numerics.first_step
-        return ReduceOnPlateauState(
-            count(), zero + 1, _highest(zero), count(), count(), zero + 0, count()
-        )
+        count, worst = numerics.first_step, sign * _highest(zero)
+        return kind(count(), zero + 1, worst, count(), count(), zero + 0, count())
 
     def digest(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
         value = state.total / jnp.maximum(state.observations, 1).astype(float)
-        margin = _margin(state.best, *_asked((rtol, atol), state.step))
-        is_better = value < state.best - margin
+        best = sign * state.best
+        margin = _margin(best, *_asked((rtol, atol), state.step))
+        is_better = sign * value < best - margin
         is_cooling = state.cooling > 0
         bad = jnp.where(is_better | is_cooling, 0, numerics.next_step(state.bad))
         is_reduced = bad >= patience
         decay, least = _asked((factor, min_scale), state.step)
         lower = jnp.maximum(state.scale * decay, least)
         waited = jnp.maximum(state.cooling - 1, 0)
-        return ReduceOnPlateauState(
-            step=state.step,
+        return state._replace(
             scale=jnp.where(is_reduced, lower, state.scale),
             best=jnp.where(is_better, value, state.best),
             bad=jnp.where(is_reduced, 0, bad),
