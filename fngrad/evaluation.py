@@ -324,8 +324,8 @@ def _pair(name: str, total: Any, weight: Any) -> Mean:
 
 def _mean(total: Pair, weight: Pair) -> Mean:
     dtype = jnp.promote_types(total[0].dtype, weight[0].dtype)
-    total, weight = (tuple(x.astype(dtype) for x in p) for p in (total, weight))
-    return Mean(total[0], weight[0], (total[1], weight[1]))
+    totals, rest = zip(total, weight, strict=True)
+    return jax.tree.map(lambda x: x.astype(dtype), Mean(*totals, rest))
 
 
 def _settled(x: Any) -> jax.Array:

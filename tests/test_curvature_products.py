@@ -150,3 +150,15 @@ def test_a_function_of_many_values_is_refused():
 def test_a_mean_over_no_batches_is_refused():
     with pytest.raises(ValueError, match="need at least one batch"):
         curvature.over(networks.loss)(networks.parameters(), [])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_mean_over_many_batches_keeps_its_digits(dtype):
+    mean = curvature.over(lambda w, x: jnp.mean(w.astype(dtype) * x.astype(dtype)))
+    batches = [np.full(1, 0.1, np.float32)] * 3000
+    value, slope = jax.value_and_grad(mean)(jnp.float32(1), batches)
+    want = float(jnp.asarray(0.1, dtype))
+    np.testing.assert_allclose(value, want, rtol=1e-7)
+    # Each batch's slope is rounded to the dtype of the user's own arithmetic.
+    rtol = 1e-4 if dtype is np.float32 else float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(slope, want, rtol=rtol)

@@ -343,3 +343,29 @@ def test_hyperparameters_may_be_tracers():
     for loss, name, value, target in cases:
         got = jax.jit(lambda v, f=loss, n=name, t=target: f(x, t, **{n: v}))(value)
         np.testing.assert_allclose(got, loss(x, target, **{name: value}), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ALL)
+def test_zero_weights_hide_values_and_targets_like_where(name, bad):
+    loss, x, y, keywords, expected = ALL[name]
+    x, y = single(x, y)
+    is_soft = y.dtype == np.float32
+    kept = np.ones(expected.shape, bool)
+    kept[1] = False
+
+    @jax.jit
+    def total(x, y, w):
+        call = functools.partial(loss, reduction="mean", **keywords)
+        slopes = jax.grad(
+            lambda x, y, w: call(x, y, weights=w), (0, 1) if is_soft else 0
+        )
+        return call(x, y, weights=w), slopes(x, y, w)
+
+    w = kept.astype(np.float32)
+    want = total(x, y, w)
+    x[1], y[1] = bad, bad if is_soft else (y[1] if y.dtype == bool else -7)
+    got = total(x, y, w)
+    np.testing.assert_array_equal(got[0], want[0])
+    for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+        np.testing.assert_array_equal(a, b)

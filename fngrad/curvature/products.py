@@ -18,6 +18,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import fngrad.tree as tree
+from fngrad.metrics.sums import add_pairs, pair_of
 from fngrad.types import Batch, Params, Scalar
 
 ScalarFn = Callable[..., jax.Array]  # (params, *args) -> shape ()
@@ -169,14 +170,18 @@ def over(f: ScalarFn, weight_fn: Callable[[Batch], Scalar] | None = None) -> Sca
 
         def add(sums: Any, batch: Batch) -> tuple[Any, None]:
             value = jax.checkpoint(value_of)(batch)
-            weight = jnp.asarray((weight_fn or _count_examples)(batch), value.dtype)
-            return (sums[0] + weight * value, sums[1] + weight), None
+            weight = jnp.asarray((weight_fn or _count_examples)(batch), zero.dtype)
+            value = value.astype(zero.dtype)
+            terms = pair_of(weight * value), pair_of(weight)
+            return tuple(map(add_pairs, sums, terms)), None
 
-        zero = jnp.zeros((), jax.eval_shape(value_of, batches[0]).dtype)
-        sums = (zero, zero)
+        narrow = jax.eval_shape(value_of, batches[0]).dtype
+        zero = jnp.zeros((), tree.wide_dtype(narrow))
+        sums = ((zero, zero), (zero, zero))
         for stack in _stacks(batches):
             sums, _ = lax.scan(add, sums, stack)
-        return sums[0] / sums[1]
+        total, weight = (total + rest for total, rest in sums)
+        return total / weight
 
     return mean
 

@@ -9,8 +9,14 @@ never a mean of means. Any NamedTuple with these two methods can be given to
 The functions measure a batch and return an accumulator. They share ``where``, a mask
 of the examples that count, and ``weights``, a number per example, both of the shape
 of the labels (of the first axis of the targets for regression). An example that
-``where`` leaves out, or whose weight is 0, may hold NaN. Sums are held in at least
-float32.
+``where`` leaves out, or whose weight is 0, may hold NaN. Predictions and targets of
+`mean_squared_error` and `mean_absolute_error` may be complex; elsewhere, and as
+weights, complex numbers are refused.
+
+Sums are pairs of floats, of at least float32: a sum, and in ``rest`` what rounding
+dropped from it. So neither the order nor the number of merges costs digits: the mean
+of 20 million examples, read one by one, is that of the whole. Integers are counted
+beyond 2**24. The accumulators of a user's own are as exact as their ``merge``.
 
 An integer label outside of [0, classes) makes the whole metric NaN, of a confusion
 matrix every count: the labels are data of a compiled program, so nothing can raise.

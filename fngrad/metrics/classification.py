@@ -119,8 +119,9 @@ def calibration_error(
         return pair_of_sum(bins * (w * values)[..., None], axes)
 
     measured = (jnp.ones_like(confidence), confidence, is_right)
-    totals, rest = zip(*map(per_bin, measured), strict=True)
-    return CalibrationError(*totals, rest)
+    sums = [per_bin(values) for values in measured]
+    (weight, confidence, correct), rest = zip(*sums, strict=True)
+    return CalibrationError(weight, confidence, correct, rest)
 
 
 def confusion_matrix(
