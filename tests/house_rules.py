@@ -34,6 +34,7 @@ _HOUSE = {
     6: "training",
     7: "steps postmortem sharding precision sweeps.points sweeps.statistics "
     "sweeps.population",
+    7.5: "local_paths",
     8: "data logging locks",
     8.1: "checkpoint",
     8.2: "history",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import fngrad.logging.manifest as facts
+from fngrad.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.files import to_json, write_json
 
@@ -50,6 +51,7 @@ class RunFolder:
         data: str | None = None,
         extra: dict[str, Any] | None = None,
     ):
+        check_local("a run folder", path)
         self.path = Path(path)
         wanted = _as_dict("config", {} if config is None else config)
         more = _as_dict("extra", extra or {})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fngrad.extras import import_extra
+from fngrad.local_paths import check_local
 from fngrad.logging.files import (
     from_json_number,
     open_to_append,
@@ -81,6 +82,7 @@ def jsonl(
     labels = dict(labels or {})
     if "step" in labels:
         raise ValueError(f"need labels that are not called 'step', got {labels}")
+    check_local("path", path)
     file = open_to_append(Path(path), '{"step": ')
 
     def write(step: int, values: Mapping[str, Any]) -> None:
@@ -143,6 +145,7 @@ def csv(path: str | Path) -> FileLogger:
             call, a value is called ``step``.
         TypeError: at a call, a value is no number; its name is given.
     """
+    check_local("path", path)
     path = Path(path)
     file = open_to_append(path, "step")
     header = _header(path)
