@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from fngrad.checkpoint import Checkpoints
 from fngrad.checkpoint.array_files import check_folder
 from fngrad.directions import Metric
@@ -18,8 +20,9 @@ from fngrad.evaluation import check_examples
 from fngrad.fitting.agenda import Agenda, make_agenda
 from fngrad.fitting.checks import (
     check_backend,
+    check_functions,
+    check_loop,
     check_not_donated,
-    check_option,
     check_step,
 )
 from fngrad.fitting.failures import attach
@@ -50,6 +53,7 @@ from fngrad.fitting.validation import EarlyStopping, Evaluation, Patience
 from fngrad.history import History
 from fngrad.locks import Lock
 from fngrad.logging import Logger
+from fngrad.logging.files import to_json
 from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState, check_order
 
@@ -195,14 +199,17 @@ def fit(
         The last state, the history of all metrics, and why the run ended.
 
     Raises:
-        ValueError: an argument out of range or at odds with another; a step that
+        ValueError: an argument out of range or at odds with another; a folder that is
+            a URL; a metric to watch that is not measured, or whose direction is not
+            known; a name of a metric that is taken; a step that
             gives back a state unlike the one it was given (the leaf is named); a
             checkpoint of another run (the differences are named) or of an earlier
             step than the state; checkpoints where ``resume="never"``.
         FileNotFoundError: ``resume="must"`` and no checkpoint.
         TypeError: data of an unknown kind, a state with a leaf that is no array, a
-            loss in the place of the step, a function that Python cannot run on traced
-            arrays, ``exit_signals`` that are not a sequence of names and numbers.
+            loss in the place of the step, callbacks or loggers that take other
+            arguments, a function that Python cannot run on traced arrays,
+            ``exit_signals`` that are not a sequence of names and numbers.
         NonFiniteError: see ``on_nonfinite``.
         SaveError: see ``on_save_error``.
         RuntimeError: another backend than required; an argument that was donated; a
@@ -225,40 +232,37 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
-    run_dir = None if run_dir is None else Path(run_dir).absolute()
+    _check_options(require, loggers, callbacks, state, config)
     rules = SaveRules(
         checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
         *(resume, save_every, save_minutes, keep, keep_best, on_save_error),
     )
-    _check_options(require, loop)
+    run_dir = None if run_dir is None else Path(run_dir).absolute()
     rules.check(evaluates=metric_fn is not None)
     exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.transfer_guard("allow"))  # what fit moves, it means to
         interrupted = stack.enter_context(interrupts(exits=exits))
-        feed = _feed(step, data, eval_data)
+        feed = _feed(step, data, eval_data, loop)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         check_policy(on_nonfinite, rollback_factor, state, feed, bool(rules.folder))
         step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
-        best = settle_best(evaluation, keep_best, metrics, state)
-        rules = rules._replace(best=best)
+        rules = rules._replace(best=settle_best(evaluation, keep_best, metrics, state))
+        ends, looks = (num_steps, num_epochs), (eval_every if evaluation else None,)
+        make_agenda(feed, 0, *ends, log_every, *looks, save_every)  # may refuse
         checkpoints = _open(stack, run_dir, rules)
         past = begin_or_resume(rules, checkpoints, state, feed, config)
-        is_heard = bool(loggers or callbacks or run_dir)
-        looks = past.log_every(log_every, is_heard), eval_every if evaluation else None
-        agenda = make_agenda(
-            *(feed, past.step, num_steps, num_epochs, *looks, save_every)
-        )
+        log_every = past.log_every(log_every, bool(loggers or callbacks or run_dir))
+        agenda = make_agenda(feed, past.step, *ends, log_every, *looks, save_every)
         patience = Patience(early_stopping, past.patience)
-        ended = _ended(agenda, patience, past)
-        if ended:
+        if ended := _ended(agenda, patience, past):
             return FitResult(past.state, past.history, ended)
         say_resumed(past, agenda, rules)
         outputs = stack.enter_context(
             Outputs(run_dir, config, feed, loggers, agenda, state.key, rules, past)
         )
-        if progress:
-            outputs.open_bar()
+        outputs.open_bar(progress)
         saving = Saving(rules, checkpoints, agenda, past) if checkpoints else None
         guard = Guard(on_nonfinite, rollback_factor, step, state, feed)
         plan = Plan(metrics, agenda, outputs, evaluation, callbacks, saving, guard)
@@ -280,19 +284,24 @@ def _open(
     )
 
 
-def _feed(step: Any, data: Any, eval_data: Any) -> Feed:
+def _feed(step: Any, data: Any, eval_data: Any, loop: Any) -> Feed:
     """Return what feeds the run, once all data are of a kind that can be read."""
     check_order(step, data)
     feed = Feed(data)
+    check_loop(loop, feed)
     check_not_donated("data", feed.argument)
     check_examples(eval_data)
     check_not_donated("eval_data", eval_data)
     return feed
 
 
-def _check_options(require: Any, loop: Any) -> None:
+def _check_options(
+    require: Any, loggers: Any, callbacks: Any, state: TrainState, config: Any
+) -> None:
     check_backend(require)
-    check_option("loop", loop, ("auto", "python", "scan"))
+    check_functions("loggers", loggers, 0, {})
+    check_functions("callbacks", callbacks, 0, state, {})
+    to_json({} if config is None else config, "config")
 
 
 def _ended(agenda: Agenda, patience: Patience, past: Past) -> str | None:
@@ -321,7 +330,7 @@ def _train(
     loop: Any,
     interrupted: Interruption,
 ) -> FitResult:
-    carry = begin(past.state, plan.metrics)
+    carry = begin(past.state, plan.metrics, feed.arrays)
     remaining = plan.agenda.last - plan.agenda.first
     compilations = begin_compilations(step, feed)
     choice = _recorded(loop, past, plan.outputs, feed) or choose(
@@ -352,8 +361,6 @@ def _train(
 
 def _recorded(loop: Any, past: Past, outputs: Outputs, feed: Feed) -> Choice | None:
     """Return the loop that was asked for, or that ran before, if any."""
-    if feed.is_iterable and loop == "scan":
-        raise ValueError('need a dataset or a function of the step for loop="scan"')
     if loop != "auto":
         return Choice(loop, "asked for")
     if past.notes:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fngrad.local_paths import check_local
+
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _LOCKED_BYTE = 1 << 30  # beyond the text, which Windows would not let others read
 
@@ -56,6 +58,7 @@ class Lock:
     def __init__(
         self, folder: str | Path, *, name: str = ".lock", purpose: str = "this run"
     ):
+        check_local("a folder", folder)
         self.folder = Path(folder)
         self._path = self.folder / name
         self._purpose = purpose

@@ -34,6 +34,7 @@ _HOUSE = {
     6: "training",
     7: "steps postmortem sharding precision sweeps.points sweeps.statistics "
     "sweeps.population",
+    7.5: "local_paths",
     7.9: "locks",
     8: "data logging",
     8.1: "checkpoint",

@@ -13,6 +13,7 @@ from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
+from fngrad.local_paths import check_local
 
 
 class Checkpoints:
@@ -52,6 +53,7 @@ class Checkpoints:
         keep = numerics.check_count("keep", keep, 1)
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
+        check_local("a folder of checkpoints", folder)
         self.folder = Path(folder).absolute()  # wherever the process goes
         self._rule = Retention(keep, best)
         self._damaged: dict[Path, str] = {}

@@ -11,6 +11,7 @@ from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.rebuilding import rebuild
 from fngrad.checkpoint.writing import write_step
+from fngrad.local_paths import check_local
 from fngrad.training import TrainState
 from fngrad.types import Path as LeafPath
 from fngrad.types import Tree
@@ -60,6 +61,7 @@ def save(
         step = numerics.check_count("step", step)
     elif not isinstance(state, TrainState):
         raise ValueError(f"need step= for a {type(state).__name__}, got None")
+    check_local("folder", folder)
     plain = manifest.in_json(metrics, notes)
     host = take({"state": state})
     at = _step_of(host) if step is None else step
@@ -119,6 +121,7 @@ def restore(
         >>> print(params["body"], params["head"], state.step)
         [1. 1.] [0. 0. 0. 0. 0.] 0
     """
+    check_local("folder", folder)
     saved = _find(Path(folder), step)
     return rebuild(saved, like, f"state/{part}" if part else "state", partial=partial)
 

@@ -1,6 +1,8 @@
 """What is refused before a run begins."""
 
 import functools
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,6 +35,44 @@ def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"need {name} to be one of {allowed}, got {value!r}")
+
+
+def check_functions(name: str, functions: Any, *arguments: Any) -> None:
+    """Raise unless all of some functions take these arguments.
+
+    Args:
+        name: what they were passed as.
+        functions: a list of functions.
+        arguments: as they will be called with, by position.
+
+    Raises:
+        TypeError: no list, or an entry that cannot be called so.
+    """
+    if not isinstance(functions, Sequence) or isinstance(functions, str):
+        raise TypeError(
+            f"need a list of functions for {name}, got {type(functions).__name__}: "
+            f"{name}=[...]"
+        )
+    for function in functions:
+        if not callable(function):
+            raise TypeError(f"need functions in {name}, got {function!r}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # a builtin
+            continue
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise TypeError(
+                f"need functions of {len(arguments)} arguments in {name}, {FORMS[name]}"
+                f", got {function!r} with the arguments {signature}: {error}"
+            ) from None
+
+
+FORMS = {
+    "callbacks": "callback(step, state, values)",
+    "loggers": "logger(step, values)",
+}
 
 
 def check_answer(answer: Any, now: int) -> None:
@@ -80,6 +120,17 @@ def check_state(state: TrainState) -> None:
         )
 
 
+def check_loop(loop: str, feed: Feed) -> None:
+    """Raise unless a loop can run over the data.
+
+    Raises:
+        ValueError: an unknown loop, or one in the program and batches from the host.
+    """
+    check_option("loop", loop, ("auto", "python", "scan"))
+    if feed.is_iterable and loop == "scan":
+        raise ValueError('need a dataset or a function of the step for loop="scan"')
+
+
 def check_not_donated(name: str, given: Any) -> None:
     """Raise where an array that was passed in is there no more.
 
@@ -107,7 +158,7 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
 
     Raises:
         ValueError: the state comes back changed (the leaf is named), or a metric is
-            not a scalar.
+            not a scalar or is called ``step`` or as an evaluation's are.
         TypeError: a loss or another function that is no step; see `check_state`.
         RuntimeError: see `check_state`.
     """
@@ -119,6 +170,7 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
     check_like(state, new_state)
     if not metrics:
         raise ValueError("need at least one metric from the step, got none")
+    _check_names(metrics)
     for name, metric in metrics.items():
         is_complex = jnp.issubdtype(metric.dtype, jnp.complexfloating)
         if metric.shape != () or is_complex:
@@ -127,6 +179,16 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
                 f"{metric.dtype}{list(metric.shape)} for {name!r}"
             )
     return metrics
+
+
+def _check_names(metrics: dict[str, Any]) -> None:
+    taken = [name for name in metrics if name == "step" or name.startswith("val/")]
+    if taken:
+        raise ValueError(
+            f"need metric names that are not taken, got {taken} from the step: "
+            "'step' counts the steps, and what an evaluation measures is called "
+            "'val/...'"
+        )
 
 
 def check_hashable(*functions: Any) -> None:

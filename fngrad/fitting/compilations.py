@@ -46,15 +46,17 @@ class Compilations:
 
         @functools.wraps(fn)
         def traced(*args: Any) -> Any:
-            self._note(name, dict(zip(names, args, strict=True)), warns)
+            if _is_traced(args):  # not so where jit is off or NaN is looked for
+                self._note(name, dict(zip(names, args, strict=True)), warns)
             return fn(*args)
 
         jitted = jax.jit(traced, donate_argnums=names.index(donates))
+        kept = jax.jit(traced)
 
         def call(*args: Any) -> Any:
             traces, start = self._traces, time.perf_counter()
             try:
-                made = jitted(*args)
+                made = (kept if calls_again() else jitted)(*args)
             except (RuntimeError, ValueError) as error:
                 _explain_deletion(error, dict(zip(names, args, strict=True)))
                 raise
@@ -82,8 +84,20 @@ class Compilations:
         self.count += 1
 
 
+def _is_traced(arguments: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments))
+
+
+def calls_again() -> bool:
+    """Say whether JAX may call a program's function again, to find the operation.
+
+    It needs the arguments for that, so none may be donated.
+    """
+    return jax.config.jax_debug_nans or jax.config.jax_debug_infs
+
+
 def _kind(leaf: Any) -> str:
-    aval = leaf.aval
+    aval = jax.typeof(leaf)
     weakness = "weak " if getattr(aval, "weak_type", False) else ""
     return f"{weakness}{aval.dtype}{list(aval.shape)}"
 

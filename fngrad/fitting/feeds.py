@@ -73,6 +73,11 @@ class Feed:
         """The dataset's checksum, if it has one; taken once, as it reads every byte."""
         return self.data.fingerprint() if hasattr(self.data, "fingerprint") else None
 
+    @property
+    def arrays(self) -> Any:
+        """What a step will meet first: the dataset's leaves, or a first batch."""
+        return self._first if self.is_iterable else self.argument
+
     def _caught(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Hand on batches to the end, or to a failure, which is kept.
 

@@ -20,8 +20,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fngrad.fitting.compilations import Compilations
+from fngrad.fitting.compilations import Compilations, calls_again
 from fngrad.fitting.feeds import Feed, batch_at
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
@@ -52,14 +53,39 @@ class Choice(NamedTuple):
     step_seconds: float | None = None  # of the chosen loop, when it was timed
 
 
-def begin(state: TrainState, metrics: dict[str, Any]) -> Carry:
-    """Return the first carry of a state that may be donated: it, and empty buffers."""
+def begin(state: TrainState, metrics: dict[str, Any], data: Any = ()) -> Carry:
+    """Return the first carry of a state that may be donated: it, and empty buffers.
+
+    Args:
+        state: where the run begins.
+        metrics: the shapes and dtypes of the step's metrics.
+        data: arrays that the step will meet; the carry goes where they are.
+    """
     rows = {}
     for kind, names in _by_kind(metrics).items():
         is_long = any(metrics[name].dtype.itemsize == 8 for name in names)
         dtype = f"{kind}64" if is_long else f"{kind}32"
         rows[kind] = jnp.zeros((ROWS, len(names)), dtype)
-    return Carry(state, rows)
+    return _placed(Carry(state, rows), data)
+
+
+def _placed(carry: Carry, data: Any) -> Carry:
+    """Put what is on one device on all of a mesh, where something is spread over one.
+
+    A step would give it back there, and the next call would compile again.
+    """
+    leaves = jax.tree.leaves((carry, data))
+    placements = [getattr(leaf, "sharding", None) for leaf in leaves]
+    meshes = [x.mesh for x in placements if isinstance(x, NamedSharding)]
+    if not meshes:
+        return carry
+    whole = NamedSharding(meshes[0], PartitionSpec())
+    return jax.tree.map(
+        lambda x: (
+            x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole)
+        ),
+        carry,
+    )
 
 
 def read_rows(
@@ -90,6 +116,8 @@ def make_loop(name: Literal["python", "scan"], step: Step, feed: Feed) -> Advanc
         return carry, length
 
     def scan(carry: Carry, length: int) -> tuple[Carry, int]:
+        if calls_again():  # within a loop JAX would not find the operation
+            return dispatch(carry, length)
         return programs.many(argument, carry, np.int32(length)), length
 
     def consume(carry: Carry, length: int) -> tuple[Carry, int]:
@@ -156,14 +184,26 @@ def choose(
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
     row = carry.state.step % ROWS
     # Barriers keep XLA from rounding the step anew for what surrounds it in a loop.
-    inputs = jax.lax.optimization_barrier((carry.state, batch))
-    state, metrics = jax.lax.optimization_barrier(step(*inputs))
+    state, metrics = _barrier(step(*_barrier((carry.state, batch))))
     rows = {}
     for kind, names in _by_kind(metrics).items():
         block = carry.rows[kind]
         values = [jnp.asarray(metrics[name], block.dtype) for name in names]
         rows[kind] = block.at[row].set(jnp.stack(values))
     return Carry(state, rows)
+
+
+def _barrier(a: Any) -> Any:
+    """Return a tree behind an optimization barrier, but for its keys.
+
+    Under ``jax_debug_key_reuse`` a barrier counts as a use of a key.
+    """
+    leaves, structure = jax.tree.flatten(a)
+    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
+    values = [x for x, skips in zip(leaves, is_key, strict=True) if not skips]
+    passed = iter(jax.lax.optimization_barrier(values))
+    pairs = zip(leaves, is_key, strict=True)
+    return structure.unflatten([x if skips else next(passed) for x, skips in pairs])
 
 
 def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:

@@ -8,21 +8,6 @@ from fngrad.fitting.validation import Evaluation
 from fngrad.training import TrainState
 
 
-def check_names(metrics: dict[str, Any]) -> None:
-    """Raise where a step's metric has a name that means something else.
-
-    Raises:
-        ValueError: it is called ``step``, or as an evaluation's metrics are.
-    """
-    taken = [name for name in metrics if name == "step" or name.startswith("val/")]
-    if taken:
-        raise ValueError(
-            f"need metric names that are not taken, got {taken} from the step: "
-            "'step' counts the steps, and what an evaluation measures is called "
-            "'val/...'"
-        )
-
-
 def settle_best(
     evaluation: Evaluation | None,
     best: Metric | None,

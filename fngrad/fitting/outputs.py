@@ -83,8 +83,10 @@ class Outputs(contextlib.ExitStack):
             self.close()
             raise
 
-    def open_bar(self) -> None:
-        """Show a progress bar, before there is progress to show."""
+    def open_bar(self, is_wanted: bool) -> None:
+        """Show a progress bar where one is wanted, before there is progress to show."""
+        if not is_wanted:
+            return
         first, last = self._agenda.first, self._agenda.last
         total = None if last == ENDLESS else last
         words = f"compiling for {jax.default_backend()}"

@@ -7,6 +7,7 @@ import fngrad.numerics as numerics
 from fngrad.directions import Directed, Metric, directed
 from fngrad.extras import import_extra
 from fngrad.fitting.checks import check_option
+from fngrad.local_paths import check_local
 
 USUAL_BEST: Directed = ("val/loss", "min")
 USUAL_MINUTES = 10.0
@@ -68,7 +69,13 @@ class SaveRules(NamedTuple):
 def checkpoint_folder(
     checkpoint_dir: Any, run_dir: Any, save_every: Any, save_minutes: Any
 ) -> Path | None:
-    """Return the folder that these arguments of `fngrad.fit` mean, if any."""
+    """Return the folder that these arguments of `fngrad.fit` mean, if any.
+
+    Raises:
+        ValueError: one of them is a URL.
+    """
+    check_local("run_dir", run_dir)
+    check_local("checkpoint_dir", checkpoint_dir)
     if checkpoint_dir is not None:
         return Path(checkpoint_dir).absolute()
     is_asked = save_every is not None or save_minutes is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 import fngrad.logging.manifest as facts
 import fngrad.logging.plots as plots
+from fngrad.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.files import to_json, write_json
 from fngrad.logging.progress import say
@@ -56,6 +57,7 @@ class RunFolder:
         data: str | None = None,
         extra: dict[str, Any] | None = None,
     ):
+        check_local("a run folder", path)
         self.path = Path(os.path.abspath(path))
         wanted = _as_dict("config", {} if config is None else config)
         more = _as_dict("extra", extra or {})

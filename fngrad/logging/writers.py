@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fngrad.extras import import_extra
+from fngrad.local_paths import check_local
 from fngrad.logging.files import from_json_number, to_json
 from fngrad.logging.lines import LineFile
 
@@ -87,6 +88,7 @@ def jsonl(
     labels = dict(labels or {})
     if "step" in labels:
         raise ValueError(f"need labels that are not called 'step', got {labels}")
+    check_local("path", path)
     file = LineFile(path, ['{"step": '])
 
     def write(step: int, values: Mapping[str, Any]) -> None:
@@ -145,6 +147,7 @@ def csv(path: str | Path) -> FileLogger:
             ``step`` first, and is left as it is; at a call, a value is called ``step``.
         TypeError: at a call, a value is no number; its name is given.
     """
+    check_local("path", path)
     _check_table(Path(path))
     file = LineFile(path, ["step,", "step\n", "step\r"])
     headers: dict[int, list[str]] = {}  # by the file's version

@@ -1,0 +1,32 @@
+"""Folders that a run may write to: those of a mounted file system."""
+
+import re
+from typing import Any
+
+# One letter is a drive of Windows. A path object has one slash left of two.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_SHORTENED = re.compile(r"(gs|s3|az|abfss?|hdfs|https?|ftp|file|memory):/")
+
+
+def check_local(name: str, path: Any) -> None:
+    """Raise where a path is a URL, such as of a bucket.
+
+    Args:
+        name: the argument it was given as.
+        path: a string, a path, or ``None``.
+
+    Raises:
+        ValueError: it is a URL.
+
+    Example:
+        >>> from fngrad.local_paths import check_local
+        >>> check_local("run_dir", "runs/1")
+    """
+    text = str(path)
+    is_url = _URL.match(text) or (not isinstance(path, str) and _SHORTENED.match(text))
+    if is_url:
+        raise ValueError(
+            f"need {name} in a file system of this machine, got {text!r}: files, locks "
+            "and atomic renames are those of a local or mounted folder; mount the "
+            "bucket (gcsfuse, s3fs), or copy the folder there after the run"
+        )

@@ -1,0 +1,170 @@
+"""What tracing or a look at the arguments can find is said before the first step."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad as fg
+import fngrad.checkpoint as checkpoint
+import fngrad.logging as logging
+from fngrad.local_paths import check_local
+from fngrad.locks import Lock
+
+ARRAYS = {"x": np.arange(4.0, dtype=np.float32)}
+OPTIMIZER = fg.sgd(0.1)
+
+
+def loss_fn(w, batch):
+    return jnp.mean(batch["x"] * w)
+
+
+def metric_fn(w, batch):
+    return {"loss": batch["x"] * w, "pair": jnp.stack([batch["x"]] * 2, axis=1)}
+
+
+def reporting(**metrics):
+    return lambda w, batch: (loss_fn(w, batch), metrics)
+
+
+def misspelt(w, batch):
+    return {"loss": batch["X"] * w}
+
+
+class Deaf:
+    """No logger: it lacks a call."""
+
+
+FAULTS = {
+    "a metric_fn that fails": ({"metric_fn": misspelt}, KeyError, "X"),
+    "a metric_fn that gives a mean": (
+        {"metric_fn": lambda w, batch: {"loss": jnp.mean(batch["x"] * w)}},
+        *(ValueError, "need metric 'loss' per example"),
+    ),
+    "a mistyped metric to stop by": (
+        {"early_stopping": fg.EarlyStopping("val/los")},
+        *(
+            ValueError,
+            r"need a metric among .*'val/loss'.* early_stopping, got 'val/los",
+        ),
+    ),
+    "a metric to stop by that is no scalar": (
+        {"early_stopping": fg.EarlyStopping("val/pair", mode="min")},
+        *(ValueError, "got 'val/pair'"),
+    ),
+    "a mistyped metric to keep by": (
+        {"keep_best": "val/accuracy", "save_every": 1},
+        *(ValueError, r"need a metric among .*'val/loss'.* keep_best, got 'val/acc"),
+    ),
+    "a patience of halves": (
+        {"early_stopping": fg.EarlyStopping(patience=2.5)},  # pyright: ignore
+        *(ValueError, "need an int patience >= 1, got patience=2.5"),
+    ),
+    "a difference that is not a number": (
+        {"early_stopping": fg.EarlyStopping(min_delta=float("nan"))},
+        *(ValueError, "need min_delta as a finite number >= 0 .*got min_delta=nan"),
+    ),
+    "a difference below zero": (
+        {"early_stopping": fg.EarlyStopping(min_delta=-1.0)},
+        *(ValueError, "got min_delta=-1.0"),
+    ),
+    "an unknown mode": (
+        {"early_stopping": fg.EarlyStopping(mode="low")},  # pyright: ignore
+        *(ValueError, "need mode=.min. or mode=.max., got 'low'"),
+    ),
+    "a step's metric called step": (
+        {"loss_fn": reporting(step=1.0)},
+        *(ValueError, r"not taken, got \['step'\] from the step"),
+    ),
+    "a step's metric called as an evaluation's": (
+        {"loss_fn": reporting(**{"val/loss": 1.0}), "metric_fn": None},
+        *(ValueError, r"not taken, got \['val/loss'\] from the step"),
+    ),
+    "a callback of two arguments": (
+        {"callbacks": [lambda step, state: None]},
+        *(TypeError, r"need functions of 3 arguments in callbacks, callback\(step, st"),
+    ),
+    "a callback that is no list": (
+        {"callbacks": lambda step, state, values: None},
+        *(TypeError, r"need a list of functions for callbacks, got function"),
+    ),
+    "a logger of three arguments": (
+        {"loggers": [lambda step, state, values: None]},
+        *(TypeError, r"need functions of 2 arguments in loggers, logger\(step, val"),
+    ),
+    "a logger that is no function": (
+        {"loggers": [Deaf()]},
+        *(TypeError, "need functions in loggers, got .*Deaf"),
+    ),
+    "a number of steps below zero": ({"num_steps": -1}, ValueError, "got num_steps=-1"),
+    "a loop that its data cannot have": (
+        {"data": [ARRAYS], "loop": "scan", "eval_every": 1},
+        *(ValueError, 'need a dataset or a function of the step for loop="scan"'),
+    ),
+    "a config that is no JSON": ({"config": {"a": object()}}, TypeError, "config"),
+    "a log_every of halves": ({"log_every": 1.5}, ValueError, "need an int log_every"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_said_before_anything_is_written(tmp_path, name):
+    changes, kind, message = FAULTS[name]
+    given = {"metric_fn": metric_fn, "num_steps": 2, "loss_fn": loss_fn, "loop": "auto"}
+    given |= {"data": fg.data.from_arrays(ARRAYS, 2), **changes}
+    given |= {"eval_data": ARRAYS if given["metric_fn"] else None}
+    loss, batches = given.pop("loss_fn"), []
+
+    def counted(w, batch):
+        batches.append(None)
+        return loss(w, batch)
+
+    step = fg.make_step(counted, OPTIMIZER)
+    state = fg.init_state(jnp.zeros(()), OPTIMIZER, 0)
+    with pytest.raises(kind, match=message):
+        fg.fit(step, state, run_dir=tmp_path / "run", progress=False, **given)
+    assert not list(tmp_path.iterdir())
+    assert len(batches) <= 1  # traced, not run
+
+
+@pytest.mark.parametrize("url", ["gs://b/run", "s3://b/run", "hdfs://h/r", "file:///r"])
+@pytest.mark.parametrize("name", ["run_dir", "checkpoint_dir"])
+def test_a_url_is_refused_as_a_folder(tmp_path, monkeypatch, name, url):
+    monkeypatch.chdir(tmp_path)
+    step = fg.make_step(loss_fn, OPTIMIZER)
+    state = fg.init_state(jnp.zeros(()), OPTIMIZER, 0)
+    data = fg.data.from_arrays(ARRAYS, 2)
+    for folder in (url, pathlib.PurePosixPath(url)):
+        with pytest.raises(ValueError, match=f"need {name} in a file system of this"):
+            fg.fit(step, state, data, num_steps=1, progress=False, **{name: folder})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        Lock,
+        checkpoint.Checkpoints,
+        lambda url: checkpoint.save(url, {"w": jnp.zeros(())}, step=1),
+        lambda url: checkpoint.restore(url, {"w": jnp.zeros(())}),
+        logging.RunFolder,
+        logging.jsonl,
+        logging.csv,
+    ],
+    ids=["Lock", "Checkpoints", "save", "restore", "RunFolder", "jsonl", "csv"],
+)
+def test_every_writer_refuses_a_url(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="in a file system of this machine, got 'gs:"):
+        write("gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "folder", ["runs/1", "C:/runs", "a:b", "lr=1e-3:x", "r:/x", "~"]
+)
+def test_a_folder_is_no_url(folder):
+    check_local("run_dir", folder)
+    check_local("run_dir", pathlib.PurePosixPath(folder))
+    check_local("run_dir", None)
