@@ -118,7 +118,7 @@ def test_a_key_is_typed_or_an_int():
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_norm_along_an_axis_is_exact_wherever_it_fits(size):
-    x = np.float32([[3, 4], [0, 0], [5e-3, 12e-3]]) * np.float32(size)
+    x = np.array([[3, 4], [0, 0], [5e-3, 12e-3]], "f4") * np.float32(size)
     expected = np.linalg.norm(x.astype(float), axis=1, keepdims=True)
     got = numerics.norm(jnp.asarray(x), axis=1, keepdims=True)
     np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fngrad.numerics as numerics
-from fngrad.directions import Directed, Metric, directed
+from fngrad.directions import Directed, directed
 from fngrad.extras import import_extra
 from fngrad.fitting.checks import check_option
 from fngrad.local_paths import check_local
@@ -21,7 +21,7 @@ class SaveRules(NamedTuple):
     every: int | None  # steps
     minutes: float | None
     keep: int  # the newest so many stay
-    best: Metric | None  # and the best by this metric; in a run its mode is there
+    best: Any  # Metric or None: the best by it stays too; settled, Directed or None
     on_error: Literal["raise", "warn"]
 
     def check(self, *, evaluates: bool) -> None:
