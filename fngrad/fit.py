@@ -206,7 +206,7 @@ def fit(
             checkpoint of another run (the differences are named) or of an earlier
             step than the state; checkpoints where ``resume="never"``.
         FileNotFoundError: ``resume="must"`` and no checkpoint.
-        TypeError: data of an unknown kind, a state with a leaf that is no array, a
+        TypeError: data of an unknown kind, a state with a leaf that is not an array, a
             loss in the place of the step, callbacks or loggers that take other
             arguments, a function that Python cannot run on traced arrays,
             ``exit_signals`` that are not a sequence of names and numbers.

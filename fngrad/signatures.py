@@ -212,7 +212,7 @@ def bind(
         forms: what to say when ``fn`` has another signature.
 
     Raises:
-        TypeError: ``fn`` is no function, has not exactly two other required
+        TypeError: ``fn`` is not a function, does not have exactly two other required
             arguments, or has them the other way around, by their names; when it is
             called, see `explained`.
         KeyError: when it is called, it asks for a key that is not there.

@@ -231,7 +231,7 @@ def run(
         ``(ceil(num_steps / eval_every), ...)``.
 
     Raises:
-        TypeError: data of another kind; a loss or another function that is no step;
+        TypeError: data of another kind; a loss or another function that is not a step;
             a function that Python cannot run on traced arrays.
         ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
             ``metric_fn`` and ``eval_data``.
@@ -297,7 +297,7 @@ def check_order(step: Any, data: Any) -> None:
 def call_step(
     step: Step, state: TrainState, batch: Batch, call: Callable | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Make a step, and say what is wrong with a function that is none.
+    """Make a step; explain what is wrong if the function is not a step.
 
     Args:
         step: what is named in messages, and called, if there is no ``call``.

@@ -1,4 +1,4 @@
-"""What tracing or a look at the arguments can find is said before the first step."""
+"""What tracing or the arguments reveal raises before the first step."""
 
 import pathlib
 
@@ -49,7 +49,7 @@ FAULTS = {
             r"need a metric among .*'val/loss'.* early_stopping, got 'val/los",
         ),
     ),
-    "a metric to stop by that is no scalar": (
+    "a metric to stop by that is not a scalar": (
         {"early_stopping": fg.EarlyStopping("val/pair", mode="min")},
         *(ValueError, "got 'val/pair'"),
     ),
@@ -85,7 +85,7 @@ FAULTS = {
         {"callbacks": [lambda step, state: None]},
         *(TypeError, r"need functions of 3 arguments in callbacks, callback\(step, st"),
     ),
-    "a callback that is no list": (
+    "callbacks that are not a list": (
         {"callbacks": lambda step, state, values: None},
         *(TypeError, r"need a list of functions for callbacks, got function"),
     ),
@@ -93,7 +93,7 @@ FAULTS = {
         {"loggers": [lambda step, state, values: None]},
         *(TypeError, r"need functions of 2 arguments in loggers, logger\(step, val"),
     ),
-    "a logger that is no function": (
+    "a logger that is not a function": (
         {"loggers": [Deaf()]},
         *(TypeError, "need functions in loggers, got .*Deaf"),
     ),

@@ -9,7 +9,7 @@ import fngrad as fg
 
 
 class Nullable:
-    """A dtype that is none of NumPy's, as pandas' Int64 is."""
+    """A dtype that NumPy does not have, as pandas' Int64."""
 
     def __init__(self, name):
         self.name = name

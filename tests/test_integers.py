@@ -1,4 +1,4 @@
-"""NumPy's integers are integers in every argument, and a bool is none."""
+"""Every integer argument takes NumPy integers and refuses bools."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a program closes over goes when the program is no longer used."""
+"""What a program closes over is freed when the program is no longer used."""
 
 import gc
 import weakref

@@ -159,7 +159,7 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
     Raises:
         ValueError: the state comes back changed (the leaf is named), or a metric is
             not a scalar or is called ``step`` or as an evaluation's are.
-        TypeError: a loss or another function that is no step; see `check_state`.
+        TypeError: a loss or another function that is not a step; see `check_state`.
         RuntimeError: see `check_state`.
     """
     check_state(state)

@@ -56,7 +56,7 @@ def curves(
     Raises:
         ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
         ValueError: there is nothing to draw, a run's steps and values differ in
-            length, a step is not finite, the band is no interval in [0, 1], or
+            length, a step is not finite, the band is not an interval in [0, 1], or
             ``log_scale`` names no panel.
 
     Runs of one label may record at different steps: a run is interpolated between

@@ -49,10 +49,10 @@ def check_count(name: str, value: Any, low: int = 0, high: int | None = None) ->
     Args:
         name: what it is called in the error.
         value: an int, or an integer scalar of NumPy.
-        low, high: its bounds; ``high=None`` is none.
+        low, high: its bounds; ``high=None`` sets no upper bound.
 
     Raises:
-        ValueError: it is something else; a bool is no number.
+        ValueError: it is anything else, a bool included.
 
     Example:
         >>> import numpy as np

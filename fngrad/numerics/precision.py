@@ -10,7 +10,7 @@ import jax.numpy as jnp
 def double_precision() -> Any:
     """Return a context in which float64 is on, whatever the global flag says.
 
-    Arrays made inside are float64 outside too; arrays of before stay what they were
+    Arrays made inside stay float64 outside; earlier arrays keep their dtype
     (see `as_double`).
     """
     module: Any = jax if hasattr(jax, "enable_x64") else jax.experimental

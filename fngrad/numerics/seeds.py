@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_FOLDED_SEED = 2**31  # beyond every step: what is folded in for a seed is no step
+_FOLDED_SEED = 2**31  # beyond every step: so no seed collides with the key of a step
 
 
 def key(seed: int | jax.Array) -> jax.Array:

@@ -169,7 +169,7 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
         name -> column, shape (n,). The first m of n points are the m points.
 
     Raises:
-        ValueError: n below 1, a seed that is no int >= 0, no ranges, or a bad one.
+        ValueError: n below 1, a seed that is not an int >= 0, no ranges, or a bad one.
         TypeError: values that are no numbers.
         ImportError: scipy is missing (``pip install "fngrad[data]"``).
 
