@@ -274,10 +274,10 @@ def check_foreign(data: Any) -> None:
     """
     if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
         raise TypeError(
-            "need a dataset of fngrad.data, a function step -> batch or an iterable of "
-            f"batches, got {type(data).__name__}, which has a batch of its own: where "
-            "theirs.batch(step) gives a batch pass data=theirs.batch, where the object "
-            "iterates over batches data=iter(theirs)"
+            "need a dataset of fngrad.data or a function step -> batch, got "
+            f"{type(data).__name__}, which has a batch of its own: where "
+            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
+            "an iterable of batches, data=iter(theirs)"
         )
 
 

@@ -20,6 +20,9 @@ RISING = (
 )
 
 
+_MODES = 'mode="min" or mode="max"'
+
+
 def check_mode(mode: Any) -> None:
     """Raise unless a mode is ``"min"``, ``"max"`` or ``None``.
 
@@ -27,7 +30,7 @@ def check_mode(mode: Any) -> None:
         ValueError: it is something else.
     """
     if mode not in (None, "min", "max"):
-        raise ValueError(f'need mode="min" or mode="max", got {mode!r}')
+        raise ValueError(f"need {_MODES}, got {mode!r}")
 
 
 def known_direction(name: str) -> Mode | None:
@@ -36,12 +39,13 @@ def known_direction(name: str) -> Mode | None:
     return "min" if last in FALLING else "max" if last in RISING else None
 
 
-def direction(name: str, mode: Any = None) -> Mode:
+def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
     """Return which way a metric gets better.
 
     Args:
         name: of the metric; the part after the last ``/`` decides.
         mode: ``"min"`` or ``"max"``, which wins; ``None`` asks the name.
+        remedy: how the caller takes a direction; by default as ``mode``.
 
     Raises:
         ValueError: another mode, or ``None`` and a name of which nothing is known.
@@ -57,8 +61,8 @@ def direction(name: str, mode: Any = None) -> Mode:
         return known
     raise ValueError(
         f"need a direction for the metric {name!r}, of which nothing is known: give "
-        f'mode="min" or mode="max", or the pair ({name!r}, "max"). Known are '
-        f"{', '.join(FALLING)}, which fall, and {', '.join(RISING)}, which rise"
+        f"{remedy or _MODES}. Known are {', '.join(FALLING)}, which fall, and "
+        f"{', '.join(RISING)}, which rise"
     )
 
 
@@ -78,7 +82,8 @@ def directed(metric: Any, argument: str = "metric") -> Directed:
         (('val/accuracy', 'max'), ('val/score', 'max'))
     """
     if isinstance(metric, str):
-        return metric, direction(metric)
+        pair = f'{argument}=({metric!r}, "min" or "max")'
+        return metric, direction(metric, remedy=pair)
     is_pair = isinstance(metric, tuple | list) and len(metric) == 2
     if not is_pair or not isinstance(metric[0], str) or metric[1] not in ("min", "max"):
         raise ValueError(

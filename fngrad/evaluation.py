@@ -110,6 +110,11 @@ def _prepared(
             "evaluate(metric_fn, state, data)"
         )
     check_function(metric_fn)
+    if hasattr(state_or_params, "state") and hasattr(state_or_params, "history"):
+        raise TypeError(
+            f"need a TrainState or parameters, got {type(state_or_params).__name__}: "
+            "pass result.state"
+        )
     is_state = hasattr(state_or_params, "params")
     is_state = is_state and hasattr(state_or_params, "model_state")
     point = evaluation_point.eval_params

@@ -98,8 +98,10 @@ def fit(
 ) -> FitResult:
     """Train until a step or an epoch is reached.
 
-    The caller's state is copied once and stays valid. Ctrl-C ends the run between two
-    steps and returns what was reached; a second Ctrl-C stops at once.
+    The caller's state is copied once and stays valid. A ``jax.transfer_guard`` of the
+    caller does not hold during the call, which moves batches and metrics itself.
+    Ctrl-C ends the run between two steps and returns what was reached; a second
+    Ctrl-C stops at once.
 
     With checkpoints a run survives: the same call, made again after whatever ended
     the last one, goes on at the newest whole checkpoint, says so on stderr, and ends
@@ -355,7 +357,9 @@ def _train(
     if interrupted.raised is not None:
         attach(interrupted.raised, result.state, result.history)
     elif interrupted.terminated is not None:
-        say_terminated(interrupted.terminated, int(result.state.step))
+        step_reached = int(result.state.step)
+        is_saved = plan.saving is not None and plan.saving.has(step_reached)
+        say_terminated(interrupted.terminated, step_reached, is_saved)
     return result
 
 

@@ -184,10 +184,10 @@ def _looked_up(fn: Callable[..., Any], params: Any, batch: Any) -> Iterator[None
             f"the parameters, {kind_of(params)}, and the batch, {kind_of(batch)}, in "
             "this order"
         )
-        raise (_MissingKeyError if is_key else TypeError)(message) from error
+        raise (MissingKeyError if is_key else TypeError)(message) from error
 
 
-class _MissingKeyError(KeyError):
+class MissingKeyError(KeyError):
     """A KeyError that shows its message as it is."""
 
     def __str__(self) -> str:

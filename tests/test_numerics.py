@@ -126,6 +126,15 @@ def test_norm_along_an_axis_is_exact_wherever_it_fits(size):
     np.testing.assert_allclose(numerics.norm(z), 5 * np.sqrt(2) * size, rtol=1e-6)
 
 
+def test_norm_along_an_axis_scales_each_slice_by_itself():
+    x = jnp.array([[1e25, 0.0], [3.0, 4.0], [1e-10, 0.0], [0.0, 0.0]])
+    expected = np.float32([1e25, 5.0, 1e-10, 0.0])
+    np.testing.assert_allclose(numerics.norm(x, axis=1), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(numerics.norm)(x), expected, rtol=1e-6)
+    slopes = jax.grad(lambda x: jnp.sum(numerics.norm(x, axis=1)))(x)
+    np.testing.assert_allclose(slopes[1], [0.6, 0.8], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("x", "power"),
     [(1.0, 1.0), (1.99, 1.0), (3e38, 2.0**126), (0.75, 0.5), (0.0, 2.0**-126)],

@@ -30,6 +30,43 @@ def test_a_clip_gives_its_bound_at_any_size(name, size):
     np.testing.assert_allclose(got / length, DIRECTION, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1000,), (30, 4)])
+@pytest.mark.parametrize("name", ["norm", "global_norm", "block_rms", "adaptive"])
+def test_a_clip_gives_its_bound_where_the_norm_itself_overflows(name, shape):
+    gradient = jnp.full(shape, 3e38)
+    axes = tuple(range(len(shape)))
+    rule, length = {
+        "norm": (fg.clip_by_norm(1.0), 1.0),
+        "global_norm": (fg.clip_by_global_norm(1.0), 1.0),
+        "block_rms": (fg.clip_by_block_rms(1.0), gradient.size**0.5),
+        "adaptive": (fg.adaptive_clip(1.0, eps=1.0, axis=axes), 1.0),
+    }[name]
+    expected = np.full(shape, length / gradient.size**0.5)
+    np.testing.assert_allclose(once(rule, gradient), expected, rtol=1e-5)
+
+
+def test_a_unit_that_explodes_leaves_the_clip_of_the_others_alone():
+    gradient = jnp.array([[1e25, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    got = once(fg.adaptive_clip(0.1), gradient, jnp.ones_like(gradient))
+    np.testing.assert_allclose(got[:, 1], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(got[:, 0], [0.2, 0.0, 0.0, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("make", [fg.momentum, fg.muon])
+def test_sums_of_gradients_saturate_and_decay_again(make, nesterov):
+    rule, params = make(1e-3, nesterov=nesterov), jnp.ones((2, 2))
+    state = rule.init(params)
+    for _ in range(4):
+        updates, state = rule.update(jnp.full((2, 2), 2e38), state, params)
+        assert jnp.all(jnp.isfinite(updates))
+    largest = jnp.max(jnp.abs(updates))
+    for _ in range(3):
+        updates, state = rule.update(jnp.ones((2, 2)), state, params)
+        assert jnp.all(jnp.isfinite(updates) & (updates < 0))
+    assert jnp.max(jnp.abs(updates)) <= largest * 1.01
+
+
 @pytest.mark.parametrize("bound", [1e-3, 1.0])
 def test_a_clip_reaches_a_bound_far_below(bound):
     gradient = jnp.asarray(1e36 * DIRECTION, jnp.float32)

@@ -21,14 +21,13 @@ _REFUSED = (
 )
 
 
-class Interruption(threading.Event):
+class Interruption:
     """Whether the run was asked to stop, and by whom."""
 
     terminated: int | None = None  # by this signal: the process should exit too
     raised: BaseException | None = None  # by the user's own handler of a signal
 
     def __init__(self) -> None:
-        super().__init__()
         self._is_set = False
 
     def set(self) -> None:
@@ -155,6 +154,9 @@ def interrupts(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
         raise SystemExit(PREEMPTED)
 
 
-def say_terminated(number: int, step: int) -> None:
+def say_terminated(number: int, step: int, is_saved: bool) -> None:
     """Tell on stderr why the process ends, and how far the run had come."""
-    say(f"fit: {name_of(number)} at step {step}, saved: exits with status {PREEMPTED}")
+    saved = "saved" if is_saved else "nothing to save"
+    say(
+        f"fit: {name_of(number)} at step {step}, {saved}: exits with status {PREEMPTED}"
+    )

@@ -12,7 +12,6 @@ may be rounded differently, by as much.
 
 import functools
 import itertools
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -24,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fngrad.fitting.compilations import Compilations, calls_again
 from fngrad.fitting.feeds import Feed, batch_at
+from fngrad.fitting.interrupts import Interruption
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 
@@ -135,7 +135,7 @@ def choose(
     feed: Feed,
     carry: Carry,
     remaining: int,
-    interrupted: threading.Event | None = None,
+    interrupted: Interruption | None = None,
 ) -> Choice:
     """Time both loops on copies of the carry and choose the faster.
 

@@ -1,7 +1,6 @@
 """What a run does about numbers that are not finite."""
 
 import functools
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 import fngrad.tree as tree
 from fngrad.fitting.checks import check_hashable, check_option
 from fngrad.fitting.feeds import Feed
+from fngrad.fitting.interrupts import Interruption
 from fngrad.history import History
 from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState
@@ -208,7 +208,7 @@ def error_of(
     history: History,
     guard: Guard,
     nearest: Callable[[], TrainState],
-    interrupted: threading.Event,
+    interrupted: Interruption,
     reason: str = "",
 ) -> NonFiniteError:
     """Return the error that ends a run, with its autopsy.
@@ -241,7 +241,7 @@ def _examine(
     step: int,
     guard: Guard,
     nearest: Callable[[], TrainState],
-    interrupted: threading.Event,
+    interrupted: Interruption,
 ) -> "tuple[Autopsy | None, str]":
     """Return the autopsy, or why there is none."""
     import fngrad.postmortem as postmortem
@@ -274,7 +274,7 @@ def _examine(
         return None, f"{advice}; here it found nothing: {error}"
 
 
-def _limit(interrupted: threading.Event) -> Callable[[], None]:
+def _limit(interrupted: Interruption) -> Callable[[], None]:
     """Return what raises when the search for a cause takes too long."""
     end = time.monotonic() + MAX_SECONDS
 

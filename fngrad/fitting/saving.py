@@ -59,6 +59,10 @@ class Saving:
         self._improved = False
         self._waiting: _Checkpoint | None = None
 
+    def has(self, step: int) -> bool:
+        """Return whether there is a checkpoint of a step."""
+        return step in self._checkpoints.steps()
+
     def judge(self, values: Values) -> None:
         """Take in an evaluation: its state is kept if it is the best so far.
 

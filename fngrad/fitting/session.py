@@ -1,7 +1,6 @@
 """A call to `fngrad.fit` while it runs."""
 
 import enum
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.checks import check_answer, check_like
 from fngrad.fitting.failures import Look, attach, is_there, note
+from fngrad.fitting.interrupts import Interruption
 from fngrad.fitting.loops import ROWS, Advance, Carry, read_rows
 from fngrad.fitting.nonfinite import (
     MAX_ROLLBACKS,
@@ -82,7 +82,7 @@ class Session:
         self._chunk = 1
         self._bad: int | None = None  # the step, counted from 1, that is to be undone
 
-    def run(self, interrupted: threading.Event) -> str:
+    def run(self, interrupted: Interruption) -> str:
         """Train to the end of the agenda; return why it ended."""
         saving = self._plan.saving
         if saving and self._plan.guard.policy == "rollback" and not saving.newest():
@@ -134,7 +134,7 @@ class Session:
             return f"; saving it ended with {type(failure).__name__}: {failure}"
         return ", and a checkpoint does"
 
-    def _run(self, interrupted: threading.Event) -> str:
+    def _run(self, interrupted: Interruption) -> str:
         if self._pending:
             stopped = self._look(self._pending.evaluates)
             if self._plan.saving:
@@ -186,7 +186,7 @@ class Session:
             return None
         return bad_leaf(self.carry.state, self._plan.guard.state)
 
-    def _recover(self, bad: int, interrupted: threading.Event) -> None:
+    def _recover(self, bad: int, interrupted: Interruption) -> None:
         """Go back and on, or raise."""
         guard, saving = self._plan.guard, self._plan.saving
 

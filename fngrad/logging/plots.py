@@ -240,7 +240,7 @@ def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
         figure: matplotlib's.
         path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format, and
             its folder is made.
-        dpi: pixels an inch.
+        dpi: pixels per inch.
 
     Returns:
         The path.
@@ -251,18 +251,19 @@ def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = io.BytesIO()
-    file_format = path.suffix.lstrip(".") or "png"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks
-        figure.savefig(picture, format=file_format, dpi=dpi)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, _drawn(figure, path.suffix.lstrip(".") or "png", dpi))
     return path
 
 
 def _png(figure: Any) -> bytes:
+    return _drawn(figure, "png", 150)
+
+
+def _drawn(figure: Any, file_format: str, dpi: float) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks
+        figure.savefig(picture, format=file_format, dpi=dpi)
     return picture.getvalue()
 
 

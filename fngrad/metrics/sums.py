@@ -5,6 +5,7 @@ hold twice the digits. Adding a million pairs is exact to the last digit of the 
 in any order, where float32 alone stops at $2^{24}$ ones.
 """
 
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import jax
@@ -37,7 +38,7 @@ def pair_of_sum(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> Pair
         axis: what is summed over.
     """
     axes = tuple(range(x.ndim)) if axis is None else axis
-    axes = (axes,) if isinstance(axes, int) else axes
+    axes = (axes,) if isinstance(axes, Integral) else axes
     return _pair_of_sum(tuple(a % x.ndim for a in axes), x)
 
 

@@ -13,7 +13,9 @@ from fngrad.numerics.checks import (
 from fngrad.numerics.gathers import rows
 from fngrad.numerics.hyperparameters import hyper, scaled
 from fngrad.numerics.norms import (
+    bounded,
     divided,
+    fitting_norm,
     largest_square,
     magnitudes,
     modulus,
@@ -32,6 +34,7 @@ __all__ = [
     "as_double",
     "as_int",
     "bias_correction",
+    "bounded",
     "check_count",
     "check_number",
     "check_positive",
@@ -42,6 +45,7 @@ __all__ = [
     "double_precision",
     "exponentials",
     "first_step",
+    "fitting_norm",
     "hyper",
     "integers",
     "key",

@@ -1,5 +1,6 @@
 """Norms and squares that neither overflow nor vanish."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,22 +25,48 @@ def norm(
         keepdims: whether these axes stay, with length one.
     """
 
-    def square(x: jax.Array) -> jax.Array:
-        products = jnp.real(jnp.conj(x) * x)
-        return jnp.sum(products, axis=axis, keepdims=keepdims)
+    axes = axis if axis is None or isinstance(axis, int | np.integer) else tuple(axis)
 
-    def rescaled() -> jax.Array:
-        scale = power_of_two_below(jnp.max(magnitudes(x), initial=0) / 2)
+    def square(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.real(jnp.conj(x) * x), axis=axes, keepdims=True)
+
+    def rescaled() -> jax.Array:  # each slice by its own scale
+        largest = jnp.max(magnitudes(x), axis=axes, keepdims=True, initial=0)
+        scale = power_of_two_below(largest / 2)
         return scale * square_root(square(divided(x, scale)))
 
-    return root_of_squares(square(x), rescaled)
+    norms = root_of_squares(square(x), rescaled)
+    return norms if keepdims else jnp.squeeze(norms, axes)
+
+
+def fitting_norm(
+    norm_fn: Callable[[Any], jax.Array], x: Any
+) -> tuple[jax.Array, jax.Array]:
+    r"""Return the norm of rate * x, and the rate at which it fits.
+
+    The rate is 1, or $2^{-64}$ where the norm of x overflows.
+
+    Args:
+        norm_fn: from a tree to its norms.
+        x: a tree of floats.
+    """
+    norm = norm_fn(x)
+    overflows = norm == jnp.inf
+
+    def of_less() -> jax.Array:
+        less = jax.tree.map(lambda u: u * jnp.asarray(2.0**-64, u.dtype), x)
+        return jnp.where(overflows, norm_fn(less), norm)
+
+    fitting = lax.cond(jnp.any(overflows), of_less, lambda: norm)
+    return fitting, jnp.where(overflows, 2.0**-64, 1).astype(norm.dtype)
 
 
 def root_of_squares(square: jax.Array, rescaled: Callable[[], jax.Array]) -> jax.Array:
     """Return the root of a sum of squares, or ``rescaled()`` where that is inexact.
 
     The squares of what is beyond 1e19 or below 1e-19 do not fit in float32. The usual
-    case costs no second pass over the entries and keeps the bits of the plain root.
+    case keeps the bits of the plain root and, but under ``vmap``, where both cases are
+    computed, costs no second pass over the entries.
 
     Args:
         square: float, any shape.
@@ -62,6 +89,18 @@ def saturated(x: jax.Array, source: jax.Array) -> jax.Array:
     """Return x >= 0, at most `largest_square`; inf and NaN of its source show in it."""
     bounded = jnp.minimum(x, largest_square(x.dtype))
     return jnp.where(jnp.isfinite(source), bounded, x)
+
+
+def bounded(x: jax.Array, *sources: jax.Array) -> jax.Array:
+    """Return x within the largest float wherever all of its sources are finite.
+
+    A complex x is returned as it is.
+    """
+    if jnp.iscomplexobj(x):
+        return x
+    largest = float(jnp.finfo(x.dtype).max)
+    is_finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, sources))
+    return jnp.where(is_finite, jnp.clip(x, -largest, largest), x)
 
 
 def magnitudes(x: jax.Array) -> jax.Array:

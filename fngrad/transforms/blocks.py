@@ -53,9 +53,10 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         bound = numerics.hyper(threshold)
 
         def clip(u: jax.Array) -> jax.Array:
-            excess = _root_mean_square(u)
-            excess = excess / bound.astype(excess.dtype)
-            return u / jnp.maximum(excess, 1).astype(u.dtype)
+            rms, rate = numerics.fitting_norm(_root_mean_square, u)
+            excess = rms / bound.astype(rms.dtype)
+            excess = jnp.where(rate < 1, excess, jnp.maximum(excess, 1))
+            return u * rate.astype(u.dtype) / excess.astype(u.dtype)
 
         return leaves.map_leaves(clip, updates), state
 

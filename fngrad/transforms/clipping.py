@@ -47,7 +47,7 @@ def clip(max_delta: Scalar) -> Transform:
 
         def clip_leaf(u: jax.Array) -> jax.Array:
             if jnp.iscomplexobj(u):
-                return _shrink(u, jnp.abs(u), bound)
+                return shrink_onto(bound, u, jnp.abs(u))
             return jnp.clip(u, -bound.astype(u.dtype), bound.astype(u.dtype))
 
         return jax.tree.map(clip_leaf, updates), state
@@ -70,7 +70,7 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
         bound = numerics.hyper(max_norm)
 
         def shrink(u: jax.Array) -> jax.Array:
-            return _shrink(u, tree.norm(u), bound)
+            return shrink_onto(bound, u, *numerics.fitting_norm(tree.norm, u))
 
         return leaves.map_leaves(shrink, updates), state
 
@@ -103,12 +103,14 @@ def clip_by_global_norm(max_norm: Scalar) -> Transform:
     numerics.check_number("max_norm", max_norm, low=0.0)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        norm, bound = tree.norm(updates), numerics.hyper(max_norm)
-        return jax.tree.map(lambda u: _shrink(u, norm, bound), updates), state
+        measured = numerics.fitting_norm(tree.norm, updates)
+        bound = numerics.hyper(max_norm)
+        shrunk = jax.tree.map(lambda u: shrink_onto(bound, u, *measured), updates)
+        return shrunk, state
 
     def report(updates: Updates, state: tuple, params: Params) -> Metrics:
         norm = tree.norm(updates)
-        after = _shrink(norm, norm, numerics.hyper(max_norm))
+        after = jnp.minimum(norm, numerics.hyper(max_norm).astype(norm.dtype))
         return {"norm_before": norm, "norm_after": after}
 
     return chain(
@@ -156,7 +158,7 @@ def adaptive_clip(
         def clip_leaf(u: jax.Array, w: jax.Array) -> jax.Array:
             norm = unit_norm(w)
             bound = numerics.scaled(ratio, jnp.maximum(norm, floor.astype(norm.dtype)))
-            return _shrink(u, unit_norm(u), bound)
+            return shrink_onto(bound, u, *numerics.fitting_norm(unit_norm, u))
 
         return leaves.map_leaves(clip_leaf, updates, tree.widen(params)), state
 
@@ -184,16 +186,25 @@ def centralize() -> Transform:
     return chain(Transform(lambda params: (), update, name="centralize"))
 
 
-def _shrink(u: jax.Array, norm: jax.Array, bound: jax.Array) -> jax.Array:
-    """Return u if norm <= bound, else u bound / norm."""
+def shrink_onto(
+    bound: jax.Array, u: jax.Array, norm: jax.Array, rate: Scalar = 1.0
+) -> jax.Array:
+    """Return u if its norm is at most the bound, else u bound / norm.
+
+    Args:
+        bound: in units of u.
+        u: floats.
+        norm: of u times ``rate``.
+        rate: a power of two below 1 where the norm of u itself overflows, else 1.
+    """
     bound = bound.astype(norm.dtype)
-    is_large = norm > bound
+    is_large = (norm > bound) | (rate < 1)
     safe = jnp.where(is_large, norm, jnp.ones_like(norm))
     factor = jnp.where(is_large, bound / safe, jnp.ones_like(norm))
     # A power of two at a time where the whole factor would vanish.
     scale = jnp.where(factor < 2.0**-96, numerics.power_of_two_below(safe), 1)
     factor = jnp.where(is_large, bound / (safe / scale), jnp.ones_like(norm))
-    return u * (1 / scale).astype(u.dtype) * factor.astype(u.dtype)
+    return u * (rate / scale).astype(u.dtype) * factor.astype(u.dtype)
 
 
 def _unit_axes(x: jax.Array) -> tuple[int, ...]:

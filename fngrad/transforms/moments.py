@@ -140,7 +140,8 @@ def trace(
             weight = jnp.where(state.step == 0, jnp.ones_like(weight), weight)
 
         def advance(buffer: jax.Array, g: jax.Array) -> jax.Array:
-            return numerics.scaled(beta, buffer) + numerics.scaled(weight, g)
+            total = numerics.scaled(beta, buffer) + numerics.scaled(weight, g)
+            return numerics.bounded(total, buffer, g)
 
         buffer = jax.tree.map(advance, state.trace, updates)
         new_updates = jax.tree.map(advance, buffer, updates) if nesterov else buffer

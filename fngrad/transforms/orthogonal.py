@@ -87,10 +87,13 @@ def orthogonalize(
         raise ValueError(f"need a matrix, got shape {jnp.shape(x)}")
     triples = _triples(ns_coeffs, ns_steps)
     is_tall = x.shape[0] > x.shape[1]
-    norm = tree.norm(x)
-    total = norm + numerics.hyper(eps).astype(norm.dtype)
+    y = tree.widen(x)
+    unit = numerics.power_of_two_below(jnp.max(numerics.magnitudes(y), initial=0))
+    y = numerics.divided(y, unit)  # the norm itself may not fit
+    norm = tree.norm(y)
+    total = norm + numerics.hyper(eps).astype(norm.dtype) / unit
     is_zero = total == 0
-    y = numerics.divided(tree.widen(x), jnp.where(is_zero, 1, total))
+    y = numerics.divided(y, jnp.where(is_zero, 1, total))
     y = y.astype(x.dtype if ns_dtype is None else ns_dtype)
     y = y.conj().T if is_tall else y  # the smaller of the two squares
     for triple in triples:

@@ -2,7 +2,8 @@
 
 A second moment cannot hold more than the largest float. A finite gradient whose square
 is beyond it counts as the largest one whose square is not, in every moment alike, so
-that quotients of moments stay right and moments decay again.
+that quotients of moments stay right and moments decay again. Where a rule has no
+quotient (RAdam's unrectified steps), such a gradient steps as the bounded one.
 """
 
 import numbers
@@ -85,9 +86,11 @@ def shrunk_leaf(g: jax.Array) -> jax.Array:
 
 
 def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
-    """Divide by the weight that an average from zero has seen."""
+    """Divide by the weight that an average from zero has seen; finite stays finite."""
     weight = numerics.bias_correction(decay, step)
-    return jax.tree.map(lambda m: m / weight.astype(m.dtype), moment)
+    return jax.tree.map(
+        lambda m: numerics.bounded(m / weight.astype(m.dtype), m), moment
+    )
 
 
 def debiased(
