@@ -314,7 +314,7 @@ def _ended(agenda: Agenda, patience: Patience, past: Past) -> str | None:
         say(
             f"fit: nothing to do, the state is at step {agenda.first} and the run "
             f"ends at step {agenda.last}: num_steps and num_epochs count from step 0; "
-            'to fine-tune, restore part="params" alone, into a new state',
+            'raise them to train on; to fine-tune, restore part="params" alone',
         )
         return "completed"
     if patience.is_over:

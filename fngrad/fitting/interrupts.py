@@ -77,7 +77,7 @@ def _number(name: Any) -> int:
     if number is None:
         raise ValueError(
             f"need signals of this system in exit_signals, got {name!r}: it has "
-            f"{', '.join(signal.Signals.__members__)}"
+            f"{', '.join(sorted(set(signal.Signals.__members__) - set(_REFUSED)))}"
         )
     if name_of(number) in _REFUSED:
         raise ValueError(
@@ -100,8 +100,8 @@ def interrupts(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
 
     Only the main thread may handle signals; in another the event never happens. A
     signal that is ignored stays ignored, and one that C code handles is left to it. A
-    handler of the user's own is called too; what it raises waits for the end of the
-    block, but for that of a second Ctrl-C.
+    handler of the user's own is called too. An exception from it is raised after the
+    block, except at a second Ctrl-C, where it is raised at once.
 
     Args:
         exits: the signals that become the event too, and then end the process.

@@ -132,7 +132,7 @@ class Session:
             saving.wait(self.carry.state, self.history)
         except Exception as failure:  # it must not hide the first one
             return f"; saving it ended with {type(failure).__name__}: {failure}"
-        return ", and a checkpoint does"
+        return ", and a checkpoint holds it too"
 
     def _run(self, interrupted: Interruption) -> str:
         if self._pending:

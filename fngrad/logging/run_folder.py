@@ -119,7 +119,7 @@ class RunFolder:
         Args:
             name: of the picture, without its suffix.
             make: returns a matplotlib figure.
-            dpi: pixels an inch.
+            dpi: pixels per inch.
         """
         path = self.path / f"{name}.png"
         if importlib.util.find_spec("matplotlib") is None:
