@@ -246,3 +246,11 @@ def test_a_plateau_s_state_has_the_same_paths_in_every_mode(mode):
     plain = fg.reduce_on_plateau().init(jnp.zeros(2))
     assert list(fg.tree.leaf_paths(state)) == list(fg.tree.leaf_paths(plain))
     assert jax.tree.map(jnp.shape, state) is not None
+
+
+def test_the_remedy_is_one_that_the_caller_takes():
+    with pytest.raises(ValueError, match=r'give mode="min" or mode="max"\. Known'):
+        direction("val/score")
+    pair = r"give keep_best=\('val/score', \"min\" or \"max\"\)\. Known"
+    with pytest.raises(ValueError, match=pair):
+        directed("val/score", "keep_best")

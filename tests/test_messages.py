@@ -11,6 +11,7 @@ from mistakes import (
     STATE,
     STEP,
     both,
+    fit,
     metric_fn,
     run,
     squared_error,
@@ -321,3 +322,9 @@ def test_an_accumulator_in_the_loss_is_answered_with_its_value(value):
     }
     with pytest.raises(TypeError, match=message[value]):
         trained(loss_fn)
+
+
+def test_the_result_of_fit_is_not_the_state_that_is_evaluated():
+    result = fit()
+    with pytest.raises(TypeError, match=r"got FitResult: pass result\.state"):
+        fg.evaluate(metric_fn, result, ARRAYS)

@@ -20,7 +20,7 @@ from resuming import (
 )
 
 import fngrad.checkpoint as checkpoint
-from fngrad.fitting.interrupts import PREEMPTED, interrupts
+from fngrad.fitting.interrupts import PREEMPTED, interrupts, say_terminated
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -265,3 +265,13 @@ def test_a_background_job_is_not_interrupted(tmp_path):
         text=True,
     )
     assert done.stdout.split() == ["completed", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("is_saved", "words"), [(True, "saved"), (False, "nothing to")]
+)
+def test_a_signal_before_the_first_step_does_not_claim_a_checkpoint(
+    is_saved, words, capsys
+):
+    say_terminated(signal.SIGTERM, 0, is_saved)
+    assert f"SIGTERM at step 0, {words}" in capsys.readouterr().err
