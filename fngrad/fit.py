@@ -223,12 +223,12 @@ def fit(
         step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
         rules = rules._replace(best=settle_best(evaluation, keep_best, metrics, state))
-        ends, looks = (num_steps, num_epochs), (eval_every if evaluation else None,)
-        make_agenda(feed, 0, *ends, log_every, *looks, save_every)  # may refuse
+        ends, every = (num_steps, num_epochs), eval_every if evaluation else None
+        make_agenda(feed, 0, *ends, log_every, every, save_every)  # may refuse
         checkpoints = _open(stack, run_dir, rules)
         past = begin_or_resume(rules, checkpoints, state, feed, config)
         log_every = past.log_every(log_every, bool(loggers or callbacks or run_dir))
-        agenda = make_agenda(feed, past.step, *ends, log_every, *looks, save_every)
+        agenda = make_agenda(feed, past.step, *ends, log_every, every, save_every)
         patience = Patience(early_stopping, past.patience)
         if ended := _ended(agenda, patience):
             return FitResult(past.state, past.history, ended)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 import fngrad.tree as tree
 from fngrad.types import Path
@@ -85,7 +86,7 @@ class Compilations:
 
 
 def _is_traced(arguments: Any) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))
 
 
 def calls_again() -> bool:
@@ -93,7 +94,8 @@ def calls_again() -> bool:
 
     It needs the arguments for that, so none may be donated.
     """
-    return jax.config.jax_debug_nans or jax.config.jax_debug_infs
+    flags = ("jax_debug_nans", "jax_debug_infs")
+    return any(getattr(jax.config, flag) for flag in flags)
 
 
 def _kind(leaf: Any) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fngrad.directions import Directed, Metric, directed
+from fngrad.directions import Directed, directed
 from fngrad.extras import import_extra
 from fngrad.fitting.checks import check_option
 from fngrad.local_paths import check_local
@@ -20,7 +20,7 @@ class SaveRules(NamedTuple):
     every: int | None  # steps
     minutes: float | None
     keep: int  # the newest so many stay
-    best: Metric | None  # and the best by this metric; in a run its mode is there
+    best: Any  # and the best by this: as given; in a run (metric, mode) or None
     on_error: Literal["raise", "warn"]
 
     def check(self, *, evaluates: bool) -> None:
