@@ -32,6 +32,7 @@ from fngrad.fitting.loops import (
     begin_compilations,
     choose,
     make_loop,
+    placement_of,
 )
 from fngrad.fitting.measured import settle_best
 from fngrad.fitting.nonfinite import Guard, Policy, check_policy, skipping
@@ -286,7 +287,8 @@ def _train(
 ) -> FitResult:
     carry = begin(past.state, plan.metrics, feed.arrays)
     remaining = plan.agenda.last - plan.agenda.first
-    compilations = begin_compilations(step, feed)
+    placement = placement_of(carry)
+    compilations = begin_compilations(step, feed, placement)
     choice = _recorded(loop, past, plan.outputs, feed) or choose(
         step, feed, carry, remaining, interrupted
     )
@@ -294,7 +296,7 @@ def _train(
         plan.outputs.begin(choice.loop, choice.reason)
     notes = past.history.notes
     notes.update(choice._asdict(), **compilations.notes())
-    advance = make_loop(choice.loop, step, feed)
+    advance = make_loop(choice.loop, step, feed, placement)
     session = Session(plan, carry, advance, past.history, patience)
     try:
         stopped = session.run(interrupted)

@@ -23,7 +23,7 @@ def chosen(monkeypatch, python, scan, remaining=10**9, interrupted=None):
     """Let the loops take so many seconds a step, and return what is chosen."""
     steps = []
 
-    def make_loop(name, step, feed):
+    def make_loop(name, step, feed, placement):
         def advance(carry, length):
             steps.append(length)
             time.sleep(length * {"python": python, "scan": scan}[name])
