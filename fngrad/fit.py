@@ -41,6 +41,7 @@ from fngrad.fitting.loops import (
     begin_compilations,
     choose,
     make_loop,
+    placement_of,
 )
 from fngrad.fitting.measured import settle_best
 from fngrad.fitting.nonfinite import Guard, Policy, check_policy, skipping
@@ -251,12 +252,12 @@ def fit(
         step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
         rules = rules._replace(best=settle_best(evaluation, keep_best, metrics, state))
-        ends, looks = (num_steps, num_epochs), eval_every if evaluation else None
-        make_agenda(feed, 0, *ends, log_every, looks, save_every)  # may refuse
+        ends, every = (num_steps, num_epochs), eval_every if evaluation else None
+        make_agenda(feed, 0, *ends, log_every, every, save_every)  # may refuse
         checkpoints = _open(stack, run_dir, rules)
         past = begin_or_resume(rules, checkpoints, state, feed, config)
         log_every = past.log_every(log_every, bool(loggers or callbacks or run_dir))
-        agenda = make_agenda(feed, past.step, *ends, log_every, looks, save_every)
+        agenda = make_agenda(feed, past.step, *ends, log_every, every, save_every)
         patience = Patience(early_stopping, past.patience)
         if ended := _ended(agenda, patience, past):
             return FitResult(past.state, past.history, ended)
@@ -334,7 +335,8 @@ def _train(
 ) -> FitResult:
     carry = begin(past.state, plan.metrics, feed.arrays)
     remaining = plan.agenda.last - plan.agenda.first
-    compilations = begin_compilations(step, feed)
+    placement = placement_of(carry)
+    compilations = begin_compilations(step, feed, placement)
     choice = _recorded(loop, past, plan.outputs, feed) or choose(
         step, feed, carry, remaining, interrupted
     )
@@ -342,7 +344,7 @@ def _train(
         plan.outputs.begin(choice.loop, choice.reason)
     notes = past.history.notes
     notes.update(choice._asdict(), **compilations.notes())
-    advance = make_loop(choice.loop, step, feed)
+    advance = make_loop(choice.loop, step, feed, placement)
     session = Session(plan, carry, advance, past.history, patience, past.look)
     try:
         stopped = session.run(interrupted)

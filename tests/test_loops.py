@@ -26,7 +26,7 @@ def chosen(monkeypatch, python, scan, remaining=10**9, interrupted=None):
     """
     steps, now = [], [0.0]
 
-    def make_loop(name, step, feed):
+    def make_loop(name, step, feed, placement):
         def advance(carry, length):
             steps.append(length)
             now[0] += length * {"python": python, "scan": scan}[name]

@@ -94,8 +94,8 @@ def calls_again() -> bool:
 
     It needs the arguments for that, so none may be donated.
     """
-    config: Any = jax.config
-    return config.jax_debug_nans or config.jax_debug_infs
+    flags = ("jax_debug_nans", "jax_debug_infs")
+    return any(getattr(jax.config, flag) for flag in flags)
 
 
 def _kind(leaf: Any) -> str:

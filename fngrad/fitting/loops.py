@@ -45,6 +45,10 @@ class Carry(NamedTuple):
 Advance: TypeAlias = Callable[[Carry, int], tuple[Carry, int]]
 
 
+# Of each leaf of a carry; None where none is spread over a mesh.
+Placement: TypeAlias = tuple[jax.sharding.Sharding, ...] | None
+
+
 class Choice(NamedTuple):
     """Which loop runs, and why."""
 
@@ -106,9 +110,21 @@ def read_rows(
     }
 
 
-def make_loop(name: Literal["python", "scan"], step: Step, feed: Feed) -> Advance:
+def placement_of(carry: Carry) -> Placement:
+    """Return where the leaves of a carry are if they are spread over a mesh."""
+    places = tuple(leaf.sharding for leaf in jax.tree.leaves(carry))
+    is_spread = any(isinstance(place, NamedSharding) for place in places)
+    return places if is_spread else None
+
+
+def make_loop(
+    name: Literal["python", "scan"],
+    step: Step,
+    feed: Feed,
+    placement: Placement = None,
+) -> Advance:
     """Return the loop that drives ``step`` over a dataset, function or iterable."""
-    programs, argument = _programs(step, feed.static), feed.argument
+    programs, argument = _programs(step, feed.static, placement), feed.argument
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
@@ -146,7 +162,8 @@ def choose(
         return Choice("python", "batches come from the host")
     if remaining < FEW_STEPS:
         return Choice("python", f"{remaining} steps are too few to time two loops")
-    loops = {name: make_loop(name, step, feed) for name in ("python", "scan")}
+    place = placement_of(carry)
+    loops = {name: make_loop(name, step, feed, place) for name in ("python", "scan")}
     copies = {name: snapshot(carry) for name in loops}
 
     def timed(name: str, length: int) -> float:
@@ -218,9 +235,11 @@ def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:
     return kinds
 
 
-def begin_compilations(step: Step, feed: Feed) -> Compilations:
+def begin_compilations(
+    step: Step, feed: Feed, placement: Placement = None
+) -> Compilations:
     """Return what counts the compilations of a run that begins with this call."""
-    compilations = _programs(step, feed.static).compilations
+    compilations = _programs(step, feed.static, placement).compilations
     compilations.begin_run()
     return compilations
 
@@ -233,7 +252,7 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(step: Step, static: Any) -> _Programs:
+def _programs(step: Step, static: Any, placement: Placement) -> _Programs:
     """Return the jitted loops of a step over data of one kind.
 
     The last few are kept. So another fit of the same step compiles nothing, and a step
@@ -241,14 +260,23 @@ def _programs(step: Step, static: Any) -> _Programs:
     alive for ever.
     """
 
+    def placed(carry: Carry) -> Carry:
+        # Or XLA may give a leaf back elsewhere, for which the next call compiles anew.
+        if placement is None:
+            return carry
+        places = jax.tree.structure(carry).unflatten(placement)
+        return jax.lax.with_sharding_constraint(carry, places)
+
     def one(argument: Any, carry: Carry) -> Carry:
-        return _record(step, carry, batch_at(static, argument, carry.state.step))
+        batch = batch_at(static, argument, carry.state.step)
+        return placed(_record(step, carry, batch))
 
     def many(argument: Any, carry: Carry, length: jax.Array) -> Carry:
-        return jax.lax.fori_loop(0, length, lambda _, c: one(argument, c), carry)
+        end = jax.lax.fori_loop(0, length, lambda _, c: one(argument, c), carry)
+        return placed(end)
 
     def fed(carry: Carry, batch: Batch) -> Carry:
-        return _record(step, carry, batch)
+        return placed(_record(step, carry, batch))
 
     made = Compilations()
     return _Programs(

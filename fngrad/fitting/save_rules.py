@@ -21,7 +21,7 @@ class SaveRules(NamedTuple):
     every: int | None  # steps
     minutes: float | None
     keep: int  # the newest so many stay
-    best: Any  # Metric or None: the best by it stays too; settled, Directed or None
+    best: Any  # and the best by this: as given; in a run (metric, mode) or None
     on_error: Literal["raise", "warn"]
 
     def check(self, *, evaluates: bool) -> None:
