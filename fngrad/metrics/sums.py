@@ -5,13 +5,13 @@ hold twice the digits. Adding a million pairs is exact to the last digit of the 
 in any order, where float32 alone stops at $2^{24}$ ones.
 """
 
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 
 Pair: TypeAlias = tuple[jax.Array, jax.Array]  # a sum, and what it lacks
@@ -24,8 +24,8 @@ def add_pairs(a: Pair, b: Pair) -> Pair:
         Dekker, A floating-point technique for extending the available precision,
         1971, https://doi.org/10.1007/BF01397083, section 4.
     """
-    total, rest = _two_sum(a[0], b[0])
-    return _two_sum(total, rest + (a[1] + b[1]))
+    total, rest = numerics.two_sum(a[0], b[0])
+    return numerics.two_sum(total, rest + (a[1] + b[1]))
 
 
 def pair_of_sum(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> Pair:
@@ -38,7 +38,7 @@ def pair_of_sum(x: jax.Array, axis: int | tuple[int, ...] | None = None) -> Pair
         axis: what is summed over.
     """
     axes = tuple(range(x.ndim)) if axis is None else axis
-    axes = (axes,) if isinstance(axes, Integral) else axes
+    axes = axes if isinstance(axes, tuple) else (axes,)
     return _pair_of_sum(tuple(a % x.ndim for a in axes), x)
 
 
@@ -51,7 +51,7 @@ def pair_of(x: Any) -> Pair:
     if x.dtype.itemsize < 4:
         x = x.astype(jnp.int32)
     fine = x & jnp.asarray(0xFFF, x.dtype)  # float32 holds these 12 bits, and the rest
-    return _two_sum((x - fine).astype(jnp.float32), fine.astype(jnp.float32))
+    return numerics.two_sum((x - fine).astype(jnp.float32), fine.astype(jnp.float32))
 
 
 def sums_by_index(
@@ -99,14 +99,6 @@ def _sums_of_runs(index: jax.Array, values: jax.Array) -> Pair:
 
     rounds = (n - 1).bit_length() if n else 0
     return lax.fori_loop(0, rounds, double, (values, jnp.zeros_like(values)))
-
-
-def _two_sum(a: jax.Array, b: jax.Array) -> Pair:
-    """Return a + b rounded, and the error of the rounding."""
-    total = a + b
-    of_b = total - a
-    rest = (a - (total - of_b)) + (b - of_b)
-    return total, jnp.where(jnp.isfinite(total), rest, jnp.zeros_like(rest))
 
 
 def _reduced(axes: tuple[int, ...], x: jax.Array) -> Pair:

@@ -1,6 +1,6 @@
 """Scalars that enter the arithmetic, and the arithmetic that must not go wrong."""
 
-from fngrad.numerics.arithmetic import divide, power, square_root
+from fngrad.numerics.arithmetic import divide, power, square_root, two_sum
 from fngrad.numerics.checks import (
     MAX_STEP,
     as_int,
@@ -62,4 +62,5 @@ __all__ = [
     "scaled",
     "square_root",
     "surprise",
+    "two_sum",
 ]

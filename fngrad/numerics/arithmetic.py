@@ -23,3 +23,17 @@ def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     # in one way if the hyperparameters are constants, in another if they are data.
     numerator = jnp.where(is_zero, jnp.zeros_like(numerator), numerator)
     return numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)
+
+
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return a + b rounded, and the error of that rounding, which is exact.
+
+    The error is 0 where the sum is not finite.
+
+    References:
+        Knuth, The art of computer programming, volume 2, 1969, section 4.2.2.
+    """
+    total = a + b
+    of_b = total - a
+    rest = (a - (total - of_b)) + (b - of_b)
+    return total, jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest))

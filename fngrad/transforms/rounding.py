@@ -76,14 +76,6 @@ def _land(update: jax.Array, param: jax.Array, key: Key) -> jax.Array:
     if param.dtype not in (jnp.bfloat16, jnp.float16):
         return update
     start = param.astype(update.dtype)
-    total, rest = _two_sum(start, update)
+    total, rest = numerics.two_sum(start, update)
     target = round_stochastically(total, key, param.dtype, rest)
     return target.astype(update.dtype) - start
-
-
-def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the rounded sum and its rounding error, which is exact (Knuth)."""
-    total = a + b
-    b_part = total - a
-    rest = (a - (total - b_part)) + (b - b_part)
-    return total, jnp.where(jnp.isfinite(rest), rest, 0)
