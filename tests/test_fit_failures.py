@@ -21,6 +21,7 @@ from resuming import (
 
 import fngrad as fg
 import fngrad.checkpoint as checkpoint
+import fngrad.evaluation as evaluation
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.saving import SaveError
 from fngrad.history import History
@@ -108,12 +109,14 @@ def test_a_failure_at_the_last_step_leaves_only_that_to_do(keeps, tmp_path, caps
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_fails_is_made_by_the_next_call(tmp_path):
-    def unmeasurable(params, batch):
-        raise OwnError("no metric")
+def test_an_evaluation_that_fails_is_made_by_the_next_call(tmp_path, monkeypatch):
+    def unmeasurable(*_):
+        raise OwnError("no memory")
 
+    monkeypatch.setattr(evaluation, "evaluate", unmeasurable)
     with pytest.raises(OwnError) as caught:
-        saving_fit(tmp_path, metric_fn=unmeasurable, keep_best=("val/loss", "min"))
+        saving_fit(tmp_path, keep_best=("val/loss", "min"))
+    monkeypatch.undo()
     assert int(reached(caught).state.step) == 5 == checkpoint.latest_step(tmp_path)
     assert "val/loss" not in reached(caught).history
     result = saving_fit(tmp_path, keep_best=("val/loss", "min"), keep=9)

@@ -111,7 +111,7 @@ def sweep(
         ...     train_fn, points, keys=2, metric=("loss", "min"), progress=False
         ... )
         >>> result.history["loss"].shape, result.diverged_at[:, 0].tolist()
-        ((3, 2, 100), [-1, -1, 14])
+        ((3, 2, 100), [-1, -1, 15])
     """
     begin = time.perf_counter()
     metric = directed(metric)
