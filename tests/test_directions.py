@@ -35,7 +35,10 @@ def test_the_last_component_of_a_name_decides(prefix):
 def test_an_unknown_name_asks_for_a_direction(name):
     with pytest.raises(ValueError, match="which fall, and accuracy, top_k") as error:
         direction(name)
-    assert f'({name!r}, "max")' in str(error.value)
+    assert f"the metric {name!r}" in str(error.value)
+    with pytest.raises(ValueError, match="which fall") as error:
+        directed(name)
+    assert f'metric=({name!r}, "min" or "max")' in str(error.value)
     assert (direction(name, "min"), direction(name, "max")) == ("min", "max")
 
 

@@ -125,7 +125,7 @@ def test_a_print_is_said_loudly(capsys):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"metric": "val/score"}, ValueError, r"or the pair \('val/score', \"max\"\)"),
+        ({"metric": "val/score"}, ValueError, r"metric=\('val/score', \"min\" or"),
         ({"metric": ("val/loss", "low")}, ValueError, r"got metric=\('val/loss', 'low"),
         ({"mode": "fast"}, ValueError, 'need mode "auto", "vmap", "map" or a number'),
         ({"mode": 0}, ValueError, "got mode=0"),
