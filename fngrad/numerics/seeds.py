@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fngrad.numerics.checks import check_count
+
 _FOLDED_SEED = 2**31  # beyond every step: so no seed collides with the key of a step
 
 
@@ -56,9 +58,7 @@ def check_seed(seed: Any) -> None:
     Raises:
         ValueError: it is not.
     """
-    is_int = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if not is_int or seed < 0:
-        raise ValueError(f"need an int seed >= 0, got {seed=}")
+    check_count("seed", seed)
 
 
 def _is_integer_scalar(x: Any) -> bool:
