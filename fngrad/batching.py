@@ -120,14 +120,8 @@ class Dataset:
             TypeError: the step is no integer scalar.
             ValueError: a Python int is out of range.
         """
-        epoch, start = self._locate(_step_number(step))
-        position = start + jnp.arange(self.batch_size, dtype=jnp.uint32)
-        is_next = position >= np.uint32(self.size)
-        position = jnp.where(is_next, position - np.uint32(self.size), position)
-        if self.shuffle:
-            epochs = epoch + is_next.astype(jnp.uint32)
-            position = permute(self.key, epochs, position, self.size)
-        return position.astype(jnp.int32)
+        order = dataclasses.replace(self, arrays=(), read=take, maps=())
+        return _indices(order, _step_number(step))
 
     def map(self, fn: Callable[..., Batch]) -> "Dataset":
         """Return the dataset whose batches are ``fn(batch)`` or ``fn(batch, key)``.
@@ -195,13 +189,6 @@ class Dataset:
     def _is_whole(self) -> bool:
         return self.batch_size == self.size and not self.shuffle
 
-    def _locate(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the epoch and the position in it where a batch begins."""
-        if self.remainder == "wrap":
-            return divmod_product(step, self.batch_size, self.size)
-        per_epoch = np.uint32(self.size // self.batch_size)
-        return step // per_epoch, step % per_epoch * np.uint32(self.batch_size)
-
 
 def from_arrays(
     arrays: Any,
@@ -261,6 +248,28 @@ def from_arrays(
     )
 
 
+@jax.jit
+def _indices(order: Dataset, step: jax.Array) -> jax.Array:
+    """Return the indices of a batch, as one program also where nothing is jitted."""
+    epoch, start = _locate(order, step)
+    position = start + jnp.arange(order.batch_size, dtype=jnp.uint32)
+    is_next = position >= np.uint32(order.size)
+    position = jnp.where(is_next, position - np.uint32(order.size), position)
+    if order.shuffle:
+        epochs = epoch + is_next.astype(jnp.uint32)
+        position = permute(order.key, epochs, position, order.size)
+    return position.astype(jnp.int32)
+
+
+def _locate(order: Dataset, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the epoch and the position in it where a batch begins."""
+    if order.remainder == "wrap":
+        return divmod_product(step, order.batch_size, order.size)
+    per_epoch = np.uint32(order.size // order.batch_size)
+    return step // per_epoch, step % per_epoch * np.uint32(order.batch_size)
+
+
+@jax.jit
 def take(arrays: Any, indices: jax.Array) -> Batch:
     """Return the examples at these indices, which must lie in [0, n)."""
     return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)

@@ -97,7 +97,7 @@ def walk(
         raise ValueError(f"need 1 <= n <= {MAX_SIZE}, got {n=}")
     size = np.uint32(n)
     words = key_words(key, rounds or default_rounds(n))
-    round_keys = [mix(epoch + word) for word in words]
+    round_keys = mix(epoch[None] + words.reshape(-1, *[1] * epoch.ndim))
 
     def is_walking(carry: tuple[jax.Array, ...]) -> jax.Array:
         return jnp.any(carry[1])
@@ -145,15 +145,15 @@ def divmod_product(
     return quotient, remainder
 
 
-def _feistel(x: jax.Array, round_keys: list[jax.Array], bits: int) -> jax.Array:
+def _feistel(x: jax.Array, round_keys: jax.Array, bits: int) -> jax.Array:
     half = np.uint32((bits + 1) // 2)
     low = np.uint32(2**half - 1)
     high = np.uint32(2**bits - 1) ^ low
-    for r, round_key in enumerate(round_keys):
+    for r in range(len(round_keys)):
         if r % 2 == 0:
-            x = x ^ (mix((x >> half) ^ round_key) & low)
+            x = x ^ (mix((x >> half) ^ round_keys[r]) & low)
         else:
-            x = x ^ ((mix((x & low) ^ round_key) << half) & high)
+            x = x ^ ((mix((x & low) ^ round_keys[r]) << half) & high)
     return x
 
 

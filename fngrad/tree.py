@@ -78,17 +78,12 @@ def norm(a: Any) -> jax.Array:
     """
     square = vdot(a, a)
 
-    def rescaled() -> jax.Array:
+    def square_of_scaled(scale: jax.Array) -> jax.Array:
         wide = jax.tree.map(lambda x: _with_precision(x, square.dtype), a)
-        sizes = [
-            jnp.max(numerics.magnitudes(x), initial=0) for x in jax.tree.leaves(wide)
-        ]
-        largest = jnp.max(jnp.stack([jnp.zeros_like(square), *sizes]))
-        scale = numerics.power_of_two_below(largest)
         shrunk = jax.tree.map(lambda x: numerics.divided(x, scale), wide)
-        return scale * numerics.square_root(vdot(shrunk, shrunk))
+        return vdot(shrunk, shrunk)
 
-    return numerics.root_of_squares(square, rescaled)
+    return numerics.root_of_squares(square, square_of_scaled)
 
 
 def _with_precision(x: jax.Array, dtype: Any) -> jax.Array:

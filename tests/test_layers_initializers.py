@@ -127,3 +127,21 @@ def test_bad_arguments_are_refused():
         initializers.truncated_normal(lower=1.0, upper=1.0)
     with pytest.raises(ValueError, match="scale=nan"):
         initializers.he_normal(float("nan"))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (3, 3, 4, 8), (64, 1)])
+@pytest.mark.parametrize(
+    "name",
+    [f"{a}_{b}" for a in ("he", "glorot", "lecun") for b in ("normal", "uniform")],
+)
+def test_jaxs_own_initializers_draw_the_same(name, shape):
+    got = getattr(initializers, name)()(jax.random.key(3), shape, jnp.float32)
+    want = getattr(jax.nn.initializers, name)()(jax.random.key(3), shape, jnp.float32)
+    # A flat draw: older versions of JAX round some shapes otherwise.
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0)])
+def test_a_shape_without_inputs_and_outputs_is_refused(shape):
+    with pytest.raises(ValueError, match=r"need a shape \(\.\.\., inputs, outputs\)"):
+        initializers.glorot_normal()(jax.random.key(0), shape, jnp.float32)

@@ -24,18 +24,12 @@ def norm(
         axis: what is summed over; ``None`` takes all axes.
         keepdims: whether these axes stay, with length one.
     """
-
     axes = axis if axis is None or isinstance(axis, int | np.integer) else tuple(axis)
 
     def square(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.real(jnp.conj(x) * x), axis=axes, keepdims=True)
 
-    def rescaled() -> jax.Array:  # each slice by its own scale
-        largest = jnp.max(magnitudes(x), axis=axes, keepdims=True, initial=0)
-        scale = power_of_two_below(largest / 2)
-        return scale * square_root(square(divided(x, scale)))
-
-    norms = root_of_squares(square(x), rescaled)
+    norms = root_of_squares(square(x), lambda scale: square(divided(x, scale)))
     return norms if keepdims else jnp.squeeze(norms, axes)
 
 
@@ -61,23 +55,34 @@ def fitting_norm(
     return fitting, jnp.where(overflows, 2.0**-64, 1).astype(norm.dtype)
 
 
-def root_of_squares(square: jax.Array, rescaled: Callable[[], jax.Array]) -> jax.Array:
-    """Return the root of a sum of squares, or ``rescaled()`` where that is inexact.
+def root_of_squares(
+    square: jax.Array, square_of_scaled: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    r"""Return the root of a sum of squares, exact also where the squares do not fit.
 
-    The squares of what is beyond 1e19 or below 1e-19 do not fit in float32. The usual
-    case keeps the bits of the plain root and, but under ``vmap``, where both cases are
-    computed, costs no second pass over the entries.
+    In float32 squares of what is beyond 1e19 or below 1e-19 do not: their sum is taken
+    of entries divided by a power of two, $2^{70}$ or $2^{-80}$. The usual case keeps
+    the bits of the plain root and, but under ``vmap``, where both cases are computed,
+    costs no second pass over the entries.
 
     Args:
         square: float, any shape.
-        rescaled: gives the root from entries divided by a common scale; called where
-            any of the squares has left the range in which its sum is exact.
+        square_of_scaled: gives the sum for entries divided by a scale, which has the
+            shape of ``square``; called where any of the squares has left the range in
+            which its sum is exact.
     """
     limits = jnp.finfo(square.dtype)
     # Below it, squares lost to underflow could be seen in a sum of 2**32 of them.
-    least = float(limits.tiny) / float(limits.eps) * 2.0**32
-    fits = jnp.all((square >= least) & jnp.isfinite(square))
-    return lax.cond(fits, lambda: square_root(square), rescaled)
+    is_low = square < float(limits.tiny) / float(limits.eps) * 2.0**32
+    is_high = ~jnp.isfinite(square)
+    high, low = 2.0 ** (limits.maxexp * 35 // 64), 2.0 ** -(limits.maxexp * 5 // 8)
+
+    def rescaled() -> jax.Array:
+        scale = jnp.where(is_high, high, jnp.where(is_low, low, 1))
+        scale = scale.astype(square.dtype)
+        return scale * square_root(square_of_scaled(scale))
+
+    return lax.cond(jnp.any(is_low | is_high), rescaled, lambda: square_root(square))
 
 
 def largest_square(dtype: Any) -> float:
