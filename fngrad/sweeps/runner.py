@@ -58,6 +58,9 @@ def sweep(
 
     Let a lane that diverges rest with `fngrad.steps.freeze_diverged`.
 
+    A sweep compiles under ``jax.disable_jit()`` too; to step through one training,
+    call ``train_fn(point, key, *args)`` itself.
+
     Args:
         train_fn: a pure function ``train_fn(point, key, *args, **static_values) ->
             (state, history)``, usually `fngrad.init_state` and `fngrad.run` over
