@@ -133,12 +133,10 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     seconds = time.perf_counter() - begin
 
     def run(numbers: np.ndarray) -> Any:
-        if not (nans or infs):
-            with jax.disable_jit(False):  # in this thread
-                return compiled(*take(numbers), args)
         # What is compiled ahead of time cannot tell where a NaN comes from.
+        call = program if nans or infs else compiled
         with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
-            return program(*take(numbers), args)
+            return call(*take(numbers), args)
 
     return Block(run, width, count, seconds, _bytes(compiled))
 
