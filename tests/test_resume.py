@@ -281,7 +281,7 @@ def test_a_folder_in_use_is_refused_and_can_be_read(tmp_path):
     def call_again(step, state, values):
         for folders in ({"folder": tmp_path}, {"folder": None, "run_dir": tmp_path}):
             with pytest.raises(
-                LockError, match="in use by process.* use another folder"
+                LockError, match=r"in use by process.* use another folder"
             ):
                 saving_fit(**folders)
             refused.append(step)

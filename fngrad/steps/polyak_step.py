@@ -83,7 +83,7 @@ def polyak(
         measured = (
             x.astype(loss.dtype) for x in numerics.fitting_norm(tree.norm, grads)
         )
-        length, shrinks = _length(gap, square + floor, *measured, most)
+        length, shrinks = _length(gap, square + floor, most, *measured)
         updates, opt_state = transform.update(
             start.grads, state.opt_state, state.params
         )
@@ -102,9 +102,9 @@ def polyak(
 def _length(
     gap: jax.Array,
     square: jax.Array,
+    most: jax.Array,
     norm: jax.Array,
     rate: jax.Array,
-    most: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return gap / square, at most ``most``, and two factors that belong to it.
 

@@ -143,7 +143,8 @@ def compile_block(lanes: Lanes, width: int) -> Block:
 
 def watched_values() -> tuple[bool, bool]:
     """Return whether JAX watches for NaN and for infinities, by its debugging flags."""
-    return bool(jax.config.jax_debug_nans), bool(jax.config.jax_debug_infs)
+    config: Any = jax.config  # made of settings that type checkers do not know
+    return config.jax_debug_nans, config.jax_debug_infs
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:
