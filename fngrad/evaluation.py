@@ -191,18 +191,21 @@ def check_examples(data: Any) -> None:
     """Raise for what holds no examples that can be read in any order.
 
     Raises:
-        TypeError: an iterator, a function, a state, or a dataset of another library.
+        TypeError: an iterator, a function, a state, all parts of a data set at once,
+            or a dataset of another library.
     """
     if hasattr(data, "params") and hasattr(data, "model_state"):
         raise TypeError(
             "need data to evaluate, got a state: evaluate(metric_fn, state, data)"
         )
     is_read = isinstance(data, batching.Dataset) or hasattr(data, "__array__")
+    needed = "need arrays of examples or a dataset of fngrad.data to evaluate, got"
+    if hasattr(data, "validation"):
+        raise TypeError(f"{needed} {type(data).__name__}: pass splits.validation")
     if not is_read and _is_opaque(data):
         raise TypeError(
-            "need arrays of examples or a dataset of fngrad.data to evaluate, got "
-            f"{type(data).__name__}: batches that come one by one are joined by "
-            "jax.tree.map(lambda *x: np.concatenate(x), *batches)"
+            f"{needed} {type(data).__name__}: batches that come one by one are joined "
+            "by jax.tree.map(lambda *x: np.concatenate(x), *batches)"
         )
 
 

@@ -252,6 +252,7 @@ def fit(
         step = skipping(step) if on_nonfinite == "skip" else step
         metrics = check_step(step, state, feed)
         rules = rules._replace(best=settle_best(evaluation, keep_best, metrics, state))
+        rules.check_best()
         ends, every = (num_steps, num_epochs), eval_every if evaluation else None
         make_agenda(feed, 0, *ends, log_every, every, save_every)  # may refuse
         checkpoints = _open(stack, run_dir, rules)

@@ -1,5 +1,6 @@
 """Folders that a run may write to: those of a mounted file system."""
 
+import os
 import re
 from typing import Any
 
@@ -9,19 +10,25 @@ _SHORTENED = re.compile(r"(gs|s3|az|abfss?|hdfs|https?|ftp|file|memory):/")
 
 
 def check_local(name: str, path: Any) -> None:
-    """Raise where a path is a URL, such as of a bucket.
+    """Raise where a path is none, or a URL, such as of a bucket.
 
     Args:
         name: the argument it was given as.
         path: a string, a path, or ``None``.
 
     Raises:
+        TypeError: it is something else, such as a state where a folder belongs.
         ValueError: it is a URL.
 
     Example:
         >>> from fngrad.local_paths import check_local
         >>> check_local("run_dir", "runs/1")
     """
+    if not (path is None or isinstance(path, str | os.PathLike)):
+        raise TypeError(
+            f"need {name}, a string or a path, got {type(path).__name__}; folders come "
+            "first, as in save(folder, state) and restore(folder, like)"
+        )
     text = str(path)
     is_url = _URL.match(text) or (not isinstance(path, str) and _SHORTENED.match(text))
     if is_url:

@@ -73,7 +73,8 @@ class Lock:
             os.close(file)
             raise LockError(
                 f"need a folder for {self._purpose} that nobody else writes, got "
-                f"{str(self.folder)!r} in use by {holder}"
+                f"{str(self.folder)!r} in use by {holder}: wait for its end, stop "
+                "it, or use another folder"
             ) from None
         except BaseException:
             os.close(file)

@@ -315,3 +315,10 @@ def test_reading_neither_writes_nor_needs_a_lock(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert restore(tmp_path, jnp.zeros(1)) == 1
+
+
+def test_the_folder_comes_first(tmp_path):
+    with pytest.raises(TypeError, match=r"got dict; .* save\(folder, state\)"):
+        save({"w": jnp.ones(2)}, tmp_path, step=1)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"got dict; .* restore\(folder, like\)"):
+        restore({"w": jnp.ones(2)}, tmp_path)  # pyright: ignore

@@ -1,7 +1,9 @@
 """Training under JAX's debugging flags: nothing crashes, and faults are found."""
 
+import functools
 import traceback
 
+import flagged
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,3 +99,64 @@ def test_what_is_pure_works_too(flag):
     assert (int(end.step), history["val/loss"].shape) == (3, (1,))
     scores = fg.evaluate(metric_fn, end, ARRAYS, batch_size=3)
     np.testing.assert_allclose(scores["loss"], history["val/loss"][0], rtol=1e-5)
+
+
+@functools.cache
+def usual(name):
+    return jax.device_get(flagged.CALLERS[name]())
+
+
+# What raised, or took other ways, under one of them; the rest is for the slow tests.
+TELLING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_key_reuse")
+SLOW_ONES = [
+    pytest.param(flag, marks=() if flag in TELLING else pytest.mark.slow)
+    for flag in FLAGS
+    if flag != "jax_transfer_guard"
+]
+
+
+@pytest.mark.parametrize("flag", SLOW_ONES, indirect=True)
+@pytest.mark.parametrize("name", flagged.CALLERS)
+def test_what_trains_or_measures_gives_its_usual_numbers(flag, name):
+    want = usual(name)
+    jax.config.update(flag, FLAGS[flag])
+    got = jax.device_get(flagged.CALLERS[name]())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-6), got, want)
+
+
+@pytest.mark.parametrize("flag", ["jax_transfer_guard"], indirect=True)
+@pytest.mark.parametrize("name", flagged.CALLERS)
+def test_a_guard_of_transfers_speaks_for_itself(flag, name):
+    """Points, seeds and rates come from the host."""
+    jax.config.update(flag, FLAGS[flag])
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        flagged.CALLERS[name]()
+
+
+@pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"], indirect=True)
+@pytest.mark.parametrize("name", flagged.TRAINERS)
+def test_a_sweep_points_at_the_operation_that_gives_nan(flag, name):
+    def spoilt(*arguments):
+        state, history = flagged.TRAINED[name](*arguments)
+        bad = jnp.log(history["loss"] - history["loss"])  # -inf
+        return state, {"loss": bad - bad if flag == "jax_debug_nans" else bad}
+
+    jax.config.update(flag, FLAGS[flag])
+    with pytest.raises(FloatingPointError):
+        flagged.TRAINERS[name](spoilt)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "jax_disable_jit",
+        "jax_debug_nans",
+        "jax_debug_infs",
+        pytest.param("jax_check_tracer_leaks", marks=pytest.mark.slow),
+        "jax_debug_key_reuse",
+    ],
+    indirect=True,
+)
+def test_an_autopsy_finds_what_it_looks_for(flag):
+    jax.config.update(flag, FLAGS[flag])
+    assert flagged.examined() == "div"

@@ -70,3 +70,11 @@ def test_what_the_message_names_trains():
     plain = fit(data=fg.data.from_arrays(ARRAYS, 4, shuffle=False)).state.params
     theirs = fit(data=iter(examples().batch(4))).state.params
     np.testing.assert_array_equal(theirs, plain)
+
+
+def test_parts_of_a_data_set_are_passed_one_by_one():
+    splits = fg.data.Splits(ARRAYS, ARRAYS, ARRAYS)
+    with pytest.raises(TypeError, match=r"from_arrays\(splits\.train, batch_size\)"):
+        fg.fit(STEP, STATE, splits, num_steps=1)
+    with pytest.raises(TypeError, match=r"got Splits: pass splits\.validation"):
+        fg.evaluate(metric_fn, STATE, splits)

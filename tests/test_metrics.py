@@ -348,3 +348,10 @@ def test_what_does_not_fit_raises(call, kind, message):
     with pytest.raises(kind) as error:
         call()
     assert message in str(error.value)
+
+
+def test_an_accumulator_says_where_its_number_is():
+    found = metrics.accuracy(jnp.eye(2), jnp.array([0, 1]))
+    with pytest.raises(AttributeError, match=r"Mean, got 'mean': \.value\(\) gives"):
+        found.mean()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not hasattr(found, "shape")

@@ -152,3 +152,16 @@ def test_a_missing_library_is_told_before_the_run(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "fngrad\[checkpoint\]"'):
         saving_fit(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_the_best_is_kept_among_checkpoints_only(tmp_path):
+    options = {
+        "checkpoint_dir": None,
+        "save_every": None,
+        "keep_best": ("val/loss", "max"),
+    }
+    with pytest.raises(
+        ValueError, match=r"need checkpoints for keep_best=.*, got none"
+    ):
+        saving_fit(tmp_path, **options, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -241,3 +241,12 @@ def test_the_memory_budget_is_a_part_of_what_is_free():
 def test_static_values_have_names(static):
     with pytest.raises(TypeError, match=r"need static=\{name: \[values\]\}, got"):
         quiet_sweep(static=static)
+
+
+def test_what_the_lanes_share_must_be_given():
+    def train(point, key, data):
+        return (), {"val/loss": point["x"] * data}
+
+    message = r"with 0 args .* missing .*'data'.* args=\(data,\)"
+    with pytest.raises(TypeError, match=message):
+        quiet_sweep({"x": np.ones(2)}, 2, train)

@@ -30,16 +30,17 @@ def test_a_clip_gives_its_bound_at_any_size(name, size):
     np.testing.assert_allclose(got / length, DIRECTION, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bound", [1.0, 1e-12])
 @pytest.mark.parametrize("shape", [(1000,), (30, 4)])
 @pytest.mark.parametrize("name", ["norm", "global_norm", "block_rms", "adaptive"])
-def test_a_clip_gives_its_bound_where_the_norm_itself_overflows(name, shape):
+def test_a_clip_gives_its_bound_where_the_norm_itself_overflows(name, shape, bound):
     gradient = jnp.full(shape, 3e38)
     axes = tuple(range(len(shape)))
     rule, length = {
-        "norm": (fg.clip_by_norm(1.0), 1.0),
-        "global_norm": (fg.clip_by_global_norm(1.0), 1.0),
-        "block_rms": (fg.clip_by_block_rms(1.0), gradient.size**0.5),
-        "adaptive": (fg.adaptive_clip(1.0, eps=1.0, axis=axes), 1.0),
+        "norm": (fg.clip_by_norm(bound), bound),
+        "global_norm": (fg.clip_by_global_norm(bound), bound),
+        "block_rms": (fg.clip_by_block_rms(bound), bound * gradient.size**0.5),
+        "adaptive": (fg.adaptive_clip(bound, eps=1.0, axis=axes), bound),
     }[name]
     expected = np.full(shape, length / gradient.size**0.5)
     np.testing.assert_allclose(once(rule, gradient), expected, rtol=1e-5)
@@ -161,3 +162,36 @@ def test_a_polyak_step_is_right_at_any_size(size):
     state, metrics = step(state, None)
     np.testing.assert_allclose(metrics["step_length"] * size, 0.25, rtol=1e-5)
     np.testing.assert_allclose(state.params, [0.5, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e38, 2.4e38])
+def test_a_polyak_step_is_right_where_its_length_does_not_fit(size):
+    start = np.array([0.5, -0.25, 0.125, 0.5])
+    step = fg.steps.polyak(
+        lambda w, batch: size * jnp.sum(w**2), max_learning_rate=1e30
+    )
+    state, _ = step(fg.init_state(jnp.array(start), fg.sgd(1.0), key=0), None)
+    np.testing.assert_allclose(state.params, start / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 2.4e38])
+def test_sharpness_is_looked_for_at_its_radius_at_any_size(size):
+    start = np.array([0.5, -0.25, 0.125, 0.5])
+    uphill = start * (1 + 0.1 / np.linalg.norm(start))
+    step = fg.steps.sam(lambda w, _: size * jnp.sum(w**2), fg.sgd(0.0), rho=0.1)
+    _, metrics = step(fg.init_state(jnp.array(start), fg.sgd(0.0), key=0), None)
+    rise = np.sum(uphill**2) - np.sum(start**2)
+    np.testing.assert_allclose(metrics["sharpness"] / size, rise, rtol=1e-5)
+
+
+def test_the_mean_of_huge_updates_is_removed():
+    gradient = jnp.array([[3e38, 1e38], [2e38, 3e38], [1e38, -3e38]])
+    got = once(fg.centralize(), gradient)
+    want = np.array([[1.0, 2 / 3], [0.0, 8 / 3], [-1.0, -10 / 3]])
+    np.testing.assert_allclose(np.asarray(got) / 1e38, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graft_has_the_norm_of_the_gradient_where_that_does_not_fit():
+    gradient = jnp.full((4, 3), 3e38)
+    got = once(fg.scale_by_shampoo(graft="sgd"), gradient)
+    np.testing.assert_allclose(np.asarray(got) / 3e38, np.ones((4, 3)), rtol=1e-3)

@@ -85,7 +85,8 @@ def lanczos(
     H = flat_hessian(f, params, *args)
     k = _check_steps(num_steps, H.size)
     tiny = jnp.finfo(H.dtype).eps * H.size**0.5
-    start, *fresh = jax.random.split(numerics.key(key), k + 1)
+    keys = jax.random.split(numerics.key(key), k + 1)
+    start, fresh = keys[0], keys[1:]
 
     def advance(carry: Any, now: Any) -> tuple[Any, Any]:
         basis, q, scale = carry
@@ -105,7 +106,7 @@ def lanczos(
 
     q = _unit(jax.random.normal(start, (H.size,), H.dtype))
     empty = jnp.zeros((k, H.size), H.dtype), q, jnp.zeros((), H.dtype)
-    steps = jnp.arange(k), jnp.stack(fresh)
+    steps = jnp.arange(k), fresh
     (basis, _, _), (diagonal, off_diagonal) = lax.scan(advance, empty, steps)
     return Krylov(diagonal, off_diagonal, basis)
 

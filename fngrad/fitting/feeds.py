@@ -38,9 +38,10 @@ class Feed:
         self.failure: BaseException | None = None  # of an iterable that broke off
         self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
         if isinstance(data, Mapping | tuple) or hasattr(data, "dtype"):
+            arrays = "splits.train" if hasattr(data, "train") else "arrays"
             raise TypeError(
                 f"need a dataset, got arrays ({type(data).__name__}): "
-                "fngrad.data.from_arrays(arrays, batch_size) makes one"
+                f"fngrad.data.from_arrays({arrays}, batch_size) makes one"
             )
         if self.is_iterable:
             warnings.warn(

@@ -58,6 +58,18 @@ class SaveRules(NamedTuple):
             # of which all that was compiled before is compiled again.
             import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
 
+    def check_best(self) -> None:
+        """Raise where the best is asked for by name, and nothing is saved.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.best not in (None, USUAL_BEST) and self.folder is None:
+            raise ValueError(
+                f"need checkpoints for keep_best={self.best!r}, got none: give "
+                "checkpoint_dir, or run_dir with save_every or save_minutes"
+            )
+
     @property
     def seconds(self) -> float | None:
         """After how many seconds to save, if the clock is to decide."""

@@ -26,6 +26,15 @@ class Accumulator(Protocol):
         ...
 
 
+def _missing(self: Any, name: str) -> Any:
+    """Say where the number is, for an accumulator that is taken for one."""
+    kind = type(self).__name__
+    raise AttributeError(
+        f"need an attribute of the accumulator {kind}, got {name!r}: .value() gives "
+        "the metric as an array"
+    )
+
+
 class _Mean(NamedTuple):
     total: jax.Array  # sum of w x
     weight: jax.Array  # sum of w
@@ -44,6 +53,7 @@ class Mean(_Mean):
     """
 
     __slots__ = ()
+    __getattr__ = _missing
 
     def __new__(cls, total: Any, weight: Any, rest: Any = None) -> "Mean":
         """Take the sums as they are; without a rest they lack nothing."""
@@ -70,6 +80,7 @@ class R2(_R2):
     """Targets' spread and predictions' error, for the share of variance explained."""
 
     __slots__ = ()
+    __getattr__ = _missing
 
     def __new__(
         cls, weight: Any, mean: Any, m2: Any, squared_error: Any, rest: Any = None
@@ -120,6 +131,7 @@ class CalibrationError(_CalibrationError):
     """Confidence and accuracy in bins of confidence, each of shape (bins,)."""
 
     __slots__ = ()
+    __getattr__ = _missing
 
     def __new__(
         cls, weight: Any, confidence: Any, correct: Any, rest: Any = None
@@ -147,6 +159,7 @@ class ConfusionMatrix(_ConfusionMatrix):
     """How often each class was taken for each."""
 
     __slots__ = ()
+    __getattr__ = _missing
 
     def __new__(cls, counts: Any, rest: Any = None) -> "ConfusionMatrix":
         """Take the counts as they are; without a rest they lack nothing."""

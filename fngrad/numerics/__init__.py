@@ -23,6 +23,7 @@ from fngrad.numerics.norms import (
     power_of_two_below,
     root_of_squares,
     saturated,
+    times_ratio,
 )
 from fngrad.numerics.precision import as_double, double_precision
 from fngrad.numerics.seeds import check_seed, key
@@ -62,5 +63,6 @@ __all__ = [
     "scaled",
     "square_root",
     "surprise",
+    "times_ratio",
     "two_sum",
 ]

@@ -55,6 +55,28 @@ def fitting_norm(
     return fitting, jnp.where(overflows, 2.0**-64, 1).astype(norm.dtype)
 
 
+def times_ratio(
+    x: jax.Array, numerator: jax.Array, denominator: jax.Array, rate: jax.Array
+) -> jax.Array:
+    """Return rate * x * numerator / denominator, also where the ratio does not fit.
+
+    An ordinary ratio multiplies ``rate * x`` as it is.
+
+    Args:
+        x: floats or complex, of any shape.
+        numerator: >= 0, broadcasts to x.
+        denominator: > 0, of about the size of ``rate * x``.
+        rate: a power of two, see `fitting_norm`.
+    """
+    dtype = jnp.finfo(x.dtype).dtype
+    ratio = numerator / denominator
+    is_far = (ratio < 2.0**-96) | (ratio > 2.0**96)
+    scale = jnp.where(is_far, power_of_two_below(denominator), 1)
+    ratio = numerator / (denominator / scale)
+    x = x * rate.astype(dtype).astype(x.dtype)
+    return divided(x, scale.astype(dtype)) * ratio.astype(dtype).astype(x.dtype)
+
+
 def root_of_squares(
     square: jax.Array, square_of_scaled: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:

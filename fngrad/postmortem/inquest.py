@@ -68,6 +68,18 @@ def autopsy(
     """
     _check(state, data, at)
     last = int(state.step) + MAX_STEPS if at is None else at
+    # What these flags raise at is what is looked for.
+    with jax.debug_nans(False), jax.debug_infs(False):
+        return _inquire(step, state, data, last, check)
+
+
+def _inquire(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    last: int,
+    check: Callable[[], None],
+) -> Autopsy:
     found = replay(step, state, data, last, check)
     named = outputs_of(step)
     program, structure = slicing.trace(named, found.state, found.batch)

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
@@ -79,19 +80,41 @@ def polyak(
         )
         gap = loss - lowest if variant == "sps" else jnp.maximum(loss - lowest, 0)
         square = tree.vdot(grads, grads).astype(loss.dtype)
-        norm = tree.norm(grads).astype(loss.dtype)
-        # Without squares where these do not fit.
-        by_norm = numerics.divide(gap / jnp.where(norm > 0, norm, 1), norm)
-        plain = numerics.divide(gap, square + floor)
-        is_far = ~jnp.isfinite(square) | (square + floor == 0)
-        ratio = jnp.where(is_far, by_norm, plain)
-        length = jnp.minimum(ratio, most)
+        measured = (
+            x.astype(loss.dtype) for x in numerics.fitting_norm(tree.norm, grads)
+        )
+        length, shrinks = _length(gap, square + floor, most, *measured)
         updates, opt_state = transform.update(
             start.grads, state.opt_state, state.params
         )
-        updates = tree.scale(length, tree.widen(updates))
+        updates = tree.widen(updates)
+        for factor in (*shrinks, length):  # their product may not fit
+            updates = tree.scale(factor, updates)
+        for factor in shrinks:
+            length = length * factor
         params = displace(state.params, start.learned, updates)
         move = Move(params, opt_state, updates, start.grads, state.opt_state)
         return finish(transform, state, start, move, {"step_length": length})
 
     return step
+
+
+def _length(
+    gap: jax.Array,
+    square: jax.Array,
+    most: jax.Array,
+    norm: jax.Array,
+    rate: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Return gap / square, at most ``most``, and two factors that belong to it.
+
+    It goes without the square where that does not fit. The factors are 1, or powers of
+    two where the length itself may not fit.
+    """
+    is_far = ~jnp.isfinite(square) | (square == 0)
+    unit = jnp.where(norm > 2.0**40, numerics.power_of_two_below(norm), 1)
+    rate, unit = (jnp.where(is_far, x, 1) for x in (rate, unit))
+    divisor = jnp.where(norm > 0, norm, 1)
+    by_norm = numerics.divide(gap * rate / divisor, norm / unit)
+    ratio = jnp.where(is_far, by_norm, numerics.divide(gap, square))
+    return jnp.minimum(ratio, most * unit / rate), (rate, 1 / unit)

@@ -89,10 +89,14 @@ def _ascent(
     held, grads = (tree.widen(tree.keep(learned, x)) for x in (params, grads))
     size = jax.tree.map(jnp.abs, held) if adaptive else None
     relative = _times(grads, size)
-    norm = tree.norm(relative)
-    factor = numerics.divide(radius.astype(norm.dtype), norm)
-    uphill = _times(relative, size)
-    return tree.merge(tree.scale(factor, uphill), tree.zeros_like(params))
+    norm, rate = numerics.fitting_norm(tree.norm, relative)
+    is_flat = norm == 0
+    radius = jnp.where(is_flat, 0, radius.astype(norm.dtype))
+    norm = jnp.where(is_flat, 1, norm)
+    uphill = jax.tree.map(
+        lambda x: numerics.times_ratio(x, radius, norm, rate), _times(relative, size)
+    )
+    return tree.merge(uphill, tree.zeros_like(params))
 
 
 def _times(a: Updates, size: Updates | None) -> Updates:

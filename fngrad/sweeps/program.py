@@ -125,17 +125,26 @@ def compile_block(lanes: Lanes, width: int) -> Block:
         out_specs=PartitionSpec("lanes"),
         check_vma=False,
     )
-    lowered = jax.jit(sharded).lower(*take(np.zeros(count, int)), args)
+    program, nans, infs = jax.jit(sharded), *watched_values()
+    with jax.disable_jit(False):
+        lowered = program.lower(*take(np.zeros(count, int)), args)
     is_batched_on_cpu = width > 1 and devices[0].platform == "cpu"
     compiled = lowered.compile(BATCHED_OPTIONS if is_batched_on_cpu else None)
     seconds = time.perf_counter() - begin
-    return Block(
-        lambda numbers: compiled(*take(numbers), args),
-        width,
-        count,
-        seconds,
-        _bytes(compiled),
-    )
+
+    def run(numbers: np.ndarray) -> Any:
+        # What is compiled ahead of time cannot tell where a NaN comes from.
+        call = program if nans or infs else compiled
+        with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
+            return call(*take(numbers), args)
+
+    return Block(run, width, count, seconds, _bytes(compiled))
+
+
+def watched_values() -> tuple[bool, bool]:
+    """Return whether JAX watches for NaN and for infinities, by its debugging flags."""
+    config: Any = jax.config  # made of settings that type checkers do not know
+    return config.jax_debug_nans, config.jax_debug_infs
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:
@@ -153,12 +162,13 @@ def is_key(leaf: Any) -> bool:
 
 def _trace(lanes: Lanes) -> Any:
     point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
+    key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # none is used up
 
     def train(point: Any, key: Key, args: Any) -> Any:
         return lanes.train_fn(point, key, *args)
 
-    with _watched():
-        return jax.jit(train).trace(point, lanes.keys[0], lanes.args)
+    with _watched(), jax.disable_jit(False):
+        return jax.jit(train).trace(point, key, lanes.args)
 
 
 @contextlib.contextmanager
@@ -168,6 +178,8 @@ def _watched() -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(printed):
             yield
+    except jax.errors.KeyReuseError:
+        raise
     except (
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerArrayConversionError,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import itertools
 import re
 import time
@@ -57,6 +58,9 @@ def sweep(
     gives the same bits again, and so does ``folder``, which keeps the choice.
 
     Let a lane that diverges rest with `fngrad.steps.freeze_diverged`.
+
+    A sweep compiles under ``jax.disable_jit()`` too; to step through one training,
+    call ``train_fn(point, key, *args)`` itself.
 
     Args:
         train_fn: a pure function ``train_fn(point, key, *args, **static_values) ->
@@ -120,6 +124,7 @@ def sweep(
     keys, devices = seed_keys(keys), _devices(devices)
     _check_args(args)
     combinations = _combinations({} if static is None else static, columns)
+    _check_takes(train_fn, args, combinations[0])
     sweeps = [
         Lanes(functools.partial(train_fn, **values), columns, keys, args, devices)
         for values in combinations
@@ -293,6 +298,19 @@ def _check_args(args: Any) -> None:
                 f"need arrays in args, got {type(leaf).__name__} at {path!r}: what is "
                 "no array belongs into static, or into train_fn"
             )
+
+
+def _check_takes(train_fn: Any, args: tuple[Any, ...], values: Any) -> None:
+    try:
+        inspect.signature(train_fn).bind(None, None, *args, **values)
+    except TypeError as error:
+        raise TypeError(
+            "need train_fn(point, key, *args, **static_values) with "
+            f"{len(args)} args and static {list(values)}, got one with {error}: what "
+            "the lanes share is given as args=(data,)"
+        ) from error
+    except ValueError:  # a builtin without a signature
+        return
 
 
 def _check_options(mode: modes.Mode, chunk: int | None) -> None:

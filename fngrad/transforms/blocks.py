@@ -55,8 +55,13 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         def clip(u: jax.Array) -> jax.Array:
             rms, rate = numerics.fitting_norm(_root_mean_square, u)
             excess = rms / bound.astype(rms.dtype)
-            excess = jnp.where(rate < 1, excess, jnp.maximum(excess, 1))
-            return u * rate.astype(u.dtype) / excess.astype(u.dtype)
+            is_far = excess > 2.0**96
+            scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
+            excess = rms / scale / bound.astype(rms.dtype)
+            is_over = (rate < 1) | is_far
+            excess = jnp.where(is_over, excess, jnp.maximum(excess, 1))
+            u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
+            return u / excess.astype(u.dtype)
 
         return leaves.map_leaves(clip, updates), state
 

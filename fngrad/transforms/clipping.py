@@ -10,6 +10,7 @@ matrix (in, out), and of a kernel (width, ..., in, out) all that belongs to one 
 of its last axis.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -178,7 +179,14 @@ def centralize() -> Transform:
     def center(u: jax.Array) -> jax.Array:
         if u.ndim < 2:
             return u
-        return u - jnp.mean(u, axis=tuple(range(u.ndim - 1)), keepdims=True)
+        axes = tuple(range(u.ndim - 1))
+        mean = jnp.mean(u, axis=axes, keepdims=True)
+        if not jnp.iscomplexobj(u):  # the sum may not fit
+            share = u / max(math.prod(u.shape[:-1]), 1)
+            mean = jnp.where(
+                jnp.isinf(mean), jnp.sum(share, axis=axes, keepdims=True), mean
+            )
+        return numerics.bounded(u - mean, u)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
         return leaves.map_leaves(center, updates), state
@@ -199,12 +207,9 @@ def shrink_onto(
     """
     bound = bound.astype(norm.dtype)
     is_large = (norm > bound) | (rate < 1)
-    safe = jnp.where(is_large, norm, jnp.ones_like(norm))
-    factor = jnp.where(is_large, bound / safe, jnp.ones_like(norm))
-    # A power of two at a time where the whole factor would vanish.
-    scale = jnp.where(factor < 2.0**-96, numerics.power_of_two_below(safe), 1)
-    factor = jnp.where(is_large, bound / (safe / scale), jnp.ones_like(norm))
-    return u * (rate / scale).astype(u.dtype) * factor.astype(u.dtype)
+    one = jnp.ones_like(norm)
+    bound, norm = (jnp.where(is_large, x, one) for x in (bound, norm))
+    return numerics.times_ratio(u, bound, norm, jnp.asarray(rate))
 
 
 def _unit_axes(x: jax.Array) -> tuple[int, ...]:

@@ -158,18 +158,14 @@ def scale_by_dadapt_sgd(
         sums, start = tree.wide_zeros_like(params), wide_copy(params)
         return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
 
-    def step_size(
-        updates: Updates, state: ScaleByDadaptSgdState
-    ) -> tuple[jax.Array, jax.Array]:
-        norm = tree.norm(updates).astype(state.d.dtype)
-        first_norm = jnp.where(state.first_norm == 0, norm, state.first_norm)
+    def measure(updates: Updates, state: ScaleByDadaptSgdState) -> _Measured:
         rate = state.d * numerics.hyper(learning_rate, state.step)
-        return numerics.divide(rate, first_norm), first_norm
+        return _measure(updates, rate, state.first_norm)
 
     def update(
         updates: Updates, state: ScaleByDadaptSgdState, params: Params
     ) -> tuple[Updates, ScaleByDadaptSgdState]:
-        rate, first_norm = step_size(updates, state)
+        updates, rate, first_norm, _ = measure(updates, state)
         product = inner_product(updates, state.grad_sum, like=rate)
         numerator = _if_finite(state.numerator + rate * product, state.numerator)
         grad_sum = tree.add(state.grad_sum, tree.scale(rate, updates))
@@ -191,9 +187,41 @@ def scale_by_dadapt_sgd(
     def report(
         updates: Updates, state: ScaleByDadaptSgdState, params: Params
     ) -> Metrics:
-        return {"d": state.d, "learning_rate": step_size(updates, state)[0]}
+        seen = measure(updates, state)
+        return {"d": state.d, "learning_rate": seen.rate / seen.unit}
 
     return chain(Transform(init, update, name="scale_by_dadapt_sgd", report=report))
+
+
+class _Measured(NamedTuple):
+    """A gradient and its step size, in units at which their products fit."""
+
+    gradient: Updates  # over the unit
+    rate: jax.Array  # times the unit
+    first_norm: jax.Array  # shape ()
+    unit: jax.Array  # shape (); 1, or a power of two where gradients are huge
+
+
+def _measure(updates: Updates, rate: jax.Array, first_norm: jax.Array) -> _Measured:
+    updates = _with_finite_norm(updates)
+    norm = tree.norm(updates).astype(rate.dtype)
+    first_norm = jnp.where(first_norm == 0, norm, first_norm)
+    unit = jnp.where(first_norm > 2.0**64, 2.0**64, 1).astype(rate.dtype)
+    gradient = jax.tree.map(lambda g: g / unit.astype(g.dtype), updates)
+    return _Measured(
+        gradient, numerics.divide(rate, first_norm / unit), first_norm, unit
+    )
+
+
+def _with_finite_norm(updates: Updates) -> Updates:
+    """Return updates, or where their norm does not fit, as long as the largest float.
+
+    What is not finite stays.
+    """
+    norm, rate = numerics.fitting_norm(tree.norm, updates)
+    most = numerics.largest_square(norm.dtype)
+    excess = jnp.where((rate < 1) & jnp.isfinite(norm), norm / (most * rate), 1)
+    return jax.tree.map(lambda g: g / excess.astype(g.dtype), updates)
 
 
 def _if_finite(new: jax.Array, old: jax.Array) -> jax.Array:

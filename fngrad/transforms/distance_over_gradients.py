@@ -60,48 +60,54 @@ def scale_by_dog(
             leaves.map_leaves(fn, *trees, outputs=outputs) if layerwise else fn(*trees)
         )
 
-    def first_distance(start: Params) -> jax.Array:
-        begin = numerics.hyper(value)
-        if kind == "heuristic":
-            return begin * (1 + tree.norm(start).astype(begin.dtype))
-        return begin if kind == "distance" else jnp.zeros_like(begin)
-
     def init(params: Params) -> ScaleByDogState:
         start = wide_copy(params)
         zero = jnp.zeros((), jnp.result_type(float))
-        farthest = over_blocks(lambda w: first_distance(w) + zero, start)
+        farthest = over_blocks(lambda w: _first_distance(init_step, w) + zero, start)
         squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
         return ScaleByDogState(numerics.first_step(), farthest, squares, start)
 
     def advance(state: ScaleByDogState, updates: Updates, params: Params) -> Any:
-        """Return the largest distances, the sums of squares, and the step sizes."""
+        """Return distances, sums of squares, step sizes, and gradients' factors."""
         inside = numerics.hyper(eps, state.step)
 
         def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
             distance = tree.norm(difference(w, start)).astype(farthest.dtype)
             farthest = jnp.maximum(farthest, distance)
             squares, factor = _add_square(squares, g)
-            size = factor * divide_by_root(farthest, squares, inside, outside=0.0)
+            size = divide_by_root(farthest, squares, inside, outside=0.0)
             if kind == "learning_rate":
-                size = jnp.where(state.step == 0, numerics.hyper(value), size)
-            return farthest, squares, size
+                is_first = state.step == 0
+                size = jnp.where(is_first, numerics.hyper(value), size)
+                factor = jnp.where(is_first, 1, factor)
+            return farthest, squares, size, factor
 
         trees = params, updates, state.params0, state.max_distance, state.sum_of_squares
-        return over_blocks(of_block, *trees, outputs=3)
+        return over_blocks(of_block, *trees, outputs=4)
 
     def update(
         updates: Updates, state: ScaleByDogState, params: Params
     ) -> tuple[Updates, ScaleByDogState]:
-        farthest, squares, sizes = advance(state, updates, params)
-        new_updates = over_blocks(lambda g, size: tree.scale(size, g), updates, sizes)
+        farthest, squares, sizes, factors = advance(state, updates, params)
+        fitting = over_blocks(lambda g, x: tree.scale(x, g), updates, factors)
+        new_updates = over_blocks(lambda g, x: tree.scale(x, g), fitting, sizes)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByDogState(step, farthest, squares, state.params0)
 
     def report(updates: Updates, state: ScaleByDogState, params: Params) -> Metrics:
-        farthest, _, sizes = advance(state, updates, params)
+        farthest, _, sizes, factors = advance(state, updates, params)
+        sizes = jax.tree.map(jnp.multiply, sizes, factors)
         return {"distance": _largest(farthest), "step_size": _largest(sizes)}
 
     return chain(Transform(init, update, name="scale_by_dog", report=report))
+
+
+def _first_distance(init_step: InitStep, start: Params) -> jax.Array:
+    kind, value = init_step
+    begin = numerics.hyper(value)
+    if kind == "heuristic":
+        return begin * (1 + tree.norm(start).astype(begin.dtype))
+    return begin if kind == "distance" else jnp.zeros_like(begin)
 
 
 def _add_square(squares: jax.Array, g: Any) -> tuple[jax.Array, jax.Array]:

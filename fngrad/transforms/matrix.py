@@ -275,4 +275,6 @@ def _multiply(g: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _with_norm_of(u: jax.Array, target: jax.Array) -> jax.Array:
-    return u * numerics.divide(tree.norm(target), tree.norm(u)).astype(u.dtype)
+    norm, rate = numerics.fitting_norm(tree.norm, target)
+    grown = u * numerics.divide(norm, tree.norm(u)).astype(u.dtype)
+    return numerics.bounded(grown / rate.astype(u.dtype), u)

@@ -5,6 +5,7 @@ approaches it by odd polynomials of $X$, that is by matrix products alone. A mat
 (in, out); a kernel (width, ..., in, out) is one with all axes but the last made one.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -175,19 +176,32 @@ def scale_by_muon(
         if consistent_rms is not None:
             rms = numerics.hyper(consistent_rms, state.step)
         mu = tree.average(decay, state.mu, updates)
-        ahead = _look_ahead(mu, updates, decay, state.step, nesterov, debias)
 
-        def direct(m: jax.Array) -> jax.Array:
+        def direct(m: jax.Array, g: jax.Array) -> jax.Array:
+            unit = _unit(m, g)
+            m, g = m / unit, g / unit
+            m = _look_ahead(m, g, decay, state.step, nesterov, debias)
             flat = m.reshape(math.prod(m.shape[:-1]), m.shape[-1])
-            o = orthogonalize(flat, ns_coeffs, ns_steps, floor, ns_dtype=ns_dtype)
+            o = orthogonalize(
+                flat, ns_coeffs, ns_steps, floor / unit, ns_dtype=ns_dtype
+            )
             if adaptive:
                 o = numerics.scaled(tree.vdot(flat, o), o)
+                o = numerics.bounded(o * unit, o)
             return numerics.scaled(_factor(flat.shape, rms), o).reshape(m.shape)
 
-        new_updates = leaves.map_leaves(direct, ahead)
+        new_updates = leaves.map_leaves(direct, mu, updates)
         return new_updates, ScaleByMuonState(numerics.next_step(state.step), mu)
 
     return chain(Transform(init, update, name="scale_by_muon"))
+
+
+def _unit(*arrays: jax.Array) -> jax.Array:
+    """Return the power of two at which divided averages fit: 1 but for huge ones."""
+    largest = functools.reduce(
+        jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays]
+    )
+    return jnp.where(largest > 2.0**96, 2.0**64, 1).astype(largest.dtype)
 
 
 def _look_ahead(

@@ -16,6 +16,8 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.types import Metrics, Params, Updates
 
+LARGE = 2.0**40  # products of vectors up to this length fit easily
+
 
 class ScaleByLbfgsState(NamedTuple):
     """State of `scale_by_lbfgs`; m is the memory size."""
@@ -80,8 +82,10 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         updates: Updates, state: ScaleByLbfgsState, params: Params
     ) -> tuple[Updates, ScaleByLbfgsState]:
         state = _take_pair(state, tree.widen(params), updates)
-        gamma = _first_scale(state, updates) if scale_init_precond else jnp.ones(())
-        direction = _two_loops(state, updates, gamma)
+        unit = _unit(updates)
+        less = jax.tree.map(lambda g: numerics.divided(g, unit), updates)
+        gamma = _first_scale(state, less, unit) if scale_init_precond else unit
+        direction = _two_loops(state, less, gamma, unit)
         return direction, state._replace(step=numerics.next_step(state.step))
 
     def report(updates: Updates, state: ScaleByLbfgsState, params: Params) -> Metrics:
@@ -122,31 +126,42 @@ def _in_range(s: Params, y: Updates) -> tuple[Params, Updates]:
 
     A common factor of both changes no inverse Hessian; the usual one is 1.
     """
-    low, high = 2.0**-40, 2.0**40
-    middle = jnp.sqrt(tree.norm(s)) * jnp.sqrt(tree.norm(y))
-    is_far = (middle < low) | (middle > high)
+    length, rate = numerics.fitting_norm(tree.norm, y)
+    middle = jnp.sqrt(tree.norm(s)) * jnp.sqrt(length) / jnp.sqrt(rate)
+    is_far = (middle < 1 / LARGE) | (middle > LARGE)
     scale = jnp.where(is_far, numerics.power_of_two_below(middle), 1)
     return tuple(jax.tree.map(lambda x: numerics.divided(x, scale), x) for x in (s, y))
 
 
-def _first_scale(state: ScaleByLbfgsState, gradient: Updates) -> jax.Array:
+def _unit(gradient: Updates) -> jax.Array:
+    """Return the power of two at which the recursion fits: 1 but for huge gradients."""
+    norm, rate = numerics.fitting_norm(tree.norm, gradient)
+    power = jnp.where(rate < 1, 2.0**126, numerics.power_of_two_below(norm))
+    return jnp.where((norm > LARGE) | (rate < 1), power, 1).astype(norm.dtype)
+
+
+def _first_scale(
+    state: ScaleByLbfgsState, gradient: Updates, unit: jax.Array
+) -> jax.Array:
+    """Return gamma times the unit that the gradient was divided by."""
     newest = (state.pairs - 1) % len(state.inverse_products)
     y = _at(state.y, newest)
     square, size = tree.vdot(y, y), tree.norm(y)
     inverse = state.inverse_products[newest]
-    fits = jnp.isfinite(square) & (square > 0)
-    curvature = jnp.where(fits, inverse * square, (inverse * size) * size)
-    bounded = 1 / jnp.maximum(tree.norm(gradient), 1)
-    return jnp.where(
-        state.pairs > 0, numerics.divide(jnp.ones_like(curvature), curvature), bounded
-    )
+    curvature, unit = inverse * square, unit.astype(square.dtype)
+    fits = jnp.isfinite(curvature) & (square > 0)
+    curvature = jnp.where(fits, curvature, inverse * size)
+    scale = jnp.where(fits, unit, unit / jnp.where(size > 0, size, 1))
+    bounded = 1 / jnp.maximum(tree.norm(gradient), 1 / unit)
+    by_pair = numerics.divide(scale, curvature)
+    return jnp.where(state.pairs > 0, by_pair, bounded)
 
 
 @jax.jit  # called eagerly, its loops would be compiled anew every time
 def _two_loops(
-    state: ScaleByLbfgsState, gradient: Updates, gamma: jax.Array
+    state: ScaleByLbfgsState, gradient: Updates, gamma: jax.Array, unit: jax.Array
 ) -> Updates:
-    """Return P g; slots without a pair have weight 0 and change nothing."""
+    """Return P (unit g); slots without a pair have weight 0 and change nothing."""
     size = len(state.inverse_products)
 
     def back(i: Any, carry: Any) -> Any:
@@ -162,7 +177,12 @@ def _two_loops(
 
     start = gradient, jnp.zeros_like(state.inverse_products)
     q, alphas = jax.lax.fori_loop(0, size, back, start)
-    return jax.lax.fori_loop(0, size, forth, tree.scale(gamma, q))
+    # From here on in units of its own: of the result, not of the gradient.
+    is_far = (gamma > LARGE) | (unit > 1)
+    scale = jnp.where(is_far, numerics.power_of_two_below(gamma), 1)
+    alphas = alphas * unit.astype(alphas.dtype) / scale.astype(alphas.dtype)
+    r = jax.lax.fori_loop(0, size, forth, tree.scale(gamma / scale, q))
+    return tree.scale(scale, r)
 
 
 def _at(ring: Updates, slot: jax.Array) -> Updates:

@@ -19,6 +19,20 @@ from fngrad.transforms.weights import add_weights, check_mask, selected
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
+class _Ratios(NamedTuple):
+    """Trust ratios as trees of their parts: numerator / (denominator / rate)."""
+
+    numerators: Any
+    denominators: Any  # of rate * u, where the norm of u does not fit
+    rates: Any  # 1, or a power of two below
+
+    def values(self) -> Any:
+        return jax.tree.map(lambda a, b, rate: a / b * rate, *self)
+
+    def scale(self, updates: Updates) -> Updates:
+        return leaves.map_leaves(numerics.times_ratio, updates, *self)
+
+
 class TrustRatioState(NamedTuple):
     """State of a part that has trust ratios."""
 
@@ -68,16 +82,15 @@ def scale_by_trust_ratio(
         check_mask(mask, params)
         return TrustRatioState(numerics.first_step())
 
-    def ratios_of(updates: Updates, step: jax.Array, params: Params) -> Any:
+    def ratios_of(updates: Updates, step: jax.Array, params: Params) -> _Ratios:
         low = numerics.hyper(min_norm, step)
         coefficient = numerics.hyper(trust_coefficient, step)
         outside = numerics.hyper(eps, step)
 
-        def ratio(size: jax.Array, length: jax.Array) -> jax.Array:
-            size, length = jnp.maximum(size, low), jnp.maximum(length, low)
-            return _trust_ratio(coefficient, size, length, outside)
-
-        return jax.tree.map(ratio, _norms(params), _norms(updates))
+        sizes, lengths, rates = _norms(params), *_fitting_norms(updates)
+        sizes = jax.tree.map(lambda w: jnp.maximum(w, low), sizes)
+        lengths = jax.tree.map(lambda u, r: jnp.maximum(u, low * r), lengths, rates)
+        return _trust_ratios(coefficient, sizes, lengths, outside, rates)
 
     def update(
         updates: Updates, state: TrustRatioState, params: Params
@@ -87,7 +100,8 @@ def scale_by_trust_ratio(
         return new_updates, TrustRatioState(numerics.next_step(state.step))
 
     def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
-        return _extremes(mask, params, ratios_of(updates, state.step, params))
+        ratios = ratios_of(updates, state.step, params)
+        return _extremes(mask, params, ratios.values())
 
     return chain(Transform(init, update, name="scale_by_trust_ratio", report=report))
 
@@ -136,25 +150,22 @@ def scale_by_lars(
         check_mask(trust_ratio_mask, params)
         return TrustRatioState(numerics.first_step())
 
-    def decay_and_compare(updates: Updates, step: jax.Array, params: Params) -> Any:
+    def decay_and_compare(
+        updates: Updates, step: jax.Array, params: Params
+    ) -> tuple[Updates, _Ratios]:
         decay = numerics.hyper(weight_decay, step)
         coefficient = numerics.hyper(trust_coefficient, step)
         outside = numerics.hyper(eps, step)
-        sizes, lengths = _norms(params), _norms(updates)
+        sizes, lengths, rates = _norms(params), *_fitting_norms(updates)
         updates = add_weights(updates, params, decay, mask)
         if separate_norms:
             lengths = jax.tree.map(
-                lambda d, g, w: g + decay * w if d else g,
-                selected(mask, params),
-                lengths,
-                sizes,
+                lambda d, g, w, rate: g + decay * w * rate if d else g,
+                *(selected(mask, params), lengths, sizes, rates),
             )
         else:
-            lengths = _norms(updates)
-        ratios = jax.tree.map(
-            lambda w, u: _trust_ratio(coefficient, w, u, outside), sizes, lengths
-        )
-        return updates, ratios
+            lengths, rates = _fitting_norms(updates)
+        return updates, _trust_ratios(coefficient, sizes, lengths, outside, rates)
 
     def update(
         updates: Updates, state: TrustRatioState, params: Params
@@ -165,20 +176,28 @@ def scale_by_lars(
 
     def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
         _, ratios = decay_and_compare(updates, state.step, params)
-        return _extremes(trust_ratio_mask, params, ratios)
+        return _extremes(trust_ratio_mask, params, ratios.values())
 
     return chain(Transform(init, update, name="scale_by_lars", report=report))
 
 
-def _trust_ratio(
-    coefficient: jax.Array, size: jax.Array, length: jax.Array, eps: jax.Array
-) -> jax.Array:
+def _trust_ratios(
+    coefficient: jax.Array, sizes: Any, lengths: Any, eps: jax.Array, rates: Any
+) -> _Ratios:
     """Return coefficient size / (length + eps), and 1 where size or length is 0."""
-    is_one = (size == 0) | (length == 0)
-    one = jnp.ones_like(size)
-    # Select before the division, as in numerics.divide.
-    return jnp.where(is_one, one, coefficient * size) / jnp.where(
-        is_one, one, length + eps
+    are_one = jax.tree.map(lambda w, u: (w == 0) | (u == 0), sizes, lengths)
+
+    def unless_one(fn: Any, *trees: Any) -> Any:
+        # Select before the division, as in numerics.divide.
+        return jax.tree.map(
+            lambda is_one, *x: jnp.where(is_one, jnp.ones_like(x[0]), fn(*x)),
+            *(are_one, *trees),
+        )
+
+    return _Ratios(
+        unless_one(lambda w: coefficient * w, sizes),
+        unless_one(lambda u, rate: u + eps * rate, lengths, rates),
+        unless_one(lambda rate: rate, rates),
     )
 
 
@@ -189,15 +208,23 @@ def _norms(a: Any) -> Any:
     )
 
 
+def _fitting_norms(a: Any) -> tuple[Any, Any]:
+    """Return each leaf's norm and rate, see `fngrad.numerics.fitting_norm`."""
+    dtype = jnp.result_type(float)
+
+    def measure(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        norm, rate = numerics.fitting_norm(tree.norm, x)
+        return norm.astype(dtype), rate.astype(dtype)
+
+    return leaves.map_leaves(measure, tree.widen(a), outputs=2)
+
+
 def _scale_selected(
-    mask: Selector | None, params: Params, ratios: Any, updates: Updates
+    mask: Selector | None, params: Params, ratios: _Ratios, updates: Updates
 ) -> Updates:
-    scaled = leaves.map_leaves(lambda u, r: numerics.scaled(r, u), updates, ratios)
     return jax.tree.map(
         lambda is_scaled, u, plain: u if is_scaled else plain,
-        selected(mask, params),
-        scaled,
-        updates,
+        *(selected(mask, params), ratios.scale(updates), updates),
     )
 
 
