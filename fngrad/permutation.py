@@ -22,6 +22,7 @@ References:
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def permute(
         epoch: uint32, any shape; a new order for each epoch.
         position: uint32, the shape of ``epoch``; i, taken modulo n.
         n: how many are permuted, 1 <= n <= 2**30.
-        rounds: of the network; ``None`` means `default_rounds`.
+        rounds: of the network, an even number; ``None`` means `default_rounds`.
 
     Returns:
         uint32, the shape of ``position``, below n.
@@ -149,12 +150,15 @@ def _feistel(x: jax.Array, round_keys: jax.Array, bits: int) -> jax.Array:
     half = np.uint32((bits + 1) // 2)
     low = np.uint32(2**half - 1)
     high = np.uint32(2**bits - 1) ^ low
-    for r in range(len(round_keys)):
-        if r % 2 == 0:
-            x = x ^ (mix((x >> half) ^ round_keys[r]) & low)
-        else:
-            x = x ^ ((mix((x & low) ^ round_keys[r]) << half) & high)
-    return x
+
+    def two_rounds(r: Any, x: jax.Array) -> jax.Array:
+        x = x ^ (mix((x >> half) ^ round_keys[2 * r]) & low)
+        return x ^ ((mix((x & low) ^ round_keys[2 * r + 1]) << half) & high)
+
+    pairs = len(round_keys) // 2
+    if pairs > 8:  # of few examples: a loop compiles faster than it would written out
+        return lax.fori_loop(0, pairs, two_rounds, x)
+    return functools.reduce(lambda x, r: two_rounds(r, x), range(pairs), x)
 
 
 def key_words(key: Key, count: int) -> jax.Array:

@@ -70,6 +70,7 @@ def vdot(a: Any, b: Any) -> jax.Array:
     return sum((term.astype(dtype) for term in terms), jnp.zeros((), dtype))
 
 
+@jax.jit  # or a step outside of jit would compile the branches each time
 def norm(a: Any) -> jax.Array:
     """Return the Euclidean norm over all leaves, in at least float32.
 

@@ -25,14 +25,20 @@ def norm(
         keepdims: whether these axes stay, with length one.
     """
     axes = axis if axis is None or isinstance(axis, int | np.integer) else tuple(axis)
-
-    def square(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.real(jnp.conj(x) * x), axis=axes, keepdims=True)
-
-    norms = root_of_squares(square(x), lambda scale: square(divided(x, scale)))
+    norms = _norms(x, axes)
     return norms if keepdims else jnp.squeeze(norms, axes)
 
 
+# Jitted, or a step outside of jit would compile the branches each time.
+@functools.partial(jax.jit, static_argnums=1)
+def _norms(x: jax.Array, axes: Any) -> jax.Array:
+    def square(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.real(jnp.conj(x) * x), axis=axes, keepdims=True)
+
+    return root_of_squares(square(x), lambda scale: square(divided(x, scale)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def fitting_norm(
     norm_fn: Callable[[Any], jax.Array], x: Any
 ) -> tuple[jax.Array, jax.Array]:

@@ -89,12 +89,12 @@ def line_search(
         ValueError: another condition, a number out of range.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> import fngrad as fg
         >>> def loss_fn(w, batch):
         ...     return jnp.sum(jnp.array([1.0, 50.0]) * w**2)
         >>> optimizer = fg.lbfgs()
-        >>> step = fg.steps.line_search(loss_fn, optimizer, "strong_wolfe")
+        >>> step = jax.jit(fg.steps.line_search(loss_fn, optimizer, "strong_wolfe"))
         >>> state = fg.init_state(jnp.array([3.0, -1.0]), optimizer, key=0)
         >>> for _ in range(12):
         ...     state, metrics = step(state, None)

@@ -56,6 +56,8 @@ def largest_sum(dtype: Any) -> float:
     return numerics.largest_square(dtype) / 4
 
 
+# Jitted, or a step outside of jit would compile the branches each time.
+@jax.jit
 def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
     """Return the factor at which a sum of squares fits, 1 if it does, and the sum then.
 
@@ -75,6 +77,7 @@ def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
     return factor, jnp.where(factor < 1, limit, square)
 
 
+@jax.jit
 def shrunk_leaf(g: jax.Array) -> jax.Array:
     """Return a leaf whose sum of squares fits; its direction stays."""
     square = jnp.sum(tree.abs_square(g))
