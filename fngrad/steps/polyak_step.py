@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
+from fngrad.measures import Move
 from fngrad.optimizers.gradient_descent import sgd
-from fngrad.steps.core import Move, begin, displace, finish
-from fngrad.training import Step, TrainState
-from fngrad.transforms.core import TransformLike, chain
+from fngrad.steps.core import displace
+from fngrad.training import Step, TrainState, begin, finish
+from fngrad.transforms.core import TransformLike, chain, update_and_report
 from fngrad.types import Batch, Hyper, LossFn, Metrics
 
 
@@ -86,12 +87,12 @@ def polyak(
         is_far = ~jnp.isfinite(square) | (square + floor == 0)
         ratio = jnp.where(is_far, by_norm, plain)
         length = jnp.minimum(ratio, most)
-        updates, opt_state = transform.update(
-            start.grads, state.opt_state, state.params
+        updates, opt_state, told = update_and_report(
+            transform, start.grads, state.opt_state, state.params
         )
         updates = tree.scale(length, tree.widen(updates))
         params = displace(state.params, start.learned, updates)
-        move = Move(params, opt_state, updates, start.grads, state.opt_state)
-        return finish(transform, state, start, move, {"step_length": length})
+        move = Move(params, opt_state, updates, told)
+        return finish(state, start, move, {"step_length": length})
 
     return step

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.weights import add_weights, check_mask, selected
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -68,28 +68,23 @@ def scale_by_trust_ratio(
         check_mask(mask, params)
         return TrustRatioState(numerics.first_step())
 
-    def ratios_of(updates: Updates, step: jax.Array, params: Params) -> Any:
-        low = numerics.hyper(min_norm, step)
-        coefficient = numerics.hyper(trust_coefficient, step)
-        outside = numerics.hyper(eps, step)
+    def report(
+        updates: Updates, state: TrustRatioState, params: Params
+    ) -> tuple[Updates, TrustRatioState, Metrics]:
+        low = numerics.hyper(min_norm, state.step)
+        coefficient = numerics.hyper(trust_coefficient, state.step)
+        outside = numerics.hyper(eps, state.step)
 
         def ratio(size: jax.Array, length: jax.Array) -> jax.Array:
             size, length = jnp.maximum(size, low), jnp.maximum(length, low)
             return _trust_ratio(coefficient, size, length, outside)
 
-        return jax.tree.map(ratio, _norms(params), _norms(updates))
-
-    def update(
-        updates: Updates, state: TrustRatioState, params: Params
-    ) -> tuple[Updates, TrustRatioState]:
-        ratios = ratios_of(updates, state.step, params)
+        ratios = jax.tree.map(ratio, _norms(params), _norms(updates))
         new_updates = _scale_selected(mask, params, ratios, updates)
-        return new_updates, TrustRatioState(numerics.next_step(state.step))
+        new_state = TrustRatioState(numerics.next_step(state.step))
+        return new_updates, new_state, _extremes(mask, params, ratios)
 
-    def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
-        return _extremes(mask, params, ratios_of(updates, state.step, params))
-
-    return chain(Transform(init, update, name="scale_by_trust_ratio", report=report))
+    return chain(telling(init, report, "scale_by_trust_ratio"))
 
 
 def scale_by_lars(
@@ -140,34 +135,30 @@ def scale_by_lars(
         decay = numerics.hyper(weight_decay, step)
         coefficient = numerics.hyper(trust_coefficient, step)
         outside = numerics.hyper(eps, step)
-        sizes, lengths = _norms(params), _norms(updates)
-        updates = add_weights(updates, params, decay, mask)
+        decayed, sizes = add_weights(updates, params, decay, mask), _norms(params)
         if separate_norms:
             lengths = jax.tree.map(
                 lambda d, g, w: g + decay * w if d else g,
                 selected(mask, params),
-                lengths,
+                _norms(updates),
                 sizes,
             )
         else:
-            lengths = _norms(updates)
+            lengths = _norms(decayed)
         ratios = jax.tree.map(
             lambda w, u: _trust_ratio(coefficient, w, u, outside), sizes, lengths
         )
-        return updates, ratios
+        return decayed, ratios
 
-    def update(
+    def report(
         updates: Updates, state: TrustRatioState, params: Params
-    ) -> tuple[Updates, TrustRatioState]:
+    ) -> tuple[Updates, TrustRatioState, Metrics]:
         updates, ratios = decay_and_compare(updates, state.step, params)
         new_updates = _scale_selected(trust_ratio_mask, params, ratios, updates)
-        return new_updates, TrustRatioState(numerics.next_step(state.step))
+        new_state = TrustRatioState(numerics.next_step(state.step))
+        return new_updates, new_state, _extremes(trust_ratio_mask, params, ratios)
 
-    def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
-        _, ratios = decay_and_compare(updates, state.step, params)
-        return _extremes(trust_ratio_mask, params, ratios)
-
-    return chain(Transform(init, update, name="scale_by_lars", report=report))
+    return chain(telling(init, report, "scale_by_lars"))
 
 
 def _trust_ratio(
