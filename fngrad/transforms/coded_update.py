@@ -39,10 +39,11 @@ def update_coded(
     params: Params,
     step: jax.Array,
 ) -> Reported:
-    """Return a transform's update from a state with codes, the next one, its metrics.
+    """Return an update made from a state with codes, the next state, and the metrics.
 
     Args:
-        run: the transform's update that may tell; of states without codes.
+        run: ``(updates, state, params) -> (updates, state, metrics)``, the transform's
+            update, which takes and gives states without codes.
         updates: what it is given, with ``params``.
         state: its state with a `fngrad.codes.Coded` in place of some arrays; the new
             state has them in the same places.
