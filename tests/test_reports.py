@@ -102,6 +102,15 @@ def test_a_step_that_tells_is_hardly_larger_than_one_that_does_not(name):
     assert whole <= most * without, f"{whole} equations, {without} without reports"
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_can_tell_in_double_precision(name, x64):
+    wide = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float64), PARAMS)
+    step = fg.make_step(loss_fn, OPTIMIZERS[name])
+    state = jax.eval_shape(lambda p: fg.init_state(p, OPTIMIZERS[name], 0), wide)
+    _, metrics = jax.eval_shape(step, state, None)
+    assert metrics["loss"].dtype == jnp.float64
+
+
 @pytest.mark.parametrize("name", DEARER)
 def test_an_exception_is_one(name):
     optimizer = OPTIMIZERS[name]

@@ -101,9 +101,13 @@ def scale_by_sophia(
 
 def _share_at(bound: jax.Array, ratio: Updates) -> jax.Array:
     """Return the share of entries that are at the bound, or beyond it."""
+
+    def count(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.abs(x) >= bound.astype(x.dtype), dtype=jnp.int32)
+
     entries = jax.tree.leaves(ratio)
-    at_bound = [jnp.sum(jnp.abs(x) >= bound.astype(x.dtype)) for x in entries]
-    return sum(at_bound, jnp.int32(0)).astype(float) / sum(x.size for x in entries)
+    at_bound = sum(map(count, entries), jnp.int32(0))
+    return at_bound.astype(float) / sum(x.size for x in entries)
 
 
 def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:
