@@ -1,60 +1,64 @@
 """What a training step tells about itself: scalars by name."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
 from fngrad.objective import Value
-from fngrad.transforms.core import Transform, report
-from fngrad.types import Metrics, OptState, Params, Updates
+from fngrad.types import Key, Metrics, OptState, Params, Updates
+
+
+class Start(NamedTuple):
+    """Where a step begins."""
+
+    learned: Any  # which leaves move, a tree of bools
+    key: Key  # of every evaluation in this step
+    value: Value  # at the parameters
+    grads: Updates  # at the parameters; zero where nothing is learned
+
+
+class Move(NamedTuple):
+    """What a step did."""
+
+    params: Params
+    opt_state: OptState
+    updates: Updates  # params minus the old ones
+    told: Metrics  # what the optimizer reports of it
 
 
 def standard_metrics(
-    transform: Transform,
-    value: Value,
-    learned: Any,
-    grads: Updates,
-    updates: Updates,
-    opt_state: OptState,
-    params: Params,
-    *,
-    norms: bool = True,
-    given: Updates | None = None,
-    more: Metrics | None = None,
+    start: Start, move: Move, params: Params, more: Metrics, *, norms: bool = True
 ) -> Metrics:
     """Return what every step reports, see `fngrad.make_step`.
 
     Args:
-        transform: what made the updates.
-        value: the loss and the user's metrics.
-        learned: a tree of bools, which leaves the norms cover.
-        grads: the gradient of the loss.
-        updates: what was added to the parameters.
-        opt_state: the optimizer's state before the step.
+        start: the loss, its gradient, and which leaves the norms cover.
+        move: the updates, and what the optimizer reports of them.
         params: the parameters before the step.
-        norms: whether to report the global norms.
-        given: what the transform was given where that is not the gradient.
         more: what the step has to tell beyond that.
+        norms: whether to report the global norms.
 
     Raises:
         ValueError: two metrics have one name.
     """
-    seen = grads if given is None else given
-    reports = _read_report(transform, seen, opt_state, params)
-    measured = _measure(norms, value.loss, learned, grads, updates, params)
-    moves = tree.keep(learned, updates)
-    measured["is_finite"] = _is_sound(measured["is_finite"], reports, moves)
-    return union(
-        [
-            {"loss": value.loss},
-            reports,
-            measured,
-            more or {},
-            value.metrics,
-        ]
-    )
+    learned, loss = start.learned, start.value.loss
+    sizes = {
+        "grad_norm": start.grads,
+        "update_norm": move.updates,
+        "param_norm": params,
+    }
+    measured: Metrics = {}
+    is_finite, moved = jnp.isfinite(loss), tree.keep(learned, move.updates)
+    if norms:
+        measured = {k: tree.norm(tree.keep(learned, x)) for k, x in sizes.items()}
+        moved = measured["update_norm"]
+        is_finite &= jnp.isfinite(measured["grad_norm"]) & jnp.isfinite(moved)
+    is_sound = _is_sound(is_finite, move.told, moved)
+    reports = _with_learning_rate(move.told)
+    groups = [{"loss": loss}, reports, {"is_finite": is_sound}, measured, more]
+    return union([*groups, start.value.metrics])
 
 
 def union(groups: list[Metrics]) -> Metrics:
@@ -74,45 +78,27 @@ def union(groups: list[Metrics]) -> Metrics:
     return together
 
 
-def _read_report(
-    transform: Transform, grads: Updates, opt_state: OptState, params: Params
-) -> Metrics:
-    """Return the transforms' reports, the first learning rate under its own name."""
-    reports = report(transform, grads, opt_state, params)
+def _with_learning_rate(told: Metrics) -> Metrics:
+    """Return the reports, the first learning rate under its own name."""
     inner = "scale_by_learning_rate/learning_rate"  # in force, schedules applied
-    rates = [name for name in reports if name.endswith(inner)]
-    rates = rates or [name for name in reports if name.endswith("/learning_rate")]
+    rates = [name for name in told if name.endswith(inner)]
+    rates = rates or [name for name in told if name.endswith("/learning_rate")]
     return {
         "learning_rate" if name in rates[:1] else name: value
-        for name, value in reports.items()
+        for name, value in told.items()
     }
 
 
-def _is_sound(is_finite: jax.Array, reports: Metrics, moves: Updates) -> jax.Array:
+def _is_sound(is_finite: jax.Array, told: Metrics, moves: Any) -> jax.Array:
     """Return ``is_finite``, or for a step that `skip_nonfinite` skipped whether all is
     well still: what was added is finite, and the limit of skips is not passed.
     """
-    limits = [name for name in reports if name.endswith("/gave_up")]
+    limits = [name for name in told if name.endswith("/gave_up")]
     if not limits:
         return is_finite
     counts = [name.removesuffix("gave_up") + "consecutive" for name in limits]
-    skips = jnp.any(jnp.array([reports[name] > 0 for name in counts]))
-    gave_up = jnp.any(jnp.array([reports[name] > 0 for name in limits]))
-    is_safe = jnp.isfinite(tree.norm(moves)) & ~gave_up
+    skips = jnp.any(jnp.array([told[name] > 0 for name in counts]))
+    gave_up = jnp.any(jnp.array([told[name] > 0 for name in limits]))
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(moves)]
+    is_safe = jnp.all(jnp.array(finite)) & ~gave_up
     return jnp.where(skips, is_safe, is_finite)
-
-
-def _measure(
-    norms: bool, loss: Any, learned: Any, grads: Any, updates: Any, params: Params
-) -> Metrics:
-    if not norms:
-        return {"is_finite": jnp.isfinite(loss)}
-    grad_norm = tree.norm(tree.keep(learned, grads))
-    update_norm = tree.norm(tree.keep(learned, updates))
-    sizes = jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-    return {
-        "is_finite": jnp.isfinite(loss) & sizes,
-        "grad_norm": grad_norm,
-        "update_norm": update_norm,
-        "param_norm": tree.norm(tree.keep(learned, params)),
-    }

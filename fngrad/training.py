@@ -19,12 +19,15 @@ import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
 from fngrad.batching import Dataset, check_foreign
+from fngrad.measures import Move, Start
 from fngrad.signatures import batch_of, explained, kind_of, name_of
 from fngrad.transforms.core import (
+    Transform,
     TransformLike,
     apply_updates,
     chain,
     learned_leaves,
+    update_and_report,
 )
 from fngrad.types import (
     Batch,
@@ -153,34 +156,57 @@ def make_step(
     gradient = objective.gradient_fn(loss_fn, micro_batches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                f"need a TrainState from init_state, got {type(state).__name__}"
-            )
-        learned = learned_leaves(transform, state.params)
-        key = jax.random.fold_in(state.key, state.step)
-        value, grads = gradient(state.params, learned, batch, key, state.model_state)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        new_state = TrainState(
-            numerics.next_step(state.step),
-            state.key,
-            apply_updates(state.params, updates),
-            opt_state,
-            value.model_state,
+        start = begin(transform, gradient, state, batch)
+        updates, opt_state, told = update_and_report(
+            transform, start.grads, state.opt_state, state.params
         )
-        reported = measures.standard_metrics(
-            transform,
-            value,
-            learned,
-            grads,
-            updates,
-            state.opt_state,
-            state.params,
-            norms=metrics == "norms",
-        )
-        return new_state, reported
+        params = apply_updates(state.params, updates)
+        move = Move(params, opt_state, updates, told)
+        return finish(state, start, move, {}, norms=metrics == "norms")
 
     return step
+
+
+def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
+    """Return which leaves are learned, and the key of this step.
+
+    Raises:
+        TypeError: the state is no TrainState.
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"need a TrainState from init_state, got {type(state).__name__}"
+        )
+    key = jax.random.fold_in(state.key, state.step)
+    return learned_leaves(transform, state.params), key
+
+
+def begin(
+    transform: Transform, gradient: objective.Gradient, state: TrainState, batch: Batch
+) -> Start:
+    """Evaluate the loss and its gradient where the step begins.
+
+    Raises:
+        TypeError: the state is no TrainState.
+    """
+    learned, key = open_step(transform, state)
+    value, grads = gradient(state.params, learned, batch, key, state.model_state)
+    return Start(learned, key, value, grads)
+
+
+def finish(
+    state: TrainState, start: Start, move: Move, more: Metrics, *, norms: bool = True
+) -> tuple[TrainState, Metrics]:
+    """Return the next state, and what every step reports with ``more``."""
+    new_state = TrainState(
+        numerics.next_step(state.step),
+        state.key,
+        move.params,
+        move.opt_state,
+        start.value.model_state,
+    )
+    told = measures.standard_metrics(start, move, state.params, more, norms=norms)
+    return new_state, told
 
 
 def snapshot(state: Tree) -> Tree:

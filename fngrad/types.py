@@ -19,6 +19,7 @@ Batch: TypeAlias = Any  # arrays whose first axis counts examples
 Metrics: TypeAlias = dict[str, jax.Array]  # scalars by name
 Key: TypeAlias = jax.Array  # typed, shape (); jax.random.key(seed)
 Path: TypeAlias = str
+Reported: TypeAlias = tuple[Updates, OptState, Metrics]  # of an update that also tells
 
 Scalar: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[jax.Array], Scalar]  # step, int32 () -> value

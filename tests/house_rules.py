@@ -20,7 +20,7 @@ _HOUSE = {
     0: "types",
     0.5: "numerics signatures",
     1: "tree codes rounding slicing extras permutation inputs directions",
-    1.5: "leaves",
+    1.5: "leaves transforms.chain_inputs",
     2: "schedules losses metrics gradcheck backpropagation closed_form batching "
     "layers.core transforms.core transforms.roots transforms.axes transforms.weights "
     "transforms.iterates evaluation_point",

@@ -14,6 +14,7 @@ from fngrad.transforms.core import (
     chain,
     identity,
     named,
+    report,
 )
 from fngrad.transforms.describe import describe
 from fngrad.transforms.masking import freeze, masked, partition
@@ -232,8 +233,8 @@ def test_frozen_leaves_may_be_integers():
 
 def test_the_report_of_a_group_is_found_under_its_glob():
     optimizer = partition([("embed/**", sgd(0.1)), ("**", sgd(0.2))])
-    report = optimizer.report(GRADS, optimizer.init(PARAMS), PARAMS)
-    assert {name: round(float(v), 6) for name, v in report.items()} == {
+    told = report(optimizer, GRADS, optimizer.init(PARAMS), PARAMS)
+    assert {name: round(float(v), 6) for name, v in told.items()} == {
         "partition/embed/**/scale_by_learning_rate/learning_rate": 0.1,
         "partition/**/scale_by_learning_rate/learning_rate": 0.2,
     }
@@ -326,8 +327,8 @@ def test_unknown_hyperparameters_are_refused():
 
 def test_tunables_report_their_values():
     optimizer = tunable(sgd, learning_rate=0.1)
-    report = optimizer.report(GRADS, optimizer.init(PARAMS), PARAMS)
-    np.testing.assert_allclose(report["tunable/learning_rate"], 0.1)
+    told = report(optimizer, GRADS, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(told["tunable/learning_rate"], 0.1)
 
 
 @pytest.mark.parametrize("shallow_first", [True, False])

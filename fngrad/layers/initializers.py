@@ -135,7 +135,9 @@ def _normal_with_variance(numerator: float, fan: Callable[..., float]) -> Initia
     def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         variance = np.asarray(numerator / fan(*_fans(shape)), dtype)
         stddev = np.sqrt(variance) / np.asarray(_STDDEV_WITHIN_TWO, dtype)
-        return numerics.scaled(stddev, _flat(_between(-2, 2))(key, shape, dtype))
+        return numerics.scaled(
+            jnp.asarray(stddev), _flat(_between(-2, 2))(key, shape, dtype)
+        )
 
     return init
 
@@ -144,7 +146,7 @@ def _uniform_with_variance(numerator: float, fan: Callable[..., float]) -> Initi
     def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         variance = np.asarray(numerator / fan(*_fans(shape)), dtype)
         bound = np.sqrt(np.asarray(3, dtype) * variance)
-        return numerics.scaled(bound, _flat(_symmetric)(key, shape, dtype))
+        return numerics.scaled(jnp.asarray(bound), _flat(_symmetric)(key, shape, dtype))
 
     return init
 

@@ -6,84 +6,25 @@ state of a part of the optimizer, which it finds there by its type.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-import fngrad.measures as measures
-import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.objective import Gradient, Value
+from fngrad.measures import Move
 from fngrad.training import TrainState
-from fngrad.transforms.core import Transform, apply_updates, learned_leaves
-from fngrad.types import Batch, Key, Metrics, OptState, Params, Tree, Updates
+from fngrad.transforms.core import Transform, apply_updates, update_and_report
+from fngrad.types import Tree, Updates
 
 
-class Start(NamedTuple):
-    """Where a step begins."""
-
-    learned: Any  # which leaves move, a tree of bools
-    key: Key  # of every evaluation in this step
-    value: Value  # at the parameters
-    grads: Updates  # at the parameters; zero where nothing is learned
-
-
-class Move(NamedTuple):
-    """What a step did."""
-
-    params: Params
-    opt_state: OptState
-    updates: Updates  # params minus the old ones
-    given: Updates  # what the optimizer was given
-    seen: OptState  # the state it was given with
-
-
-def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
-    """Return which leaves are learned, and the key of this step.
-
-    Raises:
-        TypeError: the state is no TrainState.
-    """
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from init_state, got {type(state).__name__}"
-        )
-    key = jax.random.fold_in(state.key, state.step)
-    return learned_leaves(transform, state.params), key
-
-
-def begin(
-    transform: Transform, gradient: Gradient, state: TrainState, batch: Batch
-) -> Start:
-    """Evaluate the loss and its gradient where the step begins."""
-    learned, key = open_step(transform, state)
-    value, grads = gradient(state.params, learned, batch, key, state.model_state)
-    return Start(learned, key, value, grads)
-
-
-def finish(
-    transform: Transform, state: TrainState, start: Start, move: Move, more: Metrics
-) -> tuple[TrainState, Metrics]:
-    """Return the next state, and what every step reports with ``more``."""
-    new_state = TrainState(
-        numerics.next_step(state.step),
-        state.key,
-        move.params,
-        move.opt_state,
-        start.value.model_state,
+def move_by(
+    transform: Transform, state: TrainState, learned: Any, given: Updates
+) -> Move:
+    """Give the optimizer something, and go where its update leads."""
+    updates, opt_state, told = update_and_report(
+        transform, given, state.opt_state, state.params
     )
-    metrics = measures.standard_metrics(
-        transform,
-        start.value,
-        start.learned,
-        start.grads,
-        move.updates,
-        move.seen,
-        state.params,
-        given=move.given,
-        more=more,
-    )
-    return new_state, metrics
+    return Move(displace(state.params, learned, updates), opt_state, updates, told)
 
 
 def displace(params: Tree, learned: Any, updates: Updates) -> Tree:

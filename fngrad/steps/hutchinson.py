@@ -7,9 +7,10 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
+from fngrad.measures import Start
 from fngrad.objective import Gradient
-from fngrad.steps.core import Move, Start, begin, displace, finish, replace_parts
-from fngrad.training import Step, TrainState
+from fngrad.steps.core import move_by, replace_parts
+from fngrad.training import Step, TrainState, begin, finish
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.transforms.sophia import ScaleBySophiaState, add_estimate
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
@@ -85,10 +86,9 @@ def sophia(
 
         is_due = state.step % update_interval == 0
         seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
-        updates, opt_state = transform.update(start.grads, seen, state.params)
-        params = displace(state.params, start.learned, updates)
-        move = Move(params, opt_state, updates, start.grads, seen)
-        return finish(transform, state, start, move, {})
+        estimated = state._replace(opt_state=seen)
+        move = move_by(transform, estimated, start.learned, start.grads)
+        return finish(state, start, move, {})
 
     return step
 

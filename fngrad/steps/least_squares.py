@@ -12,16 +12,9 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.measures import Move, Start
 from fngrad.optimizers.gradient_descent import sgd
-from fngrad.steps.core import (
-    Move,
-    Start,
-    displace,
-    find_parts,
-    finish,
-    open_step,
-    replace_parts,
-)
+from fngrad.steps.core import find_parts, move_by, replace_parts
 from fngrad.steps.linearized import (
     Jacobian,
     Linearized,
@@ -32,7 +25,7 @@ from fngrad.steps.linearized import (
     residuals_of,
     unflatten,
 )
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, finish, open_step
 from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.damping import DampingState
 from fngrad.types import Batch, Hyper, Metrics, Updates
@@ -112,7 +105,7 @@ def gauss_newton(
         start, model = _begin(problem, transform, state, batch)
         direction = model.solve(numerics.hyper(damping, state.step))
         move = _move(transform, state, start, direction)
-        return finish(transform, state, start, move, {})
+        return finish(state, start, move, {})
 
     return step
 
@@ -201,7 +194,7 @@ def levenberg_marquardt(
             opt_state=opt_state,
         )
         more = {"damping": damping, "gain_ratio": ratio, "is_accepted": is_accepted}
-        return finish(transform, state, start, move, more)
+        return finish(state, start, move, more)
 
     return step
 
@@ -239,9 +232,7 @@ def _move(
     transform: Transform, state: TrainState, start: Start, direction: jax.Array
 ) -> Move:
     given = _unflatten(direction, start.learned, state)
-    updates, opt_state = transform.update(given, state.opt_state, state.params)
-    params = displace(state.params, start.learned, updates)
-    return Move(params, opt_state, updates, given, state.opt_state)
+    return move_by(transform, state, start.learned, given)
 
 
 def _damping_of(state: TrainState) -> DampingState:

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
+from fngrad.measures import Move
 from fngrad.optimizers.gradient_descent import sgd
-from fngrad.steps.core import Move, begin, displace, finish
-from fngrad.training import Step, TrainState
-from fngrad.transforms.core import TransformLike, chain
+from fngrad.steps.core import displace
+from fngrad.training import Step, TrainState, begin, finish
+from fngrad.transforms.core import TransformLike, chain, update_and_report
 from fngrad.types import Batch, Hyper, LossFn, Metrics
 
 
@@ -84,8 +85,8 @@ def polyak(
             x.astype(loss.dtype) for x in numerics.fitting_norm(tree.norm, grads)
         )
         length, shrinks = _length(gap, square + floor, most, *measured)
-        updates, opt_state = transform.update(
-            start.grads, state.opt_state, state.params
+        updates, opt_state, told = update_and_report(
+            transform, start.grads, state.opt_state, state.params
         )
         updates = tree.widen(updates)
         for factor in (*shrinks, length):  # their product may not fit
@@ -93,8 +94,8 @@ def polyak(
         for factor in shrinks:
             length = length * factor
         params = displace(state.params, start.learned, updates)
-        move = Move(params, opt_state, updates, start.grads, state.opt_state)
-        return finish(transform, state, start, move, {"step_length": length})
+        move = Move(params, opt_state, updates, told)
+        return finish(state, start, move, {"step_length": length})
 
     return step
 

@@ -10,20 +10,18 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
-from fngrad.steps.core import (
-    Move,
-    Start,
-    begin,
-    displace,
-    find_parts,
-    finish,
-    replace_parts,
-)
+from fngrad.measures import Move, Start
+from fngrad.steps.core import displace, find_parts, replace_parts
 from fngrad.steps.searches import Found, Point, backtrack, strong_wolfe
-from fngrad.training import Step, TrainState
-from fngrad.transforms.core import Transform, TransformLike, chain
+from fngrad.training import Step, TrainState, begin, finish
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    chain,
+    update_and_report,
+)
 from fngrad.transforms.step_length import StepLengthState
-from fngrad.types import Batch, Hyper, LossFn, Metrics, OptState, Updates
+from fngrad.types import Batch, Hyper, LossFn, Metrics, OptState, Reported, Updates
 
 
 class _Rule(NamedTuple):
@@ -126,7 +124,7 @@ def line_search(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
-        direction, opt_state = _direction(transform, start, state)
+        direction, opt_state, told = _direction(transform, start, state)
         unit = _unit(start, direction)
         direction = tree.scale(1 / unit, direction)
 
@@ -144,13 +142,13 @@ def line_search(
         params = displace(state.params, start.learned, updates)
         length = found.a / unit
         opt_state = _remember(opt_state, length)
-        move = Move(params, opt_state, updates, start.grads, state.opt_state)
-        return finish(transform, state, start, move, _told(length, found))
+        move = Move(params, opt_state, updates, _with_kept(told, last))
+        return finish(state, start, move, _of_search(length, found))
 
     return step
 
 
-def _told(length: jax.Array, found: Found) -> Metrics:
+def _of_search(length: jax.Array, found: Found) -> Metrics:
     return {
         "step_length": length,
         "next_loss": found.value,
@@ -158,12 +156,20 @@ def _told(length: jax.Array, found: Found) -> Metrics:
     }
 
 
-def _direction(
-    transform: Transform, start: Start, state: TrainState
-) -> tuple[Updates, OptState]:
-    """Return where to search, at length 1, and the optimizer's next state."""
+def _with_kept(told: Metrics, last: list[jax.Array]) -> Metrics:
+    """Return the reports with the length where the search began for that of 1."""
+    return {
+        name: last[0] if name.endswith("/step_length") and last else value
+        for name, value in told.items()
+    }
+
+
+def _direction(transform: Transform, start: Start, state: TrainState) -> Reported:
+    """Return where to search, at length 1, the optimizer's next state, and reports."""
     unscaled = _remember(state.opt_state, jnp.ones(()))
-    updates, opt_state = transform.update(start.grads, unscaled, state.params)
+    updates, opt_state, told = update_and_report(
+        transform, start.grads, unscaled, state.params
+    )
     updates, grads = tree.widen(updates), tree.widen(start.grads)
     learned = start.learned
     length = tree.norm(tree.keep(learned, updates))
@@ -171,7 +177,8 @@ def _direction(
     ratio = jnp.where(jnp.isfinite(length), numerics.divide(length, steepest), 1)
     unit = _unit(start, updates)
     is_uphill = ~(_slope(start, tree.scale(1 / unit, updates)) <= 0)  # NaN too
-    return tree.where(is_uphill, tree.scale(-ratio, grads), updates), opt_state
+    direction = tree.where(is_uphill, tree.scale(-ratio, grads), updates)
+    return direction, opt_state, told
 
 
 def _slope(start: Start, direction: Updates) -> jax.Array:

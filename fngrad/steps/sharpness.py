@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
-from fngrad.steps.core import Move, begin, displace, finish
-from fngrad.training import Step, TrainState
+from fngrad.steps.core import displace, move_by
+from fngrad.training import Step, TrainState, begin, finish
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Hyper, LossFn, Metrics, Params, Updates
 
@@ -73,11 +73,9 @@ def sam(
             displace(state.params, start.learned, uphill),
             *(start.learned, batch, start.key, state.model_state),
         )
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = displace(state.params, start.learned, updates)
-        move = Move(params, opt_state, updates, grads, state.opt_state)
+        move = move_by(transform, state, start.learned, grads)
         more = {"sharpness": value.loss - start.value.loss}
-        return finish(transform, state, start, move, more)
+        return finish(state, start, move, more)
 
     return step
 

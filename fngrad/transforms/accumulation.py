@@ -1,5 +1,7 @@
 """Many small batches as one large one."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +10,15 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
+    Run,
     Transform,
     TransformLike,
     chain,
     learned_leaves,
     unwrap,
+    update_and_report,
+    update_only,
+    wrapping,
 )
 from fngrad.types import Metrics, OptState, Params, Updates
 
@@ -70,40 +76,40 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         total = tree.wide_zeros_like(learned(params, params))
         return AccumulateState(numerics.first_step(), total, within.init(params))
 
-    def add(updates: Updates, state: AccumulateState, params: Params) -> Updates:
-        return tree.add(state.total, learned(updates, params))
-
     def apply(
-        total: Updates, updates: Updates, state: AccumulateState, params: Params
-    ) -> tuple[Updates, AccumulateState]:
+        run: Run, total: Updates, updates: Updates, state: AccumulateState, params: Any
+    ) -> tuple[Updates, AccumulateState, Metrics]:
         whole = _mean(total, every, updates)
-        new_updates, new = within.update(whole, state.inner, params)
+        made, new, told = run(within, whole, state.inner, params)
         empty = tree.zeros_like(total)
-        return new_updates, AccumulateState(numerics.first_step(), empty, new)
+        return made, AccumulateState(numerics.first_step(), empty, new), told
 
     def wait(
-        total: Updates, updates: Updates, state: AccumulateState, params: Params
-    ) -> tuple[Updates, AccumulateState]:
+        run: Run, total: Updates, updates: Updates, state: AccumulateState, params: Any
+    ) -> tuple[Updates, AccumulateState, Metrics]:
         waiting = AccumulateState(state.mini_step + 1, total, state.inner)
-        return tree.zeros_like(updates), waiting
-
-    def update(
-        updates: Updates, state: AccumulateState, params: Params
-    ) -> tuple[Updates, AccumulateState]:
-        total, is_last = add(updates, state, params), state.mini_step == every - 1
-        return jax.lax.cond(is_last, apply, wait, total, updates, state, params)
-
-    def report(updates: Updates, state: AccumulateState, params: Params) -> Metrics:
-        total = add(updates, state, params)
+        if run is update_only:
+            return tree.zeros_like(updates), waiting, {}
         so_far = _mean(total, state.mini_step + 1, updates)
-        told = within.report(so_far, state.inner, params) if within.report else {}
-        return {"mini_step": state.mini_step, **told}
+        _, _, told = run(within, so_far, state.inner, params)
+        return tree.zeros_like(updates), waiting, told
 
-    return chain(
-        Transform(
-            init, update, name="accumulate", report=report, trainable=within.trainable
-        )
-    )
+    # Made once: called eagerly, new functions would be compiled anew every time.
+    branches: dict[Run, list[Callable[..., Any]]] = {
+        run: [functools.partial(branch, run) for branch in (apply, wait)]
+        for run in (update_only, update_and_report)
+    }
+
+    def advance(
+        run: Run, updates: Updates, state: AccumulateState, params: Params
+    ) -> tuple[Updates, AccumulateState, Metrics]:
+        total = tree.add(state.total, learned(updates, params))
+        given = total, updates, state, params
+        is_last = state.mini_step == every - 1
+        made, new, told = jax.lax.cond(is_last, *branches[run], *given)
+        return made, new, {"mini_step": state.mini_step, **told}
+
+    return chain(wrapping(init, advance, "accumulate", within.trainable))
 
 
 def _mean(total: Updates, count: jax.Array | int, updates: Updates) -> Updates:

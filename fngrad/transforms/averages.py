@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
+    Run,
     Transform,
     TransformLike,
     apply_updates,
     chain,
     learned_leaves,
     unwrap,
+    wrapping,
 )
 from fngrad.transforms.iterates import wide_copy
 from fngrad.transforms.roots import check_decay
@@ -114,10 +116,10 @@ def lookahead(
         slow = wide_copy(tree.keep(learned_leaves(within, params), params))
         return LookaheadState(numerics.first_step(), slow, within.init(params))
 
-    def update(
-        updates: Updates, state: LookaheadState, params: Params
-    ) -> tuple[Updates, LookaheadState]:
-        made, new = within.update(updates, state.inner, params)
+    def advance(
+        run: Run, updates: Updates, state: LookaheadState, params: Params
+    ) -> tuple[Updates, LookaheadState, Metrics]:
+        made, new, told = run(within, updates, state.inner, params)
         learned = learned_leaves(within, params)
         kept, moves = (tree.keep(learned, x) for x in (params, made))
         alpha = numerics.hyper(slow_step_size, state.step)
@@ -132,20 +134,9 @@ def lookahead(
         new_updates = tree.merge(tree.where(syncs, back, moves), made)
         new_slow = tree.where(syncs, slow, state.slow)
         step = numerics.next_step(state.step)
-        return new_updates, LookaheadState(step, new_slow, new)
+        return new_updates, LookaheadState(step, new_slow, new), told
 
-    def report(updates: Updates, state: LookaheadState, params: Params) -> Metrics:
-        return within.report(updates, state.inner, params) if within.report else {}
-
-    return chain(
-        Transform(
-            init,
-            update,
-            name="lookahead",
-            report=report if within.report else None,
-            trainable=within.trainable,
-        )
-    )
+    return chain(wrapping(init, advance, "lookahead", within.trainable))
 
 
 def ema_params(

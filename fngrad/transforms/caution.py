@@ -5,8 +5,15 @@ import jax.numpy as jnp
 
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
-from fngrad.types import Metrics, OptState, Params, Scalar, Updates
+from fngrad.transforms.core import (
+    Run,
+    Transform,
+    TransformLike,
+    chain,
+    unwrap,
+    wrapping,
+)
+from fngrad.types import OptState, Params, Reported, Scalar, Updates
 
 
 def cautious(
@@ -71,24 +78,13 @@ def cautious(
             factor = 1 / jnp.maximum(count / max(u.size, 1), numerics.hyper(min_share))
         return jnp.where(agrees, numerics.scaled(factor, u), jnp.zeros_like(u))
 
-    def update(
-        updates: Updates, state: OptState, params: Params
-    ) -> tuple[Updates, OptState]:
-        made, new_state = within.update(updates, state, params)
-        return leaves.map_leaves(filtered, made, updates), new_state
+    def advance(
+        run: Run, updates: Updates, state: OptState, params: Params
+    ) -> Reported:
+        made, new_state, told = run(within, updates, state, params)
+        return leaves.map_leaves(filtered, made, updates), new_state, told
 
-    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
-        return within.report(updates, state, params) if within.report else {}
-
-    return chain(
-        Transform(
-            within.init,
-            update,
-            name="cautious",
-            report=report if within.report else None,
-            trainable=within.trainable,
-        )
-    )
+    return chain(wrapping(within.init, advance, "cautious", within.trainable))
 
 
 def _agreement(u: jax.Array, g: jax.Array) -> jax.Array:

@@ -20,8 +20,8 @@ import numpy as np
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
-from fngrad.types import Metrics, Params, Scalar, Updates
+from fngrad.transforms.core import Transform, chain, telling
+from fngrad.types import Params, Reported, Scalar, Updates
 
 
 def clip(max_delta: Scalar) -> Transform:
@@ -103,20 +103,15 @@ def clip_by_global_norm(max_norm: Scalar) -> Transform:
     """
     numerics.check_number("max_norm", max_norm, low=0.0)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        measured = numerics.fitting_norm(tree.norm, updates)
+    def report(updates: Updates, state: tuple, params: Params) -> Reported:
+        fitting, rate = numerics.fitting_norm(tree.norm, updates)
         bound = numerics.hyper(max_norm)
-        shrunk = jax.tree.map(lambda u: shrink_onto(bound, u, *measured), updates)
-        return shrunk, state
+        shrunk = jax.tree.map(lambda u: shrink_onto(bound, u, fitting, rate), updates)
+        norm = fitting / rate  # infinite where it does not fit
+        after = jnp.minimum(norm, bound.astype(norm.dtype))
+        return shrunk, state, {"norm_before": norm, "norm_after": after}
 
-    def report(updates: Updates, state: tuple, params: Params) -> Metrics:
-        norm = tree.norm(updates)
-        after = jnp.minimum(norm, numerics.hyper(max_norm).astype(norm.dtype))
-        return {"norm_before": norm, "norm_after": after}
-
-    return chain(
-        Transform(lambda params: (), update, name="clip_by_global_norm", report=report)
-    )
+    return chain(telling(lambda params: (), report, "clip_by_global_norm"))
 
 
 def adaptive_clip(

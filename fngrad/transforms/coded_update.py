@@ -17,8 +17,7 @@ from jax.core import Tracer
 import fngrad.codes as codes
 import fngrad.slicing as slicing
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform
-from fngrad.types import OptState, Params, Updates
+from fngrad.types import OptState, Params, Reported, Updates
 
 
 def is_coded(x: Any) -> bool:
@@ -34,16 +33,17 @@ def decode(state: Any) -> Any:
 
 
 def update_coded(
-    transform: Transform,
+    run: Callable[[Updates, OptState, Params], Reported],
     updates: Updates,
     state: OptState,
     params: Params,
     step: jax.Array,
-) -> tuple[Updates, OptState]:
-    """Return the transform's update from a state with codes, and the next one.
+) -> Reported:
+    """Return an update made from a state with codes, the next state, and the metrics.
 
     Args:
-        transform: takes and gives states without codes.
+        run: ``(updates, state, params) -> (updates, state, metrics)``, the transform's
+            update, which takes and gives states without codes.
         updates: what it is given, with ``params``.
         state: its state with a `fngrad.codes.Coded` in place of some arrays; the new
             state has them in the same places.
@@ -53,21 +53,22 @@ def update_coded(
     old, structure = jax.tree.flatten(state, is_leaf=is_coded)
 
     def flat(updates: Updates, moments: list[Any], params: Params) -> Any:
-        updates, new = transform.update(updates, structure.unflatten(moments), params)
-        return updates, structure.flatten_up_to(new)
+        updates, new, told = run(updates, structure.unflatten(moments), params)
+        return updates, structure.flatten_up_to(new), told
 
     abstract = jax.eval_shape(decode, old)
     program, result = slicing.trace(flat, updates, abstract, params)
     given = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
     values = dict(zip(program.inputs, given, strict=True)) | program.constants
-    count = len(program.outputs) - len(old)
-    heads, new = program.outputs[:count], program.outputs[count:]
+    count = len(jax.tree.leaves(updates))
+    heads, rest = program.outputs[:count], program.outputs[count:]
+    new, metrics = rest[: len(old)], rest[len(old) :]
     encoders = {
         variable: functools.partial(_encode, leaf, step, stream)
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
         if is_coded(leaf)
     }
-    asked_for = set(filter(slicing.is_variable, heads))
+    asked_for = set(filter(slicing.is_variable, heads + metrics))
     encoded: dict[Any, codes.Coded] = {}
     for piece in slicing.slices(program):
         as_arrays = piece.passed_on | asked_for
@@ -84,9 +85,11 @@ def update_coded(
         return given if given is before else encoders[variable](decode(given))
 
     moments = list(map(kept, new, old))
-    made = [decode(slicing.read(values, v)) for v in heads]
-    updates, _ = result.unflatten([*made, *moments])
-    return updates, structure.unflatten(moments)
+    made, told = (
+        [decode(slicing.read(values, v)) for v in some] for some in (heads, metrics)
+    )
+    updates, _, told = result.unflatten([*made, *moments, *told])
+    return updates, structure.unflatten(moments), told
 
 
 def _encode(

@@ -16,7 +16,7 @@ a clip in front, nesting a chain or replacing a float by a schedule moves no lea
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,27 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.signatures import name_of
-from fngrad.types import Metrics, OptState, Params, Path, Tree, Updates
+from fngrad.transforms.chain_inputs import check_params, check_updates, enter
+from fngrad.types import Metrics, OptState, Params, Path, Reported, Tree, Updates
 
 
 class Transform(NamedTuple):
     """A pair of pure functions that turns gradients into updates.
 
-    Users write the first two fields; `chain` and the wrappers fill in the rest.
+    Users write the first two fields; `chain` and the wrappers fill in the rest. A part
+    with something to tell is made of its *report* (see `telling`): the update that also
+    returns scalars by name. A part without one is updated and tells nothing.
     """
 
     init: Callable[[Params], OptState]
     update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
     name: str = ""  # keys the state and the report in a chain
     parts: tuple["Transform", ...] = ()  # what makes a chain flat
-    report: Callable[[Updates, OptState, Params], Metrics] | None = None  # as update
+    report: Callable[..., Reported] | None = None  # the update that also tells
     trainable: Callable[[Path, Any], bool] | None = None  # None: every leaf
+
+
+Run: TypeAlias = Callable[[Transform, Updates, OptState, Params], Reported]
 
 
 class TransformLike(Protocol):
@@ -61,14 +67,16 @@ def chain(*transforms: TransformLike) -> Transform:
     Returns:
         A transform whose state is a dict keyed by part name. ``init`` works on
         abstract parameters and never aliases them. ``update`` takes gradients of any
-        float dtype and returns updates in the parameters' dtypes.
+        float dtype and returns updates in the parameters' dtypes; ``report`` returns
+        what the parts tell, too.
 
     Raises:
         TypeError: an argument has no ``init`` and ``update``; at ``init``, a
             trainable leaf is no float or complex array; at ``update``, a gradient is
             none, or there are no parameters.
         ValueError: at ``init``, two stateful parts share a name, or there are no
-            parameters; at ``update``, the trees do not fit.
+            parameters; at ``update``, the trees do not fit; at ``report``, two metrics
+            have one name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,7 +92,7 @@ def chain(*transforms: TransformLike) -> Transform:
     inner = compose(parts)
 
     def init(params: Params) -> OptState:
-        _check_params(params, inner.trainable)
+        check_params(params, inner.trainable)
         return inner.init(params)
 
     @functools.lru_cache(maxsize=8)
@@ -93,7 +101,7 @@ def chain(*transforms: TransformLike) -> Transform:
         return jax.eval_shape(inner.init, jax.tree.unflatten(structure, params))
 
     def check(updates: Updates, state: OptState, params: Params) -> None:
-        _check_updates(updates, params)
+        check_updates(updates, params)
         leaves, structure = jax.tree.flatten(params)
         avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         expected = expected_state(structure, avals, jnp.result_type(float))
@@ -104,25 +112,15 @@ def chain(*transforms: TransformLike) -> Transform:
                 f"{difference}"
             )
 
-    def update(
-        updates: Updates, state: OptState, params: Params = None
-    ) -> tuple[Updates, OptState]:
+    def advance(
+        run: Run, updates: Updates, state: OptState, params: Params
+    ) -> Reported:
         check(updates, state, params)
-        updates, state = inner.update(_enter(updates, params), state, params)
-        return tree.cast_like(updates, params), state
+        updates, state, told = run(inner, enter(updates, params), state, params)
+        return tree.cast_like(updates, params), state, told
 
-    def report_all(updates: Updates, state: OptState, params: Params) -> Metrics:
-        check(updates, state, params)
-        wide = _enter(updates, params)
-        return inner.report(wide, state, params) if inner.report else {}
-
-    return Transform(
-        init,
-        update,
-        parts=parts or (_IDENTITY,),
-        report=report_all if inner.report else None,
-        trainable=inner.trainable,
-    )
+    made = wrapping(init, advance, trainable=inner.trainable)
+    return made._replace(parts=parts or (_IDENTITY,))
 
 
 def identity() -> Transform:
@@ -154,7 +152,9 @@ def named(name: str, transform: TransformLike) -> Transform:
 def report(
     transform: TransformLike, updates: Updates, state: OptState, params: Params
 ) -> Metrics:
-    """Return what a transform reports of the update it would make.
+    """Return what a transform tells of the update that it would make.
+
+    ``optimizer.report(updates, state, params)`` gives the update too, in one pass.
 
     Args:
         transform: any transform; what has nothing to tell gives an empty dict.
@@ -173,48 +173,104 @@ def report(
         >>> print(fg.report(optimizer, params, optimizer.init(params), params))
         {'scale_by_learning_rate/learning_rate': Array(0.5, dtype=float32)}
     """
-    reporting = chain(transform).report
-    return reporting(updates, state, params) if reporting else {}
+    return update_and_report(chain(transform), updates, state, params)[2]
+
+
+def telling(
+    init: Callable[[Params], OptState], report: Callable[..., Reported], name: str
+) -> Transform:
+    """Make a part of its report; its update is the report without the metrics.
+
+    Args:
+        init: as of any transform.
+        report: ``(updates, state, params) -> (updates, state, metrics)``, the metrics
+            scalars by name.
+        name: keys its state and its metrics.
+    """
+
+    def update(
+        updates: Updates, state: OptState, params: Params
+    ) -> tuple[Updates, OptState]:
+        updates, state, _ = report(updates, state, params)
+        return updates, state
+
+    return Transform(init, update, name, report=report)
+
+
+def wrapping(
+    init: Callable[[Params], OptState],
+    advance: Callable[..., Reported],
+    name: str = "",
+    trainable: Callable[[Path, Any], bool] | None = None,
+) -> Transform:
+    """Make a transform of others, which are updated in it, and tell if it does.
+
+    Args:
+        init: as of any transform.
+        advance: ``(run, updates, state, params) -> (updates, state, metrics)``; it
+            updates what is wrapped by ``run(part, updates, state, params)``, which is
+            `update_only` in an update and `update_and_report` in a report.
+        name: keys its state and its metrics.
+        trainable: which leaves are differentiated; ``None`` means all.
+    """
+
+    def update(
+        updates: Updates, state: OptState, params: Params = None
+    ) -> tuple[Updates, OptState]:
+        updates, state, _ = advance(update_only, updates, state, params)
+        return updates, state
+
+    report = functools.partial(advance, update_and_report)
+    return Transform(init, update, name, report=report, trainable=trainable)
+
+
+def update_only(
+    part: Transform, updates: Updates, state: OptState, params: Params
+) -> Reported:
+    """Update a part; tell nothing."""
+    return (*part.update(updates, state, params), {})
+
+
+def update_and_report(
+    part: Transform, updates: Updates, state: OptState, params: Params
+) -> Reported:
+    """Update a part, and return what it tells of that; without a report, nothing.
+
+    Raises:
+        TypeError: its report gives something else.
+    """
+    if part.report is None:
+        return update_only(part, updates, state, params)
+    made = part.report(updates, state, params)
+    if not isinstance(made, tuple) or len(made) != 3:
+        raise TypeError(
+            "need (updates, state, metrics) from a report, the update that also tells, "
+            f"got {type(made).__name__} from {part.name}"
+        )
+    return made
 
 
 def compose(parts: tuple[Transform, ...]) -> Transform:
-    """Apply parts in order, without the checks and casts of `chain`.
-
-    Wrappers use it for what they wrap: inside a chain everything is wide already.
-    """
+    """Apply parts in order, without the checks and casts of `chain`, for wrappers."""
 
     def init(params: Params) -> OptState:
         states = [(part.name, part.init(params)) for part in parts]
         _check_names(states)
         return {name: state for name, state in states if not _is_stateless(state)}
 
-    def update(
-        updates: Updates, state: OptState, params: Params
-    ) -> tuple[Updates, OptState]:
-        new_state = {}
+    def advance(
+        run: Run, updates: Updates, state: OptState, params: Params
+    ) -> Reported:
+        new_state, reports = {}, {}
         for part in parts:
             old = state.get(part.name, ())
-            updates, new = part.update(updates, old, params)
+            updates, new, told = run(part, updates, old, params)
             if part.name in state:
                 new_state[part.name] = new
-        return updates, new_state
+            merge_report(reports, part.name, told)
+        return updates, new_state, reports
 
-    def report_all(updates: Updates, state: OptState, params: Params) -> Metrics:
-        reports: Metrics = {}
-        for part in parts:
-            old = state.get(part.name, ())
-            if part.report:
-                merge_report(reports, part.name, part.report(updates, old, params))
-            updates, _ = part.update(updates, old, params)
-        return reports
-
-    has_report = any(part.report for part in parts)
-    return Transform(
-        init,
-        update,
-        report=report_all if has_report else None,
-        trainable=_all_trainable(parts),
-    )
+    return wrapping(init, advance, trainable=_all_trainable(parts))
 
 
 def merge_report(reports: Metrics, name: str, more: Metrics) -> None:
@@ -331,61 +387,6 @@ def _all_trainable(
     if not predicates:
         return None
     return lambda path, leaf: all(predicate(path, leaf) for predicate in predicates)
-
-
-def _enter(updates: Updates, params: Params) -> Updates:
-    def enter(update: Any, param: Any) -> jax.Array:
-        if getattr(update, "dtype", None) == jax.dtypes.float0:  # of an integer leaf
-            return jnp.zeros_like(param)
-        return jnp.asarray(update, tree.wide_dtype(param.dtype))
-
-    return jax.tree.map(enter, updates, params)
-
-
-def _check_params(
-    params: Params, trainable: Callable[[Path, Any], bool] | None
-) -> None:
-    leaves = tree.leaf_paths(params)
-    if not leaves:
-        raise ValueError("need parameters with at least one leaf, got an empty tree")
-    for path, leaf in leaves.items():
-        if not hasattr(leaf, "dtype"):
-            raise TypeError(
-                f"need arrays as parameters, got {type(leaf).__name__} at {path!r}; "
-                "jnp.asarray makes one of a number, and "
-                "params, rebuild = fngrad.split(model) separates arrays from the rest"
-            )
-        numerics.check_unmasked(f"parameters at {path!r}", leaf)
-        is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        if not is_float and (trainable is None or trainable(path, leaf)):
-            raise TypeError(
-                f"need float or complex parameters, got {leaf.dtype} at {path!r}; "
-                "freeze() it in a partition, or keep it out of the parameters"
-            )
-
-
-def _check_updates(updates: Updates, params: Params) -> None:
-    if params is None:
-        raise TypeError(
-            "need the parameters in every update, got none: "
-            "optimizer.update(grads, state, params)"
-        )
-    difference = tree.mismatch(params, updates, dtypes=False)
-    if difference:
-        raise ValueError(f"need gradients shaped like the parameters: {difference}")
-    gradients = tree.leaf_paths(updates)
-    for path, param in tree.leaf_paths(params).items():
-        numerics.check_unmasked(f"gradients at {path!r}", gradients[path])
-        dtype = getattr(gradients[path], "dtype", jnp.bool_)
-        is_float = jnp.issubdtype(dtype, jnp.inexact)
-        if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
-            kind = getattr(gradients[path], "dtype", type(gradients[path]).__name__)
-            raise TypeError(f"need a float array as gradient, got {kind} at {path!r}")
-        is_complex = is_float and jnp.issubdtype(dtype, jnp.complexfloating)
-        if is_complex and not jnp.issubdtype(param.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"need a real gradient for a real parameter, got {dtype} at {path!r}"
-            )
 
 
 def _add_in_wider_dtype(param: Any, update: Any) -> Any:

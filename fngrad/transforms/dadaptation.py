@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.estimates import (
     adam_correction,
     check_adam,
@@ -83,17 +83,13 @@ def scale_by_dadapt_adam(
         step = numerics.first_step()
         return ScaleByDadaptAdamState(step, scalar(estim_lr0), scalar(0.0), *zeros)
 
-    def step_size(state: ScaleByDadaptAdamState) -> jax.Array:
-        rate = state.d * numerics.hyper(learning_rate, state.step)
-        b1, b2 = (numerics.hyper(b, state.step) for b in betas)
-        correction = adam_correction(b1, b2, state.step)
-        return rate * correction if use_bias_correction else rate
-
-    def update(
+    def report(
         updates: Updates, state: ScaleByDadaptAdamState, params: Params
-    ) -> tuple[Updates, ScaleByDadaptAdamState]:
-        rate = step_size(state)
+    ) -> tuple[Updates, ScaleByDadaptAdamState, Metrics]:
         b1, b2 = (numerics.hyper(b, state.step) for b in betas)
+        rate = state.d * numerics.hyper(learning_rate, state.step)
+        if use_bias_correction:
+            rate = rate * adam_correction(b1, b2, state.step)
         growth, eps_t = (numerics.hyper(h, state.step) for h in (growth_rate, eps))
         updates = squarable(updates)
         scaled = tree.scale(rate, updates)
@@ -104,14 +100,10 @@ def scale_by_dadapt_adam(
         decay = rate * numerics.hyper(weight_decay, state.step)
         step = numerics.next_step(state.step)
         new_state = ScaleByDadaptAdamState(step, d, numerator, mu, nu, grad_sum)
-        return add_weights(direction, params, decay, mask), new_state
+        new_updates = add_weights(direction, params, decay, mask)
+        return new_updates, new_state, {"d": state.d, "learning_rate": rate}
 
-    def report(
-        updates: Updates, state: ScaleByDadaptAdamState, params: Params
-    ) -> Metrics:
-        return {"d": state.d, "learning_rate": step_size(state)}
-
-    return chain(Transform(init, update, name="scale_by_dadapt_adam", report=report))
+    return chain(telling(init, report, "scale_by_dadapt_adam"))
 
 
 def _advance(
@@ -158,19 +150,16 @@ def scale_by_dadapt_sgd(
         sums, start = tree.wide_zeros_like(params), wide_copy(params)
         return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
 
-    def measure(updates: Updates, state: ScaleByDadaptSgdState) -> _Measured:
-        rate = state.d * numerics.hyper(learning_rate, state.step)
-        return _measure(updates, rate, state.first_norm)
-
-    def update(
+    def report(
         updates: Updates, state: ScaleByDadaptSgdState, params: Params
-    ) -> tuple[Updates, ScaleByDadaptSgdState]:
-        updates, rate, first_norm, _ = measure(updates, state)
+    ) -> tuple[Updates, ScaleByDadaptSgdState, Metrics]:
+        rate = state.d * numerics.hyper(learning_rate, state.step)
+        updates, rate, first_norm, unit = _measure(updates, rate, state.first_norm)
         product = inner_product(updates, state.grad_sum, like=rate)
         numerator = _if_finite(state.numerator + rate * product, state.numerator)
         grad_sum = tree.add(state.grad_sum, tree.scale(rate, updates))
-        norm = tree.norm(grad_sum).astype(rate.dtype)
-        bound = _if_finite(numerics.divide(2 * numerator, norm), state.d)
+        length = tree.norm(grad_sum).astype(rate.dtype)
+        bound = _if_finite(numerics.divide(2 * numerator, length), state.d)
         limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
         z = tree.sub(state.params0, grad_sum)
         towards = 1 - numerics.hyper(momentum, state.step)
@@ -182,15 +171,11 @@ def scale_by_dadapt_sgd(
             grad_sum,
             state.params0,
         )
-        return tree.scale(towards, difference(params, z)), new_state
+        new_updates = tree.scale(towards, difference(params, z))
+        told = {"d": state.d, "learning_rate": rate / unit}
+        return new_updates, new_state, told
 
-    def report(
-        updates: Updates, state: ScaleByDadaptSgdState, params: Params
-    ) -> Metrics:
-        seen = measure(updates, state)
-        return {"d": state.d, "learning_rate": seen.rate / seen.unit}
-
-    return chain(Transform(init, update, name="scale_by_dadapt_sgd", report=report))
+    return chain(telling(init, report, "scale_by_dadapt_sgd"))
 
 
 class _Measured(NamedTuple):

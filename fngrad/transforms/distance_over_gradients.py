@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.iterates import difference, wide_copy
 from fngrad.transforms.roots import divide_by_root, shrink
 from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
@@ -85,21 +85,19 @@ def scale_by_dog(
         trees = params, updates, state.params0, state.max_distance, state.sum_of_squares
         return over_blocks(of_block, *trees, outputs=4)
 
-    def update(
+    def report(
         updates: Updates, state: ScaleByDogState, params: Params
-    ) -> tuple[Updates, ScaleByDogState]:
+    ) -> tuple[Updates, ScaleByDogState, Metrics]:
         farthest, squares, sizes, factors = advance(state, updates, params)
         fitting = over_blocks(lambda g, x: tree.scale(x, g), updates, factors)
         new_updates = over_blocks(lambda g, x: tree.scale(x, g), fitting, sizes)
-        step = numerics.next_step(state.step)
-        return new_updates, ScaleByDogState(step, farthest, squares, state.params0)
-
-    def report(updates: Updates, state: ScaleByDogState, params: Params) -> Metrics:
-        farthest, _, sizes, factors = advance(state, updates, params)
         sizes = jax.tree.map(jnp.multiply, sizes, factors)
-        return {"distance": _largest(farthest), "step_size": _largest(sizes)}
+        step = numerics.next_step(state.step)
+        new_state = ScaleByDogState(step, farthest, squares, state.params0)
+        told = {"distance": _largest(farthest), "step_size": _largest(sizes)}
+        return new_updates, new_state, told
 
-    return chain(Transform(init, update, name="scale_by_dog", report=report))
+    return chain(telling(init, report, "scale_by_dog"))
 
 
 def _first_distance(init_step: InitStep, start: Params) -> jax.Array:

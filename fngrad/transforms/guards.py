@@ -7,7 +7,15 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.core import (
+    Run,
+    Transform,
+    TransformLike,
+    chain,
+    unwrap,
+    update_and_report,
+    wrapping,
+)
 from fngrad.types import Metrics, OptState, Params, Updates
 
 
@@ -57,51 +65,46 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
             numerics.first_step(), numerics.first_step(), within.init(params)
         )
 
-    def update(
-        updates: Updates, state: SkipNonfiniteState, params: Params
-    ) -> tuple[Updates, SkipNonfiniteState]:
-        return _attempt(within, updates, state, params)
+    def of_what_came(_: Metrics, *given: Any) -> Metrics:
+        """Return the reports of a gradient that is skipped, as it came."""
+        return jax.lax.stop_gradient(update_and_report(within, *given)[2])
 
-    def report(updates: Updates, state: SkipNonfiniteState, params: Params) -> Metrics:
-        _, new = _attempt(within, updates, state, params)
+    def advance(
+        run: Run, updates: Updates, state: SkipNonfiniteState, params: Params
+    ) -> tuple[Updates, SkipNonfiniteState, Metrics]:
+        arrives = _all(jax.tree.map(_is_finite, updates))
+        zeros = tree.zeros_like(updates)
+        # Not finite times zero is NaN in derivatives through the branch not taken.
+        safe = tree.where(arrives, updates, zeros)
+        made, new, told = run(within, safe, state.inner, params)
+        departs = _all(jax.tree.map(_is_finite, made))
+        is_sound = arrives & departs & tree.stays_finite(state.inner, new)
+        taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
+        new_state = tree.where(is_sound, taken, _skipped(state))
+
+        if told:
+            given = told, updates, state.inner, params
+            told = jax.lax.cond(arrives, _as_told, of_what_came, *given)
         reports: Metrics = {
-            "consecutive": new.consecutive,
-            "total": new.total,
-            "gave_up": (new.consecutive > max_consecutive).astype(jnp.int32),
+            "consecutive": new_state.consecutive,
+            "total": new_state.total,
+            "gave_up": (new_state.consecutive > max_consecutive).astype(jnp.int32),
         }
-        if within.report:
-            reports |= within.report(updates, state.inner, params)
-        return reports
+        return tree.where(is_sound, made, zeros), new_state, reports | told
 
-    return chain(
-        Transform(
-            init,
-            update,
-            name="skip_nonfinite",
-            report=report,
-            trainable=within.trainable,
-        )
-    )
+    return chain(wrapping(init, advance, "skip_nonfinite", within.trainable))
 
 
-def _attempt(
-    within: Transform, updates: Updates, state: SkipNonfiniteState, params: Params
-) -> tuple[Updates, SkipNonfiniteState]:
-    """Make the step, and take it if all is finite."""
-    arrives = _all(jax.tree.map(_is_finite, updates))
-    zeros = tree.zeros_like(updates)
-    # Not finite times zero is NaN in derivatives through the branch not taken.
-    safe = tree.where(arrives, updates, zeros)
-    made, new = within.update(safe, state.inner, params)
-    departs = _all(jax.tree.map(_is_finite, made))
-    is_sound = arrives & departs & tree.stays_finite(state.inner, new)
-    taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
-    skipped = SkipNonfiniteState(
+def _as_told(told: Metrics, *_: Any) -> Metrics:
+    return told
+
+
+def _skipped(state: SkipNonfiniteState) -> SkipNonfiniteState:
+    return SkipNonfiniteState(
         numerics.next_step(state.consecutive),
         numerics.next_step(state.total),
         state.inner,
     )
-    return tree.where(is_sound, made, zeros), tree.where(is_sound, taken, skipped)
 
 
 def _is_finite(x: jax.Array) -> jax.Array:

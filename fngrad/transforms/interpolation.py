@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
+    Run,
     Transform,
     TransformLike,
     chain,
     learned_leaves,
     unwrap,
+    wrapping,
 )
 from fngrad.transforms.iterates import difference, wide_copy
 from fngrad.transforms.roots import check_decay
@@ -96,36 +98,26 @@ def schedule_free(
         step = numerics.first_step()
         return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
 
-    def weigh(state: ScheduleFreeState) -> tuple[jax.Array, jax.Array]:
+    def advance(
+        run: Run, updates: Updates, state: ScheduleFreeState, params: Params
+    ) -> tuple[Updates, ScheduleFreeState, Metrics]:
+        steps, inner_state, told = run(bare, updates, state.inner, params)
         rate = numerics.hyper(learning_rate, state.step)
         highest = jnp.maximum(state.max_learning_rate, rate)
         weight = _power(highest, numerics.hyper(weight_lr_power, state.step))
-        return highest, weight
-
-    def update(
-        updates: Updates, state: ScheduleFreeState, params: Params
-    ) -> tuple[Updates, ScheduleFreeState]:
-        steps, inner_state = bare.update(updates, state.inner, params)
-        highest, weight = weigh(state)
         weight_sum = state.weight_sum + weight
+        share = numerics.divide(weight, weight_sum)
         learned = learned_leaves(bare, params)
         z = tree.add(state.z, tree.keep(learned, steps))
-        x = tree.lerp(state.x, z, numerics.divide(weight, weight_sum))
+        x = tree.lerp(state.x, z, share)
         y = tree.average(numerics.hyper(b1, state.step), x, z)
         moves = difference(y, tree.keep(learned, params))
         step = numerics.next_step(state.step)
         new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
-        return tree.merge(moves, tree.zeros_like(updates)), new_state
+        new_updates = tree.merge(moves, tree.zeros_like(updates))
+        return new_updates, new_state, {"averaging_weight": share} | told
 
-    def report(updates: Updates, state: ScheduleFreeState, params: Params) -> Metrics:
-        _, weight = weigh(state)
-        share = numerics.divide(weight, state.weight_sum + weight)
-        inner_report = bare.report or (lambda *_: {})
-        others = inner_report(updates, state.inner, params)
-        return {"averaging_weight": share} | others
-
-    part = Transform(init, update, name="schedule_free", report=report)
-    return chain(part._replace(trainable=bare.trainable))
+    return chain(wrapping(init, advance, "schedule_free", bare.trainable))
 
 
 def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:

@@ -20,9 +20,11 @@ from fngrad.transforms.core import (
     chain,
     identity,
     named,
+    report,
+    update_and_report,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Metrics, OptState, Params, Updates
+from fngrad.types import OptState, Params, Updates
 
 ROUNDING = 1e-5  # of float32, where a compiler may reorder and fuse
 STEPS = 3
@@ -54,7 +56,8 @@ def check_transform(transform: TransformLike, params: Params | None = None) -> N
     - `identity` is the unit of `chain`, and chaining is associative.
     - bfloat16 and float16 parameters get the float32 updates, rounded.
     - Zero gradients give finite updates.
-    - A report holds scalars.
+    - ``report`` is the update that also tells: its updates and state are those of
+      ``update``; what it tells are scalars.
 
     Args:
         transform: a transform, or any object with ``init`` and ``update``.
@@ -218,12 +221,17 @@ def _check_zero_gradients(subject: _Subject) -> None:
 
 
 def _check_report(subject: _Subject) -> None:
-    if subject.chained.report is None:
-        return
     state = subject.chained.init(subject.params)
-    gradient = subject.gradients[0]
-    report: Metrics = subject.chained.report(gradient, state, subject.params)
-    for name, value in report.items():
+    for gradient, want in zip(subject.gradients, subject.eager, strict=True):
+        *got, _ = update_and_report(subject.chained, gradient, state, subject.params)
+        _require_same(want, tuple(got), 0.0)
+        _, state = want
+
+
+def _check_metrics(subject: _Subject) -> None:
+    state = subject.chained.init(subject.params)
+    told = report(subject.chained, subject.gradients[0], state, subject.params)
+    for name, value in told.items():
         if jnp.shape(value) != ():
             raise ValueError(f"need scalars, got shape {jnp.shape(value)} at {name!r}")
 
@@ -238,7 +246,8 @@ LAWS: dict[str, Callable[[_Subject], None]] = {
     "chain is associative": _check_associativity,
     "low precision is float32, rounded": _check_low_precision,
     "zero gradients give finite updates": _check_zero_gradients,
-    "a report holds scalars": _check_report,
+    "report is the update that also tells": _check_report,
+    "a report holds scalars": _check_metrics,
 }
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.roots import full_moment, squarable
 from fngrad.types import Hyper, Metrics, Params, Updates
 
@@ -66,19 +66,19 @@ def scale_by_madgrad(
         squares = full_moment(params, 0.0)
         return ScaleByMadgradState(numerics.first_step(), start, weighted_sum, squares)
 
-    def update(
+    def report(
         updates: Updates, state: ScaleByMadgradState, params: Params
-    ) -> tuple[Updates, ScaleByMadgradState]:
+    ) -> tuple[Updates, ScaleByMadgradState, Metrics]:
         step, wide = state.step, tree.widen(params)
         added = numerics.hyper(eps, step)
-        rate = numerics.hyper(learning_rate, step) + added
-        rate = rate * jnp.sqrt(step.astype(rate.dtype) + 1)
+        rate = numerics.hyper(learning_rate, step)
+        weight = (rate + added) * jnp.sqrt(step.astype(rate.dtype) + 1)
         share = 1 - numerics.hyper(momentum, step)
         start = tree.where(step == 0, wide, state.start)
         updates = squarable(updates)
-        weighted_sum = tree.add(state.weighted_sum, tree.scale(rate, updates))
+        weighted_sum = tree.add(state.weighted_sum, tree.scale(weight, updates))
         squares = jax.tree.map(tree.abs_square, updates)
-        squares = tree.add(state.sum_of_squares, tree.scale(rate, squares))
+        squares = tree.add(state.sum_of_squares, tree.scale(weight, squares))
         squares = jax.tree.map(numerics.saturated, squares, updates)
 
         def advance(
@@ -92,12 +92,10 @@ def scale_by_madgrad(
 
         new_updates = jax.tree.map(advance, start, wide, weighted_sum, squares)
         step = numerics.next_step(step)
-        return new_updates, ScaleByMadgradState(step, start, weighted_sum, squares)
+        new_state = ScaleByMadgradState(step, start, weighted_sum, squares)
+        return new_updates, new_state, {"learning_rate": rate}
 
-    def report(updates: Updates, state: ScaleByMadgradState, params: Params) -> Metrics:
-        return {"learning_rate": numerics.hyper(learning_rate, state.step)}
-
-    return chain(Transform(init, update, name="scale_by_madgrad", report=report))
+    return chain(telling(init, report, "scale_by_madgrad"))
 
 
 def _cube_root(x: jax.Array) -> jax.Array:

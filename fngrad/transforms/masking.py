@@ -13,13 +13,15 @@ import jax
 
 import fngrad.tree as tree
 from fngrad.transforms.core import (
+    Run,
     Transform,
     TransformLike,
     chain,
     merge_report,
     unwrap,
+    wrapping,
 )
-from fngrad.types import Metrics, OptState, Params, Path, Selector, Updates
+from fngrad.types import OptState, Params, Path, Reported, Selector, Updates
 
 
 def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
@@ -125,35 +127,22 @@ def _grouped(
         masks = _masks(groups, params)
         return {g.key: g.inner.init(tree.keep(masks[g.key], params)) for g in groups}
 
-    def update(
-        updates: Updates, state: OptState, params: Params
-    ) -> tuple[Updates, OptState]:
-        merged, new_state = jax.tree.map(lambda x: None, params), {}
+    def advance(
+        run: Run, updates: Updates, state: OptState, params: Params
+    ) -> Reported:
+        merged, new_state, reports = jax.tree.map(lambda x: None, params), {}, {}
         for group, members in _members(groups, updates, state, params):
-            part, new_state[group.key] = group.inner.update(*members)
+            part, new_state[group.key], told = run(group.inner, *members)
             merged = tree.merge(merged, part)
-        return merged, new_state
-
-    def report(updates: Updates, state: OptState, params: Params) -> Metrics:
-        reports: Metrics = {}
-        for group, members in _members(groups, updates, state, params):
-            if group.inner.report:
-                merge_report(reports, group.key, group.inner.report(*members))
-        return reports
+            merge_report(reports, group.key, told)
+        return merged, new_state, reports
 
     def trainable(path: Path, leaf: Any) -> bool:
         rule = _group_of(groups, path, leaf).inner.trainable
         return rule is None or rule(path, leaf)
 
-    has_report = any(group.inner.report for group in groups)
     has_trainable = any(group.inner.trainable for group in groups)
-    part = Transform(init, update, name=name)
-    return chain(
-        part._replace(
-            report=report if has_report else None,
-            trainable=trainable if has_trainable else None,
-        )
-    )
+    return chain(wrapping(init, advance, name, trainable if has_trainable else None))
 
 
 def _group_of(groups: list[_Group], path: Path, leaf: Any) -> _Group:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.directions import Mode, check_mode
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
 
 
@@ -138,19 +138,14 @@ def reduce_on_plateau(
         is_due = state.observations >= accumulation_size
         return tree.where(is_due, digest(state), state)
 
-    def update(
-        updates: Updates, state: ReduceOnPlateauState, params: Params
-    ) -> tuple[Updates, ReduceOnPlateauState]:
-        state = advance(state)
-        new_state = state._replace(step=numerics.next_step(state.step))
-        return tree.scale(state.scale, updates), new_state
-
     def report(
         updates: Updates, state: ReduceOnPlateauState, params: Params
-    ) -> Metrics:
-        return {"scale": advance(state).scale}
+    ) -> tuple[Updates, ReduceOnPlateauState, Metrics]:
+        state = advance(state)
+        new_state = state._replace(step=numerics.next_step(state.step))
+        return tree.scale(state.scale, updates), new_state, {"scale": state.scale}
 
-    return chain(Transform(init, update, name="reduce_on_plateau", report=report))
+    return chain(telling(init, report, "reduce_on_plateau"))
 
 
 def add_observation(state: ReduceOnPlateauState, value: Scalar) -> ReduceOnPlateauState:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.estimates import (
     adam_correction,
     check_adam,
@@ -117,9 +117,9 @@ def scale_by_prodigy(
         step, params0 = numerics.first_step(), wide_copy(params)
         return ScaleByProdigyState(step, start, mu, nu, params0)
 
-    def update(
+    def report(
         updates: Updates, state: ScaleByProdigyState, params: Params
-    ) -> tuple[Updates, ScaleByProdigyState]:
+    ) -> tuple[Updates, ScaleByProdigyState, Metrics]:
         updates = squarable(updates)
         now = values(state)
         travelled = difference(state.params0, params)
@@ -131,12 +131,11 @@ def scale_by_prodigy(
         steps = tree.scale(now.step_size, direction)
         new_updates = add_weights(steps, params, now.decay, mask)
         step = numerics.next_step(state.step)
-        return new_updates, ScaleByProdigyState(step, estimate, mu, nu, state.params0)
+        new_state = ScaleByProdigyState(step, estimate, mu, nu, state.params0)
+        told = {"d": state.estimate.d, "learning_rate": now.step_size}
+        return new_updates, new_state, told
 
-    def report(updates: Updates, state: ScaleByProdigyState, params: Params) -> Metrics:
-        return {"d": state.estimate.d, "learning_rate": values(state).step_size}
-
-    return chain(Transform(init, update, name="scale_by_prodigy", report=report))
+    return chain(telling(init, report, "scale_by_prodigy"))
 
 
 def _advance(

@@ -1,5 +1,6 @@
 """Moments kept in 8 or 4 bits."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,14 @@ import fngrad.codes as codes
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.coded_update import decode, is_coded, update_coded
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.core import (
+    Run,
+    Transform,
+    TransformLike,
+    chain,
+    unwrap,
+    wrapping,
+)
 from fngrad.types import Metrics, OptState, Params, Path, Updates
 
 KINDS = ("signed", "non_negative")  # how a state class declares its moments
@@ -110,20 +118,15 @@ def quantize_state(
         coded = jax.tree.map(begin, _kinds(state, globs), state)
         return QuantizeState(numerics.first_step(), coded)
 
-    def update(
-        updates: Updates, state: QuantizeState, params: Params
-    ) -> tuple[Updates, QuantizeState]:
-        updates, inner = update_coded(
-            transform, updates, state.inner, params, state.step
+    def advance(
+        run: Run, updates: Updates, state: QuantizeState, params: Params
+    ) -> tuple[Updates, QuantizeState, Metrics]:
+        updates, inner, told = update_coded(
+            functools.partial(run, transform), updates, state.inner, params, state.step
         )
-        return updates, QuantizeState(numerics.next_step(state.step), inner)
+        return updates, QuantizeState(numerics.next_step(state.step), inner), told
 
-    def report(updates: Updates, state: QuantizeState, params: Params) -> Metrics:
-        assert transform.report
-        return transform.report(updates, decode(state.inner), params)
-
-    part = Transform(init, update, name="quantize_state", trainable=transform.trainable)
-    return chain(part._replace(report=report if transform.report else None))
+    return chain(wrapping(init, advance, "quantize_state", transform.trainable))
 
 
 def describe_quantization(optimizer: TransformLike, params: Params) -> str:

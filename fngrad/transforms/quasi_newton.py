@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.types import Metrics, Params, Updates
 
 LARGE = 2.0**40  # products of vectors up to this length fit easily
@@ -78,21 +78,18 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
             jnp.zeros(memory_size, tree.vdot(moment, moment).dtype),
         )
 
-    def update(
+    def report(
         updates: Updates, state: ScaleByLbfgsState, params: Params
-    ) -> tuple[Updates, ScaleByLbfgsState]:
+    ) -> tuple[Updates, ScaleByLbfgsState, Metrics]:
         state = _take_pair(state, tree.widen(params), updates)
         unit = _unit(updates)
         less = jax.tree.map(lambda g: numerics.divided(g, unit), updates)
         gamma = _first_scale(state, less, unit) if scale_init_precond else unit
         direction = _two_loops(state, less, gamma, unit)
-        return direction, state._replace(step=numerics.next_step(state.step))
+        told = {"pairs": jnp.minimum(state.pairs, memory_size)}
+        return direction, state._replace(step=numerics.next_step(state.step)), told
 
-    def report(updates: Updates, state: ScaleByLbfgsState, params: Params) -> Metrics:
-        state = _take_pair(state, tree.widen(params), updates)
-        return {"pairs": jnp.minimum(state.pairs, memory_size)}
-
-    return chain(Transform(init, update, name="scale_by_lbfgs", report=report))
+    return chain(telling(init, report, "scale_by_lbfgs"))
 
 
 def _take_pair(

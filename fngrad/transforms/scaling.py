@@ -6,7 +6,7 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.types import Hyper, Metrics, Params, Scalar, Schedule, Updates
 
 
@@ -83,13 +83,11 @@ def _scale_by(name: str, factor: Hyper, sign: int, reported: str) -> Transform:
     def init(params: Params) -> ScheduleState:
         return ScheduleState(numerics.first_step())
 
-    def update(
+    def report(
         updates: Updates, state: ScheduleState, params: Params
-    ) -> tuple[Updates, ScheduleState]:
-        value = sign * numerics.hyper(factor, state.step)
-        return tree.scale(value, updates), ScheduleState(numerics.next_step(state.step))
+    ) -> tuple[Updates, ScheduleState, Metrics]:
+        value = numerics.hyper(factor, state.step)
+        new_state = ScheduleState(numerics.next_step(state.step))
+        return tree.scale(sign * value, updates), new_state, {reported: value}
 
-    def report(updates: Updates, state: ScheduleState, params: Params) -> Metrics:
-        return {reported: numerics.hyper(factor, state.step)}
-
-    return chain(Transform(init, update, name=name, report=report))
+    return chain(telling(init, report, name))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.leaves import check_real
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.roots import check_decay
 from fngrad.types import Hyper, Metrics, Params, Updates
 
@@ -75,7 +75,9 @@ def scale_by_sophia(
         decay = numerics.hyper(b2, step)
         return ScaleBySophiaState(step, decay + 0, zeros(params), zeros(params))
 
-    def direction(updates: Updates, state: ScaleBySophiaState) -> tuple:
+    def report(
+        updates: Updates, state: ScaleBySophiaState, params: Params
+    ) -> tuple[Updates, ScaleBySophiaState, Metrics]:
         beta = numerics.hyper(b1, state.step)
         mean = tree.average(beta, state.mu, updates)
         scale, least = (numerics.hyper(x, state.step) for x in (gamma, eps))
@@ -84,29 +86,28 @@ def scale_by_sophia(
             floor = least.astype(h.dtype)
             return m / jnp.maximum(numerics.scaled(scale, h), floor)
 
-        return mean, jax.tree.map(divide, mean, state.hessian)
-
-    def update(
-        updates: Updates, state: ScaleBySophiaState, params: Params
-    ) -> tuple[Updates, ScaleBySophiaState]:
-        mean, ratio = direction(updates, state)
+        ratio = jax.tree.map(divide, mean, state.hessian)
         bound = numerics.hyper(clip_threshold, state.step)
         clipped = jax.tree.map(
             lambda x: jnp.clip(x, -bound.astype(x.dtype), bound.astype(x.dtype)), ratio
         )
         step = numerics.next_step(state.step)
         decay = numerics.hyper(b2, step)
-        return clipped, ScaleBySophiaState(step, decay, mean, state.hessian)
+        new_state = ScaleBySophiaState(step, decay, mean, state.hessian)
+        return clipped, new_state, {"clipped": _share_at(bound, ratio)}
 
-    def report(updates: Updates, state: ScaleBySophiaState, params: Params) -> Metrics:
-        _, ratio = direction(updates, state)
-        bound = numerics.hyper(clip_threshold, state.step)
-        entries = jax.tree.leaves(ratio)
-        at_bound = [jnp.sum(jnp.abs(x) >= bound.astype(x.dtype)) for x in entries]
-        total = sum(x.size for x in entries)
-        return {"clipped": sum(at_bound, jnp.int32(0)).astype(float) / total}
+    return chain(telling(init, report, "scale_by_sophia"))
 
-    return chain(Transform(init, update, name="scale_by_sophia", report=report))
+
+def _share_at(bound: jax.Array, ratio: Updates) -> jax.Array:
+    """Return the share of entries that are at the bound, or beyond it."""
+
+    def count(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.abs(x) >= bound.astype(x.dtype), dtype=jnp.int32)
+
+    entries = jax.tree.leaves(ratio)
+    at_bound = sum(map(count, entries), jnp.int32(0))
+    return at_bound.astype(float) / sum(x.size for x in entries)
 
 
 def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:

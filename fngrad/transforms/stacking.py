@@ -21,7 +21,14 @@ import jax.numpy as jnp
 import fngrad.tree as tree
 from fngrad.evaluation_point import evaluation_point
 from fngrad.leaves import Stacked
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.core import (
+    Run,
+    Transform,
+    TransformLike,
+    chain,
+    unwrap,
+    wrapping,
+)
 from fngrad.types import Metrics, OptState, Params, Path, Updates
 
 Stacks = dict[str, Stacked]
@@ -123,25 +130,15 @@ def stack_leaves(inner: TransformLike) -> Transform:
         members = Members(tuple(tree.leaf_paths(params)))
         return StackLeavesState(within.init(stacks), members)
 
-    def update(
-        updates: Updates, state: StackLeavesState, params: Params
-    ) -> tuple[Updates, StackLeavesState]:
+    def advance(
+        run: Run, updates: Updates, state: StackLeavesState, params: Params
+    ) -> tuple[Updates, StackLeavesState, Metrics]:
         layout = _layout_of(params)
         stacks = _gather(layout, updates), state.inner, _gather(layout, params)
-        made, new = within.update(*stacks)
-        return _scatter(layout, made), StackLeavesState(new, state.members)
+        made, new, told = run(within, *stacks)
+        return _scatter(layout, made), StackLeavesState(new, state.members), told
 
-    def report(updates: Updates, state: StackLeavesState, params: Params) -> Metrics:
-        layout = _layout_of(params)
-        stacks = _gather(layout, updates), state.inner, _gather(layout, params)
-        return within.report(*stacks) if within.report else {}
-
-    has_report = within.report is not None
-    return chain(
-        Transform(
-            init, update, name="stack_leaves", report=report if has_report else None
-        )
-    )
+    return chain(wrapping(init, advance, "stack_leaves"))
 
 
 class _Layout(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.types import Metrics, Params, Scalar, Updates
 
 
@@ -40,13 +40,11 @@ def scale_by_step_length(initial: Scalar = 1.0) -> Transform:
         length = numerics.hyper(initial)
         return StepLengthState(numerics.first_step(), length + jnp.zeros_like(length))
 
-    def update(
+    def report(
         updates: Updates, state: StepLengthState, params: Params
-    ) -> tuple[Updates, StepLengthState]:
+    ) -> tuple[Updates, StepLengthState, Metrics]:
         new_state = StepLengthState(numerics.next_step(state.step), state.step_length)
-        return tree.scale(state.step_length, updates), new_state
+        told = {"step_length": state.step_length}
+        return tree.scale(state.step_length, updates), new_state, told
 
-    def report(updates: Updates, state: StepLengthState, params: Params) -> Metrics:
-        return {"step_length": state.step_length}
-
-    return chain(Transform(init, update, name="scale_by_step_length", report=report))
+    return chain(telling(init, report, "scale_by_step_length"))

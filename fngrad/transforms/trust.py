@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.weights import add_weights, check_mask, selected
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -92,18 +92,15 @@ def scale_by_trust_ratio(
         lengths = jax.tree.map(lambda u, r: jnp.maximum(u, low * r), lengths, rates)
         return _trust_ratios(coefficient, sizes, lengths, outside, rates)
 
-    def update(
+    def report(
         updates: Updates, state: TrustRatioState, params: Params
-    ) -> tuple[Updates, TrustRatioState]:
+    ) -> tuple[Updates, TrustRatioState, Metrics]:
         ratios = ratios_of(updates, state.step, params)
         new_updates = _scale_selected(mask, params, ratios, updates)
-        return new_updates, TrustRatioState(numerics.next_step(state.step))
+        new_state = TrustRatioState(numerics.next_step(state.step))
+        return new_updates, new_state, _extremes(mask, params, ratios.values())
 
-    def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
-        ratios = ratios_of(updates, state.step, params)
-        return _extremes(mask, params, ratios.values())
-
-    return chain(Transform(init, update, name="scale_by_trust_ratio", report=report))
+    return chain(telling(init, report, "scale_by_trust_ratio"))
 
 
 def scale_by_lars(
@@ -167,18 +164,16 @@ def scale_by_lars(
             lengths, rates = _fitting_norms(updates)
         return updates, _trust_ratios(coefficient, sizes, lengths, outside, rates)
 
-    def update(
+    def report(
         updates: Updates, state: TrustRatioState, params: Params
-    ) -> tuple[Updates, TrustRatioState]:
+    ) -> tuple[Updates, TrustRatioState, Metrics]:
         updates, ratios = decay_and_compare(updates, state.step, params)
         new_updates = _scale_selected(trust_ratio_mask, params, ratios, updates)
-        return new_updates, TrustRatioState(numerics.next_step(state.step))
+        new_state = TrustRatioState(numerics.next_step(state.step))
+        told = _extremes(trust_ratio_mask, params, ratios.values())
+        return new_updates, new_state, told
 
-    def report(updates: Updates, state: TrustRatioState, params: Params) -> Metrics:
-        _, ratios = decay_and_compare(updates, state.step, params)
-        return _extremes(trust_ratio_mask, params, ratios.values())
-
-    return chain(Transform(init, update, name="scale_by_lars", report=report))
+    return chain(telling(init, report, "scale_by_lars"))
 
 
 def _trust_ratios(

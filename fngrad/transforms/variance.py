@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.roots import (
     check_decay,
     debiased,
@@ -114,13 +114,9 @@ def scale_by_radam(
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
         return ScaleByRadamState(numerics.first_step(), mu, nu)
 
-    def rectification(step: jax.Array) -> jax.Array:
-        least = numerics.hyper(threshold, step)
-        return _rectification(numerics.hyper(b2, step), step, least)
-
-    def update(
+    def report(
         updates: Updates, state: ScaleByRadamState, params: Params
-    ) -> tuple[Updates, ScaleByRadamState]:
+    ) -> tuple[Updates, ScaleByRadamState, Metrics]:
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
         updates = squarable(updates)
@@ -133,15 +129,13 @@ def scale_by_radam(
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),
         )
-        r = rectification(state.step)
+        r = _rectification(beta_2, state.step, numerics.hyper(threshold, state.step))
         first = mu_hat if unrectified == "momentum" else tree.zeros_like(mu_hat)
         new_updates = tree.where(r > 0, tree.scale(r, adaptive), first)
-        return new_updates, ScaleByRadamState(numerics.next_step(state.step), mu, nu)
+        new_state = ScaleByRadamState(numerics.next_step(state.step), mu, nu)
+        return new_updates, new_state, {"rectification": r}
 
-    def report(updates: Updates, state: ScaleByRadamState, params: Params) -> Metrics:
-        return {"rectification": rectification(state.step)}
-
-    return chain(Transform(init, update, name="scale_by_radam", report=report))
+    return chain(telling(init, report, "scale_by_radam"))
 
 
 def scale_by_belief(

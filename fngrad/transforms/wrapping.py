@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.transforms.core import Transform, TransformLike, chain, unwrap
+from fngrad.transforms.core import (
+    Run,
+    Transform,
+    TransformLike,
+    chain,
+    unwrap,
+    wrapping,
+)
 from fngrad.types import Metrics, OptState, Params, Scalar, Updates
 
 
@@ -61,23 +68,14 @@ def tunable(factory: Callable[..., TransformLike], **hyperparameters: Any) -> Tr
         kept = {name: _strong(value) for name, value in moving.items()}
         return TunableState(kept, given.init(params))
 
-    def update(
-        updates: Updates, state: TunableState, params: Params
-    ) -> tuple[Updates, TunableState]:
-        updates, inner = build(state).update(updates, state.inner, params)
-        return updates, TunableState(state.hyperparameters, inner)
+    def advance(
+        run: Run, updates: Updates, state: TunableState, params: Params
+    ) -> tuple[Updates, TunableState, Metrics]:
+        updates, inner, told = run(build(state), updates, state.inner, params)
+        new_state = TunableState(state.hyperparameters, inner)
+        return updates, new_state, state.hyperparameters | told
 
-    def report(updates: Updates, state: TunableState, params: Params) -> Metrics:
-        inner = build(state).report
-        return state.hyperparameters | (
-            inner(updates, state.inner, params) if inner else {}
-        )
-
-    return chain(
-        Transform(
-            init, update, name="tunable", report=report, trainable=given.trainable
-        )
-    )
+    return chain(wrapping(init, advance, "tunable", given.trainable))
 
 
 def set_hyperparameters(state: Any, **values: Scalar) -> Any:

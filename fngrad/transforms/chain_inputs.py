@@ -1,0 +1,79 @@
+"""What a chain is given: parameters to begin with, and gradients at every update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.types import Params, Path, Updates
+
+
+def enter(updates: Updates, params: Params) -> Updates:
+    """Return gradients in the dtype of the arithmetic, at least float32."""
+
+    def wide(update: Any, param: Any) -> jax.Array:
+        if getattr(update, "dtype", None) == jax.dtypes.float0:  # of an integer leaf
+            return jnp.zeros_like(param)
+        return jnp.asarray(update, tree.wide_dtype(param.dtype))
+
+    return jax.tree.map(wide, updates, params)
+
+
+def check_params(params: Params, trainable: Callable[[Path, Any], bool] | None) -> None:
+    """Raise unless there are parameters, all arrays, and those that train of floats.
+
+    Raises:
+        TypeError: a leaf is no array, or a trainable one is neither float nor complex.
+        ValueError: no leaves, or a masked array.
+    """
+    leaves = tree.leaf_paths(params)
+    if not leaves:
+        raise ValueError("need parameters with at least one leaf, got an empty tree")
+    for path, leaf in leaves.items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"need arrays as parameters, got {type(leaf).__name__} at {path!r}; "
+                "jnp.asarray makes one of a number, and "
+                "params, rebuild = fngrad.split(model) separates arrays from the rest"
+            )
+        numerics.check_unmasked(f"parameters at {path!r}", leaf)
+        is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if not is_float and (trainable is None or trainable(path, leaf)):
+            raise TypeError(
+                f"need float or complex parameters, got {leaf.dtype} at {path!r}; "
+                "freeze() it in a partition, or keep it out of the parameters"
+            )
+
+
+def check_updates(updates: Updates, params: Params) -> None:
+    """Raise unless gradients fit the parameters.
+
+    Raises:
+        TypeError: no parameters, or a gradient that is no float array.
+        ValueError: another structure or shape, a complex gradient of a real parameter,
+            a masked array.
+    """
+    if params is None:
+        raise TypeError(
+            "need the parameters in every update, got none: "
+            "optimizer.update(grads, state, params)"
+        )
+    difference = tree.mismatch(params, updates, dtypes=False)
+    if difference:
+        raise ValueError(f"need gradients shaped like the parameters: {difference}")
+    gradients = tree.leaf_paths(updates)
+    for path, param in tree.leaf_paths(params).items():
+        numerics.check_unmasked(f"gradients at {path!r}", gradients[path])
+        dtype = getattr(gradients[path], "dtype", jnp.bool_)
+        is_float = jnp.issubdtype(dtype, jnp.inexact)
+        if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
+            kind = getattr(gradients[path], "dtype", type(gradients[path]).__name__)
+            raise TypeError(f"need a float array as gradient, got {kind} at {path!r}")
+        is_complex = is_float and jnp.issubdtype(dtype, jnp.complexfloating)
+        if is_complex and not jnp.issubdtype(param.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"need a real gradient for a real parameter, got {dtype} at {path!r}"
+            )
