@@ -153,16 +153,14 @@ def scale_by_lars(
         decay = numerics.hyper(weight_decay, step)
         coefficient = numerics.hyper(trust_coefficient, step)
         outside = numerics.hyper(eps, step)
-        sizes, lengths, rates = _norms(params), *_fitting_norms(updates)
-        updates = add_weights(updates, params, decay, mask)
+        decayed, sizes = add_weights(updates, params, decay, mask), _norms(params)
+        lengths, rates = _fitting_norms(updates if separate_norms else decayed)
         if separate_norms:
             lengths = jax.tree.map(
                 lambda d, g, w, rate: g + decay * w * rate if d else g,
                 *(selected(mask, params), lengths, sizes, rates),
             )
-        else:
-            lengths, rates = _fitting_norms(updates)
-        return updates, _trust_ratios(coefficient, sizes, lengths, outside, rates)
+        return decayed, _trust_ratios(coefficient, sizes, lengths, outside, rates)
 
     def report(
         updates: Updates, state: TrustRatioState, params: Params
