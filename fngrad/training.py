@@ -123,10 +123,8 @@ def make_step(
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
         ``learning_rate`` in force, when the optimizer reports one (the first, when
         groups differ); ``is_finite``, whether the loss is, and with norms those of
-        gradient and update too (their squares must fit in float32), unless
-        `skip_nonfinite` skipped the step within its limit; ``grad_norm``,
-        ``update_norm`` and
-        ``param_norm``, over trainable leaves; the transforms' reports, by part; the
+        gradient and update too, unless `skip_nonfinite` skipped the step within its
+        limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable leaves; the transforms' reports, by part; the
         user's own.
 
     Raises:
