@@ -72,7 +72,7 @@ def draw_line(axis: Any) -> None:
     f, point = fg.landscapes.two_minima, jnp.array(POINT_1D)
     value, slope = jax.jit(jax.value_and_grad(f))(point)
     x = np.linspace(-1.9, 1.7, 300)
-    axis.plot(x, jax.jit(jax.vmap(f))(np.float32(x)[:, None]), label="f")
+    axis.plot(x, jax.jit(jax.vmap(f))(np.asarray(x, np.float32)[:, None]), label="f")
     near = np.linspace(-1.75, -0.75, 2)
     line = float(value) + float(slope[0]) * (near - POINT_1D[0])
     label = f"tangent: slope {float(slope[0]):.2f}"

@@ -197,7 +197,7 @@ def draw_paths(curve: Any, time: Any, config: Config) -> None:
     """Draw two balls on the curve, and where they are over the steps."""
     x = np.linspace(-1.9, 1.75, 300)
     heights = jax.jit(jax.vmap(two_minima))
-    curve.plot(x, heights(np.float32(x)[:, None]), color="0.6", zorder=1)
+    curve.plot(x, heights(np.asarray(x, np.float32)[:, None]), color="0.6", zorder=1)
     start = jnp.array(config.shown_start)
     for name, (color, marker) in SHOWN.items():
         ball = jax.jit(functools.partial(roll, METHODS[name], config))
