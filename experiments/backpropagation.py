@@ -64,11 +64,10 @@ def make_layers(depth: int, activation: Any) -> list[Callable[[Any, Any], Any]]:
 def draw_weights(key: jax.Array, depth: int, gain: Any) -> list[jax.Array]:
     """Return Gaussian weights, shape (64, 64), the last (64, 10)."""
     keys = jax.random.split(key, depth)
-    sizes = [WIDTH] * (depth - 1) + [CLASSES]
-    return [
-        gain * jax.random.normal(k, (WIDTH, n)) / WIDTH**0.5
-        for k, n in zip(keys, sizes, strict=True)
-    ]
+    draw = jax.vmap(lambda k: jax.random.normal(k, (WIDTH, WIDTH)))
+    hidden = gain * draw(keys[:-1]) / WIDTH**0.5
+    last = gain * jax.random.normal(keys[-1], (WIDTH, CLASSES)) / WIDTH**0.5
+    return [*hidden, last]
 
 
 def make_loss(labels: jax.Array) -> Callable[[jax.Array], jax.Array]:

@@ -70,9 +70,9 @@ def taylor(config: Config) -> dict[str, fg.gradcheck.TaylorReport]:
 def draw_line(axis: Any) -> None:
     """Draw the curve and its tangent line."""
     f, point = fg.landscapes.two_minima, jnp.array(POINT_1D)
-    value, slope = jax.value_and_grad(f)(point)
+    value, slope = jax.jit(jax.value_and_grad(f))(point)
     x = np.linspace(-1.9, 1.7, 300)
-    axis.plot(x, jax.vmap(f)(jnp.asarray(x, jnp.float32)[:, None]), label="f")
+    axis.plot(x, jax.jit(jax.vmap(f))(np.asarray(x, np.float32)[:, None]), label="f")
     near = np.linspace(-1.75, -0.75, 2)
     line = float(value) + float(slope[0]) * (near - POINT_1D[0])
     label = f"tangent: slope {float(slope[0]):.2f}"
@@ -85,11 +85,11 @@ def draw_line(axis: Any) -> None:
 def draw_plane(axis: Any) -> None:
     """Draw the surface near a point and its tangent plane."""
     f, point = fg.landscapes.himmelblau, jnp.array(POINT_2D)
-    value, slopes = jax.value_and_grad(f)(point)
+    value, slopes = jax.jit(jax.value_and_grad(f))(point)
     sides = [np.linspace(c - 1.0, c + 1.0, 30) for c in POINT_2D]
     x, y = np.meshgrid(*sides)
-    grid = jnp.stack([jnp.asarray(x), jnp.asarray(y)], axis=-1)
-    surface = np.asarray(jax.vmap(jax.vmap(f))(grid))
+    grid = np.stack([x, y], axis=-1).astype(np.float32)
+    surface = np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(grid))
     plane = (
         float(value)
         + float(slopes[0]) * (x - POINT_2D[0])

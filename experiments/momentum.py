@@ -24,6 +24,7 @@ ball.png.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -164,8 +165,9 @@ def sides(config: Config) -> tuple[jax.Array, jax.Array]:
 def leaps(config: Config) -> np.ndarray:
     """Return where one step of gradient descent from the start lands beyond."""
     rates, starts = sides(config)
-    slopes = jax.vmap(jax.grad(two_minima))(starts[:, None])[:, 0]
-    return np.asarray(starts[None] - rates[:, None] * slopes[None] > BARRIER)
+    slopes = jax.jit(jax.vmap(jax.grad(two_minima)))(starts[:, None])[:, 0]
+    rates, starts, slopes = jax.device_get((rates, starts, slopes))
+    return starts[None] - rates[:, None] * slopes[None] > BARRIER
 
 
 def draw_rates(found: dict[str, Rates], kappas: tuple[float, ...]) -> Any:
@@ -194,11 +196,12 @@ def draw_rates(found: dict[str, Rates], kappas: tuple[float, ...]) -> Any:
 def draw_paths(curve: Any, time: Any, config: Config) -> None:
     """Draw two balls on the curve, and where they are over the steps."""
     x = np.linspace(-1.9, 1.75, 300)
-    heights = jax.vmap(two_minima)
-    curve.plot(x, heights(jnp.asarray(x, jnp.float32)[:, None]), color="0.6", zorder=1)
+    heights = jax.jit(jax.vmap(two_minima))
+    curve.plot(x, heights(np.asarray(x, np.float32)[:, None]), color="0.6", zorder=1)
     start = jnp.array(config.shown_start)
     for name, (color, marker) in SHOWN.items():
-        path = roll(METHODS[name], config, config.shown_rate, start)
+        ball = jax.jit(functools.partial(roll, METHODS[name], config))
+        path = np.asarray(ball(config.shown_rate, start))
         height = np.asarray(heights(path[:, None]))
         curve.plot(path, height, marker, ms=5, color=color, alpha=0.5, label=name)
         curve.plot(path[-1], height[-1], marker, ms=13, color=color, mec="black")

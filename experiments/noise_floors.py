@@ -104,12 +104,12 @@ def measure(config: Floors) -> list[Floor]:
     """Compare theory and measurement at every batch size and learning rate."""
     train = fg.data.diabetes().train
     x, y = (train[name].astype(np.float64) for name in ("x", "y"))
-    fit = fg.closed_form.linear_regression(
-        jnp.asarray(train["x"]), jnp.asarray(train["y"]), intercept=False
-    )
-    best, n = fit.weights, len(y)
+    fit = jax.jit(fg.closed_form.linear_regression, static_argnames="intercept")
+    best = fit(train["x"], train["y"], intercept=False).weights
+    n = len(y)
     # Drawn from these n examples, whose covariance divides by n.
-    spread = fg.curvature.gradient_covariance(regression_loss, best, train)
+    covariance = jax.jit(fg.curvature.gradient_covariance, static_argnums=0)
+    spread = covariance(regression_loss, best, train)
     spread = np.asarray(spread, np.float64) * (n - 1) / n
     curvature = jnp.asarray(x.T @ x / n, best.dtype)
     data = jax.tree.map(jnp.asarray, train) | {"best": best, "curvature": curvature}

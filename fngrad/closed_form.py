@@ -61,10 +61,10 @@ def linear_regression(
         TypeError: x of integers, or of complex numbers.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad.closed_form import linear_regression
         >>> x = jnp.array([[0.0], [1.0], [2.0]])
-        >>> fit = linear_regression(x, jnp.array([1.0, 3.0, 5.0]))
+        >>> fit = jax.jit(linear_regression)(x, jnp.array([1.0, 3.0, 5.0]))
         >>> print(fit.weights.round(4), fit.intercept.round(4))
         [2.] 1.0
 

@@ -45,7 +45,7 @@ def logistic(in_size: int, classes: int) -> Layer:
         >>> import fngrad.models as models
         >>> model = models.logistic(4, 3)
         >>> params = model.init(jax.random.key(0))
-        >>> print(jax.vmap(model.apply, (None, 0))(params, jnp.ones((2, 4))))
+        >>> print(jax.jit(jax.vmap(model.apply, (None, 0)))(params, jnp.ones((2, 4))))
         [[0. 0. 0.]
          [0. 0. 0.]]
     """
@@ -80,7 +80,7 @@ def mlp(
         >>> import fngrad.models as models
         >>> model = models.mlp((64, 32, 10))
         >>> params = model.init(jax.random.key(0))
-        >>> jax.vmap(model.apply, (None, 0))(params, jnp.ones((5, 64))).shape
+        >>> jax.jit(jax.vmap(model.apply, (None, 0)))(params, jnp.ones((5, 64))).shape
         (5, 10)
     """
     _check_sequence("sizes", sizes)
@@ -134,7 +134,7 @@ def cnn(
         >>> import fngrad.models as models
         >>> model = models.cnn((8, 8, 1), 10)
         >>> params = model.init(jax.random.key(0))
-        >>> model.apply(params, jnp.ones((8, 8, 1))).shape
+        >>> jax.jit(model.apply)(params, jnp.ones((8, 8, 1))).shape
         (10,)
     """
     _check_sequence("in_shape", in_shape)
@@ -207,7 +207,7 @@ def rnn(
         >>> import fngrad.models as models
         >>> model = models.rnn(8, [16], 10)
         >>> params = model.init(jax.random.key(0))
-        >>> model.apply(params, jnp.ones((8, 8))).shape
+        >>> jax.jit(model.apply)(params, jnp.ones((8, 8))).shape
         (10,)
     """
     _check_sequence("hidden_sizes", hidden_sizes)
@@ -280,7 +280,7 @@ def transformer(
         >>> import fngrad.models as models
         >>> model = models.transformer(11, 8, features=8, num_heads=2)
         >>> params = model.init(jax.random.key(0))
-        >>> model.apply(params, jnp.array([1, 2, 3])).shape
+        >>> jax.jit(model.apply)(params, jnp.array([1, 2, 3])).shape
         (3, 11)
 
     References:

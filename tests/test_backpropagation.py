@@ -14,13 +14,15 @@ def dense(params, x):
 
 
 def network(depth, width, scale):
-    keys = jax.random.split(jax.random.key(0), depth)
+    rng = np.random.default_rng(0)
     return [
         {
-            "weight": scale * jax.random.normal(k, (width, width)) / width**0.5,
+            "weight": jnp.asarray(
+                scale * rng.normal(size=(width, width)) / width**0.5, jnp.float32
+            ),
             "bias": jnp.zeros(width),
         }
-        for k in keys
+        for _ in range(depth)
     ]
 
 
@@ -28,7 +30,7 @@ def loss_fn(h):
     return jnp.mean(jnp.square(h - 1.0))
 
 
-X = jnp.linspace(-1.0, 1.0, 20).reshape(4, 5)
+X = jnp.asarray(np.linspace(-1.0, 1.0, 20, dtype=np.float32).reshape(4, 5))
 
 
 def whole(params, x):
@@ -59,7 +61,7 @@ def test_every_signal_is_the_gradient_from_there_on():
 def test_it_can_be_jitted():
     params = network(3, 5, 1.0)
     seen = jax.jit(lambda p, x: backprop([dense] * 3, p, x, loss_fn))(params, X)
-    want = jax.grad(whole)(params, X)
+    want = jax.jit(jax.grad(whole))(params, X)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         list(seen.gradients),
@@ -102,9 +104,11 @@ def test_norms_of_layers_without_parameters_stand_beside_float64(x64):
 @pytest.mark.parametrize(("scale", "vanishes"), [(0.5, True), (3.0, False)])
 def test_the_norms_show_vanishing_and_exploding(scale, vanishes):
     # Linear layers: the signal's norm is multiplied by about `scale` in each.
-    params = network(10, 5, scale)
-    seen = backprop([lambda w, x: x @ w["weight"]] * 10, params, X, jnp.sum)
-    signals = gradient_norms(seen).signals
+    linears = [lambda w, x: x @ w["weight"]] * 10
+    signals = jax.jit(
+        lambda params: gradient_norms(backprop(linears, params, X, jnp.sum)).signals
+    )(network(10, 5, scale))
+    signals = np.asarray(signals)
     ratio = (signals[0] / signals[-1]) ** 0.1
     np.testing.assert_allclose(ratio, scale, rtol=0.35)
     assert bool(ratio < 1) is vanishes

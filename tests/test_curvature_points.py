@@ -82,7 +82,7 @@ def test_a_networks_index_is_its_hessians(net):
     below = int((values < -1e-5 * np.abs(values).max()).sum())
     assert int(point.morse_index) == below > 0
     assert point.kind == "saddle"
-    g = ravel_pytree(jax.grad(networks.loss)(params, batch))[0]
+    g = ravel_pytree(jax.jit(jax.grad(networks.loss))(params, batch))[0]
     np.testing.assert_allclose(point.gradient_norm, np.linalg.norm(g), rtol=1e-12)
     flatness = np.linalg.norm(H @ g) / np.linalg.norm(g) / np.abs(values).max()
     np.testing.assert_allclose(point.flatness, flatness, rtol=1e-10)

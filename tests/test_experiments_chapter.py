@@ -45,12 +45,12 @@ def test_loops_that_differ_are_told_apart(tmp_path):
 
 def test_both_ways_to_the_slopes_agree_and_are_timed(tmp_path, capsys):
     config = naive_or_gradient.Config(
-        hidden=(1, 2, 4, 8), sample=5, examples=8, repeats=1, runs=tmp_path
+        hidden=(1, 2, 4), sample=5, examples=8, repeats=1, runs=tmp_path
     )
     naive_or_gradient.main(config)
     assert "work grows as n^" in capsys.readouterr().out
     costs = results_in(tmp_path, "cost.png")["costs"]
-    assert [cost["weights"] for cost in costs] == [85, 160, 310, 610]
+    assert [cost["weights"] for cost in costs] == [85, 160, 310]
     for cost in costs:
         assert cost["difference"] < 5e-3  # of float32's differences
         assert cost["naive"] > 0

@@ -15,32 +15,40 @@ import fngrad.sweeps as sweeps
 
 PARAMS = {"w": jnp.array([0.5, -1.0]), "b": jnp.array(0.1)}
 WIDE = {"w": jnp.sin(jnp.arange(64.0)).reshape(8, 8)}
+BATCHES = [DATA.batch(i) for i in range(3)]
+KEY = jax.random.key(0)
 
 
 def trained(optimizer, params=PARAMS):
-    """Return the state after three updates."""
-    state = optimizer.init(params)
+    """Return the state and the parameters after three updates, made in one program."""
 
-    @jax.jit
-    def update(state, params):
+    def update(_, carry):
+        state, params = carry
         updates, state = optimizer.update(params, state, params)
         return state, fg.apply_updates(params, updates)
 
-    for _ in range(3):
-        state, params = update(state, params)
-    return state, params
+    @jax.jit
+    def train(params):
+        return jax.lax.fori_loop(0, 3, update, (optimizer.init(params), params))
+
+    return train(params)
 
 
 def stepped(step, optimizer):
     state = fg.init_state(PARAMS, optimizer, 0)
-    for i in range(3):
-        state, metrics = jax.jit(step)(state, DATA.batch(i))
+    step = jax.jit(step)
+    for batch in BATCHES:
+        state, metrics = step(state, batch)
     return state, metrics
 
 
 def applied(layer, x):
-    params = layer.init(jax.random.key(0))
+    params = layer.init(KEY)
     return params, jax.jit(layer.apply)(params, x)
+
+
+def measured(measure, **options):
+    return jax.jit(lambda w: measure(quadratic, w, key=0, **options))(W)
 
 
 def quadratic(w):
@@ -49,6 +57,7 @@ def quadratic(w):
 
 IMAGE = jnp.sin(jnp.arange(128.0)).reshape(8, 8, 2)
 LINE = jnp.sin(jnp.arange(32.0)).reshape(8, 4)
+LABELS = jnp.arange(8) % 4
 TOKENS = jnp.arange(6)
 W = jnp.array([1.0, 2.0, 3.0])
 FIT = {"metric_fn": metric_fn, "eval_data": ARRAYS}
@@ -169,19 +178,19 @@ CASES = {
         2,
     ),
     "lanczos": (
-        lambda n: fg.curvature.lanczos(quadratic, W, key=0, num_steps=n),
+        lambda n: measured(fg.curvature.lanczos, num_steps=n),
         2,
     ),
     "extreme": (
-        lambda n: fg.curvature.extreme_eigenvalues(quadratic, W, key=0, count=n),
+        lambda n: measured(fg.curvature.extreme_eigenvalues, count=n),
         2,
     ),
     "density": (
-        lambda n: fg.curvature.spectral_density(quadratic, W, key=0, num_samples=n),
+        lambda n: measured(fg.curvature.spectral_density, num_samples=n),
         2,
     ),
     "trace": (
-        lambda n: fg.curvature.trace(quadratic, W, key=0, num_samples=n),
+        lambda n: measured(fg.curvature.trace, num_samples=n),
         3,
     ),
     "descend": (
@@ -189,11 +198,11 @@ CASES = {
         3,
     ),
     "top_k": (
-        lambda n: fg.metrics.top_k_accuracy(LINE, jnp.arange(8) % 4, k=n),
+        lambda n: fg.metrics.top_k_accuracy(LINE, LABELS, k=n),
         2,
     ),
     "calibration": (
-        lambda n: fg.metrics.calibration_error(LINE, jnp.arange(8) % 4, num_bins=n),
+        lambda n: fg.metrics.calibration_error(LINE, LABELS, num_bins=n),
         5,
     ),
     "linear": (lambda n: applied(fg.layers.linear(4, n), LINE[0]), 3),

@@ -72,9 +72,10 @@ def critical_point(
         ValueError: a negative tolerance.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad import curvature
-        >>> point = curvature.critical_point(lambda w: w[0] * w[1], jnp.zeros(2))
+        >>> f = lambda w: w[0] * w[1]
+        >>> point = jax.jit(lambda w: curvature.critical_point(f, w))(jnp.zeros(2))
         >>> point.kind, int(point.morse_index)
         ('saddle', 1)
 

@@ -51,11 +51,12 @@ def gradient_noise_scale(
         ValueError: fewer than two examples, or arrays that disagree on how many.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad import curvature
         >>> loss_fn = lambda w, x: jnp.mean((w - x) ** 2) / 2  # gradients w - x
         >>> w, examples = jnp.array(3.0), jnp.array([0.0, 2.0])
-        >>> found = curvature.gradient_noise_scale(loss_fn, w, examples)
+        >>> measure = jax.jit(curvature.gradient_noise_scale, static_argnums=0)
+        >>> found = measure(loss_fn, w, examples)
         >>> print(found.noise, found.signal)
         2.0 3.0
 

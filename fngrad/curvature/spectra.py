@@ -138,10 +138,11 @@ def extreme_eigenvalues(
         ValueError: ``count`` or ``num_steps`` is out of range.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad import curvature
         >>> saddle = lambda w: w[0] ** 2 - 3 * w[1] ** 2
-        >>> ends = curvature.extreme_eigenvalues(saddle, jnp.zeros(2), key=0)
+        >>> measure = jax.jit(lambda w: curvature.extreme_eigenvalues(saddle, w, key=0))
+        >>> ends = measure(jnp.zeros(2))
         >>> print(f"{ends.smallest[0]:.3f} {ends.largest[0]:.3f}")
         -6.000 2.000
     """

@@ -122,7 +122,7 @@ def check_gradients(
         value = scalar_of(f)
         gradient = jax.jit(jax.grad(value))(w, *constants)
         along = values_along(value)
-        base = float(value(w, *constants))
+        base = float(jax.jit(value)(w, *constants))
         check_finite(base)
         reports = []
         for i, path in enumerate(tree.leaf_paths(w)):

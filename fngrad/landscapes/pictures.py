@@ -79,18 +79,19 @@ def plot(
 def _on_picture(f: Callable[[jax.Array], jax.Array], point: np.ndarray) -> np.ndarray:
     if point.size == 2:
         return point
-    return np.array([point[0], float(f(jnp.asarray(point, jnp.float32)))])
+    return np.array([point[0], float(jax.jit(f)(jnp.asarray(point, jnp.float32)))])
 
 
 def _draw_curve(
     axis: Any, f: Any, paths: Any, low: Any, high: Any
 ) -> list[tuple[Any, str]]:
     """Draw a function of one coordinate and paths; return these, with their labels."""
+    heights = jax.jit(jax.vmap(f))
     x = jnp.linspace(low[0], high[0], 4 * POINTS)
-    axis.plot(x, jax.vmap(f)(x[:, None]), color="0.6", zorder=1)
+    axis.plot(x, heights(x[:, None]), color="0.6", zorder=1)
     handles = []
     for label, path in paths.items():
-        values = jax.vmap(f)(jnp.asarray(path))
+        values = heights(jnp.asarray(path))
         points = np.stack([np.asarray(path)[:, 0], np.asarray(values)], axis=1)
         (line,) = axis.plot(*points.T, ".-", ms=5, lw=1)
         handles.append((line, literal(label)))
@@ -105,7 +106,7 @@ def _draw_contours(
     """Draw the levels of a function, and paths; return these, with their labels."""
     x, y = (jnp.linspace(a, b, POINTS) for a, b in zip(low, high, strict=True))
     grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
-    values = np.asarray(jax.vmap(jax.vmap(f))(grid))
+    values = np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(grid))
     # Values span many orders of magnitude: levels are even in the logarithm of the
     # height over the lowest point seen.
     values = np.ma.masked_invalid(values)

@@ -80,7 +80,7 @@ def multi_head_attention(
         >>> import fngrad.layers as layers
         >>> layer = layers.multi_head_attention(8, 2, causal=True)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.ones((5, 8))).shape
+        >>> jax.jit(layer.apply)(params, jnp.ones((5, 8))).shape
         (5, 8)
 
     References:

@@ -121,7 +121,7 @@ def parallel(
         ...     layers.linear(4, 3), layers.linear(4, 2), combine=jnp.concatenate
         ... )
         >>> params = both_ways.init(jax.random.key(0))
-        >>> both_ways.apply(params, jnp.ones(4)).shape
+        >>> jax.jit(both_ways.apply)(params, jnp.ones(4)).shape
         (5,)
     """
     children = _children(entries, named)

@@ -81,7 +81,7 @@ def conv(
         >>> import fngrad.layers as layers
         >>> layer = layers.conv(1, 4, 3, stride=2)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.ones((8, 8, 1))).shape
+        >>> jax.jit(layer.apply)(params, jnp.ones((8, 8, 1))).shape
         (4, 4, 4)
     """
     window = _each(kernel_size, 2)

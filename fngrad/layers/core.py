@@ -125,7 +125,7 @@ def batched(
         >>> model = layers.serial(layers.linear(3, 2), layers.dropout(0.5))
         >>> params = model.init(jax.random.key(0))
         >>> x = jnp.ones((5, 3))
-        >>> layers.batched(model)(params, x, key=jax.random.key(1)).shape
+        >>> jax.jit(layers.batched(model))(params, x, key=jax.random.key(1)).shape
         (5, 2)
     """
 

@@ -45,7 +45,7 @@ def embedding(
         >>> import fngrad.layers as layers
         >>> layer = layers.embedding(10, 4)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.array([3, 1, 4])).shape
+        >>> jax.jit(layer.apply)(params, jnp.array([3, 1, 4])).shape
         (3, 4)
     """
     check_sizes(vocab_size=vocab_size, features=features)
@@ -93,7 +93,7 @@ def positional_embedding(
         >>> import fngrad.layers as layers
         >>> layer = layers.positional_embedding(8, 4)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.ones((5, 4))).shape
+        >>> jax.jit(layer.apply)(params, jnp.ones((5, 4))).shape
         (5, 4)
     """
     check_sizes(max_length=max_length, features=features)

@@ -52,7 +52,7 @@ def linear(
         >>> import fngrad.layers as layers
         >>> layer = layers.linear(3, 2)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.ones(3)).shape
+        >>> jax.jit(layer.apply)(params, jnp.ones(3)).shape
         (2,)
     """
     check_sizes(in_size=in_size, out_size=out_size)

@@ -57,7 +57,7 @@ def layer_norm(
         >>> import fngrad.layers as layers
         >>> layer = layers.layer_norm(2)
         >>> params = layer.init(jax.random.key(0))
-        >>> print(layer.apply(params, jnp.array([3.0, 5.0])).round(3))
+        >>> print(jax.jit(layer.apply)(params, jnp.array([3.0, 5.0])).round(3))
         [-1.  1.]
 
     References:
@@ -94,7 +94,7 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         >>> import fngrad.layers as layers
         >>> layer = layers.rms_norm(2)
         >>> params = layer.init(jax.random.key(0))
-        >>> print(layer.apply(params, jnp.array([0.0, 2.0])).round(2))
+        >>> print(jax.jit(layer.apply)(params, jnp.array([0.0, 2.0])).round(2))
         [0.   1.41]
 
     References:
@@ -144,7 +144,8 @@ def group_norm(
         >>> import fngrad.layers as layers
         >>> layer = layers.group_norm(4, groups=2)
         >>> params = layer.init(jax.random.key(0))
-        >>> print(layer.apply(params, jnp.array([1.0, 3.0, 10.0, 30.0])).round(3))
+        >>> x = jnp.array([1.0, 3.0, 10.0, 30.0])
+        >>> print(jax.jit(layer.apply)(params, x).round(3))
         [-1.  1. -1.  1.]
 
     References:
@@ -207,7 +208,8 @@ def batch_norm(
         >>> layer = layers.batch_norm(1)
         >>> params, state = layer.init(jax.random.key(0))
         >>> x = jnp.array([[1.0], [3.0]])
-        >>> y, state = layers.batched(layer)(params, state, x, key=jax.random.key(1))
+        >>> forward = jax.jit(layers.batched(layer))
+        >>> y, state = forward(params, state, x, key=jax.random.key(1))
         >>> print(y[:, 0].round(3), state["mean"].round(3))
         [-1.  1.] [0.2]
 

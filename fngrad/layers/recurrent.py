@@ -81,7 +81,7 @@ def gru(
         >>> import fngrad.layers as layers
         >>> layer = layers.gru(3, 4)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.ones((6, 3))).shape
+        >>> jax.jit(layer.apply)(params, jnp.ones((6, 3))).shape
         (6, 4)
 
     References:
@@ -118,7 +118,7 @@ def gru_cell(
         >>> import fngrad.layers as layers
         >>> cell = layers.gru_cell(3, 4)
         >>> params, state = cell.init(jax.random.key(0))
-        >>> y, state = cell.apply(params, state, jnp.ones(3))
+        >>> y, state = jax.jit(cell.apply)(params, state, jnp.ones(3))
         >>> y.shape
         (4,)
     """
@@ -160,7 +160,7 @@ def lstm(
         >>> import fngrad.layers as layers
         >>> layer = layers.lstm(3, 4)
         >>> params = layer.init(jax.random.key(0))
-        >>> layer.apply(params, jnp.ones((6, 3))).shape
+        >>> jax.jit(layer.apply)(params, jnp.ones((6, 3))).shape
         (6, 4)
 
     References:
@@ -199,7 +199,7 @@ def lstm_cell(
         >>> import fngrad.layers as layers
         >>> cell = layers.lstm_cell(3, 4)
         >>> params, state = cell.init(jax.random.key(0))
-        >>> y, state = cell.apply(params, state, jnp.ones(3))
+        >>> y, state = jax.jit(cell.apply)(params, state, jnp.ones(3))
         >>> state.cell.shape
         (4,)
     """

@@ -70,10 +70,10 @@ def ctc(
             ones (under ``jit``) give NaN.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad import losses
-        >>> logits, labels = jnp.zeros((2, 3)), jnp.array([1])
-        >>> print(losses.ctc(logits, jnp.zeros(2), labels, jnp.zeros(1)))  # 3 of 9
+        >>> ctc, labels = jax.jit(losses.ctc), jnp.array([1])
+        >>> print(ctc(jnp.zeros((2, 3)), jnp.zeros(2), labels, jnp.zeros(1)))  # 3 of 9
         1.0986123
 
     References:

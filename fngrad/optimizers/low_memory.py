@@ -74,11 +74,11 @@ def adafactor(
             that selects no leaf.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> import fngrad as fg
         >>> optimizer = fg.adafactor(0.5)
-        >>> params = jnp.array([3.0, -3.0])
-        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> params, update = jnp.array([3.0, -3.0]), jax.jit(optimizer.update)
+        >>> updates, _ = update(params, optimizer.init(params), params)
         >>> print(updates.round(1))  # half of the root mean square
         [-1.5  1.5]
 
