@@ -1,6 +1,13 @@
-"""Strictness for every test: promotion, ranks, warnings (see pyproject.toml)."""
+"""Strictness for every test: promotion, ranks, warnings (see pyproject.toml).
 
+What one test compiled, every later one takes from a folder that lives as long as the
+run, or from `JAX_COMPILATION_CACHE_DIR` where that is set.
+"""
+
+import os
+import shutil
 import signal
+import tempfile
 
 import chex
 import jax
@@ -9,6 +16,21 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+COMPILED = "FNGRAD_TESTS_COMPILED"  # tells xdist's workers the folder
+
+
+def pytest_configure(config):
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
+        folder = os.environ.get(COMPILED) or tempfile.mkdtemp(prefix="fngrad-compiled-")
+        os.environ[COMPILED] = folder
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput") and COMPILED in os.environ:
+        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
