@@ -216,7 +216,7 @@ def test_a_missing_part_is_named(build, part):
     fn = residuals if part == "adaptive_damping" else loss_fn
     step = build(fn, sgd(0.1))
     with pytest.raises(ValueError, match=f"need an optimizer with .*part {part}"):
-        step(init_state(PARAMS, sgd(0.1), 0), BATCH)
+        jax.eval_shape(step, init_state(PARAMS, sgd(0.1), 0), BATCH)
 
 
 PARTS: dict[str, Transform] = {
