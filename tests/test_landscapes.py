@@ -13,11 +13,12 @@ from fngrad.landscapes import CATALOG
 @pytest.mark.parametrize("name", CATALOG)
 def test_minima_and_saddles_are_what_the_catalog_says(x64, name):
     place = CATALOG[name]
+    slope, hessian = jax.jit(jax.grad(place.f)), jax.jit(jax.hessian(place.f))
     for kind in ("minima", "saddles"):
         for point in getattr(place, kind):
-            x = jnp.asarray(point)
-            curvatures = jnp.linalg.eigvalsh(jax.hessian(place.f)(x))
-            np.testing.assert_allclose(jax.grad(place.f)(x), 0.0, atol=3e-5)
+            x = np.asarray(point)
+            curvatures = np.linalg.eigvalsh(hessian(x))
+            np.testing.assert_allclose(slope(x), 0.0, atol=3e-5)
             if kind == "minima":
                 assert curvatures[0] > 0, (name, point)
             elif name == "monkey_saddle":
@@ -45,18 +46,19 @@ WELLS = CATALOG["two_minima"].minima
 
 
 def test_the_monkey_saddle_has_three_valleys():
-    angles = jnp.linspace(0.0, 2 * jnp.pi, 361)[:-1]
-    ring = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
-    signs = np.sign(np.asarray(jax.vmap(landscapes.monkey_saddle)(ring)))
+    angles = np.linspace(0.0, 2 * np.pi, 361, dtype=np.float32)[:-1]
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    signs = np.sign(np.asarray(jax.jit(jax.vmap(landscapes.monkey_saddle))(ring)))
     assert np.sum(np.diff(signs[signs != 0]) < 0) == 3
 
 
 def test_a_descent_is_the_loop_written_out():
     path = landscapes.descend(landscapes.beale, (1.0, 1.5), fg.sgd(0.01), 5)
-    x = jnp.array([1.0, 1.5])
+    slope = jax.jit(jax.grad(landscapes.beale))
+    x = np.array([1.0, 1.5], np.float32)
     for point in path:
         np.testing.assert_allclose(point, x, rtol=1e-5)
-        x = x - 0.01 * jax.grad(landscapes.beale)(x)
+        x = x - np.float32(0.01) * slope(x)
 
 
 def test_noise_has_the_spread_it_is_given():
@@ -67,31 +69,33 @@ def test_noise_has_the_spread_it_is_given():
 
 
 PARAMS = {
-    "kernel": jnp.linspace(-1.0, 2.0, 24).reshape(2, 3, 4),
-    "weight": jnp.linspace(1.0, 2.0, 6).reshape(2, 3).at[:, 1].set(0.0),
-    "bias": jnp.ones(3),
+    "kernel": np.linspace(-1.0, 2.0, 24, dtype=np.float32).reshape(2, 3, 4),
+    "weight": np.array([[1.0, 0.0, 1.4], [1.6, 0.0, 2.0]], np.float32),
+    "bias": np.ones(3, np.float32),
 }
 
 
 def test_a_filter_direction_is_as_long_as_each_filter():
-    d = landscapes.filter_direction(PARAMS, 0)
+    direction = jax.jit(landscapes.filter_direction)
+    d = jax.tree.map(np.asarray, direction(PARAMS, 0))
     for name, axes in {"kernel": (0, 1), "weight": (0,)}.items():
         np.testing.assert_allclose(
-            jnp.sum(d[name] ** 2, axes), jnp.sum(PARAMS[name] ** 2, axes), rtol=1e-5
+            np.sum(d[name] ** 2, axes), np.sum(PARAMS[name] ** 2, axes), rtol=1e-5
         )
     np.testing.assert_array_equal(d["bias"], 0.0)
     np.testing.assert_array_equal(d["weight"][:, 1], 0.0)
-    other = landscapes.filter_direction(PARAMS, 1)
+    other = direction(PARAMS, 1)
     assert not np.allclose(d["kernel"], other["kernel"])
 
 
+@jax.jit
 def value(params, shift):
     return sum(jnp.sum((x - shift) ** 2) for x in jax.tree.leaves(params))
 
 
 def test_a_slice_is_the_function_along_it():
-    plane = landscapes.random_plane(PARAMS, 0)
-    a, b = jnp.array([-1.0, 0.0, 2.0]), jnp.array([0.0, 0.5])
+    plane = jax.tree.map(np.asarray, jax.jit(landscapes.random_plane)(PARAMS, 0))
+    a, b = np.float32([-1.0, 0.0, 2.0]), np.float32([0.0, 0.5])
     values = landscapes.plane_values(value, plane, a, b, 0.1)
     assert values.shape == (2, 3)
     for i, t in enumerate(b):
@@ -103,14 +107,16 @@ def test_a_slice_is_the_function_along_it():
 
 
 def test_the_principal_plane_holds_a_flat_path():
-    t = jnp.linspace(0.0, 3.0, 20)
-    u = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), PARAMS)
-    v = jax.tree.map(lambda x: jnp.sin(jnp.arange(x.size)).reshape(x.shape), PARAMS)
-    visited = jax.vmap(
-        lambda s: jax.tree.map(lambda w, a, b: w + s * a + s**2 * b, PARAMS, u, v)
-    )(t)
-    seen = landscapes.principal_plane(visited)
-    np.testing.assert_allclose(jnp.sum(seen.explained), 1.0, rtol=1e-5)
+    t = np.linspace(0.0, 3.0, 20, dtype=np.float32)
+
+    def along(w):
+        i = np.arange(w.size, dtype=np.float32).reshape(w.shape)
+        return np.stack([w + s * np.cos(i) + s**2 * np.sin(i) for s in t])
+
+    visited = jax.tree.map(along, PARAMS)
+    seen = jax.jit(landscapes.principal_plane)(visited)
+    seen = jax.tree.map(np.asarray, seen)
+    np.testing.assert_allclose(np.sum(seen.explained), 1.0, rtol=1e-5)
     assert seen.explained[0] > seen.explained[1]
     np.testing.assert_allclose(seen.coordinates[-1], 0.0, atol=1e-5)
     for i in (0, 7):
@@ -128,14 +134,15 @@ def test_the_principal_plane_holds_a_flat_path():
 
 
 def test_a_straight_path_has_a_plane_with_a_right_angle():
-    t = jnp.linspace(0.0, 1.0, 12) ** 2
-    along = jnp.tile(jnp.array([1.0, 2.0, -1.0, 0.5]), 10)
-    seen = landscapes.principal_plane(0.3 + t[:, None] * along[None])
+    t = np.linspace(0.0, 1.0, 12, dtype=np.float32) ** 2
+    along = np.tile(np.float32([1.0, 2.0, -1.0, 0.5]), 10)
+    path = np.float32(0.3) + t[:, None] * along[None]
+    seen = jax.tree.map(np.asarray, jax.jit(landscapes.principal_plane)(path))
     u, v = seen.plane.u, seen.plane.v
     np.testing.assert_allclose([u @ u, v @ v, u @ v], [1, 1, 0], atol=1e-5)
     np.testing.assert_allclose(seen.coordinates[:, 1], 0.0, atol=1e-5)
-    lengths = (1 - t) * jnp.linalg.norm(along)
-    np.testing.assert_allclose(jnp.abs(seen.coordinates[:, 0]), lengths, atol=1e-5)
+    lengths = (1 - t) * np.linalg.norm(along)
+    np.testing.assert_allclose(np.abs(seen.coordinates[:, 0]), lengths, atol=1e-5)
 
 
 def test_plains_and_places_without_a_value_can_be_drawn(tmp_path):

@@ -204,12 +204,15 @@ def another(value: float) -> float:
 
 def steps_of(name: str, hyperparameters: dict[str, Any], params: Any) -> Any:
     optimizer = REGISTRY[name](**hyperparameters)
-    state = optimizer.init(params)
-    for _ in range(STEPS.get(name, 3)):
+
+    def step(carry, _):
+        params, state = carry
         gradients = jax.tree.map(lambda p: p - 0.25, params)
         updates, state = optimizer.update(gradients, state, params)
-        params = apply_updates(params, updates)
-    return params
+        return (apply_updates(params, updates), state), None
+
+    start = params, optimizer.init(params)
+    return jax.lax.scan(step, start, length=STEPS.get(name, 3))[0][0]
 
 
 @pytest.mark.parametrize("name", REGISTRY)

@@ -1,5 +1,7 @@
 """Sums over many equal terms in 16 bits: gradients against float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,10 +42,15 @@ POSITIONS = {
 narrow = pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 
 
+@functools.cache
+def params_of(layer):
+    return jax.tree.map(np.asarray, jax.jit(layer.init)(0))
+
+
 def cast(values, dtype):
     def one(x):
         is_float = jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.asarray(x, dtype if is_float else x.dtype)
+        return x.astype(dtype) if is_float else x
 
     return jax.tree.map(one, values)
 
@@ -69,15 +76,15 @@ def check_gradient(f, args, dtype, rtol):
 @pytest.mark.parametrize("name", list(SHARED))
 def test_gradients_of_many_equal_examples_are_their_mean(name, dtype):
     layer, x = SHARED[name]
-    params = layer.init(0)
-    check_gradient(layers.batched(layer), (params, x), dtype, rtol=0.03)
+    args = params_of(layer), x
+    check_gradient(layers.batched(layer), args, dtype, rtol=0.03)
 
 
 @narrow
 @pytest.mark.parametrize("name", list(POSITIONS))
 def test_gradients_of_many_equal_positions_are_their_mean(name, dtype):
     layer, x = POSITIONS[name]
-    check_gradient(layer.apply, (layer.init(0), x), dtype, rtol=0.05)
+    check_gradient(layer.apply, (params_of(layer), x), dtype, rtol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +111,13 @@ def test_rows_of_a_table_sum_their_tangents_and_cotangents_wide(dtype):
         return jnp.sum(numerics.rows(table, tokens).astype(jnp.float32)) / N
 
     expected = [[0, 0], [1, 1], [0, 0]]
-    np.testing.assert_array_equal(jax.grad(mean)(table), np.array(expected, dtype))
-    forward = jax.jacfwd(mean)(table)
+    slope, forward = jax.jit(lambda t: (jax.grad(mean)(t), jax.jacfwd(mean)(t)))(table)
+    np.testing.assert_array_equal(slope, np.array(expected, dtype))
     np.testing.assert_allclose(np.asarray(forward, np.float32), expected)
-    hessian_product = jax.jvp(
-        jax.grad(lambda t: mean(t) ** 2), (table,), (jnp.ones_like(table),)
-    )[1]
+    square = jax.grad(lambda t: mean(t) ** 2)
+    hessian_product = jax.jit(lambda t: jax.jvp(square, (t,), (jnp.ones_like(t),))[1])(
+        table
+    )
     expected = 4 * np.array(expected)  # of (a + b)**2, along a = b = 1
     np.testing.assert_allclose(np.asarray(hessian_product, np.float32), expected)
 

@@ -23,9 +23,18 @@ def spoilt(x, positions, bad):
     return x
 
 
+@functools.cache
+def programs(f):
+    """Return the value and gradients of f(params, x), and its tangent, compiled."""
+    return (
+        jax.jit(jax.value_and_grad(f, (0, 1))),
+        jax.jit(lambda primals, tangents: jax.jvp(f, primals, tangents)[1]),
+    )
+
+
 def check_same(f, params, clean, dirty, hidden):
     """Compare value and gradients of f(params, x) where x is dirty in hidden places."""
-    both = jax.jit(jax.value_and_grad(f, (0, 1)))
+    both, tangent = programs(f)
     expected, (slopes, slope) = both(params, clean)
     got, (dirty_slopes, dirty_slope) = both(params, dirty)
     assert np.isfinite(expected)
@@ -36,99 +45,103 @@ def check_same(f, params, clean, dirty, hidden):
     if np.all(np.isfinite(dirty)):
         return  # 3e38 itself has tangents that overflow
     tangents = jax.tree.map(jnp.ones_like, (params, clean))
-    moved = jax.jvp(f, (params, clean), tangents)[1]
-    np.testing.assert_array_equal(jax.jvp(f, (params, dirty), tangents)[1], moved)
+    moved = tangent((params, clean), tangents)
+    np.testing.assert_array_equal(tangent((params, dirty), tangents), moved)
+
+
+CAUSAL = layers.multi_head_attention(FEATURES, 2, causal=True)
+FREE = layers.multi_head_attention(FEATURES, 2)
 
 
 @functools.cache
-def causal(dtype=jnp.float32, heads=2):
-    layer = layers.multi_head_attention(FEATURES, heads, causal=True)
-    return layer, jax.tree.map(lambda a: a.astype(dtype), layer.init(0))
+def params_of(layer):
+    return jax.jit(layer.init)(0)
+
+
+def first_two(params, x):
+    return jnp.sum(CAUSAL.apply(params, x)[:2] ** 2)
 
 
 @BAD
 def test_causal_attention_hides_the_future(bad):
-    layer, params = causal()
+    check_same(first_two, params_of(CAUSAL), X, spoilt(X, [2, 3], bad), [2, 3])
 
-    def first_two(params, x):
-        return jnp.sum(layer.apply(params, x)[:2] ** 2)
 
-    check_same(first_two, params, X, spoilt(X, [2, 3], bad), [2, 3])
+def others(params, x):
+    mask = np.ones((LENGTH, LENGTH), bool)
+    mask[:, 1] = False
+    y = CAUSAL.apply(params, x, mask=mask)
+    return jnp.sum(y[np.array([0, 2, 3])] ** 2)
 
 
 @BAD
 def test_a_key_mask_hides_padding(bad):
-    layer, params = causal()
-    mask = np.ones((LENGTH, LENGTH), bool)
-    mask[:, 1] = False
-
-    def others(params, x):
-        y = layer.apply(params, x, mask=mask)
-        return jnp.sum(y[np.array([0, 2, 3])] ** 2)
-
-    check_same(others, params, X, spoilt(X, [1], bad), [1])
+    check_same(others, params_of(CAUSAL), X, spoilt(X, [1], bad), [1])
 
 
-@BAD
-@pytest.mark.parametrize("per_head", [False, True])
-def test_a_mask_hides_a_context(bad, per_head):
-    layer = layers.multi_head_attention(FEATURES, 2)
-    params = layer.init(0)
+@functools.cache
+def of_a_masked_context(per_head):
     mask = np.ones((2, LENGTH, CONTEXT) if per_head else (LENGTH, CONTEXT), bool)
     mask[..., [0, 4]] = False
     mask[..., 2, :] = False
 
     def total(params, context):
-        y = layer.apply(params, jnp.asarray(X), context=context, mask=mask)
+        y = FREE.apply(params, jnp.asarray(X), context=context, mask=mask)
         return jnp.sum(y**2)
 
-    check_same(total, params, OTHER, spoilt(OTHER, [0, 4], bad), [0, 4])
+    return total
+
+
+@BAD
+@pytest.mark.parametrize("per_head", [False, True])
+def test_a_mask_hides_a_context(bad, per_head):
+    dirty = spoilt(OTHER, [0, 4], bad)
+    check_same(of_a_masked_context(per_head), params_of(FREE), OTHER, dirty, [0, 4])
+
+
+def all_but_the_last(params, x):
+    mask = np.ones((LENGTH, CONTEXT), bool)
+    mask[3] = False
+    return jnp.sum(FREE.apply(params, x, context=jnp.asarray(OTHER), mask=mask))
 
 
 @BAD
 def test_a_position_that_attends_to_nothing_may_hold_anything(bad):
-    layer = layers.multi_head_attention(FEATURES, 2)
-    params = layer.init(0)
-    mask = np.ones((LENGTH, CONTEXT), bool)
-    mask[3] = False
+    check_same(all_but_the_last, params_of(FREE), X, spoilt(X, [3], bad), [3])
 
-    def total(params, x):
-        return jnp.sum(layer.apply(params, x, context=jnp.asarray(OTHER), mask=mask))
 
-    check_same(total, params, X, spoilt(X, [3], bad), [3])
+@jax.jit
+def causal_with_slopes(params, x):
+    def total(params):
+        y = CAUSAL.apply(params, x)
+        return jnp.sum(y.astype(jnp.float32)), y
+
+    return jax.grad(total, has_aux=True)(params)
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_what_a_mask_does_not_hide_is_seen(bad, dtype):
-    layer, params = causal(dtype)
-    x = jnp.asarray(spoilt(X, [1], bad), dtype)
-    y = jax.jit(layer.apply)(params, x)
+    params = jax.tree.map(lambda a: a.astype(dtype), params_of(CAUSAL))
+    slopes, y = causal_with_slopes(params, jnp.asarray(spoilt(X, [1], bad), dtype))
     np.testing.assert_array_equal(np.isnan(y).all(-1), [False, True, True, True])
-
-    def total(params):
-        return jnp.sum(layer.apply(params, x).astype(jnp.float32))
-
-    slopes = jax.tree.leaves(jax.jit(jax.grad(total))(params))
+    slopes = jax.tree.leaves(slopes)
     assert not all(np.isfinite(slope).all() for slope in slopes)
 
 
 def test_a_mask_of_one_head_spoils_what_that_head_sees():
-    layer = layers.multi_head_attention(FEATURES, 2)
     mask = np.ones((2, LENGTH, CONTEXT), bool)
     mask[:, :, 1] = False
     mask[1, 2, 1] = True
     context = spoilt(OTHER, [1], np.nan)
-    y = layer.apply(layer.init(0), X, context=context, mask=mask)
+    y = jax.jit(FREE.apply)(params_of(FREE), X, context=context, mask=mask)
     np.testing.assert_array_equal(np.isnan(y).all(-1), [False, False, True, False])
 
 
 def test_a_mask_of_true_everywhere_changes_nothing():
-    layer = layers.multi_head_attention(FEATURES, 2)
-    params = layer.init(0)
-    plain = jax.jit(layer.apply)(params, X)
+    plain = jax.jit(FREE.apply)(params_of(FREE), X)
     everywhere = np.ones((LENGTH, LENGTH), bool)
-    masked = jax.jit(layer.apply)(params, X, mask=everywhere)
+    masked = jax.jit(FREE.apply)(params_of(FREE), X, mask=everywhere)
     np.testing.assert_allclose(plain, masked, rtol=1e-5, atol=1e-6)
 
 
@@ -144,16 +157,22 @@ SEQUENCES = {
 }
 
 
-@BAD
-@pytest.mark.parametrize("name", list(SEQUENCES))
-def test_padding_of_a_sequence_may_hold_anything(name, bad):
+@functools.cache
+def of_a_padded_sequence(name):
     layer = SEQUENCES[name]
-    params = layer.init(0)
 
     def total(params, x):
         return jnp.sum(layer.apply(params, x, length=jnp.int32(2)) ** 2)
 
-    check_same(total, params, X, spoilt(X, [2, 3], bad), [2, 3])
+    return total
+
+
+@BAD
+@pytest.mark.parametrize("name", list(SEQUENCES))
+def test_padding_of_a_sequence_may_hold_anything(name, bad):
+    params = params_of(SEQUENCES[name])
+    dirty = spoilt(X, [2, 3], bad)
+    check_same(of_a_padded_sequence(name), params, X, dirty, [2, 3])
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn"])
@@ -168,4 +187,4 @@ def test_each_example_of_a_batch_has_its_own_padding(name):
     def total(params, x):
         return jnp.sum(together(params, x, length=lengths) ** 2)
 
-    check_same(total, layer.init(0), x, dirty, (0, [2, 3]))
+    check_same(total, params_of(layer), x, dirty, (0, [2, 3]))

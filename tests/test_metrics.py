@@ -117,14 +117,20 @@ def sums(accumulator):
 def test_merged_parts_are_the_whole(name):
     metric, x, y, _ = CASES[name]
     cuts = [slice(0, 0), slice(0, 16), slice(16, 33), slice(33, 37)]
-    empty, *parts = [metric(x[c], y[c], weights=WEIGHTS[c]) for c in cuts]
-    whole = metric(x, y, weights=WEIGHTS)
-    left = empty.merge(parts[0]).merge(parts[1]).merge(parts[2])
-    right = parts[0].merge(parts[1].merge(parts[2].merge(empty)))
+
+    @jax.jit
+    def measured(x, y, w):
+        return [metric(x[c], y[c], weights=w[c]) for c in (*cuts, slice(None))]
+
+    *parts, whole = measured(x, y, WEIGHTS)
+    merge, value = jax.jit(type(whole).merge), jax.jit(type(whole).value)
+    left = functools.reduce(merge, parts)
+    empty, *parts = parts
+    right = merge(parts[0], merge(parts[1], merge(parts[2], empty)))
     for merged in (left, right):
         for a, b in zip(sums(merged), sums(whole), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6)
-        np.testing.assert_allclose(merged.value(), whole.value(), rtol=2e-6)
+        np.testing.assert_allclose(value(merged), value(whole), rtol=2e-6)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"confusion_matrix"}))
@@ -136,8 +142,9 @@ def test_nothing_measured_is_nan(name):
 def test_merging_r2_does_not_cancel_in_float32():
     y = (1e4 + RNG.normal(size=512)).astype(np.float32)
     x = y + np.float32(0.5)
-    parts = [M.r2(x[i : i + 8], y[i : i + 8]) for i in range(0, 512, 8)]
-    merged = functools.reduce(lambda a, b: a.merge(b), parts)
+    measured = jax.jit(M.r2)
+    parts = [measured(x[i : i + 8], y[i : i + 8]) for i in range(0, 512, 8)]
+    merged = functools.reduce(jax.jit(M.R2.merge), parts)
     want = reference.r2_score(y.astype(np.float64), x.astype(np.float64))
     np.testing.assert_allclose(merged.value(), want, rtol=1e-4)
 
@@ -198,23 +205,26 @@ def test_complex_predictions_keep_their_imaginary_part():
             call()
 
 
+@functools.cache
+def value_and_slopes(name):
+    """Return a compiled program of x, y, where and weights."""
+    metric = CASES[name][0]
+
+    def value(x, y, where, w):
+        return jnp.sum(metric(x, y, where=where, weights=w).value())
+
+    return jax.jit(jax.value_and_grad(value, (0, 3)))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_hidden_has_no_influence_on_value_or_slope(name, bad):
-    metric, x, y, _ = CASES[name]
+    _, x, y, _ = CASES[name]
     x_bad, y_bad, w_bad = x.copy(), y.copy(), WEIGHTS.copy()
     x_bad[~KEPT], w_bad[~KEPT] = bad, bad
     y_bad[~KEPT] = -1 if y.dtype != np.float32 else bad
     zero = np.where(KEPT, WEIGHTS, 0)
-
-    @jax.jit
-    def measure(x, y, where, w):
-        def value(x, w):
-            measured = metric(x, y, where=where, weights=w).value()
-            return jnp.sum(measured)
-
-        return jax.value_and_grad(value, (0, 1))(x, w)
-
+    measure = value_and_slopes(name)
     everywhere = np.ones(N, bool)
     want = measure(x, y, KEPT, WEIGHTS)
     for got in (

@@ -55,14 +55,15 @@ def test_logistic_is_linear_from_zero():
 
 def test_mlp_is_its_formula():
     model = models.mlp((4, 5, 6, 3), jnp.tanh)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     assert paths_of(model) == dense_paths(3)
-    x = jax.random.normal(jax.random.key(1), (2, 4))
+    x = np.float32(np.random.default_rng(1).normal(size=(2, 4)))
     first, second, last = wide(params)["layers"]
     expected = dense(last, np.tanh(dense(second, np.tanh(dense(first, wide(x))))))
-    got = jax.vmap(model.apply, (None, 0))(params, x)
+    got = jax.jit(jax.vmap(model.apply, (None, 0)))(params, x)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(layers.batched(model)(params, x), got, rtol=1e-6)
+    together = jax.jit(layers.batched(model))
+    np.testing.assert_allclose(together(params, x), got, rtol=1e-6)
 
 
 def test_mlp_has_relu_and_the_initializers_given():
@@ -137,13 +138,18 @@ def test_cnn_has_its_layers_and_sizes():
 def test_cnn_is_its_layers_in_order():
     model = models.cnn((4, 4, 1), 3, **CNN_OPTIONS)
     params = filled(model)
-    x = jax.random.normal(jax.random.key(1), (4, 4, 1))
-    first, second, hidden, last = params["layers"]
+    x = np.float32(np.random.default_rng(1).normal(size=(4, 4, 1)))
     pool = layers.max_pool(2)
-    y = pool.apply((), jnp.tanh(layers.conv(1, 2, 3).apply(first, x)))
-    y = pool.apply((), jnp.tanh(layers.conv(2, 3, 3).apply(second, y)))
-    expected = dense(last, jnp.tanh(dense(hidden, y.ravel())))
-    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-5, atol=1e-6)
+
+    @jax.jit
+    def in_order(params, x):
+        first, second, hidden, last = params["layers"]
+        y = pool.apply((), jnp.tanh(layers.conv(1, 2, 3).apply(first, x)))
+        y = pool.apply((), jnp.tanh(layers.conv(2, 3, 3).apply(second, y)))
+        return dense(last, jnp.tanh(dense(hidden, y.ravel())))
+
+    got = jax.jit(model.apply)(params, x)
+    np.testing.assert_allclose(got, in_order(params, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("recurrent", [layers.gru, layers.lstm])
@@ -153,15 +159,20 @@ def test_rnn_is_its_layers_in_order(recurrent):
     )
     model = models.rnn(2, [3, 4], 5, **options)
     params = filled(model)
-    first, second, last = params["layers"]
-    x = jax.random.normal(jax.random.key(1), (6, 2))
-    h = recurrent(3, 4).apply(second, recurrent(2, 3).apply(first, x))
-    expected = h @ last["weight"] + last["bias"][None]
-    np.testing.assert_allclose(
-        model.apply(params, x), expected[-1], rtol=1e-5, atol=1e-6
-    )
+    x = np.float32(np.random.default_rng(1).normal(size=(6, 2)))
+
+    @jax.jit
+    def in_order(params, x):
+        first, second, last = params["layers"]
+        h = recurrent(3, 4).apply(second, recurrent(2, 3).apply(first, x))
+        return h @ last["weight"] + last["bias"][None]
+
+    expected = in_order(params, x)
+    got = jax.jit(model.apply)(params, x)
+    np.testing.assert_allclose(got, expected[-1], rtol=1e-5, atol=1e-6)
     steps = models.rnn(2, [3, 4], 5, every_step=True, **options)
-    np.testing.assert_allclose(steps.apply(params, x), expected, rtol=1e-5, atol=1e-6)
+    got = jax.jit(steps.apply)(params, x)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def transformer_oracle(params, tokens, num_heads):
@@ -340,7 +351,7 @@ def test_rnn_of_padded_sequences_is_that_of_the_sequences(every_step):
     lengths = jnp.array([2, 5])
     padded = jax.jit(layers.batched(model))(params, x, length=lengths)
     for y, one, length in zip(padded, x, (2, 5), strict=True):
-        expected = model.apply(params, one[:length])
+        expected = jax.jit(model.apply)(params, one[:length])
         got = y[:length] if every_step else y
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 

@@ -65,32 +65,34 @@ def test_dog_reports_the_distance_and_the_largest_step_size():
 def test_a_learning_rate_that_begins_at_zero_leaves_the_estimate_alone(name):
     optimizer = RECIPES[name](lambda t: jnp.where(t < 2, 0.0, 1.0))
     params = jnp.array([1.0, -2.0])
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for t in range(3):
-        updates, state = optimizer.update(params, state, params)
-        assert bool(jnp.all(updates == 0)) == (t < 2)
-        assert bool(jnp.all(jnp.isfinite(updates)))
+        updates, state = update(params, state, params)
+        assert bool(np.all(np.asarray(updates) == 0)) == (t < 2)
+        assert np.all(np.isfinite(updates))
 
 
 def test_dadapt_sgd_takes_its_scale_from_the_first_gradient_that_is_not_zero():
     optimizer, params = dadapt_sgd(estim_lr0=0.1), jnp.array([1.0, 1.0])
-    state = optimizer.init(params)
-    updates, state = optimizer.update(jnp.zeros(2), state, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    updates, state = update(jnp.zeros(2), state, params)
     np.testing.assert_array_equal(updates, [0.0, 0.0])
-    updates, state = optimizer.update(jnp.array([3.0, 4.0]), state, params)
+    updates, state = update(jnp.array([3.0, 4.0]), state, params)
     np.testing.assert_allclose(updates, [-0.06, -0.08], rtol=1e-5)
 
 
 def test_a_derivative_through_the_estimate_is_finite():
     def end(coefficient):
         optimizer, x = prodigy(estim_lr_coef=coefficient), jnp.array([1.0, 0.0])
-        state = optimizer.init(x)
-        for _ in range(4):
-            updates, state = optimizer.update(2 * x, state, x)
-            x = x + updates
-        return jnp.sum(x)
 
-    assert jnp.isfinite(jax.grad(end)(1.0))
+        def body(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(2 * x, state, x)
+            return (x + updates, state), None
+
+        return jnp.sum(jax.lax.scan(body, (x, optimizer.init(x)), length=4)[0][0])
+
+    assert np.isfinite(jax.jit(jax.grad(end))(1.0))
 
 
 @pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw", "dadapt_sgd"])

@@ -1,5 +1,7 @@
 """SAM, the Polyak step and plateaus against their oracles."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +83,7 @@ def test_sam_without_a_radius_is_the_plain_step_bit_for_bit(adaptive):
 
 def test_sam_at_a_minimum_stays():
     step = steps.sam(lambda w, batch: jnp.sum(w**2), sgd(0.1), adaptive=True)
-    state, metrics = step(init_state(jnp.zeros(3), sgd(0.1), 0), None)
+    state, metrics = jax.jit(step)(init_state(jnp.zeros(3), sgd(0.1), 0), None)
     np.testing.assert_array_equal(state.params, 0)
     assert metrics["sharpness"] == 0
 
@@ -90,7 +92,7 @@ def test_sam_says_so_when_its_second_look_is_not_finite():
     def edged(w, batch):
         return jnp.sum(jnp.where(w > 1.2, jnp.nan, 1.0) * w**2)
 
-    step = steps.sam(edged, sgd(0.1), rho=0.5)
+    step = jax.jit(steps.sam(edged, sgd(0.1), rho=0.5))
     state, metrics = step(init_state(jnp.ones(1), sgd(0.1), 0), None)
     assert np.isnan(state.params[0])
     assert np.isfinite(metrics["loss"])
@@ -111,7 +113,7 @@ def test_sam_of_complex_parameters_is_that_of_pairs_of_real_ones(adaptive):
     pairs = jnp.stack([z.real, z.imag])
     ends = []
     for loss, start in ((loss_of, z), (loss_of_pairs, pairs)):
-        step = steps.sam(loss, sgd(0.01), 0.5, adaptive)
+        step = jax.jit(steps.sam(loss, sgd(0.01), 0.5, adaptive))
         ends.append(step(init_state(start, sgd(0.01), 0), None)[0].params)
     np.testing.assert_allclose([ends[0].real, ends[0].imag], ends[1], rtol=1e-6)
 
@@ -120,7 +122,7 @@ def test_sam_keeps_the_model_state_of_its_first_look():
     def with_state(w, model_state, batch):
         return jnp.sum(w**2), ({"first": w[0]}, w[0])
 
-    step = steps.sam(with_state, sgd(0.1), rho=0.5)
+    step = jax.jit(steps.sam(with_state, sgd(0.1), rho=0.5))
     first = init_state(jnp.ones(1), sgd(0.1), 0, model_state=jnp.zeros(()))
     state, metrics = step(first, None)
     assert state.model_state == 1
@@ -192,7 +194,13 @@ VALUES = {
 
 def scales_of(values, **arguments):
     """Return the scale after each value was observed."""
-    optimizer = reduce_on_plateau(**arguments)
+    scan = plateau_program(tuple(arguments.items()))
+    return np.asarray(scan(np.asarray(values, np.float32)))
+
+
+@functools.cache
+def plateau_program(arguments):
+    optimizer = reduce_on_plateau(**dict(arguments))
     params = jnp.ones(())
 
     def body(state, value):
@@ -200,8 +208,7 @@ def scales_of(values, **arguments):
         updates, state = optimizer.update(params, state, params)
         return state, updates
 
-    scan = jax.jit(lambda v: jax.lax.scan(body, optimizer.init(params), v)[1])
-    return np.asarray(scan(jnp.asarray(values, jnp.float32)))
+    return jax.jit(lambda v: jax.lax.scan(body, optimizer.init(params), v)[1])
 
 
 @pytest.mark.parametrize("name", VALUES)
