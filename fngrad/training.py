@@ -124,8 +124,8 @@ def make_step(
         ``learning_rate`` in force, when the optimizer reports one (the first, when
         groups differ); ``is_finite``, whether the loss is, and with norms those of
         gradient and update too, unless `skip_nonfinite` skipped the step within its
-        limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable leaves; the transforms' reports, by part; the
-        user's own.
+        limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable
+        leaves; the transforms' reports, by part; the user's own.
 
     Raises:
         TypeError: ``loss_fn`` has another signature; while tracing, it returns
