@@ -70,15 +70,40 @@ from fngrad.optimizers import (
     sophia,
     yogi,
 )
+from fngrad.optimizers.adabelief import scale_by_belief
+from fngrad.optimizers.adadelta import scale_by_adadelta
+from fngrad.optimizers.adafactor import scale_by_factored_rms
+from fngrad.optimizers.adagrad import scale_by_rss
+from fngrad.optimizers.adam import scale_by_adam
+from fngrad.optimizers.adamax import scale_by_adamax
+from fngrad.optimizers.adan import scale_by_adan
+from fngrad.optimizers.ademamix import half_life_warmup, scale_by_ademamix
+from fngrad.optimizers.adopt import scale_by_adopt
+from fngrad.optimizers.amsgrad import scale_by_amsgrad
+from fngrad.optimizers.dadapt import scale_by_dadapt_adam, scale_by_dadapt_sgd
+from fngrad.optimizers.dog import scale_by_dog
+from fngrad.optimizers.lars import scale_by_lars
+from fngrad.optimizers.lbfgs import scale_by_lbfgs
+from fngrad.optimizers.lion import scale_by_lion
+from fngrad.optimizers.madgrad import scale_by_madgrad
+from fngrad.optimizers.muon import orthogonalize, scale_by_muon
+from fngrad.optimizers.nadam import scale_by_nadam
+from fngrad.optimizers.novograd import scale_by_block_norm
+from fngrad.optimizers.prodigy import scale_by_prodigy
+from fngrad.optimizers.radam import scale_by_radam
+from fngrad.optimizers.rmsprop import scale_by_rms, scale_by_stddev
+from fngrad.optimizers.rprop import scale_by_rprop
+from fngrad.optimizers.schedule_free import schedule_free
+from fngrad.optimizers.shampoo import scale_by_shampoo
+from fngrad.optimizers.sign_sgd import scale_by_sign
+from fngrad.optimizers.sm3 import scale_by_sm3
+from fngrad.optimizers.soap import scale_by_soap
+from fngrad.optimizers.sophia import scale_by_sophia
+from fngrad.optimizers.yogi import scale_by_yogi
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.transforms.accumulation import accumulate
-from fngrad.transforms.additive_moments import scale_by_yogi
-from fngrad.transforms.averages import ema_params, lookahead
-from fngrad.transforms.blocks import (
-    clip_by_block_rms,
-    scale_by_block_norm,
-    scale_by_param_block_rms,
-)
+from fngrad.transforms.averages import average_params, ema_params, lookahead
+from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
 from fngrad.transforms.caution import cautious
 from fngrad.transforms.clipping import (
     adaptive_clip,
@@ -95,53 +120,25 @@ from fngrad.transforms.core import (
     named,
     report,
 )
-from fngrad.transforms.dadaptation import scale_by_dadapt_adam, scale_by_dadapt_sgd
 from fngrad.transforms.damping import adaptive_damping
-from fngrad.transforms.decay import add_decayed_weights
-from fngrad.transforms.deltas import scale_by_adadelta
+from fngrad.transforms.decay import add_decayed_weights, proximal_decay
 from fngrad.transforms.describe import describe
-from fngrad.transforms.differences import scale_by_adan
-from fngrad.transforms.distance_over_gradients import scale_by_dog
-from fngrad.transforms.eigenbasis import scale_by_soap
-from fngrad.transforms.factored import scale_by_factored_rms, scale_by_sm3
 from fngrad.transforms.guards import skip_nonfinite
-from fngrad.transforms.interpolation import schedule_free
 from fngrad.transforms.laws import check_transform
-from fngrad.transforms.madgrad import scale_by_madgrad
 from fngrad.transforms.masking import freeze, masked, partition
-from fngrad.transforms.matrix import scale_by_shampoo
-from fngrad.transforms.maxima import scale_by_adamax, scale_by_amsgrad
-from fngrad.transforms.mixtures import half_life_warmup, scale_by_ademamix
-from fngrad.transforms.moments import (
-    ema,
-    scale_by_adam,
-    scale_by_rms,
-    scale_by_stddev,
-    trace,
-)
-from fngrad.transforms.momentum_schedule import scale_by_nadam
+from fngrad.transforms.momentum import ema, trace
 from fngrad.transforms.noise import add_noise
-from fngrad.transforms.orthogonal import orthogonalize, scale_by_muon
-from fngrad.transforms.past_moments import scale_by_adopt
 from fngrad.transforms.plateau import reduce_on_plateau
-from fngrad.transforms.polynomial_average import average_params
-from fngrad.transforms.prodigy import scale_by_prodigy
-from fngrad.transforms.proximal import proximal_decay
 from fngrad.transforms.quantize import describe_quantization, quantize_state
-from fngrad.transforms.quasi_newton import scale_by_lbfgs
 from fngrad.transforms.rounding import stochastic_round
 from fngrad.transforms.scaling import (
     scale,
     scale_by_learning_rate,
     scale_by_schedule,
 )
-from fngrad.transforms.signs import scale_by_lion, scale_by_rprop, scale_by_sign
-from fngrad.transforms.sophia import scale_by_sophia
 from fngrad.transforms.stacking import stack, stack_leaves
 from fngrad.transforms.step_length import scale_by_step_length
-from fngrad.transforms.sums import scale_by_rss
-from fngrad.transforms.trust import scale_by_lars, scale_by_trust_ratio
-from fngrad.transforms.variance import scale_by_belief, scale_by_radam
+from fngrad.transforms.trust_ratio import scale_by_trust_ratio
 from fngrad.transforms.wrapping import set_hyperparameters, tunable
 from fngrad.tree import split
 

@@ -3,7 +3,9 @@
 Elementwise arithmetic does not care where one leaf ends and the next begins, and maps
 over arrays with ``jax.tree.map``. What reads a leaf as a whole (its norm, its shape, a
 matrix product, a mean over axes) maps with `map_leaves`, and so sees single leaves in
-a `Stacked` too.
+a `Stacked` too. A *mask* selects leaves as `fngrad.tree.select` does; ``None`` selects
+all. An *iterate* is a point that a rule keeps beside the parameters (where it began, a
+second sequence, an average): at least float32, in memory of its own (`wide_copy`).
 """
 
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 
 import fngrad.tree as tree
 from fngrad.tree import Stacked
+from fngrad.types import Params, Selector
 
 
 def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> Any:
@@ -56,6 +59,43 @@ def check_real(rule: str, params: Any) -> None:
             raise TypeError(
                 f"need real parameters for {rule}, got {leaf.dtype} at {path!r}"
             )
+
+
+def selected(mask: Selector | None, params: Params) -> Any:
+    """Return the tree of bools that says which leaves a mask selects."""
+    return tree.select("**" if mask is None else mask, params)
+
+
+def check_mask(mask: Selector | None, params: Params) -> None:
+    """Raise unless a mask fits the parameters, and a glob selects a leaf.
+
+    Raises:
+        TypeError: no selector.
+        ValueError: a glob that selects none, or a tree of bools that does not fit.
+    """
+    is_any = any(jax.tree.leaves(selected(mask, params)))
+    if isinstance(mask, str) and not is_any:
+        raise ValueError(
+            f"need a mask that selects a leaf, got {mask!r} for the leaves "
+            f"{list(tree.leaf_paths(params))}"
+        )
+
+
+def wide_copy(params: Params) -> Params:
+    """Return a copy in at least float32; zeros where a leaf is only a shape."""
+
+    def copy(p: jax.Array) -> jax.Array:
+        dtype = tree.wide_dtype(p.dtype)
+        if isinstance(p, jax.ShapeDtypeStruct):
+            return jnp.zeros(p.shape, dtype)
+        return jnp.array(p, dtype, copy=True)
+
+    return jax.tree.map(copy, params)
+
+
+def difference(a: Params, b: Params) -> Params:
+    """Return a - b, both widened."""
+    return tree.sub(tree.widen(a), tree.widen(b))
 
 
 def _is_stacked(x: Any) -> bool:

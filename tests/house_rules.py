@@ -22,10 +22,8 @@ _HOUSE = {
     1: "tree codes rounding slicing extras permutation inputs directions",
     1.5: "leaves transforms.chain_inputs",
     2: "schedules losses metrics gradcheck backpropagation closed_form batching "
-    "layers.core transforms.core transforms.roots transforms.axes transforms.weights "
-    "transforms.iterates evaluation_point",
-    2.5: "layers.initializers transforms.estimates transforms.coded_update "
-    "transforms.wrapping",
+    "layers.core transforms.core transforms.moment_arithmetic evaluation_point",
+    2.5: "layers.initializers transforms.coded_update transforms.wrapping",
     3: "layers transforms",
     3.5: "transforms.laws",
     4: "curvature landscapes",

@@ -10,10 +10,13 @@ import pytest
 
 import fngrad as fg
 from fngrad.evaluation_point import eval_params, evaluation_point
-from fngrad.optimizers.averaged_iterates import schedule_free_adamw, schedule_free_sgd
-from fngrad.optimizers.parameter_free import dog
-from fngrad.transforms.interpolation import schedule_free
-from fngrad.transforms.polynomial_average import average_params
+from fngrad.optimizers.dog import dog
+from fngrad.optimizers.schedule_free import (
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_sgd,
+)
+from fngrad.transforms.averages import average_params
 
 PARAMS = {"a": {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}, "c": jnp.ones(3)}
 

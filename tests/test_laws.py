@@ -10,6 +10,9 @@ import pytest
 
 import fngrad.tree as tree
 from fngrad.optimizers import REGISTRY, adam, adamw, momentum, rmsprop, sgd
+from fngrad.optimizers.adagrad import scale_by_rss
+from fngrad.optimizers.adam import scale_by_adam
+from fngrad.optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from fngrad.transforms.clipping import (
     adaptive_clip,
     centralize,
@@ -21,20 +24,13 @@ from fngrad.transforms.core import Transform, apply_updates, chain, identity, na
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
-from fngrad.transforms.moments import (
-    ema,
-    scale_by_adam,
-    scale_by_rms,
-    scale_by_stddev,
-    trace,
-)
+from fngrad.transforms.momentum import ema, trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import (
     scale,
     scale_by_learning_rate,
     scale_by_schedule,
 )
-from fngrad.transforms.sums import scale_by_rss
 from fngrad.transforms.wrapping import tunable
 
 

@@ -19,18 +19,17 @@ from trajectories import (
     pairs,
 )
 
+import fngrad.optimizers as optimizers
 import fngrad.tree as tree
 from fngrad.leaves import Stacked
-from fngrad.optimizers import layerwise, low_memory
-from fngrad.transforms.blocks import (
-    clip_by_block_rms,
-    scale_by_block_norm,
-    scale_by_param_block_rms,
-)
+from fngrad.optimizers.adafactor import scale_by_factored_rms
+from fngrad.optimizers.lars import scale_by_lars
+from fngrad.optimizers.novograd import scale_by_block_norm
+from fngrad.optimizers.sm3 import scale_by_sm3
+from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
 from fngrad.transforms.core import chain, report
-from fngrad.transforms.factored import scale_by_factored_rms, scale_by_sm3
 from fngrad.transforms.laws import check_transform
-from fngrad.transforms.trust import scale_by_lars, scale_by_trust_ratio
+from fngrad.transforms.trust_ratio import scale_by_trust_ratio
 
 
 def nowhere(path, leaf):
@@ -40,7 +39,7 @@ def nowhere(path, leaf):
 # The gradients' norm is 1e6 (1e3 in float16): what is added to it must be as large.
 LR = (0.1, 0.03)
 NORMS = Family(
-    layerwise,
+    optimizers,
     oracles_layers,
     {
         "lars": {
@@ -77,7 +76,7 @@ NORMS = Family(
 )
 SMALL = {"min_dim_size_to_factor": 1}
 FACTORS = Family(
-    low_memory,
+    optimizers,
     oracles_layers,
     {
         "adafactor": {
@@ -178,9 +177,9 @@ STACKABLE = {
     "scale_by_trust_ratio": scale_by_trust_ratio(),
     "scale_by_lars": scale_by_lars(0.1, separate_norms=True),
     "scale_by_sm3 I": scale_by_sm3(variant="I"),
-    "adafactor": low_memory.adafactor(0.1, 1, momentum=0.9, weight_decay_rate=0.1),
-    "novograd": layerwise.novograd(0.1),
-    "lamb": layerwise.lamb(0.1),
+    "adafactor": optimizers.adafactor(0.1, 1, momentum=0.9, weight_decay_rate=0.1),
+    "novograd": optimizers.novograd(0.1),
+    "lamb": optimizers.lamb(0.1),
 }
 
 
@@ -306,8 +305,8 @@ def test_zero_gradients_and_zero_rows_give_finite_updates_and_derivatives(name, 
 
 def test_adafactor_without_a_learning_rate_takes_the_papers():
     params = jnp.array([1.0, -2.0])
-    paper = low_memory.adafactor()
-    relative = low_memory.adafactor(1e-2, relative_step=True)
+    paper = optimizers.adafactor()
+    relative = optimizers.adafactor(1e-2, relative_step=True)
     got, want = (three_updates(f, params, params) for f in (paper, relative))
     np.testing.assert_array_equal(got, want)
     told = report(paper, params, paper.init(params), params)
@@ -336,30 +335,30 @@ BAD = [
     (lambda: scale_by_trust_ratio(trust_coefficient=-1.0), r"0.0 <= trust_coeff"),
     (lambda: scale_by_trust_ratio(eps=-1.0), r"0.0 <= eps"),
     (lambda: scale_by_trust_ratio(mask="x").init(MISSING), r"selects.*'x'.*\['w'\]"),
-    (lambda: layerwise.lars(0.1, 0.1, "x").init(MISSING), r"selects.*'x'.*\['w'\]"),
+    (lambda: optimizers.lars(0.1, 0.1, "x").init(MISSING), r"selects.*'x'.*\['w'\]"),
     (
-        lambda: layerwise.lars(0.1, trust_ratio_mask="x").init(MISSING),
+        lambda: optimizers.lars(0.1, trust_ratio_mask="x").init(MISSING),
         r"selects.*'x'.*\['w'\]",
     ),
-    (lambda: layerwise.lars(0.1, trust_coefficient=-1.0), r"0.0 <= trust_coeff"),
-    (lambda: layerwise.lars(0.1, eps=-1.0), r"0.0 <= eps"),
-    (lambda: layerwise.lars(0.1, weight_decay=float("nan")), r"<= weight_decay"),
-    (lambda: layerwise.novograd(0.1, b2=1.5), r"b2 <= 1.0"),
-    (lambda: layerwise.novograd(0.1, eps=-1.0), r"0.0 <= eps"),
-    (lambda: layerwise.novograd(0.1, eps_root=-1.0), r"0.0 <= eps_root"),
+    (lambda: optimizers.lars(0.1, trust_coefficient=-1.0), r"0.0 <= trust_coeff"),
+    (lambda: optimizers.lars(0.1, eps=-1.0), r"0.0 <= eps"),
+    (lambda: optimizers.lars(0.1, weight_decay=float("nan")), r"<= weight_decay"),
+    (lambda: optimizers.novograd(0.1, b2=1.5), r"b2 <= 1.0"),
+    (lambda: optimizers.novograd(0.1, eps=-1.0), r"0.0 <= eps"),
+    (lambda: optimizers.novograd(0.1, eps_root=-1.0), r"0.0 <= eps_root"),
     (lambda: clip_by_block_rms(0.0), r"threshold > 0, got threshold=0.0"),
-    (lambda: low_memory.adafactor(-0.1), r"0.0 <= learning_rate"),
-    (lambda: low_memory.adafactor(decay_rate=-1.0), r"0.0 <= decay_rate"),
-    (lambda: low_memory.adafactor(decay_offset=-1), r"0.0 <= decay_offset"),
-    (lambda: low_memory.adafactor(eps=-1.0), r"0.0 <= eps "),
-    (lambda: low_memory.adafactor(min_scale=-1.0), r"0.0 <= min_scale"),
-    (lambda: low_memory.adafactor(mask="w"), r"weight_decay_rate to mask.*'w'"),
+    (lambda: optimizers.adafactor(-0.1), r"0.0 <= learning_rate"),
+    (lambda: optimizers.adafactor(decay_rate=-1.0), r"0.0 <= decay_rate"),
+    (lambda: optimizers.adafactor(decay_offset=-1), r"0.0 <= decay_offset"),
+    (lambda: optimizers.adafactor(eps=-1.0), r"0.0 <= eps "),
+    (lambda: optimizers.adafactor(min_scale=-1.0), r"0.0 <= min_scale"),
+    (lambda: optimizers.adafactor(mask="w"), r"weight_decay_rate to mask.*'w'"),
     (
-        lambda: low_memory.adafactor(factored_dims="first"),
+        lambda: optimizers.adafactor(factored_dims="first"),
         r"'largest' or 'last', got factored_dims='first'",
     ),
-    (lambda: low_memory.sm3(0.1, eps=-1.0), r"0.0 <= eps"),
-    (lambda: low_memory.sm3(0.1, variant="III"), r"'I' or 'II', got variant='III'"),
+    (lambda: optimizers.sm3(0.1, eps=-1.0), r"0.0 <= eps"),
+    (lambda: optimizers.sm3(0.1, variant="III"), r"'I' or 'II', got variant='III'"),
 ]
 
 

@@ -16,14 +16,13 @@ import pytest
 from precision import x64
 from trajectories import assert_close, case_id, compiled, ulp, wide
 
-import fngrad.optimizers.orthogonalized as orthogonalized
-import fngrad.optimizers.preconditioned as preconditioned
+import fngrad.optimizers as optimizers
 
 STEPS = 25
 FACTORIES = {
-    "muon": orthogonalized.muon,
-    "shampoo": preconditioned.shampoo,
-    "soap": preconditioned.soap,
+    "muon": optimizers.muon,
+    "shampoo": optimizers.shampoo,
+    "soap": optimizers.soap,
 }
 SHAPES = {"matrix": (4, 3), "tensor": (2, 3, 2), "vector": (2,)}
 SINGLE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -27,8 +27,8 @@ from trajectories import (
     wide,
 )
 
+import fngrad.optimizers as optimizers
 from fngrad.evaluation_point import evaluation_point
-from fngrad.optimizers import averaged_iterates, parameter_free
 from fngrad.transforms.core import apply_updates
 from fngrad.transforms.laws import check_transform
 
@@ -106,12 +106,7 @@ CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
     ("dog", {"layerwise": True}),
 ]
 NAMES = list(ARGUMENTS)
-RECIPES = SimpleNamespace(
-    **{
-        name: getattr(averaged_iterates, name, None) or getattr(parameter_free, name)
-        for name in NAMES
-    }
-)
+RECIPES = SimpleNamespace(**{name: getattr(optimizers, name) for name in NAMES})
 FAMILY = Family(RECIPES, oracles, ARGUMENTS)
 CASES, PAIRS = cases(FAMILY, CONVENTIONS), pairs(FAMILY)
 SHAPES = {"decayed": {"w": (2, 2)}, "rest": {"b": (1,), "s": ()}}

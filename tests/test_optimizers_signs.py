@@ -20,16 +20,18 @@ from trajectories import (
     pairs,
 )
 
-from fngrad.optimizers import adaptive_delta, dual_averaging, sign_descent
+import fngrad.optimizers as optimizers
+from fngrad.optimizers.adadelta import scale_by_adadelta
+from fngrad.optimizers.lion import scale_by_lion
+from fngrad.optimizers.madgrad import scale_by_madgrad
+from fngrad.optimizers.rprop import scale_by_rprop
+from fngrad.optimizers.sign_sgd import scale_by_sign
 from fngrad.transforms.core import apply_updates, report
-from fngrad.transforms.deltas import scale_by_adadelta
 from fngrad.transforms.laws import check_transform
-from fngrad.transforms.madgrad import scale_by_madgrad
-from fngrad.transforms.signs import scale_by_lion, scale_by_rprop, scale_by_sign
 
 LR = (0.1, 0.03)
 SIGNS = Family(
-    sign_descent,
+    optimizers,
     oracles_signs,
     {
         "sign_sgd": {"learning_rate": ({}, *LR)},
@@ -52,7 +54,7 @@ SIGNS = Family(
     double=REAL,
 )
 STEP_SIZES = Family(
-    adaptive_delta,
+    optimizers,
     oracles_signs,
     {
         "adadelta": {
@@ -67,7 +69,7 @@ STEP_SIZES = Family(
 # Without momentum an update is the difference of two distances from the start, each
 # up to a hundred times as long.
 DISTANCES = Family(
-    dual_averaging,
+    optimizers,
     oracles_signs,
     {
         "madgrad": {
@@ -157,19 +159,19 @@ def descend(optimizer, curvature, steps):
 
 
 def test_adadelta_descends_with_its_default_learning_rate():
-    losses = descend(adaptive_delta.adadelta(), jnp.array([1.0, 30.0]), 300)
+    losses = descend(optimizers.adadelta(), jnp.array([1.0, 30.0]), 300)
     assert losses[0] < 15.5
     assert losses[-1] < 0.5
 
 
 def test_rprop_finds_a_badly_scaled_minimum():
-    losses = descend(sign_descent.rprop(0.1), jnp.array([1e-4, 1.0, 1e4]), 150)
+    losses = descend(optimizers.rprop(0.1), jnp.array([1e-4, 1.0, 1e4]), 150)
     assert losses[-1] < 1e-6
 
 
 def test_a_changed_learning_rate_leaves_rprops_step_sizes_alone():
     params = jnp.ones(2)
-    optimizer = sign_descent.rprop(lambda t: jnp.where(t == 0, 0.1, jnp.nan))
+    optimizer = optimizers.rprop(lambda t: jnp.where(t == 0, 0.1, jnp.nan))
     state = optimizer.init(params)
     for want in (0.1, 0.12):
         updates, state = optimizer.update(params, state, params)
@@ -178,7 +180,7 @@ def test_a_changed_learning_rate_leaves_rprops_step_sizes_alone():
 
 def test_madgrad_reports_the_learning_rate_in_force():
     params = jnp.ones(2)
-    optimizer = dual_averaging.madgrad(falling)
+    optimizer = optimizers.madgrad(falling)
     state = optimizer.init(params)
     _, state = optimizer.update(params, state, params)
     told = report(optimizer, params, state, params)
@@ -208,22 +210,22 @@ def test_derivatives_at_zero_gradients_are_finite(name, eps):
 def test_complex_parameters_are_refused_by_their_path(name):
     params = {"z": jnp.ones(2, jnp.complex64)}
     with pytest.raises(TypeError, match=r"need real parameters for .* at 'z'"):
-        getattr(sign_descent, name)(0.1).init(params)
+        getattr(optimizers, name)(0.1).init(params)
 
 
 BAD = [
-    (lambda: sign_descent.rprop(0.1, eta_minus=1.5), r"eta_minus <= 1.0, got .*1.5"),
-    (lambda: sign_descent.rprop(0.1, eta_plus=0.5), r"1.0 <= eta_plus"),
-    (lambda: sign_descent.rprop(0.1, min_step_size=-1.0), r"0.0 <= min_step_size"),
-    (lambda: sign_descent.rprop(0.1, max_step_size=-1.0), r"0.0 <= max_step_size"),
-    (lambda: sign_descent.rprop(-0.1), r"0.0 <= learning_rate"),
-    (lambda: sign_descent.lion(0.1, b1=1.5), r"b1 <= 1.0"),
-    (lambda: sign_descent.lion(0.1, b2=-1.0), r"0.0 <= b2"),
-    (lambda: adaptive_delta.adadelta(rho=2.0), r"rho <= 1.0"),
-    (lambda: adaptive_delta.adadelta(eps=-1.0), r"0.0 <= eps"),
-    (lambda: dual_averaging.madgrad(-0.1), r"0.0 <= learning_rate"),
-    (lambda: dual_averaging.madgrad(0.1, momentum=2.0), r"momentum <= 1.0"),
-    (lambda: dual_averaging.madgrad(0.1, eps=-1.0), r"0.0 <= eps"),
+    (lambda: optimizers.rprop(0.1, eta_minus=1.5), r"eta_minus <= 1.0, got .*1.5"),
+    (lambda: optimizers.rprop(0.1, eta_plus=0.5), r"1.0 <= eta_plus"),
+    (lambda: optimizers.rprop(0.1, min_step_size=-1.0), r"0.0 <= min_step_size"),
+    (lambda: optimizers.rprop(0.1, max_step_size=-1.0), r"0.0 <= max_step_size"),
+    (lambda: optimizers.rprop(-0.1), r"0.0 <= learning_rate"),
+    (lambda: optimizers.lion(0.1, b1=1.5), r"b1 <= 1.0"),
+    (lambda: optimizers.lion(0.1, b2=-1.0), r"0.0 <= b2"),
+    (lambda: optimizers.adadelta(rho=2.0), r"rho <= 1.0"),
+    (lambda: optimizers.adadelta(eps=-1.0), r"0.0 <= eps"),
+    (lambda: optimizers.madgrad(-0.1), r"0.0 <= learning_rate"),
+    (lambda: optimizers.madgrad(0.1, momentum=2.0), r"momentum <= 1.0"),
+    (lambda: optimizers.madgrad(0.1, eps=-1.0), r"0.0 <= eps"),
 ]
 
 
@@ -233,7 +235,7 @@ def test_numbers_out_of_range_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("rule", [sign_descent.rprop, dual_averaging.madgrad])
+@pytest.mark.parametrize("rule", [optimizers.rprop, optimizers.madgrad])
 def test_a_missing_learning_rate_is_refused(rule):
     with pytest.raises(TypeError, match="need a learning_rate, got None"):
         rule(None)
@@ -242,7 +244,7 @@ def test_a_missing_learning_rate_is_refused(rule):
 def test_madgrads_first_step_is_its_closed_form():
     with x64():
         params, gradient = jnp.zeros(3), jnp.array([8.0, -1e-3, 2e5])
-        optimizer = dual_averaging.madgrad(0.1, momentum=0.0, eps=0.0)
+        optimizer = optimizers.madgrad(0.1, momentum=0.0, eps=0.0)
         updates, _ = optimizer.update(gradient, optimizer.init(params), params)
         want = -(0.1 ** (2 / 3)) * np.cbrt(gradient)
     np.testing.assert_allclose(updates, want, rtol=1e-13)

@@ -8,10 +8,12 @@ import pytest
 from trajectories import case_id
 
 from fngrad.leaves import Stacked
-from fngrad.optimizers.averaged_iterates import schedule_free_adamw, schedule_free_sgd
-from fngrad.optimizers.parameter_free import dadapt_adamw, dadapt_sgd, dog, prodigy
+from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
+from fngrad.optimizers.dog import dog
+from fngrad.optimizers.prodigy import prodigy
+from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from fngrad.transforms.averages import average_params
 from fngrad.transforms.core import apply_updates, chain, report
-from fngrad.transforms.polynomial_average import average_params
 from fngrad.transforms.scaling import scale_by_learning_rate
 
 RECIPES = {

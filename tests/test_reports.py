@@ -13,7 +13,7 @@ import fngrad.tree as tree
 from fngrad.optimizers.registry import REGISTRY
 from fngrad.transforms.core import report, telling
 from fngrad.transforms.step_length import scale_by_step_length
-from fngrad.transforms.trust import scale_by_trust_ratio
+from fngrad.transforms.trust_ratio import scale_by_trust_ratio
 
 PARAMS = {
     "layers": [{"w": jnp.ones((4, 3)), "b": jnp.ones(3)} for _ in range(2)],

@@ -9,9 +9,12 @@ import pytest
 from precision import x64
 
 import fngrad as fg
-from fngrad.optimizers.averaged_iterates import schedule_free_adamw, schedule_free_sgd
+from fngrad.optimizers.schedule_free import (
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_sgd,
+)
 from fngrad.transforms.core import apply_updates, report
-from fngrad.transforms.interpolation import schedule_free
 
 STEPS = 25
 

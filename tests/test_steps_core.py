@@ -11,7 +11,8 @@ import pytest
 import fngrad.steps as steps
 import fngrad.tree as tree
 from fngrad.optimizers import adam, sgd
-from fngrad.optimizers.second_order import lbfgs, sophia
+from fngrad.optimizers.lbfgs import lbfgs
+from fngrad.optimizers.sophia import sophia
 from fngrad.training import init_state, make_step, run, snapshot
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.damping import adaptive_damping

@@ -10,11 +10,11 @@ from precision import x64
 
 import fngrad.steps as steps
 from fngrad.optimizers import sgd
+from fngrad.optimizers.adagrad import scale_by_rss
 from fngrad.training import init_state, run
 from fngrad.transforms.core import chain
 from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.masking import freeze
-from fngrad.transforms.sums import scale_by_rss
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(20, 4)), RNG.normal(size=20)

@@ -13,9 +13,8 @@ from precision import x64
 import fngrad.data as data
 import fngrad.steps as steps
 import fngrad.tree as tree
-from fngrad.optimizers.second_order import lbfgs
+from fngrad.optimizers.lbfgs import lbfgs, scale_by_lbfgs
 from fngrad.training import init_state
-from fngrad.transforms.quasi_newton import scale_by_lbfgs
 
 SIZE, STEPS = 6, 25
 NEGATIVE = (4, 5, 13)  # steps whose gradients come from another function

@@ -13,12 +13,11 @@ from precision import x64
 import fngrad.steps as steps
 import fngrad.tree as tree
 from fngrad.optimizers import sgd
-from fngrad.optimizers.second_order import sophia
+from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate, sophia
 from fngrad.steps.core import find_parts
 from fngrad.training import init_state
 from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.sophia import ScaleBySophiaState, add_estimate
 from fngrad.transforms.stacking import stack, stack_leaves
 
 W = np.linspace(-2, 2, 6)

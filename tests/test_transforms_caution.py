@@ -13,7 +13,7 @@ from fngrad.transforms.core import apply_updates, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.moments import trace
+from fngrad.transforms.momentum import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
 
 STEPS, DECAY = 25, 0.9

@@ -10,21 +10,19 @@ from trajectories import case_id
 
 import fngrad.schedules as schedules
 import fngrad.tree as tree
-from fngrad.optimizers.adaptive_moment import adam, adamw
-from fngrad.optimizers.moment_maximum import adamax, amsgrad
-from fngrad.optimizers.moment_memory import ademamix, adopt, yogi
-from fngrad.optimizers.moment_variance import adabelief, radam
-from fngrad.optimizers.nesterov_moment import adan, nadam
-from fngrad.transforms.additive_moments import scale_by_yogi
+from fngrad.optimizers.adabelief import adabelief, scale_by_belief
+from fngrad.optimizers.adam import adam, adamw
+from fngrad.optimizers.adamax import adamax, scale_by_adamax
+from fngrad.optimizers.adan import adan, scale_by_adan
+from fngrad.optimizers.ademamix import ademamix, half_life_warmup, scale_by_ademamix
+from fngrad.optimizers.adopt import adopt, scale_by_adopt
+from fngrad.optimizers.amsgrad import amsgrad, scale_by_amsgrad
+from fngrad.optimizers.nadam import nadam, scale_by_nadam
+from fngrad.optimizers.radam import radam, scale_by_radam
+from fngrad.optimizers.yogi import scale_by_yogi, yogi
 from fngrad.transforms.core import apply_updates, report
-from fngrad.transforms.differences import scale_by_adan
+from fngrad.transforms.decay import proximal_decay
 from fngrad.transforms.laws import check_transform
-from fngrad.transforms.maxima import scale_by_adamax, scale_by_amsgrad
-from fngrad.transforms.mixtures import half_life_warmup, scale_by_ademamix
-from fngrad.transforms.momentum_schedule import scale_by_nadam
-from fngrad.transforms.past_moments import scale_by_adopt
-from fngrad.transforms.proximal import proximal_decay
-from fngrad.transforms.variance import scale_by_belief, scale_by_radam
 
 RULES = (
     *(scale_by_adamax, scale_by_amsgrad, scale_by_nadam, scale_by_radam),

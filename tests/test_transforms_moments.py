@@ -7,13 +7,9 @@ import oracles
 import problems
 import pytest
 
-from fngrad.transforms.moments import (
-    ema,
-    scale_by_adam,
-    scale_by_rms,
-    scale_by_stddev,
-    trace,
-)
+from fngrad.optimizers.adam import scale_by_adam
+from fngrad.optimizers.rmsprop import scale_by_rms, scale_by_stddev
+from fngrad.transforms.momentum import ema, trace
 
 GRADIENTS = problems.hard_gradients()
 

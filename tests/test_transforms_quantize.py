@@ -13,11 +13,12 @@ import fngrad.codes as codes
 import fngrad.transforms.coded_update as coded_update
 import fngrad.tree as tree
 from fngrad.optimizers import REGISTRY, adagrad, adam, momentum, rmsprop
+from fngrad.optimizers.adam import ScaleByAdamState
+from fngrad.optimizers.rmsprop import scale_by_rms
 from fngrad.transforms.clipping import clip_by_global_norm
 from fngrad.transforms.core import Transform, apply_updates, chain, report
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.moments import ScaleByAdamState, scale_by_rms
 from fngrad.transforms.quantize import (
     KINDS,
     describe_quantization,

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fngrad.optimizers.adaptive_gradient import adagrad
-from fngrad.optimizers.root_mean_square import rmsprop
+from fngrad.optimizers.adagrad import adagrad, scale_by_rss
+from fngrad.optimizers.rmsprop import rmsprop
 from fngrad.transforms.core import apply_updates
-from fngrad.transforms.sums import scale_by_rss
 from fngrad.transforms.wrapping import tunable
 
 

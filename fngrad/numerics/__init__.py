@@ -1,6 +1,6 @@
 """Scalars that enter the arithmetic, and the arithmetic that must not go wrong."""
 
-from fngrad.numerics.arithmetic import divide, power, square_root, two_sum
+from fngrad.numerics.arithmetic import cube_root, divide, power, square_root, two_sum
 from fngrad.numerics.checks import (
     MAX_STEP,
     as_int,
@@ -41,6 +41,7 @@ __all__ = [
     "check_positive",
     "check_seed",
     "check_unmasked",
+    "cube_root",
     "divide",
     "divided",
     "double_precision",

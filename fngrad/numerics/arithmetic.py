@@ -16,6 +16,12 @@ def square_root(x: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
+def cube_root(x: jax.Array) -> jax.Array:
+    """Return the cube root, 0 with zero gradient where x is 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, jnp.cbrt(jnp.where(is_zero, 1, x)))
+
+
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """Return numerator / denominator, and 0 with zero gradient where that is 0."""
     is_zero = denominator == 0

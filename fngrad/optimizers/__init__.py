@@ -1,24 +1,38 @@
 """Optimizers by their names: recipes of transforms, from the papers."""
 
-from fngrad.optimizers.adaptive_delta import adadelta
-from fngrad.optimizers.adaptive_gradient import adagrad
-from fngrad.optimizers.adaptive_moment import adam, adamw
-from fngrad.optimizers.averaged_iterates import schedule_free_adamw, schedule_free_sgd
-from fngrad.optimizers.dual_averaging import madgrad
-from fngrad.optimizers.gradient_descent import momentum, sgd
-from fngrad.optimizers.layerwise import lamb, lars, novograd
-from fngrad.optimizers.low_memory import adafactor, sm3
-from fngrad.optimizers.moment_maximum import adamax, amsgrad
-from fngrad.optimizers.moment_memory import ademamix, adopt, yogi
-from fngrad.optimizers.moment_variance import adabelief, radam
-from fngrad.optimizers.nesterov_moment import adan, nadam
-from fngrad.optimizers.orthogonalized import muon
-from fngrad.optimizers.parameter_free import dadapt_adamw, dadapt_sgd, dog, prodigy
-from fngrad.optimizers.preconditioned import shampoo, soap
+from fngrad.optimizers.adabelief import adabelief
+from fngrad.optimizers.adadelta import adadelta
+from fngrad.optimizers.adafactor import adafactor
+from fngrad.optimizers.adagrad import adagrad
+from fngrad.optimizers.adam import adam, adamw
+from fngrad.optimizers.adamax import adamax
+from fngrad.optimizers.adan import adan
+from fngrad.optimizers.ademamix import ademamix
+from fngrad.optimizers.adopt import adopt
+from fngrad.optimizers.amsgrad import amsgrad
+from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
+from fngrad.optimizers.dog import dog
+from fngrad.optimizers.lamb import lamb
+from fngrad.optimizers.lars import lars
+from fngrad.optimizers.lbfgs import lbfgs
+from fngrad.optimizers.lion import lion
+from fngrad.optimizers.madgrad import madgrad
+from fngrad.optimizers.muon import muon
+from fngrad.optimizers.nadam import nadam
+from fngrad.optimizers.novograd import novograd
+from fngrad.optimizers.prodigy import prodigy
+from fngrad.optimizers.radam import radam
 from fngrad.optimizers.registry import REGISTRY
-from fngrad.optimizers.root_mean_square import rmsprop
-from fngrad.optimizers.second_order import lbfgs, sophia
-from fngrad.optimizers.sign_descent import lion, rprop, sign_sgd, signum
+from fngrad.optimizers.rmsprop import rmsprop
+from fngrad.optimizers.rprop import rprop
+from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from fngrad.optimizers.sgd import momentum, sgd
+from fngrad.optimizers.shampoo import shampoo
+from fngrad.optimizers.sign_sgd import sign_sgd, signum
+from fngrad.optimizers.sm3 import sm3
+from fngrad.optimizers.soap import soap
+from fngrad.optimizers.sophia import sophia
+from fngrad.optimizers.yogi import yogi
 
 __all__ = [
     "REGISTRY",

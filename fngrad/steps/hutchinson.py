@@ -9,10 +9,10 @@ import fngrad.objective as objective
 import fngrad.tree as tree
 from fngrad.measures import Start
 from fngrad.objective import Gradient
+from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
 from fngrad.steps.core import move_by, replace_parts
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.transforms.core import TransformLike, chain
-from fngrad.transforms.sophia import ScaleBySophiaState, add_estimate
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
 
 _PROBE = 0x50F1A  # apart from what a loss draws from its key

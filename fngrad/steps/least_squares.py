@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.measures import Move, Start
-from fngrad.optimizers.gradient_descent import sgd
+from fngrad.optimizers.sgd import sgd
 from fngrad.steps.core import find_parts, move_by, replace_parts
 from fngrad.steps.linearized import (
     Jacobian,

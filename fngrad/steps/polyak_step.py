@@ -9,7 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.objective as objective
 import fngrad.tree as tree
 from fngrad.measures import Move
-from fngrad.optimizers.gradient_descent import sgd
+from fngrad.optimizers.sgd import sgd
 from fngrad.steps.core import displace
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.transforms.core import TransformLike, chain, update_and_report

@@ -1,11 +1,9 @@
-r"""Rules that see each leaf as one vector, a *block*, and measure it by one number.
+r"""Each leaf as one vector, a *block*, measured by its root mean square.
 
-The measure is the norm $\|x\|$, or the root mean square
-$\operatorname{rms}(x) = \|x\| / \sqrt n$ of a block with n entries.
+$\operatorname{rms}(x) = \|x\| / \sqrt n$ for a block with n entries.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +12,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.roots import check_decay, divide_by_root, shrink
-from fngrad.types import Hyper, Params, Scalar, Updates
-
-
-class ScaleByBlockNormState(NamedTuple):
-    """State of `scale_by_block_norm`."""
-
-    step: jax.Array  # int32, shape ()
-    nu: Updates  # average of ||g||**2, one number a block
+from fngrad.types import Params, Scalar, Updates
 
 
 def clip_by_block_rms(threshold: Scalar) -> Transform:
@@ -98,65 +88,5 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     return chain(Transform(lambda params: (), update, name="scale_by_param_block_rms"))
 
 
-def scale_by_block_norm(
-    b2: Hyper = 0.25, eps: Hyper = 1e-8, eps_root: Hyper = 0.0
-) -> Transform:
-    r"""Divide each block by the root of its averaged squared norm, as NovoGrad does.
-
-    $$\nu_1 = \|g_1\|^2, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,\|g_t\|^2, \qquad
-      u_t = \frac{g_t}{\sqrt{\nu_t + \bar\epsilon} + \epsilon}$$
-
-    The average begins at the first square and needs no correction for bias.
-
-    Args:
-        b2: $\beta_2$ in [0, 1].
-        eps: $\epsilon$ >= 0, in gradient units.
-        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-
-    Raises:
-        ValueError: a number out of range.
-
-    References:
-        Ginsburg et al., Stochastic gradient methods with layer-wise adaptive moments
-        for training of deep networks, 2019, algorithm 1,
-        https://arxiv.org/abs/1905.11286. Differs from it in: $\epsilon$ counts at the
-        first step too. Optax's ``scale_by_novograd`` is this, weight decay and `trace`
-        in one.
-    """
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
-
-    def init(params: Params) -> ScaleByBlockNormState:
-        nu = leaves.map_leaves(_real_zero, params)
-        return ScaleByBlockNormState(numerics.first_step(), nu)
-
-    def update(
-        updates: Updates, state: ScaleByBlockNormState, params: Params
-    ) -> tuple[Updates, ScaleByBlockNormState]:
-        beta_2 = numerics.hyper(b2, state.step)
-        beta_2 = jnp.where(state.step == 0, 0, beta_2)
-        inside = numerics.hyper(eps_root, state.step)
-        outside = numerics.hyper(eps, state.step)
-
-        def normalize(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
-            square = jnp.sum(tree.abs_square(g))
-            factor, square = shrink(square, g)
-            g = numerics.scaled(factor, g)
-            nu = tree.average(beta_2, nu, square)
-            whole = jnp.broadcast_to(nu, g.shape)
-            return divide_by_root(g, whole, inside, outside), nu
-
-        new_updates, nu = leaves.map_leaves(normalize, updates, state.nu, outputs=2)
-        return new_updates, ScaleByBlockNormState(numerics.next_step(state.step), nu)
-
-    return chain(Transform(init, update, name="scale_by_block_norm"))
-
-
 def _root_mean_square(x: jax.Array) -> jax.Array:
     return tree.norm(x) / math.sqrt(max(x.size, 1))
-
-
-def _real_zero(p: jax.Array) -> jax.Array:
-    return jnp.zeros((), jnp.finfo(tree.wide_dtype(p.dtype)).dtype)

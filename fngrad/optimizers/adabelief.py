@@ -1,0 +1,156 @@
+"""AdaBelief: Adam that divides by how far gradients lie from their average."""
+
+from typing import NamedTuple
+
+import jax
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    look_ahead,
+    remove_bias,
+    squarable,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Updates
+
+
+class ScaleByBeliefState(NamedTuple):
+    """State of `scale_by_belief`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+    nu: Updates  # average of |g - mu|**2, real
+
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+def scale_by_belief(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-16,
+    eps_root: Hyper = 1e-16,
+    *,
+    nesterov: bool = False,
+    accumulate_eps: bool = True,
+) -> Transform:
+    r"""Divide by the root of the averaged squared surprise: AdaBelief's direction.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t - \mu_t|^2 + \bar\epsilon$$
+    $$u_t = \frac{\mu_t / (1 - \beta_1^t)}
+      {\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon}$$
+
+    so that $\bar\epsilon$ builds up to $\bar\epsilon / (1 - \beta_2)$ in $\nu$. With
+    ``accumulate_eps=False`` it stays out of the average, and the root is that of
+    $(\nu_t + \bar\epsilon) / (1 - \beta_2^t)$. Where the denominator is zero, the
+    update is zero.
+
+    Args:
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        nesterov: whether the numerator looks ahead, as in `scale_by_adam`.
+        accumulate_eps: the first or the second place of $\bar\epsilon$.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        Zhuang et al., AdaBelief optimizer: adapting stepsizes by the belief in
+        observed gradients, 2020, algorithm 2, https://arxiv.org/abs/2010.07468, where
+        $\epsilon = \bar\epsilon$.
+    """
+    check_decay("b1", b1, corrected=True)
+    check_decay("b2", b2, corrected=True)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("eps_root", eps_root, low=0.0)
+
+    def init(params: Params) -> ScaleByBeliefState:
+        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        return ScaleByBeliefState(numerics.first_step(), mu, nu)
+
+    def update(
+        updates: Updates, state: ScaleByBeliefState, params: Params
+    ) -> tuple[Updates, ScaleByBeliefState]:
+        beta_1 = numerics.hyper(b1, state.step)
+        beta_2 = numerics.hyper(b2, state.step)
+        extra = numerics.hyper(eps_root, state.step)
+        updates = squarable(updates, count=4)  # differences are up to twice as large
+        mu = tree.average(beta_1, state.mu, updates)
+        surprise = jax.tree.map(tree.abs_square, tree.sub(updates, mu))
+        nu = tree.average(beta_2, state.nu, surprise)
+        raised = jax.tree.map(lambda v: v + extra.astype(v.dtype), nu)
+        new_updates = divide_by_root(
+            look_ahead(mu, updates, beta_1, state.step, nesterov),
+            remove_bias(raised, beta_2, state.step),
+            inside=0.0,
+            outside=numerics.hyper(eps, state.step),
+        )
+        kept = raised if accumulate_eps else nu
+        return new_updates, ScaleByBeliefState(numerics.next_step(state.step), mu, kept)
+
+    return chain(Transform(init, update, name="scale_by_belief"))
+
+
+def adabelief(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-16,
+    eps_root: Hyper = 1e-16,
+    *,
+    nesterov: bool = False,
+    accumulate_eps: bool = True,
+) -> Transform:
+    r"""AdaBelief: long steps where the gradient is what its average expected.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t - \mu_t|^2 + \bar\epsilon$$
+    $$w_{t+1} = w_t - \alpha_t\,\frac{\mu_t / (1 - \beta_1^t)}
+      {\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon}$$
+
+    The paper and optax add $\bar\epsilon$ within the recurrence, so that it builds up
+    to $\bar\epsilon / (1 - \beta_2)$. With ``accumulate_eps=False`` it stays out of the
+    average, and the root is that of $(\nu_t + \bar\epsilon) / (1 - \beta_2^t)$.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        nesterov: whether the numerator looks ahead, as in `adam`.
+        accumulate_eps: the first or the second place of $\bar\epsilon$.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.adabelief(1e-3)
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(6))  # the first surprise is b1 times the gradient
+        [-0.001111  0.001111]
+
+    References:
+        Zhuang et al., AdaBelief optimizer: adapting stepsizes by the belief in
+        observed gradients, 2020, algorithm 2, https://arxiv.org/abs/2010.07468, where
+        $\epsilon = \bar\epsilon$. Differs from the authors' later code in: no
+        rectification.
+    """
+    return chain(
+        scale_by_belief(
+            b1, b2, eps, eps_root, nesterov=nesterov, accumulate_eps=accumulate_eps
+        ),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,129 @@
+"""Adadelta: steps in units of the steps made before."""
+
+from typing import NamedTuple
+
+import jax
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    saturated_square,
+    squarable,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Selector, Updates
+
+
+class ScaleByAdadeltaState(NamedTuple):
+    """State of `scale_by_adadelta`."""
+
+    step: jax.Array  # int32, shape ()
+    e_g: Updates  # average of |g|**2, real
+    e_x: Updates  # average of |u|**2, real
+
+    non_negative = ("e_g", "e_x")
+
+
+def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
+    r"""Give gradients the size of the updates made before: Adadelta's direction.
+
+    $$E[g^2]_t = \rho\,E[g^2]_{t-1} + (1 - \rho)\,|g_t|^2, \qquad
+      u_t = \frac{\sqrt{E[u^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,g_t$$
+    $$E[u^2]_t = \rho\,E[u^2]_{t-1} + (1 - \rho)\,|u_t|^2$$
+
+    Args:
+        rho: $\rho$ in [0, 1].
+        eps: $\epsilon$ >= 0, in squared gradient units and in squared units of the
+            parameters: the size of the first updates, which are all zero without it.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        Zeiler, ADADELTA: an adaptive learning rate method, 2012, algorithm 1,
+        https://arxiv.org/abs/1212.5701.
+    """
+    check_decay("rho", rho, corrected=False)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> ScaleByAdadeltaState:
+        e_g, e_x = full_moment(params, 0.0), full_moment(params, 0.0)
+        return ScaleByAdadeltaState(numerics.first_step(), e_g, e_x)
+
+    def update(
+        updates: Updates, state: ScaleByAdadeltaState, params: Params
+    ) -> tuple[Updates, ScaleByAdadeltaState]:
+        updates = squarable(updates)
+        decay = numerics.hyper(rho, state.step)
+        inside = numerics.hyper(eps, state.step)
+        e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
+
+        def times_root(u: jax.Array, square: jax.Array) -> jax.Array:
+            return u * numerics.square_root(
+                square + inside.astype(square.dtype)
+            ).astype(u.dtype)
+
+        normal = divide_by_root(updates, e_g, inside, 0.0)
+        new_updates = jax.tree.map(times_root, normal, state.e_x)
+        squares = jax.tree.map(saturated_square, new_updates)
+        e_x = tree.average(decay, state.e_x, squares)
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByAdadeltaState(step, e_g, e_x)
+
+    return chain(Transform(init, update, name="scale_by_adadelta"))
+
+
+def adadelta(
+    learning_rate: Hyper = 1.0,
+    rho: Hyper = 0.9,
+    eps: Hyper = 1e-6,
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+) -> Transform:
+    r"""Adadelta: steps in units of the steps made before.
+
+    $$E[g^2]_t = \rho\,E[g^2]_{t-1} + (1 - \rho)\,|g_t|^2, \qquad
+      u_t = \frac{\sqrt{E[u^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,g_t$$
+    $$E[u^2]_t = \rho\,E[u^2]_{t-1} + (1 - \rho)\,|u_t|^2, \qquad
+      w_{t+1} = w_t - \alpha_t\,u_t$$
+
+    The paper has no learning rate, which is the default 1. The first steps have the
+    size $\sqrt{\epsilon / (1 - \rho)}$ and grow from there. PyTorch is the default;
+    Keras is ``learning_rate=1e-3, rho=0.95, eps=1e-7``.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        rho: $\rho$ in [0, 1].
+        eps: $\epsilon$ >= 0, in squared gradient units and in squared units of the
+            parameters; 0 stands still.
+        weight_decay: $\lambda$ of the L2 regularisation: $\lambda\,w_t$ is added to
+            $g_t$ first.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+
+    Raises:
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.adadelta()
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(5))
+        [-0.00316  0.00316]
+
+    References:
+        Zeiler, ADADELTA: an adaptive learning rate method, 2012, algorithm 1,
+        https://arxiv.org/abs/1212.5701.
+    """
+    return chain(
+        add_decayed_weights(weight_decay, mask),
+        scale_by_adadelta(rho, eps),
+        scale_by_learning_rate(learning_rate),
+    )

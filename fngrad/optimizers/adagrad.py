@@ -1,0 +1,126 @@
+"""Adagrad: the root of the sum of squared gradients over the whole run."""
+
+from typing import NamedTuple
+
+import jax
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.moment_arithmetic import (
+    divide_by_root,
+    full_moment,
+    place_eps,
+    squarable,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Scalar, Updates
+
+
+class ScaleByRssState(NamedTuple):
+    """State of `scale_by_rss`."""
+
+    step: jax.Array  # int32, shape ()
+    sum_of_squares: Updates  # real also for complex parameters
+
+    non_negative = ("sum_of_squares",)
+
+
+def scale_by_rss(
+    initial_accumulator_value: Scalar = 0.1,
+    eps: Hyper = 1e-7,
+    eps_in_sqrt: bool = True,
+) -> Transform:
+    r"""Divide by the root of the sum of squares: Adagrad's direction.
+
+    $$s_t = s_{t-1} + |g_t|^2, \qquad
+      u_t = g_t / \sqrt{s_t + \epsilon}
+      \quad\text{or}\quad u_t = g_t / (\sqrt{s_t} + \epsilon)$$
+
+    A coordinate that has seen no gradient yet ($s_t = 0$) does not move.
+
+    Args:
+        initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
+        eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
+            gradient units.
+        eps_in_sqrt: the first or the second form.
+
+    Raises:
+        ValueError: a negative number.
+
+    References:
+        Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and
+        stochastic optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html.
+        Differs from it in: the sum begins at $s_0$ > 0 by default.
+    """
+    numerics.check_number(
+        "initial_accumulator_value", initial_accumulator_value, low=0.0
+    )
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> ScaleByRssState:
+        start = full_moment(params, initial_accumulator_value)
+        return ScaleByRssState(numerics.first_step(), start)
+
+    def update(
+        updates: Updates, state: ScaleByRssState, params: Params
+    ) -> tuple[Updates, ScaleByRssState]:
+        updates = squarable(updates)
+        squares = jax.tree.map(tree.abs_square, updates)
+        sums = tree.add(state.sum_of_squares, squares)
+        sums = jax.tree.map(numerics.saturated, sums, updates)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, sums, inside, outside)
+        return new_updates, ScaleByRssState(numerics.next_step(state.step), sums)
+
+    return chain(Transform(init, update, name="scale_by_rss"))
+
+
+def adagrad(
+    learning_rate: Hyper,
+    initial_accumulator_value: Scalar = 0.1,
+    eps: Hyper = 1e-7,
+    eps_in_sqrt: bool = True,
+) -> Transform:
+    r"""Adagrad: each coordinate's step divided by the root of its summed squares.
+
+    $$s_t = s_{t-1} + |g_t|^2, \qquad w_{t+1} = w_t - \alpha_t\,u_t$$
+    $$u_t = g_t / \sqrt{s_t + \epsilon}
+      \quad\text{or}\quad u_t = g_t / (\sqrt{s_t} + \epsilon)$$
+
+    A constant gradient gives steps of $\alpha / \sqrt t$ (with $s_0 = \epsilon = 0$). A
+    coordinate that has seen no gradient yet does not move.
+
+    PyTorch's convention is ``initial_accumulator_value=0.0, eps=1e-10,
+    eps_in_sqrt=False``; the defaults are those of Keras and optax.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
+        eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
+            gradient units.
+        eps_in_sqrt: the first or the second form of $u_t$.
+
+    Raises:
+        ValueError: a negative number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.adagrad(1.0, initial_accumulator_value=0.0)
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(4))
+        [-1.  1.]
+
+    References:
+        Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and
+        stochastic optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html.
+        Differs from it in: the diagonal rule alone, and a sum that begins above zero
+        by default.
+    """
+    return chain(
+        scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,201 @@
+"""Adam and AdamW."""
+
+from typing import NamedTuple
+
+import jax
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    look_ahead,
+    remove_bias,
+    squarable,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Selector, Updates
+
+
+class ScaleByAdamState(NamedTuple):
+    """State of `scale_by_adam`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+    nu: Updates  # average of |g|**2, real
+
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+def scale_by_adam(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Divide the debiased average by the debiased root mean square: Adam's direction.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
+    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+      \hat\mu_t = \frac{\mu_t}{1 - \beta_1^t}, \qquad
+      \hat\nu_t = \frac{\nu_t}{1 - \beta_2^t}$$
+
+    With Nesterov's look-ahead
+    $\hat\mu_t = \beta_1 \mu_t / (1 - \beta_1^{t+1})
+    + (1 - \beta_1) g_t / (1 - \beta_1^t)$. Where the denominator is zero, the update is
+    zero; its gradient is finite there also without ``eps_root``.
+
+    Args:
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        nesterov: whether to look ahead.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
+        https://arxiv.org/abs/1412.6980. Dozat, Incorporating Nesterov momentum into
+        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Differs from
+        it in: $\hat\nu$ lacks the factor $\beta_2$ that Dozat's algorithm 2 has, and
+        $\beta_1$ is constant.
+    """
+    check_decay("b1", b1, corrected=True)
+    check_decay("b2", b2, corrected=True)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("eps_root", eps_root, low=0.0)
+
+    def init(params: Params) -> ScaleByAdamState:
+        nu = full_moment(params, 0.0)
+        return ScaleByAdamState(numerics.first_step(), tree.wide_zeros_like(params), nu)
+
+    def update(
+        updates: Updates, state: ScaleByAdamState, params: Params
+    ) -> tuple[Updates, ScaleByAdamState]:
+        updates = squarable(updates)
+        beta_1 = numerics.hyper(b1, state.step)
+        beta_2 = numerics.hyper(b2, state.step)
+        mu = tree.average(beta_1, state.mu, updates)
+        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        new_updates = divide_by_root(
+            look_ahead(mu, updates, beta_1, state.step, nesterov),
+            remove_bias(nu, beta_2, state.step),
+            inside=numerics.hyper(eps_root, state.step),
+            outside=numerics.hyper(eps, state.step),
+        )
+        return new_updates, ScaleByAdamState(numerics.next_step(state.step), mu, nu)
+
+    return chain(Transform(init, update, name="scale_by_adam"))
+
+
+def adam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Adam: averaged gradients over the root of averaged squares, both debiased.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
+    $$w_{t+1} = w_t - \alpha_t\,
+      \frac{\mu_t / (1 - \beta_1^t)}
+      {\sqrt{\nu_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}$$
+
+    With ``nesterov`` the numerator is
+    $\beta_1 \mu_t / (1 - \beta_1^{t+1}) + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        nesterov: whether to look ahead (NAdam without its schedule of $\beta_1$).
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.adam(1e-3)
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(6))
+        [-0.001  0.001]
+
+    References:
+        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
+        https://arxiv.org/abs/1412.6980. Dozat, Incorporating Nesterov momentum into
+        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 1e-4,
+    mask: Selector | None = None,
+    *,
+    nesterov: bool = False,
+) -> Transform:
+    r"""Adam with decoupled weight decay, times the learning rate.
+
+    With Adam's direction $u_t$ (see `adam`)
+
+    $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
+
+    so that without gradients $w$ shrinks by $1 - \alpha_t \lambda$ a step. The decay
+    does not pass Adam's denominator; ``chain(add_decayed_weights(l), adam(a))`` is the
+    other thing, L2 regularisation.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        weight_decay: $\lambda$; PyTorch's default is 1e-2.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        nesterov: whether to look ahead.
+
+    Raises:
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.adamw(3e-4, weight_decay=0.1, mask="**/weight")
+
+    References:
+        Loshchilov and Hutter, Decoupled weight decay regularization, 2019, algorithm
+        2, https://arxiv.org/abs/1711.05101. Differs from it in: one schedule scales
+        both the step and the decay, and the decay takes the learning rate as a factor
+        too, as in PyTorch and optax.
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,141 @@
+"""Adamax: Adam that divides by a maximum over the past, which fades slowly."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.optimizers.weight_decay import decaying
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.moment_arithmetic import check_decay, full_moment, remove_bias
+from fngrad.types import Hyper, Params, Selector, Updates
+
+
+class ScaleByAdamaxState(NamedTuple):
+    """State of `scale_by_adamax`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+    nu: Updates  # decayed maximum of |g|, real
+
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+def scale_by_adamax(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    *,
+    eps_in_max: bool = True,
+) -> Transform:
+    r"""Divide the debiased average by a decayed maximum: Adamax's direction.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      \nu_t = \max(\beta_2\,\nu_{t-1},\ |g_t| + \epsilon)$$
+    $$u_t = \frac{\mu_t / (1 - \beta_1^t)}{\nu_t}$$
+
+    or, with ``eps_in_max=False``, $\nu_t = \max(\beta_2\,\nu_{t-1}, |g_t|)$ and the
+    denominator $\nu_t + \epsilon$. Where the denominator is zero, the update is zero.
+
+    Args:
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1].
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_in_max: the first or the second place of $\epsilon$.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 2,
+        https://arxiv.org/abs/1412.6980. Differs from it in: $\epsilon$.
+    """
+    check_decay("b1", b1, corrected=True)
+    check_decay("b2", b2, corrected=False)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> ScaleByAdamaxState:
+        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        return ScaleByAdamaxState(numerics.first_step(), mu, nu)
+
+    def update(
+        updates: Updates, state: ScaleByAdamaxState, params: Params
+    ) -> tuple[Updates, ScaleByAdamaxState]:
+        beta_1 = numerics.hyper(b1, state.step)
+        beta_2 = numerics.hyper(b2, state.step)
+        epsilon = numerics.hyper(eps, state.step)
+        inside, outside = (epsilon, 0.0) if eps_in_max else (0.0, epsilon)
+
+        def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
+            size = jnp.abs(g) + jnp.asarray(inside, nu.dtype)
+            return jnp.maximum(numerics.scaled(beta_2, nu), size)
+
+        def divide(m: jax.Array, nu: jax.Array) -> jax.Array:
+            denominator = nu + jnp.asarray(outside, nu.dtype)
+            return numerics.divide(m, denominator.astype(m.dtype))
+
+        mu = tree.average(beta_1, state.mu, updates)
+        nu = jax.tree.map(advance, state.nu, updates)
+        new_updates = jax.tree.map(divide, remove_bias(mu, beta_1, state.step), nu)
+        return new_updates, ScaleByAdamaxState(numerics.next_step(state.step), mu, nu)
+
+    return chain(Transform(init, update, name="scale_by_adamax"))
+
+
+def adamax(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    *,
+    eps_in_max: bool = True,
+    decoupled_weight_decay: bool = True,
+) -> Transform:
+    r"""Adamax: averaged gradients over their largest size, which fades slowly.
+
+    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
+      \nu_t = \max(\beta_2\,\nu_{t-1},\ |g_t| + \epsilon)$$
+    $$w_{t+1} = w_t - \alpha_t\left(
+      \frac{\mu_t / (1 - \beta_1^t)}{\nu_t} + \lambda\,w_t\right)$$
+
+    or, with ``eps_in_max=False``, $\nu_t = \max(\beta_2\,\nu_{t-1}, |g_t|)$ and the
+    denominator $\nu_t + \epsilon$. The first is the place of $\epsilon$ in PyTorch and
+    optax, the second in Keras. Decay is optax's adamaxw's.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1].
+        eps: $\epsilon$ >= 0, in gradient units.
+        weight_decay: $\lambda$.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        eps_in_max: the first or the second place of $\epsilon$.
+        decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
+            is added to the gradient, as in PyTorch.
+
+    Raises:
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.adamax(2e-3)
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(6))
+        [-0.002  0.002]
+
+    References:
+        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 2,
+        https://arxiv.org/abs/1412.6980. Differs from it in: $\epsilon$ and decay.
+    """
+    rule = scale_by_adamax(b1, b2, eps, eps_in_max=eps_in_max)
+    return decaying(
+        rule, learning_rate, weight_decay, mask, decoupled=decoupled_weight_decay
+    )

@@ -1,0 +1,170 @@
+"""AMSGrad: Adam whose denominator never shrinks."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    remove_bias,
+    squarable,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Updates
+
+DEBIAS = ("before_max", "after_max", "never")
+
+
+class ScaleByAmsgradState(NamedTuple):
+    """State of `scale_by_amsgrad`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+    nu: Updates  # average of |g|**2, real
+    nu_max: Updates  # largest nu so far, debiased if that comes before the maximum
+
+    signed = ("mu",)
+    non_negative = ("nu", "nu_max")
+
+
+def scale_by_amsgrad(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    *,
+    debias: Literal["before_max", "after_max", "never"] = "before_max",
+) -> Transform:
+    r"""Divide by the root of the largest second moment so far: AMSGrad's direction.
+
+    With Adam's averages $\mu_t$ and $\nu_t$
+
+    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}$$
+
+    and one of three rules (``debias``):
+
+    - ``"before_max"``: $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and
+      $\hat\nu_t = \max_{s \le t} \nu_s / (1 - \beta_2^s)$, as in optax;
+    - ``"after_max"``: $\hat\mu_t$ likewise and
+      $\hat\nu_t = \max_{s \le t} \nu_s \,/\, (1 - \beta_2^t)$, as in PyTorch;
+    - ``"never"``: $\hat\mu_t = \mu_t$ and $\hat\nu_t = \max_{s \le t} \nu_s$, as in
+      the paper.
+
+    The state has the same structure in all three. Where the denominator is zero, the
+    update is zero.
+
+    Args:
+        b1: $\beta_1$ in [0, 1); in [0, 1] if nothing is debiased.
+        b2: $\beta_2$ in [0, 1); in [0, 1] if nothing is debiased.
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        debias: which rule.
+
+    Raises:
+        ValueError: a number out of range, or another rule.
+
+    References:
+        Reddi, Kale and Kumar, On the convergence of Adam and beyond, 2018, algorithm
+        2, https://arxiv.org/abs/1904.09237.
+    """
+    if debias not in DEBIAS:
+        raise ValueError(f"need debias to be one of {DEBIAS}, got {debias=}")
+    check_decay("b1", b1, corrected=debias != "never")
+    check_decay("b2", b2, corrected=debias != "never")
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("eps_root", eps_root, low=0.0)
+
+    def init(params: Params) -> ScaleByAmsgradState:
+        mu = tree.wide_zeros_like(params)
+        nu, nu_max = full_moment(params, 0.0), full_moment(params, 0.0)
+        return ScaleByAmsgradState(numerics.first_step(), mu, nu, nu_max)
+
+    def update(
+        updates: Updates, state: ScaleByAmsgradState, params: Params
+    ) -> tuple[Updates, ScaleByAmsgradState]:
+        beta_1 = numerics.hyper(b1, state.step)
+        beta_2 = numerics.hyper(b2, state.step)
+        updates = squarable(updates)
+        mu = tree.average(beta_1, state.mu, updates)
+        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        before = debias == "before_max"
+        candidate = remove_bias(nu, beta_2, state.step) if before else nu
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, candidate)
+        after = debias == "after_max"
+        new_updates = divide_by_root(
+            mu if debias == "never" else remove_bias(mu, beta_1, state.step),
+            remove_bias(nu_max, beta_2, state.step) if after else nu_max,
+            inside=numerics.hyper(eps_root, state.step),
+            outside=numerics.hyper(eps, state.step),
+        )
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByAmsgradState(step, mu, nu, nu_max)
+
+    return chain(Transform(init, update, name="scale_by_amsgrad"))
+
+
+def amsgrad(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    *,
+    debias: Literal["before_max", "after_max", "never"] = "before_max",
+) -> Transform:
+    r"""AMSGrad: Adam whose denominator never shrinks.
+
+    With Adam's averages $\mu_t$ and $\nu_t$
+
+    $$w_{t+1} = w_t - \alpha_t\,
+      \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}$$
+
+    and one of three rules (``debias``):
+
+    - ``"before_max"``: $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and
+      $\hat\nu_t = \max_{s \le t} \nu_s / (1 - \beta_2^s)$, as in optax;
+    - ``"after_max"``: $\hat\mu_t$ likewise and
+      $\hat\nu_t = \max_{s \le t} \nu_s \,/\, (1 - \beta_2^t)$, as in PyTorch and, but
+      for $\epsilon$, which it adds before bias correction, Keras;
+    - ``"never"``: $\hat\mu_t = \mu_t$ and $\hat\nu_t = \max_{s \le t} \nu_s$, as in
+      the paper.
+
+    The first gives one huge early gradient its full weight for ever, the second lets
+    it fade as the correction does.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1); in [0, 1] if nothing is debiased.
+        b2: $\beta_2$ in [0, 1); in [0, 1] if nothing is debiased.
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        debias: which rule.
+
+    Raises:
+        ValueError: a number out of range, or another rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.amsgrad(1e-3, debias="after_max")  # PyTorch's
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(6))
+        [-0.001  0.001]
+
+    References:
+        Reddi, Kale and Kumar, On the convergence of Adam and beyond, 2018, algorithm
+        2, https://arxiv.org/abs/1904.09237. Differs from it in: bias correction,
+        unless ``debias="never"``.
+    """
+    return chain(
+        scale_by_amsgrad(b1, b2, eps, eps_root, debias=debias),
+        scale_by_learning_rate(learning_rate),
+    )

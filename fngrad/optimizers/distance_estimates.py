@@ -1,0 +1,66 @@
+"""Estimates of the distance to a solution: what Prodigy and D-Adaptation share.
+
+The ``learning_rate`` of rules that estimate it is a factor of what they find, by
+default 1; a schedule around 1 warms up or cools down.
+"""
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.moment_arithmetic import check_decay
+from fngrad.types import Hyper, Scalar, Updates
+
+
+def scalar(value: Scalar) -> jax.Array:
+    """Return a strong scalar in memory of its own."""
+    return numerics.hyper(value) + jnp.zeros((), jnp.result_type(float))
+
+
+def inner_product(a: Updates, b: Updates, like: jax.Array) -> jax.Array:
+    """Return the inner product over all leaves, in the dtype of a scalar."""
+    return tree.vdot(a, b).astype(like.dtype)
+
+
+def l1_norm(a: Updates, like: jax.Array) -> jax.Array:
+    """Return the sum of |a_i| over all leaves, in the dtype of a scalar."""
+    return inner_product(a, jax.tree.map(jnp.sign, a), like)
+
+
+def limit_growth(target: jax.Array, now: jax.Array, rate: jax.Array) -> jax.Array:
+    """Return the target, or now * rate where that is less; the rate may be inf."""
+    is_limited = jnp.isfinite(rate)
+    # inf times a zero tangent would be NaN.
+    limit = now * jnp.where(is_limited, rate, 1)
+    return jnp.where(is_limited, jnp.minimum(target, limit), target)
+
+
+def check_multiplier(
+    learning_rate: Hyper, estim_lr0: Scalar, growth_rate: Hyper
+) -> None:
+    """Raise unless what scales and bounds the estimate is in range.
+
+    Raises:
+        TypeError: the learning rate is None.
+        ValueError: a number out of range.
+    """
+    if learning_rate is None:
+        raise TypeError("need a learning_rate, got None")
+    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    numerics.check_positive("estim_lr0", estim_lr0)
+    numerics.check_number("growth_rate", growth_rate, low=1.0)
+
+
+def check_adam(betas: tuple[Hyper, Hyper], eps: Hyper, weight_decay: Hyper) -> None:
+    """Raise unless Adam's hyperparameters are in range.
+
+    Raises:
+        ValueError: not two betas, or a number out of range.
+    """
+    if len(betas) != 2:
+        raise ValueError(f"need betas=(b1, b2), got {betas=}")
+    for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
+        check_decay(name, beta, corrected=True)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("weight_decay", weight_decay)

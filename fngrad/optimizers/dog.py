@@ -1,0 +1,190 @@
+"""DoG: steps as long as the way so far over the root of all squared gradients."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.leaves import difference, wide_copy
+from fngrad.transforms.averages import average_params
+from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import divide_by_root, shrink
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
+
+InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
+
+
+class ScaleByDogState(NamedTuple):
+    """State of `scale_by_dog`; layerwise, one scalar a leaf instead of one for all."""
+
+    step: jax.Array  # int32, shape ()
+    max_distance: Any  # shape (); from params0, the largest so far
+    sum_of_squares: Any  # shape (); of gradients
+    params0: Params  # where it began
+
+
+def scale_by_dog(
+    init_step: InitStep = ("heuristic", 1e-6),
+    eps: Hyper = 1e-8,
+    *,
+    layerwise: bool = False,
+) -> Transform:
+    r"""Multiply by the distance travelled over the root of the gradients' squares.
+
+    $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
+      u_t = \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t$$
+
+    It reports ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of
+    each where there is one a leaf.
+
+    Args:
+        init_step: how it begins, see `fngrad.dog`.
+        eps: $\epsilon$ >= 0, in squared gradient units.
+        layerwise: whether each leaf has its own step size.
+
+    Raises:
+        ValueError: an unknown kind of ``init_step``, or a number out of range.
+
+    References:
+        Ivgi, Hinder and Carmon, DoG is SGD's best friend, 2023,
+        https://arxiv.org/abs/2302.12022.
+    """
+    kind, value = _check_init_step(init_step)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def over_blocks(fn: Any, *trees: Any, outputs: int = 1) -> Any:
+        return (
+            leaves.map_leaves(fn, *trees, outputs=outputs) if layerwise else fn(*trees)
+        )
+
+    def init(params: Params) -> ScaleByDogState:
+        start = wide_copy(params)
+        zero = jnp.zeros((), jnp.result_type(float))
+        farthest = over_blocks(lambda w: _first_distance(init_step, w) + zero, start)
+        squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
+        return ScaleByDogState(numerics.first_step(), farthest, squares, start)
+
+    def advance(state: ScaleByDogState, updates: Updates, params: Params) -> Any:
+        """Return distances, sums of squares, step sizes, and gradients' factors."""
+        inside = numerics.hyper(eps, state.step)
+
+        def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
+            distance = tree.norm(difference(w, start)).astype(farthest.dtype)
+            farthest = jnp.maximum(farthest, distance)
+            squares, factor = _add_square(squares, g)
+            size = divide_by_root(farthest, squares, inside, outside=0.0)
+            if kind == "learning_rate":
+                is_first = state.step == 0
+                size = jnp.where(is_first, numerics.hyper(value), size)
+                factor = jnp.where(is_first, 1, factor)
+            return farthest, squares, size, factor
+
+        trees = params, updates, state.params0, state.max_distance, state.sum_of_squares
+        return over_blocks(of_block, *trees, outputs=4)
+
+    def report(
+        updates: Updates, state: ScaleByDogState, params: Params
+    ) -> tuple[Updates, ScaleByDogState, Metrics]:
+        farthest, squares, sizes, factors = advance(state, updates, params)
+        fitting = over_blocks(lambda g, x: tree.scale(x, g), updates, factors)
+        new_updates = over_blocks(lambda g, x: tree.scale(x, g), fitting, sizes)
+        sizes = jax.tree.map(jnp.multiply, sizes, factors)
+        step = numerics.next_step(state.step)
+        new_state = ScaleByDogState(step, farthest, squares, state.params0)
+        told = {"distance": _largest(farthest), "step_size": _largest(sizes)}
+        return new_updates, new_state, told
+
+    return chain(telling(init, report, "scale_by_dog"))
+
+
+def dog(
+    learning_rate: Hyper = 1.0,
+    init_step: InitStep = ("heuristic", 1e-6),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    *,
+    layerwise: bool = False,
+    averaging: Hyper | None = None,
+) -> Transform:
+    r"""DoG: gradient descent with the step distance over gradients.
+
+    $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
+      w_{t+1} = w_t - \gamma_t\,
+      \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t$$
+
+    The norms go over all leaves or, ``layerwise`` (LDoG), over each alone. Evaluate at
+    an average of the iterates, as the authors urge: ``averaging=8.0``.
+
+    Args:
+        learning_rate: $\gamma$, a factor >= 0: a number, a scalar array or tracer, or
+            a schedule.
+        init_step: the first step, a kind and a number > 0. ``("heuristic", a)`` means
+            $r_\epsilon = a (1 + \|w_0\|)$, ``reps_rel`` of the authors' code: 1e-6, or
+            1e-4 with batch normalisation. ``("distance", r)`` means
+            $r_\epsilon = r$, and ``("learning_rate", eta)`` that $\gamma_0$ times eta
+            is the first step size and $r_\epsilon = 0$.
+        eps: $\epsilon$ >= 0, in squared gradient units.
+        weight_decay: $\lambda$, L2: $g_t$ is the gradient plus $\lambda\,w_t$.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        layerwise: whether each leaf has its own $\bar r_t$ and its own sum.
+        averaging: $\gamma$ >= 0 of `fngrad.average_params`, whose average
+            `fngrad.eval_params` gives; ``None`` keeps none.
+
+    Raises:
+        ValueError: an unknown kind of ``init_step``, or a number out of range; at
+            ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.dog(averaging=8.0)
+
+    References:
+        Ivgi, Hinder and Carmon, DoG is SGD's best friend: a parameter-free dynamic
+        step size schedule, 2023, https://arxiv.org/abs/2302.12022. Differs from it in:
+        with ``("learning_rate", eta)`` the learning rate multiplies the first step
+        too, as in optax.
+    """
+    numerics.check_number("averaging", averaging, low=0.0)
+    average = () if averaging is None else (average_params(averaging),)
+    return chain(
+        add_decayed_weights(weight_decay, mask),
+        scale_by_dog(init_step, eps, layerwise=layerwise),
+        scale_by_learning_rate(learning_rate),
+        *average,
+    )
+
+
+def _first_distance(init_step: InitStep, start: Params) -> jax.Array:
+    kind, value = init_step
+    begin = numerics.hyper(value)
+    if kind == "heuristic":
+        return begin * (1 + tree.norm(start).astype(begin.dtype))
+    return begin if kind == "distance" else jnp.zeros_like(begin)
+
+
+def _add_square(squares: jax.Array, g: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the sum with one more square, and the factor at which that one fits."""
+    factor, square = (x.astype(squares.dtype) for x in shrink(tree.vdot(g, g), g))
+    return numerics.saturated(squares + square, square), factor
+
+
+def _largest(scalars: Any) -> jax.Array:
+    return functools.reduce(jnp.maximum, map(jnp.max, jax.tree.leaves(scalars)))
+
+
+def _check_init_step(init_step: InitStep) -> InitStep:
+    kinds = ("distance", "learning_rate", "heuristic")
+    is_pair = isinstance(init_step, tuple) and len(init_step) == 2
+    if not is_pair or init_step[0] not in kinds:
+        raise ValueError(
+            f"need init_step=(kind, value) with a kind among {kinds}, got {init_step=}"
+        )
+    numerics.check_positive(f"the {init_step[0]} of init_step", init_step[1])
+    return init_step

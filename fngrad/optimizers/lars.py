@@ -1,0 +1,162 @@
+"""LARS: momentum with a trust ratio for each leaf."""
+
+import jax
+
+import fngrad.numerics as numerics
+from fngrad.leaves import check_mask, selected
+from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.decay import add_weights
+from fngrad.transforms.momentum import trace
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.trust_ratio import (
+    TrustRatios,
+    TrustRatioState,
+    extremes,
+    fitting_norms,
+    norms,
+    scale_selected,
+    trust_ratios,
+)
+from fngrad.types import Hyper, Metrics, Params, Selector, Updates
+
+
+def scale_by_lars(
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    trust_coefficient: Hyper = 0.001,
+    eps: Hyper = 0.0,
+    trust_ratio_mask: Selector | None = None,
+    *,
+    separate_norms: bool = False,
+) -> Transform:
+    r"""Add the decay and multiply by the trust ratio: LARS's direction.
+
+    $$u = \rho\,(g + \lambda\,w), \qquad
+      \rho = \eta\,\frac{\|w\|}{\|g + \lambda\,w\| + \epsilon}
+      \quad\text{or}\quad
+      \rho = \eta\,\frac{\|w\|}{\|g\| + \lambda\,\|w\| + \epsilon}$$
+
+    leaf by leaf, and $\rho = 1$ where either of the norms that it compares is zero. It
+    reports ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
+
+    Args:
+        weight_decay: $\lambda$.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        trust_coefficient: $\eta$ >= 0.
+        eps: $\epsilon$ >= 0, in gradient units.
+        trust_ratio_mask: which leaves are scaled; ``None`` means all. The others have
+            $\rho = 1$.
+        separate_norms: the first (optax) or the second form (the paper) of $\rho$.
+
+    Raises:
+        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+
+    References:
+        You, Gitman and Ginsburg, Large batch training of convolutional networks, 2017,
+        equation 6 and algorithm 1, https://arxiv.org/abs/1708.03888.
+    """
+    numerics.check_number("weight_decay", weight_decay)
+    numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> TrustRatioState:
+        check_mask(mask, params)
+        check_mask(trust_ratio_mask, params)
+        return TrustRatioState(numerics.first_step())
+
+    def decay_and_compare(
+        updates: Updates, step: jax.Array, params: Params
+    ) -> tuple[Updates, TrustRatios]:
+        decay = numerics.hyper(weight_decay, step)
+        coefficient = numerics.hyper(trust_coefficient, step)
+        outside = numerics.hyper(eps, step)
+        decayed, sizes = add_weights(updates, params, decay, mask), norms(params)
+        lengths, rates = fitting_norms(updates if separate_norms else decayed)
+        if separate_norms:
+            lengths = jax.tree.map(
+                lambda d, g, w, rate: g + decay * w * rate if d else g,
+                *(selected(mask, params), lengths, sizes, rates),
+            )
+        return decayed, trust_ratios(coefficient, sizes, lengths, outside, rates)
+
+    def report(
+        updates: Updates, state: TrustRatioState, params: Params
+    ) -> tuple[Updates, TrustRatioState, Metrics]:
+        updates, ratios = decay_and_compare(updates, state.step, params)
+        new_updates = scale_selected(trust_ratio_mask, params, ratios, updates)
+        new_state = TrustRatioState(numerics.next_step(state.step))
+        told = extremes(trust_ratio_mask, params, ratios.values())
+        return new_updates, new_state, told
+
+    return chain(telling(init, report, "scale_by_lars"))
+
+
+def lars(
+    learning_rate: Hyper,
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    trust_coefficient: Hyper = 0.001,
+    eps: Hyper = 0.0,
+    trust_ratio_mask: Selector | None = None,
+    momentum: Hyper = 0.9,
+    nesterov: bool = False,
+    *,
+    separate_norms: bool = False,
+) -> Transform:
+    r"""Momentum with steps in proportion to each layer's parameters: LARS.
+
+    For each leaf
+
+    $$\rho_t = \eta\,\frac{\|w_t\|}{\|g_t + \lambda\,w_t\| + \epsilon}
+      \quad\text{or}\quad
+      \rho_t = \eta\,\frac{\|w_t\|}{\|g_t\| + \lambda\,\|w_t\| + \epsilon}$$
+    $$b_t = \beta\,b_{t-1} + \alpha_t\,\rho_t\,(g_t + \lambda\,w_t), \qquad
+      w_{t+1} = w_t - b_t$$
+
+    or, with ``nesterov``,
+    $w_{t+1} = w_t - \beta\,b_t - \alpha_t\,\rho_t\,(g_t + \lambda\,w_t)$. Where either
+    of the compared norms is zero, $\rho_t = 1$.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        weight_decay: $\lambda$.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        trust_coefficient: $\eta$ >= 0.
+        eps: $\epsilon$ >= 0, in gradient units.
+        trust_ratio_mask: which leaves have a trust ratio; ``None`` means all. Biases
+            and the parameters of norms are often left out of both masks.
+        momentum: $\beta$ in [0, 1].
+        nesterov: whether to look ahead.
+        separate_norms: the first (optax) or the second form (the paper) of $\rho_t$.
+
+    Raises:
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.lars(1.0, trust_coefficient=0.1)
+        >>> params, gradient = jnp.array([3.0, 4.0]), jnp.array([0.0, 200.0])
+        >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        >>> print(updates.round(4))  # a tenth of the norm, 5
+        [ 0.  -0.5]
+
+    References:
+        You, Gitman and Ginsburg, Large batch training of convolutional networks, 2017,
+        algorithm 1, https://arxiv.org/abs/1708.03888. Differs from it in:
+        ``separate_norms`` is off, as in optax; without decay it makes no difference.
+    """
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
+    return chain(
+        scale_by_lars(
+            weight_decay,
+            mask,
+            trust_coefficient,
+            eps,
+            trust_ratio_mask,
+            separate_norms=separate_norms,
+        ),
+        scale_by_learning_rate(learning_rate),
+        trace(momentum, nesterov),
+    )

@@ -1,0 +1,108 @@
+"""Lion: the signs of a momentum."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import check_decay
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Selector, Updates
+
+
+class ScaleByLionState(NamedTuple):
+    """State of `scale_by_lion`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+
+    signed = ("mu",)
+
+
+def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
+    r"""Take the sign of two averages' mean: Lion's direction.
+
+    $$u_t = \operatorname{sign}(\beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t), \qquad
+      \mu_t = \beta_2\,\mu_{t-1} + (1 - \beta_2)\,g_t$$
+
+    Args:
+        b1: $\beta_1$ in [0, 1], the weight of the past in the update.
+        b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+        ValueError: a number out of range.
+
+    References:
+        Chen et al., Symbolic discovery of optimization algorithms, 2023, algorithm 2,
+        https://arxiv.org/abs/2302.06675.
+    """
+    check_decay("b1", b1, corrected=False)
+    check_decay("b2", b2, corrected=False)
+
+    def init(params: Params) -> ScaleByLionState:
+        leaves.check_real("scale_by_lion", params)
+        return ScaleByLionState(numerics.first_step(), tree.wide_zeros_like(params))
+
+    def update(
+        updates: Updates, state: ScaleByLionState, params: Params
+    ) -> tuple[Updates, ScaleByLionState]:
+        blend = tree.average(numerics.hyper(b1, state.step), state.mu, updates)
+        mu = tree.average(numerics.hyper(b2, state.step), state.mu, updates)
+        new_state = ScaleByLionState(numerics.next_step(state.step), mu)
+        return jax.tree.map(jnp.sign, blend), new_state
+
+    return chain(Transform(init, update, name="scale_by_lion"))
+
+
+def lion(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.99,
+    weight_decay: Hyper = 1e-3,
+    mask: Selector | None = None,
+) -> Transform:
+    r"""Step along the signs of a momentum: Lion, with decoupled weight decay.
+
+    $$u_t = \operatorname{sign}(\beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t), \qquad
+      \mu_t = \beta_2\,\mu_{t-1} + (1 - \beta_2)\,g_t$$
+    $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
+
+    It keeps one moment where Adam keeps two. Every coordinate moves by $\alpha$, so
+    that a learning rate 3 to 10 times below Adam's, and a decay as much above, suit.
+
+    Args:
+        learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
+            array or tracer, or a schedule.
+        b1: $\beta_1$ in [0, 1], the weight of the past in the update.
+        b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
+        weight_decay: $\lambda$; Keras's default is none.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.lion(1e-4, weight_decay=0.0)
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates)
+        [-0.0001  0.0001]
+
+    References:
+        Chen et al., Symbolic discovery of optimization algorithms, 2023, algorithm 2,
+        https://arxiv.org/abs/2302.06675.
+    """
+    return chain(
+        scale_by_lion(b1, b2),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,231 @@
+"""RAdam: Adam that knows how much its denominator varies.
+
+The root of an average of few squares varies a lot: until there are enough of them
+RAdam takes plain momentum.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.optimizers.weight_decay import decaying
+from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    look_ahead,
+    remove_bias,
+    squarable,
+)
+from fngrad.types import Hyper, Metrics, Params, Selector, Updates
+
+UNRECTIFIED = ("momentum", "skip")
+
+
+BERNOULLI = (  # minus B(2k) / (2k)!
+    *(-1 / 12, 1 / 720, -1 / 30240, 1 / 1209600, -1 / 47900160),
+    *(691 / 1307674368000, -1 / 74724249600, 3617 / 10670622842880000),
+    *(-43867 / 5109094217170944000, 174611 / 802857662698291200000),
+)
+
+
+class ScaleByRadamState(NamedTuple):
+    """State of `scale_by_radam`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+    nu: Updates  # average of |g|**2, real
+
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+def scale_by_radam(
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    threshold: Hyper = 5.0,
+    *,
+    nesterov: bool = False,
+    unrectified: Literal["momentum", "skip"] = "momentum",
+) -> Transform:
+    r"""Adam's direction, times how far its denominator can be trusted: RAdam's.
+
+    An exponential average of squares has seen about as much as a simple average of
+    length $\rho_t$ has,
+
+    $$\rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
+      \rho_\infty = \frac{2}{1 - \beta_2} - 1$$
+
+    and with the debiased averages $\hat\mu_t, \hat\nu_t$ of `scale_by_adam`
+
+    $$u_t = r_t\,\frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+      r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}
+      {(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}}
+      \qquad \text{if } \rho_t \ge \text{threshold}$$
+
+    Before that $u_t = \hat\mu_t$, whose size is the gradient's, or $u_t = 0$ with
+    ``unrectified="skip"``. It reports ``rectification``, $r_t$, 0 before. With
+    $\beta_2 \le 0.6$ nothing is ever rectified.
+
+    Args:
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        threshold: the least length that is trusted, >= 4, below which the variance is
+            infinite; as data, a lower one counts as 4.
+        nesterov: whether $\hat\mu_t$ looks ahead, as in `scale_by_adam`.
+        unrectified: what the first steps take.
+
+    Raises:
+        ValueError: a number out of range, or another kind of first step.
+
+    References:
+        Liu et al., On the variance of the adaptive learning rate and beyond, 2020,
+        algorithm 2, https://arxiv.org/abs/1908.03265. Differs from it in: the
+        threshold, which is 4 there.
+    """
+    if unrectified not in UNRECTIFIED:
+        raise ValueError(
+            f"need unrectified to be one of {UNRECTIFIED}, got {unrectified=}"
+        )
+    check_decay("b1", b1, corrected=True)
+    check_decay("b2", b2, corrected=True)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("eps_root", eps_root, low=0.0)
+    numerics.check_number("threshold", threshold, low=4.0)
+
+    def init(params: Params) -> ScaleByRadamState:
+        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        return ScaleByRadamState(numerics.first_step(), mu, nu)
+
+    def report(
+        updates: Updates, state: ScaleByRadamState, params: Params
+    ) -> tuple[Updates, ScaleByRadamState, Metrics]:
+        beta_1 = numerics.hyper(b1, state.step)
+        beta_2 = numerics.hyper(b2, state.step)
+        updates = squarable(updates)
+        mu = tree.average(beta_1, state.mu, updates)
+        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        mu_hat = look_ahead(mu, updates, beta_1, state.step, nesterov)
+        adaptive = divide_by_root(
+            mu_hat,
+            remove_bias(nu, beta_2, state.step),
+            inside=numerics.hyper(eps_root, state.step),
+            outside=numerics.hyper(eps, state.step),
+        )
+        r = _rectification(beta_2, state.step, numerics.hyper(threshold, state.step))
+        first = mu_hat if unrectified == "momentum" else tree.zeros_like(mu_hat)
+        new_updates = tree.where(r > 0, tree.scale(r, adaptive), first)
+        new_state = ScaleByRadamState(numerics.next_step(state.step), mu, nu)
+        return new_updates, new_state, {"rectification": r}
+
+    return chain(telling(init, report, "scale_by_radam"))
+
+
+def radam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    threshold: Hyper = 5.0,
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    *,
+    nesterov: bool = False,
+    unrectified: Literal["momentum", "skip"] = "momentum",
+    decoupled_weight_decay: bool = True,
+) -> Transform:
+    r"""RAdam: Adam that steps as far as it can trust its denominator.
+
+    With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
+
+    $$\rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
+      \rho_\infty = \frac{2}{1 - \beta_2} - 1, \qquad
+      r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}
+      {(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}}$$
+    $$w_{t+1} = w_t - \alpha_t\left(r_t\,
+      \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
+      + \lambda\,w_t\right) \qquad \text{once } \rho_t \ge \text{threshold}$$
+
+    and before that, for some five steps, $\hat\mu_t$ stands for the fraction and its
+    factor: momentum with steps of the gradient's size (PyTorch, optax). With
+    ``unrectified="skip"`` the gradient moves nothing then, as in the authors' code by
+    default. It reports ``rectification``, $r_t$, 0 before.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1); up to 0.6 nothing is ever rectified.
+        eps: $\epsilon$ >= 0, in gradient units.
+        eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
+        threshold: >= 4, the length of average that is trusted.
+        weight_decay: $\lambda$.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        nesterov: whether $\hat\mu_t$ looks ahead, as in `adam`.
+        unrectified: what the first steps take.
+        decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
+            is added to the gradient, PyTorch's default.
+
+    Raises:
+        ValueError: a number out of range, or another kind of first step; at ``init``,
+            a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.radam(1e-3)
+        >>> params = jnp.array([3.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(6))  # of the gradient's size at first
+        [-0.003  0.004]
+
+    References:
+        Liu et al., On the variance of the adaptive learning rate and beyond, 2020,
+        algorithm 2, https://arxiv.org/abs/1908.03265. Differs from it in: the
+        threshold, which is 4 there. PyTorch adds $\epsilon$ before bias correction;
+        ``eps=lambda t: 1e-8 / jnp.sqrt(1 - b2 ** (t + 1.0))`` is the same.
+    """
+    rule = scale_by_radam(
+        b1, b2, eps, eps_root, threshold, nesterov=nesterov, unrectified=unrectified
+    )
+    return decaying(
+        rule, learning_rate, weight_decay, mask, decoupled=decoupled_weight_decay
+    )
+
+
+def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Array:
+    """Return r, and 0 where the average is still too short."""
+    # 80 stands for every -log(beta) above it: exp(-80) is no share of anything.
+    rate = jnp.minimum(-jnp.log(beta), 80.0)
+    t = step.astype(beta.dtype) + 1
+    rho = 1 + 2 * (_filled(t * rate) - _filled(rate)) / rate
+    is_long = (rho >= least) & (rho > 4)
+    rho = jnp.where(is_long, rho, 5.0)
+    rho_inf = jnp.where(is_long, 2 / (1 - beta) - 1, 5.0)
+    gain = (rho - 4) / (rho_inf - 4) * ((rho - 2) / (rho_inf - 2)) * (rho_inf / rho)
+    return jnp.where(is_long, jnp.sqrt(gain), 0.0)
+
+
+def _filled(x: jax.Array) -> jax.Array:
+    r"""Return $1 - x / (e^x - 1)$ for x > 0, also where the two terms nearly cancel.
+
+    With $h = -\log \beta_2$, $\rho_t = 1 + 2\,(f(th) - f(h)) / h$: the textbook form is
+    the difference of two numbers near $2 / (1 - \beta_2)$ and loses three digits of
+    seven. Below 1 it is the series of the Bernoulli numbers.
+    """
+    small = jnp.minimum(x, 1.0)
+    y = small * small
+    tail = jnp.zeros_like(y)
+    for coefficient in reversed(BERNOULLI):
+        tail = y * (coefficient + tail)
+    large = jnp.maximum(x, 1.0)
+    return jnp.where(x < 1, small / 2 + tail, 1 - large / jnp.expm1(large))

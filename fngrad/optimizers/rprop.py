@@ -1,0 +1,157 @@
+"""Rprop: step sizes that learn from the signs of successive gradients."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.scaling import scale
+from fngrad.types import Hyper, Params, Updates
+
+
+class ScaleByRpropState(NamedTuple):
+    """State of `scale_by_rprop`."""
+
+    step: jax.Array  # int32, shape ()
+    step_sizes: Updates  # of the last update, in units of the parameters
+    signs: Updates  # of the last gradient; 0 where it had just turned
+
+
+def scale_by_rprop(
+    learning_rate: Hyper,
+    eta_minus: Hyper = 0.5,
+    eta_plus: Hyper = 1.2,
+    min_step_size: Hyper = 1e-6,
+    max_step_size: Hyper = 50.0,
+) -> Transform:
+    r"""Walk by a step size of each entry's own, that learns from the signs: Rprop.
+
+    With $c_t = \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the last
+    gradient's sign, $s_0 = 0$, and $\Delta_0$ the learning rate,
+
+    $$\Delta_t = \operatorname{clip}(\eta\,\Delta_{t-1},
+      \Delta_{\min}, \Delta_{\max}), \qquad
+      \eta = \eta^+,\ \eta^-,\ 1 \quad\text{where } c_t > 0,\ < 0,\ = 0$$
+    $$s_t = 0 \text{ where } c_t < 0, \text{ else } \operatorname{sign}(g_t), \qquad
+      u_t = \Delta_t\,s_t$$
+
+    An entry whose gradient has changed its sign rests for a step, and begins anew with
+    the smaller step size.
+
+    Args:
+        learning_rate: $\Delta_0$ >= 0, the first step size, in units of the
+            parameters. It is read at the first update and never again; of a schedule
+            the value at step 0 counts.
+        eta_minus: $\eta^-$ in [0, 1].
+        eta_plus: $\eta^+$ >= 1.
+        min_step_size: $\Delta_{\min}$ >= 0, in units of the parameters.
+        max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
+
+    Raises:
+        TypeError: ``learning_rate`` is None; at ``init``, complex parameters.
+        ValueError: a number out of range.
+
+    References:
+        Riedmiller and Braun, A direct adaptive method for faster backpropagation
+        learning: the RPROP algorithm, 1993, https://doi.org/10.1109/ICNN.1993.298623.
+        Differs from it in: after a change of sign the last step is not taken back, as
+        in PyTorch and in iRprop- (Igel and Hüsken, Improving the Rprop learning
+        algorithm, 2000).
+    """
+    if learning_rate is None:
+        raise TypeError("need a learning_rate, got None")
+    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    numerics.check_number("eta_minus", eta_minus, 0.0, 1.0)
+    numerics.check_number("eta_plus", eta_plus, low=1.0)
+    numerics.check_number("min_step_size", min_step_size, low=0.0)
+    numerics.check_number("max_step_size", max_step_size, low=0.0)
+
+    def init(params: Params) -> ScaleByRpropState:
+        leaves.check_real("scale_by_rprop", params)
+        sizes, signs = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
+        return ScaleByRpropState(numerics.first_step(), sizes, signs)
+
+    def update(
+        updates: Updates, state: ScaleByRpropState, params: Params
+    ) -> tuple[Updates, ScaleByRpropState]:
+        step = state.step
+        first = numerics.hyper(learning_rate, step)
+        minus, plus = numerics.hyper(eta_minus, step), numerics.hyper(eta_plus, step)
+        low = numerics.hyper(min_step_size, step)
+        high = numerics.hyper(max_step_size, step)
+
+        def resize(turn: jax.Array, size: jax.Array) -> jax.Array:
+            plus_, minus_, low_, high_ = (
+                value.astype(size.dtype) for value in (plus, minus, low, high)
+            )
+            size = jnp.where(step == 0, first.astype(size.dtype), size)
+            factor = jnp.where(turn > 0, plus_, jnp.where(turn < 0, minus_, 1))
+            return jnp.clip(size * factor, low_, high_)
+
+        signs = jax.tree.map(jnp.sign, updates)
+        turns = jax.tree.map(jnp.multiply, signs, state.signs)
+        sizes = jax.tree.map(resize, turns, state.step_sizes)
+        signs = jax.tree.map(lambda turn, s: jnp.where(turn < 0, 0, s), turns, signs)
+        new_updates = jax.tree.map(jnp.multiply, sizes, signs)
+        return new_updates, ScaleByRpropState(numerics.next_step(step), sizes, signs)
+
+    return chain(Transform(init, update, name="scale_by_rprop"))
+
+
+def rprop(
+    learning_rate: Hyper,
+    eta_minus: Hyper = 0.5,
+    eta_plus: Hyper = 1.2,
+    min_step_size: Hyper = 1e-6,
+    max_step_size: Hyper = 50.0,
+) -> Transform:
+    r"""Resilient propagation: step sizes that grow until the gradient turns.
+
+    Each coordinate has a step size $\Delta$, at first the learning rate, and goes by
+    it downhill, however long the gradient is. While its sign stays, $\Delta$ grows by
+    $\eta^+$; when it changes, $\Delta$ shrinks by $\eta^-$ and the coordinate rests
+    for a step. $\Delta$ stays in $[\Delta_{\min}, \Delta_{\max}]$. `scale_by_rprop` has
+    the equations. It is made for full-batch gradients: a sign that noise flips shrinks
+    the steps.
+
+    Args:
+        learning_rate: the first step size, >= 0, in units of the parameters. It is
+            read at the first update and never again; of a schedule the value at step
+            0 counts.
+        eta_minus: $\eta^-$ in [0, 1].
+        eta_plus: $\eta^+$ >= 1.
+        min_step_size: $\Delta_{\min}$ >= 0, in units of the parameters.
+        max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.rprop(0.5)
+        >>> params, gradient = jnp.zeros(2), jnp.array([3.0, -0.1])
+        >>> state = optimizer.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update(gradient, state, params)
+        >>> print(updates)
+        [-0.6  0.6]
+
+    References:
+        Riedmiller and Braun, A direct adaptive method for faster backpropagation
+        learning: the RPROP algorithm, 1993, https://doi.org/10.1109/ICNN.1993.298623.
+        Differs from it in: after a change of sign the last step is not taken back, as
+        in PyTorch. Differs from optax in: an update is the present step, not the one
+        before.
+    """
+    return chain(
+        scale_by_rprop(
+            learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
+        ),
+        scale(-1.0),
+    )

@@ -1,0 +1,249 @@
+r"""Schedule-free learning: averaging in place of a schedule that decays.
+
+Three sequences: $z$ takes the optimizer's steps, $x$ averages $z$, and $y$, between
+the two, is where gradients are taken. The parameters are $y$; the state keeps $z$ and
+$x$, both in at least float32, so that parameters in bfloat16 lose nothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.leaves import difference, wide_copy
+from fngrad.optimizers.rmsprop import scale_by_rms
+from fngrad.optimizers.sgd import sgd
+from fngrad.transforms.core import (
+    Run,
+    Transform,
+    TransformLike,
+    chain,
+    learned_leaves,
+    unwrap,
+    wrapping,
+)
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import check_decay
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Metrics, OptState, Params, Selector, Updates
+
+
+class ScheduleFreeState(NamedTuple):
+    """State of `schedule_free`; leaves that the inner transform freezes are absent."""
+
+    step: jax.Array  # int32, shape ()
+    max_learning_rate: jax.Array  # shape (); the largest so far
+    weight_sum: jax.Array  # shape ()
+    z: Params  # where the inner transform's steps lead
+    x: Params  # the weighted average of z
+    inner: OptState
+
+    def eval_params(self, params: Params) -> Params:
+        """Return x, which evaluation uses."""
+        return self.x
+
+
+def schedule_free(
+    inner: TransformLike,
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    weight_lr_power: Hyper = 2.0,
+) -> Transform:
+    r"""Replace an optimizer's momentum and decaying schedule by an average of iterates.
+
+    With the inner optimizer's update $u_t$ for the gradient at $y_t$ and
+    $\gamma_t = \max_{s \le t} \alpha_s$, from $z_1 = x_1 = y_1$,
+
+    $$z_{t+1} = z_t + u_t, \qquad
+      x_{t+1} = (1 - c_t)\,x_t + c_t\,z_{t+1}, \qquad
+      c_t = \gamma_t^p \Big/ \sum_{s \le t} \gamma_s^p$$
+    $$y_{t+1} = (1 - \beta)\,z_{t+1} + \beta\,x_{t+1}$$
+
+    The parameters are $y$. Evaluate at $x$: `fngrad.eval_params`. While every learning
+    rate so far is zero, $c_t = 0$ (unless $p = 0$). It reports ``averaging_weight``,
+    $c_t$, beside what the inner optimizer reports.
+
+    Args:
+        inner: an optimizer without momentum, e.g. ``sgd`` or ``rmsprop``.
+        learning_rate: $\alpha$, the inner optimizer's own: a number >= 0, a scalar
+            array or tracer, or a schedule, which may warm up but need not decay. Here
+            it weighs the average only.
+        b1: $\beta$ in [0, 1]: how far $y$ is from $z$ towards $x$; 0 is the inner
+            optimizer with an average beside it (Polyak and Ruppert's), 1 primal
+            averaging.
+        weight_lr_power: $p$ >= 0; 0 weighs all iterates alike.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import fngrad as fg
+        >>> warmup = fg.schedules.linear(0.0, 0.1, 100)
+        >>> optimizer = fg.schedule_free(fg.sgd(warmup), warmup, b1=0.95)
+
+    References:
+        Defazio et al., The road less scheduled, 2024, equations 2 to 4 and algorithm
+        1, https://arxiv.org/abs/2405.15682. Differs from it in: any optimizer may be
+        inside, and $\gamma_t$ is the largest learning rate so far, as in the authors'
+        code. optax recovers $x$ from $y$ and $z$ by a division by $\beta$; here it is
+        kept, which costs one copy of the parameters and holds at $\beta = 0$ too.
+    """
+    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_decay("b1", b1, corrected=False)
+    numerics.check_number("weight_lr_power", weight_lr_power, low=0.0)
+    bare = unwrap(inner)
+
+    def init(params: Params) -> ScheduleFreeState:
+        zero = jnp.zeros((), jnp.result_type(float))
+        held = tree.keep(learned_leaves(bare, params), params)
+        z, x = (wide_copy(held) for _ in range(2))
+        step = numerics.first_step()
+        return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
+
+    def advance(
+        run: Run, updates: Updates, state: ScheduleFreeState, params: Params
+    ) -> tuple[Updates, ScheduleFreeState, Metrics]:
+        steps, inner_state, told = run(bare, updates, state.inner, params)
+        rate = numerics.hyper(learning_rate, state.step)
+        highest = jnp.maximum(state.max_learning_rate, rate)
+        weight = _power(highest, numerics.hyper(weight_lr_power, state.step))
+        weight_sum = state.weight_sum + weight
+        share = numerics.divide(weight, weight_sum)
+        learned = learned_leaves(bare, params)
+        z = tree.add(state.z, tree.keep(learned, steps))
+        x = tree.lerp(state.x, z, share)
+        y = tree.average(numerics.hyper(b1, state.step), x, z)
+        moves = difference(y, tree.keep(learned, params))
+        step = numerics.next_step(state.step)
+        new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
+        new_updates = tree.merge(moves, tree.zeros_like(updates))
+        return new_updates, new_state, {"averaging_weight": share} | told
+
+    return chain(wrapping(init, advance, "schedule_free", bare.trainable))
+
+
+def schedule_free_sgd(
+    learning_rate: Hyper = 1.0,
+    warmup_steps: int | None = None,
+    b1: Hyper = 0.9,
+    weight_decay: Hyper = 0.0,
+    weight_lr_power: Hyper = 2.0,
+    *,
+    mask: Selector | None = None,
+) -> Transform:
+    r"""Gradient descent without a schedule: gradients between iterate and average.
+
+    $$z_{t+1} = z_t - \gamma_t\,(g_t + \lambda\,y_t), \qquad
+      x_{t+1} = (1 - c_t)\,x_t + c_t\,z_{t+1}$$
+    $$y_{t+1} = (1 - \beta_1)\,z_{t+1} + \beta_1\,x_{t+1}, \qquad
+      c_t = \gamma_t^p \Big/ \sum_{s \le t} \gamma_s^p$$
+
+    $g_t$ is the gradient at the parameters, $y_t$; evaluate at $x$:
+    `fngrad.eval_params`, which `fngrad.fit` and `fngrad.evaluate` use. The end of the
+    run need not be known.
+
+    Args:
+        learning_rate: $\gamma$, a number >= 0, a scalar array or tracer, or a
+            schedule; 1 to 10 times what SGD with a schedule wants. In $c_t$ it counts
+            with the largest value so far.
+        warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
+            rate; ``None`` means no warmup.
+        b1: $\beta_1$ in [0, 1]; 0.9 to 0.98 are useful.
+        weight_decay: $\lambda$, taken at $y$.
+        weight_lr_power: $p$ >= 0.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+
+    Raises:
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.schedule_free_sgd(0.5, warmup_steps=10)
+
+    References:
+        Defazio et al., The road less scheduled, 2024, equations 2 to 4,
+        https://arxiv.org/abs/2405.15682. Differs from it in: see
+        `fngrad.schedule_free`. optax's warmup begins at zero, $(t - 1) / n$, and lets
+        $c_t$ run one step ahead of it.
+    """
+    rate = _warmed_up(learning_rate, warmup_steps)
+    inner = chain(add_decayed_weights(weight_decay, mask), sgd(rate))
+    return schedule_free(inner, rate, b1, weight_lr_power)
+
+
+def schedule_free_adamw(
+    learning_rate: Hyper = 0.0025,
+    warmup_steps: int | None = None,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    weight_lr_power: Hyper = 2.0,
+    *,
+    mask: Selector | None = None,
+) -> Transform:
+    r"""AdamW without a schedule, an average of iterates in place of its momentum.
+
+    $$\nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2, \qquad
+      z_{t+1} = z_t - \gamma_t \left(
+      \frac{g_t}{\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon} + \lambda\,y_t \right)$$
+
+    and $x$ and $y$ as in `schedule_free_sgd`: the parameters are $y$, evaluation is at
+    $x$.
+
+    Args:
+        learning_rate: $\gamma$, a number >= 0, a scalar array or tracer, or a
+            schedule. In $c_t$ it counts with the largest value so far.
+        warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
+            rate; ``None`` means no warmup.
+        b1: $\beta_1$ in [0, 1].
+        b2: $\beta_2$ in [0, 1).
+        eps: $\epsilon$ >= 0, in gradient units.
+        weight_decay: $\lambda$, taken at $y$.
+        weight_lr_power: $p$ >= 0.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+
+    Raises:
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.schedule_free_adamw(warmup_steps=100, weight_decay=0.1)
+
+    References:
+        Defazio et al., The road less scheduled, 2024, algorithm 1,
+        https://arxiv.org/abs/2405.15682. Differs from it in: $\sqrt{1 - \beta_2^t}$
+        corrects the second moment, not the learning rate, and so stays out of $c_t$
+        (as in optax and Keras). Keras weighs all iterates alike
+        (``weight_lr_power=0.0``).
+    """
+    check_decay("b2", b2, corrected=True)
+    rate = _warmed_up(learning_rate, warmup_steps)
+    inner = chain(
+        scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(rate),
+    )
+    return schedule_free(inner, rate, b1, weight_lr_power)
+
+
+def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
+    if warmup_steps is None:
+        return learning_rate
+    warmup_steps = numerics.check_count("warmup_steps", warmup_steps, 1)
+    numerics.check_number("learning_rate", learning_rate, low=0.0)
+
+    def rate(step: jax.Array) -> jax.Array:
+        peak = numerics.hyper(learning_rate, step)
+        begun = (step.astype(peak.dtype) + 1) / warmup_steps
+        return peak * jnp.minimum(begun, 1)
+
+    return rate
+
+
+def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, 1 where both are 0, with finite gradients."""
+    return jnp.where(exponent == 0, 1, numerics.power(base, exponent))

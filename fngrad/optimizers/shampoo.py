@@ -1,0 +1,375 @@
+"""Shampoo: a matrix for each axis of a leaf, and an inverse root of it.
+
+Eigenvalues are taken in at least float32, every few steps: a decomposition is cubic
+in the length of the axis.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    largest_sum,
+    shrunk_leaf,
+)
+from fngrad.transforms.momentum import trace
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Selector, Updates
+
+GRAFTS = (None, "sgd", "diagonal")
+
+
+class ScaleByShampooState(NamedTuple):
+    """State of `scale_by_shampoo`."""
+
+    step: jax.Array  # int32, shape ()
+    statistics: Updates  # a tuple a leaf: (n, n) for each axis, (n,) if diagonal
+    roots: Updates  # their inverse roots, in the same form
+    nu: Updates  # sum or average of g**2, for the diagonal graft; else ()
+    non_negative = ("nu",)
+
+
+def scale_by_shampoo(
+    b2: Hyper = 1.0,
+    eps: Hyper = 1e-12,
+    update_every: int = 1,
+    max_size: int = 1024,
+    *,
+    full_vectors: bool = False,
+    exponent: Hyper | None = None,
+    bias_correction: bool = True,
+    graft: str | None = None,
+) -> Transform:
+    r"""Multiply along every axis by an inverse root of its statistic: Shampoo.
+
+    For a leaf with k axes and along each axis i
+
+    $$S_i \leftarrow \beta_2\,S_i + w\,G_{(i)} G_{(i)}^\top, \qquad
+      u = G \times_1 (S_1 + \epsilon I)^{-1/2k} \times_2 \dots
+      \times_k (S_k + \epsilon I)^{-1/2k}$$
+
+    so that a matrix gets $L^{-1/4}\,G\,R^{-1/4}$. A vector gets diagonal Adagrad, or
+    full-matrix Adagrad with ``full_vectors``. At
+    $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
+    ($w = 1 - \beta_2$), debiased. From zero statistics and with ``eps=0`` a matrix'
+    first update is $U V^\top$ of $G = U \Sigma V^\top$. Eigenvalues below
+    $n\,\varepsilon_{machine}$ times the largest count as that; a gradient of zeros
+    gives zeros.
+
+    Args:
+        b2: $\beta_2$ in [0, 1].
+        eps: $\epsilon$ >= 0, in squared gradient units.
+        update_every: after how many steps the inverse roots are computed again; the
+            first step does.
+        max_size: the longest axis to get a matrix; of a longer one the diagonal of
+            $S_i$ is kept alone.
+        full_vectors: whether a vector gets a matrix too. Its statistic has rank t
+            after t steps: until the rank is full, and ``eps`` is small, the inverse
+            root turns float32's rounding into steps.
+        exponent: in place of $1/2k$, >= 0.
+        bias_correction: whether averages are divided by $1 - \beta_2^t$.
+        graft: which rule gives the norm of a leaf's update, Shampoo its direction:
+            ``None`` for Shampoo itself, ``"sgd"`` for G, ``"diagonal"`` for
+            $G / \sqrt{\nu + \epsilon}$, $\nu$ kept like the statistics (Adagrad at
+            $\beta_2 = 1$, RMSProp below).
+
+    Raises:
+        TypeError: at ``init``, a complex leaf.
+        ValueError: a number out of range, or another ``graft``.
+
+    References:
+        Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor
+        optimization, 2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568.
+        Averages, grafting and roots every few steps: Anil et al., Scalable second
+        order optimization for deep learning, 2020, https://arxiv.org/abs/2002.09018.
+        Differs from it in: $\epsilon I$ is added where the root is taken, which is
+        the same for sums and does not fade in averages; long axes are not cut into
+        blocks; vectors are diagonal, as in the second paper.
+    """
+    check_decay("b2", b2, corrected=False)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("exponent", exponent, low=0.0)
+    update_every = numerics.check_count("update_every", update_every, low=1)
+    max_size = numerics.check_count("max_size", max_size)
+    if graft not in GRAFTS:
+        raise ValueError(f"need a graft in {GRAFTS}, got {graft=}")
+
+    def size(p: jax.Array) -> int:
+        return max_size if p.ndim > 1 or full_vectors else 0
+
+    def init(params: Params) -> ScaleByShampooState:
+        leaves.check_real("scale_by_shampoo", params)
+        statistics, roots = (
+            leaves.map_leaves(lambda p: _empty_statistics(p, size(p)), params)
+            for _ in range(2)
+        )
+        nu = full_moment(params, 0.0) if graft == "diagonal" else ()
+        return ScaleByShampooState(numerics.first_step(), statistics, roots, nu)
+
+    def update(
+        updates: Updates, state: ScaleByShampooState, params: Params
+    ) -> tuple[Updates, ScaleByShampooState]:
+        ridge = numerics.hyper(eps, state.step)
+        power = None if exponent is None else numerics.hyper(exponent, state.step)
+        weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
+        given, updates = updates, leaves.map_leaves(shrunk_leaf, updates)
+        statistics = leaves.map_leaves(
+            lambda g, axes: _observe(g, axes, weights), updates, state.statistics
+        )
+        is_due = state.step % update_every == 0
+        scalars = weights.seen, ridge, power
+        roots = _follow(is_due, updates, state.roots, statistics, scalars)
+        nu, target = state.nu, given
+        if graft == "diagonal":
+            nu = jax.tree.map(weights.accumulate_square, nu, updates)
+            target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
+        new_updates = leaves.map_leaves(_multiply, updates, roots)
+        if graft is not None:
+            new_updates = leaves.map_leaves(_with_norm_of, new_updates, target)
+        step = numerics.next_step(state.step)
+        return new_updates, ScaleByShampooState(step, statistics, roots, nu)
+
+    return chain(Transform(init, update, name="scale_by_shampoo"))
+
+
+def shampoo(
+    learning_rate: Hyper,
+    b2: Hyper = 1.0,
+    eps: Hyper = 1e-12,
+    weight_decay: Hyper = 0.0,
+    mask: Selector | None = None,
+    update_every: int = 1,
+    max_size: int = 1024,
+    *,
+    momentum: Hyper | None = None,
+    nesterov: bool = False,
+    full_vectors: bool = False,
+    exponent: Hyper | None = None,
+    bias_correction: bool = True,
+    graft: str | None = None,
+) -> Transform:
+    r"""Shampoo: a matrix of Adagrad's kind for each axis of each leaf.
+
+    For a matrix
+
+    $$L_t = L_{t-1} + G_t G_t^\top, \qquad R_t = R_{t-1} + G_t^\top G_t$$
+    $$w_{t+1} = w_t - \alpha_t\,\big(
+      (L_t + \epsilon I)^{-1/4}\,G_t\,(R_t + \epsilon I)^{-1/4} + \lambda\,w_t\big)$$
+
+    and for a leaf of k axes a statistic along each, to the power $-1/2k$. With ``b2``
+    below 1 the statistics are debiased averages. With ``momentum`` $\beta$ the
+    preconditioned gradient $u_t$ gives way to $b_t = \beta\,b_{t-1} + u_t$, or with
+    ``nesterov`` to $\beta\,b_t + u_t$.
+
+    The defaults are the paper's rule. Networks are mostly trained with
+    ``b2=0.99, momentum=0.9, graft="diagonal", update_every=10``, and Adam's learning
+    rates.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b2: $\beta_2$ in [0, 1]: 1 sums, less averages.
+        eps: $\epsilon$ >= 0, in squared gradient units.
+        weight_decay: $\lambda$, decoupled.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        update_every: after how many steps the inverse roots are computed again; the
+            first step does.
+        max_size: the longest axis to get a matrix; of a longer one the diagonal is
+            kept alone.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        nesterov: whether to look ahead; it needs a momentum.
+        full_vectors: whether a vector gets a matrix too, instead of its diagonal.
+        exponent: in place of $1/2k$, >= 0.
+        bias_correction: whether averages are divided by $1 - \beta_2^t$.
+        graft: which rule gives the norm of a leaf's update: ``None``, ``"sgd"`` or
+            ``"diagonal"``, see `scale_by_shampoo`.
+
+    Raises:
+        TypeError: at ``init``, a complex leaf.
+        ValueError: a number out of range, another ``graft``, or ``nesterov`` without
+            a momentum; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.shampoo(1.0)
+        >>> params = jnp.array([[3.0, 0.0], [0.0, -4.0]])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates.round(3) + 0.0)  # the first update is -U V' of the gradient
+        [[-1.  0.]
+         [ 0.  1.]]
+
+    References:
+        Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor
+        optimization, 2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568.
+        Anil et al., Scalable second order optimization for deep learning, 2020,
+        https://arxiv.org/abs/2002.09018. Differs from it in: momentum comes after
+        grafting and debiasing is the default, see `scale_by_shampoo` for the rest.
+    """
+    parts = [
+        scale_by_shampoo(
+            b2,
+            eps,
+            update_every,
+            max_size,
+            full_vectors=full_vectors,
+            exponent=exponent,
+            bias_correction=bias_correction,
+            graft=graft,
+        )
+    ]
+    if momentum is not None:
+        numerics.check_number("momentum", momentum, 0.0, 1.0)
+        parts.append(trace(momentum, nesterov))
+    elif nesterov:
+        raise ValueError(f"need a momentum to look ahead, got {momentum=}")
+    return chain(
+        *parts,
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+class _Weights(NamedTuple):
+    """How a statistic takes in what is new, and the weight it has seen in all."""
+
+    decay: jax.Array
+    new: jax.Array
+    seen: jax.Array
+
+    def accumulate(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        # A written weight of one vanishes from the program and one that is data does
+        # not, so that multiply-adds would round differently.
+        average = numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
+        return jnp.where(self.decay == 1, old + new, average)
+
+    def accumulate_square(self, old: jax.Array, g: jax.Array) -> jax.Array:
+        return numerics.saturated(self.accumulate(old, tree.abs_square(g)), g)
+
+
+def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:
+    one = jnp.ones_like(decay)
+    is_sum = decay == 1
+    seen = numerics.bias_correction(decay, step) if bias_correction else one
+    return _Weights(
+        decay, jnp.where(is_sum, one, 1 - decay), jnp.where(is_sum, one, seen)
+    )
+
+
+def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
+    dtype = tree.wide_dtype(p.dtype)
+    sizes = (p.shape or (1,)) if p.size else ()
+    shapes = [(n, n) if n <= max_size else (n,) for n in sizes]
+    return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+
+
+def _observe(g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
+    g = jnp.atleast_1d(g)
+    return tuple(
+        _saturated(weights.accumulate(s, gram(g, i) if s.ndim == 2 else diagonal(g, i)))
+        for i, s in enumerate(axes)
+    )
+
+
+def _saturated(s: jax.Array) -> jax.Array:
+    """Scale a statistic as a whole where its trace, the same for all axes, is full."""
+    trace = jnp.trace(s) if s.ndim == 2 else jnp.sum(s)
+    limit = largest_sum(s.dtype)
+    is_full = trace > limit
+    return s * jnp.where(is_full, limit / jnp.where(is_full, trace, 1), 1)
+
+
+@jax.jit  # or a step outside of jit would compile the branches each time
+def _follow(
+    is_due: jax.Array,
+    updates: Updates,
+    roots: Updates,
+    statistics: Updates,
+    scalars: tuple[jax.Array, jax.Array, jax.Array | None],
+) -> Updates:
+    """Return the statistics' roots if they are due, else the old ones."""
+
+    def renew() -> Updates:
+        return leaves.map_leaves(
+            lambda _, axes: _inverse_roots(axes, *scalars), updates, statistics
+        )
+
+    return lax.cond(is_due, renew, lambda: roots)
+
+
+def _inverse_roots(
+    axes: Axes, seen: jax.Array, ridge: jax.Array, exponent: jax.Array | None
+) -> Axes:
+    if exponent is None:
+        exponent = jnp.asarray(1 / (2 * max(len(axes), 1)))
+    ridged = [s / seen.astype(s.dtype) for s in axes]
+    return tuple(_inverse_power(s, ridge, exponent) for s in ridged)
+
+
+def _inverse_power(s: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
+    """Return (s + ridge I) ** -power of a matrix, or of a diagonal."""
+    ridge, power = ridge.astype(s.dtype), power.astype(s.dtype)
+    return (_of_matrix if s.ndim == 2 else _of_values)(s, ridge, power)
+
+
+def _of_values(values: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
+    values = jnp.where(values < 0, 0, values) + ridge
+    floor = len(values) * float(jnp.finfo(values.dtype).eps) * jnp.max(values)
+    return numerics.power(jnp.maximum(values, lax.stop_gradient(floor)), -power)
+
+
+@jax.custom_jvp
+def _of_matrix(s: jax.Array, ridge: jax.Array, power: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(s)
+    roots = _of_values(values, ridge, power)
+    return matmul(vectors * roots[None], vectors.T)
+
+
+@_of_matrix.defjvp
+def _of_matrix_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """Use divided differences: eigenvectors have no derivative at equal eigenvalues."""
+    (s, ridge, power), (ds, dridge, dpower) = primals, tangents
+    values, vectors = jnp.linalg.eigh(s)
+    roots, droots = jax.jvp(
+        lambda r, p: _of_values(values, r, p), (ridge, power), (dridge, dpower)
+    )
+    slope = jax.jvp(
+        lambda v: _of_values(v, ridge, power), (values,), (jnp.ones_like(values),)
+    )[1]
+    gaps = values[:, None] - values[None]
+    near = float(jnp.finfo(s.dtype).eps) ** (1 / 3)  # where the two are as exact
+    size = jnp.abs(values)
+    is_equal = jnp.abs(gaps) <= near * (size[:, None] + size[None])
+    ratio = (roots[:, None] - roots[None]) / jnp.where(is_equal, 1, gaps)
+    ratio = jnp.where(is_equal, (slope[:, None] + slope[None]) / 2, ratio)
+    inner = ratio * matmul(matmul(vectors.T, ds), vectors) + jnp.diag(droots)
+    turned_back = matmul(matmul(vectors, inner), vectors.T)
+    return matmul(vectors * roots[None], vectors.T), turned_back
+
+
+def _multiply(g: jax.Array, axes: Axes) -> jax.Array:
+    u = jnp.atleast_1d(g)
+    for i, root in enumerate(axes):
+        if root.ndim == 2:
+            u = along(root, u, i)
+        else:
+            others = [j for j in range(u.ndim) if j != i]
+            u = u * jnp.expand_dims(root, others)
+    return u.reshape(g.shape)
+
+
+def _with_norm_of(u: jax.Array, target: jax.Array) -> jax.Array:
+    norm, rate = numerics.fitting_norm(tree.norm, target)
+    grown = u * numerics.divide(norm, tree.norm(u)).astype(u.dtype)
+    return numerics.bounded(grown / rate.astype(u.dtype), u)

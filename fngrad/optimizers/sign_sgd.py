@@ -1,0 +1,99 @@
+"""signSGD, and Signum: the signs of the gradient, or of its average."""
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.moment_arithmetic import check_decay
+from fngrad.transforms.momentum import ema
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Updates
+
+
+def scale_by_sign() -> Transform:
+    r"""Keep the sign of each entry: $u \leftarrow \operatorname{sign} u$.
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> rule, params = fg.scale_by_sign(), jnp.zeros(3)
+        >>> gradient = jnp.array([0.2, 0.0, -7.0])
+        >>> print(rule.update(gradient, rule.init(params), params)[0])
+        [ 1.  0. -1.]
+
+    References:
+        Bernstein et al., signSGD: compressed optimisation for non-convex problems,
+        2018, algorithm 1, https://arxiv.org/abs/1802.04434.
+    """
+
+    def init(params: Params) -> tuple:
+        leaves.check_real("scale_by_sign", params)
+        return ()
+
+    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+        return jax.tree.map(jnp.sign, updates), state
+
+    return chain(Transform(init, update, name="scale_by_sign"))
+
+
+def sign_sgd(learning_rate: Hyper) -> Transform:
+    r"""Step by the learning rate along each coordinate, downhill: signSGD.
+
+    $$w_{t+1} = w_t - \alpha_t \operatorname{sign}(g_t)$$
+
+    Args:
+        learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
+            array or tracer, or a schedule.
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+        ValueError: a negative number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.sign_sgd(0.1)
+        >>> params = jnp.array([3.0, 0.0, -4.0])
+        >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
+        >>> print(updates)
+        [-0.1 -0.   0.1]
+
+    References:
+        Bernstein et al., signSGD: compressed optimisation for non-convex problems,
+        2018, algorithm 1, https://arxiv.org/abs/1802.04434.
+    """
+    return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
+
+
+def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
+    r"""Step along the signs of the averaged gradient: signSGD with momentum.
+
+    $$m_t = \beta\,m_{t-1} + (1 - \beta)\,g_t, \qquad
+      w_{t+1} = w_t - \alpha_t \operatorname{sign}(m_t)$$
+
+    Args:
+        learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
+            array or tracer, or a schedule.
+        beta: $\beta$ in [0, 1].
+
+    Raises:
+        TypeError: at ``init``, complex parameters.
+        ValueError: a number out of range.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.signum(1e-4, beta=0.95)
+
+    References:
+        Bernstein et al., signSGD: compressed optimisation for non-convex problems,
+        2018, algorithm 2, https://arxiv.org/abs/1802.04434. Differs from it in: weight
+        decay, which `add_decayed_weights` gives.
+    """
+    check_decay("beta", beta, corrected=False)
+    return chain(
+        ema(beta, debias=False), scale_by_sign(), scale_by_learning_rate(learning_rate)
+    )

@@ -1,0 +1,314 @@
+"""SOAP: Adam in the eigenvectors of Shampoo's statistics."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.numerics.matrix_products import Axes, along, gram, matmul
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    divide_by_root,
+    full_moment,
+    remove_bias,
+    shrunk_leaf,
+    squarable,
+)
+from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.types import Hyper, Params, Selector, Updates
+
+ROUNDING = 8  # units of machine precision that a rotation of one entry may be off
+
+
+class ScaleBySoapState(NamedTuple):
+    """State of `scale_by_soap`."""
+
+    step: jax.Array  # int32, shape ()
+    mu: Updates  # average of g
+    nu: Updates  # average of the squares of g in the eigenbases
+    statistics: Updates  # a tuple a leaf: (n, n) for each axis, None if left alone
+    bases: Updates  # their eigenvectors, in columns
+    signed = ("mu",)
+    non_negative = ("nu",)
+
+
+def scale_by_soap(
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    shampoo_beta: Hyper | None = None,
+    eps: Hyper = 1e-8,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    *,
+    precondition_1d: bool = False,
+    skip_first: bool = True,
+) -> Transform:
+    r"""Run Adam in the eigenvectors of Shampoo's statistics: SOAP's direction.
+
+    For a matrix, with $Q_L$ and $Q_R$ the eigenvectors of $L$ and $R$,
+
+    $$G' = Q_L^\top G\,Q_R, \qquad
+      M_t = \beta_1 M_{t-1} + (1 - \beta_1)\,G, \qquad
+      V_t = \beta_2 V_{t-1} + (1 - \beta_2)\,G' \odot G'$$
+    $$u_t = Q_L\,\frac{\hat M'_t}{\sqrt{\hat V_t} + \epsilon}\,Q_R^\top, \qquad
+      M'_t = Q_L^\top M_t\,Q_R$$
+
+    with $\hat M'$ and $\hat V$ debiased as Adam's, and then
+
+    $$L \leftarrow \beta L + (1 - \beta)\,G G^\top, \qquad
+      R \leftarrow \beta R + (1 - \beta)\,G^\top G$$
+
+    $Q_L$ and $Q_R$ are computed from the first gradient. Later, every
+    ``precondition_frequency`` steps, they follow by one power iteration
+    $Q \leftarrow \mathrm{qr}(L\,Q)$, columns (and $V$ with them) sorted by
+    $\mathrm{diag}(Q^\top L\,Q)$. A leaf of more axes has one statistic for each.
+    Without rotated axes this is Adam. Derivatives take the bases as given: they have
+    none where eigenvalues are equal.
+
+    The direction depends on the basis. Where eigenvalues are equal or zero, any basis
+    of their subspace is right; the decomposition chooses one, another on another
+    machine, and the direction within that subspace is Adam's in the chosen basis. The
+    same holds for eigenvalues that differ by less than the rounding of the largest.
+
+    Args:
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        shampoo_beta: $\beta$ in [0, 1); ``None`` takes $\beta_2$.
+        eps: $\epsilon$ >= 0, in gradient units.
+        precondition_frequency: after how many steps of Adam a basis is renewed.
+        max_precond_dim: the longest axis to be rotated.
+        precondition_1d: whether leaves of one axis are rotated too.
+        skip_first: whether the first gradient makes the bases only, with an update of
+            zero, so that no gradient is divided by a scale found in its own
+            eigenvectors. If not, it also makes the first step of Adam.
+
+    Raises:
+        TypeError: at ``init``, a complex leaf.
+        ValueError: a number out of range.
+
+    References:
+        Vyas et al., SOAP: improving and stabilizing Shampoo using Adam, 2024,
+        algorithms 3 and 4, https://arxiv.org/abs/2409.11321; the official code,
+        https://github.com/nikhilvyas/SOAP. Differs from the paper in: the skipped
+        first step and the sorting, which are the code's. From the code in: $\epsilon$
+        is added to the debiased root, as in Adam; entries of $G'$ and $M'$ within
+        rounding of zero (8 units of machine precision of the leaf's largest, times the
+        root of its longest axis) count as zero, which Adam would give steps of full
+        length.
+    """
+    for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
+        if decay is not None:
+            check_decay(name, decay, corrected=True)
+    numerics.check_number("eps", eps, low=0.0)
+    every = numerics.check_count("precondition_frequency", precondition_frequency, 1)
+    max_precond_dim = numerics.check_count("max_precond_dim", max_precond_dim)
+
+    def empty(p: jax.Array) -> Axes:
+        is_turned = p.size > 0 and (p.ndim > 1 or precondition_1d)
+        return _empty(p, max_precond_dim if is_turned else -1)
+
+    def init(params: Params) -> ScaleBySoapState:
+        leaves.check_real("scale_by_soap", params)
+        statistics, bases = (leaves.map_leaves(empty, params) for _ in range(2))
+        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        return ScaleBySoapState(numerics.first_step(), mu, nu, statistics, bases)
+
+    def update(
+        updates: Updates, state: ScaleBySoapState, params: Params
+    ) -> tuple[Updates, ScaleBySoapState]:
+        beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
+        updates = leaves.map_leaves(_squarable, updates, state.bases)
+        state = _with_statistics(updates, state, beta)
+        adam_step = jnp.maximum(state.step - int(skip_first), 0)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        rotated = leaves.map_leaves(_rotate, updates, state.bases)
+        mu = tree.average(beta_1, state.mu, updates)
+        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, rotated))
+        if skip_first:
+            mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
+        mu_hat = leaves.map_leaves(
+            _rotate, remove_bias(mu, beta_1, adam_step), state.bases
+        )
+        nu_hat = remove_bias(nu, beta_2, adam_step)
+        direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
+        new_updates = leaves.map_leaves(_rotate_back, direction, state.bases)
+        is_due = (adam_step + 1) % every == 0
+        is_due &= state.step > 0
+        nu, bases = _follow(is_due, nu, state.statistics, state.bases)
+        step = numerics.next_step(state.step)
+        return new_updates, state._replace(step=step, mu=mu, nu=nu, bases=bases)
+
+    return chain(Transform(init, update, name="scale_by_soap"))
+
+
+def soap(
+    learning_rate: Hyper,
+    b1: Hyper = 0.95,
+    b2: Hyper = 0.95,
+    shampoo_beta: Hyper | None = None,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    mask: Selector | None = None,
+    precondition_frequency: int = 10,
+    max_precond_dim: int = 10000,
+    *,
+    precondition_1d: bool = False,
+    skip_first: bool = True,
+) -> Transform:
+    r"""SOAP: Adam in the eigenvectors of Shampoo's statistics, with weight decay.
+
+    For a matrix, with $Q_L$ and $Q_R$ the slowly renewed eigenvectors of averages of
+    $G G^\top$ and $G^\top G$,
+
+    $$u_t = Q_L\,\mathrm{Adam}(Q_L^\top G_t\,Q_R)\,Q_R^\top, \qquad
+      w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
+
+    where Adam's average of the gradient turns with the bases, and its average of
+    squares does not: see `scale_by_soap`. Vectors get Adam. The first gradient moves
+    nothing but what decays.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
+            schedule.
+        b1: $\beta_1$ in [0, 1).
+        b2: $\beta_2$ in [0, 1).
+        shampoo_beta: decay of the averages of $G G^\top$ in [0, 1); ``None`` takes
+            $\beta_2$.
+        eps: $\epsilon$ >= 0, in gradient units.
+        weight_decay: $\lambda$, decoupled.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        precondition_frequency: after how many steps of Adam a basis is renewed.
+        max_precond_dim: the longest axis to be rotated.
+        precondition_1d: whether leaves of one axis are rotated too.
+        skip_first: whether the first gradient makes the bases only, or the first step
+            of Adam too.
+
+    Raises:
+        TypeError: at ``init``, a complex leaf.
+        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.soap(3e-3, precondition_frequency=10, mask="**/weight")
+
+    References:
+        Vyas et al., SOAP: improving and stabilizing Shampoo using Adam, 2024,
+        algorithm 3, https://arxiv.org/abs/2409.11321; the official code,
+        https://github.com/nikhilvyas/SOAP. Differs from the code in: weights decay as
+        in `adamw`, before the step and also on the skipped one; see `scale_by_soap`
+        for the rest.
+    """
+    return chain(
+        scale_by_soap(
+            b1,
+            b2,
+            shampoo_beta,
+            eps,
+            precondition_frequency,
+            max_precond_dim,
+            precondition_1d=precondition_1d,
+            skip_first=skip_first,
+        ),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+def _empty(p: jax.Array, longest: int) -> Axes:
+    dtype = tree.wide_dtype(p.dtype)
+    return tuple(jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape)
+
+
+def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
+    """Return a gradient whose squares fit, and whose Gram matrices do if it is turned.
+
+    An entry that is bounded alone would change the direction that a rotation sees.
+    """
+    return squarable(g) if all(q is None for q in bases) else shrunk_leaf(g)
+
+
+def _with_statistics(
+    updates: Updates, state: ScaleBySoapState, beta: jax.Array
+) -> ScaleBySoapState:
+    """Take in the gradient; the first one makes the bases."""
+
+    def observe(g: jax.Array, axes: Axes) -> Axes:
+        return tuple(
+            None if s is None else tree.average(beta, s, gram(g, i))
+            for i, s in enumerate(axes)
+        )
+
+    statistics = leaves.map_leaves(observe, updates, state.statistics)
+    bases = _begin(state.step == 0, updates, statistics, state.bases)
+    return state._replace(statistics=statistics, bases=bases)
+
+
+# Jitted, or a step outside of jit would compile the branches each time.
+@jax.jit
+def _begin(
+    is_first: jax.Array, updates: Updates, statistics: Updates, bases: Updates
+) -> Updates:
+    def decompose(g: jax.Array, axes: Axes) -> Axes:
+        return tuple(None if s is None else jnp.linalg.eigh(s)[1] for s in axes)
+
+    statistics = lax.stop_gradient(statistics)
+    return lax.cond(
+        is_first,
+        lambda: leaves.map_leaves(decompose, updates, statistics),
+        lambda: bases,
+    )
+
+
+@jax.jit
+def _follow(
+    is_due: jax.Array, nu: Updates, statistics: Updates, bases: Updates
+) -> tuple[Updates, Updates]:
+    statistics = lax.stop_gradient(statistics)
+    return lax.cond(
+        is_due,
+        lambda: leaves.map_leaves(_renew, nu, statistics, bases, outputs=2),
+        lambda: (nu, bases),
+    )
+
+
+def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
+    """Return x in the bases, without what is rounding alone.
+
+    Adam would divide the rounding by its own size: directions that see no gradient
+    would take steps of full length.
+    """
+    rotated = x
+    for i, q in enumerate(bases):
+        rotated = rotated if q is None else along(q.T, rotated, i)
+    if all(q is None for q in bases):
+        return x
+    size = jnp.abs(rotated)
+    level = ROUNDING * max(x.shape) ** 0.5 * float(jnp.finfo(x.dtype).eps)
+    is_noise = size <= level * jnp.max(size, initial=0)
+    return jnp.where(is_noise, 0, rotated)
+
+
+def _rotate_back(x: jax.Array, bases: Axes) -> jax.Array:
+    for i, q in enumerate(bases):
+        x = x if q is None else along(q, x, i)
+    return x
+
+
+def _renew(nu: jax.Array, statistics: Axes, bases: Axes) -> tuple[jax.Array, Axes]:
+    """Make one power iteration; the squares follow their eigenvectors."""
+    renewed = []
+    for i, (s, q) in enumerate(zip(statistics, bases, strict=True)):
+        if s is None:
+            renewed.append(None)
+            continue
+        product = matmul(s, q)
+        order = jnp.argsort(-jnp.sum(q * product, axis=0))
+        renewed.append(jnp.linalg.qr(product[:, order])[0])
+        nu = jnp.take(nu, order, axis=i)
+    return nu, tuple(renewed)

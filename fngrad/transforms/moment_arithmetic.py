@@ -1,0 +1,164 @@
+"""Arithmetic of first and second moments: bias, look-ahead, roots, range.
+
+A *moment* is an average of the gradient (`mu`) or of its squared modulus (`nu`, real
+also for complex parameters, whose gradients are taken to be conjugated already, so
+that they point uphill). Averages begin at zero; what they lack at first is divided out
+by a *bias correction*. A scheduled decay is corrected for bias as if its present value
+had always held.
+
+A second moment cannot hold more than the largest float. A finite gradient whose square
+is beyond it counts as the largest one whose square is not, in every moment alike, so
+that quotients of moments stay right and moments decay again. Where a rule has no
+quotient (RAdam's unrectified steps), such a gradient steps as the bounded one.
+"""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.types import Hyper, Params, Scalar, Updates
+
+
+def real_dtype(x: jax.Array) -> jnp.dtype:
+    """Return the dtype of a leaf's second moments: real, at least float32."""
+    return jnp.finfo(tree.wide_dtype(x.dtype)).dtype
+
+
+def full_moment(params: Params, value: Scalar) -> Updates:
+    """Return second moments that begin at a value: real, at least float32."""
+    start = numerics.hyper(value)
+
+    def full(p: jax.Array) -> jax.Array:
+        dtype = real_dtype(p)
+        return jnp.zeros_like(p, dtype=dtype) + start.astype(dtype)
+
+    return jax.tree.map(full, params)
+
+
+def squarable(updates: Updates, count: int = 1) -> Updates:
+    """Return updates of which ``count`` squares add up within range.
+
+    inf and NaN stay.
+    """
+
+    def bound(u: jax.Array) -> jax.Array:
+        largest = (numerics.largest_square(u.dtype) / max(count, 1)) ** 0.5
+        if not jnp.iscomplexobj(u):
+            return jnp.where(jnp.isfinite(u), jnp.clip(u, -largest, largest), u)
+        size = numerics.magnitudes(u)
+        excess = jnp.maximum(size / (largest / 2), 1)
+        return jnp.where(jnp.isfinite(u), numerics.divided(u, excess), u)
+
+    return jax.tree.map(bound, updates)
+
+
+def saturated_square(x: jax.Array) -> jax.Array:
+    """Return |x|**2, finite wherever x is."""
+    return numerics.saturated(tree.abs_square(x), x)
+
+
+def largest_sum(dtype: Any) -> float:
+    """Return where sums of squares over a leaf saturate: there is room to add two."""
+    return numerics.largest_square(dtype) / 4
+
+
+# Jitted, or a step outside of jit would compile the branches each time.
+@jax.jit
+def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
+    """Return the factor at which a sum of squares fits, 1 if it does, and the sum then.
+
+    Args:
+        square: the sum of squares as it comes out, perhaps infinite.
+        updates: what it is the sum of; where not all are finite, the factor is 1.
+    """
+    limit = largest_sum(square.dtype)
+
+    def shrunk() -> jax.Array:
+        # The norm itself may not fit.
+        norm = tree.norm(jax.tree.map(lambda u: u * 2.0**-64, updates))
+        norm = norm.astype(square.dtype)
+        return jnp.where(jnp.isfinite(norm), limit**0.5 * 2.0**-64 / norm, 1)
+
+    factor = lax.cond(square <= limit, lambda: jnp.ones_like(square), shrunk)
+    return factor, jnp.where(factor < 1, limit, square)
+
+
+@jax.jit
+def shrunk_leaf(g: jax.Array) -> jax.Array:
+    """Return a leaf whose sum of squares fits; its direction stays."""
+    square = jnp.sum(tree.abs_square(g))
+
+    def shrunk() -> jax.Array:
+        return numerics.scaled(shrink(square, g)[0], g)
+
+    return lax.cond(square <= largest_sum(square.dtype), lambda: g, shrunk)
+
+
+def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
+    """Divide by the weight that an average from zero has seen; finite stays finite."""
+    weight = numerics.bias_correction(decay, step)
+    return jax.tree.map(
+        lambda m: numerics.bounded(m / weight.astype(m.dtype), m), moment
+    )
+
+
+def look_ahead(
+    mu: Updates,
+    updates: Updates,
+    decay: jax.Array,
+    step: jax.Array,
+    nesterov: bool,
+    debias: bool = True,
+) -> Updates:
+    """Return an average, or with ``nesterov`` as it would be one step on.
+
+    The present update stands in for the next. With ``debias`` the average of that
+    many steps is corrected for its start at zero.
+    """
+    if not debias:
+        return tree.average(decay, mu, updates) if nesterov else mu
+    if not nesterov:
+        return remove_bias(mu, decay, step)
+    ahead = remove_bias(mu, decay, numerics.next_step(step))
+    return tree.average(decay, ahead, remove_bias(updates, decay, step))
+
+
+def divide_by_root(
+    updates: Updates, squares: Updates, inside: Scalar, outside: Scalar
+) -> Updates:
+    """Return u / (sqrt(square + inside) + outside); 0 where that divides by 0."""
+
+    def divide(u: jax.Array, square: jax.Array) -> jax.Array:
+        total = square + jnp.asarray(inside, square.dtype)
+        root = numerics.square_root(jnp.minimum(total, jnp.finfo(total.dtype).max))
+        denominator = root + jnp.asarray(outside, square.dtype)
+        return numerics.divide(u, denominator.astype(u.dtype))
+
+    return jax.tree.map(divide, updates, squares)
+
+
+def place_eps(eps: jax.Array, eps_in_sqrt: bool) -> tuple[Scalar, Scalar]:
+    """Return what is added inside the root, and outside."""
+    return (eps, 0.0) if eps_in_sqrt else (0.0, eps)
+
+
+def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
+    """Raise unless a decay lies in [0, 1], or in [0, 1) where bias is corrected.
+
+    Raises:
+        ValueError: it does not; arrays and schedules pass unread.
+    """
+    numerics.check_number(name, value, 0.0, 1.0)
+    if corrected and isinstance(value, numbers.Real) and value == 1:
+        raise ValueError(f"need {name} < 1 to correct for bias, got {name}={value}")
+
+
+def adam_correction(b1: jax.Array, b2: jax.Array, step: jax.Array) -> jax.Array:
+    """Return what Adam's bias corrections come to as a factor of the step size."""
+    of_root = jnp.sqrt(numerics.bias_correction(b2, step))
+    return of_root / numerics.bias_correction(b1, step)

@@ -1,0 +1,134 @@
+"""Momentum: decayed sums and exponential averages of updates.
+
+A *trace* sums past gradients with decaying weights, an *average* weighs them to one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.moment_arithmetic import check_decay, remove_bias
+from fngrad.types import Hyper, Params, Updates
+
+
+class TraceState(NamedTuple):
+    """State of `trace`."""
+
+    step: jax.Array  # int32, shape ()
+    trace: Updates  # decayed sum of gradients
+
+    signed = ("trace",)
+
+
+class EmaState(NamedTuple):
+    """State of `ema`."""
+
+    step: jax.Array  # int32, shape ()
+    ema: Updates  # average of the updates, biased towards zero
+
+    signed = ("ema",)
+
+
+def trace(
+    decay: Hyper,
+    nesterov: bool = False,
+    *,
+    dampening: Hyper = 0.0,
+    damp_first: bool = True,
+) -> Transform:
+    r"""Replace the gradient by a decayed sum of gradients: momentum.
+
+    $$b_t = \beta\,b_{t-1} + (1 - \delta)\,g_t, \qquad b_0 = 0$$
+
+    and the update is $b_t$, or $\beta\,b_t + (1 - \delta)\,g_t$ with Nesterov's
+    look-ahead. Three forms are in use:
+
+    - heavy ball, $\delta = 0$: weights grow to a sum of $1 / (1 - \beta)$;
+    - exponential average, ``dampening=decay``: weights grow to a sum of one;
+    - PyTorch's: the first gradient enters with weight one (``damp_first=False``).
+
+    Args:
+        decay: $\beta$ in [0, 1].
+        nesterov: whether to look ahead.
+        dampening: $\delta$ in [0, 1], the share of each gradient that is dropped.
+        damp_first: whether $\delta$ holds for the first gradient too.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> heavy_ball = fg.trace(0.5)
+        >>> params = jnp.zeros(2)
+        >>> state = heavy_ball.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = heavy_ball.update(jnp.array([1.0, 2.0]), state, params)
+        >>> print(updates)
+        [1.5 3. ]
+
+    References:
+        Polyak, Some methods of speeding up the convergence of iteration methods,
+        1964, https://doi.org/10.1016/0041-5553(64)90137-5. Sutskever et al., On the
+        importance of initialization and momentum in deep learning, 2013,
+        https://proceedings.mlr.press/v28/sutskever13.html. Differs from it in: the
+        look-ahead is written for the parameters at which the gradient was taken, as
+        in PyTorch.
+    """
+    numerics.check_number("decay", decay, 0.0, 1.0)
+    numerics.check_number("dampening", dampening, 0.0, 1.0)
+
+    def init(params: Params) -> TraceState:
+        return TraceState(numerics.first_step(), tree.wide_zeros_like(params))
+
+    def update(
+        updates: Updates, state: TraceState, params: Params
+    ) -> tuple[Updates, TraceState]:
+        beta = numerics.hyper(decay, state.step)
+        weight = 1 - numerics.hyper(dampening, state.step)
+        if not damp_first:
+            weight = jnp.where(state.step == 0, jnp.ones_like(weight), weight)
+
+        def advance(buffer: jax.Array, g: jax.Array) -> jax.Array:
+            total = numerics.scaled(beta, buffer) + numerics.scaled(weight, g)
+            return numerics.bounded(total, buffer, g)
+
+        buffer = jax.tree.map(advance, state.trace, updates)
+        new_updates = jax.tree.map(advance, buffer, updates) if nesterov else buffer
+        return new_updates, TraceState(numerics.next_step(state.step), buffer)
+
+    return chain(Transform(init, update, name="trace"))
+
+
+def ema(decay: Hyper, debias: bool = True) -> Transform:
+    r"""Replace updates by their exponential average.
+
+    $$m_t = \beta\,m_{t-1} + (1 - \beta)\,g_t, \qquad m_0 = 0$$
+
+    and the update is $m_t / (1 - \beta^t)$ if ``debias``, else $m_t$.
+
+    Args:
+        decay: $\beta$, in [0, 1) if ``debias``, else in [0, 1].
+        debias: whether to correct for the start at zero.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    check_decay("decay", decay, corrected=debias)
+
+    def init(params: Params) -> EmaState:
+        return EmaState(numerics.first_step(), tree.wide_zeros_like(params))
+
+    def update(
+        updates: Updates, state: EmaState, params: Params
+    ) -> tuple[Updates, EmaState]:
+        beta = numerics.hyper(decay, state.step)
+        mean = tree.average(beta, state.ema, updates)
+        new_state = EmaState(numerics.next_step(state.step), mean)
+        return remove_bias(mean, beta, state.step) if debias else mean, new_state
+
+    return chain(Transform(init, update, name="ema"))

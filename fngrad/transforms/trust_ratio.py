@@ -1,0 +1,162 @@
+r"""Updates in proportion to what they change: trust ratios.
+
+A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$:
+times it, every layer moves by the same share of its norm. It is 1 where either norm is
+zero, so that parameters which begin at zero can leave it.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.leaves as leaves
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.leaves import check_mask, selected
+from fngrad.transforms.core import Transform, chain, telling
+from fngrad.types import Hyper, Metrics, Params, Selector, Updates
+
+
+class TrustRatios(NamedTuple):
+    """Trust ratios as trees of their parts: numerator / (denominator / rate)."""
+
+    numerators: Any
+    denominators: Any  # of rate * u, where the norm of u does not fit
+    rates: Any  # 1, or a power of two below
+
+    def values(self) -> Any:
+        return jax.tree.map(lambda a, b, rate: a / b * rate, *self)
+
+    def scale(self, updates: Updates) -> Updates:
+        return leaves.map_leaves(numerics.times_ratio, updates, *self)
+
+
+class TrustRatioState(NamedTuple):
+    """State of a part that has trust ratios."""
+
+    step: jax.Array  # int32, shape ()
+
+
+def scale_by_trust_ratio(
+    min_norm: Hyper = 0.0,
+    trust_coefficient: Hyper = 1.0,
+    eps: Hyper = 0.0,
+    mask: Selector | None = None,
+) -> Transform:
+    r"""Multiply each leaf's update by its trust ratio.
+
+    $$u \leftarrow \rho\,u, \qquad
+      \rho = \eta\,\frac{\max(\|w\|, m)}{\max(\|u\|, m) + \epsilon}$$
+
+    and $\rho = 1$ where either norm, after the maximum, is zero. It reports
+    ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
+
+    Args:
+        min_norm: $m$ >= 0, in the units of the parameters and in those of the updates.
+        trust_coefficient: $\eta$ >= 0.
+        eps: $\epsilon$ >= 0, in units of the updates.
+        mask: which leaves are scaled, see `fngrad.tree.select`; ``None`` means all.
+            The other leaves' updates pass unchanged.
+
+    Raises:
+        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> rule, params = fg.scale_by_trust_ratio(), jnp.array([6.0, 8.0])
+        >>> print(rule.update(jnp.array([0.0, 2.0]), rule.init(params), params)[0])
+        [ 0. 10.]
+
+    References:
+        You et al., Large batch optimization for deep learning: training BERT in 76
+        minutes, 2020, algorithm 2, https://arxiv.org/abs/1904.00962.
+    """
+    numerics.check_number("min_norm", min_norm, low=0.0)
+    numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
+    numerics.check_number("eps", eps, low=0.0)
+
+    def init(params: Params) -> TrustRatioState:
+        check_mask(mask, params)
+        return TrustRatioState(numerics.first_step())
+
+    def ratios_of(updates: Updates, step: jax.Array, params: Params) -> TrustRatios:
+        low = numerics.hyper(min_norm, step)
+        coefficient = numerics.hyper(trust_coefficient, step)
+        outside = numerics.hyper(eps, step)
+
+        sizes, lengths, rates = norms(params), *fitting_norms(updates)
+        sizes = jax.tree.map(lambda w: jnp.maximum(w, low), sizes)
+        lengths = jax.tree.map(lambda u, r: jnp.maximum(u, low * r), lengths, rates)
+        return trust_ratios(coefficient, sizes, lengths, outside, rates)
+
+    def report(
+        updates: Updates, state: TrustRatioState, params: Params
+    ) -> tuple[Updates, TrustRatioState, Metrics]:
+        ratios = ratios_of(updates, state.step, params)
+        new_updates = scale_selected(mask, params, ratios, updates)
+        new_state = TrustRatioState(numerics.next_step(state.step))
+        return new_updates, new_state, extremes(mask, params, ratios.values())
+
+    return chain(telling(init, report, "scale_by_trust_ratio"))
+
+
+def trust_ratios(
+    coefficient: jax.Array, sizes: Any, lengths: Any, eps: jax.Array, rates: Any
+) -> TrustRatios:
+    """Return coefficient size / (length + eps), and 1 where size or length is 0."""
+    are_one = jax.tree.map(lambda w, u: (w == 0) | (u == 0), sizes, lengths)
+
+    def unless_one(fn: Any, *trees: Any) -> Any:
+        # Select before the division, as in numerics.divide.
+        return jax.tree.map(
+            lambda is_one, *x: jnp.where(is_one, jnp.ones_like(x[0]), fn(*x)),
+            *(are_one, *trees),
+        )
+
+    return TrustRatios(
+        unless_one(lambda w: coefficient * w, sizes),
+        unless_one(lambda u, rate: u + eps * rate, lengths, rates),
+        unless_one(lambda rate: rate, rates),
+    )
+
+
+def norms(a: Any) -> Any:
+    """Return each leaf's norm, in the dtype of hyperparameters."""
+    return leaves.map_leaves(
+        lambda x: tree.norm(x).astype(jnp.result_type(float)), tree.widen(a)
+    )
+
+
+def fitting_norms(a: Any) -> tuple[Any, Any]:
+    """Return each leaf's norm and rate, see `fngrad.numerics.fitting_norm`."""
+    dtype = jnp.result_type(float)
+
+    def measure(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        norm, rate = numerics.fitting_norm(tree.norm, x)
+        return norm.astype(dtype), rate.astype(dtype)
+
+    return leaves.map_leaves(measure, tree.widen(a), outputs=2)
+
+
+def scale_selected(
+    mask: Selector | None, params: Params, ratios: TrustRatios, updates: Updates
+) -> Updates:
+    """Multiply the updates of selected leaves by their ratios."""
+    return jax.tree.map(
+        lambda is_scaled, u, plain: u if is_scaled else plain,
+        *(selected(mask, params), ratios.scale(updates), updates),
+    )
+
+
+def extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
+    """Return the metrics ``smallest_ratio`` and ``largest_ratio``."""
+    scaled = jax.tree.leaves(tree.keep(selected(mask, params), ratios))
+    one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
+    lows, highs = ([f(r) for r in scaled] for f in (jnp.min, jnp.max))
+    return {
+        "smallest_ratio": functools.reduce(jnp.minimum, lows) if lows else one,
+        "largest_ratio": functools.reduce(jnp.maximum, highs) if highs else one,
+    }
