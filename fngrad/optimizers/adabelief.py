@@ -41,15 +41,8 @@ def scale_by_belief(
 ) -> Transform:
     r"""Divide by the root of the averaged squared surprise: AdaBelief's direction.
 
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t - \mu_t|^2 + \bar\epsilon$$
-    $$u_t = \frac{\mu_t / (1 - \beta_1^t)}
-      {\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon}$$
-
-    so that $\bar\epsilon$ builds up to $\bar\epsilon / (1 - \beta_2)$ in $\nu$. With
-    ``accumulate_eps=False`` it stays out of the average, and the root is that of
-    $(\nu_t + \bar\epsilon) / (1 - \beta_2^t)$. Where the denominator is zero, the
-    update is zero.
+    The update is $u_t$ of `adabelief`, which has the equations and the paper. Where the
+    denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -61,11 +54,6 @@ def scale_by_belief(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Zhuang et al., AdaBelief optimizer: adapting stepsizes by the belief in
-        observed gradients, 2020, algorithm 2, https://arxiv.org/abs/2010.07468, where
-        $\epsilon = \bar\epsilon$.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -113,8 +101,9 @@ def adabelief(
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t - \mu_t|^2 + \bar\epsilon$$
-    $$w_{t+1} = w_t - \alpha_t\,\frac{\mu_t / (1 - \beta_1^t)}
-      {\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon}$$
+    $$u_t = \frac{\mu_t / (1 - \beta_1^t)}
+      {\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon}, \qquad
+      w_{t+1} = w_t - \alpha_t\,u_t$$
 
     The paper and optax add $\bar\epsilon$ within the recurrence, so that it builds up
     to $\bar\epsilon / (1 - \beta_2)$. With ``accumulate_eps=False`` it stays out of the

@@ -41,16 +41,9 @@ def scale_by_adam(
 ) -> Transform:
     r"""Divide the debiased average by the debiased root mean square: Adam's direction.
 
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
-    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
-      \hat\mu_t = \frac{\mu_t}{1 - \beta_1^t}, \qquad
-      \hat\nu_t = \frac{\nu_t}{1 - \beta_2^t}$$
-
-    With Nesterov's look-ahead
-    $\hat\mu_t = \beta_1 \mu_t / (1 - \beta_1^{t+1})
-    + (1 - \beta_1) g_t / (1 - \beta_1^t)$. Where the denominator is zero, the update is
-    zero; its gradient is finite there also without ``eps_root``.
+    The update is $u_t$ of `adam`, which has the equations and the papers. Where the
+    denominator is zero, the update is zero; its gradient is finite there also without
+    ``eps_root``.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -61,13 +54,6 @@ def scale_by_adam(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
-        https://arxiv.org/abs/1412.6980. Dozat, Incorporating Nesterov momentum into
-        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Differs from
-        it in: $\hat\nu$ lacks the factor $\beta_2$ that Dozat's algorithm 2 has, and
-        $\beta_1$ is constant.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -110,12 +96,14 @@ def adam(
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
-    $$w_{t+1} = w_t - \alpha_t\,
-      \frac{\mu_t / (1 - \beta_1^t)}
-      {\sqrt{\nu_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}$$
+    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+      \hat\mu_t = \frac{\mu_t}{1 - \beta_1^t}, \qquad
+      \hat\nu_t = \frac{\nu_t}{1 - \beta_2^t}, \qquad
+      w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    With ``nesterov`` the numerator is
-    $\beta_1 \mu_t / (1 - \beta_1^{t+1}) + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
+    With ``nesterov``
+    $\hat\mu_t = \beta_1 \mu_t / (1 - \beta_1^{t+1})
+    + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -141,7 +129,9 @@ def adam(
     References:
         Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
         https://arxiv.org/abs/1412.6980. Dozat, Incorporating Nesterov momentum into
-        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
+        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Differs from
+        it in: $\hat\nu$ lacks the factor $\beta_2$ that Dozat's algorithm 2 has, and
+        $\beta_1$ is constant.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),

@@ -33,12 +33,8 @@ def scale_by_adamax(
 ) -> Transform:
     r"""Divide the debiased average by a decayed maximum: Adamax's direction.
 
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      \nu_t = \max(\beta_2\,\nu_{t-1},\ |g_t| + \epsilon)$$
-    $$u_t = \frac{\mu_t / (1 - \beta_1^t)}{\nu_t}$$
-
-    or, with ``eps_in_max=False``, $\nu_t = \max(\beta_2\,\nu_{t-1}, |g_t|)$ and the
-    denominator $\nu_t + \epsilon$. Where the denominator is zero, the update is zero.
+    The update is $\hat\mu_t / \nu_t$ of `adamax`, which has the equations and the
+    paper. Where the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -48,10 +44,6 @@ def scale_by_adamax(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 2,
-        https://arxiv.org/abs/1412.6980. Differs from it in: $\epsilon$.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=False)
@@ -100,8 +92,8 @@ def adamax(
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \max(\beta_2\,\nu_{t-1},\ |g_t| + \epsilon)$$
-    $$w_{t+1} = w_t - \alpha_t\left(
-      \frac{\mu_t / (1 - \beta_1^t)}{\nu_t} + \lambda\,w_t\right)$$
+    $$\hat\mu_t = \frac{\mu_t}{1 - \beta_1^t}, \qquad
+      w_{t+1} = w_t - \alpha_t\left(\frac{\hat\mu_t}{\nu_t} + \lambda\,w_t\right)$$
 
     or, with ``eps_in_max=False``, $\nu_t = \max(\beta_2\,\nu_{t-1}, |g_t|)$ and the
     denominator $\nu_t + \epsilon$. The first is the place of $\epsilon$ in PyTorch and

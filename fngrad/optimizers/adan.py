@@ -43,16 +43,8 @@ def scale_by_adan(
 ) -> Transform:
     r"""Look ahead along the average change of the gradient: Adan's direction.
 
-    With $d_t = g_t - g_{t-1}$ and $d_1 = 0$
-
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      \delta_t = \beta_2\,\delta_{t-1} + (1 - \beta_2)\,d_t$$
-    $$\nu_t = \beta_3\,\nu_{t-1} + (1 - \beta_3)\,|g_t + \beta_2\,d_t|^2$$
-    $$u_t = \frac{\hat\mu_t + \beta_2\,\hat\delta_t}
-      {\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}$$
-
-    where a hat divides by $1 - \beta^t$. Where the denominator is zero, the update is
-    zero.
+    The update is $u_t$ of `adan`, which has the equations and the paper. Where the
+    denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -63,13 +55,6 @@ def scale_by_adan(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Xie et al., Adan: adaptive Nesterov momentum algorithm for faster optimizing
-        deep models, 2022, algorithm 1, https://arxiv.org/abs/2208.06677. Differs from
-        it in: decays are one minus the paper's, and averages begin at zero and are
-        corrected for it, as in the authors' code. optax has $1 - \beta_2$ where the
-        paper has $\beta_2$ (in these decays) before $d_t$ and $\hat\delta_t$.
     """
     for name, decay in {"b1": b1, "b2": b2, "b3": b3}.items():
         check_decay(name, decay, corrected=True)
@@ -127,9 +112,9 @@ def adan(
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \delta_t = \beta_2\,\delta_{t-1} + (1 - \beta_2)\,d_t, \qquad
       \nu_t = \beta_3\,\nu_{t-1} + (1 - \beta_3)\,|g_t + \beta_2\,d_t|^2$$
-    $$w_{t+1} = \frac{1}{1 + \alpha_t \lambda} \left[ w_t - \alpha_t\,
-      \frac{\hat\mu_t + \beta_2\,\hat\delta_t}
-      {\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon} \right]$$
+    $$u_t = \frac{\hat\mu_t + \beta_2\,\hat\delta_t}
+      {\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+      w_{t+1} = \frac{w_t - \alpha_t\,u_t}{1 + \alpha_t \lambda}$$
 
     where a hat divides by $1 - \beta^t$. With ``proximal=False`` decay is AdamW's,
     $-\alpha_t \lambda\,w_t$ beside the step.

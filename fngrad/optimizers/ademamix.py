@@ -42,15 +42,8 @@ def scale_by_ademamix(
 ) -> Transform:
     r"""Add a multiple of a slow average to Adam's numerator: AdEMAMix's direction.
 
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      s_t = \beta_3\,s_{t-1} + (1 - \beta_3)\,g_t, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
-    $$u_t = \frac{\mu_t / (1 - \beta_1^t) + \alpha\,s_t}
-      {\sqrt{\nu_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}$$
-
-    The slow average is not corrected for bias: it fills slowly. The paper warms up
-    $\alpha$ by ``schedules.linear(0.0, alpha, steps)`` and $\beta_3$ by
-    `half_life_warmup`. Where the denominator is zero, the update is zero.
+    The update is $u_t$ of `ademamix`, which has the equations and the paper. Where the
+    denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -62,10 +55,6 @@ def scale_by_ademamix(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Pagliardini, Ablin and Grangier, The AdEMAMix optimizer: better, faster, older,
-        2024, algorithm 1, https://arxiv.org/abs/2409.03137.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -116,14 +105,13 @@ def ademamix(
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       s_t = \beta_3\,s_{t-1} + (1 - \beta_3)\,g_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
-    $$w_{t+1} = w_t - \alpha_t\left(
-      \frac{\mu_t / (1 - \beta_1^t) + a_t\,s_t}
-      {\sqrt{\nu_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
-      + \lambda\,w_t\right)$$
+    $$u_t = \frac{\mu_t / (1 - \beta_1^t) + a_t\,s_t}
+      {\sqrt{\nu_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}, \qquad
+      w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    The slow average reaches back over $1 / (1 - \beta_3)$ steps, is not corrected for
-    bias, and can make early training unstable: the paper raises $a$ and $\beta_3$ over
-    most of the run.
+    The slow average reaches back over $1 / (1 - \beta_3)$ steps and is not corrected
+    for bias: it fills slowly. It can make early training unstable: the paper raises $a$
+    and $\beta_3$ over most of the run.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -183,9 +171,8 @@ def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Cur
         0.9000 0.9998 0.9999
 
     References:
-        Pagliardini, Ablin and Grangier, The AdEMAMix optimizer: better, faster, older,
-        2024, section 3, https://arxiv.org/abs/2409.03137. Differs from it in: the
-        first update is step 0, where the paper's is 1.
+        Section 3 of the paper of `ademamix`. Differs from it in: the first update is
+        step 0, where the paper's is 1.
     """
     check_decay("init_value", init_value, corrected=True)
     check_decay("end_value", end_value, corrected=True)

@@ -46,18 +46,8 @@ def scale_by_adopt(
 ) -> Transform:
     r"""Average gradients that the past second moment normalises: ADOPT's direction.
 
-    The first gradient only starts $\nu_0 = |g_0|^2$; its update is zero. Then, for
-    $t = 1, 2, \dots$, with $c_t = t^{1/4}$
-
-    $$n_t = \operatorname{clip}\!\left(
-      \frac{g_t}{\max(\sqrt{\nu_{t-1}}, \epsilon)},\ -c_t,\ c_t\right)$$
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,n_t, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
-
-    and the update is $\mu_t$, or $\beta_1\,\mu_t + (1 - \beta_1)\,n_t$ with Nesterov's
-    look-ahead. Since $\nu_{t-1}$ does not know $g_t$, the rule converges for any
-    $\beta_2$. A complex entry is clipped in modulus. Where the denominator is zero,
-    $n_t$ is zero.
+    The update is $u_t$ of `adopt`, which has the equations and the paper. A complex
+    entry is clipped in modulus. Where the denominator is zero, $n_t$ is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1].
@@ -69,11 +59,6 @@ def scale_by_adopt(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Taniguchi et al., ADOPT: modified Adam can converge with any beta2 with the
-        optimal rate, 2024, https://arxiv.org/abs/2411.02853. The clipping is that of
-        the authors' later code.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -128,9 +113,10 @@ def adopt(
       \frac{g_t}{\max(\sqrt{\nu_{t-1}}, \epsilon)},\ -c_t,\ c_t\right)$$
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,n_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
-    $$w_{t+1} = w_t - \alpha_t\,\mu_t$$
+    $$u_t = \mu_t, \qquad w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    With ``nesterov`` $\beta_1\,\mu_t + (1 - \beta_1)\,n_t$ takes the place of $\mu_t$.
+    or, with ``nesterov``, $u_t = \beta_1\,\mu_t + (1 - \beta_1)\,n_t$. Since
+    $\nu_{t-1}$ does not know $g_t$, the rule converges for any $\beta_2$.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -158,8 +144,9 @@ def adopt(
 
     References:
         Taniguchi et al., ADOPT: modified Adam can converge with any beta2 with the
-        optimal rate, 2024, https://arxiv.org/abs/2411.02853. Weights decay in
-        ``chain(scale_by_adopt(), add_decayed_weights(l), scale_by_learning_rate(a))``.
+        optimal rate, 2024, https://arxiv.org/abs/2411.02853. The clipping is that of
+        the authors' later code. Weights decay in ``chain(scale_by_adopt(),
+        add_decayed_weights(l), scale_by_learning_rate(a))``.
     """
     rule = scale_by_adopt(
         b1,

@@ -43,20 +43,8 @@ def scale_by_amsgrad(
 ) -> Transform:
     r"""Divide by the root of the largest second moment so far: AMSGrad's direction.
 
-    With Adam's averages $\mu_t$ and $\nu_t$
-
-    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}$$
-
-    and one of three rules (``debias``):
-
-    - ``"before_max"``: $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and
-      $\hat\nu_t = \max_{s \le t} \nu_s / (1 - \beta_2^s)$, as in optax;
-    - ``"after_max"``: $\hat\mu_t$ likewise and
-      $\hat\nu_t = \max_{s \le t} \nu_s \,/\, (1 - \beta_2^t)$, as in PyTorch;
-    - ``"never"``: $\hat\mu_t = \mu_t$ and $\hat\nu_t = \max_{s \le t} \nu_s$, as in
-      the paper.
-
-    The state has the same structure in all three. Where the denominator is zero, the
+    The update is $u_t$ of `amsgrad`, which has the equations and the paper. The state
+    has the same structure for every ``debias``. Where the denominator is zero, the
     update is zero.
 
     Args:
@@ -68,10 +56,6 @@ def scale_by_amsgrad(
 
     Raises:
         ValueError: a number out of range, or another rule.
-
-    References:
-        Reddi, Kale and Kumar, On the convergence of Adam and beyond, 2018, algorithm
-        2, https://arxiv.org/abs/1904.09237.
     """
     if debias not in DEBIAS:
         raise ValueError(f"need debias to be one of {DEBIAS}, got {debias=}")
@@ -122,8 +106,8 @@ def amsgrad(
 
     With Adam's averages $\mu_t$ and $\nu_t$
 
-    $$w_{t+1} = w_t - \alpha_t\,
-      \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}$$
+    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+      w_{t+1} = w_t - \alpha_t\,u_t$$
 
     and one of three rules (``debias``):
 

@@ -42,25 +42,9 @@ def scale_by_nadam(
 ) -> Transform:
     r"""Adam's direction as it will be one step on, were the gradient the same: NAdam's.
 
-    With Adam's averages $\mu_t$ (of decay $\beta_1$) and $\nu_t$, and a momentum that
-    rises from about half of $\beta_1$ to $\beta_1$,
-
-    $$\beta(t) = \beta_1\,(1 - \tfrac12\,0.96^{t \psi})$$
-    $$u_t = \frac{1}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
-      \left[\frac{\beta(t+1)\,\mu_t}{1 - \prod_{s \le t+1} \beta(s)}
-      + \frac{(1 - \beta(t))\,g_t}{1 - \prod_{s \le t} \beta(s)}\right]$$
-
-    Four rules are in use:
-
-    - ``momentum_decay=None``: $\beta(t) = \beta_1$ from the start, as in optax (and in
-      ``scale_by_adam(nesterov=True)``);
-    - ``momentum_decay=4e-3``: PyTorch's, over hundreds of steps;
-    - ``momentum_decay=1.0``: the paper's suggestion and Keras's, over tens of steps;
-    - ``debias_ahead=False``: AlgoPerf's NAdamW, with ``momentum_decay=None``. Both
-      denominators in the bracket are $1 - \prod_{s \le t} \beta(s)$.
-
-    The state has the same structure in all four. Where the denominator is zero, the
-    update is zero.
+    The update is $u_t$ of `nadam`, which has the equations, the four rules in use and
+    the papers; the state has the same structure in all four. Where the denominator is
+    zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -72,14 +56,6 @@ def scale_by_nadam(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Dozat, Incorporating Nesterov momentum into Adam, 2016, algorithm 2,
-        https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Differs from it in:
-        $\hat\nu$ lacks its factor $\beta_2$, and $\mu$ decays by $\beta_1$, not by
-        $\beta(t)$, as in PyTorch and Keras. Without the second correction: Choi et
-        al., On empirical comparisons of optimizers for deep learning, 2019, table 1,
-        https://arxiv.org/abs/1910.05446.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -144,14 +120,15 @@ def nadam(
 ) -> Transform:
     r"""NAdam: Adam with Nesterov's look-ahead, and a momentum that may warm up.
 
-    With Adam's averages $\mu_t$ and $\hat\nu_t$, a momentum that rises from about half
-    of $\beta_1$ to $\beta_1$, and its products $\pi_t = \beta(1) \cdots \beta(t)$
+    With Adam's averages $\mu_t$ (of decay $\beta_1$) and $\hat\nu_t$, a momentum that
+    rises from about half of $\beta_1$ to $\beta_1$, and its products $\pi_t = \beta(1)
+    \cdots \beta(t)$
 
     $$\beta(t) = \beta_1\,(1 - \tfrac12\,0.96^{t \psi})$$
-    $$w_{t+1} = w_t - \alpha_t \left(
-      \frac{1}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
+    $$u_t = \frac{1}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
       \left[\frac{\beta(t+1)\,\mu_t}{1 - \pi_{t+1}}
-      + \frac{(1 - \beta(t))\,g_t}{1 - \pi_t}\right] + \lambda\,w_t\right)$$
+      + \frac{(1 - \beta(t))\,g_t}{1 - \pi_t}\right], \qquad
+      w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
     Four rules are in use:
 
@@ -160,8 +137,8 @@ def nadam(
     - ``momentum_decay=4e-3, decoupled_weight_decay=False``: PyTorch's defaults, a rise
       over hundreds of steps;
     - ``momentum_decay=1.0, eps=1e-7``: Keras's and the paper's, over tens of steps;
-    - ``debias_ahead=False``: AlgoPerf's NAdamW, where $\pi_t$ stands in both
-      denominators.
+    - ``debias_ahead=False``: AlgoPerf's NAdamW, with ``momentum_decay=None``, where
+      $\pi_t$ stands in both denominators.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

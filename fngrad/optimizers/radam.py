@@ -56,22 +56,8 @@ def scale_by_radam(
 ) -> Transform:
     r"""Adam's direction, times how far its denominator can be trusted: RAdam's.
 
-    An exponential average of squares has seen about as much as a simple average of
-    length $\rho_t$ has,
-
-    $$\rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
-      \rho_\infty = \frac{2}{1 - \beta_2} - 1$$
-
-    and with the debiased averages $\hat\mu_t, \hat\nu_t$ of `scale_by_adam`
-
-    $$u_t = r_t\,\frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
-      r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}
-      {(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}}
-      \qquad \text{if } \rho_t \ge \text{threshold}$$
-
-    Before that $u_t = \hat\mu_t$, whose size is the gradient's, or $u_t = 0$ with
-    ``unrectified="skip"``. It reports ``rectification``, $r_t$, 0 before. With
-    $\beta_2 \le 0.6$ nothing is ever rectified.
+    The update is $u_t$ of `radam`, which has the equations and the paper. It reports
+    ``rectification``, $r_t$, and 0 while nothing is rectified.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -85,11 +71,6 @@ def scale_by_radam(
 
     Raises:
         ValueError: a number out of range, or another kind of first step.
-
-    References:
-        Liu et al., On the variance of the adaptive learning rate and beyond, 2020,
-        algorithm 2, https://arxiv.org/abs/1908.03265. Differs from it in: the
-        threshold, which is 4 there.
     """
     if unrectified not in UNRECTIFIED:
         raise ValueError(
@@ -145,20 +126,20 @@ def radam(
 ) -> Transform:
     r"""RAdam: Adam that steps as far as it can trust its denominator.
 
-    With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
+    An exponential average of squares has seen about as much as a simple average of
+    length $\rho_t$ has. With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
 
     $$\rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
       \rho_\infty = \frac{2}{1 - \beta_2} - 1, \qquad
       r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}
       {(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}}$$
-    $$w_{t+1} = w_t - \alpha_t\left(r_t\,
-      \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
-      + \lambda\,w_t\right) \qquad \text{once } \rho_t \ge \text{threshold}$$
+    $$u_t = r_t\,\frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
+      \quad \text{once } \rho_t \ge \text{threshold}, \qquad
+      w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    and before that, for some five steps, $\hat\mu_t$ stands for the fraction and its
-    factor: momentum with steps of the gradient's size (PyTorch, optax). With
-    ``unrectified="skip"`` the gradient moves nothing then, as in the authors' code by
-    default. It reports ``rectification``, $r_t$, 0 before.
+    Before that, for some five steps, $u_t = \hat\mu_t$: momentum with steps of the
+    gradient's size (PyTorch, optax). With ``unrectified="skip"`` $u_t = 0$ then, as in
+    the authors' code by default. It reports ``rectification``, $r_t$, 0 before.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -41,15 +41,7 @@ def scale_by_yogi(
 ) -> Transform:
     r"""Divide by the root of a second moment that forgets slowly: Yogi's direction.
 
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      \nu_t = \nu_{t-1} - (1 - \beta_2)\,
-      \operatorname{sign}(\nu_{t-1} - |g_t|^2)\,|g_t|^2$$
-    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
-      \mu_0 = \nu_0 = \text{initial value}$$
-
-    with $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and $\hat\nu_t = \nu_t / (1 - \beta_2^t)$
-    if ``debias``, else $\mu_t$ and $\nu_t$. Where Adam's $\nu$ falls by a share of
-    itself after a large gradient, Yogi's falls by a share of the small one. Where the
+    The update is $u_t$ of `yogi`, which has the equations and the paper. Where the
     denominator is zero, the update is zero.
 
     Args:
@@ -62,12 +54,6 @@ def scale_by_yogi(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Zaheer et al., Adaptive methods for nonconvex optimization, 2018, algorithm 2,
-        https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization.
-        Differs from it in: bias correction and the start of $\mu$, which are those of
-        the authors' code in TensorFlow, and of optax.
     """
     check_decay("b1", b1, corrected=debias)
     check_decay("b2", b2, corrected=debias)
@@ -124,12 +110,14 @@ def yogi(
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \nu_{t-1} - (1 - \beta_2)\,
       \operatorname{sign}(\nu_{t-1} - |g_t|^2)\,|g_t|^2$$
-    $$w_{t+1} = w_t - \alpha_t\,
-      \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+    $$u_t = \frac{\hat\mu_t}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}, \qquad
+      w_{t+1} = w_t - \alpha_t\,u_t, \qquad
       \mu_0 = \nu_0 = \text{initial value}$$
 
     with $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and $\hat\nu_t = \nu_t / (1 - \beta_2^t)$
     if ``debias`` (the authors' code, optax), else $\mu_t$ and $\nu_t$ (the paper).
+    Where Adam's $\nu$ falls by a share of itself after a large gradient, Yogi's falls
+    by a share of the small one.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -156,7 +144,8 @@ def yogi(
     References:
         Zaheer et al., Adaptive methods for nonconvex optimization, 2018, algorithm 2,
         https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization.
-        Differs from it in: bias correction, and the start of $\mu$.
+        Differs from it in: bias correction and the start of $\mu$, which are those of
+        the authors' code in TensorFlow, and of optax.
     """
     rule = scale_by_yogi(
         b1, b2, eps, eps_root, initial_accumulator_value, debias=debias
