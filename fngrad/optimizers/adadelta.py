@@ -32,9 +32,7 @@ class ScaleByAdadeltaState(NamedTuple):
 def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
     r"""Give gradients the size of the updates made before: Adadelta's direction.
 
-    $$E[g^2]_t = \rho\,E[g^2]_{t-1} + (1 - \rho)\,|g_t|^2, \qquad
-      u_t = \frac{\sqrt{E[u^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,g_t$$
-    $$E[u^2]_t = \rho\,E[u^2]_{t-1} + (1 - \rho)\,|u_t|^2$$
+    The update is $u_t$ of `adadelta`, which has the equations and the paper.
 
     Args:
         rho: $\rho$ in [0, 1].
@@ -43,10 +41,6 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Zeiler, ADADELTA: an adaptive learning rate method, 2012, algorithm 1,
-        https://arxiv.org/abs/1212.5701.
     """
     check_decay("rho", rho, corrected=False)
     numerics.check_number("eps", eps, low=0.0)

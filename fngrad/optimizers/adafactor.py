@@ -51,15 +51,7 @@ def scale_by_factored_rms(
 ) -> Transform:
     r"""Divide by the root of a factored second moment: Adafactor's direction.
 
-    With $s_t = |g_t|^2 + \epsilon$ and the weight $\gamma_t = t^{-c}$ of the present,
-    a matrix has
-
-    $$r_t = (1 - \gamma_t)\,r_{t-1} + \gamma_t\,\operatorname{mean}_j s_t, \qquad
-      k_t = (1 - \gamma_t)\,k_{t-1} + \gamma_t\,\operatorname{mean}_i s_t$$
-    $$u_t = g_t \Big/ \sqrt{\frac{r_t\,k_t^\top}{\operatorname{mean} r_t}}$$
-
-    and a leaf that is not factored
-    $\nu_t = (1 - \gamma_t)\,\nu_{t-1} + \gamma_t\,s_t$ and $u_t = g_t / \sqrt{\nu_t}$.
+    The update is $u_t$ of `adafactor`, which has the equations and the paper.
 
     Args:
         factored: whether any leaf is factored.
@@ -74,12 +66,6 @@ def scale_by_factored_rms(
 
     Raises:
         ValueError: a number out of range, or another word for ``factored_dims``.
-
-    References:
-        Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
-        cost, 2018, algorithms 4 and 5, https://arxiv.org/abs/1804.04235. Differs from
-        it in: means take the place of sums, which changes nothing but the scale of
-        what is kept; small matrices are not factored.
     """
     if factored_dims not in ("largest", "last"):
         raise ValueError(
@@ -145,14 +131,22 @@ def adafactor(
 ) -> Transform:
     r"""Adafactor: RMSProp with a factored moment, clipped, in units of the parameters.
 
-    With the direction $u_t$ of `scale_by_factored_rms`, for each leaf
+    With $s_t = |g_t|^2 + \epsilon_1$ and the weight $\gamma_t = t^{-c}$ of the present,
+    a matrix has
+
+    $$r_t = (1 - \gamma_t)\,r_{t-1} + \gamma_t\,\operatorname{mean}_j s_t, \qquad
+      k_t = (1 - \gamma_t)\,k_{t-1} + \gamma_t\,\operatorname{mean}_i s_t$$
+    $$u_t = g_t \Big/ \sqrt{\frac{r_t\,k_t^\top}{\operatorname{mean} r_t}}$$
+
+    and a leaf that is not factored
+    $\nu_t = (1 - \gamma_t)\,\nu_{t-1} + \gamma_t\,s_t$ and $u_t = g_t / \sqrt{\nu_t}$.
+    Then, for each leaf,
 
     $$\hat u_t = u_t / \max(1, \operatorname{rms}(u_t) / d)$$
     $$w_{t+1} = w_t - \alpha_t \max(\epsilon_2, \operatorname{rms}(w_t))\,\hat u_t
       - \lambda_t\,w_t$$
 
-    With ``momentum`` $\beta$ all but the decay gives way to its exponential average. A
-    matrix keeps its row and column means alone, other leaves a full moment.
+    With ``momentum`` $\beta$ all but the decay gives way to its exponential average.
 
     The learning rates of the field:
 
@@ -197,9 +191,11 @@ def adafactor(
 
     References:
         Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
-        cost, 2018, algorithm 6, https://arxiv.org/abs/1804.04235. Differs from it in:
-        small matrices are not factored by default. Differs from optax in: no learning
-        rate means the paper's, not 1.
+        cost, 2018, algorithms 4 to 6 and sections 6 and 8,
+        https://arxiv.org/abs/1804.04235. Differs from it in: means take the place of
+        sums, which changes nothing but the scale of what is kept; small matrices are
+        not factored by default. Differs from optax in: no learning rate means the
+        paper's, not 1.
     """
     if mask is not None and weight_decay_rate is None:
         raise ValueError(f"need a weight_decay_rate to mask, got {mask=}")

@@ -33,11 +33,7 @@ def scale_by_rss(
 ) -> Transform:
     r"""Divide by the root of the sum of squares: Adagrad's direction.
 
-    $$s_t = s_{t-1} + |g_t|^2, \qquad
-      u_t = g_t / \sqrt{s_t + \epsilon}
-      \quad\text{or}\quad u_t = g_t / (\sqrt{s_t} + \epsilon)$$
-
-    A coordinate that has seen no gradient yet ($s_t = 0$) does not move.
+    The update is $u_t$ of `adagrad`, which has the equations and the paper.
 
     Args:
         initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
@@ -47,11 +43,6 @@ def scale_by_rss(
 
     Raises:
         ValueError: a negative number.
-
-    References:
-        Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and
-        stochastic optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html.
-        Differs from it in: the sum begins at $s_0$ > 0 by default.
     """
     numerics.check_number(
         "initial_accumulator_value", initial_accumulator_value, low=0.0
@@ -89,7 +80,7 @@ def adagrad(
       \quad\text{or}\quad u_t = g_t / (\sqrt{s_t} + \epsilon)$$
 
     A constant gradient gives steps of $\alpha / \sqrt t$ (with $s_0 = \epsilon = 0$). A
-    coordinate that has seen no gradient yet does not move.
+    coordinate that has seen no gradient yet ($s_t = 0$) does not move.
 
     PyTorch's convention is ``initial_accumulator_value=0.0, eps=1e-10,
     eps_in_sqrt=False``; the defaults are those of Keras and optax.

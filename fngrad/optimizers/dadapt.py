@@ -290,8 +290,7 @@ def dadapt_sgd(
         >>> optimizer = fg.dadapt_sgd(momentum=0.9)
 
     References:
-        Defazio and Mishchenko, Learning-rate-free learning by D-Adaptation, 2023, SGD
-        with D-Adaptation, https://arxiv.org/abs/2301.07733. Differs from it in: a
+        SGD with D-Adaptation, in the paper of `dadapt_adamw`. Differs from it in: a
         first gradient of zero is skipped (the authors' code divides by it), and the
         first norm has the decay in it.
     """

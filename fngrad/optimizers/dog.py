@@ -37,11 +37,9 @@ def scale_by_dog(
 ) -> Transform:
     r"""Multiply by the distance travelled over the root of the gradients' squares.
 
-    $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
-      u_t = \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t$$
-
-    It reports ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of
-    each where there is one a leaf.
+    The update is $u_t$ of `dog`, which has the equations and the paper. It reports
+    ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of each where
+    there is one a leaf.
 
     Args:
         init_step: how it begins, see `fngrad.dog`.
@@ -50,10 +48,6 @@ def scale_by_dog(
 
     Raises:
         ValueError: an unknown kind of ``init_step``, or a number out of range.
-
-    References:
-        Ivgi, Hinder and Carmon, DoG is SGD's best friend, 2023,
-        https://arxiv.org/abs/2302.12022.
     """
     kind, value = _check_init_step(init_step)
     numerics.check_number("eps", eps, low=0.0)
@@ -116,8 +110,8 @@ def dog(
     r"""DoG: gradient descent with the step distance over gradients.
 
     $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
-      w_{t+1} = w_t - \gamma_t\,
-      \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t$$
+      u_t = \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t, \qquad
+      w_{t+1} = w_t - \gamma_t\,u_t$$
 
     The norms go over all leaves or, ``layerwise`` (LDoG), over each alone. Evaluate at
     an average of the iterates, as the authors urge: ``averaging=8.0``.

@@ -31,13 +31,8 @@ def scale_by_lars(
 ) -> Transform:
     r"""Add the decay and multiply by the trust ratio: LARS's direction.
 
-    $$u = \rho\,(g + \lambda\,w), \qquad
-      \rho = \eta\,\frac{\|w\|}{\|g + \lambda\,w\| + \epsilon}
-      \quad\text{or}\quad
-      \rho = \eta\,\frac{\|w\|}{\|g\| + \lambda\,\|w\| + \epsilon}$$
-
-    leaf by leaf, and $\rho = 1$ where either of the norms that it compares is zero. It
-    reports ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
+    The update is $u_t$ of `lars`, which has the equations and the paper. It reports
+    ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
 
     Args:
         weight_decay: $\lambda$.
@@ -50,10 +45,6 @@ def scale_by_lars(
 
     Raises:
         ValueError: a negative number; at ``init``, a glob that selects no leaf.
-
-    References:
-        You, Gitman and Ginsburg, Large batch training of convolutional networks, 2017,
-        equation 6 and algorithm 1, https://arxiv.org/abs/1708.03888.
     """
     numerics.check_number("weight_decay", weight_decay)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
@@ -110,11 +101,11 @@ def lars(
     $$\rho_t = \eta\,\frac{\|w_t\|}{\|g_t + \lambda\,w_t\| + \epsilon}
       \quad\text{or}\quad
       \rho_t = \eta\,\frac{\|w_t\|}{\|g_t\| + \lambda\,\|w_t\| + \epsilon}$$
-    $$b_t = \beta\,b_{t-1} + \alpha_t\,\rho_t\,(g_t + \lambda\,w_t), \qquad
+    $$u_t = \rho_t\,(g_t + \lambda\,w_t), \qquad
+      b_t = \beta\,b_{t-1} + \alpha_t\,u_t, \qquad
       w_{t+1} = w_t - b_t$$
 
-    or, with ``nesterov``,
-    $w_{t+1} = w_t - \beta\,b_t - \alpha_t\,\rho_t\,(g_t + \lambda\,w_t)$. Where either
+    or, with ``nesterov``, $w_{t+1} = w_t - \beta\,b_t - \alpha_t\,u_t$. Where either
     of the compared norms is zero, $\rho_t = 1$.
 
     Args:
@@ -144,8 +135,9 @@ def lars(
 
     References:
         You, Gitman and Ginsburg, Large batch training of convolutional networks, 2017,
-        algorithm 1, https://arxiv.org/abs/1708.03888. Differs from it in:
-        ``separate_norms`` is off, as in optax; without decay it makes no difference.
+        equation 6 and algorithm 1, https://arxiv.org/abs/1708.03888. Differs from it
+        in: ``separate_norms`` is off, as in optax; without decay it makes no
+        difference.
     """
     numerics.check_number("momentum", momentum, 0.0, 1.0)
     return chain(

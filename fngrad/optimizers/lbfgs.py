@@ -35,20 +35,8 @@ class ScaleByLbfgsState(NamedTuple):
 def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Transform:
     r"""Multiply the gradient by L-BFGS's inverse Hessian, from the last m pairs.
 
-    With $\rho_i = 1 / \langle s_i, y_i \rangle$ and $V_i = I - \rho_i\,y_i s_i^\top$,
-    from the oldest pair kept to the newest,
-
-    $$P_{i+1} = V_i^\top P_i V_i + \rho_i\,s_i s_i^\top, \qquad
-      u_t = P\,g_t$$
-
-    by the two-loop recursion, which needs 4 m inner products and no matrix. The first
-    matrix is $\gamma I$ with $\gamma = \langle s, y \rangle / \|y\|^2$ of the newest
-    pair; before there is one, $\gamma = \min(1, 1 / \|g\|)$, so that a first step of
-    length one is no longer than one.
-
-    A pair enters only if $\langle s, y \rangle > \epsilon\,\|s\|\,\|y\|$, where
-    $\epsilon$ is the spacing of numbers at 1: what curves down, or is lost in
-    rounding, would make $P$ indefinite. It reports ``pairs``, how many are in use.
+    The update is $u_t$ of `lbfgs`, which has the equations and the papers. It reports
+    ``pairs``, how many are in use.
 
     Args:
         memory_size: m >= 1, how many pairs are kept.
@@ -56,13 +44,6 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
 
     Raises:
         ValueError: ``memory_size`` below 1.
-
-    References:
-        Nocedal and Wright, Numerical optimization, 2006, algorithms 7.4 and 7.5 and
-        equation 7.20, https://doi.org/10.1007/978-0-387-40065-5. Liu and Nocedal, On
-        the limited memory BFGS method for large scale optimization, 1989,
-        https://doi.org/10.1007/BF01589116. Differs from them in: pairs without
-        positive curvature are skipped, and the first matrix, which is optax's.
     """
     memory_size = numerics.check_count("memory_size", memory_size, 1)
 
@@ -100,11 +81,23 @@ def lbfgs(
 ) -> Transform:
     r"""L-BFGS: the gradient times an inverse Hessian built from the last m steps.
 
-    $$w_{t+1} = w_t - \alpha_t\,P_t\,g_t$$
+    With $\rho_i = 1 / \langle s_i, y_i \rangle$ and $V_i = I - \rho_i\,y_i s_i^\top$,
+    from the oldest of the last m pairs to the newest,
 
-    with $P_t$ from the differences of parameters and gradients between the last
-    m + 1 updates, see `scale_by_lbfgs`. It wants the same batch in every step, and a
-    line search: ``steps.line_search(loss_fn, lbfgs(), "strong_wolfe")``.
+    $$P_{i+1} = V_i^\top P_i V_i + \rho_i\,s_i s_i^\top, \qquad
+      u_t = P\,g_t, \qquad w_{t+1} = w_t - \alpha_t\,u_t$$
+
+    by the two-loop recursion, which needs 4 m inner products and no matrix. The first
+    matrix is $\gamma I$ with $\gamma = \langle s, y \rangle / \|y\|^2$ of the newest
+    pair; before there is one, $\gamma = \min(1, 1 / \|g\|)$, so that a first step of
+    length one is no longer than one.
+
+    A pair enters only if $\langle s, y \rangle > \epsilon\,\|s\|\,\|y\|$, where
+    $\epsilon$ is the spacing of numbers at 1: what curves down, or is lost in
+    rounding, would make $P$ indefinite.
+
+    It wants the same batch in every step, and a line search:
+    ``steps.line_search(loss_fn, lbfgs(), "strong_wolfe")``.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -127,9 +120,10 @@ def lbfgs(
 
     References:
         Liu and Nocedal, On the limited memory BFGS method for large scale
-        optimization, 1989, https://doi.org/10.1007/BF01589116. Differs from it in:
-        pairs without positive curvature are skipped; the first step is no longer than
-        one.
+        optimization, 1989, https://doi.org/10.1007/BF01589116. Nocedal and Wright,
+        Numerical optimization, 2006, algorithms 7.4 and 7.5 and equation 7.20,
+        https://doi.org/10.1007/978-0-387-40065-5. Differs from them in: pairs without
+        positive curvature are skipped, and the first matrix, which is optax's.
     """
     return chain(
         scale_by_lbfgs(memory_size, scale_init_precond),

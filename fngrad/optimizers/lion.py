@@ -27,8 +27,7 @@ class ScaleByLionState(NamedTuple):
 def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
     r"""Take the sign of two averages' mean: Lion's direction.
 
-    $$u_t = \operatorname{sign}(\beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t), \qquad
-      \mu_t = \beta_2\,\mu_{t-1} + (1 - \beta_2)\,g_t$$
+    The update is $u_t$ of `lion`, which has the equations and the paper.
 
     Args:
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
@@ -37,10 +36,6 @@ def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
     Raises:
         TypeError: at ``init``, complex parameters.
         ValueError: a number out of range.
-
-    References:
-        Chen et al., Symbolic discovery of optimization algorithms, 2023, algorithm 2,
-        https://arxiv.org/abs/2302.06675.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)

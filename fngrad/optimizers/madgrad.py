@@ -27,17 +27,10 @@ def scale_by_madgrad(
 ) -> Transform:
     r"""Go from the start by a weighted sum of all gradients, scaled: MADGRAD's step.
 
-    With $\lambda_t = (\alpha_t + \epsilon) \sqrt t$
-
-    $$s_t = s_{t-1} + \lambda_t\,g_t, \qquad
-      \nu_t = \nu_{t-1} + \lambda_t\,|g_t|^2, \qquad
-      z_t = w_1 - \frac{s_t}{\sqrt[3]{\nu_t} + \epsilon}$$
-    $$u_t = (1 - \beta) (z_t - w_t)$$
-
-    so that $w_{t+1} = w_t + u_t$ is an average of the $z$. The learning rate is part of
-    the sums: a step ends the chain here, and what follows must not scale it. It reports
-    ``learning_rate``, the value in force. Where $\nu_t$ and $\epsilon$ are zero, $z_t$
-    is $w_1$.
+    The update is $u_t$ of `madgrad`, which has the equations and the paper. The
+    learning rate is part of the sums: a step ends the chain here, and what follows must
+    not scale it. It reports ``learning_rate``, the value in force. Where $\nu_t$ and
+    $\epsilon$ are zero, $z_t$ is $w_1$.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -48,12 +41,6 @@ def scale_by_madgrad(
     Raises:
         TypeError: ``learning_rate`` is None.
         ValueError: a number out of range.
-
-    References:
-        Defazio and Jelassi, Adaptivity without compromise: a momentumized, adaptive,
-        dual averaged gradient method for stochastic optimization, 2021, algorithm 1,
-        https://arxiv.org/abs/2101.11075. Differs from it in: $\epsilon$ is added to
-        the learning rate too, as in the authors' code.
     """
     if learning_rate is None:
         raise TypeError("need a learning_rate, got None")
@@ -114,10 +101,11 @@ def madgrad(
     $$s_t = s_{t-1} + \lambda_t\,g_t, \qquad
       \nu_t = \nu_{t-1} + \lambda_t\,|g_t|^2, \qquad
       z_t = w_1 - \frac{s_t}{\sqrt[3]{\nu_t} + \epsilon}$$
-    $$w_{t+1} = \beta\,w_t + (1 - \beta)\,z_t$$
+    $$u_t = (1 - \beta)\,(z_t - w_t), \qquad w_{t+1} = w_t + u_t$$
 
-    The learning rate compares with no other rule's: the first step is
-    $(1 - \beta)\,\alpha^{2/3}\,|g|^{1/3}$ (with $\epsilon = 0$).
+    so that $w_{t+1}$ is an average of the $z$. The learning rate compares with no other
+    rule's: the first step is $(1 - \beta)\,\alpha^{2/3}\,|g|^{1/3}$ (with $\epsilon =
+    0$).
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -86,8 +86,7 @@ def orthogonalize(
          [ 0.  0.]]
 
     References:
-        Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024,
-        https://kellerjordan.github.io/posts/muon/. Björck and Bowie, An iterative
+        The polynomial is of the first paper of `muon`. Björck and Bowie, An iterative
         algorithm for computing the best estimate of an orthogonal matrix, 1971,
         https://doi.org/10.1137/0708036.
     """
@@ -123,16 +122,9 @@ def scale_by_muon(
 ) -> Transform:
     r"""Orthogonalise the momentum of every leaf: Muon's direction.
 
-    $$\mu_t = \beta\,\mu_{t-1} + (1 - \beta)\,g_t, \qquad
-      \hat\mu_t = \frac{\mu_t}{1 - \beta^t}, \qquad
-      u_t = s\,\mathrm{orthogonalize}(\hat\mu_t)$$
-
-    With Nesterov's look-ahead
-    $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$.
-    Leaves have two axes, (in, out), or more, (..., in, out), of which all but the last
-    are made one for the while. The factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$,
-    or $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
-    rank a root mean square near $\rho$, and so Adam's scale.
+    The update is $s\,o_t$ of `muon`, which has the equations and the papers. Leaves
+    have two axes, (in, out), or more, (..., in, out), of which all but the last are
+    made one for the while.
 
     Args:
         ns_coeffs: the coefficients, see `orthogonalize`.
@@ -153,16 +145,6 @@ def scale_by_muon(
         TypeError: at ``init``, a complex leaf.
         ValueError: a number out of range, or bad coefficients; at ``init``, a leaf of
             less than two axes.
-
-    References:
-        Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024,
-        https://kellerjordan.github.io/posts/muon/. The second factor: Liu et al., Muon
-        is scalable for LLM training, 2025, equation 4,
-        https://arxiv.org/abs/2502.16982. ``adaptive``: Bernstein and Newhouse, Old
-        optimizer, new norm: an anthology, 2024, proposition 5,
-        https://arxiv.org/abs/2409.20325. Differs from Jordan in: a matrix is
-        (in, out), where PyTorch has (out, in); the iterations run in float32 by
-        default, not in bfloat16.
     """
     check_decay("beta", beta, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
@@ -227,13 +209,17 @@ def muon(
     r"""Muon: orthogonalised momentum for matrices, AdamW for the rest.
 
     $$\mu_t = \beta\,\mu_{t-1} + (1 - \beta)\,g_t, \qquad
-      o_t \approx U V^\top \text{ of } \hat\mu_t = U \Sigma V^\top$$
+      \hat\mu_t = \frac{\mu_t}{1 - \beta^t}, \qquad
+      o_t = \mathrm{orthogonalize}(\hat\mu_t) \approx U V^\top
+      \text{ of } \hat\mu_t = U \Sigma V^\top$$
     $$w_{t+1} = w_t - \alpha_t\,(s\,o_t + \lambda\,w_t)$$
 
-    with $\hat\mu_t$ the debiased average, or Nesterov's look-ahead, and the factor $s$
-    of `scale_by_muon`. All other leaves go to `adamw`, which shares ``eps`` and
-    ``nesterov``. The first and the last layer do better there too; ``matrices`` says
-    so.
+    With Nesterov's look-ahead $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 -
+    \beta) g_t / (1 - \beta^t)$. The factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$,
+    or $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
+    rank a root mean square near $\rho$, and so Adam's scale. All other leaves go to
+    `adamw`, which shares ``eps`` and ``nesterov``. The first and the last layer do
+    better there too; ``matrices`` says so.
 
     The defaults are optax's. Other conventions: PyTorch is ``debias=False,
     weight_decay=0.1, eps=1e-7, ns_dtype=jnp.bfloat16`` and without the rest, Keras
@@ -280,10 +266,13 @@ def muon(
 
     References:
         Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024,
-        https://kellerjordan.github.io/posts/muon/. Liu et al., Muon is scalable for
-        LLM training, 2025, https://arxiv.org/abs/2502.16982. Differs from Jordan in:
-        the average is debiased, the rest gets Nesterov's look-ahead too, and the
-        iterations run in float32.
+        https://kellerjordan.github.io/posts/muon/. The second form of $s$: Liu et al.,
+        Muon is scalable for LLM training, 2025, equation 4,
+        https://arxiv.org/abs/2502.16982. ``adaptive``: Bernstein and Newhouse, Old
+        optimizer, new norm: an anthology, 2024, proposition 5,
+        https://arxiv.org/abs/2409.20325. Differs from Jordan in: a matrix is (in, out),
+        where PyTorch has (out, in); the average is debiased, the rest gets Nesterov's
+        look-ahead too, and the iterations run in float32 by default, not in bfloat16.
     """
     check_decay("adam_b1", adam_b1, corrected=True)
     check_decay("adam_b2", adam_b2, corrected=True)

@@ -33,11 +33,8 @@ def scale_by_block_norm(
 ) -> Transform:
     r"""Divide each block by the root of its averaged squared norm, as NovoGrad does.
 
-    $$\nu_1 = \|g_1\|^2, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,\|g_t\|^2, \qquad
-      u_t = \frac{g_t}{\sqrt{\nu_t + \bar\epsilon} + \epsilon}$$
-
-    The average begins at the first square and needs no correction for bias.
+    The update is $u_t$ of `novograd`, which has the equations and the paper. The
+    average begins at the first square and needs no correction for bias.
 
     Args:
         b2: $\beta_2$ in [0, 1].
@@ -46,13 +43,6 @@ def scale_by_block_norm(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Ginsburg et al., Stochastic gradient methods with layer-wise adaptive moments
-        for training of deep networks, 2019, algorithm 1,
-        https://arxiv.org/abs/1905.11286. Differs from it in: $\epsilon$ counts at the
-        first step too. Optax's ``scale_by_novograd`` is this, weight decay and `trace`
-        in one.
     """
     check_decay("b2", b2, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
@@ -98,9 +88,10 @@ def novograd(
     For each leaf
 
     $$\nu_1 = \|g_1\|^2, \qquad
-      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,\|g_t\|^2$$
-    $$\mu_t = \beta_1\,\mu_{t-1} + \frac{g_t}{\sqrt{\nu_t + \bar\epsilon} + \epsilon}
-      + \lambda\,w_t, \qquad w_{t+1} = w_t - \alpha_t\,\mu_t$$
+      \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,\|g_t\|^2, \qquad
+      u_t = \frac{g_t}{\sqrt{\nu_t + \bar\epsilon} + \epsilon}$$
+    $$\mu_t = \beta_1\,\mu_{t-1} + u_t + \lambda\,w_t, \qquad
+      w_{t+1} = w_t - \alpha_t\,\mu_t$$
 
     It keeps one moment in the size of the parameters where Adam keeps two.
 
@@ -130,7 +121,8 @@ def novograd(
         Ginsburg et al., Stochastic gradient methods with layer-wise adaptive moments
         for training of deep networks, 2019, algorithm 1,
         https://arxiv.org/abs/1905.11286. Differs from it in: $\epsilon$ counts at the
-        first step too.
+        first step too. Optax's ``scale_by_novograd`` is `scale_by_block_norm`, weight
+        decay and `trace` in one.
     """
     numerics.check_number("b1", b1, 0.0, 1.0)
     return chain(

@@ -50,11 +50,8 @@ def scale_by_rms(
 ) -> Transform:
     r"""Divide by the root of the averaged square: RMSProp's direction.
 
-    $$\nu_t = \beta\,\nu_{t-1} + (1 - \beta)\,|g_t|^2, \qquad \nu_0 = \text{scale}$$
-    $$u_t = g_t / \sqrt{\nu_t + \epsilon}
-      \quad\text{or}\quad u_t = g_t / (\sqrt{\nu_t} + \epsilon)$$
-
-    Where the denominator is zero, the update is zero.
+    The update is $u_t$ of `rmsprop`, which has the equations and the papers, $\beta$
+    for its $\rho$. Where the denominator is zero, the update is zero.
 
     Args:
         decay: $\beta$ in [0, 1]; in [0, 1) with ``bias_correction``.
@@ -67,10 +64,6 @@ def scale_by_rms(
 
     Raises:
         ValueError: a number out of range.
-
-    References:
-        Tieleman and Hinton, Lecture 6.5 - RMSProp, 2012,
-        https://www.cs.toronto.edu/~hinton/coursera/lecture6/lec6.pdf.
     """
     check_decay("decay", decay, corrected=bias_correction)
     numerics.check_number("eps", eps, low=0.0)
@@ -103,11 +96,8 @@ def scale_by_stddev(
 ) -> Transform:
     r"""Divide by the running standard deviation: centered RMSProp's direction.
 
-    With the averages $\mu_t$ of $g_t$ and $\nu_t$ of $|g_t|^2$ and their variance
-    $s_t = \nu_t - |\mu_t|^2$,
-
-    $$u_t = g_t / \sqrt{s_t + \epsilon}
-      \quad\text{or}\quad u_t = g_t / (\sqrt{s_t} + \epsilon)$$
+    The update is $u_t$ of `rmsprop` with ``centered``, with $s_t = \nu_t - |\mu_t|^2$
+    in place of $\nu_t$ and $\beta$ for $\rho$.
 
     The variance is carried instead of $\nu$, by
     $s_t = \beta\,s_{t-1} + \beta (1 - \beta)\,|g_t - \mu_{t-1}|^2$: the difference of
@@ -128,8 +118,6 @@ def scale_by_stddev(
         ValueError: a number out of range.
 
     References:
-        Graves, Generating sequences with recurrent neural networks, 2013, equations
-        38 to 41, https://arxiv.org/abs/1308.0850. The recurrence of the variance:
         West, Updating mean and variance estimates, 1979,
         https://doi.org/10.1145/359146.359153.
     """
@@ -191,10 +179,9 @@ def rmsprop(
       \quad\text{or}\quad u_t = g_t / (\sqrt{\nu_t} + \epsilon)$$
     $$w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    ``centered`` subtracts from $\nu_t$ the squared average of the gradient. With
-    ``momentum`` $\beta$, $\alpha_t u_t$ gives way to
-    $b_t = \beta\,b_{t-1} + \alpha_t\,u_t$, or with ``nesterov`` to
-    $\beta\,b_t + \alpha_t\,u_t$.
+    ``centered`` subtracts from $\nu_t$ the squared average $\mu_t$ of the gradient.
+    With ``momentum`` $\beta$, $\alpha_t u_t$ gives way to $b_t = \beta\,b_{t-1} +
+    \alpha_t\,u_t$, or with ``nesterov`` to $\beta\,b_t + \alpha_t\,u_t$.
 
     The defaults are optax's. Other conventions: PyTorch is ``decay=0.99,
     eps_in_sqrt=False, learning_rate_first=False``, Keras ``eps=1e-7``, TensorFlow 1

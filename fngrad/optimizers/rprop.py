@@ -30,17 +30,7 @@ def scale_by_rprop(
 ) -> Transform:
     r"""Walk by a step size of each entry's own, that learns from the signs: Rprop.
 
-    With $c_t = \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the last
-    gradient's sign, $s_0 = 0$, and $\Delta_0$ the learning rate,
-
-    $$\Delta_t = \operatorname{clip}(\eta\,\Delta_{t-1},
-      \Delta_{\min}, \Delta_{\max}), \qquad
-      \eta = \eta^+,\ \eta^-,\ 1 \quad\text{where } c_t > 0,\ < 0,\ = 0$$
-    $$s_t = 0 \text{ where } c_t < 0, \text{ else } \operatorname{sign}(g_t), \qquad
-      u_t = \Delta_t\,s_t$$
-
-    An entry whose gradient has changed its sign rests for a step, and begins anew with
-    the smaller step size.
+    The update is $u_t$ of `rprop`, which has the equations and the paper.
 
     Args:
         learning_rate: $\Delta_0$ >= 0, the first step size, in units of the
@@ -54,13 +44,6 @@ def scale_by_rprop(
     Raises:
         TypeError: ``learning_rate`` is None; at ``init``, complex parameters.
         ValueError: a number out of range.
-
-    References:
-        Riedmiller and Braun, A direct adaptive method for faster backpropagation
-        learning: the RPROP algorithm, 1993, https://doi.org/10.1109/ICNN.1993.298623.
-        Differs from it in: after a change of sign the last step is not taken back, as
-        in PyTorch and in iRprop- (Igel and Hüsken, Improving the Rprop learning
-        algorithm, 2000).
     """
     if learning_rate is None:
         raise TypeError("need a learning_rate, got None")
@@ -111,12 +94,20 @@ def rprop(
 ) -> Transform:
     r"""Resilient propagation: step sizes that grow until the gradient turns.
 
-    Each coordinate has a step size $\Delta$, at first the learning rate, and goes by
-    it downhill, however long the gradient is. While its sign stays, $\Delta$ grows by
-    $\eta^+$; when it changes, $\Delta$ shrinks by $\eta^-$ and the coordinate rests
-    for a step. $\Delta$ stays in $[\Delta_{\min}, \Delta_{\max}]$. `scale_by_rprop` has
-    the equations. It is made for full-batch gradients: a sign that noise flips shrinks
-    the steps.
+    Each coordinate has a step size $\Delta$, at first the learning rate, and goes by it
+    downhill, however long the gradient is. With $c_t =
+    \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the last gradient's sign,
+    $s_0 = 0$, and $\Delta_0$ the learning rate,
+
+    $$\Delta_t = \operatorname{clip}(\eta\,\Delta_{t-1},
+      \Delta_{\min}, \Delta_{\max}), \qquad
+      \eta = \eta^+,\ \eta^-,\ 1 \quad\text{where } c_t > 0,\ < 0,\ = 0$$
+    $$s_t = 0 \text{ where } c_t < 0, \text{ else } \operatorname{sign}(g_t), \qquad
+      u_t = \Delta_t\,s_t, \qquad w_{t+1} = w_t - u_t$$
+
+    A coordinate whose gradient has changed its sign rests for a step, and begins anew
+    with the smaller step size. It is made for full-batch gradients: a sign that noise
+    flips shrinks the steps.
 
     Args:
         learning_rate: the first step size, >= 0, in units of the parameters. It is
@@ -146,8 +137,9 @@ def rprop(
         Riedmiller and Braun, A direct adaptive method for faster backpropagation
         learning: the RPROP algorithm, 1993, https://doi.org/10.1109/ICNN.1993.298623.
         Differs from it in: after a change of sign the last step is not taken back, as
-        in PyTorch. Differs from optax in: an update is the present step, not the one
-        before.
+        in PyTorch and in iRprop- (Igel and Hüsken, Improving the Rprop learning
+        algorithm, 2000). Differs from optax in: an update is the present step, not the
+        one before.
     """
     return chain(
         scale_by_rprop(

@@ -135,14 +135,13 @@ def schedule_free_sgd(
 ) -> Transform:
     r"""Gradient descent without a schedule: gradients between iterate and average.
 
-    $$z_{t+1} = z_t - \gamma_t\,(g_t + \lambda\,y_t), \qquad
-      x_{t+1} = (1 - c_t)\,x_t + c_t\,z_{t+1}$$
-    $$y_{t+1} = (1 - \beta_1)\,z_{t+1} + \beta_1\,x_{t+1}, \qquad
-      c_t = \gamma_t^p \Big/ \sum_{s \le t} \gamma_s^p$$
+    `schedule_free`, which has the equations and the paper, of
 
-    $g_t$ is the gradient at the parameters, $y_t$; evaluate at $x$:
-    `fngrad.eval_params`, which `fngrad.fit` and `fngrad.evaluate` use. The end of the
-    run need not be known.
+    $$z_{t+1} = z_t - \gamma_t\,(g_t + \lambda\,y_t)$$
+
+    with the learning rate $\gamma_t$ for $\alpha_t$. $g_t$ is the gradient at the
+    parameters, $y_t$; evaluate at $x$: `fngrad.eval_params`, which `fngrad.fit` and
+    `fngrad.evaluate` use. The end of the run need not be known.
 
     Args:
         learning_rate: $\gamma$, a number >= 0, a scalar array or tracer, or a
@@ -164,10 +163,8 @@ def schedule_free_sgd(
         >>> optimizer = fg.schedule_free_sgd(0.5, warmup_steps=10)
 
     References:
-        Defazio et al., The road less scheduled, 2024, equations 2 to 4,
-        https://arxiv.org/abs/2405.15682. Differs from it in: see
-        `fngrad.schedule_free`. optax's warmup begins at zero, $(t - 1) / n$, and lets
-        $c_t$ run one step ahead of it.
+        Differs from optax in: its warmup begins at zero, $(t - 1) / n$, and lets $c_t$
+        run one step ahead of it.
     """
     rate = _warmed_up(learning_rate, warmup_steps)
     inner = chain(add_decayed_weights(weight_decay, mask), sgd(rate))
@@ -187,12 +184,14 @@ def schedule_free_adamw(
 ) -> Transform:
     r"""AdamW without a schedule, an average of iterates in place of its momentum.
 
+    `schedule_free`, which has the equations and the paper, of
+
     $$\nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2, \qquad
       z_{t+1} = z_t - \gamma_t \left(
       \frac{g_t}{\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon} + \lambda\,y_t \right)$$
 
-    and $x$ and $y$ as in `schedule_free_sgd`: the parameters are $y$, evaluation is at
-    $x$.
+    with the learning rate $\gamma_t$ for $\alpha_t$: the parameters are $y$, evaluation
+    is at $x$.
 
     Args:
         learning_rate: $\gamma$, a number >= 0, a scalar array or tracer, or a
@@ -214,11 +213,9 @@ def schedule_free_adamw(
         >>> optimizer = fg.schedule_free_adamw(warmup_steps=100, weight_decay=0.1)
 
     References:
-        Defazio et al., The road less scheduled, 2024, algorithm 1,
-        https://arxiv.org/abs/2405.15682. Differs from it in: $\sqrt{1 - \beta_2^t}$
-        corrects the second moment, not the learning rate, and so stays out of $c_t$
-        (as in optax and Keras). Keras weighs all iterates alike
-        (``weight_lr_power=0.0``).
+        Differs from the paper's algorithm 1 in: $\sqrt{1 - \beta_2^t}$ corrects the
+        second moment, not the learning rate, and so stays out of $c_t$ (as in optax and
+        Keras). Keras weighs all iterates alike (``weight_lr_power=0.0``).
     """
     check_decay("b2", b2, corrected=True)
     rate = _warmed_up(learning_rate, warmup_steps)

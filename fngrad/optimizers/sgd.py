@@ -73,12 +73,9 @@ def momentum(
     *,
     learning_rate_first: bool = False,
 ) -> Transform:
-    r"""Heavy ball, or Nesterov's method: `sgd` with a momentum.
+    r"""`sgd` with a momentum: heavy ball, or Nesterov's method.
 
-    $$b_t = \beta\,b_{t-1} + g_t, \qquad w_{t+1} = w_t - \alpha_t\,b_t$$
-
-    or, with ``nesterov``, $w_{t+1} = w_t - \alpha_t (\beta\,b_t + g_t)$. On a quadratic
-    with eigenvalues between $\mu$ and $L$ heavy ball is fastest at
+    On a quadratic with eigenvalues between $\mu$ and $L$ heavy ball is fastest at
     $\alpha = (2 / (\sqrt L + \sqrt\mu))^2$ and
     $\beta = ((\sqrt\kappa - 1) / (\sqrt\kappa + 1))^2$, $\kappa = L / \mu$; it is
     stable there while $\alpha L < 2 + 2\beta$.

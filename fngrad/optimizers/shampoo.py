@@ -53,19 +53,10 @@ def scale_by_shampoo(
 ) -> Transform:
     r"""Multiply along every axis by an inverse root of its statistic: Shampoo.
 
-    For a leaf with k axes and along each axis i
-
-    $$S_i \leftarrow \beta_2\,S_i + w\,G_{(i)} G_{(i)}^\top, \qquad
-      u = G \times_1 (S_1 + \epsilon I)^{-1/2k} \times_2 \dots
-      \times_k (S_k + \epsilon I)^{-1/2k}$$
-
-    so that a matrix gets $L^{-1/4}\,G\,R^{-1/4}$. A vector gets diagonal Adagrad, or
-    full-matrix Adagrad with ``full_vectors``. At
-    $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
-    ($w = 1 - \beta_2$), debiased. From zero statistics and with ``eps=0`` a matrix'
-    first update is $U V^\top$ of $G = U \Sigma V^\top$. Eigenvalues below
-    $n\,\varepsilon_{machine}$ times the largest count as that; a gradient of zeros
-    gives zeros.
+    The update is $u_t$ of `shampoo`, which has the equations and the papers. From zero
+    statistics and with ``eps=0`` a matrix' first update is $U V^\top$ of $G = U \Sigma
+    V^\top$. Eigenvalues below $n\,\varepsilon_{machine}$ times the largest count as
+    that; a gradient of zeros gives zeros.
 
     Args:
         b2: $\beta_2$ in [0, 1].
@@ -87,15 +78,6 @@ def scale_by_shampoo(
     Raises:
         TypeError: at ``init``, a complex leaf.
         ValueError: a number out of range, or another ``graft``.
-
-    References:
-        Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor
-        optimization, 2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568.
-        Averages, grafting and roots every few steps: Anil et al., Scalable second
-        order optimization for deep learning, 2020, https://arxiv.org/abs/2002.09018.
-        Differs from it in: $\epsilon I$ is added where the root is taken, which is
-        the same for sums and does not fade in averages; long axes are not cut into
-        blocks; vectors are diagonal, as in the second paper.
     """
     check_decay("b2", b2, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
@@ -161,16 +143,19 @@ def shampoo(
 ) -> Transform:
     r"""Shampoo: a matrix of Adagrad's kind for each axis of each leaf.
 
-    For a matrix
+    For a leaf with k axes and along each axis i
 
-    $$L_t = L_{t-1} + G_t G_t^\top, \qquad R_t = R_{t-1} + G_t^\top G_t$$
-    $$w_{t+1} = w_t - \alpha_t\,\big(
-      (L_t + \epsilon I)^{-1/4}\,G_t\,(R_t + \epsilon I)^{-1/4} + \lambda\,w_t\big)$$
+    $$S_i \leftarrow \beta_2\,S_i + w\,G_{(i)} G_{(i)}^\top, \qquad
+      u_t = G \times_1 (S_1 + \epsilon I)^{-1/2k} \times_2 \dots
+      \times_k (S_k + \epsilon I)^{-1/2k}$$
+    $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    and for a leaf of k axes a statistic along each, to the power $-1/2k$. With ``b2``
-    below 1 the statistics are debiased averages. With ``momentum`` $\beta$ the
-    preconditioned gradient $u_t$ gives way to $b_t = \beta\,b_{t-1} + u_t$, or with
-    ``nesterov`` to $\beta\,b_t + u_t$.
+    so that a matrix gets $L^{-1/4}\,G\,R^{-1/4}$, with $L$ the sum of $G G^\top$ and
+    $R$ that of $G^\top G$. A vector gets diagonal Adagrad, or full-matrix Adagrad with
+    ``full_vectors``. At $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
+    ($w = 1 - \beta_2$), debiased. With ``momentum`` $\beta$ the preconditioned gradient
+    $u_t$ gives way to $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` to $\beta\,b_t
+    + u_t$.
 
     The defaults are the paper's rule. Networks are mostly trained with
     ``b2=0.99, momentum=0.9, graft="diagonal", update_every=10``, and Adam's learning
@@ -213,9 +198,12 @@ def shampoo(
     References:
         Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor
         optimization, 2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568.
-        Anil et al., Scalable second order optimization for deep learning, 2020,
-        https://arxiv.org/abs/2002.09018. Differs from it in: momentum comes after
-        grafting and debiasing is the default, see `scale_by_shampoo` for the rest.
+        Averages, grafting and roots every few steps: Anil et al., Scalable second
+        order optimization for deep learning, 2020, https://arxiv.org/abs/2002.09018.
+        Differs from it in: $\epsilon I$ is added where the root is taken, which is
+        the same for sums and does not fade in averages; long axes are not cut into
+        blocks; vectors are diagonal, as in the second paper; momentum comes after
+        grafting, and debiasing is the default.
     """
     parts = [
         scale_by_shampoo(

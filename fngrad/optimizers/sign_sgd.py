@@ -14,6 +14,8 @@ from fngrad.types import Hyper, Params, Updates
 def scale_by_sign() -> Transform:
     r"""Keep the sign of each entry: $u \leftarrow \operatorname{sign} u$.
 
+    The direction of `sign_sgd`, which has the paper.
+
     Raises:
         TypeError: at ``init``, complex parameters.
 
@@ -24,10 +26,6 @@ def scale_by_sign() -> Transform:
         >>> gradient = jnp.array([0.2, 0.0, -7.0])
         >>> print(rule.update(gradient, rule.init(params), params)[0])
         [ 1.  0. -1.]
-
-    References:
-        Bernstein et al., signSGD: compressed optimisation for non-convex problems,
-        2018, algorithm 1, https://arxiv.org/abs/1802.04434.
     """
 
     def init(params: Params) -> tuple:
@@ -64,7 +62,8 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
 
     References:
         Bernstein et al., signSGD: compressed optimisation for non-convex problems,
-        2018, algorithm 1, https://arxiv.org/abs/1802.04434.
+        2018, algorithm 1, and for `signum` algorithm 2,
+        https://arxiv.org/abs/1802.04434.
     """
     return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
 
@@ -89,9 +88,8 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
         >>> optimizer = fg.signum(1e-4, beta=0.95)
 
     References:
-        Bernstein et al., signSGD: compressed optimisation for non-convex problems,
-        2018, algorithm 2, https://arxiv.org/abs/1802.04434. Differs from it in: weight
-        decay, which `add_decayed_weights` gives.
+        Algorithm 2 of the paper of `sign_sgd`. Differs from it in: weight decay, which
+        `add_decayed_weights` gives.
     """
     check_decay("beta", beta, corrected=False)
     return chain(

@@ -29,18 +29,8 @@ class ScaleBySm3State(NamedTuple):
 def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
     r"""Divide by the root of a bound on the sum of squares: SM3's direction.
 
-    Each index $r$ of each axis is a slice of the leaf and keeps a number $\mu_t(r)$.
-    SM3-II is
-
-    $$s_t(i) = \min_{r \ni i} \mu_{t-1}(r) + |g_t(i)|^2, \qquad
-      \mu_t(r) = \max_{i \in r} s_t(i), \qquad u_t = g_t / \sqrt{s_t + \epsilon}$$
-
-    and SM3-I, whose bound is looser,
-
-    $$\mu_t(r) = \mu_{t-1}(r) + \max_{i \in r} |g_t(i)|^2, \qquad
-      s_t(i) = \min_{r \ni i} \mu_t(r)$$
-
-    On vectors and scalars both are Adagrad. A coordinate with $s_t = 0$ does not move.
+    The update is $u_t$ of `sm3`, which has the equations and the paper. On vectors and
+    scalars both variants are Adagrad. A coordinate with $s_t = 0$ does not move.
 
     Args:
         eps: $\epsilon$ >= 0, in squared gradient units.
@@ -48,11 +38,6 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
 
     Raises:
         ValueError: a negative number, or another variant.
-
-    References:
-        Anil et al., Memory-efficient adaptive optimization, 2019, algorithms SM3-I and
-        SM3-II, https://arxiv.org/abs/1901.11150. Differs from it in: $\epsilon$, which
-        is 0 there. Differs from optax's in: the momentum is a part of its own, `ema`.
     """
     if variant not in ("I", "II"):
         raise ValueError(f"need variant to be 'I' or 'II', got {variant=}")
@@ -102,13 +87,18 @@ def sm3(
 ) -> Transform:
     r"""SM3: Adagrad with one number for each slice along each axis.
 
-    A matrix of m rows and n columns keeps m + n numbers $\mu(r)$, from which each
-    entry $i$ takes the smaller of its row's and its column's:
+    Each index $r$ of each axis is a slice of the leaf and keeps a number $\mu_t(r)$: a
+    matrix of m rows and n columns keeps m + n, from which each entry $i$ takes the
+    smaller of its row's and its column's. SM3-II is
 
     $$s_t(i) = \min_{r \ni i} \mu_{t-1}(r) + |g_t(i)|^2, \qquad
-      \mu_t(r) = \max_{i \in r} s_t(i)$$
-    $$b_t = \beta\,b_{t-1} + (1 - \beta)\,g_t / \sqrt{s_t + \epsilon}, \qquad
-      w_{t+1} = w_t - \alpha_t\,b_t$$
+      \mu_t(r) = \max_{i \in r} s_t(i), \qquad u_t = g_t / \sqrt{s_t + \epsilon}$$
+    $$b_t = \beta\,b_{t-1} + (1 - \beta)\,u_t, \qquad w_{t+1} = w_t - \alpha_t\,b_t$$
+
+    and SM3-I, whose bound is looser, has
+
+    $$\mu_t(r) = \mu_{t-1}(r) + \max_{i \in r} |g_t(i)|^2, \qquad
+      s_t(i) = \min_{r \ni i} \mu_t(r)$$
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -116,7 +106,7 @@ def sm3(
         momentum: $\beta$ in [0, 1]. ``None`` keeps no average; any number does, 0
             too, and it takes as much memory as the parameters.
         eps: $\epsilon$ >= 0, in squared gradient units; the authors' code has 1e-30.
-        variant: ``"II"``, as above, or ``"I"``, see `scale_by_sm3`.
+        variant: ``"II"`` or ``"I"``.
 
     Raises:
         ValueError: a number out of range, or another variant.
@@ -131,9 +121,9 @@ def sm3(
         [[-0.1  0.1]]
 
     References:
-        Anil et al., Memory-efficient adaptive optimization, 2019, algorithm SM3-II,
-        https://arxiv.org/abs/1901.11150. Differs from it in: $\epsilon$, which is 0
-        there.
+        Anil et al., Memory-efficient adaptive optimization, 2019, algorithms SM3-I and
+        SM3-II, https://arxiv.org/abs/1901.11150. Differs from it in: $\epsilon$, which
+        is 0 there. Differs from optax's in: the momentum is a part of its own, `ema`.
     """
     numerics.check_number("momentum", momentum, 0.0, 1.0)
     parts = [scale_by_sm3(eps, variant=variant)]

@@ -51,25 +51,8 @@ def scale_by_soap(
 ) -> Transform:
     r"""Run Adam in the eigenvectors of Shampoo's statistics: SOAP's direction.
 
-    For a matrix, with $Q_L$ and $Q_R$ the eigenvectors of $L$ and $R$,
-
-    $$G' = Q_L^\top G\,Q_R, \qquad
-      M_t = \beta_1 M_{t-1} + (1 - \beta_1)\,G, \qquad
-      V_t = \beta_2 V_{t-1} + (1 - \beta_2)\,G' \odot G'$$
-    $$u_t = Q_L\,\frac{\hat M'_t}{\sqrt{\hat V_t} + \epsilon}\,Q_R^\top, \qquad
-      M'_t = Q_L^\top M_t\,Q_R$$
-
-    with $\hat M'$ and $\hat V$ debiased as Adam's, and then
-
-    $$L \leftarrow \beta L + (1 - \beta)\,G G^\top, \qquad
-      R \leftarrow \beta R + (1 - \beta)\,G^\top G$$
-
-    $Q_L$ and $Q_R$ are computed from the first gradient. Later, every
-    ``precondition_frequency`` steps, they follow by one power iteration
-    $Q \leftarrow \mathrm{qr}(L\,Q)$, columns (and $V$ with them) sorted by
-    $\mathrm{diag}(Q^\top L\,Q)$. A leaf of more axes has one statistic for each.
-    Without rotated axes this is Adam. Derivatives take the bases as given: they have
-    none where eigenvalues are equal.
+    The update is $u_t$ of `soap`, which has the equations and the paper. Derivatives
+    take the bases as given: they have none where eigenvalues are equal.
 
     The direction depends on the basis. Where eigenvalues are equal or zero, any basis
     of their subspace is right; the decomposition chooses one, another on another
@@ -91,16 +74,6 @@ def scale_by_soap(
     Raises:
         TypeError: at ``init``, a complex leaf.
         ValueError: a number out of range.
-
-    References:
-        Vyas et al., SOAP: improving and stabilizing Shampoo using Adam, 2024,
-        algorithms 3 and 4, https://arxiv.org/abs/2409.11321; the official code,
-        https://github.com/nikhilvyas/SOAP. Differs from the paper in: the skipped
-        first step and the sorting, which are the code's. From the code in: $\epsilon$
-        is added to the debiased root, as in Adam; entries of $G'$ and $M'$ within
-        rounding of zero (8 units of machine precision of the leaf's largest, times the
-        root of its longest axis) count as zero, which Adam would give steps of full
-        length.
     """
     for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
         if decay is not None:
@@ -163,15 +136,26 @@ def soap(
 ) -> Transform:
     r"""SOAP: Adam in the eigenvectors of Shampoo's statistics, with weight decay.
 
-    For a matrix, with $Q_L$ and $Q_R$ the slowly renewed eigenvectors of averages of
-    $G G^\top$ and $G^\top G$,
+    For a matrix, with $Q_L$ and $Q_R$ the eigenvectors of $L$ and $R$,
 
-    $$u_t = Q_L\,\mathrm{Adam}(Q_L^\top G_t\,Q_R)\,Q_R^\top, \qquad
+    $$G' = Q_L^\top G\,Q_R, \qquad
+      M_t = \beta_1 M_{t-1} + (1 - \beta_1)\,G, \qquad
+      V_t = \beta_2 V_{t-1} + (1 - \beta_2)\,G' \odot G'$$
+    $$u_t = Q_L\,\frac{\hat M'_t}{\sqrt{\hat V_t} + \epsilon}\,Q_R^\top, \qquad
+      M'_t = Q_L^\top M_t\,Q_R, \qquad
       w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    where Adam's average of the gradient turns with the bases, and its average of
-    squares does not: see `scale_by_soap`. Vectors get Adam. The first gradient moves
-    nothing but what decays.
+    with $\hat M'$ and $\hat V$ debiased as Adam's, and then
+
+    $$L \leftarrow \beta L + (1 - \beta)\,G G^\top, \qquad
+      R \leftarrow \beta R + (1 - \beta)\,G^\top G$$
+
+    $Q_L$ and $Q_R$ are computed from the first gradient, which moves nothing but what
+    decays. Later, every ``precondition_frequency`` steps, they follow by one power
+    iteration $Q \leftarrow \mathrm{qr}(L\,Q)$, columns (and $V$ with them) sorted by
+    $\mathrm{diag}(Q^\top L\,Q)$. Adam's average of the gradient turns with the bases,
+    and its average of squares does not. A leaf of more axes has one statistic for each.
+    Without rotated axes, as for vectors, this is Adam.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -199,10 +183,13 @@ def soap(
 
     References:
         Vyas et al., SOAP: improving and stabilizing Shampoo using Adam, 2024,
-        algorithm 3, https://arxiv.org/abs/2409.11321; the official code,
-        https://github.com/nikhilvyas/SOAP. Differs from the code in: weights decay as
-        in `adamw`, before the step and also on the skipped one; see `scale_by_soap`
-        for the rest.
+        algorithms 3 and 4, https://arxiv.org/abs/2409.11321; the official code,
+        https://github.com/nikhilvyas/SOAP. Differs from the paper in: the skipped first
+        step and the sorting, which are the code's. From the code in: $\epsilon$ is
+        added to the debiased root, as in Adam; entries of $G'$ and $M'$ within rounding
+        of zero (8 units of machine precision of the leaf's largest, times the root of
+        its longest axis) count as zero, which Adam would give steps of full length;
+        weights decay as in `adamw`, before the step and also on the skipped one.
     """
     return chain(
         scale_by_soap(

@@ -39,13 +39,9 @@ def scale_by_sophia(
 ) -> Transform:
     r"""Divide the averaged gradient by the averaged Hessian diagonal, entry by entry.
 
-    $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
-      u_t = \mathrm{clip}\!\left(
-        \frac{\mu_t}{\max(\gamma\,h_t, \epsilon)}, \rho\right)$$
-
-    $h$ begins at zero and changes only when an estimate arrives (see
-    `fngrad.steps.sophia`): $h \leftarrow \beta_2\,h + (1 - \beta_2)\,\hat h$. Where it
-    is not positive, as before the first estimate, the entry moves by $\rho$ in the
+    The update is $u_t$ of `sophia`, which has the equations and the paper. $h$ begins
+    at zero and changes only when an estimate arrives (see `fngrad.steps.sophia`). Where
+    it is not positive, as before the first estimate, the entry moves by $\rho$ in the
     direction of $\mu_t$'s sign. It reports ``clipped``, the share of entries at the
     bound.
 
@@ -59,11 +55,6 @@ def scale_by_sophia(
     Raises:
         TypeError: at ``init``, complex parameters.
         ValueError: a number out of range.
-
-    References:
-        Liu et al., Sophia: a scalable stochastic second-order optimizer for language
-        model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342.
-        Differs from optax in: no bias correction of $\mu$ and $h$, as in the paper.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -115,8 +106,9 @@ def sophia(
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       h_t = \beta_2\,h_{t-k} + (1 - \beta_2)\,\hat h_t$$
-    $$w_{t+1} = w_t - \alpha_t \left(\mathrm{clip}\!\left(
-      \frac{\mu_t}{\max(\gamma\,h_t, \epsilon)}, \rho\right) + \lambda\,w_t\right)$$
+    $$u_t = \mathrm{clip}\!\left(
+      \frac{\mu_t}{\max(\gamma\,h_t, \epsilon)}, \rho\right), \qquad
+      w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
     The estimates $\hat h$ need the loss: train with
     ``steps.sophia(loss_fn, sophia(...))``. In a plain `fngrad.make_step` there are
@@ -145,7 +137,7 @@ def sophia(
     References:
         Liu et al., Sophia: a scalable stochastic second-order optimizer for language
         model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342.
-        Differs from optax in: no bias correction, as in the paper.
+        Differs from optax in: no bias correction of $\mu$ and $h$, as in the paper.
     """
     return chain(
         scale_by_sophia(b1, b2, eps, gamma, clip_threshold),

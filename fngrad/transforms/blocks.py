@@ -34,8 +34,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         [ 1. -1.]
 
     References:
-        Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
-        cost, 2018, section 6, https://arxiv.org/abs/1804.04235.
+        Section 6 of the paper of `fngrad.adafactor`.
     """
     numerics.check_positive("threshold", threshold)
 
@@ -71,8 +70,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
         ValueError: a negative number.
 
     References:
-        Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
-        cost, 2018, section 8, https://arxiv.org/abs/1804.04235.
+        Section 8 of the paper of `fngrad.adafactor`.
     """
     numerics.check_number("min_scale", min_scale, low=0.0)
 

@@ -53,8 +53,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
         [-0.1] [-0.]
 
     References:
-        Loshchilov and Hutter, Decoupled weight decay regularization, 2019,
-        https://arxiv.org/abs/1711.05101.
+        The paper of `fngrad.adamw`.
     """
     numerics.check_number("weight_decay", weight_decay)
 

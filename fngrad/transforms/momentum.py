@@ -72,12 +72,7 @@ def trace(
         [1.5 3. ]
 
     References:
-        Polyak, Some methods of speeding up the convergence of iteration methods,
-        1964, https://doi.org/10.1016/0041-5553(64)90137-5. Sutskever et al., On the
-        importance of initialization and momentum in deep learning, 2013,
-        https://proceedings.mlr.press/v28/sutskever13.html. Differs from it in: the
-        look-ahead is written for the parameters at which the gradient was taken, as
-        in PyTorch.
+        The papers are those of `fngrad.sgd` and `fngrad.momentum`.
     """
     numerics.check_number("decay", decay, 0.0, 1.0)
     numerics.check_number("dampening", dampening, 0.0, 1.0)

@@ -71,8 +71,7 @@ def scale_by_trust_ratio(
         [ 0. 10.]
 
     References:
-        You et al., Large batch optimization for deep learning: training BERT in 76
-        minutes, 2020, algorithm 2, https://arxiv.org/abs/1904.00962.
+        The paper of `fngrad.lamb`.
     """
     numerics.check_number("min_norm", min_norm, low=0.0)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
