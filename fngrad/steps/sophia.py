@@ -1,4 +1,4 @@
-"""Steps that estimate the Hessian's diagonal on the way."""
+"""Sophia: estimates of the Hessian's diagonal on the way."""
 
 from typing import Literal
 
@@ -58,8 +58,7 @@ def sophia(
         >>> state, metrics = step(state, None)
 
     References:
-        Liu et al., Sophia: a scalable stochastic second-order optimizer for language
-        model pre-training, 2023, algorithms 1 and 3, https://arxiv.org/abs/2305.14342.
+        Algorithms 1 and 3 of the paper of `fngrad.sophia`.
     """
     update_interval = numerics.check_count("update_interval", update_interval, 1)
     if distribution not in ("normal", "rademacher"):
