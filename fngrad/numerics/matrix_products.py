@@ -1,4 +1,4 @@
-r"""The axes of a leaf one by one, for rules that keep a matrix for each.
+r"""Matrix products in full precision, also along one axis of an array.
 
 Along an axis of size n an array G unfolds into a matrix $G_{(i)}$ of n rows; its
 *Gram matrix* is $G_{(i)} G_{(i)}^\top$, of shape (n, n). For a matrix these are

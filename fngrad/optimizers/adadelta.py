@@ -6,8 +6,8 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -15,7 +15,6 @@ from fngrad.transforms.moment_arithmetic import (
     saturated_square,
     squarable,
 )
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Selector, Updates
 
 
@@ -116,8 +115,5 @@ def adadelta(
         Zeiler, ADADELTA: an adaptive learning rate method, 2012, algorithm 1,
         https://arxiv.org/abs/1212.5701.
     """
-    return chain(
-        add_decayed_weights(weight_decay, mask),
-        scale_by_adadelta(rho, eps),
-        scale_by_learning_rate(learning_rate),
-    )
+    rule = scale_by_adadelta(rho, eps)
+    return decaying(rule, learning_rate, weight_decay, mask, decoupled=False)

@@ -6,8 +6,8 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -184,8 +184,5 @@ def adamw(
         both the step and the decay, and the decay takes the learning rate as a factor
         too, as in PyTorch and optax.
     """
-    return chain(
-        scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    rule = scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
+    return decaying(rule, learning_rate, weight_decay, mask)

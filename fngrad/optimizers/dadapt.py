@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import check_mask, difference, wide_copy
 from fngrad.optimizers.distance_estimates import (
     check_adam,
     check_multiplier,
@@ -82,7 +81,7 @@ def scale_by_dadapt_adam(
 
     def init(params: Params) -> ScaleByDadaptAdamState:
         leaves.check_real("dadapt_adamw", params)
-        check_mask(mask, params)
+        leaves.check_mask(mask, params)
         zeros = (tree.wide_zeros_like(params) for _ in range(3))
         step = numerics.first_step()
         return ScaleByDadaptAdamState(step, scalar(estim_lr0), scalar(0.0), *zeros)
@@ -151,7 +150,7 @@ def scale_by_dadapt_sgd(
     def init(params: Params) -> ScaleByDadaptSgdState:
         leaves.check_real("dadapt_sgd", params)
         scalars = scalar(estim_lr0), scalar(0.0), scalar(0.0)
-        sums, start = tree.wide_zeros_like(params), wide_copy(params)
+        sums, start = tree.wide_zeros_like(params), leaves.wide_copy(params)
         return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
 
     def report(
@@ -175,7 +174,7 @@ def scale_by_dadapt_sgd(
             grad_sum,
             state.params0,
         )
-        new_updates = tree.scale(towards, difference(params, z))
+        new_updates = tree.scale(towards, leaves.difference(params, z))
         told = {"d": state.d, "learning_rate": rate / unit}
         return new_updates, new_state, told
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import difference, wide_copy
 from fngrad.transforms.averages import average_params
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import add_decayed_weights
@@ -58,7 +57,7 @@ def scale_by_dog(
         )
 
     def init(params: Params) -> ScaleByDogState:
-        start = wide_copy(params)
+        start = leaves.wide_copy(params)
         zero = jnp.zeros((), jnp.result_type(float))
         farthest = over_blocks(lambda w: _first_distance(init_step, w) + zero, start)
         squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
@@ -69,7 +68,7 @@ def scale_by_dog(
         inside = numerics.hyper(eps, state.step)
 
         def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
-            distance = tree.norm(difference(w, start)).astype(farthest.dtype)
+            distance = tree.norm(leaves.difference(w, start)).astype(farthest.dtype)
             farthest = jnp.maximum(farthest, distance)
             squares, factor = _add_square(squares, g)
             size = divide_by_root(farthest, squares, inside, outside=0.0)

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Selector, Updates
 
 
@@ -96,8 +95,5 @@ def lion(
         Chen et al., Symbolic discovery of optimization algorithms, 2023, algorithm 2,
         https://arxiv.org/abs/2302.06675.
     """
-    return chain(
-        scale_by_lion(b1, b2),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    rule = scale_by_lion(b1, b2)
+    return decaying(rule, learning_rate, weight_decay, mask)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import check_mask, difference, wide_copy
 from fngrad.optimizers.distance_estimates import (
     check_adam,
     check_multiplier,
@@ -112,10 +111,10 @@ def scale_by_prodigy(
 
     def init(params: Params) -> ScaleByProdigyState:
         leaves.check_real("prodigy", params)
-        check_mask(mask, params)
+        leaves.check_mask(mask, params)
         sums, mu, nu = (tree.wide_zeros_like(params) for _ in range(3))
         start = Estimate(scalar(estim_lr0), scalar(estim_lr0), scalar(0.0), sums)
-        step, params0 = numerics.first_step(), wide_copy(params)
+        step, params0 = numerics.first_step(), leaves.wide_copy(params)
         return ScaleByProdigyState(step, start, mu, nu, params0)
 
     def report(
@@ -123,7 +122,7 @@ def scale_by_prodigy(
     ) -> tuple[Updates, ScaleByProdigyState, Metrics]:
         updates = squarable(updates)
         now = values(state)
-        travelled = difference(state.params0, params)
+        travelled = leaves.difference(state.params0, params)
         estimate = _advance(now, state.estimate, updates, travelled, safeguard_warmup)
         weighted = tree.scale(state.estimate.d, updates)
         mu = tree.average(now.b1, state.mu, weighted)

@@ -1,4 +1,7 @@
-"""signSGD, and Signum: the signs of the gradient, or of its average."""
+"""signSGD, and Signum: the signs of the gradient, or of its average.
+
+A sign is -1, 0 or 1: an entry that points nowhere does not move.
+"""
 
 import jax
 import jax.numpy as jnp

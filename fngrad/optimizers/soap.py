@@ -10,8 +10,8 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, gram, matmul
+from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -20,7 +20,6 @@ from fngrad.transforms.moment_arithmetic import (
     shrunk_leaf,
     squarable,
 )
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Selector, Updates
 
 ROUNDING = 8  # units of machine precision that a rotation of one entry may be off
@@ -191,20 +190,17 @@ def soap(
         its longest axis) count as zero, which Adam would give steps of full length;
         weights decay as in `adamw`, before the step and also on the skipped one.
     """
-    return chain(
-        scale_by_soap(
-            b1,
-            b2,
-            shampoo_beta,
-            eps,
-            precondition_frequency,
-            max_precond_dim,
-            precondition_1d=precondition_1d,
-            skip_first=skip_first,
-        ),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+    rule = scale_by_soap(
+        b1,
+        b2,
+        shampoo_beta,
+        eps,
+        precondition_frequency,
+        max_precond_dim,
+        precondition_1d=precondition_1d,
+        skip_first=skip_first,
     )
+    return decaying(rule, learning_rate, weight_decay, mask)
 
 
 def _empty(p: jax.Array, longest: int) -> Axes:

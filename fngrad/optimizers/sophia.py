@@ -9,13 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import check_real
+from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain, telling
-from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
@@ -63,7 +62,7 @@ def scale_by_sophia(
     numerics.check_positive("clip_threshold", clip_threshold)
 
     def init(params: Params) -> ScaleBySophiaState:
-        check_real("scale_by_sophia", params)
+        leaves.check_real("scale_by_sophia", params)
         step, zeros = numerics.first_step(), tree.wide_zeros_like
         decay = numerics.hyper(b2, step)
         return ScaleBySophiaState(step, decay + 0, zeros(params), zeros(params))
@@ -139,11 +138,8 @@ def sophia(
         model pre-training, 2023, algorithm 3, https://arxiv.org/abs/2305.14342.
         Differs from optax in: no bias correction of $\mu$ and $h$, as in the paper.
     """
-    return chain(
-        scale_by_sophia(b1, b2, eps, gamma, clip_threshold),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
+    rule = scale_by_sophia(b1, b2, eps, gamma, clip_threshold)
+    return decaying(rule, learning_rate, weight_decay, mask)
 
 
 def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:

@@ -2,8 +2,8 @@
 
 The *fast* weights are the parameters, which take every update. The *slow* ones follow
 them, and are the ones to evaluate (`fngrad.eval_params`): either they pull the fast
-weights back now and then (`lookahead`), or they only watch (`ema_params`). They are
-kept in at least float32.
+weights back now and then (`lookahead`), or they only watch (`ema_params`,
+`average_params`). They are kept in at least float32.
 """
 
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import wide_copy
 from fngrad.transforms.core import (
     Run,
     Transform,
@@ -113,7 +113,7 @@ def lookahead(
     within = unwrap(inner)
 
     def init(params: Params) -> LookaheadState:
-        slow = wide_copy(tree.keep(learned_leaves(within, params), params))
+        slow = leaves.wide_copy(tree.keep(learned_leaves(within, params), params))
         return LookaheadState(numerics.first_step(), slow, within.init(params))
 
     def advance(
@@ -181,7 +181,7 @@ def ema_params(
     start_step = numerics.check_count("start_step", start_step, low=0)
 
     def init(params: Params) -> EmaParamsState:
-        copy = wide_copy(_floats(params))
+        copy = leaves.wide_copy(_floats(params))
         log_rest = jnp.full((), 0.0 if debias else _NONE_LEFT, jnp.result_type(float))
         average = tree.zeros_like(copy) if debias else copy
         return EmaParamsState(numerics.first_step(), log_rest, average)
@@ -266,7 +266,7 @@ def average_params(gamma: Hyper = 8.0) -> Transform:
     numerics.check_number("gamma", gamma, low=0.0)
 
     def init(params: Params) -> AverageParamsState:
-        return AverageParamsState(numerics.first_step(), wide_copy(params))
+        return AverageParamsState(numerics.first_step(), leaves.wide_copy(params))
 
     def update(
         updates: Updates, state: AverageParamsState, params: Params

@@ -1,6 +1,7 @@
 """Momentum: decayed sums and exponential averages of updates.
 
 A *trace* sums past gradients with decaying weights, an *average* weighs them to one.
+Both count steps, so that every hyperparameter may be a schedule.
 """
 
 from typing import NamedTuple

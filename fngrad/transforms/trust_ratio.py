@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import check_mask, selected
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -78,7 +77,7 @@ def scale_by_trust_ratio(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> TrustRatioState:
-        check_mask(mask, params)
+        leaves.check_mask(mask, params)
         return TrustRatioState(numerics.first_step())
 
     def ratios_of(updates: Updates, step: jax.Array, params: Params) -> TrustRatios:
@@ -146,13 +145,13 @@ def scale_selected(
     """Multiply the updates of selected leaves by their ratios."""
     return jax.tree.map(
         lambda is_scaled, u, plain: u if is_scaled else plain,
-        *(selected(mask, params), ratios.scale(updates), updates),
+        *(leaves.selected(mask, params), ratios.scale(updates), updates),
     )
 
 
 def extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
     """Return the metrics ``smallest_ratio`` and ``largest_ratio``."""
-    scaled = jax.tree.leaves(tree.keep(selected(mask, params), ratios))
+    scaled = jax.tree.leaves(tree.keep(leaves.selected(mask, params), ratios))
     one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
     lows, highs = ([f(r) for r in scaled] for f in (jnp.min, jnp.max))
     return {
