@@ -59,7 +59,7 @@ def scale_by_factored_rms(
         step_offset: t counts from this step on, for a run that goes on from another;
             earlier steps have t = 1.
         min_dim_size_to_factor: a leaf is factored if both axes are at least this long.
-        epsilon: $\epsilon$ >= 0, in squared gradient units.
+        epsilon: $\epsilon_1$ >= 0, in squared gradient units.
         factored_dims: the two axes: the ``"largest"`` (optax), or the ``"last"``
             (PyTorch, Keras). Further axes count matrices. It makes no difference to a
             matrix.

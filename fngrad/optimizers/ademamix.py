@@ -49,7 +49,7 @@ def scale_by_ademamix(
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1).
         b3: $\beta_3$ in [0, 1].
-        alpha: $\alpha$, a ratio.
+        alpha: $a$, a ratio.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 

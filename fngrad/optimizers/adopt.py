@@ -145,8 +145,8 @@ def adopt(
     References:
         Taniguchi et al., ADOPT: modified Adam can converge with any beta2 with the
         optimal rate, 2024, https://arxiv.org/abs/2411.02853. The clipping is that of
-        the authors' later code. Weights decay in ``chain(scale_by_adopt(),
-        add_decayed_weights(l), scale_by_learning_rate(a))``.
+        the authors' later code. Weights decay in
+        ``chain(scale_by_adopt(), add_decayed_weights(l), scale_by_learning_rate(a))``.
     """
     rule = scale_by_adopt(
         b1,

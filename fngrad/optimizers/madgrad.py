@@ -104,8 +104,8 @@ def madgrad(
     $$u_t = (1 - \beta)\,(z_t - w_t), \qquad w_{t+1} = w_t + u_t$$
 
     so that $w_{t+1}$ is an average of the $z$. The learning rate compares with no other
-    rule's: the first step is $(1 - \beta)\,\alpha^{2/3}\,|g|^{1/3}$ (with $\epsilon =
-    0$).
+    rule's: the first step is $(1 - \beta)\,\alpha^{2/3}\,|g|^{1/3}$ (with
+    $\epsilon = 0$).
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -132,10 +132,10 @@ def scale_by_muon(
         beta: $\beta$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units, see `orthogonalize`.
         nesterov: whether to look ahead.
-        debias: whether $\mu_t$ and $g_t$ are divided by what they lack, as above and
-            in optax. If not, $\hat\mu_t = \mu_t$, or with the look-ahead
+        debias: whether $\mu_t$ and $g_t$ are divided by what they lack, as in optax.
+            If not, $\hat\mu_t = \mu_t$, or with the look-ahead
             $\beta \mu_t + (1 - \beta) g_t$, as in the original, PyTorch and Keras.
-        adaptive: whether $u_t$ is multiplied by $\langle \hat\mu_t, o_t \rangle$,
+        adaptive: whether $s\,o_t$ is multiplied by $\langle \hat\mu_t, o_t \rangle$,
             $o_t$ the orthogonalised momentum: steepest descent in the spectral norm.
         consistent_rms: $\rho$ >= 0; ``None`` takes the first form of $s$, as the
             original does. Moonlight's and Keras' value is 0.2.
@@ -214,9 +214,10 @@ def muon(
       \text{ of } \hat\mu_t = U \Sigma V^\top$$
     $$w_{t+1} = w_t - \alpha_t\,(s\,o_t + \lambda\,w_t)$$
 
-    With Nesterov's look-ahead $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 -
-    \beta) g_t / (1 - \beta^t)$. The factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$,
-    or $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
+    With Nesterov's look-ahead
+    $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$. The
+    factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$, or
+    $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
     rank a root mean square near $\rho$, and so Adam's scale. All other leaves go to
     `adamw`, which shares ``eps`` and ``nesterov``. The first and the last layer do
     better there too; ``matrices`` says so.

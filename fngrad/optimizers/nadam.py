@@ -121,8 +121,8 @@ def nadam(
     r"""NAdam: Adam with Nesterov's look-ahead, and a momentum that may warm up.
 
     With Adam's averages $\mu_t$ (of decay $\beta_1$) and $\hat\nu_t$, a momentum that
-    rises from about half of $\beta_1$ to $\beta_1$, and its products $\pi_t = \beta(1)
-    \cdots \beta(t)$
+    rises from about half of $\beta_1$ to $\beta_1$, and its products
+    $\pi_t = \beta(1) \cdots \beta(t)$
 
     $$\beta(t) = \beta_1\,(1 - \tfrac12\,0.96^{t \psi})$$
     $$u_t = \frac{1}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}

@@ -50,16 +50,16 @@ def scale_by_rms(
 ) -> Transform:
     r"""Divide by the root of the averaged square: RMSProp's direction.
 
-    The update is $u_t$ of `rmsprop`, which has the equations and the papers, $\beta$
-    for its $\rho$. Where the denominator is zero, the update is zero.
+    The update is $u_t$ of `rmsprop`, which has the equations and the papers. Where the
+    denominator is zero, the update is zero.
 
     Args:
-        decay: $\beta$ in [0, 1]; in [0, 1) with ``bias_correction``.
+        decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         initial_scale: $\nu_0$ >= 0; 1 is TensorFlow's, 0 everyone else's.
         eps_in_sqrt: the first or the second form.
-        bias_correction: whether $\nu_t / (1 - \beta^t)$ takes the place of $\nu_t$.
+        bias_correction: whether $\nu_t / (1 - \rho^t)$ takes the place of $\nu_t$.
             The state is the same either way.
 
     Raises:
@@ -97,20 +97,20 @@ def scale_by_stddev(
     r"""Divide by the running standard deviation: centered RMSProp's direction.
 
     The update is $u_t$ of `rmsprop` with ``centered``, with $s_t = \nu_t - |\mu_t|^2$
-    in place of $\nu_t$ and $\beta$ for $\rho$.
+    in place of $\nu_t$.
 
     The variance is carried instead of $\nu$, by
-    $s_t = \beta\,s_{t-1} + \beta (1 - \beta)\,|g_t - \mu_{t-1}|^2$: the difference of
+    $s_t = \rho\,s_{t-1} + \rho\,(1 - \rho)\,|g_t - \mu_{t-1}|^2$: the difference of
     two moments can come out negative, and its root NaN, once the gradient settles.
 
     Args:
-        decay: $\beta$ in [0, 1]; in [0, 1) with ``bias_correction``.
+        decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         initial_scale: $\nu_0$ >= 0.
         eps_in_sqrt: the first or the second form.
         bias_correction: whether $s_t$ is made of both moments divided by
-            $1 - \beta^t$. It is zero at the first step then (up to ``initial_scale``),
+            $1 - \rho^t$. It is zero at the first step then (up to ``initial_scale``),
             so that ``eps`` alone bounds the first update. The state has the same
             structure either way.
 
@@ -180,8 +180,9 @@ def rmsprop(
     $$w_{t+1} = w_t - \alpha_t\,u_t$$
 
     ``centered`` subtracts from $\nu_t$ the squared average $\mu_t$ of the gradient.
-    With ``momentum`` $\beta$, $\alpha_t u_t$ gives way to $b_t = \beta\,b_{t-1} +
-    \alpha_t\,u_t$, or with ``nesterov`` to $\beta\,b_t + \alpha_t\,u_t$.
+    With ``momentum`` $\beta$, $\alpha_t u_t$ gives way to
+    $b_t = \beta\,b_{t-1} + \alpha_t\,u_t$, or with ``nesterov`` to
+    $\beta\,b_t + \alpha_t\,u_t$.
 
     The defaults are optax's. Other conventions: PyTorch is ``decay=0.99,
     eps_in_sqrt=False, learning_rate_first=False``, Keras ``eps=1e-7``, TensorFlow 1

@@ -95,9 +95,9 @@ def rprop(
     r"""Resilient propagation: step sizes that grow until the gradient turns.
 
     Each coordinate has a step size $\Delta$, at first the learning rate, and goes by it
-    downhill, however long the gradient is. With $c_t =
-    \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the last gradient's sign,
-    $s_0 = 0$, and $\Delta_0$ the learning rate,
+    downhill, however long the gradient is. With
+    $c_t = \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the last gradient's
+    sign, $s_0 = 0$, and $\Delta_0$ the learning rate,
 
     $$\Delta_t = \operatorname{clip}(\eta\,\Delta_{t-1},
       \Delta_{\min}, \Delta_{\max}), \qquad

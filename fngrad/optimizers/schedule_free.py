@@ -137,19 +137,19 @@ def schedule_free_sgd(
 
     `schedule_free`, which has the equations and the paper, of
 
-    $$z_{t+1} = z_t - \gamma_t\,(g_t + \lambda\,y_t)$$
+    $$z_{t+1} = z_t - \alpha_t\,(g_t + \lambda\,y_t)$$
 
-    with the learning rate $\gamma_t$ for $\alpha_t$. $g_t$ is the gradient at the
-    parameters, $y_t$; evaluate at $x$: `fngrad.eval_params`, which `fngrad.fit` and
-    `fngrad.evaluate` use. The end of the run need not be known.
+    $g_t$ is the gradient at the parameters, $y_t$; evaluate at $x$:
+    `fngrad.eval_params`, which `fngrad.fit` and `fngrad.evaluate` use. The end of the
+    run need not be known.
 
     Args:
-        learning_rate: $\gamma$, a number >= 0, a scalar array or tracer, or a
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule; 1 to 10 times what SGD with a schedule wants. In $c_t$ it counts
             with the largest value so far.
         warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
             rate; ``None`` means no warmup.
-        b1: $\beta_1$ in [0, 1]; 0.9 to 0.98 are useful.
+        b1: $\beta$ in [0, 1]; 0.9 to 0.98 are useful.
         weight_decay: $\lambda$, taken at $y$.
         weight_lr_power: $p$ >= 0.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
@@ -187,18 +187,17 @@ def schedule_free_adamw(
     `schedule_free`, which has the equations and the paper, of
 
     $$\nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2, \qquad
-      z_{t+1} = z_t - \gamma_t \left(
+      z_{t+1} = z_t - \alpha_t \left(
       \frac{g_t}{\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon} + \lambda\,y_t \right)$$
 
-    with the learning rate $\gamma_t$ for $\alpha_t$: the parameters are $y$, evaluation
-    is at $x$.
+    The parameters are $y$, evaluation is at $x$.
 
     Args:
-        learning_rate: $\gamma$, a number >= 0, a scalar array or tracer, or a
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule. In $c_t$ it counts with the largest value so far.
         warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
             rate; ``None`` means no warmup.
-        b1: $\beta_1$ in [0, 1].
+        b1: $\beta$ in [0, 1].
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$, taken at $y$.

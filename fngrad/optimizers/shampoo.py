@@ -54,9 +54,9 @@ def scale_by_shampoo(
     r"""Multiply along every axis by an inverse root of its statistic: Shampoo.
 
     The update is $u_t$ of `shampoo`, which has the equations and the papers. From zero
-    statistics and with ``eps=0`` a matrix' first update is $U V^\top$ of $G = U \Sigma
-    V^\top$. Eigenvalues below $n\,\varepsilon_{machine}$ times the largest count as
-    that; a gradient of zeros gives zeros.
+    statistics and with ``eps=0`` a matrix' first update is $U V^\top$ of
+    $G = U \Sigma V^\top$. Eigenvalues below $n\,\varepsilon_{machine}$ times the
+    largest count as that; a gradient of zeros gives zeros.
 
     Args:
         b2: $\beta_2$ in [0, 1].
@@ -154,8 +154,8 @@ def shampoo(
     $R$ that of $G^\top G$. A vector gets diagonal Adagrad, or full-matrix Adagrad with
     ``full_vectors``. At $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
     ($w = 1 - \beta_2$), debiased. With ``momentum`` $\beta$ the preconditioned gradient
-    $u_t$ gives way to $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` to $\beta\,b_t
-    + u_t$.
+    $u_t$ gives way to $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` to
+    $\beta\,b_t + u_t$.
 
     The defaults are the paper's rule. Networks are mostly trained with
     ``b2=0.99, momentum=0.9, graft="diagonal", update_every=10``, and Adam's learning
