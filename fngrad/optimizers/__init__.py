@@ -1,4 +1,4 @@
-"""Optimizers by their names: recipes of transforms, from the papers."""
+"""Optimizers, one method a file: state, transform, recipe, equations and paper."""
 
 from fngrad.optimizers.adabelief import adabelief
 from fngrad.optimizers.adadelta import adadelta

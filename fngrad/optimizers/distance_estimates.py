@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.moment_arithmetic import check_decay
+from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Scalar, Updates
 
 
@@ -45,9 +46,7 @@ def check_multiplier(
         TypeError: the learning rate is None.
         ValueError: a number out of range.
     """
-    if learning_rate is None:
-        raise TypeError("need a learning_rate, got None")
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_positive("estim_lr0", estim_lr0)
     numerics.check_number("growth_rate", growth_rate, low=1.0)
 

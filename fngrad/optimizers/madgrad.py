@@ -10,6 +10,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import full_moment, squarable
+from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
@@ -42,9 +43,7 @@ def scale_by_madgrad(
         TypeError: ``learning_rate`` is None.
         ValueError: a number out of range.
     """
-    if learning_rate is None:
-        raise TypeError("need a learning_rate, got None")
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_number("momentum", momentum, 0.0, 1.0)
     numerics.check_number("eps", eps, low=0.0)
 

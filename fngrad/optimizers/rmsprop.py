@@ -16,7 +16,7 @@ from fngrad.transforms.moment_arithmetic import (
     remove_bias,
     squarable,
 )
-from fngrad.transforms.momentum import trace
+from fngrad.transforms.momentum import traced
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Scalar, Updates
 
@@ -226,11 +226,6 @@ def rmsprop(
     rule = scale_by_stddev if centered else scale_by_rms
     normalize = rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
     descend = scale_by_learning_rate(learning_rate)
-    if momentum is None:
-        if nesterov:
-            raise ValueError(f"need a momentum to look ahead, got {momentum=}")
-        return chain(normalize, descend)
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
-    accumulate = trace(momentum, nesterov)
-    parts = (descend, accumulate) if learning_rate_first else (accumulate, descend)
+    accumulate = traced(momentum, nesterov)
+    parts = (descend, *accumulate) if learning_rate_first else (*accumulate, descend)
     return chain(normalize, *parts)

@@ -9,7 +9,7 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.scaling import scale
+from fngrad.transforms.scaling import check_learning_rate, scale
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -45,9 +45,7 @@ def scale_by_rprop(
         TypeError: ``learning_rate`` is None; at ``init``, complex parameters.
         ValueError: a number out of range.
     """
-    if learning_rate is None:
-        raise TypeError("need a learning_rate, got None")
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_number("eta_minus", eta_minus, 0.0, 1.0)
     numerics.check_number("eta_plus", eta_plus, low=1.0)
     numerics.check_number("min_step_size", min_step_size, low=0.0)

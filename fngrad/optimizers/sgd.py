@@ -1,8 +1,7 @@
 """Gradient descent and its momentum."""
 
-import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.momentum import trace
+from fngrad.transforms.momentum import traced
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper
 
@@ -56,13 +55,8 @@ def sgd(
         written for the parameters at which the gradient was taken.
     """
     descend = scale_by_learning_rate(learning_rate)
-    if momentum is None:
-        if nesterov:
-            raise ValueError(f"need a momentum to look ahead, got {momentum=}")
-        return chain(descend)
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
-    accumulate = trace(momentum, nesterov)
-    parts = (descend, accumulate) if learning_rate_first else (accumulate, descend)
+    accumulate = traced(momentum, nesterov)
+    parts = (descend, *accumulate) if learning_rate_first else (*accumulate, descend)
     return chain(*parts)
 
 

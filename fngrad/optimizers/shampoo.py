@@ -14,8 +14,8 @@ import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
+from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -23,8 +23,7 @@ from fngrad.transforms.moment_arithmetic import (
     largest_sum,
     shrunk_leaf,
 )
-from fngrad.transforms.momentum import trace
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.momentum import traced
 from fngrad.types import Hyper, Params, Selector, Updates
 
 GRAFTS = (None, "sgd", "diagonal")
@@ -205,28 +204,18 @@ def shampoo(
         blocks; vectors are diagonal, as in the second paper; momentum comes after
         grafting, and debiasing is the default.
     """
-    parts = [
-        scale_by_shampoo(
-            b2,
-            eps,
-            update_every,
-            max_size,
-            full_vectors=full_vectors,
-            exponent=exponent,
-            bias_correction=bias_correction,
-            graft=graft,
-        )
-    ]
-    if momentum is not None:
-        numerics.check_number("momentum", momentum, 0.0, 1.0)
-        parts.append(trace(momentum, nesterov))
-    elif nesterov:
-        raise ValueError(f"need a momentum to look ahead, got {momentum=}")
-    return chain(
-        *parts,
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+    rule = scale_by_shampoo(
+        b2,
+        eps,
+        update_every,
+        max_size,
+        full_vectors=full_vectors,
+        exponent=exponent,
+        bias_correction=bias_correction,
+        graft=graft,
     )
+    rule = chain(rule, *traced(momentum, nesterov))
+    return decaying(rule, learning_rate, weight_decay, mask)
 
 
 class _Weights(NamedTuple):

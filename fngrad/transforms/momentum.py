@@ -100,6 +100,24 @@ def trace(
     return chain(Transform(init, update, name="trace"))
 
 
+def traced(momentum: Hyper | None, nesterov: bool) -> tuple[Transform, ...]:
+    """Return the trace that a recipe puts into its chain, none without a momentum.
+
+    Args:
+        momentum: in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        nesterov: whether to look ahead; it needs a momentum.
+
+    Raises:
+        ValueError: a number out of range, or ``nesterov`` without a momentum.
+    """
+    if momentum is None:
+        if nesterov:
+            raise ValueError(f"need a momentum to look ahead, got {momentum=}")
+        return ()
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
+    return (trace(momentum, nesterov),)
+
+
 def ema(decay: Hyper, debias: bool = True) -> Transform:
     r"""Replace updates by their exponential average.
 

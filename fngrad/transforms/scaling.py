@@ -58,11 +58,21 @@ def scale_by_learning_rate(
         ValueError: a negative or NaN number; at ``update``, a schedule whose value
             is not a scalar.
     """
+    check_learning_rate(learning_rate)
+    sign = -1 if flip_sign else 1
+    return _scale_by("scale_by_learning_rate", learning_rate, sign, "learning_rate")
+
+
+def check_learning_rate(learning_rate: Hyper | None) -> None:
+    """Raise unless a learning rate can be one.
+
+    Raises:
+        TypeError: it is None.
+        ValueError: a negative or NaN number; arrays and schedules pass unread.
+    """
     if learning_rate is None:
         raise TypeError("need a learning_rate, got None")
     numerics.check_number("learning_rate", learning_rate, low=0.0)
-    sign = -1 if flip_sign else 1
-    return _scale_by("scale_by_learning_rate", learning_rate, sign, "learning_rate")
 
 
 def scale_by_schedule(step_size_fn: Schedule) -> Transform:
