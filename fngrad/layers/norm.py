@@ -111,7 +111,9 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         over_last = functools.partial(_over, axes=(-1,))
         wide, eps_scaled, _ = _scaled(_widen(x), eps, over_last)
         mean_square = over_last(jnp.mean, jnp.square(wide))
-        return _rescale(params, wide * _inverse_root(mean_square + eps_scaled), x)
+        return _rescale(
+            params, wide * numerics.inverse_root(mean_square + eps_scaled), x
+        )
 
     return Layer(_init(shapes), apply)
 
@@ -244,7 +246,7 @@ def batch_norm(
         if key is None:
             used = jax.tree.map(lambda s: s.astype(wide.dtype), model_state)
             mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
-            y = (wide - mean) * _inverse_root(var + eps)
+            y = (wide - mean) * numerics.inverse_root(var + eps)
             return _rescale(params, y, x), model_state
         y, seen = _standardize(wide, eps, _over_batch(x.ndim, axis_name))
         seen = {name: value.reshape(channels) for name, value in seen.items()}
@@ -320,7 +322,7 @@ def _standardize(
     rest, square = over(jnp.mean, (x, jnp.square(x)))
     rest = lax.stop_gradient(rest)
     var = jnp.maximum(square - jnp.square(rest), 0)
-    y = (x - rest) * _inverse_root(var + eps_scaled)
+    y = (x - rest) * numerics.inverse_root(var + eps_scaled)
     return y, {"mean": scale * (mean + rest), "var": scale * (scale * var)}
 
 
@@ -335,12 +337,6 @@ def _scaled(
     largest = over(jnp.max, jnp.abs(lax.stop_gradient(x)))
     scale = numerics.power_of_two_below(jnp.maximum(largest, root))
     return x / scale, jnp.square(root / scale), scale
-
-
-def _inverse_root(x: jax.Array) -> jax.Array:
-    """Return 1 / sqrt(x), 0 with zero gradient where x is 0."""
-    is_zero = x == 0
-    return jnp.where(is_zero, 0, lax.rsqrt(jnp.where(is_zero, 1, x)))
 
 
 def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:

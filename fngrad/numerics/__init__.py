@@ -1,6 +1,13 @@
 """Scalars that enter the arithmetic, and the arithmetic that must not go wrong."""
 
-from fngrad.numerics.arithmetic import cube_root, divide, power, square_root, two_sum
+from fngrad.numerics.arithmetic import (
+    cube_root,
+    divide,
+    inverse_root,
+    power,
+    square_root,
+    two_sum,
+)
 from fngrad.numerics.checks import (
     MAX_STEP,
     as_int,
@@ -50,6 +57,7 @@ __all__ = [
     "fitting_norm",
     "hyper",
     "integers",
+    "inverse_root",
     "key",
     "largest_square",
     "magnitudes",

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -14,6 +15,12 @@ def square_root(x: jax.Array) -> jax.Array:
     """Return the root, 0 with zero gradient where x is 0."""
     is_zero = x == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
+def inverse_root(x: jax.Array) -> jax.Array:
+    """Return 1 / sqrt(x), 0 with zero gradient where x is 0."""
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, lax.rsqrt(jnp.where(is_zero, 1, x)))
 
 
 def cube_root(x: jax.Array) -> jax.Array:
