@@ -11,10 +11,9 @@ from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.transforms.trust_ratio import (
     TrustRatios,
     TrustRatioState,
-    extremes,
+    apply_ratios,
     fitting_norms,
     norms,
-    scale_selected,
     trust_ratios,
 )
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
@@ -74,10 +73,7 @@ def scale_by_lars(
         updates: Updates, state: TrustRatioState, params: Params
     ) -> tuple[Updates, TrustRatioState, Metrics]:
         updates, ratios = decay_and_compare(updates, state.step, params)
-        new_updates = scale_selected(trust_ratio_mask, params, ratios, updates)
-        new_state = TrustRatioState(numerics.next_step(state.step))
-        told = extremes(trust_ratio_mask, params, ratios.values())
-        return new_updates, new_state, told
+        return apply_ratios(trust_ratio_mask, ratios, updates, state, params)
 
     return chain(telling(init, report, "scale_by_lars"))
 

@@ -94,9 +94,7 @@ def scale_by_trust_ratio(
         updates: Updates, state: TrustRatioState, params: Params
     ) -> tuple[Updates, TrustRatioState, Metrics]:
         ratios = ratios_of(updates, state.step, params)
-        new_updates = scale_selected(mask, params, ratios, updates)
-        new_state = TrustRatioState(numerics.next_step(state.step))
-        return new_updates, new_state, extremes(mask, params, ratios.values())
+        return apply_ratios(mask, ratios, updates, state, params)
 
     return chain(telling(init, report, "scale_by_trust_ratio"))
 
@@ -139,18 +137,32 @@ def fitting_norms(a: Any) -> tuple[Any, Any]:
     return leaves.map_leaves(measure, tree.widen(a), outputs=2)
 
 
-def scale_selected(
+def apply_ratios(
+    mask: Selector | None,
+    ratios: TrustRatios,
+    updates: Updates,
+    state: TrustRatioState,
+    params: Params,
+) -> tuple[Updates, TrustRatioState, Metrics]:
+    """Multiply the updates of selected leaves by their ratios, and report the ratios.
+
+    The metrics are ``smallest_ratio`` and ``largest_ratio``.
+    """
+    new_updates = _scale_selected(mask, params, ratios, updates)
+    new_state = TrustRatioState(numerics.next_step(state.step))
+    return new_updates, new_state, _extremes(mask, params, ratios.values())
+
+
+def _scale_selected(
     mask: Selector | None, params: Params, ratios: TrustRatios, updates: Updates
 ) -> Updates:
-    """Multiply the updates of selected leaves by their ratios."""
     return jax.tree.map(
         lambda is_scaled, u, plain: u if is_scaled else plain,
         *(leaves.selected(mask, params), ratios.scale(updates), updates),
     )
 
 
-def extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
-    """Return the metrics ``smallest_ratio`` and ``largest_ratio``."""
+def _extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
     scaled = jax.tree.leaves(tree.keep(leaves.selected(mask, params), ratios))
     one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
     lows, highs = ([f(r) for r in scaled] for f in (jnp.min, jnp.max))
