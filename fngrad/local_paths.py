@@ -10,7 +10,7 @@ _SHORTENED = re.compile(r"(gs|s3|az|abfss?|hdfs|https?|ftp|file|memory):/")
 
 
 def check_local(name: str, path: Any) -> None:
-    """Raise where a path is none, or a URL, such as of a bucket.
+    """Raise unless a path is local: a string, a path object or ``None``, and not a URL.
 
     Args:
         name: the argument it was given as.

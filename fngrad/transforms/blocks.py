@@ -58,8 +58,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
             is_far = excess > 2.0**96
             scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
             excess = rms / scale / bound.astype(rms.dtype)
-            is_over = (rate < 1) | is_far
-            excess = jnp.where(is_over, excess, jnp.maximum(excess, 1))
+            excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
             u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
             return u / excess.astype(u.dtype)
 
