@@ -39,9 +39,10 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> bound, params = fg.clip_by_block_rms(1.0), jnp.zeros(2)
-        >>> print(bound.update(jnp.array([2.0, -2.0]), bound.init(params), params)[0])
-        [ 1. -1.]
+        >>> bound, params = fg.clip_by_block_rms(1.0), jnp.zeros(4)
+        >>> updates = jnp.array([2.0, -2.0, 2.0, 2.0])
+        >>> print(bound.update(updates, bound.init(params), params)[0])
+        [ 1. -1.  1.  1.]
 
     References:
         Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
