@@ -120,6 +120,7 @@ class Dataset:
             TypeError: the step is no integer scalar.
             ValueError: a Python int is out of range.
         """
+        # What decides the order, alone: all datasets of one order share a program.
         order = dataclasses.replace(self, arrays=(), read=take, maps=())
         return _indices(order, _step_number(step))
 
@@ -269,9 +270,13 @@ def _locate(order: Dataset, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     return step // per_epoch, step % per_epoch * np.uint32(order.batch_size)
 
 
-@jax.jit
 def take(arrays: Any, indices: jax.Array) -> Batch:
     """Return the examples at these indices, which must lie in [0, n)."""
+    return _taken(arrays, indices)
+
+
+@jax.jit  # apart from `take`, which datasets are pickled and compared by
+def _taken(arrays: Any, indices: jax.Array) -> Batch:
     return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)
 
 

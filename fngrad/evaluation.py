@@ -200,7 +200,7 @@ def check_examples(data: Any) -> None:
         )
     is_read = isinstance(data, batching.Dataset) or hasattr(data, "__array__")
     needed = "need arrays of examples or a dataset of fngrad.data to evaluate, got"
-    if hasattr(data, "validation"):
+    if all(hasattr(data, part) for part in ("train", "validation", "test")):
         raise TypeError(f"{needed} {type(data).__name__}: pass splits.validation")
     if not is_read and _is_opaque(data):
         raise TypeError(

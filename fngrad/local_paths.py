@@ -10,7 +10,7 @@ _SHORTENED = re.compile(r"(gs|s3|az|abfss?|hdfs|https?|ftp|file|memory):/")
 
 
 def check_local(name: str, path: Any) -> None:
-    """Raise where a path is none, or a URL, such as of a bucket.
+    """Raise unless a path is local: a string, a path object or ``None``, and not a URL.
 
     Args:
         name: the argument it was given as.
@@ -25,9 +25,10 @@ def check_local(name: str, path: Any) -> None:
         >>> check_local("run_dir", "runs/1")
     """
     if not (path is None or isinstance(path, str | os.PathLike)):
+        order = "; first, as in save(folder, state) and restore(folder, like)"
         raise TypeError(
-            f"need {name}, a string or a path, got {type(path).__name__}; folders come "
-            "first, as in save(folder, state) and restore(folder, like)"
+            f"need {name}, a string or a path, got {type(path).__name__}"
+            + order * (name == "folder")
         )
     text = str(path)
     is_url = _URL.match(text) or (not isinstance(path, str) and _SHORTENED.match(text))

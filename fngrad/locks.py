@@ -73,7 +73,7 @@ class Lock:
             os.close(file)
             raise LockError(
                 f"need a folder for {self._purpose} that nobody else writes, got "
-                f"{str(self.folder)!r} in use by {holder}: wait for its end, stop "
+                f"{str(self.folder)!r} in use by {holder}: wait until it ends, stop "
                 "it, or use another folder"
             ) from None
         except BaseException:

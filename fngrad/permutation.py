@@ -49,13 +49,13 @@ def permute(
         epoch: uint32, any shape; a new order for each epoch.
         position: uint32, the shape of ``epoch``; i, taken modulo n.
         n: how many are permuted, 1 <= n <= 2**30.
-        rounds: of the network, an even number; ``None`` means `default_rounds`.
+        rounds: of the network; ``None`` means `default_rounds`.
 
     Returns:
         uint32, the shape of ``position``, below n.
 
     Raises:
-        ValueError: n is out of range.
+        ValueError: n is out of range, or no rounds.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -92,12 +92,14 @@ def walk(
     is longer than m with probability below ``2**-m``.
 
     Raises:
-        ValueError: n is out of range.
+        ValueError: n is out of range, or no rounds.
     """
     if not 1 <= n <= MAX_SIZE:
         raise ValueError(f"need 1 <= n <= {MAX_SIZE}, got {n=}")
+    if rounds is not None and rounds < 1:
+        raise ValueError(f"need rounds >= 1, got {rounds=}")
     size = np.uint32(n)
-    words = key_words(key, rounds or default_rounds(n))
+    words = key_words(key, default_rounds(n) if rounds is None else rounds)
     round_keys = mix(epoch[None] + words.reshape(-1, *[1] * epoch.ndim))
 
     def is_walking(carry: tuple[jax.Array, ...]) -> jax.Array:
@@ -151,14 +153,22 @@ def _feistel(x: jax.Array, round_keys: jax.Array, bits: int) -> jax.Array:
     low = np.uint32(2**half - 1)
     high = np.uint32(2**bits - 1) ^ low
 
-    def two_rounds(r: Any, x: jax.Array) -> jax.Array:
-        x = x ^ (mix((x >> half) ^ round_keys[2 * r]) & low)
-        return x ^ ((mix((x & low) ^ round_keys[2 * r + 1]) << half) & high)
+    def change_low(r: Any, x: jax.Array) -> jax.Array:
+        return x ^ (mix((x >> half) ^ round_keys[r]) & low)
 
-    pairs = len(round_keys) // 2
-    if pairs > 8:  # of few examples: a loop compiles faster than it would written out
-        return lax.fori_loop(0, pairs, two_rounds, x)
-    return functools.reduce(lambda x, r: two_rounds(r, x), range(pairs), x)
+    def change_high(r: Any, x: jax.Array) -> jax.Array:
+        return x ^ ((mix((x & low) ^ round_keys[r]) << half) & high)
+
+    rounds = len(round_keys)
+    if rounds <= 16:
+        for r in range(rounds):
+            x = (change_high if r % 2 else change_low)(r, x)
+        return x
+    # Of few examples: a loop compiles faster than it would written out.
+    x = lax.fori_loop(
+        0, rounds // 2, lambda i, x: change_high(2 * i + 1, change_low(2 * i, x)), x
+    )
+    return change_low(rounds - 1, x) if rounds % 2 else x
 
 
 def key_words(key: Key, count: int) -> jax.Array:

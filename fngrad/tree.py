@@ -77,14 +77,14 @@ def norm(a: Any) -> jax.Array:
     It is exact wherever the norm itself fits, at 1e30 and 1e-30 too. Its gradient at
     zero is zero, not NaN.
     """
-    square = vdot(a, a)
+    dtype = jax.eval_shape(vdot, a, a).dtype
+    wide = jax.tree.map(lambda x: _with_precision(x, dtype), a)
 
     def square_of_scaled(scale: jax.Array) -> jax.Array:
-        wide = jax.tree.map(lambda x: _with_precision(x, square.dtype), a)
         shrunk = jax.tree.map(lambda x: numerics.divided(x, scale), wide)
         return vdot(shrunk, shrunk)
 
-    return numerics.root_of_squares(square, square_of_scaled)
+    return numerics.root_of_squares(vdot(wide, wide), square_of_scaled)
 
 
 def _with_precision(x: jax.Array, dtype: Any) -> jax.Array:

@@ -1,6 +1,9 @@
 """Datasets: every epoch is whole, and a batch depends on (seed, step) alone."""
 
+import copy
+import dataclasses
 import math
+import pickle
 from typing import Any
 
 import chex
@@ -340,3 +343,12 @@ def test_a_dataset_shows_its_plan_and_not_its_arrays():
     assert shown.startswith("Dataset(10 examples, batch_size=4, shuffle=True, ")
     assert shown.endswith("jitter)")
     assert "Array" not in shown
+
+
+@pytest.mark.parametrize(
+    "twin", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))]
+)
+def test_a_copy_is_the_same_dataset(twin):
+    for data in (from_arrays(jnp.arange(9), 4), from_arrays(jnp.arange(9), "all")):
+        keyless = dataclasses.replace(data, key=jnp.zeros(()))  # keys are not pickled
+        assert jax.tree.structure(twin(keyless)) == jax.tree.structure(keyless)

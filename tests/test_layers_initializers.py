@@ -141,6 +141,12 @@ def test_jaxs_own_initializers_draw_the_same(name, shape):
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_complex_parameters_are_drawn_as_jax_draws_them():
+    got = initializers.he_normal()(jax.random.key(3), (7, 5), jnp.complex64)
+    want = jax.nn.initializers.he_normal()(jax.random.key(3), (7, 5), jnp.complex64)
+    np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0)])
 def test_a_shape_without_inputs_and_outputs_is_refused(shape):
     with pytest.raises(ValueError, match=r"need a shape \(\.\.\., inputs, outputs\)"):

@@ -206,3 +206,23 @@ def test_mix_moves_every_bit_by_every_bit():
     for bit in range(32):
         rate = ((change >> np.uint32(bit)) & np.uint32(1)).mean(axis=0)
         assert abs(rate - 0.5).max() < 0.05
+
+
+@pytest.mark.parametrize("n", [7, 100])
+@pytest.mark.parametrize("rounds", [12, 13, 17, 32])
+def test_every_round_counts_and_permutes(n, rounds):
+    position = jnp.arange(n, dtype=jnp.uint32)
+    epoch = jnp.zeros_like(position)
+    orders = [
+        permute(jax.random.key(0), epoch, position, n, rounds=r).tolist()
+        for r in (rounds, rounds + 1)
+    ]
+    assert orders[0] != orders[1]
+    for order in orders:
+        assert sorted(order) == list(range(n))
+
+
+def test_a_network_without_rounds_is_refused():
+    position = jnp.zeros(1, jnp.uint32)
+    with pytest.raises(ValueError, match=r"need rounds >= 1, got rounds=-1"):
+        permute(jax.random.key(0), position, position, 9, rounds=-1)

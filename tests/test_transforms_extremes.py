@@ -195,3 +195,17 @@ def test_a_graft_has_the_norm_of_the_gradient_where_that_does_not_fit():
     gradient = jnp.full((4, 3), 3e38)
     got = once(fg.scale_by_shampoo(graft="sgd"), gradient)
     np.testing.assert_allclose(np.asarray(got) / 3e38, np.ones((4, 3)), rtol=1e-3)
+
+
+def test_the_mean_of_huge_updates_of_both_signs_is_removed():
+    signs = np.where(np.random.default_rng(0).random((256, 2)) < 0.5, -1.0, 1.0)
+    got = once(fg.centralize(), jnp.asarray(3e38 * signs, jnp.float32))
+    want = 3e38 * (signs - signs.mean(0))
+    largest = float(jnp.finfo(jnp.float32).max)
+    np.testing.assert_allclose(got, np.clip(want, -largest, largest), rtol=1e-5)
+
+
+def test_a_clip_of_blocks_enlarges_nothing():
+    updates = jnp.full((2, 3), 3e38)
+    np.testing.assert_allclose(once(fg.clip_by_block_rms(3.3e38), updates), updates)
+    np.testing.assert_allclose(once(fg.clip_by_block_rms(1e38), updates), 1e38, 1e-6)

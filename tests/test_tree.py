@@ -200,3 +200,11 @@ def test_keep_and_merge_are_inverse():
         "layers/0/bias",
         "layers/1/bias",
     ]
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-20, 1.0, 2e19, 1e30])
+def test_the_norm_of_leaves_of_several_dtypes_keeps_its_digits(size, x64):
+    narrow = np.full(3, size, np.float32)
+    a = {"narrow": jnp.asarray(narrow), "wide": jnp.asarray([0.0, size / 2])}
+    want = np.sqrt(np.sum(narrow.astype(float) ** 2) + (size / 2) ** 2)
+    np.testing.assert_allclose(tree.norm(a), want, rtol=1e-14)

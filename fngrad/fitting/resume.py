@@ -130,7 +130,7 @@ def begin_or_resume(
         if rules.resume == "must":
             raise FileNotFoundError(
                 f'need a checkpoint in {str(rules.folder)!r} for resume="must", got '
-                'none: check the path, or begin a new run by resume="auto"'
+                'none: check the path, or begin a new run with resume="auto"'
             )
         return Past(snapshot(state), History(), wanted, {})
     return _past(rules, saved, state, feed, wanted)

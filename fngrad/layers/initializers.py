@@ -21,7 +21,7 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -46,32 +46,32 @@ def he_normal(scale: Scalar = 1.0) -> Initializer:
         >>> bool(jnp.abs(jnp.std(w) - 0.1) < 0.002)
         True
     """
-    return _scaled(scale, _normal_with_variance(2, _fan_in))
+    return _scaled(scale, _variance_scaling(2.0, "fan_in", "truncated_normal"))
 
 
 def he_uniform(scale: Scalar = 1.0) -> Initializer:
     r"""Draw from $\pm\sqrt{6/\text{fan}_\text{in}}$, variance as `he_normal`."""
-    return _scaled(scale, _uniform_with_variance(2, _fan_in))
+    return _scaled(scale, _variance_scaling(2.0, "fan_in", "uniform"))
 
 
 def glorot_normal(scale: Scalar = 1.0) -> Initializer:
     r"""Draw with variance $2/(\text{fan}_\text{in} + \text{fan}_\text{out})$."""
-    return _scaled(scale, _normal_with_variance(1, _mean_fan))
+    return _scaled(scale, _variance_scaling(1.0, "fan_avg", "truncated_normal"))
 
 
 def glorot_uniform(scale: Scalar = 1.0) -> Initializer:
     r"""Draw from $\pm\sqrt{6/(\text{fan}_\text{in} + \text{fan}_\text{out})}$."""
-    return _scaled(scale, _uniform_with_variance(1, _mean_fan))
+    return _scaled(scale, _variance_scaling(1.0, "fan_avg", "uniform"))
 
 
 def lecun_normal(scale: Scalar = 1.0) -> Initializer:
     r"""Draw with variance $1/\text{fan}_\text{in}$: keeps the size of a signal."""
-    return _scaled(scale, _normal_with_variance(1, _fan_in))
+    return _scaled(scale, _variance_scaling(1.0, "fan_in", "truncated_normal"))
 
 
 def lecun_uniform(scale: Scalar = 1.0) -> Initializer:
     r"""Draw from $\pm\sqrt{3/\text{fan}_\text{in}}$, variance as `lecun_normal`."""
-    return _scaled(scale, _uniform_with_variance(1, _fan_in))
+    return _scaled(scale, _variance_scaling(1.0, "fan_in", "uniform"))
 
 
 def orthogonal(scale: Scalar = 1.0) -> Initializer:
@@ -131,39 +131,37 @@ def constant(value: Scalar) -> Initializer:
     return _scaled(value, jax.nn.initializers.ones)
 
 
-def _normal_with_variance(numerator: float, fan: Callable[..., float]) -> Initializer:
+def _variance_scaling(
+    numerator: float,
+    mode: Literal["fan_in", "fan_avg"],
+    distribution: Literal["truncated_normal", "uniform"],
+) -> Initializer:
+    """Return JAX's initializer of that name, which draws real numbers flat."""
+    base = jax.nn.initializers.variance_scaling(numerator, mode, distribution)
+
     def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        variance = np.asarray(numerator / fan(*_fans(shape)), dtype)
-        stddev = np.sqrt(variance) / np.asarray(_STDDEV_WITHIN_TWO, dtype)
-        return numerics.scaled(
-            jnp.asarray(stddev), _flat(_between(-2, 2))(key, shape, dtype)
-        )
-
-    return init
-
-
-def _uniform_with_variance(numerator: float, fan: Callable[..., float]) -> Initializer:
-    def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        variance = np.asarray(numerator / fan(*_fans(shape)), dtype)
-        bound = np.sqrt(np.asarray(3, dtype) * variance)
-        return numerics.scaled(jnp.asarray(bound), _flat(_symmetric)(key, shape, dtype))
+        fan_in, fan_out = _fans(shape)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            return base(key, shape, dtype)
+        fan = fan_in if mode == "fan_in" else (fan_in + fan_out) / 2
+        variance = np.asarray(numerator / fan, dtype)
+        if distribution == "uniform":
+            draw, factor = _symmetric, np.sqrt(np.asarray(3, dtype) * variance)
+        else:
+            draw = _between(-2, 2)
+            factor = np.sqrt(variance) / np.asarray(_STDDEV_WITHIN_TWO, dtype)
+        return numerics.scaled(jnp.asarray(factor), _flat(draw)(key, shape, dtype))
 
     return init
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
     if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"need a shape (..., inputs, outputs), got {shape}")
+        raise ValueError(
+            f"need a shape (..., inputs, outputs) without zeros, got {shape}"
+        )
     window = math.prod(shape[:-2])
     return window * shape[-2], window * shape[-1]
-
-
-def _fan_in(fan_in: int, fan_out: int) -> float:
-    return fan_in
-
-
-def _mean_fan(fan_in: int, fan_out: int) -> float:
-    return (fan_in + fan_out) / 2
 
 
 def _between(lower: float, upper: float) -> Initializer:
@@ -177,7 +175,7 @@ def _symmetric(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 
 def _flat(base: Initializer) -> Initializer:
-    """Draw a vector and shape it: the same bits, and XLA compiles it much faster."""
+    """Draw a vector and shape it: the same values, and XLA compiles it much faster."""
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
         return base(key, (math.prod(shape),), dtype).reshape(shape)

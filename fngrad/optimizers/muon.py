@@ -171,9 +171,8 @@ def scale_by_muon(
             m, g = m / unit, g / unit
             m = look_ahead(m, g, decay, state.step, nesterov, debias)
             flat = m.reshape(math.prod(m.shape[:-1]), m.shape[-1])
-            o = orthogonalize(
-                flat, ns_coeffs, ns_steps, floor / unit, ns_dtype=ns_dtype
-            )
+            least = floor.astype(unit.dtype) / unit
+            o = orthogonalize(flat, ns_coeffs, ns_steps, least, ns_dtype=ns_dtype)
             if adaptive:
                 o = numerics.scaled(tree.vdot(flat, o), o)
                 o = numerics.bounded(o * unit, o)

@@ -142,7 +142,7 @@ def line_search(
         params = displace(state.params, start.learned, updates)
         length = found.a / unit
         opt_state = _remember(opt_state, length)
-        move = Move(params, opt_state, updates, _with_kept(told, last))
+        move = Move(params, opt_state, updates, _with_kept(told, state.opt_state))
         return finish(state, start, move, _of_search(length, found))
 
     return step
@@ -156,12 +156,22 @@ def _of_search(length: jax.Array, found: Found) -> Metrics:
     }
 
 
-def _with_kept(told: Metrics, last: list[jax.Array]) -> Metrics:
-    """Return the reports with the length where the search began for that of 1."""
+def _with_kept(told: Metrics, opt_state: OptState) -> Metrics:
+    """Return the reports with the kept step lengths in place of the 1 for each."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_length)
+    kept = {
+        f"/{path[-1].key}/step_length": node.step_length
+        for path, node in nodes
+        if _is_length(node)
+    }
     return {
-        name: last[0] if name.endswith("/step_length") and last else value
+        name: next((a for end, a in kept.items() if f"/{name}".endswith(end)), value)
         for name, value in told.items()
     }
+
+
+def _is_length(node: Any) -> bool:
+    return isinstance(node, StepLengthState)
 
 
 def _direction(transform: Transform, start: Start, state: TrainState) -> Reported:

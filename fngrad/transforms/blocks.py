@@ -29,9 +29,10 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> bound, params = fg.clip_by_block_rms(1.0), jnp.zeros(2)
-        >>> print(bound.update(jnp.array([2.0, -2.0]), bound.init(params), params)[0])
-        [ 1. -1.]
+        >>> bound, params = fg.clip_by_block_rms(1.0), jnp.zeros(4)
+        >>> updates = jnp.array([2.0, -2.0, 2.0, 2.0])
+        >>> print(bound.update(updates, bound.init(params), params)[0])
+        [ 1. -1.  1.  1.]
 
     References:
         Section 6 of the paper of `fngrad.adafactor`.
@@ -47,8 +48,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
             is_far = excess > 2.0**96
             scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
             excess = rms / scale / bound.astype(rms.dtype)
-            is_over = (rate < 1) | is_far
-            excess = jnp.where(is_over, excess, jnp.maximum(excess, 1))
+            excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
             u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
             return u / excess.astype(u.dtype)
 

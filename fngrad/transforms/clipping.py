@@ -178,9 +178,8 @@ def centralize() -> Transform:
         mean = jnp.mean(u, axis=axes, keepdims=True)
         if not jnp.iscomplexobj(u):  # the sum may not fit
             share = u / max(math.prod(u.shape[:-1]), 1)
-            mean = jnp.where(
-                jnp.isinf(mean), jnp.sum(share, axis=axes, keepdims=True), mean
-            )
+            mean_of_shares = jnp.sum(share, axis=axes, keepdims=True)
+            mean = jnp.where(jnp.isfinite(mean), mean, mean_of_shares)
         return numerics.bounded(u - mean, u)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:

@@ -88,6 +88,7 @@ def update_coded(
     made, told = (
         [decode(slicing.read(values, v)) for v in some] for some in (heads, metrics)
     )
+    told = [jnp.asarray(x) for x in told]  # Python's numbers are traced too
     updates, _, told = result.unflatten([*made, *moments, *told])
     return updates, structure.unflatten(moments), told
 

@@ -15,7 +15,7 @@ a clip in front, nesting a chain or replacing a float by a schedule moves no lea
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -32,8 +32,9 @@ class Transform(NamedTuple):
     """A pair of pure functions that turns gradients into updates.
 
     Users write the first two fields; `chain` and the wrappers fill in the rest. A part
-    with something to tell is made of its *report* (see `telling`): the update that also
-    returns scalars by name. A part without one is updated and tells nothing.
+    with something to tell is made of its *report*, the update that also returns scalars
+    by name; its update is the report without them. A part without a report tells
+    nothing.
     """
 
     init: Callable[[Params], OptState]
@@ -113,7 +114,7 @@ def chain(*transforms: TransformLike) -> Transform:
             )
 
     def advance(
-        run: Run, updates: Updates, state: OptState, params: Params
+        run: Run, updates: Updates, state: OptState, params: Params = None
     ) -> Reported:
         check(updates, state, params)
         updates, state, told = run(inner, enter(updates, params), state, params)
@@ -242,10 +243,12 @@ def update_and_report(
     if part.report is None:
         return update_only(part, updates, state, params)
     made = part.report(updates, state, params)
-    if not isinstance(made, tuple) or len(made) != 3:
+    is_whole = isinstance(made, tuple) and len(made) == 3
+    if not (is_whole and isinstance(made[2], Mapping)):
         raise TypeError(
             "need (updates, state, metrics) from a report, the update that also tells, "
-            f"got {type(made).__name__} from {part.name}"
+            f"got {type(made).__name__} from {part.name}: "
+            "return (*update(updates, state, params), metrics)"
         )
     return made
 
