@@ -25,11 +25,10 @@ def check_local(name: str, path: Any) -> None:
         >>> check_local("run_dir", "runs/1")
     """
     if not (path is None or isinstance(path, str | os.PathLike)):
-        order = "; first, as in save(folder, state) and restore(folder, like)"
-        raise TypeError(
-            f"need {name}, a string or a path, got {type(path).__name__}"
-            + order * (name == "folder")
-        )
+        got = type(path).__name__
+        if name == "folder":
+            got += "; first, as in save(folder, state) and restore(folder, like)"
+        raise TypeError(f"need {name}, a string or a path, got {got}")
     text = str(path)
     is_url = _URL.match(text) or (not isinstance(path, str) and _SHORTENED.match(text))
     if is_url:

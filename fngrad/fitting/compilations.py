@@ -94,8 +94,13 @@ def calls_again() -> bool:
 
     It needs the arguments for that, so none may be donated.
     """
-    flags = ("jax_debug_nans", "jax_debug_infs")
-    return any(getattr(jax.config, flag) for flag in flags)
+    return any(watched_values())
+
+
+def watched_values() -> tuple[bool, bool]:
+    """Return whether JAX watches for NaN and for infinities, by its debugging flags."""
+    config: Any = jax.config  # made of settings that type checkers do not know
+    return config.jax_debug_nans, config.jax_debug_infs
 
 
 def _kind(leaf: Any) -> str:

@@ -59,10 +59,10 @@ class SaveRules(NamedTuple):
             import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
 
     def check_best(self) -> None:
-        """Raise where the best is asked for by name, and nothing is saved.
+        """Raise if `keep_best` is not the default and nothing is saved.
 
         Raises:
-            ValueError: it is.
+            ValueError: if no folder is given.
         """
         if self.best not in (None, USUAL_BEST) and self.folder is None:
             raise ValueError(

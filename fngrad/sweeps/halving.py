@@ -25,9 +25,9 @@ import fngrad.numerics as numerics
 import fngrad.sweeps.statistics as statistics
 import fngrad.tree as tree
 from fngrad.directions import Directed, Metric
+from fngrad.fitting.compilations import calls_again
 from fngrad.sweeps.points import check_points
 from fngrad.sweeps.population import check_outputs
-from fngrad.sweeps.program import watched_values
 from fngrad.sweeps.result import SweepResult, diverged_at, last_values
 from fngrad.sweeps.runner import seed_keys
 from fngrad.types import Key
@@ -244,7 +244,7 @@ def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
 
         return _over_lanes(one, chunk, points, state)
 
-    donated = () if any(watched_values()) else 1  # a watched program is run again
+    donated = () if calls_again() else 1
     return jax.jit(stage, static_argnums=3, donate_argnums=donated)
 
 
@@ -257,7 +257,7 @@ def _advance(
         lowered = stage.lower(lanes.points, lanes.state, args, length)
         compiled = lowered.compile()
         seconds = time.perf_counter() - begin
-        if any(watched_values()):  # the other cannot tell where a NaN comes from
+        if calls_again():  # a program compiled ahead of time cannot locate a NaN
             return stage(lanes.points, lanes.state, args, length), seconds
         return compiled(lanes.points, lanes.state, args), seconds
 

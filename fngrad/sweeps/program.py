@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
+from fngrad.fitting.compilations import watched_values
 from fngrad.types import Key
 
 TrainFn = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -139,12 +140,6 @@ def compile_block(lanes: Lanes, width: int) -> Block:
             return call(*take(numbers), args)
 
     return Block(run, width, count, seconds, _bytes(compiled))
-
-
-def watched_values() -> tuple[bool, bool]:
-    """Return whether JAX watches for NaN and for infinities, by its debugging flags."""
-    config: Any = jax.config  # made of settings that type checkers do not know
-    return config.jax_debug_nans, config.jax_debug_infs
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:

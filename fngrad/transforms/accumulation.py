@@ -94,7 +94,7 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         _, _, told = run(within, so_far, state.inner, params)
         return tree.zeros_like(updates), waiting, told
 
-    # Made once: called eagerly, new functions would be compiled anew every time.
+    # Made once: called eagerly, new functions would compile at every call.
     branches: dict[Run, list[Callable[..., Any]]] = {
         run: [functools.partial(branch, run) for branch in (apply, wait)]
         for run in (update_only, update_and_report)

@@ -57,7 +57,7 @@ def check_transform(transform: TransformLike, params: Params | None = None) -> N
     - bfloat16 and float16 parameters get the float32 updates, rounded.
     - Zero gradients give finite updates.
     - ``report`` is the update that also tells: its updates and state are those of
-      ``update``; what it tells are scalars.
+      ``update``; its metrics are scalars.
 
     Args:
         transform: a transform, or any object with ``init`` and ``update``.
