@@ -28,7 +28,7 @@ from typing import Any
 import experiments.races as races
 import fngrad as fg
 from experiments.outputs import finish, new_figure, new_folder, run_cli
-from fngrad.sweeps.statistics import holm, sign_test
+from fngrad.sweeps.results.statistics import holm, sign_test
 
 PATH_RATES = {  # of the paths, which are drawn to be seen, not to be compared
     "rosenbrock": (1e-3, 1e-3, 3e-3, 0.5, 0.05),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import fngrad as fg
-from fngrad.extras import import_extra
-from fngrad.sweeps.tables import aligned as table
+from fngrad.programs.optional_imports import import_extra
+from fngrad.sweeps.results.tables import aligned as table
 
 __all__ = ["finish", "new_figure", "new_folder", "run_cli", "table"]
 

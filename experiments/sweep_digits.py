@@ -31,9 +31,9 @@ import numpy as np
 
 import fngrad as fg
 import fngrad.sweeps as sweeps
-import fngrad.sweeps.pictures as pictures
+import fngrad.sweeps.results.pictures as pictures
 from experiments.outputs import finish, new_folder, run_cli, table
-from fngrad.sweeps.statistics import holm
+from fngrad.sweeps.results.statistics import holm
 
 OPTIMIZERS = {
     "sgd": fg.sgd,

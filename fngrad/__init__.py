@@ -19,17 +19,14 @@ import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.tree as tree
-from fngrad.batching import Dataset
-from fngrad.evaluation import evaluate
-from fngrad.evaluation_point import eval_params
-from fngrad.extras import imported_later
-from fngrad.fit import FitResult, fit
+from fngrad.data.dataset import Dataset
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.saving import SaveError
 from fngrad.fitting.session import STOP
+from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.fitting.validation import EarlyStopping
-from fngrad.history import History
 from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.logging.history import History
 from fngrad.optimizers import (
     REGISTRY,
     adabelief,
@@ -100,7 +97,9 @@ from fngrad.optimizers.sm3 import scale_by_sm3
 from fngrad.optimizers.soap import scale_by_soap
 from fngrad.optimizers.sophia import scale_by_sophia
 from fngrad.optimizers.yogi import scale_by_yogi
+from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
+from fngrad.training.evaluation import evaluate
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
@@ -123,6 +122,7 @@ from fngrad.transforms.core import (
 from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
 from fngrad.transforms.describe import describe
+from fngrad.transforms.evaluation_point import eval_params
 from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
@@ -156,8 +156,8 @@ if TYPE_CHECKING:
         gradient_norms,
     )
     from fngrad.postmortem import Autopsy, autopsy
-    from fngrad.sweeps.result import SweepResult
-    from fngrad.sweeps.runner import sweep
+    from fngrad.sweeps.results.result import SweepResult
+    from fngrad.sweeps.running.runner import sweep
 
 __all__ = [
     "REGISTRY",

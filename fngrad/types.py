@@ -5,7 +5,7 @@ leaf's place in its tree, written ``layers/0/weight``.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 
@@ -19,6 +19,7 @@ Batch: TypeAlias = Any  # arrays whose first axis counts examples
 Metrics: TypeAlias = dict[str, jax.Array]  # scalars by name
 Key: TypeAlias = jax.Array  # typed, shape (); jax.random.key(seed)
 Path: TypeAlias = str
+Mode: TypeAlias = Literal["min", "max"]  # which way a metric gets better
 Reported: TypeAlias = tuple[Updates, OptState, Metrics]  # of an update that also tells
 
 Scalar: TypeAlias = float | jax.Array

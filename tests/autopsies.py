@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 from fngrad.optimizers import sgd
 from fngrad.postmortem import autopsy
 from fngrad.training import init_state, make_step
 
 X = jnp.arange(24.0).reshape(8, 3) / 24
-DATA = batching.from_arrays({"x": X}, batch_size=4, shuffle=False)
+DATA = dataset.from_arrays({"x": X}, batch_size=4, shuffle=False)
 
 
 def examine(loss_fn, params, data=DATA, optimizer=None, make=make_step, **kwargs):

@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-import fngrad.batching as batching
-from fngrad.fit import fit
+import fngrad.data.dataset as dataset
+from fngrad.fitting.training_loop import fit
 from fngrad.optimizers import momentum
 from fngrad.training import init_state, make_step, run
 
 X = jnp.sin(jnp.arange(40.0)).reshape(20, 2)
 Y = X @ jnp.array([1.0, -2.0]) + 0.5
 ARRAYS = {"x": X, "y": Y}
-DATA = batching.from_arrays(ARRAYS, batch_size=6, seed=1)
+DATA = dataset.from_arrays(ARRAYS, batch_size=6, seed=1)
 PARAMS = {"w": jnp.zeros(2), "b": jnp.zeros(())}
 OPTIMIZER = momentum(0.05)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from autopsies import DATA, W, examine
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 import fngrad.layers as layers
 from fngrad.optimizers import adam, sgd
 from fngrad.postmortem import autopsy
@@ -67,7 +67,7 @@ def test_an_overflow_is_found_in_its_layer_and_row():
         return jnp.mean(layers.batched(model)(params, batch["x"]) ** 2)
 
     x = jnp.full((8, 3), 0.1).at[5, 1].set(3.0)
-    data = batching.from_arrays({"x": x}, batch_size=8, shuffle=False)
+    data = dataset.from_arrays({"x": x}, batch_size=8, shuffle=False)
     found = examine(loss_fn, model.init(0), data)
     assert (found.phase, found.operation) == ("forward", "exp")
     assert found.layer == "inner/layers/0"

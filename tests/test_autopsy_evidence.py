@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from autopsies import DATA, W, X, examine, mean_square
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 import fngrad.losses as losses
 from fngrad.optimizers import sgd
 from fngrad.postmortem import autopsy
@@ -16,7 +16,7 @@ from fngrad.training import init_state, make_step
 
 
 def test_a_nan_in_the_data_is_named_with_its_example():
-    data = batching.from_arrays({"x": X.at[6, 1].set(jnp.nan)}, batch_size=4, seed=3)
+    data = dataset.from_arrays({"x": X.at[6, 1].set(jnp.nan)}, batch_size=4, seed=3)
     bad_step = next(t for t in range(2) if 6 in data.indices(t))
     found = examine(mean_square, W, data)
     assert (found.step, found.phase, found.leaf) == (bad_step + 1, "batch", "batch/x")
@@ -37,7 +37,7 @@ def test_a_mask_that_leaves_an_example_nothing_is_told_with_the_example():
         return jnp.mean(jax.nn.softmax(scores))
 
     arrays = {"x": X, "mask": jnp.ones((8, 3), bool).at[6].set(False)}
-    data = batching.from_arrays(arrays, batch_size=4, shuffle=False)
+    data = dataset.from_arrays(arrays, batch_size=4, shuffle=False)
     found = examine(loss_fn, {"w": jnp.ones((1, 3))}, data)
     assert (found.step, found.phase, found.operation) == (2, "forward", "select_n")
     np.testing.assert_array_equal(found.rows, [2])
@@ -51,7 +51,7 @@ def test_a_label_out_of_range_is_told_with_its_example():
         )
 
     arrays = {"x": X, "y": jnp.arange(8).at[5].set(8)}
-    data = batching.from_arrays(arrays, batch_size=4, shuffle=False)
+    data = dataset.from_arrays(arrays, batch_size=4, shuffle=False)
     found = examine(loss_fn, {"w": jnp.ones((3, 8))}, data)
     assert (found.step, found.phase) == (2, "forward")
     np.testing.assert_array_equal(found.indices, [5])

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 import fngrad.numerics as numerics
-from fngrad.batching import from_arrays
+from fngrad.data.dataset import from_arrays
 
 MAX_STEP = numerics.MAX_STEP
 
@@ -143,7 +143,7 @@ def test_a_map_gets_the_key_of_its_step_by_name():
     data = numbered(4, 2, shuffle=False, seed=3)
     keyed = data.map(lambda key, batch: (batch, jax.random.key_data(key)))
     batch, words = keyed.batch(5)
-    tagged = jax.random.fold_in(jax.random.key(3), batching.MAPS)
+    tagged = jax.random.fold_in(jax.random.key(3), dataset.MAPS)
     expected = jax.random.fold_in(tagged, 5)
     np.testing.assert_array_equal(batch, data.batch(5))
     np.testing.assert_array_equal(words, jax.random.key_data(expected))
@@ -181,7 +181,7 @@ def test_a_dataset_passes_through_jit_without_a_second_trace():
         returned, batch = first(data.reseed(step), step)
         np.testing.assert_array_equal(batch, data.reseed(step).batch(step))
         data = returned
-    assert isinstance(data, batching.Dataset)
+    assert isinstance(data, dataset.Dataset)
     assert (data.size, data.batch_size, data.remainder) == (20, 8, "wrap")
 
 
@@ -213,7 +213,7 @@ def test_no_operation_makes_anything_of_the_size_of_the_data():
 def test_the_place_of_a_batch_is_exact_for_every_step(n):
     steps = [0, 1, 2, 65_535, 123_456_789, 2**30 + 1, MAX_STEP]
     for b in {1, min(n, 128), n // 2 or 1, max(1, n - 1), n}:
-        place = jax.vmap(lambda step, b=b: batching.divmod_product(step, b, n))
+        place = jax.vmap(lambda step, b=b: dataset.divmod_product(step, b, n))
         epoch, position = place(jnp.array(steps, jnp.uint32))
         exact = [divmod(step * b, n) for step in steps]
         assert list(zip(epoch.tolist(), position.tolist(), strict=True)) == exact

@@ -17,8 +17,8 @@ from saved_trees import Pair, abstract, assert_same, bias_state, bits
 
 import fngrad as fg
 from fngrad.checkpoint import CheckpointError, latest_step, restore, save, steps
-from fngrad.codes import Coding, encode
-from fngrad.locks import Lock
+from fngrad.files.locks import Lock
+from fngrad.numerics.low_bit_codes import Coding, encode
 
 
 def everything() -> dict[str, Any]:

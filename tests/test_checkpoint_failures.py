@@ -18,7 +18,7 @@ import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
 from fngrad.checkpoint import CheckpointError, Checkpoints, restore, save
-from fngrad.locks import Lock
+from fngrad.files.locks import Lock
 
 
 @pytest.mark.parametrize(

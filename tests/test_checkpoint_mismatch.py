@@ -12,7 +12,7 @@ from saved_trees import Pair, abstract, assert_same, bias_state
 
 import fngrad as fg
 from fngrad.checkpoint import CheckpointError, restore, save
-from fngrad.codes import Coded, Coding, encode
+from fngrad.numerics.low_bit_codes import Coded, Coding, encode
 from fngrad.transforms.quantize import quantize_state
 
 

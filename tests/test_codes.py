@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fngrad.codes as codes
+import fngrad.numerics.low_bit_codes as low_bit_codes
 
-CODINGS = [codes.Coding(bits, signed) for bits in (8, 4) for signed in (True, False)]
+CODINGS = [
+    low_bit_codes.Coding(bits, signed) for bits in (8, 4) for signed in (True, False)
+]
 
 
 def values_of(coding):
@@ -26,15 +28,15 @@ def values_of(coding):
     return f(c + 1) / f(np.array(count))
 
 
-encode = jax.jit(codes.encode, static_argnums=(1, 2))
-encode_like = jax.jit(codes.encode_like)
-decode = jax.jit(codes.decode)
-dither_like = jax.jit(codes.dither_like, static_argnums=2)
+encode = jax.jit(low_bit_codes.encode, static_argnums=(1, 2))
+encode_like = jax.jit(low_bit_codes.encode_like)
+decode = jax.jit(low_bit_codes.decode)
+dither_like = jax.jit(low_bit_codes.dither_like, static_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _decoded(x, coding, block_size):
-    return codes.decode(codes.encode(x, coding, block_size))
+    return low_bit_codes.decode(low_bit_codes.encode(x, coding, block_size))
 
 
 def decoded(x, coding, block_size=16):
@@ -52,7 +54,7 @@ def test_codes_stand_for_what_their_definition_says(coding):
     numbers = np.arange(2**coding.bits, dtype=np.uint8)
     packed = numbers if coding.bits == 8 else numbers[:8] | (numbers[8:] << 4)
     scale = np.full((1, 1), 0.75, np.float32)
-    coded = codes.Coded(
+    coded = low_bit_codes.Coded(
         packed[None], scale, numbers.shape, jnp.dtype("float32"), coding
     )
     moduli = 0.75 * values_of(coding)
@@ -76,8 +78,8 @@ def test_rounding_to_the_nearest_finds_the_nearest_code(coding):
 def test_the_signed_have_a_zero_and_the_others_have_none():
     entries = np.array([0.0, 1e-20, 1.0, 0.5], np.float32)
     for bits in (8, 4):
-        assert decoded(entries, codes.Coding(bits, True), 4)[0] == 0
-        lifted = decoded(entries, codes.Coding(bits, False), 4)
+        assert decoded(entries, low_bit_codes.Coding(bits, True), 4)[0] == 0
+        lifted = decoded(entries, low_bit_codes.Coding(bits, False), 4)
         assert np.all(lifted > 0)
         assert lifted[0] <= {8: 1e-9, 4: 1e-4}[bits]
 
@@ -91,7 +93,7 @@ def test_uniform_dither_rounds_without_bias(coding):
 
     def rounded(key):
         dither = jax.random.bits(key, (8, 4), jnp.uint32)
-        return codes.decode(codes.encode(x, coding, 4, dither))
+        return low_bit_codes.decode(low_bit_codes.encode(x, coding, 4, dither))
 
     all_rounded = np.asarray(jax.jit(jax.vmap(rounded))(draws), np.float64)
     standard_error = np.std(all_rounded, axis=0) / np.sqrt(len(draws))
@@ -112,7 +114,7 @@ def test_what_has_a_code_keeps_it(coding):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_any_shape_comes_back(shape, bits):
     x = jnp.full(shape, -2.0, jnp.bfloat16)
-    coded = encode(x, codes.Coding(bits, True), 4)
+    coded = encode(x, low_bit_codes.Coding(bits, True), 4)
     blocks = -(-x.size // 4)
     assert coded.codes.shape == (blocks, 4 * bits // 8)
     assert coded.scales.shape == (blocks, 1)
@@ -133,7 +135,7 @@ def test_a_block_of_zeros_stays_zero_and_knows_no_other_block(coding):
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_the_size_of_the_numbers_does_not_matter(size):
-    coding = codes.Coding(8, True)
+    coding = low_bit_codes.Coding(8, True)
     x = sample(coding, (3, 16))
     np.testing.assert_allclose(
         decoded(np.float32(size) * x, coding), size * decoded(x, coding), 1e-6
@@ -141,7 +143,7 @@ def test_the_size_of_the_numbers_does_not_matter(size):
 
 
 def test_the_dither_is_uniform_and_new_for_each_step_and_stream():
-    coded = encode(np.zeros(1 << 14, np.float32), codes.Coding(8, True), 256)
+    coded = encode(np.zeros(1 << 14, np.float32), low_bit_codes.Coding(8, True), 256)
     calls = [(0, 0), (1, 0), (0, 1), (1, 1)]
     draws = [
         np.asarray(dither_like(coded, jnp.int32(step), stream)) / 2.0**32
@@ -158,15 +160,19 @@ def test_the_dither_is_uniform_and_new_for_each_step_and_stream():
 def follow(squares, nearest):
     """Average squares in codes with b2 = 0.999; return it over the float32 one."""
     zeros = np.zeros(squares.shape[1:], np.float32)
-    start = encode(zeros, codes.Coding(8, False), 256)
+    start = encode(zeros, low_bit_codes.Coding(8, False), 256)
 
     def advance(carry, inputs):
         coded, exact = carry
         step, square = inputs
-        dither = codes.NEAREST if nearest else codes.dither_like(coded, step, 0)
-        mean = 0.999 * codes.decode(coded) + 0.001 * square
+        dither = (
+            low_bit_codes.NEAREST
+            if nearest
+            else low_bit_codes.dither_like(coded, step, 0)
+        )
+        mean = 0.999 * low_bit_codes.decode(coded) + 0.001 * square
         exact = 0.999 * exact + 0.001 * square
-        return (codes.encode_like(coded, mean, dither), exact), None
+        return (low_bit_codes.encode_like(coded, mean, dither), exact), None
 
     steps = np.arange(len(squares), dtype=np.int32)
     scan = jax.jit(lambda first, inputs: jax.lax.scan(advance, first, inputs)[0])

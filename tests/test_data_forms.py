@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fngrad.data as data
-import fngrad.extras as extras
+import fngrad.programs.optional_imports as optional_imports
 
 
 def test_a_constant_feature_is_only_centered():
@@ -56,4 +56,4 @@ def test_a_broken_scikit_learn_is_not_called_missing(monkeypatch, tmp_path):
 
 def test_an_extra_is_missed_by_its_distributions_name():
     with pytest.raises(ImportError, match="need not-there for this: pip install"):
-        extras.import_extra("not_there", "data", "not-there")
+        optional_imports.import_extra("not_there", "data", "not-there")

@@ -8,7 +8,7 @@ import pytest
 import fngrad as fg
 import fngrad.metrics as metrics
 from fngrad.checkpoint import restore, steps
-from fngrad.directions import FALLING, RISING, directed, direction
+from fngrad.metrics.directions import FALLING, RISING, directed, direction
 from fngrad.sweeps import tables
 
 FALL = [

@@ -7,8 +7,8 @@ pytest.importorskip("matplotlib")
 
 import experiments.benchmarks.drawing as benchmark
 import fngrad.logging.plots as plots
-from fngrad.history import History
 from fngrad.logging.decimation import COLUMNS, decimate
+from fngrad.logging.history import History
 from fngrad.logging.quantities import MAX_PANELS, by_quantity
 
 MILLION = 1_000_000

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import fngrad as fg
-from fngrad.evaluation_point import eval_params, evaluation_point
 from fngrad.optimizers.dog import dog
 from fngrad.optimizers.schedule_free import (
     schedule_free,
@@ -17,6 +16,7 @@ from fngrad.optimizers.schedule_free import (
     schedule_free_sgd,
 )
 from fngrad.transforms.averages import average_params
+from fngrad.transforms.evaluation_point import eval_params, evaluation_point
 
 PARAMS = {"a": {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}, "c": jnp.ones(3)}
 

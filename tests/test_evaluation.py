@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fngrad.batching as batching
-import fngrad.evaluation as evaluation
+import fngrad.data.dataset as dataset
+import fngrad.training.evaluation as evaluation
 from fngrad import metrics
-from fngrad.evaluation import evaluate, fold
-from fngrad.signatures import bind
+from fngrad.programs.signatures import bind
+from fngrad.training.evaluation import evaluate, fold
 
 RNG = np.random.default_rng(0)
 N = 23
@@ -168,9 +168,9 @@ def test_fold_runs_under_jit_and_vmap():
 
 
 def test_dataset_is_read_once_each_through_its_maps():
-    data = batching.from_arrays(DATA, 4, seed=3, remainder="drop")
-    for dataset in (data, data.map(lambda batch: {**batch, "x": batch["x"] * 1})):
-        got = evaluate(few_fn, PARAMS, dataset, batch_size=5)
+    data = dataset.from_arrays(DATA, 4, seed=3, remainder="drop")
+    for same in (data, data.map(lambda batch: {**batch, "x": batch["x"] * 1})):
+        got = evaluate(few_fn, PARAMS, same, batch_size=5)
         np.testing.assert_allclose(got["loss"], WHOLE["loss"], rtol=1e-5)
         np.testing.assert_array_equal(got["confusion"], WHOLE["confusion"])
     doubled = data.map(lambda batch: {**batch, "x": batch["x"] * 2})

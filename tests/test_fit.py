@@ -18,8 +18,8 @@ from regression import (
     quiet_fit,
 )
 
-import fngrad.batching as batching
-from fngrad.fit import fit
+import fngrad.data.dataset as dataset
+from fngrad.fitting.training_loop import fit
 from fngrad.fitting.validation import EarlyStopping
 from fngrad.optimizers import sgd
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
@@ -217,7 +217,7 @@ def test_convolutions_end_alike_in_both_loops():
         return jnp.mean(jnp.tanh(out) ** 2) + jnp.mean(out)
 
     step = make_step(conv_loss, sgd(0.1))
-    data = batching.from_arrays(images, batch_size=4)
+    data = dataset.from_arrays(images, batch_size=4)
     ends = [
         fit(
             step,

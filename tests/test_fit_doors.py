@@ -9,8 +9,8 @@ import pytest
 import fngrad as fg
 import fngrad.checkpoint as checkpoint
 import fngrad.logging as logging
-from fngrad.local_paths import check_local
-from fngrad.locks import Lock
+from fngrad.files.local_paths import check_local
+from fngrad.files.locks import Lock
 
 ARRAYS = {"x": np.arange(4.0, dtype=np.float32)}
 OPTIMIZER = fg.sgd(0.1)

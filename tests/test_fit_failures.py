@@ -21,11 +21,11 @@ from resuming import (
 
 import fngrad as fg
 import fngrad.checkpoint as checkpoint
-import fngrad.evaluation as evaluation
+import fngrad.training.evaluation as evaluation
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.saving import SaveError
-from fngrad.history import History
 from fngrad.logging import RunFolder, read_jsonl
+from fngrad.logging.history import History
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 

@@ -9,8 +9,8 @@ import pytest
 from regression import quiet_fit
 from resuming import FULL, WATCHED, OwnError, raise_at, reached
 
-from fngrad.history import History
 from fngrad.logging import RunFolder
+from fngrad.logging.history import History
 
 
 def fail(*_, **__):

@@ -22,7 +22,7 @@ from regression import (
     squared_errors,
 )
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import STOP
 from fngrad.fitting.validation import EarlyStopping
@@ -233,7 +233,7 @@ def test_fit_works_outside_the_main_thread():
 
 def test_nonfinite_loss_raises_with_the_step_and_keeps_the_history():
     bad = {"x": X, "y": Y.at[7].set(jnp.nan)}
-    data = batching.from_arrays(bad, batch_size=6, shuffle=False)
+    data = dataset.from_arrays(bad, batch_size=6, shuffle=False)
     with pytest.raises(NonFiniteError, match=r"got step 2 with .*loss=nan") as error:
         quiet_fit(data=data, num_steps=10)
     assert error.value.step == 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fngrad.history import History
+from fngrad.logging.history import History
 
 
 def test_a_history_grows_by_blocks_of_any_size_and_can_be_cut():

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 import fngrad.layers as layers
-from fngrad.evaluation import evaluate
-from fngrad.fit import fit
+from fngrad.fitting.training_loop import fit
 from fngrad.optimizers import sgd
 from fngrad.training import init_state, make_step
+from fngrad.training.evaluation import evaluate
 
 X = jnp.ones((6, 4))
-DATA = batching.from_arrays({"x": X}, batch_size=3)
+DATA = dataset.from_arrays({"x": X}, batch_size=3)
 OPTIMIZER = sgd(0.1)
 
 

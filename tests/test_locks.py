@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import fngrad.locks as locks
-from fngrad.locks import Lock, LockError
+import fngrad.files.locks as locks
+from fngrad.files.locks import Lock, LockError
 
 HOLD = """
 import sys, time

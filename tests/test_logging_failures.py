@@ -15,7 +15,7 @@ from regression import quiet_fit
 import fngrad.logging as logging
 import fngrad.logging.manifest as manifest
 import fngrad.logging.progress as progress
-from fngrad.history import History
+from fngrad.logging.history import History
 
 
 class WithoutTty:

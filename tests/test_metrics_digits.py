@@ -10,8 +10,8 @@ from jax import lax
 from sklearn import metrics as reference
 
 from fngrad import metrics
-from fngrad.evaluation import evaluate
 from fngrad.metrics import sums
+from fngrad.training.evaluation import evaluate
 
 M = metrics
 TENTH = float(np.float32(0.1))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from regression import DATA, PARAMS, STEP, X, Y, first_state, loss_fn, quiet_fit
 
-import fngrad.batching as batching
 import fngrad.checkpoint as checkpoint
+import fngrad.data.dataset as dataset
 import fngrad.fitting.nonfinite as nonfinite
 import fngrad.postmortem as postmortem
-from fngrad.fit import fit
 from fngrad.fitting.nonfinite import MAX_ROLLBACKS, MAX_SKIPS, NonFiniteError
+from fngrad.fitting.training_loop import fit
 from fngrad.logging import csv, read_jsonl
 from fngrad.optimizers import adam, sgd
 from fngrad.steps import skip_bad_steps
@@ -26,7 +26,7 @@ from fngrad.transforms.wrapping import tunable
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
 BAD_ARRAYS = {"x": X, "y": Y.at[7].set(jnp.nan)}
-BAD = batching.from_arrays(BAD_ARRAYS, batch_size=6, seed=1)
+BAD = dataset.from_arrays(BAD_ARRAYS, batch_size=6, seed=1)
 BATCH = DATA.batch(0)
 HIT = [t for t in range(12) if 7 in BAD.indices(t)]  # steps with that example
 
@@ -163,7 +163,7 @@ def test_the_error_carries_the_autopsy():
 
 
 def test_the_autopsy_begins_at_the_newest_checkpoint(tmp_path):
-    data = batching.from_arrays(BAD_ARRAYS, batch_size=1, shuffle=False)
+    data = dataset.from_arrays(BAD_ARRAYS, batch_size=1, shuffle=False)
     with pytest.raises(NonFiniteError) as error:
         quiet_fit(data=data, num_steps=20, checkpoint_dir=tmp_path, save_every=3)
     assert checkpoint.latest_step(tmp_path) == 6

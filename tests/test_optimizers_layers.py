@@ -21,7 +21,6 @@ from trajectories import (
 
 import fngrad.optimizers as optimizers
 import fngrad.tree as tree
-from fngrad.leaves import Stacked
 from fngrad.optimizers.adafactor import scale_by_factored_rms
 from fngrad.optimizers.lars import scale_by_lars
 from fngrad.optimizers.novograd import scale_by_block_norm
@@ -30,6 +29,7 @@ from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
 from fngrad.transforms.core import chain, report
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.trust_ratio import scale_by_trust_ratio
+from fngrad.tree import Stacked
 
 
 def nowhere(path, leaf):

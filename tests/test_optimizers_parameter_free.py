@@ -28,8 +28,8 @@ from trajectories import (
 )
 
 import fngrad.optimizers as optimizers
-from fngrad.evaluation_point import evaluation_point
 from fngrad.transforms.core import apply_updates
+from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.transforms.laws import check_transform
 
 ADAM = {"betas": ({}, (0.9, 0.999), (0.8, 0.9)), "eps": ({}, 1e-8, 1e-2)}

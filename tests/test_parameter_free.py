@@ -7,7 +7,6 @@ import problems
 import pytest
 from trajectories import case_id
 
-from fngrad.leaves import Stacked
 from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
 from fngrad.optimizers.dog import dog
 from fngrad.optimizers.prodigy import prodigy
@@ -15,6 +14,7 @@ from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_s
 from fngrad.transforms.averages import average_params
 from fngrad.transforms.core import apply_updates, chain, report
 from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.tree import Stacked
 
 RECIPES = {
     recipe.__name__: recipe

@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fngrad.permutation import MAX_SIZE, default_rounds, key_words, mix, permute, walk
+from fngrad.data.epoch_order import (
+    MAX_SIZE,
+    default_rounds,
+    key_words,
+    mix,
+    permute,
+    walk,
+)
 
 SIGNIFICANT = 1e-4
 ABSURD = 1e-30

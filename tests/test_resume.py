@@ -20,11 +20,11 @@ from resuming import (
 )
 
 import fngrad.checkpoint as checkpoint
+from fngrad.files.locks import LockError
 from fngrad.fitting.save_rules import USUAL_BEST
 from fngrad.fitting.saving import SaveError
 from fngrad.fitting.session import STOP
 from fngrad.fitting.validation import EarlyStopping
-from fngrad.locks import LockError
 from fngrad.logging import read_jsonl
 
 

@@ -11,7 +11,7 @@ from resuming import killed_fit, saving_fit
 
 import fngrad.checkpoint as checkpoint
 import fngrad.tree as tree
-from fngrad.fit import fit
+from fngrad.fitting.training_loop import fit
 from fngrad.optimizers import adam
 from fngrad.training import init_state, make_step, snapshot
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from regression import DATA, OPTIMIZER, STEP, first_state, loss_fn, quiet_fit
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 import fngrad.fitting.loops as loops
-from fngrad.fit import fit
-from fngrad.fitting.compilations import Compilations
 from fngrad.fitting.session import STOP
+from fngrad.fitting.training_loop import fit
 from fngrad.logging.run_folder import read_manifest
+from fngrad.programs.compilations import Compilations
 from fngrad.training import make_step
 
 
@@ -51,7 +51,7 @@ def test_choosing_a_loop_is_counted_and_written_down(tmp_path, monkeypatch):
 def test_data_of_another_shape_in_another_run_is_no_retrace():
     step = fresh_step()
     for size in (4, 5):
-        data = batching.from_arrays(DATA.arrays, batch_size=size)
+        data = dataset.from_arrays(DATA.arrays, batch_size=size)
         result = fit(step, first_state(), data, num_steps=2, progress=False)
         assert result.history.notes["compile_count"] == 1
 
@@ -133,7 +133,7 @@ def test_a_deleted_array_that_a_step_closes_over_is_explained():
 @pytest.mark.parametrize("loop", ["python", "scan"])
 def test_data_and_states_deleted_on_the_way_are_named(loop):
     arrays = jax.tree.map(lambda x: x + 0.0, DATA.arrays)
-    data = batching.from_arrays(arrays, batch_size=6)
+    data = dataset.from_arrays(arrays, batch_size=6)
 
     def lose_data(step, state, values):
         data.arrays["x"].delete()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from regression import ARRAYS, DATA, PARAMS, loss_fn
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 from fngrad.optimizers import sgd
 from fngrad.training import init_state, make_step, run
 
@@ -38,7 +38,7 @@ def test_a_run_can_be_differentiated():
 
 def test_batch_size_n_is_gradient_descent():
     def trained(batch_size, shuffle):
-        data = batching.from_arrays(ARRAYS, batch_size, shuffle=shuffle)
+        data = dataset.from_arrays(ARRAYS, batch_size, shuffle=shuffle)
         step = make_step(loss_fn, sgd(0.1))
         return run(step, init_state(PARAMS, sgd(0.1), 0), data, 5)[0].params
 

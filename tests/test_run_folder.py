@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import fngrad.logging.manifest as manifest
+from fngrad.files.atomic_writes import write_atomically
+from fngrad.files.json_values import to_json
 from fngrad.logging import RunFolder
-from fngrad.logging.files import to_json, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.slicing as slicing
+import fngrad.programs.slices as slices
 
 
 def run_in_slices(fn, *args):
-    program, result = slicing.trace(fn, *args)
-    pieces = list(slicing.slices(program))
+    program, result = slices.trace(fn, *args)
+    pieces = list(slices.slices(program))
     values = dict(zip(program.inputs, jax.tree.leaves(args), strict=True))
     values |= program.constants
     for piece in pieces:
         made = piece.run(*(values[v] for v in piece.inputs))
         values |= dict(zip(piece.outputs, made, strict=True))
-    outputs = [slicing.read(values, v) for v in program.outputs]
+    outputs = [slices.read(values, v) for v in program.outputs]
     return result.unflatten(outputs), pieces
 
 
@@ -40,15 +40,15 @@ def test_slices_together_are_the_whole():
 
 
 def test_leaves_that_are_treated_apart_are_in_slices_of_their_own():
-    program, _ = slicing.trace(apart, LEAVES, jnp.float32(0.5))
-    pieces = list(slicing.slices(program))
+    program, _ = slices.trace(apart, LEAVES, jnp.float32(0.5))
+    pieces = list(slices.slices(program))
     large = [[v for v in piece.inputs if v in program.inputs[:3]] for piece in pieces]
     assert large == [[v] for v in program.inputs[:3]] + [[]]
 
 
 def test_a_leaf_is_read_early_only_where_leaves_are_mixed():
-    program, _ = slicing.trace(mixed, LEAVES, jnp.float32(0.5))
-    first, *rest = slicing.slices(program)
+    program, _ = slices.trace(mixed, LEAVES, jnp.float32(0.5))
+    first, *rest = slices.slices(program)
     assert set(program.inputs[:3]) <= set(first.inputs)
     assert [len(set(program.inputs[:3]) & set(p.inputs)) for p in rest] == [1, 1]
 

@@ -11,7 +11,7 @@ import pytest
 from precision import x64
 
 import fngrad.steps as steps
-from fngrad.fit import fit
+from fngrad.fitting.training_loop import fit
 from fngrad.optimizers import adam, momentum, sgd
 from fngrad.training import init_state, make_step, run
 from fngrad.transforms.core import chain

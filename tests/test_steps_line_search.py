@@ -9,7 +9,7 @@ from precision import x64
 
 import fngrad.steps as steps
 from fngrad.optimizers import adam, sgd
-from fngrad.steps.searches import Point, backtrack, strong_wolfe
+from fngrad.steps.line_search_conditions import Point, backtrack, strong_wolfe
 from fngrad.training import init_state, run
 from fngrad.transforms.core import chain
 from fngrad.transforms.scaling import scale

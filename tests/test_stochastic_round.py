@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fngrad.numerics.stochastic_rounding import round_stochastically
 from fngrad.optimizers import sgd
-from fngrad.rounding import round_stochastically
 from fngrad.transforms.core import apply_updates, chain
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.rounding import stochastic_round

@@ -10,7 +10,7 @@ from sweep_problems import POINTS, STEPS, quiet_sweep
 import fngrad.sweeps as sweeps
 from fngrad.optimizers import momentum, sgd
 from fngrad.steps import freeze_diverged
-from fngrad.sweeps.result import diverged_at
+from fngrad.sweeps.results.result import diverged_at
 from fngrad.training import init_state, make_step, run
 
 BAD = 3  # the point whose rate is 1e6

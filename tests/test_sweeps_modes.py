@@ -9,12 +9,12 @@ import pytest
 from sweep_problems import METRIC, STEPS, assert_same_bits, light, train_fn
 from sweep_problems import quiet_sweep as any_sweep
 
-import fngrad.sweeps.blocks as blocks
-import fngrad.sweeps.modes as modes
-import fngrad.sweeps.probes as probes
-import fngrad.sweeps.program as program
-from fngrad.sweeps.modes import balanced
-from fngrad.sweeps.program import Block
+import fngrad.sweeps.running.blocks as blocks
+import fngrad.sweeps.running.modes as modes
+import fngrad.sweeps.running.probes as probes
+import fngrad.sweeps.running.program as program
+from fngrad.sweeps.running.modes import balanced
+from fngrad.sweeps.running.program import Block
 
 POINT = {"learning_rate": jnp.float32(0.1)}
 KEY = jax.random.key(3)
@@ -103,7 +103,7 @@ def slow_map(monkeypatch):
         return {1: 1.0, 2: 0.5, 8: 0.1}[block.width] * block.lanes
 
     monkeypatch.setattr(probes, "_seconds", seconds)
-    monkeypatch.setattr("fngrad.sweeps.modes.CPU_WIDTHS", (2, 2))
+    monkeypatch.setattr("fngrad.sweeps.running.modes.CPU_WIDTHS", (2, 2))
 
 
 def test_auto_takes_the_fastest(slow_map, tmp_path):

@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-import fngrad.sweeps.drawing as drawing
-import fngrad.sweeps.pictures as pictures
-from fngrad.extras import import_extra
+import fngrad.sweeps.results.drawing as drawing
+import fngrad.sweeps.results.pictures as pictures
+from fngrad.programs.optional_imports import import_extra
 from fngrad.sweeps import SweepResult, grid, summary
 
 SEEDS, RATES, DECAYS = 6, np.geomspace(1e-3, 1.0, 4), np.array([0.0, 0.1, 0.2])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fngrad.sweeps as sweeps
-from fngrad.sweeps.points import check_points
+from fngrad.sweeps.searching.points import check_points
 
 
 def test_a_grid_is_the_product_in_order():

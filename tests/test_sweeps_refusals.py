@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sweep_problems import quiet_sweep
 
-import fngrad.sweeps.blocks as blocks
-import fngrad.sweeps.modes as modes
-from fngrad.sweeps.program import compile_block
+import fngrad.sweeps.running.blocks as blocks
+import fngrad.sweeps.running.modes as modes
+from fngrad.sweeps.running.program import compile_block
 
 POINTS = {"x": np.array([1.0, 2.0, 3.0])}
 CHANGING = np.array([1.0, 2.0], np.float32)

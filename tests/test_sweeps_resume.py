@@ -15,9 +15,9 @@ import pytest
 from sweep_problems import DATA, POINTS, assert_same_bits, light
 from sweep_problems import quiet_sweep as any_sweep
 
-import fngrad.sweeps.program as program
-from fngrad.locks import Lock, LockError
-from fngrad.sweeps.record import Record
+import fngrad.sweeps.running.program as program
+from fngrad.files.locks import Lock, LockError
+from fngrad.sweeps.running.record import Record
 
 
 def quiet_sweep(fn=light, **options):
@@ -34,7 +34,9 @@ def lanes_of(folder):
 def test_a_second_call_trains_nothing(tmp_path, monkeypatch):
     quiet_sweep(folder=tmp_path)
     monkeypatch.setattr(program, "compile_block", lambda *_: pytest.fail("compiled"))
-    monkeypatch.setattr("fngrad.sweeps.modes.compile_block", program.compile_block)
+    monkeypatch.setattr(
+        "fngrad.sweeps.running.modes.compile_block", program.compile_block
+    )
     again = quiet_sweep(folder=tmp_path)
     assert again.notes["restored"] == 15
     assert_same_bits(again, WHOLE)
@@ -59,8 +61,8 @@ def test_missing_and_damaged_chunks_are_trained_anew(tmp_path):
 
 @pytest.mark.parametrize("position", range(0, 100, 9))
 def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
-    from fngrad.sweeps.record import Record
-    from fngrad.sweeps.storage import Folder
+    from fngrad.sweeps.running.record import Record
+    from fngrad.sweeps.running.storage import Folder
 
     record = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
     record.put(np.arange(3), [np.arange(6, dtype=np.float32).reshape(3, 2)])
@@ -211,7 +213,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, "tests")
 import conftest
-import fngrad.sweeps.storage as storage
+import fngrad.sweeps.running.storage as storage
 from sweep_problems import light, quiet_sweep
 saved, save = [], storage.Folder.save
 def save_two(*arguments):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-import fngrad.sweeps.statistics as statistics
+import fngrad.sweeps.results.statistics as statistics
 
 RATES = {"learning_rate": np.array([0.01, 0.1, 1.0])}
 LOSS, ACCURACY = ("val/loss", "min"), ("val/accuracy", "max")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fngrad.sweeps import SweepResult
-from fngrad.sweeps.tables import best_point, compare, scores, summary, table
+from fngrad.sweeps.results.tables import best_point, compare, scores, summary, table
 
 SEEDS = 6
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fngrad.batching as batching
+import fngrad.data.dataset as dataset
 import fngrad.tree as tree
 from fngrad.optimizers import adam, sgd
 from fngrad.training import init_state, make_step, run, snapshot
@@ -281,7 +281,7 @@ def test_maps_and_losses_of_one_seed_see_other_randomness():
     def draw(batch, key):
         return {"draw": jax.random.normal(key, (2,))}
 
-    data = batching.from_arrays(BATCH, batch_size=2, seed=0).map(draw)
+    data = dataset.from_arrays(BATCH, batch_size=2, seed=0).map(draw)
 
     def loss(params, batch, key):
         apart = jnp.abs(batch["draw"] - jax.random.normal(key, (2,))).min()
@@ -334,7 +334,7 @@ def test_a_snapshot_owns_its_memory_and_parts_tied_leaves():
     assert not snapshot(jnp.asarray(1.0)).weak_type
 
 
-DATA = batching.from_arrays(BATCH, batch_size=2, seed=3)
+DATA = dataset.from_arrays(BATCH, batch_size=2, seed=3)
 STEP = make_step(loss_fn, sgd(0.1))
 
 

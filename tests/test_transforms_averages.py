@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import fngrad.tree as tree
-from fngrad.evaluation_point import evaluation_point
 from fngrad.optimizers import adam, momentum, sgd
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import ema_params, lookahead
 from fngrad.transforms.core import apply_updates, chain, named
+from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.scaling import scale

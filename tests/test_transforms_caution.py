@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import fngrad.tree as tree
-from fngrad.leaves import Stacked
 from fngrad.optimizers import momentum
 from fngrad.transforms.caution import cautious
 from fngrad.transforms.core import apply_updates, chain
@@ -15,6 +14,7 @@ from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.momentum import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.tree import Stacked
 
 STEPS, DECAY = 25, 0.9
 START = {"a": np.linspace(-1.0, 1.0, 6).reshape(3, 2), "b": np.ones(3)}

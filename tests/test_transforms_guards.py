@@ -7,8 +7,8 @@ import pytest
 
 import fngrad.data as data
 import fngrad.tree as tree
-from fngrad.fit import fit
 from fngrad.fitting.nonfinite import NonFiniteError
+from fngrad.fitting.training_loop import fit
 from fngrad.optimizers import adam, sgd
 from fngrad.training import init_state, make_step
 from fngrad.transforms.accumulation import accumulate

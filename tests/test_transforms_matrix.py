@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from precision import x64
 
-from fngrad.leaves import Stacked
 from fngrad.optimizers.muon import muon, orthogonalize, scale_by_muon
 from fngrad.optimizers.shampoo import scale_by_shampoo, shampoo
 from fngrad.optimizers.soap import scale_by_soap, soap
 from fngrad.transforms.core import unwrap
 from fngrad.transforms.laws import check_transform
+from fngrad.tree import Stacked
 
 MATRICES = {"a": jnp.linspace(-1.0, 2.0, 6).reshape(3, 2), "b": jnp.ones((2, 3, 2))}
 TRANSFORMS = {

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import fngrad as fg
-import fngrad.codes as codes
+import fngrad.numerics.low_bit_codes as low_bit_codes
 import fngrad.transforms.coded_update as coded_update
 import fngrad.tree as tree
 from fngrad.optimizers import REGISTRY, adagrad, adam, momentum, rmsprop
@@ -182,8 +182,8 @@ def test_a_foreign_rule_is_told_by_globs():
     params = {"w": jnp.ones((4, 16))}
     wrapped = small(Foreign(), signed="**/m/**", non_negative=("**/v/*",))
     state = wrapped.init(params)["quantize_state"].inner["Foreign"]
-    assert state["m"]["w"].coding == codes.Coding(8, True)
-    assert state["v"]["w"].coding == codes.Coding(8, False)
+    assert state["m"]["w"].coding == low_bit_codes.Coding(8, True)
+    assert state["v"]["w"].coding == low_bit_codes.Coding(8, False)
     updates, _ = wrapped.update(params, wrapped.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.0, rtol=1e-5)
     untold = small(Foreign()).init(params)
@@ -205,7 +205,7 @@ def test_an_array_that_an_update_hands_on_keeps_its_codes():
     np.testing.assert_array_equal(updates["w"], 3 * params["w"])
     before, after = (s["quantize_state"].inner["rule"] for s in (state, new))
     jax.tree.map(np.testing.assert_array_equal, after["kept"], before["kept"])
-    last = codes.decode(after["last"]["w"])
+    last = low_bit_codes.decode(after["last"]["w"])
     np.testing.assert_allclose(last, 3 * params["w"], atol=0.3)
 
 
@@ -228,7 +228,7 @@ def test_moments_of_complex_parameters_stay_and_their_squares_do_not():
     state = jax.eval_shape(small(adam(0.1)).init, params)["quantize_state"]
     moments = state.inner["scale_by_adam"]
     assert moments.mu["z"].dtype == jnp.complex64
-    assert moments.nu["z"].coding == codes.Coding(8, False)
+    assert moments.nu["z"].coding == low_bit_codes.Coding(8, False)
 
 
 @pytest.mark.parametrize(

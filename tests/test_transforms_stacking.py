@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 import fngrad.tree as tree
-from fngrad.evaluation_point import evaluation_point
-from fngrad.leaves import Stacked
 from fngrad.optimizers import REGISTRY, adam, adamw, momentum, rmsprop, sgd
 from fngrad.training import init_state, make_step
 from fngrad.transforms.averages import ema_params
@@ -18,9 +16,11 @@ from fngrad.transforms.clipping import (
     clip_by_norm,
 )
 from fngrad.transforms.core import apply_updates, chain, report
+from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.stacking import stack, stack_leaves
+from fngrad.tree import Stacked
 
 CLIPPED = chain(clip_by_norm(0.5), sgd(0.1))
 RULES = {

@@ -35,7 +35,7 @@ import numpy as np
 
 from experiments.benchmarks.timing import interleave, seconds, table
 from fngrad.checkpoint import Checkpoints, restore, save
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 
 BYTES = 4  # of a float32
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import fngrad.logging.plots as plots
 from experiments.benchmarks.timing import interleave, seconds, table
-from fngrad.history import History
+from fngrad.logging.history import History
 
 SIZES = (10_000, 100_000, 1_000_000)
 REPEATS = 5

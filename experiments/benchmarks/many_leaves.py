@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 import fngrad as fg
 from experiments.benchmarks.timing import interleave, paired_ratio, seconds, table
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 from fngrad.transforms.stacking import stack, stack_leaves
 
 CLAIM = 10.0  # times faster

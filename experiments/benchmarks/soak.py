@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 import fngrad as fg
 from experiments.outputs import table
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 
 MEGABYTE = 2**20
 PAGE = resource.getpagesize()

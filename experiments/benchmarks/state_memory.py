@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 import fngrad as fg
 from experiments.benchmarks.timing import interleave, seconds, table
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 from fngrad.transforms.quantize import quantize_state
 
 

@@ -32,7 +32,7 @@ import fngrad as fg
 import fngrad.fitting.feeds as feeds
 import fngrad.fitting.loops as loops
 from experiments.benchmarks.timing import interleave, paired_ratio, seconds, table
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 from fngrad.training import Step
 
 SIZES = {

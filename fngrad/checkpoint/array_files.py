@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 
 _PLAIN = re.compile(r"([A-Za-z]:)?[\w./ ~@+=,!#$%&'(){};^-]*")  # taken as it is
 _LONG = 1000  # characters of a path, from where it is tried

@@ -13,7 +13,7 @@ from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
-from fngrad.local_paths import check_local
+from fngrad.files.local_paths import check_local
 
 
 class Checkpoints:

@@ -20,7 +20,7 @@ import numpy as np
 
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.host import HostTree, Leaf, named_dtype
-from fngrad.logging.files import from_json_number, to_json, write_json
+from fngrad.files.json_values import from_json_number, to_json, write_json
 
 FORMAT = 1
 NAME = "manifest.json"

@@ -11,7 +11,7 @@ from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.rebuilding import rebuild
 from fngrad.checkpoint.writing import write_step
-from fngrad.local_paths import check_local
+from fngrad.files.local_paths import check_local
 from fngrad.training import TrainState
 from fngrad.types import Path as LeafPath
 from fngrad.types import Tree

@@ -14,7 +14,7 @@ import fngrad.checkpoint.manifest as manifest
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.host import HostTree
 from fngrad.checkpoint.reading import completed, rank
-from fngrad.locks import Lock, LockError
+from fngrad.files.locks import Lock, LockError
 
 DEFAULT_BEST = ("val/loss", "min")
 

@@ -1,8 +1,8 @@
 """Data sets: arrays in memory, bundled ones, files, and how to split them."""
 
-from fngrad.batching import Dataset, from_arrays
 from fngrad.data.arrays import windows
 from fngrad.data.bundled import breast_cancer, diabetes, digits
+from fngrad.data.dataset import Dataset, from_arrays
 from fngrad.data.files import csv_file, idx_file, idx_files
 from fngrad.data.splitting import Splits, split, standardize
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
-from fngrad.batching import Dataset, Remainder, from_arrays
+from fngrad.data.dataset import Dataset, Remainder, from_arrays
 from fngrad.types import Batch
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fngrad.data.splitting import Splits, split, standardize
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 
 FRACTIONS = (0.7, 0.15, 0.15)
 SEED = 0

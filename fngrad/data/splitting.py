@@ -8,8 +8,8 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.batching import num_examples
-from fngrad.inputs import unmasked
+from fngrad.data.dataset import num_examples
+from fngrad.numerics.array_inputs import unmasked
 
 Arrays = TypeVar("Arrays")
 

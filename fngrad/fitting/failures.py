@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fngrad.files.json_values import from_json_number
 from fngrad.fitting.validation import Values
-from fngrad.history import History
-from fngrad.logging.files import from_json_number
+from fngrad.logging.history import History
 from fngrad.training import TrainState
 
 

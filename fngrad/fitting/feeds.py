@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 import fngrad.tree as tree
-from fngrad.batching import Dataset, check_foreign
-from fngrad.signatures import batch_of
+from fngrad.data.dataset import Dataset, check_foreign
+from fngrad.programs.signatures import batch_of
 from fngrad.types import Batch, Path
 
 

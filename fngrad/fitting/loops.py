@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fngrad.fitting.compilations import Compilations, calls_again
 from fngrad.fitting.feeds import Feed, batch_at
 from fngrad.fitting.interrupts import Interruption
+from fngrad.programs.compilations import Compilations, calls_again
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 

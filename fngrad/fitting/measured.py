@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from fngrad.directions import Directed, Metric, directed, direction
 from fngrad.fitting.save_rules import USUAL_BEST
 from fngrad.fitting.validation import Evaluation
+from fngrad.metrics.directions import Directed, Metric, directed, direction
 from fngrad.training import TrainState
 
 

@@ -13,7 +13,7 @@ import fngrad.tree as tree
 from fngrad.fitting.checks import check_hashable, check_option
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.interrupts import Interruption
-from fngrad.history import History
+from fngrad.logging.history import History
 from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState
 from fngrad.types import Path

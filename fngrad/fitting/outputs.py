@@ -16,8 +16,8 @@ from fngrad.fitting.feeds import Feed
 from fngrad.fitting.resume import Past
 from fngrad.fitting.save_rules import SaveRules
 from fngrad.fitting.validation import Values
-from fngrad.history import History
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
+from fngrad.logging.history import History
 from fngrad.logging.run_folder import read_manifest
 
 _GOES_ON = 'on_save_error="warn" goes on without'

@@ -7,13 +7,13 @@ import jax
 
 import fngrad.tree as tree
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
+from fngrad.files.json_values import to_json
 from fngrad.fitting.agenda import ENDLESS, Agenda
 from fngrad.fitting.failures import Look
 from fngrad.fitting.feeds import Feed
 from fngrad.fitting.save_rules import SaveRules
-from fngrad.history import History
 from fngrad.logging.differences import check_unchanged
-from fngrad.logging.files import to_json
+from fngrad.logging.history import History
 from fngrad.logging.progress import say
 from fngrad.training import TrainState, snapshot
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fngrad.numerics as numerics
-from fngrad.directions import Directed, directed
-from fngrad.extras import import_extra
+from fngrad.files.local_paths import check_local
 from fngrad.fitting.checks import check_option
-from fngrad.local_paths import check_local
+from fngrad.metrics.directions import Directed, directed
+from fngrad.programs.optional_imports import import_extra
 
 USUAL_BEST: Directed = ("val/loss", "min")
 USUAL_MINUTES = 10.0

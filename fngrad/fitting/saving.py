@@ -11,7 +11,7 @@ from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.resume import Past
 from fngrad.fitting.save_rules import USUAL_BEST, SaveRules
 from fngrad.fitting.validation import BestValue, Values
-from fngrad.history import History
+from fngrad.logging.history import History
 from fngrad.training import TrainState
 
 

@@ -28,7 +28,7 @@ from fngrad.fitting.nonfinite import (
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.saving import SaveError, Saving
 from fngrad.fitting.validation import Evaluation, Patience, Values
-from fngrad.history import History
+from fngrad.logging.history import History
 from fngrad.logging.progress import say
 from fngrad.training import TrainState, snapshot
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
-import fngrad.evaluation as evaluation
 import fngrad.numerics as numerics
-from fngrad.directions import Mode, check_mode, direction
-from fngrad.logging.files import from_json_number
+import fngrad.training.evaluation as evaluation
+from fngrad.files.json_values import from_json_number
+from fngrad.metrics.directions import direction
 from fngrad.training import TrainState
+from fngrad.types import Mode
 
 Values = dict[str, Any]  # metrics by name
 
@@ -41,7 +42,7 @@ class EarlyStopping(NamedTuple):
                 "need min_delta as a finite number >= 0 in units of "
                 f"{self.metric!r}, got min_delta={self.min_delta!r}"
             )
-        check_mode(self.mode)
+        numerics.check_mode(self.mode)
 
 
 class Evaluation(NamedTuple):

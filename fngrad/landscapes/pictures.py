@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fngrad.extras import import_extra, literal
+from fngrad.programs.optional_imports import import_extra, literal
 
 POINTS = 200  # of a grid's side
 LEVELS = 24

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from fngrad.locks import held
-from fngrad.logging.files import write_atomically
+from fngrad.files.atomic_writes import write_atomically
+from fngrad.files.locks import held
 
 _BLOCK = 1 << 16  # bytes
 

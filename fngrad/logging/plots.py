@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fngrad.extras import import_extra, literal
+from fngrad.files.atomic_writes import write_atomically
 from fngrad.logging.decimation import decimate
-from fngrad.logging.files import write_atomically
+from fngrad.programs.optional_imports import import_extra, literal
 
 Run: TypeAlias = tuple[Any, Any]  # steps and values, each of shape (points,)
 Panel: TypeAlias = Mapping[str, Sequence[Run]]  # label -> one run a seed

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fngrad.extras import import_extra
+from fngrad.programs.optional_imports import import_extra
 
 _SECONDS_BETWEEN_LINES = 10.0  # where stderr is a file, every refresh stays in it
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import fngrad.logging.manifest as facts
 import fngrad.logging.plots as plots
-from fngrad.local_paths import check_local
+from fngrad.files.json_values import to_json, write_json
+from fngrad.files.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
-from fngrad.logging.files import to_json, write_json
 from fngrad.logging.progress import say
 
 

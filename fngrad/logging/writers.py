@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fngrad.extras import import_extra
-from fngrad.local_paths import check_local
-from fngrad.logging.files import from_json_number, to_json
+from fngrad.files.json_values import from_json_number, to_json
+from fngrad.files.local_paths import check_local
 from fngrad.logging.lines import LineFile
+from fngrad.programs.optional_imports import import_extra
 
 _LOSSLESS = "surrogateescape"  # another program's bytes stay what they are
 

@@ -10,8 +10,10 @@ from fngrad.numerics.arithmetic import (
 )
 from fngrad.numerics.checks import (
     MAX_STEP,
+    MODES,
     as_int,
     check_count,
+    check_mode,
     check_number,
     check_positive,
     check_unmasked,
@@ -39,11 +41,13 @@ from fngrad.numerics.steps import bias_correction, first_step, next_step
 
 __all__ = [
     "MAX_STEP",
+    "MODES",
     "as_double",
     "as_int",
     "bias_correction",
     "bounded",
     "check_count",
+    "check_mode",
     "check_number",
     "check_positive",
     "check_seed",

@@ -107,3 +107,16 @@ def integers(name: str, x: Any) -> jax.Array:
         low = max(int(bounds.min), -MAX_STEP)
         narrow = xp.where((low <= x) & (x <= MAX_STEP), narrow, np.int32(-1))
     return jnp.asarray(narrow)
+
+
+MODES = 'mode="min" or mode="max"'
+
+
+def check_mode(mode: Any) -> None:
+    """Raise unless a mode is ``"min"``, ``"max"`` or ``None``.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if mode not in (None, "min", "max"):
+        raise ValueError(f"need {MODES}, got {mode!r}")

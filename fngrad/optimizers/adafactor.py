@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
@@ -81,7 +80,7 @@ def scale_by_factored_rms(
         return _start(p, _axes(p.shape, longest, shortest))
 
     def init(params: Params) -> ScaleByFactoredRmsState:
-        nu, factors = leaves.map_leaves(start, params, outputs=2)
+        nu, factors = tree.map_leaves(start, params, outputs=2)
         return ScaleByFactoredRmsState(numerics.first_step(), nu, factors)
 
     def update(
@@ -103,7 +102,7 @@ def scale_by_factored_rms(
             means = tree.lerp(factors, means, weight)
             return _divide_by_factors(g, means, axes), None, means
 
-        new_updates, nu, factors = leaves.map_leaves(
+        new_updates, nu, factors = tree.map_leaves(
             divide, updates, state.nu, state.factors, outputs=3
         )
         step = numerics.next_step(state.step)

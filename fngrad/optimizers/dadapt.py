@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.distance_estimates import (
@@ -80,8 +79,8 @@ def scale_by_dadapt_adam(
     check_adam(betas, eps, weight_decay)
 
     def init(params: Params) -> ScaleByDadaptAdamState:
-        leaves.check_real("dadapt_adamw", params)
-        leaves.check_mask(mask, params)
+        tree.check_real("dadapt_adamw", params)
+        tree.check_mask(mask, params)
         zeros = (tree.wide_zeros_like(params) for _ in range(3))
         step = numerics.first_step()
         return ScaleByDadaptAdamState(step, scalar(estim_lr0), scalar(0.0), *zeros)
@@ -148,9 +147,9 @@ def scale_by_dadapt_sgd(
     numerics.check_number("momentum", momentum, 0.0, 1.0)
 
     def init(params: Params) -> ScaleByDadaptSgdState:
-        leaves.check_real("dadapt_sgd", params)
+        tree.check_real("dadapt_sgd", params)
         scalars = scalar(estim_lr0), scalar(0.0), scalar(0.0)
-        sums, start = tree.wide_zeros_like(params), leaves.wide_copy(params)
+        sums, start = tree.wide_zeros_like(params), tree.wide_copy(params)
         return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
 
     def report(
@@ -174,7 +173,7 @@ def scale_by_dadapt_sgd(
             grad_sum,
             state.params0,
         )
-        new_updates = tree.scale(towards, leaves.difference(params, z))
+        new_updates = tree.scale(towards, tree.difference(params, z))
         told = {"d": state.d, "learning_rate": rate / unit}
         return new_updates, new_state, told
 

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.averages import average_params
@@ -52,12 +51,10 @@ def scale_by_dog(
     numerics.check_number("eps", eps, low=0.0)
 
     def over_blocks(fn: Any, *trees: Any, outputs: int = 1) -> Any:
-        return (
-            leaves.map_leaves(fn, *trees, outputs=outputs) if layerwise else fn(*trees)
-        )
+        return tree.map_leaves(fn, *trees, outputs=outputs) if layerwise else fn(*trees)
 
     def init(params: Params) -> ScaleByDogState:
-        start = leaves.wide_copy(params)
+        start = tree.wide_copy(params)
         zero = jnp.zeros((), jnp.result_type(float))
         farthest = over_blocks(lambda w: _first_distance(init_step, w) + zero, start)
         squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
@@ -68,7 +65,7 @@ def scale_by_dog(
         inside = numerics.hyper(eps, state.step)
 
         def of_block(w: Any, g: Any, start: Any, farthest: Any, squares: Any) -> Any:
-            distance = tree.norm(leaves.difference(w, start)).astype(farthest.dtype)
+            distance = tree.norm(tree.difference(w, start)).astype(farthest.dtype)
             farthest = jnp.maximum(farthest, distance)
             squares, factor = _add_square(squares, g)
             size = divide_by_root(farthest, squares, inside, outside=0.0)

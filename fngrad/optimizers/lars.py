@@ -2,8 +2,8 @@
 
 import jax
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import add_weights
 from fngrad.transforms.momentum import trace
@@ -50,8 +50,8 @@ def scale_by_lars(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> TrustRatioState:
-        leaves.check_mask(mask, params)
-        leaves.check_mask(trust_ratio_mask, params)
+        tree.check_mask(mask, params)
+        tree.check_mask(trust_ratio_mask, params)
         return TrustRatioState(numerics.first_step())
 
     def decay_and_compare(
@@ -65,7 +65,7 @@ def scale_by_lars(
         if separate_norms:
             lengths = jax.tree.map(
                 lambda d, g, w, rate: g + decay * w * rate if d else g,
-                *(leaves.selected(mask, params), lengths, sizes, rates),
+                *(tree.selected(mask, params), lengths, sizes, rates),
             )
         return decayed, trust_ratios(coefficient, sizes, lengths, outside, rates)
 

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.weight_decay import decaying
@@ -40,7 +39,7 @@ def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
     check_decay("b2", b2, corrected=False)
 
     def init(params: Params) -> ScaleByLionState:
-        leaves.check_real("scale_by_lion", params)
+        tree.check_real("scale_by_lion", params)
         return ScaleByLionState(numerics.first_step(), tree.wide_zeros_like(params))
 
     def update(

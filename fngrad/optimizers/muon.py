@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
@@ -152,7 +151,7 @@ def scale_by_muon(
     _triples(ns_coeffs, ns_steps)
 
     def init(params: Params) -> ScaleByMuonState:
-        leaves.check_real("scale_by_muon", params)
+        tree.check_real("scale_by_muon", params)
         _check_axes(params)
         return ScaleByMuonState(numerics.first_step(), tree.wide_zeros_like(params))
 
@@ -178,7 +177,7 @@ def scale_by_muon(
                 o = numerics.bounded(o * unit, o)
             return numerics.scaled(_factor(flat.shape, rms), o).reshape(m.shape)
 
-        new_updates = leaves.map_leaves(direct, mu, updates)
+        new_updates = tree.map_leaves(direct, mu, updates)
         return new_updates, ScaleByMuonState(numerics.next_step(state.step), mu)
 
     return chain(Transform(init, update, name="scale_by_muon"))

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
@@ -49,7 +48,7 @@ def scale_by_block_norm(
     numerics.check_number("eps_root", eps_root, low=0.0)
 
     def init(params: Params) -> ScaleByBlockNormState:
-        nu = leaves.map_leaves(lambda p: jnp.zeros((), real_dtype(p)), params)
+        nu = tree.map_leaves(lambda p: jnp.zeros((), real_dtype(p)), params)
         return ScaleByBlockNormState(numerics.first_step(), nu)
 
     def update(
@@ -68,7 +67,7 @@ def scale_by_block_norm(
             whole = jnp.broadcast_to(nu, g.shape)
             return divide_by_root(g, whole, inside, outside), nu
 
-        new_updates, nu = leaves.map_leaves(normalize, updates, state.nu, outputs=2)
+        new_updates, nu = tree.map_leaves(normalize, updates, state.nu, outputs=2)
         return new_updates, ScaleByBlockNormState(numerics.next_step(state.step), nu)
 
     return chain(Transform(init, update, name="scale_by_block_norm"))

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.distance_estimates import (
@@ -110,11 +109,11 @@ def scale_by_prodigy(
         return _Values(b1, b2, b3, at(eps), *bounds, size, size * at(weight_decay))
 
     def init(params: Params) -> ScaleByProdigyState:
-        leaves.check_real("prodigy", params)
-        leaves.check_mask(mask, params)
+        tree.check_real("prodigy", params)
+        tree.check_mask(mask, params)
         sums, mu, nu = (tree.wide_zeros_like(params) for _ in range(3))
         start = Estimate(scalar(estim_lr0), scalar(estim_lr0), scalar(0.0), sums)
-        step, params0 = numerics.first_step(), leaves.wide_copy(params)
+        step, params0 = numerics.first_step(), tree.wide_copy(params)
         return ScaleByProdigyState(step, start, mu, nu, params0)
 
     def report(
@@ -122,7 +121,7 @@ def scale_by_prodigy(
     ) -> tuple[Updates, ScaleByProdigyState, Metrics]:
         updates = squarable(updates)
         now = values(state)
-        travelled = leaves.difference(state.params0, params)
+        travelled = tree.difference(state.params0, params)
         estimate = _advance(now, state.estimate, updates, travelled, safeguard_warmup)
         weighted = tree.scale(state.estimate.d, updates)
         mu = tree.average(now.b1, state.mu, weighted)

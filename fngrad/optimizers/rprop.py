@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
@@ -52,7 +51,7 @@ def scale_by_rprop(
     numerics.check_number("max_step_size", max_step_size, low=0.0)
 
     def init(params: Params) -> ScaleByRpropState:
-        leaves.check_real("scale_by_rprop", params)
+        tree.check_real("scale_by_rprop", params)
         sizes, signs = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
         return ScaleByRpropState(numerics.first_step(), sizes, signs)
 

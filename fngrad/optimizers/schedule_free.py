@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.rmsprop import scale_by_rms
@@ -98,7 +97,7 @@ def schedule_free(
     def init(params: Params) -> ScheduleFreeState:
         zero = jnp.zeros((), jnp.result_type(float))
         held = tree.keep(learned_leaves(bare, params), params)
-        z, x = (leaves.wide_copy(held) for _ in range(2))
+        z, x = (tree.wide_copy(held) for _ in range(2))
         step = numerics.first_step()
         return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
 
@@ -115,7 +114,7 @@ def schedule_free(
         z = tree.add(state.z, tree.keep(learned, steps))
         x = tree.lerp(state.x, z, share)
         y = tree.average(numerics.hyper(b1, state.step), x, z)
-        moves = leaves.difference(y, tree.keep(learned, params))
+        moves = tree.difference(y, tree.keep(learned, params))
         step = numerics.next_step(state.step)
         new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
         new_updates = tree.merge(moves, tree.zeros_like(updates))

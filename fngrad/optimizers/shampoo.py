@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
@@ -90,9 +89,9 @@ def scale_by_shampoo(
         return max_size if p.ndim > 1 or full_vectors else 0
 
     def init(params: Params) -> ScaleByShampooState:
-        leaves.check_real("scale_by_shampoo", params)
+        tree.check_real("scale_by_shampoo", params)
         statistics, roots = (
-            leaves.map_leaves(lambda p: _empty_statistics(p, size(p)), params)
+            tree.map_leaves(lambda p: _empty_statistics(p, size(p)), params)
             for _ in range(2)
         )
         nu = full_moment(params, 0.0) if graft == "diagonal" else ()
@@ -104,8 +103,8 @@ def scale_by_shampoo(
         ridge = numerics.hyper(eps, state.step)
         power = None if exponent is None else numerics.hyper(exponent, state.step)
         weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
-        given, updates = updates, leaves.map_leaves(shrunk_leaf, updates)
-        statistics = leaves.map_leaves(
+        given, updates = updates, tree.map_leaves(shrunk_leaf, updates)
+        statistics = tree.map_leaves(
             lambda g, axes: _observe(g, axes, weights), updates, state.statistics
         )
         is_due = state.step % update_every == 0
@@ -115,9 +114,9 @@ def scale_by_shampoo(
         if graft == "diagonal":
             nu = jax.tree.map(weights.accumulate_square, nu, updates)
             target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
-        new_updates = leaves.map_leaves(_multiply, updates, roots)
+        new_updates = tree.map_leaves(_multiply, updates, roots)
         if graft is not None:
-            new_updates = leaves.map_leaves(_with_norm_of, new_updates, target)
+            new_updates = tree.map_leaves(_with_norm_of, new_updates, target)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByShampooState(step, statistics, roots, nu)
 
@@ -278,7 +277,7 @@ def _follow(
     """Return the statistics' roots if they are due, else the old ones."""
 
     def renew() -> Updates:
-        return leaves.map_leaves(
+        return tree.map_leaves(
             lambda _, axes: _inverse_roots(axes, *scalars), updates, statistics
         )
 

@@ -6,7 +6,7 @@ A sign is -1, 0 or 1: an entry that points nowhere does not move.
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
+import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.transforms.momentum import ema
@@ -32,7 +32,7 @@ def scale_by_sign() -> Transform:
     """
 
     def init(params: Params) -> tuple:
-        leaves.check_real("scale_by_sign", params)
+        tree.check_real("scale_by_sign", params)
         return ()
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:

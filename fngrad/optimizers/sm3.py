@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
@@ -47,7 +46,7 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
         return tuple(jnp.zeros(shape, real_dtype(p)) for shape in _bound_shapes(p))
 
     def init(params: Params) -> ScaleBySm3State:
-        bounds = leaves.map_leaves(start, params)
+        bounds = tree.map_leaves(start, params)
         return ScaleBySm3State(numerics.first_step(), bounds)
 
     def update(
@@ -70,9 +69,7 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
                 bounds = _slice_maxima(total)
             return divide_by_root(g, total, inside, 0.0), bounds
 
-        new_updates, bounds = leaves.map_leaves(
-            divide, updates, state.bounds, outputs=2
-        )
+        new_updates, bounds = tree.map_leaves(divide, updates, state.bounds, outputs=2)
         return new_updates, ScaleBySm3State(numerics.next_step(state.step), bounds)
 
     return chain(Transform(init, update, name="scale_by_sm3"))

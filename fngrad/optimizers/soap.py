@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, gram, matmul
@@ -86,8 +85,8 @@ def scale_by_soap(
         return _empty(p, max_precond_dim if is_turned else -1)
 
     def init(params: Params) -> ScaleBySoapState:
-        leaves.check_real("scale_by_soap", params)
-        statistics, bases = (leaves.map_leaves(empty, params) for _ in range(2))
+        tree.check_real("scale_by_soap", params)
+        statistics, bases = (tree.map_leaves(empty, params) for _ in range(2))
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
         return ScaleBySoapState(numerics.first_step(), mu, nu, statistics, bases)
 
@@ -95,21 +94,21 @@ def scale_by_soap(
         updates: Updates, state: ScaleBySoapState, params: Params
     ) -> tuple[Updates, ScaleBySoapState]:
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
-        updates = leaves.map_leaves(_squarable, updates, state.bases)
+        updates = tree.map_leaves(_squarable, updates, state.bases)
         state = _with_statistics(updates, state, beta)
         adam_step = jnp.maximum(state.step - int(skip_first), 0)
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
-        rotated = leaves.map_leaves(_rotate, updates, state.bases)
+        rotated = tree.map_leaves(_rotate, updates, state.bases)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, rotated))
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
-        mu_hat = leaves.map_leaves(
+        mu_hat = tree.map_leaves(
             _rotate, remove_bias(mu, beta_1, adam_step), state.bases
         )
         nu_hat = remove_bias(nu, beta_2, adam_step)
         direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
-        new_updates = leaves.map_leaves(_rotate_back, direction, state.bases)
+        new_updates = tree.map_leaves(_rotate_back, direction, state.bases)
         is_due = (adam_step + 1) % every == 0
         is_due &= state.step > 0
         nu, bases = _follow(is_due, nu, state.statistics, state.bases)
@@ -227,7 +226,7 @@ def _with_statistics(
             for i, s in enumerate(axes)
         )
 
-    statistics = leaves.map_leaves(observe, updates, state.statistics)
+    statistics = tree.map_leaves(observe, updates, state.statistics)
     bases = _begin(state.step == 0, updates, statistics, state.bases)
     return state._replace(statistics=statistics, bases=bases)
 
@@ -243,7 +242,7 @@ def _begin(
     statistics = lax.stop_gradient(statistics)
     return lax.cond(
         is_first,
-        lambda: leaves.map_leaves(decompose, updates, statistics),
+        lambda: tree.map_leaves(decompose, updates, statistics),
         lambda: bases,
     )
 
@@ -255,7 +254,7 @@ def _follow(
     statistics = lax.stop_gradient(statistics)
     return lax.cond(
         is_due,
-        lambda: leaves.map_leaves(_renew, nu, statistics, bases, outputs=2),
+        lambda: tree.map_leaves(_renew, nu, statistics, bases, outputs=2),
         lambda: (nu, bases),
     )
 

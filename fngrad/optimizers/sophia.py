@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.weight_decay import decaying
@@ -62,7 +61,7 @@ def scale_by_sophia(
     numerics.check_positive("clip_threshold", clip_threshold)
 
     def init(params: Params) -> ScaleBySophiaState:
-        leaves.check_real("scale_by_sophia", params)
+        tree.check_real("scale_by_sophia", params)
         step, zeros = numerics.first_step(), tree.wide_zeros_like
         decay = numerics.hyper(b2, step)
         return ScaleBySophiaState(step, decay + 0, zeros(params), zeros(params))

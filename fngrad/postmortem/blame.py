@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from fngrad.postmortem.walk import Place, Suspect, Value, Walk
-from fngrad.slicing import Program
+from fngrad.programs.slices import Program
 from fngrad.types import Path
 
 MAX_SUSPECTS = 8  # beyond them the first is blamed

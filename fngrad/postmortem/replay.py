@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 import fngrad.tree as tree
-from fngrad.batching import Dataset
-from fngrad.signatures import batch_of
+from fngrad.data.dataset import Dataset
+from fngrad.programs.signatures import batch_of
 from fngrad.training import Step, TrainState
 from fngrad.types import Batch, Path
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.slicing as slicing
-from fngrad.slicing import Operation, Program
+import fngrad.programs.slices as slices
+from fngrad.programs.slices import Operation, Program
 from fngrad.types import Path
 
 # The equation's number; within another equation after that one's, and in a loop after
@@ -32,7 +32,7 @@ CALLS = {  # equations that are their inner program
 }
 _SILENT = {"debug_callback", "debug_print"}  # equations that are left out
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold that program
-# Names that `fngrad.objective` gives to values.
+# Names that `fngrad.training.loss_forms` gives to values.
 GRADIENT, LOSS = "gradient/", "loss"
 
 
@@ -109,11 +109,11 @@ class Walk:
         known |= zip(program.inputs, inputs, strict=True)
 
         def read(variable: Any) -> Value:
-            if slicing.is_variable(variable):
+            if slices.is_variable(variable):
                 return known[variable]
-            return _constant(slicing.read({}, variable))
+            return _constant(slices.read({}, variable))
 
-        for index, operation in enumerate(slicing.operations(program)):
+        for index, operation in enumerate(slices.operations(program)):
             equation = operation.equation
             values = [read(v) for v in equation.invars]
             here = (*place, index), (equation, *around)
@@ -139,10 +139,10 @@ class Walk:
             self._note(params["name"], inputs[0])
         if name in CALLS:
             inner = next(params[key] for key in _INNER if key in params)
-            return self._follow(slicing.called(inner), inputs, place, equations)
+            return self._follow(slices.called(inner), inputs, place, equations)
         if name == "cond":
             branch = params["branches"][int(inputs[0].array)]
-            return self._follow(slicing.called(branch), inputs[1:], place, equations)
+            return self._follow(slices.called(branch), inputs[1:], place, equations)
         if name in _LOOPS:
             return self._loop(operation, inputs, place, equations)
         return self._operate(operation, inputs, place, equations)
@@ -184,7 +184,7 @@ class Walk:
                 return [self._derived(x, sources) for x in arrays]
 
         def body(closed: Any, values: list[Value], iteration: int) -> list[Value]:
-            program = slicing.called(closed)
+            program = slices.called(closed)
             return self._follow(program, values, (*place, iteration), equations)
 
         iterate = _LOOPS[operation.equation.primitive.name]
@@ -239,7 +239,7 @@ def _derived(array: Any, sources: frozenset[Place]) -> Value:
 def _scan(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
     """Iterate a scan; what it runs over has one axis more than its body reads."""
     closed, length = equation.params["jaxpr"], equation.params["length"]
-    inner = slicing.called(closed)
+    inner = slices.called(closed)
     over = [
         np.ndim(x.array) > len(variable.aval.shape)
         for x, variable in zip(inputs, inner.inputs, strict=True)

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 import fngrad.tree as tree
-from fngrad.measures import Move
 from fngrad.training import TrainState
+from fngrad.training.step_metrics import Move
 from fngrad.transforms.core import Transform, apply_updates, update_and_report
 from fngrad.types import Tree, Updates
 

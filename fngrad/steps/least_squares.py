@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.measures import Move, Start
 from fngrad.optimizers.sgd import sgd
 from fngrad.steps.core import find_parts, move_by, replace_parts
 from fngrad.steps.linearized import (
@@ -26,6 +25,7 @@ from fngrad.steps.linearized import (
     unflatten,
 )
 from fngrad.training import Step, TrainState, finish, open_step
+from fngrad.training.step_metrics import Move, Start
 from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.damping import DampingState
 from fngrad.types import Batch, Hyper, Metrics, Updates

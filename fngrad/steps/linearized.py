@@ -13,9 +13,9 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.leaves import check_real
-from fngrad.objective import Value, read_value
-from fngrad.signatures import bind, parameters
+from fngrad.programs.signatures import bind, parameters
+from fngrad.training.loss_forms import Value, read_value
+from fngrad.tree import check_real
 from fngrad.types import Batch, Key, ModelState, Params, Updates
 
 FORMS = """\

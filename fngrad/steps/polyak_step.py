@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-import fngrad.objective as objective
+import fngrad.training.loss_forms as loss_forms
 import fngrad.tree as tree
-from fngrad.measures import Move
 from fngrad.optimizers.sgd import sgd
 from fngrad.steps.core import displace
 from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training.step_metrics import Move
 from fngrad.transforms.core import TransformLike, chain, update_and_report
 from fngrad.types import Batch, Hyper, LossFn, Metrics
 
@@ -70,7 +70,7 @@ def polyak(
     numerics.check_positive("max_learning_rate", max_learning_rate)
     numerics.check_number("eps", eps, low=0.0)
     transform = chain(sgd(1.0) if optimizer is None else optimizer)
-    gradient = objective.gradient_fn(loss_fn)
+    gradient = loss_forms.gradient_fn(loss_fn)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)

@@ -4,8 +4,8 @@ import functools
 
 import jax
 
-import fngrad.measures as measures
 import fngrad.numerics as numerics
+import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
 from fngrad.steps.freezing import is_good
 from fngrad.training import Step, TrainState
@@ -55,7 +55,7 @@ def skip_bad_steps(step: Step) -> Step:
         kept = state._replace(step=numerics.next_step(state.step))
         # Unlike a select, a branch is not rounded together with what made its inputs.
         chosen = jax.lax.cond(goes_on, lambda: new_state, lambda: kept)
-        told = measures.union([metrics, {"skipped": ~goes_on}])
+        told = step_metrics.union([metrics, {"skipped": ~goes_on}])
         return chosen, {**told, "is_finite": goes_on}
 
     return guarded

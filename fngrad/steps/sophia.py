@@ -5,13 +5,13 @@ from typing import Literal
 import jax
 
 import fngrad.numerics as numerics
-import fngrad.objective as objective
+import fngrad.training.loss_forms as loss_forms
 import fngrad.tree as tree
-from fngrad.measures import Start
-from fngrad.objective import Gradient
 from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
 from fngrad.steps.core import move_by, replace_parts
 from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training.loss_forms import Gradient
+from fngrad.training.step_metrics import Start
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
 
@@ -66,7 +66,7 @@ def sophia(
             f'need distribution="normal" or "rademacher", got {distribution=}'
         )
     transform = chain(optimizer)
-    gradient = objective.gradient_fn(loss_fn)
+    gradient = loss_forms.gradient_fn(loss_fn)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)

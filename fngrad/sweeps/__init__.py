@@ -3,9 +3,13 @@
 `sweep` trains at every point with every key; `grid`, `random` and `sobol` make points.
 """
 
-import fngrad.sweeps.pictures as pictures
-from fngrad.sweeps.halving import Halving, rungs, successive_halving
-from fngrad.sweeps.points import (
+import fngrad.sweeps.results.pictures as pictures
+from fngrad.sweeps.results.result import SweepResult
+from fngrad.sweeps.results.statistics import Comparison, Summary
+from fngrad.sweeps.results.tables import Table, best_point, compare, summary, table
+from fngrad.sweeps.running.runner import sweep
+from fngrad.sweeps.searching.halving import Halving, rungs, successive_halving
+from fngrad.sweeps.searching.points import (
     Range,
     choice,
     grid,
@@ -14,12 +18,12 @@ from fngrad.sweeps.points import (
     sobol,
     uniform,
 )
-from fngrad.sweeps.population import Population, lineage, population_based_training
-from fngrad.sweeps.range_test import RangeTest, learning_rate_range_test
-from fngrad.sweeps.result import SweepResult
-from fngrad.sweeps.runner import sweep
-from fngrad.sweeps.statistics import Comparison, Summary
-from fngrad.sweeps.tables import Table, best_point, compare, summary, table
+from fngrad.sweeps.searching.population import (
+    Population,
+    lineage,
+    population_based_training,
+)
+from fngrad.sweeps.searching.range_test import RangeTest, learning_rate_range_test
 
 __all__ = [
     "Comparison",

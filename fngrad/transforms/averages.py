@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
@@ -113,7 +112,7 @@ def lookahead(
     within = unwrap(inner)
 
     def init(params: Params) -> LookaheadState:
-        slow = leaves.wide_copy(tree.keep(learned_leaves(within, params), params))
+        slow = tree.wide_copy(tree.keep(learned_leaves(within, params), params))
         return LookaheadState(numerics.first_step(), slow, within.init(params))
 
     def advance(
@@ -181,7 +180,7 @@ def ema_params(
     start_step = numerics.check_count("start_step", start_step, low=0)
 
     def init(params: Params) -> EmaParamsState:
-        copy = leaves.wide_copy(_floats(params))
+        copy = tree.wide_copy(_floats(params))
         log_rest = jnp.full((), 0.0 if debias else _NONE_LEFT, jnp.result_type(float))
         average = tree.zeros_like(copy) if debias else copy
         return EmaParamsState(numerics.first_step(), log_rest, average)
@@ -266,7 +265,7 @@ def average_params(gamma: Hyper = 8.0) -> Transform:
     numerics.check_number("gamma", gamma, low=0.0)
 
     def init(params: Params) -> AverageParamsState:
-        return AverageParamsState(numerics.first_step(), leaves.wide_copy(params))
+        return AverageParamsState(numerics.first_step(), tree.wide_copy(params))
 
     def update(
         updates: Updates, state: AverageParamsState, params: Params

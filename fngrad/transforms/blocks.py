@@ -8,7 +8,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
@@ -52,7 +51,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
             u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
             return u / excess.astype(u.dtype)
 
-        return leaves.map_leaves(clip, updates), state
+        return tree.map_leaves(clip, updates), state
 
     return chain(Transform(lambda params: (), update, name="clip_by_block_rms"))
 
@@ -81,7 +80,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
             size = _root_mean_square(w)
             return numerics.scaled(jnp.maximum(size, floor.astype(size.dtype)), u)
 
-        return leaves.map_leaves(scale, updates, tree.widen(params)), state
+        return tree.map_leaves(scale, updates, tree.widen(params)), state
 
     return chain(Transform(lambda params: (), update, name="scale_by_param_block_rms"))
 

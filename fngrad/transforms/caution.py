@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.transforms.core import (
     Run,
     Transform,
@@ -82,7 +82,7 @@ def cautious(
         run: Run, updates: Updates, state: OptState, params: Params
     ) -> Reported:
         made, new_state, told = run(within, updates, state, params)
-        return leaves.map_leaves(filtered, made, updates), new_state, told
+        return tree.map_leaves(filtered, made, updates), new_state, told
 
     return chain(wrapping(within.init, advance, "cautious", within.trainable))
 

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
@@ -73,7 +72,7 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
         def shrink(u: jax.Array) -> jax.Array:
             return shrink_onto(bound, u, *numerics.fitting_norm(tree.norm, u))
 
-        return leaves.map_leaves(shrink, updates), state
+        return tree.map_leaves(shrink, updates), state
 
     return chain(Transform(lambda params: (), update, name="clip_by_norm"))
 
@@ -156,7 +155,7 @@ def adaptive_clip(
             bound = numerics.scaled(ratio, jnp.maximum(norm, floor.astype(norm.dtype)))
             return shrink_onto(bound, u, *numerics.fitting_norm(unit_norm, u))
 
-        return leaves.map_leaves(clip_leaf, updates, tree.widen(params)), state
+        return tree.map_leaves(clip_leaf, updates, tree.widen(params)), state
 
     return chain(Transform(lambda params: (), update, name="adaptive_clip"))
 
@@ -183,7 +182,7 @@ def centralize() -> Transform:
         return numerics.bounded(u - mean, u)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        return leaves.map_leaves(center, updates), state
+        return tree.map_leaves(center, updates), state
 
     return chain(Transform(lambda params: (), update, name="centralize"))
 

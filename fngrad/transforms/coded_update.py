@@ -1,8 +1,8 @@
 """An update of moments in codes that holds few of them in float32 at a time.
 
-The inner update is cut into slices (`fngrad.slicing`). A slice decodes what it reads
-and encodes what it makes, so a rule that treats its leaves apart has one leaf's moments
-in float32 at a time. A rule that mixes them, by a norm over all, has them all.
+The inner update is cut into slices (`fngrad.programs.slices`). A slice decodes what it
+reads and encodes what it makes, so a rule that treats its leaves apart has one leaf's
+moments in float32 at a time. A rule that mixes them, by a norm over all, has them all.
 """
 
 import functools
@@ -14,21 +14,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-import fngrad.codes as codes
-import fngrad.slicing as slicing
+import fngrad.numerics.low_bit_codes as low_bit_codes
+import fngrad.programs.slices as slices
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Reported, Updates
 
 
 def is_coded(x: Any) -> bool:
     """Say whether x is an array in codes."""
-    return isinstance(x, codes.Coded)
+    return isinstance(x, low_bit_codes.Coded)
 
 
 def decode(state: Any) -> Any:
     """Return a state with arrays for all codes in it."""
     return jax.tree.map(
-        lambda x: codes.decode(x) if is_coded(x) else x, state, is_leaf=is_coded
+        lambda x: low_bit_codes.decode(x) if is_coded(x) else x, state, is_leaf=is_coded
     )
 
 
@@ -45,8 +45,8 @@ def update_coded(
         run: ``(updates, state, params) -> (updates, state, metrics)``, the transform's
             update, which takes and gives states without codes.
         updates: what it is given, with ``params``.
-        state: its state with a `fngrad.codes.Coded` in place of some arrays; the new
-            state has them in the same places.
+        state: its state with a `fngrad.numerics.low_bit_codes.Coded` in place of some
+            arrays; the new state has them in the same places.
         params: see ``updates``.
         step: int32, shape (); chooses the rounding.
     """
@@ -57,7 +57,7 @@ def update_coded(
         return updates, structure.flatten_up_to(new), told
 
     abstract = jax.eval_shape(decode, old)
-    program, result = slicing.trace(flat, updates, abstract, params)
+    program, result = slices.trace(flat, updates, abstract, params)
     given = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
     values = dict(zip(program.inputs, given, strict=True)) | program.constants
     count = len(jax.tree.leaves(updates))
@@ -68,9 +68,9 @@ def update_coded(
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
         if is_coded(leaf)
     }
-    asked_for = set(filter(slicing.is_variable, heads + metrics))
-    encoded: dict[Any, codes.Coded] = {}
-    for piece in slicing.slices(program):
+    asked_for = set(filter(slices.is_variable, heads + metrics))
+    encoded: dict[Any, low_bit_codes.Coded] = {}
+    for piece in slices.slices(program):
         as_arrays = piece.passed_on | asked_for
         arrays, moments = _run(piece, values, encoders, as_arrays, step)
         values |= arrays
@@ -78,7 +78,7 @@ def update_coded(
 
     def kept(variable: Any, before: Any) -> Any:
         if not is_coded(before):
-            return decode(slicing.read(values, variable))
+            return decode(slices.read(values, variable))
         if variable in encoded:
             return encoded[variable]
         given = values[variable]  # no slice made it
@@ -86,7 +86,7 @@ def update_coded(
 
     moments = list(map(kept, new, old))
     made, told = (
-        [decode(slicing.read(values, v)) for v in some] for some in (heads, metrics)
+        [decode(slices.read(values, v)) for v in some] for some in (heads, metrics)
     )
     told = [jnp.asarray(x) for x in told]  # Python's numbers are traced too
     updates, _, told = result.unflatten([*made, *moments, *told])
@@ -94,19 +94,19 @@ def update_coded(
 
 
 def _encode(
-    before: codes.Coded, step: jax.Array, stream: int, moment: jax.Array
-) -> codes.Coded:
-    dither = codes.dither_like(before, step, stream)
-    return codes.encode_like(before, moment, dither)
+    before: low_bit_codes.Coded, step: jax.Array, stream: int, moment: jax.Array
+) -> low_bit_codes.Coded:
+    dither = low_bit_codes.dither_like(before, step, stream)
+    return low_bit_codes.encode_like(before, moment, dither)
 
 
 def _run(
-    piece: slicing.Slice,
+    piece: slices.Slice,
     values: dict[Any, Any],
-    encoders: dict[Any, Callable[[jax.Array], codes.Coded]],
+    encoders: dict[Any, Callable[[jax.Array], low_bit_codes.Coded]],
     as_arrays: set[Any],
     step: jax.Array,
-) -> tuple[dict[Any, jax.Array], dict[Any, codes.Coded]]:
+) -> tuple[dict[Any, jax.Array], dict[Any, low_bit_codes.Coded]]:
     """Return what a slice makes, by variable: arrays, and moments in codes."""
     moments = [v for v in piece.outputs if v in encoders]
     arrays = [v for v in piece.outputs if v not in encoders or v in as_arrays]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.signatures import name_of
+from fngrad.programs.signatures import name_of
 from fngrad.transforms.chain_inputs import check_params, check_updates, enter
 from fngrad.types import Metrics, OptState, Params, Path, Reported, Tree, Updates
 

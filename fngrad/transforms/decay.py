@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
@@ -58,7 +58,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
     numerics.check_number("weight_decay", weight_decay)
 
     def init(params: Params) -> DecayState:
-        leaves.check_mask(mask, params)
+        tree.check_mask(mask, params)
         return DecayState(numerics.first_step())
 
     def update(
@@ -101,7 +101,7 @@ def proximal_decay(
     numerics.check_number("weight_decay", weight_decay, low=0.0)
 
     def init(params: Params) -> ProximalDecayState:
-        leaves.check_mask(mask, params)
+        tree.check_mask(mask, params)
         return ProximalDecayState(numerics.first_step())
 
     def update(
@@ -118,9 +118,7 @@ def proximal_decay(
                 share, w.astype(u.dtype)
             )
 
-        new_updates = jax.tree.map(
-            shrink, leaves.selected(mask, params), updates, params
-        )
+        new_updates = jax.tree.map(shrink, tree.selected(mask, params), updates, params)
         return new_updates, ProximalDecayState(numerics.next_step(state.step))
 
     return chain(Transform(init, update, name="proximal_decay"))
@@ -134,4 +132,4 @@ def add_weights(
     def add(decays: bool, u: jax.Array, w: jax.Array) -> jax.Array:
         return u + numerics.scaled(factor, w.astype(u.dtype)) if decays else u
 
-    return jax.tree.map(add, leaves.selected(mask, params), updates, params)
+    return jax.tree.map(add, tree.selected(mask, params), updates, params)

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.directions import Mode, check_mode
 from fngrad.transforms.core import Transform, chain, telling
-from fngrad.types import Hyper, Metrics, Params, Scalar, Updates
+from fngrad.types import Hyper, Metrics, Mode, Params, Scalar, Updates
 
 
 class ReduceOnPlateauState(NamedTuple):
@@ -105,7 +104,7 @@ def reduce_on_plateau(
         what was observed before it, as in PyTorch; optax reads the value of the same
         step.
     """
-    check_mode(mode)
+    numerics.check_mode(mode)
     _check(factor, patience, rtol, atol, cooldown, accumulation_size, min_scale)
     kind, sign = _STATES[mode], -1 if mode == "max" else 1
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.codes as codes
 import fngrad.numerics as numerics
+import fngrad.numerics.low_bit_codes as low_bit_codes
 import fngrad.tree as tree
 from fngrad.transforms.coded_update import decode, is_coded, update_coded
 from fngrad.transforms.core import (
@@ -28,7 +28,7 @@ class QuantizeState(NamedTuple):
     """State of `quantize_state`."""
 
     step: jax.Array  # int32, shape (); moves the rounding on
-    inner: OptState  # with a codes.Coded for every large moment
+    inner: OptState  # with a low_bit_codes.Coded for every large moment
 
 
 def quantize_state(
@@ -43,7 +43,8 @@ def quantize_state(
     r"""Keep a transform's moments in codes of 8 or 4 bits.
 
     A block of ``block_size`` entries of a moment shares a float32 scale $s$, its
-    largest modulus; each entry $x$ is kept as the code of $x / s$, see `fngrad.codes`.
+    largest modulus; each entry $x$ is kept as the code of $x / s$, see
+    `fngrad.numerics.low_bit_codes`.
     At every update the moments are decoded, ``inner`` makes its update in float32, and
     its new moments are encoded, rounded up or down at random so that on average
     nothing is lost:
@@ -112,7 +113,9 @@ def quantize_state(
         def begin(kind: str, leaf: jax.Array) -> Any:
             if not kind or not _is_worth_it(leaf, min_size):
                 return leaf
-            return codes.encode(leaf, codes.Coding(bits, kind == "signed"), block_size)
+            return low_bit_codes.encode(
+                leaf, low_bit_codes.Coding(bits, kind == "signed"), block_size
+            )
 
         state = transform.init(params)
         coded = jax.tree.map(begin, _kinds(state, globs), state)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.rounding import round_stochastically
+from fngrad.numerics.stochastic_rounding import round_stochastically
 from fngrad.transforms.core import Transform, chain
 from fngrad.types import Key, Params, Updates
 
@@ -24,7 +24,8 @@ def stochastic_round(key: int | Key) -> Transform:
     A step below half a unit in the last place is lost when $w + u$ is rounded to the
     nearest: in bfloat16 1 + 0.001 is 1. Here $w + u$ is rounded up or down at random,
     with mean $w + u$, also where float32 would lose $u$
-    (`fngrad.rounding.round_stochastically`), and the update is the difference,
+    (`fngrad.numerics.stochastic_rounding.round_stochastically`), and the update is the
+    difference,
 
     $$u \leftarrow \mathrm{round}(w + u) - w.$$
 

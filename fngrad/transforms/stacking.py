@@ -4,7 +4,7 @@ A program's size and its overhead grow with the number of arrays, not of numbers
 thousand small leaves take seconds to compile and milliseconds to update. A *stack* is
 one array for all leaves of one shape and dtype, its first axis counting them. It is
 named after what it holds, ``float32[3,2]``, and rules that read leaves whole see
-single leaves in it (`fngrad.leaves.map_leaves`).
+single leaves in it (`fngrad.tree.stacks.map_leaves`).
 
 `stack` makes stacks of parameters once and for all. Where a model is written over
 stacks, as a scan over layers is, nothing then knows how many leaves there are.
@@ -19,8 +19,6 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
-from fngrad.evaluation_point import evaluation_point
-from fngrad.leaves import Stacked
 from fngrad.transforms.core import (
     Run,
     Transform,
@@ -29,6 +27,8 @@ from fngrad.transforms.core import (
     unwrap,
     wrapping,
 )
+from fngrad.transforms.evaluation_point import evaluation_point
+from fngrad.tree import Stacked
 from fngrad.types import Metrics, OptState, Params, Path, Updates
 
 Stacks = dict[str, Stacked]

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-import fngrad.leaves as leaves
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
@@ -29,7 +28,7 @@ class TrustRatios(NamedTuple):
         return jax.tree.map(lambda a, b, rate: a / b * rate, *self)
 
     def scale(self, updates: Updates) -> Updates:
-        return leaves.map_leaves(numerics.times_ratio, updates, *self)
+        return tree.map_leaves(numerics.times_ratio, updates, *self)
 
 
 class TrustRatioState(NamedTuple):
@@ -77,7 +76,7 @@ def scale_by_trust_ratio(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> TrustRatioState:
-        leaves.check_mask(mask, params)
+        tree.check_mask(mask, params)
         return TrustRatioState(numerics.first_step())
 
     def ratios_of(updates: Updates, step: jax.Array, params: Params) -> TrustRatios:
@@ -121,7 +120,7 @@ def trust_ratios(
 
 def norms(a: Any) -> Any:
     """Return each leaf's norm, in the dtype of hyperparameters."""
-    return leaves.map_leaves(
+    return tree.map_leaves(
         lambda x: tree.norm(x).astype(jnp.result_type(float)), tree.widen(a)
     )
 
@@ -134,7 +133,7 @@ def fitting_norms(a: Any) -> tuple[Any, Any]:
         norm, rate = numerics.fitting_norm(tree.norm, x)
         return norm.astype(dtype), rate.astype(dtype)
 
-    return leaves.map_leaves(measure, tree.widen(a), outputs=2)
+    return tree.map_leaves(measure, tree.widen(a), outputs=2)
 
 
 def apply_ratios(
@@ -158,12 +157,12 @@ def _scale_selected(
 ) -> Updates:
     return jax.tree.map(
         lambda is_scaled, u, plain: u if is_scaled else plain,
-        *(leaves.selected(mask, params), ratios.scale(updates), updates),
+        *(tree.selected(mask, params), ratios.scale(updates), updates),
     )
 
 
 def _extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
-    scaled = jax.tree.leaves(tree.keep(leaves.selected(mask, params), ratios))
+    scaled = jax.tree.leaves(tree.keep(tree.selected(mask, params), ratios))
     one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
     lows, highs = ([f(r) for r in scaled] for f in (jnp.min, jnp.max))
     return {

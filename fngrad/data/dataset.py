@@ -1,0 +1,396 @@
+r"""Batches of a data set as a pure function of (seed, step).
+
+A *dataset* is a pytree: arrays whose first axis counts the n examples, and a key. An
+*epoch* is one pass over them in the order that (key, epoch) selects, see
+`fngrad.data.epoch_order`. The epochs, one after the other, are a *stream* of positions,
+and batch t is the examples at the positions
+
+$$t b, \; t b + 1, \; \dots, \; t b + b - 1 .$$
+
+So a batch may begin in one epoch and end in the next (``remainder="wrap"``), or each
+epoch gives only its $\lfloor n / b \rfloor$ whole batches (``remainder="drop"``). With
+b = n a step is one of gradient descent, with b = 1 one of single-sample SGD.
+
+Pass a dataset to a jitted function as an argument. An array that a function closes
+over becomes part of the program.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import numbers
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.numerics as numerics
+import fngrad.numerics.array_inputs as array_inputs
+import fngrad.tree as tree
+from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
+from fngrad.programs.signatures import parameters
+from fngrad.types import Batch, Key
+
+Remainder = Literal["wrap", "drop"]
+# Sets the maps' randomness apart from the loss's where both begin with one seed.
+MAPS = 0x6D617073
+
+
+_STATIC: Any = {"metadata": {"static": True}}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Arrays and a key: the data fields of the pytree; the rest is static.
+
+    Made by `from_arrays`. Values are not looked at: a NaN in the data arrives in the
+    batch, and shows in the loss.
+    """
+
+    arrays: Any
+    key: Key
+    size: int = dataclasses.field(**_STATIC)  # n, examples
+    batch_size: int = dataclasses.field(**_STATIC)  # b
+    shuffle: bool = dataclasses.field(**_STATIC)
+    remainder: Remainder = dataclasses.field(**_STATIC)
+    read: Callable[[Any, jax.Array], Batch] = dataclasses.field(
+        **_STATIC
+    )  # (arrays, indices) -> batch
+    maps: tuple[Callable[..., Batch], ...] = dataclasses.field(**_STATIC)
+
+    def __repr__(self) -> str:
+        names = "".join(f".map({_name(fn)})" for fn in self.maps)
+        return (
+            f"Dataset({self.size} examples, batch_size={self.batch_size}, "
+            f"shuffle={self.shuffle}, remainder={self.remainder!r}){names}"
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches an epoch has; where they wrap, rounded up."""
+        return self.steps(1)
+
+    def steps(self, num_epochs: int) -> int:
+        """Return the number of steps after which so many epochs have been seen.
+
+        It is e floor(n / b) for ``remainder="drop"``, and ceil(e n / b) for "wrap".
+
+        Raises:
+            ValueError: num_epochs is negative.
+        """
+        num_epochs = numerics.check_count("num_epochs", num_epochs)
+        if self.remainder == "drop":
+            return num_epochs * (self.size // self.batch_size)
+        return -(-num_epochs * self.size // self.batch_size)
+
+    def batch(self, step: int | jax.Array) -> Batch:
+        """Return batch ``step``: the structure of the arrays, b examples.
+
+        Args:
+            step: an int or an integer scalar, also traced; 0 <= step < 2**31.
+
+        Raises:
+            TypeError: the step is no integer scalar.
+            ValueError: a Python int is out of range.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import fngrad.data.dataset as batching
+            >>> data = batching.from_arrays({"x": jnp.arange(5)}, 2, shuffle=False)
+            >>> print(data.batch(0)["x"], data.batch(1)["x"], data.batch(2)["x"])
+            [0 1] [2 3] [4 0]
+        """
+        number = _step_number(step)
+        if self._is_whole and self.read is take:
+            batch = self.arrays
+        else:
+            batch = self.read(self.arrays, self.indices(number))
+        keys = self._map_keys(step)
+        for fn in self.maps:
+            batch = _call(fn, batch, keys)
+        return batch
+
+    def indices(self, step: int | jax.Array) -> jax.Array:
+        """Return which examples batch ``step`` holds: int32, shape (b,).
+
+        Raises:
+            TypeError: the step is no integer scalar.
+            ValueError: a Python int is out of range.
+        """
+        # What decides the order, alone: all datasets of one order share a program.
+        order = dataclasses.replace(self, arrays=(), read=take, maps=())
+        return _indices(order, _step_number(step))
+
+    def map(self, fn: Callable[..., Batch]) -> "Dataset":
+        """Return the dataset whose batches are ``fn(batch)`` or ``fn(batch, key)``.
+
+        Maps apply in the order they were added, inside the jitted step.
+
+        Args:
+            fn: a pure function of a batch. An argument named ``key`` receives
+                ``fold_in(fold_in(dataset.key, MAPS), step)``, one part of its split
+                each where several maps take a key; the order is independent of it. A
+                function defined anew is another function: a jitted step compiles again.
+
+        Raises:
+            TypeError: ``fn`` is not of these forms.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> import fngrad.data.dataset as batching
+            >>> def jitter(batch, key):
+            ...     return batch + 0.1 * jax.random.normal(key, batch.shape)
+            >>> data = batching.from_arrays(jnp.zeros((6, 2)), "all").map(jitter)
+            >>> data.batch(0).shape
+            (6, 2)
+        """
+        _check_map(fn)
+        return dataclasses.replace(self, maps=(*self.maps, fn))
+
+    def reseed(self, seed: int | jax.Array) -> "Dataset":
+        """Return the dataset with another order and other randomness in its maps.
+
+        Args:
+            seed: an int of any size, also traced, or a typed key, shape ().
+
+        Raises:
+            TypeError: neither of these.
+            ValueError: more than one key.
+        """
+        return dataclasses.replace(self, key=_one_key(seed))
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change when anything that decides a batch does.
+
+        They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
+        size, ``shuffle`` and ``remainder``; not the maps, which are program text. It
+        reads every byte on the host: call it once a run, outside of jit.
+        """
+        order = (self.size, self.batch_size, self.shuffle, self.remainder, self.read)
+        digest = hashlib.blake2b(repr(order[:-1]).encode(), digest_size=8)
+        digest.update(_name(self.read).encode())
+        for path, leaf in tree.leaf_paths((self.arrays, self.key)).items():
+            array = _host_array(leaf)
+            digest.update(f"{path} {leaf.dtype} {leaf.shape};".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def _map_keys(self, step: int | jax.Array) -> Iterator[Key]:
+        count = sum(_takes_key(fn) for fn in self.maps)
+        if count == 0:
+            return iter(())
+        k_maps = jax.random.fold_in(self.key, MAPS)
+        k_step = jax.random.fold_in(k_maps, _step_number(step))
+        return iter([k_step] if count == 1 else jax.random.split(k_step, count))
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.batch_size == self.size and not self.shuffle
+
+
+def from_arrays(
+    arrays: Any,
+    batch_size: int | Literal["all"],
+    *,
+    seed: int | jax.Array = 0,
+    shuffle: bool = True,
+    remainder: Remainder = "wrap",
+) -> Dataset:
+    """Make a dataset of arrays that fit on the device.
+
+    Args:
+        arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
+            They move to the default device once; without x64, float64 becomes float32
+            and int64 becomes int32. NaN and infinity pass as they are.
+        batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
+            neither copied nor shuffled.
+        seed: an int of any size, also traced, or a typed key, shape ().
+        shuffle: whether each epoch has an order of its own, or that of the arrays.
+        remainder: what becomes of the last n mod b examples of an epoch: "wrap" puts
+            them into a batch with the first of the next epoch, "drop" leaves them out
+            (other ones in each epoch, if shuffled).
+
+    Returns:
+        The dataset; its batches have the structure of ``arrays``.
+
+    Raises:
+        TypeError: batch_size or seed is of another type; a leaf of neither numbers nor
+            bools, such as a column of objects.
+        ValueError: batch_size or remainder is out of range; the arrays are empty, are
+            scalars, differ in their first axis, are masked, or hold integers that
+            int32 cannot.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad.data.dataset as batching
+        >>> data = batching.from_arrays({"x": jnp.arange(10)}, batch_size=4, seed=1)
+        >>> data.steps_per_epoch, data.steps(num_epochs=2)
+        (3, 5)
+        >>> seen = jnp.concatenate([data.batch(step)["x"] for step in range(5)])
+        >>> sorted(seen.tolist()) == sorted(2 * list(range(10)))
+        True
+    """
+    n = num_examples(arrays)
+    b = n if batch_size == "all" else _batch_size(batch_size, n)
+    if remainder not in ("wrap", "drop"):
+        raise ValueError(f'need remainder "wrap" or "drop", got {remainder=}')
+    return Dataset(
+        arrays=tree.map_with_path(_to_device, arrays),
+        key=_one_key(seed),
+        size=n,
+        batch_size=b,
+        shuffle=shuffle and batch_size != "all",
+        remainder=remainder,
+        read=take,
+        maps=(),
+    )
+
+
+@jax.jit
+def _indices(order: Dataset, step: jax.Array) -> jax.Array:
+    """Return the indices of a batch, as one program also where nothing is jitted."""
+    epoch, start = _locate(order, step)
+    position = start + jnp.arange(order.batch_size, dtype=jnp.uint32)
+    is_next = position >= np.uint32(order.size)
+    position = jnp.where(is_next, position - np.uint32(order.size), position)
+    if order.shuffle:
+        epochs = epoch + is_next.astype(jnp.uint32)
+        position = permute(order.key, epochs, position, order.size)
+    return position.astype(jnp.int32)
+
+
+def _locate(order: Dataset, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the epoch and the position in it where a batch begins."""
+    if order.remainder == "wrap":
+        return divmod_product(step, order.batch_size, order.size)
+    per_epoch = np.uint32(order.size // order.batch_size)
+    return step // per_epoch, step % per_epoch * np.uint32(order.batch_size)
+
+
+def take(arrays: Any, indices: jax.Array) -> Batch:
+    """Return the examples at these indices, which must lie in [0, n)."""
+    return _taken(arrays, indices)
+
+
+@jax.jit  # apart from `take`, which datasets are pickled and compared by
+def _taken(arrays: Any, indices: jax.Array) -> Batch:
+    return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)
+
+
+def check_foreign(data: Any) -> None:
+    """Raise for another library's dataset, whose ``batch`` is another method.
+
+    Raises:
+        TypeError: it has a method ``batch`` and is no `Dataset`.
+    """
+    if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
+        raise TypeError(
+            "need a dataset of fngrad.data or a function step -> batch, got "
+            f"{type(data).__name__}, which has a batch of its own: where "
+            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
+            "an iterable of batches, data=iter(theirs)"
+        )
+
+
+def num_examples(arrays: Any) -> int:
+    """Return the length of the first axis that all leaves share.
+
+    Raises:
+        ValueError: no leaves, a leaf without axes, first axes that differ or are
+            empty, or more than 2**30 examples.
+    """
+    shapes = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(arrays).items()}
+    if not shapes:
+        raise ValueError("need at least one array, got an empty tree")
+    for path, shape in shapes.items():
+        if shape == ():
+            raise ValueError(f"need arrays (n, ...), got a scalar at {path!r}")
+    sizes = {path: shape[0] for path, shape in shapes.items()}
+    n = next(iter(sizes.values()))
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"need first axes of one length, got {sizes}")
+    if not 1 <= n <= MAX_SIZE:
+        raise ValueError(f"need 1 <= n <= {MAX_SIZE} examples, got {n=}")
+    return n
+
+
+def _batch_size(batch_size: Any, n: int) -> int:
+    b = numerics.as_int(batch_size)
+    if b is None:
+        raise TypeError(f'need batch_size, an int or "all", got {batch_size!r}')
+    if not 1 <= b <= n:
+        raise ValueError(f"need 1 <= batch_size <= n, got {batch_size=} {n=}")
+    return b
+
+
+def _one_key(seed: int | jax.Array) -> Key:
+    key = numerics.key(seed)
+    if key.shape != ():
+        raise ValueError(
+            f"need one key, got shape {key.shape}; jax.vmap(data.reseed) takes many"
+        )
+    return key
+
+
+def _step_number(step: int | jax.Array) -> jax.Array:
+    if isinstance(step, numbers.Integral) and not isinstance(step, bool):
+        if not 0 <= step <= numerics.MAX_STEP:
+            raise ValueError(f"need 0 <= step <= {numerics.MAX_STEP}, got {step=}")
+    elif not _is_integer_scalar(step):
+        raise TypeError(f"need an integer scalar as step, got {step!r}")
+    return jnp.asarray(step).astype(jnp.uint32)
+
+
+def _is_integer_scalar(x: Any) -> bool:
+    is_scalar = isinstance(x, jax.Array | np.ndarray) and x.shape == ()
+    return is_scalar and jnp.issubdtype(x.dtype, np.integer)
+
+
+def _to_device(path: str, leaf: Any) -> jax.Array:
+    x = array_inputs.array(path, leaf)
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _host_array(leaf: jax.Array) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _call(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Batch:
+    if not _takes_key(fn):
+        return fn(batch)
+    is_key_first = next(iter(parameters(fn))) == "key"
+    return fn(next(keys), batch) if is_key_first else fn(batch, key=next(keys))
+
+
+def _takes_key(fn: Callable[..., Batch]) -> bool:
+    return "key" in parameters(fn)
+
+
+def _check_map(fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"need a function fn(batch) or fn(batch, key), got {fn!r}")
+    arguments = parameters(fn)
+    required = [
+        name
+        for name, parameter in arguments.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name != "key"
+    ]
+    kinds = {parameter.kind for parameter in arguments.values()}
+    is_open = inspect.Parameter.VAR_POSITIONAL in kinds or (
+        not arguments and not inspect.isfunction(fn)  # a builtin tells none
+    )
+    if len(required) != 1 and not (is_open and not required):
+        raise TypeError(
+            f"need a function fn(batch) or fn(batch, key), got {fn!r} with "
+            f"required arguments {required}"
+        )
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__qualname__", repr(fn))

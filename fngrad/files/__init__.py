@@ -1,0 +1,1 @@
+"""Files that survive: local folders, locks, atomic writes, JSON."""

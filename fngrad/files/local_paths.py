@@ -1,0 +1,39 @@
+"""Folders that a run may write to: those of a mounted file system."""
+
+import os
+import re
+from typing import Any
+
+# One letter is a drive of Windows. A path object has one slash left of two.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_SHORTENED = re.compile(r"(gs|s3|az|abfss?|hdfs|https?|ftp|file|memory):/")
+
+
+def check_local(name: str, path: Any) -> None:
+    """Raise unless a path is local: a string, a path object or ``None``, and not a URL.
+
+    Args:
+        name: the argument it was given as.
+        path: a string, a path, or ``None``.
+
+    Raises:
+        TypeError: it is something else, such as a state where a folder belongs.
+        ValueError: it is a URL.
+
+    Example:
+        >>> from fngrad.files.local_paths import check_local
+        >>> check_local("run_dir", "runs/1")
+    """
+    if not (path is None or isinstance(path, str | os.PathLike)):
+        got = type(path).__name__
+        if name == "folder":
+            got += "; first, as in save(folder, state) and restore(folder, like)"
+        raise TypeError(f"need {name}, a string or a path, got {got}")
+    text = str(path)
+    is_url = _URL.match(text) or (not isinstance(path, str) and _SHORTENED.match(text))
+    if is_url:
+        raise ValueError(
+            f"need {name} in a file system of this machine, got {text!r}: files, locks "
+            "and atomic renames are those of a local or mounted folder; mount the "
+            "bucket (gcsfuse, s3fs), or copy the folder there after the run"
+        )

@@ -1,0 +1,226 @@
+"""A folder that one process writes at a time.
+
+The kernel holds the lock, on an open file, and lets go when the process ends, however
+it ends; a fork of it has no part in the lock. The file itself stays: deleting it would
+let two processes lock two files of one name. What it says (who, where, since when) is
+for people.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fngrad.files.local_paths import check_local
+
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_LOCKED_BYTE = 1 << 30  # beyond the text, which Windows would not let others read
+
+
+class LockError(RuntimeError):
+    """A folder is in use, or cannot be locked."""
+
+
+class Lock:
+    """Keep others from writing in a folder while a ``with`` block runs.
+
+    Reading needs no lock.
+
+    Args:
+        folder: what is locked; it is made, with its parents.
+        name: the file in it that carries the lock.
+        purpose: what the error says the folder is used for.
+
+    Raises:
+        LockError: on entering, another process holds it, or another `Lock` in this
+            one; its process, machine and start are named. Or the folder cannot be
+            made or written.
+
+    Example:
+        >>> import tempfile
+        >>> from fngrad.files.locks import Lock, LockError
+        >>> with tempfile.TemporaryDirectory() as folder, Lock(folder):
+        ...     try:
+        ...         Lock(folder).__enter__()
+        ...     except LockError as error:
+        ...         print("in use by process" in str(error))
+        True
+    """
+
+    def __init__(
+        self, folder: str | Path, *, name: str = ".lock", purpose: str = "this run"
+    ):
+        check_local("a folder", folder)
+        self.folder = Path(folder)
+        self._path = self.folder / name
+        self._purpose = purpose
+        self._file: int | None = None
+
+    def __enter__(self) -> "Lock":
+        file = self._open()
+        try:
+            _take(file, self._path)
+        except BlockingIOError:
+            holder = _read(self._path)
+            os.close(file)
+            raise LockError(
+                f"need a folder for {self._purpose} that nobody else writes, got "
+                f"{str(self.folder)!r} in use by {holder}: wait until it ends, stop "
+                "it, or use another folder"
+            ) from None
+        except BaseException:
+            os.close(file)
+            raise
+        self._file = file
+        _HELD.add(self)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(file, 0)
+            os.write(file, _myself())
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            _HELD.discard(self)
+            _let_go(file)
+
+    def _forget(self) -> None:
+        """Close what a fork has of its parent's lock, which the parent still holds."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+
+    def _open(self) -> int:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise LockError(
+                f"need a folder that can be written, got {str(self.folder)!r}: {error}"
+            ) from error
+
+
+@contextlib.contextmanager
+def held(file: int) -> Iterator[None]:
+    """Hold the kernel's lock on an open file while a block runs; wait for it.
+
+    Nothing is held where the file system has no locks.
+
+    Args:
+        file: its descriptor.
+
+    Raises:
+        OSError: it cannot be locked.
+    """
+    is_locked = True
+    try:
+        _wait_for(file)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        is_locked = False
+    try:
+        yield
+    finally:
+        if is_locked:
+            _unlock(file)
+
+
+def _wait_for(file: int) -> None:
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+    while True:
+        try:
+            _lock(file)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+def _unlock(file: int) -> None:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return
+        import msvcrt
+
+        os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
+
+
+def _take(file: int, path: Path) -> None:
+    try:
+        _lock(file)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise LockError(f"need a lock on {str(path)!r}, got {error}") from error
+        warnings.warn(
+            f"the file system of {str(path)!r} has no locks: nothing keeps a second "
+            "process from writing there",
+            stacklevel=4,
+        )
+
+
+def _lock(file: int) -> None:
+    """Lock an open file or raise BlockingIOError."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        raise BlockingIOError(*error.args) from error
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
+
+
+def _let_go(file: int) -> None:
+    # Closing would not do while a child, between fork and exec, has the file too.
+    _unlock(file)
+    os.close(file)
+
+
+_HELD: set[Lock] = set()  # by this process
+
+
+def _forget_in_child() -> None:
+    while _HELD:
+        _HELD.pop()._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _myself() -> bytes:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": now}
+    return json.dumps(me).encode()
+
+
+def _read(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that has not said which"

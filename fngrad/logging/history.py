@@ -1,0 +1,215 @@
+"""What a run recorded: NumPy arrays by name, each with the steps it belongs to."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+import fngrad.logging.plots as plots
+from fngrad.logging.quantities import MAX_PANELS, NORM, by_quantity
+
+
+class History(Mapping[str, np.ndarray]):
+    """Metrics by name; ``history["loss"]`` is an array, one entry a record.
+
+    Training metrics are recorded at every step, evaluation metrics (``val/...``) when
+    they were computed. ``notes`` says how the run was made: which loop, why, and how
+    long compiling took.
+    """
+
+    def __init__(self, notes: dict[str, Any] | None = None) -> None:
+        self.notes = notes or {}
+        self._steps: dict[str, _Column] = {}
+        self._values: dict[str, _Column] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._column(self._values, name).read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def steps(self, name: str) -> np.ndarray:
+        """Return how many steps had been made at each record of ``name``.
+
+        Raises:
+            KeyError: it was not recorded.
+        """
+        return self._column(self._steps, name).read()
+
+    def last(self, name: str) -> Any:
+        """Return the newest record of ``name``: a float, or an array.
+
+        Raises:
+            KeyError: it was not recorded.
+        """
+        value = self._column(self._values, name).last()
+        return float(value) if value.ndim == 0 else value.copy()
+
+    def extend(self, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Record a block: ``steps`` has shape (n,), each value (n, ...)."""
+        steps = np.asarray(steps)
+        for name, value in values.items():
+            block = np.asarray(value)
+            if name not in self._values:
+                self._steps[name] = _Column(steps[:0])
+                self._values[name] = _Column(block[:0])
+            self._steps[name].extend(steps)
+            self._values[name].extend(block)
+
+    def truncate(self, step: int) -> None:
+        """Forget what was recorded after ``step`` steps; a name left empty goes."""
+        for name in list(self._values):
+            count = int(np.sum(self._steps[name].read() <= step))
+            if count == 0:
+                del self._steps[name], self._values[name]
+                continue
+            self._steps[name].cut(count)
+            self._values[name].cut(count)
+
+    def to_arrays(self) -> list[dict[str, Any]]:
+        """Return all records as a tree of arrays, as a checkpoint stores them.
+
+        Returns:
+            A group for all that was recorded at the same steps:
+            ``{"steps": array, "values": {name: array}}``.
+        """
+        groups: list[dict[str, Any]] = []
+        for name in self:
+            steps = self.steps(name)
+            alike = [g for g in groups if np.array_equal(g["steps"], steps)]
+            if not alike:
+                alike = [{"steps": steps, "values": {}}]
+                groups += alike
+            alike[0]["values"][name] = self[name]
+        return groups
+
+    @classmethod
+    def from_leaf_paths(
+        cls, by_path: Mapping[str, np.ndarray], notes: dict[str, Any] | None = None
+    ) -> "History":
+        """Return the history whose `to_arrays` has these leaves.
+
+        Args:
+            by_path: as `fngrad.tree.leaf_paths` gives, such as
+                ``{"0/steps": steps, "0/values/val/loss": values}``.
+            notes: the new history's.
+
+        Example:
+            >>> import numpy as np
+            >>> import fngrad.tree as tree
+            >>> from fngrad.logging.history import History
+            >>> history = History()
+            >>> history.extend(np.array([1, 2]), {"loss": np.array([0.5, 0.25])})
+            >>> leaves = tree.leaf_paths(history.to_arrays())
+            >>> History.from_leaf_paths(leaves)["loss"]
+            array([0.5 , 0.25])
+        """
+        history = cls(notes)
+        for path, values in by_path.items():
+            group, kind, *name = path.split("/", 2)
+            if kind == "values":
+                history.extend(by_path[f"{group}/steps"], {name[0]: values})
+        return history
+
+    def plot(self, *names: str) -> Any:
+        """Return a matplotlib figure, a panel a quantity; a notebook shows it.
+
+        A metric and its ``val/`` twin share a panel, and all norms do, on a
+        logarithmic axis. There are at most 12 panels of at most 40 curves: many
+        metrics are grouped by the last part of their names, then without the numbers
+        in them. What is not drawn is named above the panels, and so is what never
+        changes, such as a constant learning rate, with its value; a loss and an
+        evaluation are drawn all the same.
+
+        Args:
+            names: what to draw; none means every scalar but ``is_finite``.
+
+        Raises:
+            ImportError: matplotlib is missing; install ``fngrad[plot]``.
+            KeyError: a name that was not recorded.
+            ValueError: there is nothing to draw.
+        """
+        groups = by_quantity(names or self._scalars())
+        constant = [q for q, group in groups.items() if self._is_constant(q, group)]
+        if names or len(constant) == len(groups):
+            constant = []
+        varying = [q for q in groups if q not in constant]
+        shown = {q: groups[q][: plots.MAX_LABELS] for q in varying[:MAX_PANELS]}
+        panels = {
+            quantity: {name: [(self.steps(name), self[name])] for name in group}
+            for quantity, group in shown.items()
+        }
+        texts = [f"{n} = {self.last(n):.4g}" for q in constant for n in groups[q]]
+        drawn = {name for group in shown.values() for name in group}
+        left = [n for q in varying for n in groups[q] if n not in drawn]
+        told = [("constant", texts), ("not drawn", left)]
+        width = plots.LETTERS * min(len(panels), plots.PANELS_IN_A_ROW)
+        title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in told if t]
+        logarithmic = [NORM] if _is_logarithmic(panels.get(NORM, {})) else []
+        return plots.figure(panels, log_scale=logarithmic, title="\n".join(title))
+
+    def _scalars(self) -> list[str]:
+        """Return what has a value a record, and is worth a curve."""
+        found = [n for n in self if np.ndim(self.last(n)) == 0]
+        return [n for n in found if n != "is_finite"] or found
+
+    def _is_constant(self, quantity: str, names: list[str]) -> bool:
+        """Return whether curves that nobody expects to move have not moved."""
+        if quantity == "loss" or any(name.startswith("val/") for name in names):
+            return False
+        curves = [self[name] for name in names]
+        return all(len(c) > 1 and np.all(c == c[0]) for c in curves)
+
+    def __repr__(self) -> str:
+        last = {name: self.last(name) for name in self if np.ndim(self.last(name)) == 0}
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in last.items())
+        return f"History({shown})"
+
+    def _column(self, columns: dict[str, "_Column"], name: str) -> "_Column":
+        if name not in columns:
+            raise KeyError(f"need one of {sorted(columns)}, got {name!r}")
+        return columns[name]
+
+
+class _Column:
+    """Rows in one buffer that doubles, so a long run appends at a constant cost."""
+
+    def __init__(self, rows: np.ndarray):
+        self._buffer = np.array(rows)
+        self._size = len(rows)
+
+    def read(self) -> np.ndarray:
+        return self._buffer[: self._size].copy()
+
+    def last(self) -> np.ndarray:
+        return self._buffer[self._size - 1]
+
+    def cut(self, size: int) -> None:
+        self._size = size
+
+    def extend(self, rows: np.ndarray) -> None:
+        size = self._size + len(rows)
+        dtype = np.result_type(self._buffer, rows)
+        if size > len(self._buffer) or dtype != self._buffer.dtype:
+            room = np.empty((max(size, 2 * self._size), *rows.shape[1:]), dtype)
+            room[: self._size] = self._buffer[: self._size]
+            self._buffer = room
+        self._buffer[self._size : size] = rows
+        self._size = size
+
+
+def _is_logarithmic(panel: Mapping[str, Any]) -> bool:
+    """Return whether a panel's curves are positive, but for zeros among them."""
+    curves = [values[np.isfinite(values)] for ((_, values),) in panel.values()]
+    return bool(curves) and all(
+        np.any(c > 0) and np.all((c == 0) | (c > plots.SMALLEST_ON_LOG_AXIS))
+        for c in curves
+    )
+
+
+def _few(texts: list[str]) -> str:
+    more = f" and {len(texts) - 6} more" if len(texts) > 6 else ""
+    return ", ".join(texts[:6]) + more

@@ -1,0 +1,82 @@
+"""Which way a metric gets better, told by its name where that is known.
+
+The last component of the name decides, exactly: ``val/loss`` falls because ``loss``
+does, and nothing is known of ``val/my_loss``.
+"""
+
+from typing import Any, TypeAlias
+
+import fngrad.numerics as numerics
+from fngrad.types import Mode
+
+Directed: TypeAlias = tuple[str, Mode]  # a metric's name and which way is better
+Metric: TypeAlias = str | Directed
+
+FALLING = (
+    *("loss", "error", "perplexity", "nll", "mse", "mae"),
+    *("log_loss", "calibration_error", "mean_squared_error", "mean_absolute_error"),
+)
+RISING = (
+    *("accuracy", "top_k", "top_k_accuracy", "f1", "auroc", "r2"),
+    *("precision", "recall"),
+)
+
+
+def known_direction(name: str) -> Mode | None:
+    """Return which way a metric gets better where its name tells, else None."""
+    last = name.rpartition("/")[2]
+    return "min" if last in FALLING else "max" if last in RISING else None
+
+
+def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
+    """Return which way a metric gets better.
+
+    Args:
+        name: of the metric; the part after the last ``/`` decides.
+        mode: ``"min"`` or ``"max"``, which wins; ``None`` asks the name.
+        remedy: how the caller takes a direction; by default as ``mode``.
+
+    Raises:
+        ValueError: another mode, or ``None`` and a name of which nothing is known.
+
+    Example:
+        >>> from fngrad.metrics.directions import direction
+        >>> direction("val/loss"), direction("val/accuracy"), direction("x", "max")
+        ('min', 'max', 'max')
+    """
+    numerics.check_mode(mode)
+    known = known_direction(name) if mode is None else mode
+    if known is not None:
+        return known
+    raise ValueError(
+        f"need a direction for the metric {name!r}, of which nothing is known: give "
+        f"{remedy or numerics.MODES}. Known are {', '.join(FALLING)}, which fall, and "
+        f"{', '.join(RISING)}, which rise"
+    )
+
+
+def directed(metric: Any, argument: str = "metric") -> Directed:
+    """Return a metric's name and which way is better.
+
+    Args:
+        metric: a name, or a pair of a name and ``"min"`` or ``"max"``.
+        argument: what it was given as, for messages.
+
+    Raises:
+        ValueError: another form or mode, or a name alone of which nothing is known.
+
+    Example:
+        >>> from fngrad.metrics.directions import directed
+        >>> directed("val/accuracy"), directed(("val/score", "max"))
+        (('val/accuracy', 'max'), ('val/score', 'max'))
+    """
+    if isinstance(metric, str):
+        pair = f'{argument}=({metric!r}, "min" or "max")'
+        return metric, direction(metric, remedy=pair)
+    is_pair = isinstance(metric, tuple | list) and len(metric) == 2
+    if not is_pair or not isinstance(metric[0], str) or metric[1] not in ("min", "max"):
+        raise ValueError(
+            f'need {argument}=(name, "min" or "max"), or the name alone where it tells '
+            f"which way is better, got {argument}={metric!r}"
+        )
+    return metric[0], metric[1]

@@ -1,0 +1,91 @@
+"""A recurrent network over sequences."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+
+import fngrad.layers as layers
+from fngrad.layers.core import Layer
+from fngrad.models.parts import check_sequence, optional_dropout
+from fngrad.types import Key, Params, Scalar
+
+
+def rnn(
+    in_size: int,
+    hidden_sizes: Sequence[int],
+    out_size: int,
+    *,
+    recurrent: Callable[[int, int], Layer] = layers.gru,
+    every_step: bool = False,
+    dropout_rate: Scalar | None = None,
+) -> Layer:
+    """Return a recurrent classifier of sequences, ``(time, in_size) -> (out_size,)``.
+
+    With ``every_step`` it gives an output at each position, ``(time, out_size)``; after
+    an embedding that makes a language model: ``serial(embedding(vocab, 64), rnn(64,
+    [128], vocab, every_step=True))``. Parameters: ``layers/0/input/weight`` and so on,
+    in the order of the layers.
+
+    ``apply(params, x, *, key=None, length=None)``: positions from a length on (int, may
+    be a tracer) are padding, as in `fngrad.layers.gru`; the last output is that at
+    ``length - 1``. With ``every_step`` what stands at padding means nothing: leave it
+    out of the loss. ``layers.batched(model)(params, x, length=lengths)`` takes one
+    length for each example. A combinator around the model passes none on.
+
+    Args:
+        in_size: last axis of x.
+        hidden_sizes: of the recurrent layers, at least one.
+        out_size: number of outputs.
+        recurrent: `fngrad.layers.gru` or `fngrad.layers.lstm`.
+        every_step: whether to give all outputs or the last only.
+        dropout_rate: in [0, 1], after each recurrent layer, with a key.
+
+    Raises:
+        ValueError: no hidden sizes, a size below 1, a rate outside of [0, 1]; at
+            ``apply``, x of another shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.models as models
+        >>> model = models.rnn(8, [16], 10)
+        >>> params = model.init(jax.random.key(0))
+        >>> jax.jit(model.apply)(params, jnp.ones((8, 8))).shape
+        (10,)
+    """
+    check_sequence("hidden_sizes", hidden_sizes)
+    if not hidden_sizes:
+        raise ValueError(f"need at least one hidden size, got {hidden_sizes=}")
+    sizes = (in_size, *hidden_sizes)
+    stack = [recurrent(*pair) for pair in itertools.pairwise(sizes)]
+    dropout = optional_dropout(dropout_rate)
+    head = layers.linear(sizes[-1], out_size)
+
+    def model(length: int | jax.Array | None) -> Layer:
+        entries = [e for layer in stack for e in (_padded(layer, length), dropout)]
+        chosen = [] if every_step else [_last(length)]
+        return layers.serial(*entries, *chosen, head)
+
+    def apply(
+        params: Params,
+        x: jax.Array,
+        *,
+        key: Key | None = None,
+        length: int | jax.Array | None = None,
+    ) -> jax.Array:
+        return model(length).apply(params, x, key=key)
+
+    return Layer(model(None).init, apply)
+
+
+def _padded(layer: Layer, length: int | jax.Array | None) -> Layer:
+    """Return a recurrent layer that is told the length, if there is one."""
+    if length is None:
+        return layer
+    return Layer(layer.init, functools.partial(layer.apply, length=length))
+
+
+def _last(length: int | jax.Array | None) -> Callable[[jax.Array], jax.Array]:
+    """Return what takes the last position; of no positions, that of the state 0."""
+    return lambda h: h[-1 if length is None else length - 1]

@@ -1,0 +1,103 @@
+"""A transformer of tokens."""
+
+import math
+
+import jax
+
+import fngrad.layers as layers
+import fngrad.layers.initializers as initializers
+from fngrad.layers.core import Layer, check_sizes
+from fngrad.models.parts import Activation, optional_dropout
+from fngrad.types import Scalar
+
+
+def transformer(
+    vocab_size: int,
+    max_length: int,
+    *,
+    features: int = 128,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    hidden_size: int | None = None,
+    activation: Activation = jax.nn.gelu,
+    dropout_rate: Scalar | None = None,
+) -> Layer:
+    r"""Return a decoder-only language model, ``(length,)`` -> ``(length, vocab)``.
+
+    Pre-norm: with learned positions $p$,
+
+    $$h = E_x + p, \quad h \leftarrow h + \text{attend}(\text{norm}(h)), \quad
+    h \leftarrow h + W_2\, \sigma(W_1 \text{norm}(h)), \quad y = W \text{norm}(h),$$
+
+    the middle two ``num_layers`` times, attention causal: the logits at position t know
+    tokens 0 to t. Weights are drawn with standard deviation 0.02, those that end a
+    residual branch with $0.02 / \sqrt{2\, \text{num\_layers}}$.
+
+    Parameters: ``tokens``, ``positions``, ``blocks/layers/0/attention/...``,
+    ``blocks/layers/0/mlp/...``, ``norm``, ``head``.
+
+    Args:
+        vocab_size: number of tokens.
+        max_length: of a sequence.
+        features: size of h.
+        num_layers: number of blocks.
+        num_heads: divides features.
+        hidden_size: of the perceptron in a block, by default 4 * features.
+        activation: $\sigma$.
+        dropout_rate: in [0, 1], of embeddings, attention weights and residual branches,
+            with a key.
+
+    Raises:
+        ValueError: a size below 1, heads that don't divide the features, a rate outside
+            of [0, 1]; at ``apply``, x longer than max_length or no ints.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.models as models
+        >>> model = models.transformer(11, 8, features=8, num_heads=2)
+        >>> params = model.init(jax.random.key(0))
+        >>> jax.jit(model.apply)(params, jnp.array([1, 2, 3])).shape
+        (3, 11)
+
+    References:
+        Vaswani et al. 2017, "Attention is all you need", https://arxiv.org/abs/1706.03762;
+        Radford et al. 2019, "Language models are unsupervised multitask learners", for
+        pre-norm and the start. Differs from it in: the head has weights of its own.
+    """
+    check_sizes(num_layers=num_layers)
+    dropout = optional_dropout(dropout_rate)
+    draw = initializers.normal(0.02)
+    draw_last = initializers.normal(0.02 / math.sqrt(2 * num_layers))
+    attend = layers.multi_head_attention(
+        features,
+        num_heads,
+        causal=True,
+        dropout_rate=dropout_rate,
+        weight_init=draw,
+        output_init=draw_last,
+    )
+    width = 4 * features if hidden_size is None else hidden_size
+    perceptron = {
+        "expand": layers.linear(features, width, weight_init=draw),
+        "activation": activation,
+        "shrink": layers.linear(width, features, weight_init=draw_last),
+    }
+    block = layers.serial(
+        attention=_branch(features, {"attend": attend}, dropout),
+        mlp=_branch(features, perceptron, dropout),
+    )
+    return layers.serial(
+        tokens=layers.embedding(vocab_size, features, weight_init=draw),
+        positions=layers.positional_embedding(max_length, features, weight_init=draw),
+        dropout=dropout,
+        blocks=layers.serial(*[block] * num_layers),
+        norm=layers.layer_norm(features),
+        head=layers.linear(features, vocab_size, bias=False, weight_init=draw),
+    )
+
+
+def _branch(
+    features: int, inner: dict[str, Layer | Activation], dropout: Layer
+) -> Layer:
+    norm = layers.layer_norm(features)
+    return layers.residual(layers.serial(norm=norm, **inner, dropout=dropout))

@@ -1,0 +1,102 @@
+"""Arrays that come from outside: NumPy's, JAX's, and columns of other libraries.
+
+What cannot be an array of numbers as it is would lose something on the way in, such
+as a mask or the missing entries of a column. It is refused, by leaf.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.numerics as numerics
+
+_NO_NUMBERS = "OSUTmM"  # kinds of dtypes: objects, strings, durations, dates
+
+
+def array(path: str, x: Any) -> Any:
+    """Return a leaf of numbers or bools as an array of NumPy or of JAX.
+
+    Args:
+        path: of the leaf, for the message.
+        x: an array, a column of another library that NumPy can read, or nested
+            numbers; in either byte order. JAX arrays pass as they are, traced or not.
+
+    Raises:
+        TypeError: neither numbers nor bools, such as categories, objects, dates, or a
+            nullable column with missing entries.
+        ValueError: a masked array, or integers that do not fit in the dtype that JAX
+            gives them (int32, without x64).
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.numerics.array_inputs import array
+        >>> array("x", np.array([1, 2], ">i2")).dtype.isnative
+        True
+    """
+    if not isinstance(x, jax.Array):
+        x = _native(path, _of_numpy(path, x))
+    is_number = jnp.issubdtype(x.dtype, np.number)
+    if not is_number and x.dtype != np.bool_:
+        raise TypeError(f"need numbers or bools, got {x.dtype} at {path!r}")
+    _check_integers(path, x)
+    return x
+
+
+def unmasked(path: str, x: Any) -> np.ndarray:
+    """Return a leaf as a NumPy array of any dtype.
+
+    Raises:
+        ValueError: a masked array.
+    """
+    numerics.check_unmasked(f"an array at {path!r}", x)
+    return np.asarray(x)
+
+
+def _of_numpy(path: str, x: Any) -> np.ndarray:
+    dtype = getattr(x, "dtype", None)
+    refused = f"need numbers or bools, got {dtype} at {path!r}"
+    if dtype is not None and hasattr(x, "cat"):
+        raise TypeError(
+            f"{refused}: .cat.codes numbers the categories, -1 where one is missing"
+        )
+    is_nullable = hasattr(x, "isna") and not isinstance(dtype, np.dtype | None)
+    if is_nullable and np.any(x.isna()):
+        raise TypeError(
+            f"{refused} with missing entries: .fillna(value) puts a value in their "
+            'place; .to_numpy("float32", na_value=np.nan) makes NaN of them'
+        )
+    made = unmasked(path, x)
+    if made.dtype.kind in _NO_NUMBERS:
+        raise TypeError(
+            f"need numbers or bools, got {dtype or made.dtype} at {path!r}: "
+            f"{_remedy(made)}"
+        )
+    return made
+
+
+def _remedy(made: np.ndarray) -> str:
+    if made.dtype.kind in "mM":
+        return "(x - origin) / np.timedelta64(1, unit) makes a number of a time"
+    if made.ndim > 1:
+        return "a dict of its columns, each of numbers, will do"
+    if all(item is None or isinstance(item, int | float) for item in made.tolist()):
+        return ".astype(np.float32) makes floats of it"
+    return "np.unique(x, return_inverse=True)[1] numbers the values it holds"
+
+
+def _native(path: str, x: np.ndarray) -> np.ndarray:
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def _check_integers(path: str, x: Any) -> None:
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if dtype == x.dtype or not jnp.issubdtype(dtype, jnp.integer) or not x.size:
+        return
+    low, high = x.min(), x.max()
+    if low < jnp.iinfo(dtype).min or high > jnp.iinfo(dtype).max:
+        raise ValueError(
+            f"need integers that fit in {dtype.name}, got values from {low} to "
+            f"{high} at {path!r}"
+        )

@@ -1,0 +1,82 @@
+"""Rounding to 16 bits that is right on average."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fngrad.types import Key
+
+
+def round_stochastically(
+    x: jax.Array, key: Key, dtype: Any, rest: jax.Array | None = None
+) -> jax.Array:
+    r"""Round to a neighbour in ``dtype``, to the nearer one more often.
+
+    With $a \le |x| \le b$ the neighbours of $|x|$ in the narrower format, the modulus
+    becomes
+
+    $$b \text{ with probability } (|x| - a) / (b - a), \text{ else } a,$$
+
+    so that the mean is $x$. A value that the format has stays, as do NaN and
+    infinities; what the cast makes infinite is infinite.
+
+    Args:
+        x: float32 or float64.
+        key: a typed key; each entry has a draw of its own.
+        dtype: bfloat16 or float16; where it is not narrower than 32 bits, x is cast.
+        rest: what x itself lost to rounding, at most half a unit of its last place:
+            the mean is $x + \mathrm{rest}$. ``None`` means nothing.
+
+    Raises:
+        TypeError: another dtype, or complex x.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.numerics.stochastic_rounding import round_stochastically
+        >>> third = jnp.full(10_000, 1 / 3)
+        >>> rounded = round_stochastically(third, jax.random.key(0), jnp.bfloat16)
+        >>> print(jnp.mean(rounded, dtype=jnp.float32).round(4))
+        0.3333
+
+    References:
+        Gupta et al., Deep learning with limited numerical precision, 2015, section 3,
+        https://arxiv.org/abs/1502.02551. Zamirai et al., Revisiting bfloat16
+        training, 2020, https://arxiv.org/abs/2010.06192.
+    """
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"need floats to round, got {x.dtype}")
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32:
+            return x.astype(dtype)
+        raise TypeError(f"need dtype bfloat16 or float16, or a wider one, got {dtype}")
+    modulus = jnp.abs(x)
+    beyond = jnp.zeros_like(x) if rest is None else rest * jnp.sign(x)
+    nearest = modulus.astype(dtype)
+    bits = lax.bitcast_convert_type(nearest, jnp.uint16)
+    excess = nearest.astype(x.dtype) - modulus
+    is_above = ((excess > 0) | ((excess == 0) & (beyond < 0))).astype(jnp.uint16)
+    low = lax.bitcast_convert_type(bits - is_above, dtype)
+    high = lax.bitcast_convert_type(bits - is_above + jnp.uint16(1), dtype)
+    start, end = low.astype(x.dtype), high.astype(x.dtype)
+    goes_up = _goes_up(modulus - start, end - modulus, beyond, key)
+    # Of NaN and infinity there are no neighbours.
+    rounded = jnp.where(jnp.isfinite(nearest), jnp.where(goes_up, high, low), nearest)
+    return jnp.copysign(rounded, x.astype(dtype))
+
+
+def _goes_up(below: jax.Array, above: jax.Array, beyond: jax.Array, key: Key) -> Any:
+    """Say whether to go up, with probability (below + beyond) / (below + above).
+
+    Near either end it is the small one of the two probabilities that is compared, with
+    a draw that has a second word of digits: a small step neither vanishes nor grows.
+    """
+    draw = jax.random.uniform(key, below.shape, below.dtype)
+    second = jax.random.uniform(jax.random.fold_in(key, 1), below.shape, below.dtype)
+    digits = second * jnp.finfo(below.dtype).eps
+    gap = below + above
+    from_start = below + beyond > (draw + digits) * gap
+    from_end = above - beyond < ((1 - draw) - digits) * gap
+    return jnp.where(below <= above, from_start, from_end)

@@ -1,0 +1,1 @@
+"""Programs of JAX: cut, counted, watched; signatures and optional libraries."""

@@ -1,0 +1,88 @@
+"""Optional libraries: imported when they are used, and given text they do not parse."""
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+def import_extra(
+    module: str, extra: str, distribution: str | None = None
+) -> ModuleType:
+    """Import a module that fngrad does not depend on.
+
+    Args:
+        module: its dotted name, such as ``"matplotlib.figure"``.
+        extra: the extra of fngrad that installs it, such as ``"plot"``.
+        distribution: what the error calls it, where that is not the module's first
+            name.
+
+    Raises:
+        ImportError: it is not installed; the message gives the pip command. A module
+            that is there but fails on an import of its own raises that error.
+
+    Example:
+        >>> from fngrad.programs.optional_imports import import_extra
+        >>> import_extra("not_there.at_all", "plot")
+        Traceback (most recent call last):
+        ...
+        ImportError: need not_there for this: pip install "fngrad[plot]"
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ImportError(
+            f'need {distribution or package} for this: pip install "fngrad[{extra}]"',
+            name=package,
+        ) from error
+
+
+def literal(text: str) -> str:
+    """Return text that matplotlib draws as it is written, not as mathtext.
+
+    Names of metrics and hyperparameters are a user's own: ``cost_$x_$`` is not a
+    formula. Characters that cannot be printed are drawn as Python escapes them.
+
+    Args:
+        text: a name.
+
+    Example:
+        >>> from fngrad.programs.optional_imports import literal
+        >>> print(literal("cost_$x_$"), literal("two\\nlines"))
+        cost_\\$x_\\$ two\\nlines
+    """
+    shown = (c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(shown).replace("$", r"\$")
+
+
+def imported_later(
+    namespace: dict[str, Any], modules: dict[str, str]
+) -> Callable[[str], Any]:
+    """Return a module's ``__getattr__``, which imports names when first asked for.
+
+    Args:
+        namespace: the module's ``globals()``, which keeps what was imported.
+        modules: name -> the module that it is, or that has it.
+
+    Example:
+        >>> from fngrad.programs.optional_imports import imported_later
+        >>> namespace = {"__name__": "example"}
+        >>> get = imported_later(namespace, {"sqrt": "math", "math": "math"})
+        >>> get("sqrt")(9.0), namespace["sqrt"](4.0), get("math").floor(1.5)
+        (3.0, 2.0, 1)
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(
+                f"module {namespace['__name__']!r} has no attribute {name!r}"
+            )
+        module = importlib.import_module(modules[name])
+        is_module = modules[name].rpartition(".")[2] == name
+        namespace[name] = module if is_module else getattr(module, name)
+        return namespace[name]
+
+    return get

@@ -1,0 +1,274 @@
+"""Steps that search for their length along the optimizer's direction."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.training.loss_forms as loss_forms
+import fngrad.tree as tree
+from fngrad.steps.core import displace, find_parts, replace_parts
+from fngrad.steps.line_search_conditions import Found, Point, backtrack, strong_wolfe
+from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training.step_metrics import Move, Start
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    chain,
+    update_and_report,
+)
+from fngrad.transforms.step_length import StepLengthState
+from fngrad.types import Batch, Hyper, LossFn, Metrics, OptState, Reported, Updates
+
+
+class _Rule(NamedTuple):
+    condition: str
+    max_evaluations: int
+    slope_rtol: Hyper
+    curv_rtol: Hyper
+    decrease_factor: Hyper
+    increase_factor: Hyper
+    max_learning_rate: Hyper
+
+
+def line_search(
+    loss_fn: LossFn,
+    optimizer: TransformLike,
+    condition: Literal["armijo", "strong_wolfe"] = "armijo",
+    *,
+    max_evaluations: int = 30,
+    slope_rtol: Hyper = 1e-4,
+    curv_rtol: Hyper = 0.9,
+    decrease_factor: Hyper = 0.8,
+    increase_factor: Hyper | None = None,
+    max_learning_rate: Hyper | None = None,
+) -> Step:
+    r"""Multiply the optimizer's update by a length that makes the loss fall enough.
+
+    Along $d$, the optimizer's update, a length $a$ is taken that satisfies, with
+    $\phi(a) = L(w_t + a\,d)$,
+
+    - ``"armijo"``: $\phi(a) \le \phi(0) + c_1\,a\,\phi'(0)$, the first of
+      $a_0, \beta a_0, \beta^2 a_0, \ldots$;
+    - ``"strong_wolfe"``: that, and $|\phi'(a)| \le c_2\,|\phi'(0)|$, by bracketing
+      and zoom.
+
+    All evaluations have one batch, key and model state. The loss on them never
+    rises: without a good length within ``max_evaluations``, the parameters stay.
+    Lengths at which the loss is not finite are refused. If $d$ does not point
+    downhill, the negative gradient at the length of $d$ takes its place.
+
+    $a_0$ is ``max_learning_rate``, with ``"strong_wolfe"`` 1. If the optimizer has
+    the part `fngrad.scale_by_step_length`, which remembers the last length $a$, it is
+    $a$ times ``increase_factor``, with ``"strong_wolfe"`` $a$. The step can be mapped
+    and scanned, but not differentiated in reverse.
+
+    Args:
+        loss_fn: as for `fngrad.make_step`.
+        optimizer: a transform, e.g. ``sgd(1.0)`` or ``lbfgs()``.
+        condition: what is good enough.
+        max_evaluations: >= 1; how many lengths are tried at most.
+        slope_rtol: $c_1$ in (0, 1).
+        curv_rtol: $c_2$ in (c1, 1).
+        decrease_factor: $\beta$ in (0, 1).
+        increase_factor: > 1; how a length grows, between steps (armijo, ``None``
+            means 1.5) or within a search (strong Wolfe, 2).
+        max_learning_rate: the longest length > 0; ``None`` means 1 (armijo) or 1e10.
+
+    Returns:
+        A step; its metrics are those of `fngrad.make_step`, ``step_length`` ($a$, 0
+        if none was found), ``next_loss`` (there) and ``evaluations`` (lengths tried).
+
+    Raises:
+        TypeError: ``loss_fn`` has another signature.
+        ValueError: another condition, a number out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> def loss_fn(w, batch):
+        ...     return jnp.sum(jnp.array([1.0, 50.0]) * w**2)
+        >>> optimizer = fg.lbfgs()
+        >>> step = jax.jit(fg.steps.line_search(loss_fn, optimizer, "strong_wolfe"))
+        >>> state = fg.init_state(jnp.array([3.0, -1.0]), optimizer, key=0)
+        >>> for _ in range(12):
+        ...     state, metrics = step(state, None)
+        >>> print(bool(metrics["next_loss"] < 1e-9))
+        True
+
+    References:
+        Nocedal and Wright, Numerical optimization, 2006, algorithms 3.1, 3.5 and 3.6,
+        https://doi.org/10.1007/978-0-387-40065-5. The names are optax's
+        (``scale_by_backtracking_linesearch``). Differs from it in: where no length is
+        good enough the step is zero, and directions uphill are replaced.
+    """
+    is_armijo = condition == "armijo"
+    rule = _Rule(
+        condition,
+        numerics.check_count("max_evaluations", max_evaluations, 1),
+        slope_rtol,
+        curv_rtol,
+        decrease_factor,
+        (1.5 if is_armijo else 2.0) if increase_factor is None else increase_factor,
+        (1.0 if is_armijo else 1e10)
+        if max_learning_rate is None
+        else max_learning_rate,
+    )
+    _check(rule)
+    transform = chain(optimizer)
+    gradient = loss_forms.gradient_fn(loss_fn)
+    value_at = loss_forms.value_fn(loss_fn)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        start = begin(transform, gradient, state, batch)
+        direction, opt_state, told = _direction(transform, start, state)
+        unit = _unit(start, direction)
+        direction = tree.scale(1 / unit, direction)
+
+        def loss_at(a: jax.Array) -> jax.Array:
+            updates = tree.scale(a, direction)
+            params = displace(state.params, start.learned, updates)
+            return value_at(params, batch, start.key, state.model_state).loss
+
+        last = [n.step_length for n in find_parts(state.opt_state, StepLengthState)]
+        zero = Point(jnp.zeros_like(unit), start.value.loss, _slope(start, direction))
+        found = _search(rule, loss_at, zero, last, state.step, unit)
+        updates = tree.where(
+            found.a > 0, tree.scale(found.a, direction), tree.zeros_like(direction)
+        )
+        params = displace(state.params, start.learned, updates)
+        length = found.a / unit
+        opt_state = _remember(opt_state, length)
+        move = Move(params, opt_state, updates, _with_kept(told, state.opt_state))
+        return finish(state, start, move, _of_search(length, found))
+
+    return step
+
+
+def _of_search(length: jax.Array, found: Found) -> Metrics:
+    return {
+        "step_length": length,
+        "next_loss": found.value,
+        "evaluations": found.evaluations,
+    }
+
+
+def _with_kept(told: Metrics, opt_state: OptState) -> Metrics:
+    """Return the reports with the kept step lengths in place of the 1 for each."""
+    nodes, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_length)
+    kept = {
+        f"/{path[-1].key}/step_length": node.step_length
+        for path, node in nodes
+        if _is_length(node)
+    }
+    return {
+        name: next((a for end, a in kept.items() if f"/{name}".endswith(end)), value)
+        for name, value in told.items()
+    }
+
+
+def _is_length(node: Any) -> bool:
+    return isinstance(node, StepLengthState)
+
+
+def _direction(transform: Transform, start: Start, state: TrainState) -> Reported:
+    """Return where to search, at length 1, the optimizer's next state, and reports."""
+    unscaled = _remember(state.opt_state, jnp.ones(()))
+    updates, opt_state, told = update_and_report(
+        transform, start.grads, unscaled, state.params
+    )
+    updates, grads = tree.widen(updates), tree.widen(start.grads)
+    learned = start.learned
+    length = tree.norm(tree.keep(learned, updates))
+    steepest = tree.norm(tree.keep(learned, grads))
+    ratio = jnp.where(jnp.isfinite(length), numerics.divide(length, steepest), 1)
+    unit = _unit(start, updates)
+    is_uphill = ~(_slope(start, tree.scale(1 / unit, updates)) <= 0)  # NaN too
+    direction = tree.where(is_uphill, tree.scale(-ratio, grads), updates)
+    return direction, opt_state, told
+
+
+def _slope(start: Start, direction: Updates) -> jax.Array:
+    grads, along = (tree.keep(start.learned, x) for x in (start.grads, direction))
+    return tree.vdot(grads, along).astype(start.value.loss.dtype)
+
+
+def _unit(start: Start, direction: Updates) -> jax.Array:
+    """Return the power of two that the direction is divided by for the search.
+
+    It is 1 unless the slope along the direction does not fit; the length grows as the
+    direction shrinks.
+    """
+    slope = _slope(start, direction)
+    size = tree.norm(tree.keep(start.learned, direction)).astype(slope.dtype)
+    limits = jnp.finfo(slope.dtype)
+    fits = jnp.isfinite(slope) & (jnp.abs(slope) >= limits.tiny / limits.eps)
+    power = numerics.power_of_two_below(size)
+    return jnp.where(fits | (size == 0), 1, jnp.minimum(power, 2.0**120))
+
+
+def _search(
+    rule: _Rule,
+    loss_at: Callable[[jax.Array], jax.Array],
+    start: Point,
+    last: list[jax.Array],
+    step: jax.Array,
+    scale: jax.Array,
+) -> Found:
+    """Search along the direction divided by ``scale``, for lengths that much longer."""
+    loss = start.value
+    c1, c2, shrink, grow, longest = (
+        numerics.hyper(value, step).astype(loss.dtype) for value in rule[2:]
+    )
+    longest = jnp.minimum(longest * scale, jnp.finfo(loss.dtype).max)
+    unit = longest if rule.condition == "armijo" else scale
+    if last:
+        factor = grow if rule.condition == "armijo" else jnp.ones_like(loss)
+        kept = last[0].astype(loss.dtype) * scale
+        unit = jnp.where(kept > 0, kept * factor, unit)
+    first = jnp.minimum(unit, longest)
+    bounds: dict[str, Any] = {"c1": c1, "max_evaluations": rule.max_evaluations}
+    if rule.condition == "armijo":
+        return backtrack(loss_at, start, first, factor=shrink, **bounds)
+
+    def point_at(a: jax.Array) -> Point:
+        return Point(a, *jax.value_and_grad(loss_at)(a))
+
+    return strong_wolfe(
+        point_at, start, first, c2=c2, factor=grow, longest=longest, **bounds
+    )
+
+
+def _remember(opt_state: OptState, length: jax.Array) -> OptState:
+    """Put the length into the part that keeps it, if the optimizer has one."""
+    if not find_parts(opt_state, StepLengthState):
+        return opt_state
+
+    def put(node: StepLengthState) -> StepLengthState:
+        return node._replace(step_length=length.astype(node.step_length.dtype))
+
+    return replace_parts(opt_state, StepLengthState, put, "scale_by_step_length")
+
+
+def _check(rule: _Rule) -> None:
+    if rule.condition not in ("armijo", "strong_wolfe"):
+        raise ValueError(
+            f'need condition="armijo" or "strong_wolfe", got {rule.condition!r}'
+        )
+    for name in ("slope_rtol", "curv_rtol", "decrease_factor"):
+        numerics.check_positive(name, getattr(rule, name))
+        numerics.check_number(name, getattr(rule, name), 0.0, 1.0)
+        _check_differs(name, getattr(rule, name), "<", 1.0)
+    numerics.check_number("increase_factor", rule.increase_factor, low=1.0)
+    _check_differs("increase_factor", rule.increase_factor, ">", 1.0)
+    if rule.condition == "strong_wolfe" and isinstance(rule.slope_rtol, numbers.Real):
+        numerics.check_number("curv_rtol", rule.curv_rtol, low=float(rule.slope_rtol))
+    numerics.check_positive("max_learning_rate", rule.max_learning_rate)
+
+
+def _check_differs(name: str, value: Hyper, sign: str, bound: float) -> None:
+    if isinstance(value, numbers.Real) and value == bound:
+        raise ValueError(f"need {name} {sign} {bound}, got {name}={value}")

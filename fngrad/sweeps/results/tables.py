@@ -1,0 +1,358 @@
+"""What a sweep found, as a table: points ranked, and two of them compared."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fngrad.numerics as numerics
+import fngrad.sweeps.results.statistics as statistics
+from fngrad.metrics.directions import Directed, Metric, directed
+from fngrad.sweeps.results.result import SweepResult, last_values
+from fngrad.sweeps.results.statistics import Comparison, Summary
+
+Choice = int | Mapping[str, Any]  # a point's number, or values of some columns
+
+
+class Table(NamedTuple):
+    """Points of a sweep, ranked; its text is a table with the doubts below."""
+
+    summary: Summary
+    rows: list[dict[str, Any]]  # one a point, the best first, by the column's name
+
+    def __str__(self) -> str:
+        """Write it for a reader."""
+        name, mode = self.summary.metric
+        seeds = self.summary.seeds
+        word = "smallest" if mode == "min" else "largest"
+        opening = f"{name}, {word} median over {seeds} seeds first"
+        shown = [_with_interval(row) for row in self.rows]
+        lines = [[_text(value) for value in row.values()] for row in shown]
+        doubts = [f"! {doubt}" for doubt in self.summary.warnings]
+        return "\n".join([opening, aligned(list(shown[0]), lines), *doubts])
+
+    def to_csv(self) -> str:
+        """Return the rows as comma separated values, the names in the first line."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+
+def summary(
+    result: SweepResult,
+    metric: Metric | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    key: int | jax.Array = 0,
+) -> Summary:
+    """Rank the points of a sweep: see `fngrad.sweeps.results.statistics.summarize`.
+
+    Args:
+        result: from `fngrad.sweep`.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.metrics.directions`); ``None`` means the sweep's.
+            Of a curve the last value counts.
+        level: of the intervals, in (0, 1).
+        resamples: of the bootstrap.
+        key: of the bootstrap.
+
+    Raises:
+        ValueError: the metric is unknown, has more axes than a curve, or is one of
+            the test data; every lane diverged; or as `summarize`.
+    """
+    metric = statistics.selecting(_metric(result, metric))
+    found = statistics.summarize(
+        result.points,
+        scores(result, metric[0]),
+        result.diverged_at >= 0,
+        metric,
+        level=level,
+        resamples=resamples,
+        key=key,
+        tried=result.notes.get("tried"),
+    )
+    seen = [name for name in result.history if "test" in name.split("/")]
+    if seen:
+        doubt = f"{', '.join(seen)} was measured at every point: do not choose by it"
+        found = found._replace(warnings=(*found.warnings, doubt))
+    return found
+
+
+def scores(result: SweepResult, name: str) -> np.ndarray:
+    """Return the last value of a metric of every lane, float64, shape (P, S).
+
+    Where combinations of static values recorded curves of different lengths, it is
+    the last one that any lane of the combination recorded.
+
+    Args:
+        result: from `fngrad.sweep`.
+        name: in the history.
+
+    Raises:
+        ValueError: it is unknown, or has more axes than a curve.
+    """
+    if name == result.notes["metric"][0]:
+        return result.notes["values"]
+    if name not in result.history:
+        raise ValueError(f"need a metric among {sorted(result.history)}, got {name!r}")
+    curves = np.asarray(result.history[name], np.float64)
+    if curves.ndim not in (2, 3):
+        raise ValueError(
+            "need a metric with one value or one curve a lane, "
+            f"got shape {curves.shape[2:]} of {name!r}"
+        )
+    if not result.notes.get("static") or curves.ndim == 2 or 0 in curves.shape:
+        return last_values(curves)
+    last = np.broadcast_to(records(result, name)[:, None] - 1, curves.shape[:2])
+    return np.take_along_axis(curves, last[:, :, None], axis=2)[:, :, 0]
+
+
+def records(result: SweepResult, name: str) -> np.ndarray:
+    """Return how many records of a curve each point has, int, shape (P,).
+
+    Combinations of static values may record curves of different lengths, which are
+    padded with NaN. A record that is NaN in every lane of a combination, and all that
+    follow it, cannot be told from the padding.
+
+    Args:
+        result: from `fngrad.sweep`.
+        name: of a curve in the history.
+    """
+    curves = np.asarray(result.history[name])
+    points, _, length = curves.shape[:3]
+    combinations = len(result.state) if result.notes.get("static") else 1
+    if combinations == 1 or length == 0:
+        return np.full(points, length)
+    blocks = curves.reshape(combinations, -1, length, *curves.shape[3:])
+    others = (1, *range(3, blocks.ndim))
+    seen = ~np.isnan(blocks.astype(np.float64)).all(axis=others)
+    lengths = np.where(seen, np.arange(1, length + 1), 0).max(axis=1)
+    return np.repeat(np.maximum(lengths, 1), points // combinations)
+
+
+def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, Any]:
+    """Return the values of the point with the best median, static ones too.
+
+    Args:
+        result: from `fngrad.sweep`.
+        metric: as for `summary`.
+
+    Raises:
+        ValueError: as `summary`.
+    """
+    return _values(result, summary(result, metric).best)
+
+
+def describe_point(result: SweepResult, number: int) -> str:
+    """Return a point in words: texts as they are, numbers behind their names.
+
+    Args:
+        result: from `fngrad.sweep`.
+        number: of the point.
+    """
+    values = _values(result, number).items()
+    return ", ".join(
+        value if isinstance(value, str) else f"{name} {_text(value)}"
+        for name, value in sorted(values, key=lambda item: not isinstance(item[1], str))
+    )
+
+
+def table(
+    result: SweepResult,
+    top: int | None = None,
+    *,
+    metric: Metric | None = None,
+    also: Sequence[str] = (),
+    level: float = 0.95,
+    resamples: int = 2000,
+    key: int | jax.Array = 0,
+) -> Table:
+    """Return the points of a sweep in a table, the best first.
+
+    Its text has the hyperparameters, the median over seeds and its interval, the
+    chance that the point is best (in percent), the lanes that diverged, and below it
+    what speaks against the choice. A median is infinite where half the lanes
+    diverged.
+
+    Args:
+        result: from `fngrad.sweep`.
+        top: how many points to show; ``None`` means all.
+        metric: a name in the history and "min" or "max", or a name that tells (see
+            `fngrad.metrics.directions`); ``None`` means the sweep's.
+        also: names in the history whose median over the lanes that did not diverge
+            is shown too.
+        level: of the intervals, in (0, 1).
+        resamples: of the bootstrap.
+        key: of the bootstrap.
+
+    Raises:
+        ValueError: ``top`` below 1, an unknown name in ``also``, or as `summary`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad.sweeps import grid, sweep, table
+        >>> def train_fn(point, key):
+        ...     return (), {"val/loss": (point["rate"] - 0.2) ** 2}
+        >>> result = sweep(train_fn, grid(rate=[0.1, 0.2, 0.4]), 5, progress=False)
+        >>> print(table(result, top=2))
+        val/loss, smallest median over 5 seeds first
+        rank  rate  median     interval  P(best) %  diverged
+        1      0.2       0        0 - 0        100         0
+        2      0.1    0.01  0.01 - 0.01          0         0
+    """
+    if top is not None:
+        top = numerics.check_count("top", top, 1)
+    found = summary(result, metric, level=level, resamples=resamples, key=key)
+    more = {name: _median(result, name) for name in also}
+    rows = []
+    for rank, number in enumerate(found.order[:top], start=1):
+        row: dict[str, Any] = {"rank": rank, **_values(result, number)}
+        row["median"] = float(found.median[number])
+        row["low"], row["high"] = float(found.low[number]), float(found.high[number])
+        row["P(best) %"] = round(100 * float(found.p_best[number]), 1)
+        row["diverged"] = int(found.diverged[number])
+        row |= {name: float(values[number]) for name, values in more.items()}
+        rows.append(row)
+    return Table(found, rows)
+
+
+def compare(
+    result: SweepResult,
+    a: Choice,
+    b: Choice,
+    *,
+    metric: Metric | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    key: int | jax.Array = 0,
+) -> Comparison:
+    """Compare two points of a sweep, seed by seed.
+
+    Where a choice fits several points, as ``{"optimizer": "adam"}`` does, the one
+    with the best median stands for them. It was chosen by the same seeds, which
+    flatters the choice with more points.
+
+    Args:
+        result: from `fngrad.sweep`.
+        a, b: a point's number, or the values of some of its columns.
+        metric: as for `table`; one of the test data may be compared, not chosen by,
+            so that each choice must then fit one point.
+        level: of the interval of the median difference, in (0, 1).
+        resamples: of the bootstrap.
+        key: of the bootstrap.
+
+    Returns:
+        The comparison; its text says it in a line.
+
+    Raises:
+        ValueError: a choice fits no point, or several and the metric is one of the
+            test data; or the metric is unknown.
+    """
+    metric = _metric(result, metric)
+    values = np.where(result.diverged_at >= 0, np.nan, scores(result, metric[0]))
+    first, second = (_number(result, choice, metric) for choice in (a, b))
+    found = statistics.compare_scores(
+        values[first], values[second], metric, level=level, resamples=resamples, key=key
+    )
+    return found._replace(names=(_label(a), _label(b)))
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of text in columns, the first to the left, the others to the right.
+
+    Args:
+        head: the columns' names.
+        rows: each as long as the head.
+
+    Example:
+        >>> from fngrad.sweeps.results.tables import aligned
+        >>> print(aligned(["name", "loss"], [["sgd", "0.5"], ["adam", "0.25"]]))
+        name  loss
+        sgd    0.5
+        adam  0.25
+    """
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with one column for the two ends of the interval."""
+    interval = f"{_text(row['low'])} - {_text(row['high'])}"
+    joined = {"interval" if k == "low" else k: v for k, v in row.items() if k != "high"}
+    return joined | {"interval": interval}
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _values(result: SweepResult, number: int) -> dict[str, Any]:
+    values = {name: column[number] for name, column in result.points.items()}
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in values.items()
+    }
+
+
+def _median(result: SweepResult, name: str) -> np.ndarray:
+    """Return the median over the lanes that did not diverge, NaN where all did."""
+    values = scores(result, name)
+    kept = (result.diverged_at < 0) & np.isfinite(values)
+    return np.array(
+        [
+            np.median(row[own]) if own.any() else np.nan
+            for row, own in zip(values, kept, strict=True)
+        ]
+    )
+
+
+def _metric(result: SweepResult, metric: Metric | None) -> Directed:
+    """Return the metric asked for; the sweep's own name goes the sweep's own way."""
+    own = result.notes["metric"]
+    return own if metric is None or metric == own[0] else directed(metric)
+
+
+def _number(result: SweepResult, choice: Choice, metric: Directed) -> int:
+    """Return the number of the best of the points that a choice fits."""
+    count = len(result.diverged_at)
+    if not isinstance(choice, Mapping):
+        if not 0 <= choice < count:
+            raise ValueError(f"need a point in [0, {count}), got {choice}")
+        return int(choice)
+    fits = np.ones(count, bool)
+    for name, value in choice.items():
+        if name not in result.points:
+            raise ValueError(f"need columns among {list(result.points)}, got {name!r}")
+        fits &= np.array([_equals(entry, value) for entry in result.points[name]])
+    if not fits.any():
+        raise ValueError(f"need a choice that fits a point, got {dict(choice)}")
+    if fits.sum() == 1:
+        return int(np.argmax(fits))
+    order = summary(result, metric).order
+    return int(order[fits[order]][0])
+
+
+def _equals(entry: Any, value: Any) -> bool:
+    """Compare numbers as float32 would hold them: a sweep's point may have been."""
+    if isinstance(value, float):
+        return bool(np.isclose(entry, value, rtol=1e-6, atol=0.0).all())
+    return np.array_equal(entry, value)
+
+
+def _label(choice: Choice) -> str:
+    if not isinstance(choice, Mapping):
+        return f"point {choice}"
+    return ", ".join(f"{name} {_text(value)}" for name, value in choice.items())

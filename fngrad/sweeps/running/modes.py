@@ -1,0 +1,150 @@
+"""How wide the blocks of a sweep are.
+
+``map`` trains one lane after the other and ``vmap`` all at once; a number is in
+between, blocks of so many lanes. On an accelerator the widest block that fits is the
+best. On a CPU it depends on the model: in a wide block a small model shares what each
+operation costs, a large one falls out of the caches. Compiling does not: it takes about
+as long for every width (`fngrad.sweeps.running.program.BATCHED_OPTIONS`).
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+
+import fngrad.numerics as numerics
+from fngrad.sweeps.running.probes import heaviest_loop
+from fngrad.sweeps.running.program import Block, Lanes, compile_block
+
+Mode: TypeAlias = Literal["auto", "vmap", "map"] | int
+
+CPU_WIDTHS = (2, 64)
+# Of what a block's lanes carry. Six perceptrons that carry 264 bytes to 3.6 MB took at
+# most 9 % longer so than in the best of 1, 2, 4, ... 64 lanes.
+CPU_BYTES = 2**20
+MEMORY_SHARE = 0.5  # of what is free, for a block
+
+
+class Choice(NamedTuple):
+    """The width that was chosen, and why."""
+
+    width: int  # lanes on each device
+    reason: str
+
+
+def check_mode(mode: Any) -> None:
+    """Raise unless this is a mode.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if mode in ("auto", "vmap", "map"):
+        return
+    width = numerics.as_int(mode)
+    if width is None or width < 1:
+        raise ValueError(
+            f'need mode "auto", "vmap", "map" or a number of lanes >= 1, got {mode=}'
+        )
+
+
+def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
+    """Choose the width of the blocks, before anything is timed.
+
+    On a CPU "auto" takes as many lanes as carry about 1 MiB from step to step, 2 to
+    64 of them, but no more than leave each core a block.
+    """
+    share = -(-lanes.count // len(lanes.devices))
+    if mode == "map":
+        return Choice(1, "asked for")
+    if mode == "vmap":
+        return Choice(share, "asked for")
+    if mode != "auto":
+        return Choice(int(mode), "asked for")
+    if lanes.devices[0].platform != "cpu":
+        return Choice(share, "all lanes of a device at once, on an accelerator")
+    share = -(-share // blocks_at_once(lanes.devices))
+    loop = heaviest_loop(jaxpr)
+    carried = loop.carry_bytes if loop else 0
+    low, high = CPU_WIDTHS
+    width = min(max(CPU_BYTES // max(carried, 1), low), high)
+    return Choice(balanced(share, width), f"lanes that carry {carried} bytes each")
+
+
+def balanced(count: int, width: int) -> int:
+    """Return a width, at most ``width``, that leaves few lanes of blocks unused.
+
+    Example:
+        >>> from fngrad.sweeps.running.modes import balanced
+        >>> balanced(33, 32), balanced(512, 32)
+        (17, 32)
+    """
+    return -(-count // -(-count // width))
+
+
+def fitting_block(lanes: Lanes, width: int) -> Block:
+    """Compile a block of this width, or of the next smaller one that fits in memory.
+
+    A smaller one is said loudly: its lanes may be rounded otherwise.
+    """
+    block, budget = compile_block(lanes, width), memory_budget(lanes.devices)
+    while block.bytes > budget and block.width > 1:
+        smaller = max(1, min(block.width // 2, block.width * budget // block.bytes))
+        warnings.warn(
+            f"a block of {block.width} lanes needs {_gib(block.bytes)} of a device, "
+            f"{_gib(budget)} may be used: going on with {smaller} lanes",
+            stacklevel=4,
+        )
+        before = block.compile_seconds
+        block = compile_block(lanes, smaller)
+        block = block._replace(compile_seconds=before + block.compile_seconds)
+    return block
+
+
+def blocks_at_once(devices: Sequence[Any]) -> int:
+    """Return how many blocks are trained at the same time.
+
+    A program of small operations keeps one core of a CPU busy, so there it is one
+    block a core; several devices share a block instead.
+    """
+    is_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
+    return cores() if is_one_cpu else 1
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_budget(devices: Sequence[Any]) -> int:
+    """Return the bytes of each device that a block may take."""
+    statistics = devices[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    else:
+        free = _free_host_memory() // (len(devices) * blocks_at_once(devices))
+    return int(MEMORY_SHARE * free)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out."""
+    text = str(error).lower()
+    is_from_jax = isinstance(error, jax.errors.JaxRuntimeError)
+    is_full = "resource_exhausted" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or (is_from_jax and is_full)
+
+
+def _free_host_memory() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2g} GiB"

@@ -1,0 +1,257 @@
+"""The program of a block of lanes: what it is made of, and what it needs.
+
+A *lane* is one training: a point and a key. A *block* is as many lanes as one call of
+the compiled program trains, ``width`` of them on each device. The arithmetic of a lane
+is decided by the width alone: another width may round otherwise, a chunk of other
+length or more devices may not.
+"""
+
+import contextlib
+import hashlib
+import io
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import fngrad.tree as tree
+from fngrad.programs.compilations import watched_values
+from fngrad.types import Key
+
+TrainFn = Callable[..., tuple[Any, dict[str, jax.Array]]]
+
+# On a CPU XLA asks for LLVM's level 3, which takes five times as long over batched
+# random bits as level 2: 7.7 s instead of 2.8 for a small perceptron's training, of the
+# same speed and bits.
+BATCHED_OPTIONS: Any = {"xla_backend_optimization_level": 2}
+
+
+class Outline(NamedTuple):
+    """What tracing a training tells of it."""
+
+    outputs: Any  # (state, history), the shapes and dtypes of one lane
+    fingerprint: str  # 16 hex digits of the program text and its constants
+    jaxpr: Any  # the program of one lane, of the leaves of (point, key, args)
+
+
+class Lanes(NamedTuple):
+    """What the lanes of a sweep are made from, and what they share."""
+
+    train_fn: TrainFn  # (point, key, args) -> (state, history)
+    points: Any  # NumPy leaves (P, ...)
+    keys: Key  # (S,)
+    args: tuple[Any, ...]
+    devices: Sequence[Any]
+
+    @property
+    def count(self) -> int:
+        """How many lanes there are: P S."""
+        return len(jax.tree.leaves(self.points)[0]) * len(self.keys)
+
+
+class Block(NamedTuple):
+    """A compiled program for blocks of one width."""
+
+    run: Callable[[np.ndarray], Any]  # lanes, (width * devices,) -> outputs, (w, ...)
+    width: int  # lanes on each device
+    lanes: int  # in all
+    compile_seconds: float
+    bytes: int  # on each device, without what the lanes share
+
+
+def outline(lanes: Lanes, metric: str) -> Outline:
+    """Trace one lane, twice, and look at what it is.
+
+    Raises:
+        ValueError: the trainings are no pure function, or the metric is not among
+            what they record as a curve or a scalar.
+        TypeError: they return another form, or their structure depends on the point.
+    """
+    first, second = (_trace(lanes) for _ in range(2))
+    if first.jaxpr.effects:
+        names = sorted({str(effect) for effect in first.jaxpr.effects})
+        raise ValueError(
+            f"need a pure train_fn, got one with the effects {names}: leave out "
+            "jax.debug.print and callbacks, and return values in the history"
+        )
+    fingerprint = _fingerprint(first.jaxpr)
+    if _fingerprint(second.jaxpr) != fingerprint:
+        raise ValueError(
+            "need a pure train_fn, got one that gave two programs when it was traced "
+            "twice: it reads a global, a clock or a random state that changes. Pass "
+            "what varies as points, static or args, and draw with the key"
+        )
+    outputs = first.out_info
+    _check_outputs(outputs, metric)
+    return Outline(outputs, fingerprint, first.jaxpr)
+
+
+def compile_block(lanes: Lanes, width: int) -> Block:
+    """Compile the program of blocks of a width."""
+    begin = time.perf_counter()
+    devices = lanes.devices
+    count = width * len(devices)
+    mesh = Mesh(np.array(devices), ("lanes",))
+    args = jax.device_put(lanes.args, NamedSharding(mesh, PartitionSpec()))
+    points = jax.tree.map(_canonical, lanes.points)
+    seeds = len(lanes.keys)
+    key_data = np.asarray(jax.random.key_data(lanes.keys))
+    implementation = jax.random.key_impl(lanes.keys)
+
+    def take(numbers: np.ndarray) -> Any:
+        """Return points and key data on the host; seeds vary fastest."""
+        point = jax.tree.map(lambda x: x[numbers // seeds], points)
+        return point, key_data[numbers % seeds]
+
+    def block(points: Any, key_data: jax.Array, args: Any) -> Any:
+        keys = jax.random.wrap_key_data(key_data, impl=implementation)
+        if width == 1:
+            point, key = jax.tree.map(lambda x: x[0], (points, keys))
+            outputs = lanes.train_fn(point, key, *args)
+            return jax.tree.map(lambda x: x[None], outputs)
+        train = jax.vmap(lambda point, key: lanes.train_fn(point, key, *args))
+        return train(points, keys)
+
+    sharded = jax.shard_map(
+        block,
+        mesh=mesh,
+        in_specs=(PartitionSpec("lanes"), PartitionSpec("lanes"), PartitionSpec()),
+        out_specs=PartitionSpec("lanes"),
+        check_vma=False,
+    )
+    program, nans, infs = jax.jit(sharded), *watched_values()
+    with jax.disable_jit(False):
+        lowered = program.lower(*take(np.zeros(count, int)), args)
+    is_batched_on_cpu = width > 1 and devices[0].platform == "cpu"
+    compiled = lowered.compile(BATCHED_OPTIONS if is_batched_on_cpu else None)
+    seconds = time.perf_counter() - begin
+
+    def run(numbers: np.ndarray) -> Any:
+        # What is compiled ahead of time cannot tell where a NaN comes from.
+        call = program if nans or infs else compiled
+        with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
+            return call(*take(numbers), args)
+
+    return Block(run, width, count, seconds, _bytes(compiled))
+
+
+def to_host(outputs: Any) -> list[np.ndarray]:
+    """Return the leaves as NumPy arrays, keys as their data; waits for them."""
+    return [
+        np.asarray(jax.random.key_data(x) if is_key(x) else x)
+        for x in jax.tree.leaves(outputs)
+    ]
+
+
+def is_key(leaf: Any) -> bool:
+    """Return whether a leaf is a typed key, or the shape of one."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _trace(lanes: Lanes) -> Any:
+    point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
+    key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # none is used up
+
+    def train(point: Any, key: Key, args: Any) -> Any:
+        return lanes.train_fn(point, key, *args)
+
+    with _watched(), jax.disable_jit(False):
+        return jax.jit(train).trace(point, key, lanes.args)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Explain what tracing cannot do, and say what it prints."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    except jax.errors.KeyReuseError:
+        raise
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+        TypeError,
+    ) as error:
+        is_tracer = any(
+            isinstance(e, jax.errors.JAXTypeError) for e in (error, error.__cause__)
+        )
+        if not is_tracer and "concrete" not in str(error):
+            raise
+        raise TypeError(
+            "need a train_fn whose structure does not depend on the point: a value "
+            "that decides a branch, a shape or a length belongs into "
+            "static={name: [values]}"
+        ) from error
+    finally:
+        if printed.getvalue():
+            sys.stdout.write(printed.getvalue())
+            warnings.warn(
+                "train_fn prints while it is traced: once a program, not once a "
+                "training. Return values in the history instead",
+                stacklevel=5,
+            )
+
+
+def _fingerprint(jaxpr: Any) -> str:
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(jaxpr))
+    digest = hashlib.blake2b(text.encode(), digest_size=8)
+    for constant in _constants(jaxpr):
+        (host,) = to_host(constant) if hasattr(constant, "dtype") else (constant,)
+        digest.update(np.asarray(host).tobytes())
+    return digest.hexdigest()
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """Yield the constants of a program and of the programs in it: no text has them."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "consts"):
+                    yield from _constants(inner)
+
+
+def _check_outputs(outputs: Any, metric: str) -> None:
+    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
+    if not is_pair or not isinstance(outputs[1], dict):
+        raise TypeError(
+            "need train_fn(point, key, ...) -> (state, history), history a dict of "
+            f"arrays by name, got {jax.tree.structure(outputs)}"
+        )
+    history = outputs[1]
+    for path, leaf in tree.leaf_paths(history).items():
+        if path not in history or is_key(leaf):
+            raise TypeError(f"need a history of arrays by name, got {path!r} in it")
+    if metric not in history:
+        raise ValueError(
+            f"need the metric among {sorted(history)}, got {metric!r}: "
+            'metric=("loss", "min") names another'
+        )
+    if jnp.issubdtype(history[metric].dtype, np.complexfloating):
+        raise ValueError(f"need a real metric, got a complex one, {metric!r}")
+    if history[metric].ndim > 1:
+        raise ValueError(
+            "need a metric with one value or one curve a lane, got shape "
+            f"{history[metric].shape} of {metric!r}"
+        )
+
+
+def _canonical(column: np.ndarray) -> np.ndarray:
+    return column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
+
+
+def _bytes(compiled: Any) -> int:
+    """Return what a block takes on a device; 0 where the backend does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes

@@ -1,0 +1,162 @@
+"""The folder in which a sweep keeps what it has done, so that a killed one goes on.
+
+``sweep.json`` describes the sweep; a call that differs is refused, with the names of
+what differs. Each chunk of lanes is a file ``lanes/<combination>-<first>-<end>-<crc>``
+written whole or not at all, with the checksum of its bytes in its name.
+"""
+
+import hashlib
+import io
+import json
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.files.atomic_writes import write_atomically
+from fngrad.files.json_values import to_json, write_json
+from fngrad.sweeps.running.program import to_host
+from fngrad.sweeps.running.record import Record
+
+FORMAT = 1
+
+
+class Folder:
+    """Chunks of lanes on disk.
+
+    Args:
+        path: the folder; it is made. No one else may write there, see
+            `fngrad.files.locks`.
+        description: what this sweep is, name -> JSON value.
+
+    Raises:
+        ValueError: the folder holds another sweep, a file that is none, or lanes of
+            a sweep that nothing describes.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, description: Mapping[str, Any]):
+        self.path = Path(path).absolute()  # wherever the process goes
+        self._lanes = self.path / "lanes"
+        self._lanes.mkdir(parents=True, exist_ok=True)
+        for torn in self._lanes.glob(".*.tmp"):  # of a process that was killed
+            torn.unlink()
+        file = self.path / "sweep.json"
+        self._content = {"format": FORMAT, **to_json(dict(description)), "modes": {}}
+        if file.exists():
+            _check_same(self._content, _read(file), file)
+            self._content = _read(file)
+        else:
+            self._check_empty(file)
+            write_json(file, self._content)
+
+    def _check_empty(self, file: Path) -> None:
+        chunks = len(list(self._lanes.glob("*.npz")))
+        if chunks:
+            raise ValueError(
+                f"need {file}, which says what sweep the {chunks} files in "
+                f"{self._lanes} are of, got none: clear the folder, or take another"
+            )
+
+    def mode(self, combination: int) -> dict[str, Any] | None:
+        """Return how a combination's lanes were trained before, if they were."""
+        return self._content["modes"].get(str(combination))
+
+    def record_mode(self, combination: int, mode: Mapping[str, Any]) -> None:
+        """Write down how a combination's lanes are trained."""
+        self._content["modes"][str(combination)] = to_json(dict(mode))
+        write_json(self.path / "sweep.json", self._content)
+
+    def save(self, combination: int, first: int, end: int, record: Record) -> None:
+        """Write lanes ``first`` to ``end`` in one atomic step."""
+        content = io.BytesIO()
+        parts = {
+            f"leaf{number}": np.frombuffer(leaf[first:end].tobytes(), np.uint8)
+            for number, leaf in enumerate(record.leaves)
+        }
+        np.savez(content, **parts)  # pyright: ignore[reportArgumentType]
+        data = content.getvalue()
+        name = f"{combination}-{first}-{end}-{zlib.crc32(data):08x}.npz"
+        write_atomically(self._lanes / name, data)
+
+    def restore(self, combination: int, record: Record) -> None:
+        """Put the lanes that are there into the record; a damaged file is named."""
+        for file, first, end, checksum in self._files(combination):
+            data = file.read_bytes()
+            if f"{zlib.crc32(data):08x}" != checksum:
+                warnings.warn(
+                    f"{file} is damaged: its {end - first} lanes are trained anew",
+                    stacklevel=4,
+                )
+                file.unlink()
+                continue
+            with np.load(io.BytesIO(data)) as parts:
+                leaves = [
+                    np.frombuffer(parts[f"leaf{number}"].tobytes(), leaf.dtype).reshape(
+                        end - first, *leaf.shape[1:]
+                    )
+                    for number, leaf in enumerate(record.leaves)
+                ]
+            record.put(np.arange(first, end), leaves)
+
+    def _files(self, combination: int) -> Iterator[tuple[Path, int, int, str]]:
+        for file in sorted(self._lanes.glob(f"{combination}-*-*-????????.npz")):
+            _, first, end, checksum = file.stem.split("-")
+            yield file, int(first), int(end), checksum
+
+
+def digest(values: Any) -> str:
+    """Return 16 hex digits of the leaves' paths, dtypes, shapes and bytes."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for path, leaf in tree.leaf_paths(values).items():
+        array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        hashed.update(f"{path} {array.dtype} {array.shape};".encode())
+        (host,) = to_host(array)
+        hashed.update(host.tobytes())
+    return hashed.hexdigest()
+
+
+def describe_shapes(outputs: Any) -> dict[str, str]:
+    """Return the shape and dtype of every leaf, as text by path."""
+    return {
+        path: f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in tree.leaf_paths(outputs).items()
+    }
+
+
+def machine() -> dict[str, str]:
+    """Return what decides the bits besides the program: versions and hardware."""
+    device = jax.devices()[0]
+    return {
+        "jax": jax.__version__,
+        "backend": device.platform,
+        "device kind": device.device_kind,
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"need the description of a sweep in {file}: {error}"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(
+            f"need a sweep of format {FORMAT} in {file}, got {str(content)[:60]}"
+        )
+    return content
+
+
+def _check_same(new: dict[str, Any], old: dict[str, Any], file: Path) -> None:
+    names = [n for n in new if n != "modes" and old.get(n) != new[n]]
+    if names:
+        shown = ", ".join(f"{n}: {old.get(n)!r} became {new[n]!r}" for n in names)
+        raise ValueError(
+            f"need the sweep that {file} describes, or another folder: {shown}"
+        )

@@ -1,0 +1,332 @@
+r"""Population based training as one pure function.
+
+A *population* of N members trains in rounds. Between two rounds every member in the
+bottom quantile takes over the whole state and the hyperparameters of a member of the
+top quantile, drawn at random (*exploit*), and changes the hyperparameters (*explore*).
+So one run finds a schedule of hyperparameters, not only a value. Which member's state
+each one began a round with is recorded: following it backwards gives a *lineage*.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+import fngrad.numerics as numerics
+import fngrad.tree as tree
+from fngrad.metrics.directions import Directed, Metric
+from fngrad.sweeps.results.statistics import selecting
+from fngrad.types import Key, Path
+
+Range = tuple[float, float]
+
+
+class Population(NamedTuple):
+    """What became of N members in R rounds."""
+
+    state: Any  # leaves (N, ...), at the end of the last round
+    points: Any  # hyperparameters in force in each round, leaves (R, N)
+    scores: jax.Array  # at the end of each round, (R, N)
+    parents: jax.Array  # int32, (R, N): whose state a member began the round with
+    history: dict[str, jax.Array]  # of the training, (R, N, ...)
+
+
+class _Settings(NamedTuple):
+    count: int  # members replaced after a round
+    factors: tuple[float, float]
+    resample: float
+    ranges: dict[Path, Range]
+    mode: str
+
+
+def population_based_training(
+    init_fn: Callable[..., Any],
+    advance_fn: Callable[..., tuple[Any, dict[str, jax.Array]]],
+    points: Any,
+    key: int | Key,
+    *,
+    rounds: int,
+    steps_per_round: int,
+    args: tuple[Any, ...] = (),
+    metric: Metric = ("val/loss", "min"),
+    quantile: float = 0.25,
+    factors: tuple[float, float] = (0.8, 1.25),
+    ranges: Mapping[Path, Range] | None = None,
+    resample: float = 0.0,
+) -> Population:
+    """Train a population that copies its best and varies their hyperparameters.
+
+    It is pure: jit it, or vmap it over ``key``. Under jit pass ``args`` as arguments
+    of the jitted function. After each round but the last, members whose rank is in
+    the bottom quantile, and all whose score is not finite, are replaced; where no
+    score is finite nobody is. All others keep state and hyperparameters bit for bit.
+    A copied state is the parent's whole state, its key too, so parent and child see
+    the same batches from then on.
+
+    Args:
+        init_fn: ``init_fn(point, key, *args) -> state``; each member has its own key.
+        advance_fn: ``advance_fn(point, state, num_steps, *args) -> (state, history)``,
+            pure, ``num_steps`` a Python int: usually `fngrad.run` with an optimizer
+            made of the point, whose state has the same form for every point.
+        points: first hyperparameters, a pytree of float arrays of shape (N,), N >= 2.
+        key: a typed key or an int.
+        rounds: how often the population trains, >= 1.
+        steps_per_round: steps of each round, >= 1.
+        args: data, passed on.
+        metric: a name in the history, of which the last value counts, and "min" or
+            "max"; or a name that tells, see `fngrad.metrics.directions`.
+        quantile: of the members to replace, and of those to copy, in (0, 0.5]; at
+            least one.
+        factors: by one of the two, chosen by chance, a hyperparameter is multiplied;
+            so one that is 0 stays 0, and none changes its sign.
+        ranges: hyperparameter's path -> (low, high), within which it stays.
+        resample: the chance that a hyperparameter is drawn anew from its range
+            instead, uniformly in its logarithm where ``low > 0``; in [0, 1].
+
+    Returns:
+        The population: last states, and what each member was in each round.
+
+    Raises:
+        TypeError: a hyperparameter is not floating, or ``advance_fn`` returns another
+            form.
+        ValueError: shapes of points that differ, fewer than two members, a point that
+            is not finite, an argument out of its range, a range of an unknown
+            hyperparameter, or of none where ``resample > 0``, a point outside its
+            range, an unknown metric, or one of the test data.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.sweeps.searching.population import population_based_training
+        >>> def advance(point, x, num_steps):
+        ...     x = x * (1 - point["rate"]) ** num_steps
+        ...     return x, {"loss": x**2}
+        >>> found = population_based_training(
+        ...     lambda point, key: jax.random.normal(key),
+        ...     advance,
+        ...     {"rate": jnp.array([0.01, 0.02, 0.1, 0.2])},
+        ...     key=0, rounds=3, steps_per_round=5, metric=("loss", "min"),
+        ... )
+        >>> print(found.scores.shape, found.parents[0])
+        (3, 4) [0 1 2 3]
+
+    References:
+        M. Jaderberg et al., "Population Based Training of Neural Networks", 2017,
+        https://arxiv.org/abs/1711.09846, algorithm 1 with truncation selection.
+        Differs from it in: members train in step, round by round; scores are
+        compared after every round; factors are 0.8 and 1.25, which undo each other.
+    """
+    points = jax.tree.map(jnp.asarray, points)
+    size = _check_points(points)
+    rounds = numerics.check_count("rounds", rounds, 1)
+    steps_per_round = numerics.check_count("steps_per_round", steps_per_round, 1)
+    metric = selecting(metric)
+    settings = _settings(points, size, metric, quantile, factors, ranges, resample)
+    k_init, k_rounds = jax.random.split(numerics.key(key))
+    state = jax.vmap(lambda point, k: init_fn(point, k, *args))(
+        points, jax.random.split(k_init, size)
+    )
+    advance = jax.vmap(
+        lambda point, s: check_outputs(advance_fn(point, s, steps_per_round, *args))
+    )
+    unscored = jnp.zeros(size, jnp.result_type(float))
+
+    def one_round(carried: Any, now: jax.Array) -> Any:
+        state, points, scores = carried
+        k_exploit, k_explore = jax.random.split(jax.random.fold_in(k_rounds, now))
+        parents = exploit(k_exploit, scores, settings.count, settings.mode)
+        parents = jnp.where(now == 0, jnp.arange(size, dtype=jnp.int32), parents)
+        state, inherited = jax.tree.map(lambda x: x[parents], (state, points))
+        varied = _explore(k_explore, inherited, settings)
+        is_new = parents != jnp.arange(size, dtype=jnp.int32)
+        points = jax.tree.map(lambda x, y: jnp.where(is_new, x, y), varied, points)
+        state, history = advance(points, state)
+        scores = _last(history, metric[0]).astype(scores.dtype)
+        return (state, points, scores), (points, scores, parents, history)
+
+    (state, _, _), (points, scores, parents, history) = jax.lax.scan(
+        one_round, (state, points, unscored), jnp.arange(rounds)
+    )
+    return Population(state, points, scores, parents, history)
+
+
+def check_outputs(outputs: Any) -> tuple[Any, dict[str, jax.Array]]:
+    """Return what ``advance_fn`` gave, if it is (state, history).
+
+    Args:
+        outputs: of one member.
+
+    Raises:
+        TypeError: it is not.
+    """
+    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
+    if not is_pair or not isinstance(outputs[1], dict):
+        kind = type(outputs[1] if is_pair else outputs).__name__
+        raise TypeError(
+            "need advance_fn(point, state, num_steps, ...) -> (state, history), "
+            f"history a dict of arrays by name, got {kind}"
+        )
+    return outputs
+
+
+def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.Array:
+    """Return whose state each member takes over: its own, or one of the best's.
+
+    The ``count`` worst members, and all whose score is not finite, draw from the
+    ``count`` best that are finite; equal scores rank by number. A member that is
+    among the best itself stays.
+
+    Args:
+        key: typed.
+        scores: shape (N,).
+        count: in [1, N / 2].
+        mode: "min" or "max".
+
+    Returns:
+        int32, shape (N,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.sweeps.searching.population import exploit
+        >>> print(exploit(jax.random.key(0), jnp.array([3.0, 1.0, 2.0, jnp.nan]), 1))
+        [0 1 2 1]
+    """
+    size = scores.shape[0]
+    own = jnp.arange(size, dtype=jnp.int32)
+    is_finite = jnp.isfinite(scores)
+    signed = scores if mode == "min" else -scores
+    order = jnp.argsort(jnp.where(is_finite, signed, jnp.inf), stable=True)
+    rank = jnp.zeros(size, jnp.int32).at[order].set(own)
+    eligible = jnp.minimum(jnp.sum(is_finite, dtype=jnp.int32), count)
+    drawn = jax.random.randint(key, (size,), 0, jnp.maximum(eligible, 1))
+    is_bottom = ((rank >= size - count) | ~is_finite) & (rank >= eligible)
+    chosen = order[drawn].astype(jnp.int32)
+    return jnp.where(is_bottom & (eligible > 0), chosen, own)
+
+
+def lineage(parents: Any, member: int) -> np.ndarray:
+    """Return whose state the last state of a member was in each round.
+
+    The hyperparameters that made it are ``points[r, lineage[r]]`` for each round r.
+
+    Args:
+        parents: int, shape (R, N), as `Population` has them.
+        member: a number in [0, N).
+
+    Returns:
+        int, shape (R,); the last entry is ``member``.
+
+    Raises:
+        ValueError: no such member.
+
+    Example:
+        >>> from fngrad.sweeps.searching.population import lineage
+        >>> print(lineage([[0, 1, 2], [0, 0, 2], [0, 1, 1]], 2))
+        [0 1 2]
+    """
+    parents = np.asarray(parents)
+    if not 0 <= member < parents.shape[1]:
+        raise ValueError(f"need 0 <= member < {parents.shape[1]}, got {member=}")
+    line = [member]
+    for row in parents[:0:-1]:
+        line.append(int(row[line[-1]]))
+    return np.array(line[::-1])
+
+
+def _explore(key: Key, points: Any, settings: _Settings) -> Any:
+    """Multiply every hyperparameter by a factor, or draw it anew, within its range."""
+    varied = {}
+    for number, (path, x) in enumerate(tree.leaf_paths(points).items()):
+        k_factor, k_new, k_which = jax.random.split(jax.random.fold_in(key, number), 3)
+        small, large = (jnp.asarray(f, x.dtype) for f in settings.factors)
+        up = jax.random.bernoulli(k_factor, shape=x.shape)
+        value = x * jnp.where(up, large, small)
+        if path in settings.ranges:
+            low, high = settings.ranges[path]
+            anew = _draw(k_new, x, low, high)
+            is_anew = jax.random.bernoulli(k_which, settings.resample, x.shape)
+            value = jnp.where(is_anew, anew, value)
+            bounds = (jnp.asarray(limit, x.dtype) for limit in (low, high))
+            value = jnp.clip(value, *bounds)
+        varied[path] = value
+    return tree.from_leaf_paths(points, varied)
+
+
+def _draw(key: Key, like: jax.Array, low: float, high: float) -> jax.Array:
+    u = jax.random.uniform(key, like.shape, like.dtype)
+    if low > 0:
+        start, end = (jnp.asarray(v, like.dtype) for v in np.log((low, high)))
+        return jnp.exp(start + u * (end - start))
+    start, end = jnp.asarray(low, like.dtype), jnp.asarray(high, like.dtype)
+    return start + u * (end - start)
+
+
+def _last(history: dict[str, jax.Array], name: str) -> jax.Array:
+    if name not in history:
+        raise ValueError(f"need a metric among {sorted(history)}, got {name!r}")
+    values = history[name]
+    if values.ndim > 2 or 0 in values.shape:
+        raise ValueError(
+            "need a metric of a scalar, or of shape (steps,), "
+            f"got shape {values.shape[1:]} for {name!r}"
+        )
+    return values if values.ndim == 1 else values[:, -1]
+
+
+def _check_points(points: Any) -> int:
+    """Return the number of members."""
+    for path, x in tree.leaf_paths(points).items():
+        numerics.check_unmasked(f"points at {path!r}", x)
+    shapes = {path: x.shape for path, x in tree.leaf_paths(points).items()}
+    sizes = set(shapes.values())
+    if len(sizes) != 1 or len(next(iter(sizes))) != 1 or next(iter(sizes))[0] < 2:
+        raise ValueError(f"need points of one shape (members,) with >= 2, got {shapes}")
+    for path, x in tree.leaf_paths(points).items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"need floating hyperparameters, got dtype {x.dtype} for {path!r}"
+            )
+        if not isinstance(x, Tracer) and not np.isfinite(x).all():
+            raise ValueError(f"need finite points, got {x.tolist()} for {path!r}")
+    return next(iter(sizes))[0]
+
+
+def _settings(
+    points: Any,
+    size: int,
+    metric: Directed,
+    quantile: float,
+    factors: tuple[float, float],
+    ranges: Mapping[Path, Range] | None,
+    resample: float,
+) -> _Settings:
+    if not 0 < quantile <= 0.5:
+        raise ValueError(f"need 0 < quantile <= 0.5, got {quantile=}")
+    if not 0 < factors[0] <= factors[1]:
+        raise ValueError(f"need 0 < factors[0] <= factors[1], got {factors=}")
+    numerics.check_number("resample", resample, 0, 1)
+    leaves, ranges = tree.leaf_paths(points), dict(ranges or {})
+    for path, limits in ranges.items():
+        _check_range(path, limits, leaves)
+    missing = sorted(leaves.keys() - ranges.keys())
+    if resample and missing:
+        raise ValueError(f"need a range for {missing}, got {resample=}")
+    count = max(int(quantile * size), 1)
+    return _Settings(count, factors, resample, ranges, metric[1])
+
+
+def _check_range(path: Path, limits: Range, leaves: dict[Path, Any]) -> None:
+    if path not in leaves:
+        raise ValueError(f"need ranges of {sorted(leaves)}, got one of {path!r}")
+    low, high = limits
+    if not low < high:
+        raise ValueError(f"need low < high, got {limits} for {path!r}")
+    values = leaves[path]
+    if isinstance(values, Tracer):
+        return
+    values = np.asarray(values)
+    inside = (values >= values.dtype.type(low)) & (values <= values.dtype.type(high))
+    if not inside.all():
+        raise ValueError(f"need {path!r} within {limits}, got {values.tolist()}")

@@ -1,0 +1,21 @@
+"""Training as pure functions: a state, a step, a run."""
+
+from fngrad.training.run_checks import batch_at, call_step, check_order
+from fngrad.training.scan import run
+from fngrad.training.state import TrainState, init_state, snapshot
+from fngrad.training.step import Step, begin, finish, make_step, open_step
+
+__all__ = [
+    "Step",
+    "TrainState",
+    "batch_at",
+    "begin",
+    "call_step",
+    "check_order",
+    "finish",
+    "init_state",
+    "make_step",
+    "open_step",
+    "run",
+    "snapshot",
+]

@@ -1,0 +1,221 @@
+"""A user's loss as one function of four arguments, and its gradient.
+
+Losses are written in several forms (`FORMS`); here they become one, and the gradient
+is taken of the leaves that are learned, over the batch at once or part by part.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+import fngrad.tree as tree
+from fngrad.programs.signatures import bind, parameters
+from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
+
+FORMS = """\
+need a loss function with two required arguments, in this order, for the parameters
+and the batch, and arguments named key and model_state where it wants them:
+  loss_fn(params, batch) -> loss  or  (loss, metrics)
+  loss_fn(params, batch, key) -> loss  or  (loss, metrics)
+  loss_fn(params, model_state, batch[, key]) -> (loss, (metrics, model_state))\
+"""
+
+
+_VALUE = ".value() gives the number of an accumulator of fngrad.metrics"
+
+
+class Value(NamedTuple):
+    """What a loss gives."""
+
+    loss: jax.Array  # at least float32, shape ()
+    metrics: Metrics  # the user's own
+    model_state: ModelState  # the new one
+
+
+# (params, learned, batch, key, model_state) -> the value and its gradient.
+Gradient: TypeAlias = Callable[..., tuple[Value, Any]]
+
+
+def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Value]:
+    """Return ``value(params, batch, key, model_state)`` of a loss in any form.
+
+    Raises:
+        TypeError: the loss has another signature.
+    """
+    if hasattr(loss_fn, "init") and hasattr(loss_fn, "update"):
+        raise TypeError(
+            f"need a loss function, got a transform ({type(loss_fn).__name__}): the "
+            "loss is the first argument and the optimizer the second"
+        )
+    call = bind(loss_fn, ("key", "model_state"), FORMS)
+    has_model_state = "model_state" in parameters(loss_fn)
+
+    def value(params: Params, batch: Batch, key: Key, model_state: ModelState) -> Value:
+        out = call(params, batch, key=key, model_state=model_state)
+        return read_value(out, model_state, has_model_state)
+
+    return value
+
+
+def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
+    """Return the function that gives a loss and its gradient.
+
+    Args:
+        loss_fn: any of the accepted forms.
+        micro_batches: into how many parts to cut the batch.
+
+    Returns:
+        ``gradient(params, learned, batch, key, model_state) -> (value, grads)``, where
+        ``learned`` is a tree of bools; the gradient of the other leaves is zero.
+
+    Raises:
+        TypeError: the loss has another signature.
+    """
+    value_at = value_fn(loss_fn)
+
+    def gradient(
+        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
+    ) -> tuple[Value, Any]:
+        def objective(moving: Params) -> tuple[jax.Array, Value]:
+            value = value_at(tree.merge(moving, params), batch, key, model_state)
+            return value.loss, value
+
+        grads, value = jax.grad(objective, has_aux=True)(tree.keep(learned, params))
+        value = value._replace(loss=checkpoint_name(value.loss, "loss"))
+        grads = tree.map_with_path(_named, jax.tree.map(jnp.conj, grads))
+        return value, tree.merge(grads, tree.zeros_like(params))
+
+    return gradient if micro_batches == 1 else _averaged(gradient, micro_batches)
+
+
+def _named(path: Path, grad: jax.Array) -> jax.Array:
+    """Name a gradient in the traced program, where `fngrad.postmortem` reads it."""
+    return checkpoint_name(grad, f"gradient/{path}")
+
+
+def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Value:
+    """Read what a loss function returned.
+
+    Raises:
+        TypeError: it has another form.
+        ValueError: a loss or metric that is not a scalar, or a model state of another
+            structure.
+    """
+    if _is_accumulator(out):
+        raise TypeError(f"need a scalar loss, got {_kind(out)}: {_VALUE}")
+    if has_model_state:
+        if not _is_pair(out) or not _is_pair(out[1]):
+            raise TypeError(
+                "need (loss, (metrics, model_state)) from a loss function with an "
+                f"argument model_state, got {_kind(out)}"
+            )
+        loss, (metrics, new_model_state) = out
+        difference = tree.mismatch(model_state, new_model_state)
+        if difference:
+            raise ValueError(f"need a model_state like the one given: {difference}")
+        model_state = tree.strong(new_model_state)
+    else:
+        loss, metrics = out if _is_pair(out) else (out, {})
+    _check_loss(loss)
+    _check_metrics(metrics)
+    return Value(tree.widen(jnp.asarray(loss)), metrics, model_state)
+
+
+def _is_pair(out: Any) -> bool:
+    return isinstance(out, tuple) and len(out) == 2
+
+
+def _is_accumulator(x: Any) -> bool:
+    return hasattr(x, "merge") and hasattr(x, "value")
+
+
+def _kind(out: Any) -> str:
+    if _is_accumulator(out):
+        return f"the accumulator {type(out).__name__}"
+    if isinstance(out, tuple):
+        return f"a tuple ({', '.join(_kind(item) for item in out)})"
+    if hasattr(out, "dtype"):
+        return f"an array {out.dtype}{list(jnp.shape(out))}"
+    return type(out).__name__
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, jax.Array | float):
+        raise TypeError(f"need loss or (loss, metrics), got {_kind(loss)} for loss")
+    if jnp.shape(loss) != ():
+        raise ValueError(
+            f"need a scalar loss, got shape {jnp.shape(loss)}; reduce it over the "
+            "batch, e.g. loss.mean()"
+        )
+    if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(f"need a real float loss, got {jnp.result_type(loss)}")
+
+
+def _check_metrics(metrics: Any) -> None:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
+    for name, value in metrics.items():
+        if not (hasattr(value, "dtype") or isinstance(value, int | float)):
+            remedy = f": {_VALUE}" if _is_accumulator(value) else ""
+            if type(value) is tuple and len(value) == 2:
+                remedy = ": of a (sum, weight) give sum / weight"
+            raise TypeError(
+                f"need scalar metrics, got {_kind(value)} for {name!r}{remedy}"
+            )
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"need scalar metrics, got shape {jnp.shape(value)} for {name!r}"
+            )
+
+
+def _averaged(gradient: Gradient, parts: int) -> Gradient:
+    """Average loss, metrics and gradient over equal parts of the batch."""
+
+    def averaged(
+        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
+    ) -> tuple[Value, Any]:
+        def one(carry: Any, inputs: Any) -> tuple[Any, None]:
+            total, model_state = carry
+            part, index = inputs
+            k_part = jax.random.fold_in(key, index)
+            value, grads = gradient(params, learned, part, k_part, model_state)
+            term = _terms(value, grads)
+            return (
+                tree.add(total, tree.scale(1 / parts, term)),
+                value.model_state,
+            ), None
+
+        cut = tree.map_with_path(lambda path, x: _cut(path, x, parts), batch)
+        first = jax.tree.map(lambda x: x[0], cut)
+        like = jax.eval_shape(
+            lambda *args: _terms(*gradient(params, learned, *args)),
+            *(first, key, model_state),
+        )
+        zero = tree.zeros_like(like)
+        inputs = (cut, jnp.arange(parts))
+        ((loss, metrics, grads), model_state), _ = jax.lax.scan(
+            one, (zero, model_state), inputs
+        )
+        return Value(loss, metrics, model_state), grads
+
+    return averaged
+
+
+def _terms(value: Value, grads: Any) -> tuple[jax.Array, Metrics, Any]:
+    metrics = {
+        name: jnp.asarray(metric).astype(jnp.result_type(float))
+        for name, metric in value.metrics.items()
+    }
+    return tree.widen((value.loss, metrics, grads))
+
+
+def _cut(path: str, x: jax.Array, parts: int) -> jax.Array:
+    if x.ndim == 0 or x.shape[0] % parts:
+        raise ValueError(
+            f"need a batch whose first axis is a multiple of micro_batches={parts}, "
+            f"got shape {x.shape} at {path!r}"
+        )
+    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])

@@ -1,0 +1,109 @@
+"""A run is a fold of steps, and one pure function.
+
+It can be jitted, differentiated, and mapped over seeds or hyperparameters. The batch of
+step t comes from the data, so a run is a function of its first state.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+import fngrad.training.evaluation as evaluation
+import fngrad.training.step_metrics as step_metrics
+import fngrad.transforms.evaluation_point as evaluation_point
+from fngrad.data.dataset import Dataset
+from fngrad.training.run_checks import batch_at, call_step, check_order
+from fngrad.training.state import TrainState
+from fngrad.training.step import Step
+from fngrad.types import (
+    Metrics,
+)
+
+
+def run(
+    step: Step,
+    state: TrainState,
+    data: Any,
+    num_steps: int,
+    *,
+    metric_fn: Callable[..., Any] | None = None,
+    eval_data: Any = None,
+    eval_every: int | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Train for ``num_steps`` steps, as one pure function.
+
+    Under ``jit`` pass the dataset as an argument: a captured one becomes program
+    text. Under ``vmap`` it trains many runs at once.
+
+    Args:
+        step: from `make_step`, or any function with its signature.
+        state: where to start.
+        data: a dataset, or a function ``step -> batch``.
+        num_steps: how many steps to make, a Python int >= 0.
+        metric_fn: see `fngrad.evaluate`; it is given `fngrad.eval_params`.
+        eval_data: arrays or a dataset, evaluated whole.
+        eval_every: evaluate after every so many steps, and at the end. ``None`` means
+            at the end only.
+
+    Returns:
+        The last state and the history: each metric of the step with shape
+        ``(num_steps,)``, each evaluation metric under ``val/`` with shape
+        ``(ceil(num_steps / eval_every), ...)``.
+
+    Raises:
+        TypeError: data of another kind; a loss or another function that is not a step;
+            a function that Python cannot run on traced arrays.
+        ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
+            ``metric_fn`` and ``eval_data``.
+    """
+    num_steps = numerics.check_count("num_steps", num_steps, 0, numerics.MAX_STEP)
+    if (metric_fn is None) != (eval_data is None):
+        raise ValueError("need both metric_fn and eval_data, or neither")
+    if eval_every is not None:
+        eval_every = numerics.check_count("eval_every", eval_every, 1)
+    check_order(step, data)
+    if not (isinstance(data, Dataset) or callable(data)):
+        raise TypeError(
+            f"need a dataset or a function of the step, got {type(data).__name__}: "
+            "fngrad.data.from_arrays(arrays, batch_size) makes a dataset"
+        )
+
+    def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        return call_step(step, state, batch_at(data, state.step))
+
+    if metric_fn is None:
+        return jax.lax.scan(advance, state, None, num_steps)
+
+    every = num_steps if eval_every is None else eval_every
+
+    def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
+        state, history = jax.lax.scan(advance, state, None, length)
+        point = evaluation_point.eval_params(state)
+        scores = evaluation.fold(
+            metric_fn, point, state.model_state, evaluation.arrays_of(eval_data)
+        )
+        return state, (history, {f"val/{name}": v for name, v in scores.items()})
+
+    return _run_blocks(block, state, num_steps, max(every, 1))
+
+
+def _run_blocks(
+    block: Callable[[TrainState, int], tuple[TrainState, Any]],
+    state: TrainState,
+    num_steps: int,
+    every: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Scan over whole blocks, then make the shorter last one."""
+    whole, rest = divmod(num_steps, every)
+    state, (history, scores) = jax.lax.scan(
+        lambda state, _: block(state, every), state, None, whole
+    )
+    history = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), history)
+    if rest:
+        state, (more, last) = block(state, rest)
+        history = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, more)
+        scores = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), scores, last)
+    return state, step_metrics.union([history, scores])

@@ -1,0 +1,150 @@
+"""A training step: a pure function of a state and a batch.
+
+A step begins with the loss and its gradient (`begin`), asks the optimizer for updates,
+and ends with the next state and its metrics (`finish`). Randomness at step t comes
+from ``fold_in(state.key, t)``.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+
+import fngrad.numerics as numerics
+import fngrad.training.loss_forms as loss_forms
+import fngrad.training.step_metrics as step_metrics
+from fngrad.training.state import TrainState
+from fngrad.training.step_metrics import Move, Start
+from fngrad.transforms.core import (
+    Transform,
+    TransformLike,
+    apply_updates,
+    chain,
+    learned_leaves,
+    update_and_report,
+)
+from fngrad.types import (
+    Batch,
+    Key,
+    LossFn,
+    Metrics,
+)
+
+Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: TransformLike,
+    *,
+    metrics: Literal["norms", "loss"] = "norms",
+    micro_batches: int = 1,
+) -> Step:
+    r"""Compose a loss and an optimizer into one pure training step.
+
+    $$g_t = \nabla_\theta L(\theta_t, b_t), \quad
+      u_t, s_{t+1} = \mathrm{update}(g_t, s_t, \theta_t), \quad
+      \theta_{t+1} = \theta_t + u_t$$
+
+    Only leaves that the optimizer trains are differentiated. The gradient of a
+    complex leaf is conjugated, so that a transform always sees the direction of
+    steepest ascent.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch) -> loss`` or ``-> (loss, metrics)``, the loss
+            a real scalar, the metrics a dict of scalars. Arguments named ``key`` (one
+            fresh key a step) and ``model_state`` are recognised by name; with
+            ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
+            with defaults are left alone.
+        optimizer: a transform.
+        metrics: ``"norms"`` reports the global norms too, ``"loss"`` leaves them out.
+        micro_batches: into how many equal parts the batch is cut. Gradients, loss and
+            metrics are averaged over the parts, which run one after the other, so the
+            activations of one part are in memory at a time.
+
+    Returns:
+        ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
+        ``learning_rate`` in force, when the optimizer reports one (the first, when
+        groups differ); ``is_finite``, whether the loss is, and with norms those of
+        gradient and update too, unless `skip_nonfinite` skipped the step within its
+        limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable
+        leaves; the transforms' reports, by part; the user's own.
+
+    Raises:
+        TypeError: ``loss_fn`` has another signature; while tracing, it returns
+            another form, or the state is no TrainState.
+        ValueError: an unknown ``metrics``, ``micro_batches`` below 1; while tracing,
+            a batch that cannot be cut equally, a loss or metric that is not a
+            scalar, a model state of another structure, a metric name that is taken.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> def loss_fn(params, batch):
+        ...     return jnp.mean((batch["x"] * params - batch["y"]) ** 2)
+        >>> optimizer = fg.sgd(0.1)
+        >>> step = fg.make_step(loss_fn, optimizer)
+        >>> state = fg.init_state(jnp.array(0.0), optimizer, key=0)
+        >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.array([2.0, 4.0])}
+        >>> state, metrics = step(state, batch)
+        >>> print(state.params, metrics["loss"])
+        1.0 10.0
+    """
+    if metrics not in ("norms", "loss"):
+        raise ValueError(f'need metrics="norms" or "loss", got {metrics=}')
+    micro_batches = numerics.check_count("micro_batches", micro_batches, 1)
+    transform = chain(optimizer)
+    gradient = loss_forms.gradient_fn(loss_fn, micro_batches)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        start = begin(transform, gradient, state, batch)
+        updates, opt_state, told = update_and_report(
+            transform, start.grads, state.opt_state, state.params
+        )
+        params = apply_updates(state.params, updates)
+        move = Move(params, opt_state, updates, told)
+        return finish(state, start, move, {}, norms=metrics == "norms")
+
+    return step
+
+
+def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
+    """Return which leaves are learned, and the key of this step.
+
+    Raises:
+        TypeError: the state is no TrainState.
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"need a TrainState from init_state, got {type(state).__name__}"
+        )
+    key = jax.random.fold_in(state.key, state.step)
+    return learned_leaves(transform, state.params), key
+
+
+def begin(
+    transform: Transform, gradient: loss_forms.Gradient, state: TrainState, batch: Batch
+) -> Start:
+    """Evaluate the loss and its gradient where the step begins.
+
+    Raises:
+        TypeError: the state is no TrainState.
+    """
+    learned, key = open_step(transform, state)
+    value, grads = gradient(state.params, learned, batch, key, state.model_state)
+    return Start(learned, key, value, grads)
+
+
+def finish(
+    state: TrainState, start: Start, move: Move, more: Metrics, *, norms: bool = True
+) -> tuple[TrainState, Metrics]:
+    """Return the next state, and what every step reports with ``more``."""
+    new_state = TrainState(
+        numerics.next_step(state.step),
+        state.key,
+        move.params,
+        move.opt_state,
+        start.value.model_state,
+    )
+    told = step_metrics.standard_metrics(start, move, state.params, more, norms=norms)
+    return new_state, told

@@ -1,0 +1,91 @@
+"""Leaves by path, such as ``layers/0/weight``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fngrad.types import Path, Tree
+
+
+def path_string(path: Any) -> Path:
+    """Write a key path as ``layers/0/weight``; the root is the empty string."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_paths(a: Any) -> dict[Path, Any]:
+    """Return the leaves by path, in the tree's order.
+
+    Raises:
+        ValueError: two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(a)
+    by_path = {path_string(path): leaf for path, leaf in leaves}
+    if len(by_path) < len(leaves):
+        raise ValueError(f"need one path a leaf, got the names {list(by_path)} twice")
+    return by_path
+
+
+def from_leaf_paths(like: Tree, by_path: dict[Path, Any]) -> Tree:
+    """Return a tree shaped like ``like`` with the leaves of `leaf_paths`, by path.
+
+    Saved leaves come home wherever they stood in the order, in containers of the same
+    names.
+
+    Raises:
+        ValueError: a path is missing or not expected, or a shape or dtype differs.
+
+    Example:
+        >>> import fngrad.tree as tree
+        >>> tree.from_leaf_paths({"a": 0.0, "b": [0.0]}, {"b/0": 2.0, "a": 1.0})
+        {'a': 1.0, 'b': [2.0]}
+    """
+    expected = leaf_paths(like)
+    difference = mismatch(expected, by_path)
+    if difference:
+        raise ValueError(f"need the leaves of the tree: {difference}")
+    structure = jax.tree.structure(like)
+    return structure.unflatten([by_path[path] for path in expected])
+
+
+def map_with_path(fn: Callable[..., Any], a: Tree, *rest: Any) -> Tree:
+    """Map ``fn(path, leaf, *leaves)`` over trees of one structure."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: fn(path_string(path), *leaves), a, *rest
+    )
+
+
+def mismatch(expected: Any, got: Any, *, dtypes: bool = True) -> str | None:
+    """Say where two trees first differ in structure, shape or dtype, else None.
+
+    Leaves may be arrays, numbers or ShapeDtypeStructs.
+    """
+    want, have = leaf_paths(expected), leaf_paths(got)
+    for path in have:
+        if path not in want:
+            return f"{_show(path)} is not expected"
+    for path, leaf in want.items():
+        if path not in have:
+            return f"{_show(path)} is missing"
+        other = have[path]
+        if jnp.shape(leaf) != jnp.shape(other):
+            return (
+                f"{_show(path)} needs shape {jnp.shape(leaf)}, got {jnp.shape(other)}"
+            )
+        if dtypes and _dtype(leaf) != _dtype(other):
+            return f"{_show(path)} needs dtype {_dtype(leaf)}, got {_dtype(other)}"
+    if jax.tree.structure(expected) != jax.tree.structure(got):
+        return (
+            f"the containers differ: need {jax.tree.structure(expected)}, "
+            f"got {jax.tree.structure(got)}"
+        )
+    return None
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _show(path: Path) -> str:
+    return f"leaf {path!r}" if path else "the root"

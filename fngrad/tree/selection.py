@@ -1,0 +1,184 @@
+"""Which leaves are selected: globs over paths, predicates, trees of bools.
+
+A *mask* selects leaves as `select` does; ``None`` selects all.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.programs.signatures as signatures
+from fngrad.tree.paths import leaf_paths
+from fngrad.tree.stacks import map_selected
+from fngrad.types import Params, Path, Selector, Tree
+
+
+def select(selector: Selector, a: Tree) -> Tree:
+    """Return the tree of bools that says which leaves of ``a`` are selected.
+
+    Args:
+        selector: a glob over paths (``*`` stays within a segment, ``**`` spans
+            segments), a predicate ``(path, leaf) -> bool``, or a tree of bools with
+            the structure of ``a`` or a prefix of it. A pytree is never taken for a
+            predicate, callable or not.
+        a: the tree; abstract leaves will do.
+
+    Raises:
+        ValueError: a tree of bools that does not fit ``a``.
+        TypeError: another kind of selector, a predicate of other arguments, or one
+            that gives no bool.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad.tree as tree
+        >>> params = {"embed": {"weight": jnp.ones(2)}, "head": jnp.ones(3)}
+        >>> tree.select("embed/**", params)
+        {'embed': {'weight': True}, 'head': False}
+    """
+    predicate = selector_predicate(selector)
+    if _is_bool_tree(selector):
+        _check_bool_tree(selector, a)
+    return map_selected(lambda path, leaf: bool(predicate(path, leaf)), a)
+
+
+def selected(mask: Selector | None, params: Params) -> Any:
+    """Return the tree of bools that says which leaves a mask selects."""
+    return select("**" if mask is None else mask, params)
+
+
+def check_mask(mask: Selector | None, params: Params) -> None:
+    """Raise unless a mask fits the parameters, and a glob selects a leaf.
+
+    Raises:
+        TypeError: no selector.
+        ValueError: a glob that selects none, or a tree of bools that does not fit.
+    """
+    is_any = any(jax.tree.leaves(selected(mask, params)))
+    if isinstance(mask, str) and not is_any:
+        raise ValueError(
+            f"need a mask that selects a leaf, got {mask!r} for the leaves "
+            f"{list(leaf_paths(params))}"
+        )
+
+
+def selector_predicate(selector: Selector) -> Callable[[Path, Any], bool]:
+    """Return the predicate ``(path, leaf) -> bool`` of any selector."""
+    if isinstance(selector, str):
+        pattern = re.compile(_glob_to_regex(selector))
+        return lambda path, leaf: pattern.fullmatch(path) is not None
+    if _is_bool_tree(selector):
+        return _bool_tree_predicate(selector)
+    if callable(selector) and jax.tree_util.all_leaves([selector]):
+        return _checked_predicate(selector)
+    raise TypeError(
+        "need a selector: a glob over paths, a tree of bools, or a function "
+        f"(path, leaf) -> bool, got {selector!r}"
+    )
+
+
+def split(model: Tree) -> tuple[Any, Callable[[Any], Tree]]:
+    """Separate a model's float arrays, which are learned, from everything else.
+
+    Args:
+        model: any pytree; functions, strings and integer arrays may be leaves, as in
+            an Equinox module.
+
+    Returns:
+        ``(params, rebuild)``: the model with ``None`` for every leaf that is no float
+        or complex array, and the function that puts those leaves back.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> params, rebuild = fg.split({"w": jnp.ones(2), "activation": jax.nn.relu})
+        >>> params["activation"] is None
+        True
+        >>> rebuild(params)["activation"] is jax.nn.relu
+        True
+    """
+    is_learned = jax.tree.map(_is_float_array, model)
+    rest = jax.tree.map(lambda learned, x: None if learned else x, is_learned, model)
+    return keep(is_learned, model), lambda params: merge(params, rest)
+
+
+def _is_float_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def keep(mask: Any, a: Tree) -> Tree:
+    """Return ``a`` with ``None`` where the mask (a tree of bools) is false."""
+    return jax.tree.map(lambda m, x: x if m else None, mask, a)
+
+
+def merge(a: Tree, b: Tree) -> Tree:
+    """Fill the holes (``None``) of ``a`` with the leaves of ``b``."""
+    return jax.tree.map(
+        lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None
+    )
+
+
+def _is_bool_tree(selector: Any) -> bool:
+    leaves = jax.tree.leaves(selector)
+    return all(isinstance(leaf, bool) or _is_bool_array(leaf) for leaf in leaves)
+
+
+def _is_bool_array(leaf: Any) -> bool:
+    return getattr(leaf, "dtype", None) == jnp.bool_ and jnp.ndim(leaf) == 0
+
+
+def _bool_tree_predicate(mask: Any) -> Callable[[Path, Any], bool]:
+    answers = leaf_paths(mask)
+
+    def predicate(path: Path, leaf: Any) -> bool:
+        for prefix in _prefixes(path):
+            if prefix in answers:
+                return bool(answers[prefix])
+        raise ValueError(f"need a mask that covers every leaf, got none for {path!r}")
+
+    return predicate
+
+
+def _check_bool_tree(mask: Any, a: Any) -> None:
+    covering = {prefix for path in leaf_paths(a) for prefix in _prefixes(path)}
+    for path in leaf_paths(mask):
+        if path not in covering:
+            raise ValueError(
+                "need a mask with the structure of the tree or a prefix of it, "
+                f"got an entry {path!r} where the tree has no leaf"
+            )
+
+
+def _prefixes(path: Path) -> list[Path]:
+    segments = path.split("/")
+    return ["/".join(segments[:end]) for end in range(len(segments), -1, -1)]
+
+
+def _checked_predicate(fn: Callable[..., Any]) -> Callable[[Path, Any], bool]:
+    signatures.check_predicate(fn)
+
+    def predicate(path: Path, leaf: Any) -> bool:
+        answer = fn(path, leaf)
+        if not isinstance(answer, bool) and not _is_bool_array(answer):
+            raise TypeError(
+                "need a function (path, leaf) -> bool, "
+                f"got {type(answer).__name__} for leaf {path!r}"
+            )
+        return bool(answer)
+
+    return predicate
+
+
+def _glob_to_regex(glob: str) -> str:
+    """Translate ``**/`` (any segments), ``**``, ``*`` and ``?`` to a regex."""
+    tokens = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?)", glob)
+    meaning = {
+        "**/": "(?:.*/)?",
+        "/**": "(?:/.*)?",
+        "**": ".*",
+        "*": "[^/]*",
+        "?": "[^/]",
+    }
+    return "".join(meaning.get(token, re.escape(token)) for token in tokens)
