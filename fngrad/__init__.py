@@ -121,12 +121,12 @@ from fngrad.transforms.core import (
 )
 from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
-from fngrad.transforms.describe import describe
+from fngrad.transforms.description import describe
 from fngrad.transforms.evaluation_point import eval_params
 from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
-from fngrad.transforms.momentum import ema, trace
+from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.plateau import reduce_on_plateau
 from fngrad.transforms.quantize import describe_quantization, quantize_state

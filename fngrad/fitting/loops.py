@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fngrad.fitting.feeds import Feed, batch_at
 from fngrad.fitting.interrupts import Interruption
-from fngrad.programs.compilations import Compilations, calls_again
+from fngrad.logging.compilations import Compilations, calls_again
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 

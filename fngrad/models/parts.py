@@ -20,9 +20,15 @@ GLOROT = initializers.glorot_uniform()
 
 
 def optional_dropout(rate: Scalar | None) -> Layer:
+    """Return dropout at a rate, or the layer that does nothing for None."""
     return layers.serial() if rate is None else layers.dropout(rate)
 
 
 def check_sequence(name: str, sizes: Any) -> None:
+    """Raise unless sizes are a sequence.
+
+    Raises:
+        ValueError: they are not.
+    """
     if not hasattr(sizes, "__len__"):
         raise ValueError(f"need a sequence of sizes as {name}, got {name}={sizes!r}")

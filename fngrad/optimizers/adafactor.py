@@ -17,7 +17,7 @@ from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
-from fngrad.transforms.momentum import ema
+from fngrad.transforms.momentum_buffers import ema
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.types import Hyper, Params, Scalar, Schedule, Selector, Updates
 

@@ -6,7 +6,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import add_weights
-from fngrad.transforms.momentum import trace
+from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.transforms.trust_ratio import (
     TrustRatios,

@@ -15,7 +15,7 @@ from fngrad.transforms.moment_arithmetic import (
     real_dtype,
     shrink,
 )
-from fngrad.transforms.momentum import trace
+from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Selector, Updates
 

@@ -16,7 +16,7 @@ from fngrad.transforms.moment_arithmetic import (
     remove_bias,
     squarable,
 )
-from fngrad.transforms.momentum import traced
+from fngrad.transforms.momentum_buffers import traced
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Scalar, Updates
 

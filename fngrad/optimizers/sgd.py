@@ -1,7 +1,7 @@
 """Gradient descent and its momentum."""
 
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.momentum import traced
+from fngrad.transforms.momentum_buffers import traced
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper
 

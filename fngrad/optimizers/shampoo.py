@@ -22,7 +22,7 @@ from fngrad.transforms.moment_arithmetic import (
     largest_sum,
     shrunk_leaf,
 )
-from fngrad.transforms.momentum import traced
+from fngrad.transforms.momentum_buffers import traced
 from fngrad.types import Hyper, Params, Selector, Updates
 
 GRAFTS = (None, "sgd", "diagonal")

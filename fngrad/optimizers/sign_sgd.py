@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.momentum import ema
+from fngrad.transforms.momentum_buffers import ema
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 

@@ -13,7 +13,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
-from fngrad.transforms.momentum import ema
+from fngrad.transforms.momentum_buffers import ema
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 

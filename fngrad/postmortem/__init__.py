@@ -1,6 +1,6 @@
 """Why a step went bad: replayed, and evaluated one operation after another."""
 
 from fngrad.postmortem.diagnosis import autopsy
-from fngrad.postmortem.report import Autopsy
+from fngrad.postmortem.findings import Autopsy
 
 __all__ = ["Autopsy", "autopsy"]

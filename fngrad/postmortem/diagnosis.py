@@ -12,9 +12,9 @@ import fngrad.programs.slices as slices
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, check_foreign
 from fngrad.postmortem.blame import Verdict, find_culprit
+from fngrad.postmortem.findings import Autopsy
 from fngrad.postmortem.places import layer_of, lines_of
 from fngrad.postmortem.replay import Replay, outputs_of, replay
-from fngrad.postmortem.report import Autopsy
 from fngrad.training import Step, TrainState
 from fngrad.types import Path
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
-from fngrad.programs.compilations import watched_values
+from fngrad.logging.compilations import watched_values
 from fngrad.types import Key
 
 TrainFn = Callable[..., tuple[Any, dict[str, jax.Array]]]

@@ -24,8 +24,8 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.sweeps.results.statistics as statistics
 import fngrad.tree as tree
+from fngrad.logging.compilations import calls_again
 from fngrad.metrics.directions import Directed, Metric
-from fngrad.programs.compilations import calls_again
 from fngrad.sweeps.results.result import SweepResult, diverged_at, last_values
 from fngrad.sweeps.running.runner import seed_keys
 from fngrad.sweeps.searching.points import check_points

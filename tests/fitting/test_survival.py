@@ -16,7 +16,7 @@ from resuming import assert_same_run
 
 import fngrad.checkpoint as checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import hashlib
 import sys

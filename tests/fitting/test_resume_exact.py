@@ -26,7 +26,7 @@ PARAMS = {
     "w": RNG.normal(size=(3, 4)).astype(np.float32),
     "b": np.zeros(4, np.float32),
 }
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def cross_entropy(logits, batch):
@@ -157,7 +157,8 @@ def test_a_state_with_everything_in_it_resumes_exactly(loop, tmp_path):
 
 def test_a_run_over_eight_devices_resumes_exactly():
     flags = "--xla_force_host_platform_device_count=8"
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    folders = (Path(__file__).parent, TESTS, TESTS / "support", TESTS.parent)
+    path = os.pathsep.join(map(str, folders))
     done = subprocess.run(
         [sys.executable, "-c", "import test_resume_exact as t; t.run_on_devices()"],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path},

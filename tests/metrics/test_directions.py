@@ -9,7 +9,7 @@ import fngrad as fg
 import fngrad.metrics as metrics
 from fngrad.checkpoint import restore, steps
 from fngrad.metrics.directions import FALLING, RISING, directed, direction
-from fngrad.sweeps import tables
+from fngrad.sweeps.results import tables
 
 FALL = [
     *("loss", "error", "perplexity", "nll", "mse", "mae"),

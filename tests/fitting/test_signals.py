@@ -258,7 +258,7 @@ print(result.stopped, signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
 
 @NEEDS_POSIX
 def test_a_background_job_is_not_interrupted(tmp_path):
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1] / "support")
     done = subprocess.run(
         ["sh", "-c", IGNORING, sys.executable, "-c", BACKGROUND, str(tmp_path), here],
         capture_output=True,

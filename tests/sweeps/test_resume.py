@@ -211,7 +211,7 @@ def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
 
 KILLED = """
 import sys, time
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/support"]
 import conftest
 import fngrad.sweeps.running.storage as storage
 from sweep_problems import light, quiet_sweep
@@ -228,7 +228,7 @@ quiet_sweep(fn=light, folder=sys.argv[1])
 def test_a_killed_sweep_goes_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)],
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[2],
     )
     while process.poll() is None and len(list(tmp_path.glob("lanes/*.npz"))) < 2:
         time.sleep(0.02)

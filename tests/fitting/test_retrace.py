@@ -10,8 +10,8 @@ import fngrad.data.dataset as dataset
 import fngrad.fitting.loops as loops
 from fngrad.fitting.session import STOP
 from fngrad.fitting.training_loop import fit
+from fngrad.logging.compilations import Compilations
 from fngrad.logging.run_folder import read_manifest
-from fngrad.programs.compilations import Compilations
 from fngrad.training import make_step
 
 

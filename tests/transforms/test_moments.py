@@ -9,7 +9,7 @@ import pytest
 
 from fngrad.optimizers.adam import scale_by_adam
 from fngrad.optimizers.rmsprop import scale_by_rms, scale_by_stddev
-from fngrad.transforms.momentum import ema, trace
+from fngrad.transforms.momentum_buffers import ema, trace
 
 GRADIENTS = problems.hard_gradients()
 

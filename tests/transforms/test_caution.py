@@ -12,7 +12,7 @@ from fngrad.transforms.core import apply_updates, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.momentum import trace
+from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.tree import Stacked
 

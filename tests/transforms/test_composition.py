@@ -16,9 +16,9 @@ from fngrad.transforms.core import (
     named,
     report,
 )
-from fngrad.transforms.describe import describe
+from fngrad.transforms.description import describe
 from fngrad.transforms.masking import freeze, masked, partition
-from fngrad.transforms.momentum import trace
+from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.transforms.wrapping import set_hyperparameters, tunable

@@ -4,7 +4,7 @@ A checkpoint holds the names of parts and the texts of static values, so it brea
 where one of them changes. The bits stand beside it as text, read off the state and
 not off the checkpoint: nothing is computed again, and no library's rounding matters.
 
-``python tests/test_checkpoint_compatibility.py FOLDER`` writes such a fixture anew,
+``python tests/checkpoint/test_compatibility.py FOLDER`` writes such a fixture anew,
 for a version to come.
 """
 
@@ -22,7 +22,7 @@ import fngrad as fg
 from fngrad.checkpoint import restore, save
 from fngrad.schedules import warmup_cosine
 
-FIXTURE = Path(__file__).parent / "data" / "checkpoint_of_0_1"
+FIXTURE = Path(__file__).parent / "checkpoint_of_0_1"
 
 
 def optimizer() -> fg.Transform:

@@ -131,7 +131,7 @@ except OSError as error:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
 @pytest.mark.parametrize("mode", ["warn", "raise"])
 def test_a_disk_that_fills_throws_no_training_away(mode, tmp_path):
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1] / "support")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), mode, here],
         capture_output=True,

@@ -176,7 +176,7 @@ def test_a_metric_of_two_ranks_is_refused():
 
 SHARDED = """
 import sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/support"]
 import conftest, jax, numpy as np
 import sweep_problems
 from sweep_problems import arrays_of
@@ -201,7 +201,7 @@ def test_lanes_on_eight_devices_have_the_bits_of_one(training):
     subprocess.run(
         [sys.executable, "-c", SHARDED, training],
         check=True,
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=pathlib.Path(__file__).parents[2],
         env=os.environ | environment,
     )
 

@@ -24,7 +24,7 @@ from fngrad.transforms.core import Transform, apply_updates, chain, identity, na
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
-from fngrad.transforms.momentum import ema, trace
+from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import (
     scale,

@@ -38,7 +38,7 @@ LR = (0.1, 0.03)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 CUBIC = (1.5, -0.5, 0.0)
 MATRIX = [[1.0, 2.0], [-3.0, 0.5], [0.25, -1.0]]
-# (the other arguments, a value, another value), as in tests/trajectories.py.
+# (the other arguments, a value, another value), as in tests/support/trajectories.py.
 ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
     "muon": {
         "learning_rate": ({}, *LR),

@@ -5,50 +5,114 @@ import fnmatch
 import pathlib
 from collections.abc import Iterator
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("fngrad", "experiments", "tests")
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"),
     *FOLDERS,
 }
 
-# A file or a folder and the floor of all that is in it, unless a longer name says
-# more. Half floors: initializers lie between a layer and its kinds, laws above what
-# they try; the shell has what reads and writes, the parts of the loop, sweeps, the
-# loop, and the commands around it. What of a sweep is pure stands on floor 7.
-_HOUSE = {
-    0: "types",
-    0.5: "numerics signatures",
-    1: "tree codes rounding slicing extras permutation inputs directions",
-    1.5: "leaves transforms.chain_inputs",
-    2: "schedules losses metrics gradcheck backpropagation closed_form batching "
-    "layers.core transforms.core transforms.moment_arithmetic evaluation_point",
-    2.5: "layers.initializers transforms.coded_update transforms.wrapping",
-    3: "layers transforms",
-    3.5: "transforms.laws",
-    4: "curvature landscapes",
-    5: "models optimizers evaluation objective",
-    5.5: "measures",
-    6: "training",
-    7: "steps postmortem sharding precision sweeps.points sweeps.statistics "
-    "sweeps.population",
-    7.5: "local_paths",
-    7.9: "locks",
-    8: "data logging",
-    8.1: "checkpoint",
-    8.2: "history",
-    8.3: "fitting",
-    8.4: "sweeps",
-    8.5: "fit",
-    8.8: "preflight doctor cli",
+# A floor, the files and folders on it, and what they hold: the README's map is made
+# of these rows, and a module imports from lower floors or from its own folder.
+HOUSE = (
+    (0, "types", "names of the values"),
+    (
+        *(0, "tree/"),
+        "pytrees as vectors (`vectors`), `paths`, what a mask or glob selects "
+        "(`selection`), equal leaves stacked (`stacks`), `dtypes`",
+    ),
+    (
+        *(0, "numerics/"),
+        "hyperparameters as data, checks, seeds, bias correction and counters "
+        "(`steps`), safe roots and powers (`arithmetic`), `norms`, `low_bit_codes`, "
+        "`stochastic_rounding`, arrays from outside (`array_inputs`)",
+    ),
+    (
+        *(0, "programs/"),
+        "jaxprs cut into `slices`, arguments recognised by name (`signatures`), "
+        "`optional_imports`",
+    ),
+    (
+        *(1, "transforms/"),
+        "what belongs to no one method: `core` (`Transform`, `chain`, `report`), "
+        "`scaling` (learning rates), `moment_arithmetic` (bias correction, Nesterov's "
+        "look-ahead), `momentum_buffers`, `clipping`, `decay`, `noise`, `masking` "
+        "(groups), `wrapping` (`tunable`), wrappers, `evaluation_point`, `description`, `laws`",
+    ),
+    (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
+    (1, "losses/", "losses per example: `classification`, `regression`, `sequences`"),
+    (
+        *(1, "metrics/"),
+        "metrics that fold exactly; whether a metric should fall or rise "
+        "(`directions`)",
+    ),
+    (
+        *(1, "layers/"),
+        "linear, conv, pooling, norms, attention, recurrent, embedding, combinators",
+    ),
+    (
+        *(1, "data/"),
+        "the `dataset` and its batches, `epoch_order`, `splitting`, bundled sets, "
+        "files",
+    ),
+    (2, "optimizers/", "one method a file: state, transform, recipe; the `registry`"),
+    (2, "models/", "one architecture a file"),
+    (
+        *(3, "training/"),
+        "a loss in any form and its gradient (`loss_forms`), `state`, `step` "
+        "(`make_step`), `step_metrics`, `evaluation`, a run as one `scan`",
+    ),
+    (
+        *(3, "gradcheck/ backpropagation closed_form"),
+        "`check_gradients`, `taylor_test`; the chain rule laid open; "
+        "`linear_regression`, `newton`",
+    ),
+    (
+        *(3, "curvature/ landscapes/"),
+        "Hessian products, spectra, critical points, noise; surfaces, `descend`, "
+        "`plot`",
+    ),
+    (
+        *(4, "steps/"),
+        "steps that see the loss: `line_search` and its conditions, SAM "
+        "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, plateaus "
+        "(`observation`); diverged lanes (`freezing`), `skipping`",
+    ),
+    (4, "postmortem/", "`autopsy`: the operation, layer and leaf that made a step bad"),
+    (5, "files/", "one writer a folder (`locks`), `atomic_writes`, JSON, local paths"),
+    (
+        *(6, "checkpoint/"),
+        "a state on disk: `saving`, `reading`, `rebuilding` (what does not fit is "
+        "refused), checksums (`manifest`), in the background (`manager`)",
+    ),
+    (
+        *(6, "logging/"),
+        "`history`, metrics.jsonl, CSV and TensorBoard (`writers`), `plots`, the "
+        "`run_folder`, the `progress` bar, `compilations` counted",
+    ),
+    (
+        *(7, "fitting/"),
+        "`fit` (`training_loop`) and its parts: `agenda` (epochs to steps), `loops` "
+        "(how `auto` decides), `session`, `resume`, `interrupts` (SIGTERM)",
+    ),
+    (
+        *(7, "sweeps/"),
+        "how lanes run (`running/`), how points are drawn and searched "
+        "(`searching/`), how results are told (`results/`)",
+    ),
+)
+LAST_PURE_FLOOR = 4
+IMPURE = {  # on a pure floor, with the reason
+    "fngrad.data.files": "reads files",
+    "fngrad.data.splitting": "permutes on the host, with a seeded generator",
 }
 FLOORS = {
-    f"fngrad.{name}": floor for floor, names in _HOUSE.items() for name in names.split()
+    f"fngrad.{name.strip('/')}": floor
+    for floor, names, _ in HOUSE
+    for name in names.split()
 }
-LAST_PURE_FLOOR = 7
-# Elsewhere a folder is one family, whose modules may import each other; circles are
-# refused everywhere.
-STRICT_FOLDERS = ("fngrad", "fngrad.layers", "fngrad.transforms")
+FACE = max(FLOORS.values()) + 1  # fngrad/__init__.py
+GROUND = 0  # one family: its folders may import each other
 
 IMPURE_CALLS = {"print", "input", "open", "exec", "eval", "breakpoint"}
 IMPURE_MODULES = {
@@ -93,24 +157,14 @@ def imports_of(source: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
                 yield node.lineno, full if full in modules else str(node.module)
 
 
-def floor_of(module: str) -> float | None:
-    """Return the floor of the longest name in the table that the module is under.
-
-    A folder's ``__init__`` stands on the highest floor of what is in the folder.
-    """
+def floor_of(module: str) -> int | None:
+    """Return the floor of the file or folder below ``fngrad`` that holds a module."""
     if module == "fngrad":
-        return 9
-    if module in FLOORS:
-        return max(
-            FLOORS[name] for name in FLOORS if f"{name}.".startswith(f"{module}.")
-        )
-    above = [module.rsplit(".", count)[0] for count in range(module.count("."))]
-    return next((FLOORS[name] for name in above if name in FLOORS), None)
+        return FACE
+    return FLOORS.get(".".join(module.split(".")[:2]))
 
 
-def floor_complaints(
-    module: str, source: ast.AST, modules: set[str], packages: set[str]
-) -> Complaints:
+def floor_complaints(module: str, source: ast.AST, modules: set[str]) -> Complaints:
     own = floor_of(module)
     if own is None:
         yield f"{module} is on no floor: put it into the table and into the design"
@@ -118,13 +172,30 @@ def floor_complaints(
     for line, target in imports_of(source, modules):
         if target.partition(".")[0] != "fngrad":
             continue
-        floor, folder = floor_of(target), target.rpartition(".")[0]
-        is_own_package = module in packages and target.startswith(f"{module}.")
-        is_family = folder not in STRICT_FOLDERS and module.startswith(f"{folder}.")
+        floor = floor_of(target)
+        is_family = module.split(".")[:2] == target.split(".")[:2] or own == GROUND
         if floor is None:
             yield f"{module}:{line} imports {target}, which is on no floor"
-        elif floor > own or (floor == own and not (is_own_package or is_family)):
+        elif floor > own or (floor == own and not is_family):
             yield f"{module}:{line} on floor {own} imports {target} on floor {floor}"
+
+
+def root_complaints(names: set[str]) -> Complaints:
+    """Directly under the package stand the table's entries and nothing else."""
+    listed = {name for _, names_, _ in HOUSE for name in names_.split()}
+    for name in sorted(names - listed):
+        yield f"fngrad/{name} is not in the table"
+    for name in sorted(listed - names):
+        yield f"fngrad/{name} is in the table and is not there"
+
+
+def map_of_the_house() -> str:
+    """Return the README's map, a table in Markdown."""
+    rows = ["| floor | module | what is there |", "|---|---|---|"]
+    for floor, names, holds in HOUSE:
+        shown = ", ".join(f"`{name}`" for name in names.split())
+        rows.append(f"| {floor} | {shown} | {holds} |")
+    return "\n".join(rows)
 
 
 def circle_complaints(imports: dict[str, set[str]]) -> Complaints:
