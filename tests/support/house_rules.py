@@ -37,7 +37,8 @@ HOUSE = (
         "what belongs to no one method: `core` (`Transform`, `chain`, `report`), "
         "`scaling` (learning rates), `moment_arithmetic` (bias correction, Nesterov's "
         "look-ahead), `momentum_buffers`, `clipping`, `decay`, `noise`, `masking` "
-        "(groups), `wrapping` (`tunable`), wrappers, `evaluation_point`, `description`, `laws`",
+        "(groups), `wrapping` (`tunable`), wrappers, `evaluation_point`, "
+        "`description`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
     (1, "losses/", "losses per example: `classification`, `regression`, `sequences`"),
