@@ -103,7 +103,7 @@ from fngrad.training.evaluation import evaluate
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
-from fngrad.transforms.caution import cautious
+from fngrad.transforms.cautious_updates import cautious
 from fngrad.transforms.clipping import (
     adaptive_clip,
     centralize,
@@ -123,11 +123,11 @@ from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
 from fngrad.transforms.description import describe
 from fngrad.transforms.evaluation_point import eval_params
-from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
+from fngrad.transforms.nonfinite_updates import skip_nonfinite
 from fngrad.transforms.plateau import reduce_on_plateau
 from fngrad.transforms.quantize import describe_quantization, quantize_state
 from fngrad.transforms.rounding import stochastic_round
@@ -139,7 +139,7 @@ from fngrad.transforms.scaling import (
 from fngrad.transforms.stacking import stack, stack_leaves
 from fngrad.transforms.step_length import scale_by_step_length
 from fngrad.transforms.trust_ratio import scale_by_trust_ratio
-from fngrad.transforms.wrapping import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 from fngrad.tree import split
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Why a step went bad: replayed, and evaluated one operation after another."""
+"""Why a step went bad: it is replayed and evaluated operation by operation."""
 
 from fngrad.postmortem.diagnosis import autopsy
 from fngrad.postmortem.findings import Autopsy

@@ -1,4 +1,4 @@
-"""The autopsy: replay, evaluate, blame, report."""
+"""The autopsy: replay the run, evaluate the bad step, find the cause, report it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +8,17 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.postmortem.evidence as evidence
-import fngrad.programs.slices as slices
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, check_foreign
-from fngrad.postmortem.blame import Verdict, find_culprit
 from fngrad.postmortem.findings import Autopsy
-from fngrad.postmortem.places import layer_of, lines_of
 from fngrad.postmortem.replay import Replay, outputs_of, replay
+from fngrad.postmortem.root_cause import RootCause, find_root_cause
+from fngrad.postmortem.source_locations import layer_of, lines_of
 from fngrad.training import Step, TrainState
 from fngrad.types import Path
 
-MAX_STEPS = 10_000  # that are made again where no bad step was named
+MAX_STEPS = 10_000  # to repeat when ``at`` is None
 
 
 def autopsy(
@@ -31,29 +31,30 @@ def autopsy(
 ) -> Autopsy:
     """Find the operation that made a step's loss, gradient or state not finite.
 
-    Steps are made again from a good state up to the first bad one. That one is then
-    evaluated operation by operation, within loops too, and the first operation is
-    named whose inputs are finite, whose outputs are not, and without which the step
-    would have stayed finite: infinities that a mask is made of, or the log of 0 that
-    a ``where`` drops, are not blamed. Nothing is donated and nothing is written; the
-    state is the caller's still. It needs room: what a compiled step keeps for a moment
-    is an array of its own here.
+    The run is repeated from a good state up to the first bad step. That step is then
+    evaluated operation by operation, within loops too. The autopsy names the first
+    operation whose inputs are finite, whose outputs are not, and without which the
+    step would have stayed finite: an infinity in a mask, or the log of 0 that a
+    ``where`` drops, is not blamed. Nothing is donated and nothing is written, so the
+    caller's state stays valid. It needs more memory than the compiled step: every
+    intermediate value is an array of its own.
 
     Args:
-        step: the step that went bad, from `fngrad.make_step` or `fngrad.steps`, or
-            any other.
-        state: of the run, before it went bad; the nearer, the faster.
+        step: the step that went bad, from `fngrad.make_step`, `fngrad.steps` or
+            elsewhere.
+        state: a state of the run before it went bad; the closer, the faster.
         data: a dataset or a pure function ``step -> batch``, as the run had.
-        at: the bad step, counted from 1, as in `fngrad.NonFiniteError`. An earlier one
-            is found too: without norms among the metrics a loss goes bad one step
-            after the parameters. None looks through the next 10,000.
-        check: called before every step and every operation; what it raises ends the
-            autopsy, after a minute for instance.
+        at: the bad step, counted from 1, as in `fngrad.NonFiniteError`. An earlier bad
+            step is found too: without norms among the metrics, a loss goes bad one
+            step after the parameters. None searches the next 10,000 steps.
+        check: called before every step and every operation; an exception that it
+            raises ends the autopsy, for instance after a minute.
 
     Raises:
-        TypeError: the state is no TrainState, or data of another kind.
-        ValueError: ``at`` is not beyond the state, no step goes bad, or the state is
-            that of many runs.
+        TypeError: if the state is not a TrainState, or the data is neither a dataset
+            nor a function.
+        ValueError: if ``at`` is not after the state's step, if no step goes bad, or if
+            the state is that of several runs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,12 +69,12 @@ def autopsy(
     """
     _check(state, data, at)
     last = int(state.step) + MAX_STEPS if at is None else at
-    # What these flags raise at is what is looked for.
+    # These flags would raise at the very numbers that are searched for.
     with jax.debug_nans(False), jax.debug_infs(False):
-        return _inquire(step, state, data, last, check)
+        return _diagnose(step, state, data, last, check)
 
 
-def _inquire(
+def _diagnose(
     step: Step,
     state: TrainState,
     data: Any,
@@ -81,15 +82,14 @@ def _inquire(
     check: Callable[[], None],
 ) -> Autopsy:
     found = replay(step, state, data, last, check)
-    named = outputs_of(step)
-    program, structure = slices.trace(named, found.state, found.batch)
+    program, structure = jaxprs.trace(outputs_of(step), found.state, found.batch)
     paths = list(tree.leaf_paths(jax.tree.unflatten(structure, program.outputs)))
-    goals = [i for i, path in enumerate(paths) if path in found.bad]
+    checked = [i for i, path in enumerate(paths) if path in found.bad]
     arrays = jax.tree.leaves((found.state, found.batch))
-    verdict = find_culprit(program, arrays, goals, check)
-    if verdict is None:
+    cause = find_root_cause(program, arrays, checked, check)
+    if cause is None:
         return _unexplained(found, data)
-    return _explained(found, data, verdict, paths)
+    return _explained(found, data, cause, paths)
 
 
 def _check(state: TrainState, data: Any, at: int | None) -> None:
@@ -104,36 +104,36 @@ def _check(state: TrainState, data: Any, at: int | None) -> None:
     check_foreign(data)
     if not (isinstance(data, Dataset) or callable(data)):
         raise TypeError(
-            "need a dataset or a function step -> batch, whose batches can be asked "
-            f"for again, got {type(data).__name__}"
+            "need a dataset or a function step -> batch, whose batches can be read "
+            f"again, got {type(data).__name__}"
         )
     if at is None:
         return
     at = numerics.check_count("at", at, low=1)
     if at <= int(state.step):
         raise ValueError(
-            "need a state from before the bad step, got the state after step "
+            "need a state before the bad step, got the state after step "
             f"{int(state.step)} and {at=}"
         )
 
 
 def _explained(
-    found: Replay, data: Any, verdict: Verdict, paths: list[Path]
+    found: Replay, data: Any, cause: RootCause, paths: list[Path]
 ) -> Autopsy:
-    culprit = verdict.culprit
-    leaves = evidence.leaves(found, verdict)
+    origin = cause.origin
+    leaves = evidence.leaves(found, cause)
     first = leaves[0] if leaves else None
-    rows = evidence.rows(found, culprit)
+    rows = evidence.rows(found, origin)
     return Autopsy(
         step=int(found.state.step) + 1,
-        phase=evidence.phase(found, verdict, paths),
-        operation=next((e.primitive.name for e in culprit.equations), None),
-        explanation=evidence.explain(culprit, first),
-        lines=lines_of(culprit.equations),
-        layer=layer_of(culprit.scopes),
+        phase=evidence.phase(found, cause, paths),
+        operation=next((e.primitive.name for e in origin.equations), None),
+        explanation=evidence.explain(origin, first),
+        lines=lines_of(origin.equations),
+        layer=layer_of(origin.scopes),
         leaf=first,
         leaves=leaves,
-        magnitudes=evidence.magnitudes(culprit),
+        magnitudes=evidence.magnitudes(origin),
         rows=rows,
         indices=evidence.indices(data, found, rows),
         metrics=found.metrics,
@@ -142,12 +142,12 @@ def _explained(
 
 
 def _unexplained(found: Replay, data: Any) -> Autopsy:
-    told = ", ".join(found.bad) or "is_finite"
+    bad = ", ".join(found.bad) or "is_finite"
     return Autopsy(
         step=int(found.state.step) + 1,
         phase="unknown",
         operation=None,
-        explanation=f"{told} in the compiled step alone, not operation by operation",
+        explanation=f"{bad} in the compiled step alone, not operation by operation",
         lines=[],
         layer="",
         leaf=None,

@@ -1,4 +1,4 @@
-"""What speaks for the verdict: leaves, rows of the batch, numbers."""
+"""Evidence for the root cause: leaves, rows of the batch, numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,74 +8,74 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.tree as tree
-from fngrad.postmortem.blame import Verdict
-from fngrad.postmortem.places import phase_of
+from fngrad.postmortem.interpreter import GRADIENT, INPUT, Origin, is_bad
 from fngrad.postmortem.replay import Replay
-from fngrad.postmortem.walk import GRADIENT, INPUT, Suspect, is_bad
+from fngrad.postmortem.root_cause import RootCause
+from fngrad.postmortem.source_locations import phase_of
 from fngrad.types import Params, Path
 
 
-def argument_path(replayed: Replay, suspect: Suspect) -> Path:
+def argument_path(replayed: Replay, origin: Origin) -> Path:
     """Return the path of an argument of the step: params/w, batch/x."""
     arguments = {**replayed.state._asdict(), "batch": replayed.batch}
     paths = {id(leaf): path for path, leaf in tree.leaf_paths(arguments).items()}
     leaves = jax.tree.leaves((replayed.state, replayed.batch))
-    return paths[id(leaves[suspect.place[1]])]
+    return paths[id(leaves[origin.location[1]])]
 
 
-def phase(replayed: Replay, verdict: Verdict, paths: Sequence[Path]) -> str:
-    """Return where the culprit stands, see `Autopsy`."""
-    culprit = verdict.culprit
-    if is_argument(culprit):
-        path = argument_path(replayed, culprit)
+def phase(replayed: Replay, cause: RootCause, paths: Sequence[Path]) -> str:
+    """Return the phase of the step in which the origin is, see `Autopsy`."""
+    origin = cause.origin
+    if is_argument(origin):
+        path = argument_path(replayed, origin)
         return "batch" if path.partition("/")[0] == "batch" else "state"
-    outputs = dict(zip(paths, verdict.outputs, strict=True))
-    losses = [loss for loss in verdict.losses if loss.made > culprit.made]
+    outputs = dict(zip(paths, cause.outputs, strict=True))
+    losses = [loss for loss in cause.losses if loss.made > origin.made]
     losses += [v for p, v in outputs.items() if p == "metrics/loss"]
-    # Of what a step gives, model state is made by the forward pass alone.
+    # The model state is the only part of the state that the forward pass makes.
     forward = [v for p, v in outputs.items() if p.startswith("state/model_state/")]
     forward += losses[:1]
-    return phase_of(culprit.scopes, any(culprit.place in v.sources for v in forward))
+    return phase_of(origin.scopes, any(origin.location in v.sources for v in forward))
 
 
-def leaves(replayed: Replay, verdict: Verdict) -> list[Path]:
-    """Return the leaves that are bad, in the order of evaluation."""
-    culprit = verdict.culprit
-    first = [argument_path(replayed, culprit)] if is_argument(culprit) else []
-    reached = {p: v for p, v in verdict.gradients.items() if v.sources}
+def leaves(replayed: Replay, cause: RootCause) -> list[Path]:
+    """Return the paths of the bad leaves, in the order of evaluation."""
+    origin = cause.origin
+    first = [argument_path(replayed, origin)] if is_argument(origin) else []
+    reached = {p: v for p, v in cause.gradients.items() if v.sources}
     ordered = sorted(reached, key=lambda path: reached[path].made)
     gradients = [f"{GRADIENT}{path}".rstrip("/") for path in ordered]
     state = [p.removeprefix("state/") for p in replayed.bad if p.startswith("state/")]
     return list(dict.fromkeys([*first, *gradients, *state]))
 
 
-def is_argument(suspect: Suspect) -> bool:
-    """Say whether the step was given the bad numbers."""
-    return suspect.place[0] == INPUT
+def is_argument(origin: Origin) -> bool:
+    """Return whether the bad numbers are in an argument of the step."""
+    return origin.location[0] == INPUT
 
 
-def rows(replayed: Replay, suspect: Suspect) -> np.ndarray | None:
-    """Return the rows of the batch without which the step is good.
+def rows(replayed: Replay, origin: Origin) -> np.ndarray | None:
+    """Return the rows of the batch that make the step bad; None where unknown.
 
-    Where the culprit's output has an axis as long as the batch, the rows with bad
-    entries are suspected; they are told if the step is good with another row in their
-    places.
+    Where the origin's output has an axis as long as the batch, the rows with bad
+    entries are candidates. They are returned if the step is good with another row in
+    place of each.
     """
     size = _batch_size(replayed.batch)
-    bad = ~np.isfinite(_bad_output(suspect))
+    bad = ~np.isfinite(_bad_output(origin))
     for axis in range(bad.ndim):
         others = tuple(i for i in range(bad.ndim) if i != axis)
-        suspected = bad.any(axis=others)
-        if bad.shape[axis] != size or suspected.all():
+        is_candidate = bad.any(axis=others)
+        if bad.shape[axis] != size or is_candidate.all():
             continue
-        order = np.where(suspected, np.argmin(suspected), np.arange(suspected.size))
+        order = np.where(is_candidate, np.argmin(is_candidate), np.arange(size))
         if not replayed.is_bad(_reorder(replayed.batch, order)):
-            return np.flatnonzero(suspected)
+            return np.flatnonzero(is_candidate)
     return None
 
 
 def indices(data: Any, replayed: Replay, chosen: np.ndarray | None) -> Any:
-    """Return the dataset's indices of the chosen rows, or of all, if it tells them."""
+    """Return the dataset's indices of the chosen rows or of all; None without any."""
     if not hasattr(data, "indices"):
         return None
     examples = np.asarray(data.indices(replayed.state.step))
@@ -106,9 +106,9 @@ def _norm(x: np.ndarray) -> float:
     return float(np.linalg.norm(x.astype(np.complex128).ravel()))
 
 
-def magnitudes(suspect: Suspect) -> list[float]:
+def magnitudes(origin: Origin) -> list[float]:
     """Return the largest finite magnitude in each numeric input."""
-    numbers = [x for x in suspect.inputs if _is_numeric(x)]
+    numbers = [x for x in origin.inputs if _is_numeric(x)]
     return [_magnitude(np.asarray(x)) for x in numbers]
 
 
@@ -121,32 +121,32 @@ def _magnitude(x: np.ndarray) -> float:
     return float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
 
 
-def explain(suspect: Suspect, path: Path | None) -> str:
-    """Return what happened in numbers, such as ``exp(104.2) = inf``."""
-    output = _bad_output(suspect)
+def explain(origin: Origin, path: Path | None) -> str:
+    """Return the operation with its numbers, such as ``exp(104.2) = inf``."""
+    output = _bad_output(origin)
     bad = ~np.isfinite(output)
-    if is_argument(suspect):
+    if is_argument(origin):
         entries = "1 entry" if bad.sum() == 1 else f"{bad.sum()} entries"
         return f"{path} is not finite in {entries} of {bad.size}"
-    place = np.unravel_index(np.argmax(bad), bad.shape)
-    result = _number(output[place])
-    name = suspect.equations[0].primitive.name
-    numbers = [np.asarray(x) for x in suspect.inputs if _is_numeric(x)]
+    location = np.unravel_index(np.argmax(bad), bad.shape)
+    result = _number(output[location])
+    name = origin.equations[0].primitive.name
+    numbers = [np.asarray(x) for x in origin.inputs if _is_numeric(x)]
     if all(x.shape in ((), bad.shape) for x in numbers):
-        operands = [_number(x[place] if x.ndim else x) for x in numbers]
+        operands = [_number(x[location] if x.ndim else x) for x in numbers]
         words = f"{name}({', '.join(operands)}) = {result}"
     else:
         words = f"{name} gives {result}"
     dtype = output.dtype
     if jnp.finfo(dtype).bits < 32:
         words += f" in {dtype}, whose largest is {float(jnp.finfo(dtype).max):.4g}"
-    if any(is_bad(x) for x in suspect.inputs):
-        words += "; the program itself holds what is not finite"
+    if any(is_bad(x) for x in origin.inputs):
+        words += "; the program contains a constant that is not finite"
     return words
 
 
-def _bad_output(suspect: Suspect) -> np.ndarray:
-    return np.asarray(next(x for x in suspect.outputs if is_bad(x)))
+def _bad_output(origin: Origin) -> np.ndarray:
+    return np.asarray(next(x for x in origin.outputs if is_bad(x)))
 
 
 def _number(x: Any) -> str:

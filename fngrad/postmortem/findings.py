@@ -1,4 +1,4 @@
-"""What an autopsy found, and how it is told."""
+"""What an autopsy found, and its text."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,31 +16,31 @@ _PHASES = {
     "optimizer": "in the optimizer",
     "unknown": "",
 }
-_TOLD = ("loss", "grad_norm", "update_norm", "param_norm", "learning_rate")
+_METRICS = ("loss", "grad_norm", "update_norm", "param_norm", "learning_rate")
 
 
 class Autopsy(NamedTuple):
     """Why a step went bad; ``print`` shows it.
 
-    ``phase`` is where the first bad number came from: the ``state`` or the ``batch``
-    that the step was given, the ``forward`` or ``backward`` pass, the ``optimizer``
-    (all that comes after the gradient), or ``unknown`` where operation by operation
-    the step is finite.
+    ``phase`` is where the first bad number appeared: in the ``state`` or the ``batch``
+    that the step was given, in the ``forward`` or ``backward`` pass, in the
+    ``optimizer`` (everything after the gradient), or ``unknown`` where the step is
+    finite when it is evaluated operation by operation.
     """
 
     step: int  # counts from 1
     phase: str
     operation: str | None  # the primitive; None for a bad state or batch
     explanation: str  # such as "exp(104.2) = inf"
-    lines: list[str]  # where it was written, innermost first; the last is the user's
+    lines: list[str]  # its source lines, innermost first; the last is the user's
     layer: Path  # named scopes around the operation; empty outside of layers
-    leaf: Path | None  # the first that it made bad: batch/x, gradient/w, params/w
-    leaves: list[Path]  # all that it made bad, in that order
+    leaf: Path | None  # the first bad one: batch/x, gradient/w, params/w
+    leaves: list[Path]  # all bad ones, in the order of evaluation
     magnitudes: list[float]  # largest finite |entry| of each input of the operation
-    rows: np.ndarray | None  # of the batch that alone do it, where they can be told
-    indices: np.ndarray | None  # the dataset's examples: those rows, or all
+    rows: np.ndarray | None  # of the batch that make the step bad, where known
+    indices: np.ndarray | None  # examples of the dataset: those rows, or all
     metrics: dict[str, np.ndarray]  # of the last steps; the bad one is the last
-    norms: dict[Path, float]  # of the parameters' leaves before it, largest first
+    norms: dict[Path, float]  # of the parameters before the step, largest first
 
     def __str__(self) -> str:
         where = _PHASES[self.phase]
@@ -66,7 +66,7 @@ def _facts(found: Autopsy) -> Iterator[tuple[str, str]]:
     last = found.step
     count = len(next(iter(found.metrics.values()), []))
     yield "steps", "".join(f"{t:>11}" for t in range(last - count + 1, last + 1))
-    for name in _TOLD:
+    for name in _METRICS:
         if name in found.metrics:
             yield name, "".join(f"{x:>11.4g}" for x in found.metrics[name])
     largest = [f"{path} {norm:.4g}" for path, norm in found.norms.items()]

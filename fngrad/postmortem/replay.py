@@ -1,4 +1,4 @@
-"""A run made again, up to the step that goes bad."""
+"""A run repeated up to the step that goes bad."""
 
 import collections
 import functools
@@ -14,17 +14,17 @@ from fngrad.programs.signatures import batch_of
 from fngrad.training import Step, TrainState
 from fngrad.types import Batch, Path
 
-REMEMBERED = 4  # steps whose metrics are kept
-_TELLING = ("loss", "grad_norm", "update_norm")  # metrics that must be finite
+HISTORY = 4  # how many steps' metrics are kept
+_FINITE = ("loss", "grad_norm", "update_norm")  # metrics that must be finite
 
 
 class Replay(NamedTuple):
-    """The step that went bad, and what was before it."""
+    """The step that went bad, with its arguments."""
 
     state: TrainState  # before the step
     batch: Batch
-    bad: list[Path]  # what it made bad: state/params/..., metrics/loss, ...
-    metrics: dict[str, np.ndarray]  # of the last steps, the bad one's too
+    bad: list[Path]  # its bad outputs: state/params/..., metrics/loss, ...
+    metrics: dict[str, np.ndarray]  # of the last steps, the bad one included
     is_bad: Callable[[Batch], bool]  # whether another batch makes the step bad
 
 
@@ -38,14 +38,14 @@ def replay(
     """Make steps until one goes bad.
 
     Args:
-        step: what makes them; it is compiled, and donates nothing.
-        state: where to begin.
+        step: it is compiled, and donates nothing.
+        state: the state to begin with.
         data: a dataset or a function ``step -> batch``.
         last: the last step to make, counted from 1.
         check: called before every step; may raise to give up.
 
     Raises:
-        ValueError: no step up to ``last`` goes bad.
+        ValueError: if no step up to ``last`` goes bad.
     """
     first = int(state.step) + 1
     batch_at = reader(data)
@@ -61,7 +61,7 @@ def replay(
     def is_bad(batch: Batch) -> bool:
         return _faults(*attempt(state, batch)) is not None
 
-    seen: collections.deque = collections.deque(maxlen=REMEMBERED)
+    seen: collections.deque = collections.deque(maxlen=HISTORY)
     for _ in range(first, last + 1):
         check()
         batch = batch_at(state.step)
@@ -101,16 +101,16 @@ def reader(data: Any) -> Callable[[Any], Batch]:
 def _batch_program(structure: Any) -> Callable[[Any, jax.Array], Batch]:
     """Return the program of a batch, compiled once for datasets of one kind.
 
-    It takes the leaves: JAX would keep a dataset's maps with its structure.
+    It takes the leaves: JAX would keep a dataset's maps alive with its structure.
     """
     return jax.jit(lambda leaves, n: jax.tree.unflatten(structure, leaves).batch(n))
 
 
 def _faults(made: dict[str, Any], sound: dict[Path, Any]) -> list[Path] | None:
-    """Return the paths of what a step made bad, None for a good step."""
+    """Return the paths of a step's bad outputs; None for a good step."""
     metrics = made["metrics"]
-    told = [name for name in _TELLING if name in metrics]
-    bad = [f"metrics/{name}" for name in told if not np.isfinite(metrics[name])]
+    checked = [name for name in _FINITE if name in metrics]
+    bad = [f"metrics/{name}" for name in checked if not np.isfinite(metrics[name])]
     bad += [path for path, is_sound in sound.items() if not is_sound]
     says_so = "is_finite" in metrics and not metrics["is_finite"]
     return bad if bad or says_so else None

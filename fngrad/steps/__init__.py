@@ -5,10 +5,10 @@ parameters or by its curvature, is a step: ``(state, batch) -> (state, metrics)`
 the place of `fngrad.make_step`'s. States come from `fngrad.init_state` as ever.
 """
 
-from fngrad.steps.freezing import freeze_diverged
+from fngrad.steps.divergence import freeze_diverged
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
 from fngrad.steps.line_search import line_search
-from fngrad.steps.observation import observe, plateau
+from fngrad.steps.plateau import observe, plateau
 from fngrad.steps.polyak_step import polyak
 from fngrad.steps.sharpness_aware import sam
 from fngrad.steps.skipping import skip_bad_steps

@@ -14,7 +14,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.sgd import sgd
 from fngrad.steps.core import find_parts, move_by, replace_parts
-from fngrad.steps.linearized import (
+from fngrad.steps.linearized_residuals import (
     Jacobian,
     Linearized,
     Residuals,

@@ -7,7 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
-from fngrad.steps.freezing import is_good
+from fngrad.steps.divergence import is_good
 from fngrad.training import Step, TrainState
 from fngrad.types import Batch, Metrics
 

@@ -24,7 +24,7 @@ from fngrad.transforms.core import (
     wrapping,
 )
 from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.wrapping import TunableState
+from fngrad.transforms.tunable_hyperparameters import TunableState
 from fngrad.types import Hyper, Metrics, OptState, Params, Updates
 
 _NONE_LEFT = -100.0  # e**-100 is lost beside 1 in every dtype

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.numerics.low_bit_codes as low_bit_codes
 import fngrad.tree as tree
-from fngrad.transforms.coded_update import decode, is_coded, update_coded
 from fngrad.transforms.core import (
     Run,
     Transform,
@@ -19,6 +18,7 @@ from fngrad.transforms.core import (
     unwrap,
     wrapping,
 )
+from fngrad.transforms.quantized_update import decode, is_coded, update_coded
 from fngrad.types import Metrics, OptState, Params, Path, Updates
 
 KINDS = ("signed", "non_negative")  # how a state class declares its moments

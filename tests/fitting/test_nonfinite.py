@@ -21,7 +21,7 @@ from fngrad.steps import skip_bad_steps
 from fngrad.training import init_state, make_step, run, snapshot
 from fngrad.transforms.core import named
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.wrapping import tunable
+from fngrad.transforms.tunable_hyperparameters import tunable
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 

@@ -31,7 +31,7 @@ from fngrad.transforms.scaling import (
     scale_by_learning_rate,
     scale_by_schedule,
 )
-from fngrad.transforms.wrapping import tunable
+from fngrad.transforms.tunable_hyperparameters import tunable
 
 
 def falling(step):

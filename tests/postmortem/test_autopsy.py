@@ -185,7 +185,7 @@ def test_a_mask_without_a_way_out_is_blamed():
     found = examine(loss_fn, W)
     assert found.phase == "forward"
     assert found.operation == "select_n"
-    assert "the program itself holds what is not finite" in found.explanation
+    assert "the program contains a constant that is not finite" in found.explanation
     assert found.lines[-1].endswith("(loss_fn)")
 
 

@@ -16,8 +16,8 @@ from fngrad.optimizers import sgd
 from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate, sophia
 from fngrad.steps.core import find_parts
 from fngrad.training import init_state
-from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.masking import freeze, partition
+from fngrad.transforms.nonfinite_updates import skip_nonfinite
 from fngrad.transforms.stacking import stack, stack_leaves
 
 W = np.linspace(-2, 2, 6)

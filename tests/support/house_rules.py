@@ -29,16 +29,16 @@ HOUSE = (
     ),
     (
         *(0, "programs/"),
-        "jaxprs cut into `slices`, arguments recognised by name (`signatures`), "
-        "`optional_imports`",
+        "traced programs cut into slices (`jaxprs`), arguments recognised by name "
+        "(`signatures`), `optional_imports`",
     ),
     (
         *(1, "transforms/"),
         "what belongs to no one method: `core` (`Transform`, `chain`, `report`), "
         "`scaling` (learning rates), `moment_arithmetic` (bias correction, Nesterov's "
         "look-ahead), `momentum_buffers`, `clipping`, `decay`, `noise`, `masking` "
-        "(groups), `wrapping` (`tunable`), wrappers, `evaluation_point`, "
-        "`description`, `laws`",
+        "(groups), `tunable_hyperparameters`, wrappers, `queries` of a state, "
+        "`evaluation_point`, `description`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
     (1, "losses/", "losses per example: `classification`, `regression`, `sequences`"),
@@ -76,8 +76,8 @@ HOUSE = (
     (
         *(4, "steps/"),
         "steps that see the loss: `line_search` and its conditions, SAM "
-        "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, plateaus "
-        "(`observation`); diverged lanes (`freezing`), `skipping`",
+        "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`; "
+        "diverged lanes (`divergence`), `skipping`",
     ),
     (4, "postmortem/", "`autopsy`: the operation, layer and leaf that made a step bad"),
     (5, "files/", "one writer a folder (`locks`), `atomic_writes`, JSON, local paths"),

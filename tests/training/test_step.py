@@ -13,7 +13,7 @@ from fngrad.training import init_state, make_step, run, snapshot
 from fngrad.transforms.clipping import clip_by_global_norm
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.wrapping import tunable
+from fngrad.transforms.tunable_hyperparameters import tunable
 
 X = jnp.arange(12.0).reshape(6, 2) / 10
 Y = X @ jnp.array([1.0, -2.0])

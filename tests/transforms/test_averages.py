@@ -14,7 +14,7 @@ from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.scaling import scale
-from fngrad.transforms.wrapping import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 
 STEPS = 25
 RATE, DECAY = 0.3, 0.9

@@ -21,7 +21,7 @@ from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
-from fngrad.transforms.wrapping import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 
 PARAMS = {
     "embed": {"weight": jnp.full((2, 2), 2.0)},

@@ -132,7 +132,7 @@ def test_orthogonalize_gives_the_polar_factor_in_every_dtype(dtype, shape):
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
-def test_caution_compares_signs_at_any_size(size, dtype):
+def test_cautious_compares_signs_at_any_size(size, dtype):
     rule = fg.cautious(fg.scale(-1.0))
     gradient = jnp.array([size, -size, 2 * size], dtype)
     np.testing.assert_allclose(once(rule, gradient), -3 / 4 * gradient, rtol=1e-6)

@@ -10,7 +10,7 @@ from scipy import stats
 
 import fngrad as fg
 import fngrad.numerics.low_bit_codes as low_bit_codes
-import fngrad.transforms.coded_update as coded_update
+import fngrad.transforms.quantized_update as quantized_update
 import fngrad.tree as tree
 from fngrad.optimizers import REGISTRY, adagrad, adam, momentum, rmsprop
 from fngrad.optimizers.adam import ScaleByAdamState
@@ -24,7 +24,7 @@ from fngrad.transforms.quantize import (
     describe_quantization,
     quantize_state,
 )
-from fngrad.transforms.wrapping import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 
 small = functools.partial(quantize_state, block_size=4, min_size=0)
 LAWFUL = {
@@ -71,12 +71,12 @@ def test_every_rule_keeps_declared_moments_in_codes_and_nothing_else(name):
     optimizer = quantize_state(plain, block_size=16, min_size=10)
     state = jax.eval_shape(optimizer.init, MATRIX)["quantize_state"].inner
     leaves, _ = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=coded_update.is_coded
+        state, is_leaf=quantized_update.is_coded
     )
     before = tree.leaf_paths(inner)
     large = {path for path in declared(inner) if before[path].size >= 10}
     kept = {tree.path_string(path): leaf for path, leaf in leaves}
-    assert {p for p, leaf in kept.items() if coded_update.is_coded(leaf)} == large
+    assert {p for p, leaf in kept.items() if quantized_update.is_coded(leaf)} == large
     for path, leaf in kept.items():
         assert (leaf.shape, leaf.dtype) == (before[path].shape, before[path].dtype)
     lines = describe_quantization(optimizer, MATRIX).split("\n")
@@ -141,7 +141,7 @@ def test_a_slow_second_moment_comes_down_with_the_gradients():
         start = rule.init(params)
         end, _ = jax.jit(lambda s: jax.lax.scan(advance, s, jnp.arange(4000)))(start)
         inner = end["quantize_state"].inner if "quantize_state" in end else end
-        moments.append(coded_update.decode(inner["scale_by_rms"].nu["w"]))
+        moments.append(quantized_update.decode(inner["scale_by_rms"].nu["w"]))
     ratio = np.asarray(moments[1] / moments[0])
     np.testing.assert_allclose(ratio[holds], 1, rtol=1e-3)
     assert abs(np.mean(ratio) - 1) < 0.1
@@ -187,7 +187,7 @@ def test_a_foreign_rule_is_told_by_globs():
     updates, _ = wrapped.update(params, wrapped.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.0, rtol=1e-5)
     untold = small(Foreign()).init(params)
-    assert not any(map(coded_update.is_coded, jax.tree.leaves(untold)))
+    assert not any(map(quantized_update.is_coded, jax.tree.leaves(untold)))
 
 
 def test_an_array_that_an_update_hands_on_keeps_its_codes():
@@ -301,7 +301,9 @@ def test_an_update_needs_less_memory_because_leaves_take_turns(monkeypatch):
     assert stored < 0.27 * plain[0]
     assert stored + temporary < 1.05 * (plain[0] + plain[1])
     assert peak < 1.05 * plain[2]
-    monkeypatch.setattr(coded_update, "_confined", lambda fn, inputs, step: fn(inputs))
+    monkeypatch.setattr(
+        quantized_update, "_confined", lambda fn, inputs, step: fn(inputs)
+    )
     _, all_at_once, _ = memory(optimizer)
     assert temporary < 0.8 * all_at_once
 

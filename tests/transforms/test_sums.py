@@ -10,7 +10,7 @@ import pytest
 from fngrad.optimizers.adagrad import adagrad, scale_by_rss
 from fngrad.optimizers.rmsprop import rmsprop
 from fngrad.transforms.core import apply_updates
-from fngrad.transforms.wrapping import tunable
+from fngrad.transforms.tunable_hyperparameters import tunable
 
 
 def first_update(transform, gradient):

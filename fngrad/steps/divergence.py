@@ -37,7 +37,7 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> from fngrad.steps.freezing import freeze_diverged
+        >>> from fngrad.steps.divergence import freeze_diverged
         >>> optimizer = fg.sgd(3.0)  # |w| doubles and more with every step
         >>> step = fg.make_step(lambda w, batch: w**2, optimizer)
         >>> step = freeze_diverged(step, bound=100.0)

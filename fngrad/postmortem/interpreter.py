@@ -1,12 +1,12 @@
-"""A program evaluated equation by equation, watching where numbers go bad.
+"""A program evaluated equation by equation, to find where numbers go bad.
 
-A number is *bad* that is not finite. An equation whose inputs are good and whose
-outputs are not is a *suspect*; every bad value knows the suspects it comes from, so
-what was masked away leads nowhere. Infinities that the program itself contains, in
-literals and constants, are *meant*, and count as good, also once they are broadcast
-or cast; what lets them in among the numbers of a step is suspected. A *repair* puts 1
-in the place of what a suspect made bad, and so shows what it did; what is bad because
-an input was is left.
+A number is *bad* if it is not finite. An equation with good inputs and a bad output is
+an *origin*. Every bad value records the origins that it depends on, so an origin whose
+output is masked away reaches no output. Infinities in the program's own literals and
+constants are *intended*: they count as good, also after a broadcast or a cast; the
+equation that mixes them with the step's numbers is an origin. A *repair* replaces by 1
+the entries that an origin made bad, which shows their effect; entries that are bad
+because an input was stay bad.
 """
 
 import functools
@@ -17,66 +17,73 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.programs.slices as slices
-from fngrad.programs.slices import Operation, Program
+import fngrad.programs.jaxprs as jaxprs
+from fngrad.programs.jaxprs import Operation, Program
 from fngrad.types import Path
 
-# The equation's number; within another equation after that one's, and in a loop after
-# the number of the iteration. (INPUT, i) is argument i of the program.
-Place: TypeAlias = tuple[int, ...]
+# The equation's index, after the indices of the equations that contain it; in a loop
+# also after that of the iteration. (INPUT, i) is argument i of the program.
+Location: TypeAlias = tuple[int, ...]
 INPUT = -1
 
-CALLS = {  # equations that are their inner program
-    *("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+CALLS = {  # equations that evaluate an inner program once
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "remat2",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
 }
-_SILENT = {"debug_callback", "debug_print"}  # equations that are left out
+_SILENT = {"debug_callback", "debug_print"}  # equations that are skipped
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold that program
 # Names that `fngrad.training.loss_forms` gives to values.
 GRADIENT, LOSS = "gradient/", "loss"
 
 
 class Value(NamedTuple):
-    """What an equation reads or makes."""
+    """An input or an output of an equation."""
 
     array: Any
-    sources: frozenset[Place] = frozenset()  # of what is bad in it
+    sources: frozenset[Location] = frozenset()  # the origins of its bad entries
     made: int = 0  # how many equations had been evaluated
-    is_constant: bool = False  # it depends on no argument
+    is_constant: bool = False  # whether it depends on no argument
 
 
-class Suspect(NamedTuple):
-    """Where bad numbers appeared first."""
+class Origin(NamedTuple):
+    """An equation or an argument where bad numbers appear first."""
 
-    place: Place
-    equations: tuple[Any, ...]  # it and those around it; none for an argument
+    location: Location
+    equations: tuple[Any, ...]  # it and those that contain it; none for an argument
     inputs: list[Any]
     outputs: list[Any]
     made: int = 0  # how many equations had been evaluated
 
     @property
     def scopes(self) -> str:
-        """Its name stack, with those of the equations around it."""
+        """Its name stack, after those of the equations that contain it."""
         outermost_first = reversed(self.equations)
         return "/".join(str(e.source_info.name_stack) for e in outermost_first)
 
 
-class Walk:
+class Interpreter:
     """One evaluation of a program.
 
     Args:
-        program: what to evaluate.
-        repaired: where to repair.
+        program: the program to evaluate.
+        repaired: the locations to repair.
         check: called before every equation; may raise to give up.
     """
 
     def __init__(
         self,
         program: Program,
-        repaired: Iterable[Place] = (),
+        repaired: Iterable[Location] = (),
         check: Callable[[], None] = lambda: None,
     ):
-        self.suspects: dict[Place, Suspect] = {}  # in the order of evaluation
+        self.origins: dict[Location, Origin] = {}  # in the order of evaluation
         self.gradients: dict[Path, Value] = {}  # as the program names them
         self.losses: list[Value] = []  # likewise, in the order of evaluation
         self._program = program
@@ -90,36 +97,36 @@ class Walk:
         return self._follow(self._program, inputs, (), ())
 
     def _argument(self, index: int, array: Any) -> Value:
-        place = (INPUT, index)
+        location = (INPUT, index)
         if not is_bad(array):
             return Value(array)
-        if place in self._repaired:
+        if location in self._repaired:
             return Value(repair(array))
-        self.suspects[place] = Suspect(place, (), [], [array])
-        return Value(array, frozenset([place]))
+        self.origins[location] = Origin(location, (), [], [array])
+        return Value(array, frozenset([location]))
 
     def _follow(
         self,
         program: Program,
         inputs: Sequence[Value],
-        place: Place,
+        location: Location,
         around: tuple[Any, ...],
     ) -> list[Value]:
         known = {v: _constant(array) for v, array in program.constants.items()}
         known |= zip(program.inputs, inputs, strict=True)
 
         def read(variable: Any) -> Value:
-            if slices.is_variable(variable):
+            if jaxprs.is_variable(variable):
                 return known[variable]
-            return _constant(slices.read({}, variable))
+            return _constant(jaxprs.read({}, variable))
 
-        for index, operation in enumerate(slices.operations(program)):
+        for index, operation in enumerate(jaxprs.operations(program)):
             equation = operation.equation
             values = [read(v) for v in equation.invars]
-            here = (*place, index), (equation, *around)
+            here = (*location, index), (equation, *around)
             outputs = self._evaluate(operation, values, *here)
             known |= zip(equation.outvars, outputs, strict=True)
-            for variable in operation.dying:
+            for variable in operation.last_uses:
                 known.pop(variable, None)
         return [read(v) for v in program.outputs]
 
@@ -127,7 +134,7 @@ class Walk:
         self,
         operation: Operation,
         inputs: list[Value],
-        place: Place,
+        location: Location,
         equations: tuple[Any, ...],
     ) -> list[Value]:
         name, params = operation.equation.primitive.name, operation.equation.params
@@ -139,32 +146,32 @@ class Walk:
             self._note(params["name"], inputs[0])
         if name in CALLS:
             inner = next(params[key] for key in _INNER if key in params)
-            return self._follow(slices.called(inner), inputs, place, equations)
+            return self._follow(jaxprs.called(inner), inputs, location, equations)
         if name == "cond":
             branch = params["branches"][int(inputs[0].array)]
-            return self._follow(slices.called(branch), inputs[1:], place, equations)
+            return self._follow(jaxprs.called(branch), inputs[1:], location, equations)
         if name in _LOOPS:
-            return self._loop(operation, inputs, place, equations)
-        return self._operate(operation, inputs, place, equations)
+            return self._loop(operation, inputs, location, equations)
+        return self._operate(operation, inputs, location, equations)
 
     def _operate(
         self,
         operation: Operation,
         inputs: list[Value],
-        place: Place,
+        location: Location,
         equations: tuple[Any, ...],
     ) -> list[Value]:
-        given = [x.array for x in inputs]
-        arrays = operation.run(given)
-        if place in self._repaired:
+        operands = [x.array for x in inputs]
+        arrays = operation.run(operands)
+        if location in self._repaired:
             arrays = [_repair_own(x, inputs) for x in arrays]
         sources = _sources(inputs)
         is_constant = all(x.is_constant for x in inputs)
-        is_meant = is_constant and any(map(is_bad, given))
-        if not (sources or is_meant) and any(map(is_bad, arrays)):
-            sources = frozenset([place])
-            found = Suspect(place, equations, given, arrays, self._count)
-            self.suspects[place] = found
+        is_intended = is_constant and any(map(is_bad, operands))
+        if not (sources or is_intended) and any(map(is_bad, arrays)):
+            sources = frozenset([location])
+            origin = Origin(location, equations, operands, arrays, self._count)
+            self.origins[location] = origin
         made = [self._derived(x, sources) for x in arrays]
         return [x._replace(is_constant=is_constant) for x in made]
 
@@ -172,11 +179,11 @@ class Walk:
         self,
         operation: Operation,
         inputs: list[Value],
-        place: Place,
+        location: Location,
         equations: tuple[Any, ...],
     ) -> list[Value]:
-        """Look into a loop only where it makes something bad out of good inputs."""
-        is_opened = any(other[: len(place)] == place for other in self._repaired)
+        """Evaluate a loop's body only where its outputs are bad and its inputs good."""
+        is_opened = any(other[: len(location)] == location for other in self._repaired)
         sources = _sources(inputs)
         if not is_opened:
             arrays = operation.run([x.array for x in inputs])
@@ -184,13 +191,13 @@ class Walk:
                 return [self._derived(x, sources) for x in arrays]
 
         def body(closed: Any, values: list[Value], iteration: int) -> list[Value]:
-            program = slices.called(closed)
-            return self._follow(program, values, (*place, iteration), equations)
+            program = jaxprs.called(closed)
+            return self._follow(program, values, (*location, iteration), equations)
 
         iterate = _LOOPS[operation.equation.primitive.name]
         return iterate(body, operation.equation, inputs)
 
-    def _derived(self, array: Any, sources: frozenset[Place]) -> Value:
+    def _derived(self, array: Any, sources: frozenset[Location]) -> Value:
         return _derived(array, sources)._replace(made=self._count)
 
     def _note(self, name: str, value: Value) -> None:
@@ -208,19 +215,19 @@ def _constant(array: Any) -> Value:
 
 
 def is_bad(x: Any) -> bool:
-    """Say whether an array holds a NaN or an infinity; integers and keys never do."""
+    """Return whether an array has a NaN or an infinity; integers and keys never do."""
     is_inexact = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
     return is_inexact and not np.isfinite(np.asarray(x)).all()
 
 
 def repair(x: Any) -> jax.Array:
-    """Return x with 1 in the place of what is bad: safe under a log and a division."""
+    """Return x with bad entries replaced by 1, which is safe in a log or a quotient."""
     x = jnp.asarray(x)
     return jnp.where(jnp.isfinite(x), x, jnp.ones_like(x))
 
 
 def _repair_own(x: Any, inputs: Sequence[Value]) -> Any:
-    """Repair what an equation made bad of good numbers."""
+    """Repair the entries that an equation made bad from good inputs."""
     bad_inputs = [value.array for value in inputs if value.sources]
     if not is_bad(x) or any(jnp.shape(y) != jnp.shape(x) for y in bad_inputs):
         return x
@@ -228,18 +235,18 @@ def _repair_own(x: Any, inputs: Sequence[Value]) -> Any:
     return jnp.where(is_own, repair(x), x)
 
 
-def _sources(values: Iterable[Value]) -> frozenset[Place]:
+def _sources(values: Iterable[Value]) -> frozenset[Location]:
     return frozenset().union(*(value.sources for value in values))
 
 
-def _derived(array: Any, sources: frozenset[Place]) -> Value:
+def _derived(array: Any, sources: frozenset[Location]) -> Value:
     return Value(array, sources if sources and is_bad(array) else frozenset())
 
 
 def _scan(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
-    """Iterate a scan; what it runs over has one axis more than its body reads."""
+    """Iterate a scan; what it scans over has one axis more than its body reads."""
     closed, length = equation.params["jaxpr"], equation.params["length"]
-    inner = slices.called(closed)
+    inner = jaxprs.called(closed)
     over = [
         np.ndim(x.array) > len(variable.aval.shape)
         for x, variable in zip(inputs, inner.inputs, strict=True)
@@ -275,7 +282,7 @@ def _stack(column: Sequence[Value]) -> Value:
 
 
 def _host(x: Any) -> Any:
-    """Return x where indexing compiles nothing; keys stay as they are."""
+    """Return x as a NumPy array, whose indexing compiles nothing; keys stay."""
     return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
 

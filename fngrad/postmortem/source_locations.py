@@ -1,4 +1,4 @@
-"""Where in the user's words an equation stands: phase, layer, line."""
+"""Where an equation is in the user's code: phase, layer, line."""
 
 import re
 import sysconfig
@@ -11,16 +11,16 @@ import jaxlib
 from fngrad.types import Path
 
 _LIBRARIES = tuple(f"{path}/" for path in (*jax.__path__, *jaxlib.__path__))
-_OURS = __file__.removesuffix("places.py").removesuffix("postmortem/")
+_OURS = __file__.removesuffix("source_locations.py").removesuffix("postmortem/")
 _INSTALLED = (_OURS, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-_MARKS = {"", "rematted_computation", "checkpoint"}  # scopes that transforms write
+_MARKS = {"", "rematted_computation", "checkpoint"}  # scopes that JAX adds
 
 
 def layer_of(scopes: str) -> Path:
-    """Return the path that named scopes give, without the marks of JAX.
+    """Return the path that the named scopes form, without the marks of JAX.
 
     Example:
-        >>> from fngrad.postmortem.places import layer_of
+        >>> from fngrad.postmortem.source_locations import layer_of
         >>> layer_of("transpose(jvp(vmap(layers/0)))/head")
         'layers/0/head'
     """
@@ -32,8 +32,8 @@ def layer_of(scopes: str) -> Path:
 def phase_of(scopes: str, reaches_loss: bool) -> str:
     """Return forward, backward or optimizer.
 
-    What a derivative needs of the forward pass is computed along with it, so its
-    scopes alone do not tell; but the loss does not depend on it.
+    JAX computes what a derivative needs along with the forward pass, in the same
+    scopes; but the loss does not depend on it.
     """
     if "transpose(" in scopes:
         return "backward"
@@ -43,14 +43,14 @@ def phase_of(scopes: str, reaches_loss: bool) -> str:
 
 
 def lines_of(equations: Sequence[Any]) -> list[str]:
-    """Return where an equation was written, as ``file:line (function)``.
+    """Return the source lines of an equation, as ``file:line (function)``.
 
-    The first is the innermost line outside of JAX; if that is one of fngrad's or of
-    another installed package, the second is the innermost one of the user's, or else
-    of another file.
+    The first is the innermost line outside of JAX. If it belongs to fngrad or another
+    installed package, the second is the innermost line of the user's code, or else of
+    another file.
 
     Args:
-        equations: the equation and those around it, innermost first.
+        equations: the equation and those that contain it, innermost first.
     """
     tracebacks = [e.source_info.traceback for e in equations]
     frames = [

@@ -7,7 +7,7 @@ import pytest
 
 import fngrad.tree as tree
 from fngrad.optimizers import momentum
-from fngrad.transforms.caution import cautious
+from fngrad.transforms.cautious_updates import cautious
 from fngrad.transforms.core import apply_updates, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.laws import check_transform

@@ -13,10 +13,10 @@ from fngrad.optimizers import adam, sgd
 from fngrad.training import init_state, make_step
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.core import Transform, chain, named
-from fngrad.transforms.guards import skip_nonfinite
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import partition
 from fngrad.transforms.noise import add_noise
+from fngrad.transforms.nonfinite_updates import skip_nonfinite
 
 PARAMS = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
 GOOD = jax.tree.map(lambda p: 0.3 * p, PARAMS)

@@ -4,18 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import fngrad.programs.slices as slices
+import fngrad.programs.jaxprs as jaxprs
 
 
 def run_in_slices(fn, *args):
-    program, result = slices.trace(fn, *args)
-    pieces = list(slices.slices(program))
+    program, result = jaxprs.trace(fn, *args)
+    pieces = list(jaxprs.slices(program))
     values = dict(zip(program.inputs, jax.tree.leaves(args), strict=True))
     values |= program.constants
     for piece in pieces:
         made = piece.run(*(values[v] for v in piece.inputs))
         values |= dict(zip(piece.outputs, made, strict=True))
-    outputs = [slices.read(values, v) for v in program.outputs]
+    outputs = [jaxprs.read(values, v) for v in program.outputs]
     return result.unflatten(outputs), pieces
 
 
@@ -40,15 +40,15 @@ def test_slices_together_are_the_whole():
 
 
 def test_leaves_that_are_treated_apart_are_in_slices_of_their_own():
-    program, _ = slices.trace(apart, LEAVES, jnp.float32(0.5))
-    pieces = list(slices.slices(program))
+    program, _ = jaxprs.trace(apart, LEAVES, jnp.float32(0.5))
+    pieces = list(jaxprs.slices(program))
     large = [[v for v in piece.inputs if v in program.inputs[:3]] for piece in pieces]
     assert large == [[v] for v in program.inputs[:3]] + [[]]
 
 
 def test_a_leaf_is_read_early_only_where_leaves_are_mixed():
-    program, _ = slices.trace(mixed, LEAVES, jnp.float32(0.5))
-    first, *rest = slices.slices(program)
+    program, _ = jaxprs.trace(mixed, LEAVES, jnp.float32(0.5))
+    first, *rest = jaxprs.slices(program)
     assert set(program.inputs[:3]) <= set(first.inputs)
     assert [len(set(program.inputs[:3]) & set(p.inputs)) for p in rest] == [1, 1]
 

@@ -1,8 +1,9 @@
-"""A traced function, cut into pieces that run one after another.
+"""A traced function: its equations one by one, or cut into slices.
 
-A *slice* is what one output needs and no earlier output did. A rule that treats its
-leaves apart falls into a slice a leaf, so that what is large for a while (a decoded
-moment) is so for one leaf at a time; one that mixes its leaves is cut where it can be.
+A *slice* is the part of a program that one output needs and no earlier output does. A
+rule that treats its leaves separately has one slice per leaf, so that a large temporary
+(a decoded moment) exists for one leaf at a time. A rule that mixes its leaves has a
+large first slice.
 """
 
 import functools
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-_CALLER = -1  # who reads the program's outputs
+_CALLER = -1  # the reader of the program's outputs
 
 
 class Slice(NamedTuple):
-    """A piece of a program; values are named by the program's variables."""
+    """A part of a program; values are named by the program's variables."""
 
     inputs: list[Any]  # variables that it reads
     outputs: list[Any]  # variables that it makes, for later slices or the caller
@@ -40,26 +41,26 @@ class Program(NamedTuple):
 
     @property
     def constants(self) -> dict[Any, Any]:
-        """What the function closes over, by variable."""
+        """The arrays that the function closes over, by variable."""
         return dict(zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True))
 
 
 class Operation(NamedTuple):
-    """An equation of a program, by itself."""
+    """One equation of a program."""
 
     equation: Any
     run: Callable[[Sequence[Any]], list[jax.Array]]  # all inputs -> all outputs
-    dying: list[Any]  # variables that nobody reads after it
+    last_uses: list[Any]  # variables that no later equation reads
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
-    """Return a function's program and the structure of its result, from shapes."""
+    """Return a function's program and its result's structure; only shapes are read."""
     closed, result = jax.make_jaxpr(fn, return_shape=True)(*args)
     return Program(closed), jax.tree.structure(result)
 
 
 def is_variable(output: Any) -> bool:
-    """Say whether an output is a variable, not a Literal."""
+    """Return whether an output is a variable, not a Literal."""
     return not _is_literal(output)
 
 
@@ -73,13 +74,13 @@ def operations(program: Program) -> Iterator[Operation]:
     equations = program.closed.jaxpr.eqns
     kept = set(filter(is_variable, program.outputs))
     last = {v: i for i, e in enumerate(equations) for v in [*_variables(e), *e.outvars]}
-    dying: dict[int, list[Any]] = {}
+    last_uses: dict[int, list[Any]] = {}
     for variable, index in last.items():
         if variable not in kept:
-            dying.setdefault(index, []).append(variable)
+            last_uses.setdefault(index, []).append(variable)
     for index, equation in enumerate(equations):
         run = functools.partial(_run_equation, program, equation)
-        yield Operation(equation, run, dying.get(index, []))
+        yield Operation(equation, run, last_uses.get(index, []))
 
 
 def _run_equation(
@@ -90,12 +91,12 @@ def _run_equation(
         for variable, value in zip(equation.invars, values, strict=True)
         if is_variable(variable)
     }
-    run = _piece(program.closed, [equation], list(known), list(equation.outvars))
+    run = _part(program.closed, [equation], list(known), list(equation.outvars))
     return run(*known.values())
 
 
 def called(closed: Any) -> Program:
-    """Return the program within an equation; one without constants may be open."""
+    """Return the program inside an equation, from a closed or an open jaxpr."""
     if hasattr(closed, "jaxpr"):
         return Program(closed)
     return Program(_core().ClosedJaxpr(closed, ()))
@@ -119,7 +120,7 @@ def slices(program: Program) -> Iterator[Slice]:
 
 
 def _core() -> Any:
-    """Return `jax.extend.core`; its import loads Pallas, so it waits for a use."""
+    """Return `jax.extend.core`; imported when used, since its import loads Pallas."""
     import jax.extend.core as core
 
     return core
@@ -134,7 +135,7 @@ def _variables(equation: Any) -> list[Any]:
 
 
 def _owners(equations: Sequence[Any], outputs: Sequence[Any]) -> list[int]:
-    """Give each equation to the first output that needs it, or to none at the end."""
+    """Return each equation's first output that needs it; the count where none does."""
     maker = {v: i for i, equation in enumerate(equations) for v in equation.outvars}
     owners = [len(outputs)] * len(equations)
     for owner, output in enumerate(outputs):
@@ -156,17 +157,17 @@ def _cut(
     )
     outside = {v: readers.get(v, set()) - {owner} for v in made}
     outputs = [v for v in made if outside[v]]
-    run = _piece(closed, group, list(inputs), outputs)
+    run = _part(closed, group, list(inputs), outputs)
     passed_on = {v for v in outputs if outside[v] - {_CALLER}}
     return Slice(list(inputs), outputs, passed_on, run)
 
 
-def _piece(
+def _part(
     closed: Any, equations: list[Any], inputs: list[Any], outputs: list[Any]
 ) -> Callable[..., list[jax.Array]]:
     """Return some equations as a function of the values of their inputs."""
     jaxpr = closed.jaxpr
-    piece = jaxpr.replace(
+    part = jaxpr.replace(
         constvars=[],
         invars=inputs,
         outvars=outputs,
@@ -175,5 +176,5 @@ def _piece(
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
     core = _core()
-    run = core.jaxpr_as_fun(core.ClosedJaxpr(piece, []))
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(part, []))
     return lambda *values: list(run(*values))

@@ -1,6 +1,6 @@
 """An update of moments in codes that holds few of them in float32 at a time.
 
-The inner update is cut into slices (`fngrad.programs.slices`). A slice decodes what it
+The inner update is cut into slices (`fngrad.programs.jaxprs`). A slice decodes what it
 reads and encodes what it makes, so a rule that treats its leaves apart has one leaf's
 moments in float32 at a time. A rule that mixes them, by a norm over all, has them all.
 """
@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 
 import fngrad.numerics.low_bit_codes as low_bit_codes
-import fngrad.programs.slices as slices
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Reported, Updates
 
@@ -57,7 +57,7 @@ def update_coded(
         return updates, structure.flatten_up_to(new), told
 
     abstract = jax.eval_shape(decode, old)
-    program, result = slices.trace(flat, updates, abstract, params)
+    program, result = jaxprs.trace(flat, updates, abstract, params)
     given = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
     values = dict(zip(program.inputs, given, strict=True)) | program.constants
     count = len(jax.tree.leaves(updates))
@@ -68,9 +68,9 @@ def update_coded(
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
         if is_coded(leaf)
     }
-    asked_for = set(filter(slices.is_variable, heads + metrics))
+    asked_for = set(filter(jaxprs.is_variable, heads + metrics))
     encoded: dict[Any, low_bit_codes.Coded] = {}
-    for piece in slices.slices(program):
+    for piece in jaxprs.slices(program):
         as_arrays = piece.passed_on | asked_for
         arrays, moments = _run(piece, values, encoders, as_arrays, step)
         values |= arrays
@@ -78,7 +78,7 @@ def update_coded(
 
     def kept(variable: Any, before: Any) -> Any:
         if not is_coded(before):
-            return decode(slices.read(values, variable))
+            return decode(jaxprs.read(values, variable))
         if variable in encoded:
             return encoded[variable]
         given = values[variable]  # no slice made it
@@ -86,7 +86,7 @@ def update_coded(
 
     moments = list(map(kept, new, old))
     made, told = (
-        [decode(slices.read(values, v)) for v in some] for some in (heads, metrics)
+        [decode(jaxprs.read(values, v)) for v in some] for some in (heads, metrics)
     )
     told = [jnp.asarray(x) for x in told]  # Python's numbers are traced too
     updates, _, told = result.unflatten([*made, *moments, *told])
@@ -101,7 +101,7 @@ def _encode(
 
 
 def _run(
-    piece: slices.Slice,
+    piece: jaxprs.Slice,
     values: dict[Any, Any],
     encoders: dict[Any, Callable[[jax.Array], low_bit_codes.Coded]],
     as_arrays: set[Any],
