@@ -125,8 +125,7 @@ def _norms(parts: tuple[Any, ...]) -> jax.Array:
 
 def _norm(a: Any) -> jax.Array:
     """Return the norm over float leaves; a signal of integers has none."""
-    floats = [x for x in jax.tree.leaves(a) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return tree.norm(floats)
+    return tree.norm(tree.floats(a))
 
 
 def _check_loss(loss: Any) -> None:

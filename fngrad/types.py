@@ -1,7 +1,7 @@
 """Names of the values that flow through a training run.
 
-Every tree is a pytree of arrays; the names say which role it plays. A *path* is a
-leaf's place in its tree, written ``layers/0/weight``.
+Every tree is a pytree of arrays; its name says which role it has. A *path* is the
+position of a leaf in its tree, written ``layers/0/weight``.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ import jax
 
 Tree = TypeVar("Tree")
 
-Params: TypeAlias = Any  # what is learned
+Params: TypeAlias = Any  # what is trained
 Updates: TypeAlias = Any  # shaped like the parameters; added to them
 OptState: TypeAlias = Any
-ModelState: TypeAlias = Any  # what the model carries but does not learn
+ModelState: TypeAlias = Any  # state of the model that is not trained
 Batch: TypeAlias = Any  # arrays whose first axis counts examples
 Metrics: TypeAlias = dict[str, jax.Array]  # scalars by name
 Key: TypeAlias = jax.Array  # typed, shape (); jax.random.key(seed)
 Path: TypeAlias = str
-Mode: TypeAlias = Literal["min", "max"]  # which way a metric gets better
-Reported: TypeAlias = tuple[Updates, OptState, Metrics]  # of an update that also tells
+Mode: TypeAlias = Literal["min", "max"]  # the direction in which a metric improves
+Reported: TypeAlias = tuple[Updates, OptState, Metrics]  # an update with metrics
 
 Scalar: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[jax.Array], Scalar]  # step, int32 () -> value

@@ -16,6 +16,10 @@ from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.history import History
 from fngrad.logging.progress import say
 from fngrad.training import Step, TrainState
+from fngrad.transforms.tunable_hyperparameters import (
+    hyperparameters,
+    map_hyperparameters,
+)
 from fngrad.types import Path
 
 if TYPE_CHECKING:  # imported when there is something to examine
@@ -26,7 +30,6 @@ MAX_SKIPS = 10  # in a row
 MAX_ROLLBACKS = 10  # without coming further than before
 MAX_REPLAY = 1000  # steps that are made again to find out why
 MAX_SECONDS = 300  # for finding out why
-_RATE = "/hyperparameters/learning_rate"  # under the name of a `fngrad.tunable`
 _CAUSES = (
     "Causes: NaN in the data, labels out of range, a learning rate too high; "
     'on_nonfinite="ignore" records it and goes on, "skip" leaves the batch behind, '
@@ -164,7 +167,7 @@ def _sound_leaves(state: TrainState) -> dict[Path, jax.Array]:
     return {
         path: jnp.all(_sound_entries(path, leaf))
         for path, leaf in tree.leaf_paths(state).items()
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        if tree.is_float(leaf)
     }
 
 
@@ -175,17 +178,17 @@ def _sound_entries(path: Path, x: jax.Array) -> jax.Array:
 
 def learning_rates(state: TrainState) -> dict[Path, float]:
     """Return the learning rates that `fngrad.tunable` keeps in a state, by path."""
-    leaves = tree.leaf_paths(state)
-    return {path: float(x) for path, x in leaves.items() if path.endswith(_RATE)}
+    kept = hyperparameters(state)
+    return {path: float(x) for path, name, x in kept if name == "learning_rate"}
 
 
 def lower_learning_rates(state: TrainState, factor: float) -> TrainState:
     """Return the state with its learning rates times a factor."""
 
-    def lower(path: Path, x: Any) -> Any:
-        return (x * factor).astype(x.dtype) if path.endswith(_RATE) else x
+    def lower(name: str, x: jax.Array) -> jax.Array:
+        return (x * factor).astype(x.dtype) if name == "learning_rate" else x
 
-    return tree.map_with_path(lower, state)
+    return map_hyperparameters(lower, state)
 
 
 def has_come_no_further(rollbacks: list[dict[str, Any]], step: int) -> bool:

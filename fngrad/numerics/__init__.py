@@ -1,4 +1,4 @@
-"""Scalars that enter the arithmetic, and the arithmetic that must not go wrong."""
+"""Hyperparameters, counters, keys, checks, and arithmetic without overflow."""
 
 from fngrad.numerics.arithmetic import (
     cube_root,

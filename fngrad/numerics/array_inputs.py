@@ -1,7 +1,7 @@
-"""Arrays that come from outside: NumPy's, JAX's, and columns of other libraries.
+"""Arrays from outside: of NumPy, of JAX, and columns of other libraries.
 
-What cannot be an array of numbers as it is would lose something on the way in, such
-as a mask or the missing entries of a column. It is refused, by leaf.
+Inputs whose conversion to an array of numbers would lose something, such as a mask or
+the missing entries of a column, are refused, with the leaf's path.
 """
 
 from typing import Any
@@ -21,13 +21,13 @@ def array(path: str, x: Any) -> Any:
     Args:
         path: of the leaf, for the message.
         x: an array, a column of another library that NumPy can read, or nested
-            numbers; in either byte order. JAX arrays pass as they are, traced or not.
+            numbers; in either byte order. JAX arrays are returned unchanged.
 
     Raises:
-        TypeError: neither numbers nor bools, such as categories, objects, dates, or a
-            nullable column with missing entries.
-        ValueError: a masked array, or integers that do not fit in the dtype that JAX
-            gives them (int32, without x64).
+        TypeError: if it contains neither numbers nor bools, such as categories,
+            objects or dates, or is a nullable column with missing entries.
+        ValueError: if it is a masked array, or has integers that do not fit in the
+            dtype that JAX uses for them (int32, without x64).
 
     Example:
         >>> import numpy as np
@@ -36,7 +36,8 @@ def array(path: str, x: Any) -> Any:
         True
     """
     if not isinstance(x, jax.Array):
-        x = _native(path, _of_numpy(path, x))
+        x = _of_numpy(path, x)
+        x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     is_number = jnp.issubdtype(x.dtype, np.number)
     if not is_number and x.dtype != np.bool_:
         raise TypeError(f"need numbers or bools, got {x.dtype} at {path!r}")
@@ -48,7 +49,7 @@ def unmasked(path: str, x: Any) -> np.ndarray:
     """Return a leaf as a NumPy array of any dtype.
 
     Raises:
-        ValueError: a masked array.
+        ValueError: if it is a masked array.
     """
     numerics.check_unmasked(f"an array at {path!r}", x)
     return np.asarray(x)
@@ -64,8 +65,8 @@ def _of_numpy(path: str, x: Any) -> np.ndarray:
     is_nullable = hasattr(x, "isna") and not isinstance(dtype, np.dtype | None)
     if is_nullable and np.any(x.isna()):
         raise TypeError(
-            f"{refused} with missing entries: .fillna(value) puts a value in their "
-            'place; .to_numpy("float32", na_value=np.nan) makes NaN of them'
+            f"{refused} with missing entries: .fillna(value) replaces them by a value, "
+            '.to_numpy("float32", na_value=np.nan) by NaN'
         )
     made = unmasked(path, x)
     if made.dtype.kind in _NO_NUMBERS:
@@ -78,16 +79,12 @@ def _of_numpy(path: str, x: Any) -> np.ndarray:
 
 def _remedy(made: np.ndarray) -> str:
     if made.dtype.kind in "mM":
-        return "(x - origin) / np.timedelta64(1, unit) makes a number of a time"
+        return "(x - origin) / np.timedelta64(1, unit) converts times to numbers"
     if made.ndim > 1:
-        return "a dict of its columns, each of numbers, will do"
+        return "pass a dict of its columns, each of numbers"
     if all(item is None or isinstance(item, int | float) for item in made.tolist()):
-        return ".astype(np.float32) makes floats of it"
-    return "np.unique(x, return_inverse=True)[1] numbers the values it holds"
-
-
-def _native(path: str, x: np.ndarray) -> np.ndarray:
-    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+        return ".astype(np.float32) converts it to floats"
+    return "np.unique(x, return_inverse=True)[1] numbers its values"
 
 
 def _check_integers(path: str, x: Any) -> None:

@@ -16,13 +16,13 @@ MAX_STEP = np.iinfo(np.int32).max
 def check_number(
     name: str, value: Hyper | None, low: float = -math.inf, high: float = math.inf
 ) -> None:
-    """Raise unless a Python number lies in [low, high].
+    """Raise unless a Python number is in [low, high].
 
-    Arrays, tracers, schedules and None pass unread.
+    Arrays, tracers, schedules and None pass without a check.
 
     Raises:
-        TypeError: none of these.
-        ValueError: out of range, or NaN.
+        TypeError: if the value has another type.
+        ValueError: if the number is out of range, or NaN.
     """
     is_number = isinstance(value, numbers.Real)
     if not (is_number or value is None or callable(value) or hasattr(value, "dtype")):
@@ -34,10 +34,10 @@ def check_number(
 
 
 def check_positive(name: str, value: Hyper) -> None:
-    """Raise unless a Python number is above 0; other kinds pass unread.
+    """Raise unless a Python number is above 0; other types pass without a check.
 
     Raises:
-        ValueError: it is not, or NaN.
+        ValueError: if the number is not above 0, or NaN.
     """
     if isinstance(value, numbers.Real) and not float(value) > 0:
         raise ValueError(f"need {name} > 0, got {name}={value}")
@@ -47,12 +47,12 @@ def check_count(name: str, value: Any, low: int = 0, high: int | None = None) ->
     """Return a static number, of steps or of entries, as an int in [low, high].
 
     Args:
-        name: what it is called in the error.
+        name: the argument's name, for the message.
         value: an int, or an integer scalar of NumPy.
         low, high: its bounds; ``high=None`` sets no upper bound.
 
     Raises:
-        ValueError: it is anything else, a bool included.
+        ValueError: if it is out of bounds, or has another type, bool included.
 
     Example:
         >>> import numpy as np
@@ -68,17 +68,17 @@ def check_count(name: str, value: Any, low: int = 0, high: int | None = None) ->
 
 
 def as_int(value: Any) -> int | None:
-    """Return an int, or an integer scalar of NumPy, as an int; None of all else."""
+    """Return an int, or an integer scalar of NumPy, as an int, else None."""
     is_bool = isinstance(value, bool | np.bool_)
     is_int = isinstance(value, numbers.Integral) and not is_bool
     return int(value) if is_int else None
 
 
 def check_unmasked(what: str, x: Any) -> None:
-    """Raise where an array of `numpy.ma` would lose its mask.
+    """Raise if an array is one of `numpy.ma`, whose mask would be lost.
 
     Raises:
-        ValueError: it is one.
+        ValueError: if the array is masked.
     """
     if isinstance(x, np.ma.MaskedArray):
         masked = np.ma.count_masked(x)
@@ -90,14 +90,14 @@ def check_unmasked(what: str, x: Any) -> None:
 
 
 def integers(name: str, x: Any) -> jax.Array:
-    """Return integers of any dtype as int32; those beyond it are -1, never wrapped.
+    """Return integers of any dtype as int32, with -1 for those that do not fit.
 
     Raises:
-        TypeError: another dtype.
-        ValueError: a masked array.
+        TypeError: if the dtype is not an integer dtype.
+        ValueError: if the array is masked.
     """
     check_unmasked(name, x)
-    # A NumPy array is narrowed here: as a JAX array it would wrap without x64.
+    # NumPy arrays are narrowed by NumPy: without x64 a JAX array would wrap around.
     xp = np if isinstance(x, np.ndarray | np.generic) else jnp
     x = xp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
@@ -116,7 +116,7 @@ def check_mode(mode: Any) -> None:
     """Raise unless a mode is ``"min"``, ``"max"`` or ``None``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: if it is something else.
     """
     if mode not in (None, "min", "max"):
         raise ValueError(f"need {MODES}, got {mode!r}")

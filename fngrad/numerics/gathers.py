@@ -9,8 +9,8 @@ import jax.numpy as jnp
 def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
     """Return ``table[indices]``; the gradient is summed in at least float32.
 
-    The transpose of a gather adds up what indices that are equal give. In the dtype of
-    a 16-bit table this sum would stop at 256 equal terms in bfloat16.
+    The transpose of a gather sums over equal indices. In bfloat16 this sum would stop
+    growing after 256 equal terms.
 
     Args:
         table: shape ``(n, ...)``.
@@ -26,8 +26,8 @@ def _rows(table: jax.Array, indices: jax.Array) -> jax.Array:
     return table.at[indices].get(mode="promise_in_bounds")
 
 
-# A rule for tangents, not for cotangents: forward mode works too, and what is cast
-# is the tangent of the table, which reverse mode only transposes.
+# A rule for tangents, not for cotangents, so that forward mode works too. Reverse mode
+# transposes the cast of the table's tangent.
 _narrow_rows = jax.custom_jvp(_rows)
 
 

@@ -1,8 +1,7 @@
 """Hyperparameters are data.
 
-A value written in the program text and the same value passed as an argument give the
-same bits, because both pass `hyper`, whose barrier keeps XLA from folding the constant
-into its neighbours.
+A value written into the program and the same value passed as an argument give the same
+bits: both pass through `hyper`, whose barrier keeps XLA from folding constants.
 """
 
 import numbers
@@ -15,11 +14,11 @@ from fngrad.types import Hyper, Scalar
 
 
 def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
-    """Bring a hyperparameter into the arithmetic; the only way in.
+    """Convert a hyperparameter to an array for the arithmetic; every one passes here.
 
     Args:
         value: a number, a scalar array or tracer, or a schedule ``step -> value``.
-        step: int32, shape (); what a schedule is asked for.
+        step: int32, shape (); the argument of a schedule.
 
     Returns:
         A strong array of shape () and dtype ``jnp.result_type(float)``: float32, or
@@ -27,8 +26,8 @@ def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
         ``1 - b2`` belongs in this dtype; cast to a leaf's dtype once, afterwards.
 
     Raises:
-        TypeError: a schedule where none can be asked.
-        ValueError: the value is not a scalar.
+        TypeError: if the value is a schedule and there is no step.
+        ValueError: if the value is not a scalar.
     """
     if callable(value):
         if step is None:

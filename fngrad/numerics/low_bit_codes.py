@@ -1,22 +1,22 @@
-r"""Arrays in few bits: block-wise codes, rounded without bias.
+r"""Arrays in 8 or 4 bits per entry: block-wise codes, rounded without bias.
 
-An array is cut into blocks. A block keeps a float32 *scale*, which its largest modulus
-fixes; each entry is kept, as a fraction of the scale, in a *code*: a small float of its
-own. With $m$ bits of fraction, $f(c) = (1 + i / 2^m)\,2^e$ for $c = 2^m e + i$, and
-$K$ codes for the modulus, $c = 0 \ldots K - 1$, code $c$ stands for
+An array is cut into blocks. A block has a float32 *scale*, determined by its largest
+modulus; each entry is stored, as a fraction of the scale, in a *code*, a small float.
+With $m$ bits of fraction, $f(c) = (1 + i / 2^m)\,2^e$ for $c = 2^m e + i$, and $K$
+codes for the modulus, $c = 0 \ldots K - 1$, code $c$ stands for
 
 $$\text{non-negative: } f(c + 1) / f(K), \qquad
   \text{signed: } \pm\,(f(c) - 1) / f(K).$$
 
-Signed codes have a zero, and even steps next to it. The non-negative ones have none:
-they are for second moments, by whose root one divides, and whose relative error is
-what counts. In 8 bits ($m = 3$) the smallest are $2 \cdot 10^{-6}$ of the scale for
-averages and $3 \cdot 10^{-10}$ for squares, so that neither ends before the other.
+Signed codes include zero, with uniform steps near it. Non-negative codes have no zero:
+they are for second moments, whose root is a divisor, so that the relative error
+matters. In 8 bits ($m = 3$) the smallest are $2 \cdot 10^{-6}$ of the scale for
+averages and $3 \cdot 10^{-10}$ for averages of squares, about the square of that.
 
-Rounding is stochastic: what lies between two codes goes up with a probability that is
-its fraction of the way. Averages need it. With $\beta_2 = 0.999$ an average moves by
-a thousandth a step where codes are a tenth apart, and rounding to the nearest can
-hold it where it is.
+Rounding is stochastic: a value between two codes is rounded up with a probability equal
+to its fraction of the interval. Averages need this. With $\beta_2 = 0.999$ an average
+changes by a thousandth per step, where codes are a tenth apart, and rounding to nearest
+can leave it unchanged.
 """
 
 import dataclasses
@@ -29,28 +29,28 @@ import jax.numpy as jnp
 from jax import lax
 
 FRACTION_BITS = 23  # of float32
-NEAREST = 1 << 31  # the dither that rounds to the nearest
+NEAREST = 1 << 31  # the dither of rounding to nearest
 
 
 class Coding(NamedTuple):
-    """A way to write a fraction of the scale in a few bits."""
+    """The format of the codes."""
 
-    bits: int  # 8, or 4: two codes in a byte
+    bits: int  # 8, or 4: two codes per byte
     signed: bool
 
     @property
     def count(self) -> int:
-        """K: how many moduli there are."""
+        """K: the number of codes for the modulus."""
         return 2 ** (self.bits - self.signed)
 
     @property
     def fraction_bits(self) -> int:
-        """m: how many bits of fraction a code has."""
+        """m: the number of bits of fraction in a code."""
         return 3 if self.bits == 8 else int(self.signed)
 
     @property
     def offset(self) -> float:
-        """What is taken off f, so that there is a zero."""
+        """The number subtracted from f, so that signed codes include zero."""
         return float(self.signed)
 
     @property
@@ -60,7 +60,7 @@ class Coding(NamedTuple):
 
     @property
     def height(self) -> float:
-        """f(K), a power of two: what the scale stands for."""
+        """f(K), a power of two: the value of f that corresponds to the scale."""
         return 2.0 ** (self.count >> self.fraction_bits)
 
     @property
@@ -79,7 +79,7 @@ class Coding(NamedTuple):
 class Coded:
     """An array in codes."""
 
-    codes: jax.Array  # uint8, (blocks, bytes of a block)
+    codes: jax.Array  # uint8, (blocks, bytes per block)
     scales: jax.Array  # float32, (blocks, 1)
     shape: tuple[int, ...]  # of the array
     dtype: Any  # of the array
@@ -89,18 +89,18 @@ class Coded:
 def encode(
     x: jax.Array, coding: Coding, block_size: int, dither: Any = NEAREST
 ) -> Coded:
-    """Write a real array in codes.
+    """Encode a real array.
 
     Args:
         x: any shape, read in C order; entries >= 0 if the codes are not signed.
         coding: how many bits, and whether signed.
-        block_size: entries that share a scale, even.
-        dither: uint32, a number or (blocks, block_size): where in [0, 2**32) the
-            fraction of a step goes up; uniform draws are stochastic rounding.
+        block_size: entries per scale, even.
+        dither: uint32, a number or (blocks, block_size): added to the dropped bits,
+            in units of $2^{-32}$ of a step; uniform draws give stochastic rounding.
 
     Returns:
         The codes. A block with an entry that is not finite decodes to entries that
-        are not, NaN or infinite.
+        are NaN or infinite.
     """
     rows = _in_rows(x.astype(jnp.float32), block_size)
     modulus = jnp.abs(rows)
@@ -114,12 +114,12 @@ def encode(
 
 
 def encode_like(coded: Coded, x: jax.Array, dither: Any = NEAREST) -> Coded:
-    """Write an array in the codes and blocks that another is in."""
+    """Encode an array with the coding and block size of another."""
     return encode(x, coded.coding, _rows(coded)[1], dither)
 
 
 def decode(coded: Coded) -> jax.Array:
-    """Return the array that codes stand for."""
+    """Return the array that the codes stand for."""
     coding = coded.coding
     numbers = _unpack(coded.codes, coding.bits)
     values = _fraction(numbers & jnp.uint8(coding.count - 1), coding) * coded.scales
@@ -130,29 +130,29 @@ def decode(coded: Coded) -> jax.Array:
 
 
 def dither_like(coded: Coded, step: jax.Array, stream: int) -> jax.Array:
-    """Return where each entry goes up at a step: uint32, a hash of step and place.
+    """Return the dither of a step: uint32, a hash of step, stream and position.
 
     Args:
-        coded: whose blocks they are.
+        coded: an array with the blocks.
         step: int32, shape ().
-        stream: which array this is.
+        stream: the number of the array.
     """
     shape = _rows(coded)
     row = lax.broadcasted_iota(jnp.uint32, shape, 0)
     column = lax.broadcasted_iota(jnp.uint32, shape, 1)
-    place = row * jnp.uint32(shape[1]) + column
-    return _mix(place + _mix(step.astype(jnp.uint32) + _mix(jnp.uint32(stream + 1))))
+    position = row * jnp.uint32(shape[1]) + column
+    return _mix(position + _mix(step.astype(jnp.uint32) + _mix(jnp.uint32(stream + 1))))
 
 
 def _mix(word: jax.Array) -> jax.Array:
-    """Scramble 32 bits: the finalizer of MurmurHash3."""
+    """Hash 32 bits: the finalizer of MurmurHash3."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         word = (word ^ (word >> shift)) * jnp.uint32(factor)
     return word ^ (word >> 16)
 
 
 def _round(fraction: jax.Array, coding: Coding, dither: Any) -> jax.Array:
-    """Return the codes of moduli: the bits of f above the last that is kept."""
+    """Return the codes of moduli: the leading bits of f."""
     f = jnp.maximum(fraction * coding.height + coding.offset, coding.first)
     dropped = FRACTION_BITS - coding.fraction_bits
     lift = jnp.asarray(dither, jnp.uint32) >> (32 - dropped)

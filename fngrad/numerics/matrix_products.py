@@ -2,8 +2,8 @@ r"""Matrix products in full precision, also along one axis of an array.
 
 Along an axis of size n an array G unfolds into a matrix $G_{(i)}$ of n rows; its
 *Gram matrix* is $G_{(i)} G_{(i)}^\top$, of shape (n, n). For a matrix these are
-$G G^\top$ and $G^\top G$. Products are exact to float32, also where the default
-precision of a matrix product is lower.
+$G G^\top$ and $G^\top G$. Products have float32 precision, also on devices whose
+default precision is lower.
 """
 
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-# What a leaf keeps for each of its axes, None where it keeps nothing.
+# The state of a leaf for each of its axes, None for an axis without.
 Axes: TypeAlias = tuple[Any, ...]
 
 

@@ -1,4 +1,4 @@
-"""Float64 for a stretch of code, whatever the global flag says."""
+"""Float64 inside a context, independent of the global flag."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 
 def double_precision() -> Any:
-    """Return a context in which float64 is on, whatever the global flag says.
+    """Return a context in which float64 is enabled, independent of the global flag.
 
-    Arrays made inside stay float64 outside; earlier arrays keep their dtype
+    Arrays that are created inside stay float64 outside; earlier arrays keep their dtype
     (see `as_double`).
     """
     module: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
@@ -20,7 +20,7 @@ def double_precision() -> Any:
 def as_double(a: Any) -> Any:
     """Return a tree's arrays in double precision; integers and keys stay.
 
-    Call it in `double_precision`.
+    Call it inside `double_precision`.
     """
 
     def widest(x: Any) -> Any:

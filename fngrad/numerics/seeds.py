@@ -1,4 +1,4 @@
-"""Keys from seeds: every bit of an int counts."""
+"""Keys from seeds of any size."""
 
 import functools
 import numbers
@@ -10,28 +10,29 @@ import numpy as np
 
 from fngrad.numerics.checks import check_count
 
-_FOLDED_SEED = 2**31  # beyond every step: so no seed collides with the key of a step
+_FOLDED_SEED = 2**31  # above every step: no seed gives the key of a step
 
 
 def key(seed: int | jax.Array) -> jax.Array:
     r"""Return a typed PRNG key from an int (also traced) or from a typed key.
 
-    Every bit of an int counts, its sign too. With the 32-bit words
+    All bits of an int matter, and its sign. With the 32-bit words
     $w_0 + 2^{32} w_1 + \dots$ of $s \ge 0$, or of $-1 - s$ where s is negative,
 
     $$k = \mathrm{key}(w_0) \text{ if } 0 \le s < 2^{32}, \text{ else }
       \mathrm{fold}(\dots \mathrm{fold}(\mathrm{fold}(\mathrm{key}(w_0), h), w_1)
       \dots, w_m), \quad h = 2^{31} + 2 m + [s < 0] .$$
 
-    No step of a run has the number h, so the randomness of a run with the seed $w_0$
-    is another. An array or a traced int gives the key of the Python int of its value.
+    No step of a run has the number h, so the key differs from all keys of a run with
+    the seed $w_0$. An array or a traced int gives the key of the Python int of its
+    value.
 
     Args:
         seed: an int of any size, an integer scalar, or a typed key.
 
     Raises:
-        TypeError: anything else, such as a bool or the raw uint32 words of an
-            old-style key.
+        TypeError: if it is anything else, such as a bool or the raw uint32 words of
+            an old-style key.
 
     Example:
         >>> import jax
@@ -56,7 +57,7 @@ def check_seed(seed: Any) -> None:
     """Raise unless a seed of NumPy's generators is an int >= 0.
 
     Raises:
-        ValueError: it is not.
+        ValueError: if it is not.
     """
     check_count("seed", seed)
 
@@ -80,7 +81,7 @@ def _key_of_int(seed: int) -> jax.Array:
 
 
 def _key_of_array(seed: jax.Array) -> jax.Array:
-    """Return what `_key_of_int` gives for an integer scalar of at most 64 bits."""
+    """Return the result of `_key_of_int` for an integer scalar of at most 64 bits."""
     is_negative = seed < 0
     words = jnp.where(is_negative, ~seed, seed)
     is_long = seed.dtype.itemsize == 8

@@ -1,4 +1,4 @@
-"""Log-probabilities that keep their digits where a class is certain."""
+"""Log-probabilities without cancellation where one class is almost certain."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax import lax
 
 
 def surprise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    r"""Return $-\log \mathrm{softmax}(x)$, to every digit where a class is certain.
+    r"""Return $-\log \mathrm{softmax}(x)$, accurate also for almost certain classes.
 
     With $m = \max_k x_k$ and s the sum of $e^{x_k - m}$ over all classes but the
     largest, it is $(m - x_k) + \log(1 + s)$.
@@ -18,9 +18,9 @@ def surprise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def exponentials(
     below: jax.Array, axes: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Return exp of numbers whose largest is 0, and by how much their sum is above 1.
+    """Return exp of numbers whose largest is 0, and the sum of these minus 1.
 
-    The largest adds nothing to the second, but keeps its slope.
+    The largest contributes 0 to the second, but keeps its gradient.
     """
     e, is_top = jnp.exp(below), below == 0
     rest = jnp.sum(jnp.where(is_top, 0, e), axis=axes, keepdims=True)

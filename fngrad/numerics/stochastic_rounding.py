@@ -1,4 +1,4 @@
-"""Rounding to 16 bits that is right on average."""
+"""Stochastic rounding to 16 bits, without bias."""
 
 from typing import Any
 
@@ -12,25 +12,25 @@ from fngrad.types import Key
 def round_stochastically(
     x: jax.Array, key: Key, dtype: Any, rest: jax.Array | None = None
 ) -> jax.Array:
-    r"""Round to a neighbour in ``dtype``, to the nearer one more often.
+    r"""Round to a neighbour in ``dtype``, with the value as the mean.
 
     With $a \le |x| \le b$ the neighbours of $|x|$ in the narrower format, the modulus
     becomes
 
     $$b \text{ with probability } (|x| - a) / (b - a), \text{ else } a,$$
 
-    so that the mean is $x$. A value that the format has stays, as do NaN and
-    infinities; what the cast makes infinite is infinite.
+    so that the mean is $x$. Values of the format are returned unchanged, as are NaN and
+    infinities; a value that the cast rounds to infinity becomes infinite.
 
     Args:
         x: float32 or float64.
-        key: a typed key; each entry has a draw of its own.
-        dtype: bfloat16 or float16; where it is not narrower than 32 bits, x is cast.
-        rest: what x itself lost to rounding, at most half a unit of its last place:
-            the mean is $x + \mathrm{rest}$. ``None`` means nothing.
+        key: a typed key; draws are independent per entry.
+        dtype: bfloat16 or float16; with 32 bits or more, x is cast.
+        rest: the rounding error of x, at most half a unit of its last place: the mean
+            is $x + \mathrm{rest}$. ``None`` means 0.
 
     Raises:
-        TypeError: another dtype, or complex x.
+        TypeError: if ``dtype`` is another one, or x is complex.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -62,16 +62,16 @@ def round_stochastically(
     high = lax.bitcast_convert_type(bits - is_above + jnp.uint16(1), dtype)
     start, end = low.astype(x.dtype), high.astype(x.dtype)
     goes_up = _goes_up(modulus - start, end - modulus, beyond, key)
-    # Of NaN and infinity there are no neighbours.
+    # NaN and infinity have no neighbours.
     rounded = jnp.where(jnp.isfinite(nearest), jnp.where(goes_up, high, low), nearest)
     return jnp.copysign(rounded, x.astype(dtype))
 
 
 def _goes_up(below: jax.Array, above: jax.Array, beyond: jax.Array, key: Key) -> Any:
-    """Say whether to go up, with probability (below + beyond) / (below + above).
+    """Return whether to round up, with probability (below + beyond) / (below + above).
 
-    Near either end it is the small one of the two probabilities that is compared, with
-    a draw that has a second word of digits: a small step neither vanishes nor grows.
+    The smaller of the two probabilities is compared with the draw, which has the digits
+    of two words, so that small probabilities are accurate.
     """
     draw = jax.random.uniform(key, below.shape, below.dtype)
     second = jax.random.uniform(jax.random.fold_in(key, 1), below.shape, below.dtype)

@@ -19,7 +19,7 @@ from fngrad.optimizers.distance_estimates import (
     limit_growth,
     scalar,
 )
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_decayed_weights, add_weights
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
@@ -105,7 +105,7 @@ def scale_by_dadapt_adam(
         new_updates = add_weights(direction, params, decay, mask)
         return new_updates, new_state, {"d": state.d, "learning_rate": rate}
 
-    return chain(telling(init, report, "scale_by_dadapt_adam"))
+    return chain(from_report(init, report, "scale_by_dadapt_adam"))
 
 
 def _advance(
@@ -177,7 +177,7 @@ def scale_by_dadapt_sgd(
         told = {"d": state.d, "learning_rate": rate / unit}
         return new_updates, new_state, told
 
-    return chain(telling(init, report, "scale_by_dadapt_sgd"))
+    return chain(from_report(init, report, "scale_by_dadapt_sgd"))
 
 
 def dadapt_adamw(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.averages import average_params
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import divide_by_root, shrink
 from fngrad.transforms.scaling import scale_by_learning_rate
@@ -90,7 +90,7 @@ def scale_by_dog(
         told = {"distance": _largest(farthest), "step_size": _largest(sizes)}
         return new_updates, new_state, told
 
-    return chain(telling(init, report, "scale_by_dog"))
+    return chain(from_report(init, report, "scale_by_dog"))
 
 
 def dog(

@@ -4,7 +4,7 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_weights
 from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.scaling import scale_by_learning_rate
@@ -75,7 +75,7 @@ def scale_by_lars(
         updates, ratios = decay_and_compare(updates, state.step, params)
         return apply_ratios(trust_ratio_mask, ratios, updates, state, params)
 
-    return chain(telling(init, report, "scale_by_lars"))
+    return chain(from_report(init, report, "scale_by_lars"))
 
 
 def lars(

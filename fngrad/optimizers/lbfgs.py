@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Updates
 
@@ -71,7 +71,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         told = {"pairs": jnp.minimum(state.pairs, memory_size)}
         return direction, state._replace(step=numerics.next_step(state.step)), told
 
-    return chain(telling(init, report, "scale_by_lbfgs"))
+    return chain(from_report(init, report, "scale_by_lbfgs"))
 
 
 def lbfgs(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import full_moment, squarable
 from fngrad.transforms.scaling import check_learning_rate
@@ -82,7 +82,7 @@ def scale_by_madgrad(
         new_state = ScaleByMadgradState(step, start, weighted_sum, squares)
         return new_updates, new_state, {"learning_rate": rate}
 
-    return chain(telling(init, report, "scale_by_madgrad"))
+    return chain(from_report(init, report, "scale_by_madgrad"))
 
 
 def madgrad(

@@ -20,7 +20,7 @@ from fngrad.optimizers.distance_estimates import (
     limit_growth,
     scalar,
 )
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_weights
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
@@ -134,7 +134,7 @@ def scale_by_prodigy(
         told = {"d": state.estimate.d, "learning_rate": now.step_size}
         return new_updates, new_state, told
 
-    return chain(telling(init, report, "scale_by_prodigy"))
+    return chain(from_report(init, report, "scale_by_prodigy"))
 
 
 def prodigy(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.weight_decay import decaying
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -107,7 +107,7 @@ def scale_by_radam(
         new_state = ScaleByRadamState(numerics.next_step(state.step), mu, nu)
         return new_updates, new_state, {"rectification": r}
 
-    return chain(telling(init, report, "scale_by_radam"))
+    return chain(from_report(init, report, "scale_by_radam"))
 
 
 def radam(

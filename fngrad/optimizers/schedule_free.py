@@ -15,13 +15,13 @@ import fngrad.tree as tree
 from fngrad.optimizers.rmsprop import scale_by_rms
 from fngrad.optimizers.sgd import sgd
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
-    learned_leaves,
+    trainable_leaves,
     unwrap,
-    wrapping,
+    wrapper,
 )
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import check_decay
@@ -96,31 +96,31 @@ def schedule_free(
 
     def init(params: Params) -> ScheduleFreeState:
         zero = jnp.zeros((), jnp.result_type(float))
-        held = tree.keep(learned_leaves(bare, params), params)
+        held = tree.keep(trainable_leaves(bare, params), params)
         z, x = (tree.wide_copy(held) for _ in range(2))
         step = numerics.first_step()
         return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
 
     def advance(
-        run: Run, updates: Updates, state: ScheduleFreeState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: ScheduleFreeState, params: Params
     ) -> tuple[Updates, ScheduleFreeState, Metrics]:
-        steps, inner_state, told = run(bare, updates, state.inner, params)
+        steps, inner_state, told = update_fn(bare, updates, state.inner, params)
         rate = numerics.hyper(learning_rate, state.step)
         highest = jnp.maximum(state.max_learning_rate, rate)
         weight = _power(highest, numerics.hyper(weight_lr_power, state.step))
         weight_sum = state.weight_sum + weight
         share = numerics.divide(weight, weight_sum)
-        learned = learned_leaves(bare, params)
-        z = tree.add(state.z, tree.keep(learned, steps))
+        trainable = trainable_leaves(bare, params)
+        z = tree.add(state.z, tree.keep(trainable, steps))
         x = tree.lerp(state.x, z, share)
         y = tree.average(numerics.hyper(b1, state.step), x, z)
-        moves = tree.difference(y, tree.keep(learned, params))
+        moves = tree.difference(y, tree.keep(trainable, params))
         step = numerics.next_step(state.step)
         new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
         new_updates = tree.merge(moves, tree.zeros_like(updates))
         return new_updates, new_state, {"averaging_weight": share} | told
 
-    return chain(wrapping(init, advance, "schedule_free", bare.trainable))
+    return chain(wrapper(init, advance, "schedule_free", bare.trainable))
 
 
 def schedule_free_sgd(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.optimizers.weight_decay import decaying
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -87,7 +87,7 @@ def scale_by_sophia(
         new_state = ScaleBySophiaState(step, decay, mean, state.hessian)
         return clipped, new_state, {"clipped": _share_at(bound, ratio)}
 
-    return chain(telling(init, report, "scale_by_sophia"))
+    return chain(from_report(init, report, "scale_by_sophia"))
 
 
 def sophia(

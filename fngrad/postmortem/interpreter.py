@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.programs.jaxprs as jaxprs
+import fngrad.tree as tree
 from fngrad.programs.jaxprs import Operation, Program
 from fngrad.types import Path
 
@@ -216,8 +217,7 @@ def _constant(array: Any) -> Value:
 
 def is_bad(x: Any) -> bool:
     """Return whether an array has a NaN or an infinity; integers and keys never do."""
-    is_inexact = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
-    return is_inexact and not np.isfinite(np.asarray(x)).all()
+    return tree.is_float(x) and not np.isfinite(np.asarray(x)).all()
 
 
 def repair(x: Any) -> jax.Array:

@@ -62,16 +62,9 @@ def find_root_cause(
         others = [other for other in repaired if other != location]
         tried = attempt(others)
         if location in tried[2]:
-            return _root_cause(location, *tried[:2], gradients)
+            before, repaired = tried, [location]
+            break
         repaired = others
-    return _root_cause(repaired[-1], *before[:2], gradients)
-
-
-def _root_cause(
-    location: Location,
-    interpreter: Interpreter,
-    outputs: list[Value],
-    gradients: dict[Path, Value],
-) -> RootCause:
-    origin = interpreter.origins[location]
+    interpreter, outputs, _ = before
+    origin = interpreter.origins[repaired[-1]]
     return RootCause(origin, outputs, interpreter.losses, gradients)

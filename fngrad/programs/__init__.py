@@ -1,1 +1,1 @@
-"""Programs of JAX: cut, counted, watched; signatures and optional libraries."""
+"""Traced programs, signatures of functions, optional libraries, text tables."""

@@ -1,4 +1,4 @@
-"""Optional libraries: imported when they are used, and given text they do not parse."""
+"""Optional libraries: imported when used, and text that matplotlib does not parse."""
 
 import importlib
 from collections.abc import Callable
@@ -14,12 +14,11 @@ def import_extra(
     Args:
         module: its dotted name, such as ``"matplotlib.figure"``.
         extra: the extra of fngrad that installs it, such as ``"plot"``.
-        distribution: what the error calls it, where that is not the module's first
-            name.
+        distribution: its name in the error, if that is not the module's first name.
 
     Raises:
-        ImportError: it is not installed; the message gives the pip command. A module
-            that is there but fails on an import of its own raises that error.
+        ImportError: if it is not installed; the message gives the pip command. If an
+            installed module fails to import another one, that error is raised.
 
     Example:
         >>> from fngrad.programs.optional_imports import import_extra
@@ -41,10 +40,10 @@ def import_extra(
 
 
 def literal(text: str) -> str:
-    """Return text that matplotlib draws as it is written, not as mathtext.
+    """Return text that matplotlib draws literally, not as mathtext.
 
-    Names of metrics and hyperparameters are a user's own: ``cost_$x_$`` is not a
-    formula. Characters that cannot be printed are drawn as Python escapes them.
+    Metrics and hyperparameters may have any name: ``cost_$x_$`` is not a formula.
+    Characters that cannot be printed are drawn as Python escapes them.
 
     Args:
         text: a name.
@@ -61,11 +60,11 @@ def literal(text: str) -> str:
 def imported_later(
     namespace: dict[str, Any], modules: dict[str, str]
 ) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__``, which imports names when first asked for.
+    """Return a module's ``__getattr__``, which imports names at their first use.
 
     Args:
-        namespace: the module's ``globals()``, which keeps what was imported.
-        modules: name -> the module that it is, or that has it.
+        namespace: the module's ``globals()``, where imported objects are kept.
+        modules: by name, the module of that name or that defines it.
 
     Example:
         >>> from fngrad.programs.optional_imports import imported_later

@@ -1,11 +1,11 @@
-"""Functions of users, called with what their arguments are named after.
+"""Signatures of users' functions, whose arguments are recognised by name.
 
 A loss or a metric takes the parameters and the batch, its two required arguments, in
-this order. What else it wants it says by name (``key``, ``model_state``), in any
-position. Arguments with defaults are left alone.
+this order. Further arguments are recognised by name (``key``, ``model_state``), in any
+position. Arguments with defaults keep them.
 
-They are traced, once, with arrays whose values are not known yet. What Python cannot
-do with those, and a key that is not there, is explained with the function's name.
+The functions are traced with arrays whose values are unknown. An error of Python about
+such an array, or about a missing key, is explained, with the function's name.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 _BATCH_NAMES = ("batch", "data", "examples")
 _PARAMS_NAMES = ("params", "parameters", "weights", "w", "theta", "model")
-# What Python asked of a traced value, by JAX's error, and what does it instead.
+# By JAX's error: the operation that needs a traced value, and its replacement.
 _TRACED: dict[type[Exception], tuple[str, str]] = {
     jax.errors.TracerBoolConversionError: (
         "a Python if, while, and, or, bool() or max()",
@@ -47,7 +47,7 @@ _TRACED: dict[type[Exception], tuple[str, str]] = {
 
 
 def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return a function's parameters by name; none where it tells no signature."""
+    """Return a function's parameters by name; none if it has no signature."""
     try:
         return dict(inspect.signature(fn).parameters)
     except ValueError:  # a builtin
@@ -58,19 +58,19 @@ def check_function(fn: Any) -> None:
     """Raise unless something can be called.
 
     Raises:
-        TypeError: it cannot; only its type is shown, for it may be large.
+        TypeError: if it cannot; the message has only its type, since it may be large.
     """
     if not callable(fn):
         raise TypeError(f"need a function, got {type(fn).__name__}")
 
 
 def name_of(fn: Any) -> str:
-    """Return what a message calls a function: its name, or its type's."""
+    """Return the name of a function for messages: its own, or its type's."""
     return getattr(fn, "__qualname__", type(fn).__qualname__).split("<locals>.")[-1]
 
 
 def kind_of(a: Any) -> str:
-    """Return what a message says of a tree: its keys or shape, never its values."""
+    """Return a description of a tree for messages: keys or shape, never values."""
     if isinstance(a, Mapping):
         return f"a dict with the keys {list(a)}"
     if isinstance(a, tuple) and hasattr(a, "_fields"):
@@ -86,29 +86,29 @@ def check_predicate(fn: Callable[..., Any]) -> None:
     """Raise unless a selector's function takes (path, leaf).
 
     Raises:
-        TypeError: it takes other arguments, as the mask of a whole tree does.
+        TypeError: if it takes other arguments, as the mask of a whole tree does.
     """
     if parameters(fn) and not _takes(fn, 2):
         raise TypeError(
-            "need a function (path, leaf) -> bool, which is asked leaf by leaf, got "
-            f"{name_of(fn)} with the arguments {list(parameters(fn))}: where it is a "
-            "mask of all parameters give its result, mask(params), or a function such "
-            "as lambda path, leaf: leaf.ndim > 1"
+            "need a function (path, leaf) -> bool, which is called leaf by leaf, got "
+            f"{name_of(fn)} with the arguments {list(parameters(fn))}: for a mask of "
+            "all parameters pass its result, mask(params), or a function such as "
+            "lambda path, leaf: leaf.ndim > 1"
         )
 
 
 def batch_of(
     fn: Callable[[Any], Any], step: jax.Array, call: Callable | None = None
 ) -> Any:
-    """Return the batch that a user's function ``step -> batch`` gives, traced.
+    """Return the batch of a user's function ``step -> batch``, traced.
 
     Args:
-        fn: what is named in messages, and called, if there is no ``call``.
+        fn: the function, named in messages; it is called unless ``call`` is given.
         step: its argument.
-        call: a program of the function, such as its shapes.
+        call: another program of the function, such as that of its shapes.
 
     Raises:
-        TypeError: it takes other arguments, or asks Python for the step's value.
+        TypeError: if it takes other arguments, or needs the value of the traced step.
     """
     if parameters(fn) and not _takes(fn, 1):
         raise TypeError(
@@ -122,14 +122,14 @@ def batch_of(
 
 @contextlib.contextmanager
 def explained(fn: Callable[..., Any], more: str = "") -> Iterator[None]:
-    """Say what to do where Python asks for the value of a traced array.
+    """Explain errors about the value of a traced array.
 
     Args:
         fn: the user's function that is called inside.
-        more: what the message ends with.
+        more: the end of the message.
 
     Raises:
-        TypeError: in the place of JAX's error, which is its cause.
+        TypeError: in place of JAX's error, which is its cause.
     """
     try:
         yield
@@ -139,7 +139,7 @@ def explained(fn: Callable[..., Any], more: str = "") -> Iterator[None]:
             raise
         asked, remedy = kinds[0]
         raise TypeError(
-            f"need operations of jax.numpy on traced arrays in {_place(fn, error)}, "
+            f"need operations of jax.numpy on traced arrays in {_where(fn, error)}, "
             f"got {asked} on one, whose value is not known while it is traced: "
             f"{remedy}{more}"
         ) from error
@@ -153,8 +153,8 @@ def _takes(fn: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _place(fn: Callable[..., Any], error: BaseException) -> str:
-    """Name a function, and the last line in its file on the way to an error."""
+def _where(fn: Callable[..., Any], error: BaseException) -> str:
+    """Return a function's name, and the innermost line of its file in a traceback."""
     code = getattr(inspect.unwrap(fn), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if code is not None and f.filename == code.co_filename]
@@ -166,21 +166,21 @@ def _place(fn: Callable[..., Any], error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _looked_up(fn: Callable[..., Any], params: Any, batch: Any) -> Iterator[None]:
-    """Say which keys there are where a function asks for another.
+    """Explain errors about missing keys, with the keys that there are.
 
     Raises:
-        KeyError: with the keys of the parameters and of the batch.
-        TypeError: an array was asked for a key.
+        KeyError: if a key is missing; the message has those of parameters and batch.
+        TypeError: if an array is indexed by a string.
     """
     try:
         yield
     except (KeyError, TypeError, IndexError) as error:
         is_key = type(error) is KeyError
-        if not is_key and not _asks_for_a_string(error):
+        if not is_key and not _indexes_by_string(error):
             raise
         got = f"the key {error.args[0]!r}" if is_key else f"the error {str(error)!r}"
         message = (
-            f"need keys that are there in {_place(fn, error)}, got {got}; it is given "
+            f"need keys that are there in {_where(fn, error)}, got {got}; it is given "
             f"the parameters, {kind_of(params)}, and the batch, {kind_of(batch)}, in "
             "this order"
         )
@@ -188,13 +188,13 @@ def _looked_up(fn: Callable[..., Any], params: Any, batch: Any) -> Iterator[None
 
 
 class MissingKeyError(KeyError):
-    """A KeyError that shows its message as it is."""
+    """A KeyError that shows its message without quotes."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-def _asks_for_a_string(error: Exception) -> bool:
+def _indexes_by_string(error: Exception) -> bool:
     words = ("string indexing", "indices must be integers", "only integers, slices")
     return type(error) in (TypeError, IndexError) and any(
         word in str(error) for word in words
@@ -204,18 +204,18 @@ def _asks_for_a_string(error: Exception) -> bool:
 def bind(
     fn: Callable[..., Any], by_name: tuple[str, ...], forms: str
 ) -> Callable[..., Any]:
-    """Return ``call(params, batch, **named)``, which passes on what ``fn`` takes.
+    """Return ``call(params, batch, **named)``, which passes on the arguments of ``fn``.
 
     Args:
         fn: the user's function.
         by_name: the arguments that are recognised by name.
-        forms: what to say when ``fn`` has another signature.
+        forms: the message if ``fn`` has another signature.
 
     Raises:
-        TypeError: ``fn`` is not a function, does not have exactly two other required
-            arguments, or has them the other way around, by their names; when it is
-            called, see `explained`.
-        KeyError: when it is called, it asks for a key that is not there.
+        TypeError: if ``fn`` is not a function, does not have exactly two other
+            required arguments, or has them in the wrong order, by their names; in a
+            call, see `explained`.
+        KeyError: in a call, if a key is missing.
     """
     check_function(fn)
     arguments = parameters(fn)

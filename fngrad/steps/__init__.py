@@ -1,8 +1,8 @@
-"""Steps of optimizers that look at the loss.
+"""Steps of methods that evaluate the loss.
 
-A transform never sees the loss. What needs it more than once a step, at other
-parameters or by its curvature, is a step: ``(state, batch) -> (state, metrics)``, in
-the place of `fngrad.make_step`'s. States come from `fngrad.init_state` as ever.
+A transform never sees the loss. A method that needs its value, its gradient at other
+parameters, or its curvature is a step ``(state, batch) -> (state, metrics)``, in place
+of `fngrad.make_step`'s. States come from `fngrad.init_state`.
 """
 
 from fngrad.steps.divergence import freeze_diverged

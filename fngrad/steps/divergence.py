@@ -1,38 +1,44 @@
-"""Steps that end where a run diverges."""
+"""Divergence: what it is, and steps that keep the last good state."""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.training import Step, TrainState
 from fngrad.types import Batch, Metrics, Scalar
 
+CHECKED = ("is_finite", "loss")  # metrics that show whether a run has diverged
+
 
 def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
-    """Keep the last good state where a step would leave the finite numbers.
+    """Keep the last good state of a run that diverges.
 
-    A step is refused where a metric says that it is not finite, where it would put a
-    NaN or an infinity into an entry of the state that was finite, or where the loss
-    is not at most ``bound``. Then every bit of the old state is kept, its step counter
-    too. A step is a function of the state, so the run makes the same refused step from
-    then on: it is frozen, at no cost to the runs beside it under ``vmap``.
+    A step is refused if its metrics show divergence (see `has_diverged`), or if it
+    would put a NaN or an infinity into an entry of the state that was finite. Then
+    every bit of the old state is kept, also of its step counter. A step is a function
+    of the state, so all later steps are the same refused step: the run is frozen,
+    without an effect on other runs under ``vmap``.
 
-    Unlike `fngrad.skip_nonfinite`, which goes on with the next batch, this gives up.
+    `fngrad.skip_nonfinite` continues with the next batch instead.
 
     Args:
-        step: from `fngrad.make_step`, or any step whose batch depends on the state
-            alone, as in `fngrad.run` over a dataset.
-        bound: the largest loss that counts as good; None is any finite one. It may be
-            data: an array or a tracer.
+        step: from `fngrad.make_step`, or any step whose batch depends only on the
+            state, as in `fngrad.run` over a dataset.
+        bound: the largest good loss; None allows any finite loss. It may be data: an
+            array or a tracer.
 
     Returns:
-        A step with the same metrics, those of the step that was refused;
-        ``is_finite`` is false from the first refused step on, beyond a bound too.
+        A step with the same metrics, those of the refused step; ``is_finite`` is
+        false from the first refused step on, also beyond a bound.
 
     Raises:
-        TypeError: the bound is no number.
-        ValueError: while tracing, a bound without a metric ``loss``.
+        TypeError: if the bound is not a number.
+        ValueError: while tracing, if there is a bound, but no metric ``loss``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,24 +56,35 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
 
     def frozen(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
-        goes_on = is_good(metrics, bound) & tree.stays_finite(state, new_state)
-        return tree.where(goes_on, new_state, state), {**metrics, "is_finite": goes_on}
+        is_good = ~has_diverged(metrics, bound) & tree.stays_finite(state, new_state)
+        return tree.where(is_good, new_state, state), {**metrics, "is_finite": is_good}
 
     return frozen
 
 
-def is_good(metrics: Metrics, bound: Scalar | None = None) -> jax.Array:
-    """Return whether a step's metrics say that it is finite, and its loss in bounds.
+def has_diverged(metrics: Metrics, bound: Scalar | None = None) -> jax.Array:
+    """Return whether a step's metrics say that the run has diverged.
+
+    It has where ``is_finite`` is false, or where ``loss`` is not finite or not at most
+    ``bound``.
 
     Raises:
-        ValueError: a bound without a metric ``loss``.
+        ValueError: if there is a bound, but no metric ``loss``.
     """
-    good = jnp.asarray(metrics.get("is_finite", True))
-    if "loss" in metrics:
-        good &= jnp.isfinite(metrics["loss"])
-    if bound is None:
-        return good
-    if "loss" not in metrics:
-        raise ValueError(f"need a metric loss to bound, got {sorted(metrics)}")
-    loss = metrics["loss"]
-    return good & (loss <= numerics.hyper(bound).astype(loss.dtype))
+    bad = [is_bad(metrics[name]) for name in CHECKED if name in metrics]
+    if bound is not None:
+        if "loss" not in metrics:
+            raise ValueError(f"need a metric loss to bound, got {sorted(metrics)}")
+        largest = numerics.hyper(bound).astype(metrics["loss"].dtype)
+        bad.append(~(metrics["loss"] <= largest))
+    return functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool))
+
+
+def is_bad(values: Any) -> Any:
+    """Return where a metric is bad: where a bool is false, or a number not finite.
+
+    Args:
+        values: of one step or many, of JAX or of NumPy.
+    """
+    xp = np if isinstance(values, np.ndarray) else jnp
+    return ~values if values.dtype == np.bool_ else ~xp.isfinite(values)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.optimizers.sgd import sgd
-from fngrad.steps.core import find_parts, move_by, replace_parts
+from fngrad.steps.core import move_by
 from fngrad.steps.linearized_residuals import (
     Jacobian,
     Linearized,
@@ -51,10 +52,10 @@ def gauss_newton(
 
     $$p_t = (J^\top J + \mu I)^{-1} J^\top r(w_t), \qquad L = \tfrac12 \|r\|^2$$
 
-    and the optimizer is given $p_t$ in place of the gradient. With linear residuals
-    one step solves the problem. Far from a solution it may diverge; see
+    The optimizer receives $p_t$ in place of the gradient. With linear residuals one
+    step solves the problem. Far from a solution it may diverge; see
     `levenberg_marquardt`. Where $J^\top J + \mu I$ is singular, the dense solver
-    takes the shortest solution.
+    takes the solution of least norm.
 
     Args:
         residual_fn: ``residual_fn(params, batch) -> residuals`` or ``-> (residuals,
@@ -65,20 +66,20 @@ def gauss_newton(
         damping: $\mu$ >= 0, in units of $J^\top J$; may be a schedule of
             ``state.step``.
         solver: ``"dense"`` builds $J$, shape (m, n), and solves by its singular
-            values; ``"cg"`` needs products with $J$ and its transpose only.
-        jacobian: whether the dense solver takes n derivatives forward or m in reverse;
-            ``None`` means the fewer.
-        cg_tolerance: > 0, of the residual of the normal equations, relative.
+            values; ``"cg"`` uses only products with $J$ and its transpose.
+        jacobian: whether the dense solver takes n derivatives in forward mode or m in
+            reverse mode; ``None`` means the smaller number.
+        cg_tolerance: > 0, the relative residual of the normal equations.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`, with
         ``loss`` $= \tfrac12 \|r\|^2$ and ``grad_norm`` $= \|J^\top r\|$.
 
     Raises:
-        TypeError: ``residual_fn`` has another signature; while tracing, it returns
-            another form, or something is complex.
-        ValueError: a number out of range, another solver or Jacobian; while tracing,
-            nothing that is learned.
+        TypeError: if ``residual_fn`` has another signature; while tracing, if it
+            returns another form, or parameters or residuals are complex.
+        ValueError: if a number is out of range, or ``solver`` or ``jacobian`` is
+            unknown; while tracing, if no leaf is trainable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,7 +106,7 @@ def gauss_newton(
         start, model = _begin(problem, transform, state, batch)
         direction = model.solve(numerics.hyper(damping, state.step))
         move = _move(transform, state, start, direction)
-        return finish(state, start, move, {})
+        return finish(state, start, move)
 
     return step
 
@@ -118,21 +119,22 @@ def levenberg_marquardt(
     jacobian: Jacobian | None = None,
     cg_tolerance: float = 1e-6,
 ) -> Step:
-    r"""Gauss-Newton with a damping that adapts, and steps that can be refused.
+    r"""Gauss-Newton with adaptive damping, which rejects steps that raise the loss.
 
     With $p_t = (J^\top J + \mu_t I)^{-1} J^\top r$ and the optimizer's update $h$
-    ($-p_t$ for ``sgd(1.0)``), the gain is what was won over what was foretold,
+    ($-p_t$ for ``sgd(1.0)``), the gain ratio is the actual decrease of the loss over
+    the predicted one,
 
     $$\varrho = \frac{L(w_t) - L(w_t + h)}
       {-h^\top J^\top r - \tfrac12 \|J h\|^2}.$$
 
-    If $\varrho > 0$ the step is taken,
+    If $\varrho > 0$ the step is accepted,
     $\mu \leftarrow \mu \max(\tfrac13, 1 - (2\varrho - 1)^3)$ and
-    $\nu \leftarrow 2$. Otherwise, or where the loss there is not finite, parameters and
-    the rest of the optimizer's state stay as they are,
-    $\mu \leftarrow \nu\mu$ and $\nu \leftarrow 2\nu$. Between short steps of
-    gradient descent ($\mu$ large) and Gauss-Newton ($\mu \to 0$) it finds its way;
-    the loss on the batch never rises.
+    $\nu \leftarrow 2$. Otherwise, or if the new loss is not finite, the parameters and
+    the rest of the optimizer's state do not change,
+    $\mu \leftarrow \nu\mu$ and $\nu \leftarrow 2\nu$. The method interpolates
+    between short steps of gradient descent ($\mu$ large) and Gauss-Newton
+    ($\mu \to 0$); the loss on the batch never rises.
 
     Args:
         residual_fn: as for `gauss_newton`.
@@ -148,7 +150,7 @@ def levenberg_marquardt(
 
     Raises:
         TypeError: as for `gauss_newton`.
-        ValueError: as for `gauss_newton`; while tracing, an optimizer without
+        ValueError: as for `gauss_newton`; while tracing, if the optimizer has no part
             ``adaptive_damping``.
 
     Example:
@@ -167,8 +169,8 @@ def levenberg_marquardt(
         Madsen, Nielsen and Tingleff, Methods for non-linear least squares problems,
         2004, algorithm 3.16, https://orbit.dtu.dk/en/publications/2721. Differs from
         it in: the first damping is relative to $\|J g\|^2 / \|g\|^2$ along the
-        gradient $g$, not to the largest diagonal entry of $J^\top J$, which a
-        matrix-free solver does not have.
+        gradient $g$, not to the largest diagonal entry of $J^\top J$, which is not
+        available without the matrix.
     """
     problem = _read_problem(residual_fn, solver, jacobian, cg_tolerance)
     transform = chain(optimizer)
@@ -180,11 +182,10 @@ def levenberg_marquardt(
         move = _move(transform, state, start, model.solve(damping))
         ratio, is_accepted = _gain(problem, model, state, start, batch, move)
         adapted = _adapt(node, damping, ratio, is_accepted)
-        opt_state = replace_parts(
+        opt_state = queries.replace(
             tree.where(is_accepted, move.opt_state, state.opt_state),
             DampingState,
             lambda _: adapted,
-            "adaptive_damping",
         )
         move = move._replace(
             params=tree.where(is_accepted, move.params, state.params),
@@ -213,30 +214,36 @@ def _read_problem(
 def _begin(
     problem: _Problem, transform: Transform, state: TrainState, batch: Batch
 ) -> tuple[Start, Linearized]:
-    learned, key = open_step(transform, state)
+    trainable, key = open_step(transform, state)
     model = linearize(
         problem.residuals,
-        *(state.params, learned, batch, key, state.model_state),
-        **{name: getattr(problem, name) for name in problem._fields[1:]},
+        state.params,
+        trainable,
+        batch,
+        key,
+        state.model_state,
+        solver=problem.solver,
+        jacobian=problem.jacobian,
+        cg_tolerance=problem.cg_tolerance,
     )
-    grads = _unflatten(model.gradient, learned, state)
-    return Start(learned, key, model.value, grads), model
+    grads = _unflatten(model.gradient, trainable, state)
+    return Start(trainable, key, model.value, grads), model
 
 
-def _unflatten(x: jax.Array, learned: Any, state: TrainState) -> Updates:
-    held = tree.keep(learned, state.params)
+def _unflatten(x: jax.Array, trainable: Any, state: TrainState) -> Updates:
+    held = tree.keep(trainable, state.params)
     return tree.merge(unflatten(x, held), tree.zeros_like(state.params))
 
 
 def _move(
     transform: Transform, state: TrainState, start: Start, direction: jax.Array
 ) -> Move:
-    given = _unflatten(direction, start.learned, state)
-    return move_by(transform, state, start.learned, given)
+    update = _unflatten(direction, start.trainable, state)
+    return move_by(transform, state, start.trainable, update)
 
 
 def _damping_of(state: TrainState) -> DampingState:
-    nodes = find_parts(state.opt_state, DampingState)
+    nodes = queries.find(state.opt_state, DampingState)
     if len(nodes) != 1:
         raise ValueError(
             f"need an optimizer with one part adaptive_damping, got {len(nodes)}: "
@@ -263,13 +270,13 @@ def _gain(
     batch: Batch,
     move: Move,
 ) -> tuple[jax.Array, jax.Array]:
-    h = flatten(tree.keep(start.learned, move.updates))
+    h = flatten(tree.keep(start.trainable, move.updates))
     pushed = model.push(h)
-    foretold = -tree.vdot(h, model.gradient) - 0.5 * tree.vdot(pushed, pushed)
-    _, there = problem.residuals.at(move.params, batch, start.key, state.model_state)
-    won = start.value.loss - there.loss
-    ratio = numerics.divide(won, foretold.astype(won.dtype))
-    is_accepted = jnp.isfinite(there.loss) & (won > 0) & (foretold > 0)
+    predicted = -tree.vdot(h, model.gradient) - 0.5 * tree.vdot(pushed, pushed)
+    _, new = problem.residuals.at(move.params, batch, start.key, state.model_state)
+    actual = start.value.loss - new.loss
+    ratio = numerics.divide(actual, predicted.astype(actual.dtype))
+    is_accepted = jnp.isfinite(new.loss) & (actual > 0) & (predicted > 0)
     return ratio, is_accepted
 
 

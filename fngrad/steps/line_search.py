@@ -1,4 +1,4 @@
-"""Steps that search for their length along the optimizer's direction."""
+"""Line searches: steps whose length is searched along the optimizer's direction."""
 
 import numbers
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
-from fngrad.steps.core import displace, find_parts, replace_parts
+from fngrad.steps.core import displace
 from fngrad.steps.line_search_conditions import Found, Point, backtrack, strong_wolfe
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.training.step_metrics import Move, Start
@@ -46,7 +47,7 @@ def line_search(
     increase_factor: Hyper | None = None,
     max_learning_rate: Hyper | None = None,
 ) -> Step:
-    r"""Multiply the optimizer's update by a length that makes the loss fall enough.
+    r"""Multiply the optimizer's update by a length that decreases the loss enough.
 
     Along $d$, the optimizer's update, a length $a$ is taken that satisfies, with
     $\phi(a) = L(w_t + a\,d)$,
@@ -56,21 +57,21 @@ def line_search(
     - ``"strong_wolfe"``: that, and $|\phi'(a)| \le c_2\,|\phi'(0)|$, by bracketing
       and zoom.
 
-    All evaluations have one batch, key and model state. The loss on them never
-    rises: without a good length within ``max_evaluations``, the parameters stay.
-    Lengths at which the loss is not finite are refused. If $d$ does not point
-    downhill, the negative gradient at the length of $d$ takes its place.
+    All evaluations use the same batch, key and model state. Their loss never rises: if
+    no length within ``max_evaluations`` is good, the parameters do not change. Lengths
+    at which the loss is not finite are rejected. If $d$ does not point downhill, it is
+    replaced by the negative gradient, scaled to the length of $d$.
 
-    $a_0$ is ``max_learning_rate``, with ``"strong_wolfe"`` 1. If the optimizer has
-    the part `fngrad.scale_by_step_length`, which remembers the last length $a$, it is
-    $a$ times ``increase_factor``, with ``"strong_wolfe"`` $a$. The step can be mapped
-    and scanned, but not differentiated in reverse.
+    $a_0$ is ``max_learning_rate``, or 1 with ``"strong_wolfe"``. If the optimizer has
+    the part `fngrad.scale_by_step_length`, which keeps the last length $a$, it is
+    $a$ times ``increase_factor``, or $a$ with ``"strong_wolfe"``. The step can be
+    mapped and scanned, but not differentiated in reverse mode.
 
     Args:
         loss_fn: as for `fngrad.make_step`.
         optimizer: a transform, e.g. ``sgd(1.0)`` or ``lbfgs()``.
-        condition: what is good enough.
-        max_evaluations: >= 1; how many lengths are tried at most.
+        condition: the condition that the length must satisfy.
+        max_evaluations: >= 1; the largest number of lengths that are tried.
         slope_rtol: $c_1$ in (0, 1).
         curv_rtol: $c_2$ in (c1, 1).
         decrease_factor: $\beta$ in (0, 1).
@@ -80,11 +81,12 @@ def line_search(
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`, ``step_length`` ($a$, 0
-        if none was found), ``next_loss`` (there) and ``evaluations`` (lengths tried).
+        if none was found), ``next_loss`` (at that length) and ``evaluations`` (the
+        number of lengths tried).
 
     Raises:
-        TypeError: ``loss_fn`` has another signature.
-        ValueError: another condition, a number out of range.
+        TypeError: if ``loss_fn`` has another signature.
+        ValueError: if the condition is unknown, or a number is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -102,18 +104,20 @@ def line_search(
     References:
         Nocedal and Wright, Numerical optimization, 2006, algorithms 3.1, 3.5 and 3.6,
         https://doi.org/10.1007/978-0-387-40065-5. The names are optax's
-        (``scale_by_backtracking_linesearch``). Differs from it in: where no length is
-        good enough the step is zero, and directions uphill are replaced.
+        (``scale_by_backtracking_linesearch``). Differs from it in: if no length is good
+        enough the step is zero, and directions uphill are replaced.
     """
     is_armijo = condition == "armijo"
     rule = _Rule(
         condition,
         numerics.check_count("max_evaluations", max_evaluations, 1),
-        slope_rtol,
-        curv_rtol,
-        decrease_factor,
-        (1.5 if is_armijo else 2.0) if increase_factor is None else increase_factor,
-        (1.0 if is_armijo else 1e10)
+        slope_rtol=slope_rtol,
+        curv_rtol=curv_rtol,
+        decrease_factor=decrease_factor,
+        increase_factor=(1.5 if is_armijo else 2.0)
+        if increase_factor is None
+        else increase_factor,
+        max_learning_rate=(1.0 if is_armijo else 1e10)
         if max_learning_rate is None
         else max_learning_rate,
     )
@@ -124,25 +128,25 @@ def line_search(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
-        direction, opt_state, told = _direction(transform, start, state)
+        direction, opt_state, reports = _direction(transform, start, state)
         unit = _unit(start, direction)
         direction = tree.scale(1 / unit, direction)
 
         def loss_at(a: jax.Array) -> jax.Array:
             updates = tree.scale(a, direction)
-            params = displace(state.params, start.learned, updates)
+            params = displace(state.params, start.trainable, updates)
             return value_at(params, batch, start.key, state.model_state).loss
 
-        last = [n.step_length for n in find_parts(state.opt_state, StepLengthState)]
+        last = queries.find(state.opt_state, StepLengthState)
         zero = Point(jnp.zeros_like(unit), start.value.loss, _slope(start, direction))
-        found = _search(rule, loss_at, zero, last, state.step, unit)
+        found = _search(rule, loss_at, zero, last, step=state.step, scale=unit)
         updates = tree.where(
             found.a > 0, tree.scale(found.a, direction), tree.zeros_like(direction)
         )
-        params = displace(state.params, start.learned, updates)
+        params = displace(state.params, start.trainable, updates)
         length = found.a / unit
         opt_state = _remember(opt_state, length)
-        move = Move(params, opt_state, updates, _with_kept(told, state.opt_state))
+        move = Move(params, opt_state, updates, _with_kept(reports, state.opt_state))
         return finish(state, start, move, _of_search(length, found))
 
     return step
@@ -156,54 +160,45 @@ def _of_search(length: jax.Array, found: Found) -> Metrics:
     }
 
 
-def _with_kept(told: Metrics, opt_state: OptState) -> Metrics:
-    """Return the reports with the kept step lengths in place of the 1 for each."""
-    nodes, _ = jax.tree_util.tree_flatten_with_path(opt_state, is_leaf=_is_length)
-    kept = {
-        f"/{path[-1].key}/step_length": node.step_length
-        for path, node in nodes
-        if _is_length(node)
-    }
-    return {
-        name: next((a for end, a in kept.items() if f"/{name}".endswith(end)), value)
-        for name, value in told.items()
-    }
-
-
-def _is_length(node: Any) -> bool:
-    return isinstance(node, StepLengthState)
+def _with_kept(reports: Metrics, opt_state: OptState) -> Metrics:
+    """Return the reports with the kept step lengths; `_direction` sets them to 1."""
+    kept: Metrics = {}
+    for path, node in queries.find_with_paths(opt_state, StepLengthState):
+        ending = f"{path.rpartition('/')[2]}/step_length"
+        kept |= dict.fromkeys(queries.reported(reports, ending), node.step_length)
+    return reports | kept
 
 
 def _direction(transform: Transform, start: Start, state: TrainState) -> Reported:
-    """Return where to search, at length 1, the optimizer's next state, and reports."""
+    """Return the direction at length 1, the optimizer's next state, and its reports."""
     unscaled = _remember(state.opt_state, jnp.ones(()))
-    updates, opt_state, told = update_and_report(
+    updates, opt_state, reports = update_and_report(
         transform, start.grads, unscaled, state.params
     )
     updates, grads = tree.widen(updates), tree.widen(start.grads)
-    learned = start.learned
-    length = tree.norm(tree.keep(learned, updates))
-    steepest = tree.norm(tree.keep(learned, grads))
+    trainable = start.trainable
+    length = tree.norm(tree.keep(trainable, updates))
+    steepest = tree.norm(tree.keep(trainable, grads))
     ratio = jnp.where(jnp.isfinite(length), numerics.divide(length, steepest), 1)
     unit = _unit(start, updates)
     is_uphill = ~(_slope(start, tree.scale(1 / unit, updates)) <= 0)  # NaN too
     direction = tree.where(is_uphill, tree.scale(-ratio, grads), updates)
-    return direction, opt_state, told
+    return direction, opt_state, reports
 
 
 def _slope(start: Start, direction: Updates) -> jax.Array:
-    grads, along = (tree.keep(start.learned, x) for x in (start.grads, direction))
+    grads, along = (tree.keep(start.trainable, x) for x in (start.grads, direction))
     return tree.vdot(grads, along).astype(start.value.loss.dtype)
 
 
 def _unit(start: Start, direction: Updates) -> jax.Array:
-    """Return the power of two that the direction is divided by for the search.
+    """Return the power of two by which the direction is divided for the search.
 
-    It is 1 unless the slope along the direction does not fit; the length grows as the
-    direction shrinks.
+    It is 1 unless the slope along the direction overflows or underflows. The length is
+    multiplied by it.
     """
     slope = _slope(start, direction)
-    size = tree.norm(tree.keep(start.learned, direction)).astype(slope.dtype)
+    size = tree.norm(tree.keep(start.trainable, direction)).astype(slope.dtype)
     limits = jnp.finfo(slope.dtype)
     fits = jnp.isfinite(slope) & (jnp.abs(slope) >= limits.tiny / limits.eps)
     power = numerics.power_of_two_below(size)
@@ -214,20 +209,28 @@ def _search(
     rule: _Rule,
     loss_at: Callable[[jax.Array], jax.Array],
     start: Point,
-    last: list[jax.Array],
+    last: list[StepLengthState],
+    *,
     step: jax.Array,
     scale: jax.Array,
 ) -> Found:
-    """Search along the direction divided by ``scale``, for lengths that much longer."""
+    """Search along the direction divided by ``scale``, for a length times ``scale``."""
     loss = start.value
     c1, c2, shrink, grow, longest = (
-        numerics.hyper(value, step).astype(loss.dtype) for value in rule[2:]
+        numerics.hyper(value, step).astype(loss.dtype)
+        for value in (
+            rule.slope_rtol,
+            rule.curv_rtol,
+            rule.decrease_factor,
+            rule.increase_factor,
+            rule.max_learning_rate,
+        )
     )
     longest = jnp.minimum(longest * scale, jnp.finfo(loss.dtype).max)
     unit = longest if rule.condition == "armijo" else scale
     if last:
         factor = grow if rule.condition == "armijo" else jnp.ones_like(loss)
-        kept = last[0].astype(loss.dtype) * scale
+        kept = last[0].step_length.astype(loss.dtype) * scale
         unit = jnp.where(kept > 0, kept * factor, unit)
     first = jnp.minimum(unit, longest)
     bounds: dict[str, Any] = {"c1": c1, "max_evaluations": rule.max_evaluations}
@@ -243,14 +246,13 @@ def _search(
 
 
 def _remember(opt_state: OptState, length: jax.Array) -> OptState:
-    """Put the length into the part that keeps it, if the optimizer has one."""
-    if not find_parts(opt_state, StepLengthState):
-        return opt_state
+    """Store the length in the optimizer's part for it, if there is one."""
 
-    def put(node: StepLengthState) -> StepLengthState:
-        return node._replace(step_length=length.astype(node.step_length.dtype))
-
-    return replace_parts(opt_state, StepLengthState, put, "scale_by_step_length")
+    return queries.replace(
+        opt_state,
+        StepLengthState,
+        lambda s: s._replace(step_length=length.astype(s.step_length.dtype)),
+    )
 
 
 def _check(rule: _Rule) -> None:

@@ -1,8 +1,8 @@
-r"""How far to go along a line: searches for a good enough step length.
+r"""Searches for a step length that satisfies the Armijo or strong Wolfe conditions.
 
-A search sees $\phi(a) = L(w + a\,d)$ and the slope $\phi'(0) < 0$. It evaluates
-$\phi$ a bounded number of times, takes no length at which it is not finite or is
-larger than $\phi(0)$, and answers 0 if it finds none.
+A search is given $\phi(a) = L(w + a\,d)$ and the slope $\phi'(0) < 0$. It evaluates
+$\phi$ a bounded number of times, rejects lengths at which $\phi$ is not finite or
+larger than $\phi(0)$, and returns 0 if it finds no length.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ class Point(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
     a: jax.Array  # the length; 0 if none is good enough
-    value: jax.Array  # there
+    value: jax.Array  # at that length
     evaluations: jax.Array  # int32, shape ()
 
 
@@ -45,11 +45,11 @@ def backtrack(
 
     Args:
         value_at: $\phi$.
-        start: the point 0; without descent there, nothing is tried.
+        start: the point 0; if the slope there is not negative, no length is tried.
         first: the first length, > 0.
         c1: in (0, 1).
         factor: $\beta$ in (0, 1).
-        max_evaluations: how many lengths are tried at most.
+        max_evaluations: the largest number of lengths that are tried.
     """
 
     def is_searching(carry: tuple[Found, jax.Array]) -> jax.Array:
@@ -75,8 +75,8 @@ def backtrack(
 
 class _Bracket(NamedTuple):
     low: Point  # the best point that decreases enough
-    high: Point  # the other end; infinitely far until it is found
-    a: jax.Array  # to be tried next
+    high: Point  # the other end; at infinity until one is found
+    a: jax.Array  # the next length to try
     evaluations: jax.Array
     is_done: jax.Array
 
@@ -92,24 +92,25 @@ def strong_wolfe(
     longest: jax.Array,
     max_evaluations: int,
 ) -> Found:
-    r"""Return a length with sufficient decrease, and a slope small in size.
+    r"""Return a length with sufficient decrease and a small slope.
 
     $$\phi(a) \le \phi(0) + c_1\,a\,\phi'(0), \qquad
       |\phi'(a)| \le c_2\,|\phi'(0)|$$
 
-    The length grows until an interval must hold such a point; the interval then
-    shrinks about the minimum of a cubic. If the evaluations or the longest length are
-    reached before, the answer is the lowest point with sufficient decrease.
+    The length grows until an interval must contain such a point; the interval is then
+    narrowed by minima of cubic interpolants. If the largest number of evaluations or
+    the longest length is reached first, the result is the lowest point with sufficient
+    decrease.
 
     Args:
         point_at: $\phi$ with its slope.
-        start: the point 0; without descent there, nothing is tried.
+        start: the point 0; if the slope there is not negative, no length is tried.
         first: the first length, > 0.
         c1: in (0, c2).
         c2: in (c1, 1).
         factor: > 1, by which the length grows.
         longest: the largest length.
-        max_evaluations: how many lengths are tried at most.
+        max_evaluations: the largest number of lengths that are tried.
 
     References:
         Nocedal and Wright, Numerical optimization, 2006, algorithms 3.5 and 3.6 and
@@ -152,13 +153,13 @@ def _is_decrease(start: Point, a: jax.Array, value: jax.Array, c1: Any) -> jax.A
 
 
 def _is_long(start: Point, low: Point, point: Point, c1: jax.Array) -> jax.Array:
-    """Say whether a minimum lies before this point."""
+    """Return whether a minimum lies before this point."""
     is_good = _is_decrease(start, point.a, point.value, c1)
     return ~is_good | ~jnp.isfinite(point.slope) | (point.value >= low.value)
 
 
 def _narrow(bracket: _Bracket, point: Point, is_long: jax.Array) -> tuple[Point, Point]:
-    """Return the new ends: low is the lower one, and the slope there leads inside."""
+    """Return the new ends: low has the lower value, and descends into the interval."""
     is_past = point.slope * (bracket.high.a - bracket.low.a) >= 0
     high = _choose(is_long, point, _choose(is_past, bracket.low, bracket.high))
     return _choose(is_long, bracket.low, point), high
@@ -169,7 +170,7 @@ def _choose(condition: jax.Array, a: Point, b: Point) -> Point:
 
 
 def _inside(low: Point, high: Point) -> jax.Array:
-    """Return the minimum of the cubic through both ends, a tenth away from them."""
+    """Return the minimum of the cubic through both ends, at least a tenth inside."""
     width = high.a - low.a
     d1 = low.slope + high.slope - 3 * (low.value - high.value) / (low.a - high.a)
     slopes = jnp.stack([d1, low.slope, high.slope])
@@ -183,6 +184,6 @@ def _inside(low: Point, high: Point) -> jax.Array:
 
 
 def _is_empty(low: Point, high: Point) -> jax.Array:
-    """Say whether no number lies between the ends."""
+    """Return whether there is no floating-point number between the ends."""
     eps = jnp.finfo(low.a.dtype).eps
     return jnp.abs(high.a - low.a) <= eps * jnp.maximum(low.a, high.a)

@@ -1,4 +1,4 @@
-"""Residuals near the parameters: their values, their Jacobian, damped solutions.
+"""Residuals linearized at the parameters: values, Jacobian, damped solutions.
 
 Parameters and residuals are flat vectors here, in at least float32.
 """
@@ -20,7 +20,7 @@ from fngrad.types import Batch, Key, ModelState, Params, Updates
 
 FORMS = """\
 need a function of the residuals with two required arguments, in this order, for the
-parameters and the batch, and arguments named key and model_state where it wants them:
+parameters and the batch, and optional arguments named key and model_state:
   residual_fn(params, batch) -> residuals  or  (residuals, metrics)
   residual_fn(params, model_state, batch[, key])
       -> (residuals, (metrics, model_state))\
@@ -32,7 +32,7 @@ Jacobian: TypeAlias = Literal["forward", "reverse"]
 class Linearized(NamedTuple):
     """Residuals r and their Jacobian J at some parameters."""
 
-    value: Value  # its loss is half the sum of squares
+    value: Value  # the loss is half the sum of squares
     gradient: jax.Array  # J'r, shape (n,)
     push: Callable[[jax.Array], jax.Array]  # v, shape (n,) -> J v, shape (m,)
     solve: Callable[[jax.Array], jax.Array]  # damping -> (J'J + damping I)^-1 J'r
@@ -63,7 +63,7 @@ def residuals_of(residual_fn: Callable[..., Any]) -> Residuals:
     """Read the signature of a residual function.
 
     Raises:
-        TypeError: it is another one.
+        TypeError: if it is another one.
     """
     call = bind(residual_fn, ("key", "model_state"), FORMS)
     return Residuals(call, "model_state" in parameters(residual_fn))
@@ -72,7 +72,7 @@ def residuals_of(residual_fn: Callable[..., Any]) -> Residuals:
 def linearize(
     residuals: Residuals,
     params: Params,
-    learned: Any,
+    trainable: Any,
     batch: Batch,
     key: Key,
     model_state: ModelState,
@@ -81,32 +81,32 @@ def linearize(
     jacobian: Jacobian | None,
     cg_tolerance: float,
 ) -> Linearized:
-    """Return the linear model of the residuals about some parameters.
+    """Return the linear model of the residuals at the parameters.
 
     Raises:
-        TypeError: complex parameters or residuals.
-        ValueError: nothing is learned.
+        TypeError: if parameters or residuals are complex.
+        ValueError: if no leaf is trainable.
     """
-    held = tree.keep(learned, params)
+    held = tree.keep(trainable, params)
     check_real("least squares", held)
     if not jax.tree.leaves(held):
         raise ValueError("need at least one leaf that is not frozen, got none")
-    place = flatten(held)
+    start = flatten(held)
 
     def at(x: jax.Array) -> tuple[jax.Array, Value]:
         moved = tree.merge(tree.cast_like(unflatten(x, held), held), params)
         return residuals.at(moved, batch, key, model_state)
 
     if solver == "dense":
-        return _dense(at, place, jacobian)
-    return _matrix_free(at, place, cg_tolerance)
+        return _dense(at, start, jacobian)
+    return _matrix_free(at, start, cg_tolerance)
 
 
 def flatten(a: Any) -> jax.Array:
     """Return all leaves as one vector.
 
     Raises:
-        TypeError: a complex leaf.
+        TypeError: if a leaf is complex.
     """
     check_real("least squares", a)
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(tree.widen(a))]
@@ -115,7 +115,7 @@ def flatten(a: Any) -> jax.Array:
 
 
 def unflatten(x: jax.Array, like: Updates) -> Updates:
-    """Return the tree whose vector is ``x``, in the dtype of ``x``."""
+    """Return the tree that `flatten` maps to ``x``, in the dtype of ``x``."""
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     pieces = jnp.split(x, ends)
@@ -126,12 +126,12 @@ def unflatten(x: jax.Array, like: Updates) -> Updates:
 
 def _dense(
     at: Callable[..., tuple[jax.Array, Value]],
-    place: jax.Array,
+    start: jax.Array,
     jacobian: Jacobian | None,
 ) -> Linearized:
-    r, value = at(place)
-    is_forward = jacobian == "forward" or (jacobian is None and len(place) <= len(r))
-    matrix, _ = (jax.jacfwd if is_forward else jax.jacrev)(at, has_aux=True)(place)
+    r, value = at(start)
+    is_forward = jacobian == "forward" or (jacobian is None and len(start) <= len(r))
+    matrix, _ = (jax.jacfwd if is_forward else jax.jacrev)(at, has_aux=True)(start)
     matrix = matrix.astype(r.dtype)
     highest = jax.lax.Precision.HIGHEST
 
@@ -139,19 +139,19 @@ def _dense(
         return jnp.matmul(matrix, v.astype(r.dtype), precision=highest)
 
     def solve(damping: jax.Array) -> jax.Array:
-        identity = jnp.eye(len(place), dtype=r.dtype)
+        identity = jnp.eye(len(start), dtype=r.dtype)
         ridge = numerics.square_root(damping).astype(r.dtype) * identity
         system = jnp.concatenate([matrix, ridge])
-        target = jnp.concatenate([r, jnp.zeros(len(place), r.dtype)])
-        return _shortest_solution(system, target).astype(place.dtype)
+        target = jnp.concatenate([r, jnp.zeros(len(start), r.dtype)])
+        return _shortest_solution(system, target).astype(start.dtype)
 
-    gradient = jnp.matmul(r, matrix, precision=highest).astype(place.dtype)
+    gradient = jnp.matmul(r, matrix, precision=highest).astype(start.dtype)
     return Linearized(value, gradient, push, solve)
 
 
 @jax.custom_jvp
 def _shortest_solution(A: jax.Array, b: jax.Array) -> jax.Array:
-    """Return the x of least norm among those of least ||A x - b||."""
+    """Return the x of least norm among those that minimize ||A x - b||."""
     return jnp.linalg.lstsq(A, b)[0]
 
 
@@ -161,7 +161,7 @@ def _shortest_solution_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     """Differentiate the pseudoinverse, not its singular values.
 
-    Those have no derivative where two are equal, as all are where A is orthogonal:
+    Singular values have no derivative where two are equal, as for an orthogonal A:
     Golub and Pereyra 1973, section 4.
     """
     (A, b), (dA, db) = primals, tangents
@@ -176,10 +176,10 @@ def _shortest_solution_jvp(
 
 
 def _matrix_free(
-    at: Callable[..., tuple[jax.Array, Value]], place: jax.Array, tolerance: float
+    at: Callable[..., tuple[jax.Array, Value]], start: jax.Array, tolerance: float
 ) -> Linearized:
-    r, push, value = jax.linearize(at, place, has_aux=True)
-    transposed = jax.linear_transpose(push, place)
+    r, push, value = jax.linearize(at, start, has_aux=True)
+    transposed = jax.linear_transpose(push, start)
 
     def pull(u: jax.Array) -> jax.Array:
         return transposed(u)[0]

@@ -1,28 +1,29 @@
-"""Steps that tell the optimizer how the training goes."""
+"""Metrics for `fngrad.reduce_on_plateau`: from every step, or from in between."""
 
 from collections.abc import Callable
 from typing import Any
 
+import fngrad.transforms.queries as queries
 from fngrad.metrics.directions import Metric, directed, direction
-from fngrad.steps.core import replace_parts
 from fngrad.training import Step, TrainState
 from fngrad.transforms.plateau import ReduceOnPlateauState, add_observation
 from fngrad.types import Batch, Metrics, Scalar, Tree
 
 
 def observe(state: Tree, value: Scalar) -> Tree:
-    """Return the state with a value for `fngrad.reduce_on_plateau` to read.
+    """Return the state with a value for `fngrad.reduce_on_plateau`.
 
-    For values that come between steps, such as a validation loss in a callback of
-    `fngrad.fit`.
+    Use it for values that are computed between steps, such as a validation loss in a
+    callback of `fngrad.fit`.
 
     Args:
-        state: an optimizer's state or anything that holds one, such as a TrainState.
-        value: what should fall, a scalar; or what should rise, for the optimizer's
-            ``reduce_on_plateau(mode="max")``.
+        state: an optimizer's state or anything that contains one, such as a
+            TrainState.
+        value: a scalar that should fall; with ``reduce_on_plateau(mode="max")``, one
+            that should rise.
 
     Raises:
-        ValueError: the optimizer has no part ``reduce_on_plateau``, or the value is
+        ValueError: if the optimizer has no part ``reduce_on_plateau``, or the value is
             not a scalar.
 
     Example:
@@ -32,29 +33,26 @@ def observe(state: Tree, value: Scalar) -> Tree:
         ...         return fg.steps.observe(state, values["val/loss"])
     """
 
-    def put(node: Any) -> Any:
-        return add_observation(node, value)
-
-    return _put(state, put)
+    return _replace(state, lambda node: add_observation(node, value))
 
 
 def plateau(step: Step, metric: Metric = "loss") -> Step:
-    """Let every step's metric be observed, see `observe`.
+    """Observe a metric of every step, see `observe`.
 
-    The value of one step counts from the next step on.
+    The value of a step is used from the next step on.
 
     Args:
         step: a step whose optimizer has the part `fngrad.reduce_on_plateau`.
-        metric: the metric to observe, a name that tells which way is better (see
-            `fngrad.metrics.directions`) or a pair of it and ``"min"`` or ``"max"``. The
-            mode of ``reduce_on_plateau(mode=)`` tells too.
+        metric: the metric to observe: a name whose direction is known (see
+            `fngrad.metrics.directions`), or a pair of a name and ``"min"`` or
+            ``"max"``. ``reduce_on_plateau(mode=)`` gives the direction too.
 
     Returns:
         A step with the same metrics.
 
     Raises:
-        ValueError: another form; while tracing, no such metric or no such part, a
-            direction that nothing tells, or two that differ.
+        ValueError: if ``metric`` has another form; while tracing, if there is no such
+            metric or no such part, or the direction is unknown or contradictory.
 
     Example:
         >>> import jax.numpy as jnp
@@ -71,7 +69,7 @@ def plateau(step: Step, metric: Metric = "loss") -> Step:
         if name not in metrics:
             raise ValueError(f"need one of {sorted(metrics)} to observe, got {metric=}")
 
-        def put(node: Any) -> Any:
+        def observed(node: Any) -> Any:
             if asked and node.mode not in (None, asked):
                 raise ValueError(
                     f"need one direction for {name!r}, got {asked!r} here and "
@@ -80,10 +78,10 @@ def plateau(step: Step, metric: Metric = "loss") -> Step:
             is_negated = node.mode is None and direction(name, asked) == "max"
             return add_observation(node, (-1 if is_negated else 1) * metrics[name])
 
-        return _put(new_state, put), metrics
+        return _replace(new_state, observed), metrics
 
     return watched
 
 
-def _put(state: Tree, fn: Callable[[Any], Any]) -> Tree:
-    return replace_parts(state, ReduceOnPlateauState, fn, "reduce_on_plateau")
+def _replace(state: Tree, fn: Callable[[Any], Any]) -> Tree:
+    return queries.replace(state, ReduceOnPlateauState, fn, part="reduce_on_plateau")

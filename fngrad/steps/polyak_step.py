@@ -1,4 +1,4 @@
-"""Steps as long as the loss is far from its minimum."""
+"""The Polyak step size: the distance of the loss from its minimum, over ||g||^2."""
 
 from typing import Literal
 
@@ -30,9 +30,9 @@ def polyak(
         \frac{L(w_t) - L^*}{\|g_t\|^2 + \epsilon}, \gamma_{\max}\Big), \qquad
       w_{t+1} = w_t + \gamma_t\,u_t$$
 
-    Where gradient and $\epsilon$ are zero, $\gamma_t$ is. On convex losses with
-    $L^*$ known, gradient descent needs no learning rate; a wrong $L^*$ diverges or
-    stalls.
+    Where the gradient and $\epsilon$ are zero, $\gamma_t$ is zero. On convex losses
+    with known $L^*$ gradient descent needs no learning rate; with a wrong $L^*$ it
+    diverges or stalls.
 
     Args:
         loss_fn: as for `fngrad.make_step`.
@@ -40,16 +40,16 @@ def polyak(
         f_min: $L^*$, in units of the loss.
         max_learning_rate: $\gamma_{\max}$ > 0.
         eps: $\epsilon$ >= 0, in squared gradient units.
-        variant: ``"sps+"`` takes no step where the loss is below $L^*$; ``"sps"``
-            climbs back to it.
+        variant: where the loss is below $L^*$, ``"sps+"`` takes no step and ``"sps"``
+            a step uphill.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step` and ``step_length``,
         $\gamma_t$. Hyperparameters may be schedules of ``state.step``.
 
     Raises:
-        TypeError: ``loss_fn`` has another signature.
-        ValueError: a number out of range, another variant.
+        TypeError: if ``loss_fn`` has another signature.
+        ValueError: if a number is out of range, or the variant is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,27 +74,27 @@ def polyak(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
-        loss, grads = start.value.loss, tree.keep(start.learned, start.grads)
+        loss, grads = start.value.loss, tree.keep(start.trainable, start.grads)
         lowest, most, floor = (
             numerics.hyper(x, state.step).astype(loss.dtype)
             for x in (f_min, max_learning_rate, eps)
         )
         gap = loss - lowest if variant == "sps" else jnp.maximum(loss - lowest, 0)
         square = tree.vdot(grads, grads).astype(loss.dtype)
-        measured = (
+        norm, rate = (
             x.astype(loss.dtype) for x in numerics.fitting_norm(tree.norm, grads)
         )
-        length, shrinks = _length(gap, square + floor, most, *measured)
-        updates, opt_state, told = update_and_report(
+        length, shrinks = _length(gap, square + floor, most=most, norm=norm, rate=rate)
+        updates, opt_state, reports = update_and_report(
             transform, start.grads, state.opt_state, state.params
         )
         updates = tree.widen(updates)
-        for factor in (*shrinks, length):  # their product may not fit
+        for factor in (*shrinks, length):  # their product may overflow
             updates = tree.scale(factor, updates)
         for factor in shrinks:
             length = length * factor
-        params = displace(state.params, start.learned, updates)
-        move = Move(params, opt_state, updates, told)
+        params = displace(state.params, start.trainable, updates)
+        move = Move(params, opt_state, updates, reports)
         return finish(state, start, move, {"step_length": length})
 
     return step
@@ -103,14 +103,16 @@ def polyak(
 def _length(
     gap: jax.Array,
     square: jax.Array,
+    *,
     most: jax.Array,
     norm: jax.Array,
     rate: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Return gap / square, at most ``most``, and two factors that belong to it.
+    """Return gap / square, at most ``most``, without two factors, and these factors.
 
-    It goes without the square where that does not fit. The factors are 1, or powers of
-    two where the length itself may not fit.
+    The factors are 1, or powers of two where the length might overflow. Where the
+    square overflows or vanishes, norm and rate (see `numerics.fitting_norm`) replace
+    it.
     """
     is_far = ~jnp.isfinite(square) | (square == 0)
     unit = jnp.where(norm > 2.0**40, numerics.power_of_two_below(norm), 1)

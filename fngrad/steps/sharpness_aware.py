@@ -1,4 +1,4 @@
-"""Steps by the gradient of a worst nearby point."""
+"""Sharpness-aware minimization: the gradient at the worst point nearby."""
 
 from typing import Any
 
@@ -20,15 +20,15 @@ def sam(
     rho: Hyper = 0.05,
     adaptive: bool = False,
 ) -> Step:
-    r"""Sharpness-aware minimization: the gradient a little uphill.
+    r"""Sharpness-aware minimization: step by the gradient at a point uphill.
 
     $$\epsilon_t = \rho\,\frac{g_t}{\|g_t\|}, \qquad
       \hat g_t = \nabla L(w_t + \epsilon_t)$$
 
-    and the optimizer is given $\hat g_t$. ``adaptive`` measures the ball relative to
-    each weight: $\epsilon_t = \rho\,w_t^2 g_t / \|\,|w_t|\,g_t\|$. The loss is
-    evaluated twice a step, with one key; metrics and model state are those of the
-    first evaluation. $\rho = 0$ is the plain step.
+    The optimizer receives $\hat g_t$. With ``adaptive`` the ball is relative to each
+    weight: $\epsilon_t = \rho\,w_t^2 g_t / \|\,|w_t|\,g_t\|$. The loss is evaluated
+    twice per step, with the same key; metrics and model state are those of the first
+    evaluation. $\rho = 0$ is the plain step.
 
     Args:
         loss_fn: as for `fngrad.make_step`.
@@ -42,8 +42,8 @@ def sam(
         $g_t$) and ``sharpness``, $L(w_t + \epsilon_t) - L(w_t)$.
 
     Raises:
-        TypeError: ``loss_fn`` has another signature.
-        ValueError: a negative ``rho``.
+        TypeError: if ``loss_fn`` has another signature.
+        ValueError: if ``rho`` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,12 +68,12 @@ def sam(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
         radius = numerics.hyper(rho, state.step)
-        uphill = _ascent(state.params, start.grads, start.learned, radius, adaptive)
+        uphill = _ascent(state.params, start.grads, start.trainable, radius, adaptive)
+        params = displace(state.params, start.trainable, uphill)
         value, grads = gradient(
-            displace(state.params, start.learned, uphill),
-            *(start.learned, batch, start.key, state.model_state),
+            params, start.trainable, batch, start.key, state.model_state
         )
-        move = move_by(transform, state, start.learned, grads)
+        move = move_by(transform, state, start.trainable, grads)
         more = {"sharpness": value.loss - start.value.loss}
         return finish(state, start, move, more)
 
@@ -81,10 +81,10 @@ def sam(
 
 
 def _ascent(
-    params: Params, grads: Updates, learned: Any, radius: jax.Array, adaptive: bool
+    params: Params, grads: Updates, trainable: Any, radius: jax.Array, adaptive: bool
 ) -> Updates:
-    """Return the step uphill; none where the gradient is zero."""
-    held, grads = (tree.widen(tree.keep(learned, x)) for x in (params, grads))
+    """Return the step uphill; zero where the gradient is zero."""
+    held, grads = (tree.widen(tree.keep(trainable, x)) for x in (params, grads))
     size = jax.tree.map(jnp.abs, held) if adaptive else None
     relative = _times(grads, size)
     norm, rate = numerics.fitting_norm(tree.norm, relative)

@@ -1,4 +1,4 @@
-"""Steps that leave a bad batch behind."""
+"""Steps that skip a bad batch."""
 
 import functools
 
@@ -7,32 +7,32 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
-from fngrad.steps.divergence import is_good
+from fngrad.steps.divergence import has_diverged
 from fngrad.training import Step, TrainState
 from fngrad.types import Batch, Metrics
 
 
 def skip_bad_steps(step: Step) -> Step:
-    """Keep the old state where a step would leave the finite numbers, and go on.
+    """Keep the old state where a step is not finite, and continue.
 
-    A step is skipped where a metric says that it is not finite, or where it would put
+    A step is skipped if its loss or its metric ``is_finite`` is bad, or if it would put
     a NaN or an infinity into an entry of the state that was finite. Then every bit of
     parameters, optimizer state and model state is kept; the step counter advances,
-    and with it batch and key. On a run that stays finite nothing changes, by a bit.
+    and with it the batch and the key. A run that stays finite keeps every bit.
 
-    Unlike the transform `fngrad.skip_nonfinite` it guards the model state too and
-    works with steps of every kind. Unlike `fngrad.steps.freeze_diverged` it goes on.
+    The transform `fngrad.skip_nonfinite` does not check the model state, and needs no
+    step of its own. `fngrad.steps.freeze_diverged` stops instead of continuing.
 
     Args:
         step: from `fngrad.make_step`, `fngrad.steps`, or any other with a metric
             ``loss`` or ``is_finite``.
 
     Returns:
-        A step with the same metrics and ``skipped``; ``is_finite`` is false where it
-        is true. Its ``__wrapped__`` is the step that was given.
+        A step with the same metrics and ``skipped``; ``is_finite`` is false where
+        ``skipped`` is true. Its ``__wrapped__`` is the original step.
 
     Raises:
-        ValueError: while tracing, the step has a metric ``skipped``.
+        ValueError: while tracing, if the step has a metric ``skipped``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,11 +51,11 @@ def skip_bad_steps(step: Step) -> Step:
     @functools.wraps(step)
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
-        goes_on = is_good(metrics) & tree.stays_finite(state, new_state)
+        is_good = ~has_diverged(metrics) & tree.stays_finite(state, new_state)
         kept = state._replace(step=numerics.next_step(state.step))
-        # Unlike a select, a branch is not rounded together with what made its inputs.
-        chosen = jax.lax.cond(goes_on, lambda: new_state, lambda: kept)
-        told = step_metrics.union([metrics, {"skipped": ~goes_on}])
-        return chosen, {**told, "is_finite": goes_on}
+        # Unlike a select, a branch is not fused with the operations that precede it.
+        chosen = jax.lax.cond(is_good, lambda: new_state, lambda: kept)
+        metrics = step_metrics.union([metrics, {"skipped": ~is_good}])
+        return chosen, {**metrics, "is_finite": is_good}
 
     return guarded

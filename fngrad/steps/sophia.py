@@ -1,4 +1,4 @@
-"""Sophia: estimates of the Hessian's diagonal on the way."""
+"""Sophia: a step that estimates the Hessian's diagonal."""
 
 from typing import Literal
 
@@ -6,16 +6,17 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
-from fngrad.steps.core import move_by, replace_parts
+from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.training.loss_forms import Gradient
 from fngrad.training.step_metrics import Start
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
 
-_PROBE = 0x50F1A  # apart from what a loss draws from its key
+_PROBE = 0x50F1A  # folded into the key, apart from the draws of the loss
 
 
 def sophia(
@@ -31,23 +32,24 @@ def sophia(
     $$\hat h = u \odot \nabla^2 L(w_t)\,u, \qquad
       \mathrm{E}\,\hat h = \mathrm{diag}\,\nabla^2 L(w_t)$$
 
-    at about the cost of two gradients; the other steps are plain. The Hessian is that
-    of the same batch and key. An estimate that is not finite is left out.
+    at about the cost of two gradients; the other steps are plain steps. The Hessian is
+    that of the same batch and key. An estimate that is not finite is ignored.
 
     Args:
         loss_fn: as for `fngrad.make_step`.
         optimizer: a transform with the part `fngrad.scale_by_sophia`.
         update_interval: k >= 1.
         distribution: of the entries of $u$; ``"rademacher"`` ($\pm 1$) has the lower
-            variance, and none where the Hessian is diagonal.
+            variance, which is zero if the Hessian is diagonal.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`.
 
     Raises:
-        TypeError: ``loss_fn`` has another signature.
-        ValueError: ``update_interval`` below 1, another distribution; while tracing,
-            an optimizer without ``scale_by_sophia``, or where it sees other leaves.
+        TypeError: if ``loss_fn`` has another signature.
+        ValueError: if ``update_interval`` is below 1, or the distribution is unknown;
+            while tracing, if the optimizer has no part ``scale_by_sophia``, or one for
+            other leaves.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,21 +75,21 @@ def sophia(
 
         def refresh(opt_state: OptState) -> OptState:
             k_probe = jax.random.fold_in(start.key, _PROBE)
-            kept = tree.keep(start.learned, state.params)
+            kept = tree.keep(start.trainable, state.params)
             probe = _draw(distribution, k_probe, kept)
             estimate = _estimate(gradient, start, state, batch, probe)
-            return replace_parts(
+            return queries.replace(
                 opt_state,
                 ScaleBySophiaState,
                 lambda node: add_estimate(node, estimate),
-                "scale_by_sophia",
+                part="scale_by_sophia",
             )
 
         is_due = state.step % update_interval == 0
         seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
         estimated = state._replace(opt_state=seen)
-        move = move_by(transform, estimated, start.learned, start.grads)
-        return finish(state, start, move, {})
+        move = move_by(transform, estimated, start.trainable, start.grads)
+        return finish(state, start, move)
 
     return step
 
@@ -104,14 +106,16 @@ def _draw(distribution: str, key: Key, like: Params) -> Updates:
 def _estimate(
     gradient: Gradient, start: Start, state: TrainState, batch: Batch, probe: Updates
 ) -> Updates:
-    """Return u * (H u), zero where nothing is learned."""
+    """Return u * (H u), zero for leaves that are not trained."""
 
-    def slope(moving: Params) -> Updates:
-        params = tree.merge(moving, state.params)
-        _, grads = gradient(params, start.learned, batch, start.key, state.model_state)
-        return tree.keep(start.learned, grads)
+    def slope(trained: Params) -> Updates:
+        params = tree.merge(trained, state.params)
+        _, grads = gradient(
+            params, start.trainable, batch, start.key, state.model_state
+        )
+        return tree.keep(start.trainable, grads)
 
-    point = tree.keep(start.learned, state.params)
+    point = tree.keep(start.trainable, state.params)
     _, product = jax.jvp(slope, (point,), (probe,))
     estimate = jax.tree.map(lambda u, v: u * v, tree.widen(probe), tree.widen(product))
     return tree.merge(estimate, tree.wide_zeros_like(state.params))

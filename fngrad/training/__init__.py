@@ -1,4 +1,4 @@
-"""Training as pure functions: a state, a step, a run."""
+"""Training as pure functions: state, step, run."""
 
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.scan import run

@@ -1,8 +1,8 @@
 """Metrics over a data set of any size: exact, in one program.
 
-The examples are read in batches, the last of which may be smaller. What is measured
-on each batch is an accumulator (`fngrad.metrics`), and accumulators are merged; so
-the result does not depend on the batch size, beyond rounding.
+The examples are read in batches, the last of which may be smaller. The metrics of each
+batch are accumulators (`fngrad.metrics`), which are merged, so the result depends on
+the batch size only by rounding.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -43,30 +43,31 @@ def evaluate(
 ) -> dict[str, float | np.ndarray]:
     """Return the metrics of a model over a data set.
 
-    The program is compiled once for each ``metric_fn``, batch size and shapes; a
-    function defined anew is another function.
+    The program is compiled once per ``metric_fn``, batch size and shapes; a function
+    that is defined again counts as another function.
 
     Args:
         metric_fn: ``metric_fn(params, batch)``, or with an argument named
-            ``model_state``. It returns a dict of, for each name: an array with a value
-            per example, shape ``(examples, ...)``, whose mean over the examples is
-            meant; or a tuple (sum, weight), whose quotient of totals is; or an
-            accumulator such as ``metrics.r2(...)``.
-        state_or_params: a `fngrad.TrainState`, whose `fngrad.eval_params` are
-            measured, or parameters alone.
+            ``model_state``. It returns a dict whose values are: an array with a value
+            per example, shape ``(examples, ...)``, which is averaged over the
+            examples; or a tuple (sum, weight), of which the quotient of totals is
+            taken; or an accumulator such as ``metrics.r2(...)``.
+        state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`,
+            or parameters alone.
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset, whose examples
             are read once each, in the order of its arrays and through its maps.
-        batch_size: how many examples to measure at once, >= 1; larger than n is n.
+        batch_size: how many examples to evaluate at once, >= 1; at most n are used.
 
     Returns:
-        A float for each scalar metric, a NumPy array for the others.
+        A float per scalar metric, a NumPy array for the others.
 
     Raises:
-        TypeError: ``metric_fn`` is no function, takes other arguments, asks for a
-            model state where there is none, or returns no dict.
-        ValueError: no examples, leaves with different numbers of examples, a batch
-            size that is no int >= 1, a map that takes a key, or a metric that cannot
-            be folded: a bare scalar, or an array whose first axis is not the batch's.
+        TypeError: if ``metric_fn`` is not a function, takes other arguments, takes a
+            model state where there is none, or does not return a dict.
+        ValueError: if there are no examples, leaves have different numbers of
+            examples, the batch size is not an int >= 1, a map takes a key, or a metric
+            cannot be accumulated: a bare scalar, or an array whose first axis is not
+            the batch's.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,7 +94,7 @@ def shapes(
     *,
     batch_size: int = 256,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes and dtypes of the metrics, by tracing alone: see `evaluate`."""
+    """Return the shapes and dtypes of the metrics of `evaluate`, by tracing alone."""
     program, *arguments = _prepared(metric_fn, state_or_params, data)
     return program.eval_shape(*arguments, batch_size)
 
@@ -115,11 +116,11 @@ def _prepared(
             f"need a TrainState or parameters, got {type(state_or_params).__name__}: "
             "pass result.state"
         )
-    is_state = hasattr(state_or_params, "params")
-    is_state = is_state and hasattr(state_or_params, "model_state")
-    point = evaluation_point.eval_params
-    params = point(state_or_params) if is_state else state_or_params
-    model_state = state_or_params.model_state if is_state else ()
+    params, model_state = state_or_params, ()
+    is_state = hasattr(params, "params") and hasattr(params, "model_state")
+    if is_state:
+        model_state = params.model_state
+        params = evaluation_point.eval_params(params)
     if not is_state and "model_state" in parameters(metric_fn):
         raise TypeError(
             "need a TrainState for a metric_fn that takes model_state, "
@@ -138,19 +139,19 @@ def fold(
 ) -> dict[str, jax.Array]:
     """Return the metrics of a model over a data set: the pure core of `evaluate`.
 
-    Usable under ``jit`` and ``vmap``. The full batches are one loop in the program,
-    the ragged rest comes once after it.
+    It works under ``jit`` and ``vmap``. The full batches are one loop in the program;
+    the smaller last batch follows it.
 
     Args:
         metric_fn: see `evaluate`.
         params: the model's parameters.
-        model_state: what an argument named ``model_state`` receives.
+        model_state: the value of an argument named ``model_state``.
         arrays: a pytree of arrays of shape ``(n, ...)``, or a dataset.
-        batch_size: how many examples to measure at once, >= 1.
+        batch_size: how many examples to evaluate at once, >= 1.
 
     Raises:
-        TypeError: as `evaluate`.
-        ValueError: as `evaluate`.
+        TypeError: as for `evaluate`.
+        ValueError: as for `evaluate`.
     """
     check_function(metric_fn)
     batch_size = numerics.check_count("batch_size", batch_size, 1)
@@ -172,12 +173,12 @@ def fold(
 
 
 def arrays_of(data: Any) -> Any:
-    """Return what `fold` reads from a dataset or a pytree of arrays.
+    """Return a dataset or a pytree of arrays in the form that `fold` reads.
 
     Raises:
-        TypeError: a leaf of neither numbers nor bools.
-        ValueError: no examples, leaves with different numbers of them, or a leaf that
-            `fngrad.numerics.array_inputs.array` refuses.
+        TypeError: if a leaf contains neither numbers nor bools.
+        ValueError: if there are no examples, leaves have different numbers of them, or
+            `fngrad.numerics.array_inputs.array` refuses a leaf.
     """
     if isinstance(data, Dataset):
         is_plain = data.read is take and not data.maps
@@ -188,11 +189,11 @@ def arrays_of(data: Any) -> Any:
 
 
 def check_examples(data: Any) -> None:
-    """Raise for what holds no examples that can be read in any order.
+    """Raise unless the data's examples can be read in any order.
 
     Raises:
-        TypeError: an iterator, a function, a state, all parts of a data set at once,
-            or a dataset of another library.
+        TypeError: if it is an iterator, a function, a state, all parts of a data set
+            at once, or a dataset of another library.
     """
     if hasattr(data, "params") and hasattr(data, "model_state"):
         raise TypeError(
@@ -204,13 +205,13 @@ def check_examples(data: Any) -> None:
         raise TypeError(f"{needed} {type(data).__name__}: pass splits.validation")
     if not is_read and _is_opaque(data):
         raise TypeError(
-            f"{needed} {type(data).__name__}: batches that come one by one are joined "
-            "by jax.tree.map(lambda *x: np.concatenate(x), *batches)"
+            f"{needed} {type(data).__name__}: join separate batches by "
+            "jax.tree.map(lambda *x: np.concatenate(x), *batches)"
         )
 
 
 def _is_opaque(data: Any) -> bool:
-    """Say whether a value holds batches, and not arrays in a tree."""
+    """Return whether a value contains batches instead of arrays in a tree."""
     if isinstance(data, Iterator):
         return True
     is_theirs = callable(getattr(data, "batch", None)) or isinstance(data, Iterable)
@@ -220,11 +221,11 @@ def _is_opaque(data: Any) -> bool:
 
 @lru_cache(maxsize=8)
 def _program(metric_fn: Callable[..., Any], structure: Any) -> Any:
-    """Return the jitted fold of a function over data of one structure, by its leaves.
+    """Return the jitted fold of a function over the leaves of data of one structure.
 
-    The last few are kept, so that functions that are long gone, the metric or a map
-    of the data, are not kept alive with all that they close over. JAX keeps the
-    structure of every argument, so the data comes as leaves.
+    The cache is small, so that old metric functions and maps of the data are freed,
+    with the arrays that they close over. The data is passed as leaves, since JAX keeps
+    the structure of every argument.
     """
 
     def folded(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
@@ -271,7 +272,7 @@ def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def _merge_over(
     measure: Callable[[jax.Array], dict[str, Any]], count: int
 ) -> dict[str, Any]:
-    """Merge what is measured at 0, ..., count - 1, in this order."""
+    """Merge the measurements at 0, ..., count - 1, in this order."""
 
     def step(merged: dict[str, Any], i: jax.Array) -> tuple[dict[str, Any], None]:
         new = measure(i)
@@ -295,8 +296,7 @@ def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:
 
 def _accumulator(name: str, value: Any, count: int) -> Accumulator:
     if hasattr(value, "merge") and hasattr(value, "value"):
-        is_mean = isinstance(value, Mean)  # a user's may hold counts as integers
-        if is_mean:
+        if isinstance(value, Mean):  # a user's may contain integer counts
             return _pair(name, value.total, value.weight).merge(
                 _pair(name, *value.rest)
             )
@@ -304,17 +304,16 @@ def _accumulator(name: str, value: Any, count: int) -> Accumulator:
     if type(value) is tuple and len(value) == 2:
         return _pair(name, *value)
     values = _strong(name, value)
-    shape = values.shape
-    if shape == ():
+    if values.shape == ():
         raise ValueError(
             f"need metric {name!r} per example, as a tuple (sum, weight) or as an "
             "accumulator of fngrad.metrics, got a scalar: the last batch is smaller, "
             "so a mean of the batches' means is not the mean over the examples"
         )
-    if shape[0] != count:
+    if len(values) != count:
         raise ValueError(
             f"need metric {name!r} with a value for each of the {count} examples of "
-            f"the batch on its first axis, got shape {shape}"
+            f"the batch on its first axis, got shape {values.shape}"
         )
     return _mean(pair_of_sum(values, 0), pair_of(jnp.int32(count)))
 
@@ -337,11 +336,9 @@ def _mean(total: Pair, weight: Pair) -> Mean:
 
 
 def _settled(x: Any) -> jax.Array:
-    """Return an array without a weak type; narrow floats in float32."""
+    """Return an array without a weak type; narrow floats are cast to float32."""
     x = jnp.asarray(x)
-    is_float = jnp.issubdtype(x.dtype, jnp.floating)
-    dtype = tree.wide_dtype(x.dtype) if is_float else x.dtype
-    return lax.convert_element_type(x, dtype)
+    return lax.convert_element_type(x, tree.wide_dtype(x.dtype))
 
 
 def _strong(name: str, x: Any) -> jax.Array:

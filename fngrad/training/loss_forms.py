@@ -1,7 +1,7 @@
 """A user's loss as one function of four arguments, and its gradient.
 
-Losses are written in several forms (`FORMS`); here they become one, and the gradient
-is taken of the leaves that are learned, over the batch at once or part by part.
+Losses of several forms (`FORMS`) are converted to one. The gradient is that of the
+trainable leaves, over the whole batch or averaged over its parts.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
 need a loss function with two required arguments, in this order, for the parameters
-and the batch, and arguments named key and model_state where it wants them:
+and the batch, and optional arguments named key and model_state:
   loss_fn(params, batch) -> loss  or  (loss, metrics)
   loss_fn(params, batch, key) -> loss  or  (loss, metrics)
   loss_fn(params, model_state, batch[, key]) -> (loss, (metrics, model_state))\
@@ -28,14 +28,14 @@ _VALUE = ".value() gives the number of an accumulator of fngrad.metrics"
 
 
 class Value(NamedTuple):
-    """What a loss gives."""
+    """The value of a loss."""
 
     loss: jax.Array  # at least float32, shape ()
     metrics: Metrics  # the user's own
     model_state: ModelState  # the new one
 
 
-# (params, learned, batch, key, model_state) -> the value and its gradient.
+# (params, trainable, batch, key, model_state) -> the value and its gradient.
 Gradient: TypeAlias = Callable[..., tuple[Value, Any]]
 
 
@@ -43,7 +43,7 @@ def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Valu
     """Return ``value(params, batch, key, model_state)`` of a loss in any form.
 
     Raises:
-        TypeError: the loss has another signature.
+        TypeError: if the loss has another signature.
     """
     if hasattr(loss_fn, "init") and hasattr(loss_fn, "update"):
         raise TypeError(
@@ -61,29 +61,29 @@ def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Valu
 
 
 def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
-    """Return the function that gives a loss and its gradient.
+    """Return the function that evaluates a loss and its gradient.
 
     Args:
         loss_fn: any of the accepted forms.
         micro_batches: into how many parts to cut the batch.
 
     Returns:
-        ``gradient(params, learned, batch, key, model_state) -> (value, grads)``, where
-        ``learned`` is a tree of bools; the gradient of the other leaves is zero.
+        ``gradient(params, trainable, batch, key, model_state) -> (value, grads)``,
+        where ``trainable`` is a tree of bools; the gradient of other leaves is zero.
 
     Raises:
-        TypeError: the loss has another signature.
+        TypeError: if the loss has another signature.
     """
     value_at = value_fn(loss_fn)
 
     def gradient(
-        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
+        params: Params, trainable: Any, batch: Batch, key: Key, model_state: ModelState
     ) -> tuple[Value, Any]:
-        def objective(moving: Params) -> tuple[jax.Array, Value]:
-            value = value_at(tree.merge(moving, params), batch, key, model_state)
+        def loss_at(trained: Params) -> tuple[jax.Array, Value]:
+            value = value_at(tree.merge(trained, params), batch, key, model_state)
             return value.loss, value
 
-        grads, value = jax.grad(objective, has_aux=True)(tree.keep(learned, params))
+        grads, value = jax.grad(loss_at, has_aux=True)(tree.keep(trainable, params))
         value = value._replace(loss=checkpoint_name(value.loss, "loss"))
         grads = tree.map_with_path(_named, jax.tree.map(jnp.conj, grads))
         return value, tree.merge(grads, tree.zeros_like(params))
@@ -92,17 +92,17 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
 
 
 def _named(path: Path, grad: jax.Array) -> jax.Array:
-    """Name a gradient in the traced program, where `fngrad.postmortem` reads it."""
+    """Name a gradient in the traced program, for `fngrad.postmortem`."""
     return checkpoint_name(grad, f"gradient/{path}")
 
 
 def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Value:
-    """Read what a loss function returned.
+    """Return the value of a loss from the output of the loss function.
 
     Raises:
-        TypeError: it has another form.
-        ValueError: a loss or metric that is not a scalar, or a model state of another
-            structure.
+        TypeError: if the output has another form.
+        ValueError: if the loss or a metric is not a scalar, or the model state's
+            structure differs.
     """
     if _is_accumulator(out):
         raise TypeError(f"need a scalar loss, got {_kind(out)}: {_VALUE}")
@@ -175,13 +175,13 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
     """Average loss, metrics and gradient over equal parts of the batch."""
 
     def averaged(
-        params: Params, learned: Any, batch: Batch, key: Key, model_state: ModelState
+        params: Params, trainable: Any, batch: Batch, key: Key, model_state: ModelState
     ) -> tuple[Value, Any]:
-        def one(carry: Any, inputs: Any) -> tuple[Any, None]:
+        def accumulate(carry: Any, inputs: Any) -> tuple[Any, None]:
             total, model_state = carry
             part, index = inputs
             k_part = jax.random.fold_in(key, index)
-            value, grads = gradient(params, learned, part, k_part, model_state)
+            value, grads = gradient(params, trainable, part, k_part, model_state)
             term = _terms(value, grads)
             return (
                 tree.add(total, tree.scale(1 / parts, term)),
@@ -191,13 +191,17 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
         cut = tree.map_with_path(lambda path, x: _cut(path, x, parts), batch)
         first = jax.tree.map(lambda x: x[0], cut)
         like = jax.eval_shape(
-            lambda *args: _terms(*gradient(params, learned, *args)),
-            *(first, key, model_state),
+            lambda part, key, model_state: _terms(
+                *gradient(params, trainable, part, key, model_state)
+            ),
+            first,
+            key,
+            model_state,
         )
         zero = tree.zeros_like(like)
         inputs = (cut, jnp.arange(parts))
         ((loss, metrics, grads), model_state), _ = jax.lax.scan(
-            one, (zero, model_state), inputs
+            accumulate, (zero, model_state), inputs
         )
         return Value(loss, metrics, model_state), grads
 

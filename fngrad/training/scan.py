@@ -1,7 +1,7 @@
-"""A run is a fold of steps, and one pure function.
+"""A run: a fold of steps, as one pure function.
 
 It can be jitted, differentiated, and mapped over seeds or hyperparameters. The batch of
-step t comes from the data, so a run is a function of its first state.
+step t is a function of the data and t, so a run is a function of its first state.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,7 @@ from fngrad.data.dataset import Dataset
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
-from fngrad.types import (
-    Metrics,
-)
+from fngrad.types import Metrics
 
 
 def run(
@@ -35,18 +33,18 @@ def run(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Train for ``num_steps`` steps, as one pure function.
 
-    Under ``jit`` pass the dataset as an argument: a captured one becomes program
-    text. Under ``vmap`` it trains many runs at once.
+    Under ``jit`` pass the dataset as an argument: a captured dataset becomes a constant
+    of the program. Under ``vmap`` it trains many runs at once.
 
     Args:
         step: from `make_step`, or any function with its signature.
-        state: where to start.
+        state: the first state.
         data: a dataset, or a function ``step -> batch``.
         num_steps: how many steps to make, a Python int >= 0.
-        metric_fn: see `fngrad.evaluate`; it is given `fngrad.eval_params`.
-        eval_data: arrays or a dataset, evaluated whole.
-        eval_every: evaluate after every so many steps, and at the end. ``None`` means
-            at the end only.
+        metric_fn: see `fngrad.evaluate`; its parameters are `fngrad.eval_params`.
+        eval_data: arrays or a dataset, all of which is evaluated.
+        eval_every: the number of steps between evaluations; the last evaluation is at
+            the end. ``None`` means at the end only.
 
     Returns:
         The last state and the history: each metric of the step with shape
@@ -54,10 +52,10 @@ def run(
         ``(ceil(num_steps / eval_every), ...)``.
 
     Raises:
-        TypeError: data of another kind; a loss or another function that is not a step;
-            a function that Python cannot run on traced arrays.
-        ValueError: a negative ``num_steps``, ``eval_every`` below 1, or only one of
-            ``metric_fn`` and ``eval_data``.
+        TypeError: if ``data`` is neither a dataset nor a function, ``step`` is a loss
+            or another function that is not a step, or a function cannot be traced.
+        ValueError: if ``num_steps`` is negative, ``eval_every`` below 1, or only one
+            of ``metric_fn`` and ``eval_data`` is given.
     """
     num_steps = numerics.check_count("num_steps", num_steps, 0, numerics.MAX_STEP)
     if (metric_fn is None) != (eval_data is None):
@@ -81,9 +79,11 @@ def run(
 
     def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
         state, history = jax.lax.scan(advance, state, None, length)
-        point = evaluation_point.eval_params(state)
         scores = evaluation.fold(
-            metric_fn, point, state.model_state, evaluation.arrays_of(eval_data)
+            metric_fn,
+            evaluation_point.eval_params(state),
+            state.model_state,
+            evaluation.arrays_of(eval_data),
         )
         return state, (history, {f"val/{name}": v for name, v in scores.items()})
 
@@ -96,7 +96,7 @@ def _run_blocks(
     num_steps: int,
     every: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Scan over whole blocks, then make the shorter last one."""
+    """Scan over whole blocks, then run the shorter last one."""
     whole, rest = divmod(num_steps, every)
     state, (history, scores) = jax.lax.scan(
         lambda state, _: block(state, every), state, None, whole

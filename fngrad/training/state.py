@@ -1,4 +1,4 @@
-"""All that changes while training."""
+"""The training state: all that changes during training."""
 
 from typing import Any, NamedTuple
 
@@ -7,22 +7,12 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import (
-    TransformLike,
-    chain,
-)
-from fngrad.types import (
-    Key,
-    ModelState,
-    OptState,
-    Params,
-    Path,
-    Tree,
-)
+from fngrad.transforms.core import TransformLike, chain
+from fngrad.types import Key, ModelState, OptState, Params, Path, Tree
 
 
 class TrainState(NamedTuple):
-    """All that changes while training."""
+    """All that changes during training."""
 
     step: jax.Array  # int32, shape (); steps made so far
     key: Key  # typed, shape (); never changes
@@ -41,15 +31,15 @@ def init_state(
 
     Args:
         params: a pytree of float or complex arrays.
-        optimizer: the transform that will be given to `make_step`.
+        optimizer: the transform that is also passed to `make_step`.
         key: a typed key or an int of any size; all randomness of the run derives
             from it.
-        model_state: what the model carries but does not learn, e.g. batch statistics.
+        model_state: state of the model that is not trained, e.g. batch statistics.
 
     Raises:
-        TypeError: a leaf is no array, or a trainable leaf is an integer array; a key
-            that is neither a typed key nor an int; an optimizer or a model as params.
-        ValueError: no parameters, a masked array.
+        TypeError: if a leaf is not an array, a trainable leaf is an integer array, the
+            key is neither a typed key nor an int, or params is an optimizer or a model.
+        ValueError: if there are no parameters, or an array is masked.
     """
     if hasattr(params, "init"):
         what = "an optimizer" if hasattr(params, "update") else "a model"
@@ -67,13 +57,13 @@ def init_state(
 
 
 def snapshot(state: Tree) -> Tree:
-    """Return a copy of every array, in memory of its own, strongly typed.
+    """Return a state with a copy of every array, without weak types.
 
-    A copy survives the donation of the original; leaves that were one array become
-    two.
+    A copy stays valid after the donation of the original. Leaves that share an array
+    have separate copies.
 
     Raises:
-        ValueError: a masked array.
+        ValueError: if an array is masked.
     """
 
     def copied(path: Path, x: Any) -> jax.Array:

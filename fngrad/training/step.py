@@ -1,8 +1,8 @@
 """A training step: a pure function of a state and a batch.
 
-A step begins with the loss and its gradient (`begin`), asks the optimizer for updates,
-and ends with the next state and its metrics (`finish`). Randomness at step t comes
-from ``fold_in(state.key, t)``.
+A step evaluates the loss and its gradient (`begin`), calls the optimizer, and returns
+the next state and the metrics (`finish`). The key of step t is
+``fold_in(state.key, t)``.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fngrad.transforms.core import (
     TransformLike,
     apply_updates,
     chain,
-    learned_leaves,
+    trainable_leaves,
     update_and_report,
 )
 from fngrad.types import (
@@ -46,36 +46,36 @@ def make_step(
       u_t, s_{t+1} = \mathrm{update}(g_t, s_t, \theta_t), \quad
       \theta_{t+1} = \theta_t + u_t$$
 
-    Only leaves that the optimizer trains are differentiated. The gradient of a
-    complex leaf is conjugated, so that a transform always sees the direction of
-    steepest ascent.
+    Only trainable leaves are differentiated. The gradient of a complex leaf is
+    conjugated, so that a transform always receives the direction of steepest ascent.
 
     Args:
         loss_fn: ``loss_fn(params, batch) -> loss`` or ``-> (loss, metrics)``, the loss
-            a real scalar, the metrics a dict of scalars. Arguments named ``key`` (one
-            fresh key a step) and ``model_state`` are recognised by name; with
+            a real scalar, the metrics a dict of scalars. Arguments named ``key`` (a
+            new key per step) and ``model_state`` are recognised by name; with
             ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
-            with defaults are left alone.
+            with defaults keep them.
         optimizer: a transform.
-        metrics: ``"norms"`` reports the global norms too, ``"loss"`` leaves them out.
+        metrics: ``"norms"`` includes the global norms, ``"loss"`` does not.
         micro_batches: into how many equal parts the batch is cut. Gradients, loss and
-            metrics are averaged over the parts, which run one after the other, so the
-            activations of one part are in memory at a time.
+            metrics are averaged over the parts, which run one after another, so that
+            the activations of one part at a time are in memory.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
-        ``learning_rate`` in force, when the optimizer reports one (the first, when
-        groups differ); ``is_finite``, whether the loss is, and with norms those of
-        gradient and update too, unless `skip_nonfinite` skipped the step within its
-        limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over trainable
-        leaves; the transforms' reports, by part; the user's own.
+        ``learning_rate`` in force, if the optimizer reports one (the first, if groups
+        differ); ``is_finite``, whether the loss is finite, and with norms those of
+        gradient and update too; it is true also where `skip_nonfinite` skipped the
+        step within its limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over
+        trainable leaves; the transforms' reports, by part; the user's own.
 
     Raises:
-        TypeError: ``loss_fn`` has another signature; while tracing, it returns
-            another form, or the state is no TrainState.
-        ValueError: an unknown ``metrics``, ``micro_batches`` below 1; while tracing,
-            a batch that cannot be cut equally, a loss or metric that is not a
-            scalar, a model state of another structure, a metric name that is taken.
+        TypeError: if ``loss_fn`` has another signature; while tracing, if it returns
+            another form, or the state is not a TrainState.
+        ValueError: if ``metrics`` is unknown or ``micro_batches`` below 1; while
+            tracing, if the batch cannot be cut into equal parts, a loss or metric is
+            not a scalar, the model state's structure differs, or a metric's name is
+            taken.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,47 +98,52 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
-        updates, opt_state, told = update_and_report(
+        updates, opt_state, reports = update_and_report(
             transform, start.grads, state.opt_state, state.params
         )
         params = apply_updates(state.params, updates)
-        move = Move(params, opt_state, updates, told)
-        return finish(state, start, move, {}, norms=metrics == "norms")
+        move = Move(params, opt_state, updates, reports)
+        return finish(state, start, move, norms=metrics == "norms")
 
     return step
 
 
 def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
-    """Return which leaves are learned, and the key of this step.
+    """Return which leaves are trainable, and the key of this step.
 
     Raises:
-        TypeError: the state is no TrainState.
+        TypeError: if the state is not a TrainState.
     """
     if not isinstance(state, TrainState):
         raise TypeError(
             f"need a TrainState from init_state, got {type(state).__name__}"
         )
     key = jax.random.fold_in(state.key, state.step)
-    return learned_leaves(transform, state.params), key
+    return trainable_leaves(transform, state.params), key
 
 
 def begin(
     transform: Transform, gradient: loss_forms.Gradient, state: TrainState, batch: Batch
 ) -> Start:
-    """Evaluate the loss and its gradient where the step begins.
+    """Evaluate the loss and its gradient at the parameters of a state.
 
     Raises:
-        TypeError: the state is no TrainState.
+        TypeError: if the state is not a TrainState.
     """
-    learned, key = open_step(transform, state)
-    value, grads = gradient(state.params, learned, batch, key, state.model_state)
-    return Start(learned, key, value, grads)
+    trainable, key = open_step(transform, state)
+    value, grads = gradient(state.params, trainable, batch, key, state.model_state)
+    return Start(trainable, key, value, grads)
 
 
 def finish(
-    state: TrainState, start: Start, move: Move, more: Metrics, *, norms: bool = True
+    state: TrainState,
+    start: Start,
+    move: Move,
+    more: Metrics | None = None,
+    *,
+    norms: bool = True,
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state, and what every step reports with ``more``."""
+    """Return the next state and the metrics of a step, with ``more`` among them."""
     new_state = TrainState(
         numerics.next_step(state.step),
         state.key,
@@ -146,5 +151,7 @@ def finish(
         move.opt_state,
         start.value.model_state,
     )
-    told = step_metrics.standard_metrics(start, move, state.params, more, norms=norms)
-    return new_state, told
+    metrics = step_metrics.standard_metrics(
+        start, move, params=state.params, more=more or {}, norms=norms
+    )
+    return new_state, metrics

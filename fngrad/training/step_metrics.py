@@ -1,63 +1,67 @@
-"""What a training step tells about itself: scalars by name."""
+"""The metrics of a training step: scalars by name."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.training.loss_forms import Value
 from fngrad.types import Key, Metrics, OptState, Params, Updates
 
 
 class Start(NamedTuple):
-    """Where a step begins."""
+    """The loss and its gradient at the parameters where a step begins."""
 
-    learned: Any  # which leaves move, a tree of bools
+    trainable: Any  # which leaves are trained, a tree of bools
     key: Key  # of every evaluation in this step
     value: Value  # at the parameters
-    grads: Updates  # at the parameters; zero where nothing is learned
+    grads: Updates  # at the parameters; zero for leaves that are not trained
 
 
 class Move(NamedTuple):
-    """What a step did."""
+    """The result of a step."""
 
     params: Params
     opt_state: OptState
-    updates: Updates  # params minus the old ones
-    told: Metrics  # what the optimizer reports of it
+    updates: Updates  # params minus the old parameters
+    reports: Metrics  # of the optimizer
 
 
 def standard_metrics(
-    start: Start, move: Move, params: Params, more: Metrics, *, norms: bool = True
+    start: Start, move: Move, *, params: Params, more: Metrics, norms: bool
 ) -> Metrics:
-    """Return what every step reports, see `fngrad.make_step`.
+    """Return the metrics of a step, see `fngrad.make_step`.
 
     Args:
         start: the loss, its gradient, and which leaves the norms cover.
-        move: the updates, and what the optimizer reports of them.
+        move: the updates, and the optimizer's reports.
         params: the parameters before the step.
-        more: what the step has to tell beyond that.
-        norms: whether to report the global norms.
+        more: further metrics of the step.
+        norms: whether to include the global norms.
 
     Raises:
-        ValueError: two metrics have one name.
+        ValueError: if two metrics have one name.
     """
-    learned, loss = start.learned, start.value.loss
-    sizes = {
+    trainable, loss = start.trainable, start.value.loss
+    vectors = {
         "grad_norm": start.grads,
         "update_norm": move.updates,
         "param_norm": params,
     }
-    measured: Metrics = {}
-    is_finite, moved = jnp.isfinite(loss), tree.keep(learned, move.updates)
+    sizes: Metrics = {}
+    is_finite = jnp.isfinite(loss)
     if norms:
-        measured = {k: tree.norm(tree.keep(learned, x)) for k, x in sizes.items()}
-        moved = measured["update_norm"]
-        is_finite &= jnp.isfinite(measured["grad_norm"]) & jnp.isfinite(moved)
-    is_sound = _is_sound(is_finite, move.told, moved)
-    reports = _with_learning_rate(move.told)
-    groups = [{"loss": loss}, reports, {"is_finite": is_sound}, measured, more]
+        sizes = {k: tree.norm(tree.keep(trainable, x)) for k, x in vectors.items()}
+        is_finite &= jnp.isfinite(sizes["grad_norm"])
+        is_finite &= jnp.isfinite(sizes["update_norm"])
+        added = [sizes["update_norm"]]  # finite where the updates are
+    else:
+        added = jax.tree.leaves(tree.keep(trainable, move.updates))
+    is_sound = _is_sound(is_finite, move.reports, added)
+    reports = _with_learning_rate(move.reports)
+    groups = [{"loss": loss}, reports, {"is_finite": is_sound}, sizes, more]
     return union([*groups, start.value.metrics])
 
 
@@ -65,7 +69,7 @@ def union(groups: list[Metrics]) -> Metrics:
     """Return all metrics in one dict.
 
     Raises:
-        ValueError: two have one name.
+        ValueError: if two metrics have one name.
     """
     together: Metrics = {}
     for group in groups:
@@ -78,27 +82,26 @@ def union(groups: list[Metrics]) -> Metrics:
     return together
 
 
-def _with_learning_rate(told: Metrics) -> Metrics:
-    """Return the reports, the first learning rate under its own name."""
-    inner = "scale_by_learning_rate/learning_rate"  # in force, schedules applied
-    rates = [name for name in told if name.endswith(inner)]
-    rates = rates or [name for name in told if name.endswith("/learning_rate")]
+def _with_learning_rate(reports: Metrics) -> Metrics:
+    """Return the reports, the first learning rate under the name ``learning_rate``."""
+    in_force = queries.reported(reports, "scale_by_learning_rate/learning_rate")
+    rates = list(in_force or queries.reported(reports, "learning_rate"))
     return {
-        "learning_rate" if name in rates[:1] else name: value
-        for name, value in told.items()
+        "learning_rate" if path in rates[:1] else path: value
+        for path, value in reports.items()
     }
 
 
-def _is_sound(is_finite: jax.Array, told: Metrics, moves: Any) -> jax.Array:
-    """Return ``is_finite``, or for a step that `skip_nonfinite` skipped whether all is
-    well still: what was added is finite, and the limit of skips is not passed.
+def _is_sound(is_finite: jax.Array, reports: Metrics, added: list) -> jax.Array:
+    """Return ``is_finite``; of a step that `skip_nonfinite` skipped, whether what was
+    added is finite and the limit of skips is not exceeded.
     """
-    limits = [name for name in told if name.endswith("/gave_up")]
+    limits = queries.reported(reports, "gave_up")
     if not limits:
         return is_finite
-    counts = [name.removesuffix("gave_up") + "consecutive" for name in limits]
-    skips = jnp.any(jnp.array([told[name] > 0 for name in counts]))
-    gave_up = jnp.any(jnp.array([told[name] > 0 for name in limits]))
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(moves)]
+    counts = [reports[path.removesuffix("gave_up") + "consecutive"] for path in limits]
+    is_skipped = jnp.any(jnp.array(counts) > 0)
+    gave_up = jnp.any(jnp.array(list(limits.values())) > 0)
+    finite = [jnp.all(jnp.isfinite(x)) for x in added]
     is_safe = jnp.all(jnp.array(finite)) & ~gave_up
-    return jnp.where(skips, is_safe, is_finite)
+    return jnp.where(is_skipped, is_safe, is_finite)

@@ -1,4 +1,4 @@
-"""Many small batches as one large one."""
+"""Gradient accumulation: several small batches as one large batch."""
 
 import functools
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
-    learned_leaves,
+    trainable_leaves,
     unwrap,
     update_and_report,
     update_only,
-    wrapping,
+    wrapper,
 )
 from fngrad.types import Metrics, OptState, Params, Updates
 
@@ -37,21 +37,21 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
     $$u_t = \mathrm{inner}\Big(\frac{1}{k} \sum_{i = t - k + 1}^{t} g_i\Big)
       \quad\text{if}\quad k \mid t, \qquad\text{else}\quad u_t = 0$$
 
-    In between, the parameters and the state of ``inner`` stay as they are, so k
-    micro-batches of one size are one batch of k times that size: a clip in ``inner``
-    clips the mean, and schedules and averages in it count updates. It keeps one tree
-    of gradients more, in at least float32, and none with ``every=1``, which is
-    ``inner`` itself. A sum that is not complete when training ends is dropped.
+    In between, the parameters and the state of ``inner`` do not change, so k
+    micro-batches of one size equal one batch of k times that size: a clip in ``inner``
+    clips the mean, and schedules and averages in it count updates. The state holds the
+    sum of gradients, in at least float32; ``every=1`` is ``inner`` itself, without a
+    sum. A sum that is incomplete when training ends is dropped.
 
-    It reports ``mini_step``, which of the k gradients this is, from 0, and what
-    ``inner`` reports of the mean so far.
+    It reports ``mini_step``, the index of this gradient among the k, from 0, and what
+    ``inner`` reports for the mean so far.
 
     Args:
         inner: the transform of the means, usually a whole optimizer.
         every: $k$ >= 1, an int.
 
     Raises:
-        ValueError: ``every`` is no int >= 1.
+        ValueError: if ``every`` is not an int >= 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,50 +69,50 @@ def accumulate(inner: TransformLike, every: int) -> Transform:
         return chain(inner)
     within = unwrap(inner)
 
-    def learned(a: Any, params: Params) -> Any:
-        return tree.keep(learned_leaves(within, params), a)
+    def trainable_part(a: Any, params: Params) -> Any:
+        return tree.keep(trainable_leaves(within, params), a)
 
     def init(params: Params) -> AccumulateState:
-        total = tree.wide_zeros_like(learned(params, params))
+        total = tree.wide_zeros_like(trainable_part(params, params))
         return AccumulateState(numerics.first_step(), total, within.init(params))
 
     def apply(
-        run: Run, total: Updates, updates: Updates, state: AccumulateState, params: Any
+        update_fn: UpdateFn, total: Any, updates: Any, state: OptState, params: Any
     ) -> tuple[Updates, AccumulateState, Metrics]:
         whole = _mean(total, every, updates)
-        made, new, told = run(within, whole, state.inner, params)
+        made, new, metrics = update_fn(within, whole, state.inner, params)
         empty = tree.zeros_like(total)
-        return made, AccumulateState(numerics.first_step(), empty, new), told
+        return made, AccumulateState(numerics.first_step(), empty, new), metrics
 
     def wait(
-        run: Run, total: Updates, updates: Updates, state: AccumulateState, params: Any
+        update_fn: UpdateFn, total: Any, updates: Any, state: OptState, params: Any
     ) -> tuple[Updates, AccumulateState, Metrics]:
         waiting = AccumulateState(state.mini_step + 1, total, state.inner)
-        if run is update_only:
+        if update_fn is update_only:
             return tree.zeros_like(updates), waiting, {}
         so_far = _mean(total, state.mini_step + 1, updates)
-        _, _, told = run(within, so_far, state.inner, params)
-        return tree.zeros_like(updates), waiting, told
+        _, _, metrics = update_fn(within, so_far, state.inner, params)
+        return tree.zeros_like(updates), waiting, metrics
 
-    # Made once: called eagerly, new functions would compile at every call.
-    branches: dict[Run, list[Callable[..., Any]]] = {
-        run: [functools.partial(branch, run) for branch in (apply, wait)]
-        for run in (update_only, update_and_report)
+    # Built once: in eager mode, new functions would compile at every call.
+    branches: dict[UpdateFn, list[Callable[..., Any]]] = {
+        update_fn: [functools.partial(branch, update_fn) for branch in (apply, wait)]
+        for update_fn in (update_only, update_and_report)
     }
 
     def advance(
-        run: Run, updates: Updates, state: AccumulateState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: AccumulateState, params: Params
     ) -> tuple[Updates, AccumulateState, Metrics]:
-        total = tree.add(state.total, learned(updates, params))
-        given = total, updates, state, params
+        total = tree.add(state.total, trainable_part(updates, params))
+        operands = total, updates, state, params
         is_last = state.mini_step == every - 1
-        made, new, told = jax.lax.cond(is_last, *branches[run], *given)
-        return made, new, {"mini_step": state.mini_step, **told}
+        made, new, metrics = jax.lax.cond(is_last, *branches[update_fn], *operands)
+        return made, new, {"mini_step": state.mini_step, **metrics}
 
-    return chain(wrapping(init, advance, "accumulate", within.trainable))
+    return chain(wrapper(init, advance, "accumulate", within.trainable))
 
 
 def _mean(total: Updates, count: jax.Array | int, updates: Updates) -> Updates:
-    """Divide by a count; zeros where nothing is kept."""
+    """Return total / count; zeros for leaves that are not trained."""
     mean = jax.tree.map(lambda x: x / jnp.asarray(count).astype(x.dtype), total)
     return tree.merge(mean, tree.zeros_like(updates))

@@ -1,9 +1,9 @@
-"""A second set of weights beside the ones that are trained.
+"""Averages of the parameters, kept beside the parameters that are trained.
 
-The *fast* weights are the parameters, which take every update. The *slow* ones follow
-them, and are the ones to evaluate (`fngrad.eval_params`): either they pull the fast
-weights back now and then (`lookahead`), or they only watch (`ema_params`,
-`average_params`). They are kept in at least float32.
+The *fast* weights are the parameters, to which every update is added. The *slow*
+weights are an average of them, at which the model is evaluated (`fngrad.eval_params`).
+`lookahead` resets the fast weights to the slow ones now and then; `ema_params` and
+`average_params` leave them alone. Slow weights are kept in at least float32.
 """
 
 from typing import Any, NamedTuple
@@ -12,22 +12,23 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     apply_updates,
     chain,
-    learned_leaves,
+    trainable_leaves,
     unwrap,
-    wrapping,
+    wrapper,
 )
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.transforms.tunable_hyperparameters import TunableState
 from fngrad.types import Hyper, Metrics, OptState, Params, Updates
 
-_NONE_LEFT = -100.0  # e**-100 is lost beside 1 in every dtype
+_FULL = -100.0  # log of a rest that rounds to nothing beside 1 in every dtype
 
 
 class LookaheadState(NamedTuple):
@@ -46,21 +47,21 @@ class EmaParamsState(NamedTuple):
     """State of `ema_params`."""
 
     step: jax.Array  # int32, shape ()
-    log_rest: jax.Array  # float, shape (); log of the weight that nothing has yet
-    average: Params  # None for leaves of integers
+    log_rest: jax.Array  # float, shape (); log of 1 - the sum of weights so far
+    average: Params  # None for integer leaves
 
     def eval_params(self, params: Params) -> Params:
-        """Return the average, and the parameters while nothing is in it."""
+        """Return the average, or the parameters while it is empty."""
         weight = -jnp.expm1(self.log_rest)
         is_empty = weight <= 0
 
-        def debiased(a: jax.Array | None, p: jax.Array) -> jax.Array:
+        def corrected(a: jax.Array | None, p: jax.Array) -> jax.Array:
             if a is None:
                 return p
             mean = a / jnp.where(is_empty, 1, weight).astype(a.dtype)
             return jnp.where(is_empty, p.astype(a.dtype), mean)
 
-        return jax.tree.map(debiased, self.average, params, is_leaf=_is_hole)
+        return jax.tree.map(corrected, self.average, params, is_leaf=_is_hole)
 
 
 def lookahead(
@@ -69,10 +70,10 @@ def lookahead(
     slow_step_size: Hyper = 0.5,
     reset_state: bool = False,
 ) -> Transform:
-    r"""Let slow weights follow an optimizer, and pull it back to them.
+    r"""Average an optimizer's weights, and restart it from the average every k steps.
 
-    The optimizer moves the fast weights $\theta$. After every k-th update the slow
-    weights $\phi$ go a part of the way to them, and the fast ones start again there:
+    The optimizer updates the fast weights $\theta$. After every k-th update the slow
+    weights $\phi$ move a part of the way to them, and the fast weights are reset:
 
     $$\phi \leftarrow \phi + \alpha\,(\theta - \phi), \qquad \theta \leftarrow \phi$$
 
@@ -82,12 +83,12 @@ def lookahead(
         inner: a whole optimizer.
         sync_period: k >= 1, an int.
         slow_step_size: $\alpha$ in [0, 1].
-        reset_state: whether ``inner`` begins anew with the fast weights: its averages,
-            and with them its steps, so its schedules too; values that `tunable` keeps
-            stay.
+        reset_state: whether the state of ``inner`` is reset with the fast weights:
+            its averages and its steps, so its schedules restart too. Values that
+            `tunable` keeps stay.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,22 +106,22 @@ def lookahead(
     References:
         Zhang et al., Lookahead optimizer: k steps forward, 1 step back, 2019,
         algorithm 1, https://arxiv.org/abs/1907.08610. Differs from optax in: the
-        parameters are the fast weights alone, and the slow ones are in the state.
+        parameters are the fast weights; the slow weights are in the state.
     """
     sync_period = numerics.check_count("sync_period", sync_period, low=1)
     numerics.check_number("slow_step_size", slow_step_size, 0.0, 1.0)
     within = unwrap(inner)
 
     def init(params: Params) -> LookaheadState:
-        slow = tree.wide_copy(tree.keep(learned_leaves(within, params), params))
+        slow = tree.wide_copy(tree.keep(trainable_leaves(within, params), params))
         return LookaheadState(numerics.first_step(), slow, within.init(params))
 
     def advance(
-        run: Run, updates: Updates, state: LookaheadState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: LookaheadState, params: Params
     ) -> tuple[Updates, LookaheadState, Metrics]:
-        made, new, told = run(within, updates, state.inner, params)
-        learned = learned_leaves(within, params)
-        kept, moves = (tree.keep(learned, x) for x in (params, made))
+        made, new, metrics = update_fn(within, updates, state.inner, params)
+        trainable = trainable_leaves(within, params)
+        kept, moves = (tree.keep(trainable, x) for x in (params, made))
         alpha = numerics.hyper(slow_step_size, state.step)
         syncs = (state.step + 1) % sync_period == 0
         fast = tree.add(tree.widen(kept), moves)
@@ -133,9 +134,9 @@ def lookahead(
         new_updates = tree.merge(tree.where(syncs, back, moves), made)
         new_slow = tree.where(syncs, slow, state.slow)
         step = numerics.next_step(state.step)
-        return new_updates, LookaheadState(step, new_slow, new), told
+        return new_updates, LookaheadState(step, new_slow, new), metrics
 
-    return chain(wrapping(init, advance, "lookahead", within.trainable))
+    return chain(wrapper(init, advance, "lookahead", within.trainable))
 
 
 def ema_params(
@@ -144,28 +145,29 @@ def ema_params(
     every: int = 1,
     start_step: int = 0,
 ) -> Transform:
-    r"""Keep an exponential average of the parameters; pass updates on.
+    r"""Keep an exponential moving average of the parameters; updates pass unchanged.
 
     With $w_t$ the parameters after the t-th update
 
     $$\bar w_t = \beta\,\bar w_{t-1} + (1 - \beta)\,w_t$$
 
-    from $\bar w_0 = 0$, divided by $1 - \prod \beta$, the weight that the $w$ have in
-    it, if ``debias``; else from the first parameters. `fngrad.eval_params` gives the
-    average; before there is anything in it, the parameters. It belongs last in a
-    chain, after the learning rate. Inside `accumulate` it counts updates.
+    With ``debias`` the average begins at $\bar w_0 = 0$ and is divided by
+    $1 - \prod \beta$, the sum of its weights; without, it begins at the first
+    parameters. `fngrad.eval_params` gives the average, or the parameters while it is
+    empty. It belongs last in a chain, after the learning rate. Inside `accumulate` it
+    counts updates.
 
     Args:
-        decay: $\beta$, in [0, 1) if ``debias``, else in [0, 1]. A schedule is
-            corrected for with the values that it had.
+        decay: $\beta$, in [0, 1) with ``debias``, else in [0, 1]; may be a schedule,
+            for which the correction uses the values that it had.
         debias: whether to begin at zero and correct for it, or to begin at the
             parameters.
-        every: average after every so many updates, an int >= 1.
-        start_step: how many updates to wait for, an int >= 0; until then the average
-            is empty, or without ``debias`` the parameters.
+        every: how many updates apart the terms of the average are, an int >= 1.
+        start_step: how many updates to wait, an int >= 0; until then the average is
+            empty, or without ``debias`` equal to the parameters.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg
@@ -173,30 +175,31 @@ def ema_params(
 
     References:
         Polyak and Juditsky, Acceleration of stochastic approximation by averaging,
-        1992, https://doi.org/10.1137/0330046. Differs from it in: the average forgets.
+        1992, https://doi.org/10.1137/0330046. Differs from it in: the weights of the
+        average fall exponentially.
     """
     check_decay("decay", decay, corrected=debias)
     every = numerics.check_count("every", every, low=1)
     start_step = numerics.check_count("start_step", start_step, low=0)
 
     def init(params: Params) -> EmaParamsState:
-        copy = tree.wide_copy(_floats(params))
-        log_rest = jnp.full((), 0.0 if debias else _NONE_LEFT, jnp.result_type(float))
+        copy = tree.wide_copy(tree.floats(params))
+        log_rest = jnp.full((), 0.0 if debias else _FULL, jnp.result_type(float))
         average = tree.zeros_like(copy) if debias else copy
         return EmaParamsState(numerics.first_step(), log_rest, average)
 
     def update(
         updates: Updates, state: EmaParamsState, params: Params
     ) -> tuple[Updates, EmaParamsState]:
-        moved = apply_updates(params, tree.cast_like(updates, params))
-        moved = tree.widen(_floats(moved))
+        new_params = apply_updates(params, tree.cast_like(updates, params))
+        term = tree.widen(tree.floats(new_params))
         is_due = (state.step - start_step + 1) % every == 0
         beta = numerics.hyper(decay, state.step)
         beta = jnp.where((state.step >= start_step) & is_due, beta, 1)
-        average = tree.average(beta, state.average, moved)
+        average = tree.average(beta, state.average, term)
         if not debias:
-            average = tree.where(state.step < start_step, moved, average)
-        log_rest = jnp.maximum(state.log_rest + jnp.log(beta), _NONE_LEFT)
+            average = tree.where(state.step < start_step, term, average)
+        log_rest = jnp.maximum(state.log_rest + jnp.log(beta), _FULL)
         return updates, EmaParamsState(
             numerics.next_step(state.step), log_rest, average
         )
@@ -205,20 +208,13 @@ def ema_params(
 
 
 def _with_values_of(old: OptState, fresh: OptState) -> OptState:
-    """Return a fresh state with the hyperparameters that the old one keeps."""
+    """Return the fresh state with the hyperparameters of the old one."""
 
-    def keep(new: Any, before: Any) -> Any:
-        if not isinstance(new, TunableState):
-            return new
+    def keep(new: TunableState, before: TunableState) -> TunableState:
         inner = _with_values_of(before.inner, new.inner)
         return TunableState(before.hyperparameters, inner)
 
-    return jax.tree.map(keep, fresh, old, is_leaf=lambda x: isinstance(x, TunableState))
-
-
-def _floats(params: Params) -> Params:
-    is_float = jax.tree.map(lambda p: jnp.issubdtype(p.dtype, jnp.inexact), params)
-    return tree.keep(is_float, params)
+    return queries.replace(fresh, TunableState, keep, old)
 
 
 def _is_hole(x: Any) -> bool:
@@ -237,22 +233,22 @@ class AverageParamsState(NamedTuple):
 
 
 def average_params(gamma: Hyper = 8.0) -> Transform:
-    r"""Keep an average of the parameters that forgets polynomially; pass updates on.
+    r"""Keep an average with polynomial weights of the parameters; updates stay.
 
     With $w_t$ the parameters after the t-th update
 
     $$\bar w_t = (1 - c_t)\,\bar w_{t-1} + c_t\,w_t, \qquad
       c_t = \frac{1 + \gamma}{t + \gamma}$$
 
-    so that after n steps $w_t$ weighs in proportion to $(t / n)^\gamma$, about: the end
-    of the run counts most, whatever its length. It belongs last in a chain, after the
-    learning rate. `fngrad.eval_params` gives the average.
+    so that after n steps the weight of $w_t$ is about proportional to
+    $(t / n)^\gamma$: the end of the run counts most, whatever its length. It belongs
+    last in a chain, after the learning rate. `fngrad.eval_params` gives the average.
 
     Args:
-        gamma: $\gamma$ >= 0; 0 weighs all alike.
+        gamma: $\gamma$ >= 0; with 0 all weights are equal.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if ``gamma`` is negative.
 
     Example:
         >>> import fngrad as fg
@@ -270,9 +266,9 @@ def average_params(gamma: Hyper = 8.0) -> Transform:
     def update(
         updates: Updates, state: AverageParamsState, params: Params
     ) -> tuple[Updates, AverageParamsState]:
-        forgets = numerics.hyper(gamma, state.step)
-        before = state.step.astype(forgets.dtype)
-        weight = (1 + forgets) / (1 + before + forgets)
+        power = numerics.hyper(gamma, state.step)
+        before = state.step.astype(power.dtype)
+        weight = (1 + power) / (1 + before + power)
         average = tree.lerp(
             state.average, tree.add(tree.widen(params), updates), weight
         )

@@ -1,4 +1,4 @@
-"""Updates that go only where the present gradient goes."""
+"""Updates without the entries whose sign contradicts the present gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
     unwrap,
-    wrapping,
+    wrapper,
 )
 from fngrad.types import OptState, Params, Reported, Scalar, Updates
 
@@ -22,15 +22,15 @@ def cautious(
     min_share: Scalar | None = None,
     downhill: bool = True,
 ) -> Transform:
-    r"""Drop the entries of an update that the present gradient speaks against.
+    r"""Drop the entries of an update that would raise the loss along the gradient.
 
-    With the gradient $g$ and the direction $d$ that ``inner`` makes of it, a leaf of
-    n entries, c of which agree with the gradient in sign, is updated by
+    With the gradient $g$ and the direction $d$ that ``inner`` returns for it, a leaf
+    with n entries, c of which have the sign of the gradient, is updated by
 
     $$u_i = \frac{n}{c + 1}\,d_i \quad\text{where}\quad d_i \cdot g_i > 0,
       \qquad\text{else}\quad u_i = 0$$
 
-    which keeps the length of an update about the same. For complex leaves
+    which about keeps the length of the update. For complex leaves
     $d \cdot g = \mathrm{Re}(\bar d g)$.
 
     Args:
@@ -40,12 +40,12 @@ def cautious(
             $\sigma$ = 1e-3.
         downhill: whether the updates of ``inner`` point downhill, as an optimizer's
             do: there they agree with the gradient where signs differ. False is for a
-            part in the middle of a chain, as here for decay outside of the filter:
+            part in the middle of a chain, for instance with decay after the filter:
             ``chain(cautious(scale_by_adam(), downhill=False),
             add_decayed_weights(0.1), scale_by_learning_rate(1e-3))``.
 
     Raises:
-        ValueError: ``min_share`` is a number outside of (0, 1].
+        ValueError: if ``min_share`` is a number outside (0, 1].
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,7 +61,7 @@ def cautious(
     References:
         Liang et al., Cautious optimizers: improving training with one line of code,
         2024, algorithm 1, https://arxiv.org/abs/2411.16085. Differs from it in: an
-        optimizer's weight decay is filtered too, unless it stands outside.
+        optimizer's weight decay is filtered too, unless it comes after the filter.
     """
     if min_share is not None:
         numerics.check_number("min_share", min_share, 0.0, 1.0)
@@ -79,16 +79,16 @@ def cautious(
         return jnp.where(agrees, numerics.scaled(factor, u), jnp.zeros_like(u))
 
     def advance(
-        run: Run, updates: Updates, state: OptState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: OptState, params: Params
     ) -> Reported:
-        made, new_state, told = run(within, updates, state, params)
-        return tree.map_leaves(filtered, made, updates), new_state, told
+        made, new_state, metrics = update_fn(within, updates, state, params)
+        return tree.map_leaves(filtered, made, updates), new_state, metrics
 
-    return chain(wrapping(within.init, advance, "cautious", within.trainable))
+    return chain(wrapper(within.init, advance, "cautious", within.trainable))
 
 
 def _agreement(u: jax.Array, g: jax.Array) -> jax.Array:
-    """Return a number with the sign of Re(conj(u) g); the product may not fit."""
+    """Return a number with the sign of Re(conj(u) g); the product might overflow."""
     if not jnp.iscomplexobj(u):
         return jnp.sign(u) * jnp.sign(g)
     a, b = (numerics.divided(x, _power_of_two(x)) for x in (u, g))

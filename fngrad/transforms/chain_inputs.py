@@ -1,4 +1,4 @@
-"""What a chain is given: parameters to begin with, and gradients at every update."""
+"""Inputs of a chain, checked: parameters at ``init``, gradients at ``update``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ import fngrad.tree as tree
 from fngrad.types import Params, Path, Updates
 
 
-def enter(updates: Updates, params: Params) -> Updates:
+def widen_gradients(updates: Updates, params: Params) -> Updates:
     """Return gradients in the dtype of the arithmetic, at least float32."""
 
     def wide(update: Any, param: Any) -> jax.Array:
@@ -23,11 +23,12 @@ def enter(updates: Updates, params: Params) -> Updates:
 
 
 def check_params(params: Params, trainable: Callable[[Path, Any], bool] | None) -> None:
-    """Raise unless there are parameters, all arrays, and those that train of floats.
+    """Raise unless all parameters are arrays, and the trainable ones float or complex.
 
     Raises:
-        TypeError: a leaf is no array, or a trainable one is neither float nor complex.
-        ValueError: no leaves, or a masked array.
+        TypeError: if a leaf is not an array, or a trainable leaf is neither float nor
+            complex.
+        ValueError: if there are no leaves, or one is a masked array.
     """
     leaves = tree.leaf_paths(params)
     if not leaves:
@@ -40,8 +41,7 @@ def check_params(params: Params, trainable: Callable[[Path, Any], bool] | None) 
                 "params, rebuild = fngrad.split(model) separates arrays from the rest"
             )
         numerics.check_unmasked(f"parameters at {path!r}", leaf)
-        is_float = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        if not is_float and (trainable is None or trainable(path, leaf)):
+        if not tree.is_float(leaf) and (trainable is None or trainable(path, leaf)):
             raise TypeError(
                 f"need float or complex parameters, got {leaf.dtype} at {path!r}; "
                 "freeze() it in a partition, or keep it out of the parameters"
@@ -52,9 +52,9 @@ def check_updates(updates: Updates, params: Params) -> None:
     """Raise unless gradients fit the parameters.
 
     Raises:
-        TypeError: no parameters, or a gradient that is no float array.
-        ValueError: another structure or shape, a complex gradient of a real parameter,
-            a masked array.
+        TypeError: if the parameters are missing, or a gradient is not a float array.
+        ValueError: if structures or shapes differ, a gradient of a real parameter is
+            complex, or an array is masked.
     """
     if params is None:
         raise TypeError(
@@ -67,13 +67,10 @@ def check_updates(updates: Updates, params: Params) -> None:
     gradients = tree.leaf_paths(updates)
     for path, param in tree.leaf_paths(params).items():
         numerics.check_unmasked(f"gradients at {path!r}", gradients[path])
-        dtype = getattr(gradients[path], "dtype", jnp.bool_)
-        is_float = jnp.issubdtype(dtype, jnp.inexact)
-        if not is_float and jnp.issubdtype(param.dtype, jnp.inexact):
-            kind = getattr(gradients[path], "dtype", type(gradients[path]).__name__)
-            raise TypeError(f"need a float array as gradient, got {kind} at {path!r}")
-        is_complex = is_float and jnp.issubdtype(dtype, jnp.complexfloating)
-        if is_complex and not jnp.issubdtype(param.dtype, jnp.complexfloating):
+        dtype = getattr(gradients[path], "dtype", type(gradients[path]).__name__)
+        if tree.is_float(param) and not tree.is_float(gradients[path]):
+            raise TypeError(f"need a float array as gradient, got {dtype} at {path!r}")
+        if jnp.iscomplexobj(gradients[path]) and not jnp.iscomplexobj(param):
             raise ValueError(
                 f"need a real gradient for a real parameter, got {dtype} at {path!r}"
             )

@@ -1,12 +1,11 @@
-r"""Bounds on the size of updates, and other rules without a state.
+r"""Bounds on the size of updates, and the centralization of gradients.
 
-A clip leaves what is within its bound alone, bit for bit, and shrinks the rest onto
-the bound; a second clip by the same bound changes nothing but rounding. A NaN passes,
-so that what watches for it downstream sees it. Clips count no steps and take no
-schedules.
+A clip keeps updates within its bound, bit for bit, and scales others to the bound; a
+second clip by the same bound has no effect beyond rounding. NaN passes, so that later
+parts detect it. Clips have no state, and so take no schedules.
 
-A *unit* of a parameter is what feeds one output: all of a vector, a column of a
-matrix (in, out), and of a kernel (width, ..., in, out) all that belongs to one index
+A *unit* of a parameter is the set of weights of one output: all of a vector, a column
+of a matrix (in, out), and the entries of a kernel (width, ..., in, out) with one index
 of its last axis.
 """
 
@@ -19,7 +18,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.types import Params, Reported, Scalar, Updates
 
 
@@ -30,7 +29,7 @@ def clip(max_delta: Scalar) -> Transform:
         max_delta: $\delta$ >= 0, in units of the updates.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,7 +61,7 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
         max_norm: $c$ >= 0, in units of the updates.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
     """
     numerics.check_number("max_norm", max_norm, low=0.0)
 
@@ -86,7 +85,7 @@ def clip_by_global_norm(max_norm: Scalar) -> Transform:
         max_norm: $c$ >= 0, in units of the updates.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,11 +105,11 @@ def clip_by_global_norm(max_norm: Scalar) -> Transform:
         fitting, rate = numerics.fitting_norm(tree.norm, updates)
         bound = numerics.hyper(max_norm)
         shrunk = jax.tree.map(lambda u: shrink_onto(bound, u, fitting, rate), updates)
-        norm = fitting / rate  # infinite where it does not fit
+        norm = fitting / rate  # infinite where it overflows
         after = jnp.minimum(norm, bound.astype(norm.dtype))
         return shrunk, state, {"norm_before": norm, "norm_after": after}
 
-    return chain(telling(lambda params: (), report, "clip_by_global_norm"))
+    return chain(from_report(lambda params: (), report, "clip_by_global_norm"))
 
 
 def adaptive_clip(
@@ -126,18 +125,18 @@ def adaptive_clip(
 
     Args:
         clipping: $\lambda$ >= 0, a ratio.
-        eps: $\epsilon$ >= 0, in units of the parameters: what a unit of zeros counts.
-        axis: the axes that a unit's norm sums over; ``None`` takes all axes but the
-            last, and all of an array in which at most one axis is longer than 1.
+        eps: $\epsilon$ >= 0, in units of the parameters: the least norm of a unit.
+        axis: the axes that a unit's norm sums over; ``None`` means all axes but the
+            last, or all axes if at most one is longer than 1.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     References:
         Brock et al., High-performance large-scale image recognition without
         normalization, 2021, equation 3, https://arxiv.org/abs/2102.06171. Differs from
         optax in: a unit of a three-axis array is one index of its last axis, as in a
-        1-D convolution; ``axis=0`` gives theirs.
+        1-D convolution; ``axis=0`` gives optax's units.
     """
     numerics.check_number("clipping", clipping, low=0.0)
     numerics.check_number("eps", eps, low=0.0)
@@ -161,13 +160,13 @@ def adaptive_clip(
 
 
 def centralize() -> Transform:
-    r"""Subtract from each unit's update its mean; vectors and scalars stay.
+    r"""Subtract its mean from each unit's update; vectors and scalars stay.
 
     References:
         Yong et al., Gradient centralization: a new optimization technique for deep
         neural networks, 2020, equation 1, https://arxiv.org/abs/2004.01461. The mean
-        is over what feeds one output, all axes but the last, where optax takes all
-        axes but the first.
+        is over the weights of one output, all axes but the last; optax takes all axes
+        but the first.
     """
 
     def center(u: jax.Array) -> jax.Array:
@@ -175,7 +174,7 @@ def centralize() -> Transform:
             return u
         axes = tuple(range(u.ndim - 1))
         mean = jnp.mean(u, axis=axes, keepdims=True)
-        if not jnp.iscomplexobj(u):  # the sum may not fit
+        if not jnp.iscomplexobj(u):  # the sum might overflow
             share = u / max(math.prod(u.shape[:-1]), 1)
             mean_of_shares = jnp.sum(share, axis=axes, keepdims=True)
             mean = jnp.where(jnp.isfinite(mean), mean, mean_of_shares)
@@ -195,7 +194,7 @@ def shrink_onto(
     Args:
         bound: in units of u.
         u: floats.
-        norm: of u times ``rate``.
+        norm: that of ``rate`` * u.
         rate: a power of two below 1 where the norm of u itself overflows, else 1.
     """
     bound = bound.astype(norm.dtype)

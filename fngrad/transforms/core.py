@@ -1,4 +1,4 @@
-"""The transform, and how transforms compose.
+"""The transform, and the composition of transforms.
 
 A *transform* is a pair of pure functions: ``init(params) -> state`` and
 ``update(updates, state, params) -> (updates, state)``. A *chain* applies its *parts*
@@ -6,12 +6,12 @@ in order; chains are flat, so chaining is associative and `identity` is its unit
 *optimizer* is a chain whose updates are added to the parameters, and so ends in a
 negative scale.
 
-A chain is also the border between dtypes. Inside it every update is at least float32,
-in the dtype of the state, whatever dtype the gradients have; on the way out the
-update is cast, once, to the parameter's dtype. Parts are written without casts.
+A chain also converts dtypes. Inside it every update is at least float32, in the dtype
+of the state, whatever dtype the gradients have; at the end the update is cast, once,
+to the parameter's dtype. Parts are written without casts.
 
-State is a dict keyed by part name, in which stateless parts are absent. So putting
-a clip in front, nesting a chain or replacing a float by a schedule moves no leaf.
+State is a dict keyed by part name, without stateless parts. So putting a clip in front,
+nesting a chain or replacing a float by a schedule does not change a leaf's path.
 """
 
 import functools
@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.transforms.chain_inputs as chain_inputs
 import fngrad.tree as tree
 from fngrad.programs.signatures import name_of
-from fngrad.transforms.chain_inputs import check_params, check_updates, enter
 from fngrad.types import Metrics, OptState, Params, Path, Reported, Tree, Updates
 
 
@@ -32,20 +32,19 @@ class Transform(NamedTuple):
     """A pair of pure functions that turns gradients into updates.
 
     Users write the first two fields; `chain` and the wrappers fill in the rest. A part
-    with something to tell is made of its *report*, the update that also returns scalars
-    by name; its update is the report without them. A part without a report tells
-    nothing.
+    that reports metrics is made from its *report*, the update that also returns scalars
+    by name; its update is the report without them.
     """
 
     init: Callable[[Params], OptState]
     update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
     name: str = ""  # keys the state and the report in a chain
-    parts: tuple["Transform", ...] = ()  # what makes a chain flat
-    report: Callable[..., Reported] | None = None  # the update that also tells
+    parts: tuple["Transform", ...] = ()  # of a chain, which are taken over by others
+    report: Callable[..., Reported] | None = None  # the update with metrics
     trainable: Callable[[Path, Any], bool] | None = None  # None: every leaf
 
 
-Run: TypeAlias = Callable[[Transform, Updates, OptState, Params], Reported]
+UpdateFn: TypeAlias = Callable[[Transform, Updates, OptState, Params], Reported]
 
 
 class TransformLike(Protocol):
@@ -62,22 +61,22 @@ def chain(*transforms: TransformLike) -> Transform:
     """Apply transforms in order; the result is a transform again.
 
     Args:
-        transforms: chains (their parts are taken in), single transforms, or foreign
-            objects with ``init`` and ``update``.
+        transforms: chains (whose parts become parts of this one), single transforms,
+            or foreign objects with ``init`` and ``update``.
 
     Returns:
         A transform whose state is a dict keyed by part name. ``init`` works on
         abstract parameters and never aliases them. ``update`` takes gradients of any
-        float dtype and returns updates in the parameters' dtypes; ``report`` returns
-        what the parts tell, too.
+        float dtype and returns updates in the parameters' dtypes; ``report`` also
+        returns the metrics of the parts.
 
     Raises:
-        TypeError: an argument has no ``init`` and ``update``; at ``init``, a
-            trainable leaf is no float or complex array; at ``update``, a gradient is
-            none, or there are no parameters.
-        ValueError: at ``init``, two stateful parts share a name, or there are no
-            parameters; at ``update``, the trees do not fit; at ``report``, two metrics
-            have one name.
+        TypeError: if an argument has no ``init`` and ``update``; at ``init``, if a
+            trainable leaf is not a float or complex array; at ``update``, if a
+            gradient is not one, or the parameters are missing.
+        ValueError: at ``init``, if two stateful parts have one name, or there are no
+            parameters; at ``update``, if the trees do not fit; at ``report``, if two
+            metrics have one name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,7 +92,7 @@ def chain(*transforms: TransformLike) -> Transform:
     inner = compose(parts)
 
     def init(params: Params) -> OptState:
-        check_params(params, inner.trainable)
+        chain_inputs.check_params(params, inner.trainable)
         return inner.init(params)
 
     @functools.lru_cache(maxsize=8)
@@ -102,7 +101,7 @@ def chain(*transforms: TransformLike) -> Transform:
         return jax.eval_shape(inner.init, jax.tree.unflatten(structure, params))
 
     def check(updates: Updates, state: OptState, params: Params) -> None:
-        check_updates(updates, params)
+        chain_inputs.check_updates(updates, params)
         leaves, structure = jax.tree.flatten(params)
         avals = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         expected = expected_state(structure, avals, jnp.result_type(float))
@@ -114,13 +113,14 @@ def chain(*transforms: TransformLike) -> Transform:
             )
 
     def advance(
-        run: Run, updates: Updates, state: OptState, params: Params = None
+        update_fn: UpdateFn, updates: Updates, state: OptState, params: Params = None
     ) -> Reported:
         check(updates, state, params)
-        updates, state, told = run(inner, enter(updates, params), state, params)
-        return tree.cast_like(updates, params), state, told
+        wide = chain_inputs.widen_gradients(updates, params)
+        updates, state, metrics = update_fn(inner, wide, state, params)
+        return tree.cast_like(updates, params), state, metrics
 
-    made = wrapping(init, advance, trainable=inner.trainable)
+    made = wrapper(init, advance, trainable=inner.trainable)
     return made._replace(parts=parts or (_IDENTITY,))
 
 
@@ -130,18 +130,18 @@ def identity() -> Transform:
 
 
 def named(name: str, transform: TransformLike) -> Transform:
-    """Give a transform a name of its own, under which its state and report appear.
+    """Give a transform a name, which its state and its metrics have as their key.
 
-    Two stateful parts of one kind need it:
+    Two stateful parts of one kind need names:
     ``chain(named("fast", trace(0.9)), named("slow", trace(0.99)))``.
 
     Args:
         name: not empty, without ``/``.
-        transform: one part takes the name; a longer chain becomes one part, whose
+        transform: a single part gets the name; a longer chain becomes one part, whose
             own parts keep their names below it.
 
     Raises:
-        ValueError: the name is empty or holds ``/``.
+        ValueError: if the name is empty or contains ``/``.
     """
     if not name or "/" in name:
         raise ValueError(f"need a name that is not empty and has no '/', got {name=}")
@@ -153,19 +153,19 @@ def named(name: str, transform: TransformLike) -> Transform:
 def report(
     transform: TransformLike, updates: Updates, state: OptState, params: Params
 ) -> Metrics:
-    """Return what a transform tells of the update that it would make.
+    """Return the metrics that a transform reports of an update.
 
-    ``optimizer.report(updates, state, params)`` gives the update too, in one pass.
+    ``optimizer.report(updates, state, params)`` returns the update too, in one pass.
 
     Args:
-        transform: any transform; what has nothing to tell gives an empty dict.
-        updates: what ``update`` would be given, with ``state`` and ``params``.
+        transform: any transform; one without a report gives an empty dict.
+        updates: the arguments of ``update``, with ``state`` and ``params``.
 
     Returns:
         Scalars by name, such as ``scale_by_learning_rate/learning_rate``.
 
     Raises:
-        ValueError: two parts report one name, or the trees do not fit.
+        ValueError: if two parts report one name, or the trees do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -177,16 +177,16 @@ def report(
     return update_and_report(chain(transform), updates, state, params)[2]
 
 
-def telling(
+def from_report(
     init: Callable[[Params], OptState], report: Callable[..., Reported], name: str
 ) -> Transform:
-    """Make a part of its report; its update is the report without the metrics.
+    """Make a part from its report; its update is the report without the metrics.
 
     Args:
-        init: as of any transform.
+        init: as for any transform.
         report: ``(updates, state, params) -> (updates, state, metrics)``, the metrics
             scalars by name.
-        name: keys its state and its metrics.
+        name: the key of its state and its metrics.
     """
 
     def update(
@@ -198,20 +198,20 @@ def telling(
     return Transform(init, update, name, report=report)
 
 
-def wrapping(
+def wrapper(
     init: Callable[[Params], OptState],
     advance: Callable[..., Reported],
     name: str = "",
     trainable: Callable[[Path, Any], bool] | None = None,
 ) -> Transform:
-    """Make a transform of others, which are updated in it, and tell if it does.
+    """Make a transform that wraps others; its report includes their metrics.
 
     Args:
-        init: as of any transform.
-        advance: ``(run, updates, state, params) -> (updates, state, metrics)``; it
-            updates what is wrapped by ``run(part, updates, state, params)``, which is
-            `update_only` in an update and `update_and_report` in a report.
-        name: keys its state and its metrics.
+        init: as for any transform.
+        advance: ``(update_fn, updates, state, params) -> (updates, state, metrics)``.
+            It updates a wrapped part by ``update_fn(part, updates, state, params)``,
+            which is `update_only` in an update and `update_and_report` in a report.
+        name: the key of its state and its metrics.
         trainable: which leaves are differentiated; ``None`` means all.
     """
 
@@ -228,17 +228,17 @@ def wrapping(
 def update_only(
     part: Transform, updates: Updates, state: OptState, params: Params
 ) -> Reported:
-    """Update a part; tell nothing."""
+    """Update a part, without metrics."""
     return (*part.update(updates, state, params), {})
 
 
 def update_and_report(
     part: Transform, updates: Updates, state: OptState, params: Params
 ) -> Reported:
-    """Update a part, and return what it tells of that; without a report, nothing.
+    """Update a part, with the metrics of its report if it has one.
 
     Raises:
-        TypeError: its report gives something else.
+        TypeError: if its report returns another form.
     """
     if part.report is None:
         return update_only(part, updates, state, params)
@@ -246,7 +246,7 @@ def update_and_report(
     is_whole = isinstance(made, tuple) and len(made) == 3
     if not (is_whole and isinstance(made[2], Mapping)):
         raise TypeError(
-            "need (updates, state, metrics) from a report, the update that also tells, "
+            "need (updates, state, metrics) from a report, the update with metrics, "
             f"got {type(made).__name__} from {part.name}: "
             "return (*update(updates, state, params), metrics)"
         )
@@ -254,7 +254,7 @@ def update_and_report(
 
 
 def compose(parts: tuple[Transform, ...]) -> Transform:
-    """Apply parts in order, without the checks and casts of `chain`, for wrappers."""
+    """Apply parts in order, without the checks and casts of `chain`."""
 
     def init(params: Params) -> OptState:
         states = [(part.name, part.init(params)) for part in parts]
@@ -262,25 +262,25 @@ def compose(parts: tuple[Transform, ...]) -> Transform:
         return {name: state for name, state in states if not _is_stateless(state)}
 
     def advance(
-        run: Run, updates: Updates, state: OptState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: OptState, params: Params
     ) -> Reported:
         new_state, reports = {}, {}
         for part in parts:
             old = state.get(part.name, ())
-            updates, new, told = run(part, updates, old, params)
+            updates, new, metrics = update_fn(part, updates, old, params)
             if part.name in state:
                 new_state[part.name] = new
-            merge_report(reports, part.name, told)
+            merge_report(reports, part.name, metrics)
         return updates, new_state, reports
 
-    return wrapping(init, advance, trainable=_all_trainable(parts))
+    return wrapper(init, advance, trainable=_all_trainable(parts))
 
 
 def merge_report(reports: Metrics, name: str, more: Metrics) -> None:
-    """Add ``more`` to ``reports`` with every key below ``name``.
+    """Add the metrics ``more`` to ``reports``, with every key below ``name``.
 
     Raises:
-        ValueError: the key is taken.
+        ValueError: if a key is taken.
     """
     for key, value in more.items():
         full = f"{name}/{key}"
@@ -293,12 +293,12 @@ def merge_report(reports: Metrics, name: str, more: Metrics) -> None:
 
 
 def unwrap(transform: TransformLike) -> Transform:
-    """Return a transform's bare functions, for a wrapper that calls them in a chain."""
+    """Return a transform without the checks and casts of `chain`, for wrappers."""
     return compose(_parts_of(transform))
 
 
-def learned_leaves(transform: Transform, params: Params) -> Any:
-    """Return the tree of bools that says which leaves a transform moves."""
+def trainable_leaves(transform: Transform, params: Params) -> Any:
+    """Return the tree of bools that is true for the leaves that a transform trains."""
     rule = transform.trainable or (lambda path, leaf: True)
     return tree.map_selected(rule, params)
 
@@ -307,7 +307,8 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
     """Return params + updates, added in the wider dtype, in the dtype of params.
 
     Raises:
-        ValueError: the trees differ in structure or in a shape; a masked array.
+        ValueError: if the trees differ in structure or in a shape, or contain a masked
+            array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -340,7 +341,7 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
 
 
 def _name_of(transform: TransformLike) -> str:
-    """Name a part after the function or the class that holds its ``init``."""
+    """Name a part after the function or the class that defines its ``init``."""
     init = transform.init
     qualname = getattr(init, "__qualname__", type(transform).__qualname__)
     inside = f".{getattr(init, '__name__', '')}"
@@ -349,7 +350,7 @@ def _name_of(transform: TransformLike) -> str:
 
 
 def _adopt(foreign: TransformLike) -> Transform:
-    """Give foreign code narrow gradients, and hold its state to its first dtypes."""
+    """Give foreign code gradients in the parameters' dtypes, and keep its state's."""
 
     def update(
         updates: Updates, state: OptState, params: Params

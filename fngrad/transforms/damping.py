@@ -1,4 +1,4 @@
-"""How much a Gauss-Newton step is damped, for a step that adapts it."""
+"""The damping of a Levenberg-Marquardt step, kept in the optimizer's state."""
 
 from typing import NamedTuple
 
@@ -15,21 +15,21 @@ class DampingState(NamedTuple):
 
     step: jax.Array  # int32, shape ()
     damping: jax.Array  # float, shape (); at step 0 relative to the curvature
-    growth: jax.Array  # float, shape (); the factor of the next rejection
+    growth: jax.Array  # float, shape (); the factor at the next rejection
 
 
 def adaptive_damping(initial: Scalar = 1e-3) -> Transform:
-    r"""Hold the damping that `fngrad.steps.levenberg_marquardt` adapts.
+    r"""Keep the damping that `fngrad.steps.levenberg_marquardt` adapts.
 
     Updates pass unchanged.
 
     Args:
         initial: $\tau$ > 0, the first damping relative to the curvature
-            $\|J g\|^2 / \|g\|^2$ along the first gradient. Small (1e-6) trusts the
-            first step, 1 does not.
+            $\|J g\|^2 / \|g\|^2$ along the first gradient. With a small value
+            (1e-6) the first step is a Gauss-Newton step, with 1 a cautious one.
 
     Raises:
-        ValueError: a number that is not above 0.
+        ValueError: if ``initial`` is a number that is not above 0.
     """
     numerics.check_positive("initial", initial)
 

@@ -1,16 +1,17 @@
 """Where a model is evaluated: at its parameters, or at a point an optimizer keeps.
 
-Some rules take gradients at one point and mean another for use: an average of the
-parameters, schedule-free's x. The class of such a rule's state has a method
-``eval_params(self, params) -> params``, which is all that tells it from other states.
+Some rules take gradients at one point and provide another for evaluation: an average of
+the parameters, or schedule-free's x. The class of such a rule's state has a method
+``eval_params(self, params) -> params``.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Path
 
@@ -27,8 +28,8 @@ def eval_params(state: Any) -> Params:
         ``state.params``; these themselves where the optimizer has none.
 
     Raises:
-        TypeError: a state without ``params``.
-        ValueError: two evaluation points for one leaf, or one that does not fit.
+        TypeError: if the state has no ``params``.
+        ValueError: if a leaf has two evaluation points, or one that does not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,29 +50,29 @@ def eval_params(state: Any) -> Params:
 
 
 def evaluation_point(opt_state: OptState, params: Params) -> Params:
-    """Return the point at which an optimizer wants its model evaluated.
+    """Return the point at which an optimizer's model is evaluated.
 
-    Every state with a method ``eval_params`` is given its part of the parameters:
-    where one of the state's fields is shaped like the parameters with holes, as
-    inside of a partition, the parameters with these holes, else all of them. What it
-    returns, with holes or without, takes the place of those parameters.
+    Every state with a method ``eval_params`` is called with its part of the parameters:
+    if one of the state's fields is shaped like the parameters with holes (``None``), as
+    inside of a partition, the parameters with these holes, else all of them. The leaves
+    that it returns replace those parameters.
 
-    Of nested states the outermost is asked alone. A wrapper that builds on the point
-    of what it wraps, or holds it in another form (stacked, say), calls this function
-    in its own ``eval_params``.
+    Of nested states only the outermost is called. A wrapper that needs the point of an
+    inner state, or keeps it in another form (stacked, for instance), calls this
+    function in its own ``eval_params``.
 
     Args:
         opt_state: an optimizer's state, or any tree of states.
-        params: the parameters it belongs to.
+        params: the optimizer's parameters.
 
     Returns:
         A tree like ``params``, in its dtypes.
 
     Raises:
-        ValueError: two evaluation points for one leaf, or one that does not fit.
+        ValueError: if a leaf has two evaluation points, or one that does not fit.
     """
     found: dict[str, jax.Array] = {}
-    for owner in _owners(opt_state):
+    for owner in queries.find(opt_state, _has_point):
         point = owner.eval_params(_part_of(params, owner))
         for path, leaf in tree.leaf_paths(point).items():
             if path in found:
@@ -90,12 +91,8 @@ def evaluation_point(opt_state: OptState, params: Params) -> Params:
     )
 
 
-def _owners(opt_state: OptState) -> Iterator[Any]:
-    def has_point(node: Any) -> bool:
-        return callable(getattr(type(node), "eval_params", None))
-
-    nodes = jax.tree.leaves(opt_state, is_leaf=has_point)
-    return (node for node in nodes if has_point(node))
+def _has_point(node: Any) -> bool:
+    return callable(getattr(type(node), "eval_params", None))
 
 
 def _part_of(params: Params, owner: Any) -> Params:

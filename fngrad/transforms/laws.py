@@ -1,7 +1,7 @@
-"""What holds for every transform, as checks that anyone can run on their own.
+"""Laws of transforms, as checks for any transform.
 
-A *law* is an equation between two ways of doing the same thing: alone or in a chain,
-eagerly or compiled, one by one or batched. Values are compared leaf by leaf, to a
+A *law* is an equation between two ways to compute one thing: alone or in a chain,
+eagerly or compiled, one by one or batched. Values are compared leaf by leaf, with a
 tolerance where the two ways may round differently.
 """
 
@@ -31,16 +31,16 @@ STEPS = 3
 
 
 class _Subject(NamedTuple):
-    """What the laws are about."""
+    """A transform under test, with its trajectories."""
 
-    given: TransformLike
+    transform: TransformLike
     chained: Transform
     params: Params
     gradients: list[Updates]  # one for each of three steps
     eager: list[tuple[Updates, OptState]]  # after each step
     jitted: list[tuple[Updates, OptState]]
     step: Callable[..., Any]  # jitted, see _donating_step
-    traces: int  # how often the three jitted steps traced it
+    traces: int  # how often the three jitted steps were traced
 
 
 def check_transform(transform: TransformLike, params: Params | None = None) -> None:
@@ -50,23 +50,22 @@ def check_transform(transform: TransformLike, params: Params | None = None) -> N
       parameters or within itself.
     - ``update`` keeps the structure, shapes and dtypes of the state, whatever float
       dtype the gradients have, and gives updates shaped like the parameters.
-    - jit equals eager; three calls trace once; a scan equals the loop; a batch of
-      states under vmap equals one by one; the first step can donate parameters and
-      state.
+    - jit equals eager; three calls are traced once; a scan equals the loop; vmap over
+      states equals one by one; the first step can donate parameters and state.
     - `identity` is the unit of `chain`, and chaining is associative.
     - bfloat16 and float16 parameters get the float32 updates, rounded.
     - Zero gradients give finite updates.
-    - ``report`` is the update that also tells: its updates and state are those of
+    - ``report`` is the update with metrics: its updates and state are those of
       ``update``; its metrics are scalars.
 
     Args:
         transform: a transform, or any object with ``init`` and ``update``.
-        params: float arrays to try it on; the default is a small tree with leaves of
-            zero, one and two axes. Give your own if the transform knows leaves by
+        params: float arrays to test it with; the default is a small tree with leaves
+            of zero, one and two axes. Pass your own if the transform selects leaves by
             path.
 
     Raises:
-        ValueError: a law is broken; the message names the law, the leaf and both
+        ValueError: if a law is broken; the message names the law, the leaf and both
             values.
 
     Example:
@@ -116,11 +115,11 @@ def _check_fresh(chained: Transform, params: Params) -> None:
 
 
 def _check_updates_form(
-    given: TransformLike, params: Params, gradient: Updates
+    transform: TransformLike, params: Params, gradient: Updates
 ) -> None:
     wide = tree.widen(params)
-    updates, _ = given.update(tree.widen(gradient), given.init(wide), wide)
-    _require_form(wide, updates)
+    made = transform.update(tree.widen(gradient), transform.init(wide), wide)
+    _require_form(wide, made[0])
 
 
 def _check_state_form(chained: Transform, params: Params, gradient: Updates) -> None:
@@ -169,7 +168,7 @@ def _check_vmap(subject: _Subject) -> None:
 
 def _check_donation(subject: _Subject) -> None:
     want = apply_updates(subject.params, subject.jitted[0][0])
-    for _ in range(2):  # a state that init hands out twice is gone after the first
+    for _ in range(2):  # a state that init returns twice is deleted after the first
         params = _copy(subject.params)
         state = subject.chained.init(params)
         got, _, _ = subject.step(params, state, subject.gradients[0])
@@ -178,8 +177,8 @@ def _check_donation(subject: _Subject) -> None:
 
 def _check_unit(subject: _Subject) -> None:
     for chained in (
-        chain(identity(), subject.given),
-        chain(subject.given, identity()),
+        chain(identity(), subject.transform),
+        chain(subject.transform, identity()),
     ):
         got = _loop(chained.update, chained, subject.params, subject.gradients)
         _require_same(subject.eager, got, 0.0)
@@ -191,8 +190,8 @@ def _check_associativity(subject: _Subject) -> None:
     left, right = (
         _loop(chained.update, chained, subject.params, subject.gradients)
         for chained in (
-            chain(chain(first, subject.given), last),
-            chain(first, chain(subject.given, last)),
+            chain(chain(first, subject.transform), last),
+            chain(first, chain(subject.transform, last)),
         )
     )
     _require_same(left, right, 0.0)
@@ -208,7 +207,7 @@ def _check_low_precision(subject: _Subject) -> None:
         want = _loop(update, subject.chained, tree.widen(low), wide)
         for (updates, _), (reference, _) in zip(got, want, strict=True):
             rounded = tree.cast_like(reference, low)
-            # Foreign code computes in the parameters' dtype: some units are lost.
+            # Foreign code computes in the parameters' dtype, with rounding errors.
             _require_same(rounded, updates, 8 * float(jnp.finfo(dtype).eps))
             _require_finite(updates)
 
@@ -230,8 +229,8 @@ def _check_report(subject: _Subject) -> None:
 
 def _check_metrics(subject: _Subject) -> None:
     state = subject.chained.init(subject.params)
-    told = report(subject.chained, subject.gradients[0], state, subject.params)
-    for name, value in told.items():
+    metrics = report(subject.chained, subject.gradients[0], state, subject.params)
+    for name, value in metrics.items():
         if jnp.shape(value) != ():
             raise ValueError(f"need scalars, got shape {jnp.shape(value)} at {name!r}")
 
@@ -246,8 +245,8 @@ LAWS: dict[str, Callable[[_Subject], None]] = {
     "chain is associative": _check_associativity,
     "low precision is float32, rounded": _check_low_precision,
     "zero gradients give finite updates": _check_zero_gradients,
-    "report is the update that also tells": _check_report,
-    "a report holds scalars": _check_metrics,
+    "report is the update with metrics": _check_report,
+    "a report contains scalars": _check_metrics,
 }
 
 
@@ -272,7 +271,7 @@ def _loop(
 
 
 def _donating_step(chained: Transform) -> tuple[Callable[..., Any], list[None]]:
-    """Return a jitted step that donates what it replaces, and its traces so far."""
+    """Return a jitted step that donates its state, and a list of its traces."""
     traces: list[None] = []
 
     def step(
@@ -326,7 +325,7 @@ def _stack(trees: list[Any]) -> Any:
 
 
 def _cast(a: Any, dtype: Any) -> Any:
-    """Cast float leaves; complex ones and others stay."""
+    """Cast real float leaves; complex and other leaves stay."""
     return jax.tree.map(
         lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, a
     )
@@ -361,7 +360,7 @@ def _require_finite(a: Any) -> None:
 
 
 def _require_same(want: Any, got: Any, tolerance: float) -> None:
-    """Compare entries to a tolerance relative to the leaf's largest."""
+    """Compare entries, with a tolerance relative to the leaf's largest."""
     _require_form(want, got)
     for (path, a), (_, b) in zip(_leaves(want), _leaves(got), strict=True):
         x, y = _numbers(a), _numbers(b)

@@ -1,9 +1,9 @@
 """Different transforms for different leaves.
 
-`partition` splits the leaves into groups, each with a transform of its own. Groups
-are exhaustive: a leaf that no group selects is an error, never a leaf that receives
-its raw gradient as an update. `masked` is the partition into two groups, `freeze`
-the transform of leaves that do not move.
+`partition` splits the leaves into groups, each with its own transform. Groups are
+exhaustive: a leaf that no group selects is an error, so no leaf receives its raw
+gradient as an update. `masked` is the partition into two groups; `freeze` is the
+transform of leaves that are not trained.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,34 +13,35 @@ import jax
 
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
     merge_report,
     unwrap,
-    wrapping,
+    wrapper,
 )
 from fngrad.types import OptState, Params, Path, Reported, Selector, Updates
 
 
 def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
-    """Give each group of leaves a transform of its own.
+    """Give each group of leaves its own transform.
 
     Args:
         groups: pairs of a selector and a transform, tried in order; the first that
-            selects a leaf takes it. End with ``("**", ...)`` for the rest.
+            selects a leaf applies. End with ``("**", ...)`` for the rest.
 
     Returns:
         A chain of one part, ``partition``. Its state has one entry per group, keyed
-        by the glob (``group 0`` and so on for other selectors); the leaves of other
-        groups are absent in it. A transform sees only its group: a global norm is the
-        group's norm.
+        by the glob (``group 0`` and so on for other selectors), without the leaves of
+        other groups. A transform sees only its group: a global norm is the group's
+        norm.
 
     Raises:
-        TypeError: a selector or transform that is none, or a dict.
-        ValueError: no groups, or two with one glob; at ``init``, a leaf that no group
-            selects, or a glob that selects no leaf at all.
+        TypeError: if ``groups`` is a dict, or contains an object of another type than
+            a selector and a transform.
+        ValueError: if there are no groups, or two with one glob; at ``init``, if a
+            leaf is in no group, or a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -75,13 +76,13 @@ def masked(
         inner: the transform of the selected leaves.
         mask: a selector, see `fngrad.tree.select`.
         otherwise: the transform of the rest. ``None`` means `freeze`: an unselected
-            leaf does not move, and its gradient is not computed. In the middle of a
-            chain ``identity()`` hands the other updates on as they are.
+            leaf is not trained, and its gradient is not computed. In the middle of a
+            chain use ``identity()``, which passes the other updates unchanged.
 
     Raises:
-        TypeError: a selector or transform that is none.
-        ValueError: at ``init``, a glob that selects no leaf, or a tree of bools that
-            does not fit.
+        TypeError: if ``mask`` is not a selector, or ``inner`` not a transform.
+        ValueError: at ``init``, if a glob selects no leaf, or a tree of bools does not
+            fit.
 
     Example:
         >>> import fngrad as fg
@@ -96,7 +97,7 @@ def masked(
 
 
 def freeze() -> Transform:
-    """Hold leaves where they are: zero updates, no state, no gradient computed."""
+    """Do not train leaves: zero updates, no state, no gradient computed."""
     return chain(
         Transform(
             init=lambda params: (),
@@ -123,18 +124,18 @@ def _grouped(
 
     def init(params: Params) -> OptState:
         for selector, _ in pairs:
-            _check_selects(selector, params)
+            tree.check_mask(selector, params)
         masks = _masks(groups, params)
         return {g.key: g.inner.init(tree.keep(masks[g.key], params)) for g in groups}
 
     def advance(
-        run: Run, updates: Updates, state: OptState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: OptState, params: Params
     ) -> Reported:
         merged, new_state, reports = jax.tree.map(lambda x: None, params), {}, {}
         for group, members in _members(groups, updates, state, params):
-            part, new_state[group.key], told = run(group.inner, *members)
+            part, new_state[group.key], metrics = update_fn(group.inner, *members)
             merged = tree.merge(merged, part)
-            merge_report(reports, group.key, told)
+            merge_report(reports, group.key, metrics)
         return merged, new_state, reports
 
     def trainable(path: Path, leaf: Any) -> bool:
@@ -142,7 +143,7 @@ def _grouped(
         return rule is None or rule(path, leaf)
 
     has_trainable = any(group.inner.trainable for group in groups)
-    return chain(wrapping(init, advance, name, trainable if has_trainable else None))
+    return chain(wrapper(init, advance, name, trainable if has_trainable else None))
 
 
 def _group_of(groups: list[_Group], path: Path, leaf: Any) -> _Group:
@@ -171,12 +172,3 @@ def _members(
         mask = masks[group.key]
         kept = tree.keep(mask, updates), state[group.key], tree.keep(mask, params)
         yield group, kept
-
-
-def _check_selects(selector: Selector, params: Params) -> None:
-    selected = jax.tree.leaves(tree.select(selector, params))
-    if isinstance(selector, str) and selector != "**" and not any(selected):
-        raise ValueError(
-            f"need a glob that selects a leaf, got {selector!r} for the leaves "
-            f"{list(tree.leaf_paths(params))}"
-        )

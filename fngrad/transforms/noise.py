@@ -18,13 +18,13 @@ class AddNoiseState(NamedTuple):
 
 
 def add_noise(eta: Hyper, gamma: Hyper, key: int | Key) -> Transform:
-    r"""Add Gaussian noise whose variance falls with the steps.
+    r"""Add Gaussian noise whose variance decays with the step.
 
     $$u_t \leftarrow u_t + \mathcal N\big(0, \eta / (1 + t)^\gamma\big),
       \qquad t = 0, 1, \ldots$$
 
-    The noise of step $t$ is drawn with ``fold_in(key, t)``, an own draw for each leaf;
-    on a complex leaf the variance is that of the modulus.
+    The noise of step $t$ is drawn from ``fold_in(key, t)``, independently per leaf; on
+    a complex leaf the variance is that of the modulus.
 
     Args:
         eta: $\eta$ >= 0, a variance, in squared units of the updates.
@@ -32,8 +32,8 @@ def add_noise(eta: Hyper, gamma: Hyper, key: int | Key) -> Transform:
         key: a typed key or an int.
 
     Raises:
-        ValueError: a negative number.
-        TypeError: the key is neither.
+        ValueError: if ``eta`` or ``gamma`` is negative.
+        TypeError: if the key is neither.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,7 +50,7 @@ def add_noise(eta: Hyper, gamma: Hyper, key: int | Key) -> Transform:
     numerics.key(key)
 
     def init(params: Params) -> AddNoiseState:
-        # A copy: a donated state must not take the caller's key along.
+        # A copy: donating the state must not delete the caller's key.
         return AddNoiseState(numerics.first_step(), jnp.copy(numerics.key(key)))
 
     def update(

@@ -1,4 +1,4 @@
-"""Steps that are not taken."""
+"""Updates that are not finite: skipped."""
 
 from typing import Any, NamedTuple
 
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
     unwrap,
     update_and_report,
-    wrapping,
+    wrapper,
 )
 from fngrad.types import Metrics, OptState, Params, Updates
 
@@ -30,23 +30,23 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform:
     """Skip a step that would put a NaN or an infinity into parameters or state.
 
-    A step is skipped where a gradient, an update that ``inner`` makes of it, or an
-    entry of its state that was finite before is not finite. Then updates are zero and
-    the state of ``inner`` keeps every bit. More than ``max_consecutive`` skips in a
-    row are no longer an accident: steps are skipped still, so nothing is ever written
-    that is not finite, but ``gave_up`` is reported, and `fngrad.make_step` reports
-    the step as not finite, so that `fngrad.fit` stops; a skip within the limit counts
-    as finite there. A model state is the loss function's, and is not guarded.
+    A step is skipped if a gradient, an update of ``inner``, or an entry of its state
+    that was finite before is not finite. Then updates are zero and the state of
+    ``inner`` keeps every bit. After more than ``max_consecutive`` skips in a row steps
+    are still skipped, so that no value is written that is not finite, but ``gave_up``
+    is reported, and `fngrad.make_step` reports the step as not finite, so that
+    `fngrad.fit` stops. A skip within the limit counts as finite there. The model state
+    belongs to the loss function, and is not checked.
 
     It reports ``consecutive`` and ``total``, the skips including this step's,
-    ``gave_up``, 0 or 1, and what ``inner`` reports.
+    ``gave_up``, 0 or 1, and the metrics of ``inner``.
 
     Args:
         inner: usually a whole optimizer.
-        max_consecutive: how many skips in a row are let pass, an int >= 0.
+        max_consecutive: how many skips in a row are allowed, an int >= 0.
 
     Raises:
-        ValueError: ``max_consecutive`` is no int >= 0.
+        ValueError: if ``max_consecutive`` is not an int >= 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,38 +65,38 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
             numerics.first_step(), numerics.first_step(), within.init(params)
         )
 
-    def of_what_came(_: Metrics, *given: Any) -> Metrics:
-        """Return the reports of a gradient that is skipped, as it came."""
-        return jax.lax.stop_gradient(update_and_report(within, *given)[2])
+    def metrics_of_skipped(_: Metrics, *operands: Any) -> Metrics:
+        """Return the metrics of ``inner`` for the gradient that is skipped."""
+        return jax.lax.stop_gradient(update_and_report(within, *operands)[2])
 
     def advance(
-        run: Run, updates: Updates, state: SkipNonfiniteState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: SkipNonfiniteState, params: Params
     ) -> tuple[Updates, SkipNonfiniteState, Metrics]:
-        arrives = _all(jax.tree.map(_is_finite, updates))
+        is_finite = _all(jax.tree.map(_is_finite, updates))
         zeros = tree.zeros_like(updates)
-        # Not finite times zero is NaN in derivatives through the branch not taken.
-        safe = tree.where(arrives, updates, zeros)
-        made, new, told = run(within, safe, state.inner, params)
-        departs = _all(jax.tree.map(_is_finite, made))
-        is_sound = arrives & departs & tree.stays_finite(state.inner, new)
+        # In derivatives through the branch not taken, inf * 0 would be NaN.
+        safe = tree.where(is_finite, updates, zeros)
+        made, new, metrics = update_fn(within, safe, state.inner, params)
+        is_sound = is_finite & _all(jax.tree.map(_is_finite, made))
+        is_sound &= tree.stays_finite(state.inner, new)
         taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
         new_state = tree.where(is_sound, taken, _skipped(state))
 
-        if told:
-            given = told, updates, state.inner, params
-            told = jax.lax.cond(arrives, _as_told, of_what_came, *given)
+        if metrics:
+            operands = metrics, updates, state.inner, params
+            metrics = jax.lax.cond(is_finite, _first, metrics_of_skipped, *operands)
         reports: Metrics = {
             "consecutive": new_state.consecutive,
             "total": new_state.total,
             "gave_up": (new_state.consecutive > max_consecutive).astype(jnp.int32),
         }
-        return tree.where(is_sound, made, zeros), new_state, reports | told
+        return tree.where(is_sound, made, zeros), new_state, reports | metrics
 
-    return chain(wrapping(init, advance, "skip_nonfinite", within.trainable))
+    return chain(wrapper(init, advance, "skip_nonfinite", within.trainable))
 
 
-def _as_told(told: Metrics, *_: Any) -> Metrics:
-    return told
+def _first(metrics: Metrics, *_: Any) -> Metrics:
+    return metrics
 
 
 def _skipped(state: SkipNonfiniteState) -> SkipNonfiniteState:
@@ -108,9 +108,7 @@ def _skipped(state: SkipNonfiniteState) -> SkipNonfiniteState:
 
 
 def _is_finite(x: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return jnp.ones((), bool)
-    return jnp.all(jnp.isfinite(x))
+    return jnp.all(jnp.isfinite(x)) if tree.is_float(x) else jnp.ones((), bool)
 
 
 def _all(answers: Any) -> jax.Array:

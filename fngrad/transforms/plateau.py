@@ -1,18 +1,18 @@
-"""A scale that falls when a watched value stops improving.
+"""A scale that falls when an observed value stops improving.
 
-The value comes from outside: `observe` puts it into the state, and the next update
-reads it there. So the rule is a transform like any other, and a new scale compiles
-nothing.
+The value is an input: `fngrad.steps.observe` puts it into the state, where the next
+update reads it. So the rule is an ordinary transform, and a new scale compiles nothing.
 """
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.types import Hyper, Metrics, Mode, Params, Scalar, Updates
 
 
@@ -20,13 +20,13 @@ class ReduceOnPlateauState(NamedTuple):
     """State of `reduce_on_plateau`."""
 
     step: jax.Array  # int32, shape ()
-    scale: jax.Array  # float, shape (); what updates are multiplied by
+    scale: jax.Array  # float, shape (); the factor of updates
     best: jax.Array  # float, shape (); the best value so far, the worst float at first
-    bad: jax.Array  # int32, shape (); values in a row that did not improve
+    bad: jax.Array  # int32, shape (); values in a row without an improvement
     cooling: jax.Array  # int32, shape (); values still to ignore
-    total: jax.Array  # float, shape (); sum of the values not read yet
-    observations: jax.Array  # int32, shape (); how many those are
-    mode = None  # of the class: which way is better, where that was asked for
+    total: jax.Array  # float, shape (); sum of the observations not yet read
+    observations: jax.Array  # int32, shape (); the number of terms in that sum
+    mode = None  # a class attribute: the direction, "min" or "max", if it was given
 
 
 class FallingPlateauState(ReduceOnPlateauState):
@@ -65,24 +65,24 @@ def reduce_on_plateau(
     $$v < b - (\mathrm{rtol}\,|b| + \mathrm{atol}),$$
 
     for values of either sign; with ``mode="max"``, if $-v$ improves on $-b$. After
-    ``patience`` values in a row that do not,
+    ``patience`` values in a row without an improvement,
     $s \leftarrow \max(s \cdot \mathrm{factor}, s_{\min})$, and the next ``cooldown``
-    values count as no failure. NaN never improves. It reports ``scale``.
+    values are not counted. NaN never improves. It reports ``scale``.
 
     Args:
         factor: in (0, 1).
-        patience: >= 1, in values; PyTorch's ``patience`` is this minus one.
+        patience: >= 1, in values; one more than PyTorch's ``patience``.
         rtol: >= 0, relative to the best value.
         atol: >= 0, in units of the value.
         cooldown: >= 0, in values.
-        accumulation_size: >= 1; how many observations are averaged into one value.
+        accumulation_size: >= 1; how many observations are averaged to one value.
         min_scale: $s_{\min}$ in [0, 1].
         mode: ``"min"`` for a value that should fall, ``"max"`` for one that should
-            rise. ``None`` means that it should fall as it is observed;
-            `fngrad.steps.plateau` then observes a metric that rises negated.
+            rise. ``None`` means that the observed value should fall;
+            `fngrad.steps.plateau` then negates a metric that should rise.
 
     Raises:
-        ValueError: a number out of range, another mode.
+        ValueError: if a number is out of range, or the mode is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,30 +99,30 @@ def reduce_on_plateau(
     References:
         PyTorch's ``ReduceLROnPlateau``, and optax's ``reduce_on_plateau``, whose
         arguments these are. Differs from them in: the threshold is relative to $|b|$;
-        theirs, $(1 - \mathrm{rtol})\,b$, lies above a negative $b$, so that a value
-        which stands still improves, and the scale never falls. An update reads
-        what was observed before it, as in PyTorch; optax reads the value of the same
+        theirs, $(1 - \mathrm{rtol})\,b$, is above a negative $b$, so that a constant
+        value counts as an improvement, and the scale never falls. An update reads
+        the values observed before it, as in PyTorch; optax reads the value of the same
         step.
     """
     numerics.check_mode(mode)
-    _check(factor, patience, rtol, atol, cooldown, accumulation_size, min_scale)
-    kind, sign = _STATES[mode], -1 if mode == "max" else 1
+    _check_numbers(factor=factor, rtol=rtol, atol=atol, min_scale=min_scale)
+    _check_at_least(1, patience=patience, accumulation_size=accumulation_size)
+    _check_at_least(0, cooldown=cooldown)
+    state_class, sign = _STATES[mode], -1 if mode == "max" else 1
 
     def init(params: Params) -> ReduceOnPlateauState:
-        zero = jnp.zeros((), jnp.result_type(float))
-        count, worst = numerics.first_step, sign * _highest(zero)
-        return kind(count(), zero + 1, worst, count(), count(), zero + 0, count())
+        return _first_state(state_class, sign)
 
-    def digest(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
+    def read(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
         value = state.total / jnp.maximum(state.observations, 1).astype(float)
         best = sign * state.best
-        margin = _margin(best, *_asked((rtol, atol), state.step))
+        at_step = functools.partial(numerics.hyper, step=state.step)
+        margin = _margin(best, rtol=at_step(rtol), atol=at_step(atol))
         is_better = sign * value < best - margin
         is_cooling = state.cooling > 0
         bad = jnp.where(is_better | is_cooling, 0, numerics.next_step(state.bad))
         is_reduced = bad >= patience
-        decay, least = _asked((factor, min_scale), state.step)
-        lower = jnp.maximum(state.scale * decay, least)
+        lower = jnp.maximum(state.scale * at_step(factor), at_step(min_scale))
         waited = jnp.maximum(state.cooling - 1, 0)
         return state._replace(
             scale=jnp.where(is_reduced, lower, state.scale),
@@ -135,7 +135,7 @@ def reduce_on_plateau(
 
     def advance(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
         is_due = state.observations >= accumulation_size
-        return tree.where(is_due, digest(state), state)
+        return tree.where(is_due, read(state), state)
 
     def report(
         updates: Updates, state: ReduceOnPlateauState, params: Params
@@ -144,14 +144,14 @@ def reduce_on_plateau(
         new_state = state._replace(step=numerics.next_step(state.step))
         return tree.scale(state.scale, updates), new_state, {"scale": state.scale}
 
-    return chain(telling(init, report, "reduce_on_plateau"))
+    return chain(from_report(init, report, "reduce_on_plateau"))
 
 
 def add_observation(state: ReduceOnPlateauState, value: Scalar) -> ReduceOnPlateauState:
-    """Return the state with one more value to be read by the next update.
+    """Return the state with one more observation, which the next update reads.
 
     Raises:
-        ValueError: the value is not a scalar.
+        ValueError: if the value is not a scalar.
     """
     if jnp.shape(value) != ():
         raise ValueError(f"need a scalar to observe, got shape {jnp.shape(value)}")
@@ -161,28 +161,33 @@ def add_observation(state: ReduceOnPlateauState, value: Scalar) -> ReduceOnPlate
     )
 
 
-def _asked(values: tuple[Hyper, ...], step: jax.Array) -> list[jax.Array]:
-    return [numerics.hyper(value, step) for value in values]
+def _first_state(
+    state_class: type[ReduceOnPlateauState], sign: int
+) -> ReduceOnPlateauState:
+    zero = jnp.zeros((), jnp.result_type(float))
+    return state_class(
+        step=numerics.first_step(),
+        scale=zero + 1,
+        best=sign * _highest(zero),
+        bad=numerics.first_step(),
+        cooling=numerics.first_step(),
+        total=zero + 0,
+        observations=numerics.first_step(),
+    )
 
 
 def _highest(like: jax.Array) -> jax.Array:
     return jnp.full_like(like, jnp.finfo(like.dtype).max)
 
 
-def _margin(best: jax.Array, rtol: jax.Array, atol: jax.Array) -> jax.Array:
-    """Return by how much a value must lie below the best; the first always does."""
+def _margin(best: jax.Array, *, rtol: jax.Array, atol: jax.Array) -> jax.Array:
+    """Return by how much a value must be below the best; 0 for the first value."""
     size = jnp.where(best < _highest(best), jnp.abs(best), 0)
     return rtol * size + atol
 
 
-def _check(
-    factor: Hyper,
-    patience: int,
-    rtol: Hyper,
-    atol: Hyper,
-    cooldown: int,
-    accumulation_size: int,
-    min_scale: Hyper,
+def _check_numbers(
+    *, factor: Hyper, rtol: Hyper, atol: Hyper, min_scale: Hyper
 ) -> None:
     numerics.check_positive("factor", factor)
     numerics.check_number("factor", factor, high=1.0)
@@ -191,11 +196,9 @@ def _check(
     numerics.check_number("rtol", rtol, low=0.0)
     numerics.check_number("atol", atol, low=0.0)
     numerics.check_number("min_scale", min_scale, 0.0, 1.0)
-    lowest: dict[str, tuple[Any, int]] = {
-        "patience": (patience, 1),
-        "cooldown": (cooldown, 0),
-        "accumulation_size": (accumulation_size, 1),
-    }
-    for name, (value, low) in lowest.items():
+
+
+def _check_at_least(low: int, **values: int) -> None:
+    for name, value in values.items():
         if value < low:
             raise ValueError(f"need {name} >= {low}, got {name}={value}")

@@ -1,7 +1,7 @@
-"""Moments kept in 8 or 4 bits."""
+"""Quantized moments: 8 or 4 bits per entry."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,25 +9,26 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.numerics.low_bit_codes as low_bit_codes
+import fngrad.programs.text_tables as text_tables
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
     unwrap,
-    wrapping,
+    wrapper,
 )
+from fngrad.transforms.description import num_bytes
 from fngrad.transforms.quantized_update import decode, is_coded, update_coded
-from fngrad.types import Metrics, OptState, Params, Path, Updates
-
-KINDS = ("signed", "non_negative")  # how a state class declares its moments
+from fngrad.types import Metrics, OptState, Params, Updates
 
 
 class QuantizeState(NamedTuple):
     """State of `quantize_state`."""
 
-    step: jax.Array  # int32, shape (); moves the rounding on
+    step: jax.Array  # int32, shape (); selects the draws of the rounding
     inner: OptState  # with a low_bit_codes.Coded for every large moment
 
 
@@ -44,40 +45,39 @@ def quantize_state(
 
     A block of ``block_size`` entries of a moment shares a float32 scale $s$, its
     largest modulus; each entry $x$ is kept as the code of $x / s$, see
-    `fngrad.numerics.low_bit_codes`.
-    At every update the moments are decoded, ``inner`` makes its update in float32, and
-    its new moments are encoded, rounded up or down at random so that on average
-    nothing is lost:
+    `fngrad.numerics.low_bit_codes`. At every update the moments are decoded, ``inner``
+    makes its update in float32, and its new moments are encoded. They are rounded up
+    or down at random, without bias:
 
     $$\mathbb E\,[\,\mathrm{decode}(\mathrm{encode}(m_t))\,] = m_t$$
 
-    (an entry of a second moment below $10^{-10}$ of its block's largest is lifted to
-    that: never to zero, since one divides by it). The rounding is a function of the
-    step and the entry's place, so a run repeats exactly. On CPU the optimizer's step
-    takes two to three times as long, and parameters take turns, so that the decoded
-    moments of one at a time are in memory; see
-    ``experiments/benchmarks/state_memory.py``.
+    (an entry of a second moment below $10^{-10}$ of its block's largest is raised to
+    that, never rounded to zero, since updates are divided by its root). The rounding
+    is a function of the step and the entry's position, so a run repeats exactly. On
+    CPU the optimizer's step takes two to three times as long; parameters are updated
+    one after another, so that the decoded moments of one parameter at a time are in
+    memory; see ``experiments/benchmarks/state_memory.py``.
 
-    What is a moment is declared by the state classes of fngrad's rules; all other
-    state (counters, iterates, averages of parameters, bases, factors) stays as it is,
+    The state classes of fngrad's rules declare which fields are moments. All other
+    state (counters, iterates, averages of parameters, bases, factors) keeps its dtype,
     as do complex moments and those with fewer than ``min_size`` entries.
-    `describe_quantization` prints what becomes of each leaf.
+    `describe_quantization` prints how each leaf is stored.
 
-    Codes are integers: a run with them is not to be differentiated.
+    Codes are integers, so a run with them cannot be differentiated.
 
     Args:
         inner: the transform, usually a whole optimizer.
         bits: 8 or 4. With 4, codes are up to a factor of 2 apart, and training is no
             longer the same as in float32: try it beside 8.
-        block_size: entries a scale, even; a scale costs 4 bytes.
-        signed: for rules that declare nothing: globs over the paths of the inner
+        block_size: entries per scale, even; a scale costs 4 bytes.
+        signed: for rules that declare no moments: globs over the paths of the inner
             state, such as ``"**/mu/**"``, of moments of either sign.
         non_negative: likewise, of moments that are never negative.
         min_size: the fewest entries of a leaf that is encoded.
 
     Raises:
-        ValueError: other bits, an odd or non-positive ``block_size``; at ``init``, a
-            glob that selects no leaf, or two kinds for one leaf.
+        ValueError: if ``bits`` is neither 8 nor 4, or ``block_size`` is odd or not
+            positive; at ``init``, if a glob selects no leaf or a leaf has two kinds.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,28 +118,32 @@ def quantize_state(
             )
 
         state = transform.init(params)
-        coded = jax.tree.map(begin, _kinds(state, globs), state)
+        coded = jax.tree.map(begin, queries.moment_kinds(state, globs), state)
         return QuantizeState(numerics.first_step(), coded)
 
     def advance(
-        run: Run, updates: Updates, state: QuantizeState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: QuantizeState, params: Params
     ) -> tuple[Updates, QuantizeState, Metrics]:
-        updates, inner, told = update_coded(
-            functools.partial(run, transform), updates, state.inner, params, state.step
+        updates, inner, metrics = update_coded(
+            functools.partial(update_fn, transform),
+            updates,
+            state.inner,
+            params,
+            step=state.step,
         )
-        return updates, QuantizeState(numerics.next_step(state.step), inner), told
+        return updates, QuantizeState(numerics.next_step(state.step), inner), metrics
 
-    return chain(wrapping(init, advance, "quantize_state", transform.trainable))
+    return chain(wrapper(init, advance, "quantize_state", transform.trainable))
 
 
 def describe_quantization(optimizer: TransformLike, params: Params) -> str:
-    """Return a table of what `quantize_state` does with each leaf of a state.
+    """Return a table of how `quantize_state` stores each leaf of a state.
 
-    One line a leaf that holds floats: its path in the inner state, its dtype, how it
-    is stored, and its bytes before and after. The last line sums up.
+    One line per float leaf: its path in the inner state, its dtype, how it is stored,
+    and its bytes before and after. The last line has the totals.
 
     Args:
-        optimizer: a transform; with no `quantize_state` in it nothing is in codes.
+        optimizer: a transform; without `quantize_state` in it nothing is in codes.
         params: arrays or ShapeDtypeStructs; nothing is computed.
     """
     state = jax.eval_shape(optimizer.init, params)
@@ -147,15 +151,16 @@ def describe_quantization(optimizer: TransformLike, params: Params) -> str:
     rows, total = [], [0, 0]
     for path, leaf in leaves:
         before = jax.tree.leaves(jax.eval_shape(decode, leaf))[0]
-        if not jnp.issubdtype(before.dtype, jnp.inexact):
+        if not tree.is_float(before):
             continue
         stored = f"{leaf.coding.bits} bits" if is_coded(leaf) else str(before.dtype)
-        sizes = _bytes(before), _bytes(leaf)
+        sizes = num_bytes(before), num_bytes(leaf)
         name = tree.path_string(path).removeprefix("quantize_state/inner/")
         rows.append((name, str(before.dtype), stored, *map(str, sizes)))
         total = [t + s for t, s in zip(total, sizes, strict=True)]
     heads = ("leaf", "dtype", "stored as", "bytes before", "bytes after")
-    return _table([heads, *rows, ("total", "", "", *map(str, total))])
+    total_row = ("total", "", "", *map(str, total))
+    return text_tables.table([heads, *rows, total_row], left=3)
 
 
 def _as_tuple(globs: str | Sequence[str]) -> tuple[str, ...]:
@@ -165,65 +170,3 @@ def _as_tuple(globs: str | Sequence[str]) -> tuple[str, ...]:
 def _is_worth_it(leaf: Any, min_size: int) -> bool:
     is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
     return is_real and leaf.size >= max(min_size, 1)
-
-
-def _kinds(state: Any, globs: dict[str, tuple[str, ...]]) -> Any:
-    """Return the state's tree with each leaf's kind, "" for none."""
-    chosen = _declared(state)
-    paths = list(tree.leaf_paths(state))
-    given = [(kind, glob) for kind in KINDS for glob in globs[kind]]
-    for kind, glob in given:
-        selects = tree.selector_predicate(glob)
-        if not any(selects(path, None) for path in paths):
-            raise ValueError(
-                f"need a glob that selects a leaf of the state, got {kind}={glob!r} "
-                f"for {paths}"
-            )
-        chosen = tree.map_with_path(_choose(kind, selects), chosen)
-    return chosen
-
-
-def _choose(kind: str, selects: Callable[[Path, Any], bool]) -> Callable[..., str]:
-    def choose(path: Path, before: str) -> str:
-        if not selects(path, None):
-            return before
-        if before not in ("", kind):
-            raise ValueError(f"need one kind a leaf, got {before} and {kind}: {path!r}")
-        return kind
-
-    return choose
-
-
-def _declared(state: Any) -> Any:
-    """Return the kinds that the state's classes declare for their fields."""
-
-    def declare(node: Any) -> Any:
-        if not _is_declaring(node):
-            return ""
-        fields = zip(node._fields, node, strict=True)
-        return type(node)(*(_kind_of(node, name, value) for name, value in fields))
-
-    return jax.tree.map(declare, state, is_leaf=_is_declaring)
-
-
-def _kind_of(node: Any, name: str, value: Any) -> Any:
-    kinds = [kind for kind in KINDS if name in getattr(node, kind, ())]
-    return jax.tree.map(lambda leaf: kinds[0], value) if kinds else _declared(value)
-
-
-def _is_declaring(node: Any) -> bool:
-    return hasattr(node, "_fields") and any(hasattr(node, kind) for kind in KINDS)
-
-
-def _bytes(leaf: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(leaf))
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) for c, w in zip(row[:3], widths[:3], strict=True)]
-        cells += [c.rjust(w) for c, w in zip(row[3:], widths[3:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)

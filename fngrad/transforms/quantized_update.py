@@ -1,8 +1,9 @@
 """An update of moments in codes that holds few of them in float32 at a time.
 
-The inner update is cut into slices (`fngrad.programs.jaxprs`). A slice decodes what it
-reads and encodes what it makes, so a rule that treats its leaves apart has one leaf's
-moments in float32 at a time. A rule that mixes them, by a norm over all, has them all.
+The inner update is cut into slices (`fngrad.programs.jaxprs`). Each slice decodes its
+inputs and encodes its outputs, so a rule that treats its leaves separately has one
+leaf's moments in float32 at a time. A rule that mixes them, as by a norm over all
+leaves, has all of them in float32.
 """
 
 import functools
@@ -16,62 +17,61 @@ from jax.core import Tracer
 
 import fngrad.numerics.low_bit_codes as low_bit_codes
 import fngrad.programs.jaxprs as jaxprs
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Reported, Updates
 
 
 def is_coded(x: Any) -> bool:
-    """Say whether x is an array in codes."""
+    """Return whether x is an array in codes."""
     return isinstance(x, low_bit_codes.Coded)
 
 
 def decode(state: Any) -> Any:
-    """Return a state with arrays for all codes in it."""
-    return jax.tree.map(
-        lambda x: low_bit_codes.decode(x) if is_coded(x) else x, state, is_leaf=is_coded
-    )
+    """Return a state with all its codes decoded."""
+    return queries.replace(state, low_bit_codes.Coded, low_bit_codes.decode)
 
 
 def update_coded(
-    run: Callable[[Updates, OptState, Params], Reported],
+    update_fn: Callable[[Updates, OptState, Params], Reported],
     updates: Updates,
     state: OptState,
     params: Params,
     step: jax.Array,
 ) -> Reported:
-    """Return an update made from a state with codes, the next state, and the metrics.
+    """Return the updates, the next state and the metrics, from a state with codes.
 
     Args:
-        run: ``(updates, state, params) -> (updates, state, metrics)``, the transform's
-            update, which takes and gives states without codes.
-        updates: what it is given, with ``params``.
+        update_fn: ``(updates, state, params) -> (updates, state, metrics)``, the
+            transform's update, on states without codes.
+        updates: its first argument.
         state: its state with a `fngrad.numerics.low_bit_codes.Coded` in place of some
             arrays; the new state has them in the same places.
-        params: see ``updates``.
-        step: int32, shape (); chooses the rounding.
+        params: its last argument.
+        step: int32, shape (); selects the draws of the rounding.
     """
     old, structure = jax.tree.flatten(state, is_leaf=is_coded)
 
     def flat(updates: Updates, moments: list[Any], params: Params) -> Any:
-        updates, new, told = run(updates, structure.unflatten(moments), params)
-        return updates, structure.flatten_up_to(new), told
+        updates, new, metrics = update_fn(updates, structure.unflatten(moments), params)
+        return updates, structure.flatten_up_to(new), metrics
 
     abstract = jax.eval_shape(decode, old)
     program, result = jaxprs.trace(flat, updates, abstract, params)
-    given = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
-    values = dict(zip(program.inputs, given, strict=True)) | program.constants
+    leaves = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
+    values = dict(zip(program.inputs, leaves, strict=True)) | program.constants
     count = len(jax.tree.leaves(updates))
     heads, rest = program.outputs[:count], program.outputs[count:]
-    new, metrics = rest[: len(old)], rest[len(old) :]
+    new, reported = rest[: len(old)], rest[len(old) :]
     encoders = {
         variable: functools.partial(_encode, leaf, step, stream)
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
         if is_coded(leaf)
     }
-    asked_for = set(filter(jaxprs.is_variable, heads + metrics))
+    returned = set(filter(jaxprs.is_variable, heads + reported))
     encoded: dict[Any, low_bit_codes.Coded] = {}
     for piece in jaxprs.slices(program):
-        as_arrays = piece.passed_on | asked_for
+        as_arrays = piece.passed_on | returned
         arrays, moments = _run(piece, values, encoders, as_arrays, step)
         values |= arrays
         encoded |= moments
@@ -81,16 +81,16 @@ def update_coded(
             return decode(jaxprs.read(values, variable))
         if variable in encoded:
             return encoded[variable]
-        given = values[variable]  # no slice made it
-        return given if given is before else encoders[variable](decode(given))
+        value = values[variable]  # no slice computes it
+        return value if value is before else encoders[variable](decode(value))
 
     moments = list(map(kept, new, old))
-    made, told = (
-        [decode(jaxprs.read(values, v)) for v in some] for some in (heads, metrics)
+    made, scalars = (
+        [decode(jaxprs.read(values, v)) for v in some] for some in (heads, reported)
     )
-    told = [jnp.asarray(x) for x in told]  # Python's numbers are traced too
-    updates, _, told = result.unflatten([*made, *moments, *told])
-    return updates, structure.unflatten(moments), told
+    scalars = [jnp.asarray(x) for x in scalars]  # a constant one is a Python number
+    updates, _, metrics = result.unflatten([*made, *moments, *scalars])
+    return updates, structure.unflatten(moments), metrics
 
 
 def _encode(
@@ -107,7 +107,7 @@ def _run(
     as_arrays: set[Any],
     step: jax.Array,
 ) -> tuple[dict[Any, jax.Array], dict[Any, low_bit_codes.Coded]]:
-    """Return what a slice makes, by variable: arrays, and moments in codes."""
+    """Return the outputs of a slice by variable: arrays, and moments in codes."""
     moments = [v for v in piece.outputs if v in encoders]
     arrays = [v for v in piece.outputs if v not in encoders or v in as_arrays]
 
@@ -126,11 +126,11 @@ def _run(
 def _confined(
     fn: Callable[[list[Any]], list[Any]], inputs: list[Any], step: jax.Array
 ) -> list[Any]:
-    """Call a function so that what it holds for a while is not held for longer.
+    """Call a function so that its temporaries are freed when it returns.
 
     On CPU XLA orders instructions for speed, and would hold the float32 moments of
-    all leaves at once. It finishes a conditional before it goes on; elsewhere one
-    would cost a wait for its predicate. Outside of jit all of it is let go anyway.
+    all leaves at once. It finishes a conditional before it continues. On other devices
+    a conditional would wait for its predicate. Outside of jit memory is freed anyway.
     """
     if not any(isinstance(x, Tracer) for x in jax.tree.leaves(inputs)):
         return fn(inputs)

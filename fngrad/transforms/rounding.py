@@ -1,4 +1,4 @@
-"""Updates that land on parameters of 16 bits without bias."""
+"""Stochastic rounding: updates of 16-bit parameters without bias."""
 
 from typing import NamedTuple
 
@@ -19,28 +19,28 @@ class StochasticRoundState(NamedTuple):
 
 
 def stochastic_round(key: int | Key) -> Transform:
-    r"""Let parameters of 16 bits take each step right on average.
+    r"""Round the sum of a 16-bit parameter and its update stochastically.
 
-    A step below half a unit in the last place is lost when $w + u$ is rounded to the
-    nearest: in bfloat16 1 + 0.001 is 1. Here $w + u$ is rounded up or down at random,
-    with mean $w + u$, also where float32 would lose $u$
+    An update below half a unit in the last place is lost when $w + u$ is rounded to
+    the nearest: in bfloat16 1 + 0.001 is 1. Here $w + u$ is rounded up or down at
+    random, with mean $w + u$, also where $u$ is below the resolution of float32
     (`fngrad.numerics.stochastic_rounding.round_stochastically`), and the update is the
     difference,
 
     $$u \leftarrow \mathrm{round}(w + u) - w.$$
 
-    The last part of a chain: `apply_updates` adds the difference, without an error
-    where the new value lies between half and twice the old one (Sterbenz), or the old
-    one is zero. Where an update is so large that it does not, one error of the 16-bit
-    sum remains. Leaves of 32 bits and more, and complex ones, pass unchanged.
+    It is the last part of a chain: `apply_updates` adds the difference, without an
+    error if the new value is between half and twice the old value (Sterbenz), or the
+    old value is zero. For larger updates one rounding error of the 16-bit sum remains.
+    Leaves of 32 bits and more, and complex leaves, pass unchanged.
 
-    The draws of step $t$ are of ``fold_in(key, t)``, its own for each leaf.
+    The draws of step $t$ come from ``fold_in(key, t)``, split over the leaves.
 
     Args:
         key: a typed key or an int.
 
     Raises:
-        TypeError: the key is neither.
+        TypeError: if the key is neither.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ def stochastic_round(key: int | Key) -> Transform:
     numerics.key(key)
 
     def init(params: Params) -> StochasticRoundState:
-        # A copy: a donated state must not take the caller's key along.
+        # A copy: donating the state must not delete the caller's key.
         return StochasticRoundState(numerics.first_step(), jnp.copy(numerics.key(key)))
 
     def update(
@@ -65,15 +65,15 @@ def stochastic_round(key: int | Key) -> Transform:
         leaves, structure = jax.tree.flatten(updates)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(leaves))
         old = structure.flatten_up_to(params)
-        new = [_land(*leaf) for leaf in zip(leaves, old, keys, strict=True)]
+        new = list(map(_rounded_update, leaves, old, keys))
         new_state = StochasticRoundState(numerics.next_step(state.step), state.key)
         return structure.unflatten(new), new_state
 
     return chain(Transform(init, update, name="stochastic_round"))
 
 
-def _land(update: jax.Array, param: jax.Array, key: Key) -> jax.Array:
-    """Return the difference of a rounded target and a parameter of 16 bits."""
+def _rounded_update(update: jax.Array, param: jax.Array, key: Key) -> jax.Array:
+    """Return the difference between the rounded sum and a 16-bit parameter."""
     if param.dtype not in (jnp.bfloat16, jnp.float16):
         return update
     start = param.astype(update.dtype)

@@ -6,7 +6,7 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.types import Hyper, Metrics, Params, Scalar, Schedule, Updates
 
 
@@ -100,4 +100,4 @@ def _scale_by(name: str, factor: Hyper, sign: int, reported: str) -> Transform:
         new_state = ScheduleState(numerics.next_step(state.step))
         return tree.scale(sign * value, updates), new_state, {reported: value}
 
-    return chain(telling(init, report, name))
+    return chain(from_report(init, report, name))

@@ -1,14 +1,14 @@
 """Leaves of one shape and dtype, kept as one array.
 
-A program's size and its overhead grow with the number of arrays, not of numbers: a
-thousand small leaves take seconds to compile and milliseconds to update. A *stack* is
-one array for all leaves of one shape and dtype, its first axis counting them. It is
-named after what it holds, ``float32[3,2]``, and rules that read leaves whole see
-single leaves in it (`fngrad.tree.stacks.map_leaves`).
+A program's size and overhead grow with the number of arrays, not of entries: a thousand
+small leaves take seconds to compile and milliseconds to update. A *stack* is one array
+for all leaves of one shape and dtype; its first axis counts the leaves, and its name is
+their shape and dtype, ``float32[3,2]``. Rules that read whole leaves see single leaves
+in it (`fngrad.tree.stacks.map_leaves`).
 
-`stack` makes stacks of parameters once and for all. Where a model is written over
-stacks, as a scan over layers is, nothing then knows how many leaves there are.
-`stack_leaves` keeps stacks in an optimizer's state and takes any parameters.
+`stack` stacks parameters once. With a model that reads stacks, such as a scan over
+layers, the size of the program no longer depends on the number of leaves.
+`stack_leaves` keeps stacks in an optimizer's state, for any parameters.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ import jax.numpy as jnp
 
 import fngrad.tree as tree
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
     unwrap,
-    wrapping,
+    wrapper,
 )
 from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.tree import Stacked
@@ -37,7 +37,7 @@ Stacks = dict[str, Stacked]
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Members:
-    """Which leaves a state belongs to: part of its structure, without arrays."""
+    """The paths of a state's leaves: part of its structure, without arrays."""
 
     paths: tuple[Path, ...]
 
@@ -49,7 +49,7 @@ class StackLeavesState(NamedTuple):
     members: Members
 
     def eval_params(self, params: Params) -> Params:
-        """Return the evaluation point of what is wrapped, as single leaves."""
+        """Return the evaluation point of the inner state, as single leaves."""
         part = tree.map_with_path(
             lambda path, p: p if path in self.members.paths else None, params
         )
@@ -62,14 +62,14 @@ def stack(params: Params) -> tuple[Stacks, Callable[[Stacks], Params]]:
     """Put parameters of one shape and dtype into one array.
 
     Args:
-        params: a pytree of arrays; what is stacked in it already is taken over.
+        params: a pytree of arrays; stacks in it are joined with the others.
 
     Returns:
-        ``(stacks, unstack)``: a dict of stacks by shape and dtype, in which leaves lie
-        in the order of the tree, and the function that makes the tree of them again.
+        ``(stacks, unstack)``: a dict of stacks by shape and dtype, with leaves in the
+        order of the tree, and the function that returns the tree of them.
         Train the stacks like any parameters, with
         ``loss_fn = lambda stacks, batch: loss(unstack(stacks), batch)``, or better
-        with a model that reads stacks: ``unstack`` is one slice for each leaf in the
+        with a model that reads stacks: ``unstack`` is one slice per leaf in the
         program, and its derivative one concatenation.
 
     Example:
@@ -89,24 +89,24 @@ def stack(params: Params) -> tuple[Stacks, Callable[[Stacks], Params]]:
 def stack_leaves(inner: TransformLike) -> Transform:
     """Keep the state of leaves of one shape and dtype in one array.
 
-    Updates are those of ``inner``, also where it takes norms or shapes of single
-    leaves; what it draws at random is drawn for stacks, and differs. Its state is a few
-    stacks instead of arrays for each leaf. Parameters that are stacks (see `stack`) are
-    used as they are, at no cost, and compiling and stepping no longer depend on how
-    many leaves there are. An ordinary tree is stacked and its updates are unstacked in
-    every step: with hundreds of small leaves a step is up to a few times faster than
-    without stacks, but takes two to three times as long to compile, since every slice
-    is a program of its own.
+    Updates are those of ``inner``, also where it uses norms or shapes of single leaves;
+    random draws are made per stack, and differ. The state is a few stacks instead of
+    arrays for each leaf. Parameters that are stacks (see `stack`) are used as they are,
+    at no cost, and the time to compile and to step no longer depends on the number of
+    leaves. An ordinary tree is stacked, and its updates unstacked, in every step: with
+    hundreds of small leaves a step is up to a few times faster than without stacks, but
+    takes two to three times as long to compile, since every slice is compiled
+    separately.
 
     Args:
-        inner: what trains all leaves. A selector in it is asked once for each stack,
-            with a path like ``float32[3]`` and the shape of a single leaf, so rules
-            that differ between leaves of one shape are wrapped one by one, inside of
-            a `partition` or `masked`.
+        inner: a transform that trains all leaves. A selector in it is called once per
+            stack, with a path like ``float32[3]`` and the shape of a single leaf, so
+            wrap rules that differ between leaves of one shape separately, inside a
+            `partition` or `masked`.
 
     Raises:
-        ValueError: ``inner`` freezes leaves; at ``init``, a glob in it that selects no
-            stack.
+        ValueError: if ``inner`` freezes leaves; at ``init``, if a glob in it selects
+            no stack.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,8 +121,8 @@ def stack_leaves(inner: TransformLike) -> Transform:
     if within.trainable is not None:
         raise ValueError(
             "need a transform that trains all leaves inside stack_leaves: leaves have "
-            "no paths there; "
-            'partition([("frozen/**", freeze()), ("**", stack_leaves(...))]) has'
+            "no paths there; freeze leaves outside of it: "
+            'partition([("frozen/**", freeze()), ("**", stack_leaves(...))])'
         )
 
     def init(params: Params) -> StackLeavesState:
@@ -131,18 +131,18 @@ def stack_leaves(inner: TransformLike) -> Transform:
         return StackLeavesState(within.init(stacks), members)
 
     def advance(
-        run: Run, updates: Updates, state: StackLeavesState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: StackLeavesState, params: Params
     ) -> tuple[Updates, StackLeavesState, Metrics]:
         layout = _layout_of(params)
         stacks = _gather(layout, updates), state.inner, _gather(layout, params)
-        made, new, told = run(within, *stacks)
-        return _scatter(layout, made), StackLeavesState(new, state.members), told
+        made, new, metrics = update_fn(within, *stacks)
+        return _scatter(layout, made), StackLeavesState(new, state.members), metrics
 
-    return chain(wrapping(init, advance, "stack_leaves"))
+    return chain(wrapper(init, advance, "stack_leaves"))
 
 
 class _Layout(NamedTuple):
-    """Where each node of a tree, a leaf or a stack, lies among the stacks."""
+    """The position in the stacks of each node of a tree, a leaf or a stack."""
 
     structure: Any  # whose leaves are the nodes
     nodes: list[Any]

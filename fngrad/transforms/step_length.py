@@ -1,4 +1,4 @@
-"""The length of the last step, for a line search that begins where the last ended."""
+"""The length of the last step, with which the next line search begins."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.types import Metrics, Params, Scalar, Updates
 
 
@@ -21,14 +21,14 @@ class StepLengthState(NamedTuple):
 def scale_by_step_length(initial: Scalar = 1.0) -> Transform:
     r"""Multiply updates by a length that is kept in the state: $u \leftarrow a\,u$.
 
-    The length changes only when `fngrad.steps.line_search` replaces it by the one it
-    found; the next search begins there. It reports ``step_length``.
+    The length changes only when `fngrad.steps.line_search` replaces it by the length
+    that it found; the next search begins there. It reports ``step_length``.
 
     Args:
         initial: the first length, a number > 0.
 
     Raises:
-        ValueError: a number that is not above 0.
+        ValueError: if ``initial`` is a number that is not above 0.
 
     Example:
         >>> import fngrad as fg
@@ -44,7 +44,7 @@ def scale_by_step_length(initial: Scalar = 1.0) -> Transform:
         updates: Updates, state: StepLengthState, params: Params
     ) -> tuple[Updates, StepLengthState, Metrics]:
         new_state = StepLengthState(numerics.next_step(state.step), state.step_length)
-        told = {"step_length": state.step_length}
-        return tree.scale(state.step_length, updates), new_state, told
+        metrics = {"step_length": state.step_length}
+        return tree.scale(state.step_length, updates), new_state, metrics
 
-    return chain(telling(init, report, "scale_by_step_length"))
+    return chain(from_report(init, report, "scale_by_step_length"))

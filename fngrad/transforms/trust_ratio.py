@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
@@ -95,7 +95,7 @@ def scale_by_trust_ratio(
         ratios = ratios_of(updates, state.step, params)
         return apply_ratios(mask, ratios, updates, state, params)
 
-    return chain(telling(init, report, "scale_by_trust_ratio"))
+    return chain(from_report(init, report, "scale_by_trust_ratio"))
 
 
 def trust_ratios(

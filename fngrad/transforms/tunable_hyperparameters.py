@@ -1,8 +1,4 @@
-"""Wrappers that keep something for the transform they wrap.
-
-`tunable` keeps hyperparameters in the state, where they can be read, logged,
-checkpointed and changed without compiling again.
-"""
+"""Hyperparameters in the state: read, logged, checkpointed, changed while running."""
 
 import functools
 import math
@@ -14,15 +10,16 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.transforms.queries as queries
 from fngrad.transforms.core import (
-    Run,
     Transform,
     TransformLike,
+    UpdateFn,
     chain,
     unwrap,
-    wrapping,
+    wrapper,
 )
-from fngrad.types import Metrics, OptState, Params, Scalar, Updates
+from fngrad.types import Metrics, OptState, Params, Path, Scalar, Tree, Updates
 
 
 class TunableState(NamedTuple):
@@ -37,16 +34,16 @@ def tunable(factory: Callable[..., TransformLike], **hyperparameters: Any) -> Tr
 
     Every value enters the arithmetic through `fngrad.numerics.hyper`, so the
     trajectory has the same bits as with the values written into the program, and a
-    new value (`set_hyperparameters`) compiles nothing. Reports each value by name.
+    new value (`set_hyperparameters`) compiles nothing. It reports each value by name.
 
     Args:
         factory: makes a transform from keyword arguments, e.g. ``fngrad.rmsprop``.
         hyperparameters: its arguments. Floats and scalar arrays are kept in the
             state; bools, ints, None, strings, callables and everything else are
-            static. Arguments that are not given stay at their default.
+            static. Arguments that are left out have their default.
 
     Raises:
-        ValueError: whatever ``factory`` refuses, or no float among the arguments.
+        ValueError: if ``factory`` raises it, or there is no float among the arguments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,54 +52,49 @@ def tunable(factory: Callable[..., TransformLike], **hyperparameters: Any) -> Tr
         >>> state = optimizer.init(jnp.ones(3))
         >>> state = fg.set_hyperparameters(state, learning_rate=1e-4)
     """
-    moving = {k: v for k, v in hyperparameters.items() if _is_data(v)}
-    static = {k: v for k, v in hyperparameters.items() if k not in moving}
-    if not moving:
+    kept = {k: v for k, v in hyperparameters.items() if _is_data(v)}
+    static = {k: v for k, v in hyperparameters.items() if k not in kept}
+    if not kept:
         raise ValueError(
             f"need at least one float hyperparameter to keep, got {hyperparameters}"
         )
-    given = unwrap(factory(**hyperparameters))
+    initial = unwrap(factory(**hyperparameters))
     build = functools.partial(_build, factory, static)
 
     def init(params: Params) -> TunableState:
-        kept = {name: _strong(value) for name, value in moving.items()}
-        return TunableState(kept, given.init(params))
+        strong = {name: _strong(value) for name, value in kept.items()}
+        return TunableState(strong, initial.init(params))
 
     def advance(
-        run: Run, updates: Updates, state: TunableState, params: Params
+        update_fn: UpdateFn, updates: Updates, state: TunableState, params: Params
     ) -> tuple[Updates, TunableState, Metrics]:
-        updates, inner, told = run(build(state), updates, state.inner, params)
+        updates, inner, metrics = update_fn(build(state), updates, state.inner, params)
         new_state = TunableState(state.hyperparameters, inner)
-        return updates, new_state, state.hyperparameters | told
+        return updates, new_state, state.hyperparameters | metrics
 
-    return chain(wrapping(init, advance, "tunable", given.trainable))
+    return chain(wrapper(init, advance, "tunable", initial.trainable))
 
 
-def set_hyperparameters(state: Any, **values: Scalar) -> Any:
+def set_hyperparameters(state: Tree, **values: Scalar) -> Tree:
     """Return the state with new values for hyperparameters that `tunable` keeps.
 
     Args:
-        state: an optimizer's state or anything that holds one, such as a TrainState.
-        values: new values by name, numbers or scalar arrays. A name changes in every
-            `tunable` that keeps it.
+        state: an optimizer's state or anything that contains one, such as a
+            TrainState.
+        values: new values by name, numbers or scalar arrays. A value changes in every
+            `tunable` that keeps its name.
 
     Raises:
-        ValueError: no `tunable` in the state keeps the name, or a value is not a
+        ValueError: if no `tunable` in the state keeps a name, or a value is not a
             scalar, is NaN, or is a negative learning rate.
     """
     known: set[str] = set()
 
-    def replace(node: Any) -> Any:
-        if not isinstance(node, TunableState):
-            return node
-        known.update(node.hyperparameters)
-        kept = {
-            name: _like(name, values.get(name, old), old)
-            for name, old in node.hyperparameters.items()
-        }
-        return TunableState(kept, _map_tunables(replace, node.inner))
+    def changed(name: str, old: jax.Array) -> jax.Array:
+        known.add(name)
+        return _like(name, values.get(name, old), old)
 
-    state = _map_tunables(replace, state)
+    state = map_hyperparameters(changed, state)
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(
@@ -112,8 +104,31 @@ def set_hyperparameters(state: Any, **values: Scalar) -> Any:
     return state
 
 
-def _map_tunables(fn: Callable[[Any], Any], state: Any) -> Any:
-    return jax.tree.map(fn, state, is_leaf=lambda x: isinstance(x, TunableState))
+def hyperparameters(state: Any) -> list[tuple[Path, str, jax.Array]]:
+    """Return the hyperparameters that `tunable` keeps in a state.
+
+    Args:
+        state: an optimizer's state or anything that contains one.
+
+    Returns:
+        Of each the path of the `tunable`, its name and its value.
+    """
+    found = []
+    for path, node in queries.find_with_paths(state, TunableState):
+        found += [(path, name, value) for name, value in node.hyperparameters.items()]
+        inner = hyperparameters(node.inner)
+        found += [(f"{path}/inner/{below}", *own) for below, *own in inner]
+    return found
+
+
+def map_hyperparameters(fn: Callable[[str, jax.Array], jax.Array], state: Tree) -> Tree:
+    """Map ``fn(name, value)`` over the hyperparameters that `tunable` keeps."""
+
+    def mapped(node: TunableState) -> TunableState:
+        kept = {name: fn(name, value) for name, value in node.hyperparameters.items()}
+        return TunableState(kept, map_hyperparameters(fn, node.inner))
+
+    return queries.replace(state, TunableState, mapped)
 
 
 def _is_data(value: Any) -> bool:

@@ -1,12 +1,9 @@
-"""Pytrees as vectors, and the paths and selections of their leaves.
-
-A tree of arrays is a vector (`vectors`), whose leaves have dtypes, paths and may be
-selected or stacked.
-"""
+"""Pytrees as vectors, and the dtypes, paths, selections and stacks of their leaves."""
 
 from fngrad.tree.dtypes import (
     cast_like,
     check_real,
+    is_float,
     strong,
     wide_copy,
     wide_dtype,
@@ -22,6 +19,7 @@ from fngrad.tree.paths import (
 )
 from fngrad.tree.selection import (
     check_mask,
+    floats,
     keep,
     merge,
     select,
@@ -58,7 +56,9 @@ __all__ = [
     "check_mask",
     "check_real",
     "difference",
+    "floats",
     "from_leaf_paths",
+    "is_float",
     "keep",
     "leaf_paths",
     "lerp",

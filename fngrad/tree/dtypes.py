@@ -1,7 +1,7 @@
-"""The dtypes of leaves: arithmetic and memory in at least float32.
+"""The dtypes of leaves: arithmetic and state in at least float32.
 
-An *iterate* is a point that a rule keeps beside the parameters (where it began, a
-second sequence, an average): at least float32, in memory of its own (`wide_copy`).
+An *iterate* is a point that a rule keeps beside the parameters (the first one, a second
+sequence, an average): in at least float32, never aliasing the parameters (`wide_copy`).
 """
 
 from typing import Any
@@ -13,11 +13,13 @@ from fngrad.tree.paths import leaf_paths
 from fngrad.types import Params, Tree
 
 
-def wide_dtype(dtype: Any) -> Any:
-    """Return the dtype that moments and arithmetic use: at least float32.
+def is_float(x: Any) -> bool:
+    """Return whether x is a float or complex array; abstract ones count."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
-    Integers stay as they are.
-    """
+
+def wide_dtype(dtype: Any) -> Any:
+    """Return the dtype of moments and arithmetic: at least float32; integers stay."""
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         return jnp.dtype(jnp.float32)
     return jax.dtypes.canonicalize_dtype(dtype)
@@ -29,12 +31,12 @@ def widen(a: Tree) -> Tree:
 
 
 def wide_zeros_like(a: Tree) -> Tree:
-    """Return the zeros that a moment of these parameters begins with."""
+    """Return zeros like the parameters in at least float32, the first moments."""
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x.dtype)), a)
 
 
 def wide_copy(params: Params) -> Params:
-    """Return a copy in at least float32; zeros where a leaf is only a shape."""
+    """Return a copy in at least float32; zeros for abstract leaves."""
 
     def copy(p: jax.Array) -> jax.Array:
         dtype = wide_dtype(p.dtype)
@@ -46,20 +48,20 @@ def wide_copy(params: Params) -> Params:
 
 
 def cast_like(a: Tree, like: Tree) -> Tree:
-    """Cast each leaf of a to the dtype of its partner in ``like``."""
+    """Cast each leaf of a to the dtype of the corresponding leaf of ``like``."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), a, like)
 
 
 def strong(a: Tree) -> Tree:
-    """Return arrays without weak types: with one a state would be traced anew."""
+    """Return arrays without weak types, which would cause a second trace of a step."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), a)
 
 
 def check_real(rule: str, params: Any) -> None:
-    """Raise unless every leaf is real, for a rule that is not defined otherwise.
+    """Raise unless every leaf is real, for a rule that is undefined for complex ones.
 
     Raises:
-        TypeError: a complex leaf; the message has its path.
+        TypeError: if a leaf is complex; the message has its path.
     """
     for path, leaf in leaf_paths(params).items():
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):

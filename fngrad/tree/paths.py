@@ -18,23 +18,22 @@ def leaf_paths(a: Any) -> dict[Path, Any]:
     """Return the leaves by path, in the tree's order.
 
     Raises:
-        ValueError: two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
+        ValueError: if two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(a)
     by_path = {path_string(path): leaf for path, leaf in leaves}
     if len(by_path) < len(leaves):
-        raise ValueError(f"need one path a leaf, got the names {list(by_path)} twice")
+        raise ValueError(f"need one path per leaf, got the names {list(by_path)} twice")
     return by_path
 
 
 def from_leaf_paths(like: Tree, by_path: dict[Path, Any]) -> Tree:
     """Return a tree shaped like ``like`` with the leaves of `leaf_paths`, by path.
 
-    Saved leaves come home wherever they stood in the order, in containers of the same
-    names.
+    The order of ``by_path`` does not matter.
 
     Raises:
-        ValueError: a path is missing or not expected, or a shape or dtype differs.
+        ValueError: if a path is missing or not expected, or a shape or dtype differs.
 
     Example:
         >>> import fngrad.tree as tree
@@ -57,7 +56,7 @@ def map_with_path(fn: Callable[..., Any], a: Tree, *rest: Any) -> Tree:
 
 
 def mismatch(expected: Any, got: Any, *, dtypes: bool = True) -> str | None:
-    """Say where two trees first differ in structure, shape or dtype, else None.
+    """Return the first difference of two trees in structure, shape or dtype, or None.
 
     Leaves may be arrays, numbers or ShapeDtypeStructs.
     """

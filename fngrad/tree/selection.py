@@ -1,6 +1,6 @@
 """Which leaves are selected: globs over paths, predicates, trees of bools.
 
-A *mask* selects leaves as `select` does; ``None`` selects all.
+A *mask* is a selector, or ``None``, which selects all leaves.
 """
 
 import re
@@ -11,25 +11,26 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.programs.signatures as signatures
+from fngrad.tree.dtypes import is_float
 from fngrad.tree.paths import leaf_paths
 from fngrad.tree.stacks import map_selected
 from fngrad.types import Params, Path, Selector, Tree
 
 
 def select(selector: Selector, a: Tree) -> Tree:
-    """Return the tree of bools that says which leaves of ``a`` are selected.
+    """Return the tree of bools that is true for the selected leaves of ``a``.
 
     Args:
         selector: a glob over paths (``*`` stays within a segment, ``**`` spans
             segments), a predicate ``(path, leaf) -> bool``, or a tree of bools with
-            the structure of ``a`` or a prefix of it. A pytree is never taken for a
-            predicate, callable or not.
-        a: the tree; abstract leaves will do.
+            the structure of ``a`` or a prefix of it. A callable pytree is not taken
+            for a predicate.
+        a: the tree; its leaves may be abstract.
 
     Raises:
-        ValueError: a tree of bools that does not fit ``a``.
-        TypeError: another kind of selector, a predicate of other arguments, or one
-            that gives no bool.
+        ValueError: if a tree of bools does not fit ``a``.
+        TypeError: if the selector has another type, or a predicate takes other
+            arguments or does not return a bool.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,21 +46,23 @@ def select(selector: Selector, a: Tree) -> Tree:
 
 
 def selected(mask: Selector | None, params: Params) -> Any:
-    """Return the tree of bools that says which leaves a mask selects."""
+    """Return the tree of bools that is true for the leaves that a mask selects."""
     return select("**" if mask is None else mask, params)
 
 
 def check_mask(mask: Selector | None, params: Params) -> None:
     """Raise unless a mask fits the parameters, and a glob selects a leaf.
 
+    ``"**"`` fits any parameters, also none.
+
     Raises:
-        TypeError: no selector.
-        ValueError: a glob that selects none, or a tree of bools that does not fit.
+        TypeError: if the mask is not a selector.
+        ValueError: if a glob selects no leaf, or a tree of bools does not fit.
     """
     is_any = any(jax.tree.leaves(selected(mask, params)))
-    if isinstance(mask, str) and not is_any:
+    if isinstance(mask, str) and mask != "**" and not is_any:
         raise ValueError(
-            f"need a mask that selects a leaf, got {mask!r} for the leaves "
+            f"need a glob that selects a leaf, got {mask!r} for the leaves "
             f"{list(leaf_paths(params))}"
         )
 
@@ -80,15 +83,15 @@ def selector_predicate(selector: Selector) -> Callable[[Path, Any], bool]:
 
 
 def split(model: Tree) -> tuple[Any, Callable[[Any], Tree]]:
-    """Separate a model's float arrays, which are learned, from everything else.
+    """Separate a model's parameters, its float arrays, from everything else.
 
     Args:
         model: any pytree; functions, strings and integer arrays may be leaves, as in
             an Equinox module.
 
     Returns:
-        ``(params, rebuild)``: the model with ``None`` for every leaf that is no float
-        or complex array, and the function that puts those leaves back.
+        ``(params, rebuild)``: the model with ``None`` for every leaf that is not a
+        float or complex array, and the function that restores those leaves.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,17 +102,17 @@ def split(model: Tree) -> tuple[Any, Callable[[Any], Tree]]:
         >>> rebuild(params)["activation"] is jax.nn.relu
         True
     """
-    is_learned = jax.tree.map(_is_float_array, model)
-    rest = jax.tree.map(lambda learned, x: None if learned else x, is_learned, model)
-    return keep(is_learned, model), lambda params: merge(params, rest)
+    rest = jax.tree.map(lambda x: None if is_float(x) else x, model)
+    return floats(model), lambda params: merge(params, rest)
 
 
-def _is_float_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+def floats(a: Tree) -> Tree:
+    """Return ``a`` with ``None`` for leaves that are not float or complex arrays."""
+    return jax.tree.map(lambda x: x if is_float(x) else None, a)
 
 
 def keep(mask: Any, a: Tree) -> Tree:
-    """Return ``a`` with ``None`` where the mask (a tree of bools) is false."""
+    """Return ``a`` with ``None`` where the mask, a tree of bools, is false."""
     return jax.tree.map(lambda m, x: x if m else None, mask, a)
 
 

@@ -1,9 +1,9 @@
-"""Leaf by leaf, also where equal leaves are kept stacked.
+"""Maps over leaves, also where leaves of one shape and dtype are stacked.
 
-Elementwise arithmetic does not depend on where one leaf ends and the next begins, and
-maps over arrays with ``jax.tree.map``. What reads a leaf as a whole (its norm, its
-shape, a matrix product, a mean over axes) maps with `map_leaves`, and so sees single
-leaves in a `Stacked` too.
+Elementwise arithmetic does not depend on the boundaries of leaves, and maps over arrays
+with ``jax.tree.map``. A function of whole leaves (a norm, a shape, a matrix product, a
+mean over axes) is mapped with `map_leaves`, which calls it for the single leaves of a
+`Stacked` too.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from fngrad.types import Path
 
 
 class Stacked(NamedTuple):
-    """Leaves of one shape and dtype, or what a rule keeps for each of them."""
+    """Leaves of one shape and dtype, or the state that a rule keeps for each."""
 
     leaves: Any  # arrays whose first axis counts leaves
 
@@ -25,10 +25,10 @@ def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> 
     """Map ``fn(leaf, *parts)`` over the leaves of ``a``.
 
     Args:
-        fn: takes a leaf and what the other trees hold in its place, whole subtrees
-            included; pure, since a stack of leaves is mapped with ``vmap``.
+        fn: takes a leaf and the corresponding parts of the other trees, leaves or
+            subtrees; pure, since it is mapped over stacks with ``vmap``.
         a: a tree of arrays and stacks.
-        rest: trees that have the structure of ``a`` or continue it below its leaves.
+        rest: trees that have the structure of ``a`` or subtrees in place of its leaves.
         outputs: how many values ``fn`` returns.
 
     Returns:
@@ -51,9 +51,9 @@ def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> 
 
 
 def map_selected(fn: Callable[[Path, Any], Any], a: Any) -> Any:
-    """Map ``fn(path, leaf)``; a `Stacked` is asked once, as the shape of its leaves."""
+    """Map ``fn(path, leaf)``, once per `Stacked`, with the shape of its leaves."""
 
-    def ask(path: Any, node: Any) -> Any:
+    def apply(path: Any, node: Any) -> Any:
         if not isinstance(node, Stacked):
             return fn(path_string(path), node)
         if node.leaves is None:
@@ -62,12 +62,12 @@ def map_selected(fn: Callable[[Path, Any], Any], a: Any) -> Any:
         return Stacked(fn(path_string(path), one))
 
     return jax.tree_util.tree_map_with_path(
-        ask, a, is_leaf=lambda x: isinstance(x, Stacked)
+        apply, a, is_leaf=lambda x: isinstance(x, Stacked)
     )
 
 
 def _is_stacked(x: Any) -> bool:
-    return isinstance(x, Stacked) and x.leaves is not None  # None where it is a hole
+    return isinstance(x, Stacked) and x.leaves is not None  # None is a hole
 
 
 def _apply(fn: Callable[..., Any], head: Any, *parts: Any) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
-from fngrad.tree.dtypes import widen
+from fngrad.tree.dtypes import is_float, widen
 from fngrad.types import Params, Scalar, Tree
 
 
@@ -52,7 +52,7 @@ def average(decay: Scalar, a: Tree, b: Tree) -> Tree:
 
 
 def difference(a: Params, b: Params) -> Params:
-    """Return a - b, both widened."""
+    """Return a - b, in at least float32."""
     return sub(widen(a), widen(b))
 
 
@@ -66,12 +66,12 @@ def vdot(a: Any, b: Any) -> jax.Array:
     return sum((term.astype(dtype) for term in terms), jnp.zeros((), dtype))
 
 
-@jax.jit  # or a step outside of jit would compile the branches each time
+@jax.jit  # otherwise an eager step would compile the branches each time
 def norm(a: Any) -> jax.Array:
     """Return the Euclidean norm over all leaves, in at least float32.
 
-    It is exact wherever the norm itself fits, at 1e30 and 1e-30 too. Its gradient at
-    zero is zero, not NaN.
+    It is accurate wherever the norm itself is representable, as at 1e30 and 1e-30. Its
+    gradient at zero is zero, not NaN.
     """
     dtype = jax.eval_shape(vdot, a, a).dtype
     wide = jax.tree.map(lambda x: _with_precision(x, dtype), a)
@@ -99,13 +99,13 @@ def stays_finite(a: Any, b: Any) -> jax.Array:
 
 
 def _stays_finite(old: jax.Array, new: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(new.dtype, jnp.inexact):
+    if not is_float(new):
         return jnp.ones((), bool)
     return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
 
 
 def zeros_like(a: Any, dtype: Any = None) -> Any:
-    """Return zeros in the shapes of a; abstract leaves (ShapeDtypeStruct) do too."""
+    """Return zeros in the shapes of a, whose leaves may be abstract."""
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), a)
 
 

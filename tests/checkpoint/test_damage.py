@@ -84,7 +84,7 @@ def _key(part: Any) -> Any:
 def test_any_tree_comes_back_bit_for_bit_or_is_refused_by_path(a):
     with tempfile.TemporaryDirectory() as folder:
         if not has_distinct_paths(a):
-            with pytest.raises(CheckpointError, match="need one path a leaf, got 'st"):
+            with pytest.raises(CheckpointError, match="need one path per leaf, got 's"):
                 save(folder, a, step=0)
             return
         save(folder, a, step=0)

@@ -14,10 +14,10 @@ import fngrad.steps as steps
 import fngrad.tree as tree
 from fngrad.optimizers import sgd
 from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate, sophia
-from fngrad.steps.core import find_parts
 from fngrad.training import init_state
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.nonfinite_updates import skip_nonfinite
+from fngrad.transforms.queries import find
 from fngrad.transforms.stacking import stack, stack_leaves
 
 W = np.linspace(-2, 2, 6)
@@ -82,7 +82,7 @@ def test_the_estimates_average_to_the_diagonal(distribution):
     def estimate(seed):
         state = init_state(jnp.array([1.0, -0.5, 2.0]), sophia(0.1, b2=0.0), seed)
         new, _ = step(state, None)
-        return find_parts(new.opt_state, ScaleBySophiaState)[0].hessian
+        return find(new.opt_state, ScaleBySophiaState)[0].hessian
 
     drawn = np.asarray(jax.jit(jax.vmap(estimate))(jnp.arange(4000)))
     error = np.std(drawn, axis=0) / np.sqrt(len(drawn))
@@ -112,7 +112,7 @@ def test_sophia_in_a_group_sees_its_own_leaves():
     )
     params = {"a": jnp.ones(2), "b": jnp.ones(3), "c": jnp.ones(1)}
     state, _ = jax.jit(step)(init_state(params, optimizer, 0), None)
-    [node] = find_parts(state.opt_state, ScaleBySophiaState)
+    [node] = find(state.opt_state, ScaleBySophiaState)
     assert list(tree.leaf_paths(node.hessian)) == ["a"]
     np.testing.assert_allclose(node.hessian["a"], 2.0)
 
@@ -138,7 +138,7 @@ def test_sophia_of_stacks_wants_stacked_parameters():
     with pytest.raises(ValueError, match=r"need scale_by_sophia of .*float32\[2\]"):
         step(init_state(params, optimizer, 0), None)
     state, _ = jax.jit(step)(init_state(stack(params)[0], optimizer, 0), None)
-    [node] = find_parts(state.opt_state, ScaleBySophiaState)
+    [node] = find(state.opt_state, ScaleBySophiaState)
     np.testing.assert_allclose(node.hessian["float32[2]"].leaves, 0.02, rtol=1e-6)
 
 

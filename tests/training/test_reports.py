@@ -1,4 +1,4 @@
-"""A report is the update that also tells: it costs no second update."""
+"""A report is the update with metrics: it costs no second update."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import fngrad as fg
 import fngrad.tree as tree
 from fngrad.optimizers.registry import REGISTRY
-from fngrad.transforms.core import report, telling
+from fngrad.transforms.core import from_report, report
 from fngrad.transforms.step_length import scale_by_step_length
 from fngrad.transforms.trust_ratio import scale_by_trust_ratio
 
@@ -140,7 +140,7 @@ def test_without_norms_none_is_computed():
 )
 def test_a_report_that_is_not_the_update_breaks_a_law(told, message):
     part = fg.Transform(lambda params: (), lambda u, s, p: (u, s), report=told)
-    law = "law broken: report is the update that also tells: "
+    law = "law broken: report is the update with metrics: "
     with pytest.raises(ValueError, match=law + message):
         fg.check_transform(part, PARAMS)
 
@@ -149,7 +149,7 @@ def test_a_part_made_of_its_report_says_its_equation_once():
     def halve(updates, state, params):
         return tree.scale(0.5, updates), state, {"size": tree.norm(updates)}
 
-    part = telling(lambda params: (), halve, "halve")
+    part = from_report(lambda params: (), halve, "halve")
     fg.check_transform(part)
     x = jnp.full(1, 4.0)
     np.testing.assert_array_equal(part.update(x, (), x)[0], [2.0])
@@ -208,7 +208,7 @@ def test_a_searched_step_leaves_other_reports_alone():
     def tell(updates, state, params):
         return updates, state, {"step_length": jnp.float32(7.0)}
 
-    other = telling(lambda params: (), tell, "mine")
+    other = from_report(lambda params: (), tell, "mine")
     optimizer = fg.chain(fg.sgd(1.0), other, scale_by_step_length(0.25))
     step = fg.steps.line_search(lambda w, batch: jnp.sum(w**2), optimizer)
     _, metrics = step(fg.init_state(jnp.ones(2), optimizer, key=0), None)

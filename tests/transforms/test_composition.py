@@ -391,5 +391,5 @@ def test_foreign_code_sees_gradients_in_the_dtype_of_its_parameters():
 
 
 def test_two_leaves_of_one_path_are_refused():
-    with pytest.raises(ValueError, match="need one path a leaf"):
+    with pytest.raises(ValueError, match="need one path per leaf"):
         sgd(0.1).init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}})

@@ -20,10 +20,10 @@ from fngrad.transforms.core import Transform, apply_updates, chain, report
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.quantize import (
-    KINDS,
     describe_quantization,
     quantize_state,
 )
+from fngrad.transforms.queries import KINDS
 from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 
 small = functools.partial(quantize_state, block_size=4, min_size=0)
@@ -253,7 +253,7 @@ def test_wrong_arguments_are_told(arguments, message):
         ),
         (
             {"non_negative": "**/mu/*"},
-            "need one kind a leaf, got signed and non_negative: 'scale_by_adam/mu/a'",
+            "need one kind per leaf, got signed and non_negative: 'scale_by_adam/mu/a'",
         ),
     ],
 )

@@ -220,5 +220,5 @@ def test_leaves_are_frozen_outside():
 
 
 def test_a_glob_that_means_leaves_selects_no_stack():
-    with pytest.raises(ValueError, match="need a mask that selects a leaf"):
+    with pytest.raises(ValueError, match="need a glob that selects a leaf"):
         stack_leaves(adamw(0.1, mask="**/weight")).init(random_tree(0))

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fngrad.steps.divergence import CHECKED, is_bad
+
 
 class SweepResult(NamedTuple):
     """Trainings by point and seed: P points, S seeds.
@@ -51,7 +53,7 @@ def diverged_at(history: dict[str, np.ndarray], metric: str) -> np.ndarray:
     Returns:
         int32, shape (P, S).
     """
-    names = [name for name in ("is_finite", "loss") if name in history]
+    names = [name for name in CHECKED if name in history]
     at_steps = [_first_bad(history[name]) for name in names]
     steps = max((_records(history[name]) for name in names), default=0)
     records = _records(history[metric])
@@ -107,9 +109,7 @@ def _stack(name: str, histories: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
 
 def _first_bad(curves: np.ndarray) -> np.ndarray:
     """Return the first record that is false or not finite, or -1: (P, S)."""
-    is_flag = curves.dtype == np.bool_
-    bad = ~curves if is_flag else ~np.isfinite(curves.astype(np.float64))
-    bad = bad.reshape(*curves.shape[:2], -1)
+    bad = np.asarray(is_bad(curves)).reshape(*curves.shape[:2], -1)
     if bad.shape[2] == 0:
         return np.full(curves.shape[:2], -1)
     return np.where(bad.any(axis=2), bad.argmax(axis=2), -1)

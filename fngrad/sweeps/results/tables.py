@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.programs.text_tables as text_tables
 import fngrad.sweeps.results.statistics as statistics
 from fngrad.metrics.directions import Directed, Metric, directed
 from fngrad.sweeps.results.result import SweepResult, last_values
@@ -31,8 +32,9 @@ class Table(NamedTuple):
         opening = f"{name}, {word} median over {seeds} seeds first"
         shown = [_with_interval(row) for row in self.rows]
         lines = [[_text(value) for value in row.values()] for row in shown]
+        ranking = text_tables.table([list(shown[0]), *lines], left=1)
         doubts = [f"! {doubt}" for doubt in self.summary.warnings]
-        return "\n".join([opening, aligned(list(shown[0]), lines), *doubts])
+        return "\n".join([opening, ranking, *doubts])
 
     def to_csv(self) -> str:
         """Return the rows as comma separated values, the names in the first line."""
@@ -261,31 +263,6 @@ def compare(
         values[first], values[second], metric, level=level, resamples=resamples, key=key
     )
     return found._replace(names=(_label(a), _label(b)))
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write rows of text in columns, the first to the left, the others to the right.
-
-    Args:
-        head: the columns' names.
-        rows: each as long as the head.
-
-    Example:
-        >>> from fngrad.sweeps.results.tables import aligned
-        >>> print(aligned(["name", "loss"], [["sgd", "0.5"], ["adam", "0.25"]]))
-        name  loss
-        sgd    0.5
-        adam  0.25
-    """
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
