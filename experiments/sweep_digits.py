@@ -32,6 +32,7 @@ import numpy as np
 import fngrad as fg
 import fngrad.sweeps as sweeps
 import fngrad.sweeps.results.pictures as pictures
+from experiments.digits import best_points, networks
 from experiments.outputs import finish, new_folder, run_cli, table
 from fngrad.sweeps.results.statistics import holm
 
@@ -112,24 +113,17 @@ def open_folder(config: Config) -> fg.logging.RunFolder:
     return fg.logging.RunFolder(config.resume, config=original)
 
 
-def chosen(result: sweeps.SweepResult, optimizers: tuple[str, ...]) -> dict[str, int]:
-    """Return the number of each optimizer's best point, by validation."""
-    column, order = result.points["optimizer"], sweeps.summary(result).order
-    return {name: int(order[column[order] == name][0]) for name in optimizers}
-
-
 def test_accuracies(
     config: Config, result: sweeps.SweepResult, points: dict[str, int], test: Any
 ) -> dict[str, np.ndarray]:
-    """Evaluate the chosen points on the test data: name -> (seeds,)."""
-    metric_fn, found = make_metric_fn(config), {}
-    for name, number in points.items():
-        combination, row = divmod(number, config.rates)
-        params = jax.tree.map(lambda x, row=row: x[row], result.state[combination])
-        lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(config.seeds)]
-        scores = [fg.evaluate(metric_fn, lane, test)["accuracy"] for lane in lanes]
-        found[name] = np.array(scores)
-    return found
+    """Evaluate the chosen points on the test split: name -> (seeds,)."""
+    metric_fn = make_metric_fn(config)
+    return {
+        name: np.array(
+            [fg.evaluate(metric_fn, x, test)["accuracy"] for x in networks(result, n)]
+        )
+        for name, n in points.items()
+    }
 
 
 def report(
@@ -208,7 +202,7 @@ def main(config: Config) -> dict[str, Any]:
     found = sweeps.table(result, also=["val/accuracy"])
     print(found._replace(rows=found.rows[: config.top]))
     (folder.path / "table.csv").write_text(found.to_csv())
-    points = chosen(result, config.optimizers)
+    points = best_points(result)
     accuracies = test_accuracies(config, result, points, splits.test)
     print("\nthe best rate of each optimizer, chosen by validation")
     results = report(result, points, accuracies)

@@ -60,6 +60,7 @@ def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
         "closed_form_or_descent",
         "compare_optimizers",
         "critical_points",
+        "digits",
         "linear_approximation",
         "momentum",
         "naive_or_gradient",
