@@ -54,7 +54,7 @@ def windows(
         The dataset; its batches are dicts of ``x`` and ``y``, shape (b, l, ...).
 
     Raises:
-        ValueError: length, stride, batch_size or T is out of range.
+        ValueError: if length, stride, batch_size or T is out of range.
 
     Example:
         >>> import jax.numpy as jnp

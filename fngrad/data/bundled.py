@@ -29,7 +29,7 @@ def digits(*, standardized: bool = True, images: bool = False) -> Splits:
         ``x`` float32, ``y`` int32, shape (n,): 1258, 269 and 270 examples.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     References:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", 1998,
@@ -54,7 +54,7 @@ def breast_cancer(*, standardized: bool = True) -> Splits:
         1 benign: 398, 86 and 85 examples.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     References:
         W. Wolberg et al., "Breast Cancer Wisconsin (Diagnostic)", 1995,
@@ -79,7 +79,7 @@ def diabetes(*, standardized: bool = True) -> Splits:
         examples.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     References:
         B. Efron et al., "Least angle regression", 2004,

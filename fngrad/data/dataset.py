@@ -79,7 +79,7 @@ class Dataset:
         It is e floor(n / b) for ``remainder="drop"``, and ceil(e n / b) for "wrap".
 
         Raises:
-            ValueError: num_epochs is negative.
+            ValueError: if num_epochs is negative.
         """
         num_epochs = numerics.check_count("num_epochs", num_epochs)
         if self.remainder == "drop":
@@ -93,8 +93,8 @@ class Dataset:
             step: an int or an integer scalar, also traced; 0 <= step < 2**31.
 
         Raises:
-            TypeError: the step is no integer scalar.
-            ValueError: a Python int is out of range.
+            TypeError: if the step is not an integer scalar.
+            ValueError: if a Python int is out of range.
 
         Example:
             >>> import jax.numpy as jnp
@@ -117,8 +117,8 @@ class Dataset:
         """Return which examples batch ``step`` holds: int32, shape (b,).
 
         Raises:
-            TypeError: the step is no integer scalar.
-            ValueError: a Python int is out of range.
+            TypeError: if the step is not an integer scalar.
+            ValueError: if a Python int is out of range.
         """
         # What decides the order, alone: all datasets of one order share a program.
         order = dataclasses.replace(self, arrays=(), read=take, maps=())
@@ -136,7 +136,7 @@ class Dataset:
                 function defined anew is another function: a jitted step compiles again.
 
         Raises:
-            TypeError: ``fn`` is not of these forms.
+            TypeError: if ``fn`` has neither form.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -157,8 +157,8 @@ class Dataset:
             seed: an int of any size, also traced, or a typed key, shape ().
 
         Raises:
-            TypeError: neither of these.
-            ValueError: more than one key.
+            TypeError: if the seed is neither an int nor a typed key.
+            ValueError: if it holds more than one key.
         """
         return dataclasses.replace(self, key=_one_key(seed))
 
@@ -217,11 +217,11 @@ def from_arrays(
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: batch_size or seed is of another type; a leaf of neither numbers nor
-            bools, such as a column of objects.
-        ValueError: batch_size or remainder is out of range; the arrays are empty, are
-            scalars, differ in their first axis, are masked, or hold integers that
-            int32 cannot.
+        TypeError: if batch_size or seed has another type, or a leaf holds neither
+            numbers nor bools, such as a column of objects.
+        ValueError: if batch_size or remainder is out of range, or the arrays are empty,
+            are scalars, differ in their first axis, are masked, or hold integers
+            outside of int32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -284,7 +284,7 @@ def check_foreign(data: Any) -> None:
     """Raise for another library's dataset, whose ``batch`` is another method.
 
     Raises:
-        TypeError: it has a method ``batch`` and is no `Dataset`.
+        TypeError: if the data have a method ``batch`` and are not a `Dataset`.
     """
     if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
         raise TypeError(
@@ -299,8 +299,8 @@ def num_examples(arrays: Any) -> int:
     """Return the length of the first axis that all leaves share.
 
     Raises:
-        ValueError: no leaves, a leaf without axes, first axes that differ or are
-            empty, or more than 2**30 examples.
+        ValueError: if there are no leaves, a leaf has no axes, the first axes differ or
+            are empty, or there are more than 2**30 examples.
     """
     shapes = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(arrays).items()}
     if not shapes:

@@ -55,7 +55,7 @@ def permute(
         uint32, the shape of ``position``, below n.
 
     Raises:
-        ValueError: n is out of range, or no rounds.
+        ValueError: if n is out of range, or there are no rounds.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -92,7 +92,7 @@ def walk(
     is longer than m with probability below ``2**-m``.
 
     Raises:
-        ValueError: n is out of range, or no rounds.
+        ValueError: if n is out of range, or there are no rounds.
     """
     if not 1 <= n <= MAX_SIZE:
         raise ValueError(f"need 1 <= n <= {MAX_SIZE}, got {n=}")

@@ -71,9 +71,9 @@ def multi_head_attention(
         output_init: draws $W_o$ instead.
 
     Raises:
-        ValueError: a size below 1, heads that don't divide, a rate outside of [0, 1];
-            at ``apply``, shapes other than those above, a mask of other than bools, or
-            a context for causal attention.
+        ValueError: if a size is below 1, num_heads does not divide features, or a rate
+            is outside of [0, 1]; at ``apply``, if shapes differ from those above, the
+            mask is not bool, or causal attention gets a context.
 
     Example:
         >>> import jax, jax.numpy as jnp

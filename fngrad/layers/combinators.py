@@ -57,11 +57,11 @@ def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
         named: the same with names; the order counts.
 
     Raises:
-        TypeError: an entry is no layer and no function.
-        ValueError: entries by position and by name; at ``apply``, parameters of
-            another model, and every ValueError of a child, with its path in front:
-            ``layers/2: need x with last axis 64, got shape (63,)``. A child without
-            a place is called ``entry 1`` by its position.
+        TypeError: if an entry is neither a layer nor a function.
+        ValueError: if entries are given both by position and by name; at ``apply``, if
+            the parameters are those of another model. A ValueError of a child is raised
+            with its path in front: ``layers/2: need x with last axis 64, got shape
+            (63,)``; a child without parameters is called ``entry 1``, by its position.
 
     Example:
         >>> import jax
@@ -110,9 +110,9 @@ def parallel(
         combine: takes the tuple of outputs; ``sum`` and ``jnp.concatenate`` will do.
 
     Raises:
-        TypeError: an entry is no layer and no function.
-        ValueError: no entries, or entries by position and by name; at ``apply`` as
-            in `serial`.
+        TypeError: if an entry is neither a layer nor a function.
+        ValueError: if there are no entries, or entries are given both by position and
+            by name; at ``apply``, as in `serial`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -157,8 +157,8 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
             ``parallel(f, projection, combine=sum)``.
 
     Raises:
-        TypeError: no layer and no function.
-        ValueError: at ``apply``, the layer changes the shape.
+        TypeError: if it is neither a layer nor a function.
+        ValueError: at ``apply``, if the layer changes the shape.
 
     Example:
         >>> import jax.numpy as jnp

@@ -37,8 +37,8 @@ def embedding(
         weight_init: draws the vectors, by default ``normal(0.02)``.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x holds no ints, or a table of
-            another shape.
+        ValueError: if a size is below 1; at ``apply``, if x does not hold ints, or the
+            table has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -85,8 +85,8 @@ def positional_embedding(
         weight_init: draws the vectors, by default ``normal(0.02)``.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another shape, longer, or no
-            floats, or a table of another shape.
+        ValueError: if a size is below 1; at ``apply``, if x has another shape, is
+            longer than max_length, or is not floating, or the table has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -74,7 +74,8 @@ def gru(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another shape or no floats.
+        ValueError: if a size is below 1; at ``apply``, if x has another shape or is not
+            floating.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -111,7 +112,7 @@ def gru_cell(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: as `gru`.
+        ValueError: as in `gru`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -153,7 +154,7 @@ def lstm(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: as `gru`.
+        ValueError: as in `gru`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -192,7 +193,7 @@ def lstm_cell(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: as `gru`.
+        ValueError: as in `gru`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -37,7 +37,7 @@ def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
         remedy: how the caller takes a direction; by default as ``mode``.
 
     Raises:
-        ValueError: another mode, or ``None`` and a name of which nothing is known.
+        ValueError: if the mode is another one, or is ``None`` and the name is unknown.
 
     Example:
         >>> from fngrad.metrics.directions import direction
@@ -63,7 +63,7 @@ def directed(metric: Any, argument: str = "metric") -> Directed:
         argument: what it was given as, for messages.
 
     Raises:
-        ValueError: another form or mode, or a name alone of which nothing is known.
+        ValueError: if the metric has another form or mode, or is an unknown name alone.
 
     Example:
         >>> from fngrad.metrics.directions import directed

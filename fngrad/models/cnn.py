@@ -38,8 +38,9 @@ def cnn(
         dropout_rate: in [0, 1], before the logits, with a key.
 
     Raises:
-        ValueError: a size below 1, a rate outside of [0, 1], more stages than the
-            image can be halved; at ``apply``, x of another shape.
+        ValueError: if a size is below 1, the rate is outside of [0, 1], or there are
+            more stages than the image can be halved; at ``apply``, if x has another
+            shape.
 
     Example:
         >>> import jax, jax.numpy as jnp

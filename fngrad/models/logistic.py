@@ -16,7 +16,7 @@ def logistic(in_size: int, classes: int) -> Layer:
         classes: number of logits.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another size.
+        ValueError: if a size is below 1; at ``apply``, if x has another size.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -32,8 +32,8 @@ def mlp(
         output_init: draws the last weights, by default `glorot_uniform`.
 
     Raises:
-        ValueError: fewer than two sizes, one below 1, a rate outside of [0, 1]; at
-            ``apply``, x of another size.
+        ValueError: if there are fewer than two sizes, one is below 1, or the rate is
+            outside of [0, 1]; at ``apply``, if x has another size.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -28,7 +28,7 @@ def check_sequence(name: str, sizes: Any) -> None:
     """Raise unless sizes are a sequence.
 
     Raises:
-        ValueError: they are not.
+        ValueError: if they have no length.
     """
     if not hasattr(sizes, "__len__"):
         raise ValueError(f"need a sequence of sizes as {name}, got {name}={sizes!r}")

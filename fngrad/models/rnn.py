@@ -43,8 +43,8 @@ def rnn(
         dropout_rate: in [0, 1], after each recurrent layer, with a key.
 
     Raises:
-        ValueError: no hidden sizes, a size below 1, a rate outside of [0, 1]; at
-            ``apply``, x of another shape.
+        ValueError: if there are no hidden sizes, a size is below 1, or the rate is
+            outside of [0, 1]; at ``apply``, if x has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -48,8 +48,9 @@ def transformer(
             with a key.
 
     Raises:
-        ValueError: a size below 1, heads that don't divide the features, a rate outside
-            of [0, 1]; at ``apply``, x longer than max_length or no ints.
+        ValueError: if a size is below 1, num_heads does not divide features, or the
+            rate is outside of [0, 1]; at ``apply``, if x is longer than max_length or
+            does not hold ints.
 
     Example:
         >>> import jax, jax.numpy as jnp
