@@ -20,7 +20,9 @@ Metrics: TypeAlias = dict[str, jax.Array]  # scalars by name
 Key: TypeAlias = jax.Array  # typed, shape (); jax.random.key(seed)
 Path: TypeAlias = str
 Mode: TypeAlias = Literal["min", "max"]  # which way a metric gets better
-Reported: TypeAlias = tuple[Updates, OptState, Metrics]  # of an update that also tells
+Reported: TypeAlias = tuple[
+    Updates, OptState, Metrics
+]  # by an update that also reports
 
 Scalar: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[jax.Array], Scalar]  # step, int32 () -> value

@@ -1,4 +1,4 @@
-"""Real data sets that scikit-learn carries with it, with splits that never move.
+"""Real data sets that come with scikit-learn, in fixed splits.
 
 Each is divided 70 : 15 : 15 by `fngrad.data.split` with seed 0, classes in equal
 proportion in all parts. Scaling uses the training part alone.
@@ -85,7 +85,7 @@ def diabetes(*, standardized: bool = True) -> Splits:
         B. Efron et al., "Least angle regression", 2004,
         https://doi.org/10.1214/009053604000000067.
     """
-    # scikit-learn's own scaling has seen all 442 patients, the test part too.
+    # scikit-learn's own scaling uses all 442 patients, the test part too.
     x, y = _load("load_diabetes", scaled=False)
     parts = _parts(x, y.astype(np.float32), None)
     return standardize(parts, "x", "y") if standardized else parts

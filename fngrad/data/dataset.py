@@ -46,8 +46,8 @@ _STATIC: Any = {"metadata": {"static": True}}
 class Dataset:
     """Arrays and a key: the data fields of the pytree; the rest is static.
 
-    Made by `from_arrays`. Values are not looked at: a NaN in the data arrives in the
-    batch, and shows in the loss.
+    Made by `from_arrays`. Values are not checked: a NaN in the data reaches the
+    batch and shows in the loss.
     """
 
     arrays: Any
@@ -167,7 +167,7 @@ class Dataset:
 
         They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
         size, ``shuffle`` and ``remainder``; not the maps, which are program text. It
-        reads every byte on the host: call it once a run, outside of jit.
+        reads every byte on the host: call it once per run, outside of jit.
         """
         order = (self.size, self.batch_size, self.shuffle, self.remainder, self.read)
         digest = hashlib.blake2b(repr(order[:-1]).encode(), digest_size=8)
@@ -383,7 +383,7 @@ def _check_map(fn: Any) -> None:
     ]
     kinds = {parameter.kind for parameter in arguments.values()}
     is_open = inspect.Parameter.VAR_POSITIONAL in kinds or (
-        not arguments and not inspect.isfunction(fn)  # a builtin tells none
+        not arguments and not inspect.isfunction(fn)  # some builtins have no signature
     )
     if len(required) != 1 and not (is_open and not required):
         raise TypeError(

@@ -1,7 +1,7 @@
 """Arrays from files: the IDX format of MNIST, and tables of numbers.
 
-Both may be compressed with gzip, which is seen from the content. A file that is not
-exactly what it says it is raises.
+Both may be compressed with gzip, which is detected from the content. A malformed file
+raises.
 """
 
 import csv

@@ -152,7 +152,7 @@ def _labels(stratify: Any, n: int) -> np.ndarray:
 
 
 def _interleave_classes(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Reorder so that every beginning holds the classes in their proportions.
+    """Reorder so that every prefix holds the classes in their proportions.
 
     Member j of the m of its class, in random order, goes to (j + 1/2) / m of the way.
     """

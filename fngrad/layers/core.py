@@ -38,7 +38,7 @@ class Layer(_Layer):
     __slots__ = ()
 
     def __new__(cls, init: Callable[..., Params], apply: Callable[..., Any]) -> "Layer":
-        """Make a layer whose ``init`` says so where its key is missing."""
+        """Make a layer whose ``init`` explains a missing key."""
         return super().__new__(cls, _asks_for_key(init), apply)
 
 
@@ -58,11 +58,11 @@ class StatefulLayer(_StatefulLayer):
         init: Callable[..., tuple[Params, ModelState]],
         apply: Callable[..., tuple[Any, ModelState]],
     ) -> "StatefulLayer":
-        """Make a layer whose ``init`` says so where its key is missing."""
+        """Make a layer whose ``init`` explains a missing key."""
         return super().__new__(cls, _asks_for_key(init), apply)
 
 
-# What to do about a model state that is missing, or in the place of parameters.
+# For a model state that is missing, or in the place of the parameters.
 REMEDY = (
     "; a stateful layer's init gives both: `params, model_state = model.init(key)`, "
     "then `init_state(..., model_state=model_state)`"
@@ -74,7 +74,7 @@ LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
 
 
 def _asks_for_key(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``init``, which raises a TypeError of more words without a key."""
+    """Return ``init``, which without a key raises a TypeError that explains it."""
     if hasattr(init, _KEYED):
         return init
 
@@ -98,7 +98,7 @@ _KEYED = "_asks_for_key"
 def no_params(key: Key) -> Params:
     """Return ``()``: the ``init`` of every layer that learns nothing.
 
-    Combinators know such layers by it, and give them no place among the parameters.
+    Combinators recognise such layers by it and give them no place in the parameters.
     """
     return ()
 
@@ -262,7 +262,7 @@ def float_array_of(x: Any, last: int) -> jax.Array:
 
 
 class LayerError(ValueError):
-    """What a layer needs and did not get, with the layer's path in the model."""
+    """A ValueError of a layer, with the layer's path in the model."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(path, reason)

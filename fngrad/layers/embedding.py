@@ -28,8 +28,8 @@ def embedding(
 
     Parameters: ``weight`` of shape ``(vocab_size, features)``. x holds token numbers,
     int, of any shape; y has the shape ``(*x.shape, features)``. A token outside of
-    [0, vocab_size) gives NaN, negative ones too: a compiled program can't raise, and
-    a NaN is seen.
+    [0, vocab_size) gives NaN, even a negative one: a compiled program cannot raise,
+    and a NaN shows.
 
     Args:
         vocab_size: number of tokens.

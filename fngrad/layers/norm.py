@@ -185,7 +185,7 @@ def batch_norm(
     ``var``, moves toward them: $r \leftarrow \rho\, r + (1 - \rho)\, s$. Without one
     they are the running ones, and the state stays. The state has the default float
     dtype; $v$ is the biased variance, also in the running one. A running statistic that
-    does not fit is the largest float, and recovers.
+    overflows becomes the largest float, and recovers.
 
     Args:
         channels: the last axis of x.

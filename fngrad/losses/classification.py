@@ -170,7 +170,7 @@ def focal(
     reduction: Reduction = "none",
     label_smoothing: Scalar = 0.0,
 ) -> jax.Array:
-    r"""Return the sigmoid focal loss, which plays down what is classified well.
+    r"""Return the sigmoid focal loss, which down-weights well-classified examples.
 
     $$\alpha_t\,(1 - p_t)^\gamma\,\mathrm{BCE}(x, y), \qquad
       1 - p_t = y\,\sigma(-x) + (1 - y)\,\sigma(x), \quad
@@ -331,7 +331,7 @@ def _integer_labels(
     where: Array | None,
     weights: Array | None,
 ) -> tuple[Masks, int, jax.Array, jax.Array]:
-    """Return the masks, the axis of classes, indices to read, and who has none."""
+    """Return the masks, the axis of classes, indices to read, and which have none."""
     axes = class_axes(axis, x.ndim)
     if len(axes) != 1:
         raise ValueError(f"need one axis of classes for integer labels, got {axis=}")

@@ -168,7 +168,7 @@ def slopes_of(
 
 
 def is_moving(tangent: Any) -> bool:
-    """Say whether a tangent is more than the zero of an input held constant."""
+    """Return whether a tangent is more than the zero of an input held constant."""
     return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
@@ -254,7 +254,7 @@ def check_smoothing(label_smoothing: Scalar) -> None:
 def check_labels(
     labels: Array, shape: tuple[int, ...], classes: int, kept: Array | None
 ) -> jax.Array:
-    """Return labels as int32, whose values, as far as they are known, are in range.
+    """Return labels as int32; raise if a concrete one is out of range.
 
     Args:
         labels: integers of the given shape.
@@ -284,7 +284,7 @@ def check_labels(
 
 
 def is_known(x: Any) -> bool:
-    """Say whether an array's values can be read here: no tracer, no remote part."""
+    """Return whether an array's values can be read: not a tracer, no remote part."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 

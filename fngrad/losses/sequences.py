@@ -158,7 +158,7 @@ def _is_kept(
 def _check_sequences(
     labels: jax.Array, is_label: jax.Array, blank_id: int, classes: int
 ) -> jax.Array:
-    """Say which sequences are right: labels in range, no blank, padding at the end."""
+    """Return which sequences are valid: labels in range, no blank, padding last."""
     is_out = (labels < 0) | (labels >= classes)
     is_blank = jnp.any(is_label & (labels == blank_id), axis=-1)
     is_gapped = jnp.any(is_label[..., 1:] & ~is_label[..., :-1], axis=-1)

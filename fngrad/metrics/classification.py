@@ -127,7 +127,7 @@ def calibration_error(
 def confusion_matrix(
     logits: Any, labels: Any, *, where: Any = None, weights: Any = None
 ) -> ConfusionMatrix:
-    """Count how often each class was taken for each.
+    """Count how often each class was predicted for each true class.
 
     Args:
         logits: floats, shape ``(..., classes)``; the largest is the prediction.
