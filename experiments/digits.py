@@ -12,9 +12,9 @@ Expected: mean test accuracies between 97.5 % and 98.5 % and mean test losses be
           0.01 (RMSProp) and 0.3 (Adagrad).
 
 One call of `fngrad.sweep` trains 140 networks: each optimizer with each learning rate
-from five seeds. The network, 64-128-10, learns from 1,257 images of 8x8 pixels
+from five seeds. The network, 64-128-10, learns from 1,258 images of 8x8 pixels
 (scikit-learn's digits) in batches of 64, with Gaussian noise on the pixels, while the
-learning rate falls to zero along a cosine. The 270 images of the validation split
+learning rate falls to zero along a cosine. The 269 images of the validation split
 choose the learning rates. The 270 of the test split are evaluated once, with the chosen
 networks.
 
@@ -189,7 +189,7 @@ def draw(result: sweeps.SweepResult) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, dict[str, float]]:
-    """Train all, choose by validation, look at the test split once; print and save."""
+    """Train all, choose by validation, evaluate the test split once; print and save."""
     if config.seeds < 2 or not set(config.optimizers) <= fg.REGISTRY.keys():
         raise SystemExit(
             f"need optimizers among {list(fg.REGISTRY)} and at least two seeds, "

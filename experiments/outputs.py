@@ -46,7 +46,7 @@ def run_cli(main: Any, config: Any, description: str | None) -> None:
 
 
 def _command(path: str) -> str | None:
-    """Return what to type for an experiment's file, whoever runs it."""
+    """Return the command of an experiment's file."""
     parts = Path(path).with_suffix("").parts
     if FOLDER not in parts:
         return None

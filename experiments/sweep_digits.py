@@ -1,8 +1,9 @@
 """Which optimizer learns digits best, each with its best rate? 512 trainings at once.
 
 Claim: one call trains 4 optimizers x 16 learning rates x 8 seeds; those that diverge
-are frozen and counted, the rates are chosen by validation, and the test data are seen
-by the four chosen points alone. The four differ by less than their learning rates do.
+are frozen and counted. The rates are chosen by validation, and the test split is
+evaluated at the four chosen points only. The four optimizers differ by less than their
+learning rates do.
 
 Command:  python -m experiments.sweep_digits
           python -m experiments.sweep_digits --resume runs/sweep_digits/...
@@ -14,8 +15,7 @@ Expected: the best rates are about 0.5 for SGD, 0.1 for momentum, 0.005 for RMSP
 
 A dense network learns handwritten digits (scikit-learn's). A seed draws the weights and
 the order of the examples, the same for every point, so all comparisons are paired. A
-sweep that was killed goes on where it was (``--resume`` and its folder, with the same
-options).
+killed sweep continues with ``--resume``, its folder and the same options.
 
 The run folder (``runs/sweep_digits/...``) holds config.json, manifest.json, table.csv,
 the sweep's chunks, and sensitivity.png, curves.png and heat_map.png.
@@ -46,7 +46,7 @@ OPTIMIZERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is swept, how long, and where it all goes."""
+    """What is swept, how long, and where the results go."""
 
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)  # by their names
     low: float = 1e-4  # the least learning rate
@@ -129,7 +129,7 @@ def test_accuracies(
 def report(
     result: sweeps.SweepResult, points: dict[str, int], accuracies: dict[str, Any]
 ) -> dict[str, Any]:
-    """Print each optimizer's choice, and which differences mean something."""
+    """Print each optimizer's best point and its difference from the first."""
     ranks = sweeps.summary(result)
     first = min(points, key=lambda name: list(ranks.order).index(points[name]))
     others = [name for name in points if name != first]
@@ -182,7 +182,7 @@ def draw(result: sweeps.SweepResult) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Sweep, choose by validation, look at the test data once; print and draw."""
+    """Sweep, choose by validation, evaluate the test split once; print and draw."""
     if config.seeds < 2 or not set(config.optimizers) <= OPTIMIZERS.keys():
         raise SystemExit(
             f"need optimizers among {list(OPTIMIZERS)} and at least two seeds, "

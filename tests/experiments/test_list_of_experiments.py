@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ import experiments.backpropagation as backpropagation
 import experiments.momentum as momentum
 
 
-def test_every_experiment_states_its_claim_and_command():
+def test_every_experiment_states_claim_command_minutes_and_expected_numbers():
     found = command.experiments()
     assert {"digits", "optimizer_zoo", "benchmarks.training_loop"} <= set(found)
     assert not {"benchmarks.timing", "__main__"} & set(found)
@@ -19,6 +20,9 @@ def test_every_experiment_states_its_claim_and_command():
         assert command.entry(docstring, "Claim"), name
         assert f"python -m experiments.{name}" in command.entry(docstring, "Command")
         assert command.entry(docstring, "Minutes"), name
+        assert re.search(r"\d", command.entry(docstring, "Expected")), name
+        if not name.startswith("benchmarks."):
+            assert f"``runs/{name}/...``) holds config.json" in docstring, name
 
 
 def test_the_list_has_names_claims_and_minutes(capsys):
