@@ -119,4 +119,3 @@ def test_nothing_caps_jax_or_replaces_an_accelerators_install():
 def test_the_gate_runs_what_the_readme_says(in_readme: str, in_gate: str):
     assert in_gate in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert in_readme in (ROOT / "README.md").read_text(encoding="utf-8")
-

@@ -108,7 +108,7 @@ def test_the_saved_network_is_the_best_one(run):
     assert np.mean(logits.argmax(axis=1) == test["y"]) > 0.8
 
 
-def test_settings_that_show_nothing_are_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="need optimizers among"):
         digits.main(digits.Config(optimizers=("best",), runs=tmp_path))
     with pytest.raises(SystemExit, match="at least two seeds"):

@@ -94,7 +94,7 @@ def test_every_option_has_the_comment_that_its_help_shows(name):
         assert is_nested or "  # " in line or before.startswith("# "), line
 
 
-def test_settings_that_show_nothing_are_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="need shown < depth"):
         backpropagation.main(backpropagation.Config(depth=20, runs=tmp_path))
     with pytest.raises(SystemExit, match="need kappas above 1"):
@@ -102,6 +102,6 @@ def test_settings_that_show_nothing_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_name_is_told_the_known_ones():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(SystemExit, match=r"(?s)got 'digit'.*\ndigits\n"):
         command.main(["digit"])
