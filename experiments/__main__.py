@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# What experiments share.
+# Modules that experiments share.
 TOOLS = {"critical_points", "noise_floors", "outputs", "races", "timing"}
 
 
@@ -28,16 +28,16 @@ def experiments() -> dict[str, str]:
 
 
 def entry(docstring: str, word: str) -> str:
-    """Return what a docstring says after ``word:``, as one line, or nothing."""
+    """Return a docstring's entry after ``word:`` as one line, or an empty string."""
     lines = iter(docstring.splitlines())
     for line in lines:
         if line.startswith(f"{word}:"):
-            said = [line.removeprefix(f"{word}:").strip()]
+            words = [line.removeprefix(f"{word}:").strip()]
             for more in lines:
                 if not more.strip() or (not more[0].isspace() and ":" in more[:12]):
                     break
-                said.append(more.strip())
-            return " ".join(said)
+                words.append(more.strip())
+            return " ".join(words)
     return ""
 
 

@@ -11,8 +11,8 @@ Expected: "equal bits: yes"; a signal through 40 layers shrinks below 1e-10 with
           weights and grows beyond 1e5 with large ones; with Glorot's (tanh) and He's
           (relu) it keeps its size within a factor of about ten.
 
-Networks of 64 units a layer see 128 handwritten digits (scikit-learn's). The weights
-of a layer are Gaussian with standard deviation gain / sqrt(64).
+Networks with 64 units per layer see 128 handwritten digits (scikit-learn's). The
+weights of a layer are Gaussian with standard deviation gain / sqrt(64).
 
 The run folder (``runs/backpropagation/...``) holds config.json, manifest.json and
 signals.png.
@@ -43,7 +43,7 @@ SETTINGS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How deep, how often, what to show, and where the results go."""
+    """Depth, seeds, what to show, and where the results go."""
 
     depth: int = 40  # layers
     shown: tuple[int, ...] = (5, 10, 20, 39)  # layers passed, in the table
@@ -100,7 +100,7 @@ def have_equal_bits(batch: Any) -> bool:
 def make_measure(
     batch: Any, config: Config, activation: Any
 ) -> Callable[[float], np.ndarray]:
-    """Return gain -> the norms of the signals, a row a seed, the input's first."""
+    """Return gain -> the norms of the signals, one row per seed, the input's first."""
     layers = make_layers(config.depth, activation)
     loss_fn = make_loss(batch["y"])
 
@@ -119,7 +119,7 @@ def make_measure(
 
 
 def passed(signals: np.ndarray) -> np.ndarray:
-    """Return by what the layers multiplied the signal, a column a number of layers."""
+    """Return the factor of the signal, one column per number of layers passed."""
     backwards = signals[:, ::-1]
     return backwards[:, 1:] / backwards[:, 1:2]  # the loss itself is no layer
 
@@ -158,7 +158,7 @@ def main(config: Config) -> dict[str, Any]:
         name: passed(measures[activation](gain))
         for name, (activation, gain) in SETTINGS.items()
     }
-    print("by what the layers multiply the signal, median over seeds")
+    print("factor by which the layers multiply the signal, median over seeds")
     medians = {
         name: [float(np.median(values[:, count])) for count in config.shown]
         for name, values in factors.items()

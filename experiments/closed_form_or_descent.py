@@ -1,9 +1,9 @@
 """Solve gradient = 0 at once, or descend?
 
-Claim: on a small linear problem both give the same answer, the closed form at once;
-but its cost grows as the cube of the number of parameters, its memory as the square,
-and its condition number until float32 has no digit left, while a step of descent grows
-as the number of parameters. And beyond linear models there is no closed form.
+Claim: on a small linear problem both give the same answer, the closed form at once.
+But its cost grows as the cube of the number of parameters, its memory as the square,
+and its condition number until float32 has no digits left, while the cost of a step of
+descent grows linearly. Beyond linear models there is no closed form.
 
 Command:  python -m experiments.closed_form_or_descent
 Minutes:  under two on two cores.
@@ -37,7 +37,7 @@ from fngrad.numerics import double_precision
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long, how large, and where the results go."""
+    """Steps, sizes, and where the results go."""
 
     steps: int = 3000  # of each descent
     sizes: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)  # parameters, timed
@@ -217,7 +217,7 @@ def show_costs(costs: list[Cost]) -> dict[str, float]:
 
 
 def show_conditions(conditions: list[Conditioning]) -> None:
-    """Print what float32 leaves of the answer."""
+    """Print the error of the closed form in float32."""
     head = ["features", "condition of X", "of X'X", "error in float32"]
     rows = [
         [
@@ -232,7 +232,7 @@ def show_conditions(conditions: list[Conditioning]) -> None:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Descend, time and condition; print what came out."""
+    """Run all three comparisons, print their tables, draw."""
     folder = new_folder(config)
     x, y = standardised()
     descents, kappa = descend(x, y, config.steps)

@@ -2,12 +2,12 @@
 
 Claim: close to a point every smooth function is its tangent. The error of the tangent
 falls as the square of the distance, in one dimension, in two, and along a random
-direction in all 2,410 weights of a network; the error of standing still only as the
+direction in all 2,410 weights of a network; the error of a constant only as the
 distance.
 
 Command:  python -m experiments.linear_approximation
 Minutes:  under one on two cores.
-Expected: observed orders within 0.05 of 1 (standing still) and of 2 (tangent).
+Expected: observed orders within 0.05 of 1 (constant) and of 2 (tangent).
 
 The curve is the one with two minima, the surface is Himmelblau's function, the network
 64-32-10 sees 128 handwritten digits (scikit-learn's).

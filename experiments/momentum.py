@@ -9,7 +9,7 @@ Command:  python -m experiments.momentum
 Minutes:  under one on two cores.
 Expected: measured rates within 1 % of the closed forms; at kappa 1000 heavy ball needs
           32 times fewer steps than gradient descent. Gradient descent passes the
-          local minimum only where one single step leaps over the barrier; elsewhere
+          local minimum only where a single step leaps over the barrier; elsewhere
           22 % of the heavy balls of the sweep get through, and 11 % of Nesterov's.
 
 The rates are measured twice on a quadratic with curvatures from 1/kappa to 1, each
@@ -48,7 +48,7 @@ BARRIER = -(GLOBAL + LOCAL)  # the slope has no square term: its roots add up to
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which curvatures, learning rates and starts, and where the results go."""
+    """Curvatures, learning rates, starts, and where the results go."""
 
     # Largest over smallest curvature, where rates are measured; each above 1.
     kappas: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -67,11 +67,11 @@ class Method(NamedTuple):
 
     make: Callable[[Any, Any], fg.Transform]  # learning rate, momentum -> optimizer
     best: Callable[[float], tuple[float, float]]  # kappa -> learning rate, momentum
-    rate: Callable[[float], float]  # kappa -> the factor a step, with the best
+    rate: Callable[[float], float]  # kappa -> the factor per step, with the best
 
 
 class Rates(NamedTuple):
-    """By which factor the distance to the minimum shrinks in a step, a kappa each."""
+    """Factors of the distance to the minimum per step, one per kappa."""
 
     closed_form: np.ndarray
     descent: np.ndarray  # measured
@@ -130,7 +130,7 @@ def measure_rates(method: Method, kappas: tuple[float, ...]) -> Rates:
 
 
 def rate_of(distance: np.ndarray) -> float:
-    """Return by which factor a step shrank the distance, between FAR and NEAR."""
+    """Return the factor of the distance per step, between FAR and NEAR."""
     if not (distance < NEAR).any():
         return float("nan")
     far, near = np.argmax(distance < FAR), np.argmax(distance < NEAR)
@@ -138,7 +138,7 @@ def rate_of(distance: np.ndarray) -> float:
 
 
 def steps_for_a_digit(rate: np.ndarray) -> np.ndarray:
-    """Return in how many steps the distance shrinks to a tenth."""
+    """Return the number of steps in which the distance shrinks to a tenth."""
     return -math.log(10) / np.log(rate)
 
 
@@ -250,7 +250,7 @@ def draw_ball(ends: dict[str, np.ndarray], config: Config) -> Any:
 
 
 def report_rates(found: dict[str, Rates], kappas: tuple[float, ...]) -> dict[str, Any]:
-    """Print the rates at every kappa, and return how far they are from the theory."""
+    """Print the rates at every kappa, and return their distance from theory."""
     head = ["method", "kappa", "closed form", "descent", "radius", "steps a digit"]
     rows, results = [], {}
     for name, rates in found.items():

@@ -1,8 +1,8 @@
 """Noise floors of linear regression: theory beside measurement.
 
-With a constant learning rate the noise of batches holds the loss above its minimum.
+With a constant learning rate, the noise of batches holds the loss above its minimum.
 `curvature.noise_floor` is exact for noise that does not depend on the weights; the
-curvature of a batch is random too, which `exact_floor` has.
+curvature of a batch is random too, which `exact_floor` includes.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def regression_loss(w: jax.Array, batch: Any) -> jax.Array:
 
 
 def excess_fn(w: jax.Array, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the loss of a batch, and by how much w's own exceeds the least."""
+    """Return the loss of a batch, and the excess of w's loss over the least."""
     away = w - batch["best"]
     excess = away @ batch["curvature"] @ away / 2
     return regression_loss(w, batch), {"excess": excess}
@@ -128,7 +128,7 @@ def measure(config: Floors) -> list[Floor]:
 
 
 def draw_floors(rows: list[Floor]) -> Any:
-    """Draw the noise floors against the learning rate, a colour a batch size."""
+    """Draw the noise floors against the learning rate, one colour per batch size."""
     figure = new_figure(8.5, 5)
     axis = figure.add_subplot()
     for i, batch in enumerate(sorted({row.batch for row in rows})):

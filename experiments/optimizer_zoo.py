@@ -2,20 +2,21 @@
 
 Claim: with a learning rate chosen for it on other seeds, nearly every optimizer of the
 registry reaches the target on handwritten digits within 100 steps, and most do on a
-noisy quadratic; which is in front changes with the problem.
+noisy quadratic; which is first depends on the problem.
 
 Command:  python -m experiments.optimizer_zoo
           python -m experiments.optimizer_zoo --optimizers sgd adam muon
 Minutes:  ten on two cores for all of them.
 Expected: on digits medians of 30 to 75 steps for 32 of the 35 optimizers, to a
           validation loss of 0.2 nats; DoG 200, Lion and Rprop (which is made for full
-          batches) mostly never. On the quadratic schedule-free SGD in front.
+          batches) mostly never. On the quadratic schedule-free SGD 140,
+          momentum 180, Adam 270.
 
 The digits are scikit-learn's, 8x8 pixels, learned by a dense network 64-32-10 in
 batches of 64. The quadratic has 50 coordinates in a rotated basis, curvatures from
 0.01 to 1, and gradients with Gaussian noise. The learning rate is the one of the grid
 with the smallest upper quartile of steps to the target over the tuning seeds; the
-table comes from fresh seeds. A star says that it is at the edge of the grid.
+table comes from fresh seeds. A star marks a rate at the edge of the grid.
 
 The run folder (``runs/optimizer_zoo/...``) holds config.json, manifest.json with the
 results, and zoo.png.
@@ -39,7 +40,7 @@ class Config(races.Rules):
 
 
 def main(config: Config) -> dict[str, dict[str, races.Row]]:
-    """Race everything; print a table a problem and return the rows."""
+    """Race everything; print one table per problem and return the rows."""
     races.check(config)
     problems = [
         races.digits(config.digits_target),

@@ -1,4 +1,4 @@
-"""Where an experiment leaves what it found: a dated folder, a figure, a table."""
+"""What every experiment leaves: a dated run folder, figures, a table."""
 
 import datetime
 import sys
@@ -14,10 +14,11 @@ __all__ = ["finish", "new_figure", "new_folder", "run_cli", "table"]
 FOLDER = Path(__file__).parent.name
 
 
-def new_folder(config: Any) -> fg.logging.RunFolder:
+def new_folder(config: Any, data: fg.Dataset | None = None) -> fg.logging.RunFolder:
     """Make ``config.runs / date-time``, with config.json and manifest.json in it."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return fg.logging.RunFolder(config.runs / now, config=config)
+    fingerprint = None if data is None else data.fingerprint()
+    return fg.logging.RunFolder(config.runs / now, config=config, data=fingerprint)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -27,7 +28,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:
-    """Write results into the manifest and figures beside it; say where they are."""
+    """Write results into the manifest and figures beside it; print the folder."""
     folder.update_manifest(results=results)
     for name, figure in figures.items():
         figure.savefig(folder.path / f"{name}.png", dpi=120)
@@ -45,7 +46,7 @@ def run_cli(main: Any, config: Any, description: str | None) -> None:
 
 
 def _command(path: str) -> str | None:
-    """Return what to type for an experiment's file, whoever runs it."""
+    """Return the command of an experiment's file."""
     parts = Path(path).with_suffix("").parts
     if FOLDER not in parts:
         return None

@@ -19,8 +19,8 @@ from experiments.outputs import new_figure
 from experiments.outputs import table as columns
 
 TUNING_SEED = 1000  # tuning seeds begin here, the reported ones at 0
-# Shampoo as its docstring says that networks are trained with it. Lanes of a vmap take
-# both branches of a condition, so those of rules with a costly one run in turns.
+# Shampoo as its docstring recommends for networks. Under vmap both branches of a
+# condition run, so lanes of rules with a costly branch run one after another.
 SETTINGS: dict[str, dict[str, Any]] = {
     "shampoo": {"b2": 0.99, "momentum": 0.9, "graft": "diagonal", "update_every": 10},
     "soap": {},
@@ -30,18 +30,18 @@ RATES = tuple(float(f"{10.0**exponent:.1g}") for exponent in np.arange(-4, 2.5, 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Who runs, how often and how long."""
+    """Which optimizers run, from how many seeds and for how long."""
 
     optimizers: tuple[str, ...] = tuple(fg.REGISTRY)  # by their names
     rates: tuple[float, ...] = RATES  # learning rates to choose from
     seeds: int = 20  # reported; also how many runs one compiled program trains
     tuning_seeds: int = 5  # for the choice of the learning rate
     steps: int = 400  # of a run, at most
-    every: int = 5  # steps from one look at the validation loss to the next
+    every: int = 5  # steps between evaluations of the validation loss
 
 
 class Problem(NamedTuple):
-    """What is minimised, and when it counts as done."""
+    """What is minimised, and to which loss."""
 
     name: str
     target: float
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one optimizer needed on one problem."""
+    """The steps that one optimizer needed on one problem."""
 
     rate: float
     is_at_edge: bool
@@ -230,7 +230,7 @@ def table(problem: Problem, rows: dict[str, Row], rules: Rules) -> str:
         lines.append([name, rate, median, f"{low} - {high}", reached])
     return (
         f"{problem.name}: steps to a validation loss of {problem.target:g}, "
-        f"{rules.seeds} seeds, looked at every {rules.every} steps\n"
+        f"{rules.seeds} seeds, evaluated every {rules.every} steps\n"
     ) + columns(["optimizer", "learning rate", "median", "quartiles", "reached"], lines)
 
 
@@ -244,7 +244,7 @@ def _count(steps: float) -> str:
 
 
 def draw(results: dict[str, dict[str, Row]], rules: Rules) -> Any:
-    """Draw medians and quartiles, a panel a problem."""
+    """Draw medians and quartiles, one panel per problem."""
     height = 1.5 + 0.25 * len(rules.optimizers)
     figure = new_figure(1 + 5 * len(results), height)
     for axis, (name, rows) in zip(
@@ -253,7 +253,7 @@ def draw(results: dict[str, dict[str, Row]], rules: Rules) -> Any:
         strict=True,
     ):
         names = ranking(rows)[::-1]
-        # What never arrives is drawn at the right edge, hollow.
+        # What never reaches the target is drawn at the right edge, hollow.
         quartiles = np.array([rows[n].quartiles for n in names])
         end = rules.steps if np.isinf(quartiles).any() else np.max(quartiles)
         shown = np.minimum(quartiles, 1.1 * end)
@@ -273,7 +273,7 @@ def draw(results: dict[str, dict[str, Row]], rules: Rules) -> Any:
 
 
 def check(rules: Rules) -> None:
-    """Stop with a message where the rules make no race."""
+    """Exit with a message if the rules are invalid."""
     unknown = sorted(set(rules.optimizers) - fg.REGISTRY.keys())
     if unknown or rules.seeds < 1 or rules.tuning_seeds < 1:
         raise SystemExit(

@@ -2,16 +2,20 @@
 
 Claim: a run that was killed (SIGKILL), preempted (SIGTERM) and interrupted (SIGINT),
 whose newest checkpoint was damaged once, ends with the same bits in parameters,
-optimizer state, keys, metrics and evaluations as a run that nothing happened to.
+optimizer state, keys, metrics and evaluations as an undisturbed run.
 
 Command:  python -m experiments.survive
 Minutes:  two to three on two cores.
-Expected: a row for each start, which goes on where the checkpoints of the one before
-end (after the damage one checkpoint earlier), exit status 75 after SIGTERM, and at the
-end "the same bits".
+Expected: a row for each start, which continues from the last checkpoint of the one
+          before (after the damage, from the one before that), exit status 75 after
+          SIGTERM, and at the end "the same bits".
 
-What runs is one call of `fngrad.fit`, always the same; a network on the 8x8 digits,
-with noise on the pixels, AdamW on a cosine schedule and an average of the parameters.
+Each start makes the same call of `fngrad.fit`: a dense network learns handwritten
+digits (scikit-learn's) with noise on the pixels, AdamW on a cosine schedule and an
+average of the parameters.
+
+The run folder (``runs/survive/...``) holds config.json, manifest.json with the rows,
+and the checkpoints of both runs.
 """
 
 import dataclasses
@@ -41,17 +45,21 @@ class Config:
     """What is done to the run, and how long it is."""
 
     signals: tuple[str, ...] = ("SIGKILL", "SIGTERM", "SIGINT", "SIGKILL", "SIGKILL")
-    damage_after: int = 4  # which of these blows is followed by a flipped byte
-    epochs: int = 250  # passes over the 1257 training images, 20 steps each
+    damage_after: int = 4  # which of these signals is followed by a flipped byte
+    epochs: int = 250  # passes over the 1258 training images, 20 steps each
     save_every: int = 50  # steps
-    pause: float = 0.02  # seconds to sleep every 20 steps, for time to strike
-    seed: int = 0  # of the moments to strike
+    pause: float = (
+        0.02  # seconds to sleep every 20 steps, so that signals arrive in time
+    )
+    seed: int = 0  # of the moments at which signals are sent
     runs: Path = Path("runs/survive")  # where results go
-    train_in: Path | None = None  # train here, and nothing else: what is killed
+    train_in: Path | None = (
+        None  # set for the process that is killed: train in this folder only
+    )
 
 
 def train(config: Config, folder: Path) -> fg.FitResult:
-    """Make the one call that everything here is about."""
+    """Train, resuming from the folder's checkpoints."""
     splits = fg.data.digits()
     data = digits.make_data(digits.Config(), splits)
     rate = fg.schedules.cosine(3e-3, data.steps(config.epochs))
@@ -88,7 +96,7 @@ def digest(result: fg.FitResult) -> str:
 
 
 def start(config: Config, folder: Path, pause: float) -> subprocess.Popen:
-    """Begin, or go on with, the training in a folder, in a process of its own."""
+    """Begin or resume the training in a folder, in a new process."""
     options = {
         "--train-in": folder,
         "--epochs": config.epochs,
@@ -127,7 +135,7 @@ def flip_a_byte(folder: Path) -> int:
 
 
 def told(child: subprocess.Popen) -> dict[str, Any]:
-    """Wait for a process; return what it said of itself."""
+    """Wait for a process; return what it printed, parsed."""
     out, err = child.communicate()
     resumed = re.search(r"resumes at step (\d+)", err)
     ended = re.search(r"^(\w+) at step (\d+): (\w+)$", out, re.MULTILINE)
@@ -167,7 +175,7 @@ def survive(config: Config, folder: Path) -> tuple[list[list[str]], str]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Print what happened, and whether it left a trace; return the same."""
+    """Disturb one run, train another in peace, and compare their bits."""
     if config.train_in is not None:
         result = train(config, config.train_in)
         print(f"{result.stopped} at step {int(result.state.step)}: {digest(result)}")

@@ -1,8 +1,9 @@
 """Which optimizer learns digits best, each with its best rate? 512 trainings at once.
 
 Claim: one call trains 4 optimizers x 16 learning rates x 8 seeds; those that diverge
-are frozen and counted, the rates are chosen by validation, and the test data are seen
-by the four chosen points alone. The four differ by less than their learning rates do.
+are frozen and counted. The rates are chosen by validation, and the test split is
+evaluated at the four chosen points only. The four optimizers differ by less than their
+learning rates do.
 
 Command:  python -m experiments.sweep_digits
           python -m experiments.sweep_digits --resume runs/sweep_digits/...
@@ -14,8 +15,7 @@ Expected: the best rates are about 0.5 for SGD, 0.1 for momentum, 0.005 for RMSP
 
 A dense network learns handwritten digits (scikit-learn's). A seed draws the weights and
 the order of the examples, the same for every point, so all comparisons are paired. A
-sweep that was killed goes on where it was (``--resume`` and its folder, with the same
-options).
+killed sweep continues with ``--resume``, its folder and the same options.
 
 The run folder (``runs/sweep_digits/...``) holds config.json, manifest.json, table.csv,
 the sweep's chunks, and sensitivity.png, curves.png and heat_map.png.
@@ -32,6 +32,7 @@ import numpy as np
 import fngrad as fg
 import fngrad.sweeps as sweeps
 import fngrad.sweeps.results.pictures as pictures
+from experiments.digits import best_points, networks
 from experiments.outputs import finish, new_folder, run_cli, table
 from fngrad.sweeps.results.statistics import holm
 
@@ -45,7 +46,7 @@ OPTIMIZERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is swept, how long, and where it all goes."""
+    """What is swept, how long, and where the results go."""
 
     optimizers: tuple[str, ...] = tuple(OPTIMIZERS)  # by their names
     low: float = 1e-4  # the least learning rate
@@ -112,30 +113,23 @@ def open_folder(config: Config) -> fg.logging.RunFolder:
     return fg.logging.RunFolder(config.resume, config=original)
 
 
-def chosen(result: sweeps.SweepResult, optimizers: tuple[str, ...]) -> dict[str, int]:
-    """Return the number of each optimizer's best point, by validation."""
-    column, order = result.points["optimizer"], sweeps.summary(result).order
-    return {name: int(order[column[order] == name][0]) for name in optimizers}
-
-
 def test_accuracies(
     config: Config, result: sweeps.SweepResult, points: dict[str, int], test: Any
 ) -> dict[str, np.ndarray]:
-    """Evaluate the chosen points on the test data: name -> (seeds,)."""
-    metric_fn, found = make_metric_fn(config), {}
-    for name, number in points.items():
-        combination, row = divmod(number, config.rates)
-        params = jax.tree.map(lambda x, row=row: x[row], result.state[combination])
-        lanes = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(config.seeds)]
-        scores = [fg.evaluate(metric_fn, lane, test)["accuracy"] for lane in lanes]
-        found[name] = np.array(scores)
-    return found
+    """Evaluate the chosen points on the test split: name -> (seeds,)."""
+    metric_fn = make_metric_fn(config)
+    return {
+        name: np.array(
+            [fg.evaluate(metric_fn, x, test)["accuracy"] for x in networks(result, n)]
+        )
+        for name, n in points.items()
+    }
 
 
 def report(
     result: sweeps.SweepResult, points: dict[str, int], accuracies: dict[str, Any]
 ) -> dict[str, Any]:
-    """Print each optimizer's choice, and which differences mean something."""
+    """Print each optimizer's best point and its difference from the first."""
     ranks = sweeps.summary(result)
     first = min(points, key=lambda name: list(ranks.order).index(points[name]))
     others = [name for name in points if name != first]
@@ -188,7 +182,7 @@ def draw(result: sweeps.SweepResult) -> dict[str, Any]:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Sweep, choose by validation, look at the test data once; print and draw."""
+    """Sweep, choose by validation, evaluate the test split once; print and draw."""
     if config.seeds < 2 or not set(config.optimizers) <= OPTIMIZERS.keys():
         raise SystemExit(
             f"need optimizers among {list(OPTIMIZERS)} and at least two seeds, "
@@ -208,7 +202,7 @@ def main(config: Config) -> dict[str, Any]:
     found = sweeps.table(result, also=["val/accuracy"])
     print(found._replace(rows=found.rows[: config.top]))
     (folder.path / "table.csv").write_text(found.to_csv())
-    points = chosen(result, config.optimizers)
+    points = best_points(result)
     accuracies = test_accuracies(config, result, points, splits.test)
     print("\nthe best rate of each optimizer, chosen by validation")
     results = report(result, points, accuracies)

@@ -1,7 +1,7 @@
 """The training loop in four steps: by hand in plain JAX, then with fngrad.
 
-Claim: what fngrad does in a step is what these four steps say and nothing else: after
-every one of 400 steps the parameters have the same bits.
+Claim: a step of fngrad does these four things and nothing else: after each of 400 steps
+the parameters have the same bits.
 
 Command:  python -m experiments.training_loop
 Minutes:  under one on two cores.
@@ -30,7 +30,7 @@ from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long, how fast, and where the results go."""
+    """How long and how fast to train, and where the results go."""
 
     steps: int = 400  # of each loop
     batch_size: int = 64  # examples in a batch
@@ -40,7 +40,7 @@ class Config:
 
 
 class Trace(NamedTuple):
-    """What a loop went through."""
+    """Losses and parameters of a loop."""
 
     losses: list[float]  # nats, before each step
     visited: list[Any]  # parameters after each step
@@ -76,7 +76,7 @@ def descend(params: Any, gradient: Any, learning_rate: float) -> Any:
 
 
 def by_hand(config: Config, train: dict[str, np.ndarray]) -> Trace:
-    """Four steps, again and again."""
+    """Train in plain JAX: four steps, repeated."""
     draw = fg.data.from_arrays(train, config.batch_size, seed=config.seed).batch
     forwards_and_backwards = jax.jit(jax.value_and_grad(loss_fn))
     move = jax.jit(descend)
@@ -96,7 +96,7 @@ def by_hand(config: Config, train: dict[str, np.ndarray]) -> Trace:
 
 
 def with_fngrad(config: Config, train: dict[str, np.ndarray]) -> Trace:
-    """The same as one pure step, folded by `fit`."""
+    """Train with one pure step, folded by `fit`."""
     data = fg.data.from_arrays(train, config.batch_size, seed=config.seed)
     optimizer = fg.sgd(config.learning_rate)
     step = fg.make_step(loss_fn, optimizer)
@@ -147,7 +147,7 @@ def draw(ours: Trace, theirs: Trace, gaps: list[float]) -> Any:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run both loops, compare them after every step, and print what came out."""
+    """Run both loops, compare them after every step, and print the result."""
     splits = fg.data.digits()
     folder = new_folder(config)
     theirs, ours = by_hand(config, splits.train), with_fngrad(config, splits.train)

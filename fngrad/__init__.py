@@ -1,8 +1,8 @@
 """fngrad: a purely functional training framework on JAX.
 
 Training is a pure function. A transform is a pair of pure functions; a step takes a
-state and a batch and gives the next state; a run is a fold of steps. Whatever is a
-function can be jitted, differentiated, batched, replayed and tested.
+state and a batch and returns the next state; a run is a fold of steps. So all of them
+can be jitted, differentiated, batched, replayed and tested.
 """
 
 __version__ = "0.1.0"

@@ -15,12 +15,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = {
     "checkpoint": {"orbax-checkpoint"},
-    "data": {"grain", "scikit-learn"},
+    "data": {"scikit-learn"},
     "cli": {"tyro", "tqdm"},
     "plot": {"matplotlib"},
     "tensorboard": {"tensorboardX"},
     "preflight": {"libtpu"},
-    "test": {"pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"},
+    "test": {
+        *("pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"),
+        "grain",  # its datasets are refused with advice
+    },
     "dev": {"ruff", "pyright"},
 }
 LIST_MODULES = "import sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
@@ -83,6 +86,16 @@ def test_the_extras_are_those_of_the_design():
     inside = re.fullmatch(r"fngrad\[(.*)\]", everything)
     assert inside
     assert set(inside[1].split(",")) == EXTRAS.keys() - {"preflight", "test", "dev"}
+
+
+def test_every_library_of_an_extra_for_users_is_imported():
+    call = re.compile(r'import_extra\("([\w.]+)", "(\w+)"(?:, "([\w-]+)")?\)')
+    imported: dict[str, set[str]] = {}
+    for path in [*ROOT.glob("fngrad/**/*.py"), *ROOT.glob("experiments/**/*.py")]:
+        for module, extra, library in call.findall(path.read_text(encoding="utf-8")):
+            imported.setdefault(extra, set()).add(library or module.split(".")[0])
+    for extra in EXTRAS.keys() - {"preflight", "test", "dev"}:
+        assert EXTRAS[extra] <= imported[extra], extra
 
 
 def test_nothing_caps_jax_or_replaces_an_accelerators_install():

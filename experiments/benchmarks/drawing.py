@@ -1,11 +1,14 @@
 """How long does the picture of a long run take?
 
 Claim: `History.plot` of a million points takes about a second, and writing it to a file
-no longer than for ten thousand, since matplotlib is given some thousands of points.
-Command: python -m experiments.benchmarks.drawing
-Minutes: under one on two cores. Sizes take turns, and medians are compared.
+no longer than for ten thousand, since matplotlib gets only some thousands of points.
+
+Command:  python -m experiments.benchmarks.drawing
+Minutes:  under one on two cores.
 Expected: 0.04, 0.05 and 0.23 s to draw 10,000, 100,000 and a million points, and about
-0.6 s to write each (two busy cores).
+          0.6 s to write each (two busy cores).
+
+Sizes take turns, and medians are compared.
 """
 
 import tempfile

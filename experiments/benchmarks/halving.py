@@ -1,4 +1,4 @@
-"""What successive halving saves over the full sweep, and whether it finds as good.
+"""What successive halving saves over the full sweep, and whether its winner is as good.
 
 Claim: with four rungs, each three times as long as the one before, successive halving
 of 54 points makes a ninth of the full sweep's steps, and its winner is as good: its

@@ -1,10 +1,13 @@
 """What does `import fngrad` cost beyond `import jax`?
 
 Claim: importing fngrad adds at most 0.15 s to importing jax.
-Command: python -m experiments.benchmarks.import_time
-Minutes: under one on two cores. Each import runs in a process of its own, the two
-take turns, and medians are compared. The exit status is 1 where the claim fails.
-Expected: fngrad's row within 0.15 s of jax's, a ratio of about 1.3.
+
+Command:  python -m experiments.benchmarks.import_time
+Minutes:  under one on two cores.
+Expected: 0.61 s for fngrad against 0.47 s for jax, a ratio of about 1.3.
+
+Each import runs in a new process, the two take turns, and medians are compared. The
+exit status is 1 if the claim fails.
 """
 
 import statistics

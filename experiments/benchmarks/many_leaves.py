@@ -5,6 +5,9 @@ with the leaves kept in one stack than as a plain tree.
 
 Command:  python -m experiments.benchmarks.many_leaves
 Minutes:  ten on two cores, nearly all of them compilation.
+Expected: *tree* compiles in 30 s and steps in 36 ms, *stack_leaves* in 65 s and 18 ms,
+          *stacks* in 0.7 s and 0.14 ms: 43 and 259 times faster than *tree* (one run on
+          two busy cores).
 
 Three cases make the same update of the same numbers. *tree*: `adam` on a list of
 leaves. *stack_leaves*: the same list, the state in stacks; leaves are joined and taken
@@ -94,7 +97,7 @@ def run(case: Case, steps: int) -> Any:
 
 
 def timed(case: Case, steps: int) -> Callable[[], float]:
-    """Return a measurement: seconds a step."""
+    """Return a measurement: seconds per step."""
 
     def measure() -> float:
         state = jax.block_until_ready(fg.snapshot((case.params, case.opt_state)))
@@ -149,7 +152,7 @@ def measure(config: Config, count: int) -> tuple[float, float]:
 
 
 def main(config: Config) -> int:
-    """Measure every number of leaves; return 1 where the claim fails."""
+    """Measure every number of leaves; return 1 if the claim fails."""
     print(f"jax {jax.__version__} on {jax.default_backend()}, {os.cpu_count()} cores")
     faster = {count: measure(config, count) for count in config.counts}
     if CLAIMED_AT not in faster:

@@ -1,4 +1,4 @@
-"""Whether a long run's memory grows: evaluations, logs and checkpoints for ever.
+"""Does memory grow during a long run with evaluations, logs and checkpoints?
 
 Claim: after a warm-up the number of live arrays does not grow at all, and the memory
 of the process by less than a kilobyte a step, metrics included.
@@ -6,8 +6,10 @@ of the process by less than a kilobyte a step, metrics included.
 Command:  python -m experiments.benchmarks.soak
 Minutes:  one to two on two cores.
 Expected: over the last 15,000 of 20,000 steps 0 more live arrays and about 8 MB more
-resident memory. One of them is the history; orbax's storage library keeps some 10 kB a
-save; most of the rest is what the allocator does not give back.
+          resident memory.
+
+1 MB of the growth is the history; orbax's storage library keeps some 10 kB per save;
+most of the rest is memory that the allocator does not return.
 
 A callback reads the process's resident set and counts `jax.live_arrays`; it runs
 before a step's checkpoint is written, after those before are.
@@ -33,7 +35,7 @@ PAGE = resource.getpagesize()
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long the run is, and how often it does what it does."""
+    """How long the run is, and how often it evaluates, logs and saves."""
 
     steps: int = 20_000  # in all
     warm_up: float = 0.25  # share of the steps before growth counts
@@ -44,7 +46,7 @@ class Config:
 
 
 class Reading(NamedTuple):
-    """What was seen at a step."""
+    """Memory and arrays at a step."""
 
     step: int
     resident: int  # bytes of this process in memory
@@ -60,7 +62,7 @@ class Growth(NamedTuple):
 
 
 def resident_bytes() -> int:
-    """Return what the process holds in memory; where only the peak is known, that."""
+    """Return the process's resident memory, or its peak where only that is known."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * PAGE
@@ -69,7 +71,7 @@ def resident_bytes() -> int:
 
 
 def soak(config: Config, folder: Path) -> tuple[list[Reading], fg.History]:
-    """Train for all steps; return what was seen at every evaluation."""
+    """Train for all steps; return the readings at every evaluation."""
     readings: list[Reading] = []
     model = fg.models.mlp((16, config.width, config.width, 4))
     key = jax.random.key(0)

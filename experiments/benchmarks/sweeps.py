@@ -45,7 +45,7 @@ Part = Literal["cases", "lanes", "modes"]
 class Config:
     """What is trained, how often, and which tables are made."""
 
-    widths: tuple[int, ...] = (16, 64, 256)  # of the two hidden layers, a model each
+    widths: tuple[int, ...] = (16, 64, 256)  # of the two hidden layers, one model each
     trainings: int = 256  # a sweep, half of them seeds of the same rate
     steps: int = 500  # of each training
     batch_size: int = 64  # examples
@@ -95,7 +95,7 @@ def make_problem(width: int, config: Config) -> Problem:
 
 
 def trainings(count: int) -> tuple[dict[str, np.ndarray], jax.Array]:
-    """Return points and keys of so many trainings, two seeds a point."""
+    """Return points and keys of so many trainings, two seeds per point."""
     seeds = min(count, 2)
     rates = np.geomspace(1e-3, 1.0, max(count // seeds, 1))
     return {"learning_rate": rates}, jax.random.split(jax.random.key(0), seeds)
@@ -179,8 +179,8 @@ def run_torch(problem: Problem, config: Config) -> Cost:
         train(0.1, min(config.steps, 50))
         return time.perf_counter() - begin
 
-    seconds_with(1)  # the first steps load what the others use
-    # Threads that wait for each other in a small network cost more than they bring.
+    seconds_with(1)  # warm-up
+    # In a small network, synchronising threads costs more than they gain.
     torch.set_num_threads(min((1, os.cpu_count() or 1), key=seconds_with))
     begin = time.perf_counter()
     for rate in rates:
@@ -220,7 +220,7 @@ def measure_cases(config: Config) -> dict[int, dict[str, Cost]]:
 
 
 def measure_lanes(config: Config) -> dict[int, list[float]]:
-    """Print and return milliseconds a training, without compiling, as lanes grow."""
+    """Print and return milliseconds per training, without compiling, as lanes grow."""
     rows, found = [], {}
     for width in config.widths:
         problem = make_problem(width, config)

@@ -16,7 +16,7 @@ UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
 def seconds(fn: Callable[[], Any]) -> float:
-    """Return the seconds of one call, until its arrays are there."""
+    """Return the seconds of one call, until its arrays are ready."""
     start = time.perf_counter()
     jax.block_until_ready(fn())
     return time.perf_counter() - start
@@ -58,7 +58,7 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 
 def table(times: Mapping[str, Sequence[float]], against: str, unit: str = "us") -> str:
-    """Write a row a case: median, quartiles, and the paired ratio to one case.
+    """Write one row per case: median, quartiles, and the paired ratio to one case.
 
     Args:
         times: name -> seconds, as `interleave` gives.

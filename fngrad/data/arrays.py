@@ -44,7 +44,7 @@ def windows(
         tokens: t, shape ``(T, ...)``, T <= 2**30; usually int, of shape (T,).
         length: l, 1 <= l < T.
         batch_size: b, 1 <= b <= n, or "all".
-        stride: s, from the begin of one window to the next; ``None`` means ``length``,
+        stride: s, from the start of one window to the next; ``None`` means ``length``,
             windows that do not overlap.
         seed: see `from_arrays`.
         shuffle: see `from_arrays`.
@@ -54,7 +54,7 @@ def windows(
         The dataset; its batches are dicts of ``x`` and ``y``, shape (b, l, ...).
 
     Raises:
-        ValueError: length, stride, batch_size or T is out of range.
+        ValueError: if length, stride, batch_size or T is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Real data sets that scikit-learn carries with it, with splits that never move.
+"""Real data sets that come with scikit-learn, in fixed splits.
 
 Each is divided 70 : 15 : 15 by `fngrad.data.split` with seed 0, classes in equal
 proportion in all parts. Scaling uses the training part alone.
@@ -29,7 +29,7 @@ def digits(*, standardized: bool = True, images: bool = False) -> Splits:
         ``x`` float32, ``y`` int32, shape (n,): 1258, 269 and 270 examples.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     References:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", 1998,
@@ -54,7 +54,7 @@ def breast_cancer(*, standardized: bool = True) -> Splits:
         1 benign: 398, 86 and 85 examples.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     References:
         W. Wolberg et al., "Breast Cancer Wisconsin (Diagnostic)", 1995,
@@ -79,13 +79,13 @@ def diabetes(*, standardized: bool = True) -> Splits:
         examples.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: if scikit-learn is not installed.
 
     References:
         B. Efron et al., "Least angle regression", 2004,
         https://doi.org/10.1214/009053604000000067.
     """
-    # scikit-learn's own scaling has seen all 442 patients, the test part too.
+    # scikit-learn's own scaling uses all 442 patients, the test part too.
     x, y = _load("load_diabetes", scaled=False)
     parts = _parts(x, y.astype(np.float32), None)
     return standardize(parts, "x", "y") if standardized else parts

@@ -46,8 +46,8 @@ _STATIC: Any = {"metadata": {"static": True}}
 class Dataset:
     """Arrays and a key: the data fields of the pytree; the rest is static.
 
-    Made by `from_arrays`. Values are not looked at: a NaN in the data arrives in the
-    batch, and shows in the loss.
+    Made by `from_arrays`. Values are not checked: a NaN in the data reaches the
+    batch and shows in the loss.
     """
 
     arrays: Any
@@ -79,7 +79,7 @@ class Dataset:
         It is e floor(n / b) for ``remainder="drop"``, and ceil(e n / b) for "wrap".
 
         Raises:
-            ValueError: num_epochs is negative.
+            ValueError: if num_epochs is negative.
         """
         num_epochs = numerics.check_count("num_epochs", num_epochs)
         if self.remainder == "drop":
@@ -93,8 +93,8 @@ class Dataset:
             step: an int or an integer scalar, also traced; 0 <= step < 2**31.
 
         Raises:
-            TypeError: the step is no integer scalar.
-            ValueError: a Python int is out of range.
+            TypeError: if the step is not an integer scalar.
+            ValueError: if a Python int is out of range.
 
         Example:
             >>> import jax.numpy as jnp
@@ -117,8 +117,8 @@ class Dataset:
         """Return which examples batch ``step`` holds: int32, shape (b,).
 
         Raises:
-            TypeError: the step is no integer scalar.
-            ValueError: a Python int is out of range.
+            TypeError: if the step is not an integer scalar.
+            ValueError: if a Python int is out of range.
         """
         # What decides the order, alone: all datasets of one order share a program.
         order = dataclasses.replace(self, arrays=(), read=take, maps=())
@@ -136,7 +136,7 @@ class Dataset:
                 function defined anew is another function: a jitted step compiles again.
 
         Raises:
-            TypeError: ``fn`` is not of these forms.
+            TypeError: if ``fn`` has neither form.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -157,8 +157,8 @@ class Dataset:
             seed: an int of any size, also traced, or a typed key, shape ().
 
         Raises:
-            TypeError: neither of these.
-            ValueError: more than one key.
+            TypeError: if the seed is neither an int nor a typed key.
+            ValueError: if it holds more than one key.
         """
         return dataclasses.replace(self, key=_one_key(seed))
 
@@ -167,7 +167,7 @@ class Dataset:
 
         They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
         size, ``shuffle`` and ``remainder``; not the maps, which are program text. It
-        reads every byte on the host: call it once a run, outside of jit.
+        reads every byte on the host: call it once per run, outside of jit.
         """
         order = (self.size, self.batch_size, self.shuffle, self.remainder, self.read)
         digest = hashlib.blake2b(repr(order[:-1]).encode(), digest_size=8)
@@ -217,11 +217,11 @@ def from_arrays(
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: batch_size or seed is of another type; a leaf of neither numbers nor
-            bools, such as a column of objects.
-        ValueError: batch_size or remainder is out of range; the arrays are empty, are
-            scalars, differ in their first axis, are masked, or hold integers that
-            int32 cannot.
+        TypeError: if batch_size or seed has another type, or a leaf holds neither
+            numbers nor bools, such as a column of objects.
+        ValueError: if batch_size or remainder is out of range, or the arrays are empty,
+            are scalars, differ in their first axis, are masked, or hold integers
+            outside of int32.
 
     Example:
         >>> import jax.numpy as jnp
@@ -284,7 +284,7 @@ def check_foreign(data: Any) -> None:
     """Raise for another library's dataset, whose ``batch`` is another method.
 
     Raises:
-        TypeError: it has a method ``batch`` and is no `Dataset`.
+        TypeError: if the data have a method ``batch`` and are not a `Dataset`.
     """
     if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
         raise TypeError(
@@ -299,8 +299,8 @@ def num_examples(arrays: Any) -> int:
     """Return the length of the first axis that all leaves share.
 
     Raises:
-        ValueError: no leaves, a leaf without axes, first axes that differ or are
-            empty, or more than 2**30 examples.
+        ValueError: if there are no leaves, a leaf has no axes, the first axes differ or
+            are empty, or there are more than 2**30 examples.
     """
     shapes = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(arrays).items()}
     if not shapes:
@@ -383,7 +383,7 @@ def _check_map(fn: Any) -> None:
     ]
     kinds = {parameter.kind for parameter in arguments.values()}
     is_open = inspect.Parameter.VAR_POSITIONAL in kinds or (
-        not arguments and not inspect.isfunction(fn)  # a builtin tells none
+        not arguments and not inspect.isfunction(fn)  # some builtins have no signature
     )
     if len(required) != 1 and not (is_open and not required):
         raise TypeError(

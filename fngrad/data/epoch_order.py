@@ -2,7 +2,7 @@ r"""A random order of n examples that is computed where it is needed, never stor
 
 A *keyed permutation* is a bijection of $\{0, \dots, n-1\}$ that a key selects. It maps
 single positions, so a batch of b examples costs O(b) whatever n is, where shuffling
-costs O(n log n) an epoch and n integers of memory.
+costs O(n log n) per epoch and n integers of memory.
 
 A *Feistel network* permutes k-bit words, $2^{k-1} < n \le 2^k$. The word is cut in two
 halves, and a round changes one half by a hash F of the other,
@@ -55,7 +55,7 @@ def permute(
         uint32, the shape of ``position``, below n.
 
     Raises:
-        ValueError: n is out of range, or no rounds.
+        ValueError: if n is out of range, or there are no rounds.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -92,7 +92,7 @@ def walk(
     is longer than m with probability below ``2**-m``.
 
     Raises:
-        ValueError: n is out of range, or no rounds.
+        ValueError: if n is out of range, or there are no rounds.
     """
     if not 1 <= n <= MAX_SIZE:
         raise ValueError(f"need 1 <= n <= {MAX_SIZE}, got {n=}")
@@ -175,7 +175,7 @@ def key_words(key: Key, count: int) -> jax.Array:
     """Return words hashed from a key's bits: uint32, shape (count,).
 
     It reads the key's data and draws nothing from the generator: keys made from it by
-    ``fold_in`` or ``split`` have nothing to do with these words, and `jax.vmap` over
+    ``fold_in`` or ``split`` are independent of these words, and `jax.vmap` over
     keys of every implementation gives what each key gives alone.
     """
     golden = np.uint32(0x9E3779B9)  # 2**32 / golden ratio: spreads 1, 2, 3, ...

@@ -1,7 +1,7 @@
 """Arrays from files: the IDX format of MNIST, and tables of numbers.
 
-Both may be compressed with gzip, which is seen from the content. A file that is not
-exactly what it says it is raises.
+Both may be compressed with gzip, which is detected from the content. A malformed file
+raises.
 """
 
 import csv
@@ -41,9 +41,9 @@ def idx_files(images: PathLike, labels: PathLike) -> dict[str, np.ndarray]:
         ``y``, int32.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a file is damaged, see `idx_file`; the labels are not integers of
-            shape (n,), or not as many as the images.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if a file is damaged (see `idx_file`), or the labels are not
+            integers of shape (n,), one for each image.
 
     Example:
         >>> import fngrad.data as data
@@ -75,8 +75,9 @@ def idx_file(path: PathLike) -> np.ndarray:
         path: plain or gzip.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no IDX file, or is shorter or longer than it says.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not an IDX file, or is shorter or longer than its header
+            states.
 
     References:
         Y. LeCun, C. Cortes, C. Burges, "The MNIST database",
@@ -130,9 +131,9 @@ def csv_file(
         shape (n,).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no such table: the message has the line, and the
-            column where a finite float32 (a class: a whole number) is missing.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not such a table; the message names the line, and the
+            column that lacks a finite float32 (for a class, a whole number).
 
     Example:
         >>> import pathlib, tempfile

@@ -53,9 +53,9 @@ def split(
         One tree for each fraction, of NumPy arrays.
 
     Raises:
-        ValueError: fractions out of range, a part that would be empty, a seed that is
-            no int >= 0, a masked array, arrays that differ in their first axis, labels
-            of another shape.
+        ValueError: if fractions are out of range, a part would be empty, the seed is
+            not an int >= 0, an array is masked, arrays differ in their first axis, or
+            the labels have another shape.
 
     Example:
         >>> import numpy as np
@@ -84,7 +84,7 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
             A feature that is constant in the training part is only centered.
 
     Raises:
-        ValueError: a masked array.
+        ValueError: if an array is masked.
 
     Example:
         >>> import numpy as np
@@ -152,7 +152,7 @@ def _labels(stratify: Any, n: int) -> np.ndarray:
 
 
 def _interleave_classes(order: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Reorder so that every beginning holds the classes in their proportions.
+    """Reorder so that every prefix holds the classes in their proportions.
 
     Member j of the m of its class, in random order, goes to (j + 1/2) / m of the way.
     """

@@ -45,9 +45,9 @@ def multi_head_attention(
 
     and the heads side by side go through $W_o$. The softmax is in at least float32.
     Where a mask leaves a position nothing to attend to, the weights are 0, not NaN.
-    What a mask or causality hides from a position has no influence on its y and on the
-    gradient of it, infinities and NaN neither; a position that may attend to one of
-    these gives NaN.
+    What a mask or causality hides from a position does not affect its y or the
+    gradient, not even an infinity or a NaN; a position that may attend to one of these
+    gives NaN.
 
     Parameters: ``query``, ``key``, ``value`` and ``output``, each with ``weight`` (and
     ``bias``), as in `fngrad.layers.linear`. ``apply(params, x, *, key=None,
@@ -71,9 +71,10 @@ def multi_head_attention(
         output_init: draws $W_o$ instead.
 
     Raises:
-        ValueError: a size below 1, heads that don't divide, a rate outside of [0, 1];
-            at ``apply``, shapes other than those above, a mask of other than bools, or
-            a context for causal attention.
+        ValueError: if a size is below 1, num_heads does not divide features,
+            num_kv_heads does not divide num_heads, or the rate is outside of [0, 1]; at
+            ``apply``, if shapes differ from those above, the mask is not bool, or
+            causal attention gets a context.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -160,8 +161,8 @@ def _project(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the map of x, and which of its positions are not finite.
 
-    With a mask their entries are 0: the weight 0 does not hide an infinity, whose
-    products with 0, forward and backward, are NaN. `_spoil` puts them back.
+    With a mask their entries become 0: a weight of 0 times an infinity would be NaN,
+    forward and backward. `_spoil` puts the NaN back where it belongs.
     """
     if allowed is None:
         return dense(params, x), jnp.zeros(len(x), bool)
@@ -182,7 +183,7 @@ def _output(
     is_bad: jax.Array,
     is_over: jax.Array,
 ) -> jax.Array:
-    """Return the map of the heads, NaN where a position may attend to what is bad."""
+    """Return the map of the heads, NaN where a position may attend to a bad one."""
     if allowed is None:
         return dense(params, heads)
     is_over |= jnp.any(allowed & is_bad[None], axis=(0, 2))
@@ -193,8 +194,8 @@ def _output(
 def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
     """Return y of shape (length, features), NaN at the bad positions.
 
-    A gradient of 0 that comes to such a position stays 0; another one overflows, so
-    that it is seen as the value is.
+    A gradient of 0 stays 0 at such a position; any other overflows, so that it shows
+    as the value does.
     """
     is_bad = is_bad[:, None]
     # A product with NaN would make a gradient of 0 NaN.
@@ -208,7 +209,8 @@ def _weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Return (kv_heads, group, length, context_length) from q and k by head.
 
-    With a mask, a logit that overflows is left out, and its position is told.
+    With a mask, a logit that overflows is left out, and its position is marked in the
+    second result.
     """
     wide = tree.wide_dtype(q.dtype)
     logits = jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=wide)

@@ -5,14 +5,14 @@ The children of a combinator are given by position, and their parameters are the
 parameters are then ``{name: ...}`` with paths such as ``head/weight``.
 
 Only children that learn or carry state have a place there: functions and layers
-without parameters, such as dropout, take no index and no name. So an activation or a
-dropout put into a model moves no leaf.
+without parameters, such as dropout, take no index and no name. So adding an
+activation or a dropout to a model moves no leaf.
 
 Child i gets ``fold_in(key, i)``, counted over all children in ``apply`` and over those
 with a place in ``init``. No child's key depends on the children after it.
 
-A combinator of layers is a layer; with a stateful one among them it is stateful, and
-its model state has the same places as its parameters.
+A combinator of layers is a layer. It is stateful if one of them is, and its model
+state has the same places as its parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def serial(
 @overload
 def serial(*entries: LayerLike, **named: LayerLike) -> StatefulLayer: ...
 def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
-    """Apply layers one after the other; none at all is the identity.
+    """Apply layers one after the other; without any, return x.
 
     Each gets x, and a key of its own if there is one. Further arguments, such as the
     ``length`` of `gru` or the ``mask`` of `multi_head_attention`, are not passed on: a
@@ -57,11 +57,11 @@ def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
         named: the same with names; the order counts.
 
     Raises:
-        TypeError: an entry is no layer and no function.
-        ValueError: entries by position and by name; at ``apply``, parameters of
-            another model, and every ValueError of a child, with its path in front:
-            ``layers/2: need x with last axis 64, got shape (63,)``. A child without
-            a place is called ``entry 1`` by its position.
+        TypeError: if an entry is neither a layer nor a function.
+        ValueError: if entries are given both by position and by name; at ``apply``, if
+            the parameters are those of another model. A ValueError of a child is raised
+            with its path in front: ``layers/2: need x with last axis 64, got shape
+            (63,)``; a child without parameters is called ``entry 1``, by its position.
 
     Example:
         >>> import jax
@@ -102,7 +102,7 @@ def parallel(
 def parallel(
     *entries: LayerLike, combine: Callable[[Any], Any] = tuple, **named: LayerLike
 ) -> Layer | StatefulLayer:
-    """Apply every layer to the same x and combine what they give.
+    """Apply every layer to the same x and combine the outputs.
 
     Args:
         entries: layers and functions, or
@@ -110,9 +110,9 @@ def parallel(
         combine: takes the tuple of outputs; ``sum`` and ``jnp.concatenate`` will do.
 
     Raises:
-        TypeError: an entry is no layer and no function.
-        ValueError: no entries, or entries by position and by name; at ``apply`` as
-            in `serial`.
+        TypeError: if an entry is neither a layer nor a function.
+        ValueError: if there are no entries, or entries are given both by position and
+            by name; at ``apply``, as in `serial`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -157,8 +157,8 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
             ``parallel(f, projection, combine=sum)``.
 
     Raises:
-        TypeError: no layer and no function.
-        ValueError: at ``apply``, the layer changes the shape.
+        TypeError: if it is neither a layer nor a function.
+        ValueError: at ``apply``, if the layer changes the shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -242,7 +242,7 @@ def _lift(entry: LayerLike) -> StatefulLayer:
 def _layer(
     children: tuple[_Child, ...], layer: StatefulLayer, entries: Sequence[LayerLike]
 ) -> Layer | StatefulLayer:
-    """Return a combinator as what it is: stateful only where a child is."""
+    """Return a combinator, stateful only if a child is."""
     if any(isinstance(entry, StatefulLayer) for entry in entries):
         return layer
     if all(child.place is None for child in children):

@@ -72,9 +72,9 @@ def conv(
         bias_init: draws $b$.
 
     Raises:
-        ValueError: a size below 1, groups that don't divide the channels, an unknown
-            padding; at ``apply``, x of another shape, no floats, or smaller than the
-            window, or parameters of other shapes.
+        ValueError: if a size is below 1, groups does not divide the channels, or the
+            padding is unknown; at ``apply``, if x has another shape, is not floating,
+            or is smaller than the window, or the parameters have other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -136,8 +136,8 @@ def max_pool(
             window of nothing else gives -inf.
 
     Raises:
-        ValueError: a size below 1, an unknown padding; at ``apply``, x of another
-            number of axes, no floats, or smaller than the window.
+        ValueError: if a size is below 1 or the padding is unknown; at ``apply``, if x
+            has another number of axes, is not floating, or is smaller than the window.
 
     Example:
         >>> import jax.numpy as jnp
@@ -170,8 +170,8 @@ def avg_pool(
             window of nothing else gives NaN.
 
     Raises:
-        ValueError: a size below 1, an unknown padding; at ``apply``, x of another
-            number of axes, no floats, or smaller than the window.
+        ValueError: if a size is below 1 or the padding is unknown; at ``apply``, if x
+            has another number of axes, is not floating, or is smaller than the window.
 
     Example:
         >>> import jax.numpy as jnp

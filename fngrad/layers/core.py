@@ -38,7 +38,7 @@ class Layer(_Layer):
     __slots__ = ()
 
     def __new__(cls, init: Callable[..., Params], apply: Callable[..., Any]) -> "Layer":
-        """Make a layer whose ``init`` says so where its key is missing."""
+        """Make a layer whose ``init`` explains a missing key."""
         return super().__new__(cls, _asks_for_key(init), apply)
 
 
@@ -58,11 +58,11 @@ class StatefulLayer(_StatefulLayer):
         init: Callable[..., tuple[Params, ModelState]],
         apply: Callable[..., tuple[Any, ModelState]],
     ) -> "StatefulLayer":
-        """Make a layer whose ``init`` says so where its key is missing."""
+        """Make a layer whose ``init`` explains a missing key."""
         return super().__new__(cls, _asks_for_key(init), apply)
 
 
-# What to do about a model state that is missing, or in the place of parameters.
+# For a model state that is missing, or in the place of the parameters.
 REMEDY = (
     "; a stateful layer's init gives both: `params, model_state = model.init(key)`, "
     "then `init_state(..., model_state=model_state)`"
@@ -74,7 +74,7 @@ LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
 
 
 def _asks_for_key(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``init``, which raises a TypeError of more words without a key."""
+    """Return ``init``, which without a key raises a TypeError that explains it."""
     if hasattr(init, _KEYED):
         return init
 
@@ -98,7 +98,7 @@ _KEYED = "_asks_for_key"
 def no_params(key: Key) -> Params:
     """Return ``()``: the ``init`` of every layer that learns nothing.
 
-    Combinators know such layers by it, and give them no place among the parameters.
+    Combinators recognise such layers by it and give them no place in the parameters.
     """
     return ()
 
@@ -204,7 +204,7 @@ def check_sizes(**sizes: int) -> None:
     """Raise unless every size is an int >= 1.
 
     Raises:
-        ValueError: naming the size.
+        ValueError: if a size is not; the message names it.
     """
     for name, size in sizes.items():
         numerics.check_count(name, size, 1)
@@ -216,7 +216,7 @@ def check_shapes(
     """Raise unless a tree has exactly the leaves of these paths and shapes.
 
     Raises:
-        ValueError: with the shapes needed and those that are there, by path.
+        ValueError: if the paths or shapes differ; the message has both, by path.
     """
     got = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(values).items()}
     if got != shapes:
@@ -229,7 +229,7 @@ def check_params(
     """Raise unless the parameters are those of a layer with these shapes.
 
     Raises:
-        ValueError: as `check_shapes`.
+        ValueError: as in `check_shapes`.
     """
     check_shapes("parameters", params, shapes, remedy)
 
@@ -238,7 +238,7 @@ def float_array(x: Any) -> jax.Array:
     """Return x as an array of floats.
 
     Raises:
-        ValueError: x holds anything but real floats.
+        ValueError: if x does not hold real floats.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -253,7 +253,7 @@ def float_array_of(x: Any, last: int) -> jax.Array:
     """Return x as an array of floats whose last axis has the size ``last``.
 
     Raises:
-        ValueError: it has not.
+        ValueError: if x does not hold real floats, or its last axis has another size.
     """
     x = float_array(x)
     if x.shape[-1:] != (last,):
@@ -262,7 +262,7 @@ def float_array_of(x: Any, last: int) -> jax.Array:
 
 
 class LayerError(ValueError):
-    """What a layer needs and did not get, with the layer's path in the model."""
+    """A ValueError of a layer, with the layer's path in the model."""
 
     def __init__(self, path: Path, reason: str):
         super().__init__(path, reason)
@@ -288,7 +288,7 @@ def at(path: Path, **arguments: Any) -> Iterator[None]:
         arguments: trees by name, whose shapes and dtypes the message ends with.
 
     Raises:
-        LayerError: in the place of a ValueError, or of a TypeError.
+        LayerError: in place of a ValueError or a TypeError.
     """
     try:
         yield

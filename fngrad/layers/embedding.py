@@ -28,8 +28,8 @@ def embedding(
 
     Parameters: ``weight`` of shape ``(vocab_size, features)``. x holds token numbers,
     int, of any shape; y has the shape ``(*x.shape, features)``. A token outside of
-    [0, vocab_size) gives NaN, negative ones too: a compiled program can't raise, and
-    a NaN is seen.
+    [0, vocab_size) gives NaN, even a negative one: a compiled program cannot raise,
+    and a NaN shows.
 
     Args:
         vocab_size: number of tokens.
@@ -37,8 +37,8 @@ def embedding(
         weight_init: draws the vectors, by default ``normal(0.02)``.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x holds no ints, or a table of
-            another shape.
+        ValueError: if a size is below 1; at ``apply``, if x does not hold ints, or the
+            table has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -85,8 +85,8 @@ def positional_embedding(
         weight_init: draws the vectors, by default ``normal(0.02)``.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another shape, longer, or no
-            floats, or a table of another shape.
+        ValueError: if a size is below 1; at ``apply``, if x has another shape, is
+            longer than max_length, or is not floating, or the table has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -102,7 +102,7 @@ def truncated_normal(
     values have 0.88 of it.
 
     Raises:
-        ValueError: lower is not below upper.
+        ValueError: if lower is not below upper.
     """
     if not lower < upper:
         raise ValueError(f"need lower < upper, got {lower=} {upper=}")

@@ -44,8 +44,8 @@ def linear(
         bias_init: draws $b$.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another last axis or no floats,
-            or parameters of other shapes.
+        ValueError: if a size is below 1; at ``apply``, if x has another last axis or is
+            not floating, or the parameters have other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -78,7 +78,8 @@ def dropout(rate: Scalar) -> Layer:
         rate: $p$ in [0, 1]; a number, a scalar array or a tracer.
 
     Raises:
-        ValueError: a number outside of [0, 1]; at ``apply``, x holds no floats.
+        ValueError: if the rate is a number outside of [0, 1]; at ``apply``, if x is not
+            floating.
 
     Example:
         >>> import jax, jax.numpy as jnp

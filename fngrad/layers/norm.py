@@ -49,8 +49,8 @@ def layer_norm(
         bias: whether there is a $\beta$, shape ``(size,)``.
 
     Raises:
-        ValueError: size below 1 or eps below 0; at ``apply``, x of another last axis
-            or no floats, or parameters of other shapes.
+        ValueError: if size is below 1 or eps below 0; at ``apply``, if x has another
+            last axis or is not floating, or the parameters have other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,8 +86,8 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         scale: whether there is a $\gamma$, shape ``(size,)``.
 
     Raises:
-        ValueError: size below 1 or eps below 0; at ``apply``, x of another last axis
-            or no floats, or parameters of other shapes.
+        ValueError: if size is below 1 or eps below 0; at ``apply``, if x has another
+            last axis or is not floating, or the parameters have other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -137,9 +137,9 @@ def group_norm(
         bias: whether there is a $\beta$, shape ``(channels,)``.
 
     Raises:
-        ValueError: a size below 1, eps below 0, groups that don't divide the
-            channels; at ``apply``, x of another last axis or no floats,
-            or parameters of other shapes.
+        ValueError: if a size is below 1, eps is below 0, or groups does not divide the
+            channels; at ``apply``, if x has another last axis or is not floating, or
+            the parameters have other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -185,7 +185,7 @@ def batch_norm(
     ``var``, moves toward them: $r \leftarrow \rho\, r + (1 - \rho)\, s$. Without one
     they are the running ones, and the state stays. The state has the default float
     dtype; $v$ is the biased variance, also in the running one. A running statistic that
-    does not fit is the largest float, and recovers.
+    overflows becomes the largest float, and recovers.
 
     Args:
         channels: the last axis of x.
@@ -199,10 +199,10 @@ def batch_norm(
             example alone.
 
     Raises:
-        ValueError: a size below 1, momentum outside of [0, 1], eps below 0; at
-            ``apply``, x of another last axis or no floats, parameters or a model state
-            of other shapes, or a key where no axis has
-            the name.
+        ValueError: if size is below 1, momentum outside of [0, 1], or eps below 0; at
+            ``apply``, if x has another last axis or is not floating, the parameters or
+            the model state have other shapes, or there is a key and no axis has the
+            name.
 
     Example:
         >>> import jax, jax.numpy as jnp

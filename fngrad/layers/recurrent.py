@@ -1,4 +1,4 @@
-r"""Recurrent layers: a state that each position of a sequence moves.
+r"""Recurrent layers: a state that each position of a sequence updates.
 
 A *cell* makes one step: it is a `StatefulLayer` whose model state is the recurrent
 state, ``apply(params, state, x) -> (y, state)`` with x of shape ``(in_size,)``. The
@@ -63,7 +63,7 @@ def gru(
     ``apply(params, x, *, key=None, length=None)`` takes x of shape ``(time, in_size)``
     and gives every h, shape ``(time, hidden_size)``. With a length (int, may be a
     tracer) the positions from there on are padding: they leave the state as it is and
-    give 0, whatever they hold, NaN too. Combinators pass no length on;
+    give 0, whatever they hold, even NaN. Combinators do not pass a length on;
     `fngrad.models.rnn` does.
 
     Args:
@@ -74,7 +74,8 @@ def gru(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another shape or no floats.
+        ValueError: if a size is below 1; at ``apply``, if x has another shape or is not
+            floating.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -111,7 +112,7 @@ def gru_cell(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: as `gru`.
+        ValueError: as in `gru`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -153,7 +154,7 @@ def lstm(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: as `gru`.
+        ValueError: as in `gru`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -192,7 +193,7 @@ def lstm_cell(
         hidden_init: draws the U of each gate, by default `orthogonal`.
 
     Raises:
-        ValueError: as `gru`.
+        ValueError: as in `gru`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -13,8 +13,8 @@ has exactly zero gradient, even when it is NaN or infinite. Classes that are lef
 take no part in the softmax.
 
 ``weights``: a number per example (or one for all) that multiplies the loss. A weight
-of 0 leaves the example out exactly like ``where``, NaN in it included; so the slope in
-such a weight is 0.
+of 0 leaves the example out exactly like ``where``, NaN in it included; so the
+derivative with respect to such a weight is 0.
 
 ``reduction``: "none" for the losses per example; "sum"; "mean" for
 $\sum_i w_i \ell_i / \sum_i w_i$ over the examples that ``where`` keeps (those with an
@@ -24,10 +24,10 @@ entry left), and 0 when it keeps none.
 $(1 - \alpha)\,y + \alpha / K$.
 
 Inputs may have any float dtype: the arithmetic and the result are in at least
-float32. Values and slopes keep their digits where the formula, written plainly, would
+float32. Values and gradients keep their digits where the plain formula would
 cancel or overflow: a class of probability $1 - 10^{-20}$ has the loss $10^{-20}$.
-Complex predictions have a squared and an absolute error; other losses, and weights,
-refuse complex numbers.
+Complex predictions are accepted by the squared and the absolute error only; complex
+weights by none.
 
 Integer labels outside of [0, classes) raise when their values are known; in a traced
 function (under ``jit``) the loss of such an example, and its gradient, are NaN, unless

@@ -57,9 +57,9 @@ def softmax_cross_entropy(
         axis, where, weights, reduction, label_smoothing: see `fngrad.losses`.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, no axis, an unknown reduction, or
-            smoothing outside of [0, 1).
+        TypeError: if the logits are not floating.
+        ValueError: if shapes do not fit, there is no axis, the reduction is unknown, or
+            smoothing is outside of [0, 1).
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,10 +99,10 @@ def softmax_cross_entropy_with_integer_labels(
         where, weights, reduction, label_smoothing: see `fngrad.losses`.
 
     Raises:
-        TypeError: logits that are not floating or labels that are not integers.
-        ValueError: shapes that do not fit, more than one axis, an unknown reduction,
-            smoothing outside of [0, 1), or a label whose value is known and outside
-            of [0, classes). An unknown one (under ``jit``) gives NaN.
+        TypeError: if the logits are not floating or the labels not integers.
+        ValueError: if shapes do not fit, there is more than one axis, the reduction is
+            unknown, smoothing is outside of [0, 1), or a concrete label is outside of
+            [0, classes). A traced one (under ``jit``) gives NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,9 +145,9 @@ def sigmoid_binary_cross_entropy(
         label_smoothing: see `fngrad.losses`, with $K = 2$.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, an unknown reduction, or smoothing outside
-            of [0, 1).
+        TypeError: if the logits are not floating.
+        ValueError: if shapes do not fit, the reduction is unknown, or smoothing is
+            outside of [0, 1).
     """
     check_smoothing(label_smoothing)
     pair = float_pair(("logits", "labels"), logits, labels)
@@ -170,7 +170,7 @@ def focal(
     reduction: Reduction = "none",
     label_smoothing: Scalar = 0.0,
 ) -> jax.Array:
-    r"""Return the sigmoid focal loss, which plays down what is classified well.
+    r"""Return the sigmoid focal loss, which down-weights well-classified examples.
 
     $$\alpha_t\,(1 - p_t)^\gamma\,\mathrm{BCE}(x, y), \qquad
       1 - p_t = y\,\sigma(-x) + (1 - y)\,\sigma(x), \quad
@@ -185,9 +185,9 @@ def focal(
         label_smoothing: see `fngrad.losses`, with $K = 2$.
 
     Raises:
-        TypeError: logits that are not floating.
-        ValueError: shapes that do not fit, an unknown reduction, or a number out of
-            range.
+        TypeError: if the logits are not floating.
+        ValueError: if shapes do not fit, the reduction is unknown, or a number is out
+            of range.
 
     References:
         Lin et al., Focal loss for dense object detection, 2017,
@@ -229,8 +229,8 @@ def hinge(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: outputs that are not floating.
-        ValueError: shapes that do not fit, or an unknown reduction.
+        TypeError: if the outputs are not floating.
+        ValueError: if shapes do not fit, or the reduction is unknown.
     """
     names = ("predictor_outputs", "targets")
     pair = float_pair(names, predictor_outputs, targets)
@@ -260,8 +260,8 @@ def multiclass_hinge(
         where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: scores that are not floating or labels that are not integers.
-        ValueError: as `softmax_cross_entropy_with_integer_labels`.
+        TypeError: if the scores are not floating or the labels not integers.
+        ValueError: as in `softmax_cross_entropy_with_integer_labels`.
 
     References:
         Crammer and Singer, On the algorithmic implementation of multiclass
@@ -288,8 +288,8 @@ def smooth_labels(labels: Array, alpha: Scalar, *, axis: Axis = -1) -> jax.Array
         axis: the axis or axes of the classes.
 
     Raises:
-        TypeError: labels that are not floating.
-        ValueError: ``alpha`` out of range, or no axis.
+        TypeError: if the labels are not floating.
+        ValueError: if ``alpha`` is out of range, or there is no axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -331,7 +331,7 @@ def _integer_labels(
     where: Array | None,
     weights: Array | None,
 ) -> tuple[Masks, int, jax.Array, jax.Array]:
-    """Return the masks, the axis of classes, indices to read, and who has none."""
+    """Return the masks, the axis of classes, indices to read, and which have none."""
     axes = class_axes(axis, x.ndim)
     if len(axes) != 1:
         raise ValueError(f"need one axis of classes for integer labels, got {axis=}")

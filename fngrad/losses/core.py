@@ -31,7 +31,7 @@ def floats(name: str, x: Array) -> jax.Array:
     """Return an array of floats in at least float32.
 
     Raises:
-        TypeError: another dtype.
+        TypeError: if the array is not floating.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -45,8 +45,8 @@ def float_pair(names: tuple[str, str], x: Array, y: Array) -> list[jax.Array]:
     Targets may be integers or bools.
 
     Raises:
-        TypeError: predictions that are not floating, or complex targets.
-        ValueError: the shapes differ.
+        TypeError: if the predictions are not floating, or the targets are complex.
+        ValueError: if the shapes differ.
     """
     x, y = floats(names[0], x), jnp.asarray(y)
     if x.shape != y.shape:
@@ -67,7 +67,7 @@ def complex_pair(names: tuple[str, str], x: Array, y: Array) -> list[jax.Array]:
     """Return complex predictions and targets of any number type, of one shape.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: if the shapes differ.
     """
     x, y = jnp.asarray(x), jnp.asarray(y)
     parts = [float_pair(names, part(x), part(y)) for part in (jnp.real, jnp.imag)]
@@ -79,7 +79,7 @@ def resolve_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """Return the axes of one example as distinct numbers in [0, ndim).
 
     Raises:
-        ValueError: an axis that is out of range or given twice.
+        ValueError: if an axis is out of range or given twice.
     """
     if axis is None:
         return ()
@@ -99,7 +99,7 @@ def class_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """Return the axes of the classes; there is one at least.
 
     Raises:
-        ValueError: no axis, or one that does not fit.
+        ValueError: if there is no axis, or one does not fit.
     """
     axes = resolve_axes(axis, ndim)
     if not axes:
@@ -116,9 +116,9 @@ def make_masks(
     """Return what counts, per entry and per example.
 
     Raises:
-        TypeError: ``where`` is not bool.
-        ValueError: its shape fits neither the predictions nor the loss, or the
-            weights' does not fit the loss.
+        TypeError: if ``where`` is not bool.
+        ValueError: if its shape fits neither the predictions nor the loss, or that of
+            the weights does not fit the loss.
     """
     outer = tuple(n for i, n in enumerate(shape) if i not in axes)
     masks = _where_masks(where, shape, outer, axes)
@@ -168,7 +168,7 @@ def slopes_of(
 
 
 def is_moving(tangent: Any) -> bool:
-    """Say whether a tangent is more than the zero of an input held constant."""
+    """Return whether a tangent is more than the zero of an input held constant."""
     return not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
@@ -200,7 +200,7 @@ def reduce(
         reduction: see `fngrad.losses`.
 
     Raises:
-        ValueError: an unknown reduction, or weights that fit no loss.
+        ValueError: if the reduction is unknown, or the weights do not fit the loss.
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'need reduction "none", "mean" or "sum", got {reduction=}')
@@ -243,7 +243,7 @@ def check_smoothing(label_smoothing: Scalar) -> None:
     """Raise unless a number lies in [0, 1).
 
     Raises:
-        ValueError: out of range.
+        ValueError: if it is out of range.
     """
     if isinstance(label_smoothing, Real) and not 0 <= float(label_smoothing) < 1:
         raise ValueError(
@@ -254,7 +254,7 @@ def check_smoothing(label_smoothing: Scalar) -> None:
 def check_labels(
     labels: Array, shape: tuple[int, ...], classes: int, kept: Array | None
 ) -> jax.Array:
-    """Return labels as int32, whose values, as far as they are known, are in range.
+    """Return labels as int32; raise if a concrete one is out of range.
 
     Args:
         labels: integers of the given shape.
@@ -263,8 +263,9 @@ def check_labels(
         kept: bool, the labels that count; None for all.
 
     Raises:
-        TypeError: labels that are no integers.
-        ValueError: another shape, or a known label outside of [0, classes).
+        TypeError: if the labels are not integers.
+        ValueError: if the labels have another shape, or a concrete one is outside of
+            [0, classes).
     """
     index = numerics.integers("labels", labels)
     if index.shape != shape:
@@ -283,7 +284,7 @@ def check_labels(
 
 
 def is_known(x: Any) -> bool:
-    """Say whether an array's values can be read here: no tracer, no remote part."""
+    """Return whether an array's values can be read: not a tracer, no remote part."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 

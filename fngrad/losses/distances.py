@@ -45,8 +45,8 @@ def kl_divergence(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, no axis, or an unknown reduction.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, there is no axis, or the reduction is unknown.
     """
     names = ("log_predictions", "targets")
     pair = float_pair(names, log_predictions, targets)
@@ -81,9 +81,9 @@ def cosine_distance(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, no axis, an unknown reduction, or a
-            negative epsilon.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, there is no axis, the reduction is unknown, or
+            epsilon is negative.
 
     Example:
         >>> import jax.numpy as jnp

@@ -45,8 +45,8 @@ def squared_error(
         The losses per example, or one number, in at least float32.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, or an unknown reduction.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, or the reduction is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,8 +79,8 @@ def absolute_error(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, or an unknown reduction.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, or the reduction is unknown.
     """
     pair = _pair(predictions, targets, is_complex=True)
 
@@ -116,8 +116,8 @@ def huber(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, an unknown reduction, or ``delta <= 0``.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, the reduction is unknown, or ``delta <= 0``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -164,8 +164,8 @@ def log_cosh(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, or an unknown reduction.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, or the reduction is unknown.
     """
     pair = _pair(predictions, targets)
 
@@ -196,9 +196,9 @@ def quantile(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, an unknown reduction, or a level outside
-            of [0, 1].
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, the reduction is unknown, or a level is
+            outside of [0, 1].
 
     References:
         Koenker and Bassett, Regression quantiles, 1978,
@@ -234,8 +234,8 @@ def poisson_nll(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: predictions that are not floating.
-        ValueError: shapes that do not fit, or an unknown reduction.
+        TypeError: if the predictions are not floating.
+        ValueError: if shapes do not fit, or the reduction is unknown.
     """
     names = ("log_predictions", "targets")
     pair = float_pair(names, log_predictions, targets)

@@ -64,10 +64,10 @@ def ctc(
         alignment, such as more labels than frames.
 
     Raises:
-        TypeError: logits that are not floating or labels that are not integers.
-        ValueError: shapes that do not fit, an unknown reduction, or labels that are
-            known and out of range, blank, or padded elsewhere than at the end. Unknown
-            ones (under ``jit``) give NaN.
+        TypeError: if the logits are not floating or the labels not integers.
+        ValueError: if shapes do not fit, the reduction is unknown, or concrete labels
+            are out of range, blank, or padded elsewhere than at the end. Traced ones
+            (under ``jit``) give NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -158,7 +158,7 @@ def _is_kept(
 def _check_sequences(
     labels: jax.Array, is_label: jax.Array, blank_id: int, classes: int
 ) -> jax.Array:
-    """Say which sequences are right: labels in range, no blank, padding at the end."""
+    """Return which sequences are valid: labels in range, no blank, padding last."""
     is_out = (labels < 0) | (labels >= classes)
     is_blank = jnp.any(is_label & (labels == blank_id), axis=-1)
     is_gapped = jnp.any(is_label[..., 1:] & ~is_label[..., :-1], axis=-1)

@@ -2,7 +2,7 @@ r"""Logarithms of probabilities that lose no digits where a prediction is certai
 
 With $m = \max_k x_k$ and s the sum of $e^{x_k - m}$ over all classes but the largest,
 $-\log p_k = (m - x_k) + \log(1 + s)$. The probability of a certain class is 1 in
-float32; what its loss and its slope are made of is s, the part of the others.
+float32; its loss and gradient come from s, the share of the others.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ def cross_entropy_of_index(axis: int, x: jax.Array, index: jax.Array) -> jax.Arr
 
 
 def pick(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    """Return the entries at the indices along an axis, which goes."""
+    """Return the entries at the indices along an axis, which is removed."""
     index = jnp.expand_dims(index, axis)
     return jnp.squeeze(jnp.take_along_axis(x, index, axis=axis), axis)
 

@@ -16,7 +16,7 @@ weights, complex numbers are refused.
 Sums are pairs of floats, of at least float32: a sum, and in ``rest`` what rounding
 dropped from it. So neither the order nor the number of merges costs digits: the mean
 of 20 million examples, read one by one, is that of the whole. Integers are counted
-beyond 2**24. The accumulators of a user's own are as exact as their ``merge``.
+beyond 2**24. Your own accumulators are as exact as their ``merge``.
 
 An integer label outside of [0, classes) makes the whole metric NaN, of a confusion
 matrix every count: the labels are data of a compiled program, so nothing can raise.

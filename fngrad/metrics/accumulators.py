@@ -27,7 +27,7 @@ class Accumulator(Protocol):
 
 
 def _missing(self: Any, name: str) -> Any:
-    """Say where the number is, for an accumulator that is taken for one."""
+    """Explain where the number is, for an accumulator that is used as one."""
     kind = type(self).__name__
     raise AttributeError(
         f"need an attribute of the accumulator {kind}, got {name!r}: .value() gives "
@@ -56,7 +56,7 @@ class Mean(_Mean):
     __getattr__ = _missing
 
     def __new__(cls, total: Any, weight: Any, rest: Any = None) -> "Mean":
-        """Take the sums as they are; without a rest they lack nothing."""
+        """Take the sums as they are; the default rest is 0."""
         return super().__new__(cls, total, weight, _rest(rest, total, weight))
 
     def merge(self, other: "Mean") -> "Mean":
@@ -85,7 +85,7 @@ class R2(_R2):
     def __new__(
         cls, weight: Any, mean: Any, m2: Any, squared_error: Any, rest: Any = None
     ) -> "R2":
-        """Take the sums as they are; without a rest they lack nothing."""
+        """Take the sums as they are; the default rest is 0."""
         rest = _rest(rest, weight, mean, m2, squared_error)
         return super().__new__(cls, weight, mean, m2, squared_error, rest)
 
@@ -136,7 +136,7 @@ class CalibrationError(_CalibrationError):
     def __new__(
         cls, weight: Any, confidence: Any, correct: Any, rest: Any = None
     ) -> "CalibrationError":
-        """Take the sums as they are; without a rest they lack nothing."""
+        """Take the sums as they are; the default rest is 0."""
         rest = _rest(rest, weight, confidence, correct)
         return super().__new__(cls, weight, confidence, correct, rest)
 
@@ -156,13 +156,13 @@ class _ConfusionMatrix(NamedTuple):
 
 
 class ConfusionMatrix(_ConfusionMatrix):
-    """How often each class was taken for each."""
+    """How often each class was predicted for each true class."""
 
     __slots__ = ()
     __getattr__ = _missing
 
     def __new__(cls, counts: Any, rest: Any = None) -> "ConfusionMatrix":
-        """Take the counts as they are; without a rest they lack nothing."""
+        """Take the counts as they are; the default rest is 0."""
         return super().__new__(cls, counts, _rest(rest, counts))
 
     def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
@@ -175,7 +175,7 @@ class ConfusionMatrix(_ConfusionMatrix):
 
 
 def _rest(given: Any, *sums: Any) -> Any:
-    """Return what was given, else zeros like the sums, which lack nothing."""
+    """Return the given rest, else zeros like the sums."""
     if given is not None:
         return given
 

@@ -22,9 +22,9 @@ def accuracy(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, a mask that is not bool, or
-            complex numbers.
-        ValueError: shapes that do not fit.
+        TypeError: if labels are not integers, the mask is not bool, or numbers are
+            complex.
+        ValueError: if shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,9 +48,9 @@ def top_k_accuracy(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, a mask that is not bool, or
-            complex numbers.
-        ValueError: shapes that do not fit, or k out of range.
+        TypeError: if labels are not integers, the mask is not bool, or numbers are
+            complex.
+        ValueError: if shapes do not fit, or k is out of range.
     """
     x, y, w = _classified(logits, labels, where, weights)
     k = numerics.check_count("k", k)
@@ -70,9 +70,9 @@ def log_loss(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, a mask that is not bool, or
-            complex numbers.
-        ValueError: shapes that do not fit.
+        TypeError: if labels are not integers, the mask is not bool, or numbers are
+            complex.
+        ValueError: if shapes do not fit.
     """
     x, y, w = _classified(logits, labels, where, weights)
     return mean_of(_pick(numerics.surprise(x, (x.ndim - 1,)), y), w)
@@ -99,9 +99,9 @@ def calibration_error(
         where, weights: see `fngrad.metrics`.
 
     Raises:
-        TypeError: labels that are not integers, a mask that is not bool, or
-            complex numbers.
-        ValueError: shapes that do not fit, or ``num_bins < 1``.
+        TypeError: if labels are not integers, the mask is not bool, or numbers are
+            complex.
+        ValueError: if shapes do not fit, or ``num_bins < 1``.
 
     References:
         Guo et al., On calibration of modern neural networks, 2017,
@@ -127,7 +127,7 @@ def calibration_error(
 def confusion_matrix(
     logits: Any, labels: Any, *, where: Any = None, weights: Any = None
 ) -> ConfusionMatrix:
-    """Count how often each class was taken for each.
+    """Count how often each class was predicted for each true class.
 
     Args:
         logits: floats, shape ``(..., classes)``; the largest is the prediction.
@@ -139,9 +139,9 @@ def confusion_matrix(
         range or a logit is NaN.
 
     Raises:
-        TypeError: labels that are not integers, a mask that is not bool, or
-            complex numbers.
-        ValueError: shapes that do not fit.
+        TypeError: if labels are not integers, the mask is not bool, or numbers are
+            complex.
+        ValueError: if shapes do not fit.
     """
     x, y, w = _classified(logits, labels, where, weights)
     classes = x.shape[-1]

@@ -1,7 +1,7 @@
-"""Which way a metric gets better, told by its name where that is known.
+"""Whether a metric should fall or rise, by its name where that is known.
 
 The last component of the name decides, exactly: ``val/loss`` falls because ``loss``
-does, and nothing is known of ``val/my_loss``.
+does, and ``val/my_loss`` is unknown.
 """
 
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ RISING = (
 
 
 def known_direction(name: str) -> Mode | None:
-    """Return which way a metric gets better where its name tells, else None."""
+    """Return which way a metric gets better if its name is known, else None."""
     last = name.rpartition("/")[2]
     return "min" if last in FALLING else "max" if last in RISING else None
 
@@ -33,11 +33,11 @@ def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
 
     Args:
         name: of the metric; the part after the last ``/`` decides.
-        mode: ``"min"`` or ``"max"``, which wins; ``None`` asks the name.
+        mode: ``"min"`` or ``"max"``, which takes precedence; ``None`` goes by the name.
         remedy: how the caller takes a direction; by default as ``mode``.
 
     Raises:
-        ValueError: another mode, or ``None`` and a name of which nothing is known.
+        ValueError: if the mode is another one, or is ``None`` and the name is unknown.
 
     Example:
         >>> from fngrad.metrics.directions import direction
@@ -49,7 +49,7 @@ def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
     if known is not None:
         return known
     raise ValueError(
-        f"need a direction for the metric {name!r}, of which nothing is known: give "
+        f"need a direction for the metric {name!r}, whose name is unknown: give "
         f"{remedy or numerics.MODES}. Known are {', '.join(FALLING)}, which fall, and "
         f"{', '.join(RISING)}, which rise"
     )
@@ -63,7 +63,7 @@ def directed(metric: Any, argument: str = "metric") -> Directed:
         argument: what it was given as, for messages.
 
     Raises:
-        ValueError: another form or mode, or a name alone of which nothing is known.
+        ValueError: if the metric has another form or mode, or is an unknown name alone.
 
     Example:
         >>> from fngrad.metrics.directions import directed
@@ -76,7 +76,7 @@ def directed(metric: Any, argument: str = "metric") -> Directed:
     is_pair = isinstance(metric, tuple | list) and len(metric) == 2
     if not is_pair or not isinstance(metric[0], str) or metric[1] not in ("min", "max"):
         raise ValueError(
-            f'need {argument}=(name, "min" or "max"), or the name alone where it tells '
-            f"which way is better, got {argument}={metric!r}"
+            f'need {argument}=(name, "min" or "max"), or a known name alone, '
+            f"got {argument}={metric!r}"
         )
     return metric[0], metric[1]

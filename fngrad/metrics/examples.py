@@ -18,8 +18,8 @@ def mask_and_weights(
     An example of weight 0 does not count.
 
     Raises:
-        TypeError: a mask that is not bool, or complex weights.
-        ValueError: another shape than the given one.
+        TypeError: if the mask is not bool, or the weights are complex.
+        ValueError: if the mask or the weights have another shape.
     """
     w = jnp.ones(shape, dtype) if weights is None else jnp.asarray(weights)
     if jnp.iscomplexobj(w):
@@ -41,7 +41,7 @@ def wide(name: str, x: Any) -> jax.Array:
     """Return an array of floats in at least float32; integers and bools will do.
 
     Raises:
-        TypeError: complex numbers, whose imaginary part would be lost.
+        TypeError: if the numbers are complex: their imaginary part would be lost.
     """
     x = jnp.asarray(x)
     if jnp.iscomplexobj(x):

@@ -24,8 +24,8 @@ def mean_squared_error(
         where, weights: see `fngrad.metrics`; of shape ``(n,)``.
 
     Raises:
-        TypeError: a mask that is not bool, or complex weights.
-        ValueError: shapes that do not fit.
+        TypeError: if the mask is not bool, or the weights are complex.
+        ValueError: if shapes do not fit.
     """
     error, w = _errors(predictions, targets, where, weights)
     return mean_of(tree.abs_square(error), w)
@@ -42,8 +42,8 @@ def mean_absolute_error(
         where, weights: see `fngrad.metrics`; of shape ``(n,)``.
 
     Raises:
-        TypeError: a mask that is not bool, or complex weights.
-        ValueError: shapes that do not fit.
+        TypeError: if the mask is not bool, or the weights are complex.
+        ValueError: if shapes do not fit.
     """
     error, w = _errors(predictions, targets, where, weights)
     is_complex = jnp.iscomplexobj(error)
@@ -63,8 +63,8 @@ def r2(predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
         where, weights: see `fngrad.metrics`; of shape ``(n,)``.
 
     Raises:
-        TypeError: a mask that is not bool, or complex numbers.
-        ValueError: shapes that do not fit.
+        TypeError: if the mask is not bool, or numbers are complex.
+        ValueError: if shapes do not fit.
     """
     x, y, w = _paired(predictions, targets, where, weights)
     weight, total = pair_of_sum(w, 0), pair_of_sum(w * y, 0)

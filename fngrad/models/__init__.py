@@ -1,10 +1,10 @@
-"""Whole models: layers of one example, ready for training.
+"""Whole models, one architecture per file, each a layer of one example.
 
-Each function returns a `fngrad.layers.Layer`; x is ONE example. Batches are made by
-``jax.vmap(model.apply, (None, 0))(params, x)``, or by ``fngrad.layers.batched(model)``,
-which also takes a key and gives each example its own: with a key dropout drops,
-without one the model is deterministic. A dropout rate may be a tracer; None leaves
-dropout out.
+Each function returns a `fngrad.layers.Layer` whose x is ONE example. For a batch use
+``jax.vmap(model.apply, (None, 0))(params, x)``, or ``fngrad.layers.batched(model)``,
+which also takes a key and gives each example its own. With a key dropout is applied;
+without one the model is deterministic. A dropout rate may be a tracer; None means no
+dropout.
 """
 
 from fngrad.models.cnn import cnn

@@ -1,4 +1,4 @@
-"""A convolutional network for images."""
+"""A convolutional classifier of images: stages of convolution and pooling."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 import jax
 
 import fngrad.layers as layers
-import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
-from fngrad.models.parts import Activation, check_sequence, optional_dropout
+from fngrad.models.arguments import (
+    HE,
+    Activation,
+    check_sequence,
+    optional_dropout,
+)
 from fngrad.types import Scalar
 
 
@@ -25,8 +29,8 @@ def cnn(
     """Return a small convolutional classifier, ``(h, w, c) -> (classes,)`` logits.
 
     Each stage is a convolution that keeps the size, an activation, and max pooling
-    that halves it; then a hidden layer, dropout and the logits. It fits 8x8 digits as
-    well as 28x28. Parameters: ``layers/0/weight`` and so on, in this order.
+    that halves it; a hidden layer, dropout and the logits follow. Images may be as
+    small as 8x8. Parameters: ``layers/0/weight`` and so on, in this order.
 
     Args:
         in_shape: height, width and channels of x.
@@ -38,8 +42,9 @@ def cnn(
         dropout_rate: in [0, 1], before the logits, with a key.
 
     Raises:
-        ValueError: a size below 1, a rate outside of [0, 1], more stages than the
-            image can be halved; at ``apply``, x of another shape.
+        ValueError: if a size is below 1, the rate is outside of [0, 1], or there are
+            more stages than the image can be halved; at ``apply``, if x has another
+            shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -73,7 +78,7 @@ def cnn(
     return layers.serial(
         *stages,
         layers.flatten,
-        layers.linear(flat_size, hidden_size, weight_init=initializers.he_normal()),
+        layers.linear(flat_size, hidden_size, weight_init=HE),
         activation,
         optional_dropout(dropout_rate),
         layers.linear(hidden_size, classes),

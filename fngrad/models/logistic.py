@@ -1,4 +1,4 @@
-"""Logistic regression."""
+"""Logistic regression: a linear classifier whose loss is convex."""
 
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
@@ -6,9 +6,9 @@ from fngrad.layers.core import Layer
 
 
 def logistic(in_size: int, classes: int) -> Layer:
-    """Return a linear classifier, ``(in_size,) -> (classes,)`` logits, from zero.
+    """Return a linear classifier, ``(in_size,) -> (classes,)`` logits.
 
-    Its cross-entropy is convex, so zero is as good a start as any. Parameters:
+    Its cross-entropy is convex, so the weights may start at zero. Parameters:
     ``weight`` and ``bias``.
 
     Args:
@@ -16,7 +16,7 @@ def logistic(in_size: int, classes: int) -> Layer:
         classes: number of logits.
 
     Raises:
-        ValueError: a size below 1; at ``apply``, x of another size.
+        ValueError: if a size is below 1; at ``apply``, if x has another size.
 
     Example:
         >>> import jax, jax.numpy as jnp

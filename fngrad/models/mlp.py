@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""A multilayer perceptron: linear layers with activations between them."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,7 +8,13 @@ import jax
 import fngrad.layers as layers
 from fngrad.layers.core import Layer
 from fngrad.layers.initializers import Initializer
-from fngrad.models.parts import GLOROT, HE, Activation, check_sequence, optional_dropout
+from fngrad.models.arguments import (
+    GLOROT,
+    HE,
+    Activation,
+    check_sequence,
+    optional_dropout,
+)
 from fngrad.types import Scalar
 
 
@@ -20,7 +26,7 @@ def mlp(
     weight_init: Initializer = HE,
     output_init: Initializer = GLOROT,
 ) -> Layer:
-    """Return a multi-layer perceptron, ``(sizes[0],) -> (sizes[-1],)``.
+    """Return a multilayer perceptron, ``(sizes[0],) -> (sizes[-1],)``.
 
     Parameters: ``layers/0/weight``, ``layers/0/bias``, ``layers/1/weight``, ...
 
@@ -32,8 +38,8 @@ def mlp(
         output_init: draws the last weights, by default `glorot_uniform`.
 
     Raises:
-        ValueError: fewer than two sizes, one below 1, a rate outside of [0, 1]; at
-            ``apply``, x of another size.
+        ValueError: if there are fewer than two sizes, one is below 1, or the rate is
+            outside of [0, 1]; at ``apply``, if x has another size.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A recurrent network over sequences."""
+"""A recurrent network over sequences: stacked layers of `gru` or `lstm`, and a head."""
 
 import functools
 import itertools
@@ -8,7 +8,7 @@ import jax
 
 import fngrad.layers as layers
 from fngrad.layers.core import Layer
-from fngrad.models.parts import check_sequence, optional_dropout
+from fngrad.models.arguments import check_sequence, optional_dropout
 from fngrad.types import Key, Params, Scalar
 
 
@@ -23,28 +23,28 @@ def rnn(
 ) -> Layer:
     """Return a recurrent classifier of sequences, ``(time, in_size) -> (out_size,)``.
 
-    With ``every_step`` it gives an output at each position, ``(time, out_size)``; after
-    an embedding that makes a language model: ``serial(embedding(vocab, 64), rnn(64,
-    [128], vocab, every_step=True))``. Parameters: ``layers/0/input/weight`` and so on,
+    With ``every_step`` it returns an output at each position, ``(time, out_size)``. A
+    language model is ``serial(embedding(vocab, 64), rnn(64, [128], vocab,
+    every_step=True))``. Parameters: ``layers/0/input/weight`` and so on,
     in the order of the layers.
 
     ``apply(params, x, *, key=None, length=None)``: positions from a length on (int, may
     be a tracer) are padding, as in `fngrad.layers.gru`; the last output is that at
-    ``length - 1``. With ``every_step`` what stands at padding means nothing: leave it
-    out of the loss. ``layers.batched(model)(params, x, length=lengths)`` takes one
-    length for each example. A combinator around the model passes none on.
+    ``length - 1``. With ``every_step`` the outputs at padding are meaningless: leave
+    them out of the loss. ``layers.batched(model)(params, x, length=lengths)`` takes one
+    length per example. A combinator around the model does not pass a length on.
 
     Args:
         in_size: last axis of x.
         hidden_sizes: of the recurrent layers, at least one.
         out_size: number of outputs.
         recurrent: `fngrad.layers.gru` or `fngrad.layers.lstm`.
-        every_step: whether to give all outputs or the last only.
+        every_step: whether to return all outputs or the last only.
         dropout_rate: in [0, 1], after each recurrent layer, with a key.
 
     Raises:
-        ValueError: no hidden sizes, a size below 1, a rate outside of [0, 1]; at
-            ``apply``, x of another shape.
+        ValueError: if there are no hidden sizes, a size is below 1, or the rate is
+            outside of [0, 1]; at ``apply``, if x has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,12 +80,12 @@ def rnn(
 
 
 def _padded(layer: Layer, length: int | jax.Array | None) -> Layer:
-    """Return a recurrent layer that is told the length, if there is one."""
+    """Return a recurrent layer of a given length, if there is one."""
     if length is None:
         return layer
     return Layer(layer.init, functools.partial(layer.apply, length=length))
 
 
 def _last(length: int | jax.Array | None) -> Callable[[jax.Array], jax.Array]:
-    """Return what takes the last position; of no positions, that of the state 0."""
+    """Return a function of the last position; for length 0 that is padding, so 0."""
     return lambda h: h[-1 if length is None else length - 1]

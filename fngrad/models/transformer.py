@@ -1,4 +1,4 @@
-"""A transformer of tokens."""
+"""A decoder-only transformer over tokens, with norms before the branches."""
 
 import math
 
@@ -7,7 +7,7 @@ import jax
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
-from fngrad.models.parts import Activation, optional_dropout
+from fngrad.models.arguments import Activation, optional_dropout
 from fngrad.types import Scalar
 
 
@@ -29,9 +29,9 @@ def transformer(
     $$h = E_x + p, \quad h \leftarrow h + \text{attend}(\text{norm}(h)), \quad
     h \leftarrow h + W_2\, \sigma(W_1 \text{norm}(h)), \quad y = W \text{norm}(h),$$
 
-    the middle two ``num_layers`` times, attention causal: the logits at position t know
-    tokens 0 to t. Weights are drawn with standard deviation 0.02, those that end a
-    residual branch with $0.02 / \sqrt{2\, \text{num\_layers}}$.
+    the middle two ``num_layers`` times. Attention is causal: the logits at position t
+    depend on tokens 0 to t. Weights are drawn with standard deviation 0.02, those that
+    end a residual branch with $0.02 / \sqrt{2\, \text{num\_layers}}$.
 
     Parameters: ``tokens``, ``positions``, ``blocks/layers/0/attention/...``,
     ``blocks/layers/0/mlp/...``, ``norm``, ``head``.
@@ -42,14 +42,15 @@ def transformer(
         features: size of h.
         num_layers: number of blocks.
         num_heads: divides features.
-        hidden_size: of the perceptron in a block, by default 4 * features.
+        hidden_size: of the perceptron in each block, by default 4 * features.
         activation: $\sigma$.
         dropout_rate: in [0, 1], of embeddings, attention weights and residual branches,
             with a key.
 
     Raises:
-        ValueError: a size below 1, heads that don't divide the features, a rate outside
-            of [0, 1]; at ``apply``, x longer than max_length or no ints.
+        ValueError: if a size is below 1, num_heads does not divide features, or the
+            rate is outside of [0, 1]; at ``apply``, if x is longer than max_length or
+            does not hold ints.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -62,7 +63,8 @@ def transformer(
     References:
         Vaswani et al. 2017, "Attention is all you need", https://arxiv.org/abs/1706.03762;
         Radford et al. 2019, "Language models are unsupervised multitask learners", for
-        pre-norm and the start. Differs from it in: the head has weights of its own.
+        pre-norm and the initial weights. Differs from it in: the head has weights of
+        its own.
     """
     check_sizes(num_layers=num_layers)
     dropout = optional_dropout(dropout_rate)

@@ -292,7 +292,7 @@ def test_a_batch_size_of_another_type_raises(batch_size):
         ),
     ],
 )
-def test_arrays_that_make_no_dataset_raise(arrays, message):
+def test_invalid_arrays_raise(arrays, message):
     with pytest.raises(ValueError, match=message):
         from_arrays(arrays, 1)
 
@@ -312,7 +312,7 @@ def test_many_keys_raise():
         numbered(5, 2).reseed(jax.random.split(jax.random.key(0), 3))
 
 
-def test_steps_that_are_no_step_raise():
+def test_invalid_steps_raise():
     data = numbered(5, 2)
     other: Any
     for other in (1.0, jnp.arange(2), "1", True):

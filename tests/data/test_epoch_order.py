@@ -127,7 +127,7 @@ def test_all_orders_of_few_things_are_equally_frequent(n, kind):
 
 @pytest.mark.parametrize("rounds", [2, 3, 4])
 @pytest.mark.parametrize("n", [5, 8, 33])
-def test_few_rounds_are_seen_to_be_non_uniform(n, rounds):
+def test_the_statistics_reject_few_rounds(n, rounds):
     assert neighbour_p_value(orders("keys", COUNTS[n], n, rounds)) < ABSURD
 
 
@@ -173,7 +173,7 @@ def test_a_batch_waits_for_its_longest_walk():
     assert together[1] == alone[1].max()
 
 
-def test_a_position_outside_comes_back_in():
+def test_a_position_outside_is_mapped_inside():
     position = jnp.array([4, 9, 2**32 - 1], jnp.uint32)
     inside = position % np.uint32(5)
     key, epoch = jax.random.key(0), jnp.zeros_like(position)
@@ -206,7 +206,7 @@ def test_words_depend_on_every_word_of_the_key(impl):
     assert len(seen) == data.size
 
 
-def test_mix_moves_every_bit_by_every_bit():
+def test_in_mix_every_bit_changes_every_bit():
     x = jax.random.bits(jax.random.key(0), (20_000, 1), jnp.uint32)
     flips = np.uint32(1) << np.arange(32, dtype=np.uint32)[None, :]
     change = np.asarray(mix(x ^ flips) ^ mix(x))

@@ -44,7 +44,7 @@ def test_a_table_of_its_target_alone_is_refused(tmp_path):
         data.csv_file(path, 0, header=False)
 
 
-def test_a_broken_scikit_learn_is_not_called_missing(monkeypatch, tmp_path):
+def test_a_broken_scikit_learn_is_not_reported_as_missing(monkeypatch, tmp_path):
     package = types.ModuleType("sklearn")
     package.__path__ = [str(tmp_path)]
     (tmp_path / "datasets.py").write_text("import not_there_at_all\n")
@@ -54,6 +54,6 @@ def test_a_broken_scikit_learn_is_not_called_missing(monkeypatch, tmp_path):
         data.digits()
 
 
-def test_an_extra_is_missed_by_its_distributions_name():
+def test_a_missing_extra_is_named_by_its_distribution():
     with pytest.raises(ImportError, match="need not-there for this: pip install"):
         optional_imports.import_extra("not_there", "data", "not-there")

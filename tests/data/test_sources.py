@@ -48,7 +48,7 @@ def test_a_stratified_split_keeps_the_proportions(seed):
         assert abs(np.bincount(part, minlength=3) - expected).max() < 2
 
 
-def test_every_example_can_come_into_every_part():
+def test_every_example_can_be_in_every_part():
     seen = [data.split(np.arange(6), [0.5, 0.5], seed)[0] for seed in range(200)]
     counts = np.bincount(np.concatenate(seen), minlength=6)
     assert abs(counts - 100).max() < 30  # 4 deviations of a fair coin
@@ -103,7 +103,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_the_bundled_splits_never_move(name):
+def test_the_bundled_splits_are_fixed(name):
     sizes, features, y_dtype, expected = RAW[name]
     raw = getattr(data, name)(standardized=False)
     assert tuple(len(part["x"]) for part in raw) == sizes
@@ -349,7 +349,7 @@ def test_a_malformed_table_raises(tmp_path, content, message):
         data.csv_file(path, "b", classes=True)
 
 
-def test_a_target_that_is_not_there_raises(tmp_path):
+def test_a_missing_target_raises(tmp_path):
     path = write(tmp_path, "t.csv", b"1,2\n")
     with pytest.raises(ValueError, match="need a target among 2 columns, got 2 in "):
         data.csv_file(path, 2, header=False)

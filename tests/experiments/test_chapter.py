@@ -31,7 +31,7 @@ def test_the_loop_by_hand_and_fngrads_have_equal_bits(tmp_path, capsys):
     assert results["accuracy"]["by hand"] == results["accuracy"]["fngrad"] > 0.15
 
 
-def test_loops_that_differ_are_told_apart(tmp_path):
+def test_loops_that_differ_have_different_bits(tmp_path):
     splits = training_loop.fg.data.digits()
     config = training_loop.Config(steps=3, runs=tmp_path)
     other = dataclasses.replace(config, learning_rate=0.11)
@@ -63,7 +63,7 @@ def test_an_exponent_is_fitted_to_the_larger_half():
     assert fitted == pytest.approx(2.0, abs=0.01)
 
 
-def test_the_tangents_error_falls_with_the_square(tmp_path):
+def test_the_tangents_error_falls_as_the_square_of_the_distance(tmp_path):
     linear_approximation.main(linear_approximation.Config(examples=8, runs=tmp_path))
     results = results_in(tmp_path, "tangent.png")
     assert len(results) == 3

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ import experiments.backpropagation as backpropagation
 import experiments.momentum as momentum
 
 
-def test_every_experiment_states_its_claim_and_command():
+def test_every_experiment_states_claim_command_minutes_and_expected_numbers():
     found = command.experiments()
     assert {"digits", "optimizer_zoo", "benchmarks.training_loop"} <= set(found)
     assert not {"benchmarks.timing", "__main__"} & set(found)
@@ -19,6 +20,9 @@ def test_every_experiment_states_its_claim_and_command():
         assert command.entry(docstring, "Claim"), name
         assert f"python -m experiments.{name}" in command.entry(docstring, "Command")
         assert command.entry(docstring, "Minutes"), name
+        assert re.search(r"\d", command.entry(docstring, "Expected")), name
+        if not name.startswith("benchmarks."):
+            assert f"``runs/{name}/...``) holds config.json" in docstring, name
 
 
 def test_the_list_has_names_claims_and_minutes(capsys):
@@ -60,6 +64,7 @@ def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
         "closed_form_or_descent",
         "compare_optimizers",
         "critical_points",
+        "digits",
         "linear_approximation",
         "momentum",
         "naive_or_gradient",
@@ -89,7 +94,7 @@ def test_every_option_has_the_comment_that_its_help_shows(name):
         assert is_nested or "  # " in line or before.startswith("# "), line
 
 
-def test_settings_that_show_nothing_are_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="need shown < depth"):
         backpropagation.main(backpropagation.Config(depth=20, runs=tmp_path))
     with pytest.raises(SystemExit, match="need kappas above 1"):
@@ -97,6 +102,6 @@ def test_settings_that_show_nothing_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_name_is_told_the_known_ones():
+def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(SystemExit, match=r"(?s)got 'digit'.*\ndigits\n"):
         command.main(["digit"])

@@ -24,7 +24,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", momentum.METHODS)
-def test_measured_rates_are_the_closed_forms(results, name):
+def test_measured_rates_equal_the_closed_forms(results, name):
     rates = results["rates"][name]
     assert rates["radius_error"] < 1e-6
     # The double eigenvalue's factor t, between the two distances.

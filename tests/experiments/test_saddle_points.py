@@ -54,15 +54,13 @@ def test_what_is_kept_passes_the_thresholds(results):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", saddle_points.LINEAR)
-def test_the_logarithm_of_the_distance_counts_as_the_spectral_radius_says(
-    results, name
-):
+def test_steps_per_decade_of_distance_are_those_of_the_spectral_radius(results, name):
     escape = results["escapes"][name]
     assert escape["per_decade"] == pytest.approx(escape["predicted"], rel=0.1, abs=1)
 
 
 @pytest.mark.slow
-def test_rmsprop_and_adam_hardly_ask_how_near_it_was(results):
+def test_rmsprop_and_adam_hardly_depend_on_the_distance(results):
     escapes = results["escapes"]
     for name in ("rmsprop", "adam"):
         assert abs(escapes[name]["per_decade"]) < 0.2 * escapes["sgd"]["per_decade"]

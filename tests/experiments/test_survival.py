@@ -22,14 +22,14 @@ def test_a_short_soak_reads_memory_and_grows_by_no_array(capsys):
     assert [line.split()[0] for line in shown.split("\n")[1:4]] == ["10", "20", "30"]
 
 
-def test_signals_that_nothing_survives_are_refused(tmp_path):
+def test_unsupported_signals_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="need signals among SIGKILL"):
         survive.main(survive.Config(signals=("SIGSTOP",), runs=tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_run_survives_what_the_experiment_does_to_it(tmp_path, capsys):
+def test_a_disturbed_run_ends_with_the_same_bits(tmp_path, capsys):
     signals = ("SIGTERM", "SIGKILL")
     config = survive.Config(signals=signals, damage_after=2, epochs=60, runs=tmp_path)
     results = survive.main(config)

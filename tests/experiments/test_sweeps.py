@@ -49,7 +49,7 @@ def test_the_sweep_leaves_table_pictures_and_a_run_folder(runs, results):
         assert row["learning_rate"] < 5e3
 
 
-def test_a_second_start_takes_what_was_trained_and_says_the_same(runs, results, capsys):
+def test_a_second_start_reuses_the_chunks_and_returns_the_same(runs, results, capsys):
     (folder,) = runs.iterdir()
     again = dataclasses.replace(SMALL, runs=runs, resume=folder)
     assert sweep_digits.main(again) == results
@@ -60,7 +60,7 @@ def test_a_second_start_takes_what_was_trained_and_says_the_same(runs, results, 
         sweep_digits.main(dataclasses.replace(again, seeds=3))
 
 
-def test_settings_that_show_nothing_are_refused(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="need optimizers among"):
         sweep_digits.main(
             dataclasses.replace(SMALL, optimizers=("best",), runs=tmp_path)

@@ -73,7 +73,7 @@ PAST = EVERYWHERE & np.tri(LENGTH, dtype=bool)
         ({"bias": False}, 4, EVERYWHERE),
     ],
 )
-def test_self_attention_is_the_loop(options, kv_heads, allowed):
+def test_self_attention_equals_a_loop(options, kv_heads, allowed):
     layer = layers.multi_head_attention(4, 4, **options)
     params = layer.init(jax.random.key(0))
     assert ("bias" in params["query"]) == options.get("bias", True)
@@ -85,7 +85,7 @@ def test_self_attention_is_the_loop(options, kv_heads, allowed):
 
 
 @pytest.mark.parametrize("per_head", [False, True])
-def test_cross_attention_with_a_mask_is_the_loop(per_head):
+def test_cross_attention_with_a_mask_equals_a_loop(per_head):
     layer = layers.multi_head_attention(4, 2, context_features=6)
     params = with_biases(layer.init(jax.random.key(0)))
     x, context = 3 * sequence(1, LENGTH), sequence(2, CONTEXT, 6)

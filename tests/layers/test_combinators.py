@@ -69,7 +69,7 @@ def test_named_layers_apply_in_the_order_given():
     np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-6)
 
 
-def test_children_begin_differently():
+def test_children_get_different_parameters():
     params = serial(noisy, noisy, noisy).init(jax.random.key(0))
     assert len(set(map(float, jax.tree.leaves(params)))) == 3
 
@@ -138,7 +138,7 @@ def test_a_combinator_is_stateful_where_a_child_is(model, is_stateful):
     assert isinstance(model, layers.Layer) != is_stateful
 
 
-def test_state_lies_where_the_parameters_lie_and_is_carried():
+def test_state_has_the_paths_of_the_parameters_and_is_carried():
     model = serial(jnp.abs, noisy, residual(serial(a=counter, b=counter)))
     params, state = model.init(jax.random.key(0))
     assert list(tree.leaf_paths(params)) == [
@@ -203,7 +203,7 @@ def test_parallel_needs_a_layer():
 
 
 @pytest.mark.parametrize("make", [serial, parallel, residual])
-def test_what_is_no_layer_is_refused(make):
+def test_an_entry_that_is_not_a_layer_is_refused(make):
     with pytest.raises(TypeError, match="need a layer or a function of x, got int: 3"):
         make(3)
 
@@ -230,7 +230,7 @@ def test_a_model_state_of_another_model_is_refused():
         model.apply(params, (), 0.0)
 
 
-def test_the_remedy_for_a_forgotten_model_state_is_told():
+def test_the_error_for_a_forgotten_model_state_names_the_remedy():
     model = serial(noisy, counter)
     made = model.init(jax.random.key(0))
     remedy = "params, model_state = model.init(key)"
@@ -243,7 +243,7 @@ def test_the_remedy_for_a_forgotten_model_state_is_told():
     assert "PyTreeDef" not in str(caught.value)
 
 
-def test_what_was_given_instead_of_parameters_is_told():
+def test_the_error_names_what_was_given_instead_of_parameters():
     with pytest.raises(ValueError, match="under 'layers', got a dict with the entries"):
         serial(noisy).apply({"shift": 0.0}, 0.0)
     with pytest.raises(

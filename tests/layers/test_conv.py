@@ -58,7 +58,7 @@ def conv_oracle(x, weight, bias, stride, pads, dilation, groups):
         ((6, 2), (2,), 1, [(2, 0)], 2, 2),
     ],
 )
-def test_conv_is_the_loop_over_windows(
+def test_conv_equals_a_loop_over_windows(
     shape, window, stride, padding, dilation, groups
 ):
     layer = layers.conv(
@@ -98,7 +98,7 @@ def test_conv_is_the_loop_over_windows(
         (3, 2, [(1, 1), (0, 2)]),
     ],
 )
-def test_pools_are_the_loop_over_windows(window, stride, padding):
+def test_pools_equal_a_loop_over_windows(window, stride, padding):
     x = jax.random.normal(jax.random.key(0), (5, 6, 2)) - 3.0
     sizes = (window,) * 2 if isinstance(window, int) else window
     strides = sizes if stride is None else stride

@@ -74,13 +74,13 @@ def tree_cast(dtype, values):
 
 
 @every_layer
-def test_a_batch_is_the_examples_one_by_one(name):
+def test_a_batch_equals_its_examples_one_by_one(name):
     facts = facts_of(name)
     np.testing.assert_allclose(facts["together"], facts["alone"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["linear", "layer_norm", "attention"])
-def test_compiled_is_eager(name):
+def test_compiled_equals_eager(name):
     layer, params, x = LAYERS[name][0], params_of(name), examples_of(name)[0]
     expected = facts_of(name)["alone"][0]
     np.testing.assert_allclose(layer.apply(params, x), expected, rtol=1e-5, atol=1e-6)

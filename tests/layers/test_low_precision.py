@@ -142,7 +142,7 @@ def test_a_mean_over_many_batches_is_wide():
     assert slope.dtype == jnp.bfloat16
 
 
-def test_what_dropout_drops_has_no_part_in_the_rates_gradient():
+def test_dropped_entries_do_not_affect_the_gradient_of_the_rate():
     x = jnp.full(64, jnp.inf)
 
     def total(rate):

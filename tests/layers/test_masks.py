@@ -121,7 +121,7 @@ def causal_with_slopes(params, x):
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_what_a_mask_does_not_hide_is_seen(bad, dtype):
+def test_what_a_mask_does_not_hide_shows(bad, dtype):
     params = jax.tree.map(lambda a: a.astype(dtype), params_of(CAUSAL))
     slopes, y = causal_with_slopes(params, jnp.asarray(spoilt(X, [1], bad), dtype))
     np.testing.assert_array_equal(np.isnan(y).all(-1), [False, True, True, True])

@@ -51,7 +51,7 @@ def as_params(options):
         {"scale": False, "bias": False},
     ],
 )
-def test_norms_are_their_formulas(name, options):
+def test_norms_equal_their_formulas(name, options):
     make, oracle = NORMS[name]
     if name == "rms_norm":
         options = {**options, "bias": False}
@@ -220,7 +220,7 @@ def test_norms_need_their_last_axis(layer):
         layer.apply(layer.init(0), jnp.ones(3))
 
 
-def test_batch_norm_tells_how_to_carry_its_state():
+def test_batch_norm_explains_how_to_carry_its_state():
     layer = layers.batch_norm(2)
     made = layer.init(0)
     with pytest.raises(ValueError, match=r"need parameters .* model.init"):

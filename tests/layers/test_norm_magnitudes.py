@@ -153,7 +153,7 @@ def test_a_power_of_two_changes_no_bit(power):
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 @every_norm
-def test_what_is_not_finite_is_seen(name, bad):
+def test_what_is_not_finite_shows(name, bad):
     x = np.asarray(ROWS, np.float32)
     x[0, 0] = bad
     y = NORMS[name][0](1e-5)(x)

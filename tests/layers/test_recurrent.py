@@ -121,7 +121,7 @@ def test_each_gate_is_drawn_by_itself(kind):
     assert np.all(params["hidden"]["weight"] == 3.0)
 
 
-def test_an_lstm_begins_by_remembering():
+def test_a_new_lstm_remembers():
     bias = layers.lstm(IN, HIDDEN).init(0)["input"]["bias"]
     np.testing.assert_array_equal(bias, [0.0] * 3 + [1.0] * 3 + [0.0] * 6)
     other = layers.lstm(IN, HIDDEN, forget_bias=2.0).init(0)["input"]["bias"]

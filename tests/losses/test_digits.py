@@ -176,7 +176,7 @@ def test_equal_largest_logits_share_the_probability():
     np.testing.assert_allclose(slope, p - [0, 1, 0, 0], rtol=1e-6)
 
 
-def test_a_margin_of_one_is_seen_beside_large_scores():
+def test_a_margin_of_one_is_kept_beside_large_scores():
     for size in (1e10, -1e30):
         x = np.full(3, size, np.float32)
         assert L.multiclass_hinge(x, 0) == 1
@@ -255,7 +255,7 @@ def test_a_small_divergence_keeps_its_digits(step):
     np.testing.assert_array_equal(slope, -q)
 
 
-def test_a_divergence_from_what_is_no_distribution_is_its_formula():
+def test_a_divergence_from_other_than_a_distribution_equals_its_formula():
     log_p, q = np.array([[0.1, 0.2, 0], [0.5, 0.25, 0]], np.float32)
     want = np.sum(q[:2] * (np.log(q[:2]) - log_p[:2]))
     np.testing.assert_allclose(L.kl_divergence(log_p, q), want, rtol=1e-6)

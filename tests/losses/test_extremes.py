@@ -237,7 +237,7 @@ BAD_TYPES = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD, ids=[m for _, m in BAD])
-def test_what_does_not_fit_raises(call, message):
+def test_shapes_that_do_not_fit_raise(call, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         call()
     assert message in str(error.value)

@@ -165,7 +165,7 @@ def single(*arrays):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_loss_is_its_formula(name):
+def test_loss_equals_its_formula(name):
     loss, x, y, keywords, expected = ALL[name]
     got = loss(*single(x, y), **keywords)
     assert got.dtype == jnp.float32
@@ -173,7 +173,7 @@ def test_loss_is_its_formula(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_loss_is_its_formula_in_float64(name, x64):
+def test_loss_equals_its_formula_in_float64(name, x64):
     loss, x, y, keywords, expected = ALL[name]
     np.testing.assert_allclose(loss(x, y, **keywords), expected, rtol=1e-12, atol=1e-13)
 

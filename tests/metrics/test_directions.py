@@ -47,7 +47,7 @@ def test_an_explicit_direction_wins():
     assert directed(("loss", "max")) == directed(["loss", "max"]) == ("loss", "max")
 
 
-def test_the_library_s_own_scalar_metrics_all_tell_their_direction():
+def test_every_scalar_metric_of_the_library_has_a_known_direction():
     functions = {name for name in metrics.__all__ if name.islower()}
     scalars = functions - {"confusion_matrix"}  # a matrix is not compared
     assert scalars <= {*FALLING, *RISING}
@@ -79,7 +79,7 @@ def scored_fit(name, *, scores=SCORES, **options):
 
 
 @pytest.mark.parametrize("name", ["accuracy", "loss"])
-def test_early_stopping_goes_the_way_of_the_metric(name):
+def test_early_stopping_follows_the_direction_of_the_metric(name):
     sign = 1 if name in RISE else -1
     scores = [sign * score for score in SCORES]
     rule = fg.EarlyStopping(f"val/{name}", patience=2)
@@ -100,7 +100,9 @@ def test_early_stopping_s_explicit_mode_wins():
         (("val/accuracy", "min"), 1),
     ],
 )
-def test_the_best_checkpoint_goes_the_way_of_the_metric(tmp_path, keep_best, best):
+def test_the_best_checkpoint_follows_the_direction_of_the_metric(
+    tmp_path, keep_best, best
+):
     scored_fit("accuracy", checkpoint_dir=tmp_path, keep=1, keep_best=keep_best)
     assert set(steps(tmp_path)) == {best, len(SCORES)}
     assert restore(tmp_path, jnp.zeros(()), step="best", part="params") == best
@@ -127,7 +129,7 @@ def train(point, key, *, name="val/accuracy"):
     return (), {name: jnp.full(3, point["x"]) * jnp.ones(())}
 
 
-def test_a_sweep_goes_the_way_of_the_metric():
+def test_a_sweep_follows_the_direction_of_the_metric():
     result = fg.sweep(train, POINTS, 2, metric="val/accuracy", progress=False)
     assert result.notes["metric"] == ("val/accuracy", "max")
     assert tables.best_point(result) == {"x": 3.0}
@@ -147,7 +149,7 @@ def advance(point, state, num_steps):
     return state, {"val/accuracy": point["x"] + 0 * state}
 
 
-def test_halving_and_populations_go_the_way_of_the_metric():
+def test_halving_and_populations_follow_the_direction_of_the_metric():
     halved = fg.sweeps.successive_halving(
         lambda point, key: jnp.zeros(()),
         *(advance, POINTS, 2),

@@ -94,7 +94,7 @@ ONES = np.ones(N, np.float32)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_metric_of_the_whole_is_the_references(name):
+def test_metric_of_the_whole_equals_the_reference(name):
     metric, x, y, whole = CASES[name]
     for w in (ONES, WEIGHTS):
         weights = None if w is ONES else w
@@ -114,7 +114,7 @@ def sums(accumulator):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_merged_parts_are_the_whole(name):
+def test_merged_parts_equal_the_whole(name):
     metric, x, y, _ = CASES[name]
     cuts = [slice(0, 0), slice(0, 16), slice(16, 33), slice(33, 37)]
 
@@ -218,7 +218,7 @@ def value_and_slopes(name):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_hidden_has_no_influence_on_value_or_slope(name, bad):
+def test_masked_entries_do_not_affect_value_or_gradient(name, bad):
     _, x, y, _ = CASES[name]
     x_bad, y_bad, w_bad = x.copy(), y.copy(), WEIGHTS.copy()
     x_bad[~KEPT], w_bad[~KEPT] = bad, bad
@@ -354,13 +354,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), BAD, ids=[b[2] for b in BAD])
-def test_what_does_not_fit_raises(call, kind, message):
+def test_shapes_that_do_not_fit_raise(call, kind, message):
     with pytest.raises(kind) as error:
         call()
     assert message in str(error.value)
 
 
-def test_an_accumulator_says_where_its_number_is():
+def test_an_accumulator_explains_where_its_number_is():
     found = metrics.accuracy(jnp.eye(2), jnp.array([0, 1]))
     with pytest.raises(AttributeError, match=r"Mean, got 'mean': \.value\(\) gives"):
         found.mean()  # pyright: ignore[reportAttributeAccessIssue]

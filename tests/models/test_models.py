@@ -53,7 +53,7 @@ def test_logistic_is_linear_from_zero():
     np.testing.assert_array_equal(model.apply(params, jnp.ones(4)), [18.0, 22.0, 26.0])
 
 
-def test_mlp_is_its_formula():
+def test_mlp_equals_its_formula():
     model = models.mlp((4, 5, 6, 3), jnp.tanh)
     params = jax.jit(model.init)(jax.random.key(0))
     assert paths_of(model) == dense_paths(3)
@@ -220,7 +220,7 @@ def small_transformer():
     return jax.jit(model.apply), filled(model)
 
 
-def test_transformer_is_its_formula():
+def test_transformer_equals_its_formula():
     apply, params = small_transformer()
     tokens = jnp.array([3, 1, 4, 1, 5])
     got = apply(params, tokens)
@@ -268,7 +268,7 @@ def test_transformer_drops_attention_weights(monkeypatch):
     assert rates == [0.5]
 
 
-def test_transformer_heads_and_activation_count():
+def test_transformer_depends_on_heads_and_activation():
     tokens = jnp.array([3, 1, 4])
     options = {"features": 4, "num_layers": 1, "hidden_size": 10}
     variants = [
@@ -282,7 +282,7 @@ def test_transformer_heads_and_activation_count():
     assert not np.allclose(outputs[0], outputs[2], rtol=1e-2)
 
 
-def test_transformer_begins_near_the_uniform_distribution():
+def test_a_new_transformer_predicts_a_nearly_uniform_distribution():
     model = models.transformer(50, 6, features=32, num_layers=1)
     params = jax.jit(model.init)(jax.random.key(0))
     logits = jax.jit(model.apply)(params, jnp.arange(6))
@@ -344,7 +344,7 @@ def test_examples_of_another_shape_are_refused(model, x, message):
 
 
 @pytest.mark.parametrize("every_step", [False, True])
-def test_rnn_of_padded_sequences_is_that_of_the_sequences(every_step):
+def test_rnn_of_padded_sequences_equals_that_of_the_sequences(every_step):
     model = models.rnn(2, [3, 3], 2, every_step=every_step, recurrent=layers.lstm)
     params = filled(model)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 2)), jnp.float32)

@@ -1,4 +1,4 @@
-"""What the architectures have in common: activations, initialisers, dropout, checks."""
+"""What several architectures take: activations, initialisers, dropout, sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,25 +10,30 @@ import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer
 from fngrad.types import Scalar
 
-Activation = Callable[[jax.Array], jax.Array]
+Activation = Callable[[jax.Array], jax.Array]  # entry by entry
 
-
-HE = initializers.he_normal()
-
-
-GLOROT = initializers.glorot_uniform()
+HE = initializers.he_normal()  # of weights before a relu
+GLOROT = initializers.glorot_uniform()  # of weights before no activation
 
 
 def optional_dropout(rate: Scalar | None) -> Layer:
-    """Return dropout at a rate, or the layer that does nothing for None."""
+    """Return dropout at a rate, or the identity for None.
+
+    Args:
+        rate: in [0, 1], may be a tracer; or None.
+    """
     return layers.serial() if rate is None else layers.dropout(rate)
 
 
 def check_sequence(name: str, sizes: Any) -> None:
     """Raise unless sizes are a sequence.
 
+    Args:
+        name: of the argument, for the message.
+        sizes: the argument.
+
     Raises:
-        ValueError: they are not.
+        ValueError: if they have no length.
     """
     if not hasattr(sizes, "__len__"):
         raise ValueError(f"need a sequence of sizes as {name}, got {name}={sizes!r}")
