@@ -8,12 +8,12 @@ import pytest
 import fngrad.tree as tree
 from fngrad.optimizers import adam, momentum, sgd
 from fngrad.transforms.accumulation import accumulate
-from fngrad.transforms.averages import ema_params, lookahead
+from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.core import apply_updates, chain, named
 from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.scaling import scale
+from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.transforms.wrapping import set_hyperparameters, tunable
 
 STEPS = 25
@@ -184,6 +184,18 @@ def test_ema_params_passes_updates_on_and_averages_what_they_lead_to():
     updates, state = optimizer.update(params, optimizer.init(params), params)
     assert updates == -(2.0**-10)
     assert state["ema_params"].average == 1.0  # bfloat16 cannot hold 1 - 2**-10
+
+
+def test_average_params_with_gamma_zero_is_the_mean():
+    optimizer = chain(scale_by_learning_rate(0.5), average_params(0.0))
+    params = jnp.array([4.0])
+    state, seen = optimizer.init(params), []
+    for _ in range(5):
+        updates, state = optimizer.update(params, state, params)
+        params = apply_updates(params, updates)
+        seen.append(params)
+    average = state["average_params"].eval_params(params)
+    np.testing.assert_allclose(average, np.mean(seen, axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
