@@ -6,9 +6,7 @@ import numpy as np
 import problems
 import pytest
 from precision import x64
-from trajectories import (
-    case_id,
-)
+from trajectories import case_id
 
 from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates

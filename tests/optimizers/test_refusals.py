@@ -5,9 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from trajectories import (
-    case_id,
-)
+from trajectories import case_id
 
 from fngrad.optimizers import REGISTRY
 from fngrad.types import Hyper, Scalar
