@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import (
+from scalar_regression import (
     ARRAYS,
     DATA,
     OPTIMIZER,

@@ -3,7 +3,7 @@
 import grain
 import numpy as np
 import pytest
-from mistakes import ARRAYS, DATA, STATE, STEP, both, fit, metric_fn, run
+from scalar_regression import ARRAYS, DATA, STATE, STEP, both, fit, metric_fn, run
 
 import fngrad as fg
 

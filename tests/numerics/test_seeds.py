@@ -151,3 +151,16 @@ def test_numpy_generators_take_no_negative_seed():
     for draw in (lambda s: drawn(fg.sweeps.sobol, s), halves):
         with pytest.raises(ValueError, match="need an int seed >= 0, got seed=-1"):
             draw(-1)
+
+
+def test_a_key_is_typed_or_an_int():
+    key = jax.random.key(7)
+    assert numerics.key(key) is key
+    np.testing.assert_array_equal(
+        jax.random.key_data(numerics.key(7)), jax.random.key_data(key)
+    )
+    traced = jax.jit(lambda seed: jax.random.key_data(numerics.key(seed)))(7)
+    np.testing.assert_array_equal(traced, jax.random.key_data(key))
+    for bad in (jax.random.PRNGKey(0), 1.5):
+        with pytest.raises(TypeError, match="need an int or a typed key"):
+            numerics.key(bad)

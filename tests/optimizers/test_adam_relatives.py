@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_moments
 import pytest
-from precision import x64
+from float64_mode import x64
 from trajectories import case_id
 
 import fngrad.schedules as schedules

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from precision import x64
+from float64_mode import x64
 from trajectories import wide
 
 from fngrad.optimizers.muon import muon, orthogonalize

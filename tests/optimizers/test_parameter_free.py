@@ -9,7 +9,7 @@ import oracles_parameter_free
 import problems
 import pytest
 from families_parameter_free import FAMILY, gradients
-from precision import x64
+from float64_mode import x64
 from trajectories import (
     STEPS,
     Visit,

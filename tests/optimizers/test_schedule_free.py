@@ -6,7 +6,7 @@ import numpy as np
 import oracles_parameter_free as oracles
 import problems
 import pytest
-from precision import x64
+from float64_mode import x64
 
 import fngrad as fg
 from fngrad.optimizers.schedule_free import (

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from precision import x64
+from float64_mode import x64
 
 from fngrad.optimizers.shampoo import scale_by_shampoo, shampoo
 from fngrad.optimizers.soap import scale_by_soap

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from precision import x64
+from float64_mode import x64
 
 import fngrad.optimizers as optimizers
 from fngrad.optimizers.adadelta import scale_by_adadelta

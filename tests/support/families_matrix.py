@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import oracles_matrix
-from precision import x64
+from float64_mode import x64
 from trajectories import (
     LR,
     STEPS,

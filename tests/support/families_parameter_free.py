@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_parameter_free
 import problems
-from precision import x64
+from float64_mode import x64
 from trajectories import (
     STEPS,
     Arguments,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import ARRAYS, metric_fn, quiet_fit
+from linear_regression import ARRAYS, metric_fn, quiet_fit
 
 import fngrad.tree as tree
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from regression import ARRAYS, DATA, squared_errors
+from linear_regression import ARRAYS, DATA, squared_errors
 
 import fngrad.sweeps as sweeps
 from fngrad.optimizers import sgd

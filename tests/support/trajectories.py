@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
-from precision import x64
+from float64_mode import x64
 
 import fngrad.optimizers as optimizers
 from fngrad.transforms.core import apply_updates

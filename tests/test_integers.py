@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import ARRAYS, DATA, loss_fn, metric_fn, quiet_fit
+from linear_regression import ARRAYS, DATA, loss_fn, metric_fn, quiet_fit
 from resuming import bits
 from sweep_problems import light, quiet_sweep
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from trajectories import case_id
 
 import fngrad as fg
 from fngrad import curvature
+from fngrad.optimizers import REGISTRY
 
 
 def quadratic(x, A):
@@ -246,3 +248,57 @@ def test_adagrads_regret_bound_is_nearly_reached_and_descent_breaks_it():
     x, g = play(fg.sgd(3.0), opposing)
     regret, bound = regret_and_bound(x, g, 3.0)
     assert regret > 2 * bound
+
+
+def test_tuned_heavy_ball_converges_at_its_known_rate():
+    A = jnp.asarray(problems.quadratic(np.array([1.0, 3.0, 10.0, 100.0])))
+    kappa = 100.0
+    rate = (kappa**0.5 - 1) / (kappa**0.5 + 1)
+    optimizer = REGISTRY["momentum"]((2 / (100.0**0.5 + 1)) ** 2, momentum=rate**2)
+
+    def body(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(A @ x, state, x)
+        x = x + updates
+        return (x, state), jnp.linalg.norm(x)
+
+    x = jnp.ones(4)
+    norms = jax.lax.scan(body, (x, optimizer.init(x)), length=60)[1]
+    # Twice-repeated eigenvalues at both ends give t rate**t; hence the window.
+    np.testing.assert_allclose((norms[59] / norms[29]) ** (1 / 30), rate, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("adam", {"learning_rate": 0.02}), ("momentum", {"learning_rate": 1e-3})],
+    ids=case_id,
+)
+def test_rosenbrocks_minimum_is_found(name, arguments):
+    optimizer = REGISTRY[name](**arguments)
+
+    def body(carry, _):
+        x, state = carry
+        gradient = jax.grad(problems.rosenbrock)(x)
+        updates, state = optimizer.update(gradient, state, x)
+        return (x + updates, state), None
+
+    x = jnp.array([-1.0, 1.0])
+    (x, _), _ = jax.lax.scan(body, (x, optimizer.init(x)), length=5000)
+    np.testing.assert_allclose(x, [1.0, 1.0], atol=1e-2)
+
+
+def test_gradient_descent_under_noise_ends_on_its_noise_floor():
+    optimizer = REGISTRY["sgd"](0.2)
+
+    def body(carry, key):
+        x, state = carry
+        gradient = 3.0 * x + 0.5 * jax.random.normal(key, x.shape)
+        updates, state = optimizer.update(gradient, state, x)
+        return (x + updates, state), None
+
+    x = jnp.zeros(20_000)
+    keys = jax.random.split(jax.random.key(0), 50)
+    (x, _), _ = jax.lax.scan(body, (x, optimizer.init(x)), keys)
+    floor = problems.noise_floor(3.0, 0.25, 0.2)
+    # The relative error of a variance from n samples is sqrt(2 / n) = 1 %.
+    np.testing.assert_allclose(jnp.mean(x**2), floor, rtol=0.04)
