@@ -264,7 +264,7 @@ NO_COUNTS = {"cosine", "warmup_cosine", "adaptive_clip", "batch"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NO_COUNTS])
-def test_a_bool_is_no_integer(name):
+def test_a_bool_is_not_an_integer(name):
     call, _ = CASES[name]
     for value in (True, np.True_):
         with pytest.raises((ValueError, TypeError), match="need "):
@@ -272,7 +272,7 @@ def test_a_bool_is_no_integer(name):
 
 
 @pytest.mark.parametrize("value", [2, np.int64(2)])
-def test_checkpoints_are_asked_for_by_any_integer(value, tmp_path):
+def test_checkpoints_are_saved_and_restored_by_any_integer(value, tmp_path):
     quiet_fit(num_steps=5, checkpoint_dir=tmp_path, save_every=value, keep=value)
     assert checkpoint.steps(tmp_path) == [4, 5]
     state = fg.init_state(PARAMS, fg.momentum(0.05), 0)

@@ -61,7 +61,7 @@ USES = {
 
 
 @pytest.mark.parametrize("name", USES)
-def test_what_a_function_closes_over_is_kept_for_the_last_few_alone(name):
+def test_what_a_function_closes_over_is_kept_only_for_the_last_few(name):
     captured = []
     for _ in range(TIMES):
         array = np.zeros(1, np.float32)

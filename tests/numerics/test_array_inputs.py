@@ -74,7 +74,7 @@ def test_a_column_of_numbers_is_read_by_value(kind):
 
 
 @pytest.mark.parametrize("kind", ["float64", "big-endian floats"])
-def test_such_columns_are_evaluated(kind):
+def test_a_column_of_numbers_is_evaluated(kind):
     np.testing.assert_allclose(mean_of(TAKEN[kind]), 7 / 3, rtol=1e-6)
 
 
@@ -114,7 +114,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("door", [batch_of, mean_of])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_holds_no_numbers_is_refused_with_a_remedy(kind, door):
+def test_values_that_are_not_numbers_are_refused_with_a_remedy(kind, door):
     values, message = REFUSED[kind]
     with pytest.raises(TypeError, match=f"need numbers or bools, got .*{message}"):
         door(values)

@@ -20,12 +20,12 @@ def test_hyper_widens_a_narrow_value_to_the_default_float():
     assert numerics.hyper(jnp.bfloat16(0.5)).dtype == jnp.float32
 
 
-def test_hyper_asks_a_schedule_for_the_step():
+def test_hyper_evaluates_a_schedule_at_the_step():
     scalar = numerics.hyper(lambda step: 0.5 * step.astype(float), jnp.int32(3))
     np.testing.assert_array_equal(scalar, 1.5)
 
 
-def test_hyper_takes_tracers_under_vmap_grad_and_jvp():
+def test_hyper_accepts_tracers_under_vmap_grad_and_jvp():
     values = jnp.array([1.0, 2.0])
     np.testing.assert_array_equal(jax.vmap(numerics.hyper)(values), values)
     square = lambda x: numerics.hyper(x) ** 2  # noqa: E731
@@ -33,7 +33,7 @@ def test_hyper_takes_tracers_under_vmap_grad_and_jvp():
     np.testing.assert_array_equal(jax.jacfwd(square)(3.0), 6.0)
 
 
-def test_hyper_refuses_what_is_no_scalar():
+def test_hyper_refuses_values_that_are_not_scalars():
     with pytest.raises(ValueError, match=r"need a scalar hyperparameter.*\(3,\)"):
         numerics.hyper(lambda step: jnp.ones(3), jnp.int32(0))
     with pytest.raises(TypeError, match="takes no schedule"):
@@ -62,7 +62,7 @@ def test_numbers_are_checked_and_arrays_pass_unread():
 
 
 @pytest.mark.parametrize("bad", ["1e-3", [1e-3], {"value": 1.0}])
-def test_what_is_no_hyperparameter_is_refused(bad):
+def test_a_value_that_is_not_a_hyperparameter_is_refused(bad):
     with pytest.raises(TypeError, match="need decay to be a number, a scalar array or"):
         numerics.check_number("decay", bad)
 

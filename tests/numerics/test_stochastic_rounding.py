@@ -38,7 +38,7 @@ def test_only_the_two_neighbours_come_up(dtype):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_every_value_of_the_format_stays_also_nan_and_infinity(dtype):
+def test_every_value_of_the_format_stays_including_nan_and_infinity(dtype):
     words = jnp.arange(65536).astype(jnp.uint16)
     every = jax.lax.bitcast_convert_type(words, dtype)
     rounded = round_stochastically(every.astype(jnp.float32), jax.random.key(3), dtype)

@@ -79,7 +79,7 @@ def test_nadam_without_a_warm_up_is_adam_that_looks_ahead():
         np.testing.assert_allclose(run(decayed, ROWS), run(like, ROWS), rtol=1e-12)
 
 
-def test_nadams_warm_up_is_over_after_one_step_of_a_huge_rate():
+def test_a_huge_momentum_decay_ends_nadams_warm_up_in_one_step():
     with x64():
         np.testing.assert_allclose(
             run(nadam(0.1, momentum_decay=1e6), ROWS), run(nadam(0.1), ROWS), rtol=1e-12
@@ -95,7 +95,7 @@ def test_amsgrad_is_adam_while_the_second_moment_grows():
             np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_amsgrad_remembers_one_huge_gradient_for_ever():
+def test_amsgrad_keeps_the_second_moment_of_one_huge_gradient():
     spike = np.ones((120, 1))
     spike[0] = 1e3
     steps = np.abs(run(amsgrad(0.1, b2=0.5), spike))[-1] / 0.1
@@ -109,7 +109,7 @@ def test_adamax_steps_by_the_sign_of_a_constant_gradient():
     np.testing.assert_allclose(got, np.full((20, 2), [-0.1, 0.1]), rtol=1e-12)
 
 
-def test_radam_becomes_adam_and_reports_how_far_it_is():
+def test_radam_becomes_adam_and_reports_its_rectification():
     with x64():
         made = radam(0.1, b2=0.9)
         gradients = np.tile(ROWS[:, :1], (30, 1))
@@ -159,7 +159,7 @@ def test_proximal_decay_shrinks_without_gradients_and_never_changes_sign():
     )
 
 
-def test_adopt_only_looks_at_its_first_gradient():
+def test_adopt_does_not_step_along_its_first_gradient():
     gradients = np.full((3, 2), [1e30, -3.0], np.float32)
     updates = run(adopt(0.1, use_clipping=False), gradients)
     assert not np.any(updates[0])
@@ -176,7 +176,7 @@ def test_adopt_does_not_divide_by_the_gradient_it_divides():
     np.testing.assert_allclose(free[1], -1e6, rtol=1e-6)
 
 
-def test_yogi_forgets_a_large_gradient_by_the_square_of_the_small():
+def test_yogis_second_moment_falls_by_the_square_of_a_small_gradient():
     rule = scale_by_yogi(b2=0.9, initial_accumulator_value=4.0)
     params = jnp.zeros(1)
     _, state = rule.update(jnp.array([0.5]), rule.init(params), params)
@@ -189,7 +189,7 @@ def test_ademamix_without_its_slow_average_is_adam():
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_ademamix_takes_the_papers_warm_ups():
+def test_ademamix_accepts_the_papers_warm_ups():
     with x64():
         alpha = schedules.linear(0.0, 5.0, 10)
         b3 = half_life_warmup(0.9, 0.9999, 10)
@@ -215,7 +215,7 @@ def test_a_half_life_warm_up_rises_in_a_straight_line_of_half_lives():
     )
 
 
-def test_a_half_life_warm_up_may_begin_with_no_memory():
+def test_a_half_life_warm_up_may_start_at_zero():
     schedule = half_life_warmup(0.0, 0.99, steps=4)
     assert schedule(0) == 0
     np.testing.assert_allclose(schedule(2), 0.99**2, rtol=1e-6)
@@ -228,6 +228,6 @@ def test_a_warm_up_out_of_range_is_refused():
         half_life_warmup(0.9, 0.99, -1)
 
 
-def test_what_needs_no_correction_may_keep_everything():
+def test_rules_without_bias_correction_accept_a_decay_of_one():
     for made in (amsgrad(0.1, b2=1.0, debias="never"), yogi(0.1, b2=1.0, debias=False)):
         assert np.all(np.isfinite(run(made, ROWS)))

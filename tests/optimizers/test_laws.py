@@ -234,7 +234,7 @@ def test_a_sweep_equals_runs_one_by_one_that_compile_once(name):
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_a_value_in_the_program_and_one_passed_to_it_give_the_same_bits(name):
+def test_a_constant_and_an_argument_of_the_program_give_the_same_bits(name):
     # Of one update: in a loop inside a program XLA chooses its fusions, and with
     # them the rounding of multiply-adds, by what is constant.
     base, factory = float_arguments(name), REGISTRY[name]
@@ -256,7 +256,7 @@ def test_a_value_in_the_program_and_one_passed_to_it_give_the_same_bits(name):
         (rmsprop, {"decay": 0.9, "eps": 1e-8, "initial_scale": 0.0}),
     ],
 )
-def test_steps_from_constants_and_from_data_have_the_same_bits(factory, numbers):
+def test_steps_of_a_tunable_have_the_bits_of_constant_hyperparameters(factory, numbers):
     start = {"w": jnp.arange(6.0).reshape(3, 2) / 4 - 0.6, "v": jnp.array([0.3, -0.2])}
     for rate in (0.1, 0.3, 0.7):
         ends = []
@@ -321,7 +321,7 @@ STATE_PATHS: list[tuple[Transform, list[str]]] = [
 
 
 @pytest.mark.parametrize(("transform", "paths"), STATE_PATHS)
-def test_state_paths_stay_where_checkpoints_know_them(transform, paths):
+def test_state_paths_are_those_in_saved_checkpoints(transform, paths):
     state = jax.eval_shape(transform.init, PARAMS)
     assert sorted(tree.leaf_paths(state)) == sorted(paths)
 

@@ -84,14 +84,14 @@ def first_update(optimizer, gradient):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_muon_does_not_see_the_size_of_gradients(scale):
+def test_muon_does_not_depend_on_the_size_of_gradients(scale):
     gradient = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)))
     optimizer = muon(0.1, eps=0.0)
     want, got = (first_update(optimizer, g) for g in (gradient, scale * gradient))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_muon_hands_what_is_no_matrix_to_adamw():
+def test_muon_passes_leaves_that_are_not_matrices_to_adamw():
     params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2), "kernel": jnp.ones((2, 3, 2))}
     state = muon(0.1).init(params)["masked"]
     assert set(state["selected"]) >= {"scale_by_muon", "add_decayed_weights"}
@@ -105,7 +105,7 @@ def test_muon_hands_what_is_no_matrix_to_adamw():
     assert chosen["rest"]["scale_by_adam"].nu["w"].shape == (3, 2)
 
 
-def test_a_tree_of_bools_says_what_decays_under_muon():
+def test_a_tree_of_bools_selects_what_decays_under_muon():
     params = {"w": jnp.ones((3, 2)), "v": jnp.ones((2, 2)), "b": jnp.ones(2)}
     mask = {"w": True, "v": False, "b": False}
     optimizer = muon(0.1, weight_decay=0.5, mask=mask)

@@ -50,7 +50,7 @@ def test_a_quadratic_is_minimised_without_a_learning_rate(name, steps):
 
 
 @pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw", "dadapt_sgd"])
-def test_a_report_tells_the_distance_and_the_step_size(name):
+def test_a_report_has_the_distance_and_the_step_size(name):
     optimizer, params = RECIPES[name](0.5), jnp.array([3.0, 4.0])
     told = report(optimizer, params, optimizer.init(params), params)
     kinds = {key.rpartition("/")[2]: float(value) for key, value in told.items()}
@@ -70,7 +70,7 @@ def test_dog_reports_the_distance_and_the_largest_step_size():
 
 
 @pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw", "dadapt_sgd"])
-def test_a_learning_rate_that_begins_at_zero_leaves_the_estimate_alone(name):
+def test_a_learning_rate_that_starts_at_zero_does_not_change_the_estimate(name):
     optimizer = RECIPES[name](lambda t: jnp.where(t < 2, 0.0, 1.0))
     params = jnp.array([1.0, -2.0])
     state, update = optimizer.init(params), jax.jit(optimizer.update)
@@ -103,7 +103,7 @@ def test_a_derivative_through_the_estimate_is_finite():
     assert np.isfinite(jax.jit(jax.grad(end))(1.0))
 
 
-def test_dog_takes_complex_parameters():
+def test_dog_accepts_complex_parameters():
     z, w = jnp.array([1 + 2j]), jnp.array([1.0, 2.0])
     steps = []
     for params in (z, w):

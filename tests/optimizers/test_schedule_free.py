@@ -103,7 +103,7 @@ def test_a_power_of_zero_weighs_a_zero_learning_rate_too():
     np.testing.assert_allclose(states.x[1], [(2.0 + 1.0) / 2])
 
 
-def test_warmup_rises_from_its_first_part_to_the_whole():
+def test_warmup_rises_linearly_to_the_learning_rate():
     optimizer = schedule_free_sgd(0.4, warmup_steps=4, weight_lr_power=1.0)
     _, states = visited(optimizer, jnp.zeros(1), lambda w, t: jnp.ones(1), 6)
     rises = np.array([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
@@ -111,7 +111,7 @@ def test_warmup_rises_from_its_first_part_to_the_whole():
     np.testing.assert_allclose(states.weight_sum, np.cumsum(rises), rtol=1e-6)
 
 
-def test_it_reports_the_weight_and_what_is_inside():
+def test_it_reports_the_weight_and_the_metrics_of_the_inner_optimizer():
     optimizer, params = schedule_free_sgd(0.5), jnp.ones(2)
     state = optimizer.init(params)
     for _ in range(3):

@@ -31,7 +31,7 @@ def updates_of(transform, gradients=GRADIENTS):
 
 
 @pytest.mark.parametrize("gradient", [1.0, 300.0, 1e-3])
-def test_the_centered_moment_of_a_settled_gradient_is_no_nan(gradient):
+def test_the_centered_moment_of_a_constant_gradient_is_finite(gradient):
     constant = np.full((400, 1), gradient)
     updates = updates_of(scale_by_stddev(eps=1e-12, decay=0.9), constant)
     assert np.all(np.isfinite(updates))
@@ -46,7 +46,7 @@ def test_the_centered_moment_of_a_settled_gradient_is_no_nan(gradient):
     [scale_by_rms(eps=0.0), scale_by_adam(eps=0.0), scale_by_stddev(eps=0.0)],
     ids=["rms", "adam", "stddev"],
 )
-def test_without_epsilon_a_coordinate_without_gradients_stays(transform):
+def test_without_epsilon_a_coordinate_without_gradients_does_not_move(transform):
     assert np.all(updates_of(transform)[:, 1] == 0)
 
 
@@ -93,13 +93,13 @@ def first_update(transform, gradient, params=None):
 
 @pytest.mark.parametrize("eps_in_sqrt", [True, False])
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
-def test_a_coordinate_without_a_history_stays(eps_in_sqrt, eps):
+def test_a_coordinate_without_gradients_does_not_move_under_adagrad(eps_in_sqrt, eps):
     transform = scale_by_rss(0.0, eps, eps_in_sqrt)
     updates, _ = first_update(transform, jnp.array([0.0, 2.0]))
     np.testing.assert_allclose(updates, [0.0, 1.0], rtol=1e-6)
 
 
-def test_the_place_of_epsilon():
+def test_epsilon_is_inside_or_outside_the_root():
     gradient = jnp.array([3.0])
     inside, _ = first_update(scale_by_rss(7.0, 9.0), gradient)
     outside, _ = first_update(scale_by_rss(7.0, 9.0, eps_in_sqrt=False), gradient)

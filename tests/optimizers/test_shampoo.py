@@ -44,7 +44,7 @@ def test_shampoo_is_diagonal_adagrad_on_vectors():
     np.testing.assert_allclose(update, [-1.0, 1.0, 0.0], rtol=1e-6)
 
 
-def test_roots_are_taken_when_they_are_due():
+def test_roots_are_computed_once_per_period():
     rule = scale_by_shampoo(update_every=3)
     params = jnp.ones((3, 2))
     state, kept = rule.init(params), []
@@ -69,7 +69,7 @@ def test_derivatives_are_finite_where_eigenvalues_are_equal(rule):
             assert jnp.all(jnp.isfinite(jitted(gradient)))
 
 
-def test_shampoos_derivative_is_that_of_differences():
+def test_shampoos_derivative_is_that_of_finite_differences():
     with x64():
         rule = scale_by_shampoo(eps=1e-3)
         x, dx = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3)))

@@ -49,7 +49,7 @@ def three_updates(transform, params, gradients):
 
 
 @pytest.mark.parametrize("name", STACKABLE)
-def test_a_stack_of_leaves_moves_as_its_leaves_do_alone(name):
+def test_a_stack_of_leaves_is_updated_like_its_leaves_alone(name):
     rows = jnp.arange(1.0, 13.0).reshape(2, 3, 2)
     gradients = jnp.cos(rows)
     alone = three_updates(STACKABLE[name], list(rows), list(gradients))
@@ -66,7 +66,7 @@ MATRIX_RULES = {
 
 
 @pytest.mark.parametrize("name", MATRIX_RULES)
-def test_leaves_in_a_stack_are_updated_as_alone(name):
+def test_a_stack_of_matrices_is_updated_like_its_matrices_alone(name):
     rule = unwrap(MATRIX_RULES[name])
     rng = np.random.default_rng(0)
     gradients = jnp.asarray(rng.normal(size=(4, 2, 3, 2)), jnp.float32)  # steps, leaves
@@ -80,7 +80,7 @@ def test_leaves_in_a_stack_are_updated_as_alone(name):
             np.testing.assert_allclose(updates.leaves[i], want, rtol=1e-4, atol=1e-5)
 
 
-def test_stacked_leaves_move_like_single_ones():
+def test_stacks_are_updated_like_single_leaves_without_a_learning_rate():
     rows = jnp.array([[1.0, -2.0], [30.0, 0.5]])
     for name, arguments in (
         ("prodigy", {}),

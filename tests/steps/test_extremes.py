@@ -8,7 +8,7 @@ import fngrad as fg
 
 
 @pytest.mark.parametrize("size", [1.0, 1e20])
-def test_a_line_search_moves_where_the_slope_does_not_fit(size):
+def test_a_line_search_moves_where_the_slope_overflows(size):
     def loss_fn(w, batch):
         return size * jnp.sum(w**2) / 2
 
@@ -33,7 +33,7 @@ def test_a_polyak_step_is_right_at_any_size(size):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e38, 2.4e38])
-def test_a_polyak_step_is_right_where_its_length_does_not_fit(size):
+def test_a_polyak_step_is_right_where_its_length_overflows(size):
     start = np.array([0.5, -0.25, 0.125, 0.5])
     step = fg.steps.polyak(
         lambda w, batch: size * jnp.sum(w**2), max_learning_rate=1e30
@@ -43,7 +43,7 @@ def test_a_polyak_step_is_right_where_its_length_does_not_fit(size):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 2.4e38])
-def test_sharpness_is_looked_for_at_its_radius_at_any_size(size):
+def test_sharpness_is_measured_at_its_radius_at_any_size(size):
     start = np.array([0.5, -0.25, 0.125, 0.5])
     uphill = start * (1 + 0.1 / np.linalg.norm(start))
     step = fg.steps.sam(lambda w, _: size * jnp.sum(w**2), fg.sgd(0.0), rho=0.1)

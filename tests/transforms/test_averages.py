@@ -79,14 +79,14 @@ def test_lookahead_is_the_algorithm(k, alpha, reset, x64):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_lookahead_that_goes_all_the_way_is_the_inner_optimizer(x64):
+def test_lookahead_with_a_slow_step_of_one_is_the_inner_optimizer(x64):
     start, given = jnp.ones(4), jnp.asarray(gradients())
     want, _ = visit(adam(falling), start, given)
     got, _ = visit(lookahead(adam(falling), 3, 1.0), start, given)
     np.testing.assert_allclose(got, want, rtol=1e-14)
 
 
-def test_values_that_were_changed_outlive_a_reset():
+def test_changed_hyperparameters_survive_a_reset():
     inner = chain(
         named("slow", tunable(scale, step_size=1.0)), tunable(sgd, learning_rate=1.0)
     )
@@ -178,7 +178,7 @@ def test_ema_params_inside_an_accumulation_counts_updates():
     np.testing.assert_allclose(points[:, 0], [0, -0.5, -0.5, -1.25])
 
 
-def test_ema_params_passes_updates_on_and_averages_what_they_lead_to():
+def test_ema_params_passes_updates_on_and_averages_the_new_parameters():
     optimizer = chain(sgd(2.0**-10), ema_params(0.0))
     params = jnp.ones((), jnp.bfloat16)
     updates, state = optimizer.update(params, optimizer.init(params), params)

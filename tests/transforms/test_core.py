@@ -62,7 +62,7 @@ def test_two_stateful_parts_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize("name", ["", "a/b"])
-def test_a_name_without_meaning_is_refused(name):
+def test_an_empty_name_or_one_with_a_slash_is_refused(name):
     with pytest.raises(ValueError, match="need a name"):
         named(name, trace(0.9))
 
@@ -75,7 +75,7 @@ def test_a_named_chain_is_one_part():
     chex.assert_trees_all_equal(apply(inner), expected)
 
 
-def test_what_is_no_transform_is_refused():
+def test_a_value_that_is_not_a_transform_is_refused():
     with pytest.raises(TypeError, match=r"need a transform.*got int"):
         chain(3)
 
@@ -93,7 +93,7 @@ def test_bad_parameters_are_refused_at_init(params, error, message):
         sgd(0.1).init(params)
 
 
-def test_functions_among_the_parameters_are_pointed_to_split():
+def test_functions_among_the_parameters_are_refused_with_a_hint_to_split():
     with pytest.raises(TypeError, match=r"fngrad\.split"):
         sgd(0.1).init({"w": jnp.ones(1), "f": lambda x: x})
 
@@ -162,7 +162,7 @@ def test_updates_are_added_in_the_wider_dtype():
         apply_updates({"a": params}, {"b": params})
 
 
-def test_foreign_code_sees_gradients_in_the_dtype_of_its_parameters():
+def test_foreign_code_receives_gradients_in_the_dtype_of_its_parameters():
     seen = []
 
     class Foreign:

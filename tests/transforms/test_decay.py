@@ -34,7 +34,7 @@ def test_the_parameters_are_added():
     ],
     ids=["glob", "tree", "function"],
 )
-def test_other_leaves_than_the_selected_do_not_decay(mask):
+def test_leaves_that_are_not_selected_do_not_decay(mask):
     gradient = {**ZEROS, "bias": jnp.ones(1)}
     got = first_update(add_decayed_weights(0.5, mask), gradient)
     np.testing.assert_array_equal(got["weight"], [1.0, -2.0])
@@ -74,7 +74,7 @@ def test_decay_after_the_learning_rate_does_not_depend_on_it():
         np.testing.assert_allclose(got, [-0.02, 0.04], rtol=1e-6)
 
 
-def test_proximal_decay_leaves_what_its_mask_leaves_out():
+def test_proximal_decay_ignores_leaves_outside_its_mask():
     params = {"w": jnp.ones(2), "b": jnp.ones(2)}
     decay = proximal_decay(0.5, 1.0, "w")
     updates, _ = decay.update(tree.zeros_like(params), decay.init(params), params)

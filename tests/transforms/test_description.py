@@ -15,7 +15,7 @@ from fngrad.transforms.scaling import scale
 
 
 @pytest.mark.parametrize("shallow_first", [True, False])
-def test_the_table_tells_leaves_with_one_ending_apart(shallow_first):
+def test_the_table_distinguishes_leaves_whose_paths_end_alike(shallow_first):
     inner = "a" if not shallow_first else "z"  # trees are sorted by name
     params = {"weight": jnp.ones(3), inner: {"weight": jnp.ones(3)}}
     table = describe(partition([("weight", freeze()), ("**", trace(0.9))]), params)

@@ -178,7 +178,7 @@ def test_a_partition_equals_its_groups_run_apart():
         np.testing.assert_array_equal(updates[step]["b"], b[step])
 
 
-def test_learning_rate_and_norms_can_be_read():
+def test_learning_rate_and_norms_are_reported():
     optimizer = chain(clip_by_global_norm(1.0), adamw(falling))
     params, gradient = jnp.ones(2), jnp.array([3.0, 4.0])
     state = optimizer.init(params)

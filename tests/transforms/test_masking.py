@@ -30,7 +30,7 @@ def paths(transform, params=PARAMS):
     return list(tree.leaf_paths(transform.init(params)))
 
 
-def test_the_first_group_that_selects_a_leaf_takes_it():
+def test_a_leaf_belongs_to_the_first_group_that_selects_it():
     updates = apply(
         partition(
             [("**/bias", scale(1.0)), ("head/**", scale(2.0)), ("**", scale(3.0))]
@@ -59,7 +59,7 @@ def test_a_leaf_without_a_group_is_refused():
         partition([("embed/**", sgd(0.1))]).init(PARAMS)
 
 
-def test_groups_are_checked():
+def test_bad_groups_are_refused():
     with pytest.raises(ValueError, match="at least one group"):
         partition([])
     with pytest.raises(ValueError, match="need a different glob for each group"):
@@ -82,7 +82,7 @@ def test_an_unselected_leaf_never_gets_its_raw_gradient(mask):
     np.testing.assert_allclose(updates["head"]["bias"], -0.1)
 
 
-def test_in_the_middle_of_a_chain_the_rest_can_be_handed_on():
+def test_masked_can_pass_the_other_leaves_on_unchanged():
     updates = apply(masked(scale(5.0), "head/**", otherwise=identity()))
     np.testing.assert_array_equal(updates["embed"]["weight"], 1.0)
     np.testing.assert_array_equal(updates["head"]["bias"], 5.0)

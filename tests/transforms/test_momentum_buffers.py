@@ -42,7 +42,7 @@ def test_trace_is_the_oracles(arguments):
     np.testing.assert_allclose(got / scale, want / scale, rtol=1e-6, atol=1e-6)
 
 
-def test_pytorchs_dampening_is_no_average():
+def test_pytorchs_dampening_is_not_an_average():
     ones = np.ones((3, 1))
     average = updates_of(trace(0.5, dampening=0.5), ones)
     pytorch = updates_of(trace(0.5, dampening=0.5, damp_first=False), ones)
@@ -92,5 +92,5 @@ def test_a_decay_out_of_range_is_refused(make, message):
         make()
 
 
-def test_an_average_without_correction_may_stand_still():
+def test_an_average_without_correction_accepts_a_decay_of_one():
     assert np.all(updates_of(ema(1.0, debias=False)) == 0)

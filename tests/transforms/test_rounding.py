@@ -38,7 +38,7 @@ def test_ten_thousand_small_additions_make_two_of_one():
     assert np.std(summed) < 0.12
 
 
-def test_without_it_one_stays_one():
+def test_without_stochastic_rounding_one_stays_one():
     np.testing.assert_array_equal(add_many(scale(1.0), jnp.bfloat16), 1.0)
 
 
@@ -64,7 +64,7 @@ def test_the_sum_that_is_applied_is_a_neighbour_of_the_exact_one(dtype):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_steps_larger_than_the_parameter_are_right_on_average_too(dtype):
+def test_steps_larger_than_the_parameter_are_also_right_on_average(dtype):
     params = jax.random.normal(jax.random.key(0), (20_000,)).astype(dtype)
     step = 3.0 * jax.random.normal(jax.random.key(1), params.shape)
     exact = wide(params) + np.asarray(step, np.float64)
@@ -74,7 +74,7 @@ def test_steps_larger_than_the_parameter_are_right_on_average_too(dtype):
     assert abs(np.mean(error)) < 4.5 * np.std(error) / np.sqrt(error.size)
 
 
-def test_leaves_steps_and_keys_have_draws_of_their_own():
+def test_leaves_and_steps_have_independent_draws():
     params = {"a": jnp.ones(2000, jnp.bfloat16), "b": jnp.ones(2000, jnp.bfloat16)}
     step = jax.tree.map(lambda p: jnp.full(p.shape, 0.004), params)
     transform = stochastic_round(key=0)
@@ -95,7 +95,7 @@ def test_wide_and_complex_leaves_pass_unchanged():
     jax.tree.map(np.testing.assert_array_equal, updates, step)
 
 
-def test_a_key_that_is_none_is_refused():
+def test_a_float_is_refused_as_a_key():
     with pytest.raises(TypeError, match="need an int or a typed key"):
         stochastic_round(key=0.5)
 

@@ -67,7 +67,7 @@ def test_a_leaf_outside_the_trust_mask_passes_unchanged(rule, argument):
     assert [float(ratio) for ratio in told.values()] == [1.25, 1.25]
 
 
-def test_the_extreme_trust_ratios_can_be_read():
+def test_the_extreme_trust_ratios_are_reported():
     params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([8.0]), "c": jnp.zeros(2)}
     gradients = {"a": jnp.array([0.0, 2.0]), "b": jnp.array([-4.0]), "c": jnp.ones(2)}
     for rule in (scale_by_trust_ratio(), scale_by_lars(0.0, trust_coefficient=1.0)):

@@ -30,7 +30,7 @@ def apply(transform, grads=GRADS, params=PARAMS):
     return transform.update(grads, transform.init(params), params)[0]
 
 
-def test_a_tunable_follows_the_baked_in_trajectory_to_the_last_bit():
+def test_a_tunable_has_the_bits_of_constant_hyperparameters():
     baked = rmsprop(3e-3, decay=0.95, momentum=0.9, centered=True)
     tuned = tunable(
         rmsprop, learning_rate=3e-3, decay=0.95, momentum=0.9, centered=True
@@ -62,7 +62,7 @@ def test_a_new_value_compiles_nothing():
     chex.assert_trees_all_close(after, tree.scale(2.0, before), rtol=1e-6)
 
 
-def test_what_is_no_float_stays_static():
+def test_arguments_that_are_not_floats_stay_static():
     state = tunable(rmsprop, learning_rate=0.1, centered=True, momentum=None).init(
         PARAMS
     )

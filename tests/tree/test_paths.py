@@ -23,5 +23,5 @@ def test_mismatch_names_the_leaf(other, message):
     assert re.search(message, tree.mismatch(tree_, other))
 
 
-def test_mismatch_sees_another_container():
+def test_mismatch_reports_another_container():
     assert "containers differ" in tree.mismatch([jnp.ones(1)], (jnp.ones(1),))

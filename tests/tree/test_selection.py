@@ -84,7 +84,7 @@ def test_a_callable_pytree_is_not_taken_for_a_predicate():
         tree.select(Module(), PARAMS)
 
 
-def test_a_mask_function_of_another_kind_is_refused():
+def test_a_mask_function_of_another_signature_is_refused():
     with pytest.raises(TypeError, match=r"got dict for leaf 'embed/weight'"):
         tree.select(lambda path, leaf: {"embed": True}, PARAMS)
     with pytest.raises(TypeError, match="need a selector"):

@@ -58,7 +58,7 @@ def test_norm_of_ordinary_entries_has_the_bits_of_the_plain_root():
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(np.inf, np.inf), (np.nan, np.nan)])
-def test_norm_of_what_is_not_finite_says_so(bad, expected):
+def test_norm_of_nonfinite_entries_is_not_finite(bad, expected):
     np.testing.assert_array_equal(tree.norm(jnp.array([1.0, bad])), expected)
 
 
