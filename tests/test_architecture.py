@@ -1,4 +1,4 @@
-"""The floors, the purity and the style of the house hold, and their rules can fail."""
+"""The rules of floors, purity and style hold, and each of them can fail."""
 
 import ast
 import inspect

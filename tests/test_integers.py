@@ -62,7 +62,7 @@ TOKENS = jnp.arange(6)
 W = jnp.array([1.0, 2.0, 3.0])
 FIT = {"metric_fn": metric_fn, "eval_data": ARRAYS}
 
-# What is called with n, and an n for which it works.
+# A call with an integer argument n, and an n that it accepts.
 CASES = {
     "fit num_steps": (lambda n: quiet_fit(num_steps=n).state, 3),
     "fit num_epochs": (lambda n: quiet_fit(num_epochs=n).state, 2),

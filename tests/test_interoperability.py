@@ -1,4 +1,4 @@
-"""Other people's optimizers, models and trees work here, with the same code."""
+"""Optimizers, models and trees of other libraries work with the same code."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ BATCH = {"x": X, "y": Y}
 
 
 class PlainMomentum:
-    """What somebody wrote elsewhere: two methods, no fngrad."""
+    """An optimizer of another library: two methods, no fngrad."""
 
     def init(self, params: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, params)
@@ -28,7 +28,7 @@ class PlainMomentum:
 
 
 def train(params: Any, predict: Any, optimizer: fg.Transform) -> tuple[Any, Any]:
-    """Train whatever is given; the code knows neither the model nor its tree."""
+    """Train any model; the code depends on neither the model nor its tree."""
 
     def loss_fn(params, batch):
         return jnp.mean((predict(params, batch["x"]) - batch["y"]) ** 2)

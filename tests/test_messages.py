@@ -1,4 +1,4 @@
-"""A plausible mistake is answered with what is needed, what was got, and what to do."""
+"""Messages for plausible mistakes: the requirement, what was got, and the way out."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from scalar_regression import (
 
 import fngrad as fg
 
-# What Python cannot do with a traced value.
+# Python operations that a traced value does not support.
 
 
 def branches(w, batch):
@@ -250,7 +250,7 @@ def test_the_pair_that_update_returns_is_refused_as_updates():
         fg.apply_updates(params, pair)
 
 
-# What is missing, and forms of other libraries.
+# Missing arguments, and forms of other libraries.
 
 
 @pytest.mark.parametrize(

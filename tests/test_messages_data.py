@@ -1,4 +1,4 @@
-"""Data of other libraries, and data that can be read only once, are refused by kind."""
+"""Datasets of other libraries and data that can be read only once are refused."""
 
 import grain
 import numpy as np

@@ -1,4 +1,4 @@
-"""What arrays of other libraries and byte orders become, or how they are refused."""
+"""Arrays of other libraries and byte orders are read by value or refused."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import fngrad as fg
 
 
 class Nullable:
-    """A dtype that NumPy does not have, as pandas' Int64."""
+    """A dtype that NumPy does not have, like pandas' Int64."""
 
     def __init__(self, name):
         self.name = name
@@ -19,7 +19,7 @@ class Nullable:
 
 
 class Column:
-    """A column as pandas has them: no NumPy array, but NumPy can read it."""
+    """A column like those of pandas: not a NumPy array, but NumPy can read it."""
 
     def __init__(self, values, dtype, missing=()):
         self._values = values

@@ -1,4 +1,4 @@
-"""Codes of 8 and 4 bits: their values, their rounding, their blocks."""
+"""Codes of 8 and 4 bits: values, rounding and blocks."""
 
 import functools
 
@@ -15,7 +15,7 @@ CODINGS = [
 
 
 def values_of(coding):
-    """Return what the codes of moduli stand for at scale 1, from their definition."""
+    """Return the values of the codes of moduli at scale 1, from their definition."""
     m = {(8, True): 3, (8, False): 3, (4, True): 1, (4, False): 0}[tuple(coding)]
 
     def f(c):
@@ -87,7 +87,7 @@ def test_signed_codes_have_a_zero_and_the_others_have_none():
 @pytest.mark.parametrize("coding", CODINGS)
 def test_uniform_dither_rounds_without_bias(coding):
     x = sample(coding, (8, 4))
-    if not coding.signed:  # what is below the first code is lifted to it
+    if not coding.signed:  # values below the first code are raised to it
         x = np.maximum(x, 1e-3 * np.max(x, axis=1, keepdims=True))
     draws = jax.random.split(jax.random.key(1), 4096)
 
@@ -158,7 +158,7 @@ def test_the_dither_is_uniform_and_new_for_each_step_and_stream():
 
 
 def follow(squares, nearest):
-    """Average squares in codes with b2 = 0.999; return it over the float32 one."""
+    """Return an average of squares in codes over float32's, with b2 = 0.999."""
     zeros = np.zeros(squares.shape[1:], np.float32)
     start = encode(zeros, low_bit_codes.Coding(8, False), 256)
 

@@ -1,4 +1,4 @@
-"""Every bit of a seed counts, and the small seeds keep the keys they always had."""
+"""Every bit of a seed counts, and small seeds keep their keys."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Stochastic rounding: its mean, its two neighbours, and values that stay."""
+"""Stochastic rounding: its mean, its two neighbours, and exact values."""
 
 import jax
 import jax.numpy as jnp

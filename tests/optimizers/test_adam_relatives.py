@@ -1,4 +1,4 @@
-"""What sets Adam's relatives apart: closed forms and edges."""
+"""Adam's relatives: the closed forms and edge cases that distinguish them."""
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def test_zero_gradients_move_nothing_and_have_finite_derivatives(optimizer):
         return jnp.sum(run(made, gradients))
 
     zeros = jnp.zeros((8, 3))
-    if optimizer is not yogi:  # its averages do not begin at zero
+    if optimizer is not yogi:  # its averages do not start at zero
         assert not jnp.any(run(made, zeros))
     assert jnp.all(jnp.isfinite(jax.grad(total)(zeros)))
 
@@ -131,7 +131,7 @@ def test_radams_rectification_in_float32_has_seven_digits(b2):
     steps = range(6, 26)
     held = float(np.float32(b2))
     ones, zeros = np.ones((25, 1)), np.zeros((25, 1))
-    # With equal gradients Adam's direction is 1, so that the update is r itself.
+    # With equal gradients Adam's direction is 1, so the update is r itself.
     want = oracles_moments.radam(ones, zeros, np.ones(25), b2=held, eps=0.0)
     made = radam(1.0, b2=b2, eps=0.0)
     got = np.array(run(made, ones))

@@ -1,4 +1,4 @@
-"""Steps that are known in closed form."""
+"""Optimizers whose steps have a closed form."""
 
 import jax
 import jax.numpy as jnp

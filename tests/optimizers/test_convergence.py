@@ -1,4 +1,4 @@
-"""What theory says of the optimizers: rates, thresholds, noise floors, regret."""
+"""Rates, stability thresholds, noise floors and regret are those of theory."""
 
 import fractions
 import functools
@@ -61,9 +61,10 @@ def test_local_rates_are_the_closed_forms(method, kappa):
 
 
 def half_the_split(learning_rate, momentum, curvature):
-    """Return half the distance of the roots of z**2 - (1 + b - a c) z + b.
+    """Return half the distance between the roots of z**2 - (1 + b - a c) z + b.
 
-    The discriminant is exact: it is the difference of nearly equal numbers.
+    The discriminant is computed exactly, since it is a difference of nearly equal
+    numbers.
     """
     a, b, c = map(fractions.Fraction, (learning_rate, momentum, curvature))
     return float((1 + b - a * c) ** 2 - 4 * b) ** 0.5 / 2
@@ -71,9 +72,9 @@ def half_the_split(learning_rate, momentum, curvature):
 
 @pytest.mark.parametrize("kappa", [2.0, 1e2, 1e4])
 def test_double_eigenvalues_that_rounding_splits_do_not_move_the_local_rate(kappa):
-    # How far rounding splits a double eigenvalue differs between processors. So the
-    # momentum is changed by more than rounding changes it: the two roots part on the
-    # real line, by the root of the change, and their mean moves by the change alone.
+    # Processors differ in how far rounding splits a double eigenvalue. So the momentum
+    # is changed by more than rounding: the two roots separate on the real line by the
+    # root of the change, and their mean moves only by the change.
     values = spectrum(kappa)
     mu, L = values.min(), values.max()
     _, rate = heavy_ball(mu, L)
@@ -121,7 +122,7 @@ def test_stability_thresholds_are_sharp(name):
 
 
 def run_at(make, A, learning_rates, steps=600):
-    """Return how far from the minimum each learning rate ends."""
+    """Return the distance from the minimum at which each learning rate ends."""
 
     @jax.jit
     @jax.vmap
@@ -174,7 +175,7 @@ DIMENSIONS, ROUNDS = 8, 4000
 
 
 def opposing(x, sign):
-    """Always against the player: the slope has the sign of what was played."""
+    """Always oppose the player: the slope has the sign of the point played."""
     return jnp.where(x >= 0, 1.0, -1.0)
 
 
@@ -183,7 +184,7 @@ def random(x, sign):
 
 
 def steady(x, sign):
-    """One direction for good: the best point is a corner, and the player starts far."""
+    """Keep one slope: the best point is a corner, far from the start."""
     return jnp.ones_like(x)
 
 

@@ -14,8 +14,8 @@ from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
 
 SIZES = [1e-30, 1e-20, 1e20, 1e30]
-# Their updates are differences of parameters: in float32 an ordinary step that comes
-# after one of 1e20 lies below the last place of what it is added to.
+# Their updates are differences of parameters: after a step of 1e20, an ordinary step
+# in float32 lies below the last place of the parameters.
 ABSORBED = ("schedule_free_sgd", "schedule_free_adamw", "dadapt_sgd")
 SHAPES = {"matrix": (4, 3), "vector": (3,)}
 
@@ -36,7 +36,7 @@ def is_finite(a):
 def test_one_gradient_of_any_finite_size_leaves_updates_and_state_finite(
     name, position
 ):
-    """And the ordinary gradients that follow move the parameters again."""
+    """The ordinary gradients that follow move the parameters again."""
     optimizer, update = compiled(name)
     for size in SIZES:
         scales = [size, 1.0] if position == "first" else [1.0, size]
@@ -93,7 +93,7 @@ def updates_of(optimizer, update, params, gradient, dtype):
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_update_is_that_of_float64_at_any_finite_size(name):
-    """Also where the norm of a leaf is larger than the largest float."""
+    """This includes leaves whose norm is larger than the largest float."""
     rng, optimizer = np.random.default_rng(0), RULES[name]()
     starts_at = 0.0 if name in ABSORBED else 1.0
     params = {k: np.full(shape, starts_at) for k, shape in SHAPES.items()}
@@ -114,7 +114,7 @@ def test_an_update_is_that_of_float64_at_any_finite_size(name):
 
 @pytest.mark.parametrize("size", [1.0, 1e20, 1e36])
 def test_lbfgs_takes_the_same_steps_at_any_curvature(size):
-    """The first is no longer than one, the others know the curvature."""
+    """The first step has length at most one, and later steps use the curvature."""
     optimizer, curvatures = fg.lbfgs(0.5), np.array([1.0, 4.0, 20.0])
     update = jax.jit(optimizer.update)
 

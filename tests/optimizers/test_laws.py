@@ -1,4 +1,4 @@
-"""Laws for every optimizer and its part, from one table."""
+"""The laws hold for every optimizer and its parts."""
 
 import functools
 import inspect
@@ -156,7 +156,7 @@ def test_a_leaf_without_entries_changes_nothing_for_the_others(name, shape):
     np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5, atol=1e-7)
 
 
-# Values at which every argument shows within a few steps.
+# Values at which every argument has an effect within a few steps.
 MOVING = {
     "sgd": {"momentum": 0.9},
     "rmsprop": {"momentum": 0.9},
@@ -174,9 +174,10 @@ MOVING = {
     "dog": {"learning_rate": 10.0, "eps": 1.0},
 }
 STEPS = {"radam": 8, "adopt": 8, "prodigy": 8, "dadapt_sgd": 8, "dadapt_adamw": 8}
-# What counts only while the learning rate changes; the oracles' does.
+# Has an effect only while the learning rate changes.
 SILENT = {"weight_lr_power"}
-# Where a statistic lacks rank its basis is rounding's choice, of eigh alone or batched.
+# Where a statistic is rank-deficient, rounding determines its basis, and a batched
+# eigh rounds differently.
 SWEEP_TOLERANCE = {"soap": 1e-3}
 PARAMS = {"w": np.array([1.0, -2.0, 0.5], np.float32), "b": np.float32(0.3)}
 MATRIX = np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]], np.float32)
@@ -235,8 +236,8 @@ def test_a_sweep_equals_runs_one_by_one_that_compile_once(name):
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_constant_and_an_argument_of_the_program_give_the_same_bits(name):
-    # Of one update: in a loop inside a program XLA chooses its fusions, and with
-    # them the rounding of multiply-adds, by what is constant.
+    # The program is one update: in a loop XLA chooses its fusions, and so the rounding
+    # of multiply-adds, by what is constant.
     base, factory = float_arguments(name), REGISTRY[name]
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = factory(**base).init(params)

@@ -28,7 +28,7 @@ def test_five_quintic_steps_bring_singular_values_into_the_band(rows, columns):
 
 
 def test_the_band_of_five_quintic_steps_is_the_documented_one():
-    """Each singular value goes its own way, so a diagonal shows them all."""
+    """Singular values are mapped independently, so a diagonal covers all of them."""
     values = np.geomspace(0.006, 1.0, 4000)
     out = values
     for _ in range(5):

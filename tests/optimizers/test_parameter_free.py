@@ -1,4 +1,4 @@
-"""Rules without a learning rate: what they reach and report."""
+"""Rules without a learning rate: convergence, estimates and reports."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Arguments and parameters that an optimizer refuses, and what it says."""
+"""Arguments and parameters that optimizers refuse, with their messages."""
 
 import inspect
 from typing import Any

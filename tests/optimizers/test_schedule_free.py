@@ -1,4 +1,4 @@
-"""Schedule-free: its three sequences, their weights, and what may be inside."""
+"""Schedule-free: its three sequences, their weights, and the inner optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_the_first_step_has_the_schedules_first_value():
 
     optimizer = schedule_free(fg.sgd(schedule), schedule, weight_lr_power=1.0)
     _, states = visited(optimizer, jnp.array([1.0]), lambda w, t: jnp.ones(1), 2)
-    # z = -0, then -1/4 more; the largest learning rate so far, 1, weighs both alike.
+    # z = -0, then -1/4 more; the largest learning rate so far, 1, weighs both equally.
     np.testing.assert_allclose(states.z[:, 0], [0.0, -0.25])
     np.testing.assert_allclose(states.x[:, 0], [0.0, -0.125])
     np.testing.assert_array_equal(states.max_learning_rate, [1.0, 1.0])

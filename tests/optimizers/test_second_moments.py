@@ -19,7 +19,7 @@ GRADIENTS = problems.hard_gradients()
 
 
 def updates_of(transform, gradients=GRADIENTS):
-    """Return the updates of a whole sequence, shape of ``gradients``."""
+    """Return the updates for a sequence of gradients, in the same shape."""
 
     def body(state, gradient):
         updates, state = transform.update(gradient, state, params)

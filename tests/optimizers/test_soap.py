@@ -1,7 +1,7 @@
-"""SOAP: its basis, also where it is not unique, and Adam in it.
+"""SOAP: its basis, even where it is not unique, and Adam in that basis.
 
-Which eigenvectors of equal eigenvalues a decomposition returns differs from machine to
-machine, so the tests of degenerate statistics ask for what holds in all of them.
+For equal eigenvalues a decomposition may return any basis of eigenvectors, and machines
+differ. The tests of degenerate statistics require what holds in every such basis.
 """
 
 import jax
@@ -29,7 +29,7 @@ def well_separated(rng, space, columns):
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 4), (20, 15)])
 def test_a_direction_without_gradients_does_not_move_under_soap(rows, columns):
-    """Its eigenvalue is zero, and every other one is far from zero."""
+    """Its eigenvalue is zero, and all others are far from zero."""
     optimizer = soap(0.1, weight_decay=0.0, precondition_frequency=2)
     update = jax.jit(optimizer.update)
     for seed in range(10):

@@ -1,4 +1,4 @@
-"""Leaves in a stack move as they do alone."""
+"""Leaves in a stack are updated like single leaves."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Adadelta, Rprop and MADGRAD: step sizes of their own."""
+"""Adadelta, Rprop and MADGRAD, which determine step sizes themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def falling(step):
 
 
 def descend(optimizer, curvature, steps):
-    """Return losses of curvature x**2 / 2 from x = 1."""
+    """Return the losses curvature x**2 / 2 along a descent from x = 1."""
 
     def body(carry, _):
         x, state = carry

@@ -1,7 +1,7 @@
 """Muon, Shampoo and SOAP and their arguments, compared matrix by matrix.
 
-Gradients are generic: where singular values are equal, zero or 1e12 apart, singular
-vectors are rounding, and no two right answers agree.
+Gradients are generic: where singular values are equal, zero or 1e12 apart, rounding
+determines the singular vectors, and correct results differ.
 """
 
 from typing import Any
@@ -110,7 +110,7 @@ def problem(dtypes):
             leaf = f"{shape_name} {dtype}"
             value, gradient = rng.normal(size=shape), rng.normal(size=(STEPS, *shape))
             if shape_name == "vector":
-                # One vector's statistic is singular: epsilon must count beside it.
+                # The statistic of one vector is singular: epsilon must show in it.
                 gradient *= 1e-2
             params[group][leaf] = jnp.asarray(value, dtypes[dtype])
             gradients[group][leaf] = jnp.asarray(gradient, dtypes[dtype])
@@ -118,7 +118,7 @@ def problem(dtypes):
 
 
 class MatrixFamily(Family):
-    """Optimizers of matrices: also tensors and vectors, by path."""
+    """Optimizers that are compared on matrices, tensors and vectors."""
 
     @property
     def single_cases(self) -> list[Case]:
@@ -188,7 +188,7 @@ FAMILY = MatrixFamily(
     ARGUMENTS,
     CONVENTIONS,
     tolerance=1e-10,
-    # What is weak along a statistic is known to its root's share of rounding.
+    # The root of a statistic amplifies rounding along its weak directions.
     single_tolerance=2e-3,
     without_oracle=("ns_dtype",),
     slow_rows=True,

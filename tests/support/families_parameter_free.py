@@ -1,7 +1,7 @@
 """Schedule-free and learning-rate-free rules and their arguments, on whole trees.
 
-Norms and products go over all leaves, and iterates are differences of large numbers,
-so the comparison is of all leaves at once, and allows for rounding of the parameters.
+Norms and products are taken over all leaves, and updates are differences of large
+numbers, so all leaves are compared at once, with slack for rounding of the parameters.
 """
 
 from typing import Any
@@ -121,7 +121,7 @@ def gradients():
 
 
 def assert_close(got, want, params, tolerance, slack=0.0):
-    """Compare relative to entry and column; parameters are rounded to 8 tolerances."""
+    """Compare relative to each entry, its column and the parameters' column."""
     scale = np.abs(want) + 0.1 * np.max(np.abs(want), axis=0)
     scale = scale + 0.1 * np.max(np.abs(wide(params)), axis=0)
     excess = np.abs(wide(got) - want) - tolerance * scale - slack
@@ -129,7 +129,7 @@ def assert_close(got, want, params, tolerance, slack=0.0):
 
 
 class TreeFamily(Family):
-    """Optimizers that see all leaves at once: trajectories are rows of six."""
+    """Optimizers that combine all leaves: trajectories are rows of six entries."""
 
     def check_double(self, name: str, arguments: Arguments) -> None:
         with x64():
@@ -140,7 +140,7 @@ class TreeFamily(Family):
         np.testing.assert_allclose(visit.updates, want, rtol=1e-10, atol=atol)
 
     def check_single(self, name: str, arguments: Arguments) -> None:
-        # The laws compare all arguments' narrow updates with float32's.
+        # The laws compare narrow updates with float32 for the other arguments.
         narrow = [] if arguments else [(jnp.float16,) * 2, (jnp.bfloat16, jnp.float32)]
         for dtype, gradient_dtype in [(jnp.float32,) * 2, *narrow]:
             visit = self.visit(name, arguments, dtype, gradient_dtype)
@@ -177,7 +177,7 @@ class TreeFamily(Family):
     def whole(
         self, name: str, arguments: Arguments, visit: Visit, dtype: Any = float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ask the oracle for the updates, and what else it tells."""
+        """Return the oracle's updates, and its estimates or points."""
         rates, arguments = self.rates(name, {**defaults(name), **arguments})
         arguments = {k: in_dtype(v, dtype) for k, v in arguments.items()}
         if arguments.pop("mask", None):
@@ -189,7 +189,7 @@ class TreeFamily(Family):
         return oracle(given, params, rates.astype(dtype), **arguments)
 
 
-# The average of DoG is where it is evaluated, not where it goes.
+# DoG's average is only its evaluation point.
 FAMILY = TreeFamily(
     oracles_parameter_free, ARGUMENTS, CONVENTIONS, silent=("averaging",)
 )

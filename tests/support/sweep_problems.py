@@ -1,4 +1,4 @@
-"""Small trainings that are swept in many ways."""
+"""Small training functions and points for sweeps."""
 
 import jax
 import jax.numpy as jnp

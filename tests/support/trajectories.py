@@ -61,7 +61,7 @@ class Family:
     single_tolerance: float = 4e-6  # in float32
     without_oracle: tuple[str, ...] = ()  # arguments that no oracle has
     silent: tuple[str, ...] = ()  # arguments that do not change the updates
-    slow_rows: bool = False  # compile for long: left to the slow tests
+    slow_rows: bool = False  # whether the rows are left to the slow tests
 
     @property
     def named_cases(self) -> list[Case]:
@@ -154,7 +154,7 @@ class Family:
     def expected(
         self, name: str, arguments: Arguments, leaf: str, visit: Visit, dtype: Any
     ) -> np.ndarray:
-        """Ask the oracle, with hyperparameters as the program's precision has them."""
+        """Return the updates of the oracle; it gets the same rounded numbers."""
         rates, arguments = self.rates(name, {**float_defaults(name), **arguments})
         arguments = {k: in_dtype(v, dtype) for k, v in arguments.items()}
         if arguments.pop("mask", None) and leaf in UNDECAYED:
@@ -194,7 +194,7 @@ def in_dtype(value: Any, dtype: Any) -> Any:
 def compiled(
     factory: Callable[..., Any], static: tuple[tuple[str, Any], ...], double: bool
 ) -> Callable[..., Any]:
-    """Return the trajectory as one program; its data are all floats: fewer programs."""
+    """Return the trajectory as one program; floats are data, so few are compiled."""
 
     @jax.jit
     def program(floats, learning_rates, params, gradients):
@@ -236,12 +236,12 @@ def tree_of(dtypes: dict[str, Any], role: int, values: dict[str, Any]) -> dict:
 
 
 def wide(x: Any) -> np.ndarray:
-    """Return NumPy numbers of double precision."""
+    """Return a NumPy array in double precision."""
     return np.asarray(x).astype(np.complex128 if jnp.iscomplexobj(x) else np.float64)
 
 
 def assert_close(got, want: np.ndarray, tolerance: float, slack: Any = 0.0) -> None:
-    """Compare relative to each entry and a little to its column's largest."""
+    """Compare relative to each entry and to a tenth of the largest of its column."""
     scale = np.abs(want) + 0.1 * np.max(np.abs(want), axis=0)
     excess = np.abs(wide(got) - want) - tolerance * scale - slack
     step = np.argmax(np.max(excess.reshape(len(excess), -1), 1))

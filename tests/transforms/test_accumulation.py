@@ -1,4 +1,4 @@
-"""Small batches, added up: one large batch, and the memory of one gradient."""
+"""Accumulated micro-batches equal one large batch, at the memory of one gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Slow weights and averages, against NumPy."""
+"""Slow weights and averages of parameters, compared with NumPy."""
 
 import jax
 import jax.numpy as jnp

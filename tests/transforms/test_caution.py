@@ -1,4 +1,4 @@
-"""The cautious mask, against the paper's and its authors' code's arithmetic."""
+"""The cautious mask, compared with the paper and with its authors' code."""
 
 import jax
 import jax.numpy as jnp

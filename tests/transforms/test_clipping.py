@@ -1,4 +1,4 @@
-"""Clips: bounds kept, nothing else touched."""
+"""Clips keep their bounds and change nothing else."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Weight decay says what it is by its place."""
+"""The place of weight decay in a chain decides which kind of decay it is."""
 
 import jax
 import jax.numpy as jnp

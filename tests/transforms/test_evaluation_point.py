@@ -1,4 +1,4 @@
-"""The point at which a model is evaluated, found in any optimizer's state."""
+"""The point at which a model is evaluated is found in the state of any optimizer."""
 
 import functools
 from typing import Any, NamedTuple

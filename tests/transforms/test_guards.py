@@ -1,4 +1,4 @@
-"""Steps that would write a NaN are not taken, and are counted."""
+"""Steps that would write a NaN are skipped and counted."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Laws for every transform, and what breaks them."""
+"""The laws hold for every transform, and broken transforms are caught."""
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ def test_learning_rate_and_norms_are_reported():
 
 
 class Foreign:
-    """Code of another library: no fields but these two, arithmetic of its own."""
+    """A transform of another library: two methods, and its own arithmetic."""
 
     def init(self, params):
         return {"momentum": jax.tree.map(jnp.zeros_like, params)}

@@ -1,4 +1,4 @@
-"""Traces and averages, against their sums written out."""
+"""Traces and averages of updates, compared with explicit sums."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ GRADIENTS = problems.hard_gradients()
 
 
 def updates_of(transform, gradients=GRADIENTS):
-    """Return the updates of a whole sequence, shape of ``gradients``."""
+    """Return the updates for a sequence of gradients, in the same shape."""
 
     def body(state, gradient):
         updates, state = transform.update(gradient, state, params)

@@ -1,4 +1,4 @@
-"""Annealed noise: its variance, its keys."""
+"""Annealed noise: its variance and its keys."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Moments in codes: what is coded, what stays, memory, and the same training."""
+"""Quantized moments: which are coded, how much memory they take, how they train."""
 
 import functools
 
@@ -46,7 +46,7 @@ def test_the_laws_hold(name):
 
 
 def declared(state):
-    """Return the paths of the leaves that state classes declare, by their own walk."""
+    """Return the paths of the leaves that state classes declare, by a separate walk."""
     found = set()
     paths, _ = jax.tree_util.tree_flatten_with_path(
         state,
@@ -112,7 +112,7 @@ def test_updates_are_the_float32_ones_within_the_width_of_a_code(factory):
     got, _ = visited(quantize_state(factory(0.1), block_size=32, min_size=0))
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
         error = tree.norm(tree.sub(a, b)) / tree.norm(b)
-        # Nothing is in codes before the first update, then each step adds 1/16 or so.
+        # Nothing is coded before the first update, then each step adds about 1/16.
         assert error < (1e-6 if step == 0 else 0.15), step
 
 
@@ -154,7 +154,7 @@ def test_a_run_repeats_to_the_bit():
 
 def test_small_leaves_are_not_coded_and_change_nothing():
     want, _ = visited(adam(0.1))
-    got, _ = visited(quantize_state(adam(0.1)))  # 256 entries a leaf
+    got, _ = visited(quantize_state(adam(0.1)))  # 256 entries per leaf
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -167,7 +167,7 @@ def test_the_learning_rate_is_reported_and_can_be_changed():
 
 
 class Foreign:
-    """Code of another library, which declares nothing."""
+    """A transform of another library, which declares nothing."""
 
     def init(self, params):
         return {"m": {"w": params["w"] * 0}, "v": {"w": params["w"] * 0}}
@@ -310,7 +310,7 @@ SEEDS, STEPS = 20, 400
 
 
 def final_losses(optimizer):
-    """Train a network on digits, once a seed; return its losses, (split, seed)."""
+    """Train a network on digits, once per seed; return its losses, (split, seed)."""
     model, splits = fg.models.mlp((64, 32, 10)), fg.data.digits()
     data = fg.data.from_arrays(splits.train, 64)
 
@@ -353,7 +353,7 @@ def test_training_with_8_bits_equals_float32_in_loss_and_a_zero_code_ruins_it(
     four = final_losses(quantize_state(rule, bits=4, min_size=0))
     assert np.mean(four[1]) < 1.05 * np.mean(validation)
     with monkeypatch.context() as patched:
-        # The signed codes have a zero: the control, in which second moments have one.
+        # The control: signed codes have a zero, so second moments can be zero.
         patched.setattr(ScaleByAdamState, "signed", ("mu", "nu"))
         patched.setattr(ScaleByAdamState, "non_negative", ())
         control = final_losses(quantize_state(rule, min_size=0))

@@ -1,4 +1,4 @@
-"""Parameters in 16 bits, rounded stochastically: sums of small steps."""
+"""Stochastic rounding of 16-bit parameters keeps sums of small steps."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def test_without_stochastic_rounding_one_stays_one():
 
 
 def landed(params, step, key=0):
-    """Return p + u as applied, and the updates."""
+    """Return p + u as applied."""
     optimizer = chain(scale(1.0), stochastic_round(key))
     updates, _ = optimizer.update(step, optimizer.init(params), params)
     return apply_updates(params, updates)
@@ -131,7 +131,7 @@ def test_a_run_in_sixteen_bits_reaches_what_float32_reaches():
 def test_an_update_that_float32_would_lose_arrives_on_average(
     dtype, slack, start, update
 ):
-    """Each entry moves by a unit in the last place, rarely: the slack is 5 sigma."""
+    """Few entries move, each by a unit in the last place; the slack is 5 sigma."""
     rule, count, rounds = stochastic_round(key=0), 2**20, 8
     params = jnp.full(count, start, dtype)
     state, advance = rule.init(params), jax.jit(rule.update)

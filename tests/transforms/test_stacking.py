@@ -1,4 +1,4 @@
-"""Stacked leaves: the same updates from a program that does not grow."""
+"""Stacked leaves get the same updates from a program of constant size."""
 
 import jax
 import jax.numpy as jnp

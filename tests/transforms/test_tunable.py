@@ -1,4 +1,4 @@
-"""Hyperparameters in the state: the same bits, new values, no compilation."""
+"""Hyperparameters in the state: the same bits, and no compilation for a new value."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""What does not fit is named by its path."""
+"""A leaf that does not fit is named by its path."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""Leaves selected by globs, functions and trees of bools; trees cut in two."""
+"""Leaves selected by globs, functions and trees of bools; trees split in two."""
 
 import jax
 import jax.numpy as jnp
