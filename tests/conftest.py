@@ -10,8 +10,8 @@ import signal
 import tempfile
 
 import chex
+import float64_mode
 import jax
-import precision
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -53,7 +53,7 @@ def _interruptible():
 @pytest.fixture
 def x64():
     """Run the test in double precision."""
-    with precision.x64():
+    with float64_mode.x64():
         yield
 
 

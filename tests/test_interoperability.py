@@ -1,4 +1,4 @@
-"""Other people's optimizers, models and trees work here, with the same code."""
+"""Optimizers, models and trees of other libraries work with the same code."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ BATCH = {"x": X, "y": Y}
 
 
 class PlainMomentum:
-    """What somebody wrote elsewhere: two methods, no fngrad."""
+    """An optimizer of another library: two methods, no fngrad."""
 
     def init(self, params: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, params)
@@ -28,7 +28,7 @@ class PlainMomentum:
 
 
 def train(params: Any, predict: Any, optimizer: fg.Transform) -> tuple[Any, Any]:
-    """Train whatever is given; the code knows neither the model nor its tree."""
+    """Train any model; the code depends on neither the model nor its tree."""
 
     def loss_fn(params, batch):
         return jnp.mean((predict(params, batch["x"]) - batch["y"]) ** 2)
@@ -83,7 +83,7 @@ def test_an_equinox_model_and_a_hand_written_tree_train_alike(models, name):
     )
 
 
-def test_a_model_with_functions_in_it_is_told_to_split():
+def test_a_model_with_functions_is_refused_with_a_hint_to_split():
     mlp = equinox.nn.MLP(3, 1, 4, 1, key=jax.random.key(0))
     with pytest.raises(TypeError, match="split"):
         fg.init_state(mlp, fg.sgd(0.1), key=0)
@@ -93,7 +93,7 @@ FLAT = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
 
 
 @pytest.mark.parametrize("name", fg.REGISTRY)
-def test_a_state_comes_back_by_its_leaves_paths(name):
+def test_a_state_is_restored_by_its_leaf_paths(name):
     params, optimizer = FLAT, fg.REGISTRY[name](0.1)
     _, state = jax.jit(lambda p: optimizer.update(p, optimizer.init(p), p))(params)
     saved = dict(reversed(tree.leaf_paths(state).items()))

@@ -61,7 +61,7 @@ USES = {
 
 
 @pytest.mark.parametrize("name", USES)
-def test_what_a_function_closes_over_is_kept_for_the_last_few_alone(name):
+def test_what_a_function_closes_over_is_kept_only_for_the_last_few(name):
     captured = []
     for _ in range(TIMES):
         array = np.zeros(1, np.float32)
@@ -84,4 +84,4 @@ def test_an_evaluation_compiles_once_for_a_function_that_stays():
         fg.evaluate(counted, PARAMS, {"x": np.ones(6, np.float32)})
     assert len(traces) == 1
     quiet_fit(metric_fn=counted, eval_data=ARRAYS, eval_every=1)
-    assert len(traces) == 2  # other shapes; what is checked is what runs
+    assert len(traces) == 2  # other shapes; the same program is checked and run

@@ -1,10 +1,10 @@
-"""A plausible mistake is answered with what is needed, what was got, and what to do."""
+"""Messages for plausible mistakes: the requirement, what was got, and the way out."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mistakes import (
+from scalar_regression import (
     ARRAYS,
     DATA,
     OPTIMIZER,
@@ -20,7 +20,7 @@ from mistakes import (
 
 import fngrad as fg
 
-# What Python cannot do with a traced value.
+# Python operations that a traced value does not support.
 
 
 def branches(w, batch):
@@ -121,7 +121,7 @@ def test_a_function_of_the_step_takes_one_argument(train):
         train(data=lambda a, b: ARRAYS)
 
 
-def test_an_error_of_the_users_own_passes_as_it_is():
+def test_an_error_of_the_user_passes_unchanged():
     def fails(w, batch):
         raise RuntimeError("mine")
 
@@ -133,32 +133,32 @@ def test_an_error_of_the_users_own_passes_as_it_is():
 
 
 @both
-def test_a_mistyped_key_is_answered_with_those_there_are(train):
+def test_a_mistyped_key_is_answered_with_the_valid_keys(train):
     message = r"got the key 'X'.*float32\[\], and the batch, .*keys \['x', 'y'\]"
     with pytest.raises(KeyError, match=message) as caught:
         trained(lambda w, batch: jnp.mean(w * batch["X"]), train=train)
     assert type(caught.value.__cause__) is KeyError
 
 
-def test_a_mistyped_key_of_the_parameters_is_answered_with_those_there_are():
+def test_a_mistyped_key_of_the_parameters_is_answered_with_the_valid_keys():
     state = fg.init_state({"w": jnp.ones(2)}, OPTIMIZER, 0)
     with pytest.raises(KeyError, match=r"'q'.*the parameters, .*keys \['w'\]"):
         trained(lambda p, batch: p["q"].sum(), state)
 
 
-def test_a_mistyped_key_of_a_metric_is_answered_with_those_there_are():
+def test_a_mistyped_key_of_a_metric_is_answered_with_the_valid_keys():
     with pytest.raises(KeyError, match=r"'X'.*keys \['x', 'y'\]"):
         fg.evaluate(lambda w, batch: {"m": batch["X"]}, STATE, ARRAYS)
 
 
 @both
-def test_swapped_arguments_of_a_loss_are_seen_by_what_they_hold(train):
+def test_swapped_arguments_of_a_loss_are_recognised_by_their_values(train):
     message = r"given the parameters, an array float32\[\], and the batch.*this order"
     with pytest.raises(TypeError, match=message):
         trained(lambda b, w: jnp.mean(b["x"] * w), train=train)
 
 
-def test_swapped_arguments_of_a_loss_are_seen_by_their_names():
+def test_swapped_arguments_of_a_loss_are_recognised_by_their_names():
     def loss_fn(batch, params):
         return jnp.mean(batch @ params)
 
@@ -169,14 +169,14 @@ def test_swapped_arguments_of_a_loss_are_seen_by_their_names():
 
 
 @both
-def test_a_loss_is_no_step(train):
+def test_a_loss_is_refused_as_a_step(train):
     message = r"need a step .*got a loss from squared_error: fngrad\.make_step\("
     with pytest.raises(TypeError, match=message):
         train(squared_error)
 
 
 @both
-def test_a_step_gives_a_state_and_metrics(train):
+def test_a_step_must_return_a_state_and_metrics(train):
     with pytest.raises(
         TypeError, match=r"\(state, metrics\), got NoneType from <lambda>"
     ):
@@ -241,7 +241,7 @@ def test_arguments_in_another_order_are_named(call):
         function()
 
 
-def test_both_results_of_an_update_are_no_updates():
+def test_the_pair_that_update_returns_is_refused_as_updates():
     params = jnp.ones(2)
     pair = OPTIMIZER.update(params, OPTIMIZER.init(params), params)
     with pytest.raises(
@@ -250,7 +250,7 @@ def test_both_results_of_an_update_are_no_updates():
         fg.apply_updates(params, pair)
 
 
-# What is missing, and forms of other libraries.
+# Missing arguments, and forms of other libraries.
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ MASKED = {
 
 
 @pytest.mark.parametrize("door", MASKED)
-def test_a_mask_of_the_whole_tree_is_no_predicate(door):
+def test_a_mask_of_the_whole_tree_is_refused_as_a_predicate(door):
     message = (
         r"\(path, leaf\) -> bool.*got tree_mask with .*\['params'\].*mask\(params\)"
     )

@@ -1,9 +1,9 @@
-"""Data of other libraries, and data that can be read only once, are refused by kind."""
+"""Datasets of other libraries and data that can be read only once are refused."""
 
 import grain
 import numpy as np
 import pytest
-from mistakes import ARRAYS, DATA, STATE, STEP, both, fit, metric_fn, run
+from scalar_regression import ARRAYS, DATA, STATE, STEP, both, fit, metric_fn, run
 
 import fngrad as fg
 
@@ -15,7 +15,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("kind", UNREAD)
-def test_what_cannot_be_read_in_any_order_is_not_evaluated(kind):
+def test_data_without_random_access_are_not_evaluated(kind):
     message = r"need arrays of examples or a dataset .*np\.concatenate\(x\)"
     calls = (
         lambda data: fit(metric_fn=metric_fn, eval_data=data, eval_every=1),
@@ -63,7 +63,7 @@ def test_a_dataset_of_another_library_is_refused(kind, train):
 
 
 @pytest.mark.filterwarnings("ignore:batches from an iterable")
-def test_what_the_message_names_trains():
+def test_the_remedies_of_the_message_train():
     expected = fit().state.params
     np.testing.assert_array_equal(fit(data=Theirs().batch).state.params, expected)
     np.testing.assert_array_equal(run(data=Theirs().batch)[0].params, expected)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import ARRAYS, metric_fn, quiet_fit
+from linear_regression import ARRAYS, metric_fn, quiet_fit
 from resuming import assert_same_run
 from saved_trees import fail, names
 from sweep_problems import arrays_of, light, quiet_sweep

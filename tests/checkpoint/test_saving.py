@@ -8,10 +8,10 @@ import sys
 import warnings
 from typing import Any
 
+import float64_mode
 import jax
 import jax.numpy as jnp
 import numpy as np
-import precision
 import pytest
 from saved_trees import Pair, abstract, assert_same, bias_state, bits
 
@@ -60,7 +60,7 @@ def test_double_precision_comes_back_under_x64_and_is_refused_without(tmp_path, 
     save(tmp_path, original, step=0)
     assert_same(restore(tmp_path, original), original)
     like = abstract(original)
-    with precision.x64(False):
+    with float64_mode.x64(False):
         with pytest.raises(CheckpointError, match=r"enable_x64 .* leaf 'state/n'"):
             restore(tmp_path, like)
         narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), like)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+from float64_mode import x64
 from jax.flatten_util import ravel_pytree
-from precision import x64
 
 from fngrad import curvature
 

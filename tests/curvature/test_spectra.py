@@ -6,7 +6,7 @@ import networks
 import numpy as np
 import problems
 import pytest
-from precision import x64
+from float64_mode import x64
 
 from fngrad import curvature
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, PARAMS, quiet_fit, squared_errors
+from linear_regression import DATA, PARAMS, quiet_fit, squared_errors
 from resuming import (
     FULL,
     WATCHED,

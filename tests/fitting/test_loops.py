@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, OPTIMIZER, PARAMS, STEP, first_state, loss_fn, quiet_fit
+from linear_regression import (
+    DATA,
+    OPTIMIZER,
+    PARAMS,
+    STEP,
+    first_state,
+    loss_fn,
+    quiet_fit,
+)
 
 import fngrad.fitting.loops as loops
 from fngrad.fitting.feeds import Feed

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, PARAMS, STEP, X, Y, first_state, loss_fn, quiet_fit
+from linear_regression import DATA, PARAMS, STEP, X, Y, first_state, loss_fn, quiet_fit
 
 import fngrad.checkpoint as checkpoint
 import fngrad.data.dataset as dataset

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from regression import quiet_fit
+from linear_regression import quiet_fit
 from resuming import FULL, WATCHED, OwnError, raise_at, reached
 
 from fngrad.logging import RunFolder
@@ -112,7 +112,7 @@ def test_a_logger_that_cannot_be_closed_does_not_hide_what_ended_the_run():
 FULL_DISK = """
 import resource, sys, warnings
 sys.path.insert(0, sys.argv[3])
-from regression import quiet_fit
+from linear_regression import quiet_fit
 
 def fill(step, state, values):
     # No file may grow beyond so many bytes: writing there fails as on a full disk.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, first_state, quiet_fit
+from linear_regression import DATA, first_state, quiet_fit
 from resuming import (
     WATCHED,
     KilledError,

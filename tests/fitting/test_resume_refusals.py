@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from regression import ARRAYS, DATA, OPTIMIZER, STEP, first_state, metric_fn
+from linear_regression import ARRAYS, DATA, OPTIMIZER, STEP, first_state, metric_fn
 from resuming import killed_fit, saving_fit
 
 import fngrad.checkpoint as checkpoint

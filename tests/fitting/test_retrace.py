@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, OPTIMIZER, STEP, first_state, loss_fn, quiet_fit
+from linear_regression import DATA, OPTIMIZER, STEP, first_state, loss_fn, quiet_fit
 
 import fngrad.data.dataset as dataset
 import fngrad.fitting.loops as loops

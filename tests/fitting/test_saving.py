@@ -3,7 +3,7 @@
 import threading
 
 import numpy as np
-from regression import first_state
+from linear_regression import first_state
 from resuming import assert_same_run, saving_fit
 
 import fngrad.checkpoint as checkpoint

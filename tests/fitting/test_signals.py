@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from regression import DATA, quiet_fit
+from linear_regression import DATA, quiet_fit
 from resuming import (
     WATCHED,
     OwnError,
@@ -244,7 +244,7 @@ IGNORING = 'trap "" INT; exec "$0" "$@"'
 BACKGROUND = """
 import signal, sys
 sys.path.insert(0, sys.argv[2])
-from regression import quiet_fit
+from linear_regression import quiet_fit
 
 def send(step, state, values):
     signal.raise_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from regression import quiet_fit
+from linear_regression import quiet_fit
 from resuming import assert_same_run
 
 import fngrad.checkpoint as checkpoint

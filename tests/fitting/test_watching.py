@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import (
+from linear_regression import (
     ARRAYS,
     DATA,
     EXPECTED,

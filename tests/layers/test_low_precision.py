@@ -2,10 +2,10 @@
 
 import functools
 
+import float64_mode
 import jax
 import jax.numpy as jnp
 import numpy as np
-import precision
 import pytest
 
 import fngrad as fg
@@ -62,7 +62,7 @@ def check_gradient(f, args, dtype, rtol):
         y = f(args, x)
         return jnp.sum(tree.widen(y)) / N
 
-    with precision.x64():
+    with float64_mode.x64():
         rounded = cast(args, dtype)
         exact = jax.jit(jax.grad(mean))(*cast(rounded, jnp.float64))
     got = jax.jit(jax.grad(mean))(*rounded)

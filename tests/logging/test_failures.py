@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from regression import quiet_fit
+from linear_regression import quiet_fit
 
 import fngrad.logging as logging
 import fngrad.logging.manifest as manifest

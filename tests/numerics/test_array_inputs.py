@@ -1,4 +1,4 @@
-"""What arrays of other libraries and byte orders become, or how they are refused."""
+"""Arrays of other libraries and byte orders are read by value or refused."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import fngrad as fg
 
 
 class Nullable:
-    """A dtype that NumPy does not have, as pandas' Int64."""
+    """A dtype that NumPy does not have, like pandas' Int64."""
 
     def __init__(self, name):
         self.name = name
@@ -19,7 +19,7 @@ class Nullable:
 
 
 class Column:
-    """A column as pandas has them: no NumPy array, but NumPy can read it."""
+    """A column like those of pandas: not a NumPy array, but NumPy can read it."""
 
     def __init__(self, values, dtype, missing=()):
         self._values = values
@@ -74,7 +74,7 @@ def test_a_column_of_numbers_is_read_by_value(kind):
 
 
 @pytest.mark.parametrize("kind", ["float64", "big-endian floats"])
-def test_such_columns_are_evaluated(kind):
+def test_a_column_of_numbers_is_evaluated(kind):
     np.testing.assert_allclose(mean_of(TAKEN[kind]), 7 / 3, rtol=1e-6)
 
 
@@ -114,7 +114,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("door", [batch_of, mean_of])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_holds_no_numbers_is_refused_with_a_remedy(kind, door):
+def test_values_that_are_not_numbers_are_refused_with_a_remedy(kind, door):
     values, message = REFUSED[kind]
     with pytest.raises(TypeError, match=f"need numbers or bools, got .*{message}"):
         door(values)

@@ -2,10 +2,10 @@
 
 import functools
 
+import float64_mode
 import jax
 import jax.numpy as jnp
 import numpy as np
-import precision
 import pytest
 
 import fngrad as fg
@@ -14,8 +14,8 @@ from fngrad.optimizers import REGISTRY
 from fngrad.transforms.core import apply_updates
 
 SIZES = [1e-30, 1e-20, 1e20, 1e30]
-# Their updates are differences of parameters: in float32 an ordinary step that comes
-# after one of 1e20 lies below the last place of what it is added to.
+# Their updates are differences of parameters: after a step of 1e20, an ordinary step
+# in float32 lies below the last place of the parameters.
 ABSORBED = ("schedule_free_sgd", "schedule_free_adamw", "dadapt_sgd")
 SHAPES = {"matrix": (4, 3), "vector": (3,)}
 
@@ -36,7 +36,7 @@ def is_finite(a):
 def test_one_gradient_of_any_finite_size_leaves_updates_and_state_finite(
     name, position
 ):
-    """And the ordinary gradients that follow move the parameters again."""
+    """The ordinary gradients that follow move the parameters again."""
     optimizer, update = compiled(name)
     for size in SIZES:
         scales = [size, 1.0] if position == "first" else [1.0, size]
@@ -93,7 +93,7 @@ def updates_of(optimizer, update, params, gradient, dtype):
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_update_is_that_of_float64_at_any_finite_size(name):
-    """Also where the norm of a leaf is larger than the largest float."""
+    """This includes leaves whose norm is larger than the largest float."""
     rng, optimizer = np.random.default_rng(0), RULES[name]()
     starts_at = 0.0 if name in ABSORBED else 1.0
     params = {k: np.full(shape, starts_at) for k, shape in SHAPES.items()}
@@ -104,7 +104,7 @@ def test_an_update_is_that_of_float64_at_any_finite_size(name):
             continue
         gradient = {k: np.float32(size * x) for k, x in directions.items()}
         got = updates_of(optimizer, narrow, params, gradient, jnp.float32)
-        with precision.x64():
+        with float64_mode.x64():
             want = updates_of(optimizer, wide, params, gradient, jnp.float64)
         got, want = (x[name in LATE] for x in (got, want))
         largest = np.max(np.abs(want))
@@ -114,7 +114,7 @@ def test_an_update_is_that_of_float64_at_any_finite_size(name):
 
 @pytest.mark.parametrize("size", [1.0, 1e20, 1e36])
 def test_lbfgs_takes_the_same_steps_at_any_curvature(size):
-    """The first is no longer than one, the others know the curvature."""
+    """The first step has length at most one, and later steps use the curvature."""
     optimizer, curvatures = fg.lbfgs(0.5), np.array([1.0, 4.0, 20.0])
     update = jax.jit(optimizer.update)
 
@@ -129,6 +129,90 @@ def test_lbfgs_takes_the_same_steps_at_any_curvature(size):
         return seen
 
     got = visited(size, jnp.float32)
-    with precision.x64():
+    with float64_mode.x64():
         want = visited(size, jnp.float64)
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=0)
+
+
+DIRECTION = np.array([[3.0, 4.0], [12.0, -84.0]]) / 85.0  # of norm one
+
+
+def once(rule, gradient, params=None):
+    params = jnp.zeros_like(gradient) if params is None else params
+    return rule.update(gradient, rule.init(params), params)[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("make", [fg.momentum, fg.muon])
+def test_sums_of_gradients_saturate_and_decay_again(make, nesterov):
+    rule, params = make(1e-3, nesterov=nesterov), jnp.ones((2, 2))
+    state = rule.init(params)
+    for _ in range(4):
+        updates, state = rule.update(jnp.full((2, 2), 2e38), state, params)
+        assert jnp.all(jnp.isfinite(updates))
+    largest = jnp.max(jnp.abs(updates))
+    for _ in range(3):
+        updates, state = rule.update(jnp.ones((2, 2)), state, params)
+        assert jnp.all(jnp.isfinite(updates) & (updates < 0))
+    assert jnp.max(jnp.abs(updates)) <= largest * 1.01
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30, 1e36])
+@pytest.mark.parametrize("name", ["scale_by_block_norm", "scale_by_muon"])
+def test_a_rule_that_normalises_a_leaf_does_not_depend_on_its_size(name, size):
+    rule = getattr(fg, name)(eps=0.0)
+    want = once(rule, jnp.asarray(DIRECTION, jnp.float32))
+    got = once(rule, jnp.asarray(size * DIRECTION, jnp.float32))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e30])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_adam_steps_by_the_learning_rate_and_its_moments_decay_again(size, dtype):
+    adam, gradient = fg.adam(0.1), jnp.full(3, -size, dtype)
+    params = jnp.zeros(3, dtype)
+    state = adam.init(params)
+    updates, state = adam.update(gradient, state, params)
+    np.testing.assert_allclose(updates, np.full(3, 0.1), rtol=1e-5)
+    highest = state["scale_by_adam"].nu
+    assert np.all(np.isfinite(highest))
+    _, state = adam.update(0 * gradient, state, params)
+    np.testing.assert_allclose(state["scale_by_adam"].nu, 0.999 * highest, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_nonfinite_gradient_gives_nonfinite_updates(bad):
+    gradient = jnp.array([1.0, bad])
+    for rule in (fg.adam(0.1), fg.rmsprop(0.1), fg.adagrad(0.1), fg.novograd(0.1)):
+        assert not bool(jnp.all(jnp.isfinite(once(rule, gradient))))
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e30])
+def test_one_step_of_shampoo_is_the_polar_factor_at_any_size(size):
+    matrix = np.random.default_rng(1).normal(size=(3, 3))
+    u, _, vt = np.linalg.svd(matrix)
+    shampoo = fg.shampoo(1.0, eps=0.0)
+    got = once(shampoo, jnp.asarray(size * matrix, jnp.float32))
+    np.testing.assert_allclose(got, -u @ vt, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.complex64, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4)])
+def test_orthogonalize_gives_the_polar_factor_in_every_dtype(dtype, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape) + np.eye(*shape)
+    if dtype == jnp.complex64:
+        x = x + 1j * rng.normal(size=shape)
+    low = jnp.asarray(100 * x).astype(dtype)
+    wide = np.asarray(low, np.complex128 if dtype == jnp.complex64 else np.float64)
+    u, _, vt = np.linalg.svd(wide, full_matrices=False)
+    got = fg.orthogonalize(low, (1.5, -0.5, 0.0), ns_steps=25)
+    assert got.dtype == dtype
+    slack = 1e-4 if dtype == jnp.complex64 else 10 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(got, wide.dtype), u @ vt, atol=slack)
+
+
+def test_a_graft_has_the_norm_of_the_gradient_where_the_norm_overflows():
+    gradient = jnp.full((4, 3), 3e38)
+    got = once(fg.scale_by_shampoo(graft="sgd"), gradient)
+    np.testing.assert_allclose(np.asarray(got) / 3e38, np.ones((4, 3)), rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Schedule-free: its three sequences, their weights, and what may be inside."""
+"""Schedule-free: its three sequences, their weights, and the inner optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import oracles_parameter_free as oracles
 import problems
 import pytest
-from precision import x64
+from float64_mode import x64
 
 import fngrad as fg
 from fngrad.optimizers.schedule_free import (
@@ -82,7 +82,7 @@ def test_the_first_step_has_the_schedules_first_value():
 
     optimizer = schedule_free(fg.sgd(schedule), schedule, weight_lr_power=1.0)
     _, states = visited(optimizer, jnp.array([1.0]), lambda w, t: jnp.ones(1), 2)
-    # z = -0, then -1/4 more; the largest learning rate so far, 1, weighs both alike.
+    # z = -0, then -1/4 more; the largest learning rate so far, 1, weighs both equally.
     np.testing.assert_allclose(states.z[:, 0], [0.0, -0.25])
     np.testing.assert_allclose(states.x[:, 0], [0.0, -0.125])
     np.testing.assert_array_equal(states.max_learning_rate, [1.0, 1.0])
@@ -103,7 +103,7 @@ def test_a_power_of_zero_weighs_a_zero_learning_rate_too():
     np.testing.assert_allclose(states.x[1], [(2.0 + 1.0) / 2])
 
 
-def test_warmup_rises_from_its_first_part_to_the_whole():
+def test_warmup_rises_linearly_to_the_learning_rate():
     optimizer = schedule_free_sgd(0.4, warmup_steps=4, weight_lr_power=1.0)
     _, states = visited(optimizer, jnp.zeros(1), lambda w, t: jnp.ones(1), 6)
     rises = np.array([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
@@ -111,7 +111,7 @@ def test_warmup_rises_from_its_first_part_to_the_whole():
     np.testing.assert_allclose(states.weight_sum, np.cumsum(rises), rtol=1e-6)
 
 
-def test_it_reports_the_weight_and_what_is_inside():
+def test_it_reports_the_weight_and_the_metrics_of_the_inner_optimizer():
     optimizer, params = schedule_free_sgd(0.5), jnp.ones(2)
     state = optimizer.init(params)
     for _ in range(3):

@@ -1,15 +1,17 @@
-"""SOAP where the basis is not unique: its direction is right in any basis.
+"""SOAP: its basis, even where it is not unique, and Adam in that basis.
 
-Which eigenvectors of equal eigenvalues a decomposition returns differs from machine to
-machine, so every test here asks for what holds in all of them.
+For equal eigenvalues a decomposition may return any basis of eigenvectors, and machines
+differ. The tests of degenerate statistics require what holds in every such basis.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles_matrix
+import problems
 import pytest
 
-from fngrad.optimizers import soap
+from fngrad.optimizers.soap import scale_by_soap, soap
 from fngrad.transforms.core import apply_updates
 
 
@@ -26,8 +28,8 @@ def well_separated(rng, space, columns):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 4), (20, 15)])
-def test_a_direction_without_gradients_stays_under_soap(rows, columns):
-    """Its eigenvalue is zero, and every other one is far from zero."""
+def test_a_direction_without_gradients_does_not_move_under_soap(rows, columns):
+    """Its eigenvalue is zero, and all others are far from zero."""
     optimizer = soap(0.1, weight_decay=0.0, precondition_frequency=2)
     update = jax.jit(optimizer.update)
     for seed in range(10):
@@ -64,7 +66,7 @@ FIRST = {
 
 
 @pytest.mark.parametrize("case", FIRST)
-def test_soap_is_adam_in_whatever_basis_of_a_degenerate_statistic_it_has(case):
+def test_soap_is_adam_in_its_basis_of_a_degenerate_statistic(case):
     rng = np.random.default_rng(0)
     turn = orthogonal(rng, 4, 4)
     first = jnp.asarray(turn @ FIRST[case] @ turn.T, jnp.float32)
@@ -81,3 +83,36 @@ def test_soap_is_adam_in_whatever_basis_of_a_degenerate_statistic_it_has(case):
     statistic = left.T @ np.asarray(first @ first.T, np.float64) @ left
     np.testing.assert_allclose(statistic, np.diag(np.diag(statistic)), atol=2e-6)
     np.testing.assert_allclose(updates, -adam_in(bases, seen), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_soap_without_rotations_is_adamw(skip_first):
+    gradients = problems.hard_gradients()
+    arguments = {"weight_decay": 0.0, "skip_first": skip_first}
+    optimizer = soap(0.1, **arguments)
+    params, state = jnp.zeros(6), optimizer.init(jnp.zeros(6))
+    for t, gradient in enumerate(gradients[:4]):
+        updates, state = optimizer.update(jnp.asarray(gradient), state, params)
+        if t == 0 and skip_first:
+            np.testing.assert_array_equal(updates, 0)
+    seen = gradients[1:4] if skip_first else gradients[:4]
+    rates = np.full(len(seen), 0.1)
+    want = oracles_matrix.oracles.adam(seen, seen, rates, b1=0.95, b2=0.95)
+    np.testing.assert_allclose(updates, want[-1], rtol=1e-5)
+
+
+def test_bases_stay_orthogonal_and_find_the_eigenvectors():
+    rng = np.random.default_rng(0)
+    u, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    rule = scale_by_soap(precondition_frequency=1)
+    params = jnp.zeros((4, 6))
+    state, update = rule.init(params), jax.jit(rule.update)
+    spread = np.array([8.0, 4.0, 2.0, 1.0])
+    for _ in range(200):
+        gradient = jnp.asarray((u * spread) @ rng.normal(size=(4, 6)), jnp.float32)
+        _, state = update(gradient, state, params)
+    basis = np.asarray(state["scale_by_soap"].bases[0])
+    statistic = np.asarray(state["scale_by_soap"].statistics[0])
+    np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-5)
+    alignment = np.abs(np.linalg.eigh(statistic)[1][:, ::-1].T @ basis)
+    assert np.all(np.diag(alignment) > 0.95)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from autopsies import DATA, W, examine
+from autopsy_problem import DATA, W, examine
 
 import fngrad.data.dataset as dataset
 import fngrad.layers as layers

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from autopsies import DATA, W, X, examine, mean_square
+from autopsy_problem import DATA, W, X, examine, mean_square
 
 import fngrad.data.dataset as dataset
 import fngrad.losses as losses

@@ -1,4 +1,4 @@
-"""A program in pieces gives what the whole gives."""
+"""The slices of a program together give what the whole program gives."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def test_slices_together_are_the_whole():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), got, want)
 
 
-def test_leaves_that_are_treated_apart_are_in_slices_of_their_own():
+def test_independent_leaves_are_in_separate_slices():
     program, _ = jaxprs.trace(apart, LEAVES, jnp.float32(0.5))
     pieces = list(jaxprs.slices(program))
     large = [[v for v in piece.inputs if v in program.inputs[:3]] for piece in pieces]

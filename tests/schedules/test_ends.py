@@ -1,9 +1,9 @@
 """Schedules where they could break: slopes at the ends, knots, late steps."""
 
+import float64_mode
 import jax
 import jax.numpy as jnp
 import numpy as np
-import precision
 import pytest
 
 from fngrad import schedules
@@ -31,7 +31,7 @@ def test_one_cycle_has_its_peak_at_the_same_step_in_any_precision():
     schedule = S.one_cycle(100, 1.0, 0.29, anneal="linear")
     peak = int(0.29 * 100)
     assert float(schedule(peak)) == 1
-    with precision.x64():
+    with float64_mode.x64():
         assert float(schedule(peak)) == 1
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import oracles_steps as oracles
 import pytest
 import scipy.optimize
-from precision import x64
+from float64_mode import x64
 
 import fngrad.steps as steps
 from fngrad.optimizers import sgd

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_steps as oracles
 import pytest
-from precision import x64
+from float64_mode import x64
 
 import fngrad.steps as steps
 from fngrad.optimizers import adam, sgd

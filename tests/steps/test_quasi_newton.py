@@ -8,7 +8,7 @@ import oracles_steps as oracles
 import problems
 import pytest
 import scipy.optimize
-from precision import x64
+from float64_mode import x64
 
 import fngrad.data as data
 import fngrad.steps as steps

@@ -8,7 +8,7 @@ import numpy as np
 import oracles_steps as oracles
 import problems
 import pytest
-from precision import x64
+from float64_mode import x64
 
 import fngrad.steps as steps
 import fngrad.tree as tree

@@ -1,4 +1,4 @@
-"""The house's rules, read off the source by `ast`; each yields what breaks it."""
+"""The rules of the code base, checked with `ast`; each yields its violations."""
 
 import ast
 import fnmatch
@@ -148,7 +148,7 @@ def _dotted(node: ast.AST) -> str:
 
 
 def imports_of(source: ast.AST, modules: set[str]) -> Iterator[tuple[int, str]]:
-    """Yield (line, module), wherever the import stands; a name counts as its module."""
+    """Yield (line, module) of every import; an imported name counts as its module."""
     for node in ast.walk(source):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -182,7 +182,7 @@ def floor_complaints(module: str, source: ast.AST, modules: set[str]) -> Complai
 
 
 def root_complaints(names: set[str]) -> Complaints:
-    """Directly under the package stand the table's entries and nothing else."""
+    """Require that the package's root holds the table's entries and nothing else."""
     listed = {name for _, names_, _ in HOUSE for name in names_.split()}
     for name in sorted(names - listed):
         yield f"fngrad/{name} is not in the table"
@@ -200,7 +200,7 @@ def map_of_the_house() -> str:
 
 
 def circle_complaints(imports: dict[str, set[str]]) -> Complaints:
-    """Take leaves off the import graph; what cannot be taken off is a circle."""
+    """Remove leaves from the import graph until only circles are left."""
     left = dict(imports)
     while free := [m for m, targets in left.items() if not targets & left.keys()]:
         for module in free:
@@ -224,7 +224,7 @@ def purity_complaints(module: str, source: ast.AST) -> Complaints:
 
 
 def _nodes_at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk what runs when a module is imported: no bodies of functions."""
+    """Walk the code that runs at import: everything but the bodies of functions."""
     yield node
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         arguments = node.args
@@ -239,7 +239,7 @@ def _nodes_at_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def computation_complaints(module: str, source: ast.AST) -> Complaints:
-    """An array that is made at import time starts a backend before the user chose."""
+    """Forbid arrays at import: they would start a backend before the user chose one."""
     for node in _nodes_at_import(source):
         name = _dotted(node.func) if isinstance(node, ast.Call) else ""
         computes = name.partition(".")[0] in ROOTS_THAT_COMPUTE
@@ -277,7 +277,7 @@ def _is_overload(node: ast.AST) -> bool:
 
 
 def length_complaints(module: str, text: str) -> Complaints:
-    """Count a function's lines without its docstrings and its blank lines."""
+    """Count a function's lines without docstrings and blank lines."""
     lines = text.splitlines()
     if len(lines) > MAX_FILE:
         yield f"{module} has {len(lines)} lines, more than {MAX_FILE}"
@@ -303,7 +303,7 @@ def docstring_complaints(module: str, source: ast.Module) -> Complaints:
 
 
 def reexport_complaints(package: str, source: ast.Module) -> Complaints:
-    """The ``__init__`` of a folder holds imports, ``__all__`` and its like."""
+    """Require that a folder's ``__init__`` holds only imports and dunder names."""
     for node in source.body:
         if isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING":
             continue  # imported later

@@ -1,4 +1,4 @@
-"""A network small enough for its whole Hessian, and data for it."""
+"""A network small enough for a dense Hessian, and data for it."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ SIZES = (3, 4, 2)
 
 
 def parameters(seed: int = 0) -> dict[str, np.ndarray]:
-    """Return 26 numbers in four leaves."""
+    """Return 26 parameters in four leaves."""
     rng = np.random.default_rng(seed)
     into, hidden, out = SIZES
     return {
@@ -40,6 +40,6 @@ def loss(params, batch):
 
 
 def dense_hessian(params, batch):
-    """Return the Hessian that automatic differentiation gives whole."""
+    """Return the dense Hessian from automatic differentiation."""
     flat, unravel = ravel_pytree(params)
     return jax.jit(jax.hessian(lambda w: loss(unravel(w), batch)))(flat)

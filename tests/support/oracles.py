@@ -1,4 +1,4 @@
-"""Optimizers in float64 NumPy, written from their papers: what is right.
+"""Optimizers in float64 NumPy, written from their papers.
 
 Each oracle takes gradients and parameters of shape (steps, size), the parameters as
 they were when each gradient was taken, and learning rates of shape (steps,). It
@@ -37,7 +37,7 @@ def with_momentum(
     nesterov: bool,
     learning_rate_first: bool,
 ) -> Array:
-    """Descend along directions, the learning rate inside the buffer or outside."""
+    """Descend along directions, with the learning rate inside or outside the buffer."""
     lr = learning_rates[:, None]
     if momentum is None:
         return -lr * directions
@@ -160,7 +160,7 @@ def adamw(
 
 
 def divide_by_root(g: Array, square: Array, eps: float, eps_in_sqrt: bool) -> Array:
-    """The two places of epsilon; a coordinate without a history does not move."""
+    """Divide by the root, with epsilon inside or outside it; 0 / 0 is 0."""
     root = np.sqrt(square + eps) if eps_in_sqrt else np.sqrt(square) + eps
     return quotient(g, root)
 

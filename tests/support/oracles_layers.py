@@ -1,4 +1,4 @@
-"""Rules that read a leaf as a whole in float64 NumPy, from their papers.
+"""Layerwise and factored rules in float64 NumPy, written from their papers.
 
 As in `oracles`, but a leaf may have any shape: gradients and parameters are
 (steps, *shape), learning rates (steps,), updates (steps, *shape).
@@ -13,17 +13,17 @@ Array = np.ndarray
 
 
 def norm(x: Array) -> float:
-    """The Euclidean norm of all entries."""
+    """Return the Euclidean norm of all entries."""
     return float(np.sqrt(np.sum(np.abs(x) ** 2)))
 
 
 def rms(x: Array) -> float:
-    """The root mean square of all entries."""
+    """Return the root mean square of all entries."""
     return norm(x) / np.sqrt(x.size)
 
 
 def ratio(numerator: float, denominator: float, eps: float = 0.0) -> float:
-    """1 where either is zero."""
+    """Return the trust ratio: 1 where either norm is zero."""
     if numerator == 0 or denominator == 0:
         return 1.0
     return numerator / (denominator + eps)
@@ -124,7 +124,7 @@ def adafactor(
     factored_dims: str = "largest",
     weight_decay: float | None = None,
 ) -> Array:
-    """Shazeer and Stern 2018, algorithm 6, with row and column sums as theirs.
+    """Shazeer and Stern 2018, algorithm 6, with the paper's row and column sums.
 
     The last argument stands in for weight_decay_rate on a leaf that does not decay.
     """
@@ -163,7 +163,7 @@ def adafactor(
 
 
 def factored_axes(shape: tuple[int, ...], kind: str) -> list[int]:
-    """The two longest axes (of equals the later), or the last two."""
+    """Return the two longest axes (the later of equal ones), or the last two."""
     if kind == "last":
         return list(range(len(shape)))[-2:]
     by_length = sorted(range(len(shape)), key=lambda axis: (shape[axis], axis))

@@ -62,7 +62,7 @@ def muon(
 
 
 def newton_schulz(x: Array, coefficients: tuple, steps: int, eps: float) -> Array:
-    """On the singular values alone: each step is an odd polynomial of them."""
+    """Map the singular values: each step is an odd polynomial of them."""
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     s = s / (np.sqrt(np.sum(s**2)) + eps)
     table = coefficients if np.ndim(coefficients) == 2 else [coefficients] * steps
@@ -122,7 +122,7 @@ def shampoo(
 
 
 def inverse_power(matrix: Array, power: float) -> Array:
-    """By singular values, those of rounding raised to the level of rounding."""
+    """Take the power of the singular values, none below the level of rounding."""
     u, s, _ = np.linalg.svd(matrix, hermitian=True)
     s = np.maximum(s, len(s) * np.finfo(float).eps * np.max(s))
     return (u * s**-power) @ u.T
@@ -184,8 +184,8 @@ def outer_of(g: Array, axis: int) -> Array:
 def turn(x: Array, bases: dict[int, Array], back: bool = False) -> Array:
     """Multiply by Q' along each axis that has a basis, or by Q.
 
-    A gradient is diagonal in its own singular vectors: what rounding puts beside the
-    diagonal is none of it.
+    A gradient is diagonal in its own singular vectors: entries beside the diagonal are
+    rounding, and are removed.
     """
     for i, q in bases.items():
         x = np.moveaxis(np.tensordot(q if back else q.T, x, axes=(1, i)), 0, i)

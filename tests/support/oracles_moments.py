@@ -1,4 +1,4 @@
-"""Adam's relatives in float64 NumPy, written from their papers: what is right.
+"""Adam's relatives in float64 NumPy, written from their papers.
 
 The signatures are those of `oracles`: gradients and parameters of shape (steps, size),
 learning rates of shape (steps,), updates of shape (steps, size).
@@ -146,7 +146,7 @@ def adabelief(
     nesterov: bool = False,
     accumulate_eps: bool = True,
 ) -> Array:
-    """Zhuang et al. 2020, algorithm 2, its two epsilons apart."""
+    """Zhuang et al. 2020, algorithm 2, with its two epsilons as separate arguments."""
     m, s = np.zeros_like(gradients[0]), np.zeros(gradients[0].shape)
     directions = []
     for t, g in enumerate(gradients, start=1):
@@ -270,7 +270,7 @@ def yogi(
 
 
 def half_life_warmup(first: float, last: float, steps: int, step: int) -> float:
-    """Pagliardini, Ablin and Grangier 2024, section 3, as their code reckons it."""
+    """Pagliardini, Ablin and Grangier 2024, section 3, as their code computes it."""
 
     def half_life(beta: float) -> float:
         return math.log(0.5) / math.log(beta)

@@ -2,8 +2,8 @@
 
 Each takes gradients and parameters of shape (steps, size), all leaves in one row, the
 parameters as they were when each gradient was taken, and learning rates of shape
-(steps,). It returns the updates and what the rule keeps besides: the evaluation point
-after each step, or the estimate in force at each.
+(steps,). It returns the updates, and either the evaluation point after each step or the
+estimate used at each step.
 
 ``weight_decay`` may be a row, for a mask; ``blocks`` are the leaves' columns.
 """
@@ -27,7 +27,7 @@ def warmed_up(learning_rates: Array, warmup_steps: int | None) -> Array:
 def schedule_free(
     steps: Array, params: Array, learning_rates: Array, b1: float, power: float
 ) -> Outcome:
-    """Defazio et al. 2024, equations 2 to 4; steps are what is taken from z."""
+    """Defazio et al. 2024, equations 2 to 4; the steps are subtracted from z."""
     z = x = params[0]
     updates, points, total = [], [], 0.0
     for t, y in enumerate(params):

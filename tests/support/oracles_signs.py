@@ -1,4 +1,4 @@
-"""Rules of signs and of own step sizes in float64 NumPy, from their papers.
+"""Sign rules and rules with their own step sizes, in float64 NumPy.
 
 As in `oracles`: gradients and parameters (steps, size), learning rates (steps,), to
 updates (steps, size).

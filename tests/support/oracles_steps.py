@@ -1,4 +1,4 @@
-"""Rules that look at the loss, in float64 NumPy and plain Python: what is right."""
+"""Rules that use the loss, in float64 NumPy and plain Python."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +24,7 @@ def lbfgs(
     memory_size: int = 10,
     scale_init_precond: bool = True,
 ) -> Array:
-    """Liu and Nocedal 1989; pairs that do not curve up are left out."""
+    """Liu and Nocedal 1989; pairs without positive curvature are left out."""
     pairs: list[tuple[Array, Array]] = []
     updates = []
     for t, (g, lr) in enumerate(zip(gradients, learning_rates, strict=True)):
@@ -68,7 +68,7 @@ def armijo_length(
     factor: float,
     max_evaluations: int,
 ) -> float:
-    """Nocedal and Wright 2006, algorithm 3.1; 0 where the trials run out."""
+    """Nocedal and Wright 2006, algorithm 3.1; 0 if no trial is accepted."""
     start, a = phi(0.0), first
     for _ in range(max_evaluations):
         if np.isfinite(phi(a)) and phi(a) <= start + c1 * a * slope:
@@ -87,7 +87,7 @@ def plateau_scales(
     accumulation_size: int = 1,
     min_scale: float = 0.0,
 ) -> list[float]:
-    """PyTorch's ReduceLROnPlateau, patience one more, the margin rtol |best|."""
+    """PyTorch's ReduceLROnPlateau, its patience plus one, and a margin rtol |best|."""
     scale, best, bad, cooling, seen, scales = 1.0, np.inf, 0, 0, [], []
     for value in values:
         seen.append(value)
@@ -117,7 +117,7 @@ def sophia(
     gamma: float = 0.01,
     clip_threshold: float = 1.0,
 ) -> Array:
-    """Liu et al. 2023, algorithm 3; an estimate arrives before the step it is for."""
+    """Liu et al. 2023, algorithm 3; an estimate precedes the step that uses it."""
     m = h = np.zeros_like(params[0])
     updates = []
     for t, (g, w) in enumerate(zip(gradients, params, strict=True)):

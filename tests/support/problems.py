@@ -29,7 +29,7 @@ def noise_floor(curvature: float, variance: float, learning_rate: float) -> floa
 def hard_gradients(
     steps: int = 25, huge: float = 1e3, tiny: float = 1e-4, seed: int = 0
 ) -> Array:
-    """Return gradients of shape (steps, 6), one kind of trouble in each column.
+    """Return gradients of shape (steps, 6), with one difficulty per column.
 
     They are generic, always zero, sparse, zero until half the steps are over, huge,
     and tiny.

@@ -1,4 +1,4 @@
-"""Runs that are broken off, and what it means that two ended alike."""
+"""Interrupted runs, and the comparison of two runs bit for bit."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import ARRAYS, metric_fn, quiet_fit
+from linear_regression import ARRAYS, metric_fn, quiet_fit
 
 import fngrad.tree as tree
 
@@ -14,11 +14,11 @@ FULL = OSError(28, "No space left on device")
 
 
 class OwnError(Exception):
-    """A user's."""
+    """An exception that a user raises."""
 
 
 def reached(caught) -> Any:
-    """Return the error that ended a run, which carries a state and a history."""
+    """Return the error that ended a run; it has the state and the history."""
     return caught.value
 
 
@@ -34,7 +34,7 @@ def raise_at(at, error):
 
 
 class KilledError(KeyboardInterrupt):
-    """Ends a run at once, as a second Ctrl-C does: nothing is saved any more."""
+    """Ends a run at once, like a second Ctrl-C: nothing more is saved."""
 
 
 def kill_at(step):
@@ -54,7 +54,7 @@ def bits(leaf):
 
 
 def assert_same_run(result, expected):
-    """State and history have the same bits."""
+    """Require that states and histories have the same bits."""
     got, want = tree.leaf_paths(result.state), tree.leaf_paths(expected.state)
     assert got.keys() == want.keys()
     assert [path for path in got if bits(got[path]) != bits(want[path])] == []

@@ -1,4 +1,4 @@
-"""Trees to save, folders to damage, and what must be equal afterwards."""
+"""Trees to save, folders to damage, and comparisons of what is restored."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ class Pair(NamedTuple):
 
 
 def bits(leaf: Any) -> tuple[str, tuple[int, ...], bytes]:
-    """What must be equal, whatever holds the leaf."""
+    """Return a leaf's dtype, shape and bytes, whatever array type holds it."""
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     data = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
     return str(leaf.dtype), tuple(leaf.shape), np.ascontiguousarray(data).tobytes()

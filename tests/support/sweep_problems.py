@@ -1,9 +1,9 @@
-"""Small trainings that are swept in many ways."""
+"""Small training functions and points for sweeps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from regression import ARRAYS, DATA, squared_errors
+from linear_regression import ARRAYS, DATA, squared_errors
 
 import fngrad.sweeps as sweeps
 from fngrad.optimizers import sgd

@@ -1,24 +1,27 @@
-"""A family of optimizers against its oracles, update by update.
+"""Optimizers against their oracles, update by update.
 
-A test file names its `Family` and calls the four checks from parametrized tests:
-every case in float64, every case in lower precision, every argument in the table, and
-every argument shown to matter.
+A `Family` holds optimizers that are tested alike, their oracles and a table of their
+arguments. It compares leaf by leaf; subclasses compare other problems in other ways.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import problems
-from precision import x64
+from float64_mode import x64
 
+import fngrad.optimizers as optimizers
 from fngrad.transforms.core import apply_updates
 
 STEPS = 25
+LR = (0.1, 0.03)
 REAL = {"float64": (jnp.float64, jnp.float64)}
 DOUBLE = {**REAL, "complex128": (jnp.complex128,) * 2}
 SINGLE = {  # of the parameters, of the gradients
@@ -28,41 +31,137 @@ SINGLE = {  # of the parameters, of the gradients
     "mixed": (jnp.bfloat16, jnp.float32),
 }
 UNDECAYED = ("complex128", "float16")
-Case = tuple[str, dict[str, Any]]
+Arguments = dict[str, Any]
+Case = tuple[str, Arguments]
+Rows = dict[str, tuple[Arguments, Any, Any]]
 
 
-class Family(NamedTuple):
-    """Optimizers, what is right, and what is asked of them.
+class Visit(NamedTuple):
+    """The gradients of a leaf, the parameters visited and the updates made."""
 
-    An argument's row is (the other arguments, a value, another value): the two must
-    differ, and the second must agree with the oracle.
+    gradients: Any
+    params: Any
+    updates: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """Optimizers whose updates are compared leaf by leaf.
+
+    An argument's row is (the other arguments, a value, another value): the two values
+    must give different updates, and those of the second must be the oracle's.
     """
 
-    factories: Any  # a module that has each optimizer by name
-    oracles: Any  # a module that has each oracle by the same name
-    arguments: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]]
-    double: dict[str, Any] = DOUBLE  # REAL for rules that refuse complex parameters
+    oracles: ModuleType  # has each oracle by the name of its optimizer
+    arguments: dict[str, Rows]  # by the name of the optimizer
+    conventions: Sequence[Case] = ()  # cases besides the defaults and the rows
+    double: dict[str, Any] = dataclasses.field(default_factory=lambda: DOUBLE)
     shape: tuple[int, ...] = (6,)  # of each leaf: six entries, e.g. (2, 3)
     tolerance: float = 1e-12  # in float64
     single_tolerance: float = 4e-6  # in float32
+    without_oracle: tuple[str, ...] = ()  # arguments that no oracle has
+    silent: tuple[str, ...] = ()  # arguments that do not change the updates
+    slow_rows: bool = False  # whether the rows are left to the slow tests
 
     @property
-    def names(self) -> list[str]:
-        return list(self.arguments)
+    def named_cases(self) -> list[Case]:
+        """Each optimizer's defaults, and the conventions."""
+        return [(name, {}) for name in self.arguments] + list(self.conventions)
 
+    @property
+    def row_cases(self) -> list[Case]:
+        """Each argument of the table at its other value."""
+        return [
+            (name, {**context, argument: value})
+            for name, rows in self.arguments.items()
+            for argument, (context, _, value) in rows.items()
+            if argument not in self.without_oracle
+        ]
 
-def cases(family: Family, conventions: Sequence[Case]) -> list[Case]:
-    """Return the conventions, and each argument of the table at its other value."""
-    return list(conventions) + [
-        (name, {**context, argument: value})
-        for name, table in family.arguments.items()
-        for argument, (context, _, value) in table.items()
-    ]
+    @property
+    def single_cases(self) -> list[Case]:
+        """The cases that are compared in lower precision."""
+        return self.named_cases + self.row_cases
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each optimizer with each of the arguments that change its updates."""
+        return [
+            (name, argument)
+            for name, rows in self.arguments.items()
+            for argument in rows
+            if argument not in self.silent
+        ]
 
-def pairs(family: Family) -> list[tuple[str, str]]:
-    """Return (optimizer, argument) for every row of the table."""
-    return [(name, row) for name in family.names for row in family.arguments[name]]
+    def check_double(self, name: str, arguments: Arguments) -> None:
+        """Compare float64 (and complex128) updates with the oracle."""
+        with x64():
+            visits = self.trajectory(name, arguments, self.double)
+            for leaf, visit in visits.items():
+                want = self.expected(name, arguments, leaf, visit, np.float64)
+                assert visit.updates.dtype == leaf
+                assert_close(visit.updates, want, self.tolerance)
+
+    def check_single(self, name: str, arguments: Arguments) -> None:
+        """Compare float32 and lower-precision updates with the oracle, rounded."""
+        tolerance = self.single_tolerance
+        for leaf, visit in self.trajectory(name, arguments, SINGLE).items():
+            want = self.expected(name, arguments, leaf, visit, np.float32)
+            got = visit.updates
+            assert got.dtype == SINGLE[leaf][0]
+            if got.dtype == jnp.float32:
+                assert_close(got, want, tolerance)
+            else:
+                rounded = want.astype(got.dtype)
+                assert_close(got, wide(rounded), tolerance, slack=ulp(rounded))
+
+    def check_argument(self, name: str, argument: str) -> None:
+        """Require that an argument's two values give different updates."""
+        context, value, other = self.arguments[name][argument]
+        leaf = "float16" if argument == "mask" else "float32"
+        first, second = (
+            self.trajectory(name, {**context, argument: v}, SINGLE)[leaf].updates
+            for v in (value, other)
+        )
+        assert not np.allclose(wide(first), wide(second), rtol=1e-3, atol=0)
+
+    def trajectory(
+        self, name: str, arguments: Arguments, dtypes: dict[str, Any]
+    ) -> dict[str, Visit]:
+        """Return what happens to each leaf, by its name."""
+        params, gradients = problem(dtypes, self.shape)
+        double = dtypes is not SINGLE
+        visited, updates = self.run(name, arguments, params, gradients, double)
+        flat = [{**t["decayed"], **t["rest"]} for t in (gradients, visited, updates)]
+        return {leaf: Visit(*(t[leaf] for t in flat)) for leaf in dtypes}
+
+    def rates(self, name: str, arguments: Arguments) -> tuple[np.ndarray, Arguments]:
+        """Return the learning rate of each step, and the other arguments."""
+        base = {"learning_rate": self.arguments[name]["learning_rate"][1]}
+        others = {**base, **arguments}
+        return problems.decaying(others.pop("learning_rate"), STEPS), others
+
+    def run(
+        self, name: str, arguments: Arguments, params: Any, gradients: Any, double: bool
+    ) -> tuple[Any, Any]:
+        """Return the parameters before each update, and the updates."""
+        rates, arguments = self.rates(name, {**defaults(name), **arguments})
+        floats = {k: v for k, v in arguments.items() if isinstance(v, float)}
+        static = tuple((k, v) for k, v in arguments.items() if k not in floats)
+        program = compiled(getattr(optimizers, name), static, double)
+        return program(floats, jnp.asarray(rates), params, gradients)
+
+    def expected(
+        self, name: str, arguments: Arguments, leaf: str, visit: Visit, dtype: Any
+    ) -> np.ndarray:
+        """Return the updates of the oracle; it gets the same rounded numbers."""
+        rates, arguments = self.rates(name, {**float_defaults(name), **arguments})
+        arguments = {k: in_dtype(v, dtype) for k, v in arguments.items()}
+        if arguments.pop("mask", None) and leaf in UNDECAYED:
+            arguments["weight_decay"] = 0.0
+        oracle = getattr(self.oracles, name)
+        gradients, params = wide(visit.gradients), wide(visit.params)
+        return oracle(gradients, params, rates.astype(dtype), **arguments)
 
 
 def case_id(case: Any) -> str:
@@ -73,72 +172,29 @@ def case_id(case: Any) -> str:
     return " ".join(f"{k}={v}" for k, v in shown.items()) or "defaults"
 
 
-def check_double(family: Family, name: str, arguments: dict[str, Any]) -> None:
-    """Compare float64 (and complex128) updates with the oracle."""
-    with x64():
-        visited = trajectory(family, name, arguments, family.double)
-        for leaf, (gradients, params, got) in visited.items():
-            want = expected(
-                family, name, arguments, leaf, gradients, params, np.float64
-            )
-            assert got.dtype == leaf
-            assert_close(got, want, family.tolerance)
+def defaults(name: str) -> Arguments:
+    """Return the default of each argument but the learning rate."""
+    parameters = inspect.signature(getattr(optimizers, name)).parameters
+    return {k: p.default for k, p in parameters.items() if k != "learning_rate"}
 
 
-def check_single(family: Family, name: str, arguments: dict[str, Any]) -> None:
-    """Compare float32 and lower-precision updates with the oracle, rounded."""
-    visited = trajectory(family, name, arguments, SINGLE)
-    tolerance = family.single_tolerance
-    for leaf, (gradients, params, got) in visited.items():
-        want = expected(family, name, arguments, leaf, gradients, params, np.float32)
-        assert got.dtype == SINGLE[leaf][0]
-        if got.dtype == jnp.float32:
-            assert_close(got, want, tolerance)
-        else:
-            rounded = want.astype(got.dtype)
-            assert_close(got, wide(rounded), tolerance, slack=ulp(rounded))
+def float_defaults(name: str) -> dict[str, float]:
+    """Return the defaults that are floats: in float32 1 - 0.999 is not 0.001."""
+    return {k: v for k, v in defaults(name).items() if type(v) is float}
 
 
-def check_table(family: Family, name: str) -> None:
-    """Require a row for every argument."""
-    parameters = inspect.signature(getattr(family.factories, name)).parameters
-    assert set(parameters) == set(family.arguments[name])
-
-
-def check_argument(family: Family, name: str, argument: str) -> None:
-    """Require that an argument's two values give different updates."""
-    context, value, other = family.arguments[name][argument]
-    leaf = "float16" if argument == "mask" else "float32"
-    first, second = (
-        trajectory(family, name, {**context, argument: v}, SINGLE)[leaf][2]
-        for v in (value, other)
-    )
-    assert not np.allclose(wide(first), wide(second), rtol=1e-3, atol=0)
-
-
-def trajectory(
-    family: Family, name: str, arguments: dict[str, Any], dtypes: dict[str, Any]
-) -> dict[str, tuple[Any, Any, Any]]:
-    """Return gradients, parameters visited and updates made, by leaf name."""
-    factory = getattr(family.factories, name)
-    signature = inspect.signature(factory).parameters
-    defaults = {k: p.default for k, p in signature.items() if k != "learning_rate"}
-    arguments = {**defaults, **arguments}  # all floats are data: fewer programs
-    learning_rates = problems.decaying(arguments.pop("learning_rate", 0.1), STEPS)
-    floats = {k: v for k, v in arguments.items() if isinstance(v, float)}
-    static = tuple((k, v) for k, v in arguments.items() if k not in floats)
-    params, gradients = problem(dtypes, family.shape)
-    program = compiled(factory, static, dtypes is not SINGLE)
-    visited, updates = program(floats, jnp.asarray(learning_rates), params, gradients)
-    flat = [{**t["decayed"], **t["rest"]} for t in (gradients, visited, updates)]
-    return {leaf: (flat[0][leaf], flat[1][leaf], flat[2][leaf]) for leaf in dtypes}
+def in_dtype(value: Any, dtype: Any) -> Any:
+    """Round a float, or the floats of a tuple, to a dtype."""
+    if isinstance(value, tuple):
+        return tuple(in_dtype(v, dtype) for v in value)
+    return float(dtype(value)) if isinstance(value, float) else value
 
 
 @functools.cache
 def compiled(
     factory: Callable[..., Any], static: tuple[tuple[str, Any], ...], double: bool
 ) -> Callable[..., Any]:
-    """Return the trajectory as one program; float hyperparameters are its data."""
+    """Return the trajectory as one program; floats are data, so few are compiled."""
 
     @jax.jit
     def program(floats, learning_rates, params, gradients):
@@ -179,38 +235,13 @@ def tree_of(dtypes: dict[str, Any], role: int, values: dict[str, Any]) -> dict:
     }
 
 
-def expected(family, name, arguments, leaf, gradients, visited, dtype) -> np.ndarray:
-    """Ask the oracle, with hyperparameters as the program's precision holds them."""
-    arguments = {
-        k: float(dtype(v)) if isinstance(v, float) else v
-        for k, v in {**float_defaults(family, name), **arguments}.items()
-    }
-    learning_rates = problems.decaying(arguments.pop("learning_rate", 0.1), STEPS)
-    if arguments.pop("mask", None) and leaf in UNDECAYED:
-        arguments["weight_decay"] = 0.0
-    oracle = getattr(family.oracles, name)
-    return oracle(
-        wide(gradients), wide(visited), learning_rates.astype(dtype), **arguments
-    )
-
-
-def float_defaults(family: Family, name: str) -> dict[str, float]:
-    """Return the defaults that are floats: in float32 1 - 0.999 is not 0.001."""
-    signature = inspect.signature(getattr(family.factories, name)).parameters
-    return {
-        k: p.default
-        for k, p in signature.items()
-        if type(p.default) is float and k != "learning_rate"
-    }
-
-
 def wide(x: Any) -> np.ndarray:
-    """Return NumPy numbers of double precision."""
+    """Return a NumPy array in double precision."""
     return np.asarray(x).astype(np.complex128 if jnp.iscomplexobj(x) else np.float64)
 
 
 def assert_close(got, want: np.ndarray, tolerance: float, slack: Any = 0.0) -> None:
-    """Compare relative to each entry and a little to its column's largest."""
+    """Compare relative to each entry and to a tenth of the largest of its column."""
     scale = np.abs(want) + 0.1 * np.max(np.abs(want), axis=0)
     excess = np.abs(wide(got) - want) - tolerance * scale - slack
     step = np.argmax(np.max(excess.reshape(len(excess), -1), 1))

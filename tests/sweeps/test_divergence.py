@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import DATA, PARAMS, loss_fn
+from linear_regression import DATA, PARAMS, loss_fn
 from sweep_problems import POINTS, STEPS, quiet_sweep
 
 import fngrad.sweeps as sweeps

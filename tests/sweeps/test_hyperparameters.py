@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import ARRAYS, squared_errors
+from linear_regression import ARRAYS, squared_errors
 from sweep_problems import quiet_sweep
 
 import fngrad as fg

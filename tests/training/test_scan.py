@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from regression import ARRAYS, DATA, PARAMS, loss_fn
+from linear_regression import ARRAYS, DATA, PARAMS, loss_fn
 
 import fngrad.data.dataset as dataset
 from fngrad.optimizers import sgd

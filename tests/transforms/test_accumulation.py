@@ -1,4 +1,4 @@
-"""Small batches, added up: one large batch, and the memory of one gradient."""
+"""Accumulated micro-batches equal one large batch, at the memory of one gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def test_frozen_leaves_cost_nothing():
     assert np.all(trained_state.params["head"] < 1)
 
 
-def test_it_keeps_one_gradient_more_and_no_temporary_of_that_size():
+def test_it_stores_one_more_gradient_and_no_temporary_of_that_size():
     size = 2**16
     params = jnp.zeros(size)
 

@@ -1,4 +1,4 @@
-"""Slow weights and averages, against NumPy."""
+"""Slow weights and averages of parameters, compared with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ import pytest
 import fngrad.tree as tree
 from fngrad.optimizers import adam, momentum, sgd
 from fngrad.transforms.accumulation import accumulate
-from fngrad.transforms.averages import ema_params, lookahead
+from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.core import apply_updates, chain, named
 from fngrad.transforms.evaluation_point import evaluation_point
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, partition
-from fngrad.transforms.scaling import scale
+from fngrad.transforms.scaling import scale, scale_by_learning_rate
 from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 
 STEPS = 25
@@ -79,14 +79,14 @@ def test_lookahead_is_the_algorithm(k, alpha, reset, x64):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_lookahead_that_goes_all_the_way_is_the_inner_optimizer(x64):
+def test_lookahead_with_a_slow_step_of_one_is_the_inner_optimizer(x64):
     start, given = jnp.ones(4), jnp.asarray(gradients())
     want, _ = visit(adam(falling), start, given)
     got, _ = visit(lookahead(adam(falling), 3, 1.0), start, given)
     np.testing.assert_allclose(got, want, rtol=1e-14)
 
 
-def test_values_that_were_changed_outlive_a_reset():
+def test_changed_hyperparameters_survive_a_reset():
     inner = chain(
         named("slow", tunable(scale, step_size=1.0)), tunable(sgd, learning_rate=1.0)
     )
@@ -178,12 +178,24 @@ def test_ema_params_inside_an_accumulation_counts_updates():
     np.testing.assert_allclose(points[:, 0], [0, -0.5, -0.5, -1.25])
 
 
-def test_ema_params_passes_updates_on_and_averages_what_they_lead_to():
+def test_ema_params_passes_updates_on_and_averages_the_new_parameters():
     optimizer = chain(sgd(2.0**-10), ema_params(0.0))
     params = jnp.ones((), jnp.bfloat16)
     updates, state = optimizer.update(params, optimizer.init(params), params)
     assert updates == -(2.0**-10)
     assert state["ema_params"].average == 1.0  # bfloat16 cannot hold 1 - 2**-10
+
+
+def test_average_params_with_gamma_zero_is_the_mean():
+    optimizer = chain(scale_by_learning_rate(0.5), average_params(0.0))
+    params = jnp.array([4.0])
+    state, seen = optimizer.init(params), []
+    for _ in range(5):
+        updates, state = optimizer.update(params, state, params)
+        params = apply_updates(params, updates)
+        seen.append(params)
+    average = state["average_params"].eval_params(params)
+    np.testing.assert_allclose(average, np.mean(seen, axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

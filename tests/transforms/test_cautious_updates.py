@@ -1,4 +1,4 @@
-"""The cautious mask, against the paper's and its authors' code's arithmetic."""
+"""The cautious mask, compared with the paper and with its authors' code."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def compare(optimizer, min_share, weight_decay, kind=np.float64):
 
 
 @pytest.mark.parametrize("min_share", [None, 1e-3, 0.9])
-def test_cautious_momentum_is_the_paper_s(min_share, x64):
+def test_cautious_momentum_follows_the_paper(min_share, x64):
     compare(cautious(momentum(falling, DECAY), min_share=min_share), min_share, 0.0)
 
 
@@ -122,6 +122,6 @@ def test_the_laws_hold():
 
 
 @pytest.mark.parametrize("min_share", [0.0, -1.0, 1.5])
-def test_a_share_lies_above_zero_up_to_one(min_share):
+def test_a_share_outside_zero_to_one_is_refused(min_share):
     with pytest.raises(ValueError, match=r"need .*min_share.* got min_share="):
         cautious(momentum(0.1), min_share=min_share)

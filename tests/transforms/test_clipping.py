@@ -1,4 +1,4 @@
-"""Clips: bounds kept, nothing else touched."""
+"""Clips keep their bounds and change nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def assert_trees(compare, a, b):
 
 
 @each_clip
-def test_what_is_within_the_bound_keeps_its_bits(name):
+def test_updates_within_the_bound_keep_their_bits(name):
     updates = {**GRADIENTS, "bias": jnp.array([-0.0, 1e-30, 2e-38])}
     clipped = apply(CLIPS[name](1e6), updates)
     for got, want in zip(
@@ -81,7 +81,7 @@ def test_a_nan_passes(name):
 
 
 @each_clip
-def test_a_clip_takes_no_schedule(name):
+def test_a_clip_refuses_a_schedule(name):
     with pytest.raises(TypeError, match="counts no steps and takes no schedule"):
         apply(CLIPS[name](lambda step: 1.0), GRADIENTS)
 
@@ -158,7 +158,7 @@ def test_adaptive_clip_bounds_each_unit_by_its_parameters(shape, axes):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_adaptive_clip_takes_other_axes():
+def test_adaptive_clip_accepts_other_axes():
     w, g = jnp.ones((3, 2, 4)), jnp.arange(24.0).reshape(3, 2, 4)
     got = apply(adaptive_clip(0.1, axis=0), g, w)
     each = apply(adaptive_clip(0.1), g.reshape(3, 8), w.reshape(3, 8))
@@ -172,7 +172,7 @@ def test_adaptive_clip_counts_a_unit_of_zeros_as_epsilon():
     np.testing.assert_allclose(got, [0.03, 0.04], rtol=1e-6)
 
 
-def test_centralize_takes_the_mean_over_what_feeds_an_output():
+def test_centralize_subtracts_the_mean_over_the_inputs_of_each_output():
     centered = apply(centralize(), GRADIENTS)
     np.testing.assert_array_equal(centered["bias"], GRADIENTS["bias"])
     for name in ("weight", "kernel"):

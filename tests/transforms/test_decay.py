@@ -1,13 +1,14 @@
-"""Weight decay says what it is by its place."""
+"""The place of weight decay in a chain decides which kind of decay it is."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fngrad.tree as tree
 from fngrad.optimizers import adam, adamw
 from fngrad.transforms.core import chain
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import add_decayed_weights, proximal_decay
 from fngrad.transforms.scaling import scale, scale_by_learning_rate
 
 PARAMS = {"weight": jnp.array([2.0, -4.0]), "bias": jnp.array([3.0])}
@@ -33,7 +34,7 @@ def test_the_parameters_are_added():
     ],
     ids=["glob", "tree", "function"],
 )
-def test_other_leaves_than_the_selected_do_not_decay(mask):
+def test_leaves_that_are_not_selected_do_not_decay(mask):
     gradient = {**ZEROS, "bias": jnp.ones(1)}
     got = first_update(add_decayed_weights(0.5, mask), gradient)
     np.testing.assert_array_equal(got["weight"], [1.0, -2.0])
@@ -71,3 +72,13 @@ def test_decay_after_the_learning_rate_does_not_depend_on_it():
         )
         got = first_update(optimizer)["weight"]
         np.testing.assert_allclose(got, [-0.02, 0.04], rtol=1e-6)
+
+
+def test_proximal_decay_ignores_leaves_outside_its_mask():
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    decay = proximal_decay(0.5, 1.0, "w")
+    updates, _ = decay.update(tree.zeros_like(params), decay.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1 / 3 * np.ones(2), rtol=1e-6)
+    assert not np.any(updates["b"])
+    with pytest.raises(ValueError, match=r"selects a leaf, got 'x'.*\['b', 'w'\]"):
+        proximal_decay(0.5, 1.0, "x").init(params)

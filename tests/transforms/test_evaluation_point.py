@@ -1,4 +1,4 @@
-"""The point at which a model is evaluated, found in any optimizer's state."""
+"""The point at which a model is evaluated is found in the state of any optimizer."""
 
 import functools
 from typing import Any, NamedTuple
@@ -143,7 +143,7 @@ def test_the_point_has_the_parameters_dtypes():
     assert point["b"].dtype == jnp.float32
 
 
-def test_holes_in_the_model_stay():
+def test_none_in_the_model_stays_none():
     params, _ = fg.split({"w": jnp.array([2.0]), "activation": jnp.tanh})
     state = trained(schedule_free_sgd(0.1), params)
     assert eval_params(state)["activation"] is None
@@ -167,7 +167,7 @@ def test_a_state_is_given_its_own_part_of_the_parameters():
     assert_same(point["c"], PARAMS["c"])
 
 
-def test_of_nested_states_the_outermost_decides():
+def test_the_outermost_of_nested_states_decides():
     inner = trained_alone().opt_state
     z = jax.tree.map(jnp.zeros_like, PARAMS)
     point = evaluation_point(Doubled(z, inner), PARAMS)

@@ -1,4 +1,4 @@
-"""Annealed noise: its variance, its keys."""
+"""Annealed noise: its variance and its keys."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_the_variance_falls_as_the_paper_says(eta, gamma):
         np.testing.assert_allclose(got, eta / (1 + t) ** gamma, rtol=0.1)
 
 
-def test_leaves_and_steps_have_noise_of_their_own():
+def test_leaves_and_steps_have_independent_noise():
     first, second = noise_of(add_noise(1.0, 0.0, key=3), 2)
     draws = np.stack([first["a"], first["b"], second["a"], second["b"]])
     np.testing.assert_allclose(np.corrcoef(draws), np.eye(4), atol=0.08)

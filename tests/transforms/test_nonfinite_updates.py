@@ -1,4 +1,4 @@
-"""Steps that would write a NaN are not taken, and are counted."""
+"""Steps that would write a NaN are skipped and counted."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(value):
     assert (after.consecutive, after.total) == (1, 1)
 
 
-def test_what_is_finite_is_the_inner_transform_bit_for_bit():
+def test_finite_updates_are_the_inner_transforms_bit_for_bit():
     guarded, plain = skip_nonfinite(adam(0.1)), adam(0.1)
     state, plain_state = guarded.init(PARAMS), plain.init(PARAMS)
     for _ in range(3):
@@ -95,7 +95,7 @@ def reports(optimizer, values, metrics="norms"):
 
 
 @pytest.mark.parametrize("metrics", ["norms", "loss"])
-def test_after_the_limit_it_says_so_and_still_writes_nothing(metrics):
+def test_beyond_the_limit_it_reports_so_and_still_writes_nothing(metrics):
     values = [1.0, *[np.nan] * 2, 1.0, *[np.nan] * 4, 1.0]
     state, told = reports(skip_nonfinite(sgd(0.1), 2), values, metrics)
     assert told["skip_nonfinite/consecutive"] == [0, 1, 2, 0, 1, 2, 3, 4, 0]
@@ -105,7 +105,7 @@ def test_after_the_limit_it_says_so_and_still_writes_nothing(metrics):
     np.testing.assert_allclose(state.params, np.full(2, 1.0 - 3 * 0.1), rtol=1e-6)
 
 
-def test_what_the_guard_lets_through_is_not_finite():
+def test_a_nonfinite_group_without_a_guard_is_reported():
     def two_losses(params, batch):
         return jnp.sum(params["safe"] * batch) + jnp.sum(params["bare"] * batch)
 
@@ -118,7 +118,7 @@ def test_what_the_guard_lets_through_is_not_finite():
     assert not metrics["is_finite"]
 
 
-def test_fit_goes_on_over_skips_and_stops_at_the_limit():
+def test_fit_continues_after_skips_and_stops_beyond_the_limit():
     def stopped_at(values):
         optimizer = skip_nonfinite(sgd(0.1), 1)
         dataset = data.from_arrays(jnp.array(values), 1, shuffle=False)

@@ -1,4 +1,4 @@
-"""Moments in codes: what is coded, what stays, memory, and the same training."""
+"""Quantized moments: which are coded, how much memory they take, how they train."""
 
 import functools
 
@@ -46,7 +46,7 @@ def test_the_laws_hold(name):
 
 
 def declared(state):
-    """Return the paths of the leaves that state classes declare, by their own walk."""
+    """Return the paths of the leaves that state classes declare, by a separate walk."""
     found = set()
     paths, _ = jax.tree_util.tree_flatten_with_path(
         state,
@@ -112,7 +112,7 @@ def test_updates_are_the_float32_ones_within_the_width_of_a_code(factory):
     got, _ = visited(quantize_state(factory(0.1), block_size=32, min_size=0))
     for step, (a, b) in enumerate(zip(got, want, strict=True)):
         error = tree.norm(tree.sub(a, b)) / tree.norm(b)
-        # Nothing is in codes before the first update, then each step adds 1/16 or so.
+        # Nothing is coded before the first update, then each step adds about 1/16.
         assert error < (1e-6 if step == 0 else 0.15), step
 
 
@@ -126,7 +126,7 @@ def test_every_rule_runs_on_codes(name, bits):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(update))
 
 
-def test_a_slow_second_moment_comes_down_with_the_gradients():
+def test_a_slow_second_moment_falls_with_the_gradients():
     # The first entry of each block holds the scale; the others fall to a tenth.
     params = {"w": jnp.zeros(512)}
     holds = jnp.arange(512) % 256 == 0
@@ -152,9 +152,9 @@ def test_a_run_repeats_to_the_bit():
     jax.tree.map(np.testing.assert_array_equal, (first, a), (second, b))
 
 
-def test_small_leaves_stay_and_then_nothing_changes():
+def test_small_leaves_are_not_coded_and_change_nothing():
     want, _ = visited(adam(0.1))
-    got, _ = visited(quantize_state(adam(0.1)))  # 256 entries a leaf
+    got, _ = visited(quantize_state(adam(0.1)))  # 256 entries per leaf
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -167,7 +167,7 @@ def test_the_learning_rate_is_reported_and_can_be_changed():
 
 
 class Foreign:
-    """Code of another library, which declares nothing."""
+    """A transform of another library, which declares nothing."""
 
     def init(self, params):
         return {"m": {"w": params["w"] * 0}, "v": {"w": params["w"] * 0}}
@@ -178,7 +178,7 @@ class Foreign:
         return {"w": -m["w"] / jnp.sqrt(v["w"] + 1e-8)}, {"m": m, "v": v}
 
 
-def test_a_foreign_rule_is_told_by_globs():
+def test_globs_select_the_moments_of_a_foreign_rule():
     params = {"w": jnp.ones((4, 16))}
     wrapped = small(Foreign(), signed="**/m/**", non_negative=("**/v/*",))
     state = wrapped.init(params)["quantize_state"].inner["Foreign"]
@@ -190,7 +190,7 @@ def test_a_foreign_rule_is_told_by_globs():
     assert not any(map(quantized_update.is_coded, jax.tree.leaves(untold)))
 
 
-def test_an_array_that_an_update_hands_on_keeps_its_codes():
+def test_an_array_that_an_update_passes_on_keeps_its_codes():
     def update(updates, state, params):
         return updates, {"kept": state["kept"], "last": updates}
 
@@ -239,7 +239,7 @@ def test_moments_of_complex_parameters_stay_and_their_squares_do_not():
         ({"block_size": 7}, "need an even block_size >= 2, got block_size=7"),
     ],
 )
-def test_wrong_arguments_are_told(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         quantize_state(adam(0.1), **arguments)
 
@@ -257,7 +257,7 @@ def test_wrong_arguments_are_told(arguments, message):
         ),
     ],
 )
-def test_globs_that_do_not_fit_are_told(globs, message):
+def test_globs_that_do_not_fit_are_refused(globs, message):
     with pytest.raises(ValueError, match=message):
         quantize_state(adam(0.1), **globs).init(gradients(0))
 
@@ -294,7 +294,7 @@ def test_stored_moments_shrink_as_the_bits_do(bits, most):
     assert sizes[0] <= most * sizes[1]
 
 
-def test_an_update_needs_less_memory_because_leaves_take_turns(monkeypatch):
+def test_an_update_needs_less_memory_because_leaves_are_updated_in_turn(monkeypatch):
     optimizer = chain(clip_by_global_norm(1.0), quantize_state(adam(0.1)))
     stored, temporary, peak = memory(optimizer)
     plain = memory(chain(clip_by_global_norm(1.0), adam(0.1)))
@@ -312,7 +312,7 @@ SEEDS, STEPS = 20, 400
 
 
 def final_losses(optimizer):
-    """Train a network on digits, once a seed; return its losses, (split, seed)."""
+    """Train a network on digits, once per seed; return its losses, (split, seed)."""
     model, splits = fg.models.mlp((64, 32, 10)), fg.data.digits()
     data = fg.data.from_arrays(splits.train, 64)
 
@@ -343,7 +343,9 @@ def is_equivalent(losses, reference, margin):
 
 
 @pytest.mark.slow
-def test_training_with_8_bits_is_equivalent_to_float32_and_zeros_ruin_it(monkeypatch):
+def test_training_with_8_bits_equals_float32_in_loss_and_a_zero_code_ruins_it(
+    monkeypatch,
+):
     rule = adam(fg.schedules.cosine(3e-3, STEPS))
     train, validation = final_losses(rule)
     coded = final_losses(quantize_state(rule, min_size=0))
@@ -353,7 +355,7 @@ def test_training_with_8_bits_is_equivalent_to_float32_and_zeros_ruin_it(monkeyp
     four = final_losses(quantize_state(rule, bits=4, min_size=0))
     assert np.mean(four[1]) < 1.05 * np.mean(validation)
     with monkeypatch.context() as patched:
-        # The signed codes have a zero: the control, in which second moments have one.
+        # The control: signed codes have a zero, so second moments can be zero.
         patched.setattr(ScaleByAdamState, "signed", ("mu", "nu"))
         patched.setattr(ScaleByAdamState, "non_negative", ())
         control = final_losses(quantize_state(rule, min_size=0))

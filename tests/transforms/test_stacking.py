@@ -1,4 +1,4 @@
-"""Stacked leaves: the same updates from a program that does not grow."""
+"""Stacked leaves get the same updates from a program of constant size."""
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,7 @@ def test_an_evaluation_point_comes_back_as_single_leaves():
     np.testing.assert_array_equal(point["frozen"], [1.0, 1.0])
 
 
-def test_groups_of_a_partition_are_stacked_apart():
+def test_groups_of_a_partition_are_stacked_separately():
     inside = chain(clip_by_norm(0.1), adam(0.1))
     together = partition([("layers/**", inside), ("**", sgd(0.1))])
     apart = partition(
@@ -173,7 +173,7 @@ def test_groups_of_a_partition_are_stacked_apart():
     assert_close(got, want, rtol=1e-5)
 
 
-def test_dtypes_are_kept_apart():
+def test_dtypes_are_stacked_separately():
     params = [jnp.ones(2), jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)]
     optimizer = stack_leaves(sgd(0.1, momentum=0.9))
     updates, state = optimizer.update(params, optimizer.init(params), params)
@@ -195,7 +195,7 @@ def test_stacks_can_be_frozen_by_name():
     np.testing.assert_allclose(state.params["float32[3]"].leaves, 0.9 * np.ones((1, 3)))
 
 
-def test_what_is_inside_can_be_reported():
+def test_the_inner_transform_is_reported():
     params, optimizer = random_tree(0), stack_leaves(RULES["clip_by_global_norm"])
     told = report(optimizer, params, optimizer.init(params), params)
     norm = told["stack_leaves/clip_by_global_norm/norm_before"]
@@ -214,11 +214,11 @@ def test_the_laws_hold(params):
     check_transform(stack_leaves(chain(clip_by_norm(0.5), momentum(0.1))), params)
 
 
-def test_leaves_are_frozen_outside():
+def test_a_frozen_transform_inside_is_refused():
     with pytest.raises(ValueError, match="need a transform that trains all leaves"):
         stack_leaves(freeze())
 
 
-def test_a_glob_that_means_leaves_selects_no_stack():
-    with pytest.raises(ValueError, match="need a glob that selects a leaf"):
+def test_a_glob_of_leaf_paths_selects_no_stack():
+    with pytest.raises(ValueError, match="need a mask that selects a leaf"):
         stack_leaves(adamw(0.1, mask="**/weight")).init(random_tree(0))

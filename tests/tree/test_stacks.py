@@ -1,4 +1,4 @@
-"""Leaf by leaf: alone, in stacks, with several results."""
+"""Functions of single leaves: alone, in stacks, with several results."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""No array of `numpy.ma` loses its mask: it is refused by every door, by leaf."""
+"""Arrays of `numpy.ma` are refused wherever data enter, by leaf."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""A small linear regression that is fitted in many ways."""
+"""A small linear regression, its data, its step, and a reference run."""
 
 import jax
 import jax.numpy as jnp

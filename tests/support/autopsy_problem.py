@@ -1,4 +1,4 @@
-"""Autopsies of small steps."""
+"""A small training step for autopsies."""
 
 import jax.numpy as jnp
 

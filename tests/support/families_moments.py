@@ -1,32 +1,17 @@
-"""Adam's relatives against their oracles, update by update."""
-
-from typing import Any
+"""Adam's relatives and their arguments."""
 
 import oracles_moments
-import pytest
-from trajectories import (
-    Family,
-    case_id,
-    cases,
-    check_argument,
-    check_double,
-    check_single,
-    check_table,
-    pairs,
-)
+from trajectories import LR, Case, Family, Rows
 
-import fngrad.optimizers as optimizers
-
-LR = (0.1, 0.03)
 MASK = ({"weight_decay": 0.1}, None, "decayed/**")
-ADAM = {
+ADAM: Rows = {
     "learning_rate": ({}, *LR),
     "b1": ({}, 0.9, 0.5),
     "b2": ({}, 0.999, 0.9),
     "eps": ({}, 1e-8, 1e-2),
     "eps_root": ({}, 0.0, 1e-2),
 }
-ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
+ARGUMENTS: dict[str, Rows] = {
     "adamax": {
         **{name: ADAM[name] for name in ("learning_rate", "b1", "b2", "eps")},
         "weight_decay": ({}, 0.0, 0.1),
@@ -97,8 +82,7 @@ ARGUMENTS: dict[str, dict[str, tuple[dict[str, Any], Any, Any]]] = {
         "debias": ({}, True, False),
     },
 }
-CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in ARGUMENTS),
+CONVENTIONS: list[Case] = [
     ("amsgrad", {"debias": "never"}),
     ("amsgrad", {"eps": 0.0}),
     ("nadam", {"momentum_decay": 1.0, "eps": 1e-7}),  # Keras's
@@ -110,25 +94,4 @@ CONVENTIONS: list[tuple[str, dict[str, Any]]] = [
     ("adopt", {"eps": 0.0}),
     ("yogi", {"eps": 0.0, "initial_accumulator_value": 0.0}),
 ]
-FAMILY = Family(optimizers, oracles_moments, ARGUMENTS)
-CASES, PAIRS = cases(FAMILY, CONVENTIONS), pairs(FAMILY)
-
-
-@pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
-def test_updates_in_float64_are_the_oracles(name, arguments):
-    check_double(FAMILY, name, arguments)
-
-
-@pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
-def test_updates_in_lower_precision_are_the_oracles_rounded(name, arguments):
-    check_single(FAMILY, name, arguments)
-
-
-@pytest.mark.parametrize("name", FAMILY.names)
-def test_every_argument_is_in_the_table(name):
-    check_table(FAMILY, name)
-
-
-@pytest.mark.parametrize(("name", "argument"), PAIRS)
-def test_every_argument_changes_the_updates(name, argument):
-    check_argument(FAMILY, name, argument)
+FAMILIES = (Family(oracles_moments, ARGUMENTS, CONVENTIONS),)

@@ -1,4 +1,4 @@
-"""Double precision, switched on for a while."""
+"""Float64, switched on or off for a block of code."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A sound run, of which one argument is then replaced by a plausible mistake."""
+"""A correct run with one parameter; tests replace one argument by a mistake."""
 
 import jax.numpy as jnp
 import numpy as np

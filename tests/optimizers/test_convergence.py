@@ -1,4 +1,4 @@
-"""What theory says of the optimizers: rates, thresholds, noise floors, regret."""
+"""Rates, stability thresholds, noise floors and regret are those of theory."""
 
 import fractions
 import functools
@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from trajectories import case_id
 
 import fngrad as fg
 from fngrad import curvature
+from fngrad.optimizers import REGISTRY
 
 
 def quadratic(x, A):
@@ -59,9 +61,10 @@ def test_local_rates_are_the_closed_forms(method, kappa):
 
 
 def half_the_split(learning_rate, momentum, curvature):
-    """Return half the distance of the roots of z**2 - (1 + b - a c) z + b.
+    """Return half the distance between the roots of z**2 - (1 + b - a c) z + b.
 
-    The discriminant is exact: it is the difference of nearly equal numbers.
+    The discriminant is computed exactly, since it is a difference of nearly equal
+    numbers.
     """
     a, b, c = map(fractions.Fraction, (learning_rate, momentum, curvature))
     return float((1 + b - a * c) ** 2 - 4 * b) ** 0.5 / 2
@@ -69,9 +72,9 @@ def half_the_split(learning_rate, momentum, curvature):
 
 @pytest.mark.parametrize("kappa", [2.0, 1e2, 1e4])
 def test_double_eigenvalues_that_rounding_splits_do_not_move_the_local_rate(kappa):
-    # How far rounding splits a double eigenvalue differs between processors. So the
-    # momentum is changed by more than rounding changes it: the two roots part on the
-    # real line, by the root of the change, and their mean moves by the change alone.
+    # Processors differ in how far rounding splits a double eigenvalue. So the momentum
+    # is changed by more than rounding: the two roots separate on the real line by the
+    # root of the change, and their mean moves only by the change.
     values = spectrum(kappa)
     mu, L = values.min(), values.max()
     _, rate = heavy_ball(mu, L)
@@ -119,7 +122,7 @@ def test_stability_thresholds_are_sharp(name):
 
 
 def run_at(make, A, learning_rates, steps=600):
-    """Return how far from the minimum each learning rate ends."""
+    """Return the distance from the minimum at which each learning rate ends."""
 
     @jax.jit
     @jax.vmap
@@ -172,7 +175,7 @@ DIMENSIONS, ROUNDS = 8, 4000
 
 
 def opposing(x, sign):
-    """Always against the player: the slope has the sign of what was played."""
+    """Always oppose the player: the slope has the sign of the point played."""
     return jnp.where(x >= 0, 1.0, -1.0)
 
 
@@ -181,7 +184,7 @@ def random(x, sign):
 
 
 def steady(x, sign):
-    """One direction for good: the best point is a corner, and the player starts far."""
+    """Keep one slope: the best point is a corner, far from the start."""
     return jnp.ones_like(x)
 
 
@@ -246,3 +249,57 @@ def test_adagrads_regret_bound_is_nearly_reached_and_descent_breaks_it():
     x, g = play(fg.sgd(3.0), opposing)
     regret, bound = regret_and_bound(x, g, 3.0)
     assert regret > 2 * bound
+
+
+def test_tuned_heavy_ball_converges_at_its_known_rate():
+    A = jnp.asarray(problems.quadratic(np.array([1.0, 3.0, 10.0, 100.0])))
+    kappa = 100.0
+    rate = (kappa**0.5 - 1) / (kappa**0.5 + 1)
+    optimizer = REGISTRY["momentum"]((2 / (100.0**0.5 + 1)) ** 2, momentum=rate**2)
+
+    def body(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(A @ x, state, x)
+        x = x + updates
+        return (x, state), jnp.linalg.norm(x)
+
+    x = jnp.ones(4)
+    norms = jax.lax.scan(body, (x, optimizer.init(x)), length=60)[1]
+    # Twice-repeated eigenvalues at both ends give t rate**t; hence the window.
+    np.testing.assert_allclose((norms[59] / norms[29]) ** (1 / 30), rate, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("adam", {"learning_rate": 0.02}), ("momentum", {"learning_rate": 1e-3})],
+    ids=case_id,
+)
+def test_rosenbrocks_minimum_is_found(name, arguments):
+    optimizer = REGISTRY[name](**arguments)
+
+    def body(carry, _):
+        x, state = carry
+        gradient = jax.grad(problems.rosenbrock)(x)
+        updates, state = optimizer.update(gradient, state, x)
+        return (x + updates, state), None
+
+    x = jnp.array([-1.0, 1.0])
+    (x, _), _ = jax.lax.scan(body, (x, optimizer.init(x)), length=5000)
+    np.testing.assert_allclose(x, [1.0, 1.0], atol=1e-2)
+
+
+def test_gradient_descent_under_noise_ends_on_its_noise_floor():
+    optimizer = REGISTRY["sgd"](0.2)
+
+    def body(carry, key):
+        x, state = carry
+        gradient = 3.0 * x + 0.5 * jax.random.normal(key, x.shape)
+        updates, state = optimizer.update(gradient, state, x)
+        return (x + updates, state), None
+
+    x = jnp.zeros(20_000)
+    keys = jax.random.split(jax.random.key(0), 50)
+    (x, _), _ = jax.lax.scan(body, (x, optimizer.init(x)), keys)
+    floor = problems.noise_floor(3.0, 0.25, 0.2)
+    # The relative error of a variance from n samples is sqrt(2 / n) = 1 %.
+    np.testing.assert_allclose(jnp.mean(x**2), floor, rtol=0.04)

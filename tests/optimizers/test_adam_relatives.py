@@ -1,34 +1,26 @@
-"""What sets Adam's relatives apart: laws, closed forms, edges and refusals."""
+"""Adam's relatives: the closed forms and edge cases that distinguish them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles_moments
 import pytest
-from precision import x64
+from float64_mode import x64
 from trajectories import case_id
 
 import fngrad.schedules as schedules
-import fngrad.tree as tree
-from fngrad.optimizers.adabelief import adabelief, scale_by_belief
+from fngrad.optimizers.adabelief import adabelief
 from fngrad.optimizers.adam import adam, adamw
-from fngrad.optimizers.adamax import adamax, scale_by_adamax
-from fngrad.optimizers.adan import adan, scale_by_adan
-from fngrad.optimizers.ademamix import ademamix, half_life_warmup, scale_by_ademamix
-from fngrad.optimizers.adopt import adopt, scale_by_adopt
-from fngrad.optimizers.amsgrad import amsgrad, scale_by_amsgrad
-from fngrad.optimizers.nadam import nadam, scale_by_nadam
-from fngrad.optimizers.radam import radam, scale_by_radam
+from fngrad.optimizers.adamax import adamax
+from fngrad.optimizers.adan import adan
+from fngrad.optimizers.ademamix import ademamix, half_life_warmup
+from fngrad.optimizers.adopt import adopt
+from fngrad.optimizers.amsgrad import amsgrad
+from fngrad.optimizers.nadam import nadam
+from fngrad.optimizers.radam import radam
 from fngrad.optimizers.yogi import scale_by_yogi, yogi
 from fngrad.transforms.core import apply_updates, report
-from fngrad.transforms.decay import proximal_decay
-from fngrad.transforms.laws import check_transform
 
-RULES = (
-    *(scale_by_adamax, scale_by_amsgrad, scale_by_nadam, scale_by_radam),
-    *(scale_by_belief, scale_by_adan, scale_by_adopt, scale_by_ademamix),
-    scale_by_yogi,
-)
 OPTIMIZERS = (adamax, amsgrad, nadam, radam, adabelief, adan, adopt, ademamix, yogi)
 ROWS = np.random.default_rng(3).normal(size=(12, 5))
 
@@ -48,15 +40,6 @@ def run(optimizer, gradients, params=None):
 
     start = params, optimizer.init(params)
     return jax.lax.scan(body, start, jnp.asarray(gradients))[1]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=name_of)
-def test_the_laws_hold(rule):
-    check_transform(rule())
-
-
-def test_the_laws_hold_for_proximal_decay():
-    check_transform(proximal_decay(0.1, 0.5, "**/weight"))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=name_of)
@@ -82,18 +65,9 @@ def test_zero_gradients_move_nothing_and_have_finite_derivatives(optimizer):
         return jnp.sum(run(made, gradients))
 
     zeros = jnp.zeros((8, 3))
-    if optimizer is not yogi:  # its averages do not begin at zero
+    if optimizer is not yogi:  # its averages do not start at zero
         assert not jnp.any(run(made, zeros))
     assert jnp.all(jnp.isfinite(jax.grad(total)(zeros)))
-
-
-@pytest.mark.parametrize("rule", RULES, ids=name_of)
-def test_states_declare_their_moments(rule):
-    (state,) = jax.eval_shape(rule().init, jnp.zeros(2)).values()
-    for name in (*state.signed, *state.non_negative):
-        assert name in state._fields
-    assert "mu" in state.signed
-    assert "nu" in state.non_negative
 
 
 def test_nadam_without_a_warm_up_is_adam_that_looks_ahead():
@@ -105,7 +79,7 @@ def test_nadam_without_a_warm_up_is_adam_that_looks_ahead():
         np.testing.assert_allclose(run(decayed, ROWS), run(like, ROWS), rtol=1e-12)
 
 
-def test_nadams_warm_up_is_over_after_one_step_of_a_huge_rate():
+def test_a_huge_momentum_decay_ends_nadams_warm_up_in_one_step():
     with x64():
         np.testing.assert_allclose(
             run(nadam(0.1, momentum_decay=1e6), ROWS), run(nadam(0.1), ROWS), rtol=1e-12
@@ -121,7 +95,7 @@ def test_amsgrad_is_adam_while_the_second_moment_grows():
             np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_amsgrad_remembers_one_huge_gradient_for_ever():
+def test_amsgrad_keeps_the_second_moment_of_one_huge_gradient():
     spike = np.ones((120, 1))
     spike[0] = 1e3
     steps = np.abs(run(amsgrad(0.1, b2=0.5), spike))[-1] / 0.1
@@ -135,7 +109,7 @@ def test_adamax_steps_by_the_sign_of_a_constant_gradient():
     np.testing.assert_allclose(got, np.full((20, 2), [-0.1, 0.1]), rtol=1e-12)
 
 
-def test_radam_becomes_adam_and_reports_how_far_it_is():
+def test_radam_becomes_adam_and_reports_its_rectification():
     with x64():
         made = radam(0.1, b2=0.9)
         gradients = np.tile(ROWS[:, :1], (30, 1))
@@ -157,7 +131,7 @@ def test_radams_rectification_in_float32_has_seven_digits(b2):
     steps = range(6, 26)
     held = float(np.float32(b2))
     ones, zeros = np.ones((25, 1)), np.zeros((25, 1))
-    # With equal gradients Adam's direction is 1, so that the update is r itself.
+    # With equal gradients Adam's direction is 1, so the update is r itself.
     want = oracles_moments.radam(ones, zeros, np.ones(25), b2=held, eps=0.0)
     made = radam(1.0, b2=b2, eps=0.0)
     got = np.array(run(made, ones))
@@ -185,17 +159,7 @@ def test_proximal_decay_shrinks_without_gradients_and_never_changes_sign():
     )
 
 
-def test_proximal_decay_leaves_what_its_mask_leaves_out():
-    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
-    decay = proximal_decay(0.5, 1.0, "w")
-    updates, _ = decay.update(tree.zeros_like(params), decay.init(params), params)
-    np.testing.assert_allclose(updates["w"], -1 / 3 * np.ones(2), rtol=1e-6)
-    assert not np.any(updates["b"])
-    with pytest.raises(ValueError, match=r"selects a leaf, got 'x'.*\['b', 'w'\]"):
-        proximal_decay(0.5, 1.0, "x").init(params)
-
-
-def test_adopt_only_looks_at_its_first_gradient():
+def test_adopt_does_not_step_along_its_first_gradient():
     gradients = np.full((3, 2), [1e30, -3.0], np.float32)
     updates = run(adopt(0.1, use_clipping=False), gradients)
     assert not np.any(updates[0])
@@ -212,7 +176,7 @@ def test_adopt_does_not_divide_by_the_gradient_it_divides():
     np.testing.assert_allclose(free[1], -1e6, rtol=1e-6)
 
 
-def test_yogi_forgets_a_large_gradient_by_the_square_of_the_small():
+def test_yogis_second_moment_falls_by_the_square_of_a_small_gradient():
     rule = scale_by_yogi(b2=0.9, initial_accumulator_value=4.0)
     params = jnp.zeros(1)
     _, state = rule.update(jnp.array([0.5]), rule.init(params), params)
@@ -225,7 +189,7 @@ def test_ademamix_without_its_slow_average_is_adam():
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
-def test_ademamix_takes_the_papers_warm_ups():
+def test_ademamix_accepts_the_papers_warm_ups():
     with x64():
         alpha = schedules.linear(0.0, 5.0, 10)
         b3 = half_life_warmup(0.9, 0.9999, 10)
@@ -251,40 +215,10 @@ def test_a_half_life_warm_up_rises_in_a_straight_line_of_half_lives():
     )
 
 
-def test_a_half_life_warm_up_may_begin_with_no_memory():
+def test_a_half_life_warm_up_may_start_at_zero():
     schedule = half_life_warmup(0.0, 0.99, steps=4)
     assert schedule(0) == 0
     np.testing.assert_allclose(schedule(2), 0.99**2, rtol=1e-6)
-
-
-REFUSALS = [
-    (adamax, {"b1": 1.0}, "need b1 < 1 to correct for bias"),
-    (adamax, {"b2": 1.5}, "need 0.0 <= b2 <= 1.0"),
-    (adamax, {"eps": -1.0}, "need 0.0 <= eps"),
-    (amsgrad, {"debias": "after"}, r"need debias to be one of .*, got debias='after'"),
-    (amsgrad, {"b2": 1.0}, "need b2 < 1 to correct for bias"),
-    (amsgrad, {"eps_root": -1.0}, "need 0.0 <= eps_root"),
-    (nadam, {"momentum_decay": -1.0}, "need 0.0 <= momentum_decay"),
-    (nadam, {"b2": 1.0}, "need b2 < 1 to correct for bias"),
-    (radam, {"threshold": 3.0}, "need 4.0 <= threshold"),
-    (radam, {"unrectified": "sgd"}, "need unrectified to be one of .*'sgd'"),
-    (radam, {"weight_decay": float("nan")}, "weight_decay=nan"),
-    (adabelief, {"eps_root": -1.0}, "need 0.0 <= eps_root"),
-    (adan, {"b3": 1.0}, "need b3 < 1 to correct for bias"),
-    (adan, {"weight_decay": -0.1}, "need 0.0 <= weight_decay"),
-    (adopt, {"b2": -0.1}, "need 0.0 <= b2 <= 1.0"),
-    (adopt, {"clip_value_fn": -1.0}, "need 0.0 <= clip_value_fn"),
-    (ademamix, {"b3": 1.1}, "need 0.0 <= b3 <= 1.0"),
-    (ademamix, {"alpha": float("nan")}, "alpha=nan"),
-    (yogi, {"initial_accumulator_value": -1.0}, "need 0.0 <= initial_accumulator"),
-    (yogi, {"b1": 1.0}, "need b1 < 1 to correct for bias"),
-]
-
-
-@pytest.mark.parametrize(("optimizer", "arguments", "message"), REFUSALS, ids=name_of)
-def test_a_hyperparameter_out_of_range_is_refused(optimizer, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        optimizer(0.1, **arguments)
 
 
 def test_a_warm_up_out_of_range_is_refused():
@@ -294,6 +228,6 @@ def test_a_warm_up_out_of_range_is_refused():
         half_life_warmup(0.9, 0.99, -1)
 
 
-def test_what_needs_no_correction_may_keep_everything():
+def test_rules_without_bias_correction_accept_a_decay_of_one():
     for made in (amsgrad(0.1, b2=1.0, debias="never"), yogi(0.1, b2=1.0, debias=False)):
         assert np.all(np.isfinite(run(made, ROWS)))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from regression import ARRAYS, DATA, loss_fn, metric_fn, quiet_fit
+from linear_regression import ARRAYS, DATA, loss_fn, metric_fn, quiet_fit
 from resuming import bits
 from sweep_problems import light, quiet_sweep
 
@@ -62,7 +62,7 @@ TOKENS = jnp.arange(6)
 W = jnp.array([1.0, 2.0, 3.0])
 FIT = {"metric_fn": metric_fn, "eval_data": ARRAYS}
 
-# What is called with n, and an n for which it works.
+# A call with an integer argument n, and an n that it accepts.
 CASES = {
     "fit num_steps": (lambda n: quiet_fit(num_steps=n).state, 3),
     "fit num_epochs": (lambda n: quiet_fit(num_epochs=n).state, 2),
@@ -264,7 +264,7 @@ NO_COUNTS = {"cosine", "warmup_cosine", "adaptive_clip", "batch"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NO_COUNTS])
-def test_a_bool_is_no_integer(name):
+def test_a_bool_is_not_an_integer(name):
     call, _ = CASES[name]
     for value in (True, np.True_):
         with pytest.raises((ValueError, TypeError), match="need "):
@@ -272,7 +272,7 @@ def test_a_bool_is_no_integer(name):
 
 
 @pytest.mark.parametrize("value", [2, np.int64(2)])
-def test_checkpoints_are_asked_for_by_any_integer(value, tmp_path):
+def test_checkpoints_are_saved_and_restored_by_any_integer(value, tmp_path):
     quiet_fit(num_steps=5, checkpoint_dir=tmp_path, save_every=value, keep=value)
     assert checkpoint.steps(tmp_path) == [4, 5]
     state = fg.init_state(PARAMS, fg.momentum(0.05), 0)

@@ -1,0 +1,67 @@
+"""Bias correction, counters, division, norms and powers of two at their edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad.numerics as numerics
+
+
+def test_the_last_step_is_corrected_like_a_late_one():
+    last = numerics.bias_correction(jnp.float32(0.999), jnp.int32(2**31 - 1))
+    np.testing.assert_array_equal(last, 1.0)
+
+
+def test_the_step_saturates():
+    assert numerics.first_step().dtype == jnp.int32
+    assert numerics.next_step(jnp.int32(5)) == 6
+    assert numerics.next_step(jnp.int32(2**31 - 1)) == 2**31 - 1
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.99999])
+@pytest.mark.parametrize("step", [0, 1, 10, 10_000])
+def test_bias_correction_is_exact_in_float32(decay, step):
+    exact = 1 - np.float64(np.float32(decay)) ** (step + 1)
+    got = numerics.bias_correction(jnp.float32(decay), jnp.int32(step))
+    np.testing.assert_allclose(got, exact, rtol=2e-6)
+
+
+def test_bias_correction_without_memory_is_one():
+    np.testing.assert_array_equal(
+        numerics.bias_correction(jnp.float32(0.0), jnp.int32(0)), 1.0
+    )
+
+
+def test_division_by_zero_is_zero_with_zero_gradient():
+    x = jnp.array([1.0, 0.0])
+    np.testing.assert_array_equal(numerics.divide(x, x), [1.0, 0.0])
+    grads = jax.grad(lambda x: numerics.divide(x, x).sum())(x)
+    np.testing.assert_array_equal(grads, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_norm_along_an_axis_is_exact_wherever_it_fits(size):
+    x = np.array([[3, 4], [0, 0], [5e-3, 12e-3]], "f4") * np.float32(size)
+    expected = np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    got = numerics.norm(jnp.asarray(x), axis=1, keepdims=True)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    z = jnp.asarray(x[0] * np.complex64(1 + 1j))
+    np.testing.assert_allclose(numerics.norm(z), 5 * np.sqrt(2) * size, rtol=1e-6)
+
+
+def test_norm_along_an_axis_scales_each_slice_by_itself():
+    x = jnp.array([[1e25, 0.0], [3.0, 4.0], [1e-10, 0.0], [0.0, 0.0]])
+    expected = np.float32([1e25, 5.0, 1e-10, 0.0])
+    np.testing.assert_allclose(numerics.norm(x, axis=1), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(numerics.norm)(x), expected, rtol=1e-6)
+    slopes = jax.grad(lambda x: jnp.sum(numerics.norm(x, axis=1)))(x)
+    np.testing.assert_allclose(slopes[1], [0.6, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "power"),
+    [(1.0, 1.0), (1.99, 1.0), (3e38, 2.0**126), (0.75, 0.5), (0.0, 2.0**-126)],
+)
+def test_power_of_two_below_is_a_divisor_that_rounds_nothing(x, power):
+    assert numerics.power_of_two_below(jnp.float32(x)) == power

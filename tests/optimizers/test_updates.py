@@ -1,0 +1,59 @@
+"""The updates of every optimizer are its oracle's, with every argument."""
+
+import inspect
+
+import families_first_order
+import families_layers
+import families_matrix
+import families_moments
+import families_parameter_free
+import families_signs
+import pytest
+from trajectories import case_id
+
+from fngrad.optimizers import REGISTRY
+
+FAMILIES = (
+    *families_first_order.FAMILIES,
+    *families_moments.FAMILIES,
+    *families_signs.FAMILIES,
+    *families_layers.FAMILIES,
+    *families_matrix.FAMILIES,
+    *families_parameter_free.FAMILIES,
+)
+FAMILY_OF = {name: family for family in FAMILIES for name in family.arguments}
+
+
+def rows(family, cases):
+    marks = [pytest.mark.slow] if family.slow_rows else []
+    return [pytest.param(*case, marks=marks) for case in cases]
+
+
+CASES = [
+    case
+    for family in FAMILIES
+    for case in (*family.named_cases, *rows(family, family.row_cases))
+]
+SINGLE_CASES = [case for family in FAMILIES for case in family.single_cases]
+PAIRS = [pair for family in FAMILIES for pair in rows(family, family.pairs)]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=case_id)
+def test_updates_in_float64_are_the_oracles(name, arguments):
+    FAMILY_OF[name].check_double(name, arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), SINGLE_CASES, ids=case_id)
+def test_updates_in_lower_precision_are_the_oracles_rounded(name, arguments):
+    FAMILY_OF[name].check_single(name, arguments)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_argument_is_in_the_table(name):
+    parameters = inspect.signature(REGISTRY[name]).parameters
+    assert set(parameters) == set(FAMILY_OF[name].arguments[name])
+
+
+@pytest.mark.parametrize(("name", "argument"), PAIRS)
+def test_every_argument_changes_the_updates(name, argument):
+    FAMILY_OF[name].check_argument(name, argument)
