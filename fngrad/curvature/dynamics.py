@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.curvature.products import ScalarFn
+from fngrad.curvature.hessian_products import ScalarFn
 from fngrad.transforms.core import TransformLike, apply_updates
 from fngrad.types import OptState, Params
 

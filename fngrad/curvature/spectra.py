@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import fngrad.numerics as numerics
-from fngrad.curvature.products import ScalarFn, flat_hessian
+from fngrad.curvature.hessian_products import ScalarFn, flat_hessian
 from fngrad.types import Key, Params
 
 DEFAULT_STEPS = 64

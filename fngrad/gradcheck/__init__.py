@@ -10,7 +10,7 @@ two evaluations each, so n coordinates cost n times what `jax.grad` costs.
 """
 
 from fngrad.gradcheck.comparison import GradientReport, LeafReport, check_gradients
-from fngrad.gradcheck.differences import complex_step, finite_difference_gradient
+from fngrad.gradcheck.finite_differences import complex_step, finite_difference_gradient
 from fngrad.gradcheck.taylor import TaylorReport, taylor_test
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.gradcheck.slopes import (
+from fngrad.gradcheck.directional_derivatives import (
     NOISE,
     STEPS,
     check_finite,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
-from fngrad.gradcheck.slopes import (
+from fngrad.gradcheck.directional_derivatives import (
     NOISE,
     STEPS,
     check_finite,

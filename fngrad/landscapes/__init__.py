@@ -12,7 +12,7 @@ from fngrad.landscapes.functions import (
     rosenbrock,
     two_minima,
 )
-from fngrad.landscapes.pictures import plot
+from fngrad.landscapes.plotting import plot
 from fngrad.landscapes.slices import (
     Plane,
     Trajectory,

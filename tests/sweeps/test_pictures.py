@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-import fngrad.sweeps.results.drawing as drawing
 import fngrad.sweeps.results.pictures as pictures
+import fngrad.sweeps.results.plot_elements as plot_elements
 from fngrad.programs.optional_imports import import_extra
 from fngrad.sweeps import SweepResult, grid, summary
 
@@ -166,19 +166,19 @@ def test_one_huge_median_does_not_squash_the_scale():
     swept = result()
     swept.notes["values"][0] = 1e20
     found = summary(swept)
-    shown = drawing.readable(found)
+    shown = plot_elements.readable(found)
     assert np.isnan(shown[0])
     others = np.isfinite(found.median) & (np.arange(12) > 0)
     np.testing.assert_array_equal(shown[others], found.median[others])
     equal = found._replace(median=np.ones(12))
-    np.testing.assert_array_equal(drawing.readable(equal), np.ones(12))
+    np.testing.assert_array_equal(plot_elements.readable(equal), np.ones(12))
 
 
 def test_an_axis_is_logarithmic_where_positive_values_spread():
-    assert drawing.spreads(np.array([0.01, 1.0, np.inf]))
-    assert not drawing.spreads(np.array([0.1, 1.0]))
-    assert not drawing.spreads(np.array([0.0, 1.0, 100.0]))
-    assert not drawing.spreads(np.array([np.nan]))
+    assert plot_elements.spreads(np.array([0.01, 1.0, np.inf]))
+    assert not plot_elements.spreads(np.array([0.1, 1.0]))
+    assert not plot_elements.spreads(np.array([0.0, 1.0, 100.0]))
+    assert not plot_elements.spreads(np.array([np.nan]))
 
 
 def test_what_does_not_fit_is_said():

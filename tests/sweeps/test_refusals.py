@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sweep_problems import quiet_sweep
 
-import fngrad.sweeps.running.blocks as blocks
-import fngrad.sweeps.running.modes as modes
+import fngrad.sweeps.running.block_width as block_width
+import fngrad.sweeps.running.lane_training as lane_training
 from fngrad.sweeps.running.program import compile_block
 
 POINTS = {"x": np.array([1.0, 2.0, 3.0])}
@@ -46,7 +46,7 @@ def returning(outputs):
         (
             returning(lambda x: ((), {"val/loss": x * jnp.ones((4, 5))})),
             ValueError,
-            r"one value or one curve a lane, got shape \(4, 5\) of 'val/loss'",
+            r"one value or one curve per lane, got shape \(4, 5\) of 'val/loss'",
         ),
         (
             returning(lambda x: ((), {"val/loss": jax.lax.complex(x, x)})),
@@ -117,7 +117,7 @@ def test_a_print_is_said_loudly(capsys):
         print("tracing")
         return (), {"val/loss": point["x"]}
 
-    with pytest.warns(UserWarning, match="once a program, not once a training"):
+    with pytest.warns(UserWarning, match="once per program, not once per training"):
         swept(printing)
     assert "tracing" in capsys.readouterr().out
 
@@ -178,9 +178,9 @@ def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path
 
         return block._replace(run=run)
 
-    monkeypatch.setattr(modes, "compile_block", compile_small)
+    monkeypatch.setattr(block_width, "compile_block", compile_small)
     with pytest.warns(
-        UserWarning, match="in a block of 4 lanes: going on with 2, .* 4"
+        UserWarning, match="in a block of 4 lanes: continuing with 2, .* 4"
     ):
         result = swept(mode=4, folder=tmp_path)
     # The four lanes that were done are not trained again.
@@ -194,8 +194,8 @@ def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path
 
 
 def test_out_of_memory_in_the_first_block_of_auto(monkeypatch):
-    monkeypatch.setattr(modes, "cores", lambda: 1)
-    to_host, full = blocks.to_host, [True]
+    monkeypatch.setattr(block_width, "cores", lambda: 1)
+    to_host, full = lane_training.to_host, [True]
 
     def full_once(outputs):
         if full:
@@ -203,15 +203,15 @@ def test_out_of_memory_in_the_first_block_of_auto(monkeypatch):
             out_of_memory()
         return to_host(outputs)
 
-    monkeypatch.setattr(blocks, "to_host", full_once)
-    with pytest.warns(UserWarning, match="in a block of 6 lanes: going on with 3"):
+    monkeypatch.setattr(lane_training, "to_host", full_once)
+    with pytest.warns(UserWarning, match="in a block of 6 lanes: continuing with 3"):
         result = swept(mode="auto")
     assert result.notes["modes"][0]["width"] == 3
     assert result.notes["values"].tolist() == [[1.0] * 2, [2.0] * 2, [3.0] * 2]
 
 
 def test_out_of_memory_in_a_single_lane_is_an_error(monkeypatch):
-    monkeypatch.setattr(blocks, "to_host", out_of_memory)
+    monkeypatch.setattr(lane_training, "to_host", out_of_memory)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         swept(mode="map")
 
@@ -220,21 +220,21 @@ def test_another_error_at_run_time_passes(monkeypatch):
     def broken(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(blocks, "to_host", broken)
+    monkeypatch.setattr(lane_training, "to_host", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         swept(mode=4)
 
 
 def test_blocks_are_made_to_fit_in_memory(monkeypatch):
-    monkeypatch.setattr(modes, "memory_budget", lambda devices: 1)
-    with pytest.warns(UserWarning, match="a block of 6 lanes needs .* going on with"):
+    monkeypatch.setattr(block_width, "memory_budget", lambda devices: 1)
+    with pytest.warns(UserWarning, match="a block of 6 lanes needs .* continuing with"):
         result = swept(mode="vmap")
     assert result.notes["modes"][0]["width"] == 1
 
 
 def test_the_memory_budget_is_a_part_of_what_is_free():
-    assert 2**20 < modes.memory_budget(jax.devices()[:1]) < 2**50
-    assert modes.memory_budget(jax.devices()[:1] * 4) <= 2**48
+    assert 2**20 < block_width.memory_budget(jax.devices()[:1]) < 2**50
+    assert block_width.memory_budget(jax.devices()[:1] * 4) <= 2**48
 
 
 @pytest.mark.parametrize("static", [["width"], "width"])

@@ -17,7 +17,7 @@ from sweep_problems import quiet_sweep as any_sweep
 
 import fngrad.sweeps.running.program as program
 from fngrad.files.locks import Lock, LockError
-from fngrad.sweeps.running.record import Record
+from fngrad.sweeps.running.lane_outputs import LaneOutputs
 
 
 def quiet_sweep(fn=light, **options):
@@ -35,7 +35,7 @@ def test_a_second_call_trains_nothing(tmp_path, monkeypatch):
     quiet_sweep(folder=tmp_path)
     monkeypatch.setattr(program, "compile_block", lambda *_: pytest.fail("compiled"))
     monkeypatch.setattr(
-        "fngrad.sweeps.running.modes.compile_block", program.compile_block
+        "fngrad.sweeps.running.block_width.compile_block", program.compile_block
     )
     again = quiet_sweep(folder=tmp_path)
     assert again.notes["restored"] == 15
@@ -61,10 +61,10 @@ def test_missing_and_damaged_chunks_are_trained_anew(tmp_path):
 
 @pytest.mark.parametrize("position", range(0, 100, 9))
 def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
-    from fngrad.sweeps.running.record import Record
+    from fngrad.sweeps.running.lane_outputs import LaneOutputs
     from fngrad.sweeps.running.storage import Folder
 
-    record = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
+    record = LaneOutputs({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
     record.put(np.arange(3), [np.arange(6, dtype=np.float32).reshape(3, 2)])
     folder = Folder(tmp_path, {})
     folder.save(0, 0, 3, record)
@@ -72,7 +72,7 @@ def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
     content = bytearray(file.read_bytes())
     content[len(content) * position // 100] ^= 1 << (position % 8)
     file.write_bytes(content)
-    restored = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
+    restored = LaneOutputs({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
     with pytest.warns(UserWarning, match="is damaged"):
         folder.restore(0, restored)
     assert not restored.done.any()
@@ -166,7 +166,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_lanes_that_nothing_describes_are_refused(tmp_path):
     quiet_sweep(folder=tmp_path)
     (tmp_path / "sweep.json").unlink()
-    with pytest.raises(ValueError, match=r"what sweep the 4 files in .* are of"):
+    with pytest.raises(ValueError, match=r"describes the sweep of the 4 files in"):
         quiet_sweep(changed, folder=tmp_path)
     assert len(lanes_of(tmp_path)) == 4
 
@@ -187,7 +187,7 @@ def test_the_width_of_the_folder_is_kept(tmp_path):
 
 def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
     made = []
-    put = Record.put
+    put = LaneOutputs.put
 
     def interrupted(self, numbers, outputs):
         if len(made) == 2:
@@ -195,13 +195,13 @@ def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
         made.append(1)
         put(self, numbers, outputs)
 
-    monkeypatch.setattr(Record, "put", interrupted)
+    monkeypatch.setattr(LaneOutputs, "put", interrupted)
     with pytest.raises(KeyboardInterrupt) as error:
         quiet_sweep(folder=tmp_path, chunk=12)
     (note,) = error.value.__notes__
     assert (
         note
-        == f"8 of 15 lanes are kept in {tmp_path}: the same call goes on from there"
+        == f"8 of 15 lanes are kept in {tmp_path}: the same call continues from there"
     )
     monkeypatch.undo()
     again = quiet_sweep(folder=tmp_path, chunk=12)

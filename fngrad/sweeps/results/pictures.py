@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 import fngrad.logging.plots as plots
-import fngrad.sweeps.results.drawing as drawing
+import fngrad.sweeps.results.plot_elements as plot_elements
 from fngrad.metrics.directions import Metric
 from fngrad.programs.optional_imports import literal
-from fngrad.sweeps.results.drawing import COLORS
+from fngrad.sweeps.results.plot_elements import COLORS
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.statistics import Summary
 from fngrad.sweeps.results.tables import describe_point, records, summary
@@ -107,7 +107,7 @@ def heat_map(
     width = np.clip(2.4 + 0.6 * across, 6.4, 14) if is_grid else 6.4
     figure = plots.empty_figure(width, 4.8)
     axis = figure.add_subplot()
-    draw = drawing.draw_cells if is_grid else drawing.draw_dots
+    draw = plot_elements.draw_cells if is_grid else plot_elements.draw_dots
     colors = draw(axis, columns, found)
     bar = figure.colorbar(colors, ax=axis)
     bar.set_label(_median_of(found, label))
@@ -143,11 +143,11 @@ def sensitivity(
         ValueError: no such column, one of vectors, or as `summary`.
     """
     found = summary(result, metric)
-    values, ticks = drawing.positions(_column(result, name))
+    values, ticks = plot_elements.positions(_column(result, name))
     groups = _column(result, by) if by else np.zeros(len(values))
     figure = plots.empty_figure(6.4, 4.4)
     axis = figure.add_subplot()
-    medians = drawing.readable(found)
+    medians = plot_elements.readable(found)
     handles: dict[str, Any] = {}
     for number, group in enumerate(dict.fromkeys(groups.tolist())):
         own = np.flatnonzero(groups == group)
@@ -156,8 +156,8 @@ def sensitivity(
         best = _best_at_each(values, found, own)
         drawn = _draw_best(axis, values[best], best, medians, found, color)
         handles[literal(str(group) if by else f"best at each {name}")] = drawn
-    drawing.finish_axis(axis.xaxis, axis.set_xscale, values, ticks, name)
-    if drawing.spreads(medians):
+    plot_elements.finish_axis(axis.xaxis, axis.set_xscale, values, ticks, name)
+    if plot_elements.spreads(medians):
         axis.set_yscale("log")
     axis.set_ylabel(_median_of(found, label))
     axis.grid(alpha=0.3)
@@ -189,7 +189,7 @@ def parallel_coordinates(
         ValueError: a column of vectors, or as `summary`.
     """
     found = summary(result, metric)
-    medians = drawing.readable(found)
+    medians = plot_elements.readable(found)
     columns = [*(_column(result, name) for name in result.points), medians]
     names = [*map(literal, result.points), label or literal(found.metric[0])]
     figure = plots.empty_figure(2 + 1.7 * len(columns), 4.6)
@@ -198,11 +198,11 @@ def parallel_coordinates(
     for place, column in enumerate(columns):
         is_metric = place == len(columns) - 1
         heights.append(
-            drawing.height_of(column, is_metric and found.metric[1] == "min")
+            plot_elements.height_of(column, is_metric and found.metric[1] == "min")
         )
-        drawing.draw_scale(axis, place, column, heights[-1])
+        plot_elements.draw_scale(axis, place, column, heights[-1])
         axis.axvline(place, color="0.6", lw=0.8, zorder=0)
-    drawing.draw_ranked(axis, np.stack(heights, axis=1), found.order, medians)
+    plot_elements.draw_ranked(axis, np.stack(heights, axis=1), found.order, medians)
     axis.set_xticks(range(len(columns)), names)
     axis.set_yticks([])
     axis.set(xlim=(-0.3, len(columns) - 0.5), ylim=(-0.06, 1.06))
@@ -252,7 +252,7 @@ def rate_curve(
             words = f"{name}: {rate:.2g}"
             axis.axvline(rate, color="0.2", lw=1.2, ls=style, label=words)
     axis.set(xscale="log", xlabel="learning rate", ylabel=label)
-    if least > 0 and first_loss > drawing.LOGARITHMIC_FROM * least:
+    if least > 0 and first_loss > plot_elements.LOGARITHMIC_FROM * least:
         axis.set_yscale("log")
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
@@ -320,6 +320,6 @@ def _spaced(count: int, total: int) -> np.ndarray:
 
 
 def _spreads_in(panel: Mapping[str, Sequence[Any]]) -> bool:
-    return drawing.spreads(
+    return plot_elements.spreads(
         np.concatenate([v for runs in panel.values() for _, v in runs])
     )

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.curvature.products import ScalarFn, hessian
+from fngrad.curvature.hessian_products import ScalarFn, hessian
 from fngrad.types import Params
 
 

@@ -99,7 +99,7 @@ def population_based_training(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from fngrad.sweeps.searching.population import population_based_training
+        >>> from fngrad.sweeps import population_based_training
         >>> def advance(point, x, num_steps):
         ...     x = x * (1 - point["rate"]) ** num_steps
         ...     return x, {"loss": x**2}
@@ -189,7 +189,7 @@ def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.A
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from fngrad.sweeps.searching.population import exploit
+        >>> from fngrad.sweeps.searching.population_based_training import exploit
         >>> print(exploit(jax.random.key(0), jnp.array([3.0, 1.0, 2.0, jnp.nan]), 1))
         [0 1 2 1]
     """
@@ -222,7 +222,7 @@ def lineage(parents: Any, member: int) -> np.ndarray:
         ValueError: no such member.
 
     Example:
-        >>> from fngrad.sweeps.searching.population import lineage
+        >>> from fngrad.sweeps.searching.population_based_training import lineage
         >>> print(lineage([[0, 1, 2], [0, 0, 2], [0, 1, 1]], 2))
         [0 1 2]
     """

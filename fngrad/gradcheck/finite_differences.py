@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.gradcheck.slopes import check_params, scalar_of
+from fngrad.gradcheck.directional_derivatives import check_params, scalar_of
 from fngrad.types import Params, Tree
 
 

@@ -9,11 +9,11 @@ import pytest
 from sweep_problems import METRIC, STEPS, assert_same_bits, light, train_fn
 from sweep_problems import quiet_sweep as any_sweep
 
-import fngrad.sweeps.running.blocks as blocks
-import fngrad.sweeps.running.modes as modes
-import fngrad.sweeps.running.probes as probes
+import fngrad.sweeps.running.block_width as block_width
+import fngrad.sweeps.running.lane_training as lane_training
 import fngrad.sweeps.running.program as program
-from fngrad.sweeps.running.modes import balanced
+import fngrad.sweeps.running.width_timing as width_timing
+from fngrad.sweeps.running.block_width import balanced
 from fngrad.sweeps.running.program import Block
 
 POINT = {"learning_rate": jnp.float32(0.1)}
@@ -39,7 +39,7 @@ def test_the_width_is_what_was_asked_for(mode, width):
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     """Choose as on a machine of two cores."""
-    monkeypatch.setattr(modes, "cores", lambda: 2)
+    monkeypatch.setattr(block_width, "cores", lambda: 2)
 
 
 def test_auto_takes_few_lanes_that_carry_much():
@@ -69,7 +69,7 @@ def test_few_empty_lanes_are_trained():
 
 def test_the_first_steps_are_those_of_the_training():
     jaxpr = jax.jit(train_fn).trace(POINT, KEY).jaxpr
-    loop = probes.heaviest_loop(jaxpr)
+    loop = width_timing.heaviest_loop(jaxpr)
     assert loop.length in (1, STEPS)  # blocks between evaluations, or their steps
 
     def plain(point, key):
@@ -81,8 +81,8 @@ def test_the_first_steps_are_those_of_the_training():
         return x + 1, {"val/loss": curve}
 
     jaxpr = jax.jit(plain).trace(POINT, KEY).jaxpr
-    assert probes.heaviest_loop(jaxpr).length == 9
-    _, curve = jax.jit(probes.shortened(jaxpr, 4))((POINT, KEY))
+    assert width_timing.heaviest_loop(jaxpr).length == 9
+    _, curve = jax.jit(width_timing.shortened(jaxpr, 4))((POINT, KEY))
     assert curve.shape == (4,)
     expected = plain(POINT, KEY)[1]["val/loss"]
     np.testing.assert_allclose(curve, expected[:4], rtol=1e-6)
@@ -90,20 +90,20 @@ def test_the_first_steps_are_those_of_the_training():
 
 def test_a_training_without_a_loop_has_no_first_steps():
     jaxpr = jax.make_jaxpr(lambda x: jnp.sin(x))(1.0)
-    assert probes.heaviest_loop(jaxpr) is None
+    assert width_timing.heaviest_loop(jaxpr) is None
 
 
 @pytest.fixture
 def slow_map(monkeypatch):
     """Let the probe run, and see blocks of four times the width as the fastest."""
-    monkeypatch.setattr(probes, "SHARE", 1e9)
-    monkeypatch.setattr(blocks, "TRIED_ROUNDS", 0)
+    monkeypatch.setattr(width_timing, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(lane_training, "MIN_ROUNDS", 0)
 
     def seconds(block: Block) -> float:
         return {1: 1.0, 2: 0.5, 8: 0.1}[block.width] * block.lanes
 
-    monkeypatch.setattr(probes, "_seconds", seconds)
-    monkeypatch.setattr("fngrad.sweeps.running.modes.CPU_WIDTHS", (2, 2))
+    monkeypatch.setattr(width_timing, "_seconds", seconds)
+    monkeypatch.setattr("fngrad.sweeps.running.block_width.CPU_WIDTHS", (2, 2))
 
 
 def test_auto_takes_the_fastest(slow_map, tmp_path):
@@ -120,7 +120,7 @@ def test_auto_takes_the_fastest(slow_map, tmp_path):
 def test_auto_keeps_the_first_block_where_it_is_the_fastest(
     slow_map, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(probes, "_seconds", lambda block: float(block.lanes))
+    monkeypatch.setattr(width_timing, "_seconds", lambda block: float(block.lanes))
     points = {"learning_rate": np.full(6, 0.1)}
     result = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
     assert width_of(result) == 2
@@ -142,5 +142,5 @@ def test_blocks_are_trained_at_once_and_come_back_in_order(monkeypatch):
         return to_host(outputs)
 
     alone = quiet_sweep(mode=4)
-    monkeypatch.setattr(blocks, "to_host", meets)
+    monkeypatch.setattr(lane_training, "to_host", meets)
     assert_same_bits(quiet_sweep(mode=4), alone)

@@ -29,7 +29,7 @@ from fngrad.metrics.directions import Directed, Metric
 from fngrad.sweeps.results.result import SweepResult, diverged_at, last_values
 from fngrad.sweeps.running.runner import seed_keys
 from fngrad.sweeps.searching.points import check_points
-from fngrad.sweeps.searching.population import check_outputs
+from fngrad.sweeps.searching.population_based_training import check_outputs
 from fngrad.types import Key
 
 InitFn = Callable[..., Any]

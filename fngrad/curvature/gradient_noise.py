@@ -13,7 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import fngrad.tree as tree
-from fngrad.curvature.products import ScalarFn
+from fngrad.curvature.hessian_products import ScalarFn
 from fngrad.types import Batch, Params
 
 

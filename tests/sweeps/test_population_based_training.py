@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fngrad.sweeps.searching.population as population
+import fngrad.sweeps.searching.population_based_training as population
 
 N, ROUNDS, COUNT = 8, 6, 2
 RANGES = {"rate": (1e-3, 0.5), "decay": (0.0, 0.9)}
