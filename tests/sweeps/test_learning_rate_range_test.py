@@ -79,7 +79,7 @@ def test_a_range_that_misses_the_limit_is_doubted():
         ({"num": 2}, "need an int num >= 3, got num=2"),
         ({"low": 0.0}, "need 0 < low < high, got low=0.0 high=10.0"),
         ({"high": np.inf}, "need 0 < low < high"),
-        ({"metric": "test/loss"}, "a choice by the test data spoils them"),
+        ({"metric": "test/loss"}, "selecting by the test data biases"),
         ({"metric": "accuracy"}, "accuracy"),
         ({"low": 1e15, "high": 1e20, "num": 3}, "lower low"),
     ],

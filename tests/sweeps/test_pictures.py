@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_said():
         pictures.sensitivity(result(), "speed")
     with pytest.raises(ValueError, match=r"need curves among .*got 'accuracy'"):
         pictures.loss_curves(result(), ["accuracy"])
-    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+    with pytest.raises(ValueError, match="selecting by the test data biases"):
         pictures.heat_map(result(), "rate", "decay", metric=("test/loss", "min"))
     swept = result()
     swept.points["betas"] = np.ones((12, 2))

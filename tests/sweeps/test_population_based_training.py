@@ -203,7 +203,7 @@ def test_equal_scores_rank_by_number_and_max_is_the_mirror_of_min():
         ({"points": {"rate": jnp.array([0.1, jnp.nan])}}, "finite points, got .*rate"),
         ({"points": POINTS | {"decay": jnp.ones(3)}}, r"'decay': \(3,\)"),
         ({"metric": ("val/loss", "min")}, r"need a metric among \['loss', 'seen'\]"),
-        ({"metric": ("test/loss", "min")}, "a choice by the test data spoils them"),
+        ({"metric": ("test/loss", "min")}, "selecting by the test data biases"),
         ({"metric": ("loss", "low")}, 'need metric=.name, "min" or "max".'),
     ],
 )

@@ -224,7 +224,7 @@ def test_rungs_grow_by_the_factor_and_end_where_they_should():
         ({"keys": 0}, "need an int keys >= 1"),
         ({"keys": jax.random.key(0)}, "need keys, a number of seeds or typed keys"),
         ({"keys": jnp.zeros((3, 2), jnp.uint32)}, r"got uint32\[3, 2\]"),
-        ({"metric": ("test/loss", "min")}, "a choice by the test data spoils them"),
+        ({"metric": ("test/loss", "min")}, "selecting by the test data biases"),
         ({"metric": ("accuracy", "max")}, "need a metric among .*got 'accuracy'"),
         ({"rates": np.full(3, 1e30)}, "got 9 lanes, all diverged"),
     ],

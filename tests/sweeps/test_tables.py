@@ -106,12 +106,12 @@ def test_columns_of_vectors_can_be_ranked_and_compared():
 
 def test_test_metrics_cannot_choose_and_are_doubted_where_they_are_seen():
     swept = result(**{"test/loss": np.ones((4, SEEDS))})
-    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+    with pytest.raises(ValueError, match="selecting by the test data biases"):
         table(swept, metric=("test/loss", "min"))
     assert "! test/loss was measured at every point" in str(table(swept))
     found = compare(swept, 0, 1, metric=("test/loss", "min"))
     assert found.ties == SEEDS
-    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+    with pytest.raises(ValueError, match="selecting by the test data biases"):
         compare(swept, {"optimizer": "sgd"}, 2, metric=("test/loss", "min"))
 
 
