@@ -215,6 +215,7 @@ def rate_curve(
     rates: np.ndarray,
     losses: np.ndarray,
     diverges: np.ndarray,
+    *,
     first_loss: float,
     marks: Mapping[str, float],
     label: str,

@@ -1,17 +1,18 @@
-r"""Successive halving: many points for a short time, the better ones for longer.
+r"""Successive halving: train many points for few steps, the better ones for more.
 
 A *rung* is a number of steps at which the points are compared. All points train to
-the first rung; the better share, one in ``factor``, trains on to the next, and so
-forth. Each rung is one compiled program of as many lanes as are left: the states of
-the survivors are gathered, so the others cost nothing any more. Each is compiled on
-its own, which pays where training takes longer than compiling. With rungs that grow
-by ``factor``, each costs about as much as the first, where the full sweep would cost
-``factor**(rungs - 1)`` times as much.
+the first rung; the best of them, one in ``factor``, train on to the next, and so
+forth. Each rung is a compiled program of the lanes that are left: the states of the
+survivors are gathered, so the other lanes cost nothing more. Compiling every rung pays
+off if training takes longer than compiling. With rungs that grow by ``factor``, each
+costs about as much as the first, and the full sweep ``factor**(rungs - 1)`` times as
+much.
 
-What is better after few steps need not be after many: a small learning rate is slow
-and right. So the first rung must be long enough for the ranking to mean something.
+The better point after few steps need not be the better one after many: small learning
+rates are slow at first. So the first rung must be long enough for a reliable ranking.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -37,27 +38,27 @@ AdvanceFn = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
 class Halving(NamedTuple):
-    """What became of P points with S seeds in R rungs."""
+    """The results of P points with S seeds in R rungs."""
 
     points: dict[str, np.ndarray]  # columns (P,), by path
     rungs: tuple[int, ...]  # steps at which points were compared
-    reached: np.ndarray  # int, (P,): the last rung that a point trained to, from 0
+    reached: np.ndarray  # int, (P,): the last rung that a point reached, from 0
     scores: np.ndarray  # (R, P, S), NaN where a point was not compared
     history: dict[str, np.ndarray]  # float, (P, S, records), NaN where not trained
-    diverged_at: np.ndarray  # int32, (P, S): the step, or -1 as long as it trained
-    survivors: np.ndarray  # int, (K,): the points of ``final``, by number
-    final: SweepResult  # of the points that trained to the end; its notes have
+    diverged_at: np.ndarray  # int32, (P, S): the step, or -1
+    survivors: np.ndarray  # int, (K,): the numbers of the points in ``final``
+    final: SweepResult  # of the points that trained to the end; its notes hold
     #                     metric, values, keys, tried (``points``), compile_seconds
-    lane_steps: int  # steps of all lanes together
+    lane_steps: int  # total steps of all lanes
 
     @property
     def steps(self) -> np.ndarray:
-        """How many steps each point trained, int, shape (P,)."""
+        """The number of steps of each point, int, shape (P,)."""
         return np.array(self.rungs)[self.reached]
 
     @property
     def full_lane_steps(self) -> int:
-        """How many steps the full sweep would have made."""
+        """The number of steps of the full sweep."""
         return self.rungs[-1] * self.scores[0].size
 
 
@@ -65,26 +66,37 @@ class _Lanes(NamedTuple):
     """The points that are left, and the state of their lanes."""
 
     alive: np.ndarray  # int, (n,), ascending
+    diverged_at: np.ndarray  # int32, (n, S)
     points: Any  # leaves (n S, ...)
     state: Any  # leaves (n S, ...)
 
-    def keep(self, places: np.ndarray, seeds: int) -> "_Lanes":
-        """Gather the lanes of some of the points, by their place among those left."""
-        lanes = (places[:, None] * seeds + np.arange(seeds)[None, :]).reshape(-1)
+    def keep(self, kept: np.ndarray) -> "_Lanes":
+        """Gather the lanes of some points, given by their index in ``alive``."""
+        seeds = self.diverged_at.shape[1]
+        lanes = (kept[:, None] * seeds + np.arange(seeds)[None, :]).reshape(-1)
         points, state = jax.tree.map(lambda x: x[lanes], (self.points, self.state))
-        return _Lanes(self.alive[places], points, state)
+        return _Lanes(self.alive[kept], self.diverged_at[kept], points, state)
+
+
+class _Rung(NamedTuple):
+    """The points that trained to a rung, and their results."""
+
+    alive: np.ndarray  # int, (n,)
+    history: dict[str, np.ndarray]  # (n, S, ...), since the rung before
+    scores: np.ndarray  # (n, S)
+    diverged_at: np.ndarray  # int32, (n, S)
 
 
 def rungs(low: int, high: int, factor: float = 3.0) -> tuple[int, ...]:
-    """Return rungs that grow by a factor, the last exactly at ``high``.
+    """Return rungs that grow by a factor and end exactly at ``high``.
 
     Args:
-        low: steps of the first rung, at least; >= 1.
-        high: steps of the last, >= low.
-        factor: from one to the next, > 1.
+        low: a lower bound for the steps of the first rung, >= 1.
+        high: the steps of the last rung, >= low.
+        factor: the ratio of successive rungs, > 1.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> from fngrad.sweeps import rungs
@@ -111,35 +123,37 @@ def successive_halving(
     metric: Metric = ("val/loss", "min"),
     chunk: int | None = None,
 ) -> Halving:
-    """Train all points a little, and the better ones on, rung by rung.
+    """Train all points to the first rung, and the better ones on, rung by rung.
 
-    A point is judged by its median over the seeds; all its lanes go on, or none.
-    Of n points ``ceil(n / factor)`` go on: those with a finite median before others,
-    equals with fewer diverged lanes first, then by number. The rest is dropped.
+    Points are ranked by the median over seeds; all lanes of a point continue, or none.
+    Of n points the best ``ceil(n / factor)`` continue, but none without a finite median
+    if another has one. Ties go to the point with fewer diverged lanes, then to the
+    first.
 
     Args:
         init_fn: ``init_fn(point, key, *args) -> state``, pure.
         advance_fn: ``advance_fn(point, state, num_steps, *args) -> (state, history)``,
             pure, ``num_steps`` a Python int; usually `fngrad.run` with an optimizer
-            made of the point. Two calls, one after the other, should do what one of
-            their sum does: a schedule counts from the state's step.
+            made from the point. Two successive calls should equal one call with the
+            sum of their steps: schedules count from the state's step.
         points: a pytree of columns (P, ...), as for `fngrad.sweep`.
         keys: how many seeds, or typed keys (S,); every point sees the same ones.
-        rungs: steps made so far at each comparison, ascending, see `rungs`.
-        factor: one in so many points goes on, > 1.
-        args: data, passed on; never close over it.
+        rungs: the total steps at each comparison, ascending, see `rungs`.
+        factor: one in ``factor`` points continues, > 1.
+        args: data, passed to both functions, which should not close over it.
         metric: a name in the history, of which the last value counts, and "min" or
-            "max"; or a name that tells, see `fngrad.metrics.directions`.
+            "max"; or a name that implies one, see `fngrad.metrics.directions`.
         chunk: how many lanes train at once; ``None`` means all that are left.
 
     Returns:
-        The record of all points, and the sweep of those that trained to the end.
+        The results of all points, and the sweep of those that trained to the end.
 
     Raises:
-        TypeError: ``advance_fn`` returns another form, or as `fngrad.sweep`.
-        ValueError: rungs that do not ascend from 1 or more, a factor not above 1, a
-            chunk below 1, a metric that is unknown or of the test data, every lane
-            diverged, or points that do not fit.
+        TypeError: if ``advance_fn`` does not return (state, history), or as
+            `fngrad.sweep`.
+        ValueError: if rungs do not ascend from at least 1, the factor is not above 1,
+            the chunk is below 1, the metric is unknown or one of the test data, every
+            lane diverged, or the points are invalid.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -157,75 +171,86 @@ def successive_halving(
     References:
         K. Jamieson, A. Talwalkar, "Non-stochastic Best Arm Identification and
         Hyperparameter Optimization", 2016, https://arxiv.org/abs/1502.07943. Differs
-        from it in: a point is several lanes, judged by their median.
+        from it in: a point has several lanes and is ranked by their median.
     """
-    columns, count = check_points(points)
+    columns, _ = check_points(points)
     metric = statistics.selecting(metric)
     rungs, chunk = _check(rungs, factor, chunk)
     keys = seed_keys(keys)
-    seeds = keys.shape[0]
     stage, compiling = _stage(advance_fn, chunk), 0.0
-    lanes = _begin(init_fn, columns, count, keys, args, chunk)
-    table = {path: np.asarray(x) for path, x in tree.leaf_paths(columns).items()}
-    scores = np.full((len(rungs), count, seeds), np.nan)
-    reached, lost_at = np.zeros(count, int), np.full((count, seeds), -1, np.int32)
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-    for rung, length in enumerate(np.diff([0, *rungs])):
-        (state, history), took = _advance(stage, lanes, args, int(length))
-        compiling += took
+    lanes, trained = _begin(init_fn, columns, keys, args, chunk=chunk), []
+    for start, rung in itertools.pairwise((0, *rungs)):
+        if trained:
+            costs = statistics.costs(trained[-1].scores, lanes.diverged_at >= 0, metric)
+            lanes = lanes.keep(_better(costs, factor))
+        (state, history), seconds = _advance(stage, lanes, args, rung - start)
+        compiling += seconds
         _check_history(history, metric)
         history = {
-            name: np.asarray(x).reshape(-1, seeds, *x.shape[1:])
+            name: np.asarray(x).reshape(-1, len(keys), *x.shape[1:])
             for name, x in history.items()
         }
-        alive, lanes = lanes.alive, lanes._replace(state=state)
-        parts.append((alive, history))
-        scores[rung, alive] = last_values(history[metric[0]])
-        now = diverged_at(history, metric[0])
-        lost_at[alive] = _first(lost_at[alive], now, rungs[rung] - int(length))
-        reached[alive] = rung
-        if rung < len(rungs) - 1:
-            kept = _better(scores[rung, alive], lost_at[alive] >= 0, metric, factor)
-            lanes = lanes.keep(kept, seeds)
-    final = _final(lanes, table, parts, lost_at, metric, keys)
-    final.notes["compile_seconds"] = compiling
-    steps, whole = tuple(rungs), _whole(parts, count)
-    lane_steps = int(np.array(rungs)[reached].sum()) * seeds
+        lost, before = diverged_at(history, metric[0]), lanes.diverged_at
+        first = np.where((before < 0) & (lost >= 0), lost + start, before)
+        lanes = lanes._replace(state=state, diverged_at=first)
+        scores = last_values(history[metric[0]])
+        trained.append(_Rung(lanes.alive, history, scores, first))
+    notes = {"metric": metric, "keys": keys, "compile_seconds": compiling}
+    return _results(columns, rungs, trained, lanes, notes)
+
+
+def _results(
+    columns: Any,
+    rungs: tuple[int, ...],
+    trained: list[_Rung],
+    lanes: _Lanes,
+    notes: dict[str, Any],
+) -> Halving:
+    table = {path: np.asarray(x) for path, x in tree.leaf_paths(columns).items()}
+    count, seeds = trained[0].scores.shape
+    scores = np.full((len(rungs), count, seeds), np.nan)
+    reached, lost_at = np.zeros(count, int), np.zeros((count, seeds), np.int32)
+    for number, rung in enumerate(trained):
+        scores[number, rung.alive] = rung.scores
+        reached[rung.alive] = number
+        lost_at[rung.alive] = rung.diverged_at
+    final = SweepResult(
+        points={name: column[lanes.alive] for name, column in table.items()},
+        state=jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), lanes.state),
+        history=_survivors_history(trained),
+        diverged_at=lanes.diverged_at,
+        notes={**notes, "values": trained[-1].scores, "tried": table},
+    )
     return Halving(
-        table, steps, reached, scores, whole, lost_at, lanes.alive, final, lane_steps
+        points=table,
+        rungs=rungs,
+        reached=reached,
+        scores=scores,
+        history=_padded_history(trained),
+        diverged_at=lost_at,
+        survivors=lanes.alive,
+        final=final,
+        lane_steps=int(np.array(rungs)[reached].sum()) * seeds,
     )
 
 
-def _first(before: np.ndarray, now: np.ndarray, start: int) -> np.ndarray:
-    """Return when lanes first diverged: earlier, or in the rung since ``start``."""
-    return np.where((before < 0) & (now >= 0), now + start, before)
-
-
-def _better(
-    scores: np.ndarray, lost: np.ndarray, metric: Directed, factor: float
-) -> np.ndarray:
-    """Return the places of the points that go on, ascending."""
-    cost = statistics.costs(scores, lost, metric)
-    median, worst = np.median(cost, axis=1), np.isinf(cost).sum(axis=1)
-    if np.isinf(cost).all():
+def _better(costs: np.ndarray, factor: float) -> np.ndarray:
+    """Return the rows of the points that continue, ascending."""
+    median, lost = np.median(costs, axis=1), np.isinf(costs).sum(axis=1)
+    if np.isinf(costs).all():
         raise ValueError(
-            f"need a lane that did not diverge, got {cost.size} lanes, all diverged"
+            f"need a lane that did not diverge, got {costs.size} lanes, all diverged"
         )
-    order = np.lexsort((worst, median))
+    order = np.lexsort((lost, median))
     finite = max(int(np.isfinite(median).sum()), 1)
     return np.sort(order[: min(math.ceil(len(order) / factor), finite)])
 
 
 def _begin(
-    init_fn: InitFn,
-    columns: Any,
-    count: int,
-    keys: Key,
-    args: tuple[Any, ...],
-    chunk: int | None,
+    init_fn: InitFn, columns: Any, keys: Key, args: Any, *, chunk: int | None
 ) -> _Lanes:
-    """Make the first state of every lane; seeds vary fastest."""
-    seeds = keys.shape[0]
+    """Return all lanes in their initial states; seeds vary fastest."""
+    count, seeds = len(jax.tree.leaves(columns)[0]), keys.shape[0]
     lanes = np.arange(count * seeds)
     points = jax.tree.map(lambda x: jnp.asarray(x)[lanes // seeds], columns)
     begin = jax.jit(
@@ -234,7 +259,8 @@ def _begin(
         )
     )
     state = begin(points, keys[lanes % seeds], args)
-    return _Lanes(np.arange(count), points, state)
+    never = np.full((count, seeds), -1, np.int32)
+    return _Lanes(np.arange(count), never, points, state)
 
 
 def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
@@ -251,7 +277,7 @@ def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
 def _advance(
     stage: Any, lanes: _Lanes, args: tuple[Any, ...], length: int
 ) -> tuple[Any, float]:
-    """Train lanes on; return (state, history), and the seconds of compiling."""
+    """Train the lanes; return (state, history), and the seconds of compilation."""
     begin = time.perf_counter()
     with jax.disable_jit(False):
         lowered = stage.lower(lanes.points, lanes.state, args, length)
@@ -270,55 +296,31 @@ def _over_lanes(
     return jax.lax.map(lambda lane: fn(*lane), (points, rest), batch_size=chunk)
 
 
-def _final(
-    lanes: _Lanes,
-    table: dict[str, np.ndarray],
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]],
-    lost_at: np.ndarray,
-    metric: Directed,
-    keys: Key,
-) -> SweepResult:
-    """Return what the points that are left did from the first step on."""
-    alive, seeds = lanes.alive, keys.shape[0]
-    curves = [
-        {name: _as_curve(x[np.searchsorted(own, alive)]) for name, x in history.items()}
-        for own, history in parts
-    ]
-    history = {
-        name: np.concatenate([part[name] for part in curves], axis=2)
-        for name in curves[0]
-    }
-    state = jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), lanes.state)
-    return SweepResult(
-        {name: column[alive] for name, column in table.items()},
-        state,
-        history,
-        lost_at[alive],
-        {
-            "metric": metric,
-            "values": last_values(history[metric[0]]),
-            "keys": keys,
-            "tried": table,
-        },
-    )
+def _survivors_history(trained: list[_Rung]) -> dict[str, np.ndarray]:
+    """Return the complete histories of the points that trained to the end."""
+    survivors, curves = trained[-1].alive, {}
+    for name in trained[0].history:
+        curves[name] = [
+            _as_curve(rung.history[name][np.searchsorted(rung.alive, survivors)])
+            for rung in trained
+        ]
+    return {name: np.concatenate(parts, axis=2) for name, parts in curves.items()}
 
 
-def _whole(
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]], count: int
-) -> dict[str, np.ndarray]:
+def _padded_history(trained: list[_Rung]) -> dict[str, np.ndarray]:
     """Return the histories of all points, NaN from where a point was dropped."""
-    whole: dict[str, list[np.ndarray]] = {}
-    for alive, history in parts:
-        for name, x in history.items():
+    curves: dict[str, list[np.ndarray]] = {}
+    for rung in trained:
+        for name, x in rung.history.items():
             curve = _as_curve(x)
-            padded = np.full((count, *curve.shape[1:]), np.nan)
-            padded[alive] = curve
-            whole.setdefault(name, []).append(padded)
-    return {name: np.concatenate(blocks, axis=2) for name, blocks in whole.items()}
+            padded = np.full((len(trained[0].alive), *curve.shape[1:]), np.nan)
+            padded[rung.alive] = curve
+            curves.setdefault(name, []).append(padded)
+    return {name: np.concatenate(parts, axis=2) for name, parts in curves.items()}
 
 
 def _as_curve(x: np.ndarray) -> np.ndarray:
-    """Return (n, S, records, ...): a value is a curve of one record."""
+    """Return an array (n, S, records, ...); a scalar has one record."""
     return x[:, :, None] if x.ndim == 2 else x
 
 
@@ -346,6 +348,6 @@ def _check_history(history: Any, metric: Directed) -> None:
     shape = history[metric[0]].shape[1:]
     if len(shape) > 1 or 0 in shape:
         raise ValueError(
-            "need a metric with one value or one curve a lane, "
+            "need a metric with one value or one curve per lane, "
             f"got shape {shape} of {metric[0]!r}"
         )
