@@ -128,7 +128,7 @@ def learning_rate_range_test(
         raise ValueError(f"need 0 < low < high, got {low=} {high=}")
     statistics.selecting((metric, "min"))
     if known_direction(metric) == "max":
-        raise ValueError(f"need a metric that should fall, got {metric!r}")
+        raise ValueError(f"need a metric that falls, got {metric!r}, which rises")
     rates = np.geomspace(low, high, num)
     result = sweep(
         train_fn,
