@@ -1,4 +1,4 @@
-"""Curvature: products with the Hessian, spectra, critical points, local dynamics."""
+"""Curvature: Hessian products, spectra, critical points, local dynamics."""
 
 from fngrad.curvature.critical_points import CriticalPoint, critical_point
 from fngrad.curvature.dynamics import (
