@@ -1,4 +1,4 @@
-"""Landscapes: functions with known minima, paths, slices through networks, pictures."""
+"""Landscapes: functions with known minima, descents, slices of losses, plots."""
 
 from fngrad.landscapes.descent import descend
 from fngrad.landscapes.functions import (
