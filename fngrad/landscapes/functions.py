@@ -114,29 +114,59 @@ _HIMMELBLAU_SADDLES = (
 )
 CATALOG: dict[str, Landscape] = {
     "quadratic": Landscape(
-        quadratic, ((0.0, 0.0),), (), (-9.0, 1.5), (-10.0, -3.0), (10.0, 3.0)
+        quadratic,
+        minima=((0.0, 0.0),),
+        saddles=(),
+        start=(-9.0, 1.5),
+        lower=(-10.0, -3.0),
+        upper=(10.0, 3.0),
     ),
     "rosenbrock": Landscape(
-        rosenbrock, ((1.0, 1.0),), (), (-1.2, 1.0), (-1.7, -0.7), (1.7, 2.2)
+        rosenbrock,
+        minima=((1.0, 1.0),),
+        saddles=(),
+        start=(-1.2, 1.0),
+        lower=(-1.7, -0.7),
+        upper=(1.7, 2.2),
     ),
     "beale": Landscape(
-        beale, ((3.0, 0.5),), ((0.0, 1.0),), (1.0, 1.5), (-1.0, -1.0), (4.0, 2.0)
+        beale,
+        minima=((3.0, 0.5),),
+        saddles=((0.0, 1.0),),
+        start=(1.0, 1.5),
+        lower=(-1.0, -1.0),
+        upper=(4.0, 2.0),
     ),
     "himmelblau": Landscape(
         himmelblau,
-        _HIMMELBLAU,
-        _HIMMELBLAU_SADDLES,
-        (0.0, 0.0),
-        (-5.0, -5.0),
-        (5.0, 5.0),
+        minima=_HIMMELBLAU,
+        saddles=_HIMMELBLAU_SADDLES,
+        start=(0.0, 0.0),
+        lower=(-5.0, -5.0),
+        upper=(5.0, 5.0),
     ),
     "rastrigin": Landscape(
-        rastrigin, ((0.0, 0.0),), (), (2.3, 1.7), (-3.0, -3.0), (3.0, 3.0)
+        rastrigin,
+        minima=((0.0, 0.0),),
+        saddles=(),
+        start=(2.3, 1.7),
+        lower=(-3.0, -3.0),
+        upper=(3.0, 3.0),
     ),
     "monkey_saddle": Landscape(
-        monkey_saddle, (), ((0.0, 0.0),), (1.0, 0.01), (-1.5, -1.5), (1.5, 1.5)
+        monkey_saddle,
+        minima=(),
+        saddles=((0.0, 0.0),),
+        start=(1.0, 0.01),
+        lower=(-1.5, -1.5),
+        upper=(1.5, 1.5),
     ),
     "two_minima": Landscape(
-        two_minima, ((_WELLS[0],), (_WELLS[1],)), (), (-1.6,), (-1.8,), (1.8,)
+        two_minima,
+        minima=((_WELLS[0],), (_WELLS[1],)),
+        saddles=(),
+        start=(-1.6,),
+        lower=(-1.8,),
+        upper=(1.8,),
     ),
 }
