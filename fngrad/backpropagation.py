@@ -1,15 +1,16 @@
-r"""Backpropagation laid open: the chain rule from the loss backwards.
+r"""Backpropagation layer by layer: the chain rule from the loss backwards.
 
-A network is a list of layers, $h_i = f_i(w_i, h_{i-1})$, and a loss $L(h_n)$. Going
-forwards each layer keeps what its derivative needs. Going backwards a *signal*, the
-gradient of the loss with respect to an activation, passes one layer at a time:
+A network is a list of layers, $h_i = f_i(w_i, h_{i-1})$, and a loss $L(h_n)$. In the
+forward pass each layer stores what its derivative needs. In the backward pass a
+*signal*, the gradient of the loss with respect to an activation, passes through one
+layer at a time:
 
 $$s_n = \nabla L(h_n), \qquad
   \nabla_{w_i} L = s_i^\top\,\frac{\partial f_i}{\partial w_i}, \qquad
   s_{i-1} = s_i^\top\,\frac{\partial f_i}{\partial h_{i-1}}$$
 
 Each product with a Jacobian costs about as much as the layer itself, and no Jacobian
-is ever built. `jax.grad` does the same, on primitives instead of layers.
+is ever built. `jax.grad` does the same with primitives instead of layers.
 """
 
 import functools
@@ -25,7 +26,7 @@ from fngrad.types import Params
 
 
 class Backpropagation(NamedTuple):
-    """All that one pass forwards and one backwards computed."""
+    """The results of one forward and one backward pass."""
 
     loss: jax.Array  # shape ()
     activations: tuple[Any, ...]  # h_0 (the input) to h_n
@@ -34,7 +35,7 @@ class Backpropagation(NamedTuple):
 
 
 class GradientNorms(NamedTuple):
-    """How strong the gradient is at each depth."""
+    """The norms of the gradient at each depth."""
 
     signals: jax.Array  # Euclidean norms, shape (layers + 1,), the input's first
     gradients: jax.Array  # shape (layers,)
@@ -46,22 +47,23 @@ def backprop(
     x: Any,
     loss_fn: Callable[[Any], jax.Array],
 ) -> Backpropagation:
-    """Run a network forwards to its loss, and the loss backwards to every weight.
+    """Run the forward pass of a network, and the backward pass from its loss.
 
     Args:
-        layers: functions ``(params, x) -> y``; `fngrad.layers.batched` makes one of a
-            layer for single examples.
-        params: what each layer learns, ``()`` where that is nothing.
+        layers: functions ``(params, x) -> y``; `fngrad.layers.batched` turns a layer
+            for single examples into one.
+        params: the parameters of each layer, ``()`` for a layer without any.
         x: the input of the first layer, such as a batch. Signals of integers are
             float0, as in JAX.
         loss_fn: the last activation -> a real scalar.
 
     Returns:
-        Loss, activations, signals and gradients; equal to what `jax.grad` gives.
+        Loss, activations, signals and gradients; the gradients equal those of
+        `jax.grad`.
 
     Raises:
-        ValueError: there are not as many params as layers.
-        TypeError: params that are no list, or a loss that is no real scalar.
+        ValueError: if there are not as many params as layers.
+        TypeError: if params is not a list, or the loss is not a real scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,7 +80,7 @@ def backprop(
     """
     if not isinstance(params, list | tuple):
         raise TypeError(
-            f"need a list of params, one for each layer, got {type(params).__name__}"
+            f"need a list of params, one per layer, got {type(params).__name__}"
         )
     if len(layers) != len(params):
         raise ValueError(
@@ -103,7 +105,7 @@ def backprop(
 
 
 def gradient_norms(seen: Backpropagation) -> GradientNorms:
-    """Return the norms layer by layer: where they vanish, and where they explode.
+    """Return the norms layer by layer, to see where they vanish or explode.
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,7 +126,7 @@ def _norms(parts: tuple[Any, ...]) -> jax.Array:
 
 
 def _norm(a: Any) -> jax.Array:
-    """Return the norm over float leaves; a signal of integers has none."""
+    """Return the norm over float leaves; that of integers is 0."""
     return tree.norm(tree.floats(a))
 
 

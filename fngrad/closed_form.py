@@ -1,9 +1,10 @@
-r"""Solving gradient = 0 at once, where that can be done.
+r"""Closed-form solutions of gradient = 0: linear regression and Newton's method.
 
-For a quadratic loss $\nabla L = 0$ is a system of linear equations. Building it costs
-$n d^2$ operations and solving it $d^3$ for n examples and d parameters, its memory
-$d^2$, and the condition number of $X^\top X$ is the square of that of X. Beyond
-quadratics only the local model can be solved, which is Newton's method.
+For a quadratic loss $\nabla L = 0$ is a system of linear equations. For n examples and
+d parameters, building it costs $n d^2$ operations, solving it $d^3$ operations and
+$d^2$ numbers of memory, and the condition number of $X^\top X$ is the square of that
+of X. For other losses only the local quadratic model can be solved, which is Newton's
+method.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.numerics.matrix_products import matmul
 from fngrad.types import Scalar, Tree
 
 
@@ -22,8 +24,8 @@ class LinearFit(NamedTuple):
     """A fitted linear map, ``y = x @ weights + intercept``."""
 
     weights: jax.Array  # shape (features,) or (features, outputs)
-    intercept: jax.Array  # shape () or (outputs,); zero where none is fitted
-    condition: jax.Array  # of the matrix that was solved with, shape ()
+    intercept: jax.Array  # shape () or (outputs,); zero if none is fitted
+    condition: jax.Array  # condition number of the matrix in use, shape ()
 
 
 def linear_regression(
@@ -50,15 +52,16 @@ def linear_regression(
         ridge: $\lambda$ >= 0, in squared units of x.
         intercept: whether to fit $b$.
         method: ``"normal"`` solves the normal equations by Cholesky, whose condition
-            number is the square of X's, and gives NaN where they are singular;
-            ``"svd"`` works on X itself and gives the shortest of many solutions.
+            number is the square of X's, and returns NaN if they are singular;
+            ``"svd"`` works on X itself and returns the solution of least norm.
 
     Returns:
         The fit, in the dtype of x.
 
     Raises:
-        ValueError: a negative ridge, an unknown method, or shapes that do not fit.
-        TypeError: x of integers, or of complex numbers.
+        ValueError: if the ridge is negative, the method is unknown, or shapes do not
+            match.
+        TypeError: if x is not an array of real floats.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -89,7 +92,7 @@ def linear_regression(
     centred_x, centred_y = x - x_mean[None], targets - y_mean[None]
     solve = _solve_normal if method == "normal" else _solve_svd
     weights, condition = solve(centred_x, centred_y, jnp.asarray(ridge, x.dtype))
-    offset = y_mean - _product(x_mean, weights)
+    offset = y_mean - matmul(x_mean, weights)
     return LinearFit(
         weights.reshape(x.shape[1], *y.shape[1:]),
         offset.reshape(y.shape[1:]),
@@ -104,18 +107,18 @@ def newton(
     num_steps: int = 1,
     damping: Scalar = 0.0,
 ) -> tuple[Tree, dict[str, jax.Array]]:
-    r"""Solve for the critical point of the local quadratic model, again and again.
+    r"""Solve repeatedly for the critical point of the local quadratic model.
 
     $$w \leftarrow w - (\nabla^2 f(w) + \lambda I)^{-1}\,\nabla f(w)$$
 
-    One step is exact on a quadratic; near a minimum the number of right digits
-    doubles at each. The Hessian is built whole, $d^2$ numbers, and solved with, $d^3$
-    operations. Saddle points and maxima attract it as minima do.
+    One step is exact on a quadratic; near a minimum every step doubles the number of
+    correct digits. The Hessian takes $d^2$ numbers of memory, and solving with it $d^3$
+    operations. Saddle points and maxima attract the method as minima do.
 
     Args:
         f: ``f(params, *args)`` -> a real scalar.
         params: where to start, a tree of real float arrays of one dtype.
-        args: handed on.
+        args: passed to f.
         num_steps: how many steps to make, a Python int >= 0.
         damping: $\lambda$ >= 0, in units of the Hessian.
 
@@ -124,8 +127,8 @@ def newton(
         shape (num_steps,).
 
     Raises:
-        ValueError: a negative damping or number of steps.
-        TypeError: a leaf is no real float array, or f returns no scalar.
+        ValueError: if the damping or the number of steps is negative.
+        TypeError: if a leaf is not a real float array, or f does not return a scalar.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,17 +163,13 @@ def newton(
     return restore(vector), history
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision="highest")  # not an accelerator's half
-
-
 def _solve_normal(
     x: jax.Array, y: jax.Array, ridge: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    gram = _product(x.T, x) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
+    gram = matmul(x.T, x) + ridge * jnp.eye(x.shape[1], dtype=x.dtype)
     factor = jax.scipy.linalg.cho_factor(gram)
     spectrum = jnp.linalg.eigvalsh(gram)
-    weights = jax.scipy.linalg.cho_solve(factor, _product(x.T, y))
+    weights = jax.scipy.linalg.cho_solve(factor, matmul(x.T, y))
     return weights, spectrum[-1] / jnp.maximum(spectrum[0], 0.0)
 
 
@@ -178,9 +177,9 @@ def _solve_svd(
     x: jax.Array, y: jax.Array, ridge: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
-    # Directions below rounding carry nothing: the pseudo-inverse's cut.
+    # The pseudo-inverse ignores singular values below the rounding error.
     cut = jnp.finfo(x.dtype).eps * max(x.shape) * s[0]
     kept = jnp.where(s > cut, s, 0.0)
     shrunk = numerics.divide(jnp.ones_like(kept), kept + numerics.divide(ridge, kept))
-    weights = _product(vt.T, shrunk[:, None] * _product(u.T, y))
+    weights = matmul(vt.T, shrunk[:, None] * matmul(u.T, y))
     return weights, s[0] / s[-1]

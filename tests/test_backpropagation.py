@@ -48,7 +48,7 @@ def test_gradients_have_the_bits_of_jax_grad():
     np.testing.assert_array_equal(seen.signals[0], want_x)
 
 
-def test_every_signal_is_the_gradient_from_there_on():
+def test_every_signal_is_the_gradient_by_its_activation():
     params = network(3, 5, 1.0)
     seen = backprop([dense] * 3, params, X, loss_fn)
     for depth in range(4):
@@ -69,7 +69,7 @@ def test_it_can_be_jitted():
     )
 
 
-def test_the_layers_of_the_library_and_layers_without_parameters_fit_in():
+def test_layers_of_the_library_and_without_parameters_are_accepted():
     linear = layers.linear(5, 3)
     params = [linear.init(jax.random.key(0)), ()]
     apply = [layers.batched(linear), lambda w, x: jax.nn.relu(x)]
@@ -92,7 +92,7 @@ def test_tokens_have_no_signal_and_no_norm():
     assert norms.gradients[0] > 0
 
 
-def test_norms_of_layers_without_parameters_stand_beside_float64(x64):
+def test_norms_of_layers_without_parameters_combine_with_float64(x64):
     seen = backprop(
         [lambda w, x: w * x, lambda w, x: x**2], [jnp.ones(2), ()], jnp.ones(2), jnp.sum
     )
@@ -127,6 +127,6 @@ def test_the_norms_show_vanishing_and_exploding(scale, vanishes):
         (lambda: backprop([dense], {"a": 1}, X, loss_fn), TypeError, "got dict"),
     ],
 )
-def test_bad_input_is_refused(call, error, message):
+def test_invalid_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()

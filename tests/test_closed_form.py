@@ -74,7 +74,7 @@ def test_newton_solves_a_quadratic_in_one_step(x64):
     assert history["gradient_norm"][1] < 1e-12
 
 
-def test_newton_doubles_the_right_digits_near_a_minimum(x64):
+def test_newton_doubles_the_correct_digits_near_a_minimum(x64):
     start = jnp.array([1.05, 1.1])
     _, history = newton(problems.rosenbrock, start, num_steps=6)
     errors = np.sqrt(history["value"])  # about the distance
@@ -82,7 +82,7 @@ def test_newton_doubles_the_right_digits_near_a_minimum(x64):
     assert errors[4] < 50 * errors[3] ** 2
 
 
-def test_newton_is_drawn_to_a_saddle(x64):
+def test_newton_converges_to_a_saddle(x64):
     w, _ = newton(lambda w: w[0] ** 2 - w[1] ** 2, jnp.array([0.3, 0.4]))
     np.testing.assert_allclose(w, [0.0, 0.0], atol=1e-12)
 
@@ -100,7 +100,7 @@ def test_damping_shortens_the_step(x64):
         ({"y": jnp.ones(4)}, r"got \(3, 1\) and \(4,\)"),
     ],
 )
-def test_bad_input_is_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     arguments = {"y": jnp.ones(3), **arguments}
     with pytest.raises(ValueError, match=message):
         linear_regression(jnp.ones((3, 1)), **arguments)

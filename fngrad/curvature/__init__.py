@@ -1,6 +1,6 @@
-"""Curvature: products with the Hessian, spectra, critical points, local dynamics."""
+"""Curvature: Hessian products, spectra, critical points, local dynamics."""
 
-from fngrad.curvature.critical import CriticalPoint, critical_point
+from fngrad.curvature.critical_points import CriticalPoint, critical_point
 from fngrad.curvature.dynamics import (
     LinearStep,
     NoiseFloor,
@@ -8,12 +8,12 @@ from fngrad.curvature.dynamics import (
     noise_floor,
     step_jacobian,
 )
-from fngrad.curvature.noise import (
+from fngrad.curvature.gradient_noise import (
     NoiseScale,
     gradient_covariance,
     gradient_noise_scale,
 )
-from fngrad.curvature.products import (
+from fngrad.curvature.hessian_products import (
     FlatHessian,
     flat_hessian,
     gauss_newton,
@@ -33,7 +33,7 @@ from fngrad.curvature.spectra import (
     smoothed,
     spectral_density,
 )
-from fngrad.curvature.stochastic import Estimate, diagonal, trace
+from fngrad.curvature.trace_estimation import Estimate, diagonal, trace
 
 __all__ = [
     "CriticalPoint",

@@ -1,16 +1,17 @@
-r"""An optimizer near a minimum is a linear map, and its eigenvalues tell the rest.
+r"""Local dynamics of an optimizer: the linear map that it is near a minimum.
 
-A step takes $z = $ (parameters, state) to a new one. Around its fixed point, with
+A step maps $z = $ (parameters, state) to a new $z$. Around its fixed point, with
 gradient noise $e$,
 
 $$z_{t+1} = J z_t + B e_t, \qquad J = \partial z_{t+1} / \partial z_t, \qquad
 B = \partial z_{t+1} / \partial g$$
 
-so the distance to the minimum shrinks by the spectral radius of J a step, and the noise
-holds it at the covariance that $S = J S J^\top + B C B^\top$ leaves unchanged.
+so the distance to the minimum shrinks by the spectral radius of J per step, and under
+noise of covariance C the stationary covariance S solves
+$S = J S J^\top + B C B^\top$.
 
-Everything here is computed in float64, whatever the parameters are and whether or not
-float64 is on, from concrete values: not under jit.
+All functions compute in float64, whatever the parameters' dtype and jax's x64 setting,
+and need concrete values (not under jit).
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.curvature.products import ScalarFn
+from fngrad.curvature.hessian_products import ScalarFn
 from fngrad.transforms.core import TransformLike, apply_updates
 from fngrad.types import OptState, Params
 
@@ -32,12 +33,12 @@ EPS = float(np.finfo(np.float64).eps)
 class LinearStep(NamedTuple):
     """One step around a point: z' = J z + B e, in float64.
 
-    The first n of the m variables are the parameters, laid end to end; the others are
-    the float leaves of the state that the parameters ever feel.
+    The first n of the m variables are the parameters, raveled; the others are the float
+    leaves of the state that eventually affect the parameters.
     """
 
     J: np.ndarray  # (m, m)
-    B: np.ndarray  # (m, n), by the gradient
+    B: np.ndarray  # (m, n), the derivative by the gradient
 
 
 class NoiseFloor(NamedTuple):
@@ -58,32 +59,32 @@ def step_jacobian(
 ) -> LinearStep:
     r"""Differentiate one (parameters, state) step of an optimizer.
 
-    Integers and keys in the state are held fixed. Variables that the parameters do not
-    feel, now or later, are left out: at a minimum Adam's second moment and the values
-    of ``tunable`` are such, since they multiply a gradient of zero.
+    Integers and keys in the state are held fixed. Variables that never affect the
+    parameters are left out: at a minimum these are Adam's second moment and the values
+    of ``tunable``, since they multiply a gradient of zero.
 
     Args:
         optimizer: a transform whose updates are added to the parameters.
         f: ``(params, *args)`` to a scalar.
         params: real arrays: the fixed point, for most rules a minimum of ``f``.
-        state: of the optimizer at the fixed point; by default what ``init`` gives.
-            A rule that divides by a moment of the gradients needs one, since its own
-            is zero at a minimum.
-        step: what the state's counters, the integers called ``step``, stand at. By
-            default the last one: bias corrections are over, schedules at their end.
+        state: of the optimizer at the fixed point; by default what ``init`` returns.
+            A rule that divides by a moment of the gradients needs a state here, since
+            its initial moments are zero.
+        step: the value of the state's counters, the integers called ``step``. The
+            default is the largest: bias corrections are over, schedules at their end.
 
     Raises:
-        TypeError: the parameters are not all real floats.
+        TypeError: if a parameter is not a real float.
     """
     with numerics.double_precision():
         params, args = numerics.as_double((params, args))
         _check_real(params)
-        advance, at = _step_fn(optimizer, f, params, args, state, step)
+        advance, at = _step_fn(optimizer, f, params, args, state=state, step=step)
         noise = jnp.zeros(ravel_pytree(params)[0].size)
         J, B = jax.jit(jax.jacfwd(advance, argnums=(0, 1)))(at, noise)
     J, B = np.asarray(J), np.asarray(B)
-    felt = _felt(J, B.shape[1])
-    return LinearStep(J[np.ix_(felt, felt)], B[felt])
+    kept = _affecting(J, B.shape[1])
+    return LinearStep(J[np.ix_(kept, kept)], B[kept])
 
 
 def local_rate(
@@ -97,22 +98,22 @@ def local_rate(
     r"""Return the factor by which the distance to a minimum shrinks in one step.
 
     It is the spectral radius of the step's Jacobian, $\max_i |\lambda_i(J)|$: below 1
-    the optimizer converges from nearby, above 1 it leaves.
+    the optimizer converges from nearby points, above 1 it diverges from them.
 
     A tuned momentum method has double eigenvalues with one eigenvector. Rounding by
-    $\epsilon$ splits them by up to about $\sqrt\epsilon$, by how much depends on the
-    processor, but their mean stays where it was. So eigenvalues that rounding cannot
-    tell apart are replaced by their mean.
+    $\epsilon$ splits them by up to about $\sqrt\epsilon$, depending on the processor,
+    but preserves their mean. So eigenvalues that are equal up to rounding are replaced
+    by their mean.
 
     Args:
         optimizer: a transform whose updates are added to the parameters.
         f: ``(params, *args)`` to a scalar.
-        params: the minimum; see `step_jacobian` for this and what follows.
-        state: of the optimizer there.
-        step: what the state's counters stand at.
+        params: the minimum, see `step_jacobian`.
+        state: of the optimizer there, see `step_jacobian`.
+        step: the value of the state's counters.
 
     Raises:
-        TypeError: the parameters are not all real floats.
+        TypeError: if a parameter is not a real float.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,7 +142,7 @@ def noise_floor(
     state: OptState | None = None,
     step: int = numerics.MAX_STEP,
 ) -> NoiseFloor:
-    r"""Return where noise in the gradients holds an optimizer.
+    r"""Return the stationary state of an optimizer under noise in the gradients.
 
     The covariance is the solution of Lyapunov's equation
     $S = J S J^\top + B C B^\top$, exact for linear rules on quadratics. For gradient
@@ -152,15 +153,15 @@ def noise_floor(
         optimizer: a transform whose updates are added to the parameters.
         f: ``(params, *args)`` to a scalar.
         params: the minimum, n entries in all; see `step_jacobian`.
-        noise: C, the covariance of the gradient, shape (n, n), or a number: the same
-            variance for each entry, independently. See `gradient_covariance`.
+        noise: C, the covariance of the gradient, shape (n, n), or a number: the
+            variance of each entry, independently. See `gradient_covariance`.
         state: of the optimizer at the minimum.
-        step: what the state's counters stand at.
+        step: the value of the state's counters.
 
     Raises:
-        TypeError: the parameters are not all real floats.
-        ValueError: the step does not converge, so that nothing is stationary, or the
-            noise has another shape.
+        TypeError: if a parameter is not a real float.
+        ValueError: if the step does not converge, so that there is no stationary state,
+            or the noise has another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -212,12 +213,18 @@ def _step_fn(
     f: ScalarFn,
     params: Params,
     args: Any,
+    *,
     state: OptState | None,
     step: int,
 ) -> tuple[Any, jax.Array]:
     """Return (z, noise) -> z on vectors, and the z of these parameters and state."""
+
+    def set_counter(path: str, leaf: Any) -> Any:
+        is_counter = path.split("/")[-1] == "step" and leaf.dtype == jnp.int32
+        return jnp.full_like(leaf, step) if is_counter else leaf
+
     state = optimizer.init(params) if state is None else numerics.as_double(state)
-    moving, rebuild = tree.split(tree.map_with_path(_count_from(step), state))
+    moving, rebuild = tree.split(tree.map_with_path(set_counter, state))
     _, unravel_params = ravel_pytree(params)
     at, unravel = ravel_pytree((params, moving))
 
@@ -231,32 +238,29 @@ def _step_fn(
     return advance, at
 
 
-def _count_from(step: int) -> Any:
-    def place(path: str, leaf: Any) -> Any:
-        is_counter = path.split("/")[-1] == "step" and leaf.dtype == jnp.int32
-        return jnp.full_like(leaf, step) if is_counter else leaf
-
-    return place
-
-
-def _felt(J: np.ndarray, n: int) -> np.ndarray:
-    """Return the variables from which nonzero entries lead to the first n."""
-    felt = np.arange(len(J)) < n
+def _affecting(J: np.ndarray, n: int) -> np.ndarray:
+    """Return the variables that affect the first n, directly or through others."""
+    found = np.arange(len(J)) < n
     while True:
-        more = felt | (J[felt] != 0).any(axis=0)
-        if (more == felt).all():
-            return np.flatnonzero(felt)
-        felt = more
+        more = found | (J[found] != 0).any(axis=0)
+        if (more == found).all():
+            return np.flatnonzero(found)
+        found = more
 
 
 def _settled_eigenvalues(J: np.ndarray) -> np.ndarray:
-    """Return the eigenvalues, with the mean of those that rounding may have split.
+    """Return the eigenvalues; those that rounding may have split get their mean.
 
-    An eigenvalue of condition c lies within about eps ||J|| c of where it was computed,
-    and a double one within about sqrt(eps) ||J||. Discs that overlap, directly or
-    through others, form a cluster.
+    An eigenvalue of condition c lies within about eps ||J|| c of its computed value,
+    a double one within about sqrt(eps) ||J||. Discs that overlap, directly or through
+    others, form a cluster.
+
+    The variables are scaled by powers of two first, until rows are about as long as
+    columns: a state may have units of the gradient, far from those of the parameters.
     """
-    J = _balanced(J)
+    import scipy.linalg
+
+    J, _ = scipy.linalg.matrix_balance(J, permute=False)
     eigenvalues, vectors = np.linalg.eig(J)
     U, s, Vh = np.linalg.svd(vectors)
     inverse = (Vh.conj().T / np.maximum(s, EPS * s[0])) @ U.conj().T
@@ -270,27 +274,10 @@ def _settled_eigenvalues(J: np.ndarray) -> np.ndarray:
     return same @ eigenvalues / same.sum(axis=1)
 
 
-def _balanced(J: np.ndarray) -> np.ndarray:
-    """Scale variables by powers of two until rows are as long as columns.
-
-    A state may be in units of the gradient, far from those of the parameters.
-    """
-    J = J.copy()
-    off = ~np.eye(len(J), dtype=bool)
-    for _ in range(8):
-        for i in range(len(J)):
-            row, column = np.linalg.norm(J[i, off[i]]), np.linalg.norm(J[off[i], i])
-            if row > 0 and column > 0:
-                factor = 2.0 ** np.round(np.log2(row / column) / 2)
-                J[i] /= factor
-                J[:, i] *= factor
-    return J
-
-
 def _stationary_covariance(J: np.ndarray, Q: np.ndarray) -> np.ndarray:
     """Solve S = J S J' + Q for a J of spectral radius below one.
 
-    S = sum_k J^k Q J'^k; each round doubles how many terms are summed.
+    S = sum_k J^k Q J'^k; each round doubles the number of terms.
     """
     S, power = Q, J
     while True:

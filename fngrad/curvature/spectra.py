@@ -1,13 +1,13 @@
 r"""The spectrum of the Hessian by Lanczos' method.
 
-k products with the Hessian, begun from a random unit vector $q_1$, give an orthonormal
-basis Q of the Krylov space and the tridiagonal $T = Q^\top H Q$. The eigenvalues of T
-(*Ritz values*) approach those of H from inside, both ends first; the squared first
-components of T's eigenvectors are the weights that H's spectrum has in $q_1$.
+k products with the Hessian, starting from a random unit vector $q_1$, give an
+orthonormal basis Q of the Krylov space and the tridiagonal $T = Q^\top H Q$. The
+eigenvalues of T (*Ritz values*) approach those of H from inside, both ends first; the
+squared first components of T's eigenvectors are the weights of H's spectrum in $q_1$.
 
-In floating point Q loses its orthogonality as soon as a Ritz value settles, and T then
-shows copies of it, *ghosts*. Here every new vector is made orthogonal to all earlier
-ones, twice, which costs k vectors of memory and leaves no ghosts.
+In floating point Q loses its orthogonality as soon as a Ritz value converges, and T
+then has copies of it, *ghosts*. Here every new vector is made orthogonal to all earlier
+ones, twice, which needs memory for k vectors and leaves no ghosts.
 """
 
 from typing import Any, NamedTuple
@@ -17,14 +17,15 @@ import jax.numpy as jnp
 from jax import lax
 
 import fngrad.numerics as numerics
-from fngrad.curvature.products import ScalarFn, flat_hessian
+from fngrad.curvature.hessian_products import ScalarFn, flat_hessian
+from fngrad.numerics.matrix_products import matmul
 from fngrad.types import Key, Params
 
 DEFAULT_STEPS = 64
 
 
 class Krylov(NamedTuple):
-    """What `lanczos` finds: H Q = Q T + beta_k q e_k', with q orthogonal to Q."""
+    """The result of `lanczos`: H Q = Q T + beta_k q e_k', with q orthogonal to Q."""
 
     diagonal: jax.Array  # (k,), of T
     off_diagonal: jax.Array  # (k,), of T; the last is beta_k
@@ -36,14 +37,14 @@ class Extremes(NamedTuple):
 
     smallest: jax.Array  # (count,), ascending
     largest: jax.Array  # (count,), descending
-    smallest_error: jax.Array  # (count,); an eigenvalue of H is as near as this
+    smallest_error: jax.Array  # (count,): bounds on the distance to an eigenvalue
     largest_error: jax.Array  # (count,)
     smallest_vectors: Params  # leaves (count, ...): unit eigenvectors
     largest_vectors: Params
 
 
 class SpectralDensity(NamedTuple):
-    """A discrete measure near the spectrum's; the weights sum to one."""
+    """A discrete measure that approximates the spectrum; the weights sum to one."""
 
     eigenvalues: jax.Array  # (samples, k), ascending in each row
     weights: jax.Array  # (samples, k)
@@ -60,22 +61,23 @@ def lanczos(
 
     $$\beta_j\,q_{j+1} = H q_j - \alpha_j\,q_j - \beta_{j-1}\,q_{j-1}$$
 
-    Where the Krylov space cannot grow ($\beta_j$ vanishes: $q_1$ lies in an invariant
-    subspace), $\beta_j$ is set to 0 and the method goes on from a random direction
-    orthogonal to all before. So n steps give the whole spectrum, with multiplicities.
+    If the Krylov space cannot grow ($\beta_j$ vanishes: $q_1$ lies in an invariant
+    subspace), $\beta_j$ is set to 0 and the method continues from a random direction
+    orthogonal to all vectors before. So n steps give the whole spectrum, with
+    multiplicities.
 
     Args:
         f: ``(params, *args)`` to a scalar.
         params: real arrays with n entries in all.
         key: a typed key or a seed.
-        num_steps: k, in 1, ..., n; by default 64 or n, the smaller.
+        num_steps: k, in 1, ..., n; by default min(64, n).
 
     Returns:
-        The tridiagonal matrix and the basis, in at least float32.
+        The tridiagonal matrix and the basis, in float32 or wider.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: ``num_steps`` is out of range.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if ``num_steps`` is out of range.
 
     References:
         Lanczos, An iteration method for the solution of the eigenvalue problem, 1950,
@@ -121,21 +123,21 @@ def extreme_eigenvalues(
 ) -> Extremes:
     r"""Return the Hessian's smallest and largest eigenvalues, with eigenvectors.
 
-    These are the ends of the spectrum, so that a negative eigenvalue is seen beside a
-    larger positive one. For a Ritz pair $(\theta, Q s)$ the residual
-    $|\beta_k s_k|$ bounds the distance from $\theta$ to an eigenvalue.
+    Both ends are returned, so a negative eigenvalue is found even if a positive one is
+    larger. For a Ritz pair $(\theta, Q s)$ the residual $|\beta_k s_k|$ bounds the
+    distance from $\theta$ to an eigenvalue.
 
     Args:
         f: ``(params, *args)`` to a scalar.
         params: real arrays with n entries in all.
         key: a typed key or a seed.
-        count: how many at each end, at most ``num_steps``. With fewer than n steps an
-            eigenvalue is found once, whatever its multiplicity.
-        num_steps: of Lanczos, in 1, ..., n; by default 64 or n, the smaller.
+        count: how many at each end, at most ``num_steps``. Fewer than n steps find an
+            eigenvalue only once, whatever its multiplicity.
+        num_steps: of Lanczos, in 1, ..., n; by default min(64, n).
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: ``count`` or ``num_steps`` is out of range.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if ``count`` or ``num_steps`` is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -156,18 +158,16 @@ def extreme_eigenvalues(
     errors = jnp.abs(krylov.off_diagonal[-1] * vectors[-1])
 
     def in_parameters(columns: jax.Array) -> Params:
-        return jax.vmap(H.unravel)(
-            jnp.matmul(columns.T, krylov.basis, precision="highest")
-        )
+        return jax.vmap(H.unravel)(matmul(columns.T, krylov.basis))
 
     low, high = slice(None, count), slice(None, -count - 1, -1)
     return Extremes(
-        values[low],
-        values[high],
-        errors[low],
-        errors[high],
-        in_parameters(vectors[:, low]),
-        in_parameters(vectors[:, high]),
+        smallest=values[low],
+        largest=values[high],
+        smallest_error=errors[low],
+        largest_error=errors[high],
+        smallest_vectors=in_parameters(vectors[:, low]),
+        largest_vectors=in_parameters(vectors[:, high]),
     )
 
 
@@ -184,11 +184,11 @@ def sharpness(
         f: ``(params, *args)`` to a scalar.
         params: real arrays with n entries in all.
         key: a typed key or a seed.
-        num_steps: of Lanczos, in 1, ..., n; by default 64 or n, the smaller.
+        num_steps: of Lanczos, in 1, ..., n; by default min(64, n).
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: ``num_steps`` is out of range.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if ``num_steps`` is out of range.
     """
     krylov = lanczos(f, params, *args, key=key, num_steps=num_steps)
     return jnp.linalg.eigvalsh(_tridiagonal(krylov))[-1]
@@ -202,16 +202,16 @@ def largest_stable_learning_rate(
     $$\frac{2 + 2\beta}{\lambda_{\max}} \quad\text{or, with Nesterov's look-ahead,}\quad
     \frac{2 + 2\beta}{(1 + 2\beta)\,\lambda_{\max}}$$
 
-    which is $2 / \lambda_{\max}$ without momentum, and infinite where no curvature is
+    which is $2 / \lambda_{\max}$ without momentum, and infinite if no curvature is
     positive.
 
     Args:
         sharpness: $\lambda_{\max}$, any shape; see `sharpness`.
         momentum: $\beta$ in [0, 1).
-        nesterov: whether momentum looks ahead.
+        nesterov: whether momentum is Nesterov's.
 
     Raises:
-        ValueError: a momentum that is not in [0, 1).
+        ValueError: if momentum is outside [0, 1).
 
     Example:
         >>> import jax.numpy as jnp
@@ -235,7 +235,7 @@ def spectral_density(
     num_steps: int | None = None,
     num_samples: int = 8,
 ) -> SpectralDensity:
-    r"""Estimate how the Hessian's eigenvalues are distributed.
+    r"""Estimate the distribution of the Hessian's eigenvalues.
 
     For a random unit vector $q$ Lanczos' T has eigenpairs $(\theta_i, s_i)$, and
 
@@ -249,16 +249,16 @@ def spectral_density(
         f: ``(params, *args)`` to a scalar.
         params: real arrays with n entries in all.
         key: a typed key or a seed.
-        num_steps: of Lanczos, in 1, ..., n; by default 64 or n, the smaller.
+        num_steps: of Lanczos, in 1, ..., n; by default min(64, n).
         num_samples: how many random vectors, >= 1, one after another.
 
     Returns:
-        Points and weights of the quadrature; `smoothed` makes a curve of them, and
+        Nodes and weights of the quadrature; `smoothed` turns them into a curve, and
         ``weights[eigenvalues < 0].sum()`` is the share of negative curvature.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: ``num_steps`` or ``num_samples`` is out of range.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if ``num_steps`` or ``num_samples`` is out of range.
 
     References:
         Ubaru, Chen and Saad, Fast estimation of tr(f(A)) via stochastic Lanczos
@@ -292,13 +292,13 @@ def smoothed(density: SpectralDensity, points: jax.Array, width: float) -> jax.A
         Shape (m,); the integral is one.
 
     Raises:
-        ValueError: the width is not positive.
+        ValueError: if the width is not positive.
     """
     numerics.check_positive("width", width)
     centers, weights = density.eigenvalues.ravel(), density.weights.ravel()
     z = (points[:, None] - centers[None, :]) / width
     bell = jnp.exp(-(z**2) / 2) / (width * (2 * jnp.pi) ** 0.5)
-    return jnp.matmul(bell, weights, precision="highest")
+    return matmul(bell, weights)
 
 
 def _check_steps(num_steps: int | None, size: int) -> int:
@@ -318,14 +318,13 @@ def _tridiagonal(krylov: Krylov) -> jax.Array:
 
 
 def _orthogonalise(v: jax.Array, basis: jax.Array) -> jax.Array:
-    """Take the span of the rows out of v; the second pass removes what rounding left.
+    """Remove the span of the rows from v; the second pass removes rounding errors.
 
-    Rows of zeros do nothing. Half-precision products, an accelerator's default, would
-    undo the orthogonality.
+    Rows of zeros have no effect. Half-precision products, an accelerator's default,
+    would destroy the orthogonality.
     """
     for _ in range(2):
-        parts = jnp.matmul(basis, v, precision="highest")
-        v = v - jnp.matmul(parts, basis, precision="highest")
+        v = v - matmul(matmul(basis, v), basis)
     return v
 
 

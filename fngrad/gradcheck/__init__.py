@@ -1,16 +1,17 @@
-r"""Is the gradient right? Finite differences, and the tangent's error.
+r"""Gradient checks by finite differences and Taylor's theorem.
 
-The *slope* of f at w along v is $\lim_{h \to 0} (f(w + h v) - f(w)) / h$; by the chain
-rule it is $\nabla f(w) \cdot v$. Everything here compares those two numbers in float64,
-whatever the precision of the parameters and of the global flag. A function that casts
-to float32 inside is compared in what it computes.
+The *slope* (directional derivative) of f at w along v is
+$\lim_{h \to 0} (f(w + h v) - f(w)) / h$, which the chain rule gives as
+$\nabla f(w) \cdot v$. These checks compare the two in float64, whatever the parameters'
+dtype and jax's x64 setting. If f casts to float32, its values have that precision.
 
-`finite_difference_gradient` is the naive way to a gradient, one coordinate at a time:
-two evaluations each, so n coordinates cost n times what `jax.grad` costs.
+`finite_difference_gradient` computes the gradient naively, one coordinate at a time,
+with two evaluations each: for n coordinates it costs about n times as much as
+`jax.grad`.
 """
 
 from fngrad.gradcheck.comparison import GradientReport, LeafReport, check_gradients
-from fngrad.gradcheck.differences import complex_step, finite_difference_gradient
+from fngrad.gradcheck.finite_differences import complex_step, finite_difference_gradient
 from fngrad.gradcheck.taylor import TaylorReport, taylor_test
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Autodiff against central differences, leaf by leaf."""
+"""Autodiff compared with central differences, leaf by leaf."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.gradcheck.slopes import (
+from fngrad.gradcheck.directional_derivatives import (
     NOISE,
     STEPS,
     check_finite,
@@ -22,32 +22,32 @@ from fngrad.gradcheck.slopes import (
 )
 from fngrad.types import Key, Params
 
-KINK = 1e-3  # of the largest difference of one-sided slopes; smooth f give 1e-6
-FEWEST = 4  # step sizes that a comparison needs
+KINK = 1e-3  # threshold of `LeafReport.kink`; smooth functions give 1e-6
+MIN_STEPS = 4  # step sizes with finite values that a comparison needs
 
 
 class LeafReport(NamedTuple):
-    """What was seen along one direction in one leaf."""
+    """The comparison along one direction in one leaf."""
 
     path: str
     autodiff: float  # the slope that jax.grad gives
     numeric: float  # the slope that central differences give
-    error: float  # their difference beyond rounding, over the larger; inf: no slope
-    order: float  # in which power of h the differences converge; nan: exact
-    kink: float  # least difference of the one-sided slopes, over the largest
+    error: float  # their difference beyond rounding, relative; inf: slope not finite
+    order: float  # of convergence in h; nan: exact
+    kink: float  # smallest over largest difference of the one-sided slopes
 
     @property
     def fault(self) -> str:
-        """Say what is wrong here, if anything is."""
+        """Return the error as text, if the leaf is not sound."""
         if not np.isfinite(self.autodiff):
             return "the gradient is not finite"
         if self.kink > KINK:
-            return "a kink: the slopes to both sides differ"
+            return "a kink: the one-sided slopes differ"
         return "autodiff and central differences disagree"
 
 
 class GradientReport(NamedTuple):
-    """What `check_gradients` saw, leaf by leaf."""
+    """The result of `check_gradients`, leaf by leaf."""
 
     leaves: tuple[LeafReport, ...]
     tolerance: float
@@ -59,7 +59,7 @@ class GradientReport(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether every leaf is within tolerance and no kink was met."""
+        """Whether every leaf is within tolerance and has no kink."""
         return all(_is_sound(leaf, self.tolerance) for leaf in self.leaves)
 
     def __str__(self) -> str:
@@ -84,30 +84,29 @@ def check_gradients(
 ) -> GradientReport:
     r"""Compare `jax.grad` with central differences, leaf by leaf.
 
-    Along a random direction v in each leaf alone,
+    Along a random direction v in each leaf,
 
     $$D(h) = \frac{f(w + h v) - f(w - h v)}{2 h} = \nabla f(w) \cdot v + O(h^2)$$
 
-    for a sweep of h, from which the one is taken where D changes least. One-sided
-    slopes are compared too: where they differ f has a kink, and the gradient there is
-    a choice.
+    for several h, of which the one is used where D changes least. One-sided slopes are
+    compared too: if they differ, f has a kink, where the gradient is ambiguous.
 
     Args:
         f: ``f(params, *args) -> loss`` or a tuple that begins with the loss. It must
             be deterministic.
         params: a tree of float or complex arrays.
-        args: handed on, such as a batch; floats are taken to float64.
+        args: passed to f, such as a batch; floats become float64.
         key: draws the directions.
         tolerance: the largest error, relative to the larger slope.
 
     Returns:
-        The report, all within tolerance; print it for a table.
+        The report, with all leaves within tolerance; print it for a table.
 
     Raises:
-        TypeError: a leaf is no float array, or f returns no real scalar.
-        ValueError: f is not finite here or nearby, a gradient is wrong or not finite,
-            or f has a kink here; the message names the worst leaf, both numbers, and
-            has the table.
+        TypeError: if a leaf is not a float array, or f does not return a real scalar.
+        ValueError: if f is not finite here or nearby, a gradient is wrong or not
+            finite, or f has a kink here; the message has the worst leaf, both numbers
+            and the table.
 
     Example:
         >>> import jax.numpy as jnp
@@ -144,9 +143,9 @@ def check_gradients(
 def _leaf_report(
     path: str, slope: float, base: float, values: np.ndarray
 ) -> LeafReport:
-    is_usable = np.isfinite(values).all(axis=1)  # far away f may not be defined
+    is_usable = np.isfinite(values).all(axis=1)  # f may be undefined at large h
     h, values = np.array(STEPS)[is_usable], values[is_usable]
-    if len(h) < FEWEST:
+    if len(h) < MIN_STEPS:
         raise ValueError(f"need f to be finite around {name_of(path)!r}, it is not")
     rounding = NOISE * max(abs(base), float(np.max(np.abs(values)))) / h
     central = (values[:, 0] - values[:, 1]) / (2 * h)
@@ -155,13 +154,20 @@ def _leaf_report(
     largest = max(abs(slope), abs(numeric))
     apart = max(abs(slope - numeric) - float(rounding[steadiest]), 0.0)
     order = observed_order(h, np.abs(central - numeric), rounding)
-    # One-sided slopes differ by h f'', which falls with h, unless there is a kink.
+    # One-sided slopes differ by h f'', which vanishes with h, unless there is a kink.
     sides = np.abs(values[:, 0] + values[:, 1] - 2 * base) / h
     sides = np.maximum(sides - 2 * rounding, 0.0)
     kink = float(np.min(sides) / np.max(sides)) if np.max(sides) > 0 else 0.0
     error = apart / largest if largest > 0 else 0.0
     error = error if np.isfinite(slope) else float("inf")
-    return LeafReport(path, slope, numeric, error, order, kink)
+    return LeafReport(
+        path=path,
+        autodiff=slope,
+        numeric=numeric,
+        error=error,
+        order=order,
+        kink=kink,
+    )
 
 
 def _is_sound(leaf: LeafReport, tolerance: float) -> bool:

@@ -1,4 +1,4 @@
-"""How fast the tangent's error falls with the distance."""
+"""Taylor's test: how fast the error of the linear approximation vanishes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
-from fngrad.gradcheck.slopes import (
+from fngrad.gradcheck.directional_derivatives import (
     NOISE,
     STEPS,
     check_finite,
@@ -22,7 +22,7 @@ from fngrad.types import Key, Params
 
 
 class TaylorReport(NamedTuple):
-    """The errors of a constant and of the tangent, over a sweep of distances."""
+    """The errors of the constant and of the linear approximation, by distance."""
 
     h: np.ndarray  # distances, shape (steps,)
     constant: np.ndarray  # |f(w + h v) - f(w)|
@@ -35,24 +35,24 @@ class TaylorReport(NamedTuple):
 def taylor_test(
     f: Callable[..., Any], params: Params, *args: Any, key: int | Key = 0
 ) -> TaylorReport:
-    r"""Measure how fast the tangent's error falls with the distance.
+    r"""Measure how fast the error of the linear approximation vanishes.
 
     $$|f(w + h v) - f(w) - h\,\nabla f(w) \cdot v| = O(h^2)$$
 
-    along one random direction over all leaves. With a wrong gradient it falls as h.
+    along one random direction over all leaves. With a wrong gradient it is $O(h)$.
 
     Args:
         f: ``f(params, *args) -> loss`` or a tuple that begins with the loss.
         params: a tree of float or complex arrays.
-        args: handed on; floats are taken to float64.
-        key: draws the direction, as long as the parameters leaf by leaf.
+        args: passed to f; floats become float64.
+        key: draws the direction, with the norm of the parameters leaf by leaf.
 
     Returns:
-        The errors at each distance, and the orders in which they fall.
+        The errors at each distance, and their orders in h.
 
     Raises:
-        TypeError: a leaf is no float array, or f returns no real scalar.
-        ValueError: f or its slope is not finite here.
+        TypeError: if a leaf is not a float array, or f does not return a real scalar.
+        ValueError: if f or its slope is not finite here.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def taylor_test(
         w, constants = numerics.as_double((params, args))
         value = scalar_of(f)
         v = direction(w, None, numerics.key(key))
-        # Backwards, as training goes: custom_vjp has no other direction.
+        # Reverse mode, as in training: custom_vjp does not support forward mode.
         base, gradient = jax.jit(jax.value_and_grad(value))(w, *constants)
         base, slope = float(base), slope_along(gradient, v)
         check_finite(base)
@@ -76,10 +76,10 @@ def taylor_test(
     constant, tangent = np.abs(values - base), np.abs(values - base - h * slope)
     noise = NOISE * max(abs(base), float(np.max(np.abs(values))))
     return TaylorReport(
-        h,
-        constant,
-        tangent,
-        noise,
-        observed_order(h, constant, noise),
-        observed_order(h, tangent, noise),
+        h=h,
+        constant=constant,
+        tangent=tangent,
+        noise=noise,
+        constant_order=observed_order(h, constant, noise),
+        tangent_order=observed_order(h, tangent, noise),
     )

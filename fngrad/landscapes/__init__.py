@@ -1,4 +1,4 @@
-"""Landscapes: functions with known minima, paths, slices through networks, pictures."""
+"""Landscapes: functions with known minima, descents, slices of losses, plots."""
 
 from fngrad.landscapes.descent import descend
 from fngrad.landscapes.functions import (
@@ -12,7 +12,7 @@ from fngrad.landscapes.functions import (
     rosenbrock,
     two_minima,
 )
-from fngrad.landscapes.pictures import plot
+from fngrad.landscapes.plotting import plot
 from fngrad.landscapes.slices import (
     Plane,
     Trajectory,

@@ -1,4 +1,4 @@
-"""Descents on a landscape, as paths."""
+"""Paths of optimizers on a landscape."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,18 +20,19 @@ def descend(
     noise: Scalar = 0.0,
     key: int | Key = 0,
 ) -> jax.Array:
-    """Return the path of a descent, shape (num_steps + 1, dimension), x0 first.
+    """Return the path of an optimizer from x0, shape (num_steps + 1, dimension).
 
     Args:
         f: a point of shape (dimension,) -> a real scalar.
         x0: where to start: an array, or a tuple of numbers.
         optimizer: a transform.
         num_steps: how many steps to make, a Python int >= 0.
-        noise: standard deviation of Gaussian noise on every entry of the gradient.
+        noise: standard deviation of Gaussian noise added to the gradient's entries.
         key: draws the noise.
 
     Raises:
-        ValueError: a negative number of steps, or a start that is no point.
+        ValueError: if the number of steps is negative, or x0 is not of shape
+            (dimension,).
 
     Example:
         >>> import fngrad as fg

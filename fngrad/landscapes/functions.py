@@ -1,7 +1,7 @@
-r"""Functions to descend on whose minima and saddles are known.
+r"""Test functions with known minima and saddles.
 
 Each takes a point, an array of shape (dimension,), and returns a scalar in its dtype.
-`CATALOG` says of each where its critical points are and what region shows them.
+`CATALOG` lists their critical points and a region that shows them.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Point: TypeAlias = tuple[float, ...]
 
 
 class Landscape(NamedTuple):
-    """A function and what is known of it."""
+    """A function, its critical points, and a region to draw."""
 
     f: Callable[[jax.Array], jax.Array]
     minima: tuple[Point, ...]  # global ones first
     saddles: tuple[Point, ...]
-    start: Point  # where descents usually begin
+    start: Point  # of a typical descent
     lower: Point  # of the region worth drawing
     upper: Point
 
@@ -37,8 +37,8 @@ def quadratic(x: jax.Array, curvatures: tuple[float, ...] = (1.0, 10.0)) -> jax.
 def rosenbrock(x: jax.Array) -> jax.Array:
     r"""$\sum_i 100\,(x_{i+1} - x_i^2)^2 + (1 - x_i)^2$: a curved, flat valley.
 
-    Minimum 0 at (1, ..., 1), in any dimension from 2; in 2 it is the only critical
-    point.
+    Minimum 0 at (1, ..., 1), in any dimension >= 2; in two dimensions it is the only
+    critical point.
 
     References:
         Rosenbrock, An automatic method for finding the greatest or least value of a
@@ -76,7 +76,7 @@ def himmelblau(x: jax.Array) -> jax.Array:
 def rastrigin(x: jax.Array) -> jax.Array:
     r"""$10 d + \sum_i x_i^2 - 10 \cos 2 \pi x_i$: a bowl full of local minima.
 
-    Minimum 0 at the origin, a local one near every point of whole numbers.
+    Minimum 0 at the origin, and a local minimum near every point of integers.
 
     References:
         Rastrigin, Systems of extremal control, 1974.
@@ -93,8 +93,8 @@ def two_minima(x: jax.Array) -> jax.Array:
     r"""$\sum_i x_i^4 / 4 - x_i^2 / 2 - x_i / 4$: a local minimum before a global one.
 
     Along each axis: a local minimum at -0.8376, a maximum between, the global minimum
-    at 1.1072. In one dimension it is the curve on which a ball with momentum passes
-    the local minimum that one without it stays in.
+    at 1.1072. In one dimension momentum can carry a descent past the local minimum in
+    which gradient descent stops.
     """
     return jnp.sum(x**4 / 4 - x**2 / 2 - x / 4)
 
@@ -114,29 +114,59 @@ _HIMMELBLAU_SADDLES = (
 )
 CATALOG: dict[str, Landscape] = {
     "quadratic": Landscape(
-        quadratic, ((0.0, 0.0),), (), (-9.0, 1.5), (-10.0, -3.0), (10.0, 3.0)
+        quadratic,
+        minima=((0.0, 0.0),),
+        saddles=(),
+        start=(-9.0, 1.5),
+        lower=(-10.0, -3.0),
+        upper=(10.0, 3.0),
     ),
     "rosenbrock": Landscape(
-        rosenbrock, ((1.0, 1.0),), (), (-1.2, 1.0), (-1.7, -0.7), (1.7, 2.2)
+        rosenbrock,
+        minima=((1.0, 1.0),),
+        saddles=(),
+        start=(-1.2, 1.0),
+        lower=(-1.7, -0.7),
+        upper=(1.7, 2.2),
     ),
     "beale": Landscape(
-        beale, ((3.0, 0.5),), ((0.0, 1.0),), (1.0, 1.5), (-1.0, -1.0), (4.0, 2.0)
+        beale,
+        minima=((3.0, 0.5),),
+        saddles=((0.0, 1.0),),
+        start=(1.0, 1.5),
+        lower=(-1.0, -1.0),
+        upper=(4.0, 2.0),
     ),
     "himmelblau": Landscape(
         himmelblau,
-        _HIMMELBLAU,
-        _HIMMELBLAU_SADDLES,
-        (0.0, 0.0),
-        (-5.0, -5.0),
-        (5.0, 5.0),
+        minima=_HIMMELBLAU,
+        saddles=_HIMMELBLAU_SADDLES,
+        start=(0.0, 0.0),
+        lower=(-5.0, -5.0),
+        upper=(5.0, 5.0),
     ),
     "rastrigin": Landscape(
-        rastrigin, ((0.0, 0.0),), (), (2.3, 1.7), (-3.0, -3.0), (3.0, 3.0)
+        rastrigin,
+        minima=((0.0, 0.0),),
+        saddles=(),
+        start=(2.3, 1.7),
+        lower=(-3.0, -3.0),
+        upper=(3.0, 3.0),
     ),
     "monkey_saddle": Landscape(
-        monkey_saddle, (), ((0.0, 0.0),), (1.0, 0.01), (-1.5, -1.5), (1.5, 1.5)
+        monkey_saddle,
+        minima=(),
+        saddles=((0.0, 0.0),),
+        start=(1.0, 0.01),
+        lower=(-1.5, -1.5),
+        upper=(1.5, 1.5),
     ),
     "two_minima": Landscape(
-        two_minima, ((_WELLS[0],), (_WELLS[1],)), (), (-1.6,), (-1.8,), (1.8,)
+        two_minima,
+        minima=((_WELLS[0],), (_WELLS[1],)),
+        saddles=(),
+        start=(-1.6,),
+        lower=(-1.8,),
+        upper=(1.8,),
     ),
 }

@@ -1,9 +1,9 @@
-r"""Lines and planes through the parameters of a network, on which its loss is drawn.
+r"""Slices of a loss along lines and planes through the parameters of a network.
 
-A random direction says something about the loss only if it is as long, filter by
-filter, as the weights themselves, since a network of rectified units does not change
-when one layer is scaled up and the next down. A trajectory is best seen in the plane
-of its first two principal directions: in a random plane it hardly moves.
+Random directions are comparable only if they have the norms of the weights, filter by
+filter, since a network of rectified units is unchanged if one layer is scaled up and
+the next down. A trajectory is best shown in the plane of its first two principal
+directions: in a random plane it hardly moves.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.numerics.matrix_products import matmul
 from fngrad.types import Key, Params
 
 
@@ -27,32 +28,32 @@ class Plane(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Parameters visited, seen in the plane of their principal directions."""
+    """A path of parameters in the plane of its principal directions."""
 
-    plane: Plane  # through the last point; u, v orthogonal, of length one (or zero)
+    plane: Plane  # through the last point; u, v orthogonal, of norm one (or zero)
     coordinates: jax.Array  # (a, b) of every point, shape (points, 2)
     explained: jax.Array  # share of the variance along u and v, shape (2,)
 
 
 def filter_direction(params: Params, key: int | Key) -> Params:
-    r"""Return a random direction as long as the weights, filter by filter.
+    r"""Return a random direction with the norms of the weights, filter by filter.
 
     $$d_{ij} \leftarrow \frac{d_{ij}}{\|d_{ij}\|}\,\|w_{ij}\|$$
 
-    for filter j (what feeds one output, one index of the last axis) of array i. Arrays
-    of less than two axes, biases and such, stay where they are.
+    for filter j (the weights of one output, an index of the last axis) of array i.
+    Arrays of fewer than two axes, such as biases, get a direction of zero.
 
     References:
         Li et al., Visualizing the loss landscape of neural nets, 2018, section 4,
         https://arxiv.org/abs/1712.09913.
     """
-    places = {path: i for i, path in enumerate(tree.leaf_paths(params))}
+    numbers = {path: i for i, path in enumerate(tree.leaf_paths(params))}
     key = numerics.key(key)
 
     def draw(path: str, w: jax.Array) -> jax.Array:
         if w.ndim < 2:
             return jnp.zeros_like(w)
-        d = jax.random.normal(jax.random.fold_in(key, places[path]), w.shape, w.dtype)
+        d = jax.random.normal(jax.random.fold_in(key, numbers[path]), w.shape, w.dtype)
         return numerics.divide(d, _filter_norms(d)) * _filter_norms(w)
 
     return tree.map_with_path(draw, params)
@@ -84,7 +85,7 @@ def plane_values(
 ) -> jax.Array:
     """Return f at origin + a u + b v for every pair, shape (len(b), len(a)).
 
-    The rows go with b, as pictures and ``contour(a, b, values)`` have it.
+    Rows correspond to b, as in images and in ``contour(a, b, values)``.
     """
 
     def at(s: jax.Array, t: jax.Array) -> jax.Array:
@@ -94,14 +95,14 @@ def plane_values(
 
 
 def principal_plane(visited: Params) -> Trajectory:
-    """Lay a plane through the principal directions of a path of parameters.
+    """Return the plane of the first two principal directions of a path of parameters.
 
     Args:
         visited: parameters stacked along a first axis, shape (points, ...) each, at
-            least three points. The plane goes through the last.
+            least three points. The plane passes through the last.
 
     Raises:
-        ValueError: fewer than three points.
+        ValueError: if there are fewer than three points.
     """
     points = jax.tree.leaves(visited)[0].shape[0]
     if points < 3:
@@ -111,12 +112,11 @@ def principal_plane(visited: Params) -> Trajectory:
     rows = jax.vmap(lambda w: ravel_pytree(w)[0])(visited)
     gaps = rows - rows[-1:]
     centred = gaps - jnp.mean(gaps, axis=0, keepdims=True)
-    # Rows are few and long: the small Gram matrix has the same principal directions.
-    gram = jnp.matmul(centred, centred.T, precision="highest")
-    variances, weights = jnp.linalg.eigh(gram)
-    first, second = jnp.matmul(weights[:, :-3:-1].T, centred, precision="highest")
+    # Rows are few and long: the principal directions follow from the small Gram matrix.
+    variances, weights = jnp.linalg.eigh(matmul(centred, centred.T))
+    first, second = matmul(weights[:, :-3:-1].T, centred)
     first = _unit(first)
-    # On a straight path the second is rounding, most of it along the first.
+    # On a straight path the second is a rounding error, mostly along the first.
     for _ in range(2):
         second = _unit(second)
         second = second - jnp.vdot(first, second, precision="highest") * first
@@ -124,8 +124,7 @@ def principal_plane(visited: Params) -> Trajectory:
     total = jnp.sum(jnp.maximum(variances, 0))
     explained = numerics.divide(jnp.maximum(variances[:-3:-1], 0), total)
     u, v = (restore(direction) for direction in directions)
-    coordinates = jnp.matmul(gaps, directions.T, precision="highest")
-    return Trajectory(Plane(last, u, v), coordinates, explained)
+    return Trajectory(Plane(last, u, v), matmul(gaps, directions.T), explained)
 
 
 def _along(origin: Params, *terms: tuple[jax.Array, Params]) -> Params:

@@ -1,6 +1,7 @@
 """Sweeps: many trainings as one compiled program.
 
-`sweep` trains at every point with every key; `grid`, `random` and `sobol` make points.
+`sweep` trains at every point with every key; `grid`, `random` and `sobol` make the
+points; `table`, `compare` and `pictures` show the results.
 """
 
 import fngrad.sweeps.results.pictures as pictures
@@ -8,7 +9,10 @@ from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.statistics import Comparison, Summary
 from fngrad.sweeps.results.tables import Table, best_point, compare, summary, table
 from fngrad.sweeps.running.runner import sweep
-from fngrad.sweeps.searching.halving import Halving, rungs, successive_halving
+from fngrad.sweeps.searching.learning_rate_range_test import (
+    RangeTest,
+    learning_rate_range_test,
+)
 from fngrad.sweeps.searching.points import (
     Range,
     choice,
@@ -18,12 +22,16 @@ from fngrad.sweeps.searching.points import (
     sobol,
     uniform,
 )
-from fngrad.sweeps.searching.population import (
+from fngrad.sweeps.searching.population_based_training import (
     Population,
     lineage,
     population_based_training,
 )
-from fngrad.sweeps.searching.range_test import RangeTest, learning_rate_range_test
+from fngrad.sweeps.searching.successive_halving import (
+    Halving,
+    rungs,
+    successive_halving,
+)
 
 __all__ = [
     "Comparison",

@@ -55,7 +55,9 @@ def at_zero():
     ],
     ids=str,
 )
-def test_signs_of_the_spectrum_name_the_kind(at_zero, eigenvalues, kind, morse_index):
+def test_the_signs_of_the_spectrum_determine_the_kind(
+    at_zero, eigenvalues, kind, morse_index
+):
     point = at_zero(np.array(eigenvalues))
     assert point.kind == kind
     assert point.morse_index == morse_index
@@ -73,7 +75,7 @@ def test_the_monkey_saddle_is_degenerate():
     assert point(jnp.ones(2)).kind == "saddle"
 
 
-def test_a_networks_index_is_its_hessians(net):
+def test_the_index_of_a_network_is_that_of_its_hessian(net):
     params, batch, H = net
     point = jax.jit(lambda p: curvature.critical_point(networks.loss, p, batch))(params)
     values = np.linalg.eigvalsh(H)
@@ -88,7 +90,7 @@ def test_a_networks_index_is_its_hessians(net):
     np.testing.assert_allclose(point.flatness, flatness, rtol=1e-10)
 
 
-def test_a_gradient_flat_place_is_told_from_a_critical_point():
+def test_a_gradient_flat_point_is_distinguished_from_a_critical_point():
     def f(w):  # slope 1e-3 along w[0], where nothing curves
         return 1e-3 * w[0] + w[1] ** 2
 
@@ -98,7 +100,7 @@ def test_a_gradient_flat_place_is_told_from_a_critical_point():
     assert steep.flatness > 0.99
 
 
-def test_probes_agree_with_trace_and_diagonal(net):
+def test_estimates_agree_with_trace_and_diagonal(net):
     params, batch, H = net
     trace, diagonal = jax.jit(
         lambda p: (
@@ -118,7 +120,7 @@ def test_probes_agree_with_trace_and_diagonal(net):
     np.testing.assert_allclose(error, expected, rtol=0.2, atol=1e-12)
 
 
-def test_probes_are_exact_on_a_diagonal():
+def test_estimates_are_exact_for_a_diagonal_hessian():
     eigenvalues = jnp.array([-3.0, 0.0, 5.0])
     found = curvature.trace(
         diagonal_quadratic, jnp.zeros(3), eigenvalues, key=0, num_samples=3
@@ -131,7 +133,7 @@ def test_probes_are_exact_on_a_diagonal():
     np.testing.assert_array_equal(found.standard_error, 0)
 
 
-def test_one_probe_has_no_standard_error():
+def test_one_sample_is_refused():
     with pytest.raises(ValueError, match=r"need num_samples >= 2 .*num_samples=1"):
         curvature.trace(monkey_saddle, jnp.ones(2), key=0, num_samples=1)
 
@@ -145,7 +147,9 @@ def per_example_gradients(params, batch):
 
 
 @pytest.mark.parametrize("chunk_size", [3, 32])
-def test_noise_scale_is_the_covariances_trace_over_the_mean_squared(net, chunk_size):
+def test_noise_scale_is_the_trace_of_the_covariance_over_the_squared_mean(
+    net, chunk_size
+):
     params, batch, _ = net
     G = per_example_gradients(params, batch)
     covariance = np.cov(G.T)
@@ -190,6 +194,6 @@ def test_noise_and_signal_are_unbiased():
     [jnp.ones((1, 3)), {"x": jnp.ones((4, 3)), "y": jnp.ones(3)}, jnp.ones(()), {}],
     ids=["one", "ragged", "scalar", "empty"],
 )
-def test_batches_without_two_examples_are_refused(batch):
+def test_batches_of_fewer_than_two_examples_are_refused(batch):
     with pytest.raises(ValueError, match="count the same examples, two or more, got"):
         curvature.gradient_noise_scale(lambda w, b: w, jnp.ones(()), batch)

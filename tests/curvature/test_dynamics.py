@@ -39,28 +39,30 @@ def momentum_radius(curvatures, learning_rate, momentum, nesterov=False):
 @pytest.mark.parametrize(
     ("learning_rate", "momentum"), [(0.05, 0.9), (0.2, 0.3), (0.01, 0.99), (0.3, 0.8)]
 )
-def test_the_rate_is_the_characteristic_polynomials(learning_rate, momentum, nesterov):
+def test_the_rate_is_the_largest_root_of_the_characteristic_polynomial(
+    learning_rate, momentum, nesterov
+):
     optimizer = fg.momentum(learning_rate, momentum, nesterov)
     found = curvature.local_rate(optimizer, quadratic, np.zeros(3), A)
     expected = momentum_radius(SPECTRUM, learning_rate, momentum, nesterov)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_eigenvalues_that_differ_by_more_than_rounding_are_kept_apart():
+def test_eigenvalues_that_differ_by_more_than_rounding_stay_distinct():
     found = curvature.local_rate(
         fg.sgd(1.0), quadratic, np.zeros(2), np.diag([1e-9, 2e-9])
     )
     np.testing.assert_allclose(1 - found, 1e-9, rtol=1e-6)
 
 
-def test_single_precision_parameters_are_taken_to_double():
+def test_single_precision_parameters_are_converted_to_double():
     params, single = np.zeros(3, np.float32), A.astype(np.float32)
     found = curvature.local_rate(fg.sgd(0.1), quadratic, params, single)
     expected = np.abs(1 - 0.1 * np.linalg.eigvalsh(single.astype(np.float64))).max()
     np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
-def test_the_jacobian_and_its_noise_input_are_those_of_heavy_ball():
+def test_the_jacobian_and_noise_input_of_heavy_ball_are_exact():
     step = curvature.step_jacobian(
         fg.momentum(0.25, 0.5), spring, np.zeros(()), np.float64(2.0)
     )
@@ -69,7 +71,7 @@ def test_the_jacobian_and_its_noise_input_are_those_of_heavy_ball():
     np.testing.assert_allclose(step.B, [[-0.25], [1.0]], rtol=1e-15)
 
 
-def test_values_that_multiply_a_zero_gradient_are_not_felt():
+def test_values_that_multiply_a_zero_gradient_are_left_out():
     sgd, ball = fg.sgd(0.1), fg.momentum(0.1, 0.5)
     for plain, padded in [
         (sgd, fg.tunable(fg.sgd, learning_rate=0.1)),
@@ -110,7 +112,7 @@ def test_adams_rate_is_that_of_momentum_at_its_second_moment(step, seen):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_schedules_are_read_at_the_step():
+def test_schedules_are_evaluated_at_the_given_step():
     schedule = fg.schedules.piecewise_constant(0.1, {5: 0.5})
     for step, learning_rate in [(0, 0.1), (10, 0.05), (2**31 - 1, 0.05)]:
         found = curvature.local_rate(
@@ -130,7 +132,7 @@ def test_a_tree_of_parameters_and_a_curved_function_are_linearised():
     np.testing.assert_allclose(found.J, np.eye(3) - 0.1 * H, rtol=1e-14, atol=1e-15)
 
 
-def test_the_noise_floor_of_gradient_descent_is_the_closed_form():
+def test_the_noise_floor_of_gradient_descent_equals_its_closed_form():
     for stiffness, learning_rate in [(3.0, 0.2), (1.0, 1.9), (1e-3, 0.01)]:
         floor = curvature.noise_floor(
             fg.sgd(learning_rate), spring, np.zeros(()), stiffness, noise=0.25
@@ -140,7 +142,7 @@ def test_the_noise_floor_of_gradient_descent_is_the_closed_form():
         np.testing.assert_allclose(floor.loss, stiffness * expected / 2, rtol=1e-10)
 
 
-def test_the_noise_floor_of_heavy_ball_is_the_closed_form():
+def test_the_noise_floor_of_heavy_ball_equals_its_closed_form():
     a, b, c, s2 = 0.2, 0.7, 3.0, 0.25
     floor = curvature.noise_floor(fg.momentum(a, b), spring, np.zeros(()), c, noise=s2)
     # Yule-Walker of x'' = (1 + b - a c) x' - b x - a e.
@@ -153,7 +155,7 @@ def test_the_noise_floor_of_heavy_ball_is_the_closed_form():
     [fg.sgd(0.1), fg.momentum(0.02, 0.95), fg.momentum(0.05, 0.9, nesterov=True)],
     ids=["sgd", "heavy ball", "nesterov"],
 )
-def test_the_noise_floor_is_lyapunovs_solution(optimizer):
+def test_the_noise_floor_solves_lyapunovs_equation(optimizer):
     rng = np.random.default_rng(0)
     root = rng.normal(size=(3, 3))
     C = root @ root.T

@@ -65,7 +65,7 @@ def test_all_steps_give_the_whole_spectrum(whole, name):
 
 
 @pytest.mark.parametrize("name", ["multiplicities", "zero", "both signs"])
-def test_single_precision_gives_the_whole_spectrum_to_its_own(name):
+def test_single_precision_gives_the_whole_spectrum_to_its_rounding(name):
     spectrum, A = SPECTRA[name], problems.quadratic(SPECTRA[name])
     krylov = jax.jit(lambda x, A: curvature.lanczos(quadratic, x, A, key=0))(
         np.zeros(N, np.float32), A.astype(np.float32)
@@ -104,7 +104,7 @@ def test_reorthogonalisation_leaves_no_ghosts():
     assert (np.linalg.eigvalsh(T) > 2).sum() > 1
 
 
-def test_both_ends_come_with_eigenvectors_and_honest_errors():
+def test_both_ends_have_eigenvectors_and_valid_error_bounds():
     spectrum = SPECTRA["both signs"]
     A = problems.quadratic(spectrum)
     ends = jax.jit(
@@ -130,7 +130,7 @@ def test_both_ends_come_with_eigenvectors_and_honest_errors():
         np.testing.assert_allclose(residual, error, rtol=1e-6, atol=1e-11)
 
 
-def test_a_networks_ends_are_its_hessians(net):
+def test_the_ends_for_a_network_are_those_of_its_hessian(net):
     params, batch, values, vectors = net
     ends, sharpness = jax.jit(
         lambda p: (
@@ -147,7 +147,7 @@ def test_a_networks_ends_are_its_hessians(net):
     np.testing.assert_allclose(sharpness, values[-1], rtol=1e-12)
 
 
-def test_weights_are_gauss_quadrature():
+def test_the_weights_are_those_of_gauss_quadrature():
     A, k = problems.quadratic(SPECTRA["both signs"] / 60), 4
 
     @jax.jit
@@ -168,7 +168,7 @@ def test_weights_are_gauss_quadrature():
     assert abs(moments[2 * k] - exact[2 * k]) > 1e-6
 
 
-def test_density_finds_each_eigenvalues_share():
+def test_the_density_gives_each_eigenvalue_its_share():
     A = problems.quadratic(SPECTRA["multiplicities"])
     samples = 300
     density = jax.jit(
@@ -186,7 +186,7 @@ def test_density_finds_each_eigenvalues_share():
         np.testing.assert_allclose(share, count / N, atol=4 * error)
 
 
-def test_a_networks_density_has_its_hessians_moments(net):
+def test_the_density_for_a_network_has_the_moments_of_its_hessian(net):
     params, batch, values, _ = net
     samples = 200
     density = jax.jit(
@@ -201,7 +201,7 @@ def test_a_networks_density_has_its_hessians_moments(net):
         assert abs(per_sample.mean() - (values**p).mean()) < 4 * error
 
 
-def test_smoothed_density_integrates_to_one():
+def test_the_smoothed_density_integrates_to_one():
     density = curvature.SpectralDensity(
         jnp.array([[0.0, 1.0]]), jnp.array([[0.25, 0.75]])
     )
@@ -221,7 +221,7 @@ def test_the_largest_stable_learning_rate_is_two_over_sharpness():
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, 1.5])
-def test_a_momentum_outside_of_its_range_is_refused(momentum):
+def test_a_momentum_out_of_range_is_refused(momentum):
     with pytest.raises(ValueError, match=r"need .*momentum .*got momentum="):
         curvature.largest_stable_learning_rate(jnp.ones(()), momentum)
 
@@ -250,7 +250,7 @@ MEASURES = {
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_no_product_is_in_an_accelerators_half_precision(name):
+def test_all_products_are_in_full_precision(name):
     measure = MEASURES[name]
     jaxpr = jax.make_jaxpr(lambda w: measure(lambda x: jnp.sum(x**3), w))(jnp.ones(4))
     precisions = dot_precisions(jaxpr.jaxpr)
@@ -275,7 +275,7 @@ def test_counts_out_of_range_are_refused(arguments, message):
         )
 
 
-def test_a_density_of_no_samples_or_no_width_is_refused():
+def test_a_density_without_samples_or_width_is_refused():
     def f(w):
         return jnp.sum(w**2)
 

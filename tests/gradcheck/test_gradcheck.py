@@ -36,14 +36,14 @@ def test_one_coordinate_at_a_time_gives_the_gradient():
     )
 
 
-def test_a_sample_of_coordinates_is_that_part_of_the_whole():
+def test_selected_coordinates_equal_those_of_the_whole_gradient():
     whole = finite_difference_gradient(loss_fn, PARAMS, BATCH)
     flat, _ = ravel_pytree(jax.tree.map(np.asarray, whole))
     some = finite_difference_gradient(loss_fn, PARAMS, BATCH, coordinates=[7, 0, 3])
     np.testing.assert_allclose(some, np.asarray(flat)[[7, 0, 3]], rtol=1e-6)
 
 
-def test_the_step_matters_as_its_square():
+def test_the_error_is_quadratic_in_the_step():
     cube = jnp.array([2.0])
     coarse, fine = (
         finite_difference_gradient(lambda w: jnp.sum(w**3), cube, step=h)[0] - 12.0
@@ -52,7 +52,7 @@ def test_the_step_matters_as_its_square():
     np.testing.assert_allclose([coarse, fine], [1e-4, 1e-6], rtol=1e-3)
 
 
-def test_a_right_gradient_passes_with_order_two():
+def test_a_correct_gradient_passes_with_order_two():
     report = check_gradients(loss_fn, PARAMS, BATCH)
     assert report.ok
     assert {leaf.path for leaf in report.leaves} == {
@@ -96,7 +96,7 @@ def test_a_stopped_gradient_is_caught():
         check_gradients(f, jnp.array([1.0, 2.0]))
 
 
-def test_a_gradient_of_nan_is_caught_at_its_leaf_and_nowhere_else():
+def test_a_nan_gradient_is_caught_at_its_own_leaf_only():
     # Right forwards; backwards the unused branch gives 0 * inf.
     def root(x):
         return jnp.where(x > 1.0, jnp.sqrt(x - 1.0), 2.0 * (x - 1.0))
@@ -114,7 +114,7 @@ def test_a_gradient_of_nan_is_caught_at_its_leaf_and_nowhere_else():
         taylor_test(f, params)
 
 
-def test_places_where_f_is_not_defined_are_left_out():
+def test_steps_to_points_where_f_is_undefined_are_left_out():
     near_zero = {"w": jnp.array([1e-3, 1.0])}
     assert check_gradients(lambda p: jnp.sum(jnp.log(p["w"])), near_zero).ok
 
@@ -145,7 +145,7 @@ def test_the_tolerance_decides_and_the_key_draws_the_directions():
 
 
 @pytest.mark.parametrize("kinked", [jnp.abs, jax.nn.relu])
-def test_a_kink_is_caught_and_called_one(kinked):
+def test_a_kink_is_caught_and_reported_as_such(kinked):
     params = {"smooth": jnp.ones(2), "kinked": jnp.zeros(2)}
 
     def f(p):
@@ -155,7 +155,7 @@ def test_a_kink_is_caught_and_called_one(kinked):
         check_gradients(f, params)
 
 
-def test_a_minimum_a_plateau_and_a_line_are_no_kinks():
+def test_a_minimum_a_plateau_and_a_line_are_not_kinks():
     params = {"minimum": jnp.zeros(2), "plateau": jnp.ones(2), "line": jnp.ones(2)}
 
     def f(p):
@@ -169,17 +169,17 @@ def test_complex_parameters_are_checked():
     assert check_gradients(lambda w: jnp.sum(jnp.abs(w) ** 2 + jnp.real(w**3)), w).ok
 
 
-def test_metrics_beside_the_loss_are_left_alone():
+def test_metrics_beside_the_loss_are_ignored():
     assert check_gradients(lambda w: (jnp.sum(w**2), {"a": w}), jnp.ones(2)).ok
 
 
-def test_the_tangents_error_falls_as_the_square_of_the_distance():
+def test_the_error_of_the_tangent_is_quadratic_in_the_distance():
     report = taylor_test(loss_fn, PARAMS, BATCH)
     np.testing.assert_allclose(report.constant_order, 1.0, atol=0.05)
     np.testing.assert_allclose(report.tangent_order, 2.0, atol=0.1)
 
 
-def test_a_wrong_tangent_falls_as_the_distance_only():
+def test_the_error_of_a_wrong_tangent_is_only_linear():
     @jax.custom_jvp
     def f(w):
         return jnp.sum(jnp.sin(w))
@@ -189,7 +189,7 @@ def test_a_wrong_tangent_falls_as_the_distance_only():
     np.testing.assert_allclose(report.tangent_order, 1.0, atol=0.05)
 
 
-def test_the_tangent_of_a_wrong_custom_vjp_falls_as_the_distance_only():
+def test_the_error_of_a_wrong_custom_vjp_is_only_linear():
     report = taylor_test(lambda w: jnp.sum(wrong_square(w)), jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(report.tangent_order, 1.0, atol=0.2)
 
@@ -271,6 +271,6 @@ def test_a_function_that_drops_imaginary_parts_is_refused():
         ),
     ],
 )
-def test_bad_input_is_refused(call, error, message):
+def test_invalid_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -11,7 +11,7 @@ from fngrad.landscapes import CATALOG
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_minima_and_saddles_are_what_the_catalog_says(x64, name):
+def test_minima_and_saddles_of_the_catalog_are_critical_points(x64, name):
     place = CATALOG[name]
     slope, hessian = jax.jit(jax.grad(place.f)), jax.jit(jax.hessian(place.f))
     for kind in ("minima", "saddles"):
@@ -52,7 +52,7 @@ def test_the_monkey_saddle_has_three_valleys():
     assert np.sum(np.diff(signs[signs != 0]) < 0) == 3
 
 
-def test_a_descent_is_the_loop_written_out():
+def test_a_descent_equals_an_explicit_loop():
     path = landscapes.descend(landscapes.beale, (1.0, 1.5), fg.sgd(0.01), 5)
     slope = jax.jit(jax.grad(landscapes.beale))
     x = np.array([1.0, 1.5], np.float32)
@@ -61,7 +61,7 @@ def test_a_descent_is_the_loop_written_out():
         x = x - np.float32(0.01) * slope(x)
 
 
-def test_noise_has_the_spread_it_is_given():
+def test_noise_has_the_given_standard_deviation():
     path = landscapes.descend(
         lambda x: 0.0 * jnp.sum(x), jnp.zeros(5000), fg.sgd(1.0), 1, noise=0.3, key=1
     )
@@ -75,7 +75,7 @@ PARAMS = {
 }
 
 
-def test_a_filter_direction_is_as_long_as_each_filter():
+def test_a_filter_direction_has_the_norm_of_each_filter():
     direction = jax.jit(landscapes.filter_direction)
     d = jax.tree.map(np.asarray, direction(PARAMS, 0))
     for name, axes in {"kernel": (0, 1), "weight": (0,)}.items():
@@ -106,7 +106,7 @@ def test_a_slice_is_the_function_along_it():
     np.testing.assert_allclose(line, values[0], rtol=1e-5)
 
 
-def test_the_principal_plane_holds_a_flat_path():
+def test_the_principal_plane_contains_a_planar_path():
     t = np.linspace(0.0, 3.0, 20, dtype=np.float32)
 
     def along(w):
@@ -133,7 +133,7 @@ def test_the_principal_plane_holds_a_flat_path():
         )
 
 
-def test_a_straight_path_has_a_plane_with_a_right_angle():
+def test_the_plane_of_a_straight_path_has_orthogonal_directions():
     t = np.linspace(0.0, 1.0, 12, dtype=np.float32) ** 2
     along = np.tile(np.float32([1.0, 2.0, -1.0, 0.5]), 10)
     path = np.float32(0.3) + t[:, None] * along[None]
@@ -145,13 +145,13 @@ def test_a_straight_path_has_a_plane_with_a_right_angle():
     np.testing.assert_allclose(np.abs(seen.coordinates[:, 0]), lengths, atol=1e-5)
 
 
-def test_plains_and_places_without_a_value_can_be_drawn(tmp_path):
+def test_constant_and_undefined_regions_can_be_drawn(tmp_path):
     for f in (lambda x: 0.0 * jnp.sum(x), lambda x: jnp.log(x[0]) + x[1]):
         figure = landscapes.plot(f, lower=(-1, 0), upper=(1, 1))
         figure.savefig(tmp_path / "picture.png")
 
 
-def test_a_path_begins_with_a_square_and_ends_with_a_circle():
+def test_a_path_starts_with_a_square_and_ends_with_a_circle():
     for f, lower in ((landscapes.two_minima, (-1,)), (landscapes.beale, (-1, -1))):
         point = np.zeros(len(lower))
         path = {"path": np.stack([point, point + 0.1])}
@@ -204,7 +204,7 @@ def test_every_landscape_can_be_drawn_with_a_path(tmp_path, name):
         ),
     ],
 )
-def test_bad_input_is_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -98,8 +98,9 @@ HOUSE = (
     ),
     (
         *(7, "sweeps/"),
-        "how lanes run (`running/`), how points are drawn and searched "
-        "(`searching/`), how results are told (`results/`)",
+        "how lanes run (`running/`: `block_width`, `storage` to resume from), how "
+        "points are drawn and searched (`searching/`), results ranked, compared and "
+        "plotted (`results/`)",
     ),
 )
 LAST_PURE_FLOOR = 4

@@ -21,7 +21,7 @@ def with_bad():
     return quiet_sweep()
 
 
-def test_the_other_lanes_keep_their_bits(with_bad):
+def test_a_diverging_lane_does_not_change_the_bits_of_others(with_bad):
     calm = np.where(POINTS["learning_rate"] > 1, 0.05, POINTS["learning_rate"])
     without = quiet_sweep({"learning_rate": calm})
     others = [p for p in range(5) if p != BAD]
@@ -101,7 +101,7 @@ def test_a_loss_over_the_bound_freezes():
     assert result.state.params[:, 0].tolist() == pytest.approx([0.8**5, 4.0, 16.0])
 
 
-def test_a_bound_needs_a_loss():
+def test_a_bound_requires_a_loss():
     def step(state, batch):
         return state, {"error": jnp.ones(())}
 
@@ -112,7 +112,7 @@ def test_a_bound_needs_a_loss():
         freeze_diverged(step, bound="high")
 
 
-def test_a_step_without_metrics_is_watched_by_its_state():
+def test_a_step_without_metrics_is_checked_by_its_state():
     def step(state, batch):
         params = jax.tree.map(lambda x: x / 0.0 + batch, state.params)
         return state._replace(params=params), {}
@@ -136,19 +136,19 @@ def test_a_step_without_metrics_is_watched_by_its_state():
         ({"m": []}, -1),
     ],
 )
-def test_the_first_bad_record_counts(history, expected):
+def test_a_lane_diverged_at_its_first_bad_record(history, expected):
     arrays = {name: np.array(x)[None, None] for name, x in history.items()}
     at = diverged_at(arrays, "m")
     assert at.tolist() == [[expected]]
     assert at.dtype == np.int32
 
 
-def test_a_scalar_metric_that_is_not_finite_diverged():
+def test_a_lane_with_a_scalar_metric_that_is_not_finite_diverged():
     arrays = {"m": np.array([[1.0, np.nan]])}
     assert diverged_at(arrays, "m").tolist() == [[-1, 0]]
 
 
-def test_any_training_tells_when_it_diverged():
+def test_divergence_is_found_in_any_training():
     def fn(point, key):
         return (), {"val/loss": jnp.array([1.0, 1.0]) / point["x"]}
 

@@ -1,4 +1,4 @@
-"""Every number of a training can be swept, and equals the run alone."""
+"""Every number of a training can be swept, and a lane equals a separate run."""
 
 import jax
 import jax.numpy as jnp

@@ -1,12 +1,12 @@
-"""Pictures of sweeps show what was found, the diverged too."""
+"""Pictures of sweeps show all points, including those that diverged."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
-import fngrad.sweeps.results.drawing as drawing
 import fngrad.sweeps.results.pictures as pictures
+import fngrad.sweeps.results.plot_elements as plot_elements
 from fngrad.programs.optional_imports import import_extra
 from fngrad.sweeps import SweepResult, grid, summary
 
@@ -36,7 +36,7 @@ def texts(axis):
 
 
 def drawn(figure):
-    """Draw it, as saving does."""
+    """Draw the figure, as saving does."""
     figure.canvas.draw()
     return figure.axes[0]
 
@@ -84,7 +84,7 @@ def test_curves_by_a_column_show_the_best_of_each_value():
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_heat_map_of_a_grid_has_its_values_and_a_frame_around_the_best(mode):
+def test_a_heat_map_of_a_grid_shows_its_values_and_frames_the_best(mode):
     axis = drawn(pictures.heat_map(result(mode), "rate", "decay"))
     shown = axis.images[0].get_array()
     assert shown.shape == (3, 4)
@@ -100,16 +100,16 @@ def test_a_heat_map_of_a_grid_has_its_values_and_a_frame_around_the_best(mode):
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("rate", "decay")
 
 
-def test_a_cell_of_several_points_shows_the_best_of_them():
+def test_a_cell_of_several_points_shows_the_best():
     axis = drawn(pictures.heat_map(result(), "rate", "rule", label="nats"))
     shown = axis.images[0].get_array()
     assert shown.shape == (2, 4)
-    # rule b at rate 0.1 has decay 0.1 alone; a has 0 and 0.2.
+    # At rate 0.1 rule b has only decay 0.1; a has 0 and 0.2.
     np.testing.assert_allclose(shown[:, 2], [0.425, 0.125])
     assert axis.figure.axes[1].get_ylabel() == "nats, median of 6 seeds"
 
 
-def test_points_that_form_no_grid_are_dots_and_the_diverged_hollow():
+def test_points_off_a_grid_are_dots_hollow_if_they_diverged():
     swept, rng = result(), np.random.default_rng(0)
     swept.points["decay"] = rng.uniform(0.01, 0.2, 12)
     swept.points["rate"] = np.exp(rng.uniform(np.log(1e-4), 0, 12))
@@ -124,7 +124,7 @@ def test_points_that_form_no_grid_are_dots_and_the_diverged_hollow():
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_the_sensitivity_joins_the_best_at_each_value(mode):
+def test_sensitivity_joins_the_best_points_at_each_value(mode):
     axis = drawn(pictures.sensitivity(result(mode), "rate"))
     line = axis.containers[0].lines[0]
     np.testing.assert_allclose(line.get_xdata(), RATES)
@@ -135,7 +135,7 @@ def test_the_sensitivity_joins_the_best_at_each_value(mode):
     assert axis.get_xlabel() == "rate"
 
 
-def test_the_sensitivity_marks_values_at_which_all_diverged():
+def test_sensitivity_marks_values_at_which_every_point_diverged():
     swept = result()
     swept.diverged_at[swept.points["rate"] == 1] = 3
     figure = pictures.sensitivity(swept, "rate", by="rule", label="nats")
@@ -148,7 +148,7 @@ def test_the_sensitivity_marks_values_at_which_all_diverged():
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_parallel_coordinates_put_the_best_on_top(mode):
+def test_parallel_coordinates_draw_the_best_on_top(mode):
     axis = drawn(pictures.parallel_coordinates(result(mode), label="nats"))
     (drawn_lines,) = axis.collections
     lines = [segment[:, 1] for segment in drawn_lines.get_segments()]
@@ -162,31 +162,31 @@ def test_parallel_coordinates_put_the_best_on_top(mode):
     assert {"0.001", "0.2", "a", "b"} <= set(texts(axis))
 
 
-def test_one_huge_median_does_not_squash_the_scale():
+def test_one_huge_median_does_not_stretch_the_scale():
     swept = result()
     swept.notes["values"][0] = 1e20
     found = summary(swept)
-    shown = drawing.readable(found)
+    shown = plot_elements.readable(found)
     assert np.isnan(shown[0])
     others = np.isfinite(found.median) & (np.arange(12) > 0)
     np.testing.assert_array_equal(shown[others], found.median[others])
     equal = found._replace(median=np.ones(12))
-    np.testing.assert_array_equal(drawing.readable(equal), np.ones(12))
+    np.testing.assert_array_equal(plot_elements.readable(equal), np.ones(12))
 
 
-def test_an_axis_is_logarithmic_where_positive_values_spread():
-    assert drawing.spreads(np.array([0.01, 1.0, np.inf]))
-    assert not drawing.spreads(np.array([0.1, 1.0]))
-    assert not drawing.spreads(np.array([0.0, 1.0, 100.0]))
-    assert not drawing.spreads(np.array([np.nan]))
+def test_an_axis_of_positive_values_over_a_wide_range_is_logarithmic():
+    assert plot_elements.spreads(np.array([0.01, 1.0, np.inf]))
+    assert not plot_elements.spreads(np.array([0.1, 1.0]))
+    assert not plot_elements.spreads(np.array([0.0, 1.0, 100.0]))
+    assert not plot_elements.spreads(np.array([np.nan]))
 
 
-def test_what_does_not_fit_is_said():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"need a column among .*got 'speed'"):
         pictures.sensitivity(result(), "speed")
     with pytest.raises(ValueError, match=r"need curves among .*got 'accuracy'"):
         pictures.loss_curves(result(), ["accuracy"])
-    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+    with pytest.raises(ValueError, match="selecting by the test data biases"):
         pictures.heat_map(result(), "rate", "decay", metric=("test/loss", "min"))
     swept = result()
     swept.points["betas"] = np.ones((12, 2))
@@ -225,7 +225,7 @@ def oddly_named():
         lambda swept: pictures.parallel_coordinates(swept),
     ],
 )
-def test_any_name_is_drawn_as_it_is_written(draw):
+def test_names_are_drawn_as_they_are_written(draw):
     figure = draw(oddly_named())
     drawn(figure)
     found = figure.findobj(import_extra("matplotlib.text", "plot").Text)
@@ -243,7 +243,7 @@ def test_a_group_whose_name_begins_with_an_underscore_is_in_the_legend():
     assert {"_\\$a\\$", "\\$"} <= legend
 
 
-def test_ten_thousand_points_are_few_artists():
+def test_ten_thousand_points_need_few_artists():
     rng, count = np.random.default_rng(0), 10_000
     points = {"rate": rng.uniform(size=count), "decay": rng.uniform(size=count)}
     values = rng.uniform(1, 2, (count, 3))

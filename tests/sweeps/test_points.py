@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats.qmc as qmc
 
 import fngrad.sweeps as sweeps
 from fngrad.sweeps.searching.points import check_points
@@ -42,7 +43,7 @@ def test_points_lie_in_their_ranges(draw):
 
 
 @pytest.mark.parametrize("draw", [sweeps.random, sweeps.sobol])
-def test_the_seed_decides(draw):
+def test_the_seed_determines_the_points(draw):
     ranges = {"x": sweeps.uniform(0.0, 1.0)}
     np.testing.assert_array_equal(draw(5, 1, **ranges)["x"], draw(5, 1, **ranges)["x"])
     assert (draw(5, 1, **ranges)["x"] != draw(5, 2, **ranges)["x"]).all()
@@ -54,10 +55,30 @@ def test_random_takes_a_typed_key():
     np.testing.assert_array_equal(a, b)
 
 
+def test_sobol_gives_the_same_points_with_scipy_before_1_15(monkeypatch):
+    """There the argument of the seed is called ``seed``."""
+    expected = sweeps.sobol(8, 3, a=sweeps.uniform(0.0, 1.0))
+
+    class Old(qmc.Sobol):
+        def __init__(self, d, *, scramble=True, bits=None, seed=None):
+            super().__init__(d, scramble=scramble, bits=bits, rng=seed)
+
+    monkeypatch.setattr(qmc, "Sobol", Old)
+    points = sweeps.sobol(8, 3, a=sweeps.uniform(0.0, 1.0))
+    np.testing.assert_array_equal(points["a"], expected["a"])
+
+
+def test_sobol_keeps_its_points():
+    """They were drawn by scipy 1.17: a seed gives the same points in every version."""
+    points = sweeps.sobol(4, 3, a=sweeps.uniform(0.0, 1.0))
+    expected = [0.11320535, 0.87702161, 0.59957826, 0.3945702]
+    np.testing.assert_allclose(points["a"], expected, rtol=1e-7)
+
+
 def test_sobol_points_are_even():
     points = sweeps.sobol(64, a=sweeps.uniform(0.0, 1.0), b=sweeps.uniform(0.0, 1.0))
     cells = (8 * points["a"]).astype(int) * 8 + (8 * points["b"]).astype(int)
-    assert len(np.unique(cells)) == 64  # one in every cell: a (0, 6, 2)-net
+    assert len(np.unique(cells)) == 64  # one per cell: a (0, 6, 2)-net
     assert sweeps.sobol(5, a=sweeps.uniform(0.0, 1.0))["a"].shape == (5,)
     assert sweeps.sobol(1, a=sweeps.uniform(0.0, 1.0))["a"].shape == (1,)
 
@@ -107,7 +128,7 @@ def test_bad_points_are_refused(make, message):
 @pytest.mark.parametrize(
     "leaf", [np.array(["sgd", "adam"]), np.array([None, 1]), jax.random.key(0)[None]]
 )
-def test_what_is_no_number_belongs_into_static(leaf):
+def test_values_other_than_numbers_belong_in_static(leaf):
     with pytest.raises(
         TypeError, match=r"need numeric points, got .* at 'a/b'.*static"
     ):
@@ -116,7 +137,7 @@ def test_what_is_no_number_belongs_into_static(leaf):
         sweeps.grid(optimizer=["sgd", "adam"])
 
 
-def test_columns_may_be_bools_low_precision_and_vectors():
+def test_columns_may_be_bools_low_precision_floats_and_vectors():
     points = {"a": np.array([True, False]), "b": jnp.ones((2, 3), jnp.bfloat16)}
     columns, count = check_points(points)
     assert count == 2

@@ -1,4 +1,4 @@
-"""What cannot be swept is refused, and says what to do."""
+"""Invalid sweeps raise errors that name the remedy."""
 
 import itertools
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sweep_problems import quiet_sweep
 
-import fngrad.sweeps.running.blocks as blocks
-import fngrad.sweeps.running.modes as modes
+import fngrad.sweeps.running.block_width as block_width
+import fngrad.sweeps.running.lane_training as lane_training
 from fngrad.sweeps.running.program import compile_block
 
 POINTS = {"x": np.array([1.0, 2.0, 3.0])}
@@ -46,7 +46,7 @@ def returning(outputs):
         (
             returning(lambda x: ((), {"val/loss": x * jnp.ones((4, 5))})),
             ValueError,
-            r"one value or one curve a lane, got shape \(4, 5\) of 'val/loss'",
+            r"one value or one curve per lane, got shape \(4, 5\) of 'val/loss'",
         ),
         (
             returning(lambda x: ((), {"val/loss": jax.lax.complex(x, x)})),
@@ -55,7 +55,7 @@ def returning(outputs):
         ),
     ],
 )
-def test_another_form_is_refused(fn, kind, message):
+def test_invalid_outputs_are_refused(fn, kind, message):
     with pytest.raises(kind, match=message):
         swept(fn)
 
@@ -71,19 +71,19 @@ def test_another_form_is_refused(fn, kind, message):
     ],
     ids=["branch", "int", "shape", "numpy", "index"],
 )
-def test_structure_that_depends_on_the_point_is_explained(fn):
+def test_a_structure_that_depends_on_the_point_raises_with_the_remedy(fn):
     with pytest.raises(TypeError, match=r"structure does not depend .* static=\{name"):
         swept(fn)
 
 
-def test_an_error_of_the_training_passes_as_it_is():
+def test_an_error_inside_the_training_is_not_wrapped():
     with pytest.raises(TypeError, match="unsupported operand"):
         swept(lambda point, key: point + 1)
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         swept(static={"depth": [1]})
 
 
-def test_a_training_that_reads_what_changes_is_refused():
+def test_a_training_that_reads_changing_values_is_refused():
     counter = itertools.count()
 
     def counting(point, key):
@@ -112,12 +112,12 @@ def test_effects_are_refused():
         swept(telling)
 
 
-def test_a_print_is_said_loudly(capsys):
+def test_a_print_gives_a_warning(capsys):
     def printing(point, key):
         print("tracing")
         return (), {"val/loss": point["x"]}
 
-    with pytest.warns(UserWarning, match="once a program, not once a training"):
+    with pytest.warns(UserWarning, match="once per program, not once per training"):
         swept(printing)
     assert "tracing" in capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
 
 
-def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path):
+def test_out_of_memory_halves_the_width_and_loses_no_lane(monkeypatch, tmp_path):
     expected, calls = swept(mode=4), []
 
     def compile_small(lanes, width):
@@ -178,9 +178,9 @@ def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path
 
         return block._replace(run=run)
 
-    monkeypatch.setattr(modes, "compile_block", compile_small)
+    monkeypatch.setattr(block_width, "compile_block", compile_small)
     with pytest.warns(
-        UserWarning, match="in a block of 4 lanes: going on with 2, .* 4"
+        UserWarning, match="in a block of 4 lanes: continuing with 2, .* 4"
     ):
         result = swept(mode=4, folder=tmp_path)
     # The four lanes that were done are not trained again.
@@ -193,9 +193,9 @@ def test_out_of_memory_halves_the_blocks_and_loses_nothing(monkeypatch, tmp_path
     assert again.notes["restored"] == 6
 
 
-def test_out_of_memory_in_the_first_block_of_auto(monkeypatch):
-    monkeypatch.setattr(modes, "cores", lambda: 1)
-    to_host, full = blocks.to_host, [True]
+def test_auto_recovers_if_its_first_block_runs_out_of_memory(monkeypatch):
+    monkeypatch.setattr(block_width, "cores", lambda: 1)
+    to_host, full = lane_training.to_host, [True]
 
     def full_once(outputs):
         if full:
@@ -203,47 +203,47 @@ def test_out_of_memory_in_the_first_block_of_auto(monkeypatch):
             out_of_memory()
         return to_host(outputs)
 
-    monkeypatch.setattr(blocks, "to_host", full_once)
-    with pytest.warns(UserWarning, match="in a block of 6 lanes: going on with 3"):
+    monkeypatch.setattr(lane_training, "to_host", full_once)
+    with pytest.warns(UserWarning, match="in a block of 6 lanes: continuing with 3"):
         result = swept(mode="auto")
     assert result.notes["modes"][0]["width"] == 3
     assert result.notes["values"].tolist() == [[1.0] * 2, [2.0] * 2, [3.0] * 2]
 
 
 def test_out_of_memory_in_a_single_lane_is_an_error(monkeypatch):
-    monkeypatch.setattr(blocks, "to_host", out_of_memory)
+    monkeypatch.setattr(lane_training, "to_host", out_of_memory)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         swept(mode="map")
 
 
-def test_another_error_at_run_time_passes(monkeypatch):
+def test_other_errors_at_run_time_are_raised(monkeypatch):
     def broken(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
-    monkeypatch.setattr(blocks, "to_host", broken)
+    monkeypatch.setattr(lane_training, "to_host", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         swept(mode=4)
 
 
-def test_blocks_are_made_to_fit_in_memory(monkeypatch):
-    monkeypatch.setattr(modes, "memory_budget", lambda devices: 1)
-    with pytest.warns(UserWarning, match="a block of 6 lanes needs .* going on with"):
+def test_blocks_are_narrowed_to_fit_in_memory(monkeypatch):
+    monkeypatch.setattr(block_width, "memory_budget", lambda devices: 1)
+    with pytest.warns(UserWarning, match="a block of 6 lanes needs .* continuing with"):
         result = swept(mode="vmap")
     assert result.notes["modes"][0]["width"] == 1
 
 
-def test_the_memory_budget_is_a_part_of_what_is_free():
-    assert 2**20 < modes.memory_budget(jax.devices()[:1]) < 2**50
-    assert modes.memory_budget(jax.devices()[:1] * 4) <= 2**48
+def test_the_memory_budget_is_a_share_of_the_free_memory():
+    assert 2**20 < block_width.memory_budget(jax.devices()[:1]) < 2**50
+    assert block_width.memory_budget(jax.devices()[:1] * 4) <= 2**48
 
 
 @pytest.mark.parametrize("static", [["width"], "width"])
-def test_static_values_have_names(static):
+def test_static_must_be_a_mapping(static):
     with pytest.raises(TypeError, match=r"need static=\{name: \[values\]\}, got"):
         quiet_sweep(static=static)
 
 
-def test_what_the_lanes_share_must_be_given():
+def test_data_must_be_passed_as_args():
     def train(point, key, data):
         return (), {"val/loss": point["x"] * data}
 

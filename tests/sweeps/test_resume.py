@@ -1,4 +1,4 @@
-"""A sweep that was killed, interrupted or damaged goes on from its chunks."""
+"""A sweep that was killed, interrupted or damaged resumes from its chunks."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from sweep_problems import quiet_sweep as any_sweep
 
 import fngrad.sweeps.running.program as program
 from fngrad.files.locks import Lock, LockError
-from fngrad.sweeps.running.record import Record
+from fngrad.sweeps.running.lane_outputs import LaneOutputs
 
 
 def quiet_sweep(fn=light, **options):
@@ -35,14 +35,14 @@ def test_a_second_call_trains_nothing(tmp_path, monkeypatch):
     quiet_sweep(folder=tmp_path)
     monkeypatch.setattr(program, "compile_block", lambda *_: pytest.fail("compiled"))
     monkeypatch.setattr(
-        "fngrad.sweeps.running.modes.compile_block", program.compile_block
+        "fngrad.sweeps.running.block_width.compile_block", program.compile_block
     )
     again = quiet_sweep(folder=tmp_path)
     assert again.notes["restored"] == 15
     assert_same_bits(again, WHOLE)
 
 
-def test_missing_and_damaged_chunks_are_trained_anew(tmp_path):
+def test_missing_and_damaged_chunks_are_trained_again(tmp_path):
     quiet_sweep(folder=tmp_path)
     first, second, third, _ = lanes_of(tmp_path)
     content = bytearray(second.read_bytes())
@@ -61,10 +61,10 @@ def test_missing_and_damaged_chunks_are_trained_anew(tmp_path):
 
 @pytest.mark.parametrize("position", range(0, 100, 9))
 def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
-    from fngrad.sweeps.running.record import Record
+    from fngrad.sweeps.running.lane_outputs import LaneOutputs
     from fngrad.sweeps.running.storage import Folder
 
-    record = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
+    record = LaneOutputs({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
     record.put(np.arange(3), [np.arange(6, dtype=np.float32).reshape(3, 2)])
     folder = Folder(tmp_path, {})
     folder.save(0, 0, 3, record)
@@ -72,7 +72,7 @@ def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
     content = bytearray(file.read_bytes())
     content[len(content) * position // 100] ^= 1 << (position % 8)
     file.write_bytes(content)
-    restored = Record({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
+    restored = LaneOutputs({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
     with pytest.warns(UserWarning, match="is damaged"):
         folder.restore(0, restored)
     assert not restored.done.any()
@@ -100,7 +100,7 @@ def shorter(point, key):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_another_sweep_is_refused(tmp_path, options, name):
+def test_the_folder_of_a_different_sweep_is_refused(tmp_path, options, name):
     (tmp_path / "lanes").mkdir()
     quiet_sweep(folder=tmp_path)
     with pytest.raises(ValueError, match=rf"need the sweep that .*{name}: .* became"):
@@ -108,7 +108,7 @@ def test_another_sweep_is_refused(tmp_path, options, name):
 
 
 def adding(number):
-    """Return a training whose constant lies in a jitted function within."""
+    """Return a training with a constant inside a nested jitted function."""
     captured = np.array([number, 1.0], np.float32)
     shifted = jax.jit(lambda x: jnp.tensordot(x, captured, 0).sum(-1))
 
@@ -119,15 +119,15 @@ def adding(number):
     return fn
 
 
-def test_another_constant_is_refused(tmp_path):
+def test_a_different_constant_in_the_program_is_refused(tmp_path):
     quiet_sweep(adding(2.0), folder=tmp_path)
     with pytest.raises(ValueError, match=r"need the sweep that .*train_fn: .* became"):
         quiet_sweep(adding(3.0), folder=tmp_path)
     assert quiet_sweep(adding(2.0), folder=tmp_path).notes["restored"] == 15
 
 
-def test_two_sweeps_do_not_write_in_one_folder(tmp_path):
-    quiet_sweep(folder=tmp_path)  # lets go of the folder at its end
+def test_two_sweeps_cannot_use_one_folder(tmp_path):
+    quiet_sweep(folder=tmp_path)  # releases the folder when it ends
     with (
         Lock(tmp_path),
         pytest.raises(LockError, match="folder for this sweep that nobody else wri"),
@@ -135,10 +135,11 @@ def test_two_sweeps_do_not_write_in_one_folder(tmp_path):
         quiet_sweep(folder=tmp_path)
     with pytest.raises(ValueError, match="need the sweep that"):
         quiet_sweep(changed, folder=tmp_path)
-    assert quiet_sweep(folder=tmp_path).notes["restored"] == 15  # and when it fails
+    # A failed call releases it too.
+    assert quiet_sweep(folder=tmp_path).notes["restored"] == 15
 
 
-def test_what_a_kill_left_half_written_is_cleared(tmp_path):
+def test_partial_files_of_a_killed_sweep_are_deleted(tmp_path):
     quiet_sweep(folder=tmp_path)
     torn = tmp_path / "lanes" / ".0-0-4-00000000.npz.123.tmp"
     torn.write_bytes(b"PK")
@@ -146,7 +147,7 @@ def test_what_a_kill_left_half_written_is_cleared(tmp_path):
     assert not torn.exists()
 
 
-def test_another_version_of_jax_is_refused(tmp_path):
+def test_a_folder_from_another_version_of_jax_is_refused(tmp_path):
     quiet_sweep(folder=tmp_path)
     file = tmp_path / "sweep.json"
     file.write_text(file.read_text().replace(jax.__version__, "0.1.2"))
@@ -154,7 +155,7 @@ def test_another_version_of_jax_is_refused(tmp_path):
         quiet_sweep(folder=tmp_path)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_with_an_invalid_description_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(ValueError, match="need the description of a sweep"):
         quiet_sweep(folder=tmp_path)
@@ -163,15 +164,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         quiet_sweep(folder=tmp_path)
 
 
-def test_lanes_that_nothing_describes_are_refused(tmp_path):
+def test_lanes_without_a_description_are_refused(tmp_path):
     quiet_sweep(folder=tmp_path)
     (tmp_path / "sweep.json").unlink()
-    with pytest.raises(ValueError, match=r"what sweep the 4 files in .* are of"):
+    with pytest.raises(ValueError, match=r"describes the sweep of the 4 files in"):
         quiet_sweep(changed, folder=tmp_path)
     assert len(lanes_of(tmp_path)) == 4
 
 
-def test_the_width_of_the_folder_is_kept(tmp_path):
+def test_the_recorded_width_is_used_again(tmp_path):
     quiet_sweep(folder=tmp_path)
     for file in lanes_of(tmp_path)[:2]:
         file.unlink()
@@ -185,9 +186,9 @@ def test_the_width_of_the_folder_is_kept(tmp_path):
     assert_same_bits(again, WHOLE)
 
 
-def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
+def test_an_interrupt_saves_the_completed_blocks(tmp_path, monkeypatch):
     made = []
-    put = Record.put
+    put = LaneOutputs.put
 
     def interrupted(self, numbers, outputs):
         if len(made) == 2:
@@ -195,13 +196,13 @@ def test_an_interrupt_keeps_the_blocks_that_are_done(tmp_path, monkeypatch):
         made.append(1)
         put(self, numbers, outputs)
 
-    monkeypatch.setattr(Record, "put", interrupted)
+    monkeypatch.setattr(LaneOutputs, "put", interrupted)
     with pytest.raises(KeyboardInterrupt) as error:
         quiet_sweep(folder=tmp_path, chunk=12)
     (note,) = error.value.__notes__
     assert (
         note
-        == f"8 of 15 lanes are kept in {tmp_path}: the same call goes on from there"
+        == f"8 of 15 lanes are kept in {tmp_path}: the same call continues from there"
     )
     monkeypatch.undo()
     again = quiet_sweep(folder=tmp_path, chunk=12)
@@ -218,14 +219,14 @@ from sweep_problems import light, quiet_sweep
 saved, save = [], storage.Folder.save
 def save_two(*arguments):
     if len(saved) == 2:
-        time.sleep(3600)  # until it is killed
+        time.sleep(3600)  # until the process is killed
     saved.append(save(*arguments))
 storage.Folder.save = save_two
 quiet_sweep(fn=light, folder=sys.argv[1])
 """
 
 
-def test_a_killed_sweep_goes_on(tmp_path):
+def test_a_killed_sweep_resumes(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)],
         cwd=pathlib.Path(__file__).parents[2],

@@ -1,4 +1,4 @@
-"""A sweep is the trainings alone, whatever the blocks, chunks and devices."""
+"""A sweep equals separate trainings, whatever the blocks, chunks and devices."""
 
 import os
 import pathlib
@@ -40,7 +40,7 @@ def test_lanes_have_axes_of_points_and_seeds():
 
 
 @pytest.mark.parametrize(("mode", "rtol"), [("map", 0.0), (4, 1e-5), ("vmap", 1e-5)])
-def test_a_sweep_equals_the_runs_alone(mode, rtol):
+def test_a_sweep_equals_separate_runs(mode, rtol):
     result = quiet_sweep(keys=KEYS, mode=mode)
     alone = jax.jit(train_fn)
     for p, rate in enumerate(POINTS["learning_rate"]):
@@ -75,14 +75,14 @@ def test_every_point_sees_the_same_keys():
         np.testing.assert_array_equal(row, key_data[0])
 
 
-def test_a_number_of_keys_is_as_many_different_ones():
+def test_a_number_of_keys_gives_that_many_distinct_keys():
     result = quiet_sweep(keys=4, fn=light)
     assert len(np.unique(jax.random.key_data(result.notes["keys"]), axis=0)) == 4
     again = quiet_sweep(keys=4, fn=light)
     assert_same_bits(result, again)
 
 
-def test_args_are_arguments():
+def test_args_are_passed_to_the_training():
     def train_on(point, key, data):
         return train_fn(point, key, data)
 
@@ -100,7 +100,7 @@ def test_points_may_be_any_tree_of_columns(lightly_swept):
     assert list(result.points) == ["optimizer/0"]
 
 
-def test_static_values_are_compiled_apart_and_joined():
+def test_static_values_are_compiled_separately_and_concatenated():
     def fn(point, key, power, length):
         curve = jnp.arange(float(length)) ** power * point["x"]
         return {"last": curve[-1]}, {"loss": curve, "n": jnp.int32(length)}
@@ -121,7 +121,8 @@ def test_static_values_are_compiled_apart_and_joined():
     np.testing.assert_array_equal(result.history["loss"][0, 0], [0.0, 1.0, np.nan])
     np.testing.assert_array_equal(result.history["loss"][7, 0], [0.0, 2.0, 8.0])
     assert result.notes["values"][:, 0].tolist() == [1, 2, 2, 4, 1, 2, 4, 8]
-    assert result.diverged_at.max() == -1  # what pads a curve is no divergence
+    # The padding of a curve does not count as divergence.
+    assert result.diverged_at.max() == -1
     assert result.history["n"][:, 0].tolist() == [2, 2, 3, 3, 2, 2, 3, 3]
     assert [how["width"] for how in result.notes["modes"]] == [2] * 4
 
@@ -143,7 +144,7 @@ def test_static_values_may_be_of_any_type():
     assert result.notes["values"][0, 0] == 2.0
 
 
-def test_a_static_value_may_lack_a_metric():
+def test_a_combination_may_lack_a_metric():
     def fn(point, key, extra):
         history = {"loss": point["x"]}
         return (), history | ({"count": jnp.int32(3)} if extra else {})
@@ -159,7 +160,7 @@ def test_a_static_value_may_lack_a_metric():
     np.testing.assert_array_equal(result.history["count"], [[np.nan], [3.0]])
 
 
-def test_a_metric_of_two_ranks_is_refused():
+def test_a_metric_with_different_ranks_is_refused():
     def fn(point, key, flat):
         return (), {"loss": point["x"], "a": jnp.ones(()) if flat else jnp.ones(2)}
 

@@ -1,4 +1,6 @@
-"""The statistics of sweeps, on scores whose distribution is known."""
+"""The statistics of sweeps, on scores of a known distribution."""
+
+import math
 
 import jax
 import numpy as np
@@ -46,12 +48,13 @@ def test_ties_go_to_fewer_diverged_lanes_and_then_to_the_first_point():
     np.testing.assert_array_equal(summarize(scores).order, [1, 2, 0])
 
 
-def test_the_interval_covers_the_median_about_as_often_as_it_says():
+def test_the_interval_covers_the_median_about_as_often_as_its_level():
     seeds, trials = 21, 600
     scores = np.random.default_rng(2).exponential(size=(trials, seeds))
     found = summarize(scores, points={}, resamples=600, level=0.9)
     covered = np.mean((found.low <= np.log(2)) & (np.log(2) <= found.high))
-    # The order statistics of 21 can hold 92.2 %; 600 trials have a deviation of 1.2 %.
+    # The order statistics of 21 give 92.2 %; the share of 600 trials has a standard
+    # deviation of 1.2 %.
     assert 0.87 < covered < 0.96
 
 
@@ -62,17 +65,17 @@ def test_the_interval_covers_the_median_as_often_as_the_docstring_says(seeds, sh
     scores = np.random.default_rng(seeds).exponential(size=(1500, seeds))
     found = summarize(scores, points={}, resamples=1000)
     covered = np.mean((found.low <= np.log(2)) & (np.log(2) <= found.high))
-    # A share of 1500 trials has a deviation of 0.6 to 1.1 %.
+    # The share of 1500 trials has a standard deviation of 0.6 to 1.1 %.
     assert covered == pytest.approx(share, abs=0.035)
 
 
-def test_of_five_seeds_the_interval_is_from_the_least_to_the_largest():
+def test_the_interval_of_five_seeds_is_their_range():
     scores = np.random.default_rng(3).normal(size=(1, 5))
     found = summarize(scores)
     assert (found.low[0], found.high[0]) == (scores.min(), scores.max())
 
 
-def test_a_higher_level_gives_a_wider_interval_and_a_key_other_draws():
+def test_a_higher_level_widens_the_interval_and_another_key_changes_the_draws():
     scores = np.random.default_rng(4).normal(size=(3, 30))
     narrow, wide = summarize(scores, level=0.5), summarize(scores, level=0.99)
     assert np.all(narrow.high - narrow.low < wide.high - wide.low)
@@ -82,11 +85,11 @@ def test_a_higher_level_gives_a_wider_interval_and_a_key_other_draws():
     assert np.any(other.p_best != same.p_best)
 
 
-def test_the_chances_of_being_best_are_right_for_two_points():
+def test_the_probability_of_being_best_is_right_for_two_points():
     seeds, rng = 9, np.random.default_rng(5)
     paired = rng.normal(size=seeds)
     found = summarize([paired, paired + 1e-6, paired - 1e-6])
-    # Unpaired resamples would give about a third to each.
+    # Unpaired resamples would give about 1/3 to each.
     np.testing.assert_array_equal(found.p_best, [0, 0, 1])
     equal = summarize([paired, paired])
     np.testing.assert_array_equal(equal.p_best, [0.5, 0.5])
@@ -95,7 +98,7 @@ def test_the_chances_of_being_best_are_right_for_two_points():
     assert mixed.p_best[0] == pytest.approx(20 / 27, abs=0.015)
 
 
-def test_a_diverged_lane_is_worse_than_any_other_and_is_counted():
+def test_a_diverged_lane_ranks_below_any_other_and_is_counted():
     scores = np.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.3, np.nan, np.inf]])
     diverged = np.zeros(scores.shape, bool)
     diverged[0, :2] = True
@@ -108,18 +111,18 @@ def test_a_diverged_lane_is_worse_than_any_other_and_is_counted():
     np.testing.assert_array_equal(best.median, [-np.inf, 0.2, -np.inf])
 
 
-def test_all_lanes_diverged_is_an_error():
+def test_it_is_an_error_if_all_lanes_diverged():
     with pytest.raises(ValueError, match="got 6 lanes, all diverged"):
         summarize(np.full((2, 3), np.nan))
 
 
-def test_nothing_is_doubted_where_all_is_well():
+def test_a_sound_result_has_no_warnings():
     found = summarize(separated([0.5, 0.1, 0.5]), RATES)
     assert found.warnings == ()
 
 
 @pytest.mark.parametrize(("best", "word"), [(0, "least"), (2, "largest")])
-def test_the_best_at_the_edge_of_an_axis_is_doubted(best, word):
+def test_a_best_point_at_the_end_of_an_axis_gives_a_warning(best, word):
     medians = [0.5, 0.5, 0.5]
     medians[best] = 0.1
     constant = {"decay": np.full(3, 0.9), "optimizer": np.array(["a", "b", "c"])}
@@ -130,20 +133,20 @@ def test_the_best_at_the_edge_of_an_axis_is_doubted(best, word):
     )
 
 
-def test_nobody_is_sent_beyond_zero():
+def test_zero_is_not_an_end_of_an_axis():
     decay = {"decay": np.array([0.0, 0.1, 0.2])}
     assert summarize(separated([0.1, 0.5, 0.5]), decay).warnings == ()
 
 
-def test_few_seeds_near_points_and_divergence_are_doubted():
+def test_few_seeds_close_points_and_divergence_give_warnings():
     few = summarize(separated([0.5, 0.1, 0.5], seeds=4), RATES)
     assert few.warnings == ("4 seeds are few: medians and intervals need 5 or more",)
     noise = np.random.default_rng(6).normal(size=(3, 8))
     noise[1] = noise[0, ::-1]
     near = summarize(np.array([[0], [0], [9]]) + noise, {})
     assert near.warnings == (
-        "the seeds do not tell the two best points apart: the interval of their paired "
-        "difference holds 0",
+        "the seeds do not separate the two best points: the interval of their paired "
+        "difference contains 0",
     )
     lost = separated([0.5, 0.1, 0.5], seeds=20)
     lost[1, 3] = np.nan
@@ -151,7 +154,7 @@ def test_few_seeds_near_points_and_divergence_are_doubted():
 
 
 @pytest.mark.parametrize("metric", [LOSS, ACCURACY])
-def test_points_are_told_apart_by_pairs_though_their_intervals_overlap(metric):
+def test_pairing_separates_points_whose_intervals_overlap(metric):
     shared = np.random.default_rng(9).normal(size=(1, 8))
     found = summarize(np.array([[0.0], [0.1], [0.05]]) + shared, {}, metric=metric)
     first, second = found.order[:2]
@@ -159,10 +162,10 @@ def test_points_are_told_apart_by_pairs_though_their_intervals_overlap(metric):
     assert found.low[first] < found.high[second]
     assert found.warnings == ()
     equal = summarize(np.repeat(shared, 2, axis=0), {}, metric=metric)
-    assert "do not tell the two best points apart" in equal.warnings[0]
+    assert "do not separate the two best points" in equal.warnings[0]
 
 
-def test_columns_of_vectors_are_points_without_ends():
+def test_columns_of_vectors_have_no_ends():
     points = {"betas": np.array([[0.9, 0.99], [0.8, 0.99], [0.9, 0.9]])}
     assert summarize(separated([0.5, 0.1, 0.5]), points).warnings == ()
 
@@ -177,13 +180,13 @@ def test_the_ends_are_those_of_all_points_that_were_tried():
     assert "the least learning_rate tried (0.01)" in doubt
 
 
-def test_a_metric_of_the_test_data_is_refused_and_one_of_training_doubted():
+def test_a_test_metric_is_refused_and_a_training_metric_gives_a_warning():
     scores = separated([0.5, 0.1, 0.5])
     for name in ("test/loss", "digits/test/accuracy"):
-        with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+        with pytest.raises(ValueError, match="selecting by the test data biases"):
             summarize(scores, RATES, metric=(name, "min"))
     (doubt,) = summarize(scores, RATES, metric=("loss", "min")).warnings
-    assert doubt == "loss is not of the validation data (val/...)"
+    assert doubt == "loss is not a metric of the validation data (val/...)"
 
 
 def test_a_comparison_is_paired():
@@ -200,7 +203,7 @@ def test_a_comparison_is_paired():
     assert str(found).startswith("val/loss, a minus b: -")
 
 
-def test_a_diverged_lane_loses_its_comparison_and_two_are_a_tie():
+def test_a_diverged_lane_loses_its_comparison_and_two_of_them_tie():
     nan = np.nan
     found = statistics.compare_scores([1.0, 1.0, nan, nan], [2.0, nan, 1.0, nan])
     assert (found.wins, found.losses, found.ties) == (2, 1, 1)
@@ -212,17 +215,28 @@ def test_a_diverged_lane_loses_its_comparison_and_two_are_a_tie():
 
 
 def test_the_sign_test_is_exact():
-    scipy = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(8)
-    for _ in range(5):
-        a, b = rng.integers(0, 4, (2, 12))
-        less, more = np.sum(a < b), np.sum(a > b)
-        expected = scipy.binomtest(less, less + more).pvalue
-        assert statistics.sign_test(a, b) == pytest.approx(expected)
-    assert statistics.sign_test([1, np.inf], [1, np.inf]) == 1.0
+    for n in (1, 4, 5, 20):
+        for k in range(n + 1):
+            a, b = [0] * k + [1] * (n - k) + [2], [1] * k + [0] * (n - k) + [2]
+            tail = sum(math.comb(n, i) for i in range(min(k, n - k) + 1)) / 2**n
+            expected = min(1.0, 2 * tail)
+            assert statistics.sign_test(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_holms_correction_keeps_the_order_and_multiplies_the_smallest():
+def test_ties_infinities_and_nan_do_not_count_in_the_sign_test():
+    assert statistics.sign_test([1, np.inf, np.nan], [1, np.inf, 2]) == 1.0
+    assert statistics.sign_test([1, np.nan, 0], [1, np.nan, 1]) == 1.0
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
+@pytest.mark.parametrize("resamples", [1, 41, 200, 2001])
+def test_an_interval_cuts_as_many_resamples_below_as_above(level, resamples):
+    found = statistics._interval(np.arange(float(resamples)), level)
+    cut = math.floor((1 - level) / 2 * (resamples - 1))
+    assert found == (cut, resamples - 1 - cut)
+
+
+def test_holms_correction_multiplies_the_smallest_p_value_and_keeps_the_order():
     found = statistics.holm({"a": 0.01, "b": 0.2, "c": 0.011, "d": 0.9})
     assert found == pytest.approx({"a": 0.04, "c": 0.04, "b": 0.4, "d": 0.9})
 
@@ -238,13 +252,13 @@ def test_holms_correction_keeps_the_order_and_multiplies_the_smallest():
         ({"diverged": np.zeros((3, 5), bool)}, r"got \(3, 6\) and \(3, 5\)"),
     ],
 )
-def test_what_does_not_fit_is_said(change, message):
+def test_invalid_arguments_are_refused(change, message):
     options = {"scores": separated([0.5, 0.1, 0.5]), "points": RATES} | change
     with pytest.raises(ValueError, match=message):
         summarize(**options)
 
 
-def test_comparisons_say_what_does_not_fit():
+def test_invalid_comparisons_are_refused():
     with pytest.raises(ValueError, match=r"got \(2,\) and \(3,\)"):
         statistics.compare_scores([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match='"min" or "max"'):

@@ -44,7 +44,7 @@ def test_rows_are_ranked_and_have_every_column():
     assert len(table(result(), top=2).rows) == 2
 
 
-def test_the_text_is_aligned_and_ends_with_the_doubts():
+def test_the_text_is_aligned_and_ends_with_the_warnings():
     shown = str(table(result()))
     opening, head, *lines, doubt = shown.splitlines()
     assert opening == "val/loss, smallest median over 6 seeds first"
@@ -64,7 +64,7 @@ def test_the_rows_can_be_written_as_csv():
     assert float(read[0]["low"]) == first["low"]
 
 
-def test_another_metric_ranks_the_other_way_and_the_last_record_counts():
+def test_another_metric_may_rank_by_its_last_record():
     accuracy = np.zeros((4, SEEDS, 3))
     accuracy[:, :, 1] = np.array([0.1, 0.2, 0.9, 0.3])[:, None]
     accuracy[:2, :, 2] = accuracy[:2, :, 1] + 0.05
@@ -83,7 +83,7 @@ def test_another_metric_ranks_the_other_way_and_the_last_record_counts():
     assert first["val/accuracy"] == pytest.approx(0.25)
 
 
-def test_a_metric_that_ends_in_nan_has_no_earlier_value():
+def test_a_metric_that_ends_in_nan_counts_as_nan():
     curves = np.ones((4, SEEDS, 3))
     curves[1, 2, 1:] = np.nan
     swept = result(**{"val/auc": curves})
@@ -104,14 +104,14 @@ def test_columns_of_vectors_can_be_ranked_and_compared():
     assert compare(swept, {"betas": betas[1]}, 0).wins == SEEDS
 
 
-def test_test_metrics_cannot_choose_and_are_doubted_where_they_are_seen():
+def test_test_metrics_cannot_select_and_give_a_warning_if_recorded():
     swept = result(**{"test/loss": np.ones((4, SEEDS))})
-    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+    with pytest.raises(ValueError, match="selecting by the test data biases"):
         table(swept, metric=("test/loss", "min"))
     assert "! test/loss was measured at every point" in str(table(swept))
     found = compare(swept, 0, 1, metric=("test/loss", "min"))
     assert found.ties == SEEDS
-    with pytest.raises(ValueError, match="a choice by the test data spoils them"):
+    with pytest.raises(ValueError, match="selecting by the test data biases"):
         compare(swept, {"optimizer": "sgd"}, 2, metric=("test/loss", "min"))
 
 
@@ -121,7 +121,7 @@ def test_groups_are_compared_by_their_best_points():
     assert found.difference == pytest.approx(-0.2)
     assert str(found).startswith("val/loss, optimizer sgd minus optimizer adam: -0.2")
     one = compare(result(), {"optimizer": "adam", "rate": np.float32(0.2).item()}, 1)
-    # The lane that diverged loses, as all others do.
+    # The diverged lane loses, as all others do.
     assert (one.wins, one.losses) == (0, SEEDS)
 
 
@@ -133,15 +133,15 @@ def test_groups_are_compared_by_their_best_points():
         (lambda r: table(r, metric=("val/loss", "up")), '"min" or "max"'),
         (lambda r: compare(r, 4, 0), r"need a point in \[0, 4\), got 4"),
         (lambda r: compare(r, {"speed": 1}, 0), r"'optimizer'\], got 'speed'"),
-        (lambda r: compare(r, {"rate": 0.3}, 0), "that fits a point, got"),
+        (lambda r: compare(r, {"rate": 0.3}, 0), "that matches a point, got"),
     ],
 )
-def test_what_does_not_fit_is_said(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(result())
 
 
-def test_a_metric_of_many_numbers_is_refused():
+def test_a_metric_with_too_many_axes_is_refused():
     swept = result(wide=np.ones((4, SEEDS, 2, 2)))
     with pytest.raises(ValueError, match=r"got shape \(2, 2\) of 'wide'"):
         scores(swept, "wide")

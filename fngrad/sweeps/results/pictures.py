@@ -1,11 +1,11 @@
 """Pictures of sweeps: curves, heat maps, sensitivities, parallel coordinates.
 
-Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. Colours,
-but for those of the curves, which are matplotlib's, can be told apart by colour-blind
-readers. An axis is logarithmic where its values are
-positive and spread over more than a factor of 30. What diverged, or lies so far from
-the rest that it would squash it, is hatched, hollow or crossed, never left out. Names
-are drawn as they are written; a ``label`` may be mathtext.
+Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. Colour-
+blind readers can distinguish all colours except those of the curves, which are
+matplotlib's. An axis is logarithmic if its values are positive and span more than a
+factor of 30. Points that diverged, or that are too far away for the scale, are hatched,
+hollow or crossed, never omitted. Names are drawn as they are written; a ``label`` may
+be mathtext.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 import fngrad.logging.plots as plots
-import fngrad.sweeps.results.drawing as drawing
+import fngrad.sweeps.results.plot_elements as plot_elements
 from fngrad.metrics.directions import Metric
 from fngrad.programs.optional_imports import literal
-from fngrad.sweeps.results.drawing import COLORS
+from fngrad.sweeps.results.plot_elements import COLORS
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.statistics import Summary
 from fngrad.sweeps.results.tables import describe_point, records, summary
@@ -33,21 +33,21 @@ def loss_curves(
     labels: Mapping[str, str] | None = None,
     band: tuple[float, float] = (0.25, 0.75),
 ) -> Any:
-    """Draw curves of points: the median over seeds in a band of quantiles.
+    """Draw curves of the best points: the median over seeds, with a quantile band.
 
     Args:
         result: from `fngrad.sweep`.
-        names: in the history, a panel each; none means the metric.
-        by: a column, such as ``"optimizer"``: the best point of each of its values is
-            drawn; ``None`` draws the ``top`` best of all.
-        top: how many points, at most.
-        metric: what ranks the points; ``None`` means the sweep's.
-        labels: name -> the axis's label, with the unit.
+        names: in the history, one panel each; none means the metric.
+        by: a column, such as ``"optimizer"``: draw the best point of each of its
+            values; ``None`` draws the best of all.
+        top: how many points to draw, at most.
+        metric: ranks the points; ``None`` means the sweep's.
+        labels: name -> the label of its axis, with the unit.
         band: two quantiles over seeds.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: ``by`` is no column, a name is no curve, or as `summary`.
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: if ``by`` is not a column, a name is not a curve, or as `summary`.
     """
     found = summary(result, metric)
     chosen = _best_of_each(result, found, by) if by else list(found.order)
@@ -85,20 +85,20 @@ def heat_map(
 ) -> Any:
     """Draw the median over seeds against two hyperparameters.
 
-    Where several points share both values, the best of them is shown. Values that
-    form a grid are cells, others dots. Cells and dots where half the lanes diverged
-    are hatched and hollow; the best point has a frame or a ring.
+    If several points share both values, the best of them is shown. Values that form a
+    grid are drawn as cells, others as dots. Cells where half the lanes diverged are
+    hatched, such dots are hollow; the best point has a frame or a ring.
 
     Args:
         result: from `fngrad.sweep`.
         x, y: columns of the points.
-        metric: a name in the history and "min" or "max", or a name that tells (see
-            `fngrad.metrics.directions`); ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that implies one
+            (see `fngrad.metrics.directions`); ``None`` means the sweep's.
         label: of the colours, with the unit; ``None`` is the metric's name.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: no such column, one of vectors, or as `summary`.
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: if a column does not exist or holds vectors, or as `summary`.
     """
     found = summary(result, metric)
     columns = [_column(result, name) for name in (x, y)]
@@ -107,7 +107,7 @@ def heat_map(
     width = np.clip(2.4 + 0.6 * across, 6.4, 14) if is_grid else 6.4
     figure = plots.empty_figure(width, 4.8)
     axis = figure.add_subplot()
-    draw = drawing.draw_cells if is_grid else drawing.draw_dots
+    draw = plot_elements.draw_cells if is_grid else plot_elements.draw_dots
     colors = draw(axis, columns, found)
     bar = figure.colorbar(colors, ax=axis)
     bar.set_label(_median_of(found, label))
@@ -125,39 +125,43 @@ def sensitivity(
 ) -> Any:
     """Draw the metric against one hyperparameter.
 
-    A line joins, for each value, the best of the points that have it, with the
-    interval of its median as far as the scale goes; dots are the medians of all.
-    Crosses at the edge are values at which every point diverged with half its lanes,
-    or is off the scale.
+    A line joins the best points at each value, with the intervals of their medians,
+    clipped to the scale; dots are the medians of all points. A cross at the edge is a
+    value at which half the lanes of every point diverged, or every point is off the
+    scale.
 
     Args:
         result: from `fngrad.sweep`.
         name: a column of the points.
-        by: a second column, such as ``"optimizer"``: a line for each of its values.
-        metric: a name in the history and "min" or "max", or a name that tells (see
-            `fngrad.metrics.directions`); ``None`` means the sweep's.
+        by: a second column, such as ``"optimizer"``: draw a line for each of its
+            values.
+        metric: a name in the history and "min" or "max", or a name that implies one
+            (see `fngrad.metrics.directions`); ``None`` means the sweep's.
         label: of the vertical axis, with the unit; ``None`` is the metric's name.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: no such column, one of vectors, or as `summary`.
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: if a column does not exist or holds vectors, or as `summary`.
     """
     found = summary(result, metric)
-    values, ticks = drawing.positions(_column(result, name))
+    column = _column(result, name)
+    values, _ = plot_elements.positions(column)
     groups = _column(result, by) if by else np.zeros(len(values))
     figure = plots.empty_figure(6.4, 4.4)
     axis = figure.add_subplot()
-    medians = drawing.readable(found)
+    medians = plot_elements.readable(found)
     handles: dict[str, Any] = {}
     for number, group in enumerate(dict.fromkeys(groups.tolist())):
         own = np.flatnonzero(groups == group)
         color = COLORS[number % len(COLORS)]
         axis.scatter(values[own], medians[own], s=9, color=color, alpha=0.35)
         best = _best_at_each(values, found, own)
-        drawn = _draw_best(axis, values[best], best, medians, found, color)
-        handles[literal(str(group) if by else f"best at each {name}")] = drawn
-    drawing.finish_axis(axis.xaxis, axis.set_xscale, values, ticks, name)
-    if drawing.spreads(medians):
+        label_of_line = literal(str(group) if by else f"best at each {name}")
+        handles[label_of_line] = _draw_best(
+            axis, found, best, values=values[best], medians=medians[best], color=color
+        )
+    plot_elements.finish_axis(axis, "x", column, name)
+    if plot_elements.spreads(medians):
         axis.set_yscale("log")
     axis.set_ylabel(_median_of(found, label))
     axis.grid(alpha=0.3)
@@ -175,21 +179,21 @@ def parallel_coordinates(
 ) -> Any:
     """Draw every point as a line through an axis for each hyperparameter.
 
-    The last axis is the median over seeds, better upwards. The darker a line, the
-    better it ranks; dashed grey ones diverged with half their lanes.
+    The last axis is the median over seeds, with the best on top. Darker lines rank
+    better; half the lanes of dashed grey ones diverged.
 
     Args:
         result: from `fngrad.sweep`.
-        metric: a name in the history and "min" or "max", or a name that tells (see
-            `fngrad.metrics.directions`); ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that implies one
+            (see `fngrad.metrics.directions`); ``None`` means the sweep's.
         label: of the last axis, with the unit; ``None`` is the metric's name.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: a column of vectors, or as `summary`.
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: if a column holds vectors, or as `summary`.
     """
     found = summary(result, metric)
-    medians = drawing.readable(found)
+    medians = plot_elements.readable(found)
     columns = [*(_column(result, name) for name in result.points), medians]
     names = [*map(literal, result.points), label or literal(found.metric[0])]
     figure = plots.empty_figure(2 + 1.7 * len(columns), 4.6)
@@ -198,11 +202,11 @@ def parallel_coordinates(
     for place, column in enumerate(columns):
         is_metric = place == len(columns) - 1
         heights.append(
-            drawing.height_of(column, is_metric and found.metric[1] == "min")
+            plot_elements.height_of(column, is_metric and found.metric[1] == "min")
         )
-        drawing.draw_scale(axis, place, column, heights[-1])
+        plot_elements.draw_scale(axis, place, column, heights[-1])
         axis.axvline(place, color="0.6", lw=0.8, zorder=0)
-    drawing.draw_ranked(axis, np.stack(heights, axis=1), found.order, medians)
+    plot_elements.draw_ranked(axis, np.stack(heights, axis=1), found.order, medians)
     axis.set_xticks(range(len(columns)), names)
     axis.set_yticks([])
     axis.set(xlim=(-0.3, len(columns) - 0.5), ylim=(-0.06, 1.06))
@@ -215,22 +219,23 @@ def rate_curve(
     rates: np.ndarray,
     losses: np.ndarray,
     diverges: np.ndarray,
+    *,
     first_loss: float,
     marks: Mapping[str, float],
     label: str,
 ) -> Any:
-    """Draw a learning rate range test: see `fngrad.sweeps.RangeTest`.
+    """Draw a learning rate range test, see `fngrad.sweeps.RangeTest`.
 
     Args:
         rates: (N,).
         losses: (N, S), infinite where a lane diverged.
         diverges: bool, (N,).
-        first_loss: before training; what is drawn ends a little above it.
-        marks: name -> a rate to mark; NaN is left out.
+        first_loss: before training; losses far above it are clipped.
+        marks: name -> a rate to mark; NaN is ignored.
         label: of the vertical axis.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
     """
     figure = plots.empty_figure(6.4, 4.2)
     axis = figure.add_subplot()
@@ -252,7 +257,7 @@ def rate_curve(
             words = f"{name}: {rate:.2g}"
             axis.axvline(rate, color="0.2", lw=1.2, ls=style, label=words)
     axis.set(xscale="log", xlabel="learning rate", ylabel=label)
-    if least > 0 and first_loss > drawing.LOGARITHMIC_FROM * least:
+    if least > 0 and first_loss > plot_elements.LOGARITHMIC_FROM * least:
         axis.set_yscale("log")
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
@@ -265,7 +270,7 @@ def _column(result: SweepResult, name: str) -> np.ndarray:
     column = np.asarray(result.points[name])
     if column.ndim > 1:
         raise ValueError(
-            f"need a column of one value a point, got shape {column.shape[1:]} of "
+            f"need a column of one value per point, got shape {column.shape[1:]} of "
             f"{name!r}"
         )
     return column
@@ -280,10 +285,8 @@ def _best_of_each(result: SweepResult, found: Summary, by: str) -> list[int]:
 
 
 def _best_at_each(values: np.ndarray, found: Summary, own: np.ndarray) -> np.ndarray:
-    """Return the best of some points at each of their values, by value."""
-    rank = np.empty(len(found.order), int)
-    rank[found.order] = np.arange(len(rank))
-    ranked = own[np.argsort(rank[own])]
+    """Return the best of some points at each of their values, sorted by value."""
+    ranked = found.order[np.isin(found.order, own)]
     _, first = np.unique(values[ranked], return_index=True)
     return ranked[first]
 
@@ -294,18 +297,20 @@ def _median_of(found: Summary, label: str | None) -> str:
 
 def _draw_best(
     axis: Any,
-    values: np.ndarray,
-    best: np.ndarray,
-    medians: np.ndarray,
     found: Summary,
+    best: np.ndarray,
+    *,
+    values: np.ndarray,
+    medians: np.ndarray,
     color: str,
 ) -> Any:
-    """Join medians with their intervals; cross what is off the scale at its end."""
-    worst = (np.nanmax if found.metric[1] == "min" else np.nanmin)(medians)
+    """Join medians with their intervals; draw those off the scale as crosses."""
+    readable = plot_elements.readable(found)
+    worst = (np.nanmax if found.metric[1] == "min" else np.nanmin)(readable)
     within = np.minimum if found.metric[1] == "min" else np.maximum
     limits = within(np.stack([found.low[best], found.high[best]]), worst)
-    is_shown = np.isfinite(medians[best])
-    middle = medians[best][is_shown]
+    is_shown = np.isfinite(medians)
+    middle = medians[is_shown]
     ends = np.maximum([[-1], [1]] * (limits[:, is_shown] - middle), 0)
     style = {"marker": "o", "ms": 4, "capsize": 2, "color": color}
     drawn = axis.errorbar(values[is_shown], middle, ends, **style)
@@ -315,11 +320,11 @@ def _draw_best(
 
 
 def _spaced(count: int, total: int) -> np.ndarray:
-    """Return the steps of evenly spaced records: 1, 2, ... where each has its own."""
+    """Return the steps of evenly spaced records: 1, 2, ... if every step has one."""
     return np.minimum(np.arange(1, count + 1) * -(-total // max(count, 1)), total)
 
 
 def _spreads_in(panel: Mapping[str, Sequence[Any]]) -> bool:
-    return drawing.spreads(
+    return plot_elements.spreads(
         np.concatenate([v for runs in panel.values() for _, v in runs])
     )

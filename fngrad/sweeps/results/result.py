@@ -1,4 +1,4 @@
-"""What a sweep gives back, and when its lanes diverged."""
+"""The result of a sweep, and the step at which each lane diverged."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ class SweepResult(NamedTuple):
     """
 
     points: dict[str, np.ndarray]  # columns (P, ...) by path, static ones too
-    state: Any  # leaves (P, S, ...); with static a list, one tree a combination
+    state: Any  # leaves (P, S, ...); with static a list, one tree per combination
     history: dict[str, np.ndarray]  # (P, S, ...) by metric
     diverged_at: np.ndarray  # int32, (P, S); -1 where the lane did not diverge
     notes: dict[str, Any]  # see `fngrad.sweep`
 
 
 def last_values(curves: np.ndarray) -> np.ndarray:
-    """Return what counts of a metric: the last of each lane.
+    """Return the last value of a metric in each lane.
 
     Args:
         curves: shape (P, S), or (P, S, records).
@@ -72,11 +72,11 @@ def stack_histories(
 ) -> dict[str, np.ndarray]:
     """Return one history of all combinations, joined along the points.
 
-    Where shapes differ, arrays become float and are padded with NaN at the end; a
-    metric that a combination lacks is NaN there.
+    If shapes differ, arrays become float and are padded with NaN at the end; a metric
+    that a combination lacks is NaN there.
 
     Raises:
-        ValueError: a metric that differs in its number of axes.
+        ValueError: if a metric differs in its number of axes.
     """
     names = dict.fromkeys(name for history in histories for name in history)
     return {name: _stack(name, histories) for name in names}

@@ -1,28 +1,26 @@
-r"""What the seeds of a sweep say of its points: medians, intervals, chances, doubts.
+r"""Statistics over the seeds of a sweep: medians, intervals, rankings, warnings.
 
-A *score* is one number a lane: the last value of the metric that the sweep selects
+A *score* is one number per lane: the last value of the metric that the sweep selects
 by. All points see the same seeds, so comparisons are *paired*: resample r of the
-bootstrap draws one list of seeds, with repetition, for all points. A lane that
-*diverged*, or whose score is not finite, is never dropped: it counts as worse than
-every other.
+bootstrap draws one list of seeds, with replacement, for all points. A lane that
+*diverged*, or whose score is not finite, is never dropped: it ranks below every other.
 
 Points are ranked by the median over seeds. The interval of a median is the
 percentile bootstrap's. Few seeds have few order statistics, so at a level of 95 % it
 covers the median in 75 % of the cases with 3 seeds, 87 % with 4, 94 % with 5, 87 % with
-7, 93 % with 8 and 94 % with 20, whatever the distribution; with fewer than 6 no level
-is ever more than 94 %. It says nothing of the choice: of many points, the best one's
-median is flattered by having been chosen.
+7, 93 % with 8 and 94 % with 20, whatever the distribution; with fewer than 6 seeds no
+level gives more than 94 %. The interval does not account for selection: among many
+points, the median of the best is biased because it was selected.
 
-The chance that a point is best is the share of the resamples in which its median is.
-With few seeds it is too sure: of two points that typically differ half as much as their
-seeds do, the one with a chance of 97 % or more was the better one in 92 % of the cases
-with 5 seeds, in 98 % with 8.
+The probability that a point is best is the share of the resamples in which its median
+is the best one. With few seeds it is overconfident: of two points that typically differ
+half as much as their seeds do, the one with a probability of 97 % or more was the
+better one in 92 % of the cases with 5 seeds, in 98 % with 8.
 
 References:
     B. Efron, R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -32,11 +30,11 @@ import numpy as np
 import fngrad.numerics as numerics
 from fngrad.metrics.directions import Directed, Metric, directed
 
-FEW_SEEDS = 5  # an interval from fewer covers the median less than 15 times of 16
+FEW_SEEDS = 5  # with fewer an interval covers the median in less than 15 of 16 cases
 
 
 class Summary(NamedTuple):
-    """What the seeds say of each point; every array has shape (points,)."""
+    """Statistics of each point over its seeds; every array has shape (points,)."""
 
     metric: Directed
     seeds: int  # lanes of each point
@@ -44,9 +42,9 @@ class Summary(NamedTuple):
     median: np.ndarray  # over seeds, in the metric's units
     low: np.ndarray  # the interval of the median
     high: np.ndarray
-    p_best: np.ndarray  # the chance that the point is best, in [0, 1]
-    diverged: np.ndarray  # int, lanes that are not finite
-    warnings: tuple[str, ...]  # why the choice may be a bad one
+    p_best: np.ndarray  # the probability that the point is best
+    diverged: np.ndarray  # int, how many lanes diverged or are not finite
+    warnings: tuple[str, ...]  # reasons to doubt the best point
 
     @property
     def best(self) -> int:
@@ -55,7 +53,7 @@ class Summary(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What the seeds say of two points; the difference is a - b, seed by seed."""
+    """Statistics of two points; differences are a - b, seed by seed."""
 
     metric: Directed
     difference: float  # the median over seeds, in the metric's units
@@ -68,7 +66,7 @@ class Comparison(NamedTuple):
     names: tuple[str, str] = ("a", "b")
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the comparison as one line of text."""
         a, b = self.names
         return (
             f"{self.metric[0]}, {a} minus {b}: {self.difference:.4g} "
@@ -78,34 +76,34 @@ class Comparison(NamedTuple):
 
 
 def selecting(metric: Metric) -> Directed:
-    """Return a metric that points may be selected by: never one of the test data.
+    """Return a metric that may select points: none of the test data.
 
     Args:
         metric: see `fngrad.metrics.directions.directed`.
 
     Returns:
-        Its name and which way is better.
+        Its name, and "min" or "max".
 
     Raises:
-        ValueError: another mode, a name that does not tell the way, or one under
-            ``test/``.
+        ValueError: if the mode is unknown, the name does not imply one, or the metric
+            is one of the test data (``test/...``).
     """
     name, mode = directed(metric)
     if "test" in name.split("/"):
         raise ValueError(
-            "need a metric of the validation data to select by, because a choice by "
-            f"the test data spoils them, got {metric=}"
+            f"need a metric of the validation data to select by, got {metric=}: "
+            "selecting by the test data biases the test result"
         )
     return name, mode
 
 
 def costs(scores: Any, diverged: Any, metric: Directed) -> np.ndarray:
-    """Return scores as costs: less is better, and infinite where a lane diverged.
+    """Return scores as costs: less is better, infinity where a lane diverged.
 
     Args:
-        scores: any shape.
-        diverged: bool, the shape of ``scores``; what is not finite counts too.
-        metric: whose mode says which end of the scores is good.
+        scores: any shape; one that is not finite counts as diverged.
+        diverged: bool, the shape of ``scores``.
+        metric: its mode is "min" where a small score is good.
     """
     scores = np.asarray(scores, np.float64)
     signed = scores if metric[1] == "min" else -scores
@@ -123,26 +121,27 @@ def summarize(
     key: int | jax.Array = 0,
     tried: Mapping[str, np.ndarray] | None = None,
 ) -> Summary:
-    """Rank points by the median over seeds, with intervals, chances and doubts.
+    """Rank points by the median over seeds, with intervals and warnings.
 
     Args:
         points: hyperparameter -> values, shape (points, ...).
         scores: shape (points, seeds), finite or not.
         diverged: bool, shape (points, seeds).
-        metric: the scores' name and "min" or "max", or a name that tells. Ties go to
-            the point with fewer diverged lanes, then to the first.
+        metric: the scores' name and "min" or "max", or a name that implies one. Ties
+            go to the point with fewer diverged lanes, then to the first.
         level: of the interval, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap, a typed key or an int.
-        tried: the columns of all points that were tried, where ``points`` are those
-            that are left of them: the best is doubted at the ends of these.
+        tried: the columns of all points that were tried, if ``points`` are only some
+            of them. A warning is given if the best point lies at an end of these.
 
     Returns:
         The summary. A point of which half the lanes diverged has an infinite median.
 
     Raises:
-        ValueError: another mode, a metric of the test data, shapes that do not fit,
-            a level outside (0, 1), no resamples, or every lane diverged.
+        ValueError: if the mode is unknown, the metric is one of the test data, shapes
+            do not match, the level is outside (0, 1), there are no resamples, or
+            every lane diverged.
 
     Example:
         >>> from fngrad.sweeps.results.statistics import summarize
@@ -163,19 +162,30 @@ def summarize(
     drawn = _resample(cost.shape[1], resamples, key)
     medians = np.stack([np.median(row[drawn], axis=1) for row in cost])
     median, (low, high) = np.median(cost, axis=1), _interval(medians, level)
-    order, chances = np.lexsort((lost, median)), _chances(medians)
+    order = np.lexsort((lost, median))
     if metric[1] == "max":
         median, low, high = 0 - median, 0 - high, 0 - low
-    seeds = cost.shape[1]
     summary = Summary(
-        metric, seeds, order, median, low, high, chances, lost, warnings=()
+        metric=metric,
+        seeds=cost.shape[1],
+        order=order,
+        median=median,
+        low=low,
+        high=high,
+        p_best=_shares_of_best(medians),
+        diverged=lost,
+        warnings=(),
     )
-    doubts = _edges(points, points if tried is None else tried, summary.best)
-    doubts += _doubts(summary)
+    found = _edges(points, points if tried is None else tried, summary.best)
+    found += _weaknesses(summary)
     if len(order) > 1:
         _, low, high = _paired(cost[order[0]], cost[order[1]], drawn, level)
-        doubts += _doubts_of_order(low, high)
-    return summary._replace(warnings=tuple(doubts))
+        if low <= 0 <= high:
+            found.append(
+                "the seeds do not separate the two best points: the interval of their "
+                "paired difference contains 0"
+            )
+    return summary._replace(warnings=tuple(found))
 
 
 def compare_scores(
@@ -190,16 +200,16 @@ def compare_scores(
     """Compare two points seed by seed.
 
     Args:
-        a, b: scores, shape (seeds,), of the same seeds in the same order; a lane that
-            diverged is NaN and loses against any that did not; two such are a tie.
-        metric: the scores' name and "min" or "max", or a name that tells.
+        a, b: scores, shape (seeds,), of the same seeds in the same order. A lane that
+            diverged is NaN and loses to one that did not; two such lanes tie.
+        metric: the scores' name and "min" or "max", or a name that implies one.
         level: of the interval of the median difference, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap, a typed key or an int.
 
     Raises:
-        ValueError: another mode, shapes that differ, a level outside (0, 1), or no
-            resamples.
+        ValueError: if the mode is unknown, shapes differ, the level is outside (0, 1),
+            or there are no resamples.
 
     Example:
         >>> from fngrad.sweeps.results.statistics import compare_scores
@@ -217,23 +227,23 @@ def compare_scores(
     if metric[1] == "max":
         middle, low, high = 0 - middle, 0 - high, 0 - low
     return Comparison(
-        metric,
-        middle,
-        low,
-        high,
-        int(np.sum(x < y)),
-        int(np.sum(x > y)),
-        int(np.sum(x == y)),
-        sign_test(x, y),
+        metric=metric,
+        difference=middle,
+        low=low,
+        high=high,
+        wins=int(np.sum(x < y)),
+        losses=int(np.sum(x > y)),
+        ties=int(np.sum(x == y)),
+        p_value=sign_test(x, y),
     )
 
 
 def sign_test(a: Any, b: Any) -> float:
-    r"""Return the two-sided p-value that a and b, paired by seed, differ by chance.
+    r"""Return the p-value of the exact two-sided sign test of a and b, paired by seed.
 
     With n seeds that differ, k of them in the rarer direction,
-    $p = \min(1, 2 \sum_{i \le k} \binom{n}{i} 2^{-n})$. Ties say nothing and are left
-    out; two infinities are a tie.
+    $p = \min(1, 2 \sum_{i \le k} \binom{n}{i} 2^{-n})$. Ties are left out; two equal
+    infinities are a tie.
 
     Args:
         a, b: shape (seeds,).
@@ -243,18 +253,20 @@ def sign_test(a: Any, b: Any) -> float:
         >>> sign_test([1, 2, 3, 4, 5], [2, 3, 4, 5, 6])
         0.0625
     """
+    import scipy.stats
+
     a, b = np.asarray(a), np.asarray(b)
     less, more = int(np.sum(a < b)), int(np.sum(a > b))
-    n, k = less + more, min(less, more)
-    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    if less + more == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(less, less + more).pvalue)
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Correct p-values for their number: the m-th smallest by n - m + 1.
+    """Correct n p-values for multiple testing: the m-th smallest by n - m + 1.
 
-    The chance of one false statement among them is then below the level at which
-    they are read.
+    The probability of any false positive among them is then below the level with
+    which they are compared.
 
     Args:
         p_values: name -> p-value, in [0, 1].
@@ -291,7 +303,7 @@ def _check_shapes(
 
 
 def _resample(seeds: int, resamples: int, key: int | jax.Array) -> np.ndarray:
-    """Draw lists of seeds with repetition, int, shape (resamples, seeds)."""
+    """Draw lists of seeds with replacement, int, shape (resamples, seeds)."""
     resamples = numerics.check_count("resamples", resamples, 1)
     shape = (resamples, seeds)
     return np.asarray(jax.random.randint(numerics.key(key), shape, 0, seeds))
@@ -300,13 +312,13 @@ def _resample(seeds: int, resamples: int, key: int | jax.Array) -> np.ndarray:
 def _interval(statistic: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the order statistics of the last axis that enclose ``level`` of it.
 
-    None is interpolated: between infinities that gives NaN.
+    There is no interpolation, which gives NaN between infinities.
     """
     if not 0 < level < 1:
         raise ValueError(f"need 0 < level < 1, got {level=}")
-    ordered = np.sort(statistic, axis=-1)
-    outside = (1 - level) / 2 * (ordered.shape[-1] - 1)
-    return ordered[..., math.floor(outside)], ordered[..., -1 - math.floor(outside)]
+    tail = (1 - level) / 2
+    low = np.quantile(statistic, tail, axis=-1, method="lower")
+    return low, -np.quantile(-statistic, tail, axis=-1, method="lower")
 
 
 def _paired(
@@ -319,7 +331,7 @@ def _paired(
 
 
 def _middle(differences: np.ndarray) -> np.ndarray:
-    """Return the median of the last axis; between opposite infinities it is 0."""
+    """Return the median of the last axis; that of opposite infinities is 0."""
     ordered = np.sort(differences, axis=-1)
     last = ordered.shape[-1] - 1
     low, high = ordered[..., last // 2], ordered[..., (last + 1) // 2]
@@ -327,56 +339,47 @@ def _middle(differences: np.ndarray) -> np.ndarray:
     return np.where(opposite, 0.0, low / 2 + np.where(opposite, 0.0, high / 2))
 
 
-def _chances(medians: np.ndarray) -> np.ndarray:
-    """Return how often each point is best; equals share."""
+def _shares_of_best(medians: np.ndarray) -> np.ndarray:
+    """Return the share of resamples in which each point is best; ties share one."""
     is_best = medians == medians.min(axis=0)
     return (is_best / is_best.sum(axis=0)).mean(axis=1)
 
 
-def _doubts(summary: Summary) -> list[str]:
-    best, name, doubts = summary.best, summary.metric[0], []
+def _weaknesses(summary: Summary) -> list[str]:
+    """Return warnings about the number of seeds, the best point and the metric."""
+    best, name, found = summary.best, summary.metric[0], []
     if summary.seeds < FEW_SEEDS:
-        doubts.append(
+        found.append(
             f"{summary.seeds} seeds are few: medians and intervals need {FEW_SEEDS} "
             "or more"
         )
     if summary.diverged[best]:
-        doubts.append(
+        found.append(
             f"{summary.diverged[best]} of {summary.seeds} lanes of the best point "
             "diverged"
         )
     if not name.startswith("val/"):
-        doubts.append(f"{name} is not of the validation data (val/...)")
-    return doubts
-
-
-def _doubts_of_order(low: float, high: float) -> list[str]:
-    """Doubt the best point where its difference from the second may be none."""
-    if not low <= 0 <= high:
-        return []
-    return [
-        "the seeds do not tell the two best points apart: the interval of their paired "
-        "difference holds 0"
-    ]
+        found.append(f"{name} is not a metric of the validation data (val/...)")
+    return found
 
 
 def _edges(
     points: Mapping[str, np.ndarray], tried: Mapping[str, np.ndarray], best: int
 ) -> list[str]:
-    """Name the axes at whose end the best point lies; what has no order has none.
+    """Return warnings for the numeric axes at whose end the best point lies.
 
-    Zero, of a decay or a rate of dropout, is no end that one looks beyond.
+    Zero, as of a decay or a dropout rate, does not count as an end.
     """
-    doubts = []
+    found = []
     for name, column in points.items():
         values = np.asarray(tried[name])
         is_axis = values.ndim == 1 and values.dtype.kind in "iuf"
         if not is_axis or len(np.unique(values)) == 1:
             continue
         ends = {"least": values.min(), "largest": values.max()}
-        doubts += [
+        found += [
             f"the best point has the {word} {name} tried ({end:g}): look beyond it"
             for word, end in ends.items()
             if column[best] == end != 0
         ]
-    return doubts
+    return found

@@ -1,4 +1,4 @@
-"""What a sweep found, as a table: points ranked, and two of them compared."""
+"""Tables of a sweep's points, ranked, and comparisons of two points."""
 
 import csv
 import io
@@ -19,13 +19,13 @@ Choice = int | Mapping[str, Any]  # a point's number, or values of some columns
 
 
 class Table(NamedTuple):
-    """Points of a sweep, ranked; its text is a table with the doubts below."""
+    """Points of a sweep, ranked; as text a table, followed by the warnings."""
 
     summary: Summary
-    rows: list[dict[str, Any]]  # one a point, the best first, by the column's name
+    rows: list[dict[str, Any]]  # one per point, the best first, by column name
 
     def __str__(self) -> str:
-        """Write it for a reader."""
+        """Return the table as text."""
         name, mode = self.summary.metric
         seeds = self.summary.seeds
         word = "smallest" if mode == "min" else "largest"
@@ -37,7 +37,7 @@ class Table(NamedTuple):
         return "\n".join([opening, ranking, *doubts])
 
     def to_csv(self) -> str:
-        """Return the rows as comma separated values, the names in the first line."""
+        """Return the rows as comma-separated values, with a header line."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -53,20 +53,20 @@ def summary(
     resamples: int = 2000,
     key: int | jax.Array = 0,
 ) -> Summary:
-    """Rank the points of a sweep: see `fngrad.sweeps.results.statistics.summarize`.
+    """Rank the points of a sweep, see `fngrad.sweeps.results.statistics.summarize`.
 
     Args:
         result: from `fngrad.sweep`.
-        metric: a name in the history and "min" or "max", or a name that tells (see
-            `fngrad.metrics.directions`); ``None`` means the sweep's.
+        metric: a name in the history and "min" or "max", or a name that implies one
+            (see `fngrad.metrics.directions`); ``None`` means the sweep's.
             Of a curve the last value counts.
         level: of the intervals, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap.
 
     Raises:
-        ValueError: the metric is unknown, has more axes than a curve, or is one of
-            the test data; every lane diverged; or as `summarize`.
+        ValueError: if the metric is unknown, has more axes than a curve, or is one of
+            the test data, every lane diverged, or as `summarize`.
     """
     metric = statistics.selecting(_metric(result, metric))
     found = statistics.summarize(
@@ -81,23 +81,23 @@ def summary(
     )
     seen = [name for name in result.history if "test" in name.split("/")]
     if seen:
-        doubt = f"{', '.join(seen)} was measured at every point: do not choose by it"
+        doubt = f"{', '.join(seen)} was measured at every point: do not select by it"
         found = found._replace(warnings=(*found.warnings, doubt))
     return found
 
 
 def scores(result: SweepResult, name: str) -> np.ndarray:
-    """Return the last value of a metric of every lane, float64, shape (P, S).
+    """Return the last value of a metric in every lane, float64, shape (P, S).
 
-    Where combinations of static values recorded curves of different lengths, it is
-    the last one that any lane of the combination recorded.
+    If combinations of static values recorded curves of different lengths, it is the
+    last record of any lane of the combination.
 
     Args:
         result: from `fngrad.sweep`.
         name: in the history.
 
     Raises:
-        ValueError: it is unknown, or has more axes than a curve.
+        ValueError: if the name is unknown, or the metric has more axes than a curve.
     """
     if name == result.notes["metric"][0]:
         return result.notes["values"]
@@ -106,7 +106,7 @@ def scores(result: SweepResult, name: str) -> np.ndarray:
     curves = np.asarray(result.history[name], np.float64)
     if curves.ndim not in (2, 3):
         raise ValueError(
-            "need a metric with one value or one curve a lane, "
+            "need a metric with one value or one curve per lane, "
             f"got shape {curves.shape[2:]} of {name!r}"
         )
     if not result.notes.get("static") or curves.ndim == 2 or 0 in curves.shape:
@@ -119,8 +119,8 @@ def records(result: SweepResult, name: str) -> np.ndarray:
     """Return how many records of a curve each point has, int, shape (P,).
 
     Combinations of static values may record curves of different lengths, which are
-    padded with NaN. A record that is NaN in every lane of a combination, and all that
-    follow it, cannot be told from the padding.
+    padded with NaN. Trailing records that are NaN in every lane of a combination cannot
+    be distinguished from the padding.
 
     Args:
         result: from `fngrad.sweep`.
@@ -139,7 +139,7 @@ def records(result: SweepResult, name: str) -> np.ndarray:
 
 
 def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, Any]:
-    """Return the values of the point with the best median, static ones too.
+    """Return the values of the point with the best median, including static ones.
 
     Args:
         result: from `fngrad.sweep`.
@@ -152,7 +152,7 @@ def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, A
 
 
 def describe_point(result: SweepResult, number: int) -> str:
-    """Return a point in words: texts as they are, numbers behind their names.
+    """Return a point as text: first its text values, then its named numbers.
 
     Args:
         result: from `fngrad.sweep`.
@@ -177,24 +177,25 @@ def table(
 ) -> Table:
     """Return the points of a sweep in a table, the best first.
 
-    Its text has the hyperparameters, the median over seeds and its interval, the
-    chance that the point is best (in percent), the lanes that diverged, and below it
-    what speaks against the choice. A median is infinite where half the lanes
-    diverged.
+    As text it has the hyperparameters, the median over seeds and its interval, the
+    probability that the point is best (in percent) and the number of lanes that
+    diverged, followed by warnings about the best point. A median is infinite if half
+    the lanes diverged.
 
     Args:
         result: from `fngrad.sweep`.
         top: how many points to show; ``None`` means all.
-        metric: a name in the history and "min" or "max", or a name that tells (see
-            `fngrad.metrics.directions`); ``None`` means the sweep's.
-        also: names in the history whose median over the lanes that did not diverge
-            is shown too.
+        metric: a name in the history and "min" or "max", or a name that implies one
+            (see `fngrad.metrics.directions`); ``None`` means the sweep's.
+        also: more names in the history; their medians over the lanes that did not
+            diverge are added.
         level: of the intervals, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap.
 
     Raises:
-        ValueError: ``top`` below 1, an unknown name in ``also``, or as `summary`.
+        ValueError: if ``top`` is below 1, a name in ``also`` is unknown, or as
+            `summary`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -236,25 +237,25 @@ def compare(
 ) -> Comparison:
     """Compare two points of a sweep, seed by seed.
 
-    Where a choice fits several points, as ``{"optimizer": "adam"}`` does, the one
-    with the best median stands for them. It was chosen by the same seeds, which
-    flatters the choice with more points.
+    If a choice matches several points, as ``{"optimizer": "adam"}`` may, the one with
+    the best median represents them. It was selected by the same seeds, which favours
+    the choice with more points.
 
     Args:
         result: from `fngrad.sweep`.
         a, b: a point's number, or the values of some of its columns.
-        metric: as for `table`; one of the test data may be compared, not chosen by,
-            so that each choice must then fit one point.
+        metric: as for `table`. One of the test data may be compared but must not
+            select, so then each choice must match one point.
         level: of the interval of the median difference, in (0, 1).
         resamples: of the bootstrap.
         key: of the bootstrap.
 
     Returns:
-        The comparison; its text says it in a line.
+        The comparison; as text one line.
 
     Raises:
-        ValueError: a choice fits no point, or several and the metric is one of the
-            test data; or the metric is unknown.
+        ValueError: if a choice matches no point, or several points and the metric is
+            one of the test data, or the metric is unknown.
     """
     metric = _metric(result, metric)
     values = np.where(result.diverged_at >= 0, np.nan, scores(result, metric[0]))
@@ -266,7 +267,7 @@ def compare(
 
 
 def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with one column for the two ends of the interval."""
+    """Return a row with both ends of the interval in one column."""
     interval = f"{_text(row['low'])} - {_text(row['high'])}"
     joined = {"interval" if k == "low" else k: v for k, v in row.items() if k != "high"}
     return joined | {"interval": interval}
@@ -297,13 +298,13 @@ def _median(result: SweepResult, name: str) -> np.ndarray:
 
 
 def _metric(result: SweepResult, metric: Metric | None) -> Directed:
-    """Return the metric asked for; the sweep's own name goes the sweep's own way."""
+    """Return the metric and its mode; the sweep's own metric has the sweep's mode."""
     own = result.notes["metric"]
     return own if metric is None or metric == own[0] else directed(metric)
 
 
 def _number(result: SweepResult, choice: Choice, metric: Directed) -> int:
-    """Return the number of the best of the points that a choice fits."""
+    """Return the number of the best point that matches a choice."""
     count = len(result.diverged_at)
     if not isinstance(choice, Mapping):
         if not 0 <= choice < count:
@@ -315,7 +316,7 @@ def _number(result: SweepResult, choice: Choice, metric: Directed) -> int:
             raise ValueError(f"need columns among {list(result.points)}, got {name!r}")
         fits &= np.array([_equals(entry, value) for entry in result.points[name]])
     if not fits.any():
-        raise ValueError(f"need a choice that fits a point, got {dict(choice)}")
+        raise ValueError(f"need a choice that matches a point, got {dict(choice)}")
     if fits.sum() == 1:
         return int(np.argmax(fits))
     order = summary(result, metric).order
@@ -323,7 +324,7 @@ def _number(result: SweepResult, choice: Choice, metric: Directed) -> int:
 
 
 def _equals(entry: Any, value: Any) -> bool:
-    """Compare numbers as float32 would hold them: a sweep's point may have been."""
+    """Compare; floats to the precision of float32, which a point may have."""
     if isinstance(value, float):
         return bool(np.isclose(entry, value, rtol=1e-6, atol=0.0).all())
     return np.array_equal(entry, value)

@@ -1,9 +1,9 @@
-"""The program of a block of lanes: what it is made of, and what it needs.
+"""Tracing and compiling the program that trains a block of lanes.
 
-A *lane* is one training: a point and a key. A *block* is as many lanes as one call of
-the compiled program trains, ``width`` of them on each device. The arithmetic of a lane
-is decided by the width alone: another width may round otherwise, a chunk of other
-length or more devices may not.
+A *lane* is one training: a point and a key. A *block* is the lanes that one call of
+the compiled program trains, ``width`` of them on each device. Only the width affects
+the arithmetic of a lane: another width may round differently, another chunk length or
+number of devices does not.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ from fngrad.types import Key
 
 TrainFn = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
-# On a CPU XLA asks for LLVM's level 3, which takes five times as long over batched
-# random bits as level 2: 7.7 s instead of 2.8 for a small perceptron's training, of the
-# same speed and bits.
+# On a CPU XLA uses LLVM's optimization level 3, which compiles batched random bits five
+# times slower than level 2: 7.7 s instead of 2.8 for a small perceptron's training,
+# with the same speed and bits at run time.
 BATCHED_OPTIONS: Any = {"xla_backend_optimization_level": 2}
 
 
 class Outline(NamedTuple):
-    """What tracing a training tells of it."""
+    """What tracing reveals about a training."""
 
     outputs: Any  # (state, history), the shapes and dtypes of one lane
-    fingerprint: str  # 16 hex digits of the program text and its constants
+    fingerprint: str  # 16 hex digits: hash of the program text and its constants
     jaxpr: Any  # the program of one lane, of the leaves of (point, key, args)
 
 
 class Lanes(NamedTuple):
-    """What the lanes of a sweep are made from, and what they share."""
+    """The inputs of a sweep's lanes: their own and shared ones."""
 
     train_fn: TrainFn  # (point, key, args) -> (state, history)
     points: Any  # NumPy leaves (P, ...)
@@ -52,7 +52,7 @@ class Lanes(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many lanes there are: P S."""
+        """The number of lanes, P S."""
         return len(jax.tree.leaves(self.points)[0]) * len(self.keys)
 
 
@@ -63,16 +63,17 @@ class Block(NamedTuple):
     width: int  # lanes on each device
     lanes: int  # in all
     compile_seconds: float
-    bytes: int  # on each device, without what the lanes share
+    bytes: int  # on each device, without the shared args
 
 
 def outline(lanes: Lanes, metric: str) -> Outline:
-    """Trace one lane, twice, and look at what it is.
+    """Trace one lane twice and check its outputs.
 
     Raises:
-        ValueError: the trainings are no pure function, or the metric is not among
-            what they record as a curve or a scalar.
-        TypeError: they return another form, or their structure depends on the point.
+        ValueError: if train_fn is not pure, or does not record the metric as a real
+            curve or scalar.
+        TypeError: if train_fn does not return (state, history), or its structure
+            depends on the point.
     """
     first, second = (_trace(lanes) for _ in range(2))
     if first.jaxpr.effects:
@@ -86,7 +87,8 @@ def outline(lanes: Lanes, metric: str) -> Outline:
         raise ValueError(
             "need a pure train_fn, got one that gave two programs when it was traced "
             "twice: it reads a global, a clock or a random state that changes. Pass "
-            "what varies as points, static or args, and draw with the key"
+            "what varies in points, static or args, and draw random numbers with the "
+            "key"
         )
     outputs = first.out_info
     _check_outputs(outputs, metric)
@@ -126,7 +128,8 @@ def compile_block(lanes: Lanes, width: int) -> Block:
         out_specs=PartitionSpec("lanes"),
         check_vma=False,
     )
-    program, nans, infs = jax.jit(sharded), *watched_values()
+    program = jax.jit(sharded)
+    nans, infs = watched_values()
     with jax.disable_jit(False):
         lowered = program.lower(*take(np.zeros(count, int)), args)
     is_batched_on_cpu = width > 1 and devices[0].platform == "cpu"
@@ -134,7 +137,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     seconds = time.perf_counter() - begin
 
     def run(numbers: np.ndarray) -> Any:
-        # What is compiled ahead of time cannot tell where a NaN comes from.
+        # A program compiled ahead of time cannot locate a NaN.
         call = program if nans or infs else compiled
         with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
             return call(*take(numbers), args)
@@ -143,7 +146,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:
-    """Return the leaves as NumPy arrays, keys as their data; waits for them."""
+    """Return the leaves as NumPy arrays, keys as their data; block until ready."""
     return [
         np.asarray(jax.random.key_data(x) if is_key(x) else x)
         for x in jax.tree.leaves(outputs)
@@ -157,7 +160,7 @@ def is_key(leaf: Any) -> bool:
 
 def _trace(lanes: Lanes) -> Any:
     point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
-    key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # none is used up
+    key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # no key is used
 
     def train(point: Any, key: Key, args: Any) -> Any:
         return lanes.train_fn(point, key, *args)
@@ -168,7 +171,7 @@ def _trace(lanes: Lanes) -> Any:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Explain what tracing cannot do, and say what it prints."""
+    """Explain errors of tracing, and warn if train_fn prints."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -188,14 +191,14 @@ def _watched() -> Iterator[None]:
             raise
         raise TypeError(
             "need a train_fn whose structure does not depend on the point: a value "
-            "that decides a branch, a shape or a length belongs into "
+            "that decides a branch, a shape or a length belongs in "
             "static={name: [values]}"
         ) from error
     finally:
         if printed.getvalue():
             sys.stdout.write(printed.getvalue())
             warnings.warn(
-                "train_fn prints while it is traced: once a program, not once a "
+                "train_fn prints while it is traced: once per program, not once per "
                 "training. Return values in the history instead",
                 stacklevel=5,
             )
@@ -211,7 +214,7 @@ def _fingerprint(jaxpr: Any) -> str:
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
-    """Yield the constants of a program and of the programs in it: no text has them."""
+    """Yield the constants, nested ones too, which the program text does not show."""
     yield from getattr(jaxpr, "consts", ())
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         for value in equation.params.values():
@@ -240,7 +243,7 @@ def _check_outputs(outputs: Any, metric: str) -> None:
         raise ValueError(f"need a real metric, got a complex one, {metric!r}")
     if history[metric].ndim > 1:
         raise ValueError(
-            "need a metric with one value or one curve a lane, got shape "
+            "need a metric with one value or one curve per lane, got shape "
             f"{history[metric].shape} of {metric!r}"
         )
 
@@ -250,7 +253,7 @@ def _canonical(column: np.ndarray) -> np.ndarray:
 
 
 def _bytes(compiled: Any) -> int:
-    """Return what a block takes on a device; 0 where the backend does not say."""
+    """Return the bytes of a block on each device; 0 if the backend reports none."""
     memory = compiled.memory_analysis()
     if memory is None:
         return 0

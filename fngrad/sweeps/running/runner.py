@@ -1,4 +1,4 @@
-"""Many trainings as one program: `sweep`."""
+"""`sweep`: many trainings as one compiled program."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
-import fngrad.sweeps.running.modes as modes
+import fngrad.sweeps.running.block_width as block_width
 import fngrad.tree as tree
 from fngrad.files.locks import Lock
 from fngrad.logging import ProgressBar
@@ -25,9 +25,9 @@ from fngrad.sweeps.results.result import (
     last_values,
     stack_histories,
 )
-from fngrad.sweeps.running.blocks import Training
+from fngrad.sweeps.running.lane_outputs import LaneOutputs
+from fngrad.sweeps.running.lane_training import Training
 from fngrad.sweeps.running.program import Lanes, Outline, is_key, outline
-from fngrad.sweeps.running.record import Record
 from fngrad.sweeps.running.storage import Folder, describe_shapes, digest, machine
 from fngrad.sweeps.searching.points import check_points
 from fngrad.types import Key
@@ -41,7 +41,7 @@ def sweep(
     args: tuple[Any, ...] = (),
     static: Mapping[str, Sequence[Any]] | None = None,
     metric: Metric = ("val/loss", "min"),
-    mode: modes.Mode = "auto",
+    mode: block_width.Mode = "auto",
     chunk: int | None = None,
     folder: str | Path | None = None,
     devices: Sequence[Any] | None = None,
@@ -50,55 +50,58 @@ def sweep(
     """Train at every point with every key, as one compiled program.
 
     A *lane* is one training. Lanes are trained in blocks of one width, split over the
-    devices; the width decides how a lane is rounded, and nothing else does: neither
-    the length of a chunk, nor the number of devices, nor what the other lanes do. A
-    lane equals the training alone, ``jax.jit(train_fn)(point, key)``, bit for bit in
-    blocks of width 1, and to a few units in the last place of a step otherwise. What
-    ``mode="auto"`` chooses depends on the machine and its mood: a number in its place
-    gives the same bits again, and so does ``folder``, which keeps the choice.
+    devices. Only the width affects how a lane is rounded: neither the length of a
+    chunk, nor the number of devices, nor the other lanes do. In blocks of width 1 a
+    lane equals the training alone, ``jax.jit(train_fn)(point, key)``, bit for bit;
+    otherwise it agrees to a few units in the last place per step. The choice of
+    ``mode="auto"`` depends on the machine and its load. A number as the mode
+    reproduces the bits, and so does ``folder``, which records the choice.
 
-    Let a lane that diverges rest with `fngrad.steps.freeze_diverged`.
+    `fngrad.steps.freeze_diverged` freezes a lane that diverges.
 
     A sweep compiles under ``jax.disable_jit()`` too; to step through one training,
-    call ``train_fn(point, key, *args)`` itself.
+    call ``train_fn(point, key, *args)`` directly.
 
     Args:
         train_fn: a pure function ``train_fn(point, key, *args, **static_values) ->
             (state, history)``, usually `fngrad.init_state` and `fngrad.run` over
             ``data.reseed(key)``. A point is one entry of every column; the history is
-            a dict of curves and scalars. Return ``()`` for a state that is not needed:
-            the states of all lanes are kept.
+            a dict of curves and scalars. The states of all lanes are kept, so return
+            ``()`` for a state that is not needed.
         points: a pytree of numeric columns (P, ...), see `fngrad.sweeps.grid`.
         keys: how many seeds, or typed keys of shape (S,). Every point sees the same.
-        args: what the lanes share, such as data: pytrees of arrays. What train_fn
-            closes over instead becomes program text.
-        static: name -> values of any type, for what decides the program: an optimizer,
-            a batch size. Every combination is compiled on its own.
-        metric: what lanes are compared by, and ``"min"`` or ``"max"``; or a name that
-            tells, see `fngrad.metrics.directions`. Of a curve the last value counts.
-        mode: the width of the blocks on each device. ``"map"`` is 1, ``"vmap"`` all
-            lanes, a number so many, ``"auto"`` what is likely fast. Less where it
-            would not fit in memory, which is said.
-        chunk: how many lanes are kept at a time, rounded up to whole blocks; None
-            keeps about a hundred times.
-        folder: where chunks are kept, so that a killed sweep goes on where it was.
-            One process at a time; it is locked while the sweep runs.
-        devices: where lanes are trained, by default on all devices of this process.
+        args: what the lanes share, such as data: pytrees of arrays. Arrays that
+            train_fn closes over become constants of the program instead.
+        static: name -> values of any type, for choices that change the program: an
+            optimizer, a batch size. Every combination is compiled separately.
+        metric: the name of the metric that ranks points, and ``"min"`` or ``"max"``;
+            or a name that implies the direction, see `fngrad.metrics.directions`. Of
+            a curve the last value counts.
+        mode: the width of the blocks on each device: 1 for ``"map"``, all lanes for
+            ``"vmap"``, a number of lanes, or ``"auto"`` for a width that is likely
+            fast. A block that does not fit in memory is narrowed, with a warning.
+        chunk: how many lanes are saved at a time, rounded up to whole blocks; ``None``
+            saves about a hundred times.
+        folder: where chunks are saved, so that the same call resumes a killed sweep.
+            The folder is locked while the sweep runs: one process at a time.
+        devices: where lanes are trained; all devices of this process by default.
         progress: whether to show a progress bar.
 
     Returns:
-        The result. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), what
-        counts of the metric; ``keys``; ``static``, the names; ``modes``, one dict
-        a combination with the ``width``, the ``reason`` for it, the number of
-        ``devices`` and ``compile_seconds``; ``seconds`` of this call, compiling
-        included; ``restored``, how many lanes the folder held.
+        The result. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), the
+        metric of each lane; ``keys``; ``static``, the names; ``modes``, one dict per
+        combination with the ``width``, the ``reason`` for it, the number of
+        ``devices`` and ``compile_seconds``; ``seconds`` of this call, compilation
+        included; ``restored``, how many lanes were read from the folder.
 
     Raises:
-        ValueError: an argument out of range; columns of unequal lengths; a train_fn
-            that is not pure, or does not record the metric; a folder of another sweep.
-        TypeError: points or args that are no numbers; static without names; a train_fn
-            that returns another form, or whose structure depends on the point.
-        LockError: another process sweeps in the folder, or it cannot be written.
+        ValueError: if an argument is out of range, columns differ in length,
+            ``train_fn`` is not pure or does not record the metric, or the folder holds
+            another sweep.
+        TypeError: if points or args are not numeric, ``static`` is not a mapping, or
+            ``train_fn`` does not return (state, history) or has a structure that
+            depends on the point.
+        LockError: if another process uses the folder, or it cannot be written.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,11 +134,13 @@ def sweep(
     ]
     outlines = [outline(lanes, metric[0]) for lanes in sweeps]
     with contextlib.ExitStack() as stack:
-        keeper = None
+        saved = None
         if folder is not None:
             stack.enter_context(Lock(folder, purpose="this sweep"))
-            keeper = Folder(folder, _description(sweeps[0], outlines, combinations))
-        results, how = _train(sweeps, outlines, keeper, mode, chunk, progress)
+            saved = Folder(folder, _description(sweeps[0], outlines, combinations))
+        results, how = _train(
+            sweeps, outlines, saved, mode=mode, chunk=chunk, progress=progress
+        )
     notes = {
         "metric": metric,
         "keys": keys,
@@ -150,38 +155,45 @@ def _train(
     sweeps: list[Lanes],
     outlines: list[Outline],
     folder: Folder | None,
-    mode: modes.Mode,
+    *,
+    mode: block_width.Mode,
     chunk: int | None,
     progress: bool,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Train what the folder lacks; return the outputs of each sweep, and how."""
-    records = [Record(out.outputs, sweeps[0].count) for out in outlines]
-    for number, record in enumerate(records):
+    """Train the lanes that the folder lacks; return outputs per sweep, and notes."""
+    collected = [LaneOutputs(out.outputs, sweeps[0].count) for out in outlines]
+    for number, outputs in enumerate(collected):
         if folder:
-            folder.restore(number, record)
-    restored = sum(int(record.done.sum()) for record in records)
-    total = len(records) * sweeps[0].count
+            folder.restore(number, outputs)
+    restored = sum(int(outputs.done.sum()) for outputs in collected)
+    total = len(collected) * sweeps[0].count
     bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
-    with bar, _told(records, folder):
-        used = [
-            Training(number, lanes, out.jaxpr, record, folder, bar, chunk).run(mode)
-            for number, (lanes, out, record) in enumerate(
-                zip(sweeps, outlines, records, strict=True)
-            )
+    with bar, _interrupts_report(collected, folder):
+        modes = [
+            Training(
+                number=number,
+                lanes=lanes,
+                jaxpr=outlines[number].jaxpr,
+                collected=collected[number],
+                folder=folder,
+                bar=bar,
+                chunk=chunk,
+            ).run(mode)
+            for number, lanes in enumerate(sweeps)
         ]
     seeds = len(sweeps[0].keys)
-    results = [record.outputs(record.done.size // seeds, seeds) for record in records]
-    return results, {"modes": used, "restored": restored}
+    results = [outputs.by_point(seeds) for outputs in collected]
+    return results, {"modes": modes, "restored": restored}
 
 
 def seed_keys(keys: Any) -> Key:
-    """Return the keys of the seeds that every point sees, typed, shape (S,).
+    """Return the typed keys of the seeds, shape (S,); all points share them.
 
     Args:
         keys: how many seeds, or typed keys (S,).
 
     Raises:
-        ValueError: no seed, or keys that are not typed or not of shape (S,).
+        ValueError: if there is no seed, or keys are not typed or not of shape (S,).
     """
     if numerics.as_int(keys) is not None or not hasattr(keys, "dtype"):
         keys = numerics.check_count("keys", keys, low=1)
@@ -200,7 +212,7 @@ def _gather(
     combinations: list[dict[str, Any]],
     notes: dict[str, Any],
 ) -> SweepResult:
-    """Join what the combinations gave along the points."""
+    """Concatenate the results of all combinations along the points."""
     states = [state for state, _ in results]
     histories = [history for _, history in results]
     name, _ = notes["metric"]
@@ -223,7 +235,7 @@ def _gather(
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Return values of any type as a column: numbers and text as such."""
+    """Return values of any type as a column; mixed types as objects."""
     for kinds in (str, bool, int | float):
         if all(isinstance(value, kinds) for value in values):
             return np.array(values)
@@ -233,24 +245,25 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _told(records: list[Record], folder: Folder | None) -> Iterator[None]:
-    """Say in an interrupt what was reached."""
+def _interrupts_report(
+    collected: list[LaneOutputs], folder: Folder | None
+) -> Iterator[None]:
+    """Note on a KeyboardInterrupt how many lanes are done and where they are."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        done = sum(int(record.done.sum()) for record in records)
-        total = sum(len(record.done) for record in records)
-        kept = "lost: a folder would keep them"
+        done = np.concatenate([outputs.done for outputs in collected])
+        fate = "lost: a folder would keep them"
         if folder:
-            kept = f"kept in {folder.path}: the same call goes on from there"
-        interrupt.add_note(f"{done} of {total} lanes are {kept}")
+            fate = f"kept in {folder.path}: the same call continues from there"
+        interrupt.add_note(f"{done.sum()} of {done.size} lanes are {fate}")
         raise
 
 
 def _description(
     lanes: Lanes, outlines: list[Outline], combinations: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what decides the outputs of a sweep, in JSON's types."""
+    """Return everything that determines a sweep's outputs, as JSON values."""
     return {
         **machine(),
         "points": digest(lanes.points),
@@ -295,8 +308,8 @@ def _check_args(args: Any) -> None:
     for path, leaf in tree.leaf_paths(args).items():
         if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float)):
             raise TypeError(
-                f"need arrays in args, got {type(leaf).__name__} at {path!r}: what is "
-                "no array belongs into static, or into train_fn"
+                f"need arrays in args, got {type(leaf).__name__} at {path!r}: other "
+                "values belong in static or train_fn"
             )
 
 
@@ -306,14 +319,14 @@ def _check_takes(train_fn: Any, args: tuple[Any, ...], values: Any) -> None:
     except TypeError as error:
         raise TypeError(
             "need train_fn(point, key, *args, **static_values) with "
-            f"{len(args)} args and static {list(values)}, got one with {error}: what "
-            "the lanes share is given as args=(data,)"
+            f"{len(args)} args and static {list(values)}, got one with {error}: pass "
+            "what the lanes share as args=(data,)"
         ) from error
     except ValueError:  # a builtin without a signature
         return
 
 
-def _check_options(mode: modes.Mode, chunk: int | None) -> None:
-    modes.check_mode(mode)
+def _check_options(mode: block_width.Mode, chunk: int | None) -> None:
+    block_width.check_mode(mode)
     if chunk is not None:
         numerics.check_count("chunk", chunk, low=1)

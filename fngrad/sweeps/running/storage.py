@@ -1,8 +1,9 @@
-"""The folder in which a sweep keeps what it has done, so that a killed one goes on.
+"""The folder in which a sweep saves its lanes, so that a killed sweep can resume.
 
-``sweep.json`` describes the sweep; a call that differs is refused, with the names of
-what differs. Each chunk of lanes is a file ``lanes/<combination>-<first>-<end>-<crc>``
-written whole or not at all, with the checksum of its bytes in its name.
+``sweep.json`` describes the sweep; a call that differs from it raises an error that
+names the differences. Each chunk of lanes is a file
+``lanes/<combination>-<first>-<end>-<crc>.npz``, written atomically, with the checksum
+of its bytes in its name.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ import numpy as np
 import fngrad.tree as tree
 from fngrad.files.atomic_writes import write_atomically
 from fngrad.files.json_values import to_json, write_json
+from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.program import to_host
-from fngrad.sweeps.running.record import Record
 
 FORMAT = 1
 
@@ -30,22 +31,22 @@ class Folder:
     """Chunks of lanes on disk.
 
     Args:
-        path: the folder; it is made. No one else may write there, see
-            `fngrad.files.locks`.
-        description: what this sweep is, name -> JSON value.
+        path: the folder, created if it does not exist. No other process may write
+            there, see `fngrad.files.locks`.
+        description: what determines the outputs of this sweep, name -> JSON value.
 
     Raises:
-        ValueError: the folder holds another sweep, a file that is none, or lanes of
-            a sweep that nothing describes.
-        OSError: it cannot be written.
+        ValueError: if the folder holds another sweep, an unreadable description, or
+            lanes without a description.
+        OSError: if the folder cannot be written.
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any]):
-        self.path = Path(path).absolute()  # wherever the process goes
+        self.path = Path(path).absolute()  # the process may change its directory
         self._lanes = self.path / "lanes"
         self._lanes.mkdir(parents=True, exist_ok=True)
-        for torn in self._lanes.glob(".*.tmp"):  # of a process that was killed
-            torn.unlink()
+        for partial in self._lanes.glob(".*.tmp"):  # of a process that was killed
+            partial.unlink()
         file = self.path / "sweep.json"
         self._content = {"format": FORMAT, **to_json(dict(description)), "modes": {}}
         if file.exists():
@@ -59,38 +60,40 @@ class Folder:
         chunks = len(list(self._lanes.glob("*.npz")))
         if chunks:
             raise ValueError(
-                f"need {file}, which says what sweep the {chunks} files in "
-                f"{self._lanes} are of, got none: clear the folder, or take another"
+                f"need {file}, which describes the sweep of the {chunks} files in "
+                f"{self._lanes}, got none: clear the folder, or use another"
             )
 
     def mode(self, combination: int) -> dict[str, Any] | None:
-        """Return how a combination's lanes were trained before, if they were."""
+        """Return how a combination's lanes were trained, None if there are none."""
         return self._content["modes"].get(str(combination))
 
     def record_mode(self, combination: int, mode: Mapping[str, Any]) -> None:
-        """Write down how a combination's lanes are trained."""
+        """Record how a combination's lanes are trained."""
         self._content["modes"][str(combination)] = to_json(dict(mode))
         write_json(self.path / "sweep.json", self._content)
 
-    def save(self, combination: int, first: int, end: int, record: Record) -> None:
-        """Write lanes ``first`` to ``end`` in one atomic step."""
+    def save(
+        self, combination: int, first: int, end: int, collected: LaneOutputs
+    ) -> None:
+        """Write lanes ``first`` to ``end``, exclusive, as one file, atomically."""
         content = io.BytesIO()
         parts = {
             f"leaf{number}": np.frombuffer(leaf[first:end].tobytes(), np.uint8)
-            for number, leaf in enumerate(record.leaves)
+            for number, leaf in enumerate(collected.leaves)
         }
         np.savez(content, **parts)  # pyright: ignore[reportArgumentType]
         data = content.getvalue()
         name = f"{combination}-{first}-{end}-{zlib.crc32(data):08x}.npz"
         write_atomically(self._lanes / name, data)
 
-    def restore(self, combination: int, record: Record) -> None:
-        """Put the lanes that are there into the record; a damaged file is named."""
+    def restore(self, combination: int, collected: LaneOutputs) -> None:
+        """Read the saved lanes; a damaged file is deleted, with a warning."""
         for file, first, end, checksum in self._files(combination):
             data = file.read_bytes()
             if f"{zlib.crc32(data):08x}" != checksum:
                 warnings.warn(
-                    f"{file} is damaged: its {end - first} lanes are trained anew",
+                    f"{file} is damaged: its {end - first} lanes are trained again",
                     stacklevel=4,
                 )
                 file.unlink()
@@ -100,9 +103,9 @@ class Folder:
                     np.frombuffer(parts[f"leaf{number}"].tobytes(), leaf.dtype).reshape(
                         end - first, *leaf.shape[1:]
                     )
-                    for number, leaf in enumerate(record.leaves)
+                    for number, leaf in enumerate(collected.leaves)
                 ]
-            record.put(np.arange(first, end), leaves)
+            collected.put(np.arange(first, end), leaves)
 
     def _files(self, combination: int) -> Iterator[tuple[Path, int, int, str]]:
         for file in sorted(self._lanes.glob(f"{combination}-*-*-????????.npz")):
@@ -130,7 +133,7 @@ def describe_shapes(outputs: Any) -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Return what decides the bits besides the program: versions and hardware."""
+    """Return what affects the bits besides the program: version and hardware."""
     device = jax.devices()[0]
     return {
         "jax": jax.__version__,

@@ -1,18 +1,18 @@
-r"""Points of a sweep: hyperparameters by name, one entry a point.
+r"""Points of a sweep: columns of hyperparameters, one entry per point.
 
-*Points* are a pytree of arrays whose first axes count the points; usually a dict of
+*Points* are a pytree of arrays whose first axes count the points, usually a dict of
 columns. Point i is the i-th entry of every leaf. `grid` takes all combinations of
-values; `random` and `sobol` draw from ranges. A *range* maps u in [0, 1) to a value, so
-both draw from the same ones:
+values; `random` and `sobol` draw from ranges. A *range* maps u in [0, 1) to a value:
 
 $$\text{uniform: } a + u (b - a), \quad
   \text{log uniform: } a (b / a)^u, \quad
   \text{choice: } v_{\lfloor u n \rfloor}.$$
 
-The columns are float64 and int64 on the host; the program is given them in the dtypes
-that jax is set to.
+The columns are float64 and int64 on the host; in the program they have the dtypes of
+jax's present setting (float32 and int32 by default).
 """
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -25,25 +25,24 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.array_inputs import unmasked
-from fngrad.programs.optional_imports import import_extra
 from fngrad.types import Key
 
 
 class Range(NamedTuple):
-    """Where a hyperparameter may lie."""
+    """The distribution of a hyperparameter."""
 
     quantile: Callable[[np.ndarray], np.ndarray]  # u in [0, 1), (n,) -> values, (n,)
     text: str
 
 
 def uniform(low: float, high: float) -> Range:
-    """Return the range in which all values of [low, high) are equally likely.
+    """Return the uniform distribution over [low, high).
 
     Args:
         low, high: finite numbers, low < high.
 
     Raises:
-        ValueError: they are not.
+        ValueError: if they are not.
 
     Example:
         >>> import numpy as np
@@ -56,13 +55,13 @@ def uniform(low: float, high: float) -> Range:
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """Return the range in which all orders of magnitude are equally likely.
+    """Return the distribution over [low, high) that is uniform in the logarithm.
 
     Args:
         low, high: finite numbers, 0 < low < high.
 
     Raises:
-        ValueError: they are not.
+        ValueError: if they are not.
 
     Example:
         >>> import numpy as np
@@ -78,15 +77,15 @@ def log_uniform(low: float, high: float) -> Range:
 
 
 def choice(values: Sequence[float]) -> Range:
-    """Return the range of some numbers that are equally likely.
+    """Return the distribution over some numbers that are equally likely.
 
     Args:
-        values: finite numbers, at least one. What is no number belongs into the
-            ``static`` of `fngrad.sweep`.
+        values: finite numbers, at least one. Other values belong in the ``static`` of
+            `fngrad.sweep`.
 
     Raises:
-        ValueError: there is none, or one that is not finite.
-        TypeError: something that is no number.
+        ValueError: if there are no values, or one is not finite.
+        TypeError: if a value is not a number.
 
     Example:
         >>> import numpy as np
@@ -106,14 +105,14 @@ def grid(**axes: Any) -> dict[str, np.ndarray]:
     """Return every combination of values; the last axis varies fastest.
 
     Args:
-        axes: name -> one number or some.
+        axes: name -> a number or several.
 
     Returns:
         name -> column, each of the product of the axes' lengths.
 
     Raises:
-        ValueError: no axes, an empty one, or a value that is not finite.
-        TypeError: values that are no numbers.
+        ValueError: if there are no axes, one is empty, or a value is not finite.
+        TypeError: if a value is not a number.
 
     Example:
         >>> from fngrad.sweeps.searching.points import grid
@@ -128,7 +127,7 @@ def grid(**axes: Any) -> dict[str, np.ndarray]:
 
 
 def random(n: int, key: int | Key, **ranges: Any) -> dict[str, np.ndarray]:
-    """Return points drawn independently.
+    """Draw points independently.
 
     Args:
         n: how many, >= 1.
@@ -140,8 +139,8 @@ def random(n: int, key: int | Key, **ranges: Any) -> dict[str, np.ndarray]:
         name -> column, shape (n,).
 
     Raises:
-        ValueError: n below 1, no ranges, or a bad one.
-        TypeError: values that are no numbers.
+        ValueError: if n is below 1, or a range is missing or invalid.
+        TypeError: if a value is not a number.
 
     Example:
         >>> from fngrad.sweeps.searching.points import log_uniform, random
@@ -156,22 +155,23 @@ def random(n: int, key: int | Key, **ranges: Any) -> dict[str, np.ndarray]:
 
 
 def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
-    """Return points of a scrambled Sobol sequence: even in every few dimensions.
+    """Draw points of a scrambled Sobol sequence, which cover the ranges evenly.
 
     Any n points are more even than independent ones; a power of two is best.
 
     Args:
         n: how many, >= 1.
-        seed: of the scrambling, an int >= 0 of any size; every bit counts.
+        seed: of the scrambling, an int >= 0 of any size; all its bits are used.
         ranges: as for `random`.
 
     Returns:
-        name -> column, shape (n,). The first m of n points are the m points.
+        name -> column, shape (n,). Fewer points of the same seed are the first of
+        these.
 
     Raises:
-        ValueError: n below 1, a seed that is not an int >= 0, no ranges, or a bad one.
-        TypeError: values that are no numbers.
-        ImportError: scipy is missing (``pip install "fngrad[data]"``).
+        ValueError: if n is below 1, the seed is not an int >= 0, or a range is missing
+            or invalid.
+        TypeError: if a value is not a number.
 
     References:
         Owen, Scrambling Sobol' and Niederreiter-Xing points, Journal of Complexity
@@ -184,12 +184,15 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
         >>> sorted((4 * points["momentum"]).astype(int).tolist())
         [0, 1, 2, 3]
     """
+    import scipy.stats.qmc as qmc
+
     n = numerics.check_count("n", n, low=1)
     numerics.check_seed(seed)
     _check_some(ranges)
-    qmc = import_extra("scipy.stats.qmc", "data")
-    # Drawn whole: scipy warns of a number of points that is no power of two.
-    sequence = qmc.Sobol(len(ranges), scramble=True, rng=seed)
+    # Rounded up to a power of two: scipy warns about other numbers of points.
+    is_recent = "rng" in inspect.signature(qmc.Sobol).parameters  # scipy >= 1.15
+    generator = {"rng" if is_recent else "seed": np.random.default_rng(seed)}
+    sequence = qmc.Sobol(len(ranges), scramble=True, **generator)
     return _draw(sequence.random_base2(math.ceil(math.log2(n)))[:n], ranges)
 
 
@@ -200,10 +203,10 @@ def check_points(points: Any) -> tuple[Any, int]:
         points: a pytree of arrays (P, ...), numbers or bools.
 
     Raises:
-        ValueError: no points, columns of unequal lengths, a scalar, a value that is
-            not finite in the dtype that jax gives it, an integer that does not fit, a
-            masked array.
-        TypeError: a leaf that is not numeric.
+        ValueError: if there are no points, columns differ in length, a leaf is a
+            scalar or a masked array, or a value is not finite or does not fit in the
+            dtype that jax gives it.
+        TypeError: if a leaf is not numeric.
 
     Example:
         >>> from fngrad.sweeps.searching.points import check_points
@@ -237,8 +240,8 @@ def _numeric(path: str, leaf: Any) -> np.ndarray:
     is_number = jnp.issubdtype(leaf.dtype, np.number)
     if not is_number and leaf.dtype != np.bool_:
         raise TypeError(
-            f"need numeric points, got {leaf.dtype} at {path!r}: what is no number "
-            "belongs into static={name: [values]}"
+            f"need numeric points, got {leaf.dtype} at {path!r}: other values belong "
+            "in static={name: [values]}"
         )
     return np.asarray(leaf)
 
@@ -246,7 +249,7 @@ def _numeric(path: str, leaf: Any) -> np.ndarray:
 def _check_values(path: str, column: np.ndarray) -> None:
     dtype = jax.dtypes.canonicalize_dtype(column.dtype)
     if jnp.issubdtype(column.dtype, np.inexact):
-        with np.errstate(over="ignore"):  # such a value is refused here
+        with np.errstate(over="ignore"):  # such a value raises below
             is_finite = np.isfinite(column.astype(dtype)).reshape(len(column), -1)
         bad = np.flatnonzero(~is_finite.all(axis=1))
         if bad.size:
@@ -276,7 +279,7 @@ def _choice(name: str, values: Any) -> Range:
 
 
 def _column(name: str, values: Any) -> np.ndarray:
-    """Return an axis as an array; a number is an axis of one value."""
+    """Return the values of an axis as an array; a number is one value."""
     column = _numeric(name, values)
     column = column[None] if column.ndim == 0 else column
     if column.ndim != 1 or not len(column):

@@ -1,4 +1,4 @@
-r"""The slope of a function along a direction, and what is known of its rounding."""
+r"""Directional derivatives (slopes) and their rounding errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ NOISE = 64 * float(np.finfo(np.float64).eps)  # relative rounding error of one v
 
 
 def scalar_of(f: Callable[..., Any]) -> Callable[..., jax.Array]:
-    """Return f as a function to one real scalar."""
+    """Return f as a function whose value is one real scalar."""
 
     def value(*args: Any) -> jax.Array:
         out = f(*args)
@@ -50,13 +50,13 @@ def values_along(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def direction(w: Params, path: str | None, key: Key) -> Params:
-    """Return a random direction in one leaf (all for None), as long as the leaf is."""
+    """Return a random direction in one leaf (None: all), with the norm of the leaf."""
 
     def draw(here: str, x: jax.Array) -> jax.Array:
         if path is not None and here != path:
             return jnp.zeros_like(x)
-        place = list(tree.leaf_paths(w)).index(here)
-        v = jax.random.normal(jax.random.fold_in(key, place), x.shape, x.dtype)
+        number = list(tree.leaf_paths(w)).index(here)
+        v = jax.random.normal(jax.random.fold_in(key, number), x.shape, x.dtype)
         length, norm = tree.norm(x), tree.norm(v)
         length = jnp.where(length == 0, 1.0, length)
         return numerics.scaled(numerics.divide(length, norm), v)
@@ -67,7 +67,7 @@ def direction(w: Params, path: str | None, key: Key) -> Params:
 def slope_along(gradient: Params, v: Params) -> float:
     """Return the slope along v; JAX's complex gradients are not conjugated.
 
-    Leaves in which v is zero say nothing, not even where their gradient is NaN.
+    Entries where v is zero do not count, even if their gradient is NaN.
     """
 
     def term(g: jax.Array, d: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ def slope_along(gradient: Params, v: Params) -> float:
 
 
 def observed_order(h: np.ndarray, errors: np.ndarray, noise: Any) -> float:
-    """Return the median exponent of h where errors stand clear of rounding."""
+    """Return the median order of convergence where errors far exceed rounding."""
     clear = errors > 100 * noise
     both = clear[:-1] & clear[1:]
     if not np.any(both):
@@ -88,25 +88,25 @@ def observed_order(h: np.ndarray, errors: np.ndarray, noise: Any) -> float:
 
 
 def check_finite(value: float, what: str = "f") -> None:
-    """Raise where f has no finite value, so no slope either, or no finite slope.
+    """Check that f, or its slope, is finite.
 
     Raises:
-        ValueError: it has none.
+        ValueError: if it is not.
     """
     if not np.isfinite(value):
         raise ValueError(f"need a finite {what} at the parameters, got {value}")
 
 
 def name_of(path: str) -> str:
-    """Return a leaf's path as messages have it."""
+    """Return a leaf's path for messages."""
     return path or "(root)"
 
 
 def check_params(params: Params, *, complex_too: bool = False) -> None:
-    """Raise unless every leaf is a float array, or complex where that is allowed.
+    """Check that every leaf is a float array, or a complex one if that is allowed.
 
     Raises:
-        TypeError: one is not; the message has its path.
+        TypeError: if one is not; the message has its path.
     """
     kind = jnp.inexact if complex_too else jnp.floating
     for path, leaf in tree.leaf_paths(params).items():

@@ -1,4 +1,4 @@
-"""The parts of a sweep's pictures: scales, grids of cells, dots."""
+"""Elements of a sweep's figures: scales, axes, cells, dots, lines."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from fngrad.programs.optional_imports import import_extra, literal
 from fngrad.sweeps.results.statistics import Summary
 
-# Okabe and Ito's colours, without their yellow, which is pale on white.
+# Okabe and Ito's colours, without the yellow, which is too pale on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LOGARITHMIC_FROM = 30.0
 MAX_CELLS_WITH_TEXT = 20  # in a row or a column
@@ -15,11 +15,11 @@ MAX_TICKS = 12
 
 
 def readable(found: Summary) -> np.ndarray:
-    """Return the medians, NaN where half the lanes diverged or the scale is left.
+    """Return the medians, NaN where half the lanes diverged or off the scale.
 
-    One value of 1e20 would make all others one colour. The scale ends four times as
-    far from the best median as the middle one is, and at least twice as far as the
-    upper quartile; in the logarithm, where medians are positive and spread.
+    One value of 1e20 would give all others one colour. The scale extends from the best
+    median to four times the distance of the middle one, and at least twice that of the
+    upper quartile; distances are logarithmic if the medians need a logarithmic axis.
 
     Args:
         found: the summary of a sweep.
@@ -33,10 +33,10 @@ def readable(found: Summary) -> np.ndarray:
 
 
 def spreads(values: np.ndarray) -> bool:
-    """Return whether values are positive and want a logarithmic axis.
+    """Return whether values need a logarithmic axis: positive, over a wide range.
 
     Args:
-        values: of any shape; what is not finite is left out.
+        values: of any shape; those that are not finite are ignored.
     """
     finite = values[np.isfinite(values)]
     is_positive = finite.size > 0 and finite.min() > 0
@@ -44,7 +44,7 @@ def spreads(values: np.ndarray) -> bool:
 
 
 def positions(column: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
-    """Return numbers as they are; other values by their place, and their names.
+    """Return numbers as they are; other values as indices, and their names.
 
     Args:
         column: values of any kind, shape (points,).
@@ -52,35 +52,35 @@ def positions(column: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
     if column.dtype.kind in "iuf":
         return column.astype(float), None
     texts = [str(value) for value in column]
-    places = {name: place for place, name in enumerate(dict.fromkeys(texts))}
-    return np.array([places[text] for text in texts], float), list(places)
+    names = list(dict.fromkeys(texts))
+    return np.array([names.index(text) for text in texts], float), names
 
 
-def finish_axis(
-    axis: Any, set_scale: Any, values: np.ndarray, names: list[str] | None, label: str
-) -> None:
-    """Give an axis its label, and the scale or the names of its values.
+def finish_axis(axis: Any, direction: str, column: np.ndarray, label: str) -> None:
+    """Set the label of an axis, and its scale or the names of its values.
 
     Args:
-        axis: matplotlib's, of one direction.
-        set_scale: its setter, which takes "log".
-        values: as `positions` gives them.
-        names: as `positions` gives them.
+        axis: matplotlib's axes.
+        direction: "x" or "y".
+        column: values of any kind, shape (points,), drawn at their `positions`.
         label: of the axis, drawn as it is written.
     """
+    values, names = positions(column)
+    options: dict[str, Any] = {"label": literal(label)}
     if names:
-        axis.set_ticks(range(len(names)), [literal(name) for name in names])
+        options["ticks"] = range(len(names))
+        options["ticklabels"] = [literal(name) for name in names]
     elif spreads(values):
-        set_scale("log")
-    axis.set_label_text(literal(label))
+        options["scale"] = "log"
+    axis.set(**{f"{direction}{option}": value for option, value in options.items()})
 
 
 def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
-    """Draw a grid of values, evenly spaced, each cell the best of its points.
+    """Draw the medians as evenly spaced cells, each with the best of its points.
 
     Args:
         axis: where to draw.
-        columns: across and up, each of shape (points,).
+        columns: horizontal and vertical values, each of shape (points,).
         found: the summary of the sweep.
 
     Returns:
@@ -113,8 +113,8 @@ def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
 
 
 def draw_dots(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
-    """Draw points where they lie, coloured by their medians; args as `draw_cells`."""
-    (x, x_names), (y, y_names) = (positions(column) for column in columns)
+    """Draw points as dots coloured by their medians; see `draw_cells`."""
+    (x, _), (y, _) = (positions(column) for column in columns)
     medians = readable(found)
     finite = np.isfinite(medians)
     medians = medians[finite]
@@ -129,24 +129,24 @@ def draw_dots(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
     axis.scatter(x[~finite], y[~finite], s=60, facecolors="none", edgecolors="0.4")
     ring = {"facecolors": "none", "edgecolors": COLORS[3], "linewidths": 2.5}
     axis.scatter(x[found.best], y[found.best], s=190, **ring)
-    finish_axis(axis.xaxis, axis.set_xscale, x, x_names, "")
-    finish_axis(axis.yaxis, axis.set_yscale, y, y_names, "")
+    for direction, column in zip("xy", columns, strict=True):
+        finish_axis(axis, direction, column, "")
     return dots
 
 
 def _kinds(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct values of a column, and which of them each point has."""
+    """Return the distinct values of a column, and the index of each point's value."""
     if column.dtype.kind != "O":
         return np.unique(column, return_inverse=True)
     values = column.tolist()
-    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
-    kinds = np.empty(len(places), object)
-    kinds[:] = list(places)
-    return kinds, np.array([places[value] for value in values])
+    distinct = list(dict.fromkeys(values))
+    kinds = np.empty(len(distinct), object)
+    kinds[:] = distinct
+    return kinds, np.array([distinct.index(value) for value in values])
 
 
 def _color_map(found: Summary) -> str:
-    """Return the map in which better is darker."""
+    """Return the colour map in which better is darker."""
     return "viridis" if found.metric[1] == "min" else "viridis_r"
 
 
@@ -167,13 +167,13 @@ def _tick(value: Any) -> str:
 
 
 def height_of(column: np.ndarray, is_flipped: bool = False) -> np.ndarray:
-    """Return values as heights in [0, 1]; what is not finite lies below all.
+    """Return values as heights in [0, 1], and below 0 where they are not finite.
 
-    A few distinct values are evenly spaced.
+    At most `MAX_TICKS` distinct values are evenly spaced.
 
     Args:
         column: shape (points,).
-        is_flipped: whether the least stands on top.
+        is_flipped: whether the least value is on top.
     """
     values, _ = positions(column)
     finite = np.isfinite(values)
@@ -189,13 +189,13 @@ def height_of(column: np.ndarray, is_flipped: bool = False) -> np.ndarray:
 
 
 def draw_scale(axis: Any, place: int, column: np.ndarray, heights: np.ndarray) -> None:
-    """Write values beside an axis of parallel coordinates, where there is room.
+    """Write values beside an axis of parallel coordinates, as far as they fit.
 
     Args:
         axis: where to draw.
-        place: of the axis, its number.
+        place: the horizontal position.
         column: shape (points,).
-        heights: of the values, as `height_of` gives them.
+        heights: of the values, from `height_of`.
     """
     last = -np.inf
     for i in np.argsort(heights):
@@ -217,13 +217,13 @@ def draw_scale(axis: Any, place: int, column: np.ndarray, heights: np.ndarray) -
 def draw_ranked(
     axis: Any, lines: np.ndarray, order: np.ndarray, medians: np.ndarray
 ) -> None:
-    """Draw points as lines through parallel coordinates, the best last and widest.
+    """Draw points as lines through parallel coordinates, the best on top and widest.
 
     Args:
         axis: where to draw.
         lines: a height on each axis, shape (points, axes).
         order: the points by rank, the best first.
-        medians: what ranks them, shape (points,); dashed where they are not finite.
+        medians: shape (points,); lines are dashed where these are not finite.
     """
     count, places = lines.shape
     rank = np.arange(count)[::-1]

@@ -1,9 +1,9 @@
-r"""The learning rate range test: a sweep over the learning rate alone.
+r"""The learning rate range test: a short sweep over the learning rate alone.
 
-Every rate trains for the same short time from the same beginning. Smith's test lets
-one training's rate grow from step to step instead, so that the loss at a rate is also
-that of all rates before it; here each rate has its own training, at the cost of one
-lane each in the same compiled program.
+Every rate trains for the same few steps from the same initial states. Smith's test
+increases the rate of a single training from step to step, so the loss at a rate also
+reflects all rates before it; here each rate has its own training, a lane of the same
+compiled program.
 
 References:
     L. Smith, "Cyclical Learning Rates for Training Neural Networks", 2017,
@@ -25,16 +25,16 @@ from fngrad.programs.optional_imports import literal
 from fngrad.sweeps.running.runner import sweep
 from fngrad.types import Key
 
-SAFETY = 10.0  # how far below the least rate that diverges the suggestion stays
+SAFETY = 10.0  # the suggestion is this factor below the least rate that diverges
 
 
 class RangeTest(NamedTuple):
-    """What a short training at each learning rate came to."""
+    """The results of a short training at each learning rate."""
 
     metric: str
     rates: np.ndarray  # ascending, (N,)
     losses: np.ndarray  # over the last tenth of each training, (N, S); inf: diverged
-    first_loss: float  # before training, the median over seeds
+    first_loss: float  # before training, median over seeds
     diverges: np.ndarray  # bool, (N,): above the lowest, not below the first loss
     lowest: float  # the rate with the lowest median loss
     steepest: float  # the rate at which the loss falls fastest in log(rate)
@@ -44,7 +44,7 @@ class RangeTest(NamedTuple):
 
     @property
     def median(self) -> np.ndarray:
-        """The median loss over seeds of each rate, shape (N,)."""
+        """The median loss of each rate over seeds, shape (N,)."""
         return np.median(self.losses, axis=1)
 
     def plot(self, label: str | None = None) -> Any:
@@ -54,7 +54,7 @@ class RangeTest(NamedTuple):
             label: of the vertical axis, with the unit; ``None`` is the metric's name.
 
         Raises:
-            ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+            ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
         """
         marks = {
             "suggestion": self.suggestion,
@@ -65,9 +65,9 @@ class RangeTest(NamedTuple):
             self.rates,
             self.losses,
             self.diverges,
-            self.first_loss,
-            marks,
-            label or literal(self.metric),
+            first_loss=self.first_loss,
+            marks=marks,
+            label=label or literal(self.metric),
         )
 
 
@@ -84,30 +84,31 @@ def learning_rate_range_test(
 ) -> RangeTest:
     r"""Train for a short time at each of many learning rates, and suggest one.
 
-    The loss of a rate is the mean over the last tenth of its training, the median
-    over seeds. A rate *diverges* if it is above the one with the lowest loss and its
-    loss is not finite or above the first one. The suggestion is the rate with the
-    lowest loss, but no more than a tenth of the least rate that diverges: a longer
-    training meets larger curvature than a short one. On a quadratic of largest
-    curvature L it lies in $[0.2 / L, 2 / L]$.
+    The loss of a rate is the median over seeds of the mean over the last tenth of the
+    training. A rate *diverges* if it is above the rate with the lowest loss and its own
+    loss is not finite or above the loss before training. The suggestion is the rate
+    with the lowest loss, but at most a tenth of the least rate that diverges: a longer
+    training meets larger curvature than a short one. On a quadratic whose largest
+    curvature is L it lies in $[0.2 / L, 2 / L]$.
 
     Args:
         train_fn: ``train_fn(point, key, *args) -> (state, history)``, as for
-            `fngrad.sweep`, the rate being ``point["learning_rate"]``; about a hundred
-            steps will do.
+            `fngrad.sweep`, with the rate ``point["learning_rate"]``; about a hundred
+            steps suffice.
         low: the least rate, > 0.
         high: the largest, > low.
         num: how many rates, evenly spaced in their logarithm, >= 3.
         keys: how many seeds, or typed keys.
-        args: data, passed on.
-        metric: a loss in the history, a curve over the steps that begins with the
-            loss before the first.
-        progress: whether to show a bar.
+        args: data, passed to ``train_fn``.
+        metric: a loss in the history: a curve over the steps, which starts with the
+            loss before the first step.
+        progress: whether to show a progress bar.
 
     Raises:
         TypeError: as `fngrad.sweep`.
-        ValueError: rates or ``num`` out of range, a metric that is not a curve, rises,
-            or is one of the test data, every rate diverged, or as `fngrad.sweep`.
+        ValueError: if rates or ``num`` are out of range, the metric is not a curve,
+            should rise, or is one of the test data, every rate diverged, or as
+            `fngrad.sweep`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -165,36 +166,36 @@ def _read(
     divergence = float(rates[diverges.argmax()]) if diverges.any() else math.nan
     suggestion = min(lowest, divergence / SAFETY) if diverges.any() else lowest
     return RangeTest(
-        metric,
-        rates,
-        losses,
-        first,
-        diverges,
-        lowest,
-        _steepest(rates[: best + 1], median[: best + 1]),
-        divergence,
-        suggestion,
-        _doubts(rates, best, diverges, suggestion),
+        metric=metric,
+        rates=rates,
+        losses=losses,
+        first_loss=first,
+        diverges=diverges,
+        lowest=lowest,
+        steepest=_steepest(rates[: best + 1], median[: best + 1]),
+        divergence=divergence,
+        suggestion=suggestion,
+        warnings=_warnings(rates, best, diverges, suggestion),
     )
 
 
 def _steepest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return the rate of the steepest descent on the way to the lowest loss."""
+    """Return the rate where the loss falls fastest, up to the lowest loss."""
     if len(rates) < 2 or not np.isfinite(losses).all():
         return float(rates[-1])
     return float(rates[np.argmin(np.gradient(losses, np.log(rates)))])
 
 
-def _doubts(
+def _warnings(
     rates: np.ndarray, best: int, diverges: np.ndarray, suggestion: float
 ) -> tuple[str, ...]:
-    doubts = []
+    found = []
     if best == len(rates) - 1:
-        doubts.append(f"the loss still falls at the largest rate, {rates[-1]:g}")
+        found.append(f"the loss still falls at the largest rate, {rates[-1]:g}")
     elif not diverges.any():
-        doubts.append(f"no rate up to {rates[-1]:g} diverges: raise high")
+        found.append(f"no rate up to {rates[-1]:g} diverges: raise high")
     if best == 0:
-        doubts.append(f"the loss is lowest at the least rate, {rates[0]:g}: lower low")
+        found.append(f"the loss is lowest at the least rate, {rates[0]:g}: lower low")
     elif suggestion < rates[0]:
-        doubts.append(f"the suggestion is below the least rate, {rates[0]:g}")
-    return tuple(doubts)
+        found.append(f"the suggestion is below the least rate, {rates[0]:g}")
+    return tuple(found)

@@ -1,10 +1,9 @@
-"""The first steps of a training, to time blocks of several widths.
+"""Which width of blocks is fastest, by timing the first steps of a training.
 
-A training is a loop, so its first steps tell what all cost. They are found in the
-training's program: all that comes before its heaviest loop, and a few rounds of that.
+The first steps are cut out of the training's program: the operations before its
+heaviest loop, and a few rounds of that loop.
 """
 
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,16 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import fngrad.sweeps.running.program as program
+import fngrad.programs.slices as slices
+from fngrad.sweeps.running.program import Block, Lanes, compile_block
 
-ROUNDS = 3
-SHARE = 0.1  # of the rest of a sweep, what trying other widths may cost
-PROBED = 0.01  # of a sweep's steps, what is made in one round
-WORTH = 0.95  # of the time of the first width, below which another is taken
+REPEATS = 3
+MAX_SHARE = 0.1  # of the time of the rest of a sweep, for timing other widths
+TIMED_SHARE = 0.01  # of a sweep's steps, timed in one repeat
+GAIN = 0.95  # another width must take less than this share of the first one's time
 
 
 class Trial(NamedTuple):
-    """Which width is fastest, and how that was found."""
+    """The fastest width, and how it was found."""
 
     width: int
     reason: str
@@ -29,44 +29,44 @@ class Trial(NamedTuple):
 
 
 def try_widths(
-    lanes: program.Lanes,
+    lanes: Lanes,
     jaxpr: Any,
-    block: program.Block,
+    block: Block,
+    *,
     seconds: float,
     budget: int,
 ) -> Trial:
-    """Time blocks of one lane, and of four times as many, beside those of a block.
+    """Time the widths 1, that of a block, and four times that.
 
     Args:
         lanes: the trainings.
-        jaxpr: the program of one, `fngrad.sweeps.running.program.Outline`.
-        block: blocks of the width that is there.
-        seconds: what the rest of the sweep takes with it.
+        jaxpr: the program of one, see `fngrad.sweeps.running.program.Outline`.
+        block: a compiled block of the present width.
+        seconds: the rest of the sweep takes at that width.
         budget: bytes of a device that a block may take.
     """
     width = block.width
     share = -(-lanes.count // len(lanes.devices))
     widths = sorted({1, width, min(4 * width, share)})
-    if seconds * SHARE < (len(widths) + 1) * block.compile_seconds:
+    if seconds * MAX_SHARE < (len(widths) + 1) * block.compile_seconds:
         return Trial(width, "the sweep is too short to pay for trying other widths")
     loop = heaviest_loop(jaxpr)
     if loop is None:
-        return Trial(width, "there is no loop whose first steps could be timed")
-    steps = int(PROBED * lanes.count * loop.length / sum(widths))
+        return Trial(width, "the program has no loop whose first steps could be timed")
+    steps = int(TIMED_SHARE * lanes.count * loop.length / sum(widths))
     first_steps = shortened(jaxpr, max(1, min(steps, loop.length)))
     few = lanes._replace(train_fn=lambda *inputs: first_steps(inputs))
-    blocks = [program.compile_block(few, w) for w in widths]
+    blocks = [compile_block(few, w) for w in widths]
     blocks = [b for b in blocks if b.bytes <= budget]
-    times = {b.width: [] for b in blocks}
-    for _ in range(ROUNDS + 1):
-        for b in blocks:
-            times[b.width].append(_seconds(b))
-    # A round compiles what is left to compile, and a partly empty block costs a whole.
+    # The first repeat finishes compiling. A block that is partly padding costs as much
+    # as a full one.
+    times = [[_seconds(b) for b in blocks] for _ in range(REPEATS + 1)]
     totals = {
-        b.width: min(times[b.width][1:]) * -(-lanes.count // b.lanes) for b in blocks
+        b.width: min(own) * -(-lanes.count // b.lanes)
+        for b, own in zip(blocks, zip(*times[1:], strict=True), strict=True)
     }
     fastest = min(totals, key=totals.__getitem__)
-    if totals[fastest] > WORTH * totals.get(width, float("inf")):
+    if totals[fastest] > GAIN * totals.get(width, float("inf")):
         fastest = width
     shown = ", ".join(f"{w}: {t / totals[fastest]:.2f}" for w, t in totals.items())
     compiling = sum(b.compile_seconds for b in blocks)
@@ -77,15 +77,15 @@ class Loop(NamedTuple):
     """A loop of known length in a program."""
 
     length: int
-    carry_bytes: int  # of what goes from round to round
+    carry_bytes: int  # of the values carried from round to round
 
 
 def heaviest_loop(jaxpr: Any) -> Loop | None:
-    """Return the loop in which most is computed, if there is one.
+    """Return the loop with the most operations, if there is one.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from fngrad.sweeps.running.probes import heaviest_loop
+        >>> from fngrad.sweeps.running.width_timing import heaviest_loop
         >>> def train(x):
         ...     return jax.lax.scan(lambda x, _: (x * 2, x), x, None, 7)
         >>> heaviest_loop(jax.make_jaxpr(train)(jnp.ones(3)))
@@ -102,45 +102,38 @@ def heaviest_loop(jaxpr: Any) -> Loop | None:
 
 
 def shortened(jaxpr: Any, steps: int) -> Callable[[Any], Any]:
-    """Return the function of a program's inputs that ends in its heaviest loop.
+    """Return a program as a function that ends after some rounds of its heaviest loop.
 
     Args:
         jaxpr: a program with a loop.
-        steps: how many rounds of the loop are made, at most its length.
+        steps: how many rounds of the loop to run, at most its length.
 
     Returns:
-        A function of the inputs, a pytree, that returns what the loop does.
+        A function of the program's inputs, a pytree, that returns the loop's outputs.
     """
     return lambda inputs: _evaluate(jaxpr, jax.tree.leaves(inputs), steps)
 
 
 def _evaluate(closed: Any, inputs: list[Any], steps: int) -> list[Any]:
-    jaxpr, loop = _open(closed), _heaviest(closed)
-    known = dict(zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
-
-    def values(equation: Any) -> list[Any]:
-        return [x.val if hasattr(x, "val") else known[x] for x in equation.invars]
-
-    for equation in itertools.takewhile(lambda e: e is not loop, jaxpr.eqns):
-        bound = equation.primitive.get_bind_params(equation.params)
-        # jax 0.7 gives the functions among the parameters apart.
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)
-        outputs = equation.primitive.bind(*functions, *values(equation), **params)
-        many = outputs if equation.primitive.multiple_results else [outputs]
-        known |= dict(zip(equation.outvars, many, strict=True))
+    program, loop = slices.called(closed), _heaviest(closed)
+    known = program.constants | dict(zip(program.inputs, inputs, strict=True))
+    for equation, run, _ in slices.operations(program):
+        values = [slices.read(known, x) for x in equation.invars]
+        if equation is loop:
+            break
+        known |= zip(equation.outvars, run(values), strict=True)
     if loop.primitive.name != "scan":
-        return _evaluate(_inner(loop), values(loop), steps)
+        return _evaluate(_inner(loop), values, steps)
     stacked = _stacked(loop.invars, _open(_inner(loop)).invars)
-    given = [
+    cut = [
         x[:steps] if is_stacked else x
-        for x, is_stacked in zip(values(loop), stacked, strict=True)
+        for x, is_stacked in zip(values, stacked, strict=True)
     ]
-    return loop.primitive.bind(*given, **loop.params | {"length": steps})
+    return loop.primitive.bind(*cut, **loop.params | {"length": steps})
 
 
 def _heaviest(closed: Any) -> Any:
-    """Return the equation that holds most rounds of most operations, or None."""
+    """Return the equation with the most operations in loops, or None."""
     equations = [e for e in _open(closed).eqns if _holds_loop(e)]
     return max(equations, key=_weight, default=None)
 
@@ -161,15 +154,15 @@ def _weight(equation: Any) -> int:
 
 
 def _inner(equation: Any) -> Any:
-    """Return the program inside of a scan or of a jitted function, else None."""
+    """Return the program inside a scan or a jitted function, else None."""
     is_plain = equation.primitive.name in ("scan", "jit", "pjit", "closed_call")
     return equation.params.get("jaxpr") if is_plain else None
 
 
 def _stacked(outer: Any, inner: Any) -> list[bool]:
-    """Return which values a loop cuts into rounds, by their axes in and out of it.
+    """Return which values a loop slices round by round, by their numbers of axes.
 
-    The names of its parameters change with the version of jax.
+    The names of the loop's parameters depend on the version of jax.
     """
     pairs = zip(outer, inner, strict=True)
     return [x.aval.ndim > y.aval.ndim for x, y in pairs]
@@ -183,7 +176,7 @@ def _size(aval: Any) -> int:
     return aval.size * aval.dtype.itemsize
 
 
-def _seconds(block: program.Block) -> float:
+def _seconds(block: Block) -> float:
     lanes = np.zeros(block.lanes, int)
     begin = time.perf_counter()
     jax.block_until_ready(block.run(lanes))

@@ -1,4 +1,4 @@
-"""How wide the blocks are: what is asked for, and what is found by a probe."""
+"""The width of blocks: set by the mode, or found by timing the first steps."""
 
 import threading
 
@@ -9,11 +9,11 @@ import pytest
 from sweep_problems import METRIC, STEPS, assert_same_bits, light, train_fn
 from sweep_problems import quiet_sweep as any_sweep
 
-import fngrad.sweeps.running.blocks as blocks
-import fngrad.sweeps.running.modes as modes
-import fngrad.sweeps.running.probes as probes
+import fngrad.sweeps.running.block_width as block_width
+import fngrad.sweeps.running.lane_training as lane_training
 import fngrad.sweeps.running.program as program
-from fngrad.sweeps.running.modes import balanced
+import fngrad.sweeps.running.width_timing as width_timing
+from fngrad.sweeps.running.block_width import balanced
 from fngrad.sweeps.running.program import Block
 
 POINT = {"learning_rate": jnp.float32(0.1)}
@@ -30,7 +30,7 @@ def width_of(result):
 
 
 @pytest.mark.parametrize(("mode", "width"), [("map", 1), ("vmap", 15), (7, 7)])
-def test_the_width_is_what_was_asked_for(mode, width):
+def test_the_mode_sets_the_width(mode, width):
     result = quiet_sweep(mode=mode)
     assert width_of(result) == width
     assert result.notes["modes"][0]["reason"] == "asked for"
@@ -38,11 +38,11 @@ def test_the_width_is_what_was_asked_for(mode, width):
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
-    """Choose as on a machine of two cores."""
-    monkeypatch.setattr(modes, "cores", lambda: 2)
+    """Choose widths as on a machine with two cores."""
+    monkeypatch.setattr(block_width, "cores", lambda: 2)
 
 
-def test_auto_takes_few_lanes_that_carry_much():
+def test_auto_chooses_narrow_blocks_for_lanes_that_carry_much():
     def carrying(size):
         def fn(point, key):
             def step(x, _):
@@ -63,13 +63,13 @@ def test_auto_takes_few_lanes_that_carry_much():
     np.testing.assert_array_equal(small.notes["values"], middle.notes["values"])
 
 
-def test_few_empty_lanes_are_trained():
+def test_blocks_have_little_padding():
     assert [balanced(n, 64) for n in (1, 64, 65, 100, 129)] == [1, 64, 33, 50, 43]
 
 
-def test_the_first_steps_are_those_of_the_training():
+def test_a_shortened_training_has_the_same_first_steps():
     jaxpr = jax.jit(train_fn).trace(POINT, KEY).jaxpr
-    loop = probes.heaviest_loop(jaxpr)
+    loop = width_timing.heaviest_loop(jaxpr)
     assert loop.length in (1, STEPS)  # blocks between evaluations, or their steps
 
     def plain(point, key):
@@ -81,32 +81,32 @@ def test_the_first_steps_are_those_of_the_training():
         return x + 1, {"val/loss": curve}
 
     jaxpr = jax.jit(plain).trace(POINT, KEY).jaxpr
-    assert probes.heaviest_loop(jaxpr).length == 9
-    _, curve = jax.jit(probes.shortened(jaxpr, 4))((POINT, KEY))
+    assert width_timing.heaviest_loop(jaxpr).length == 9
+    _, curve = jax.jit(width_timing.shortened(jaxpr, 4))((POINT, KEY))
     assert curve.shape == (4,)
     expected = plain(POINT, KEY)[1]["val/loss"]
     np.testing.assert_allclose(curve, expected[:4], rtol=1e-6)
 
 
-def test_a_training_without_a_loop_has_no_first_steps():
+def test_a_training_without_a_loop_has_no_heaviest_loop():
     jaxpr = jax.make_jaxpr(lambda x: jnp.sin(x))(1.0)
-    assert probes.heaviest_loop(jaxpr) is None
+    assert width_timing.heaviest_loop(jaxpr) is None
 
 
 @pytest.fixture
 def slow_map(monkeypatch):
-    """Let the probe run, and see blocks of four times the width as the fastest."""
-    monkeypatch.setattr(probes, "SHARE", 1e9)
-    monkeypatch.setattr(blocks, "TRIED_ROUNDS", 0)
+    """Time other widths always, and report four times the width as the fastest."""
+    monkeypatch.setattr(width_timing, "MAX_SHARE", 1e9)
+    monkeypatch.setattr(lane_training, "MIN_ROUNDS", 0)
 
     def seconds(block: Block) -> float:
         return {1: 1.0, 2: 0.5, 8: 0.1}[block.width] * block.lanes
 
-    monkeypatch.setattr(probes, "_seconds", seconds)
-    monkeypatch.setattr("fngrad.sweeps.running.modes.CPU_WIDTHS", (2, 2))
+    monkeypatch.setattr(width_timing, "_seconds", seconds)
+    monkeypatch.setattr("fngrad.sweeps.running.block_width.CPU_WIDTHS", (2, 2))
 
 
-def test_auto_takes_the_fastest(slow_map, tmp_path):
+def test_auto_chooses_the_fastest_width(slow_map, tmp_path):
     points = {"learning_rate": np.full(16, 0.1)}
     result = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
     assert width_of(result) == 8
@@ -117,10 +117,10 @@ def test_auto_takes_the_fastest(slow_map, tmp_path):
     assert (width_of(again), again.notes["restored"]) == (8, 16)
 
 
-def test_auto_keeps_the_first_block_where_it_is_the_fastest(
+def test_auto_keeps_the_first_block_if_its_width_is_fastest(
     slow_map, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(probes, "_seconds", lambda block: float(block.lanes))
+    monkeypatch.setattr(width_timing, "_seconds", lambda block: float(block.lanes))
     points = {"learning_rate": np.full(6, 0.1)}
     result = quiet_sweep(points, 1, mode="auto", folder=tmp_path)
     assert width_of(result) == 2
@@ -133,8 +133,8 @@ def test_the_metric_of_the_problem_is_the_default():
     assert quiet_sweep(mode=4).notes["metric"] == METRIC
 
 
-def test_blocks_are_trained_at_once_and_come_back_in_order(monkeypatch):
-    together = threading.Barrier(2, timeout=60)  # breaks if one block waits for another
+def test_blocks_are_trained_concurrently_and_collected_in_order(monkeypatch):
+    together = threading.Barrier(2, timeout=60)  # breaks if blocks wait for others
     to_host = program.to_host
 
     def meets(outputs):
@@ -142,5 +142,5 @@ def test_blocks_are_trained_at_once_and_come_back_in_order(monkeypatch):
         return to_host(outputs)
 
     alone = quiet_sweep(mode=4)
-    monkeypatch.setattr(blocks, "to_host", meets)
+    monkeypatch.setattr(lane_training, "to_host", meets)
     assert_same_bits(quiet_sweep(mode=4), alone)

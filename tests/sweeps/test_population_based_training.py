@@ -1,11 +1,11 @@
-"""Population based training: what is copied, what is varied, and what is kept."""
+"""Population based training: what is copied, perturbed and kept."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fngrad.sweeps.searching.population as population
+import fngrad.sweeps.searching.population_based_training as population
 
 N, ROUNDS, COUNT = 8, 6, 2
 RANGES = {"rate": (1e-3, 0.5), "decay": (0.0, 0.9)}
@@ -20,7 +20,7 @@ def init(point, key):
 
 
 def advance(point, state, num_steps):
-    """Descend a square; a rate above 0.3 blows up at once."""
+    """Descend on a square; a rate above 0.3 diverges at once."""
     rate = jnp.where(point["rate"] > 0.3, jnp.inf, point["rate"])
     x = state["x"] * (1 - rate) ** num_steps
     state = {"x": x, "key": state["key"], "step": state["step"] + num_steps}
@@ -38,7 +38,7 @@ def trained():
     return jax.device_get(jax.jit(train)(0))
 
 
-def test_the_population_keeps_its_size_and_its_forms(trained):
+def test_the_population_keeps_its_size_and_shapes(trained):
     assert trained.state["x"].shape == (N, 3)
     assert {name: x.shape for name, x in trained.points.items()} == {
         "rate": (ROUNDS, N),
@@ -51,13 +51,13 @@ def test_the_population_keeps_its_size_and_its_forms(trained):
     np.testing.assert_array_equal(trained.scores, trained.history["loss"][..., -1])
 
 
-def test_the_first_round_is_everybodys_own(trained):
+def test_nothing_is_copied_before_the_first_round(trained):
     np.testing.assert_array_equal(trained.parents[0], np.arange(N))
     for name, values in POINTS.items():
         np.testing.assert_array_equal(trained.points[name][0], values)
 
 
-def test_the_worst_and_the_non_finite_are_replaced_by_the_best_and_none_else(trained):
+def test_only_the_worst_and_non_finite_members_are_replaced_by_the_best(trained):
     saw_non_finite = False
     for scores, parents in zip(trained.scores[:-1], trained.parents[1:], strict=True):
         finite = np.isfinite(scores)
@@ -72,7 +72,7 @@ def test_the_worst_and_the_non_finite_are_replaced_by_the_best_and_none_else(tra
     assert saw_non_finite
 
 
-def test_whoever_was_not_replaced_is_untouched_bit_for_bit(trained):
+def test_members_that_are_not_replaced_keep_their_bits(trained):
     for now in range(1, ROUNDS):
         own = trained.parents[now] == np.arange(N)
         for name in POINTS:
@@ -80,8 +80,8 @@ def test_whoever_was_not_replaced_is_untouched_bit_for_bit(trained):
             np.testing.assert_array_equal(before[own], after[own])
 
 
-def test_a_copy_is_exact_and_its_training_follows_from_it(trained):
-    """A round anew, from the parent's state with the child's hyperparameters."""
+def test_a_copy_continues_from_the_exact_state_of_its_parent(trained):
+    """Repeat a round from the parent's state with the child's hyperparameters."""
     one = jax.jit(jax.vmap(lambda point, state: advance(point, state, 3)))
     for now in range(1, ROUNDS):
         start = trained.history["seen"][now - 1][trained.parents[now]]
@@ -108,7 +108,7 @@ def test_a_childs_hyperparameters_are_the_parents_times_a_factor(trained):
             assert np.all(np.isclose(after[:, None], options, rtol=1e-6).any(axis=1))
 
 
-def test_hyperparameters_stay_in_range_and_a_resampled_one_is_anywhere_in_it():
+def test_hyperparameters_stay_in_range_and_resampled_ones_cover_it():
     found = train(1, rounds=30, resample=1.0)
     for name, (low, high) in RANGES.items():
         values = np.asarray(found.points[name])
@@ -116,14 +116,14 @@ def test_hyperparameters_stay_in_range_and_a_resampled_one_is_anywhere_in_it():
         assert values.max() <= np.float32(high)
     moved = np.asarray(found.parents) != np.arange(N)
     rates = np.asarray(found.points["rate"])[moved]
-    # Log-uniform: half lie below the geometric middle; about 65 draws.
+    # Log-uniform: half of about 65 draws lie below the geometric mean.
     below = np.mean(rates < np.sqrt(1e-3 * 0.5))
     assert 0.3 < below < 0.7
     decays = np.asarray(found.points["decay"])[moved]
     assert 0.3 < np.mean(decays < 0.45) < 0.7
 
 
-def test_without_a_range_a_hyperparameter_moves_freely():
+def test_a_hyperparameter_without_a_range_is_unbounded():
     found = train(0, factors=(2.0, 2.0), ranges=None, rounds=3)
     moved = np.asarray(found.parents[1]) != np.arange(N)
     before = np.asarray(found.points["decay"][0])[found.parents[1]][moved]
@@ -131,13 +131,13 @@ def test_without_a_range_a_hyperparameter_moves_freely():
     np.testing.assert_array_equal(after, 2 * before)
 
 
-def test_the_lineage_leads_from_the_last_state_to_its_beginning(trained):
+def test_the_lineage_traces_the_final_state_to_its_origin(trained):
     for member in range(N):
         line = population.lineage(trained.parents, member)
         assert line[-1] == member
         for now in range(1, ROUNDS):
             assert trained.parents[now][line[now]] == line[now - 1]
-        # Along it the state is one training under the schedule that it shows.
+        # Along it the state is one training with that schedule of hyperparameters.
         x = trained.history["seen"][0][line[0]]
         for now in range(1, ROUNDS):
             rate = trained.points["rate"][now][line[now]]
@@ -149,20 +149,20 @@ def test_the_lineage_leads_from_the_last_state_to_its_beginning(trained):
         population.lineage(trained.parents, N)
 
 
-def test_it_beats_the_same_population_left_alone(trained):
+def test_it_beats_the_same_population_without_copying(trained):
     alone = np.asarray(train(0, rounds=1, steps_per_round=ROUNDS * 3).scores[-1])
     ended = np.asarray(trained.scores[-1])
     assert np.median(ended) < np.median(np.where(np.isfinite(alone), alone, np.inf))
 
 
-def test_over_keys_it_is_vmapped_and_each_is_as_alone(trained):
+def test_vmapped_over_keys_each_population_equals_a_separate_run(trained):
     both = jax.jit(jax.vmap(train))(jnp.arange(2))
     np.testing.assert_array_equal(both.parents[0], trained.parents)
     np.testing.assert_allclose(both.scores[0], trained.scores, rtol=1e-6)
     assert np.any(np.asarray(both.parents[1]) != trained.parents)
 
 
-def test_where_nothing_is_finite_nobody_is_replaced():
+def test_no_member_is_replaced_if_no_score_is_finite():
     everyone = {"rate": jnp.full(N, 0.4), "decay": jnp.full(N, 0.5)}
     found = train(0, points=everyone)
     np.testing.assert_array_equal(
@@ -176,7 +176,7 @@ def test_one_finite_member_is_the_parent_of_all_others():
     np.testing.assert_array_equal(parents, 2)
 
 
-def test_equal_scores_rank_by_number_and_max_is_the_mirror_of_min():
+def test_equal_scores_rank_by_number_and_max_mirrors_min():
     key, scores = jax.random.key(3), jnp.array([1.0, 1.0, 1.0, 1.0])
     parents = population.exploit(key, scores, 1)
     np.testing.assert_array_equal(parents, [0, 1, 2, 0])
@@ -203,30 +203,30 @@ def test_equal_scores_rank_by_number_and_max_is_the_mirror_of_min():
         ({"points": {"rate": jnp.array([0.1, jnp.nan])}}, "finite points, got .*rate"),
         ({"points": POINTS | {"decay": jnp.ones(3)}}, r"'decay': \(3,\)"),
         ({"metric": ("val/loss", "min")}, r"need a metric among \['loss', 'seen'\]"),
-        ({"metric": ("test/loss", "min")}, "a choice by the test data spoils them"),
+        ({"metric": ("test/loss", "min")}, "selecting by the test data biases"),
         ({"metric": ("loss", "low")}, 'need metric=.name, "min" or "max".'),
     ],
 )
-def test_what_does_not_fit_is_said(change, message):
+def test_invalid_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         train(0, **change)
 
 
-def test_integers_cannot_be_varied():
+def test_integer_hyperparameters_are_refused():
     points = POINTS | {"decay": jnp.arange(N)}
     with pytest.raises(TypeError, match="got dtype int32 for 'decay'"):
         train(0, points=points)
 
 
 @pytest.mark.parametrize("outputs", [3, (1.0, 2.0), [(), {}], ((), {}, ())])
-def test_another_form_of_outputs_is_refused(outputs):
+def test_invalid_outputs_are_refused(outputs):
     with pytest.raises(TypeError, match=r"need advance_fn.* -> \(state, history\)"):
         population.population_based_training(
             init, lambda *_: outputs, POINTS, 0, rounds=1, steps_per_round=1
         )
 
 
-def test_a_metric_of_many_numbers_is_refused():
+def test_a_metric_with_too_many_axes_is_refused():
     def wide(point, state, num_steps):
         state, history = advance(point, state, num_steps)
         return state, {"loss": jnp.ones((2, 2)) * history["loss"][0]}

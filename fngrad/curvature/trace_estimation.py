@@ -1,4 +1,4 @@
-r"""The Hessian's trace and diagonal by random probes.
+r"""Estimates of the Hessian's trace and diagonal by random vectors.
 
 For a vector $v$ of independent signs, $\mathbb{E}\,v v^\top = I$. So $v^\top H v$ is an
 unbiased estimate of the trace and $v \odot H v$ of the diagonal; both are exact where H
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import fngrad.numerics as numerics
-from fngrad.curvature.products import FlatHessian, ScalarFn, flat_hessian
+from fngrad.curvature.hessian_products import FlatHessian, ScalarFn, flat_hessian
 from fngrad.types import Key, Params
 
 
@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
     """A mean over independent samples."""
 
     value: Any
-    standard_error: Any  # like the value: its standard deviation, estimated
+    standard_error: Any  # estimated standard deviation of the value, shaped like it
 
 
 def trace(
@@ -38,8 +38,8 @@ def trace(
         Value and standard error, shape ().
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: fewer than two samples.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if there are fewer than two samples.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,7 +53,7 @@ def trace(
         https://doi.org/10.1080/03610919008812866.
     """
     H = flat_hessian(f, params, *args)
-    return _mean_of_probes(H, _product, key, num_samples)
+    return _mean_of_samples(H, _product, key, num_samples)
 
 
 def diagonal(
@@ -70,19 +70,19 @@ def diagonal(
         num_samples: $m \ge 2$, one after another.
 
     Returns:
-        Value and standard error, trees like ``params`` in at least float32.
+        Value and standard error, trees like ``params`` in float32 or wider.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: fewer than two samples.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if there are fewer than two samples.
 
     References:
         Bekas, Kokiopoulou and Saad, An estimator for the diagonal of a matrix, 2007,
-        https://doi.org/10.1016/j.apnum.2007.01.003. Differs from it in: signs as
-        probes, for which the division by the sum of squares is by m.
+        https://doi.org/10.1016/j.apnum.2007.01.003. Differs from it in: random signs,
+        for which the sum of squares to divide by is m.
     """
     H = flat_hessian(f, params, *args)
-    estimate = _mean_of_probes(H, lambda v, Hv: v * Hv, key, num_samples)
+    estimate = _mean_of_samples(H, lambda v, Hv: v * Hv, key, num_samples)
     return Estimate(*map(H.unravel, estimate))
 
 
@@ -90,7 +90,7 @@ def _product(v: jax.Array, Hv: jax.Array) -> jax.Array:
     return jnp.vdot(v, Hv, precision="highest")
 
 
-def _mean_of_probes(
+def _mean_of_samples(
     H: FlatHessian, sample_fn: Any, key: Key | int, num_samples: int
 ) -> Estimate:
     num_samples = numerics.check_count("num_samples", num_samples)
@@ -101,8 +101,8 @@ def _mean_of_probes(
 
     def add(moments: Any, now: Any) -> tuple[Any, None]:
         mean, squares = moments
-        count, k_probe = now
-        v = jax.random.rademacher(k_probe, (H.size,), H.dtype)
+        count, k_sample = now
+        v = jax.random.rademacher(k_sample, (H.size,), H.dtype)
         x = sample_fn(v, H.apply(v))
         new_mean = mean + (x - mean) / count
         return (new_mean, squares + (x - mean) * (x - new_mean)), None

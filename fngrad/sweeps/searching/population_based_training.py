@@ -1,10 +1,10 @@
 r"""Population based training as one pure function.
 
 A *population* of N members trains in rounds. Between two rounds every member in the
-bottom quantile takes over the whole state and the hyperparameters of a member of the
-top quantile, drawn at random (*exploit*), and changes the hyperparameters (*explore*).
-So one run finds a schedule of hyperparameters, not only a value. Which member's state
-each one began a round with is recorded: following it backwards gives a *lineage*.
+bottom quantile copies the whole state and the hyperparameters of a random member of the
+top quantile (*exploit*) and perturbs the hyperparameters (*explore*). So one run finds
+a schedule of hyperparameters, not only a value. The member whose state each one copied
+is recorded, round by round; following these records backwards gives the *lineage*.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,21 +25,21 @@ Range = tuple[float, float]
 
 
 class Population(NamedTuple):
-    """What became of N members in R rounds."""
+    """The results of N members in R rounds."""
 
     state: Any  # leaves (N, ...), at the end of the last round
-    points: Any  # hyperparameters in force in each round, leaves (R, N)
+    points: Any  # hyperparameters used in each round, leaves (R, N)
     scores: jax.Array  # at the end of each round, (R, N)
-    parents: jax.Array  # int32, (R, N): whose state a member began the round with
+    parents: jax.Array  # int32, (R, N): whose state a member started the round with
     history: dict[str, jax.Array]  # of the training, (R, N, ...)
 
 
 class _Settings(NamedTuple):
     count: int  # members replaced after a round
     factors: tuple[float, float]
-    resample: float
+    resample: float  # a probability
     ranges: dict[Path, Range]
-    mode: str
+    mode: str  # "min" or "max"
 
 
 def population_based_training(
@@ -57,49 +57,49 @@ def population_based_training(
     ranges: Mapping[Path, Range] | None = None,
     resample: float = 0.0,
 ) -> Population:
-    """Train a population that copies its best and varies their hyperparameters.
+    """Train a population that copies its best and perturbs their hyperparameters.
 
-    It is pure: jit it, or vmap it over ``key``. Under jit pass ``args`` as arguments
-    of the jitted function. After each round but the last, members whose rank is in
-    the bottom quantile, and all whose score is not finite, are replaced; where no
-    score is finite nobody is. All others keep state and hyperparameters bit for bit.
-    A copied state is the parent's whole state, its key too, so parent and child see
+    The function is pure: jit it, or vmap it over ``key``. Under jit pass ``args`` as
+    arguments of the jitted function. After each round but the last, the members in the
+    bottom quantile, and all whose score is not finite, are replaced; if no score is
+    finite, no one is replaced. All others keep state and hyperparameters bit for bit.
+    A copy takes the parent's whole state, including its key, so parent and child see
     the same batches from then on.
 
     Args:
         init_fn: ``init_fn(point, key, *args) -> state``; each member has its own key.
         advance_fn: ``advance_fn(point, state, num_steps, *args) -> (state, history)``,
             pure, ``num_steps`` a Python int: usually `fngrad.run` with an optimizer
-            made of the point, whose state has the same form for every point.
-        points: first hyperparameters, a pytree of float arrays of shape (N,), N >= 2.
+            made from the point, whose state has the same structure for every point.
+        points: initial hyperparameters, a pytree of float arrays of shape (N,), N >= 2.
         key: a typed key or an int.
-        rounds: how often the population trains, >= 1.
+        rounds: the number of rounds, >= 1.
         steps_per_round: steps of each round, >= 1.
-        args: data, passed on.
+        args: data, passed to both functions.
         metric: a name in the history, of which the last value counts, and "min" or
-            "max"; or a name that tells, see `fngrad.metrics.directions`.
-        quantile: of the members to replace, and of those to copy, in (0, 0.5]; at
-            least one.
-        factors: by one of the two, chosen by chance, a hyperparameter is multiplied;
-            so one that is 0 stays 0, and none changes its sign.
-        ranges: hyperparameter's path -> (low, high), within which it stays.
-        resample: the chance that a hyperparameter is drawn anew from its range
-            instead, uniformly in its logarithm where ``low > 0``; in [0, 1].
+            "max"; or a name that implies one, see `fngrad.metrics.directions`.
+        quantile: the share of members to replace, and of those to copy, in (0, 0.5];
+            at least one member each.
+        factors: a hyperparameter is multiplied by one of the two, chosen at random; so
+            a 0 stays 0, and signs do not change.
+        ranges: hyperparameter's path -> (low, high), to which its values are clipped.
+        resample: the probability that a hyperparameter is instead drawn from its
+            range, log-uniformly if ``low > 0``; in [0, 1].
 
     Returns:
-        The population: last states, and what each member was in each round.
+        The final states, and the hyperparameters, scores and parents in each round.
 
     Raises:
-        TypeError: a hyperparameter is not floating, or ``advance_fn`` returns another
-            form.
-        ValueError: shapes of points that differ, fewer than two members, a point that
-            is not finite, an argument out of its range, a range of an unknown
-            hyperparameter, or of none where ``resample > 0``, a point outside its
-            range, an unknown metric, or one of the test data.
+        TypeError: if a hyperparameter is not floating, or ``advance_fn`` does not
+            return (state, history).
+        ValueError: if shapes of points differ, there are fewer than two members, a
+            point is not finite or outside its range, an argument is out of range, a
+            range belongs to no hyperparameter, a range is missing with
+            ``resample > 0``, or the metric is unknown or one of the test data.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from fngrad.sweeps.searching.population import population_based_training
+        >>> from fngrad.sweeps import population_based_training
         >>> def advance(point, x, num_steps):
         ...     x = x * (1 - point["rate"]) ** num_steps
         ...     return x, {"loss": x**2}
@@ -115,15 +115,22 @@ def population_based_training(
     References:
         M. Jaderberg et al., "Population Based Training of Neural Networks", 2017,
         https://arxiv.org/abs/1711.09846, algorithm 1 with truncation selection.
-        Differs from it in: members train in step, round by round; scores are
-        compared after every round; factors are 0.8 and 1.25, which undo each other.
+        Differs from it in: members train synchronously, round by round; scores are
+        compared after every round; the factors 0.8 and 1.25 are reciprocal.
     """
     points = jax.tree.map(jnp.asarray, points)
     size = _check_points(points)
     rounds = numerics.check_count("rounds", rounds, 1)
     steps_per_round = numerics.check_count("steps_per_round", steps_per_round, 1)
     metric = selecting(metric)
-    settings = _settings(points, size, metric, quantile, factors, ranges, resample)
+    settings = _settings(
+        points,
+        metric,
+        quantile=quantile,
+        factors=factors,
+        ranges=ranges,
+        resample=resample,
+    )
     k_init, k_rounds = jax.random.split(numerics.key(key))
     state = jax.vmap(lambda point, k: init_fn(point, k, *args))(
         points, jax.random.split(k_init, size)
@@ -149,17 +156,19 @@ def population_based_training(
     (state, _, _), (points, scores, parents, history) = jax.lax.scan(
         one_round, (state, points, unscored), jnp.arange(rounds)
     )
-    return Population(state, points, scores, parents, history)
+    return Population(
+        state=state, points=points, scores=scores, parents=parents, history=history
+    )
 
 
 def check_outputs(outputs: Any) -> tuple[Any, dict[str, jax.Array]]:
-    """Return what ``advance_fn`` gave, if it is (state, history).
+    """Check that ``advance_fn`` returned (state, history), and return it.
 
     Args:
         outputs: of one member.
 
     Raises:
-        TypeError: it is not.
+        TypeError: if it did not.
     """
     is_pair = isinstance(outputs, tuple) and len(outputs) == 2
     if not is_pair or not isinstance(outputs[1], dict):
@@ -172,11 +181,11 @@ def check_outputs(outputs: Any) -> tuple[Any, dict[str, jax.Array]]:
 
 
 def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.Array:
-    """Return whose state each member takes over: its own, or one of the best's.
+    """Return whose state each member continues with: its own or one of the best's.
 
     The ``count`` worst members, and all whose score is not finite, draw from the
-    ``count`` best that are finite; equal scores rank by number. A member that is
-    among the best itself stays.
+    ``count`` best finite ones; equal scores rank by number. The best members are never
+    replaced.
 
     Args:
         key: typed.
@@ -189,7 +198,7 @@ def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.A
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from fngrad.sweeps.searching.population import exploit
+        >>> from fngrad.sweeps.searching.population_based_training import exploit
         >>> print(exploit(jax.random.key(0), jnp.array([3.0, 1.0, 2.0, jnp.nan]), 1))
         [0 1 2 1]
     """
@@ -207,22 +216,23 @@ def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.A
 
 
 def lineage(parents: Any, member: int) -> np.ndarray:
-    """Return whose state the last state of a member was in each round.
+    """Return the ancestors of a member's final state, one per round.
 
-    The hyperparameters that made it are ``points[r, lineage[r]]`` for each round r.
+    That state was trained with the hyperparameters ``points[r, lineage[r]]``, round by
+    round.
 
     Args:
-        parents: int, shape (R, N), as `Population` has them.
+        parents: int, shape (R, N), see `Population`.
         member: a number in [0, N).
 
     Returns:
         int, shape (R,); the last entry is ``member``.
 
     Raises:
-        ValueError: no such member.
+        ValueError: if there is no such member.
 
     Example:
-        >>> from fngrad.sweeps.searching.population import lineage
+        >>> from fngrad.sweeps.searching.population_based_training import lineage
         >>> print(lineage([[0, 1, 2], [0, 0, 2], [0, 1, 1]], 2))
         [0 1 2]
     """
@@ -236,7 +246,7 @@ def lineage(parents: Any, member: int) -> np.ndarray:
 
 
 def _explore(key: Key, points: Any, settings: _Settings) -> Any:
-    """Multiply every hyperparameter by a factor, or draw it anew, within its range."""
+    """Multiply every hyperparameter by a factor, or draw it again, within its range."""
     varied = {}
     for number, (path, x) in enumerate(tree.leaf_paths(points).items()):
         k_factor, k_new, k_which = jax.random.split(jax.random.fold_in(key, number), 3)
@@ -245,9 +255,8 @@ def _explore(key: Key, points: Any, settings: _Settings) -> Any:
         value = x * jnp.where(up, large, small)
         if path in settings.ranges:
             low, high = settings.ranges[path]
-            anew = _draw(k_new, x, low, high)
-            is_anew = jax.random.bernoulli(k_which, settings.resample, x.shape)
-            value = jnp.where(is_anew, anew, value)
+            is_drawn = jax.random.bernoulli(k_which, settings.resample, x.shape)
+            value = jnp.where(is_drawn, _draw(k_new, x, low, high), value)
             bounds = (jnp.asarray(limit, x.dtype) for limit in (low, high))
             value = jnp.clip(value, *bounds)
         varied[path] = value
@@ -295,8 +304,8 @@ def _check_points(points: Any) -> int:
 
 def _settings(
     points: Any,
-    size: int,
     metric: Directed,
+    *,
     quantile: float,
     factors: tuple[float, float],
     ranges: Mapping[Path, Range] | None,
@@ -313,8 +322,14 @@ def _settings(
     missing = sorted(leaves.keys() - ranges.keys())
     if resample and missing:
         raise ValueError(f"need a range for {missing}, got {resample=}")
-    count = max(int(quantile * size), 1)
-    return _Settings(count, factors, resample, ranges, metric[1])
+    size = len(next(iter(leaves.values())))
+    return _Settings(
+        count=max(int(quantile * size), 1),
+        factors=factors,
+        resample=resample,
+        ranges=ranges,
+        mode=metric[1],
+    )
 
 
 def _check_range(path: Path, limits: Range, leaves: dict[Path, Any]) -> None:

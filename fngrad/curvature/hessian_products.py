@@ -1,12 +1,11 @@
-r"""Products with the Hessian, without the Hessian.
+r"""Products with the Hessian, without building the Hessian.
 
-Everything about the curvature of $f$ at some parameters follows from products
-$H v = \nabla^2 f\,v$, each of which costs about two gradients and no more memory.
+All functions of this package derive the curvature of $f$ from products
+$H v = \nabla^2 f\,v$, each of which costs about two gradients and no extra memory.
 
-So all that is asked of the curvature is asked of a function ``f(params, *args)`` with
-a scalar value, and another matrix is another function: the mean over many batches is
-`over` ``(f)``, and the Hessian of `gauss_newton` ``(model_fn, loss_fn)`` is the
-Gauss-Newton matrix.
+They take a function ``f(params, *args)`` with a scalar value. Other matrices are the
+Hessians of other functions: `over` ``(f)`` is the mean over many batches, and the
+Hessian of `gauss_newton` ``(model_fn, loss_fn)`` is the Gauss-Newton matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +24,10 @@ ScalarFn = Callable[..., jax.Array]  # (params, *args) -> shape ()
 
 
 class FlatHessian(NamedTuple):
-    """The Hessian as a map between vectors; the leaves are laid end to end."""
+    """The Hessian as a map between raveled parameters."""
 
     apply: Callable[[jax.Array], jax.Array]  # (n,) -> (n,)
-    size: int  # n, how many parameters
+    size: int  # n, the number of parameters
     dtype: Any
     unravel: Callable[[jax.Array], Params]  # from (n,) to a tree like the parameters
 
@@ -47,7 +46,7 @@ def hvp(f: ScalarFn, params: Params, *args: Any) -> Callable[[Params], Params]:
         A function between trees with the structure, shapes and dtypes of ``params``.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
+        TypeError: if the value of ``f`` is not one float.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,7 +83,7 @@ def gauss_newton(model_fn: Callable[..., Any], loss_fn: ScalarFn) -> ScalarFn:
         loss_fn: ``(outputs, *args)`` to a scalar.
 
     Returns:
-        ``(params, *args)`` to the scalar loss, for any function of this package.
+        ``(params, *args)`` to the scalar loss, usable in any function of this package.
 
     Example:
         >>> import jax.numpy as jnp
@@ -122,7 +121,7 @@ def ggn_vp(
         A function between trees like ``params``; see `gauss_newton`.
 
     Raises:
-        TypeError: the loss is not one float.
+        TypeError: if the loss is not one float.
     """
     return hvp(gauss_newton(model_fn, loss_fn), params, *args)
 
@@ -133,20 +132,20 @@ def over(f: ScalarFn, weight_fn: Callable[[Batch], Scalar] | None = None) -> Sca
     $$F(w, (b_1, \dots, b_k)) = \frac{\sum_i n_i\,f(w, b_i)}{\sum_i n_i}$$
 
     If ``f`` is a mean over the examples of a batch, this is exactly the mean over all
-    examples, also where batches differ in size. Batches are taken one after another
-    and recomputed for the backward pass, so the memory is that of one batch.
+    examples, even if batches differ in size. Batches are processed one after another
+    and recomputed in the backward pass, so the memory is that of one batch.
 
     Args:
         f: ``(params, batch, *args)`` to a scalar.
-        weight_fn: $n_i$, from a batch to a number; by default its count of examples,
-            the first axis of its leaves. The count of unmasked tokens is another.
+        weight_fn: $n_i$, from a batch to a number, such as its unmasked tokens; by
+            default the number of examples, the first axis of its leaves.
 
     Returns:
         ``(params, batches, *args)`` to a scalar, for a sequence of batches. Batches of
-        one shape are compiled once.
+        equal shapes are compiled once.
 
     Raises:
-        ValueError: no batches.
+        ValueError: if there are no batches.
 
     Example:
         >>> import jax.numpy as jnp
@@ -161,7 +160,7 @@ def over(f: ScalarFn, weight_fn: Callable[[Batch], Scalar] | None = None) -> Sca
         if len(batches) == 0:
             raise ValueError("need at least one batch, got none")
 
-        # The scan sums values and gradients over the batches: wide outside of it.
+        # The scan sums values and gradients over the batches, so these must be wide.
         params = jax.tree.map(jnp.asarray, params)
         wide = tree.widen(params)
 
@@ -187,10 +186,10 @@ def over(f: ScalarFn, weight_fn: Callable[[Batch], Scalar] | None = None) -> Sca
 
 
 def flat_hessian(f: ScalarFn, params: Params, *args: Any) -> FlatHessian:
-    """Return the Hessian as a map between vectors, in at least float32.
+    """Return the Hessian as a map between vectors, in float32 or wider.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
+        TypeError: if the value of ``f`` is not one float.
     """
     wide = tree.widen(params)
     flat, unravel = ravel_pytree(wide)
@@ -203,18 +202,18 @@ def flat_hessian(f: ScalarFn, params: Params, *args: Any) -> FlatHessian:
 
 
 def hessian(f: ScalarFn, params: Params, *args: Any) -> jax.Array:
-    r"""Return the Hessian as a matrix, one product a column.
+    r"""Return the Hessian as a matrix, with one product per column.
 
     Args:
         f: ``(params, *args)`` to a scalar.
         params: real arrays with n entries in all, a few thousand at most.
 
     Returns:
-        Shape (n, n), exactly symmetric, in at least float32; the leaves of ``params``
-        are laid end to end.
+        Shape (n, n), exactly symmetric, in float32 or wider, for the raveled
+        ``params``.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
+        TypeError: if the value of ``f`` is not one float.
     """
     H = flat_hessian(f, params, *args)
     columns = lax.map(H.apply, jnp.eye(H.size, dtype=H.dtype))
@@ -232,7 +231,7 @@ def _count_examples(batch: Batch) -> int:
 
 
 def _stacks(batches: Sequence[Batch]) -> list[Batch]:
-    """Put batches of one form together, along a new first axis."""
+    """Stack batches of equal structure and shapes along a new first axis."""
     groups: dict[Any, list[Batch]] = {}
     for batch in batches:
         leaves, structure = jax.tree.flatten(batch)

@@ -1,10 +1,11 @@
-"""How wide the blocks of a sweep are.
+"""The width of a sweep's blocks: modes, memory, cores.
 
-``map`` trains one lane after the other and ``vmap`` all at once; a number is in
-between, blocks of so many lanes. On an accelerator the widest block that fits is the
-best. On a CPU it depends on the model: in a wide block a small model shares what each
-operation costs, a large one falls out of the caches. Compiling does not: it takes about
-as long for every width (`fngrad.sweeps.running.program.BATCHED_OPTIONS`).
+``map`` trains one lane at a time, ``vmap`` all at once, and a number is the width of
+the blocks in between. On an accelerator the widest block that fits in memory is best.
+On a CPU it depends on the model: a wide block spreads the overhead of each operation
+over the lanes of a small model, but those of a large one do not fit in the caches. The
+time to compile hardly depends on the width
+(`fngrad.sweeps.running.program.BATCHED_OPTIONS`).
 """
 
 import os
@@ -15,30 +16,30 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 
 import fngrad.numerics as numerics
-from fngrad.sweeps.running.probes import heaviest_loop
 from fngrad.sweeps.running.program import Block, Lanes, compile_block
+from fngrad.sweeps.running.width_timing import heaviest_loop
 
 Mode: TypeAlias = Literal["auto", "vmap", "map"] | int
 
 CPU_WIDTHS = (2, 64)
-# Of what a block's lanes carry. Six perceptrons that carry 264 bytes to 3.6 MB took at
-# most 9 % longer so than in the best of 1, 2, 4, ... 64 lanes.
+# What a block's lanes carry from step to step. With it six perceptrons that carry 264
+# bytes to 3.6 MB took at most 9 % longer than with the best of 1, 2, 4, ... 64 lanes.
 CPU_BYTES = 2**20
-MEMORY_SHARE = 0.5  # of what is free, for a block
+MEMORY_SHARE = 0.5  # of the free memory, for a block
 
 
 class Choice(NamedTuple):
-    """The width that was chosen, and why."""
+    """The chosen width, and the reason for it."""
 
     width: int  # lanes on each device
     reason: str
 
 
 def check_mode(mode: Any) -> None:
-    """Raise unless this is a mode.
+    """Check that this is a mode.
 
     Raises:
-        ValueError: it is not.
+        ValueError: if it is not.
     """
     if mode in ("auto", "vmap", "map"):
         return
@@ -50,10 +51,10 @@ def check_mode(mode: Any) -> None:
 
 
 def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
-    """Choose the width of the blocks, before anything is timed.
+    """Choose the width of the blocks before anything is timed.
 
     On a CPU "auto" takes as many lanes as carry about 1 MiB from step to step, 2 to
-    64 of them, but no more than leave each core a block.
+    64 of them, but few enough that each core gets a block.
     """
     share = -(-lanes.count // len(lanes.devices))
     if mode == "map":
@@ -73,10 +74,10 @@ def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
 
 
 def balanced(count: int, width: int) -> int:
-    """Return a width, at most ``width``, that leaves few lanes of blocks unused.
+    """Return a width, at most ``width``, that leaves little padding in the blocks.
 
     Example:
-        >>> from fngrad.sweeps.running.modes import balanced
+        >>> from fngrad.sweeps.running.block_width import balanced
         >>> balanced(33, 32), balanced(512, 32)
         (17, 32)
     """
@@ -84,16 +85,16 @@ def balanced(count: int, width: int) -> int:
 
 
 def fitting_block(lanes: Lanes, width: int) -> Block:
-    """Compile a block of this width, or of the next smaller one that fits in memory.
+    """Compile a block of this width, or of a smaller one that fits in memory.
 
-    A smaller one is said loudly: its lanes may be rounded otherwise.
+    A smaller width is announced by a warning, since its lanes may round differently.
     """
     block, budget = compile_block(lanes, width), memory_budget(lanes.devices)
     while block.bytes > budget and block.width > 1:
         smaller = max(1, min(block.width // 2, block.width * budget // block.bytes))
         warnings.warn(
             f"a block of {block.width} lanes needs {_gib(block.bytes)} of a device, "
-            f"{_gib(budget)} may be used: going on with {smaller} lanes",
+            f"{_gib(budget)} may be used: continuing with {smaller} lanes",
             stacklevel=4,
         )
         before = block.compile_seconds
@@ -103,10 +104,10 @@ def fitting_block(lanes: Lanes, width: int) -> Block:
 
 
 def blocks_at_once(devices: Sequence[Any]) -> int:
-    """Return how many blocks are trained at the same time.
+    """Return how many blocks are trained concurrently.
 
-    A program of small operations keeps one core of a CPU busy, so there it is one
-    block a core; several devices share a block instead.
+    A program of small operations keeps one core of a CPU busy, so on one CPU it is
+    one block per core. Several devices share a block instead.
     """
     is_one_cpu = len(devices) == 1 and devices[0].platform == "cpu"
     return cores() if is_one_cpu else 1
@@ -130,7 +131,7 @@ def memory_budget(devices: Sequence[Any]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out."""
+    """Return whether an error means that memory ran out."""
     text = str(error).lower()
     is_from_jax = isinstance(error, jax.errors.JaxRuntimeError)
     is_full = "resource_exhausted" in text or "out of memory" in text

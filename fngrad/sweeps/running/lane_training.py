@@ -1,4 +1,7 @@
-"""Lanes on their way: block after block, kept in chunks, in less memory if need be."""
+"""Train the lanes of one program, block by block, and save them in chunks.
+
+If memory runs out, training continues in narrower blocks.
+"""
 
 import contextlib
 import time
@@ -10,30 +13,38 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import fngrad.sweeps.running.modes as modes
 from fngrad.logging import ProgressBar
-from fngrad.sweeps.running.probes import try_widths
+from fngrad.sweeps.running.block_width import (
+    Choice,
+    Mode,
+    blocks_at_once,
+    choose,
+    fitting_block,
+    is_out_of_memory,
+    memory_budget,
+)
+from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.program import Block, Lanes, to_host
-from fngrad.sweeps.running.record import Record
 from fngrad.sweeps.running.storage import Folder
+from fngrad.sweeps.running.width_timing import try_widths
 
-TRIED_ROUNDS = 8  # of blocks trained at once; a shorter sweep tries no other width
-CHUNKS = 100  # files of a sweep, at most, where the caller does not say
+MIN_ROUNDS = 8  # of blocks trained at once; a shorter sweep tries no other width
+MAX_CHUNKS = 100  # files of a sweep, unless the caller sets the chunk's length
 
 
 class Training(NamedTuple):
-    """The lanes of one combination of static values, on their way."""
+    """The lanes of one combination of static values, partly trained."""
 
-    number: int
+    number: int  # of the combination
     lanes: Lanes
     jaxpr: Any  # of one lane
-    record: Record
+    collected: LaneOutputs
     folder: Folder | None
     bar: ProgressBar
     chunk: int | None
 
-    def run(self, mode: modes.Mode) -> dict[str, Any]:
-        """Train the lanes that are not there yet; return how."""
+    def run(self, mode: Mode) -> dict[str, Any]:
+        """Train the lanes that are not done yet; return how they were trained."""
         choice, is_open = self._choose(mode)
         how = {
             **choice._asdict(),
@@ -41,94 +52,94 @@ class Training(NamedTuple):
             "compile_seconds": 0.0,
         }
         width = choice.width
-        while not self.record.done.all():
-            block = modes.fitting_block(self.lanes, width)
+        while not self.collected.done.all():
+            block = fitting_block(self.lanes, width)
             how["compile_seconds"] += block.compile_seconds
             try:
                 if is_open:
                     block, is_open = self._fastest(block, how), False
                 how["width"] = block.width
-                self._note(how)
+                self._record(how)
                 self._run_blocks(block)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not modes.is_out_of_memory(error) or block.width == 1:
+                if not is_out_of_memory(error) or block.width == 1:
                     raise
                 width = block.width // 2
                 warnings.warn(
-                    f"out of memory in a block of {block.width} lanes: going on with "
-                    f"{width}, which may round otherwise; "
-                    f"{self.record.done.sum()} lanes are done",
+                    f"out of memory in a block of {block.width} lanes: continuing with "
+                    f"{width}, which may round differently; "
+                    f"{self.collected.done.sum()} lanes are done",
                     stacklevel=3,
                 )
         return how
 
-    def _choose(self, mode: modes.Mode) -> tuple[modes.Choice, bool]:
-        """Return the first choice, and whether another may turn out to be better."""
+    def _choose(self, mode: Mode) -> tuple[Choice, bool]:
+        """Return the first choice, and whether other widths should be timed."""
         recorded = self.folder.mode(self.number) if self.folder else None
         if recorded is None:
-            choice = modes.choose(mode, self.lanes, self.jaxpr)
+            choice = choose(mode, self.lanes, self.jaxpr)
             is_cpu = self.lanes.devices[0].platform == "cpu"
             return choice, mode == "auto" and is_cpu and self._is_long(choice.width)
         width = recorded["width"]
-        if mode != "auto" and modes.choose(mode, self.lanes, self.jaxpr).width != width:
+        if mode != "auto" and choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
-                f"need mode={width} or mode='auto' in a folder whose lanes were "
+                f"need mode={width} or mode='auto' with a folder whose lanes were "
                 f"trained in blocks of {width}, got {mode=}"
             )
-        return modes.Choice(width, "recorded in the folder"), False
+        return Choice(width, "recorded in the folder"), False
 
     def _is_long(self, width: int) -> bool:
-        """Say whether a first block that is trained alone costs next to nothing."""
-        rounds = self.lanes.count / (width * modes.blocks_at_once(self.lanes.devices))
-        return rounds >= TRIED_ROUNDS
+        """Return whether training the first block alone costs next to nothing."""
+        at_once = width * blocks_at_once(self.lanes.devices)
+        return self.lanes.count / at_once >= MIN_ROUNDS
 
     def _fastest(self, block: Block, how: dict[str, Any]) -> Block:
-        """Train the first block, and try other widths if the rest takes long."""
+        """Train the first block, and time other widths if the rest takes long."""
         begin = time.perf_counter()
         numbers = np.arange(block.lanes)
         outputs = to_host(block.run(np.minimum(numbers, self.lanes.count - 1)))
         blocks = -(-self.lanes.count // block.lanes)
         seconds = time.perf_counter() - begin
-        rest = seconds * (blocks - 1) / modes.blocks_at_once(self.lanes.devices)
-        budget = modes.memory_budget(self.lanes.devices)
-        trial = try_widths(self.lanes, self.jaxpr, block, rest, budget)
+        rest = seconds * (blocks - 1) / blocks_at_once(self.lanes.devices)
+        budget = memory_budget(self.lanes.devices)
+        trial = try_widths(self.lanes, self.jaxpr, block, seconds=rest, budget=budget)
         how["reason"] += f"; {trial.reason}"
         how["compile_seconds"] += trial.compile_seconds
         how["width"] = trial.width
         if trial.width != block.width:
-            block = modes.fitting_block(self.lanes, trial.width)
+            block = fitting_block(self.lanes, trial.width)
             how["compile_seconds"] += block.compile_seconds
             return block
         first = numbers[numbers < self.lanes.count]
-        self.record.put(first, outputs)
+        self.collected.put(first, outputs)
         self.bar.advance(len(first))
-        self._note(how)
-        self._keep(0, len(first))
+        self._record(how)
+        self._save(0, len(first))
         return block
 
     def _run_blocks(self, block: Block) -> None:
-        """Train what is not done; what is done is kept whatever happens."""
-        chunk = self.chunk or -(-self.lanes.count // CHUNKS)
+        """Train the remaining lanes; completed ones are saved whatever happens."""
+        chunk = self.chunk or -(-self.lanes.count // MAX_CHUNKS)
         begin = end = 0
         try:
             with contextlib.closing(self._outputs(block)) as blocks:
                 for numbers, outputs in blocks:
                     first, last = int(numbers[0]), int(numbers[-1]) + 1
                     if first != end:
-                        self._keep(begin, end)
+                        self._save(begin, end)
                         begin = first
-                    self.record.put(numbers, outputs)
+                    self.collected.put(numbers, outputs)
                     self.bar.advance(len(numbers))
                     end = last
                     if end - begin >= chunk:
-                        self._keep(begin, end)
+                        self._save(begin, end)
                         begin = end
         finally:
-            self._keep(begin, end)
+            self._save(begin, end)
 
     def _outputs(self, block: Block) -> Generator[tuple[np.ndarray, list[np.ndarray]]]:
-        """Yield lanes and outputs block after block; several are trained at once."""
-        count, done = self.lanes.count, self.record.done
+        """Yield lanes and outputs block by block; several blocks train concurrently."""
+        count, done = self.lanes.count, self.collected.done
         starts = range(0, count, block.lanes)
         blocks = [np.arange(first, min(first + block.lanes, count)) for first in starts]
         blocks = [numbers for numbers in blocks if not done[numbers].all()]
@@ -137,16 +148,16 @@ class Training(NamedTuple):
             padded = np.minimum(numbers[0] + np.arange(block.lanes), count - 1)
             return to_host(block.run(padded))
 
-        pool = ThreadPoolExecutor(modes.blocks_at_once(self.lanes.devices))
+        pool = ThreadPoolExecutor(blocks_at_once(self.lanes.devices))
         try:
             yield from zip(blocks, pool.map(train, blocks), strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _note(self, how: dict[str, Any]) -> None:
+    def _record(self, how: dict[str, Any]) -> None:
         if self.folder:
             self.folder.record_mode(self.number, how)
 
-    def _keep(self, begin: int, end: int) -> None:
+    def _save(self, begin: int, end: int) -> None:
         if self.folder and begin < end:
-            self.folder.save(self.number, begin, end, self.record)
+            self.folder.save(self.number, begin, end, self.collected)

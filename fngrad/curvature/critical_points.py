@@ -1,4 +1,4 @@
-"""What kind of point this is: a minimum, a saddle, or merely a flat place."""
+"""Classify a point: minimum, maximum, saddle, or merely a flat region."""
 
 from typing import Any, NamedTuple
 
@@ -8,12 +8,13 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.curvature.products import ScalarFn, hessian
+from fngrad.curvature.hessian_products import ScalarFn, hessian
+from fngrad.numerics.matrix_products import matmul
 from fngrad.types import Params
 
 
 class CriticalPoint(NamedTuple):
-    """What gradient and Hessian say about a point; every field has shape ()."""
+    """The gradient and the Hessian's spectrum at a point; every field has shape ()."""
 
     value: jax.Array  # f
     gradient_norm: jax.Array  # Euclidean; small at a critical point
@@ -26,12 +27,11 @@ class CriticalPoint(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The Hessian's verdict, once the values are known (not under jit).
+        """The kind of the point by its eigenvalues; needs concrete values (not jit).
 
-        "saddle": some directions go up and some down, whatever the others do.
-        "minimum" or "maximum": all go one way. "degenerate": the second order does
-        not decide, since some eigenvalues are zero and the others have one sign.
-        "undefined": the Hessian is not finite.
+        "saddle": both signs occur. "minimum" or "maximum": all eigenvalues have one
+        sign. "degenerate": some are zero and the others have one sign, so the second
+        order does not decide. "undefined": the Hessian is not finite.
         """
         if self.morse_index > 0 and self.positive > 0:
             return "saddle"
@@ -52,24 +52,24 @@ def critical_point(
     $$\frac{\|H g\|}{\|H\|\,\|g\|}$$
 
     is small: there $\|g\|$ is stationary because the gradient lies in the Hessian's
-    kernel, and not because it vanishes. Such points are *gradient-flat*, and their
-    index says nothing. Where the gradient is exactly zero the ratio is taken to be 1.
+    kernel, not because it vanishes. Such points are *gradient-flat*, and their index
+    is meaningless. If the gradient is exactly zero, the ratio is 1 by definition.
 
     Args:
         f: ``(params, *args)`` to a scalar.
-        params: real arrays with n entries in all. All eigenvalues are computed, by n
-            products, n**2 numbers of memory and n**3 operations: a few thousand
-            entries at most. For more, `spectral_density` estimates the index.
+        params: real arrays with n entries in all. All eigenvalues are computed, with n
+            products, n**2 numbers of memory and n**3 operations, so n may be a few
+            thousand at most. For more, `spectral_density` estimates the index.
         tolerance: eigenvalues within this share of the largest modulus count as
             zero. The default suits float32; float64 allows 1e-12.
 
     Returns:
         The counts and norms. Whether ``gradient_norm`` is small enough for a critical
-        point depends on the scale of ``f`` and is left to the caller.
+        point depends on the scale of ``f``; the caller decides.
 
     Raises:
-        TypeError: the value of ``f`` is not one float.
-        ValueError: a negative tolerance.
+        TypeError: if the value of ``f`` is not one float.
+        ValueError: if the tolerance is negative.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,17 +93,15 @@ def critical_point(
     H = hessian(f, wide, *args)
     eigenvalues = jnp.linalg.eigvalsh(H)
     size, length = jnp.max(jnp.abs(eigenvalues)), numerics.norm(g)
-    unit = numerics.divide(g, length)
-    image = numerics.norm(jnp.matmul(H, unit, precision="highest"))
-    flatness = numerics.divide(image, size)
+    image = numerics.norm(matmul(H, numerics.divide(g, length)))
     is_zero = jnp.abs(eigenvalues) <= tolerance * size
     return CriticalPoint(
-        value,
-        length,
-        jnp.where(length > 0, flatness, 1),
-        jnp.sum((eigenvalues < 0) & ~is_zero, dtype=jnp.int32),
-        jnp.sum(is_zero, dtype=jnp.int32),
-        jnp.sum((eigenvalues > 0) & ~is_zero, dtype=jnp.int32),
-        eigenvalues[0],
-        eigenvalues[-1],
+        value=value,
+        gradient_norm=length,
+        flatness=jnp.where(length > 0, numerics.divide(image, size), 1),
+        morse_index=jnp.sum((eigenvalues < 0) & ~is_zero, dtype=jnp.int32),
+        nullity=jnp.sum(is_zero, dtype=jnp.int32),
+        positive=jnp.sum((eigenvalues > 0) & ~is_zero, dtype=jnp.int32),
+        smallest=eigenvalues[0],
+        largest=eigenvalues[-1],
     )

@@ -1,4 +1,4 @@
-"""Pictures of landscapes and of the paths on them."""
+"""Plots of landscapes and of paths on them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from fngrad.programs.optional_imports import import_extra, literal
 
-POINTS = 200  # of a grid's side
+POINTS = 200  # of a grid, along each axis
 LEVELS = 24
 
 
@@ -27,17 +27,17 @@ def plot(
 ) -> Any:
     """Draw a function of one or two coordinates, with paths on it.
 
-    A path begins with a square and ends with a circle. With two coordinates levels are
-    even in the logarithm of the height over the lowest point seen; what is not finite
-    stays blank.
+    A path starts with a square and ends with a circle. With two coordinates the contour
+    levels are evenly spaced in the logarithm of the height above the lowest grid point;
+    values that are not finite are left blank.
 
     Args:
         f: a point of shape (1,) or (2,) -> a scalar.
-        paths: label -> points visited, shape (points, dimension), as `descend` gives;
-            a label is drawn as it is written.
+        paths: label -> points, shape (points, dimension), as from `descend`; a label
+            is drawn as it is written.
         lower, upper: the corners of the region.
         minima, saddles: points to mark.
-        title: stands above; it and the labels may be mathtext.
+        title: above the plot; it and the labels may be mathtext.
         labels: of the two axes.
         figure: a figure or subfigure to draw in; ``None`` makes one.
 
@@ -45,8 +45,8 @@ def plot(
         A matplotlib figure, which notebooks show; ``savefig`` writes it.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: the region has not one or two coordinates, or is empty.
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: if the region does not have one or two coordinates, or is empty.
     """
     low, high = (np.atleast_1d(np.asarray(c, float)) for c in (lower, upper))
     if low.shape not in ((1,), (2,)) or low.shape != high.shape or np.any(low >= high):
@@ -61,7 +61,7 @@ def plot(
     handles = draw(axis, f, paths or {}, low, high)
     marks = {"minimum": (minima, "*", "gold"), "saddle": (saddles, "X", "white")}
     for label, (points, marker, color) in marks.items():
-        xy = np.array([_on_picture(f, np.asarray(point)) for point in points])
+        xy = np.array([_on_plot(f, np.asarray(point)) for point in points])
         if len(xy):
             marked = axis.scatter(
                 *xy.T, marker=marker, s=110, c=color, ec="black", zorder=4
@@ -76,7 +76,7 @@ def plot(
     return figure
 
 
-def _on_picture(f: Callable[[jax.Array], jax.Array], point: np.ndarray) -> np.ndarray:
+def _on_plot(f: Callable[[jax.Array], jax.Array], point: np.ndarray) -> np.ndarray:
     if point.size == 2:
         return point
     return np.array([point[0], float(jax.jit(f)(jnp.asarray(point, jnp.float32)))])
@@ -85,7 +85,7 @@ def _on_picture(f: Callable[[jax.Array], jax.Array], point: np.ndarray) -> np.nd
 def _draw_curve(
     axis: Any, f: Any, paths: Any, low: Any, high: Any
 ) -> list[tuple[Any, str]]:
-    """Draw a function of one coordinate and paths; return these, with their labels."""
+    """Draw a function of one coordinate and paths; return these and their labels."""
     heights = jax.jit(jax.vmap(f))
     x = jnp.linspace(low[0], high[0], 4 * POINTS)
     axis.plot(x, heights(x[:, None]), color="0.6", zorder=1)
@@ -103,19 +103,17 @@ def _draw_curve(
 def _draw_contours(
     axis: Any, f: Any, paths: Any, low: Any, high: Any
 ) -> list[tuple[Any, str]]:
-    """Draw the levels of a function, and paths; return these, with their labels."""
+    """Draw the contours of a function and paths; return these and their labels."""
     x, y = (jnp.linspace(a, b, POINTS) for a, b in zip(low, high, strict=True))
     grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
     values = np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(grid))
-    # Values span many orders of magnitude: levels are even in the logarithm of the
-    # height over the lowest point seen.
     values = np.ma.masked_invalid(values)
     spread = values.max() - values.min()
     height = np.ma.log10(values - values.min() + 1e-3 * (spread or 1.0))
     filled = axis.contourf(x, y, height, LEVELS, cmap="Blues_r", alpha=0.8)
     axis.figure.colorbar(filled, ax=axis, label="log10 of the height, dark is low")
     axis.contour(x, y, height, LEVELS, colors="0.4", linewidths=0.3)
-    colors = [f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9)]  # blue is the ground
+    colors = [f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9)]  # blue is the background
     handles = []
     for i, (label, path) in enumerate(paths.items()):
         points = np.asarray(path)

@@ -1,8 +1,8 @@
-r"""How much the gradients of single examples differ.
+r"""Gradient noise: how much the gradients of single examples differ.
 
 With per-example gradients $g_i$ of mean $G$ and covariance $\Sigma$, the gradient of a
-batch of B examples has covariance $\Sigma / B$. The batch at which noise and signal
-are equal, $\operatorname{tr}\Sigma / |G|^2$, is the *noise scale*.
+batch of B examples has covariance $\Sigma / B$. The batch size at which noise equals
+signal, $\operatorname{tr}\Sigma / |G|^2$, is the *noise scale*.
 """
 
 from typing import Any, NamedTuple
@@ -13,16 +13,17 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import fngrad.tree as tree
-from fngrad.curvature.products import ScalarFn
+from fngrad.curvature.hessian_products import ScalarFn
+from fngrad.numerics.matrix_products import matmul
 from fngrad.types import Batch, Params
 
 
 class NoiseScale(NamedTuple):
-    """What `gradient_noise_scale` finds; every field has shape ()."""
+    """The result of `gradient_noise_scale`; every field has shape ()."""
 
     scale: jax.Array  # noise / signal, in examples
     noise: jax.Array  # tr Sigma, unbiased
-    signal: jax.Array  # |G|**2, unbiased: below 0 where the noise hides it
+    signal: jax.Array  # |G|**2, unbiased: may be below 0 if the noise dominates
 
 
 def gradient_noise_scale(
@@ -35,8 +36,8 @@ def gradient_noise_scale(
     $$S = \frac{1}{n - 1} \sum_i |g_i - \bar g|^2, \qquad
     |G|^2 \approx |\bar g|^2 - S / n, \qquad \mathcal{B} = S / |G|^2$$
 
-    $S$ and $|G|^2$ are unbiased; their ratio is only consistent. A batch much smaller
-    than $\mathcal{B}$ loses little per step of what its size saves.
+    $S$ and $|G|^2$ are unbiased; their ratio is only consistent. With batches much
+    smaller than $\mathcal{B}$ the progress per example is nearly the best possible.
 
     Args:
         f: ``(params, batch, *args)`` to the mean loss of a batch.
@@ -45,10 +46,11 @@ def gradient_noise_scale(
         chunk_size: how many examples are differentiated at a time.
 
     Returns:
-        The scale in examples, infinite where the signal is not positive.
+        The scale in examples, infinite if the signal is not positive.
 
     Raises:
-        ValueError: fewer than two examples, or arrays that disagree on how many.
+        ValueError: if there are fewer than two examples, or arrays differ in their
+            number.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -69,7 +71,8 @@ def gradient_noise_scale(
     mean = _gradient(f, params, batch, *args)
 
     def distance(example: Batch) -> jax.Array:
-        return tree.vdot(*[tree.sub(_alone(f, params, example, *args), mean)] * 2)
+        deviation = tree.sub(_alone(f, params, example, *args), mean)
+        return tree.vdot(deviation, deviation)
 
     noise = jnp.sum(lax.map(distance, batch, batch_size=chunk_size)) / (n - 1)
     signal = tree.vdot(mean, mean) - noise / n
@@ -90,12 +93,13 @@ def gradient_covariance(
         chunk_size: how many examples are differentiated at a time.
 
     Returns:
-        Shape (p, p), unbiased; divided by B, drawn with replacement, it is the
-        covariance of a batch's gradient, which `noise_floor` takes. All n gradients
-        are held at once.
+        Shape (p, p), unbiased. Divided by B it is the covariance of the gradient of B
+        examples drawn with replacement, for `noise_floor`. All n gradients are held in
+        memory.
 
     Raises:
-        ValueError: fewer than two examples, or arrays that disagree on how many.
+        ValueError: if there are fewer than two examples, or arrays differ in their
+            number.
     """
     n = _count_examples(batch)
 
@@ -104,7 +108,7 @@ def gradient_covariance(
 
     gradients = lax.map(flat, batch, batch_size=chunk_size)
     centered = gradients - jnp.mean(gradients, axis=0, keepdims=True)
-    return jnp.matmul(centered.T, centered, precision="highest") / (n - 1)
+    return matmul(centered.T, centered) / (n - 1)
 
 
 def _gradient(f: ScalarFn, params: Params, *args: Any) -> Params:

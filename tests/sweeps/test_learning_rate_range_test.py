@@ -1,4 +1,4 @@
-"""The learning rate range test, where theory knows the limit."""
+"""The learning rate range test, on a problem with a known stability limit."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_the_suggestion_is_below_the_stability_limit_and_within_a_decade(found):
     assert found.warnings == ()
 
 
-def test_rates_above_the_limit_are_marked_and_none_below(found):
+def test_exactly_the_rates_above_the_limit_are_marked(found):
     limit = 2 / CURVATURES.max()
     np.testing.assert_array_equal(found.diverges, found.rates > limit)
     assert found.divergence == found.rates[found.rates > limit][0]
@@ -63,7 +63,7 @@ def test_rates_are_evenly_spaced_in_their_logarithm(found):
     np.testing.assert_allclose(np.diff(np.log(found.rates), 2), 0, atol=1e-12)
 
 
-def test_a_range_that_misses_the_limit_is_doubted():
+def test_a_range_that_misses_the_limit_gives_warnings():
     (doubt,) = measure(high=0.01, num=5).warnings
     assert doubt == "the loss still falls at the largest rate, 0.01"
     (doubt,) = measure(low=0.3, high=1.0, num=9).warnings
@@ -79,12 +79,12 @@ def test_a_range_that_misses_the_limit_is_doubted():
         ({"num": 2}, "need an int num >= 3, got num=2"),
         ({"low": 0.0}, "need 0 < low < high, got low=0.0 high=10.0"),
         ({"high": np.inf}, "need 0 < low < high"),
-        ({"metric": "test/loss"}, "a choice by the test data spoils them"),
+        ({"metric": "test/loss"}, "selecting by the test data biases"),
         ({"metric": "accuracy"}, "accuracy"),
         ({"low": 1e15, "high": 1e20, "num": 3}, "lower low"),
     ],
 )
-def test_what_does_not_fit_is_said(change, message):
+def test_invalid_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         measure(**change)
 
@@ -97,7 +97,7 @@ def test_a_metric_without_a_curve_is_refused():
         learning_rate_range_test(last, num=3, keys=1)
 
 
-def test_the_picture_marks_the_suggestion_and_what_diverges(found):
+def test_the_figure_marks_the_suggestion_and_diverging_rates(found):
     pytest.importorskip("matplotlib")
     assert isinstance(found, RangeTest)
     figure = found.plot("training loss (nats)")

@@ -36,7 +36,7 @@ def split(batch, *cuts):
     ]
 
 
-def test_a_product_is_the_whole_hessians(net):
+def test_a_product_equals_that_of_the_dense_hessian(net):
     params, batch = net
     v = random_like(params, 2)
     found = jax.jit(lambda v: curvature.hvp(networks.loss, params, batch)(v))(v)
@@ -54,7 +54,7 @@ def test_products_are_symmetric(net):
     np.testing.assert_allclose(u @ apply(v), v @ apply(u), rtol=1e-12)
 
 
-def test_the_dense_hessian_is_automatic_differentiations(net):
+def test_the_dense_hessian_equals_that_of_jax(net):
     params, batch = net
     found = jax.jit(lambda p, b: curvature.hessian(networks.loss, p, b))(params, batch)
     expected = networks.dense_hessian(params, batch)
@@ -62,7 +62,7 @@ def test_the_dense_hessian_is_automatic_differentiations(net):
     np.testing.assert_array_equal(found, found.T)
 
 
-def test_gauss_newton_is_the_jacobians_product(net):
+def test_gauss_newton_is_the_product_of_jacobians(net):
     params, batch = net
     flat, unravel = ravel_pytree(params)
     J = jax.jit(jax.jacobian(lambda w: networks.logits(unravel(w), batch).ravel()))(
@@ -87,7 +87,7 @@ def test_gauss_newton_is_the_jacobians_product(net):
     assert np.linalg.eigvalsh(networks.dense_hessian(params, batch)).min() < -1e-3
 
 
-def test_the_linearised_loss_keeps_value_and_gradient(net):
+def test_the_linearised_loss_has_the_same_value_and_gradient(net):
     f = curvature.gauss_newton(networks.logits, networks.cross_entropy)
     found = jax.jit(jax.value_and_grad(f))(*net)
     expected = jax.jit(jax.value_and_grad(networks.loss))(*net)
@@ -97,7 +97,7 @@ def test_the_linearised_loss_keeps_value_and_gradient(net):
 
 
 @pytest.mark.parametrize("cuts", [(2, 4), (1, 2)], ids=str)
-def test_the_mean_over_ragged_batches_is_that_of_the_whole(net, cuts):
+def test_the_mean_over_unequal_batches_is_that_of_all_examples(net, cuts):
     params, batch = net
     f, batches = curvature.over(networks.loss), split(batch, *cuts)
     assert sum(len(b["y"]) for b in batches) == 7
@@ -109,7 +109,7 @@ def test_the_mean_over_ragged_batches_is_that_of_the_whole(net, cuts):
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-15)
 
 
-def test_gauss_newton_over_batches_is_that_of_the_whole(net):
+def test_gauss_newton_over_batches_is_that_of_all_examples(net):
     params, batch = net
     f = curvature.gauss_newton(networks.logits, networks.cross_entropy)
     v = random_like(params, 2)
@@ -118,7 +118,7 @@ def test_gauss_newton_over_batches_is_that_of_the_whole(net):
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-15)
 
 
-def test_batches_are_weighed_by_what_the_user_counts():
+def test_batches_are_weighted_by_the_users_weight_fn():
     def f(w, batch):
         return w * jnp.sum(batch["x"] * batch["mask"]) / jnp.sum(batch["mask"])
 
@@ -131,7 +131,7 @@ def test_batches_are_weighed_by_what_the_user_counts():
     np.testing.assert_allclose(curvature.over(f)(jnp.array(1.0), batches), 3.75)
 
 
-def test_narrow_parameters_are_widened(net):
+def test_low_precision_parameters_are_widened(net):
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), net[0])
     batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), net[1])
     hessian = jax.jit(lambda p: curvature.hessian(networks.loss, p, batch))
@@ -140,7 +140,7 @@ def test_narrow_parameters_are_widened(net):
     np.testing.assert_array_equal(hessian(params), hessian(wide))
 
 
-def test_a_function_of_many_values_is_refused():
+def test_a_function_with_a_vector_value_is_refused():
     with pytest.raises(TypeError, match="need a function whose value is one float"):
         curvature.hvp(lambda w: w, jnp.ones(2))
     with pytest.raises(TypeError, match="need a function whose value is one float"):

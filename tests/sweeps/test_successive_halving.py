@@ -54,7 +54,7 @@ def full():
     return sweep(train, grid(rate=RATES), SEEDS, args=(TARGET,), progress=False)
 
 
-def test_the_better_third_goes_on_and_the_best_point_wins(halved, full):
+def test_the_better_third_continues_and_the_best_point_wins(halved, full):
     np.testing.assert_array_equal(halved.reached, [0, 1, 1, 0, 2, 0, 0, 0, 0])
     np.testing.assert_array_equal(halved.survivors, [4])
     assert table(full).summary.best == 4
@@ -67,8 +67,8 @@ def test_steps_of_lanes_are_counted_exactly(halved):
     assert halved.full_lane_steps == SEEDS * 9 * 18
 
 
-def test_compute_really_shrinks():
-    """What is mapped over tells how many lanes each rung's program has."""
+def test_each_rung_trains_only_the_lanes_that_are_left():
+    """The size of the mapped axis is the number of lanes in a rung's program."""
     programs = []
 
     @jax.custom_batching.custom_vmap
@@ -90,7 +90,7 @@ def test_compute_really_shrinks():
     assert programs == [(9 * SEEDS, 2), (3 * SEEDS, 4), (SEEDS, 12)]
 
 
-def test_the_record_of_all_points_ends_where_they_were_dropped(halved):
+def test_the_history_of_a_point_ends_where_it_was_dropped(halved):
     losses = halved.history["loss"]
     assert losses.shape == (9, SEEDS, RUNGS[-1])
     trained = np.isfinite(losses).sum(axis=2)
@@ -103,7 +103,7 @@ def test_the_record_of_all_points_ends_where_they_were_dropped(halved):
     )
 
 
-def test_what_survives_trained_as_in_the_full_sweep(halved, full):
+def test_survivors_train_as_in_the_full_sweep(halved, full):
     alive = halved.survivors
     np.testing.assert_allclose(
         halved.final.notes["values"], full.notes["values"][alive], **ROUNDING
@@ -125,14 +125,14 @@ def test_chunks_change_nothing_but_rounding(halved):
 def test_diverged_points_are_dropped_before_any_other():
     rates = np.array([40.0, 1e20, 0.01, 1e25, 1e30, 1e22])
     found = halve(rates, factor=1.5)
-    # Four of six could go on; two have a finite loss, one of them to the end.
+    # Four of six could continue; two have a finite loss, one of them to the end.
     np.testing.assert_array_equal(found.reached, [2, 0, 2, 0, 0, 0])
     np.testing.assert_array_equal(found.final.diverged_at[1], -1)
     assert np.all(found.final.diverged_at[0] > RUNGS[1])
 
 
 def test_the_median_decides_before_the_number_of_diverged_lanes():
-    """The rate 0 is better in two seeds of three and lost in the third."""
+    """The rate 0 is better for two seeds of three and diverges for the third."""
     keys = jax.random.split(jax.random.key(0), 3)
     largest = jax.vmap(jax.random.uniform)(keys).max()
 
@@ -151,9 +151,9 @@ def test_the_median_decides_before_the_number_of_diverged_lanes():
     np.testing.assert_array_equal((found.diverged_at >= 0).sum(axis=1), [0, 1, 0])
 
 
-def test_when_lanes_diverged_is_recorded_for_all_points_in_steps_of_the_whole():
+def test_diverged_at_counts_steps_from_the_start_for_all_points():
     def counting(point, x, num_steps):
-        """Lose the rate 1 at step 3, the rate 2 at step 0, by the metric alone."""
+        """Make the metric of rate 1 NaN at step 3 and that of rate 2 at step 0."""
         lost = jnp.arange(num_steps) + x == jnp.array([99, 3, 0])[point["rate"]]
         curve = jnp.where(lost, jnp.nan, point["rate"].astype(jnp.float32))
         return x + num_steps, {"val/loss": curve}
@@ -166,14 +166,14 @@ def test_when_lanes_diverged_is_recorded_for_all_points_in_steps_of_the_whole():
     np.testing.assert_array_equal(found.final.diverged_at[:, 0], [-1, 3])
 
 
-def test_the_table_of_survivors_doubts_the_ends_of_all_points(halved):
+def test_the_table_of_survivors_warns_about_the_ends_of_all_points(halved):
     assert not any("tried" in line for line in table(halved.final).summary.warnings)
     left = halve(np.array([0.02, 0.5, 0.1, 0.2]))
     (doubt,) = [d for d in table(left.final).summary.warnings if "tried" in d]
     assert "the largest rate tried (0.5)" in doubt
 
 
-def test_equals_go_on_by_number_and_a_maximum_is_a_mirrored_minimum():
+def test_ties_go_to_the_first_points_and_max_mirrors_min():
     equal = halve(np.full(7, 0.3))
     np.testing.assert_array_equal(equal.reached, [2, 1, 1, 0, 0, 0, 0])
 
@@ -202,7 +202,7 @@ def test_keys_are_paired(halved):
     assert len(np.unique(shared[0])) == SEEDS
 
 
-def test_rungs_grow_by_the_factor_and_end_where_they_should():
+def test_rungs_grow_by_the_factor_and_end_at_high():
     assert rungs(10, 270) == (10, 30, 90, 270)
     assert rungs(100, 100) == (100,)
     assert rungs(1, 16, factor=2) == (1, 2, 4, 8, 16)
@@ -224,17 +224,17 @@ def test_rungs_grow_by_the_factor_and_end_where_they_should():
         ({"keys": 0}, "need an int keys >= 1"),
         ({"keys": jax.random.key(0)}, "need keys, a number of seeds or typed keys"),
         ({"keys": jnp.zeros((3, 2), jnp.uint32)}, r"got uint32\[3, 2\]"),
-        ({"metric": ("test/loss", "min")}, "a choice by the test data spoils them"),
+        ({"metric": ("test/loss", "min")}, "selecting by the test data biases"),
         ({"metric": ("accuracy", "max")}, "need a metric among .*got 'accuracy'"),
         ({"rates": np.full(3, 1e30)}, "got 9 lanes, all diverged"),
     ],
 )
-def test_what_does_not_fit_is_said(change, message):
+def test_invalid_arguments_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         halve(**change)
 
 
-def test_another_form_and_a_wide_metric_are_refused():
+def test_invalid_outputs_and_metrics_of_wrong_shape_are_refused():
     points = grid(rate=[0.1, 0.2])
     with pytest.raises(TypeError, match="history a dict of arrays by name, got"):
         successive_halving(

@@ -1,4 +1,4 @@
-"""What the lanes of one compiled training gave so far."""
+"""The outputs of the lanes that are done, on the host."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ import numpy as np
 from fngrad.sweeps.running.program import is_key
 
 
-class Record:
-    """Arrays for the outputs of all lanes, and which lanes are in them.
+class LaneOutputs:
+    """Arrays with the outputs of all lanes, and a mask of those that are done.
 
     Args:
         outputs: shapes and dtypes of one lane.
-        count: how many lanes there will be.
+        count: the number of lanes.
     """
 
     def __init__(self, outputs: Any, count: int):
@@ -31,14 +31,14 @@ class Record:
         self.done = np.zeros(count, bool)
 
     def put(self, lanes: np.ndarray, leaves: list[np.ndarray]) -> None:
-        """Take in the outputs of lanes; the rest of a padded block is left out."""
+        """Store the outputs of lanes; the padding of a block is dropped."""
         for whole, part in zip(self.leaves, leaves, strict=True):
             whole[lanes] = part[: len(lanes)]
         self.done[lanes] = True
 
-    def outputs(self, points: int, seeds: int) -> Any:
-        """Return (state, history) with leaves (P, S, ...): NumPy arrays, and keys."""
-        leaves = []
+    def by_point(self, seeds: int) -> Any:
+        """Return (state, history) with leaves (P, S, ...): NumPy arrays and keys."""
+        points, leaves = self.done.size // seeds, []
         for leaf, implementation in zip(
             self.leaves, self._implementations, strict=True
         ):

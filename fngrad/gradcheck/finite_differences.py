@@ -1,4 +1,4 @@
-r"""Slopes without autodiff: the naive gradient, and the complex step."""
+r"""Derivatives without autodiff: finite differences, and the complex step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.gradcheck.slopes import check_params, scalar_of
+from fngrad.gradcheck.directional_derivatives import check_params, scalar_of
 from fngrad.types import Params, Tree
 
 
@@ -21,30 +21,30 @@ def finite_difference_gradient(
     step: float = 1e-5,
     coordinates: Any = None,
 ) -> Any:
-    r"""Perturb one coordinate at a time: the naive gradient.
+    r"""Return the gradient by central differences, one coordinate at a time.
 
     $$\frac{\partial f}{\partial w_i} \approx
       \frac{f(w + h e_i) - f(w - h e_i)}{2 h}$$
 
-    Two evaluations for each coordinate, one after the other, and an error of about
-    $h^2$.
+    Each coordinate takes two evaluations, one coordinate after another; the error is
+    about $h^2$.
 
     Args:
         f: ``f(params, *args) -> loss`` or a tuple that begins with the loss.
         params: a tree of real float arrays.
-        args: handed on; floats are taken to float64.
+        args: passed to f; floats become float64.
         step: $h$, in units of the parameters.
         coordinates: which coordinates of the raveled tree to perturb, integers of
             shape (k,); ``None`` means all.
 
     Returns:
-        The gradient with the structure of params, in NumPy float64; with
-        ``coordinates`` an array of shape (k,), in their order.
+        The gradient with the structure of params, as NumPy float64 arrays; with
+        ``coordinates`` an array of shape (k,) in their order.
 
     Raises:
-        TypeError: a leaf is no real float array, f returns no real scalar, or
-            coordinates that are no integers.
-        ValueError: a step that is not positive, or a coordinate that is not there.
+        TypeError: if a leaf is not a real float array, f does not return a real scalar,
+            or coordinates are not integers.
+        ValueError: if the step is not positive, or a coordinate is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,8 +61,7 @@ def finite_difference_gradient(
         vector, restore = ravel_pytree(numerics.as_double(params))
         value = scalar_of(f)
         constants = numerics.as_double(args)
-        every = jnp.arange(vector.size)
-        chosen = every
+        chosen = jnp.arange(vector.size)
         if coordinates is not None:
             chosen = numerics.integers("coordinates", np.asarray(coordinates))
             _check_coordinates(np.asarray(chosen), vector.size)
@@ -77,31 +76,32 @@ def finite_difference_gradient(
             )
 
         result = slopes(vector, chosen, constants)
-        whole = restore(result) if coordinates is None else result
-        return jax.tree.map(np.asarray, whole)
+        gradient = restore(result) if coordinates is None else result
+        return jax.tree.map(np.asarray, gradient)
 
 
 def complex_step(
     f: Callable[..., Any], params: Tree, direction: Tree, *args: Any, h: float = 1e-30
 ) -> float:
-    r"""Return the slope along a direction by one complex evaluation.
+    r"""Return the slope along a direction from one evaluation at a complex point.
 
     $$\nabla f(w) \cdot v = \mathrm{Im}\, f(w + i h v) / h + O(h^2)$$
 
-    without any difference, hence without cancellation: exact to rounding. f must be
-    made of analytic functions of the parameters: no abs, max, conj, comparisons.
+    There is no difference, so no cancellation: the slope is exact to rounding. f must
+    be composed of analytic functions of the parameters: no abs, max, conj, comparisons.
 
     Args:
         f: ``f(params, *args) -> loss`` or a tuple that begins with the loss.
         params: a tree of real float arrays.
         direction: $v$, shaped like params.
-        args: handed on; floats are taken to float64.
+        args: passed to f; floats become float64.
         h: the imaginary step; it may be far below rounding.
 
     Raises:
-        TypeError: a leaf is no real float array, f returns no scalar, or a real one
-            for complex parameters, so somewhere it drops imaginary parts.
-        ValueError: a direction of another shape, or a step that is not positive.
+        TypeError: if a leaf is not a real float array, f does not return a scalar, or
+            it returns a real one for complex parameters because it drops imaginary
+            parts.
+        ValueError: if the direction has another shape, or the step is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,7 +118,7 @@ def complex_step(
     numerics.check_positive("h", h)
     check_params(params)
     _check_direction(params, direction)
-    # Real data meet complex parameters in f.
+    # f combines real data with complex parameters.
     with numerics.double_precision(), jax.numpy_dtype_promotion("standard"):
         w, v = numerics.as_double((params, direction))
         moved = jax.tree.map(lambda x, d: x + 1j * h * d, w, v)
