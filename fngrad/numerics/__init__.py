@@ -5,6 +5,7 @@ from fngrad.numerics.arithmetic import (
     divide,
     inverse_root,
     power,
+    power_or_one,
     square_root,
     two_sum,
 )
@@ -19,6 +20,7 @@ from fngrad.numerics.checks import (
     check_unmasked,
     integers,
 )
+from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
 from fngrad.numerics.hyperparameters import hyper, scaled
 from fngrad.numerics.norms import (
@@ -37,14 +39,12 @@ from fngrad.numerics.norms import (
 from fngrad.numerics.precision import as_double, double_precision
 from fngrad.numerics.seeds import check_seed, key
 from fngrad.numerics.softmax import exponentials, surprise
-from fngrad.numerics.steps import bias_correction, first_step, next_step
 
 __all__ = [
     "MAX_STEP",
     "MODES",
     "as_double",
     "as_int",
-    "bias_correction",
     "bounded",
     "check_count",
     "check_mode",
@@ -70,6 +70,7 @@ __all__ = [
     "norm",
     "power",
     "power_of_two_below",
+    "power_or_one",
     "root_of_squares",
     "rows",
     "saturated",

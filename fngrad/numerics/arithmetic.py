@@ -11,6 +11,11 @@ def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     return jnp.where(is_zero, 0, jnp.where(is_zero, 1, base) ** exponent)
 
 
+def power_or_one(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, 1 where the exponent is 0, with finite gradients."""
+    return jnp.where(exponent == 0, 1, power(base, exponent))
+
+
 def square_root(x: jax.Array) -> jax.Array:
     """Return the root, 0 with zero gradient where x is 0."""
     is_zero = x == 0

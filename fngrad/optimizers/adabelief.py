@@ -76,7 +76,7 @@ def scale_by_belief(
         nu = tree.average(beta_2, state.nu, surprise)
         raised = jax.tree.map(lambda v: v + extra.astype(v.dtype), nu)
         new_updates = divide_by_root(
-            look_ahead(mu, updates, beta_1, state.step, nesterov),
+            look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),
             remove_bias(raised, beta_2, state.step),
             inside=0.0,
             outside=numerics.hyper(eps, state.step),

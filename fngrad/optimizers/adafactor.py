@@ -17,8 +17,12 @@ from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
-from fngrad.transforms.momentum_buffers import ema
-from fngrad.transforms.scaling import scale, scale_by_learning_rate
+from fngrad.transforms.momentum_buffers import averaged
+from fngrad.transforms.scaling import (
+    check_learning_rate,
+    scale,
+    scale_by_learning_rate,
+)
 from fngrad.types import Hyper, Params, Scalar, Schedule, Selector, Updates
 
 
@@ -200,10 +204,9 @@ def adafactor(
         raise ValueError(f"need a weight_decay_rate to mask, got {mask=}")
     if learning_rate is None:
         learning_rate, relative_step = 1e-2, True
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_number("decay_offset", decay_offset, low=0.0)
     numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
     numerics.check_number("weight_decay_rate", weight_decay_rate)
     rate = _at_most_relative(learning_rate) if relative_step else learning_rate
     parts = [
@@ -222,8 +225,7 @@ def adafactor(
     parts.append(scale_by_learning_rate(rate, flip_sign=False))
     if multiply_by_parameter_scale:
         parts.append(scale_by_param_block_rms(min_scale))
-    if momentum is not None:
-        parts.append(ema(momentum, debias=False))
+    parts.extend(averaged(momentum))
     if weight_decay_rate is not None:
         parts.append(add_decayed_weights(weight_decay_rate, mask))
     return chain(*parts, scale(-1.0))

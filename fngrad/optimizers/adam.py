@@ -6,8 +6,8 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -73,7 +73,7 @@ def scale_by_adam(
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
         new_updates = divide_by_root(
-            look_ahead(mu, updates, beta_1, state.step, nesterov),
+            look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),
             remove_bias(nu, beta_2, state.step),
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),
@@ -128,10 +128,8 @@ def adam(
 
     References:
         Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
-        https://arxiv.org/abs/1412.6980. Dozat, Incorporating Nesterov momentum into
-        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Differs from
-        it in: $\hat\nu$ lacks the factor $\beta_2$ that Dozat's algorithm 2 has, and
-        $\beta_1$ is constant.
+        https://arxiv.org/abs/1412.6980. ``nesterov``: the paper of `nadam`, with
+        $\beta_1$ constant; $\hat\nu$ differs as there.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),

@@ -7,9 +7,14 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.moment_arithmetic import check_decay, full_moment, remove_bias
+from fngrad.transforms.decay import decaying
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    full_moment,
+    place_eps,
+    remove_bias,
+)
 from fngrad.types import Hyper, Params, Selector, Updates
 
 
@@ -58,8 +63,7 @@ def scale_by_adamax(
     ) -> tuple[Updates, ScaleByAdamaxState]:
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
-        epsilon = numerics.hyper(eps, state.step)
-        inside, outside = (epsilon, 0.0) if eps_in_max else (0.0, epsilon)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_max)
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
             size = jnp.abs(g) + jnp.asarray(inside, nu.dtype)
@@ -124,8 +128,8 @@ def adamax(
         [-0.002  0.002]
 
     References:
-        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 2,
-        https://arxiv.org/abs/1412.6980. Differs from it in: $\epsilon$ and decay.
+        Algorithm 2 of the paper cited in `adam`. Differs from it in: $\epsilon$ and
+        decay.
     """
     rule = scale_by_adamax(b1, b2, eps, eps_in_max=eps_in_max)
     return decaying(

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import proximal_decay
+from fngrad.transforms.decay import decaying, proximal_decay
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,

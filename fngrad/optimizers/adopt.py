@@ -88,7 +88,9 @@ def scale_by_adopt(
 
         mu = tree.average(beta_1, state.mu, normal)
         nu = tree.average(beta_2, state.nu, squares)
-        new_updates = look_ahead(mu, normal, beta_1, state.step, nesterov, debias=False)
+        new_updates = look_ahead(
+            mu, normal, beta_1, state.step, nesterov=nesterov, debias=False
+        )
         return new_updates, ScaleByAdoptState(numerics.next_step(state.step), mu, nu)
 
     return chain(Transform(init, update, name="scale_by_adopt"))

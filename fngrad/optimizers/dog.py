@@ -10,9 +10,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.averages import average_params
 from fngrad.transforms.core import Transform, chain, telling
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import divide_by_root, shrink
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
 InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
@@ -143,12 +142,9 @@ def dog(
     """
     numerics.check_number("averaging", averaging, low=0.0)
     average = () if averaging is None else (average_params(averaging),)
-    return chain(
-        add_decayed_weights(weight_decay, mask),
-        scale_by_dog(init_step, eps, layerwise=layerwise),
-        scale_by_learning_rate(learning_rate),
-        *average,
-    )
+    rule = scale_by_dog(init_step, eps, layerwise=layerwise)
+    descend = decaying(rule, learning_rate, weight_decay, mask, decoupled=False)
+    return chain(descend, *average)
 
 
 def _first_distance(init_step: InitStep, start: Params) -> jax.Array:

@@ -6,7 +6,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import add_weights
-from fngrad.transforms.momentum_buffers import trace
+from fngrad.transforms.momentum_buffers import traced
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.transforms.trust_ratio import (
     TrustRatios,
@@ -85,7 +85,7 @@ def lars(
     trust_coefficient: Hyper = 0.001,
     eps: Hyper = 0.0,
     trust_ratio_mask: Selector | None = None,
-    momentum: Hyper = 0.9,
+    momentum: Hyper | None = 0.9,
     nesterov: bool = False,
     *,
     separate_norms: bool = False,
@@ -113,8 +113,8 @@ def lars(
         eps: $\epsilon$ >= 0, in gradient units.
         trust_ratio_mask: which leaves have a trust ratio; ``None`` means all. Biases
             and the parameters of norms are often left out of both masks.
-        momentum: $\beta$ in [0, 1].
-        nesterov: whether to look ahead.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        nesterov: whether to look ahead; it needs a momentum.
         separate_norms: the first (optax) or the second form (the paper) of $\rho_t$.
 
     Raises:
@@ -135,7 +135,6 @@ def lars(
         in: ``separate_norms`` is off, as in optax; without decay it makes no
         difference.
     """
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
     return chain(
         scale_by_lars(
             weight_decay,
@@ -146,5 +145,5 @@ def lars(
             separate_norms=separate_norms,
         ),
         scale_by_learning_rate(learning_rate),
-        trace(momentum, nesterov),
+        *traced(momentum, nesterov),
     )

@@ -18,10 +18,9 @@ import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
 from fngrad.optimizers.adam import adamw
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.masking import masked
 from fngrad.transforms.moment_arithmetic import check_decay, look_ahead
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Path, Scalar, Selector, Updates
 
 Coefficients = Sequence[Scalar] | Sequence[Sequence[Scalar]] | jax.Array
@@ -168,7 +167,7 @@ def scale_by_muon(
         def direct(m: jax.Array, g: jax.Array) -> jax.Array:
             unit = _unit(m, g)
             m, g = m / unit, g / unit
-            m = look_ahead(m, g, decay, state.step, nesterov, debias)
+            m = look_ahead(m, g, decay, state.step, nesterov=nesterov, debias=debias)
             flat = m.reshape(math.prod(m.shape[:-1]), m.shape[-1])
             least = floor.astype(unit.dtype) / unit
             o = orthogonalize(flat, ns_coeffs, ns_steps, least, ns_dtype=ns_dtype)
@@ -212,9 +211,7 @@ def muon(
       \text{ of } \hat\mu_t = U \Sigma V^\top$$
     $$w_{t+1} = w_t - \alpha_t\,(s\,o_t + \lambda\,w_t)$$
 
-    With Nesterov's look-ahead
-    $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$. The
-    factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$, or
+    With ``nesterov`` $\hat\mu_t$ looks ahead, as in `adam`. The factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$, or
     $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
     rank a root mean square near $\rho$, and so Adam's scale. All other leaves go to
     `adamw`, which shares ``eps`` and ``nesterov``. The first and the last layer do
@@ -278,24 +275,20 @@ def muon(
     numerics.check_number("adam_learning_rate", adam_learning_rate, low=0.0)
     numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
     numerics.check_number("adam_weight_decay", adam_weight_decay)
-    decaying = mask
     if mask is not None and not isinstance(mask, str):
-        decaying = tree.selector_predicate(mask)  # a tree of all leaves fits no group
-    orthogonalized = chain(
-        scale_by_muon(
-            ns_coeffs,
-            ns_steps,
-            beta,
-            eps,
-            nesterov=nesterov,
-            debias=debias,
-            adaptive=adaptive,
-            consistent_rms=consistent_rms,
-            ns_dtype=ns_dtype,
-        ),
-        add_decayed_weights(weight_decay, decaying),
-        scale_by_learning_rate(learning_rate),
+        mask = tree.selector_predicate(mask)  # a tree of all leaves fits none
+    rule = scale_by_muon(
+        ns_coeffs,
+        ns_steps,
+        beta,
+        eps,
+        nesterov=nesterov,
+        debias=debias,
+        adaptive=adaptive,
+        consistent_rms=consistent_rms,
+        ns_dtype=ns_dtype,
     )
+    orthogonalized = decaying(rule, learning_rate, weight_decay, mask)
     rest = adamw(
         learning_rate if adam_learning_rate is None else adam_learning_rate,
         adam_b1,

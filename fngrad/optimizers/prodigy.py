@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.distance_estimates import (
+from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.decay import add_weights
+from fngrad.transforms.distance_estimates import (
     check_adam,
     check_multiplier,
     inner_product,
@@ -20,8 +22,6 @@ from fngrad.optimizers.distance_estimates import (
     limit_growth,
     scalar,
 )
-from fngrad.transforms.core import Transform, chain, telling
-from fngrad.transforms.decay import add_weights
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
     check_decay,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -94,7 +94,7 @@ def scale_by_radam(
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
-        mu_hat = look_ahead(mu, updates, beta_1, state.step, nesterov)
+        mu_hat = look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov)
         adaptive = divide_by_root(
             mu_hat,
             remove_bias(nu, beta_2, state.step),

@@ -15,9 +15,9 @@ from fngrad.transforms.moment_arithmetic import (
     place_eps,
     remove_bias,
     squarable,
+    weight_seen,
 )
-from fngrad.transforms.momentum_buffers import traced
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.momentum_buffers import descending
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 
@@ -137,9 +137,9 @@ def scale_by_stddev(
         beta = numerics.hyper(decay, state.step)
         before = after = jnp.ones_like(beta)
         if bias_correction:
-            after = numerics.bias_correction(beta, state.step)
+            after = weight_seen(beta, state.step)
             earlier = jnp.maximum(state.step, 1) - 1
-            weight = numerics.bias_correction(beta, earlier)
+            weight = weight_seen(beta, earlier)
             before = jnp.where(state.step == 0, 0, weight)
         gain = beta * (1 - beta) * before / after
         per_weight = numerics.divide(jnp.ones_like(beta), before)
@@ -224,8 +224,7 @@ def rmsprop(
         equations 38 to 41, https://arxiv.org/abs/1308.0850.
     """
     rule = scale_by_stddev if centered else scale_by_rms
-    normalize = rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
-    descend = scale_by_learning_rate(learning_rate)
-    accumulate = traced(momentum, nesterov)
-    parts = (descend, *accumulate) if learning_rate_first else (*accumulate, descend)
-    return chain(normalize, *parts)
+    return chain(
+        rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
+        *descending(learning_rate, momentum, nesterov, learning_rate_first),
+    )

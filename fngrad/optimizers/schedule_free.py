@@ -23,9 +23,9 @@ from fngrad.transforms.core import (
     unwrap,
     wrapping,
 )
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import add_decayed_weights, decaying
 from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Metrics, OptState, Params, Selector, Updates
 
 
@@ -89,7 +89,7 @@ def schedule_free(
         code. optax recovers $x$ from $y$ and $z$ by a division by $\beta$; here it is
         kept, which costs one copy of the parameters and holds at $\beta = 0$ too.
     """
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     check_decay("b1", b1, corrected=False)
     numerics.check_number("weight_lr_power", weight_lr_power, low=0.0)
     bare = unwrap(inner)
@@ -107,7 +107,9 @@ def schedule_free(
         steps, inner_state, told = run(bare, updates, state.inner, params)
         rate = numerics.hyper(learning_rate, state.step)
         highest = jnp.maximum(state.max_learning_rate, rate)
-        weight = _power(highest, numerics.hyper(weight_lr_power, state.step))
+        weight = numerics.power_or_one(
+            highest, numerics.hyper(weight_lr_power, state.step)
+        )
         weight_sum = state.weight_sum + weight
         share = numerics.divide(weight, weight_sum)
         learned = learned_leaves(bare, params)
@@ -217,11 +219,8 @@ def schedule_free_adamw(
     """
     check_decay("b2", b2, corrected=True)
     rate = _warmed_up(learning_rate, warmup_steps)
-    inner = chain(
-        scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(rate),
-    )
+    rule = scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+    inner = decaying(rule, rate, weight_decay, mask)
     return schedule_free(inner, rate, b1, weight_lr_power)
 
 
@@ -229,7 +228,7 @@ def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
     if warmup_steps is None:
         return learning_rate
     warmup_steps = numerics.check_count("warmup_steps", warmup_steps, 1)
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
 
     def rate(step: jax.Array) -> jax.Array:
         peak = numerics.hyper(learning_rate, step)
@@ -237,8 +236,3 @@ def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
         return peak * jnp.minimum(begun, 1)
 
     return rate
-
-
-def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Return base ** exponent, 1 where both are 0, with finite gradients."""
-    return jnp.where(exponent == 0, 1, numerics.power(base, exponent))

@@ -1,8 +1,7 @@
 """Gradient descent and its momentum."""
 
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.momentum_buffers import traced
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.momentum_buffers import descending
 from fngrad.types import Hyper
 
 
@@ -54,10 +53,7 @@ def sgd(
         learning rate stays outside the buffer by default, and the look-ahead is
         written for the parameters at which the gradient was taken.
     """
-    descend = scale_by_learning_rate(learning_rate)
-    accumulate = traced(momentum, nesterov)
-    parts = (descend, *accumulate) if learning_rate_first else (*accumulate, descend)
-    return chain(*parts)
+    return chain(*descending(learning_rate, momentum, nesterov, learning_rate_first))
 
 
 def momentum(

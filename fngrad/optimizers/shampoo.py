@@ -13,14 +13,15 @@ from jax import lax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
     full_moment,
     largest_sum,
     shrunk_leaf,
+    weight_seen,
 )
 from fngrad.transforms.momentum_buffers import traced
 from fngrad.types import Hyper, Params, Selector, Updates
@@ -237,7 +238,7 @@ class _Weights(NamedTuple):
 def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:
     one = jnp.ones_like(decay)
     is_sum = decay == 1
-    seen = numerics.bias_correction(decay, step) if bias_correction else one
+    seen = weight_seen(decay, step) if bias_correction else one
     return _Weights(
         decay, jnp.where(is_sum, one, 1 - decay), jnp.where(is_sum, one, seen)
     )

@@ -13,7 +13,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
-from fngrad.transforms.momentum_buffers import ema
+from fngrad.transforms.momentum_buffers import averaged
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 
@@ -122,11 +122,11 @@ def sm3(
         SM3-II, https://arxiv.org/abs/1901.11150. Differs from it in: $\epsilon$, which
         is 0 there. Differs from optax's in: the momentum is a part of its own, `ema`.
     """
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
-    parts = [scale_by_sm3(eps, variant=variant)]
-    if momentum is not None:
-        parts.append(ema(momentum, debias=False))
-    return chain(*parts, scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_sm3(eps, variant=variant),
+        *averaged(momentum),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def _bound_shapes(x: jax.Array) -> list[tuple[int, ...]]:

@@ -9,8 +9,8 @@ from jax import lax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, gram, matmul
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain, telling
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 

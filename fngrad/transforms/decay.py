@@ -1,4 +1,4 @@
-"""Weight decay: beside the update, and as a proximal step."""
+"""Weight decay: decoupled, as L2 regularisation, and as a proximal step."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.scaling import check_learning_rate, scale_by_learning_rate
 from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
 
@@ -97,7 +98,7 @@ def proximal_decay(
         Zhuang et al., Understanding AdamW through proximal methods and scale-freeness,
         2022, https://arxiv.org/abs/2202.00089.
     """
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_number("weight_decay", weight_decay, low=0.0)
 
     def init(params: Params) -> ProximalDecayState:
@@ -133,3 +134,26 @@ def add_weights(
         return u + numerics.scaled(factor, w.astype(u.dtype)) if decays else u
 
     return jax.tree.map(add, tree.selected(mask, params), updates, params)
+
+
+def decaying(
+    rule: Transform,
+    learning_rate: Hyper,
+    weight_decay: Hyper,
+    mask: Selector | None,
+    *,
+    decoupled: bool = True,
+) -> Transform:
+    """Chain a rule, its weight decay and the learning rate.
+
+    Args:
+        rule: turns gradients into directions.
+        learning_rate: a number >= 0, a scalar array or tracer, or a schedule.
+        weight_decay: the multiple of the weights that is added.
+        mask: which leaves decay; ``None`` means all.
+        decoupled: whether it is added to the rule's direction, as in AdamW, or to the
+            gradient that the rule sees: L2 regularisation.
+    """
+    decay = add_decayed_weights(weight_decay, mask)
+    parts = (rule, decay) if decoupled else (decay, rule)
+    return chain(*parts, scale_by_learning_rate(learning_rate))

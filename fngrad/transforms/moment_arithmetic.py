@@ -2,9 +2,9 @@
 
 A *moment* is an average of the gradient (`mu`) or of its squared modulus (`nu`, real
 also for complex parameters, whose gradients are taken to be conjugated already, so
-that they point uphill). Averages begin at zero; what they lack at first is divided out
-by a *bias correction*. A scheduled decay is corrected for bias as if its present value
-had always held.
+that they point uphill). Averages begin at zero; a *bias correction* divides them by
+the weight they have seen. A scheduled decay is corrected for bias as if its present
+value had always held.
 
 A second moment cannot hold more than the largest float. A finite gradient whose square
 is beyond it counts as the largest one whose square is not, in every moment alike, so
@@ -99,9 +99,19 @@ def shrunk_leaf(g: jax.Array) -> jax.Array:
     return lax.cond(square <= largest_sum(square.dtype), lambda: g, shrunk)
 
 
+def weight_seen(decay: jax.Array, step: jax.Array) -> jax.Array:
+    r"""Return $1 - d^t$ with t = step + 1: the weight an EMA from zero has seen.
+
+    As ``-expm1(t log d)`` it is exact to 2e-7 in float32, where ``1 - d**t`` puts
+    Adam 3e-5 away from its float64 trajectory.
+    """
+    t = step.astype(decay.dtype) + 1  # step + 1 may not fit in int32
+    return -jnp.expm1(t * jnp.log(decay))
+
+
 def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
     """Divide by the weight that an average from zero has seen; finite stays finite."""
-    weight = numerics.bias_correction(decay, step)
+    weight = weight_seen(decay, step)
     return jax.tree.map(
         lambda m: numerics.bounded(m / weight.astype(m.dtype), m), moment
     )
@@ -112,13 +122,17 @@ def look_ahead(
     updates: Updates,
     decay: jax.Array,
     step: jax.Array,
+    *,
     nesterov: bool,
     debias: bool = True,
 ) -> Updates:
-    """Return an average, or with ``nesterov`` as it would be one step on.
+    r"""Return the debiased average, one step ahead with ``nesterov``.
 
-    The present update stands in for the next. With ``debias`` the average of that
-    many steps is corrected for its start at zero.
+    $$\hat\mu_t = \frac{\beta\,\mu_t}{1 - \beta^{t+1}}
+      + \frac{(1 - \beta)\,g_t}{1 - \beta^t}$$
+
+    Without ``debias`` both denominators are 1; without ``nesterov`` it is
+    $\mu_t / (1 - \beta^t)$.
     """
     if not debias:
         return tree.average(decay, mu, updates) if nesterov else mu
@@ -142,9 +156,9 @@ def divide_by_root(
     return jax.tree.map(divide, updates, squares)
 
 
-def place_eps(eps: jax.Array, eps_in_sqrt: bool) -> tuple[Scalar, Scalar]:
-    """Return what is added inside the root, and outside."""
-    return (eps, 0.0) if eps_in_sqrt else (0.0, eps)
+def place_eps(eps: jax.Array, is_inside: bool) -> tuple[Scalar, Scalar]:
+    """Return the epsilon inside the root or maximum, and the one outside."""
+    return (eps, 0.0) if is_inside else (0.0, eps)
 
 
 def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
@@ -160,5 +174,5 @@ def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
 
 def adam_correction(b1: jax.Array, b2: jax.Array, step: jax.Array) -> jax.Array:
     """Return what Adam's bias corrections come to as a factor of the step size."""
-    of_root = jnp.sqrt(numerics.bias_correction(b2, step))
-    return of_root / numerics.bias_correction(b1, step)
+    of_root = jnp.sqrt(weight_seen(b2, step))
+    return of_root / weight_seen(b1, step)

@@ -13,6 +13,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import check_decay, remove_bias
+from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -116,6 +117,42 @@ def traced(momentum: Hyper | None, nesterov: bool) -> tuple[Transform, ...]:
         return ()
     numerics.check_number("momentum", momentum, 0.0, 1.0)
     return (trace(momentum, nesterov),)
+
+
+def averaged(momentum: Hyper | None) -> tuple[Transform, ...]:
+    """Return the average that a recipe puts into its chain, none without a momentum.
+
+    Args:
+        momentum: in [0, 1]. ``None`` keeps no average; any number does, 0 too.
+
+    Raises:
+        ValueError: if the number is out of range.
+    """
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
+    return () if momentum is None else (ema(momentum, debias=False),)
+
+
+def descending(
+    learning_rate: Hyper,
+    momentum: Hyper | None,
+    nesterov: bool,
+    learning_rate_first: bool,
+) -> tuple[Transform, ...]:
+    """Return the trace and the learning rate that a recipe ends in.
+
+    Args:
+        learning_rate: a number >= 0, a scalar array or tracer, or a schedule.
+        momentum: see `traced`.
+        nesterov: see `traced`.
+        learning_rate_first: whether the learning rate scales what enters the trace, or
+            what leaves it.
+
+    Raises:
+        TypeError: if the learning rate is None.
+        ValueError: as for `traced`, or if the learning rate is negative.
+    """
+    parts = (*traced(momentum, nesterov), scale_by_learning_rate(learning_rate))
+    return parts[::-1] if learning_rate_first else parts
 
 
 def ema(decay: Hyper, debias: bool = True) -> Transform:
