@@ -41,8 +41,8 @@ def scale_by_belief(
 ) -> Transform:
     r"""Divide by the root of the averaged squared surprise: AdaBelief's direction.
 
-    The update is $u_t$ of `adabelief`, which has the equations and the paper. Where the
-    denominator is zero, the update is zero.
+    Returns $u_t$ of `adabelief`; see there for the equations and the reference. Where
+    the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -53,7 +53,7 @@ def scale_by_belief(
         accumulate_eps: the first or the second place of $\bar\epsilon$.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -120,7 +120,7 @@ def adabelief(
         accumulate_eps: the first or the second place of $\bar\epsilon$.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -31,7 +31,7 @@ class ScaleByAdadeltaState(NamedTuple):
 def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
     r"""Give gradients the size of the updates made before: Adadelta's direction.
 
-    The update is $u_t$ of `adadelta`, which has the equations and the paper.
+    Returns $u_t$ of `adadelta`; see there for the equations and the reference.
 
     Args:
         rho: $\rho$ in [0, 1].
@@ -39,7 +39,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
             parameters: the size of the first updates, which are all zero without it.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("rho", rho, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
@@ -100,7 +100,7 @@ def adadelta(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

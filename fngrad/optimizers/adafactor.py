@@ -54,7 +54,7 @@ def scale_by_factored_rms(
 ) -> Transform:
     r"""Divide by the root of a factored second moment: Adafactor's direction.
 
-    The update is $u_t$ of `adafactor`, which has the equations and the paper.
+    Returns $u_t$ of `adafactor`; see there for the equations and the reference.
 
     Args:
         factored: whether any leaf is factored.
@@ -68,7 +68,8 @@ def scale_by_factored_rms(
             matrix.
 
     Raises:
-        ValueError: a number out of range, or another word for ``factored_dims``.
+        ValueError: if a number is out of range, or ``factored_dims`` is neither of the
+            two.
     """
     if factored_dims not in ("largest", "last"):
         raise ValueError(
@@ -180,8 +181,8 @@ def adafactor(
         factored_dims: ``"largest"`` or ``"last"``, see `scale_by_factored_rms`.
 
     Raises:
-        ValueError: a number out of range; a mask without a decay; at ``init``, a glob
-            that selects no leaf.
+        ValueError: if a number is out of range, or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp

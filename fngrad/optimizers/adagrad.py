@@ -33,7 +33,7 @@ def scale_by_rss(
 ) -> Transform:
     r"""Divide by the root of the sum of squares: Adagrad's direction.
 
-    The update is $u_t$ of `adagrad`, which has the equations and the paper.
+    Returns $u_t$ of `adagrad`; see there for the equations and the reference.
 
     Args:
         initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
@@ -42,7 +42,7 @@ def scale_by_rss(
         eps_in_sqrt: the first or the second form.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
     """
     numerics.check_number(
         "initial_accumulator_value", initial_accumulator_value, low=0.0
@@ -94,7 +94,7 @@ def adagrad(
         eps_in_sqrt: the first or the second form of $u_t$.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     Example:
         >>> import jax.numpy as jnp

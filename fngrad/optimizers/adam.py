@@ -41,7 +41,7 @@ def scale_by_adam(
 ) -> Transform:
     r"""Divide the debiased average by the debiased root mean square: Adam's direction.
 
-    The update is $u_t$ of `adam`, which has the equations and the papers. Where the
+    Returns $u_t$ of `adam`; see there for the equations and the references. Where the
     denominator is zero, the update is zero; its gradient is finite there also without
     ``eps_root``.
 
@@ -53,7 +53,7 @@ def scale_by_adam(
         nesterov: whether to look ahead.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -115,7 +115,7 @@ def adam(
         nesterov: whether to look ahead (NAdam without its schedule of $\beta_1$).
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -170,7 +170,7 @@ def adamw(
         nesterov: whether to look ahead.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg

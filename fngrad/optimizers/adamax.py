@@ -38,8 +38,8 @@ def scale_by_adamax(
 ) -> Transform:
     r"""Divide the debiased average by a decayed maximum: Adamax's direction.
 
-    The update is $\hat\mu_t / \nu_t$ of `adamax`, which has the equations and the
-    paper. Where the denominator is zero, the update is zero.
+    Returns $\hat\mu_t / \nu_t$ of `adamax`; see there for the equations and the
+    reference. Where the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -48,7 +48,7 @@ def scale_by_adamax(
         eps_in_max: the first or the second place of $\epsilon$.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=False)
@@ -116,7 +116,7 @@ def adamax(
             is added to the gradient, as in PyTorch.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

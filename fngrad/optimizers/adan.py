@@ -42,7 +42,7 @@ def scale_by_adan(
 ) -> Transform:
     r"""Look ahead along the average change of the gradient: Adan's direction.
 
-    The update is $u_t$ of `adan`, which has the equations and the paper. Where the
+    Returns $u_t$ of `adan`; see there for the equations and the reference. Where the
     denominator is zero, the update is zero.
 
     Args:
@@ -53,7 +53,7 @@ def scale_by_adan(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     for name, decay in {"b1": b1, "b2": b2, "b3": b3}.items():
         check_decay(name, decay, corrected=True)
@@ -132,7 +132,7 @@ def adan(
         proximal: which decay.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

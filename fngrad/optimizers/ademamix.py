@@ -42,8 +42,8 @@ def scale_by_ademamix(
 ) -> Transform:
     r"""Add a multiple of a slow average to Adam's numerator: AdEMAMix's direction.
 
-    The update is $u_t$ of `ademamix`, which has the equations and the paper. Where the
-    denominator is zero, the update is zero.
+    Returns $u_t$ of `ademamix`; see there for the equations and the reference. Where
+    the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -54,7 +54,7 @@ def scale_by_ademamix(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=True)
@@ -126,7 +126,7 @@ def ademamix(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -162,7 +162,7 @@ def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Cur
         steps: $T$ >= 0; at 0 the schedule begins at its end.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg

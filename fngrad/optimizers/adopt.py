@@ -46,7 +46,7 @@ def scale_by_adopt(
 ) -> Transform:
     r"""Average gradients that the past second moment normalises: ADOPT's direction.
 
-    The update is $u_t$ of `adopt`, which has the equations and the paper. A complex
+    Returns $u_t$ of `adopt`; see there for the equations and the reference. A complex
     entry is clipped in modulus. Where the denominator is zero, $n_t$ is zero.
 
     Args:
@@ -58,7 +58,7 @@ def scale_by_adopt(
         clip_value_fn: $c$ >= 0, a schedule (or a number); step 0 is the first gradient.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -131,7 +131,7 @@ def adopt(
         clip_value_fn: $c$ >= 0, a schedule (or a number); step 0 is the first gradient.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -43,7 +43,7 @@ def scale_by_amsgrad(
 ) -> Transform:
     r"""Divide by the root of the largest second moment so far: AMSGrad's direction.
 
-    The update is $u_t$ of `amsgrad`, which has the equations and the paper. The state
+    Returns $u_t$ of `amsgrad`; see there for the equations and the reference. The state
     has the same structure for every ``debias``. Where the denominator is zero, the
     update is zero.
 
@@ -55,7 +55,8 @@ def scale_by_amsgrad(
         debias: which rule.
 
     Raises:
-        ValueError: a number out of range, or another rule.
+        ValueError: if a number is out of range, or ``debias`` is not one of the three
+            rules.
     """
     if debias not in DEBIAS:
         raise ValueError(f"need debias to be one of {DEBIAS}, got {debias=}")
@@ -132,7 +133,8 @@ def amsgrad(
         debias: which rule.
 
     Raises:
-        ValueError: a number out of range, or another rule.
+        ValueError: if a number is out of range, or ``debias`` is not one of the three
+            rules.
 
     Example:
         >>> import jax.numpy as jnp

@@ -72,8 +72,8 @@ def scale_by_dadapt_adam(
     force. The arguments are those of `fngrad.dadapt_adamw`.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     check_adam(betas, eps, weight_decay)
@@ -140,8 +140,8 @@ def scale_by_dadapt_sgd(
     force. The arguments are those of `fngrad.dadapt_sgd`.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     numerics.check_number("momentum", momentum, 0.0, 1.0)
@@ -219,8 +219,8 @@ def dadapt_adamw(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -280,8 +280,8 @@ def dadapt_sgd(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg

@@ -34,7 +34,7 @@ def scale_by_dog(
 ) -> Transform:
     r"""Multiply by the distance travelled over the root of the gradients' squares.
 
-    The update is $u_t$ of `dog`, which has the equations and the paper. It reports
+    Returns $u_t$ of `dog`; see there for the equations and the reference. It reports
     ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of each where
     there is one a leaf.
 
@@ -44,7 +44,8 @@ def scale_by_dog(
         layerwise: whether each leaf has its own step size.
 
     Raises:
-        ValueError: an unknown kind of ``init_step``, or a number out of range.
+        ValueError: if the kind of ``init_step`` is unknown, or a number is out of
+            range.
     """
     kind, value = _check_init_step(init_step)
     numerics.check_number("eps", eps, low=0.0)
@@ -127,8 +128,8 @@ def dog(
             `fngrad.eval_params` gives; ``None`` keeps none.
 
     Raises:
-        ValueError: an unknown kind of ``init_step``, or a number out of range; at
-            ``init``, a glob that selects no leaf.
+        ValueError: if the kind of ``init_step`` is unknown, or a number is out of
+            range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg

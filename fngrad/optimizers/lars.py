@@ -30,7 +30,7 @@ def scale_by_lars(
 ) -> Transform:
     r"""Add the decay and multiply by the trust ratio: LARS's direction.
 
-    The update is $u_t$ of `lars`, which has the equations and the paper. It reports
+    Returns $u_t$ of `lars`; see there for the equations and the reference. It reports
     ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
 
     Args:
@@ -43,7 +43,7 @@ def scale_by_lars(
         separate_norms: the first (optax) or the second form (the paper) of $\rho$.
 
     Raises:
-        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
     """
     numerics.check_number("weight_decay", weight_decay)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
@@ -118,7 +118,7 @@ def lars(
         separate_norms: the first (optax) or the second form (the paper) of $\rho_t$.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

@@ -35,7 +35,7 @@ class ScaleByLbfgsState(NamedTuple):
 def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Transform:
     r"""Multiply the gradient by L-BFGS's inverse Hessian, from the last m pairs.
 
-    The update is $u_t$ of `lbfgs`, which has the equations and the papers. It reports
+    Returns $u_t$ of `lbfgs`; see there for the equations and the references. It reports
     ``pairs``, how many are in use.
 
     Args:
@@ -43,7 +43,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         scale_init_precond: whether to begin at $\gamma I$, or at $I$.
 
     Raises:
-        ValueError: ``memory_size`` below 1.
+        ValueError: if ``memory_size`` is below 1.
     """
     memory_size = numerics.check_count("memory_size", memory_size, 1)
 
@@ -107,7 +107,7 @@ def lbfgs(
             that fits the newest pair, or at the identity.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

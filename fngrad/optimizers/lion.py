@@ -25,15 +25,15 @@ class ScaleByLionState(NamedTuple):
 def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
     r"""Take the sign of two averages' mean: Lion's direction.
 
-    The update is $u_t$ of `lion`, which has the equations and the paper.
+    Returns $u_t$ of `lion`; see there for the equations and the reference.
 
     Args:
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
         b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -78,8 +78,8 @@ def lion(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

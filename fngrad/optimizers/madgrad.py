@@ -28,7 +28,7 @@ def scale_by_madgrad(
 ) -> Transform:
     r"""Go from the start by a weighted sum of all gradients, scaled: MADGRAD's step.
 
-    The update is $u_t$ of `madgrad`, which has the equations and the paper. The
+    Returns $u_t$ of `madgrad`; see there for the equations and the reference. The
     learning rate is part of the sums: a step ends the chain here, and what follows must
     not scale it. It reports ``learning_rate``, the value in force. Where $\nu_t$ and
     $\epsilon$ are zero, $z_t$ is $w_1$.
@@ -40,8 +40,8 @@ def scale_by_madgrad(
         eps: $\epsilon$ >= 0, in units of the cube root of $\nu$.
 
     Raises:
-        TypeError: ``learning_rate`` is None.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None.
+        ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
     numerics.check_number("momentum", momentum, 0.0, 1.0)
@@ -115,7 +115,7 @@ def madgrad(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

@@ -70,8 +70,8 @@ def orthogonalize(
         A matrix like ``x``.
 
     Raises:
-        ValueError: ``x`` has not two axes, the coefficients are no triples, or there
-            are fewer of them than steps.
+        ValueError: if ``x`` does not have two axes, the coefficients are not triples,
+            or there are fewer of them than steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,7 +120,7 @@ def scale_by_muon(
 ) -> Transform:
     r"""Orthogonalise the momentum of every leaf: Muon's direction.
 
-    The update is $s\,o_t$ of `muon`, which has the equations and the papers. Leaves
+    Returns $s\,o_t$ of `muon`; see there for the equations and the references. Leaves
     have two axes, (in, out), or more, (..., in, out), of which all but the last are
     made one for the while.
 
@@ -140,9 +140,9 @@ def scale_by_muon(
         ns_dtype: dtype of the iterations, see `orthogonalize`.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range, or bad coefficients; at ``init``, a leaf of
-            less than two axes.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range, or the coefficients do not fit; at
+            ``init``, if a leaf has fewer than two axes.
     """
     check_decay("beta", beta, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
@@ -251,9 +251,10 @@ def muon(
         adam_weight_decay: AdamW's $\lambda$.
 
     Raises:
-        TypeError: at ``init``, a complex leaf to orthogonalise.
-        ValueError: a number out of range, or bad coefficients; at ``init``, a leaf to
-            orthogonalise has less than two axes, or a glob selects no leaf.
+        TypeError: at ``init``, if a leaf to orthogonalise is complex.
+        ValueError: if a number is out of range, or the coefficients do not fit; at
+            ``init``, if a leaf to orthogonalise has fewer than two axes, or a glob
+            selects no leaf.
 
     Example:
         >>> import fngrad as fg

@@ -32,7 +32,7 @@ def scale_by_block_norm(
 ) -> Transform:
     r"""Divide each block by the root of its averaged squared norm, as NovoGrad does.
 
-    The update is $u_t$ of `novograd`, which has the equations and the paper. The
+    Returns $u_t$ of `novograd`; see there for the equations and the reference. The
     average begins at the first square and needs no correction for bias.
 
     Args:
@@ -41,7 +41,7 @@ def scale_by_block_norm(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b2", b2, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
@@ -105,7 +105,7 @@ def novograd(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

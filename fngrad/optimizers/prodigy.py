@@ -89,8 +89,8 @@ def scale_by_prodigy(
     force. The arguments are those of `fngrad.prodigy`.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     check_adam(betas, eps, weight_decay)
@@ -184,8 +184,8 @@ def prodigy(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg

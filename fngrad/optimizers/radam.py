@@ -56,7 +56,7 @@ def scale_by_radam(
 ) -> Transform:
     r"""Adam's direction, times how far its denominator can be trusted: RAdam's.
 
-    The update is $u_t$ of `radam`, which has the equations and the paper. It reports
+    Returns $u_t$ of `radam`; see there for the equations and the reference. It reports
     ``rectification``, $r_t$, and 0 while nothing is rectified.
 
     Args:
@@ -70,7 +70,8 @@ def scale_by_radam(
         unrectified: what the first steps take.
 
     Raises:
-        ValueError: a number out of range, or another kind of first step.
+        ValueError: if a number is out of range, or ``unrectified`` is neither of the
+            two.
     """
     if unrectified not in UNRECTIFIED:
         raise ValueError(
@@ -157,8 +158,8 @@ def radam(
             is added to the gradient, PyTorch's default.
 
     Raises:
-        ValueError: a number out of range, or another kind of first step; at ``init``,
-            a glob that selects no leaf.
+        ValueError: if a number is out of range, or ``unrectified`` is neither of the
+            two; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

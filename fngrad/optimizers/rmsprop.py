@@ -50,8 +50,8 @@ def scale_by_rms(
 ) -> Transform:
     r"""Divide by the root of the averaged square: RMSProp's direction.
 
-    The update is $u_t$ of `rmsprop`, which has the equations and the papers. Where the
-    denominator is zero, the update is zero.
+    Returns $u_t$ of `rmsprop`; see there for the equations and the references. Where
+    the denominator is zero, the update is zero.
 
     Args:
         decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
@@ -63,7 +63,7 @@ def scale_by_rms(
             The state is the same either way.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("decay", decay, corrected=bias_correction)
     numerics.check_number("eps", eps, low=0.0)
@@ -115,7 +115,7 @@ def scale_by_stddev(
             structure either way.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     References:
         West, Updating mean and variance estimates, 1979,
@@ -206,7 +206,7 @@ def rmsprop(
             the difference.
 
     Raises:
-        ValueError: a number out of range, or ``nesterov`` without a momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
 
     Example:
         >>> import jax.numpy as jnp

@@ -29,7 +29,7 @@ def scale_by_rprop(
 ) -> Transform:
     r"""Walk by a step size of each entry's own, that learns from the signs: Rprop.
 
-    The update is $u_t$ of `rprop`, which has the equations and the paper.
+    Returns $u_t$ of `rprop`; see there for the equations and the reference.
 
     Args:
         learning_rate: $\Delta_0$ >= 0, the first step size, in units of the
@@ -41,8 +41,8 @@ def scale_by_rprop(
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
 
     Raises:
-        TypeError: ``learning_rate`` is None; at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
     numerics.check_number("eta_minus", eta_minus, 0.0, 1.0)
@@ -116,8 +116,8 @@ def rprop(
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -34,7 +34,7 @@ def sgd(
             changes shows the difference.
 
     Raises:
-        ValueError: a number out of range, or ``nesterov`` without a momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,7 +78,7 @@ def momentum(
         learning_rate_first: whether $\alpha_t$ enters the buffer, see `sgd`.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg

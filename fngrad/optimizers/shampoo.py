@@ -52,10 +52,10 @@ def scale_by_shampoo(
 ) -> Transform:
     r"""Multiply along every axis by an inverse root of its statistic: Shampoo.
 
-    The update is $u_t$ of `shampoo`, which has the equations and the papers. From zero
-    statistics and with ``eps=0`` a matrix' first update is $U V^\top$ of
-    $G = U \Sigma V^\top$. Eigenvalues below $n\,\varepsilon_{machine}$ times the
-    largest count as that; a gradient of zeros gives zeros.
+    Returns $u_t$ of `shampoo`; see there for the equations and the references. From
+    zero statistics and with ``eps=0`` a matrix' first update is $U V^\top$ of $G = U
+    \Sigma V^\top$. Eigenvalues below $n\,\varepsilon_{machine}$ times the largest count
+    as that; a gradient of zeros gives zeros.
 
     Args:
         b2: $\beta_2$ in [0, 1].
@@ -75,8 +75,8 @@ def scale_by_shampoo(
             $\beta_2 = 1$, RMSProp below).
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range, or another ``graft``.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range, or ``graft`` is none of the three.
     """
     check_decay("b2", b2, corrected=False)
     numerics.check_number("eps", eps, low=0.0)
@@ -180,9 +180,9 @@ def shampoo(
             ``"diagonal"``, see `scale_by_shampoo`.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range, another ``graft``, or ``nesterov`` without
-            a momentum; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range, ``graft`` is none of the three, or
+            ``nesterov`` has no momentum; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

@@ -20,7 +20,7 @@ def scale_by_sign() -> Transform:
     The direction of `sign_sgd`, which has the paper.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
+        TypeError: at ``init``, if a parameter is complex.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,8 +51,8 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
             array or tracer, or a schedule.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a negative number.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,8 +83,8 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
         beta: $\beta$ in [0, 1].
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg

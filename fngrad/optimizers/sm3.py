@@ -28,15 +28,15 @@ class ScaleBySm3State(NamedTuple):
 def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
     r"""Divide by the root of a bound on the sum of squares: SM3's direction.
 
-    The update is $u_t$ of `sm3`, which has the equations and the paper. On vectors and
-    scalars both variants are Adagrad. A coordinate with $s_t = 0$ does not move.
+    Returns $u_t$ of `sm3`; see there for the equations and the reference. On vectors
+    and scalars both variants are Adagrad. A coordinate with $s_t = 0$ does not move.
 
     Args:
         eps: $\epsilon$ >= 0, in squared gradient units.
         variant: ``"I"`` or ``"II"``.
 
     Raises:
-        ValueError: a negative number, or another variant.
+        ValueError: if a number is negative, or ``variant`` is neither of the two.
     """
     if variant not in ("I", "II"):
         raise ValueError(f"need variant to be 'I' or 'II', got {variant=}")
@@ -106,7 +106,7 @@ def sm3(
         variant: ``"II"`` or ``"I"``.
 
     Raises:
-        ValueError: a number out of range, or another variant.
+        ValueError: if a number is out of range, or ``variant`` is neither of the two.
 
     Example:
         >>> import jax.numpy as jnp

@@ -49,7 +49,7 @@ def scale_by_soap(
 ) -> Transform:
     r"""Run Adam in the eigenvectors of Shampoo's statistics: SOAP's direction.
 
-    The update is $u_t$ of `soap`, which has the equations and the paper. Derivatives
+    Returns $u_t$ of `soap`; see there for the equations and the reference. Derivatives
     take the bases as given: they have none where eigenvalues are equal.
 
     The direction depends on the basis. Where eigenvalues are equal or zero, any basis
@@ -70,8 +70,8 @@ def scale_by_soap(
             eigenvectors. If not, it also makes the first step of Adam.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range.
     """
     for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
         if decay is not None:
@@ -172,8 +172,8 @@ def soap(
             of Adam too.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg

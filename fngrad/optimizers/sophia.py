@@ -37,7 +37,7 @@ def scale_by_sophia(
 ) -> Transform:
     r"""Divide the averaged gradient by the averaged Hessian diagonal, entry by entry.
 
-    The update is $u_t$ of `sophia`, which has the equations and the paper. $h$ begins
+    Returns $u_t$ of `sophia`; see there for the equations and the reference. $h$ begins
     at zero and changes only when an estimate arrives (see `fngrad.steps.sophia`). Where
     it is not positive, as before the first estimate, the entry moves by $\rho$ in the
     direction of $\mu_t$'s sign. It reports ``clipped``, the share of entries at the
@@ -51,8 +51,8 @@ def scale_by_sophia(
         clip_threshold: $\rho$ > 0, the largest entry of an update.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -125,8 +125,8 @@ def sophia(
         clip_threshold: $\rho$ > 0, the largest entry of an update, before $\alpha$.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -153,7 +153,7 @@ def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaS
             out.
 
     Raises:
-        ValueError: the state has a leaf that the estimate has not.
+        ValueError: if the state has a leaf that the estimate does not have.
     """
     paths = tree.leaf_paths(estimate)
     for path in tree.leaf_paths(state.hessian):

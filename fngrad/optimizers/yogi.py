@@ -41,7 +41,7 @@ def scale_by_yogi(
 ) -> Transform:
     r"""Divide by the root of a second moment that forgets slowly: Yogi's direction.
 
-    The update is $u_t$ of `yogi`, which has the equations and the paper. Where the
+    Returns $u_t$ of `yogi`; see there for the equations and the reference. Where the
     denominator is zero, the update is zero.
 
     Args:
@@ -53,7 +53,7 @@ def scale_by_yogi(
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=debias)
     check_decay("b2", b2, corrected=debias)
@@ -130,7 +130,7 @@ def yogi(
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -57,7 +57,7 @@ def linear(
         transition_begin: $B$, steps, >= 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -95,7 +95,7 @@ def polynomial(
         transition_begin: $B$, steps, >= 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_values(init_value=init_value, end_value=end_value)
     numerics.check_positive("power", power)
@@ -129,7 +129,7 @@ def cosine(
         exponent: $p$, > 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -176,7 +176,7 @@ def exponential(
         end_value: a lower bound when $r < 1$, an upper bound when $r > 1$.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -230,7 +230,7 @@ def piecewise_constant(
             $(b_i, f_i)$, which may be tracers.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules

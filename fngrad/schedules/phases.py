@@ -52,7 +52,7 @@ def warmup_cosine(
         exponent: $p$, > 0.
 
     Raises:
-        ValueError: a number out of range, or ``decay_steps <= warmup_steps``.
+        ValueError: if a number is out of range, or ``decay_steps <= warmup_steps``.
 
     Example:
         >>> from fngrad import schedules
@@ -88,7 +88,7 @@ def inverse_sqrt(init_value: Scalar, peak_value: Scalar, warmup_steps: Count) ->
         warmup_steps: $W$, steps, >= 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     References:
         Vaswani et al., Attention is all you need, 2017,
@@ -134,7 +134,7 @@ def warmup_stable_decay(
         power: $p$, > 0; 1 is a straight line, 0.5 the paper's "1-sqrt".
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     References:
         Hägele et al., Scaling laws and compute-optimal training beyond fixed training
@@ -183,7 +183,7 @@ def one_cycle(
         anneal: "linear" with ``pct_final=0.85`` is the paper's.
 
     Raises:
-        ValueError: a number out of range, or an unknown ``anneal``.
+        ValueError: if a number is out of range, or ``anneal`` is unknown.
 
     References:
         Smith and Topin, Super-convergence: very fast training of neural networks
@@ -220,7 +220,8 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
             ``decay_steps`` is the length of the cycle. The last one holds its end.
 
     Raises:
-        ValueError: no cycle, a missing argument, or a number out of range.
+        ValueError: if there is no cycle, an argument is missing, or a number is out of
+            range.
 
     Example:
         >>> from fngrad import schedules
@@ -256,7 +257,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
             less than schedules, >= 0, not decreasing.
 
     Raises:
-        ValueError: the numbers of schedules and boundaries do not fit, or a boundary
+        ValueError: if the numbers of schedules and boundaries do not fit, or a boundary
             is out of order.
 
     Example:

@@ -23,7 +23,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         threshold: $d$ > 0, in units of the updates.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: if a number is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
             counts.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     References:
         Section 8 of the paper of `fngrad.adafactor`.

@@ -41,7 +41,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
             other leaves' updates pass unchanged.
 
     Raises:
-        ValueError: NaN; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is NaN; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,7 +92,7 @@ def proximal_decay(
             other leaves' updates pass unchanged.
 
     Raises:
-        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
 
     References:
         Zhuang et al., Understanding AdamW through proximal methods and scale-freeness,

@@ -43,8 +43,8 @@ def check_multiplier(
     """Raise unless what scales and bounds the estimate is in range.
 
     Raises:
-        TypeError: the learning rate is None.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None.
+        ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
     numerics.check_positive("estim_lr0", estim_lr0)
@@ -55,7 +55,7 @@ def check_adam(betas: tuple[Hyper, Hyper], eps: Hyper, weight_decay: Hyper) -> N
     """Raise unless Adam's hyperparameters are in range.
 
     Raises:
-        ValueError: not two betas, or a number out of range.
+        ValueError: if there are not two betas, or a number is out of range.
     """
     if len(betas) != 2:
         raise ValueError(f"need betas=(b1, b2), got {betas=}")

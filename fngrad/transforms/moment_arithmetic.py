@@ -165,7 +165,7 @@ def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
     """Raise unless a decay lies in [0, 1], or in [0, 1) where bias is corrected.
 
     Raises:
-        ValueError: it does not; arrays and schedules pass unread.
+        ValueError: if it does not; arrays and schedules pass unread.
     """
     numerics.check_number(name, value, 0.0, 1.0)
     if corrected and isinstance(value, numbers.Real) and value == 1:

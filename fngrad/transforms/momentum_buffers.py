@@ -60,7 +60,7 @@ def trace(
         damp_first: whether $\delta$ holds for the first gradient too.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,7 +109,7 @@ def traced(momentum: Hyper | None, nesterov: bool) -> tuple[Transform, ...]:
         nesterov: whether to look ahead; it needs a momentum.
 
     Raises:
-        ValueError: a number out of range, or ``nesterov`` without a momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
     """
     if momentum is None:
         if nesterov:
@@ -167,7 +167,7 @@ def ema(decay: Hyper, debias: bool = True) -> Transform:
         debias: whether to correct for the start at zero.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("decay", decay, corrected=debias)
 

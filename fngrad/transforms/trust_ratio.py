@@ -59,7 +59,7 @@ def scale_by_trust_ratio(
             The other leaves' updates pass unchanged.
 
     Raises:
-        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
