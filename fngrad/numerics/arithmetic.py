@@ -1,4 +1,4 @@
-"""Roots, powers and quotients whose value and gradient hold at zero."""
+"""Roots, powers and quotients with finite values and gradients at zero."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def cube_root(x: jax.Array) -> jax.Array:
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Return numerator / denominator, and 0 with zero gradient where that is 0."""
+    """Return numerator / denominator, 0 with zero gradient where the latter is 0."""
     is_zero = denominator == 0
     # Select before the division: a selected result is rounded with what follows it
     # in one way if the hyperparameters are constants, in another if they are data.

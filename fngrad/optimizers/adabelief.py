@@ -39,7 +39,7 @@ def scale_by_belief(
     nesterov: bool = False,
     accumulate_eps: bool = True,
 ) -> Transform:
-    r"""Divide by the root of the averaged squared surprise: AdaBelief's direction.
+    r"""Divide by the root mean square deviation of gradients: AdaBelief's direction.
 
     Returns $u_t$ of `adabelief`; see there for the equations and the reference. Where
     the denominator is zero, the update is zero.
@@ -50,7 +50,7 @@ def scale_by_belief(
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         nesterov: whether the numerator looks ahead, as in `scale_by_adam`.
-        accumulate_eps: the first or the second place of $\bar\epsilon$.
+        accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
 
     Raises:
         ValueError: if a number is out of range.
@@ -72,8 +72,8 @@ def scale_by_belief(
         extra = numerics.hyper(eps_root, state.step)
         updates = squarable(updates, count=4)  # differences are up to twice as large
         mu = tree.average(beta_1, state.mu, updates)
-        surprise = jax.tree.map(tree.abs_square, tree.sub(updates, mu))
-        nu = tree.average(beta_2, state.nu, surprise)
+        deviation = jax.tree.map(tree.abs_square, tree.sub(updates, mu))
+        nu = tree.average(beta_2, state.nu, deviation)
         raised = jax.tree.map(lambda v: v + extra.astype(v.dtype), nu)
         new_updates = divide_by_root(
             look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),
@@ -97,7 +97,7 @@ def adabelief(
     nesterov: bool = False,
     accumulate_eps: bool = True,
 ) -> Transform:
-    r"""AdaBelief: long steps where the gradient is what its average expected.
+    r"""AdaBelief: long steps where the gradient is close to its average.
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t - \mu_t|^2 + \bar\epsilon$$
@@ -117,7 +117,7 @@ def adabelief(
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         nesterov: whether the numerator looks ahead, as in `adam`.
-        accumulate_eps: the first or the second place of $\bar\epsilon$.
+        accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
 
     Raises:
         ValueError: if a number is out of range.
@@ -128,7 +128,7 @@ def adabelief(
         >>> optimizer = fg.adabelief(1e-3)
         >>> params = jnp.array([3.0, -4.0])
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-        >>> print(updates.round(6))  # the first surprise is b1 times the gradient
+        >>> print(updates.round(6))  # at first g - mu is b1 g
         [-0.001111  0.001111]
 
     References:

@@ -1,4 +1,4 @@
-"""Adadelta: steps in units of the steps made before."""
+"""Adadelta: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class ScaleByAdadeltaState(NamedTuple):
 
 
 def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
-    r"""Give gradients the size of the updates made before: Adadelta's direction.
+    r"""Give gradients the root mean square of past updates: Adadelta's direction.
 
     Returns $u_t$ of `adadelta`; see there for the equations and the reference.
 
@@ -78,23 +78,23 @@ def adadelta(
     weight_decay: Hyper = 0.0,
     mask: Selector | None = None,
 ) -> Transform:
-    r"""Adadelta: steps in units of the steps made before.
+    r"""Adadelta: steps in units of past steps.
 
     $$E[g^2]_t = \rho\,E[g^2]_{t-1} + (1 - \rho)\,|g_t|^2, \qquad
       u_t = \frac{\sqrt{E[u^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,g_t$$
     $$E[u^2]_t = \rho\,E[u^2]_{t-1} + (1 - \rho)\,|u_t|^2, \qquad
       w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    The paper has no learning rate, which is the default 1. The first steps have the
-    size $\sqrt{\epsilon / (1 - \rho)}$ and grow from there. PyTorch is the default;
-    Keras is ``learning_rate=1e-3, rho=0.95, eps=1e-7``.
+    The paper has no learning rate; the default is 1. The first steps have the size
+    $\sqrt{\epsilon / (1 - \rho)}$ and grow from there. PyTorch is the default; Keras is
+    ``learning_rate=1e-3, rho=0.95, eps=1e-7``.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
         rho: $\rho$ in [0, 1].
         eps: $\epsilon$ >= 0, in squared gradient units and in squared units of the
-            parameters; 0 stands still.
+            parameters; with 0 all updates are zero.
         weight_decay: $\lambda$ of the L2 regularisation: $\lambda\,w_t$ is added to
             $g_t$ first.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.

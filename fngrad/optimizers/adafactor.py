@@ -1,7 +1,7 @@
 """Adafactor: RMSProp with a factored second moment.
 
-A *factored* moment keeps of a matrix of squares its row means and its column means,
-whose product over the mean of all is the matrix that both agree with.
+A *factored* moment keeps the row means and the column means of a matrix of squares.
+Their product over the mean of all has these row and column means too.
 """
 
 import math
@@ -59,13 +59,13 @@ def scale_by_factored_rms(
     Args:
         factored: whether any leaf is factored.
         decay_rate: $c$ >= 0.
-        step_offset: t counts from this step on, for a run that goes on from another;
+        step_offset: t counts from this step on, for a run that continues another;
             earlier steps have t = 1.
         min_dim_size_to_factor: a leaf is factored if both axes are at least this long.
         epsilon: $\epsilon_1$ >= 0, in squared gradient units.
         factored_dims: the two axes: the ``"largest"`` (optax), or the ``"last"``
-            (PyTorch, Keras). Further axes count matrices. It makes no difference to a
-            matrix.
+            (PyTorch, Keras). Further axes index matrices. For a matrix the two are the
+            same.
 
     Raises:
         ValueError: if a number is out of range, or ``factored_dims`` is neither of the
@@ -150,7 +150,8 @@ def adafactor(
     $$w_{t+1} = w_t - \alpha_t \max(\epsilon_2, \operatorname{rms}(w_t))\,\hat u_t
       - \lambda_t\,w_t$$
 
-    With ``momentum`` $\beta$ all but the decay gives way to its exponential average.
+    With ``momentum`` $\beta$ the update, apart from the decay, is replaced by its
+    exponential average.
 
     The learning rates of the field:
 
@@ -198,8 +199,8 @@ def adafactor(
         cost, 2018, algorithms 4 to 6 and sections 6 and 8,
         https://arxiv.org/abs/1804.04235. Differs from it in: means take the place of
         sums, which changes nothing but the scale of what is kept; small matrices are
-        not factored by default. Differs from optax in: no learning rate means the
-        paper's, not 1.
+        not factored by default. Differs from optax in: without a learning rate it takes
+        the paper's, not 1.
     """
     if mask is not None and weight_decay_rate is None:
         raise ValueError(f"need a weight_decay_rate to mask, got {mask=}")
@@ -241,7 +242,7 @@ def _weight_of_present(
 
 
 def _shortest(factored: bool, min_dim_size_to_factor: int) -> float:
-    """Return the size from which on an axis is factored."""
+    """Return the least length of a factored axis."""
     size = numerics.check_count("min_dim_size_to_factor", min_dim_size_to_factor)
     return size if factored else math.inf
 

@@ -39,7 +39,7 @@ def scale_by_rss(
         initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
-        eps_in_sqrt: the first or the second form.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
 
     Raises:
         ValueError: if a number is negative.
@@ -91,7 +91,7 @@ def adagrad(
         initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
-        eps_in_sqrt: the first or the second form of $u_t$.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
 
     Raises:
         ValueError: if a number is negative.
@@ -108,8 +108,8 @@ def adagrad(
     References:
         Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and
         stochastic optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html.
-        Differs from it in: the diagonal rule alone, and a sum that begins above zero
-        by default.
+        Differs from it in: there is only the diagonal rule, and the sum begins above
+        zero by default.
     """
     return chain(
         scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),

@@ -42,7 +42,7 @@ def scale_by_adam(
     r"""Divide the debiased average by the debiased root mean square: Adam's direction.
 
     Returns $u_t$ of `adam`; see there for the equations and the references. Where the
-    denominator is zero, the update is zero; its gradient is finite there also without
+    denominator is zero, the update is zero; its gradient is finite there, even without
     ``eps_root``.
 
     Args:
@@ -154,9 +154,9 @@ def adamw(
 
     $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    so that without gradients $w$ shrinks by $1 - \alpha_t \lambda$ a step. The decay
-    does not pass Adam's denominator; ``chain(add_decayed_weights(l), adam(a))`` is the
-    other thing, L2 regularisation.
+    so that without gradients $w$ shrinks by the factor $1 - \alpha_t \lambda$ per step.
+    The decay is not divided by Adam's denominator; for L2 regularisation use
+    ``chain(add_decayed_weights(l), adam(a))``.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

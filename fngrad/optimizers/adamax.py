@@ -1,4 +1,4 @@
-"""Adamax: Adam that divides by a maximum over the past, which fades slowly."""
+"""Adamax: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def scale_by_adamax(
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1].
         eps: $\epsilon$ >= 0, in gradient units.
-        eps_in_max: the first or the second place of $\epsilon$.
+        eps_in_max: whether $\epsilon$ is inside the maximum, or added to it.
 
     Raises:
         ValueError: if a number is out of range.
@@ -92,7 +92,7 @@ def adamax(
     eps_in_max: bool = True,
     decoupled_weight_decay: bool = True,
 ) -> Transform:
-    r"""Adamax: averaged gradients over their largest size, which fades slowly.
+    r"""Adamax: the averaged gradient over a decayed maximum of its modulus.
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \max(\beta_2\,\nu_{t-1},\ |g_t| + \epsilon)$$
@@ -100,8 +100,8 @@ def adamax(
       w_{t+1} = w_t - \alpha_t\left(\frac{\hat\mu_t}{\nu_t} + \lambda\,w_t\right)$$
 
     or, with ``eps_in_max=False``, $\nu_t = \max(\beta_2\,\nu_{t-1}, |g_t|)$ and the
-    denominator $\nu_t + \epsilon$. The first is the place of $\epsilon$ in PyTorch and
-    optax, the second in Keras. Decay is optax's adamaxw's.
+    denominator $\nu_t + \epsilon$. PyTorch and optax have the first form, Keras the
+    second. The decay is that of optax's adamaxw.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -111,7 +111,7 @@ def adamax(
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        eps_in_max: the first or the second place of $\epsilon$.
+        eps_in_max: whether $\epsilon$ is inside the maximum, or added to it.
         decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
             is added to the gradient, as in PyTorch.
 

@@ -129,7 +129,7 @@ def adan(
             1e-8.
         weight_decay: $\lambda$, >= 0 if ``proximal``.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        proximal: which decay.
+        proximal: whether decay is proximal, as above, or AdamW's.
 
     Raises:
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
@@ -149,7 +149,7 @@ def adan(
         it in: decays are one minus the paper's, and averages begin at zero and are
         corrected for it, as in the authors' code; there are no restarts. optax has
         $1 - \beta_2$ where the paper has $\beta_2$ (in these decays) before $d_t$ and
-        $\hat\delta_t$, which the first step does not show.
+        $\hat\delta_t$; the first step is the same.
     """
     rule = scale_by_adan(b1, b2, b3, eps, eps_root)
     if not proximal:

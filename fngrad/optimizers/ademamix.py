@@ -146,15 +146,15 @@ def ademamix(
 
 
 def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Curve:
-    r"""A schedule of a decay whose half-life grows in a straight line.
+    r"""Raise a decay so that its half-life grows in a straight line.
 
     A decay $\beta$ forgets half in $\log \tfrac12 / \log \beta$ steps, so with
     $f = \min(t / T, 1)$
 
     $$\frac{1}{\log \beta(t)} = \frac{1 - f}{\log \beta_0} + \frac{f}{\log \beta_T}$$
 
-    A straight line in $\beta$ itself would spend nearly all its rise in half-lives of
-    a few steps.
+    A straight line in $\beta$ itself would spend nearly all of its rise at half-lives
+    of a few steps.
 
     Args:
         init_value: $\beta_0$ in [0, 1), the value at step 0.
@@ -171,8 +171,8 @@ def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Cur
         0.9000 0.9998 0.9999
 
     References:
-        Section 3 of the paper of `ademamix`. Differs from it in: the first update is
-        step 0, where the paper's is 1.
+        Section 3 of the paper cited in `ademamix`. Differs from it in: the first update
+        is step 0, where the paper's is 1.
     """
     check_decay("init_value", init_value, corrected=True)
     check_decay("end_value", end_value, corrected=True)

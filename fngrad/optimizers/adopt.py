@@ -1,4 +1,4 @@
-"""ADOPT: normalise by what was known before the gradient came."""
+"""ADOPT: normalise each gradient by the second moment of those before it."""
 
 from typing import NamedTuple
 
@@ -106,9 +106,9 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: Hyper = fourth_root,
 ) -> Transform:
-    r"""ADOPT: normalise by what was known before the gradient came, then average.
+    r"""ADOPT: average gradients, each normalised by the second moment before it.
 
-    The first gradient only starts $\nu_0 = |g_0|^2$; its update is zero. Then, for
+    The first gradient only sets $\nu_0 = |g_0|^2$; its update is zero. Then, for
     $t = 1, 2, \dots$, with $c_t = t^{1/4}$
 
     $$n_t = \operatorname{clip}\!\left(
@@ -117,12 +117,12 @@ def adopt(
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
     $$u_t = \mu_t, \qquad w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    or, with ``nesterov``, $u_t = \beta_1\,\mu_t + (1 - \beta_1)\,n_t$. Since
-    $\nu_{t-1}$ does not know $g_t$, the rule converges for any $\beta_2$.
+    or, with ``nesterov``, $u_t = \beta_1\,\mu_t + (1 - \beta_1)\,n_t$. Because
+    $\nu_{t-1}$ does not depend on $g_t$, the rule converges for any $\beta_2$.
 
     Args:
-        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
-            schedule; the zero update counts.
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule;
+            the zero update counts as step 0.
         b1: $\beta_1$ in [0, 1].
         b2: $\beta_2$ in [0, 1].
         eps: $\epsilon$ >= 0, in gradient units.

@@ -1,4 +1,4 @@
-"""AMSGrad: Adam whose denominator never shrinks."""
+"""AMSGrad: state, transform and recipe."""
 
 from typing import Literal, NamedTuple
 
@@ -52,7 +52,7 @@ def scale_by_amsgrad(
         b2: $\beta_2$ in [0, 1); in [0, 1] if nothing is debiased.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        debias: which rule.
+        debias: which of the three rules.
 
     Raises:
         ValueError: if a number is out of range, or ``debias`` is not one of the three
@@ -120,8 +120,8 @@ def amsgrad(
     - ``"never"``: $\hat\mu_t = \mu_t$ and $\hat\nu_t = \max_{s \le t} \nu_s$, as in
       the paper.
 
-    The first gives one huge early gradient its full weight for ever, the second lets
-    it fade as the correction does.
+    The first keeps the full weight of one huge early gradient for ever; in the second
+    it fades as the correction does.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -130,7 +130,7 @@ def amsgrad(
         b2: $\beta_2$ in [0, 1); in [0, 1] if nothing is debiased.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        debias: which rule.
+        debias: which of the three rules.
 
     Raises:
         ValueError: if a number is out of range, or ``debias`` is not one of the three

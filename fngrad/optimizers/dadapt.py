@@ -1,6 +1,6 @@
 """D-Adaptation: a growing lower bound on the distance to a solution as learning rate.
 
-Inner products and norms go over all leaves. The parts return directions of ascent
+Inner products and norms are over all leaves. The parts return directions of ascent
 with the step size in them; the recipes end in ``scale(-1.0)``.
 """
 
@@ -52,7 +52,7 @@ class ScaleByDadaptSgdState(NamedTuple):
     numerator: jax.Array  # shape ()
     first_norm: jax.Array  # shape (); of the first gradient that is not zero
     grad_sum: Updates  # sum of the step size times g
-    params0: Params  # where it began
+    params0: Params  # the first parameters
 
 
 def scale_by_dadapt_adam(
@@ -116,7 +116,7 @@ def _advance(
     eps: jax.Array,
     growth: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Updates]:
-    """Return the next d, numerator and sum; with a zero denominator d stays."""
+    """Return the next d, numerator and sum; where the denominator is zero, d stays."""
     slow = jnp.sqrt(b2)
     normed = divide_by_root(state.grad_sum, state.nu, inside=0.0, outside=eps)
     product = inner_product(scaled, normed, like=slow)
@@ -134,7 +134,7 @@ def scale_by_dadapt_sgd(
     *,
     growth_rate: Hyper = float("inf"),
 ) -> Transform:
-    """The way back to D-Adaptation's iterate: see `fngrad.dadapt_sgd`.
+    """The step to D-Adaptation's iterate: see `fngrad.dadapt_sgd`.
 
     It reports ``d``, the estimated distance, and ``learning_rate``, the step size in
     force. The arguments are those of `fngrad.dadapt_sgd`.
@@ -191,7 +191,7 @@ def dadapt_adamw(
     growth_rate: Hyper = float("inf"),
     mask: Selector | None = None,
 ) -> Transform:
-    r"""AdamW by D-Adaptation: its learning rate is an estimate of the distance to go.
+    r"""AdamW by D-Adaptation: its learning rate is an estimated distance to a solution.
 
     With the estimate $d_t$, $\gamma_t$ the learning rate, $b = \sqrt{\beta_2}$ and
     $\eta_t = d_t\,\gamma_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)$,
@@ -204,7 +204,7 @@ def dadapt_adamw(
     $$d_{t+1} = \max\Big(d_t,\; \frac{r_t}{(1 - b)\,\|s_t\|_1}\Big), \qquad
       w_{t+1} = w_t - \frac{\mu_t}{\sqrt{\nu_t} + \epsilon} - \eta_t\,\lambda\,w_t$$
 
-    The products and norms go over all leaves. ``use_bias_correction=False`` is the
+    The products and norms are over all leaves. ``use_bias_correction=False`` is the
     default of the authors' code: $\eta_t = d_t\,\gamma_t$.
 
     Args:
@@ -215,7 +215,7 @@ def dadapt_adamw(
         estim_lr0: $d_1$ > 0, in parameter units; smaller than any useful step.
         weight_decay: $\lambda$, decoupled.
         use_bias_correction: whether $\eta_t$ has Adam's correction.
-        growth_rate: the most by which $d$ grows in a step, >= 1.
+        growth_rate: the largest factor by which $d$ grows per step, >= 1.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
@@ -267,7 +267,7 @@ def dadapt_sgd(
     $$z_{t+1} = w_1 - s_t, \qquad
       w_{t+1} = \beta\,w_t + (1 - \beta)\,z_{t+1}$$
 
-    The products and norms go over all leaves; twice the sum is
+    The products and norms are over all leaves; twice the sum is
     $\|s_t\|^2 - \sum_i \eta_i^2 \|g_i\|^2$.
 
     Args:
@@ -276,7 +276,7 @@ def dadapt_sgd(
         momentum: $\beta$ in [0, 1], how slowly the parameters follow $z$.
         estim_lr0: $d_1$ > 0, in parameter units; smaller than any useful step.
         weight_decay: $\lambda$, L2: $g_t$ is the gradient plus $\lambda\,w_t$.
-        growth_rate: the most by which $d$ grows in a step, >= 1.
+        growth_rate: the largest factor by which $d$ grows per step, >= 1.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
@@ -288,8 +288,8 @@ def dadapt_sgd(
         >>> optimizer = fg.dadapt_sgd(momentum=0.9)
 
     References:
-        SGD with D-Adaptation, in the paper of `dadapt_adamw`. Differs from it in: a
-        first gradient of zero is skipped (the authors' code divides by it), and the
+        SGD with D-Adaptation, in the paper cited in `dadapt_adamw`. Differs from it in:
+        a first gradient of zero is skipped (the authors' code divides by it), and the
         first norm has the decay in it.
     """
     return chain(
@@ -302,7 +302,7 @@ def dadapt_sgd(
 
 
 class _Measured(NamedTuple):
-    """A gradient and its step size, in units at which their products fit."""
+    """A gradient and its step size, in units in which their products fit."""
 
     gradient: Updates  # over the unit
     rate: jax.Array  # times the unit
@@ -322,9 +322,9 @@ def _measure(updates: Updates, rate: jax.Array, first_norm: jax.Array) -> _Measu
 
 
 def _with_finite_norm(updates: Updates) -> Updates:
-    """Return updates, or where their norm does not fit, as long as the largest float.
+    """Return updates, scaled to the largest float where their norm overflows.
 
-    What is not finite stays.
+    Entries that are not finite stay.
     """
     norm, rate = numerics.fitting_norm(tree.norm, updates)
     most = numerics.largest_square(norm.dtype)
@@ -333,5 +333,5 @@ def _with_finite_norm(updates: Updates) -> Updates:
 
 
 def _if_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Return the new value, or the old one where float32 cannot hold the new."""
+    """Return the new value, or the old one where the new one overflows."""
     return jnp.where(jnp.isfinite(new), new, old)

@@ -1,4 +1,4 @@
-"""DoG: steps as long as the way so far over the root of all squared gradients."""
+"""DoG: step sizes of distance travelled over the root of summed squared gradients."""
 
 import functools
 from typing import Any, Literal, NamedTuple
@@ -18,12 +18,12 @@ InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
 
 
 class ScaleByDogState(NamedTuple):
-    """State of `scale_by_dog`; layerwise, one scalar a leaf instead of one for all."""
+    """State of `scale_by_dog`; with ``layerwise``, its scalars are one per leaf."""
 
     step: jax.Array  # int32, shape ()
     max_distance: Any  # shape (); from params0, the largest so far
     sum_of_squares: Any  # shape (); of gradients
-    params0: Params  # where it began
+    params0: Params  # the first parameters
 
 
 def scale_by_dog(
@@ -32,14 +32,14 @@ def scale_by_dog(
     *,
     layerwise: bool = False,
 ) -> Transform:
-    r"""Multiply by the distance travelled over the root of the gradients' squares.
+    r"""Multiply by the distance travelled over the root of summed squares, as DoG does.
 
     Returns $u_t$ of `dog`; see there for the equations and the reference. It reports
-    ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of each where
-    there is one a leaf.
+    ``distance``, $\bar r_t$, and ``step_size``, the factor; with ``layerwise``, the
+    largest over leaves.
 
     Args:
-        init_step: how it begins, see `fngrad.dog`.
+        init_step: the first step, see `fngrad.dog`.
         eps: $\epsilon$ >= 0, in squared gradient units.
         layerwise: whether each leaf has its own step size.
 
@@ -103,18 +103,18 @@ def dog(
     layerwise: bool = False,
     averaging: Hyper | None = None,
 ) -> Transform:
-    r"""DoG: gradient descent with the step distance over gradients.
+    r"""DoG: gradient descent with the step size distance over gradients.
 
     $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
       u_t = \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t, \qquad
       w_{t+1} = w_t - \gamma_t\,u_t$$
 
-    The norms go over all leaves or, ``layerwise`` (LDoG), over each alone. Evaluate at
-    an average of the iterates, as the authors urge: ``averaging=8.0``.
+    The norms are over all leaves or, with ``layerwise`` (LDoG), over each leaf.
+    Evaluate at an average of the iterates, as the authors recommend: ``averaging=8.0``.
 
     Args:
-        learning_rate: $\gamma$, a factor >= 0: a number, a scalar array or tracer, or
-            a schedule.
+        learning_rate: $\gamma$, a factor >= 0: a number, a scalar array or tracer, or a
+            schedule; a schedule around 1 warms up or cools down.
         init_step: the first step, a kind and a number > 0. ``("heuristic", a)`` means
             $r_\epsilon = a (1 + \|w_0\|)$, ``reps_rel`` of the authors' code: 1e-6, or
             1e-4 with batch normalisation. ``("distance", r)`` means
@@ -125,7 +125,7 @@ def dog(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
         layerwise: whether each leaf has its own $\bar r_t$ and its own sum.
         averaging: $\gamma$ >= 0 of `fngrad.average_params`, whose average
-            `fngrad.eval_params` gives; ``None`` keeps none.
+            `fngrad.eval_params` returns; ``None`` keeps none.
 
     Raises:
         ValueError: if the kind of ``init_step`` is unknown, or a number is out of

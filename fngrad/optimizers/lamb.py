@@ -1,4 +1,4 @@
-"""LAMB: Adam with a trust ratio for each leaf."""
+"""LAMB: Adam with one trust ratio per leaf."""
 
 from fngrad.optimizers.adam import scale_by_adam
 from fngrad.transforms.core import Transform, chain
@@ -32,7 +32,7 @@ def lamb(
       - \alpha_t \Big(\frac{\|w_t\|}{\|r_t\|}\,r_t + \lambda\,w_t\Big)$$
 
     Where either of the compared norms is zero, their ratio counts as 1. Without decay a
-    leaf's norm changes by at most the factor $1 \pm \alpha_t$ a step.
+    leaf's norm changes by at most the factor $1 \pm \alpha_t$ per step.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

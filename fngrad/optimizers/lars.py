@@ -1,4 +1,4 @@
-"""LARS: momentum with a trust ratio for each leaf."""
+"""LARS: momentum with one trust ratio per leaf."""
 
 import jax
 
@@ -40,7 +40,8 @@ def scale_by_lars(
         eps: $\epsilon$ >= 0, in gradient units.
         trust_ratio_mask: which leaves are scaled; ``None`` means all. The others have
             $\rho = 1$.
-        separate_norms: the first (optax) or the second form (the paper) of $\rho$.
+        separate_norms: whether $\rho$ has the second form (the paper's) or the first
+            (optax's).
 
     Raises:
         ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
@@ -113,9 +114,11 @@ def lars(
         eps: $\epsilon$ >= 0, in gradient units.
         trust_ratio_mask: which leaves have a trust ratio; ``None`` means all. Biases
             and the parameters of norms are often left out of both masks.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps
+            one.
         nesterov: whether to look ahead; it needs a momentum.
-        separate_norms: the first (optax) or the second form (the paper) of $\rho_t$.
+        separate_norms: whether $\rho_t$ has the second form (the paper's) or the first
+            (optax's).
 
     Raises:
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.

@@ -1,4 +1,4 @@
-"""Lion: the signs of a momentum."""
+"""Lion: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -66,8 +66,8 @@ def lion(
       \mu_t = \beta_2\,\mu_{t-1} + (1 - \beta_2)\,g_t$$
     $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    It keeps one moment where Adam keeps two. Every coordinate moves by $\alpha$, so
-    that a learning rate 3 to 10 times below Adam's, and a decay as much above, suit.
+    It keeps one moment where Adam keeps two. Every coordinate moves by $\alpha$: use a
+    learning rate 3 to 10 times below Adam's, and a decay as much above.
 
     Args:
         learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar

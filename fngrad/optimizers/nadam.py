@@ -1,4 +1,4 @@
-"""NAdam: Adam that looks ahead, with a momentum that may warm up."""
+"""NAdam: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -40,10 +40,10 @@ def scale_by_nadam(
     momentum_decay: Hyper | None = None,
     debias_ahead: bool = True,
 ) -> Transform:
-    r"""Adam's direction as it will be one step on, were the gradient the same: NAdam's.
+    r"""Look ahead from Adam's direction, with a momentum that may warm up: NAdam's.
 
-    The update is $u_t$ of `nadam`, which has the equations, the four rules in use and
-    the papers; the state has the same structure in all four. Where the denominator is
+    Returns $u_t$ of `nadam`; see there for the equations, the four rules in use and the
+    references. The state has the same structure in all four. Where the denominator is
     zero, the update is zero.
 
     Args:
@@ -51,8 +51,10 @@ def scale_by_nadam(
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is its limit of infinity.
-        debias_ahead: whether the average is corrected for the weight it will have.
+        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is the limit
+            $\psi \to \infty$.
+        debias_ahead: whether the average is corrected for the weight it has one step
+            ahead.
 
     Raises:
         ValueError: if a number is out of range.
@@ -132,8 +134,8 @@ def nadam(
 
     Four rules are in use:
 
-    - ``momentum_decay=None``: $\beta(t) = \beta_1$ from the start, as in optax, where
-      it is ``adam(..., nesterov=True)`` here and there;
+    - ``momentum_decay=None``: $\beta(t) = \beta_1$ from the start, as in optax:
+      ``adam(..., nesterov=True)`` in both libraries;
     - ``momentum_decay=4e-3, decoupled_weight_decay=False``: PyTorch's defaults, a rise
       over hundreds of steps;
     - ``momentum_decay=1.0, eps=1e-7``: Keras's and the paper's, over tens of steps;
@@ -149,8 +151,10 @@ def nadam(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is its limit of infinity.
-        debias_ahead: whether the average is corrected for the weight it will have.
+        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is the limit
+            $\psi \to \infty$.
+        debias_ahead: whether the average is corrected for the weight it has one step
+            ahead.
         decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
             is added to the gradient.
 

@@ -24,7 +24,7 @@ class ScaleByBlockNormState(NamedTuple):
     """State of `scale_by_block_norm`."""
 
     step: jax.Array  # int32, shape ()
-    nu: Updates  # average of ||g||**2, one number a block
+    nu: Updates  # average of ||g||**2, one number per block
 
 
 def scale_by_block_norm(
@@ -92,7 +92,7 @@ def novograd(
     $$\mu_t = \beta_1\,\mu_{t-1} + u_t + \lambda\,w_t, \qquad
       w_{t+1} = w_t - \alpha_t\,\mu_t$$
 
-    It keeps one moment in the size of the parameters where Adam keeps two.
+    It keeps one moment of the size of the parameters, where Adam keeps two.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -1,7 +1,7 @@
-"""RAdam: Adam that knows how much its denominator varies.
+"""RAdam: Adam corrected for the variance of its denominator.
 
-The root of an average of few squares varies a lot: until there are enough of them
-RAdam takes plain momentum.
+The root of an average of few squares varies a lot: until there are enough of them,
+RAdam steps along plain momentum.
 """
 
 from typing import Literal, NamedTuple
@@ -54,7 +54,7 @@ def scale_by_radam(
     nesterov: bool = False,
     unrectified: Literal["momentum", "skip"] = "momentum",
 ) -> Transform:
-    r"""Adam's direction, times how far its denominator can be trusted: RAdam's.
+    r"""Scale Adam's direction by how little its denominator varies: RAdam's direction.
 
     Returns $u_t$ of `radam`; see there for the equations and the reference. It reports
     ``rectification``, $r_t$, and 0 while nothing is rectified.
@@ -64,10 +64,10 @@ def scale_by_radam(
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        threshold: the least length that is trusted, >= 4, below which the variance is
-            infinite; as data, a lower one counts as 4.
+        threshold: the least $\rho_t$ that is rectified, >= 4, below which the variance
+            is infinite; a lower value of an array or schedule counts as 4.
         nesterov: whether $\hat\mu_t$ looks ahead, as in `scale_by_adam`.
-        unrectified: what the first steps take.
+        unrectified: ``"momentum"`` or ``"skip"``, see `radam`.
 
     Raises:
         ValueError: if a number is out of range, or ``unrectified`` is neither of the
@@ -125,10 +125,10 @@ def radam(
     unrectified: Literal["momentum", "skip"] = "momentum",
     decoupled_weight_decay: bool = True,
 ) -> Transform:
-    r"""RAdam: Adam that steps as far as it can trust its denominator.
+    r"""RAdam: Adam with steps rectified for the variance of the denominator.
 
-    An exponential average of squares has seen about as much as a simple average of
-    length $\rho_t$ has. With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
+    An exponential average of squares varies about as much as a simple average of length
+    $\rho_t$. With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
 
     $$\rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
       \rho_\infty = \frac{2}{1 - \beta_2} - 1, \qquad
@@ -140,7 +140,7 @@ def radam(
 
     Before that, for some five steps, $u_t = \hat\mu_t$: momentum with steps of the
     gradient's size (PyTorch, optax). With ``unrectified="skip"`` $u_t = 0$ then, as in
-    the authors' code by default. It reports ``rectification``, $r_t$, 0 before.
+    the authors' code by default. It reports ``rectification``: $r_t$, or 0 before.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -149,11 +149,11 @@ def radam(
         b2: $\beta_2$ in [0, 1); up to 0.6 nothing is ever rectified.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        threshold: >= 4, the length of average that is trusted.
+        threshold: >= 4, the least $\rho_t$ that is rectified.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
         nesterov: whether $\hat\mu_t$ looks ahead, as in `adam`.
-        unrectified: what the first steps take.
+        unrectified: ``"momentum"`` or ``"skip"``, what the first steps do.
         decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
             is added to the gradient, PyTorch's default.
 
@@ -186,7 +186,7 @@ def radam(
 
 def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Array:
     """Return r, and 0 where the average is still too short."""
-    # 80 stands for every -log(beta) above it: exp(-80) is no share of anything.
+    # Beyond 80 exp(-rate) is below rounding; the bound keeps beta = 0 finite.
     rate = jnp.minimum(-jnp.log(beta), 80.0)
     t = step.astype(beta.dtype) + 1
     rho = 1 + 2 * (_filled(t * rate) - _filled(rate)) / rate

@@ -57,8 +57,8 @@ def scale_by_rms(
         decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
-        initial_scale: $\nu_0$ >= 0; 1 is TensorFlow's, 0 everyone else's.
-        eps_in_sqrt: the first or the second form.
+        initial_scale: $\nu_0$ >= 0; 1 is TensorFlow's, 0 that of all others.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
         bias_correction: whether $\nu_t / (1 - \rho^t)$ takes the place of $\nu_t$.
             The state is the same either way.
 
@@ -96,23 +96,23 @@ def scale_by_stddev(
 ) -> Transform:
     r"""Divide by the running standard deviation: centered RMSProp's direction.
 
-    The update is $u_t$ of `rmsprop` with ``centered``, with $s_t = \nu_t - |\mu_t|^2$
-    in place of $\nu_t$.
+    Returns $u_t$ of `rmsprop` with ``centered``; see there for the equations and the
+    references.
 
-    The variance is carried instead of $\nu$, by
-    $s_t = \rho\,s_{t-1} + \rho\,(1 - \rho)\,|g_t - \mu_{t-1}|^2$: the difference of
-    two moments can come out negative, and its root NaN, once the gradient settles.
+    The state carries the variance instead of $\nu$, by
+    $s_t = \rho\,s_{t-1} + \rho\,(1 - \rho)\,|g_t - \mu_{t-1}|^2$: the difference of two
+    moments can be negative in floating point, and its root NaN, once the gradient
+    settles.
 
     Args:
         decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         initial_scale: $\nu_0$ >= 0.
-        eps_in_sqrt: the first or the second form.
-        bias_correction: whether $s_t$ is made of both moments divided by
-            $1 - \rho^t$. It is zero at the first step then (up to ``initial_scale``),
-            so that ``eps`` alone bounds the first update. The state has the same
-            structure either way.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
+        bias_correction: whether both moments in $s_t$ are divided by $1 - \rho^t$.
+            $s_1$ is then zero (up to ``initial_scale``), so that ``eps`` alone bounds
+            the first update. The state has the same structure either way.
 
     Raises:
         ValueError: if a number is out of range.
@@ -179,10 +179,10 @@ def rmsprop(
       \quad\text{or}\quad u_t = g_t / (\sqrt{\nu_t} + \epsilon)$$
     $$w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    ``centered`` subtracts from $\nu_t$ the squared average $\mu_t$ of the gradient.
-    With ``momentum`` $\beta$, $\alpha_t u_t$ gives way to
-    $b_t = \beta\,b_{t-1} + \alpha_t\,u_t$, or with ``nesterov`` to
-    $\beta\,b_t + \alpha_t\,u_t$.
+    With ``centered``, $s_t = \nu_t - |\mu_t|^2$ takes the place of $\nu_t$ in $u_t$,
+    where $\mu_t = \rho\,\mu_{t-1} + (1 - \rho)\,g_t$. With ``momentum`` $\beta$,
+    $\alpha_t u_t$ is replaced by $b_t = \beta\,b_{t-1} + \alpha_t\,u_t$, or with
+    ``nesterov`` by $\beta\,b_t + \alpha_t\,u_t$.
 
     The defaults are optax's. Other conventions: PyTorch is ``decay=0.99,
     eps_in_sqrt=False, learning_rate_first=False``, Keras ``eps=1e-7``, TensorFlow 1
@@ -195,15 +195,16 @@ def rmsprop(
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         initial_scale: $\nu_0$ >= 0.
-        eps_in_sqrt: the first or the second form of $u_t$.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
         centered: whether to divide by the standard deviation.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps
+            one.
         nesterov: whether to look ahead; it needs a momentum.
         bias_correction: whether the averages are divided by $1 - \rho^t$.
         learning_rate_first: whether $\alpha_t$ enters the buffer, as above, or scales
             what leaves it: $b_t = \beta\,b_{t-1} + u_t$,
-            $w_{t+1} = w_t - \alpha_t\,b_t$. Only a learning rate that changes shows
-            the difference.
+            $w_{t+1} = w_t - \alpha_t\,b_t$. The two differ only if the learning rate
+            changes.
 
     Raises:
         ValueError: if a number is out of range, or ``nesterov`` has no momentum.

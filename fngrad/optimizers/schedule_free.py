@@ -35,7 +35,7 @@ class ScheduleFreeState(NamedTuple):
     step: jax.Array  # int32, shape ()
     max_learning_rate: jax.Array  # shape (); the largest so far
     weight_sum: jax.Array  # shape ()
-    z: Params  # where the inner transform's steps lead
+    z: Params  # moved by the inner transform's updates
     x: Params  # the weighted average of z
     inner: OptState
 
@@ -58,7 +58,7 @@ def schedule_free(
     $$z_{t+1} = z_t + u_t, \qquad
       x_{t+1} = (1 - c_t)\,x_t + c_t\,z_{t+1}, \qquad
       c_t = \gamma_t^p \Big/ \sum_{s \le t} \gamma_s^p$$
-    $$y_{t+1} = (1 - \beta)\,z_{t+1} + \beta\,x_{t+1}$$
+    $$y_{t+1} = (1 - \beta_1)\,z_{t+1} + \beta_1\,x_{t+1}$$
 
     The parameters are $y$. Evaluate at $x$: `fngrad.eval_params`. While every learning
     rate so far is zero, $c_t = 0$ (unless $p = 0$). It reports ``averaging_weight``,
@@ -68,8 +68,8 @@ def schedule_free(
         inner: an optimizer without momentum, e.g. ``sgd`` or ``rmsprop``.
         learning_rate: $\alpha$, the inner optimizer's own: a number >= 0, a scalar
             array or tracer, or a schedule, which may warm up but need not decay. Here
-            it weighs the average only.
-        b1: $\beta$ in [0, 1]: how far $y$ is from $z$ towards $x$; 0 is the inner
+            it only weighs the average.
+        b1: $\beta_1$ in [0, 1]: how far $y$ is from $z$ towards $x$; 0 is the inner
             optimizer with an average beside it (Polyak and Ruppert's), 1 primal
             averaging.
         weight_lr_power: $p$ >= 0; 0 weighs all iterates alike.
@@ -83,11 +83,12 @@ def schedule_free(
         >>> optimizer = fg.schedule_free(fg.sgd(warmup), warmup, b1=0.95)
 
     References:
-        Defazio et al., The road less scheduled, 2024, equations 2 to 4 and algorithm
-        1, https://arxiv.org/abs/2405.15682. Differs from it in: any optimizer may be
+        Defazio et al., The road less scheduled, 2024, equations 2 to 4 and algorithm 1,
+        https://arxiv.org/abs/2405.15682. Differs from it in: any optimizer may be
         inside, and $\gamma_t$ is the largest learning rate so far, as in the authors'
-        code. optax recovers $x$ from $y$ and $z$ by a division by $\beta$; here it is
-        kept, which costs one copy of the parameters and holds at $\beta = 0$ too.
+        code. optax recovers $x$ from $y$ and $z$ by a division by $\beta_1$; here the
+        state keeps it, which costs one copy of the parameters and holds at
+        $\beta_1 = 0$ too.
     """
     check_learning_rate(learning_rate)
     check_decay("b1", b1, corrected=False)
@@ -136,7 +137,8 @@ def schedule_free_sgd(
 ) -> Transform:
     r"""Gradient descent without a schedule: gradients between iterate and average.
 
-    `schedule_free`, which has the equations and the paper, of
+    This is `schedule_free` (see there for the equations and the paper) around the
+    optimizer
 
     $$z_{t+1} = z_t - \alpha_t\,(g_t + \lambda\,y_t)$$
 
@@ -145,12 +147,12 @@ def schedule_free_sgd(
     run need not be known.
 
     Args:
-        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
-            schedule; 1 to 10 times what SGD with a schedule wants. In $c_t$ it counts
-            with the largest value so far.
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule;
+            1 to 10 times that of SGD with a schedule. $c_t$ takes its largest value so
+            far.
         warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
             rate; ``None`` means no warmup.
-        b1: $\beta$ in [0, 1]; 0.9 to 0.98 are useful.
+        b1: $\beta_1$ in [0, 1]; 0.9 to 0.98 are useful.
         weight_decay: $\lambda$, taken at $y$.
         weight_lr_power: $p$ >= 0.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
@@ -185,20 +187,21 @@ def schedule_free_adamw(
 ) -> Transform:
     r"""AdamW without a schedule, an average of iterates in place of its momentum.
 
-    `schedule_free`, which has the equations and the paper, of
+    This is `schedule_free` (see there for the equations and the paper) around the
+    optimizer
 
     $$\nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2, \qquad
       z_{t+1} = z_t - \alpha_t \left(
       \frac{g_t}{\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon} + \lambda\,y_t \right)$$
 
-    The parameters are $y$, evaluation is at $x$.
+    The parameters are $y$; evaluate at $x$.
 
     Args:
-        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
-            schedule. In $c_t$ it counts with the largest value so far.
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule.
+            $c_t$ takes its largest value so far.
         warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
             rate; ``None`` means no warmup.
-        b1: $\beta$ in [0, 1].
+        b1: $\beta_1$ in [0, 1].
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$, taken at $y$.

@@ -1,7 +1,7 @@
 """SM3: Adagrad with a cover of its sums.
 
-A *cover* keeps one number for each slice along each axis of a leaf, an upper bound of
-what is in the slice.
+A *cover* keeps one number for each slice along each axis of a leaf: an upper bound on
+the sums in the slice.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class ScaleBySm3State(NamedTuple):
     """State of `scale_by_sm3`."""
 
     step: jax.Array  # int32, shape ()
-    bounds: Updates  # a tuple a leaf: for each axis, shape (size,); real
+    bounds: Updates  # a tuple per leaf: for each axis, shape (size,); real
 
 
 def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
@@ -100,8 +100,8 @@ def sm3(
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no average; any number does, 0
-            too, and it takes as much memory as the parameters.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no average; any number, also 0,
+            keeps one, of the size of the parameters.
         eps: $\epsilon$ >= 0, in squared gradient units; the authors' code has 1e-30.
         variant: ``"II"`` or ``"I"``.
 

@@ -1,7 +1,7 @@
-"""Averaged gradients over an estimate of the Hessian's diagonal, clipped.
+"""Sophia: averaged gradients over an estimate of the Hessian's diagonal, clipped.
 
 The estimate needs the loss, so it comes from outside: `fngrad.steps.sophia` puts it
-into the state every few steps, and updates divide by what they find there.
+into the state every few steps, and updates divide by it.
 """
 
 from typing import NamedTuple
@@ -39,13 +39,12 @@ def scale_by_sophia(
 
     Returns $u_t$ of `sophia`; see there for the equations and the reference. $h$ begins
     at zero and changes only when an estimate arrives (see `fngrad.steps.sophia`). Where
-    it is not positive, as before the first estimate, the entry moves by $\rho$ in the
-    direction of $\mu_t$'s sign. It reports ``clipped``, the share of entries at the
-    bound.
+    it is not positive, as before the first estimate, the entry moves by $\rho$ along
+    the sign of $\mu_t$. It reports ``clipped``, the share of entries at the bound.
 
     Args:
         b1: $\beta_1$ in [0, 1].
-        b2: $\beta_2$ in [0, 1]; a schedule is asked at the update before.
+        b2: $\beta_2$ in [0, 1]; a schedule is evaluated at the update before.
         eps: $\epsilon$ > 0, in units of curvature.
         gamma: $\gamma$ > 0; the larger, the fewer entries are clipped.
         clip_threshold: $\rho$ > 0, the largest entry of an update.
@@ -109,8 +108,8 @@ def sophia(
       w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
     The estimates $\hat h$ need the loss: train with
-    ``steps.sophia(loss_fn, sophia(...))``. In a plain `fngrad.make_step` there are
-    none, and every entry moves by $\alpha_t\,\rho$, by the sign of $\mu_t$.
+    ``steps.sophia(loss_fn, sophia(...))``. Without them, as in a plain
+    `fngrad.make_step`, $h$ stays zero: see `scale_by_sophia`.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -144,13 +143,13 @@ def sophia(
 def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:
     """Return the state with one more estimate of the Hessian's diagonal averaged in.
 
-    An estimate with an entry that is not finite is left out: the average would never
-    be rid of it.
+    An estimate with an entry that is not finite is left out: it would stay in the
+    average for ever.
 
     Args:
         state: the state.
-        estimate: shaped like the parameters; leaves the state has none of are left
-            out.
+        estimate: shaped like the parameters; leaves that the state does not have are
+            ignored.
 
     Raises:
         ValueError: if the state has a leaf that the estimate does not have.
@@ -161,7 +160,7 @@ def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaS
             raise ValueError(
                 f"need scale_by_sophia of the parameters themselves, got {path!r} in "
                 f"its state, which is not among {list(paths)}; inside of stack_leaves "
-                "it wants parameters from fngrad.stack"
+                "it needs parameters from fngrad.stack"
             )
     known = jax.tree.map(lambda e, h: None if h is None else e, estimate, state.hessian)
     averaged = tree.average(state.b2, state.hessian, known)

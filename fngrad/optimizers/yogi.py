@@ -1,4 +1,4 @@
-"""Yogi: a second moment that moves by steps no larger than the squared gradient."""
+"""Yogi: a second moment whose steps are at most a share of the squared gradient."""
 
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ def scale_by_yogi(
         b2: $\beta_2$ in [0, 1); in [0, 1] without ``debias``.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        initial_accumulator_value: what both averages begin at, >= 0.
+        initial_accumulator_value: the start of both averages, >= 0.
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
@@ -115,9 +115,9 @@ def yogi(
       \mu_0 = \nu_0 = \text{initial value}$$
 
     with $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and $\hat\nu_t = \nu_t / (1 - \beta_2^t)$
-    if ``debias`` (the authors' code, optax), else $\mu_t$ and $\nu_t$ (the paper).
-    Where Adam's $\nu$ falls by a share of itself after a large gradient, Yogi's falls
-    by a share of the small one.
+    if ``debias``, else $\mu_t$ and $\nu_t$, as in the paper. After a large gradient
+    Adam's $\nu$ falls by a share of itself per step, Yogi's by a share of the small
+    squares that follow.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -126,7 +126,7 @@ def yogi(
         b2: $\beta_2$ in [0, 1); in [0, 1] without ``debias``.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        initial_accumulator_value: what both averages begin at, >= 0.
+        initial_accumulator_value: the start of both averages, >= 0.
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Schedules of several phases: warm-ups, cycles, and whatever is joined."""
+"""Schedules of several phases: warm-ups, cycles and joins."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -171,7 +171,7 @@ def one_cycle(
 
     From $I = P / d$ at step 0 to the peak $P$ at step $\lfloor p T \rfloor$, and to
     $I / d_f$ at step $T$; with ``pct_final`` first back to $I$, at step
-    $\lfloor p_f T \rfloor$. In between, along straight lines or half cosines.
+    $\lfloor p_f T \rfloor$. In between it follows straight lines or half cosines.
 
     Args:
         transition_steps: $T$, steps, >= 1.
@@ -217,7 +217,8 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
 
     Args:
         cosine_kwargs: the arguments of each cycle's `warmup_cosine`, by name; its
-            ``decay_steps`` is the length of the cycle. The last one holds its end.
+            ``decay_steps`` is the length of the cycle. The last one stays at its end
+            value.
 
     Raises:
         ValueError: if there is no cycle, an argument is missing, or a number is out of
@@ -249,12 +250,12 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
-    """Follow one schedule after the other, each from its own step 0.
+    """Follow one schedule after another, each from its own step 0.
 
     Args:
         schedules: at least one.
-        boundaries: the steps at which the second, third, ... schedule begins: one
-            less than schedules, >= 0, not decreasing.
+        boundaries: the steps at which the second, third, ... schedule begins: one fewer
+            than schedules, >= 0, not decreasing.
 
     Raises:
         ValueError: if the numbers of schedules and boundaries do not fit, or a boundary
@@ -270,7 +271,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
     """
     if not schedules or len(boundaries) != len(schedules) - 1:
         raise ValueError(
-            "need one boundary less than schedules, and a schedule at least, "
+            "need at least one schedule, and one boundary fewer than schedules, "
             f"got {len(schedules)=} {len(boundaries)=}"
         )
     numbers = [0, *(b for b in boundaries if isinstance(b, Real))]
@@ -289,7 +290,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
 
 
 def _knot(fraction: Scalar, total: Count) -> Count:
-    """Return the whole steps in a fraction of the total: of numbers, on the host."""
+    """Return the whole steps in a fraction of the total; numbers stay on the host."""
     if isinstance(fraction, Real) and isinstance(total, Real):
         return int(float(fraction) * float(total))
     (whole,) = alike(total)

@@ -34,7 +34,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         [ 1. -1.  1.  1.]
 
     References:
-        Section 6 of the paper of `fngrad.adafactor`.
+        Section 6 of the paper cited in `fngrad.adafactor`.
     """
     numerics.check_positive("threshold", threshold)
 
@@ -62,14 +62,14 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     It counts no steps and takes no schedule.
 
     Args:
-        min_scale: $\epsilon$ >= 0, in units of the parameters: what a block of zeros
-            counts.
+        min_scale: $\epsilon$ >= 0, in units of the parameters: the size of a block of
+            zeros.
 
     Raises:
         ValueError: if a number is negative.
 
     References:
-        Section 8 of the paper of `fngrad.adafactor`.
+        Section 8 of the paper cited in `fngrad.adafactor`.
     """
     numerics.check_number("min_scale", min_scale, low=0.0)
 

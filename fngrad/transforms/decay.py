@@ -26,7 +26,7 @@ class ProximalDecayState(NamedTuple):
 def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Transform:
     r"""Add a multiple of the parameters to the updates: $u \leftarrow u + \lambda w$.
 
-    Its place in the chain says which decay it is:
+    Its place in the chain decides which decay it is:
 
     - first, it is **L2 regularisation**: the gradient of $\lambda \|w\|^2 / 2$ passes
       through everything that follows, and an adaptive rule divides it away;
@@ -54,7 +54,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
         [-0.1] [-0.]
 
     References:
-        The paper of `fngrad.adamw`.
+        See `fngrad.adamw`.
     """
     numerics.check_number("weight_decay", weight_decay)
 
@@ -75,18 +75,18 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
 def proximal_decay(
     learning_rate: Hyper, weight_decay: Hyper, mask: Selector | None = None
 ) -> Transform:
-    r"""Shrink where a step would lead, not where it starts: decay as a proximal step.
+    r"""Shrink the parameters after the step, not before it: decay as a proximal step.
 
-    It stands last in a chain, after the learning rate: of updates $u$ it makes
+    It comes last in a chain, after the learning rate, and replaces updates $u$ by
 
     $$\frac{w + u}{1 + \alpha_t \lambda} - w
       = \frac{u - \alpha_t \lambda\,w}{1 + \alpha_t \lambda}$$
 
-    so that without gradients $w$ shrinks by $1 / (1 + \alpha_t \lambda)$ a step, which
-    no learning rate makes negative.
+    so that without gradients $w$ shrinks by the factor $1 / (1 + \alpha_t \lambda)$ per
+    step, which no learning rate makes negative.
 
     Args:
-        learning_rate: $\alpha$ >= 0, what scaled the updates before.
+        learning_rate: $\alpha$ >= 0, the factor that scaled the updates.
         weight_decay: $\lambda$ >= 0.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all. The
             other leaves' updates pass unchanged.

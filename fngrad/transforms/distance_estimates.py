@@ -1,7 +1,7 @@
 """Estimates of the distance to a solution: what Prodigy and D-Adaptation share.
 
-The ``learning_rate`` of rules that estimate it is a factor of what they find, by
-default 1; a schedule around 1 warms up or cools down.
+In these rules ``learning_rate`` multiplies the estimate (default 1); a schedule around
+1 warms up or cools down.
 """
 
 import jax
@@ -40,7 +40,7 @@ def limit_growth(target: jax.Array, now: jax.Array, rate: jax.Array) -> jax.Arra
 def check_multiplier(
     learning_rate: Hyper, estim_lr0: Scalar, growth_rate: Hyper
 ) -> None:
-    """Raise unless what scales and bounds the estimate is in range.
+    """Raise unless the factor, the start and the growth of the estimate are valid.
 
     Raises:
         TypeError: if ``learning_rate`` is None.

@@ -9,7 +9,7 @@ value had always held.
 A second moment cannot hold more than the largest float. A finite gradient whose square
 is beyond it counts as the largest one whose square is not, in every moment alike, so
 that quotients of moments stay right and moments decay again. Where a rule has no
-quotient (RAdam's unrectified steps), such a gradient steps as the bounded one.
+quotient (RAdam's unrectified steps), the step is that of the bounded gradient.
 """
 
 import numbers
@@ -41,7 +41,7 @@ def full_moment(params: Params, value: Scalar) -> Updates:
 
 
 def squarable(updates: Updates, count: int = 1) -> Updates:
-    """Return updates of which ``count`` squares add up within range.
+    """Return updates bounded so that the sum of ``count`` of their squares fits.
 
     inf and NaN stay.
     """
@@ -63,18 +63,18 @@ def saturated_square(x: jax.Array) -> jax.Array:
 
 
 def largest_sum(dtype: Any) -> float:
-    """Return where sums of squares over a leaf saturate: there is room to add two."""
+    """Return where sums of squares over a leaf saturate; two of them can be added."""
     return numerics.largest_square(dtype) / 4
 
 
-# Jitted, or a step outside of jit would compile the branches each time.
+# Jitted, or a step outside of jit would compile the branches every time.
 @jax.jit
 def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
-    """Return the factor at which a sum of squares fits, 1 if it does, and the sum then.
+    """Return a factor at which a sum of squares fits, usually 1, and the sum with it.
 
     Args:
-        square: the sum of squares as it comes out, perhaps infinite.
-        updates: what it is the sum of; where not all are finite, the factor is 1.
+        square: the sum of squares as computed, perhaps infinite.
+        updates: what it sums over; where not all are finite, the factor is 1.
     """
     limit = largest_sum(square.dtype)
 
@@ -90,7 +90,7 @@ def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def shrunk_leaf(g: jax.Array) -> jax.Array:
-    """Return a leaf whose sum of squares fits; its direction stays."""
+    """Return a leaf scaled so that its sum of squares fits."""
     square = jnp.sum(tree.abs_square(g))
 
     def shrunk() -> jax.Array:
@@ -165,7 +165,7 @@ def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
     """Raise unless a decay lies in [0, 1], or in [0, 1) where bias is corrected.
 
     Raises:
-        ValueError: if it does not; arrays and schedules pass unread.
+        ValueError: if a number does not; arrays and schedules pass unread.
     """
     numerics.check_number(name, value, 0.0, 1.0)
     if corrected and isinstance(value, numbers.Real) and value == 1:
@@ -173,6 +173,6 @@ def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
 
 
 def adam_correction(b1: jax.Array, b2: jax.Array, step: jax.Array) -> jax.Array:
-    """Return what Adam's bias corrections come to as a factor of the step size."""
+    """Return Adam's two bias corrections as one factor of the step size."""
     of_root = jnp.sqrt(weight_seen(b2, step))
     return of_root / weight_seen(b1, step)

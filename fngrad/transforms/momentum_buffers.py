@@ -1,7 +1,7 @@
 """Momentum: decayed sums and exponential averages of updates.
 
-A *trace* sums past gradients with decaying weights, an *average* weighs them to one.
-Both count steps, so that every hyperparameter may be a schedule.
+A *trace* sums past gradients with decaying weights; the weights of an *average* sum to
+one. Both count steps, so that every hyperparameter may be a schedule.
 """
 
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def trace(
         [1.5 3. ]
 
     References:
-        The papers are those of `fngrad.sgd` and `fngrad.momentum`.
+        See `fngrad.sgd` and `fngrad.momentum`.
     """
     numerics.check_number("decay", decay, 0.0, 1.0)
     numerics.check_number("dampening", dampening, 0.0, 1.0)
@@ -105,7 +105,7 @@ def traced(momentum: Hyper | None, nesterov: bool) -> tuple[Transform, ...]:
     """Return the trace that a recipe puts into its chain, none without a momentum.
 
     Args:
-        momentum: in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        momentum: in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps one.
         nesterov: whether to look ahead; it needs a momentum.
 
     Raises:
@@ -123,7 +123,7 @@ def averaged(momentum: Hyper | None) -> tuple[Transform, ...]:
     """Return the average that a recipe puts into its chain, none without a momentum.
 
     Args:
-        momentum: in [0, 1]. ``None`` keeps no average; any number does, 0 too.
+        momentum: in [0, 1]. ``None`` keeps no average; any number, also 0, keeps one.
 
     Raises:
         ValueError: if the number is out of range.

@@ -11,7 +11,7 @@ from fngrad.types import Hyper, Metrics, Params, Scalar, Schedule, Updates
 
 
 class ScheduleState(NamedTuple):
-    """State of a part that asks a schedule."""
+    """State of a part that evaluates a schedule."""
 
     step: jax.Array  # int32, shape (); updates made so far
 
@@ -20,7 +20,7 @@ def scale(step_size: Scalar) -> Transform:
     r"""Multiply updates by a number: $u \leftarrow s\,u$.
 
     Args:
-        step_size: $s$, a number or a scalar array; `scale_by_schedule` for the rest.
+        step_size: $s$, a number or a scalar array; for schedules, `scale_by_schedule`.
 
     Raises:
         TypeError: at ``update``, if ``step_size`` is a schedule.
@@ -64,7 +64,7 @@ def scale_by_learning_rate(
 
 
 def check_learning_rate(learning_rate: Hyper | None) -> None:
-    """Raise unless a learning rate can be one.
+    """Raise unless a learning rate is valid.
 
     Raises:
         TypeError: if it is None.

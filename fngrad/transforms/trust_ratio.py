@@ -1,8 +1,8 @@
-r"""Updates in proportion to what they change: trust ratios.
+r"""Trust ratios: updates in proportion to the parameters that they change.
 
-A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$:
-times it, every layer moves by the same share of its norm. It is 1 where either norm is
-zero, so that parameters which begin at zero can leave it.
+A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$.
+With it every layer moves by the same share of its norm. It is 1 where either norm is
+zero, so that parameters that begin at zero can leave it.
 """
 
 import functools
@@ -69,7 +69,7 @@ def scale_by_trust_ratio(
         [ 0. 10.]
 
     References:
-        The paper of `fngrad.lamb`.
+        See `fngrad.lamb`.
     """
     numerics.check_number("min_norm", min_norm, low=0.0)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)

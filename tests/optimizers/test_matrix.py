@@ -322,7 +322,7 @@ def test_a_tree_of_bools_says_what_decays_under_muon():
         ("muon", {"beta": 1.0}, "need beta < 1 to correct for bias"),
         ("muon", {"eps": -1.0}, "need 0.0 <= eps"),
         ("muon", {"consistent_rms": -0.2}, "need 0.0 <= consistent_rms"),
-        ("muon", {"ns_coeffs": (1.0, 2.0)}, "need three coefficients a step"),
+        ("muon", {"ns_coeffs": (1.0, 2.0)}, "must have three coefficients per step"),
         ("muon", {"ns_coeffs": (COEFFICIENTS,)}, "need coefficients for ns_steps=5"),
         ("muon", {"ns_steps": -1}, "need an int ns_steps >= 0, got ns_steps=-1"),
         ("shampoo", {"b2": 1.5}, "need 0.0 <= b2 <= 1.0"),

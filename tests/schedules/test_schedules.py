@@ -334,7 +334,7 @@ BAD = [
         "need warmup_steps < decay_steps.*warmup_steps=10 decay_steps=10",
     ),
     (lambda: S.warmup_cosine(0.0, 1.0, -1, 10), "0 <= warmup_steps"),
-    (lambda: S.cosine_restarts([]), "a schedule at least"),
+    (lambda: S.cosine_restarts([]), "at least one schedule"),
     (
         lambda: S.cosine_restarts([{"init_value": 0.0, "peak_value": 1.0}] * 2),
         "need each cycle's warmup_steps, got",
@@ -358,7 +358,7 @@ BAD = [
     (lambda: S.inverse_sqrt(0.0, 1.0, -1), "0 <= warmup_steps"),
     (lambda: S.warmup_stable_decay(0.0, 1.0, 1, 1, 0), "1 <= decay_steps"),
     (lambda: S.warmup_stable_decay(0.0, 1.0, 1, -1, 1), "0 <= stable_steps"),
-    (lambda: S.join([S.constant(1.0)], [10]), "one boundary less"),
+    (lambda: S.join([S.constant(1.0)], [10]), "one boundary fewer"),
     (lambda: S.join([S.constant(1.0)] * 3, [10, 5]), "not decreasing"),
 ]
 
