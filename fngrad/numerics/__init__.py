@@ -1,6 +1,9 @@
 """Scalars that enter the arithmetic, and the arithmetic that must not go wrong."""
 
 from fngrad.numerics.arithmetic import (
+    FAR,
+    FITTING_RATE,
+    LARGE,
     cube_root,
     divide,
     inverse_root,
@@ -13,6 +16,7 @@ from fngrad.numerics.checks import (
     MAX_STEP,
     MODES,
     as_int,
+    check_choice,
     check_count,
     check_mode,
     check_number,
@@ -41,11 +45,15 @@ from fngrad.numerics.seeds import check_seed, key
 from fngrad.numerics.softmax import exponentials, surprise
 
 __all__ = [
+    "FAR",
+    "FITTING_RATE",
+    "LARGE",
     "MAX_STEP",
     "MODES",
     "as_double",
     "as_int",
     "bounded",
+    "check_choice",
     "check_count",
     "check_mode",
     "check_number",

@@ -4,6 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Magnitudes in float32, whose largest number is about 2**128.
+LARGE = 2.0**40  # products of three numbers up to it fit
+FAR = 2.0**96  # a ratio beyond it is taken in units of a power of two
+FITTING_RATE = 2.0**-64  # where a norm overflows, it is taken of this times the vector
+
 
 def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     """Return base ** exponent, 0 with zero gradient where the base is 0."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fngrad.numerics.arithmetic import square_root
+from fngrad.numerics.arithmetic import FAR, FITTING_RATE, square_root
 
 
 def norm(
@@ -54,11 +54,11 @@ def fitting_norm(
     overflows = norm == jnp.inf
 
     def of_less() -> jax.Array:
-        less = jax.tree.map(lambda u: u * jnp.asarray(2.0**-64, u.dtype), x)
+        less = jax.tree.map(lambda u: u * jnp.asarray(FITTING_RATE, u.dtype), x)
         return jnp.where(overflows, norm_fn(less), norm)
 
     fitting = lax.cond(jnp.any(overflows), of_less, lambda: norm)
-    return fitting, jnp.where(overflows, 2.0**-64, 1).astype(norm.dtype)
+    return fitting, jnp.where(overflows, FITTING_RATE, 1).astype(norm.dtype)
 
 
 def times_ratio(
@@ -76,7 +76,7 @@ def times_ratio(
     """
     dtype = jnp.finfo(x.dtype).dtype
     ratio = numerator / denominator
-    is_far = (ratio < 2.0**-96) | (ratio > 2.0**96)
+    is_far = (ratio < 1 / FAR) | (ratio > FAR)
     scale = jnp.where(is_far, power_of_two_below(denominator), 1)
     ratio = numerator / (denominator / scale)
     x = x * rate.astype(dtype).astype(x.dtype)

@@ -8,7 +8,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -55,10 +56,7 @@ def scale_by_belief(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByBeliefState:
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
@@ -72,8 +70,7 @@ def scale_by_belief(
         extra = numerics.hyper(eps_root, state.step)
         updates = squarable(updates, count=4)  # differences are up to twice as large
         mu = tree.average(beta_1, state.mu, updates)
-        deviation = jax.tree.map(tree.abs_square, tree.sub(updates, mu))
-        nu = tree.average(beta_2, state.nu, deviation)
+        nu = average_square(beta_2, state.nu, tree.sub(updates, mu))
         raised = jax.tree.map(lambda v: v + extra.astype(v.dtype), nu)
         new_updates = divide_by_root(
             look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),

@@ -9,7 +9,8 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     saturated_square,
@@ -41,8 +42,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("rho", rho, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(rho=rho, eps=eps, corrected=False)
 
     def init(params: Params) -> ScaleByAdadeltaState:
         e_g, e_x = full_moment(params, 0.0), full_moment(params, 0.0)
@@ -54,7 +54,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         updates = squarable(updates)
         decay = numerics.hyper(rho, state.step)
         inside = numerics.hyper(eps, state.step)
-        e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
+        e_g = average_square(decay, state.e_g, updates)
 
         def times_root(u: jax.Array, square: jax.Array) -> jax.Array:
             return u * numerics.square_root(

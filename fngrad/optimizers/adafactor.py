@@ -71,10 +71,7 @@ def scale_by_factored_rms(
         ValueError: if a number is out of range, or ``factored_dims`` is neither of the
             two.
     """
-    if factored_dims not in ("largest", "last"):
-        raise ValueError(
-            f"need factored_dims to be 'largest' or 'last', got {factored_dims=}"
-        )
+    numerics.check_choice("factored_dims", factored_dims, ("largest", "last"))
     numerics.check_number("decay_rate", decay_rate, low=0.0)
     numerics.check_number("step_offset", step_offset, low=0.0)
     numerics.check_number("epsilon", epsilon, low=0.0)

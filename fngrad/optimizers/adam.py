@@ -9,7 +9,8 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -55,10 +56,7 @@ def scale_by_adam(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByAdamState:
         nu = full_moment(params, 0.0)
@@ -71,7 +69,7 @@ def scale_by_adam(
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         new_updates = divide_by_root(
             look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),
             remove_bias(nu, beta_2, state.step),

@@ -10,7 +10,8 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying, proximal_decay
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -55,10 +56,7 @@ def scale_by_adan(
     Raises:
         ValueError: if a number is out of range.
     """
-    for name, decay in {"b1": b1, "b2": b2, "b3": b3}.items():
-        check_decay(name, decay, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByAdanState:
         mu, delta, gradient = (tree.wide_zeros_like(params) for _ in range(3))
@@ -76,7 +74,7 @@ def scale_by_adan(
 
         mu = tree.average(beta_1, state.mu, updates)
         delta = tree.average(beta_2, state.delta, change)
-        nu = tree.average(beta_3, state.nu, jax.tree.map(tree.abs_square, ahead))
+        nu = average_square(beta_3, state.nu, ahead)
         delta_hat = remove_bias(delta, beta_2, state.step)
         new_updates = divide_by_root(
             tree.add(

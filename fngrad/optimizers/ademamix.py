@@ -11,7 +11,9 @@ from fngrad.schedules.core import Count, Curve, check_counts, progress
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
+    average_square,
     check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -56,12 +58,9 @@ def scale_by_ademamix(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check_decay("b3", b3, corrected=False)
     numerics.check_number("alpha", alpha)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
 
     def init(params: Params) -> ScaleByAdemamixState:
         mu, slow = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
@@ -75,7 +74,7 @@ def scale_by_ademamix(
         beta_1, beta_2, beta_3 = (numerics.hyper(b, state.step) for b in (b1, b2, b3))
         mu = tree.average(beta_1, state.mu, updates)
         slow = tree.average(beta_3, state.slow, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         share = tree.scale(numerics.hyper(alpha, state.step), slow)
         new_updates = divide_by_root(
             tree.add(remove_bias(mu, beta_1, state.step), share),

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.transforms.clipping import clip_entries
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -60,9 +61,7 @@ def scale_by_adopt(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=False)
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, corrected=False)
     numerics.check_number("clip_value_fn", clip_value_fn, low=0.0)
 
     def init(params: Params) -> ScaleByAdoptState:
@@ -83,8 +82,7 @@ def scale_by_adopt(
         past = jax.tree.map(lambda v: jnp.maximum(v, floor.astype(v.dtype)), past)
         normal = divide_by_root(updates, past, inside=0.0, outside=0.0)
         if use_clipping:
-            bound = numerics.hyper(clip_value_fn, state.step)
-            normal = jax.tree.map(lambda n: _clip(n, bound), normal)
+            normal = clip_entries(normal, numerics.hyper(clip_value_fn, state.step))
 
         mu = tree.average(beta_1, state.mu, normal)
         nu = tree.average(beta_2, state.nu, squares)
@@ -159,11 +157,3 @@ def adopt(
         clip_value_fn=clip_value_fn,
     )
     return chain(rule, scale_by_learning_rate(learning_rate))
-
-
-def _clip(x: jax.Array, bound: jax.Array) -> jax.Array:
-    if not jnp.iscomplexobj(x):
-        return jnp.clip(x, -bound.astype(x.dtype), bound.astype(x.dtype))
-    size = jnp.abs(x)
-    factor = numerics.divide(jnp.minimum(size, bound.astype(size.dtype)), size)
-    return x * factor.astype(x.dtype)

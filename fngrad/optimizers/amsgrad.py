@@ -1,6 +1,6 @@
 """AMSGrad: state, transform and recipe."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -18,7 +19,7 @@ from fngrad.transforms.moment_arithmetic import (
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 
-DEBIAS = ("before_max", "after_max", "never")
+Debias: TypeAlias = Literal["before_max", "after_max", "never"]
 
 
 class ScaleByAmsgradState(NamedTuple):
@@ -39,7 +40,7 @@ def scale_by_amsgrad(
     eps: Hyper = 1e-8,
     eps_root: Hyper = 0.0,
     *,
-    debias: Literal["before_max", "after_max", "never"] = "before_max",
+    debias: Debias = "before_max",
 ) -> Transform:
     r"""Divide by the root of the largest second moment so far: AMSGrad's direction.
 
@@ -58,12 +59,9 @@ def scale_by_amsgrad(
         ValueError: if a number is out of range, or ``debias`` is not one of the three
             rules.
     """
-    if debias not in DEBIAS:
-        raise ValueError(f"need debias to be one of {DEBIAS}, got {debias=}")
-    check_decay("b1", b1, corrected=debias != "never")
-    check_decay("b2", b2, corrected=debias != "never")
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    numerics.check_choice("debias", debias, get_args(Debias))
+    corrected = debias != "never"
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root, corrected=corrected)
 
     def init(params: Params) -> ScaleByAmsgradState:
         mu = tree.wide_zeros_like(params)
@@ -77,7 +75,7 @@ def scale_by_amsgrad(
         beta_2 = numerics.hyper(b2, state.step)
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         before = debias == "before_max"
         candidate = remove_bias(nu, beta_2, state.step) if before else nu
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, candidate)
@@ -101,7 +99,7 @@ def amsgrad(
     eps: Hyper = 1e-8,
     eps_root: Hyper = 0.0,
     *,
-    debias: Literal["before_max", "after_max", "never"] = "before_max",
+    debias: Debias = "before_max",
 ) -> Transform:
     r"""AMSGrad: Adam whose denominator never shrinks.
 

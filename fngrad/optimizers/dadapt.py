@@ -23,6 +23,7 @@ from fngrad.transforms.distance_estimates import (
 )
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
+    average_square,
     divide_by_root,
     squarable,
 )
@@ -81,9 +82,14 @@ def scale_by_dadapt_adam(
     def init(params: Params) -> ScaleByDadaptAdamState:
         tree.check_real("dadapt_adamw", params)
         tree.check_mask(mask, params)
-        zeros = (tree.wide_zeros_like(params) for _ in range(3))
-        step = numerics.first_step()
-        return ScaleByDadaptAdamState(step, scalar(estim_lr0), scalar(0.0), *zeros)
+        return ScaleByDadaptAdamState(
+            step=numerics.first_step(),
+            d=scalar(estim_lr0),
+            numerator=scalar(0.0),
+            mu=tree.wide_zeros_like(params),
+            nu=tree.wide_zeros_like(params),
+            grad_sum=tree.wide_zeros_like(params),
+        )
 
     def report(
         updates: Updates, state: ScaleByDadaptAdamState, params: Params
@@ -96,7 +102,7 @@ def scale_by_dadapt_adam(
         updates = squarable(updates)
         scaled = tree.scale(rate, updates)
         mu = tree.average(b1, state.mu, scaled)
-        nu = tree.average(b2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(b2, state.nu, updates)
         d, numerator, grad_sum = _advance(state, updates, scaled, b2, eps_t, growth)
         direction = divide_by_root(mu, nu, inside=0.0, outside=eps_t)
         decay = rate * numerics.hyper(weight_decay, state.step)
@@ -148,33 +154,37 @@ def scale_by_dadapt_sgd(
 
     def init(params: Params) -> ScaleByDadaptSgdState:
         tree.check_real("dadapt_sgd", params)
-        scalars = scalar(estim_lr0), scalar(0.0), scalar(0.0)
-        sums, start = tree.wide_zeros_like(params), tree.wide_copy(params)
-        return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
+        return ScaleByDadaptSgdState(
+            step=numerics.first_step(),
+            d=scalar(estim_lr0),
+            numerator=scalar(0.0),
+            first_norm=scalar(0.0),
+            grad_sum=tree.wide_zeros_like(params),
+            params0=tree.wide_copy(params),
+        )
 
     def report(
         updates: Updates, state: ScaleByDadaptSgdState, params: Params
     ) -> tuple[Updates, ScaleByDadaptSgdState, Metrics]:
         rate = state.d * numerics.hyper(learning_rate, state.step)
-        updates, rate, first_norm, unit = _measure(updates, rate, state.first_norm)
-        product = inner_product(updates, state.grad_sum, like=rate)
-        numerator = _if_finite(state.numerator + rate * product, state.numerator)
-        grad_sum = tree.add(state.grad_sum, tree.scale(rate, updates))
-        length = tree.norm(grad_sum).astype(rate.dtype)
+        now = _measure(updates, rate, state.first_norm)
+        product = inner_product(now.gradient, state.grad_sum, like=now.rate)
+        numerator = _if_finite(state.numerator + now.rate * product, state.numerator)
+        grad_sum = tree.add(state.grad_sum, tree.scale(now.rate, now.gradient))
+        length = tree.norm(grad_sum).astype(now.rate.dtype)
         bound = _if_finite(numerics.divide(2 * numerator, length), state.d)
         limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
         z = tree.sub(state.params0, grad_sum)
         towards = 1 - numerics.hyper(momentum, state.step)
-        new_state = ScaleByDadaptSgdState(
-            numerics.next_step(state.step),
-            jnp.maximum(state.d, limited),
-            numerator,
-            first_norm,
-            grad_sum,
-            state.params0,
+        new_state = state._replace(
+            step=numerics.next_step(state.step),
+            d=jnp.maximum(state.d, limited),
+            numerator=numerator,
+            first_norm=now.first_norm,
+            grad_sum=grad_sum,
         )
         new_updates = tree.scale(towards, tree.difference(params, z))
-        told = {"d": state.d, "learning_rate": rate / unit}
+        told = {"d": state.d, "learning_rate": now.rate / now.unit}
         return new_updates, new_state, told
 
     return chain(telling(init, report, "scale_by_dadapt_sgd"))
@@ -314,11 +324,11 @@ def _measure(updates: Updates, rate: jax.Array, first_norm: jax.Array) -> _Measu
     updates = _with_finite_norm(updates)
     norm = tree.norm(updates).astype(rate.dtype)
     first_norm = jnp.where(first_norm == 0, norm, first_norm)
-    unit = jnp.where(first_norm > 2.0**64, 2.0**64, 1).astype(rate.dtype)
+    large = 1 / numerics.FITTING_RATE
+    unit = jnp.where(first_norm > large, large, 1).astype(rate.dtype)
     gradient = jax.tree.map(lambda g: g / unit.astype(g.dtype), updates)
-    return _Measured(
-        gradient, numerics.divide(rate, first_norm / unit), first_norm, unit
-    )
+    rate = numerics.divide(rate, first_norm / unit)
+    return _Measured(gradient, rate, first_norm, unit)
 
 
 def _with_finite_norm(updates: Updates) -> Updates:

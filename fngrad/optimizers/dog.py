@@ -1,7 +1,7 @@
 """DoG: step sizes of distance travelled over the root of summed squared gradients."""
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import divide_by_root, shrink
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
-InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
+Kind: TypeAlias = Literal["distance", "learning_rate", "heuristic"]
+InitStep: TypeAlias = tuple[Kind, Scalar]
 
 
 class ScaleByDogState(NamedTuple):
@@ -75,8 +76,14 @@ def scale_by_dog(
                 factor = jnp.where(is_first, 1, factor)
             return farthest, squares, size, factor
 
-        trees = params, updates, state.params0, state.max_distance, state.sum_of_squares
-        return over_blocks(of_block, *trees, outputs=4)
+        start, farthest, squares = (
+            state.params0,
+            state.max_distance,
+            state.sum_of_squares,
+        )
+        return over_blocks(
+            of_block, params, updates, start, farthest, squares, outputs=4
+        )
 
     def report(
         updates: Updates, state: ScaleByDogState, params: Params
@@ -167,7 +174,7 @@ def _largest(scalars: Any) -> jax.Array:
 
 
 def _check_init_step(init_step: InitStep) -> InitStep:
-    kinds = ("distance", "learning_rate", "heuristic")
+    kinds = get_args(Kind)
     is_pair = isinstance(init_step, tuple) and len(init_step) == 2
     if not is_pair or init_step[0] not in kinds:
         raise ValueError(

@@ -68,6 +68,6 @@ def lamb(
     adapt = scale_by_trust_ratio()
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
-        *((adapt, decay) if decay_outside else (decay, adapt)),
+        chain(adapt, decay) if decay_outside else chain(decay, adapt),
         scale_by_learning_rate(learning_rate),
     )

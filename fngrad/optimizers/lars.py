@@ -66,7 +66,10 @@ def scale_by_lars(
         if separate_norms:
             lengths = jax.tree.map(
                 lambda d, g, w, rate: g + decay * w * rate if d else g,
-                *(tree.selected(mask, params), lengths, sizes, rates),
+                tree.selected(mask, params),
+                lengths,
+                sizes,
+                rates,
             )
         return decayed, trust_ratios(coefficient, sizes, lengths, outside, rates)
 

@@ -17,8 +17,6 @@ from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Updates
 
-LARGE = 2.0**40  # products of vectors up to this length fit easily
-
 
 class ScaleByLbfgsState(NamedTuple):
     """State of `scale_by_lbfgs`; m is the memory size."""
@@ -163,7 +161,7 @@ def _in_range(s: Params, y: Updates) -> tuple[Params, Updates]:
     """
     length, rate = numerics.fitting_norm(tree.norm, y)
     middle = jnp.sqrt(tree.norm(s)) * jnp.sqrt(length) / jnp.sqrt(rate)
-    is_far = (middle < 1 / LARGE) | (middle > LARGE)
+    is_far = (middle < 1 / numerics.LARGE) | (middle > numerics.LARGE)
     scale = jnp.where(is_far, numerics.power_of_two_below(middle), 1)
     return tuple(jax.tree.map(lambda x: numerics.divided(x, scale), x) for x in (s, y))
 
@@ -172,7 +170,7 @@ def _unit(gradient: Updates) -> jax.Array:
     """Return the power of two that the gradient is divided by: 1 unless it is huge."""
     norm, rate = numerics.fitting_norm(tree.norm, gradient)
     power = jnp.where(rate < 1, 2.0**126, numerics.power_of_two_below(norm))
-    return jnp.where((norm > LARGE) | (rate < 1), power, 1).astype(norm.dtype)
+    return jnp.where((norm > numerics.LARGE) | (rate < 1), power, 1).astype(norm.dtype)
 
 
 def _first_scale(
@@ -213,7 +211,7 @@ def _two_loops(
     start = gradient, jnp.zeros_like(state.inverse_products)
     q, alphas = jax.lax.fori_loop(0, size, back, start)
     # From here on in units of the result, not of the gradient.
-    is_far = (gamma > LARGE) | (unit > 1)
+    is_far = (gamma > numerics.LARGE) | (unit > 1)
     scale = jnp.where(is_far, numerics.power_of_two_below(gamma), 1)
     alphas = alphas * unit.astype(alphas.dtype) / scale.astype(alphas.dtype)
     r = jax.lax.fori_loop(0, size, forth, tree.scale(gamma / scale, q))

@@ -312,7 +312,8 @@ def _unit(*arrays: jax.Array) -> jax.Array:
     largest = functools.reduce(
         jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays]
     )
-    return jnp.where(largest > 2.0**96, 2.0**64, 1).astype(largest.dtype)
+    unit = jnp.where(largest > numerics.FAR, 1 / numerics.FITTING_RATE, 1)
+    return unit.astype(largest.dtype)
 
 
 def _quintic(y: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:

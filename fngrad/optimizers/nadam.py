@@ -10,7 +10,8 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -59,10 +60,7 @@ def scale_by_nadam(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     numerics.check_number("momentum_decay", momentum_decay, low=0.0)
 
     def init(params: Params) -> ScaleByNadamState:
@@ -91,7 +89,7 @@ def scale_by_nadam(
 
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         new_updates = divide_by_root(
             tree.add(
                 tree.scale((1 - later) / ahead, mu),

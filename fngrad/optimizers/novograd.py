@@ -10,7 +10,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     real_dtype,
     shrink,
@@ -43,9 +43,7 @@ def scale_by_block_norm(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b2=b2, eps=eps, eps_root=eps_root, corrected=False)
 
     def init(params: Params) -> ScaleByBlockNormState:
         nu = tree.map_leaves(lambda p: jnp.zeros((), real_dtype(p)), params)

@@ -105,8 +105,17 @@ def scale_by_prodigy(
         size = state.estimate.d * at(learning_rate)
         if use_bias_correction:
             size = size * adam_correction(b1, b2, state.step)
-        bounds = numerics.hyper(estim_lr0), at(estim_lr_coef), at(growth_rate)
-        return _Values(b1, b2, b3, at(eps), *bounds, size, size * at(weight_decay))
+        return _Values(
+            b1=b1,
+            b2=b2,
+            b3=b3,
+            d0=numerics.hyper(estim_lr0),
+            coef=at(estim_lr_coef),
+            growth=at(growth_rate),
+            eps=at(eps),
+            step_size=size,
+            decay=size * at(weight_decay),
+        )
 
     def init(params: Params) -> ScaleByProdigyState:
         tree.check_real("prodigy", params)

@@ -4,7 +4,7 @@ The root of an average of few squares varies a lot: until there are enough of th
 RAdam steps along plain momentum.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -23,13 +24,18 @@ from fngrad.transforms.moment_arithmetic import (
 )
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
-UNRECTIFIED = ("momentum", "skip")
-
-
+Unrectified: TypeAlias = Literal["momentum", "skip"]
 BERNOULLI = (  # minus B(2k) / (2k)!
-    *(-1 / 12, 1 / 720, -1 / 30240, 1 / 1209600, -1 / 47900160),
-    *(691 / 1307674368000, -1 / 74724249600, 3617 / 10670622842880000),
-    *(-43867 / 5109094217170944000, 174611 / 802857662698291200000),
+    -1 / 12,
+    1 / 720,
+    -1 / 30240,
+    1 / 1209600,
+    -1 / 47900160,
+    691 / 1307674368000,
+    -1 / 74724249600,
+    3617 / 10670622842880000,
+    -43867 / 5109094217170944000,
+    174611 / 802857662698291200000,
 )
 
 
@@ -52,7 +58,7 @@ def scale_by_radam(
     threshold: Hyper = 5.0,
     *,
     nesterov: bool = False,
-    unrectified: Literal["momentum", "skip"] = "momentum",
+    unrectified: Unrectified = "momentum",
 ) -> Transform:
     r"""Scale Adam's direction by how little its denominator varies: RAdam's direction.
 
@@ -73,14 +79,8 @@ def scale_by_radam(
         ValueError: if a number is out of range, or ``unrectified`` is neither of the
             two.
     """
-    if unrectified not in UNRECTIFIED:
-        raise ValueError(
-            f"need unrectified to be one of {UNRECTIFIED}, got {unrectified=}"
-        )
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    numerics.check_choice("unrectified", unrectified, get_args(Unrectified))
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     numerics.check_number("threshold", threshold, low=4.0)
 
     def init(params: Params) -> ScaleByRadamState:
@@ -94,7 +94,7 @@ def scale_by_radam(
         beta_2 = numerics.hyper(b2, state.step)
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         mu_hat = look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov)
         adaptive = divide_by_root(
             mu_hat,
@@ -122,7 +122,7 @@ def radam(
     mask: Selector | None = None,
     *,
     nesterov: bool = False,
-    unrectified: Literal["momentum", "skip"] = "momentum",
+    unrectified: Unrectified = "momentum",
     decoupled_weight_decay: bool = True,
 ) -> Transform:
     r"""RAdam: Adam with steps rectified for the variance of the denominator.

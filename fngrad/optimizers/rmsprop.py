@@ -9,7 +9,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     place_eps,
@@ -65,8 +66,7 @@ def scale_by_rms(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("decay", decay, corrected=bias_correction)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(decay=decay, eps=eps, corrected=bias_correction)
     numerics.check_number("initial_scale", initial_scale, low=0.0)
 
     def init(params: Params) -> ScaleByRmsState:
@@ -78,10 +78,10 @@ def scale_by_rms(
     ) -> tuple[Updates, ScaleByRmsState]:
         updates = squarable(updates)
         beta = numerics.hyper(decay, state.step)
-        nu = tree.average(beta, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta, state.nu, updates)
         nu_hat = remove_bias(nu, beta, state.step) if bias_correction else nu
-        placed = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = divide_by_root(updates, nu_hat, *placed)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, nu_hat, inside, outside)
         return new_updates, ScaleByRmsState(numerics.next_step(state.step), nu)
 
     return chain(Transform(init, update, name="scale_by_rms"))
@@ -121,8 +121,7 @@ def scale_by_stddev(
         West, Updating mean and variance estimates, 1979,
         https://doi.org/10.1145/359146.359153.
     """
-    check_decay("decay", decay, corrected=bias_correction)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(decay=decay, eps=eps, corrected=bias_correction)
     numerics.check_number("initial_scale", initial_scale, low=0.0)
 
     def init(params: Params) -> ScaleByStddevState:
@@ -151,8 +150,8 @@ def scale_by_stddev(
         variance = jax.tree.map(advance, state.variance, state.mu, updates)
         mu = tree.average(beta, state.mu, updates)
         corrected = tree.scale(1 / after, variance)
-        placed = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = divide_by_root(updates, corrected, *placed)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, corrected, inside, outside)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByStddevState(step, mu, variance)
 

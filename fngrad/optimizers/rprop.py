@@ -63,12 +63,11 @@ def scale_by_rprop(
         high = numerics.hyper(max_step_size, step)
 
         def resize(turn: jax.Array, size: jax.Array) -> jax.Array:
-            plus_, minus_, low_, high_ = (
-                value.astype(size.dtype) for value in (plus, minus, low, high)
-            )
-            size = jnp.where(step == 0, first.astype(size.dtype), size)
-            factor = jnp.where(turn > 0, plus_, jnp.where(turn < 0, minus_, 1))
-            return jnp.clip(size * factor, low_, high_)
+            dtype = size.dtype
+            size = jnp.where(step == 0, first.astype(dtype), size)
+            shrink_or_stay = jnp.where(turn < 0, minus.astype(dtype), 1)
+            factor = jnp.where(turn > 0, plus.astype(dtype), shrink_or_stay)
+            return jnp.clip(size * factor, low.astype(dtype), high.astype(dtype))
 
         signs = jax.tree.map(jnp.sign, updates)
         turns = jax.tree.map(jnp.multiply, signs, state.signs)

@@ -16,7 +16,7 @@ from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     largest_sum,
@@ -25,8 +25,6 @@ from fngrad.transforms.moment_arithmetic import (
 )
 from fngrad.transforms.momentum_buffers import traced
 from fngrad.types import Hyper, Params, Selector, Updates
-
-GRAFTS = (None, "sgd", "diagonal")
 
 
 class ScaleByShampooState(NamedTuple):
@@ -78,13 +76,11 @@ def scale_by_shampoo(
         TypeError: at ``init``, if a leaf is complex.
         ValueError: if a number is out of range, or ``graft`` is none of the three.
     """
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(b2=b2, eps=eps, corrected=False)
     numerics.check_number("exponent", exponent, low=0.0)
     update_every = numerics.check_count("update_every", update_every, low=1)
     max_size = numerics.check_count("max_size", max_size)
-    if graft not in GRAFTS:
-        raise ValueError(f"need a graft in {GRAFTS}, got {graft=}")
+    numerics.check_choice("graft", graft, (None, "sgd", "diagonal"))
 
     def size(p: jax.Array) -> int:
         return max_size if p.ndim > 1 or full_vectors else 0
@@ -109,8 +105,9 @@ def scale_by_shampoo(
             lambda g, axes: _observe(g, axes, weights), updates, state.statistics
         )
         is_due = state.step % update_every == 0
-        scalars = weights.seen, ridge, power
-        roots = _follow(is_due, updates, state.roots, statistics, scalars)
+        roots = _follow(
+            is_due, state.roots, updates, statistics, weights.seen, ridge, power
+        )
         nu, target = state.nu, gradients
         if graft == "diagonal":
             nu = jax.tree.map(weights.accumulate_square, nu, updates)
@@ -271,16 +268,20 @@ def _saturated(s: jax.Array) -> jax.Array:
 @jax.jit  # or a step outside of jit would compile the branches each time
 def _follow(
     is_due: jax.Array,
-    updates: Updates,
     roots: Updates,
+    updates: Updates,
     statistics: Updates,
-    scalars: tuple[jax.Array, jax.Array, jax.Array | None],
+    seen: jax.Array,
+    ridge: jax.Array,
+    power: jax.Array | None,
 ) -> Updates:
     """Return the statistics' roots if they are due, else the old ones."""
 
     def renew() -> Updates:
         return tree.map_leaves(
-            lambda _, axes: _inverse_roots(axes, *scalars), updates, statistics
+            lambda _, axes: _inverse_roots(axes, seen, ridge, power),
+            updates,
+            statistics,
         )
 
     return lax.cond(is_due, renew, lambda: roots)

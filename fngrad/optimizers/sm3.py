@@ -38,8 +38,7 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
     Raises:
         ValueError: if a number is negative, or ``variant`` is neither of the two.
     """
-    if variant not in ("I", "II"):
-        raise ValueError(f"need variant to be 'I' or 'II', got {variant=}")
+    numerics.check_choice("variant", variant, ("I", "II"))
     numerics.check_number("eps", eps, low=0.0)
 
     def start(p: jax.Array) -> tuple[jax.Array, ...]:

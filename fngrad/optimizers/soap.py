@@ -12,7 +12,9 @@ from fngrad.numerics.matrix_products import Axes, along, gram, matmul
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
+    average_square,
     check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -74,10 +76,9 @@ def scale_by_soap(
         TypeError: at ``init``, if a leaf is complex.
         ValueError: if a number is out of range.
     """
-    for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
-        if decay is not None:
-            check_decay(name, decay, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps)
+    if shampoo_beta is not None:
+        check_decay("shampoo_beta", shampoo_beta, corrected=True)
     every = numerics.check_count("precondition_frequency", precondition_frequency, 1)
     max_precond_dim = numerics.check_count("max_precond_dim", max_precond_dim)
 
@@ -101,7 +102,7 @@ def scale_by_soap(
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         rotated = tree.map_leaves(_rotate, updates, state.bases)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, rotated))
+        nu = average_square(beta_2, state.nu, rotated)
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
         mu_hat = tree.map_leaves(

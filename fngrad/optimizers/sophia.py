@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.transforms.clipping import clip_entries
 from fngrad.transforms.core import Transform, chain, telling
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import check_decay
@@ -78,9 +79,7 @@ def scale_by_sophia(
 
         ratio = jax.tree.map(divide, mean, state.hessian)
         bound = numerics.hyper(clip_threshold, state.step)
-        clipped = jax.tree.map(
-            lambda x: jnp.clip(x, -bound.astype(x.dtype), bound.astype(x.dtype)), ratio
-        )
+        clipped = clip_entries(ratio, bound)
         step = numerics.next_step(state.step)
         decay = numerics.hyper(b2, step)
         new_state = ScaleBySophiaState(step, decay, mean, state.hessian)

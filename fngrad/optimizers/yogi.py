@@ -9,7 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -55,10 +55,7 @@ def scale_by_yogi(
     Raises:
         ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=debias)
-    check_decay("b2", b2, corrected=debias)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root, corrected=debias)
     numerics.check_number(
         "initial_accumulator_value", initial_accumulator_value, low=0.0
     )

@@ -189,8 +189,7 @@ def one_cycle(
         Smith and Topin, Super-convergence: very fast training of neural networks
         using large learning rates, 2018, https://arxiv.org/abs/1708.07120.
     """
-    if anneal not in ("cosine", "linear"):
-        raise ValueError(f'need anneal "cosine" or "linear", got {anneal=}')
+    numerics.check_choice("anneal", anneal, ("cosine", "linear"))
     check_values(peak_value=peak_value)
     numerics.check_positive("div_factor", div_factor)
     numerics.check_positive("final_div_factor", final_div_factor)

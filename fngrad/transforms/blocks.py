@@ -44,7 +44,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         def clip(u: jax.Array) -> jax.Array:
             rms, rate = numerics.fitting_norm(_root_mean_square, u)
             excess = rms / bound.astype(rms.dtype)
-            is_far = excess > 2.0**96
+            is_far = excess > numerics.FAR
             scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
             excess = rms / scale / bound.astype(rms.dtype)
             excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))

@@ -80,9 +80,11 @@ def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
 
     def shrunk() -> jax.Array:
         # The norm itself may not fit.
-        norm = tree.norm(jax.tree.map(lambda u: u * 2.0**-64, updates))
+        norm = tree.norm(jax.tree.map(lambda u: u * numerics.FITTING_RATE, updates))
         norm = norm.astype(square.dtype)
-        return jnp.where(jnp.isfinite(norm), limit**0.5 * 2.0**-64 / norm, 1)
+        return jnp.where(
+            jnp.isfinite(norm), limit**0.5 * numerics.FITTING_RATE / norm, 1
+        )
 
     factor = lax.cond(square <= limit, lambda: jnp.ones_like(square), shrunk)
     return factor, jnp.where(factor < 1, limit, square)
@@ -97,6 +99,11 @@ def shrunk_leaf(g: jax.Array) -> jax.Array:
         return numerics.scaled(shrink(square, g)[0], g)
 
     return lax.cond(square <= largest_sum(square.dtype), lambda: g, shrunk)
+
+
+def average_square(decay: jax.Array, nu: Updates, updates: Updates) -> Updates:
+    """Return decay nu + (1 - decay) |u|**2."""
+    return tree.average(decay, nu, jax.tree.map(tree.abs_square, updates))
 
 
 def weight_seen(decay: jax.Array, step: jax.Array) -> jax.Array:
@@ -170,6 +177,20 @@ def check_decay(name: str, value: Hyper, *, corrected: bool) -> None:
     numerics.check_number(name, value, 0.0, 1.0)
     if corrected and isinstance(value, numbers.Real) and value == 1:
         raise ValueError(f"need {name} < 1 to correct for bias, got {name}={value}")
+
+
+def check_moments(
+    *, eps: Hyper, eps_root: Hyper = 0.0, corrected: bool = True, **decays: Hyper
+) -> None:
+    """Raise unless the decays and epsilons of a rule with moments are valid.
+
+    Raises:
+        ValueError: if a decay fails `check_decay`, or an epsilon is negative.
+    """
+    for name, value in decays.items():
+        check_decay(name, value, corrected=corrected)
+    numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("eps_root", eps_root, low=0.0)
 
 
 def adam_correction(b1: jax.Array, b2: jax.Array, step: jax.Array) -> jax.Array:

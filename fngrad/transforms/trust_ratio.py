@@ -108,7 +108,8 @@ def trust_ratios(
         # Select before the division, as in numerics.divide.
         return jax.tree.map(
             lambda is_one, *x: jnp.where(is_one, jnp.ones_like(x[0]), fn(*x)),
-            *(are_one, *trees),
+            are_one,
+            *trees,
         )
 
     return TrustRatios(
@@ -157,7 +158,9 @@ def _scale_selected(
 ) -> Updates:
     return jax.tree.map(
         lambda is_scaled, u, plain: u if is_scaled else plain,
-        *(tree.selected(mask, params), ratios.scale(updates), updates),
+        tree.selected(mask, params),
+        ratios.scale(updates),
+        updates,
     )
 
 

@@ -134,3 +134,10 @@ def test_a_power_of_zero_is_one_where_the_exponent_is_zero():
     )
     np.testing.assert_array_equal(got, [1.0, 0.0, 1.0, 8.0])
     assert np.all(np.isfinite(slopes))
+
+
+def test_a_choice_is_one_of_the_choices():
+    numerics.check_choice("variant", "II", ("I", "II"))
+    wanted = r"need variant to be one of \('I', 'II'\), got variant='III'"
+    with pytest.raises(ValueError, match=wanted):
+        numerics.check_choice("variant", "III", ("I", "II"))

@@ -355,10 +355,10 @@ BAD = [
     (lambda: optimizers.adafactor(mask="w"), r"weight_decay_rate to mask.*'w'"),
     (
         lambda: optimizers.adafactor(factored_dims="first"),
-        r"'largest' or 'last', got factored_dims='first'",
+        r"\('largest', 'last'\), got factored_dims='first'",
     ),
     (lambda: optimizers.sm3(0.1, eps=-1.0), r"0.0 <= eps"),
-    (lambda: optimizers.sm3(0.1, variant="III"), r"'I' or 'II', got variant='III'"),
+    (lambda: optimizers.sm3(0.1, variant="III"), r"\('I', 'II'\), got variant='III'"),
 ]
 
 
