@@ -76,13 +76,14 @@ def scale_by_dog(
                 factor = jnp.where(is_first, 1, factor)
             return farthest, squares, size, factor
 
-        start, farthest, squares = (
+        return over_blocks(
+            of_block,
+            params,
+            updates,
             state.params0,
             state.max_distance,
             state.sum_of_squares,
-        )
-        return over_blocks(
-            of_block, params, updates, start, farthest, squares, outputs=4
+            outputs=4,
         )
 
     def report(

@@ -277,14 +277,12 @@ def _follow(
 ) -> Updates:
     """Return the statistics' roots if they are due, else the old ones."""
 
-    def renew() -> Updates:
-        return tree.map_leaves(
-            lambda _, axes: _inverse_roots(axes, seen, ridge, power),
-            updates,
-            statistics,
-        )
+    def invert(g: jax.Array, axes: Axes) -> Axes:
+        return _inverse_roots(axes, seen, ridge, power)
 
-    return lax.cond(is_due, renew, lambda: roots)
+    return lax.cond(
+        is_due, lambda: tree.map_leaves(invert, updates, statistics), lambda: roots
+    )
 
 
 def _inverse_roots(
