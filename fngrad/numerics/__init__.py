@@ -26,7 +26,7 @@ from fngrad.numerics.checks import (
 )
 from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
-from fngrad.numerics.hyperparameters import hyper, scaled
+from fngrad.numerics.hyperparameters import hyper, scalar, scaled
 from fngrad.numerics.norms import (
     bounded,
     divided,
@@ -82,6 +82,7 @@ __all__ = [
     "root_of_squares",
     "rows",
     "saturated",
+    "scalar",
     "scaled",
     "square_root",
     "surprise",

@@ -195,9 +195,9 @@ def adafactor(
         Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
         cost, 2018, algorithms 4 to 6 and sections 6 and 8,
         https://arxiv.org/abs/1804.04235. Differs from it in: means take the place of
-        sums, which changes nothing but the scale of what is kept; small matrices are
-        not factored by default. Differs from optax in: without a learning rate it takes
-        the paper's, not 1.
+        sums, which only changes the scale of the state; small matrices are not factored
+        by default. Differs from optax in: without a learning rate it takes the paper's,
+        not 1.
     """
     if mask is not None and weight_decay_rate is None:
         raise ValueError(f"need a weight_decay_rate to mask, got {mask=}")

@@ -19,7 +19,6 @@ from fngrad.transforms.distance_estimates import (
     inner_product,
     l1_norm,
     limit_growth,
-    scalar,
 )
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
@@ -84,8 +83,8 @@ def scale_by_dadapt_adam(
         tree.check_mask(mask, params)
         return ScaleByDadaptAdamState(
             step=numerics.first_step(),
-            d=scalar(estim_lr0),
-            numerator=scalar(0.0),
+            d=numerics.scalar(estim_lr0),
+            numerator=numerics.scalar(0.0),
             mu=tree.wide_zeros_like(params),
             nu=tree.wide_zeros_like(params),
             grad_sum=tree.wide_zeros_like(params),
@@ -156,9 +155,9 @@ def scale_by_dadapt_sgd(
         tree.check_real("dadapt_sgd", params)
         return ScaleByDadaptSgdState(
             step=numerics.first_step(),
-            d=scalar(estim_lr0),
-            numerator=scalar(0.0),
-            first_norm=scalar(0.0),
+            d=numerics.scalar(estim_lr0),
+            numerator=numerics.scalar(0.0),
+            first_norm=numerics.scalar(0.0),
             grad_sum=tree.wide_zeros_like(params),
             params0=tree.wide_copy(params),
         )

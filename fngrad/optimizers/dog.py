@@ -56,9 +56,8 @@ def scale_by_dog(
 
     def init(params: Params) -> ScaleByDogState:
         start = tree.wide_copy(params)
-        zero = jnp.zeros((), jnp.result_type(float))
-        farthest = over_blocks(lambda w: _first_distance(init_step, w) + zero, start)
-        squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
+        farthest = over_blocks(lambda w: _first_distance(init_step, w), start)
+        squares = over_blocks(lambda w: numerics.scalar(0.0), start)
         return ScaleByDogState(numerics.first_step(), farthest, squares, start)
 
     def advance(state: ScaleByDogState, updates: Updates, params: Params) -> Any:
@@ -158,7 +157,7 @@ def dog(
 
 def _first_distance(init_step: InitStep, start: Params) -> jax.Array:
     kind, value = init_step
-    begin = numerics.hyper(value)
+    begin = numerics.scalar(value)
     if kind == "heuristic":
         return begin * (1 + tree.norm(start).astype(begin.dtype))
     return begin if kind == "distance" else jnp.zeros_like(begin)

@@ -29,7 +29,7 @@ def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
 
     Args:
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
-        b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
+        b2: $\beta_2$ in [0, 1], the weight of the past in the average.
 
     Raises:
         TypeError: at ``init``, if a parameter is complex.
@@ -73,7 +73,7 @@ def lion(
         learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
             array or tracer, or a schedule.
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
-        b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
+        b2: $\beta_2$ in [0, 1], the weight of the past in the average.
         weight_decay: $\lambda$; Keras's default is none.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 

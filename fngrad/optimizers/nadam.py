@@ -64,9 +64,8 @@ def scale_by_nadam(
     numerics.check_number("momentum_decay", momentum_decay, low=0.0)
 
     def init(params: Params) -> ScaleByNadamState:
-        nothing = jnp.zeros((), jnp.result_type(float))
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
-        return ScaleByNadamState(numerics.first_step(), nothing, mu, nu)
+        return ScaleByNadamState(numerics.first_step(), numerics.scalar(0.0), mu, nu)
 
     def fresh_weight(beta: jax.Array, step: jax.Array, t: jax.Array) -> jax.Array:
         """Return 1 - beta(t), the weight of a new gradient."""
@@ -138,7 +137,7 @@ def nadam(
       over hundreds of steps;
     - ``momentum_decay=1.0, eps=1e-7``: Keras's and the paper's, over tens of steps;
     - ``debias_ahead=False``: AlgoPerf's NAdamW, with ``momentum_decay=None``, where
-      $\pi_t$ stands in both denominators.
+      $\pi_t$ is in both denominators.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -20,7 +20,6 @@ from fngrad.transforms.distance_estimates import (
     inner_product,
     l1_norm,
     limit_growth,
-    scalar,
 )
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
@@ -120,8 +119,13 @@ def scale_by_prodigy(
     def init(params: Params) -> ScaleByProdigyState:
         tree.check_real("prodigy", params)
         tree.check_mask(mask, params)
-        sums, mu, nu = (tree.wide_zeros_like(params) for _ in range(3))
-        start = Estimate(scalar(estim_lr0), scalar(estim_lr0), scalar(0.0), sums)
+        start = Estimate(
+            d=numerics.scalar(estim_lr0),
+            highest=numerics.scalar(estim_lr0),
+            numerator=numerics.scalar(0.0),
+            grad_sum=tree.wide_zeros_like(params),
+        )
+        mu, nu = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
         step, params0 = numerics.first_step(), tree.wide_copy(params)
         return ScaleByProdigyState(step, start, mu, nu, params0)
 

@@ -96,11 +96,11 @@ def schedule_free(
     bare = unwrap(inner)
 
     def init(params: Params) -> ScheduleFreeState:
-        zero = jnp.zeros((), jnp.result_type(float))
+        highest, weight_sum = numerics.scalar(0.0), numerics.scalar(0.0)
         held = tree.keep(learned_leaves(bare, params), params)
         z, x = (tree.wide_copy(held) for _ in range(2))
         step = numerics.first_step()
-        return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
+        return ScheduleFreeState(step, highest, weight_sum, z, x, bare.init(params))
 
     def advance(
         run: Run, updates: Updates, state: ScheduleFreeState, params: Params

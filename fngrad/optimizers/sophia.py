@@ -63,8 +63,8 @@ def scale_by_sophia(
     def init(params: Params) -> ScaleBySophiaState:
         tree.check_real("scale_by_sophia", params)
         step, zeros = numerics.first_step(), tree.wide_zeros_like
-        decay = numerics.hyper(b2, step)
-        return ScaleBySophiaState(step, decay + 0, zeros(params), zeros(params))
+        decay = numerics.scalar(numerics.hyper(b2, step))
+        return ScaleBySophiaState(step, decay, zeros(params), zeros(params))
 
     def report(
         updates: Updates, state: ScaleBySophiaState, params: Params

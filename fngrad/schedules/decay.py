@@ -27,6 +27,12 @@ from fngrad.types import Scalar
 def constant(value: Scalar) -> Curve:
     r"""Keep one value: $s(t) = v$.
 
+    Args:
+        value: $v$, a number, a scalar array or tracer.
+
+    Raises:
+        ValueError: if it is NaN.
+
     Example:
         >>> from fngrad import schedules
         >>> print(schedules.constant(0.1)(1000))

@@ -14,11 +14,6 @@ from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Scalar, Updates
 
 
-def scalar(value: Scalar) -> jax.Array:
-    """Return a strong scalar in memory of its own."""
-    return numerics.hyper(value) + jnp.zeros((), jnp.result_type(float))
-
-
 def inner_product(a: Updates, b: Updates, like: jax.Array) -> jax.Array:
     """Return the inner product over all leaves, in the dtype of a scalar."""
     return tree.vdot(a, b).astype(like.dtype)

@@ -103,6 +103,13 @@ def test_every_part_of_a_method_is_in_the_file_of_a_method():
     assert not list(misplaced_parts(PARTS))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_part_of_a_method_is_exported(method: str):
+    tree = ast.parse((FOLDER / f"{method}.py").read_text(encoding="utf-8"))
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {name for name in names if name.startswith("scale_by_")} <= PARTS.keys()
+
+
 def test_a_part_in_another_folder_is_refused():
     assert list(misplaced_parts({"scale_by_adan": fg.scale_by_trust_ratio}))
     assert not list(misplaced_parts({"scale_by_adan": fg.scale_by_adan}))
