@@ -200,9 +200,9 @@ def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Ar
 def _filled(x: jax.Array) -> jax.Array:
     r"""Return $1 - x / (e^x - 1)$ for x > 0, also where the two terms nearly cancel.
 
-    With $h = -\log \beta_2$, $\rho_t = 1 + 2\,(f(th) - f(h)) / h$: the textbook form is
-    the difference of two numbers near $2 / (1 - \beta_2)$ and loses three digits of
-    seven. Below 1 it is the series of the Bernoulli numbers.
+    With $h = -\log \beta_2$, $\rho_t = 1 + 2\,(f(th) - f(h)) / h$ for this function
+    $f$: the textbook form is the difference of two numbers near $2 / (1 - \beta_2)$ and
+    loses three digits of seven. Below 1 it is the series of the Bernoulli numbers.
     """
     small = jnp.minimum(x, 1.0)
     y = small * small

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.moment_arithmetic import check_moments
+from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Scalar, Updates
 
@@ -54,5 +54,7 @@ def check_adam(betas: tuple[Hyper, Hyper], eps: Hyper, weight_decay: Hyper) -> N
     """
     if len(betas) != 2:
         raise ValueError(f"need betas=(b1, b2), got {betas=}")
-    check_moments(eps=eps, **{"betas[0]": betas[0], "betas[1]": betas[1]})
+    check_decay("betas[0]", betas[0], corrected=True)
+    check_decay("betas[1]", betas[1], corrected=True)
+    numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("weight_decay", weight_decay)
