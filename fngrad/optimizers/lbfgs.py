@@ -94,7 +94,7 @@ def lbfgs(
     $\epsilon$ is the spacing of numbers at 1: a pair of negative curvature, or of one
     lost in rounding, would make $P$ indefinite.
 
-    It needs the same batch in every step, and a line search:
+    L-BFGS needs the same batch in every step, and a line search:
     ``steps.line_search(loss_fn, lbfgs(), "strong_wolfe")``.
 
     Args:

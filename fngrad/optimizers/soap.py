@@ -52,7 +52,8 @@ def scale_by_soap(
     r"""Run Adam in the eigenvectors of Shampoo's statistics: SOAP's direction.
 
     Returns $u_t$ of `soap`; see there for the equations and the reference. Derivatives
-    treat the bases as constants: these have no derivative where eigenvalues are equal.
+    treat the bases as constants, because they have no derivative where eigenvalues are
+    equal.
 
     The direction depends on the basis. Where eigenvalues are equal or zero, any basis
     of their subspace is right; which one the decomposition returns depends on the
