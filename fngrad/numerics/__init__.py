@@ -1,10 +1,14 @@
 """Hyperparameters, counters, keys, checks, and arithmetic without overflow."""
 
 from fngrad.numerics.arithmetic import (
+    FAR,
+    FITTING_RATE,
+    LARGE,
     cube_root,
     divide,
     inverse_root,
     power,
+    power_or_one,
     square_root,
     two_sum,
 )
@@ -12,6 +16,7 @@ from fngrad.numerics.checks import (
     MAX_STEP,
     MODES,
     as_int,
+    check_choice,
     check_count,
     check_mode,
     check_number,
@@ -19,8 +24,9 @@ from fngrad.numerics.checks import (
     check_unmasked,
     integers,
 )
+from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
-from fngrad.numerics.hyperparameters import hyper, scaled
+from fngrad.numerics.hyperparameters import hyper, scalar, scaled
 from fngrad.numerics.norms import (
     bounded,
     divided,
@@ -37,15 +43,17 @@ from fngrad.numerics.norms import (
 from fngrad.numerics.precision import as_double, double_precision
 from fngrad.numerics.seeds import check_seed, key
 from fngrad.numerics.softmax import exponentials, surprise
-from fngrad.numerics.steps import bias_correction, first_step, next_step
 
 __all__ = [
+    "FAR",
+    "FITTING_RATE",
+    "LARGE",
     "MAX_STEP",
     "MODES",
     "as_double",
     "as_int",
-    "bias_correction",
     "bounded",
+    "check_choice",
     "check_count",
     "check_mode",
     "check_number",
@@ -70,9 +78,11 @@ __all__ = [
     "norm",
     "power",
     "power_of_two_below",
+    "power_or_one",
     "root_of_squares",
     "rows",
     "saturated",
+    "scalar",
     "scaled",
     "square_root",
     "surprise",

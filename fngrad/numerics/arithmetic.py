@@ -1,14 +1,24 @@
-"""Roots, powers and quotients whose value and gradient hold at zero."""
+"""Roots, powers and quotients with finite values and gradients at zero."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+# Magnitudes in float32, whose largest number is about 2**128.
+LARGE = 2.0**40  # products of three numbers up to it fit
+FAR = 2.0**96  # a ratio beyond it is taken in units of a power of two
+FITTING_RATE = 2.0**-64  # where a norm overflows, it is taken of this times the vector
 
 
 def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
     """Return base ** exponent, 0 with zero gradient where the base is 0."""
     is_zero = base == 0
     return jnp.where(is_zero, 0, jnp.where(is_zero, 1, base) ** exponent)
+
+
+def power_or_one(base: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return base ** exponent, 1 where the exponent is 0, with finite gradients."""
+    return jnp.where(exponent == 0, 1, power(base, exponent))
 
 
 def square_root(x: jax.Array) -> jax.Array:
@@ -30,7 +40,7 @@ def cube_root(x: jax.Array) -> jax.Array:
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Return numerator / denominator, and 0 with zero gradient where that is 0."""
+    """Return numerator / denominator, 0 with zero gradient where the latter is 0."""
     is_zero = denominator == 0
     # Select before the division: a selected result is rounded with what follows it
     # in one way if the hyperparameters are constants, in another if they are data.

@@ -43,6 +43,16 @@ def check_positive(name: str, value: Hyper) -> None:
         raise ValueError(f"need {name} > 0, got {name}={value}")
 
 
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise unless a value is one of the choices.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"need {name} to be one of {choices}, got {name}={value!r}")
+
+
 def check_count(name: str, value: Any, low: int = 0, high: int | None = None) -> int:
     """Return a static number, of steps or of entries, as an int in [low, high].
 

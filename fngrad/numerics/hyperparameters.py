@@ -44,6 +44,11 @@ def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
     return lax.optimization_barrier(strong)
 
 
+def scalar(value: Scalar) -> jax.Array:
+    """Return a strong scalar in memory of its own."""
+    return hyper(value) + jnp.zeros((), jnp.result_type(float))
+
+
 def scaled(factor: Scalar, x: jax.Array) -> jax.Array:
     """Return factor * x in the dtype of x."""
     return jnp.asarray(factor, x.dtype) * x

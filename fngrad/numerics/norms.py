@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fngrad.numerics.arithmetic import square_root
+from fngrad.numerics.arithmetic import FAR, FITTING_RATE, square_root
 
 
 def norm(
@@ -50,15 +50,15 @@ def fitting_norm(
         norm_fn: maps a tree to its norms.
         x: a tree of floats.
     """
-    norm = norm_fn(x)
-    overflows = norm == jnp.inf
+    plain = norm_fn(x)
+    overflows = plain == jnp.inf
 
     def of_less() -> jax.Array:
-        less = jax.tree.map(lambda u: u * jnp.asarray(2.0**-64, u.dtype), x)
-        return jnp.where(overflows, norm_fn(less), norm)
+        less = jax.tree.map(lambda u: u * jnp.asarray(FITTING_RATE, u.dtype), x)
+        return jnp.where(overflows, norm_fn(less), plain)
 
-    fitting = lax.cond(jnp.any(overflows), of_less, lambda: norm)
-    return fitting, jnp.where(overflows, 2.0**-64, 1).astype(norm.dtype)
+    fitting = lax.cond(jnp.any(overflows), of_less, lambda: plain)
+    return fitting, jnp.where(overflows, FITTING_RATE, 1).astype(plain.dtype)
 
 
 def times_ratio(
@@ -76,7 +76,7 @@ def times_ratio(
     """
     dtype = jnp.finfo(x.dtype).dtype
     ratio = numerator / denominator
-    is_far = (ratio < 2.0**-96) | (ratio > 2.0**96)
+    is_far = (ratio < 1 / FAR) | (ratio > FAR)
     scale = jnp.where(is_far, power_of_two_below(denominator), 1)
     ratio = numerator / (denominator / scale)
     x = x * rate.astype(dtype).astype(x.dtype)
@@ -120,8 +120,8 @@ def largest_square(dtype: Any) -> float:
 
 def saturated(x: jax.Array, source: jax.Array) -> jax.Array:
     """Return min(x, `largest_square`) where the source is finite, else x; x >= 0."""
-    bounded = jnp.minimum(x, largest_square(x.dtype))
-    return jnp.where(jnp.isfinite(source), bounded, x)
+    limited = jnp.minimum(x, largest_square(x.dtype))
+    return jnp.where(jnp.isfinite(source), limited, x)
 
 
 def bounded(x: jax.Array, *sources: jax.Array) -> jax.Array:

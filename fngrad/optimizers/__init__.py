@@ -1,4 +1,4 @@
-"""Optimizers, one method a file: state, transform, recipe, equations and paper."""
+"""Optimizers, one method per file: state, transform, recipe, equations and source."""
 
 from fngrad.optimizers.adabelief import adabelief
 from fngrad.optimizers.adadelta import adadelta

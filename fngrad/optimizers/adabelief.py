@@ -8,7 +8,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -39,10 +40,10 @@ def scale_by_belief(
     nesterov: bool = False,
     accumulate_eps: bool = True,
 ) -> Transform:
-    r"""Divide by the root of the averaged squared surprise: AdaBelief's direction.
+    r"""Divide by the root mean square deviation of gradients: AdaBelief's direction.
 
-    The update is $u_t$ of `adabelief`, which has the equations and the paper. Where the
-    denominator is zero, the update is zero.
+    Returns $u_t$ of `adabelief`; see there for the equations and the reference. Where
+    the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -50,15 +51,12 @@ def scale_by_belief(
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         nesterov: whether the numerator looks ahead, as in `scale_by_adam`.
-        accumulate_eps: the first or the second place of $\bar\epsilon$.
+        accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByBeliefState:
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
@@ -72,11 +70,10 @@ def scale_by_belief(
         extra = numerics.hyper(eps_root, state.step)
         updates = squarable(updates, count=4)  # differences are up to twice as large
         mu = tree.average(beta_1, state.mu, updates)
-        surprise = jax.tree.map(tree.abs_square, tree.sub(updates, mu))
-        nu = tree.average(beta_2, state.nu, surprise)
+        nu = average_square(beta_2, state.nu, tree.sub(updates, mu))
         raised = jax.tree.map(lambda v: v + extra.astype(v.dtype), nu)
         new_updates = divide_by_root(
-            look_ahead(mu, updates, beta_1, state.step, nesterov),
+            look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),
             remove_bias(raised, beta_2, state.step),
             inside=0.0,
             outside=numerics.hyper(eps, state.step),
@@ -97,7 +94,7 @@ def adabelief(
     nesterov: bool = False,
     accumulate_eps: bool = True,
 ) -> Transform:
-    r"""AdaBelief: long steps where the gradient is what its average expected.
+    r"""AdaBelief: long steps where the gradient is close to its average.
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t - \mu_t|^2 + \bar\epsilon$$
@@ -117,10 +114,10 @@ def adabelief(
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         nesterov: whether the numerator looks ahead, as in `adam`.
-        accumulate_eps: the first or the second place of $\bar\epsilon$.
+        accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,7 +125,7 @@ def adabelief(
         >>> optimizer = fg.adabelief(1e-3)
         >>> params = jnp.array([3.0, -4.0])
         >>> updates, _ = optimizer.update(params, optimizer.init(params), params)
-        >>> print(updates.round(6))  # the first surprise is b1 times the gradient
+        >>> print(updates.round(6))  # at first g - mu is b1 g
         [-0.001111  0.001111]
 
     References:

@@ -1,4 +1,4 @@
-"""Adadelta: steps in units of the steps made before."""
+"""Adadelta: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,11 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     saturated_square,
@@ -29,9 +30,9 @@ class ScaleByAdadeltaState(NamedTuple):
 
 
 def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
-    r"""Give gradients the size of the updates made before: Adadelta's direction.
+    r"""Give gradients the root mean square of past updates: Adadelta's direction.
 
-    The update is $u_t$ of `adadelta`, which has the equations and the paper.
+    Returns $u_t$ of `adadelta`; see there for the equations and the reference.
 
     Args:
         rho: $\rho$ in [0, 1].
@@ -39,10 +40,9 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
             parameters: the size of the first updates, which are all zero without it.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("rho", rho, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(rho=rho, eps=eps, corrected=False)
 
     def init(params: Params) -> ScaleByAdadeltaState:
         e_g, e_x = full_moment(params, 0.0), full_moment(params, 0.0)
@@ -54,7 +54,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         updates = squarable(updates)
         decay = numerics.hyper(rho, state.step)
         inside = numerics.hyper(eps, state.step)
-        e_g = tree.average(decay, state.e_g, jax.tree.map(tree.abs_square, updates))
+        e_g = average_square(decay, state.e_g, updates)
 
         def times_root(u: jax.Array, square: jax.Array) -> jax.Array:
             return u * numerics.square_root(
@@ -78,29 +78,29 @@ def adadelta(
     weight_decay: Hyper = 0.0,
     mask: Selector | None = None,
 ) -> Transform:
-    r"""Adadelta: steps in units of the steps made before.
+    r"""Adadelta: steps in units of past steps.
 
     $$E[g^2]_t = \rho\,E[g^2]_{t-1} + (1 - \rho)\,|g_t|^2, \qquad
       u_t = \frac{\sqrt{E[u^2]_{t-1} + \epsilon}}{\sqrt{E[g^2]_t + \epsilon}}\,g_t$$
     $$E[u^2]_t = \rho\,E[u^2]_{t-1} + (1 - \rho)\,|u_t|^2, \qquad
       w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    The paper has no learning rate, which is the default 1. The first steps have the
-    size $\sqrt{\epsilon / (1 - \rho)}$ and grow from there. PyTorch is the default;
-    Keras is ``learning_rate=1e-3, rho=0.95, eps=1e-7``.
+    The paper has no learning rate; the default is 1. The first steps have the size
+    $\sqrt{\epsilon / (1 - \rho)}$ and grow from there. PyTorch is the default; Keras is
+    ``learning_rate=1e-3, rho=0.95, eps=1e-7``.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
         rho: $\rho$ in [0, 1].
         eps: $\epsilon$ >= 0, in squared gradient units and in squared units of the
-            parameters; 0 stands still.
+            parameters; with 0 all updates are zero.
         weight_decay: $\lambda$ of the L2 regularisation: $\lambda\,w_t$ is added to
             $g_t$ first.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

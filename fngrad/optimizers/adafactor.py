@@ -1,7 +1,7 @@
 """Adafactor: RMSProp with a factored second moment.
 
-A *factored* moment keeps of a matrix of squares its row means and its column means,
-whose product over the mean of all is the matrix that both agree with.
+A *factored* moment keeps the row means and the column means of a matrix of squares.
+Their product over the mean of all has these row and column means too.
 """
 
 import math
@@ -17,8 +17,12 @@ from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
-from fngrad.transforms.momentum_buffers import ema
-from fngrad.transforms.scaling import scale, scale_by_learning_rate
+from fngrad.transforms.momentum_buffers import averaged
+from fngrad.transforms.scaling import (
+    check_learning_rate,
+    scale,
+    scale_by_learning_rate,
+)
 from fngrad.types import Hyper, Params, Scalar, Schedule, Selector, Updates
 
 
@@ -50,26 +54,24 @@ def scale_by_factored_rms(
 ) -> Transform:
     r"""Divide by the root of a factored second moment: Adafactor's direction.
 
-    The update is $u_t$ of `adafactor`, which has the equations and the paper.
+    Returns $u_t$ of `adafactor`; see there for the equations and the reference.
 
     Args:
         factored: whether any leaf is factored.
         decay_rate: $c$ >= 0.
-        step_offset: t counts from this step on, for a run that goes on from another;
+        step_offset: t counts from this step on, for a run that continues another;
             earlier steps have t = 1.
         min_dim_size_to_factor: a leaf is factored if both axes are at least this long.
         epsilon: $\epsilon_1$ >= 0, in squared gradient units.
         factored_dims: the two axes: the ``"largest"`` (optax), or the ``"last"``
-            (PyTorch, Keras). Further axes count matrices. It makes no difference to a
-            matrix.
+            (PyTorch, Keras). Further axes index matrices. For a matrix the two are the
+            same.
 
     Raises:
-        ValueError: a number out of range, or another word for ``factored_dims``.
+        ValueError: if a number is out of range, or ``factored_dims`` is neither of the
+            two.
     """
-    if factored_dims not in ("largest", "last"):
-        raise ValueError(
-            f"need factored_dims to be 'largest' or 'last', got {factored_dims=}"
-        )
+    numerics.check_choice("factored_dims", factored_dims, ("largest", "last"))
     numerics.check_number("decay_rate", decay_rate, low=0.0)
     numerics.check_number("step_offset", step_offset, low=0.0)
     numerics.check_number("epsilon", epsilon, low=0.0)
@@ -145,7 +147,8 @@ def adafactor(
     $$w_{t+1} = w_t - \alpha_t \max(\epsilon_2, \operatorname{rms}(w_t))\,\hat u_t
       - \lambda_t\,w_t$$
 
-    With ``momentum`` $\beta$ all but the decay gives way to its exponential average.
+    With ``momentum`` $\beta$ the update, apart from the decay, is replaced by its
+    exponential average.
 
     The learning rates of the field:
 
@@ -176,8 +179,8 @@ def adafactor(
         factored_dims: ``"largest"`` or ``"last"``, see `scale_by_factored_rms`.
 
     Raises:
-        ValueError: a number out of range; a mask without a decay; at ``init``, a glob
-            that selects no leaf.
+        ValueError: if a number is out of range, or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -192,18 +195,17 @@ def adafactor(
         Shazeer and Stern, Adafactor: adaptive learning rates with sublinear memory
         cost, 2018, algorithms 4 to 6 and sections 6 and 8,
         https://arxiv.org/abs/1804.04235. Differs from it in: means take the place of
-        sums, which changes nothing but the scale of what is kept; small matrices are
-        not factored by default. Differs from optax in: no learning rate means the
-        paper's, not 1.
+        sums, which only changes the scale of the state; small matrices are not factored
+        by default. Differs from optax in: without a learning rate it takes the paper's,
+        not 1.
     """
     if mask is not None and weight_decay_rate is None:
         raise ValueError(f"need a weight_decay_rate to mask, got {mask=}")
     if learning_rate is None:
         learning_rate, relative_step = 1e-2, True
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_number("decay_offset", decay_offset, low=0.0)
     numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
     numerics.check_number("weight_decay_rate", weight_decay_rate)
     rate = _at_most_relative(learning_rate) if relative_step else learning_rate
     parts = [
@@ -222,8 +224,7 @@ def adafactor(
     parts.append(scale_by_learning_rate(rate, flip_sign=False))
     if multiply_by_parameter_scale:
         parts.append(scale_by_param_block_rms(min_scale))
-    if momentum is not None:
-        parts.append(ema(momentum, debias=False))
+    parts.extend(averaged(momentum))
     if weight_decay_rate is not None:
         parts.append(add_decayed_weights(weight_decay_rate, mask))
     return chain(*parts, scale(-1.0))
@@ -238,7 +239,7 @@ def _weight_of_present(
 
 
 def _shortest(factored: bool, min_dim_size_to_factor: int) -> float:
-    """Return the size from which on an axis is factored."""
+    """Return the least length of a factored axis."""
     size = numerics.check_count("min_dim_size_to_factor", min_dim_size_to_factor)
     return size if factored else math.inf
 

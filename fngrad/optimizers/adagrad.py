@@ -33,16 +33,16 @@ def scale_by_rss(
 ) -> Transform:
     r"""Divide by the root of the sum of squares: Adagrad's direction.
 
-    The update is $u_t$ of `adagrad`, which has the equations and the paper.
+    Returns $u_t$ of `adagrad`; see there for the equations and the reference.
 
     Args:
         initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
-        eps_in_sqrt: the first or the second form.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
     """
     numerics.check_number(
         "initial_accumulator_value", initial_accumulator_value, low=0.0
@@ -91,10 +91,10 @@ def adagrad(
         initial_accumulator_value: $s_0$ >= 0, in squared gradient units.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
-        eps_in_sqrt: the first or the second form of $u_t$.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -108,8 +108,8 @@ def adagrad(
     References:
         Duchi, Hazan and Singer, Adaptive subgradient methods for online learning and
         stochastic optimization, 2011, https://jmlr.org/papers/v12/duchi11a.html.
-        Differs from it in: the diagonal rule alone, and a sum that begins above zero
-        by default.
+        Differs from it in: there is only the diagonal rule, and the sum begins above
+        zero by default.
     """
     return chain(
         scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),

@@ -6,10 +6,11 @@ import jax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -41,8 +42,8 @@ def scale_by_adam(
 ) -> Transform:
     r"""Divide the debiased average by the debiased root mean square: Adam's direction.
 
-    The update is $u_t$ of `adam`, which has the equations and the papers. Where the
-    denominator is zero, the update is zero; its gradient is finite there also without
+    Returns $u_t$ of `adam`; see there for the equations and the references. Where the
+    denominator is zero, the update is zero; its gradient is finite there, even without
     ``eps_root``.
 
     Args:
@@ -53,12 +54,9 @@ def scale_by_adam(
         nesterov: whether to look ahead.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByAdamState:
         nu = full_moment(params, 0.0)
@@ -71,9 +69,9 @@ def scale_by_adam(
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         new_updates = divide_by_root(
-            look_ahead(mu, updates, beta_1, state.step, nesterov),
+            look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov),
             remove_bias(nu, beta_2, state.step),
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),
@@ -115,7 +113,7 @@ def adam(
         nesterov: whether to look ahead (NAdam without its schedule of $\beta_1$).
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,10 +126,8 @@ def adam(
 
     References:
         Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
-        https://arxiv.org/abs/1412.6980. Dozat, Incorporating Nesterov momentum into
-        Adam, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Differs from
-        it in: $\hat\nu$ lacks the factor $\beta_2$ that Dozat's algorithm 2 has, and
-        $\beta_1$ is constant.
+        https://arxiv.org/abs/1412.6980. ``nesterov``: the paper of `nadam`, with
+        $\beta_1$ constant; $\hat\nu$ differs as there.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
@@ -156,9 +152,9 @@ def adamw(
 
     $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    so that without gradients $w$ shrinks by $1 - \alpha_t \lambda$ a step. The decay
-    does not pass Adam's denominator; ``chain(add_decayed_weights(l), adam(a))`` is the
-    other thing, L2 regularisation.
+    so that without gradients $w$ shrinks by the factor $1 - \alpha_t \lambda$ per step.
+    The decay is not divided by Adam's denominator; for L2 regularisation use
+    ``chain(add_decayed_weights(l), adam(a))``.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -172,7 +168,7 @@ def adamw(
         nesterov: whether to look ahead.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg

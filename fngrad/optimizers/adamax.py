@@ -1,4 +1,4 @@
-"""Adamax: Adam that divides by a maximum over the past, which fades slowly."""
+"""Adamax: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,14 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.moment_arithmetic import check_decay, full_moment, remove_bias
+from fngrad.transforms.decay import decaying
+from fngrad.transforms.moment_arithmetic import (
+    check_decay,
+    full_moment,
+    place_eps,
+    remove_bias,
+)
 from fngrad.types import Hyper, Params, Selector, Updates
 
 
@@ -33,17 +38,17 @@ def scale_by_adamax(
 ) -> Transform:
     r"""Divide the debiased average by a decayed maximum: Adamax's direction.
 
-    The update is $\hat\mu_t / \nu_t$ of `adamax`, which has the equations and the
-    paper. Where the denominator is zero, the update is zero.
+    Returns $\hat\mu_t / \nu_t$ of `adamax`; see there for the equations and the
+    reference. Where the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1].
         eps: $\epsilon$ >= 0, in gradient units.
-        eps_in_max: the first or the second place of $\epsilon$.
+        eps_in_max: whether $\epsilon$ is inside the maximum, or added to it.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=True)
     check_decay("b2", b2, corrected=False)
@@ -58,8 +63,7 @@ def scale_by_adamax(
     ) -> tuple[Updates, ScaleByAdamaxState]:
         beta_1 = numerics.hyper(b1, state.step)
         beta_2 = numerics.hyper(b2, state.step)
-        epsilon = numerics.hyper(eps, state.step)
-        inside, outside = (epsilon, 0.0) if eps_in_max else (0.0, epsilon)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_max)
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
             size = jnp.abs(g) + jnp.asarray(inside, nu.dtype)
@@ -88,7 +92,7 @@ def adamax(
     eps_in_max: bool = True,
     decoupled_weight_decay: bool = True,
 ) -> Transform:
-    r"""Adamax: averaged gradients over their largest size, which fades slowly.
+    r"""Adamax: the averaged gradient over a decayed maximum of its modulus.
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       \nu_t = \max(\beta_2\,\nu_{t-1},\ |g_t| + \epsilon)$$
@@ -96,8 +100,8 @@ def adamax(
       w_{t+1} = w_t - \alpha_t\left(\frac{\hat\mu_t}{\nu_t} + \lambda\,w_t\right)$$
 
     or, with ``eps_in_max=False``, $\nu_t = \max(\beta_2\,\nu_{t-1}, |g_t|)$ and the
-    denominator $\nu_t + \epsilon$. The first is the place of $\epsilon$ in PyTorch and
-    optax, the second in Keras. Decay is optax's adamaxw's.
+    denominator $\nu_t + \epsilon$. PyTorch and optax have the first form, Keras the
+    second. The decay is that of optax's adamaxw.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -107,12 +111,12 @@ def adamax(
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        eps_in_max: the first or the second place of $\epsilon$.
+        eps_in_max: whether $\epsilon$ is inside the maximum, or added to it.
         decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
             is added to the gradient, as in PyTorch.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,8 +128,8 @@ def adamax(
         [-0.002  0.002]
 
     References:
-        Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 2,
-        https://arxiv.org/abs/1412.6980. Differs from it in: $\epsilon$ and decay.
+        Algorithm 2 of the paper cited in `adam`. Differs from it in: $\epsilon$ and
+        decay.
     """
     rule = scale_by_adamax(b1, b2, eps, eps_in_max=eps_in_max)
     return decaying(

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import proximal_decay
+from fngrad.transforms.decay import decaying, proximal_decay
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -43,7 +43,7 @@ def scale_by_adan(
 ) -> Transform:
     r"""Look ahead along the average change of the gradient: Adan's direction.
 
-    The update is $u_t$ of `adan`, which has the equations and the paper. Where the
+    Returns $u_t$ of `adan`; see there for the equations and the reference. Where the
     denominator is zero, the update is zero.
 
     Args:
@@ -54,12 +54,9 @@ def scale_by_adan(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    for name, decay in {"b1": b1, "b2": b2, "b3": b3}.items():
-        check_decay(name, decay, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByAdanState:
         mu, delta, gradient = (tree.wide_zeros_like(params) for _ in range(3))
@@ -77,7 +74,7 @@ def scale_by_adan(
 
         mu = tree.average(beta_1, state.mu, updates)
         delta = tree.average(beta_2, state.delta, change)
-        nu = tree.average(beta_3, state.nu, jax.tree.map(tree.abs_square, ahead))
+        nu = average_square(beta_3, state.nu, ahead)
         delta_hat = remove_bias(delta, beta_2, state.step)
         new_updates = divide_by_root(
             tree.add(
@@ -130,10 +127,10 @@ def adan(
             1e-8.
         weight_decay: $\lambda$, >= 0 if ``proximal``.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        proximal: which decay.
+        proximal: whether decay is proximal, as above, or AdamW's.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -150,7 +147,7 @@ def adan(
         it in: decays are one minus the paper's, and averages begin at zero and are
         corrected for it, as in the authors' code; there are no restarts. optax has
         $1 - \beta_2$ where the paper has $\beta_2$ (in these decays) before $d_t$ and
-        $\hat\delta_t$, which the first step does not show.
+        $\hat\delta_t$; the first step is the same.
     """
     rule = scale_by_adan(b1, b2, b3, eps, eps_root)
     if not proximal:

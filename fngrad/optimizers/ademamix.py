@@ -7,11 +7,13 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.schedules.core import Count, Curve, check_counts, progress
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
+    average_square,
     check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -42,8 +44,8 @@ def scale_by_ademamix(
 ) -> Transform:
     r"""Add a multiple of a slow average to Adam's numerator: AdEMAMix's direction.
 
-    The update is $u_t$ of `ademamix`, which has the equations and the paper. Where the
-    denominator is zero, the update is zero.
+    Returns $u_t$ of `ademamix`; see there for the equations and the reference. Where
+    the denominator is zero, the update is zero.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -54,14 +56,11 @@ def scale_by_ademamix(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     check_decay("b3", b3, corrected=False)
     numerics.check_number("alpha", alpha)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
 
     def init(params: Params) -> ScaleByAdemamixState:
         mu, slow = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
@@ -75,7 +74,7 @@ def scale_by_ademamix(
         beta_1, beta_2, beta_3 = (numerics.hyper(b, state.step) for b in (b1, b2, b3))
         mu = tree.average(beta_1, state.mu, updates)
         slow = tree.average(beta_3, state.slow, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         share = tree.scale(numerics.hyper(alpha, state.step), slow)
         new_updates = divide_by_root(
             tree.add(remove_bias(mu, beta_1, state.step), share),
@@ -126,7 +125,7 @@ def ademamix(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -146,15 +145,15 @@ def ademamix(
 
 
 def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Curve:
-    r"""A schedule of a decay whose half-life grows in a straight line.
+    r"""Raise a decay so that its half-life grows in a straight line.
 
     A decay $\beta$ forgets half in $\log \tfrac12 / \log \beta$ steps, so with
     $f = \min(t / T, 1)$
 
     $$\frac{1}{\log \beta(t)} = \frac{1 - f}{\log \beta_0} + \frac{f}{\log \beta_T}$$
 
-    A straight line in $\beta$ itself would spend nearly all its rise in half-lives of
-    a few steps.
+    A straight line in $\beta$ itself would spend nearly all of its rise at half-lives
+    of a few steps.
 
     Args:
         init_value: $\beta_0$ in [0, 1), the value at step 0.
@@ -162,7 +161,7 @@ def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Cur
         steps: $T$ >= 0; at 0 the schedule begins at its end.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg
@@ -171,8 +170,8 @@ def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Cur
         0.9000 0.9998 0.9999
 
     References:
-        Section 3 of the paper of `ademamix`. Differs from it in: the first update is
-        step 0, where the paper's is 1.
+        Section 3 of the paper cited in `ademamix`. Differs from it in: the first update
+        is step 0, where the paper's is 1.
     """
     check_decay("init_value", init_value, corrected=True)
     check_decay("end_value", end_value, corrected=True)

@@ -1,4 +1,4 @@
-"""ADOPT: normalise by what was known before the gradient came."""
+"""ADOPT: normalise each gradient by the second moment of those before it."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.transforms.clipping import clip_entries
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -46,7 +47,7 @@ def scale_by_adopt(
 ) -> Transform:
     r"""Average gradients that the past second moment normalises: ADOPT's direction.
 
-    The update is $u_t$ of `adopt`, which has the equations and the paper. A complex
+    Returns $u_t$ of `adopt`; see there for the equations and the reference. A complex
     entry is clipped in modulus. Where the denominator is zero, $n_t$ is zero.
 
     Args:
@@ -58,11 +59,9 @@ def scale_by_adopt(
         clip_value_fn: $c$ >= 0, a schedule (or a number); step 0 is the first gradient.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=False)
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, corrected=False)
     numerics.check_number("clip_value_fn", clip_value_fn, low=0.0)
 
     def init(params: Params) -> ScaleByAdoptState:
@@ -83,12 +82,13 @@ def scale_by_adopt(
         past = jax.tree.map(lambda v: jnp.maximum(v, floor.astype(v.dtype)), past)
         normal = divide_by_root(updates, past, inside=0.0, outside=0.0)
         if use_clipping:
-            bound = numerics.hyper(clip_value_fn, state.step)
-            normal = jax.tree.map(lambda n: _clip(n, bound), normal)
+            normal = clip_entries(normal, numerics.hyper(clip_value_fn, state.step))
 
         mu = tree.average(beta_1, state.mu, normal)
         nu = tree.average(beta_2, state.nu, squares)
-        new_updates = look_ahead(mu, normal, beta_1, state.step, nesterov, debias=False)
+        new_updates = look_ahead(
+            mu, normal, beta_1, state.step, nesterov=nesterov, debias=False
+        )
         return new_updates, ScaleByAdoptState(numerics.next_step(state.step), mu, nu)
 
     return chain(Transform(init, update, name="scale_by_adopt"))
@@ -104,9 +104,9 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: Hyper = fourth_root,
 ) -> Transform:
-    r"""ADOPT: normalise by what was known before the gradient came, then average.
+    r"""ADOPT: average gradients, each normalised by the second moment before it.
 
-    The first gradient only starts $\nu_0 = |g_0|^2$; its update is zero. Then, for
+    The first gradient only sets $\nu_0 = |g_0|^2$; its update is zero. Then, for
     $t = 1, 2, \dots$, with $c_t = t^{1/4}$
 
     $$n_t = \operatorname{clip}\!\left(
@@ -115,12 +115,12 @@ def adopt(
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$
     $$u_t = \mu_t, \qquad w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    or, with ``nesterov``, $u_t = \beta_1\,\mu_t + (1 - \beta_1)\,n_t$. Since
-    $\nu_{t-1}$ does not know $g_t$, the rule converges for any $\beta_2$.
+    or, with ``nesterov``, $u_t = \beta_1\,\mu_t + (1 - \beta_1)\,n_t$. Because
+    $\nu_{t-1}$ does not depend on $g_t$, the rule converges for any $\beta_2$.
 
     Args:
-        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
-            schedule; the zero update counts.
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule;
+            the zero update counts as step 0.
         b1: $\beta_1$ in [0, 1].
         b2: $\beta_2$ in [0, 1].
         eps: $\epsilon$ >= 0, in gradient units.
@@ -129,7 +129,7 @@ def adopt(
         clip_value_fn: $c$ >= 0, a schedule (or a number); step 0 is the first gradient.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,11 +157,3 @@ def adopt(
         clip_value_fn=clip_value_fn,
     )
     return chain(rule, scale_by_learning_rate(learning_rate))
-
-
-def _clip(x: jax.Array, bound: jax.Array) -> jax.Array:
-    if not jnp.iscomplexobj(x):
-        return jnp.clip(x, -bound.astype(x.dtype), bound.astype(x.dtype))
-    size = jnp.abs(x)
-    factor = numerics.divide(jnp.minimum(size, bound.astype(size.dtype)), size)
-    return x * factor.astype(x.dtype)

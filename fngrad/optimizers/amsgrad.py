@@ -1,6 +1,6 @@
-"""AMSGrad: Adam whose denominator never shrinks."""
+"""AMSGrad: state, transform and recipe."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -18,7 +19,7 @@ from fngrad.transforms.moment_arithmetic import (
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 
-DEBIAS = ("before_max", "after_max", "never")
+Debias: TypeAlias = Literal["before_max", "after_max", "never"]
 
 
 class ScaleByAmsgradState(NamedTuple):
@@ -39,11 +40,11 @@ def scale_by_amsgrad(
     eps: Hyper = 1e-8,
     eps_root: Hyper = 0.0,
     *,
-    debias: Literal["before_max", "after_max", "never"] = "before_max",
+    debias: Debias = "before_max",
 ) -> Transform:
     r"""Divide by the root of the largest second moment so far: AMSGrad's direction.
 
-    The update is $u_t$ of `amsgrad`, which has the equations and the paper. The state
+    Returns $u_t$ of `amsgrad`; see there for the equations and the reference. The state
     has the same structure for every ``debias``. Where the denominator is zero, the
     update is zero.
 
@@ -52,17 +53,15 @@ def scale_by_amsgrad(
         b2: $\beta_2$ in [0, 1); in [0, 1] if nothing is debiased.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        debias: which rule.
+        debias: which of the three rules.
 
     Raises:
-        ValueError: a number out of range, or another rule.
+        ValueError: if a number is out of range, or ``debias`` is not one of the three
+            rules.
     """
-    if debias not in DEBIAS:
-        raise ValueError(f"need debias to be one of {DEBIAS}, got {debias=}")
-    check_decay("b1", b1, corrected=debias != "never")
-    check_decay("b2", b2, corrected=debias != "never")
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    numerics.check_choice("debias", debias, get_args(Debias))
+    corrected = debias != "never"
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root, corrected=corrected)
 
     def init(params: Params) -> ScaleByAmsgradState:
         mu = tree.wide_zeros_like(params)
@@ -76,7 +75,7 @@ def scale_by_amsgrad(
         beta_2 = numerics.hyper(b2, state.step)
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         before = debias == "before_max"
         candidate = remove_bias(nu, beta_2, state.step) if before else nu
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, candidate)
@@ -100,7 +99,7 @@ def amsgrad(
     eps: Hyper = 1e-8,
     eps_root: Hyper = 0.0,
     *,
-    debias: Literal["before_max", "after_max", "never"] = "before_max",
+    debias: Debias = "before_max",
 ) -> Transform:
     r"""AMSGrad: Adam whose denominator never shrinks.
 
@@ -119,8 +118,8 @@ def amsgrad(
     - ``"never"``: $\hat\mu_t = \mu_t$ and $\hat\nu_t = \max_{s \le t} \nu_s$, as in
       the paper.
 
-    The first gives one huge early gradient its full weight for ever, the second lets
-    it fade as the correction does.
+    The first keeps the full weight of one huge early gradient for ever; in the second
+    it fades as the correction does.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -129,10 +128,11 @@ def amsgrad(
         b2: $\beta_2$ in [0, 1); in [0, 1] if nothing is debiased.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        debias: which rule.
+        debias: which of the three rules.
 
     Raises:
-        ValueError: a number out of range, or another rule.
+        ValueError: if a number is out of range, or ``debias`` is not one of the three
+            rules.
 
     Example:
         >>> import jax.numpy as jnp

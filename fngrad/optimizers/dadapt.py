@@ -1,6 +1,6 @@
 """D-Adaptation: a growing lower bound on the distance to a solution as learning rate.
 
-Inner products and norms go over all leaves. The parts return directions of ascent
+Inner products and norms are over all leaves. The parts return directions of ascent
 with the step size in them; the recipes end in ``scale(-1.0)``.
 """
 
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.distance_estimates import (
+from fngrad.transforms.core import Transform, chain, from_report
+from fngrad.transforms.decay import add_decayed_weights, add_weights
+from fngrad.transforms.distance_estimates import (
     check_adam,
     check_multiplier,
     inner_product,
     l1_norm,
     limit_growth,
-    scalar,
 )
-from fngrad.transforms.core import Transform, chain, from_report
-from fngrad.transforms.decay import add_decayed_weights, add_weights
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
+    average_square,
     divide_by_root,
     squarable,
 )
@@ -52,7 +52,7 @@ class ScaleByDadaptSgdState(NamedTuple):
     numerator: jax.Array  # shape ()
     first_norm: jax.Array  # shape (); of the first gradient that is not zero
     grad_sum: Updates  # sum of the step size times g
-    params0: Params  # where it began
+    params0: Params  # the first parameters
 
 
 def scale_by_dadapt_adam(
@@ -72,8 +72,8 @@ def scale_by_dadapt_adam(
     force. The arguments are those of `fngrad.dadapt_adamw`.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     check_adam(betas, eps, weight_decay)
@@ -81,9 +81,14 @@ def scale_by_dadapt_adam(
     def init(params: Params) -> ScaleByDadaptAdamState:
         tree.check_real("dadapt_adamw", params)
         tree.check_mask(mask, params)
-        zeros = (tree.wide_zeros_like(params) for _ in range(3))
-        step = numerics.first_step()
-        return ScaleByDadaptAdamState(step, scalar(estim_lr0), scalar(0.0), *zeros)
+        return ScaleByDadaptAdamState(
+            step=numerics.first_step(),
+            d=numerics.scalar(estim_lr0),
+            numerator=numerics.scalar(0.0),
+            mu=tree.wide_zeros_like(params),
+            nu=tree.wide_zeros_like(params),
+            grad_sum=tree.wide_zeros_like(params),
+        )
 
     def report(
         updates: Updates, state: ScaleByDadaptAdamState, params: Params
@@ -96,7 +101,7 @@ def scale_by_dadapt_adam(
         updates = squarable(updates)
         scaled = tree.scale(rate, updates)
         mu = tree.average(b1, state.mu, scaled)
-        nu = tree.average(b2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(b2, state.nu, updates)
         d, numerator, grad_sum = _advance(state, updates, scaled, b2, eps_t, growth)
         direction = divide_by_root(mu, nu, inside=0.0, outside=eps_t)
         decay = rate * numerics.hyper(weight_decay, state.step)
@@ -116,7 +121,7 @@ def _advance(
     eps: jax.Array,
     growth: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Updates]:
-    """Return the next d, numerator and sum; with a zero denominator d stays."""
+    """Return the next d, numerator and sum; where the denominator is zero, d stays."""
     slow = jnp.sqrt(b2)
     normed = divide_by_root(state.grad_sum, state.nu, inside=0.0, outside=eps)
     product = inner_product(scaled, normed, like=slow)
@@ -134,47 +139,51 @@ def scale_by_dadapt_sgd(
     *,
     growth_rate: Hyper = float("inf"),
 ) -> Transform:
-    """The way back to D-Adaptation's iterate: see `fngrad.dadapt_sgd`.
+    """The step to D-Adaptation's iterate: see `fngrad.dadapt_sgd`.
 
     It reports ``d``, the estimated distance, and ``learning_rate``, the step size in
     force. The arguments are those of `fngrad.dadapt_sgd`.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     numerics.check_number("momentum", momentum, 0.0, 1.0)
 
     def init(params: Params) -> ScaleByDadaptSgdState:
         tree.check_real("dadapt_sgd", params)
-        scalars = scalar(estim_lr0), scalar(0.0), scalar(0.0)
-        sums, start = tree.wide_zeros_like(params), tree.wide_copy(params)
-        return ScaleByDadaptSgdState(numerics.first_step(), *scalars, sums, start)
+        return ScaleByDadaptSgdState(
+            step=numerics.first_step(),
+            d=numerics.scalar(estim_lr0),
+            numerator=numerics.scalar(0.0),
+            first_norm=numerics.scalar(0.0),
+            grad_sum=tree.wide_zeros_like(params),
+            params0=tree.wide_copy(params),
+        )
 
     def report(
         updates: Updates, state: ScaleByDadaptSgdState, params: Params
     ) -> tuple[Updates, ScaleByDadaptSgdState, Metrics]:
         rate = state.d * numerics.hyper(learning_rate, state.step)
-        updates, rate, first_norm, unit = _measure(updates, rate, state.first_norm)
-        product = inner_product(updates, state.grad_sum, like=rate)
-        numerator = _if_finite(state.numerator + rate * product, state.numerator)
-        grad_sum = tree.add(state.grad_sum, tree.scale(rate, updates))
-        length = tree.norm(grad_sum).astype(rate.dtype)
+        now = _measure(updates, rate, state.first_norm)
+        product = inner_product(now.gradient, state.grad_sum, like=now.rate)
+        numerator = _if_finite(state.numerator + now.rate * product, state.numerator)
+        grad_sum = tree.add(state.grad_sum, tree.scale(now.rate, now.gradient))
+        length = tree.norm(grad_sum).astype(now.rate.dtype)
         bound = _if_finite(numerics.divide(2 * numerator, length), state.d)
         limited = limit_growth(bound, state.d, numerics.hyper(growth_rate, state.step))
         z = tree.sub(state.params0, grad_sum)
         towards = 1 - numerics.hyper(momentum, state.step)
-        new_state = ScaleByDadaptSgdState(
-            numerics.next_step(state.step),
-            jnp.maximum(state.d, limited),
-            numerator,
-            first_norm,
-            grad_sum,
-            state.params0,
+        new_state = state._replace(
+            step=numerics.next_step(state.step),
+            d=jnp.maximum(state.d, limited),
+            numerator=numerator,
+            first_norm=now.first_norm,
+            grad_sum=grad_sum,
         )
         new_updates = tree.scale(towards, tree.difference(params, z))
-        told = {"d": state.d, "learning_rate": rate / unit}
+        told = {"d": state.d, "learning_rate": now.rate / now.unit}
         return new_updates, new_state, told
 
     return chain(from_report(init, report, "scale_by_dadapt_sgd"))
@@ -191,7 +200,7 @@ def dadapt_adamw(
     growth_rate: Hyper = float("inf"),
     mask: Selector | None = None,
 ) -> Transform:
-    r"""AdamW by D-Adaptation: its learning rate is an estimate of the distance to go.
+    r"""AdamW by D-Adaptation: its learning rate is an estimated distance to a solution.
 
     With the estimate $d_t$, $\gamma_t$ the learning rate, $b = \sqrt{\beta_2}$ and
     $\eta_t = d_t\,\gamma_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)$,
@@ -204,7 +213,7 @@ def dadapt_adamw(
     $$d_{t+1} = \max\Big(d_t,\; \frac{r_t}{(1 - b)\,\|s_t\|_1}\Big), \qquad
       w_{t+1} = w_t - \frac{\mu_t}{\sqrt{\nu_t} + \epsilon} - \eta_t\,\lambda\,w_t$$
 
-    The products and norms go over all leaves. ``use_bias_correction=False`` is the
+    The products and norms are over all leaves. ``use_bias_correction=False`` is the
     default of the authors' code: $\eta_t = d_t\,\gamma_t$.
 
     Args:
@@ -215,12 +224,12 @@ def dadapt_adamw(
         estim_lr0: $d_1$ > 0, in parameter units; smaller than any useful step.
         weight_decay: $\lambda$, decoupled.
         use_bias_correction: whether $\eta_t$ has Adam's correction.
-        growth_rate: the most by which $d$ grows in a step, >= 1.
+        growth_rate: the largest factor by which $d$ grows per step, >= 1.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -267,7 +276,7 @@ def dadapt_sgd(
     $$z_{t+1} = w_1 - s_t, \qquad
       w_{t+1} = \beta\,w_t + (1 - \beta)\,z_{t+1}$$
 
-    The products and norms go over all leaves; twice the sum is
+    The products and norms are over all leaves; twice the sum is
     $\|s_t\|^2 - \sum_i \eta_i^2 \|g_i\|^2$.
 
     Args:
@@ -276,20 +285,20 @@ def dadapt_sgd(
         momentum: $\beta$ in [0, 1], how slowly the parameters follow $z$.
         estim_lr0: $d_1$ > 0, in parameter units; smaller than any useful step.
         weight_decay: $\lambda$, L2: $g_t$ is the gradient plus $\lambda\,w_t$.
-        growth_rate: the most by which $d$ grows in a step, >= 1.
+        growth_rate: the largest factor by which $d$ grows per step, >= 1.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
         >>> optimizer = fg.dadapt_sgd(momentum=0.9)
 
     References:
-        SGD with D-Adaptation, in the paper of `dadapt_adamw`. Differs from it in: a
-        first gradient of zero is skipped (the authors' code divides by it), and the
+        SGD with D-Adaptation, in the paper cited in `dadapt_adamw`. Differs from it in:
+        a first gradient of zero is skipped (the authors' code divides by it), and the
         first norm has the decay in it.
     """
     return chain(
@@ -302,7 +311,7 @@ def dadapt_sgd(
 
 
 class _Measured(NamedTuple):
-    """A gradient and its step size, in units at which their products fit."""
+    """A gradient and its step size, in units in which their products fit."""
 
     gradient: Updates  # over the unit
     rate: jax.Array  # times the unit
@@ -314,17 +323,17 @@ def _measure(updates: Updates, rate: jax.Array, first_norm: jax.Array) -> _Measu
     updates = _with_finite_norm(updates)
     norm = tree.norm(updates).astype(rate.dtype)
     first_norm = jnp.where(first_norm == 0, norm, first_norm)
-    unit = jnp.where(first_norm > 2.0**64, 2.0**64, 1).astype(rate.dtype)
+    large = 1 / numerics.FITTING_RATE
+    unit = jnp.where(first_norm > large, large, 1).astype(rate.dtype)
     gradient = jax.tree.map(lambda g: g / unit.astype(g.dtype), updates)
-    return _Measured(
-        gradient, numerics.divide(rate, first_norm / unit), first_norm, unit
-    )
+    rate = numerics.divide(rate, first_norm / unit)
+    return _Measured(gradient, rate, first_norm, unit)
 
 
 def _with_finite_norm(updates: Updates) -> Updates:
-    """Return updates, or where their norm does not fit, as long as the largest float.
+    """Return updates, scaled to the largest float where their norm overflows.
 
-    What is not finite stays.
+    Entries that are not finite stay.
     """
     norm, rate = numerics.fitting_norm(tree.norm, updates)
     most = numerics.largest_square(norm.dtype)
@@ -333,5 +342,5 @@ def _with_finite_norm(updates: Updates) -> Updates:
 
 
 def _if_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Return the new value, or the old one where float32 cannot hold the new."""
+    """Return the new value, or the old one where the new one overflows."""
     return jnp.where(jnp.isfinite(new), new, old)

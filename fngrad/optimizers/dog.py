@@ -1,7 +1,7 @@
-"""DoG: steps as long as the way so far over the root of all squared gradients."""
+"""DoG: step sizes of distance travelled over the root of summed squared gradients."""
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,21 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.averages import average_params
 from fngrad.transforms.core import Transform, chain, from_report
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import divide_by_root, shrink
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
-InitStep = tuple[Literal["distance", "learning_rate", "heuristic"], Scalar]
+Kind: TypeAlias = Literal["distance", "learning_rate", "heuristic"]
+InitStep: TypeAlias = tuple[Kind, Scalar]
 
 
 class ScaleByDogState(NamedTuple):
-    """State of `scale_by_dog`; layerwise, one scalar a leaf instead of one for all."""
+    """State of `scale_by_dog`; with ``layerwise``, its scalars are one per leaf."""
 
     step: jax.Array  # int32, shape ()
     max_distance: Any  # shape (); from params0, the largest so far
     sum_of_squares: Any  # shape (); of gradients
-    params0: Params  # where it began
+    params0: Params  # the first parameters
 
 
 def scale_by_dog(
@@ -33,19 +33,20 @@ def scale_by_dog(
     *,
     layerwise: bool = False,
 ) -> Transform:
-    r"""Multiply by the distance travelled over the root of the gradients' squares.
+    r"""Multiply by the distance travelled over the root of summed squares, as DoG does.
 
-    The update is $u_t$ of `dog`, which has the equations and the paper. It reports
-    ``distance``, $\bar r_t$, and ``step_size``, the factor; the largest of each where
-    there is one a leaf.
+    Returns $u_t$ of `dog`; see there for the equations and the reference. It reports
+    ``distance``, $\bar r_t$, and ``step_size``, the factor; with ``layerwise``, the
+    largest over leaves.
 
     Args:
-        init_step: how it begins, see `fngrad.dog`.
+        init_step: the first step, see `fngrad.dog`.
         eps: $\epsilon$ >= 0, in squared gradient units.
         layerwise: whether each leaf has its own step size.
 
     Raises:
-        ValueError: an unknown kind of ``init_step``, or a number out of range.
+        ValueError: if the kind of ``init_step`` is unknown, or a number is out of
+            range.
     """
     kind, value = _check_init_step(init_step)
     numerics.check_number("eps", eps, low=0.0)
@@ -55,9 +56,8 @@ def scale_by_dog(
 
     def init(params: Params) -> ScaleByDogState:
         start = tree.wide_copy(params)
-        zero = jnp.zeros((), jnp.result_type(float))
-        farthest = over_blocks(lambda w: _first_distance(init_step, w) + zero, start)
-        squares = over_blocks(lambda w: jnp.array(zero, copy=True), start)
+        farthest = over_blocks(lambda w: _first_distance(init_step, w), start)
+        squares = over_blocks(lambda w: numerics.scalar(0.0), start)
         return ScaleByDogState(numerics.first_step(), farthest, squares, start)
 
     def advance(state: ScaleByDogState, updates: Updates, params: Params) -> Any:
@@ -75,8 +75,15 @@ def scale_by_dog(
                 factor = jnp.where(is_first, 1, factor)
             return farthest, squares, size, factor
 
-        trees = params, updates, state.params0, state.max_distance, state.sum_of_squares
-        return over_blocks(of_block, *trees, outputs=4)
+        return over_blocks(
+            of_block,
+            params,
+            updates,
+            state.params0,
+            state.max_distance,
+            state.sum_of_squares,
+            outputs=4,
+        )
 
     def report(
         updates: Updates, state: ScaleByDogState, params: Params
@@ -103,18 +110,18 @@ def dog(
     layerwise: bool = False,
     averaging: Hyper | None = None,
 ) -> Transform:
-    r"""DoG: gradient descent with the step distance over gradients.
+    r"""DoG: gradient descent with the step size distance over gradients.
 
     $$\bar r_t = \max(r_\epsilon, \max_{s \le t} \|w_s - w_0\|), \qquad
       u_t = \frac{\bar r_t}{\sqrt{\sum_{s \le t} \|g_s\|^2 + \epsilon}}\,g_t, \qquad
       w_{t+1} = w_t - \gamma_t\,u_t$$
 
-    The norms go over all leaves or, ``layerwise`` (LDoG), over each alone. Evaluate at
-    an average of the iterates, as the authors urge: ``averaging=8.0``.
+    The norms are over all leaves or, with ``layerwise`` (LDoG), over each leaf.
+    Evaluate at an average of the iterates, as the authors recommend: ``averaging=8.0``.
 
     Args:
-        learning_rate: $\gamma$, a factor >= 0: a number, a scalar array or tracer, or
-            a schedule.
+        learning_rate: $\gamma$, a factor >= 0: a number, a scalar array or tracer, or a
+            schedule; a schedule around 1 warms up or cools down.
         init_step: the first step, a kind and a number > 0. ``("heuristic", a)`` means
             $r_\epsilon = a (1 + \|w_0\|)$, ``reps_rel`` of the authors' code: 1e-6, or
             1e-4 with batch normalisation. ``("distance", r)`` means
@@ -125,11 +132,11 @@ def dog(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
         layerwise: whether each leaf has its own $\bar r_t$ and its own sum.
         averaging: $\gamma$ >= 0 of `fngrad.average_params`, whose average
-            `fngrad.eval_params` gives; ``None`` keeps none.
+            `fngrad.eval_params` returns; ``None`` keeps none.
 
     Raises:
-        ValueError: an unknown kind of ``init_step``, or a number out of range; at
-            ``init``, a glob that selects no leaf.
+        ValueError: if the kind of ``init_step`` is unknown, or a number is out of
+            range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -143,17 +150,14 @@ def dog(
     """
     numerics.check_number("averaging", averaging, low=0.0)
     average = () if averaging is None else (average_params(averaging),)
-    return chain(
-        add_decayed_weights(weight_decay, mask),
-        scale_by_dog(init_step, eps, layerwise=layerwise),
-        scale_by_learning_rate(learning_rate),
-        *average,
-    )
+    rule = scale_by_dog(init_step, eps, layerwise=layerwise)
+    descend = decaying(rule, learning_rate, weight_decay, mask, decoupled=False)
+    return chain(descend, *average)
 
 
 def _first_distance(init_step: InitStep, start: Params) -> jax.Array:
     kind, value = init_step
-    begin = numerics.hyper(value)
+    begin = numerics.scalar(value)
     if kind == "heuristic":
         return begin * (1 + tree.norm(start).astype(begin.dtype))
     return begin if kind == "distance" else jnp.zeros_like(begin)
@@ -170,7 +174,7 @@ def _largest(scalars: Any) -> jax.Array:
 
 
 def _check_init_step(init_step: InitStep) -> InitStep:
-    kinds = ("distance", "learning_rate", "heuristic")
+    kinds = get_args(Kind)
     is_pair = isinstance(init_step, tuple) and len(init_step) == 2
     if not is_pair or init_step[0] not in kinds:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""LAMB: Adam with a trust ratio for each leaf."""
+"""LAMB: Adam with one trust ratio per leaf."""
 
 from fngrad.optimizers.adam import scale_by_adam
 from fngrad.transforms.core import Transform, chain
@@ -32,7 +32,7 @@ def lamb(
       - \alpha_t \Big(\frac{\|w_t\|}{\|r_t\|}\,r_t + \lambda\,w_t\Big)$$
 
     Where either of the compared norms is zero, their ratio counts as 1. Without decay a
-    leaf's norm changes by at most the factor $1 \pm \alpha_t$ a step.
+    leaf's norm changes by at most the factor $1 \pm \alpha_t$ per step.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -48,7 +48,7 @@ def lamb(
             $1 - \alpha_t \lambda$.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,6 +68,6 @@ def lamb(
     adapt = scale_by_trust_ratio()
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
-        *((adapt, decay) if decay_outside else (decay, adapt)),
+        chain(adapt, decay) if decay_outside else chain(decay, adapt),
         scale_by_learning_rate(learning_rate),
     )

@@ -1,4 +1,4 @@
-"""LARS: momentum with a trust ratio for each leaf."""
+"""LARS: momentum with one trust ratio per leaf."""
 
 import jax
 
@@ -6,7 +6,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_weights
-from fngrad.transforms.momentum_buffers import trace
+from fngrad.transforms.momentum_buffers import traced
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.transforms.trust_ratio import (
     TrustRatios,
@@ -30,7 +30,7 @@ def scale_by_lars(
 ) -> Transform:
     r"""Add the decay and multiply by the trust ratio: LARS's direction.
 
-    The update is $u_t$ of `lars`, which has the equations and the paper. It reports
+    Returns $u_t$ of `lars`; see there for the equations and the reference. It reports
     ``smallest_ratio`` and ``largest_ratio`` among the selected leaves.
 
     Args:
@@ -40,10 +40,11 @@ def scale_by_lars(
         eps: $\epsilon$ >= 0, in gradient units.
         trust_ratio_mask: which leaves are scaled; ``None`` means all. The others have
             $\rho = 1$.
-        separate_norms: the first (optax) or the second form (the paper) of $\rho$.
+        separate_norms: whether $\rho$ has the second form (the paper's) or the first
+            (optax's).
 
     Raises:
-        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
     """
     numerics.check_number("weight_decay", weight_decay)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
@@ -65,7 +66,10 @@ def scale_by_lars(
         if separate_norms:
             lengths = jax.tree.map(
                 lambda d, g, w, rate: g + decay * w * rate if d else g,
-                *(tree.selected(mask, params), lengths, sizes, rates),
+                tree.selected(mask, params),
+                lengths,
+                sizes,
+                rates,
             )
         return decayed, trust_ratios(coefficient, sizes, lengths, outside, rates)
 
@@ -85,7 +89,7 @@ def lars(
     trust_coefficient: Hyper = 0.001,
     eps: Hyper = 0.0,
     trust_ratio_mask: Selector | None = None,
-    momentum: Hyper = 0.9,
+    momentum: Hyper | None = 0.9,
     nesterov: bool = False,
     *,
     separate_norms: bool = False,
@@ -113,12 +117,14 @@ def lars(
         eps: $\epsilon$ >= 0, in gradient units.
         trust_ratio_mask: which leaves have a trust ratio; ``None`` means all. Biases
             and the parameters of norms are often left out of both masks.
-        momentum: $\beta$ in [0, 1].
-        nesterov: whether to look ahead.
-        separate_norms: the first (optax) or the second form (the paper) of $\rho_t$.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps
+            one.
+        nesterov: whether to look ahead; it needs a momentum.
+        separate_norms: whether $\rho_t$ has the second form (the paper's) or the first
+            (optax's).
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,7 +141,6 @@ def lars(
         in: ``separate_norms`` is off, as in optax; without decay it makes no
         difference.
     """
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
     return chain(
         scale_by_lars(
             weight_decay,
@@ -146,5 +151,5 @@ def lars(
             separate_norms=separate_norms,
         ),
         scale_by_learning_rate(learning_rate),
-        trace(momentum, nesterov),
+        *traced(momentum, nesterov),
     )

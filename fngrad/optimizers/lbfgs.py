@@ -1,9 +1,9 @@
-r"""Inverse curvature from the differences of past parameters and gradients.
+r"""L-BFGS: inverse curvature from differences of past parameters and gradients.
 
-A *pair* is $s = w' - w$, $y = g' - g$ between one update and the next. What a
-deterministic gradient does along $s$ tells the Hessian there: $H s \approx y$. On
-mini-batches $y$ holds the noise of two batches too, so a quasi-Newton rule wants the
-same batch in every step.
+A *pair* is $s = w' - w$, $y = g' - g$ between one update and the next. With a
+deterministic gradient $H s \approx y$ for the Hessian $H$. With mini-batches $y$ also
+holds the noise of two batches, so a quasi-Newton rule needs the same batch in every
+step.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +16,6 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Updates
-
-LARGE = 2.0**40  # products of vectors up to this length fit easily
 
 
 class ScaleByLbfgsState(NamedTuple):
@@ -35,15 +33,15 @@ class ScaleByLbfgsState(NamedTuple):
 def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Transform:
     r"""Multiply the gradient by L-BFGS's inverse Hessian, from the last m pairs.
 
-    The update is $u_t$ of `lbfgs`, which has the equations and the papers. It reports
+    Returns $u_t$ of `lbfgs`; see there for the equations and the references. It reports
     ``pairs``, how many are in use.
 
     Args:
         memory_size: m >= 1, how many pairs are kept.
-        scale_init_precond: whether to begin at $\gamma I$, or at $I$.
+        scale_init_precond: whether the recursion begins at $\gamma I$, or at $I$.
 
     Raises:
-        ValueError: ``memory_size`` below 1.
+        ValueError: if ``memory_size`` is below 1.
     """
     memory_size = numerics.check_count("memory_size", memory_size, 1)
 
@@ -89,25 +87,24 @@ def lbfgs(
 
     by the two-loop recursion, which needs 4 m inner products and no matrix. The first
     matrix is $\gamma I$ with $\gamma = \langle s, y \rangle / \|y\|^2$ of the newest
-    pair; before there is one, $\gamma = \min(1, 1 / \|g\|)$, so that a first step of
-    length one is no longer than one.
+    pair; before there is one, $\gamma = \min(1, 1 / \|g\|)$, so that the first step is
+    no longer than $\alpha$.
 
     A pair enters only if $\langle s, y \rangle > \epsilon\,\|s\|\,\|y\|$, where
-    $\epsilon$ is the spacing of numbers at 1: what curves down, or is lost in
-    rounding, would make $P$ indefinite.
+    $\epsilon$ is the spacing of numbers at 1: a pair of negative curvature, or of one
+    lost in rounding, would make $P$ indefinite.
 
-    It wants the same batch in every step, and a line search:
+    L-BFGS needs the same batch in every step, and a line search:
     ``steps.line_search(loss_fn, lbfgs(), "strong_wolfe")``.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule; 1 is right with a line search.
         memory_size: m >= 1; the state holds 2 m + 2 copies of the parameters.
-        scale_init_precond: whether the recursion begins at a multiple of the identity
-            that fits the newest pair, or at the identity.
+        scale_init_precond: whether the recursion begins at $\gamma I$, or at $I$.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,7 +131,7 @@ def lbfgs(
 def _take_pair(
     state: ScaleByLbfgsState, params: Params, gradient: Updates
 ) -> ScaleByLbfgsState:
-    """Put the newest pair into the ring, if there is one and it curves up."""
+    """Put the newest pair into the ring, if there is one of positive curvature."""
     s, y = tree.sub(params, state.params), tree.sub(gradient, state.gradient)
     s, y = _in_range(s, y)
     product = tree.vdot(s, y)
@@ -149,7 +146,7 @@ def _take_pair(
     return ScaleByLbfgsState(
         state.step,
         jnp.where(is_pair, numerics.next_step(state.pairs), state.pairs),
-        jax.tree.map(jnp.copy, params),  # a state is donated, these are not
+        jax.tree.map(jnp.copy, params),  # the state is donated, they are not
         jax.tree.map(jnp.copy, gradient),
         jax.tree.map(put, state.s, s),
         jax.tree.map(put, state.y, y),
@@ -160,20 +157,20 @@ def _take_pair(
 def _in_range(s: Params, y: Updates) -> tuple[Params, Updates]:
     """Return the pair divided by a power of two at which its products fit.
 
-    A common factor of both changes no inverse Hessian; the usual one is 1.
+    A common factor of both leaves the inverse Hessian as it is. It is usually 1.
     """
     length, rate = numerics.fitting_norm(tree.norm, y)
     middle = jnp.sqrt(tree.norm(s)) * jnp.sqrt(length) / jnp.sqrt(rate)
-    is_far = (middle < 1 / LARGE) | (middle > LARGE)
+    is_far = (middle < 1 / numerics.LARGE) | (middle > numerics.LARGE)
     scale = jnp.where(is_far, numerics.power_of_two_below(middle), 1)
     return tuple(jax.tree.map(lambda x: numerics.divided(x, scale), x) for x in (s, y))
 
 
 def _unit(gradient: Updates) -> jax.Array:
-    """Return the power of two at which the recursion fits: 1 but for huge gradients."""
+    """Return the power of two that the gradient is divided by: 1 unless it is huge."""
     norm, rate = numerics.fitting_norm(tree.norm, gradient)
     power = jnp.where(rate < 1, 2.0**126, numerics.power_of_two_below(norm))
-    return jnp.where((norm > LARGE) | (rate < 1), power, 1).astype(norm.dtype)
+    return jnp.where((norm > numerics.LARGE) | (rate < 1), power, 1).astype(norm.dtype)
 
 
 def _first_scale(
@@ -193,7 +190,7 @@ def _first_scale(
     return jnp.where(state.pairs > 0, by_pair, bounded)
 
 
-@jax.jit  # called eagerly, its loops would be compiled anew every time
+@jax.jit  # called eagerly, its loops would be compiled every time
 def _two_loops(
     state: ScaleByLbfgsState, gradient: Updates, gamma: jax.Array, unit: jax.Array
 ) -> Updates:
@@ -213,8 +210,8 @@ def _two_loops(
 
     start = gradient, jnp.zeros_like(state.inverse_products)
     q, alphas = jax.lax.fori_loop(0, size, back, start)
-    # From here on in units of its own: of the result, not of the gradient.
-    is_far = (gamma > LARGE) | (unit > 1)
+    # From here on in units of the result, not of the gradient.
+    is_far = (gamma > numerics.LARGE) | (unit > 1)
     scale = jnp.where(is_far, numerics.power_of_two_below(gamma), 1)
     alphas = alphas * unit.astype(alphas.dtype) / scale.astype(alphas.dtype)
     r = jax.lax.fori_loop(0, size, forth, tree.scale(gamma / scale, q))

@@ -1,4 +1,4 @@
-"""Lion: the signs of a momentum."""
+"""Lion: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.types import Hyper, Params, Selector, Updates
 
@@ -25,15 +25,15 @@ class ScaleByLionState(NamedTuple):
 def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:
     r"""Take the sign of two averages' mean: Lion's direction.
 
-    The update is $u_t$ of `lion`, which has the equations and the paper.
+    Returns $u_t$ of `lion`; see there for the equations and the reference.
 
     Args:
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
-        b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
+        b2: $\beta_2$ in [0, 1], the weight of the past in the average.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -66,20 +66,20 @@ def lion(
       \mu_t = \beta_2\,\mu_{t-1} + (1 - \beta_2)\,g_t$$
     $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    It keeps one moment where Adam keeps two. Every coordinate moves by $\alpha$, so
-    that a learning rate 3 to 10 times below Adam's, and a decay as much above, suit.
+    It keeps one moment where Adam keeps two. Every coordinate moves by $\alpha$: use a
+    learning rate 3 to 10 times below Adam's, and a decay as much above.
 
     Args:
         learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
             array or tracer, or a schedule.
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
-        b2: $\beta_2$ in [0, 1], the weight of the past in what is kept.
+        b2: $\beta_2$ in [0, 1], the weight of the past in the average.
         weight_decay: $\lambda$; Keras's default is none.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

@@ -15,7 +15,7 @@ from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
 class ScaleByMadgradState(NamedTuple):
-    """State of `scale_by_madgrad`; the sums hold the iterate, none is a moment."""
+    """State of `scale_by_madgrad`; the sums define the iterate and are not moments."""
 
     step: jax.Array  # int32, shape ()
     start: Params  # the parameters that the first update saw, at least float32
@@ -26,12 +26,12 @@ class ScaleByMadgradState(NamedTuple):
 def scale_by_madgrad(
     learning_rate: Hyper, momentum: Hyper = 0.9, eps: Hyper = 1e-6
 ) -> Transform:
-    r"""Go from the start by a weighted sum of all gradients, scaled: MADGRAD's step.
+    r"""Step from the start by a scaled, weighted sum of all gradients: MADGRAD's step.
 
-    The update is $u_t$ of `madgrad`, which has the equations and the paper. The
-    learning rate is part of the sums: a step ends the chain here, and what follows must
-    not scale it. It reports ``learning_rate``, the value in force. Where $\nu_t$ and
-    $\epsilon$ are zero, $z_t$ is $w_1$.
+    Returns $u_t$ of `madgrad`; see there for the equations and the reference. The
+    learning rate is inside the sums: this part must come last, and nothing after it may
+    scale the update. It reports ``learning_rate``, the value in force. Where $\nu_t$
+    and $\epsilon$ are zero, $z_t$ is $w_1$.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -40,8 +40,8 @@ def scale_by_madgrad(
         eps: $\epsilon$ >= 0, in units of the cube root of $\nu$.
 
     Raises:
-        TypeError: ``learning_rate`` is None.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None.
+        ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
     numerics.check_number("momentum", momentum, 0.0, 1.0)
@@ -102,8 +102,8 @@ def madgrad(
       z_t = w_1 - \frac{s_t}{\sqrt[3]{\nu_t} + \epsilon}$$
     $$u_t = (1 - \beta)\,(z_t - w_t), \qquad w_{t+1} = w_t + u_t$$
 
-    so that $w_{t+1}$ is an average of the $z$. The learning rate compares with no other
-    rule's: the first step is $(1 - \beta)\,\alpha^{2/3}\,|g|^{1/3}$ (with
+    so that $w_{t+1}$ is an average of the $z$. The learning rate is not comparable with
+    that of other rules: the first step is $(1 - \beta)\,\alpha^{2/3}\,|g|^{1/3}$ (with
     $\epsilon = 0$).
 
     Args:
@@ -115,7 +115,7 @@ def madgrad(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,8 +1,9 @@
-r"""Muon's direction: the momentum of a matrix, its singular values made equal.
+r"""Muon: momentum whose singular values are made equal.
 
 The *polar factor* of $X = U \Sigma V^\top$ is $U V^\top$. A *Newton-Schulz* iteration
 approaches it by odd polynomials of $X$, that is by matrix products alone. A matrix is
-(in, out); a kernel (width, ..., in, out) is one with all axes but the last made one.
+(in, out); a kernel (width, ..., in, out) counts as a matrix with all axes but the last
+flattened.
 """
 
 import functools
@@ -18,10 +19,9 @@ import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
 from fngrad.optimizers.adam import adamw
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.masking import masked
 from fngrad.transforms.moment_arithmetic import check_decay, look_ahead
-from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Path, Scalar, Selector, Updates
 
 Coefficients = Sequence[Scalar] | Sequence[Sequence[Scalar]] | jax.Array
@@ -51,8 +51,8 @@ def orthogonalize(
     $$X_0 = \frac{X}{\|X\|_F + \epsilon}, \qquad
       X_{k+1} = a\,X_k + b\,X_k X_k^\top X_k + c\,(X_k X_k^\top)^2 X_k$$
 
-    The default coefficients grow small singular values fastest and never settle: from
-    $\sigma / \|X\|_F \ge 0.006$ five steps end within [0.68, 1.135]. The cubic
+    The default coefficients let small singular values grow fastest and do not converge:
+    from $\sigma / \|X\|_F \ge 0.006$ five steps end within [0.68, 1.135]. The cubic
     ``(1.5, -0.5, 0.0)`` converges to the polar factor $U V^\top$, slowly at first. Zero
     stays zero.
 
@@ -71,8 +71,8 @@ def orthogonalize(
         A matrix like ``x``.
 
     Raises:
-        ValueError: ``x`` has not two axes, the coefficients are no triples, or there
-            are fewer of them than steps.
+        ValueError: if ``x`` does not have two axes, the coefficients are not triples,
+            or there are fewer of them than steps.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,7 +85,7 @@ def orthogonalize(
          [ 0.  0.]]
 
     References:
-        The polynomial is of the first paper of `muon`. Björck and Bowie, An iterative
+        The polynomial: Jordan et al., cited in `muon`. Björck and Bowie, An iterative
         algorithm for computing the best estimate of an orthogonal matrix, 1971,
         https://doi.org/10.1137/0708036.
     """
@@ -121,9 +121,9 @@ def scale_by_muon(
 ) -> Transform:
     r"""Orthogonalise the momentum of every leaf: Muon's direction.
 
-    The update is $s\,o_t$ of `muon`, which has the equations and the papers. Leaves
+    Returns $s\,o_t$ of `muon`; see there for the equations and the references. Leaves
     have two axes, (in, out), or more, (..., in, out), of which all but the last are
-    made one for the while.
+    flattened for the iterations.
 
     Args:
         ns_coeffs: the coefficients, see `orthogonalize`.
@@ -131,19 +131,19 @@ def scale_by_muon(
         beta: $\beta$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units, see `orthogonalize`.
         nesterov: whether to look ahead.
-        debias: whether $\mu_t$ and $g_t$ are divided by what they lack, as in optax.
-            If not, $\hat\mu_t = \mu_t$, or with the look-ahead
-            $\beta \mu_t + (1 - \beta) g_t$, as in the original, PyTorch and Keras.
+        debias: whether $\mu_t$ and $g_t$ are corrected for bias, as in optax. If not,
+            $\hat\mu_t = \mu_t$, or with the look-ahead $\beta \mu_t + (1 - \beta) g_t$,
+            as in the original, PyTorch and Keras.
         adaptive: whether $s\,o_t$ is multiplied by $\langle \hat\mu_t, o_t \rangle$,
             $o_t$ the orthogonalised momentum: steepest descent in the spectral norm.
         consistent_rms: $\rho$ >= 0; ``None`` takes the first form of $s$, as the
-            original does. Moonlight's and Keras' value is 0.2.
+            original does. Moonlight and Keras take 0.2.
         ns_dtype: dtype of the iterations, see `orthogonalize`.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range, or bad coefficients; at ``init``, a leaf of
-            less than two axes.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range, or the coefficients do not fit; at
+            ``init``, if a leaf has fewer than two axes.
     """
     check_decay("beta", beta, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
@@ -168,7 +168,7 @@ def scale_by_muon(
         def direct(m: jax.Array, g: jax.Array) -> jax.Array:
             unit = _unit(m, g)
             m, g = m / unit, g / unit
-            m = look_ahead(m, g, decay, state.step, nesterov, debias)
+            m = look_ahead(m, g, decay, state.step, nesterov=nesterov, debias=debias)
             flat = m.reshape(math.prod(m.shape[:-1]), m.shape[-1])
             least = floor.astype(unit.dtype) / unit
             o = orthogonalize(flat, ns_coeffs, ns_steps, least, ns_dtype=ns_dtype)
@@ -212,16 +212,16 @@ def muon(
       \text{ of } \hat\mu_t = U \Sigma V^\top$$
     $$w_{t+1} = w_t - \alpha_t\,(s\,o_t + \lambda\,w_t)$$
 
-    With Nesterov's look-ahead
-    $\hat\mu_t = \beta \mu_t / (1 - \beta^{t+1}) + (1 - \beta) g_t / (1 - \beta^t)$. The
-    factor is $s = \sqrt{\max(1, n_{out} / n_{in})}$, or
-    $s = \rho \sqrt{\max(n_{in}, n_{out})}$, which gives the update of a leaf of full
-    rank a root mean square near $\rho$, and so Adam's scale. All other leaves go to
-    `adamw`, which shares ``eps`` and ``nesterov``. The first and the last layer do
-    better there too; ``matrices`` says so.
+    With ``nesterov`` $\hat\mu_t$ looks ahead, as in `adam`. The factor is
+    $s = \sqrt{\max(1, n_{out} / n_{in})}$, or $s = \rho \sqrt{\max(n_{in}, n_{out})}$,
+    which gives the update of a leaf of full rank a root mean square near $\rho$, and so
+    Adam's scale. All other leaves go to `adamw`, which shares ``eps`` and ``nesterov``.
+    The first and the last layer train better with AdamW too; ``matrices`` selects the
+    others.
 
-    The defaults are optax's. Other conventions: PyTorch is ``debias=False,
-    weight_decay=0.1, eps=1e-7, ns_dtype=jnp.bfloat16`` and without the rest, Keras
+    The defaults are optax's. Other conventions: PyTorch is
+    ``debias=False, weight_decay=0.1, eps=1e-7, ns_dtype=jnp.bfloat16`` without AdamW
+    for the rest, Keras
     ``debias=False, consistent_rms=0.2, weight_decay=0.004, eps=1e-7``.
 
     For another rule for the rest, or other groups, put
@@ -242,21 +242,22 @@ def muon(
         adaptive: whether to step in proportion to the momentum, see `scale_by_muon`.
         consistent_rms: the other form of $s$, see `scale_by_muon`; 0.2 lets Muon take
             AdamW's learning rate and decay.
-        ns_dtype: dtype of the iterations; ``None`` means float32 (float64 for
-            parameters of it).
+        ns_dtype: dtype of the iterations; ``None`` means float32 (float64 for float64
+            parameters).
         matrices: which leaves are orthogonalised, see `fngrad.tree.select`; ``None``
             means those of two axes. A kernel of more axes counts as a matrix whose
             columns are its last axis.
-        adam_learning_rate: AdamW's learning rate; ``None`` takes the other.
+        adam_learning_rate: AdamW's learning rate; ``None`` takes ``learning_rate``.
         adam_b1: AdamW's $\beta_1$ in [0, 1).
         adam_b2: AdamW's $\beta_2$ in [0, 1).
         adam_eps_root: AdamW's $\bar\epsilon$ >= 0, in squared gradient units.
         adam_weight_decay: AdamW's $\lambda$.
 
     Raises:
-        TypeError: at ``init``, a complex leaf to orthogonalise.
-        ValueError: a number out of range, or bad coefficients; at ``init``, a leaf to
-            orthogonalise has less than two axes, or a glob selects no leaf.
+        TypeError: at ``init``, if a leaf to orthogonalise is complex.
+        ValueError: if a number is out of range, or the coefficients do not fit; at
+            ``init``, if a leaf to orthogonalise has fewer than two axes, or a glob
+            selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -278,24 +279,21 @@ def muon(
     numerics.check_number("adam_learning_rate", adam_learning_rate, low=0.0)
     numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
     numerics.check_number("adam_weight_decay", adam_weight_decay)
-    decaying = mask
     if mask is not None and not isinstance(mask, str):
-        decaying = tree.selector_predicate(mask)  # a tree of all leaves fits no group
-    orthogonalized = chain(
-        scale_by_muon(
-            ns_coeffs,
-            ns_steps,
-            beta,
-            eps,
-            nesterov=nesterov,
-            debias=debias,
-            adaptive=adaptive,
-            consistent_rms=consistent_rms,
-            ns_dtype=ns_dtype,
-        ),
-        add_decayed_weights(weight_decay, decaying),
-        scale_by_learning_rate(learning_rate),
+        # A tree of all leaves does not fit one group of them.
+        mask = tree.selector_predicate(mask)
+    rule = scale_by_muon(
+        ns_coeffs,
+        ns_steps,
+        beta,
+        eps,
+        nesterov=nesterov,
+        debias=debias,
+        adaptive=adaptive,
+        consistent_rms=consistent_rms,
+        ns_dtype=ns_dtype,
     )
+    orthogonalized = decaying(rule, learning_rate, weight_decay, mask)
     rest = adamw(
         learning_rate if adam_learning_rate is None else adam_learning_rate,
         adam_b1,
@@ -310,11 +308,12 @@ def muon(
 
 
 def _unit(*arrays: jax.Array) -> jax.Array:
-    """Return the power of two at which divided averages fit: 1 but for huge ones."""
+    """Return the power of two that averages are divided by: 1 unless they are huge."""
     largest = functools.reduce(
         jnp.maximum, [jnp.max(jnp.abs(x), initial=0) for x in arrays]
     )
-    return jnp.where(largest > 2.0**96, 2.0**64, 1).astype(largest.dtype)
+    unit = jnp.where(largest > numerics.FAR, 1 / numerics.FITTING_RATE, 1)
+    return unit.astype(largest.dtype)
 
 
 def _quintic(y: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
@@ -337,7 +336,9 @@ def _triples(ns_coeffs: Coefficients, ns_steps: int) -> Sequence[Any]:
     if not isinstance(first, Sequence) and jnp.ndim(first) == 0:
         table = [ns_coeffs] * max(ns_steps, 1)
     if any(len(triple) != 3 for triple in table):
-        raise ValueError(f"need three coefficients a step, got {ns_coeffs=}")
+        raise ValueError(
+            f"`ns_coeffs` must have three coefficients per step, got {ns_coeffs=}"
+        )
     if len(table) < ns_steps:
         raise ValueError(f"need coefficients for {ns_steps=}, got {len(table)}")
     return table[len(table) - ns_steps :]

@@ -1,4 +1,4 @@
-"""NAdam: Adam that looks ahead, with a momentum that may warm up."""
+"""NAdam: state, transform and recipe."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -40,10 +41,10 @@ def scale_by_nadam(
     momentum_decay: Hyper | None = None,
     debias_ahead: bool = True,
 ) -> Transform:
-    r"""Adam's direction as it will be one step on, were the gradient the same: NAdam's.
+    r"""Look ahead from Adam's direction, with a momentum that may warm up: NAdam's.
 
-    The update is $u_t$ of `nadam`, which has the equations, the four rules in use and
-    the papers; the state has the same structure in all four. Where the denominator is
+    Returns $u_t$ of `nadam`; see there for the equations, the four rules in use and the
+    references. The state has the same structure in all four. Where the denominator is
     zero, the update is zero.
 
     Args:
@@ -51,22 +52,20 @@ def scale_by_nadam(
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is its limit of infinity.
-        debias_ahead: whether the average is corrected for the weight it will have.
+        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is the limit
+            $\psi \to \infty$.
+        debias_ahead: whether the average is corrected for the weight it has one step
+            ahead.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     numerics.check_number("momentum_decay", momentum_decay, low=0.0)
 
     def init(params: Params) -> ScaleByNadamState:
-        nothing = jnp.zeros((), jnp.result_type(float))
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
-        return ScaleByNadamState(numerics.first_step(), nothing, mu, nu)
+        return ScaleByNadamState(numerics.first_step(), numerics.scalar(0.0), mu, nu)
 
     def fresh_weight(beta: jax.Array, step: jax.Array, t: jax.Array) -> jax.Array:
         """Return 1 - beta(t), the weight of a new gradient."""
@@ -89,7 +88,7 @@ def scale_by_nadam(
 
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta_2, state.nu, updates)
         new_updates = divide_by_root(
             tree.add(
                 tree.scale((1 - later) / ahead, mu),
@@ -132,13 +131,13 @@ def nadam(
 
     Four rules are in use:
 
-    - ``momentum_decay=None``: $\beta(t) = \beta_1$ from the start, as in optax, where
-      it is ``adam(..., nesterov=True)`` here and there;
+    - ``momentum_decay=None``: $\beta(t) = \beta_1$ from the start, as in optax:
+      ``adam(..., nesterov=True)`` in both libraries;
     - ``momentum_decay=4e-3, decoupled_weight_decay=False``: PyTorch's defaults, a rise
       over hundreds of steps;
     - ``momentum_decay=1.0, eps=1e-7``: Keras's and the paper's, over tens of steps;
     - ``debias_ahead=False``: AlgoPerf's NAdamW, with ``momentum_decay=None``, where
-      $\pi_t$ stands in both denominators.
+      $\pi_t$ is in both denominators.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -149,13 +148,15 @@ def nadam(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is its limit of infinity.
-        debias_ahead: whether the average is corrected for the weight it will have.
+        momentum_decay: $\psi$ >= 0, a rate per step; ``None`` is the limit
+            $\psi \to \infty$.
+        debias_ahead: whether the average is corrected for the weight it has one step
+            ahead.
         decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
             is added to the gradient.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

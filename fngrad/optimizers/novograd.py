@@ -10,7 +10,7 @@ import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     real_dtype,
     shrink,
@@ -24,7 +24,7 @@ class ScaleByBlockNormState(NamedTuple):
     """State of `scale_by_block_norm`."""
 
     step: jax.Array  # int32, shape ()
-    nu: Updates  # average of ||g||**2, one number a block
+    nu: Updates  # average of ||g||**2, one number per block
 
 
 def scale_by_block_norm(
@@ -32,7 +32,7 @@ def scale_by_block_norm(
 ) -> Transform:
     r"""Divide each block by the root of its averaged squared norm, as NovoGrad does.
 
-    The update is $u_t$ of `novograd`, which has the equations and the paper. The
+    Returns $u_t$ of `novograd`; see there for the equations and the reference. The
     average begins at the first square and needs no correction for bias.
 
     Args:
@@ -41,11 +41,9 @@ def scale_by_block_norm(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b2=b2, eps=eps, eps_root=eps_root, corrected=False)
 
     def init(params: Params) -> ScaleByBlockNormState:
         nu = tree.map_leaves(lambda p: jnp.zeros((), real_dtype(p)), params)
@@ -92,7 +90,7 @@ def novograd(
     $$\mu_t = \beta_1\,\mu_{t-1} + u_t + \lambda\,w_t, \qquad
       w_{t+1} = w_t - \alpha_t\,\mu_t$$
 
-    It keeps one moment in the size of the parameters where Adam keeps two.
+    It keeps one moment of the size of the parameters, where Adam keeps two.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -105,7 +103,7 @@ def novograd(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp

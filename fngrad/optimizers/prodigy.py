@@ -1,6 +1,6 @@
 """Prodigy: Adam's step size from a growing lower bound on the distance to a solution.
 
-Inner products and norms go over all leaves. The part returns a direction of ascent
+Inner products and norms are over all leaves. The part returns a direction of ascent
 with the step size in it; the recipe ends in ``scale(-1.0)``.
 """
 
@@ -12,16 +12,15 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.distance_estimates import (
+from fngrad.transforms.core import Transform, chain, from_report
+from fngrad.transforms.decay import add_weights
+from fngrad.transforms.distance_estimates import (
     check_adam,
     check_multiplier,
     inner_product,
     l1_norm,
     limit_growth,
-    scalar,
 )
-from fngrad.transforms.core import Transform, chain, from_report
-from fngrad.transforms.decay import add_weights
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
     check_decay,
@@ -34,7 +33,7 @@ from fngrad.types import Hyper, Metrics, Params, Scalar, Selector, Updates
 
 
 class Estimate(NamedTuple):
-    """Prodigy's estimate of the distance, and what it is made of."""
+    """Prodigy's estimate of the distance, and the sums behind it."""
 
     d: jax.Array  # shape (), in force at the next step
     highest: jax.Array  # shape (); d without a bound on its growth
@@ -49,7 +48,7 @@ class ScaleByProdigyState(NamedTuple):
     estimate: Estimate
     mu: Updates  # average of d g
     nu: Updates  # average of (d g)**2
-    params0: Params  # where it began
+    params0: Params  # the first parameters
 
     signed = ("mu",)
     non_negative = ("nu",)
@@ -89,8 +88,8 @@ def scale_by_prodigy(
     force. The arguments are those of `fngrad.prodigy`.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     check_adam(betas, eps, weight_decay)
@@ -105,14 +104,28 @@ def scale_by_prodigy(
         size = state.estimate.d * at(learning_rate)
         if use_bias_correction:
             size = size * adam_correction(b1, b2, state.step)
-        bounds = numerics.hyper(estim_lr0), at(estim_lr_coef), at(growth_rate)
-        return _Values(b1, b2, b3, at(eps), *bounds, size, size * at(weight_decay))
+        return _Values(
+            b1=b1,
+            b2=b2,
+            b3=b3,
+            d0=numerics.hyper(estim_lr0),
+            coef=at(estim_lr_coef),
+            growth=at(growth_rate),
+            eps=at(eps),
+            step_size=size,
+            decay=size * at(weight_decay),
+        )
 
     def init(params: Params) -> ScaleByProdigyState:
         tree.check_real("prodigy", params)
         tree.check_mask(mask, params)
-        sums, mu, nu = (tree.wide_zeros_like(params) for _ in range(3))
-        start = Estimate(scalar(estim_lr0), scalar(estim_lr0), scalar(0.0), sums)
+        start = Estimate(
+            d=numerics.scalar(estim_lr0),
+            highest=numerics.scalar(estim_lr0),
+            numerator=numerics.scalar(0.0),
+            grad_sum=tree.wide_zeros_like(params),
+        )
+        mu, nu = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
         step, params0 = numerics.first_step(), tree.wide_copy(params)
         return ScaleByProdigyState(step, start, mu, nu, params0)
 
@@ -151,7 +164,7 @@ def prodigy(
     growth_rate: Hyper = float("inf"),
     mask: Selector | None = None,
 ) -> Transform:
-    r"""Prodigy: AdamW whose learning rate is an estimate of the distance to go.
+    r"""Prodigy: AdamW whose learning rate is an estimated distance to a solution.
 
     With the estimate $d_t$, $\gamma_t$ the learning rate and
     $\eta_t = d_t\,\gamma_t \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)$,
@@ -164,7 +177,7 @@ def prodigy(
       w_{t+1} = w_t - \eta_t \left(
       \frac{\mu_t}{\sqrt{\nu_t} + d_{t+1}\,\epsilon} + \lambda\,w_t \right)$$
 
-    The products and norms go over all leaves. ``use_bias_correction=False`` is the
+    The products and norms are over all leaves. ``use_bias_correction=False`` is the
     default of the authors' code: $\eta_t = d_t\,\gamma_t$.
 
     Args:
@@ -174,18 +187,19 @@ def prodigy(
         beta3: $\beta_3$ in [0, 1]; ``None`` means $\sqrt{\beta_2}$.
         eps: $\epsilon$ >= 0, in gradient units.
         estim_lr0: $d_1$ > 0, in parameter units; smaller than any useful step.
-        estim_lr_coef: $c$ > 0; 0.5 to 2 are the way to tune it (``d_coef`` of the
-            authors' code).
+        estim_lr_coef: $c$ > 0; tune it between 0.5 and 2 (``d_coef`` of the authors'
+            code).
         weight_decay: $\lambda$, decoupled.
         safeguard_warmup: whether $s_t$ sums $d_t^2\,g_t$ instead, so that a warmup's
             small learning rates do not raise the estimate.
         use_bias_correction: whether $\eta_t$ has Adam's correction.
-        growth_rate: the most by which $d$ grows in a step once it has left $d_1$, >= 1.
+        growth_rate: the largest factor by which $d$ grows per step once it has left
+            $d_1$, >= 1.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: the learning rate is None; at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -223,9 +237,9 @@ def _advance(
     travelled: Params,
     safeguard_warmup: bool,
 ) -> Estimate:
-    """Return the next estimate; with a zero denominator d stays.
+    """Return the next estimate; where the denominator is zero, d stays.
 
-    All weights are over d0, which cancels: small sums do not vanish in float32.
+    All weights are divided by d0, which cancels, so small sums do not underflow.
     """
     relative = old.d / now.d0
     product = inner_product(updates, travelled, like=old.d)
@@ -238,7 +252,7 @@ def _advance(
     )
     bound = now.coef * numerics.divide(numerator, l1_norm(grad_sum, like=old.d))
     highest = jnp.maximum(old.highest, bound)
-    # The first leap away from d0 may be of any size.
+    # The first growth beyond d0 has no limit.
     reached = jnp.where(old.d == now.d0, jnp.maximum(old.d, bound), old.d)
     return Estimate(
         limit_growth(highest, reached, now.growth), highest, numerator, grad_sum

@@ -1,20 +1,21 @@
-"""RAdam: Adam that knows how much its denominator varies.
+"""RAdam: Adam corrected for the variance of its denominator.
 
-The root of an average of few squares varies a lot: until there are enough of them
-RAdam takes plain momentum.
+The root of an average of few squares varies a lot: until there are enough of them,
+RAdam steps along plain momentum.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain, from_report
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     look_ahead,
@@ -23,13 +24,18 @@ from fngrad.transforms.moment_arithmetic import (
 )
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
-UNRECTIFIED = ("momentum", "skip")
-
-
+Unrectified: TypeAlias = Literal["momentum", "skip"]
 BERNOULLI = (  # minus B(2k) / (2k)!
-    *(-1 / 12, 1 / 720, -1 / 30240, 1 / 1209600, -1 / 47900160),
-    *(691 / 1307674368000, -1 / 74724249600, 3617 / 10670622842880000),
-    *(-43867 / 5109094217170944000, 174611 / 802857662698291200000),
+    -1 / 12,
+    1 / 720,
+    -1 / 30240,
+    1 / 1209600,
+    -1 / 47900160,
+    691 / 1307674368000,
+    -1 / 74724249600,
+    3617 / 10670622842880000,
+    -43867 / 5109094217170944000,
+    174611 / 802857662698291200000,
 )
 
 
@@ -52,11 +58,11 @@ def scale_by_radam(
     threshold: Hyper = 5.0,
     *,
     nesterov: bool = False,
-    unrectified: Literal["momentum", "skip"] = "momentum",
+    unrectified: Unrectified = "momentum",
 ) -> Transform:
-    r"""Adam's direction, times how far its denominator can be trusted: RAdam's.
+    r"""Scale Adam's direction by how little its denominator varies: RAdam's direction.
 
-    The update is $u_t$ of `radam`, which has the equations and the paper. It reports
+    Returns $u_t$ of `radam`; see there for the equations and the reference. It reports
     ``rectification``, $r_t$, and 0 while nothing is rectified.
 
     Args:
@@ -64,22 +70,17 @@ def scale_by_radam(
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        threshold: the least length that is trusted, >= 4, below which the variance is
-            infinite; as data, a lower one counts as 4.
+        threshold: the least $\rho_t$ that is rectified, >= 4, below which the variance
+            is infinite; a lower value of an array or schedule counts as 4.
         nesterov: whether $\hat\mu_t$ looks ahead, as in `scale_by_adam`.
-        unrectified: what the first steps take.
+        unrectified: ``"momentum"`` or ``"skip"``, see `radam`.
 
     Raises:
-        ValueError: a number out of range, or another kind of first step.
+        ValueError: if a number is out of range, or ``unrectified`` is neither of the
+            two.
     """
-    if unrectified not in UNRECTIFIED:
-        raise ValueError(
-            f"need unrectified to be one of {UNRECTIFIED}, got {unrectified=}"
-        )
-    check_decay("b1", b1, corrected=True)
-    check_decay("b2", b2, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    numerics.check_choice("unrectified", unrectified, get_args(Unrectified))
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     numerics.check_number("threshold", threshold, low=4.0)
 
     def init(params: Params) -> ScaleByRadamState:
@@ -93,8 +94,8 @@ def scale_by_radam(
         beta_2 = numerics.hyper(b2, state.step)
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, updates))
-        mu_hat = look_ahead(mu, updates, beta_1, state.step, nesterov)
+        nu = average_square(beta_2, state.nu, updates)
+        mu_hat = look_ahead(mu, updates, beta_1, state.step, nesterov=nesterov)
         adaptive = divide_by_root(
             mu_hat,
             remove_bias(nu, beta_2, state.step),
@@ -121,13 +122,13 @@ def radam(
     mask: Selector | None = None,
     *,
     nesterov: bool = False,
-    unrectified: Literal["momentum", "skip"] = "momentum",
+    unrectified: Unrectified = "momentum",
     decoupled_weight_decay: bool = True,
 ) -> Transform:
-    r"""RAdam: Adam that steps as far as it can trust its denominator.
+    r"""RAdam: Adam with steps rectified for the variance of the denominator.
 
-    An exponential average of squares has seen about as much as a simple average of
-    length $\rho_t$ has. With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
+    An exponential average of squares varies about as much as a simple average of length
+    $\rho_t$. With Adam's debiased averages $\hat\mu_t, \hat\nu_t$ and
 
     $$\rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}, \qquad
       \rho_\infty = \frac{2}{1 - \beta_2} - 1, \qquad
@@ -139,7 +140,7 @@ def radam(
 
     Before that, for some five steps, $u_t = \hat\mu_t$: momentum with steps of the
     gradient's size (PyTorch, optax). With ``unrectified="skip"`` $u_t = 0$ then, as in
-    the authors' code by default. It reports ``rectification``, $r_t$, 0 before.
+    the authors' code by default. It reports ``rectification``: $r_t$, or 0 before.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -148,17 +149,17 @@ def radam(
         b2: $\beta_2$ in [0, 1); up to 0.6 nothing is ever rectified.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        threshold: >= 4, the length of average that is trusted.
+        threshold: >= 4, the least $\rho_t$ that is rectified.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
         nesterov: whether $\hat\mu_t$ looks ahead, as in `adam`.
-        unrectified: what the first steps take.
+        unrectified: ``"momentum"`` or ``"skip"``, what the first steps do.
         decoupled_weight_decay: whether decay is decoupled, as above, or $\lambda\,w_t$
             is added to the gradient, PyTorch's default.
 
     Raises:
-        ValueError: a number out of range, or another kind of first step; at ``init``,
-            a glob that selects no leaf.
+        ValueError: if a number is out of range, or ``unrectified`` is neither of the
+            two; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -185,7 +186,7 @@ def radam(
 
 def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Array:
     """Return r, and 0 where the average is still too short."""
-    # 80 stands for every -log(beta) above it: exp(-80) is no share of anything.
+    # Beyond 80 exp(-rate) is below rounding; the bound keeps beta = 0 finite.
     rate = jnp.minimum(-jnp.log(beta), 80.0)
     t = step.astype(beta.dtype) + 1
     rho = 1 + 2 * (_filled(t * rate) - _filled(rate)) / rate
@@ -199,9 +200,9 @@ def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Ar
 def _filled(x: jax.Array) -> jax.Array:
     r"""Return $1 - x / (e^x - 1)$ for x > 0, also where the two terms nearly cancel.
 
-    With $h = -\log \beta_2$, $\rho_t = 1 + 2\,(f(th) - f(h)) / h$: the textbook form is
-    the difference of two numbers near $2 / (1 - \beta_2)$ and loses three digits of
-    seven. Below 1 it is the series of the Bernoulli numbers.
+    With $h = -\log \beta_2$, $\rho_t = 1 + 2\,(f(th) - f(h)) / h$ for this function
+    $f$: the textbook form is the difference of two numbers near $2 / (1 - \beta_2)$ and
+    loses three digits of seven. Below 1 it is the series of the Bernoulli numbers.
     """
     small = jnp.minimum(x, 1.0)
     y = small * small

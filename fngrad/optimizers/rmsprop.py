@@ -9,15 +9,16 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    average_square,
+    check_moments,
     divide_by_root,
     full_moment,
     place_eps,
     remove_bias,
     squarable,
+    weight_seen,
 )
-from fngrad.transforms.momentum_buffers import traced
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.momentum_buffers import descending
 from fngrad.types import Hyper, Params, Scalar, Updates
 
 
@@ -50,23 +51,22 @@ def scale_by_rms(
 ) -> Transform:
     r"""Divide by the root of the averaged square: RMSProp's direction.
 
-    The update is $u_t$ of `rmsprop`, which has the equations and the papers. Where the
-    denominator is zero, the update is zero.
+    Returns $u_t$ of `rmsprop`; see there for the equations and the references. Where
+    the denominator is zero, the update is zero.
 
     Args:
         decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
-        initial_scale: $\nu_0$ >= 0; 1 is TensorFlow's, 0 everyone else's.
-        eps_in_sqrt: the first or the second form.
+        initial_scale: $\nu_0$ >= 0; 1 is TensorFlow's, 0 that of all others.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
         bias_correction: whether $\nu_t / (1 - \rho^t)$ takes the place of $\nu_t$.
             The state is the same either way.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("decay", decay, corrected=bias_correction)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(decay=decay, eps=eps, corrected=bias_correction)
     numerics.check_number("initial_scale", initial_scale, low=0.0)
 
     def init(params: Params) -> ScaleByRmsState:
@@ -78,10 +78,10 @@ def scale_by_rms(
     ) -> tuple[Updates, ScaleByRmsState]:
         updates = squarable(updates)
         beta = numerics.hyper(decay, state.step)
-        nu = tree.average(beta, state.nu, jax.tree.map(tree.abs_square, updates))
+        nu = average_square(beta, state.nu, updates)
         nu_hat = remove_bias(nu, beta, state.step) if bias_correction else nu
-        placed = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = divide_by_root(updates, nu_hat, *placed)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, nu_hat, inside, outside)
         return new_updates, ScaleByRmsState(numerics.next_step(state.step), nu)
 
     return chain(Transform(init, update, name="scale_by_rms"))
@@ -96,33 +96,32 @@ def scale_by_stddev(
 ) -> Transform:
     r"""Divide by the running standard deviation: centered RMSProp's direction.
 
-    The update is $u_t$ of `rmsprop` with ``centered``, with $s_t = \nu_t - |\mu_t|^2$
-    in place of $\nu_t$.
+    Returns $u_t$ of `rmsprop` with ``centered``; see there for the equations and the
+    references.
 
-    The variance is carried instead of $\nu$, by
-    $s_t = \rho\,s_{t-1} + \rho\,(1 - \rho)\,|g_t - \mu_{t-1}|^2$: the difference of
-    two moments can come out negative, and its root NaN, once the gradient settles.
+    The state carries the variance instead of $\nu$, by
+    $s_t = \rho\,s_{t-1} + \rho\,(1 - \rho)\,|g_t - \mu_{t-1}|^2$: the difference of two
+    moments can be negative in floating point, and its root NaN, once the gradient
+    settles.
 
     Args:
         decay: $\rho$ in [0, 1]; in [0, 1) with ``bias_correction``.
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         initial_scale: $\nu_0$ >= 0.
-        eps_in_sqrt: the first or the second form.
-        bias_correction: whether $s_t$ is made of both moments divided by
-            $1 - \rho^t$. It is zero at the first step then (up to ``initial_scale``),
-            so that ``eps`` alone bounds the first update. The state has the same
-            structure either way.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
+        bias_correction: whether both moments in $s_t$ are divided by $1 - \rho^t$.
+            $s_1$ is then zero (up to ``initial_scale``), so that ``eps`` alone bounds
+            the first update. The state has the same structure either way.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     References:
         West, Updating mean and variance estimates, 1979,
         https://doi.org/10.1145/359146.359153.
     """
-    check_decay("decay", decay, corrected=bias_correction)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(decay=decay, eps=eps, corrected=bias_correction)
     numerics.check_number("initial_scale", initial_scale, low=0.0)
 
     def init(params: Params) -> ScaleByStddevState:
@@ -137,9 +136,9 @@ def scale_by_stddev(
         beta = numerics.hyper(decay, state.step)
         before = after = jnp.ones_like(beta)
         if bias_correction:
-            after = numerics.bias_correction(beta, state.step)
+            after = weight_seen(beta, state.step)
             earlier = jnp.maximum(state.step, 1) - 1
-            weight = numerics.bias_correction(beta, earlier)
+            weight = weight_seen(beta, earlier)
             before = jnp.where(state.step == 0, 0, weight)
         gain = beta * (1 - beta) * before / after
         per_weight = numerics.divide(jnp.ones_like(beta), before)
@@ -151,8 +150,8 @@ def scale_by_stddev(
         variance = jax.tree.map(advance, state.variance, state.mu, updates)
         mu = tree.average(beta, state.mu, updates)
         corrected = tree.scale(1 / after, variance)
-        placed = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = divide_by_root(updates, corrected, *placed)
+        inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
+        new_updates = divide_by_root(updates, corrected, inside, outside)
         step = numerics.next_step(state.step)
         return new_updates, ScaleByStddevState(step, mu, variance)
 
@@ -179,10 +178,10 @@ def rmsprop(
       \quad\text{or}\quad u_t = g_t / (\sqrt{\nu_t} + \epsilon)$$
     $$w_{t+1} = w_t - \alpha_t\,u_t$$
 
-    ``centered`` subtracts from $\nu_t$ the squared average $\mu_t$ of the gradient.
-    With ``momentum`` $\beta$, $\alpha_t u_t$ gives way to
-    $b_t = \beta\,b_{t-1} + \alpha_t\,u_t$, or with ``nesterov`` to
-    $\beta\,b_t + \alpha_t\,u_t$.
+    With ``centered``, $s_t = \nu_t - |\mu_t|^2$ takes the place of $\nu_t$ in $u_t$,
+    where $\mu_t = \rho\,\mu_{t-1} + (1 - \rho)\,g_t$. With ``momentum`` $\beta$,
+    $\alpha_t u_t$ is replaced by $b_t = \beta\,b_{t-1} + \alpha_t\,u_t$, or with
+    ``nesterov`` by $\beta\,b_t + \alpha_t\,u_t$.
 
     The defaults are optax's. Other conventions: PyTorch is ``decay=0.99,
     eps_in_sqrt=False, learning_rate_first=False``, Keras ``eps=1e-7``, TensorFlow 1
@@ -195,18 +194,19 @@ def rmsprop(
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         initial_scale: $\nu_0$ >= 0.
-        eps_in_sqrt: the first or the second form of $u_t$.
+        eps_in_sqrt: whether $u_t$ has the first form or the second.
         centered: whether to divide by the standard deviation.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps
+            one.
         nesterov: whether to look ahead; it needs a momentum.
         bias_correction: whether the averages are divided by $1 - \rho^t$.
         learning_rate_first: whether $\alpha_t$ enters the buffer, as above, or scales
             what leaves it: $b_t = \beta\,b_{t-1} + u_t$,
-            $w_{t+1} = w_t - \alpha_t\,b_t$. Only a learning rate that changes shows
-            the difference.
+            $w_{t+1} = w_t - \alpha_t\,b_t$. The two differ only if the learning rate
+            changes.
 
     Raises:
-        ValueError: a number out of range, or ``nesterov`` without a momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
 
     Example:
         >>> import jax.numpy as jnp
@@ -224,8 +224,7 @@ def rmsprop(
         equations 38 to 41, https://arxiv.org/abs/1308.0850.
     """
     rule = scale_by_stddev if centered else scale_by_rms
-    normalize = rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
-    descend = scale_by_learning_rate(learning_rate)
-    accumulate = traced(momentum, nesterov)
-    parts = (descend, *accumulate) if learning_rate_first else (*accumulate, descend)
-    return chain(normalize, *parts)
+    return chain(
+        rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
+        *descending(learning_rate, momentum, nesterov, learning_rate_first),
+    )

@@ -1,4 +1,4 @@
-"""Rprop: step sizes that learn from the signs of successive gradients."""
+"""Rprop: step sizes adapted by the signs of successive gradients."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class ScaleByRpropState(NamedTuple):
 
     step: jax.Array  # int32, shape ()
     step_sizes: Updates  # of the last update, in units of the parameters
-    signs: Updates  # of the last gradient; 0 where it had just turned
+    signs: Updates  # of the last gradient; 0 where it changed sign
 
 
 def scale_by_rprop(
@@ -27,22 +27,20 @@ def scale_by_rprop(
     min_step_size: Hyper = 1e-6,
     max_step_size: Hyper = 50.0,
 ) -> Transform:
-    r"""Walk by a step size of each entry's own, that learns from the signs: Rprop.
+    r"""Move each entry by a step size of its own: Rprop's direction.
 
-    The update is $u_t$ of `rprop`, which has the equations and the paper.
+    Returns $u_t$ of `rprop`; see there for the equations and the reference.
 
     Args:
-        learning_rate: $\Delta_0$ >= 0, the first step size, in units of the
-            parameters. It is read at the first update and never again; of a schedule
-            the value at step 0 counts.
+        learning_rate: $\Delta_0$ >= 0, in units of the parameters, see `rprop`.
         eta_minus: $\eta^-$ in [0, 1].
         eta_plus: $\eta^+$ >= 1.
         min_step_size: $\Delta_{\min}$ >= 0, in units of the parameters.
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
 
     Raises:
-        TypeError: ``learning_rate`` is None; at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
     numerics.check_number("eta_minus", eta_minus, 0.0, 1.0)
@@ -65,12 +63,11 @@ def scale_by_rprop(
         high = numerics.hyper(max_step_size, step)
 
         def resize(turn: jax.Array, size: jax.Array) -> jax.Array:
-            plus_, minus_, low_, high_ = (
-                value.astype(size.dtype) for value in (plus, minus, low, high)
-            )
-            size = jnp.where(step == 0, first.astype(size.dtype), size)
-            factor = jnp.where(turn > 0, plus_, jnp.where(turn < 0, minus_, 1))
-            return jnp.clip(size * factor, low_, high_)
+            dtype = size.dtype
+            size = jnp.where(step == 0, first.astype(dtype), size)
+            shrink_or_stay = jnp.where(turn < 0, minus.astype(dtype), 1)
+            factor = jnp.where(turn > 0, plus.astype(dtype), shrink_or_stay)
+            return jnp.clip(size * factor, low.astype(dtype), high.astype(dtype))
 
         signs = jax.tree.map(jnp.sign, updates)
         turns = jax.tree.map(jnp.multiply, signs, state.signs)
@@ -89,12 +86,11 @@ def rprop(
     min_step_size: Hyper = 1e-6,
     max_step_size: Hyper = 50.0,
 ) -> Transform:
-    r"""Resilient propagation: step sizes that grow until the gradient turns.
+    r"""Rprop: step sizes that grow until the gradient changes sign.
 
-    Each coordinate has a step size $\Delta$, at first the learning rate, and goes by it
-    downhill, however long the gradient is. With
-    $c_t = \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the last gradient's
-    sign, $s_0 = 0$, and $\Delta_0$ the learning rate,
+    Each coordinate moves downhill by its own step size $\Delta$, whatever the size of
+    its gradient. With $c_t = \operatorname{sign}(g_t)\,s_{t-1}$, where $s_{t-1}$ is the
+    last gradient's sign, $s_0 = 0$, and $\Delta_0$ the learning rate,
 
     $$\Delta_t = \operatorname{clip}(\eta\,\Delta_{t-1},
       \Delta_{\min}, \Delta_{\max}), \qquad
@@ -102,22 +98,21 @@ def rprop(
     $$s_t = 0 \text{ where } c_t < 0, \text{ else } \operatorname{sign}(g_t), \qquad
       u_t = \Delta_t\,s_t, \qquad w_{t+1} = w_t - u_t$$
 
-    A coordinate whose gradient has changed its sign rests for a step, and begins anew
-    with the smaller step size. It is made for full-batch gradients: a sign that noise
-    flips shrinks the steps.
+    A coordinate whose gradient changes sign does not move for one step, then resumes
+    with the smaller step size. Use full-batch gradients: every sign that noise flips
+    shrinks a step.
 
     Args:
-        learning_rate: the first step size, >= 0, in units of the parameters. It is
-            read at the first update and never again; of a schedule the value at step
-            0 counts.
+        learning_rate: the first step size, >= 0, in units of the parameters. It is read
+            at the first update only; a schedule counts with its value at step 0.
         eta_minus: $\eta^-$ in [0, 1].
         eta_plus: $\eta^+$ >= 1.
         min_step_size: $\Delta_{\min}$ >= 0, in units of the parameters.
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

@@ -23,9 +23,9 @@ from fngrad.transforms.core import (
     unwrap,
     wrapper,
 )
-from fngrad.transforms.decay import add_decayed_weights
+from fngrad.transforms.decay import add_decayed_weights, decaying
 from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Metrics, OptState, Params, Selector, Updates
 
 
@@ -35,7 +35,7 @@ class ScheduleFreeState(NamedTuple):
     step: jax.Array  # int32, shape ()
     max_learning_rate: jax.Array  # shape (); the largest so far
     weight_sum: jax.Array  # shape ()
-    z: Params  # where the inner transform's steps lead
+    z: Params  # moved by the inner transform's updates
     x: Params  # the weighted average of z
     inner: OptState
 
@@ -58,7 +58,7 @@ def schedule_free(
     $$z_{t+1} = z_t + u_t, \qquad
       x_{t+1} = (1 - c_t)\,x_t + c_t\,z_{t+1}, \qquad
       c_t = \gamma_t^p \Big/ \sum_{s \le t} \gamma_s^p$$
-    $$y_{t+1} = (1 - \beta)\,z_{t+1} + \beta\,x_{t+1}$$
+    $$y_{t+1} = (1 - \beta_1)\,z_{t+1} + \beta_1\,x_{t+1}$$
 
     The parameters are $y$. Evaluate at $x$: `fngrad.eval_params`. While every learning
     rate so far is zero, $c_t = 0$ (unless $p = 0$). It reports ``averaging_weight``,
@@ -68,14 +68,14 @@ def schedule_free(
         inner: an optimizer without momentum, e.g. ``sgd`` or ``rmsprop``.
         learning_rate: $\alpha$, the inner optimizer's own: a number >= 0, a scalar
             array or tracer, or a schedule, which may warm up but need not decay. Here
-            it weighs the average only.
-        b1: $\beta$ in [0, 1]: how far $y$ is from $z$ towards $x$; 0 is the inner
+            it only weighs the average.
+        b1: $\beta_1$ in [0, 1]: how far $y$ is from $z$ towards $x$; 0 is the inner
             optimizer with an average beside it (Polyak and Ruppert's), 1 primal
             averaging.
         weight_lr_power: $p$ >= 0; 0 weighs all iterates alike.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg
@@ -83,23 +83,24 @@ def schedule_free(
         >>> optimizer = fg.schedule_free(fg.sgd(warmup), warmup, b1=0.95)
 
     References:
-        Defazio et al., The road less scheduled, 2024, equations 2 to 4 and algorithm
-        1, https://arxiv.org/abs/2405.15682. Differs from it in: any optimizer may be
+        Defazio et al., The road less scheduled, 2024, equations 2 to 4 and algorithm 1,
+        https://arxiv.org/abs/2405.15682. Differs from it in: any optimizer may be
         inside, and $\gamma_t$ is the largest learning rate so far, as in the authors'
-        code. optax recovers $x$ from $y$ and $z$ by a division by $\beta$; here it is
-        kept, which costs one copy of the parameters and holds at $\beta = 0$ too.
+        code. optax recovers $x$ from $y$ and $z$ by a division by $\beta_1$; here the
+        state keeps it, which costs one copy of the parameters and holds at
+        $\beta_1 = 0$ too.
     """
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     check_decay("b1", b1, corrected=False)
     numerics.check_number("weight_lr_power", weight_lr_power, low=0.0)
     bare = unwrap(inner)
 
     def init(params: Params) -> ScheduleFreeState:
-        zero = jnp.zeros((), jnp.result_type(float))
+        highest, weight_sum = numerics.scalar(0.0), numerics.scalar(0.0)
         held = tree.keep(trainable_leaves(bare, params), params)
         z, x = (tree.wide_copy(held) for _ in range(2))
         step = numerics.first_step()
-        return ScheduleFreeState(step, zero, jnp.array(zero), z, x, bare.init(params))
+        return ScheduleFreeState(step, highest, weight_sum, z, x, bare.init(params))
 
     def advance(
         update_fn: UpdateFn, updates: Updates, state: ScheduleFreeState, params: Params
@@ -107,7 +108,9 @@ def schedule_free(
         steps, inner_state, told = update_fn(bare, updates, state.inner, params)
         rate = numerics.hyper(learning_rate, state.step)
         highest = jnp.maximum(state.max_learning_rate, rate)
-        weight = _power(highest, numerics.hyper(weight_lr_power, state.step))
+        weight = numerics.power_or_one(
+            highest, numerics.hyper(weight_lr_power, state.step)
+        )
         weight_sum = state.weight_sum + weight
         share = numerics.divide(weight, weight_sum)
         trainable = trainable_leaves(bare, params)
@@ -134,7 +137,8 @@ def schedule_free_sgd(
 ) -> Transform:
     r"""Gradient descent without a schedule: gradients between iterate and average.
 
-    `schedule_free`, which has the equations and the paper, of
+    This is `schedule_free` (see there for the equations and the paper) around the
+    optimizer
 
     $$z_{t+1} = z_t - \alpha_t\,(g_t + \lambda\,y_t)$$
 
@@ -143,18 +147,18 @@ def schedule_free_sgd(
     run need not be known.
 
     Args:
-        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
-            schedule; 1 to 10 times what SGD with a schedule wants. In $c_t$ it counts
-            with the largest value so far.
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule;
+            1 to 10 times that of SGD with a schedule. $c_t$ takes its largest value so
+            far.
         warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
             rate; ``None`` means no warmup.
-        b1: $\beta$ in [0, 1]; 0.9 to 0.98 are useful.
+        b1: $\beta_1$ in [0, 1]; 0.9 to 0.98 are useful.
         weight_decay: $\lambda$, taken at $y$.
         weight_lr_power: $p$ >= 0.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -183,20 +187,21 @@ def schedule_free_adamw(
 ) -> Transform:
     r"""AdamW without a schedule, an average of iterates in place of its momentum.
 
-    `schedule_free`, which has the equations and the paper, of
+    This is `schedule_free` (see there for the equations and the paper) around the
+    optimizer
 
     $$\nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2, \qquad
       z_{t+1} = z_t - \alpha_t \left(
       \frac{g_t}{\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon} + \lambda\,y_t \right)$$
 
-    The parameters are $y$, evaluation is at $x$.
+    The parameters are $y$; evaluate at $x$.
 
     Args:
-        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
-            schedule. In $c_t$ it counts with the largest value so far.
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule.
+            $c_t$ takes its largest value so far.
         warmup_steps: n in the factor $\min(1, t / n)$, t = 1, 2, ... on the learning
             rate; ``None`` means no warmup.
-        b1: $\beta$ in [0, 1].
+        b1: $\beta_1$ in [0, 1].
         b2: $\beta_2$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$, taken at $y$.
@@ -204,7 +209,7 @@ def schedule_free_adamw(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -217,11 +222,8 @@ def schedule_free_adamw(
     """
     check_decay("b2", b2, corrected=True)
     rate = _warmed_up(learning_rate, warmup_steps)
-    inner = chain(
-        scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(rate),
-    )
+    rule = scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+    inner = decaying(rule, rate, weight_decay, mask)
     return schedule_free(inner, rate, b1, weight_lr_power)
 
 
@@ -229,7 +231,7 @@ def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
     if warmup_steps is None:
         return learning_rate
     warmup_steps = numerics.check_count("warmup_steps", warmup_steps, 1)
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
 
     def rate(step: jax.Array) -> jax.Array:
         peak = numerics.hyper(learning_rate, step)
@@ -237,8 +239,3 @@ def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:
         return peak * jnp.minimum(begun, 1)
 
     return rate
-
-
-def _power(base: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Return base ** exponent, 1 where both are 0, with finite gradients."""
-    return jnp.where(exponent == 0, 1, numerics.power(base, exponent))

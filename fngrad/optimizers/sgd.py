@@ -1,8 +1,7 @@
-"""Gradient descent and its momentum."""
+"""Gradient descent, plain and with momentum."""
 
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.momentum_buffers import traced
-from fngrad.transforms.scaling import scale_by_learning_rate
+from fngrad.transforms.momentum_buffers import descending
 from fngrad.types import Hyper
 
 
@@ -17,25 +16,26 @@ def sgd(
 
     $$w_{t+1} = w_t - \alpha_t\,g_t$$
 
-    With ``momentum`` $\beta$ the gradient gives way to
+    With ``momentum`` $\beta$ a buffer takes the place of the gradient:
 
     $$b_t = \beta\,b_{t-1} + g_t, \qquad w_{t+1} = w_t - \alpha_t\,b_t$$
 
     or, with ``nesterov``, $w_{t+1} = w_t - \alpha_t (\beta\,b_t + g_t)$. The batch
-    decides whether this is full-batch, mini-batch or single-sample descent.
+    alone makes this full-batch, mini-batch or single-sample descent.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps
+            one.
         nesterov: whether to look ahead; it needs a momentum.
         learning_rate_first: whether $\alpha_t$ enters the buffer,
             $b_t = \beta\,b_{t-1} + \alpha_t\,g_t$, as in TensorFlow and Keras, or
-            scales what leaves it, as in PyTorch and optax. Only a learning rate that
-            changes shows the difference.
+            scales what leaves it, as in PyTorch and optax. The two differ only if the
+            learning rate changes.
 
     Raises:
-        ValueError: a number out of range, or ``nesterov`` without a momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,16 +48,13 @@ def sgd(
 
     References:
         Robbins and Monro, A stochastic approximation method, 1951,
-        https://doi.org/10.1214/aoms/1177729586. Sutskever et al., On the importance
-        of initialization and momentum in deep learning, 2013,
+        https://doi.org/10.1214/aoms/1177729586. Sutskever et al., On the importance of
+        initialization and momentum in deep learning, 2013,
         https://proceedings.mlr.press/v28/sutskever13.html. Differs from it in: the
-        learning rate stays outside the buffer by default, and the look-ahead is
-        written for the parameters at which the gradient was taken.
+        learning rate stays outside the buffer by default, and the look-ahead is written
+        for the parameters at which the gradient was taken, as in PyTorch.
     """
-    descend = scale_by_learning_rate(learning_rate)
-    accumulate = traced(momentum, nesterov)
-    parts = (descend, *accumulate) if learning_rate_first else (*accumulate, descend)
-    return chain(*parts)
+    return chain(*descending(learning_rate, momentum, nesterov, learning_rate_first))
 
 
 def momentum(
@@ -69,8 +66,8 @@ def momentum(
 ) -> Transform:
     r"""`sgd` with a momentum: heavy ball, or Nesterov's method.
 
-    On a quadratic with eigenvalues between $\mu$ and $L$ heavy ball is fastest at
-    $\alpha = (2 / (\sqrt L + \sqrt\mu))^2$ and
+    `sgd` has the equations. On a quadratic with eigenvalues between $\mu$ and $L$ heavy
+    ball is fastest at $\alpha = (2 / (\sqrt L + \sqrt\mu))^2$ and
     $\beta = ((\sqrt\kappa - 1) / (\sqrt\kappa + 1))^2$, $\kappa = L / \mu$; it is
     stable there while $\alpha L < 2 + 2\beta$.
 
@@ -82,7 +79,7 @@ def momentum(
         learning_rate_first: whether $\alpha_t$ enters the buffer, see `sgd`.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg

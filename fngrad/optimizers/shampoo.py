@@ -13,26 +13,25 @@ from jax import lax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     largest_sum,
     shrunk_leaf,
+    weight_seen,
 )
 from fngrad.transforms.momentum_buffers import traced
 from fngrad.types import Hyper, Params, Selector, Updates
-
-GRAFTS = (None, "sgd", "diagonal")
 
 
 class ScaleByShampooState(NamedTuple):
     """State of `scale_by_shampoo`."""
 
     step: jax.Array  # int32, shape ()
-    statistics: Updates  # a tuple a leaf: (n, n) for each axis, (n,) if diagonal
+    statistics: Updates  # a tuple per leaf: (n, n) for each axis, (n,) if diagonal
     roots: Updates  # their inverse roots, in the same form
     nu: Updates  # sum or average of g**2, for the diagonal graft; else ()
     non_negative = ("nu",)
@@ -51,39 +50,37 @@ def scale_by_shampoo(
 ) -> Transform:
     r"""Multiply along every axis by an inverse root of its statistic: Shampoo.
 
-    The update is $u_t$ of `shampoo`, which has the equations and the papers. From zero
-    statistics and with ``eps=0`` a matrix' first update is $U V^\top$ of
+    Returns $u_t$ of `shampoo`; see there for the equations and the references. From
+    zero statistics and with ``eps=0`` a matrix's first update is $U V^\top$ of
     $G = U \Sigma V^\top$. Eigenvalues below $n\,\varepsilon_{machine}$ times the
     largest count as that; a gradient of zeros gives zeros.
 
     Args:
         b2: $\beta_2$ in [0, 1].
         eps: $\epsilon$ >= 0, in squared gradient units.
-        update_every: after how many steps the inverse roots are computed again; the
-            first step does.
-        max_size: the longest axis to get a matrix; of a longer one the diagonal of
-            $S_i$ is kept alone.
-        full_vectors: whether a vector gets a matrix too. Its statistic has rank t
-            after t steps: until the rank is full, and ``eps`` is small, the inverse
-            root turns float32's rounding into steps.
+        update_every: the number of steps from one computation of the inverse roots to
+            the next; the first step computes them.
+        max_size: the longest axis that has a matrix; a longer one keeps only the
+            diagonal of $S_i$.
+        full_vectors: whether a vector has a matrix too. Its statistic has rank t after
+            t steps: while the rank is not full and ``eps`` is small, the inverse root
+            turns float32's rounding into steps.
         exponent: in place of $1/2k$, >= 0.
         bias_correction: whether averages are divided by $1 - \beta_2^t$.
-        graft: which rule gives the norm of a leaf's update, Shampoo its direction:
-            ``None`` for Shampoo itself, ``"sgd"`` for G, ``"diagonal"`` for
+        graft: the rule that gives the norm of a leaf's update, while Shampoo gives the
+            direction: ``None`` for Shampoo itself, ``"sgd"`` for G, ``"diagonal"`` for
             $G / \sqrt{\nu + \epsilon}$, $\nu$ kept like the statistics (Adagrad at
             $\beta_2 = 1$, RMSProp below).
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range, or another ``graft``.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range, or ``graft`` is none of the three.
     """
-    check_decay("b2", b2, corrected=False)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(b2=b2, eps=eps, corrected=False)
     numerics.check_number("exponent", exponent, low=0.0)
     update_every = numerics.check_count("update_every", update_every, low=1)
     max_size = numerics.check_count("max_size", max_size)
-    if graft not in GRAFTS:
-        raise ValueError(f"need a graft in {GRAFTS}, got {graft=}")
+    numerics.check_choice("graft", graft, (None, "sgd", "diagonal"))
 
     def size(p: jax.Array) -> int:
         return max_size if p.ndim > 1 or full_vectors else 0
@@ -103,14 +100,15 @@ def scale_by_shampoo(
         ridge = numerics.hyper(eps, state.step)
         power = None if exponent is None else numerics.hyper(exponent, state.step)
         weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
-        given, updates = updates, tree.map_leaves(shrunk_leaf, updates)
+        gradients, updates = updates, tree.map_leaves(shrunk_leaf, updates)
         statistics = tree.map_leaves(
             lambda g, axes: _observe(g, axes, weights), updates, state.statistics
         )
         is_due = state.step % update_every == 0
-        scalars = weights.seen, ridge, power
-        roots = _follow(is_due, updates, state.roots, statistics, scalars)
-        nu, target = state.nu, given
+        roots = _follow(
+            is_due, state.roots, updates, statistics, weights.seen, ridge, power
+        )
+        nu, target = state.nu, gradients
         if graft == "diagonal":
             nu = jax.tree.map(weights.accumulate_square, nu, updates)
             target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
@@ -152,7 +150,7 @@ def shampoo(
     $R$ that of $G^\top G$. A vector gets diagonal Adagrad, or full-matrix Adagrad with
     ``full_vectors``. At $\beta_2 = 1$ the statistics are sums ($w = 1$), else averages
     ($w = 1 - \beta_2$), debiased. With ``momentum`` $\beta$ the preconditioned gradient
-    $u_t$ gives way to $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` to
+    $u_t$ is replaced by $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` by
     $\beta\,b_t + u_t$.
 
     The defaults are the paper's rule. Networks are mostly trained with
@@ -162,26 +160,27 @@ def shampoo(
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
-        b2: $\beta_2$ in [0, 1]: 1 sums, less averages.
+        b2: $\beta_2$ in [0, 1]: 1 for sums, less for averages.
         eps: $\epsilon$ >= 0, in squared gradient units.
         weight_decay: $\lambda$, decoupled.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        update_every: after how many steps the inverse roots are computed again; the
-            first step does.
-        max_size: the longest axis to get a matrix; of a longer one the diagonal is
-            kept alone.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        update_every: the number of steps from one computation of the inverse roots to
+            the next; the first step computes them.
+        max_size: the longest axis that has a matrix; a longer one keeps only its
+            diagonal.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps
+            one.
         nesterov: whether to look ahead; it needs a momentum.
-        full_vectors: whether a vector gets a matrix too, instead of its diagonal.
+        full_vectors: whether a vector has a matrix too, instead of its diagonal.
         exponent: in place of $1/2k$, >= 0.
         bias_correction: whether averages are divided by $1 - \beta_2^t$.
-        graft: which rule gives the norm of a leaf's update: ``None``, ``"sgd"`` or
+        graft: the rule that gives the norm of a leaf's update: ``None``, ``"sgd"`` or
             ``"diagonal"``, see `scale_by_shampoo`.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range, another ``graft``, or ``nesterov`` without
-            a momentum; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range, ``graft`` is none of the three, or
+            ``nesterov`` has no momentum; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -194,14 +193,14 @@ def shampoo(
          [ 0.  1.]]
 
     References:
-        Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor
-        optimization, 2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568.
-        Averages, grafting and roots every few steps: Anil et al., Scalable second
-        order optimization for deep learning, 2020, https://arxiv.org/abs/2002.09018.
-        Differs from it in: $\epsilon I$ is added where the root is taken, which is
-        the same for sums and does not fade in averages; long axes are not cut into
-        blocks; vectors are diagonal, as in the second paper; momentum comes after
-        grafting, and debiasing is the default.
+        Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor optimization,
+        2018, algorithms 1 and 2, https://arxiv.org/abs/1802.09568. Averages, grafting
+        and roots every few steps: Anil et al., Scalable second order optimization for
+        deep learning, 2020, https://arxiv.org/abs/2002.09018. Differs from the first
+        in: vectors are diagonal, as in the second. Differs from the second in:
+        $\epsilon I$ is added where the root is taken, which is the same for sums and
+        does not fade in averages; long axes are not cut into blocks; momentum comes
+        after grafting; averages are debiased by default.
     """
     rule = scale_by_shampoo(
         b2,
@@ -218,15 +217,15 @@ def shampoo(
 
 
 class _Weights(NamedTuple):
-    """How a statistic takes in what is new, and the weight it has seen in all."""
+    """The weights of a statistic's past and present, and the total it has seen."""
 
     decay: jax.Array
     new: jax.Array
     seen: jax.Array
 
     def accumulate(self, old: jax.Array, new: jax.Array) -> jax.Array:
-        # A written weight of one vanishes from the program and one that is data does
-        # not, so that multiply-adds would round differently.
+        # XLA removes a constant weight of one and keeps one that is data, and would
+        # round the multiply-adds differently.
         average = numerics.scaled(self.decay, old) + numerics.scaled(self.new, new)
         return jnp.where(self.decay == 1, old + new, average)
 
@@ -237,7 +236,7 @@ class _Weights(NamedTuple):
 def _weights(decay: jax.Array, step: jax.Array, bias_correction: bool) -> _Weights:
     one = jnp.ones_like(decay)
     is_sum = decay == 1
-    seen = numerics.bias_correction(decay, step) if bias_correction else one
+    seen = weight_seen(decay, step) if bias_correction else one
     return _Weights(
         decay, jnp.where(is_sum, one, 1 - decay), jnp.where(is_sum, one, seen)
     )
@@ -259,7 +258,7 @@ def _observe(g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
 
 
 def _saturated(s: jax.Array) -> jax.Array:
-    """Scale a statistic as a whole where its trace, the same for all axes, is full."""
+    """Scale a statistic whose trace, the same for all axes, exceeds its limit."""
     trace = jnp.trace(s) if s.ndim == 2 else jnp.sum(s)
     limit = largest_sum(s.dtype)
     is_full = trace > limit
@@ -269,19 +268,21 @@ def _saturated(s: jax.Array) -> jax.Array:
 @jax.jit  # or a step outside of jit would compile the branches each time
 def _follow(
     is_due: jax.Array,
-    updates: Updates,
     roots: Updates,
+    updates: Updates,
     statistics: Updates,
-    scalars: tuple[jax.Array, jax.Array, jax.Array | None],
+    seen: jax.Array,
+    ridge: jax.Array,
+    power: jax.Array | None,
 ) -> Updates:
     """Return the statistics' roots if they are due, else the old ones."""
 
-    def renew() -> Updates:
-        return tree.map_leaves(
-            lambda _, axes: _inverse_roots(axes, *scalars), updates, statistics
-        )
+    def invert(g: jax.Array, axes: Axes) -> Axes:
+        return _inverse_roots(axes, seen, ridge, power)
 
-    return lax.cond(is_due, renew, lambda: roots)
+    return lax.cond(
+        is_due, lambda: tree.map_leaves(invert, updates, statistics), lambda: roots
+    )
 
 
 def _inverse_roots(
@@ -324,7 +325,7 @@ def _of_matrix_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Arra
         lambda v: _of_values(v, ridge, power), (values,), (jnp.ones_like(values),)
     )[1]
     gaps = values[:, None] - values[None]
-    near = float(jnp.finfo(s.dtype).eps) ** (1 / 3)  # where the two are as exact
+    near = float(jnp.finfo(s.dtype).eps) ** (1 / 3)  # both forms are as exact there
     size = jnp.abs(values)
     is_equal = jnp.abs(gaps) <= near * (size[:, None] + size[None])
     ratio = (roots[:, None] - roots[None]) / jnp.where(is_equal, 1, gaps)

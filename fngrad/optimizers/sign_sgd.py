@@ -1,6 +1,6 @@
 """signSGD, and Signum: the signs of the gradient, or of its average.
 
-A sign is -1, 0 or 1: an entry that points nowhere does not move.
+A sign is -1, 0 or 1: an entry with zero gradient does not move.
 """
 
 import jax
@@ -17,10 +17,10 @@ from fngrad.types import Hyper, Params, Updates
 def scale_by_sign() -> Transform:
     r"""Keep the sign of each entry: $u \leftarrow \operatorname{sign} u$.
 
-    The direction of `sign_sgd`, which has the paper.
+    Returns the direction of `sign_sgd`; see there for the reference.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
+        TypeError: at ``init``, if a parameter is complex.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,8 +51,8 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
             array or tracer, or a schedule.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a negative number.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,16 +83,16 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
         beta: $\beta$ in [0, 1].
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import fngrad as fg
         >>> optimizer = fg.signum(1e-4, beta=0.95)
 
     References:
-        Algorithm 2 of the paper of `sign_sgd`. Differs from it in: weight decay, which
-        `add_decayed_weights` gives.
+        Algorithm 2 of the paper cited in `sign_sgd`. Differs from it in: weight decay,
+        which `add_decayed_weights` gives.
     """
     check_decay("beta", beta, corrected=False)
     return chain(

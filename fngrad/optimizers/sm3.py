@@ -1,7 +1,7 @@
 """SM3: Adagrad with a cover of its sums.
 
-A *cover* keeps one number for each slice along each axis of a leaf, an upper bound of
-what is in the slice.
+A *cover* keeps one number for each slice along each axis of a leaf: an upper bound on
+the sums in the slice.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
-from fngrad.transforms.momentum_buffers import ema
+from fngrad.transforms.momentum_buffers import averaged
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 
@@ -22,24 +22,23 @@ class ScaleBySm3State(NamedTuple):
     """State of `scale_by_sm3`."""
 
     step: jax.Array  # int32, shape ()
-    bounds: Updates  # a tuple a leaf: for each axis, shape (size,); real
+    bounds: Updates  # a tuple per leaf: for each axis, shape (size,); real
 
 
 def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
     r"""Divide by the root of a bound on the sum of squares: SM3's direction.
 
-    The update is $u_t$ of `sm3`, which has the equations and the paper. On vectors and
-    scalars both variants are Adagrad. A coordinate with $s_t = 0$ does not move.
+    Returns $u_t$ of `sm3`; see there for the equations and the reference. On vectors
+    and scalars both variants are Adagrad. A coordinate with $s_t = 0$ does not move.
 
     Args:
         eps: $\epsilon$ >= 0, in squared gradient units.
         variant: ``"I"`` or ``"II"``.
 
     Raises:
-        ValueError: a negative number, or another variant.
+        ValueError: if a number is negative, or ``variant`` is neither of the two.
     """
-    if variant not in ("I", "II"):
-        raise ValueError(f"need variant to be 'I' or 'II', got {variant=}")
+    numerics.check_choice("variant", variant, ("I", "II"))
     numerics.check_number("eps", eps, low=0.0)
 
     def start(p: jax.Array) -> tuple[jax.Array, ...]:
@@ -100,13 +99,13 @@ def sm3(
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
-        momentum: $\beta$ in [0, 1]. ``None`` keeps no average; any number does, 0
-            too, and it takes as much memory as the parameters.
+        momentum: $\beta$ in [0, 1]. ``None`` keeps no average; any number, also 0,
+            keeps one, of the size of the parameters.
         eps: $\epsilon$ >= 0, in squared gradient units; the authors' code has 1e-30.
         variant: ``"II"`` or ``"I"``.
 
     Raises:
-        ValueError: a number out of range, or another variant.
+        ValueError: if a number is out of range, or ``variant`` is neither of the two.
 
     Example:
         >>> import jax.numpy as jnp
@@ -122,11 +121,11 @@ def sm3(
         SM3-II, https://arxiv.org/abs/1901.11150. Differs from it in: $\epsilon$, which
         is 0 there. Differs from optax's in: the momentum is a part of its own, `ema`.
     """
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
-    parts = [scale_by_sm3(eps, variant=variant)]
-    if momentum is not None:
-        parts.append(ema(momentum, debias=False))
-    return chain(*parts, scale_by_learning_rate(learning_rate))
+    return chain(
+        scale_by_sm3(eps, variant=variant),
+        *averaged(momentum),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def _bound_shapes(x: jax.Array) -> list[tuple[int, ...]]:

@@ -9,10 +9,12 @@ from jax import lax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, gram, matmul
-from fngrad.optimizers.weight_decay import decaying
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
+    average_square,
     check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -21,7 +23,7 @@ from fngrad.transforms.moment_arithmetic import (
 )
 from fngrad.types import Hyper, Params, Selector, Updates
 
-ROUNDING = 8  # units of machine precision that a rotation of one entry may be off
+ROUNDING = 8  # error of a rotated entry, in units of machine precision
 
 
 class ScaleBySoapState(NamedTuple):
@@ -30,7 +32,7 @@ class ScaleBySoapState(NamedTuple):
     step: jax.Array  # int32, shape ()
     mu: Updates  # average of g
     nu: Updates  # average of the squares of g in the eigenbases
-    statistics: Updates  # a tuple a leaf: (n, n) for each axis, None if left alone
+    statistics: Updates  # a tuple per leaf: (n, n) for each axis, None if left alone
     bases: Updates  # their eigenvectors, in columns
     signed = ("mu",)
     non_negative = ("nu",)
@@ -49,40 +51,41 @@ def scale_by_soap(
 ) -> Transform:
     r"""Run Adam in the eigenvectors of Shampoo's statistics: SOAP's direction.
 
-    The update is $u_t$ of `soap`, which has the equations and the paper. Derivatives
-    take the bases as given: they have none where eigenvalues are equal.
+    Returns $u_t$ of `soap`; see there for the equations and the reference. Derivatives
+    treat the bases as constants, because they have no derivative where eigenvalues are
+    equal.
 
     The direction depends on the basis. Where eigenvalues are equal or zero, any basis
-    of their subspace is right; the decomposition chooses one, another on another
-    machine, and the direction within that subspace is Adam's in the chosen basis. The
-    same holds for eigenvalues that differ by less than the rounding of the largest.
+    of their subspace is right; which one the decomposition returns depends on the
+    machine, and the direction within that subspace is Adam's in that basis. The same
+    holds for eigenvalues that differ by less than the rounding of the largest.
 
     Args:
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1).
         shampoo_beta: $\beta$ in [0, 1); ``None`` takes $\beta_2$.
         eps: $\epsilon$ >= 0, in gradient units.
-        precondition_frequency: after how many steps of Adam a basis is renewed.
+        precondition_frequency: the number of Adam's steps from one renewal of a basis
+            to the next.
         max_precond_dim: the longest axis to be rotated.
         precondition_1d: whether leaves of one axis are rotated too.
-        skip_first: whether the first gradient makes the bases only, with an update of
+        skip_first: whether the first gradient only sets the bases, with an update of
             zero, so that no gradient is divided by a scale found in its own
-            eigenvectors. If not, it also makes the first step of Adam.
+            eigenvectors. If not, it also takes the first step of Adam.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range.
     """
-    for name, decay in {"b1": b1, "b2": b2, "shampoo_beta": shampoo_beta}.items():
-        if decay is not None:
-            check_decay(name, decay, corrected=True)
-    numerics.check_number("eps", eps, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps)
+    if shampoo_beta is not None:
+        check_decay("shampoo_beta", shampoo_beta, corrected=True)
     every = numerics.check_count("precondition_frequency", precondition_frequency, 1)
     max_precond_dim = numerics.check_count("max_precond_dim", max_precond_dim)
 
     def empty(p: jax.Array) -> Axes:
-        is_turned = p.size > 0 and (p.ndim > 1 or precondition_1d)
-        return _empty(p, max_precond_dim if is_turned else -1)
+        is_rotated = p.size > 0 and (p.ndim > 1 or precondition_1d)
+        return _empty(p, max_precond_dim if is_rotated else -1)
 
     def init(params: Params) -> ScaleBySoapState:
         tree.check_real("scale_by_soap", params)
@@ -100,7 +103,7 @@ def scale_by_soap(
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         rotated = tree.map_leaves(_rotate, updates, state.bases)
         mu = tree.average(beta_1, state.mu, updates)
-        nu = tree.average(beta_2, state.nu, jax.tree.map(tree.abs_square, rotated))
+        nu = average_square(beta_2, state.nu, rotated)
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
         mu_hat = tree.map_leaves(
@@ -148,12 +151,12 @@ def soap(
     $$L \leftarrow \beta L + (1 - \beta)\,G G^\top, \qquad
       R \leftarrow \beta R + (1 - \beta)\,G^\top G$$
 
-    $Q_L$ and $Q_R$ are computed from the first gradient, which moves nothing but what
-    decays. Later, every ``precondition_frequency`` steps, they follow by one power
-    iteration $Q \leftarrow \mathrm{qr}(L\,Q)$, columns (and $V$ with them) sorted by
-    $\mathrm{diag}(Q^\top L\,Q)$. Adam's average of the gradient turns with the bases,
-    and its average of squares does not. A leaf of more axes has one statistic for each.
-    Without rotated axes, as for vectors, this is Adam.
+    $Q_L$ and $Q_R$ are computed from the first gradient, whose step is weight decay
+    alone. Later, every ``precondition_frequency`` steps, they take one power iteration
+    $Q \leftarrow \mathrm{qr}(L\,Q)$, columns (and $V$ with them) sorted by
+    $\mathrm{diag}(Q^\top L\,Q)$. Adam's average of the gradient is rotated with the
+    bases, and its average of squares is not. A leaf of more axes has one statistic per
+    axis. Without rotated axes, as for vectors, this is Adam.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -165,15 +168,16 @@ def soap(
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$, decoupled.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        precondition_frequency: after how many steps of Adam a basis is renewed.
+        precondition_frequency: the number of Adam's steps from one renewal of a basis
+            to the next.
         max_precond_dim: the longest axis to be rotated.
         precondition_1d: whether leaves of one axis are rotated too.
-        skip_first: whether the first gradient makes the bases only, or the first step
-            of Adam too.
+        skip_first: whether the first gradient only sets the bases, or also takes the
+            first step of Adam.
 
     Raises:
-        TypeError: at ``init``, a complex leaf.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a leaf is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -186,7 +190,7 @@ def soap(
         step and the sorting, which are the code's. From the code in: $\epsilon$ is
         added to the debiased root, as in Adam; entries of $G'$ and $M'$ within rounding
         of zero (8 units of machine precision of the leaf's largest, times the root of
-        its longest axis) count as zero, which Adam would give steps of full length;
+        its longest axis) count as zero, where Adam would take steps of full length;
         weights decay as in `adamw`, before the step and also on the skipped one.
     """
     rule = scale_by_soap(
@@ -208,9 +212,9 @@ def _empty(p: jax.Array, longest: int) -> Axes:
 
 
 def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
-    """Return a gradient whose squares fit, and whose Gram matrices do if it is turned.
+    """Return a gradient whose squares fit; if it is rotated, its Gram matrices fit too.
 
-    An entry that is bounded alone would change the direction that a rotation sees.
+    Bounding single entries would change the direction of a rotated gradient.
     """
     return squarable(g) if all(q is None for q in bases) else shrunk_leaf(g)
 
@@ -218,7 +222,7 @@ def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
 def _with_statistics(
     updates: Updates, state: ScaleBySoapState, beta: jax.Array
 ) -> ScaleBySoapState:
-    """Take in the gradient; the first one makes the bases."""
+    """Average the gradient into the statistics; the first one sets the bases."""
 
     def observe(g: jax.Array, axes: Axes) -> Axes:
         return tuple(
@@ -260,10 +264,10 @@ def _follow(
 
 
 def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
-    """Return x in the bases, without what is rounding alone.
+    """Return x in the bases, with zeros for entries that are only rounding.
 
-    Adam would divide the rounding by its own size: directions that see no gradient
-    would take steps of full length.
+    Adam would divide the rounding by its own size: directions without a gradient would
+    take steps of full length.
     """
     rotated = x
     for i, q in enumerate(bases):

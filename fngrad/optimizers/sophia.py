@@ -1,7 +1,7 @@
-"""Averaged gradients over an estimate of the Hessian's diagonal, clipped.
+"""Sophia: averaged gradients over an estimate of the Hessian's diagonal, clipped.
 
 The estimate needs the loss, so it comes from outside: `fngrad.steps.sophia` puts it
-into the state every few steps, and updates divide by what they find there.
+into the state every few steps, and updates divide by it.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.weight_decay import decaying
+from fngrad.transforms.clipping import clip_entries
 from fngrad.transforms.core import Transform, chain, from_report
+from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -37,22 +38,21 @@ def scale_by_sophia(
 ) -> Transform:
     r"""Divide the averaged gradient by the averaged Hessian diagonal, entry by entry.
 
-    The update is $u_t$ of `sophia`, which has the equations and the paper. $h$ begins
+    Returns $u_t$ of `sophia`; see there for the equations and the reference. $h$ begins
     at zero and changes only when an estimate arrives (see `fngrad.steps.sophia`). Where
-    it is not positive, as before the first estimate, the entry moves by $\rho$ in the
-    direction of $\mu_t$'s sign. It reports ``clipped``, the share of entries at the
-    bound.
+    it is not positive, as before the first estimate, the entry moves by $\rho$ along
+    the sign of $\mu_t$. It reports ``clipped``, the share of entries at the bound.
 
     Args:
         b1: $\beta_1$ in [0, 1].
-        b2: $\beta_2$ in [0, 1]; a schedule is asked at the update before.
+        b2: $\beta_2$ in [0, 1]; a schedule is evaluated at the update before.
         eps: $\epsilon$ > 0, in units of curvature.
         gamma: $\gamma$ > 0; the larger, the fewer entries are clipped.
         clip_threshold: $\rho$ > 0, the largest entry of an update.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range.
     """
     check_decay("b1", b1, corrected=False)
     check_decay("b2", b2, corrected=False)
@@ -63,8 +63,8 @@ def scale_by_sophia(
     def init(params: Params) -> ScaleBySophiaState:
         tree.check_real("scale_by_sophia", params)
         step, zeros = numerics.first_step(), tree.wide_zeros_like
-        decay = numerics.hyper(b2, step)
-        return ScaleBySophiaState(step, decay + 0, zeros(params), zeros(params))
+        decay = numerics.scalar(numerics.hyper(b2, step))
+        return ScaleBySophiaState(step, decay, zeros(params), zeros(params))
 
     def report(
         updates: Updates, state: ScaleBySophiaState, params: Params
@@ -79,9 +79,7 @@ def scale_by_sophia(
 
         ratio = jax.tree.map(divide, mean, state.hessian)
         bound = numerics.hyper(clip_threshold, state.step)
-        clipped = jax.tree.map(
-            lambda x: jnp.clip(x, -bound.astype(x.dtype), bound.astype(x.dtype)), ratio
-        )
+        clipped = clip_entries(ratio, bound)
         step = numerics.next_step(state.step)
         decay = numerics.hyper(b2, step)
         new_state = ScaleBySophiaState(step, decay, mean, state.hessian)
@@ -109,8 +107,8 @@ def sophia(
       w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
     The estimates $\hat h$ need the loss: train with
-    ``steps.sophia(loss_fn, sophia(...))``. In a plain `fngrad.make_step` there are
-    none, and every entry moves by $\alpha_t\,\rho$, by the sign of $\mu_t$.
+    ``steps.sophia(loss_fn, sophia(...))``. Without them, as in a plain
+    `fngrad.make_step`, $h$ stays zero: see `scale_by_sophia`.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -125,8 +123,8 @@ def sophia(
         clip_threshold: $\rho$ > 0, the largest entry of an update, before $\alpha$.
 
     Raises:
-        TypeError: at ``init``, complex parameters.
-        ValueError: a number out of range; at ``init``, a glob that selects no leaf.
+        TypeError: at ``init``, if a parameter is complex.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -144,16 +142,16 @@ def sophia(
 def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaState:
     """Return the state with one more estimate of the Hessian's diagonal averaged in.
 
-    An estimate with an entry that is not finite is left out: the average would never
-    be rid of it.
+    An estimate with an entry that is not finite is left out: it would stay in the
+    average for ever.
 
     Args:
         state: the state.
-        estimate: shaped like the parameters; leaves the state has none of are left
-            out.
+        estimate: shaped like the parameters; leaves that the state does not have are
+            ignored.
 
     Raises:
-        ValueError: the state has a leaf that the estimate has not.
+        ValueError: if the state has a leaf that the estimate does not have.
     """
     paths = tree.leaf_paths(estimate)
     for path in tree.leaf_paths(state.hessian):
@@ -161,7 +159,7 @@ def add_estimate(state: ScaleBySophiaState, estimate: Updates) -> ScaleBySophiaS
             raise ValueError(
                 f"need scale_by_sophia of the parameters themselves, got {path!r} in "
                 f"its state, which is not among {list(paths)}; inside of stack_leaves "
-                "it wants parameters from fngrad.stack"
+                "it needs parameters from fngrad.stack"
             )
     known = jax.tree.map(lambda e, h: None if h is None else e, estimate, state.hessian)
     averaged = tree.average(state.b2, state.hessian, known)

@@ -1,4 +1,4 @@
-"""Yogi: a second moment that moves by steps no larger than the squared gradient."""
+"""Yogi: a second moment whose steps are at most a share of the squared gradient."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    check_decay,
+    check_moments,
     divide_by_root,
     full_moment,
     remove_bias,
@@ -41,7 +41,7 @@ def scale_by_yogi(
 ) -> Transform:
     r"""Divide by the root of a second moment that forgets slowly: Yogi's direction.
 
-    The update is $u_t$ of `yogi`, which has the equations and the paper. Where the
+    Returns $u_t$ of `yogi`; see there for the equations and the reference. Where the
     denominator is zero, the update is zero.
 
     Args:
@@ -49,16 +49,13 @@ def scale_by_yogi(
         b2: $\beta_2$ in [0, 1); in [0, 1] without ``debias``.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        initial_accumulator_value: what both averages begin at, >= 0.
+        initial_accumulator_value: the start of both averages, >= 0.
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
-    check_decay("b1", b1, corrected=debias)
-    check_decay("b2", b2, corrected=debias)
-    numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("eps_root", eps_root, low=0.0)
+    check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root, corrected=debias)
     numerics.check_number(
         "initial_accumulator_value", initial_accumulator_value, low=0.0
     )
@@ -115,9 +112,9 @@ def yogi(
       \mu_0 = \nu_0 = \text{initial value}$$
 
     with $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and $\hat\nu_t = \nu_t / (1 - \beta_2^t)$
-    if ``debias`` (the authors' code, optax), else $\mu_t$ and $\nu_t$ (the paper).
-    Where Adam's $\nu$ falls by a share of itself after a large gradient, Yogi's falls
-    by a share of the small one.
+    if ``debias``, else $\mu_t$ and $\nu_t$, as in the paper. After a large gradient
+    Adam's $\nu$ falls by a share of itself per step, Yogi's by a share of the small
+    squares that follow.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -126,11 +123,11 @@ def yogi(
         b2: $\beta_2$ in [0, 1); in [0, 1] without ``debias``.
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
-        initial_accumulator_value: what both averages begin at, >= 0.
+        initial_accumulator_value: the start of both averages, >= 0.
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp

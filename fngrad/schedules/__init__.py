@@ -7,9 +7,9 @@ a schedule; its *lengths* count steps and its *values* are what is scheduled.
 
 Lengths and values are data: numbers, scalar arrays or tracers, so ``vmap`` over a
 length or a peak sweeps it. Numbers are checked; a traced length below 1 counts as 1.
-Differences of steps are taken between integers, so nothing is lost late in a run, and
-every interpolation $l\,a + d\,b$ weighs with the parts ahead ($l$) and behind ($d$),
-which makes both its ends exact.
+Differences of steps are taken between integers, so no precision is lost late in a run.
+The weights of an interpolation $l\,a + d\,b$ are the fractions ahead ($l$) and behind
+($d$), which makes both ends exact.
 """
 
 from fngrad.schedules.decay import (

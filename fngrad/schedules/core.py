@@ -1,4 +1,4 @@
-"""Steps as exact fractions, values, and checks: what schedules are written with."""
+"""Fractions of steps, interpolation and checks, which schedules are written with."""
 
 from collections.abc import Callable
 from numbers import Integral
@@ -17,7 +17,7 @@ Count: TypeAlias = int | float | jax.Array  # a number of steps
 
 
 def alike(*counts: Count) -> list[jax.Array]:
-    """Bring counts of steps to one dtype: integer if all of them are."""
+    """Return counts of steps in one dtype: integer if all of them are."""
     arrays = [jnp.asarray(_reachable(count)) for count in counts]
     is_whole = all(jnp.issubdtype(array.dtype, jnp.integer) for array in arrays)
     dtype = jnp.result_type(int if is_whole else float)
@@ -25,13 +25,13 @@ def alike(*counts: Count) -> list[jax.Array]:
 
 
 def _reachable(count: Count) -> Count:
-    """Turn an int that no int32 step reaches into a float."""
+    """Return a float for an int that no int32 step reaches."""
     is_far = isinstance(count, Integral) and int(count) > numerics.MAX_STEP
     return float(count) if is_far else count
 
 
 def as_float(count: jax.Array) -> jax.Array:
-    """Turn a count of steps into a float, float64 under x64."""
+    """Return a count of steps as a float, float64 under x64."""
     return count.astype(jnp.result_type(float))
 
 
@@ -45,7 +45,7 @@ def progress(step: Count, begin: Count, length: Count) -> tuple[jax.Array, jax.A
 
 
 def is_before(step: Count, boundary: Count) -> jax.Array:
-    """Say whether a step comes before a boundary."""
+    """Return whether a step comes before a boundary."""
     now, boundary = alike(step, boundary)
     return now < boundary
 

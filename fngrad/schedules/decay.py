@@ -27,6 +27,12 @@ from fngrad.types import Scalar
 def constant(value: Scalar) -> Curve:
     r"""Keep one value: $s(t) = v$.
 
+    Args:
+        value: $v$, a number, a scalar array or tracer.
+
+    Raises:
+        ValueError: if it is NaN.
+
     Example:
         >>> from fngrad import schedules
         >>> print(schedules.constant(0.1)(1000))
@@ -57,7 +63,7 @@ def linear(
         transition_begin: $B$, steps, >= 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -82,7 +88,7 @@ def polynomial(
     transition_steps: Count,
     transition_begin: Count = 0,
 ) -> Curve:
-    r"""Go from one value to another along a power of the part that is ahead.
+    r"""Go from one value to another along a power of the fraction ahead.
 
     $$s(t) = w\,I + (1 - w)\,E, \qquad w = (1 - f)^p, \quad
       f = \mathrm{clip}((t - B) / T,\ 0,\ 1)$$
@@ -95,7 +101,7 @@ def polynomial(
         transition_begin: $B$, steps, >= 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_values(init_value=init_value, end_value=end_value)
     numerics.check_positive("power", power)
@@ -129,7 +135,7 @@ def cosine(
         exponent: $p$, > 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -161,22 +167,21 @@ def exponential(
     staircase: bool = False,
     end_value: Scalar | None = None,
 ) -> Curve:
-    r"""Multiply by a rate for every so many steps.
+    r"""Multiply by a constant factor per ``transition_steps`` steps.
 
     $$s(t) = I\,r^{\max(t - B,\,0) / T}$$
 
     Args:
         init_value: $I$, until step $B$.
-        transition_steps: $T$, the steps that one factor $r$ takes, >= 1.
-        decay_rate: $r$, > 0. A number counts with all of its digits, an array with
-            those of its dtype: over a million steps 0.99999 rounded to float32 is
-            1.3 % off.
+        transition_steps: $T$, the number of steps per factor $r$, >= 1.
+        decay_rate: $r$, > 0. A Python number keeps all of its digits, an array those of
+            its dtype: over a million steps 0.99999 rounded to float32 is 1.3 % off.
         transition_begin: $B$, steps, >= 0.
         staircase: whether the exponent is rounded down to an integer.
         end_value: a lower bound when $r < 1$, an upper bound when $r > 1$.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules
@@ -208,7 +213,7 @@ def exponential(
 
 
 def _lost_logarithm(rate: Scalar) -> float:
-    """Return the logarithm of what a number loses when it enters the arithmetic."""
+    """Return the logarithm of the factor that rounding takes from a number."""
     if not isinstance(rate, Real):
         return 0.0
     kept = float(np.asarray(rate, jnp.result_type(float)))
@@ -230,7 +235,7 @@ def piecewise_constant(
             $(b_i, f_i)$, which may be tracers.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> from fngrad import schedules

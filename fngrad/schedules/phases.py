@@ -1,4 +1,4 @@
-"""Schedules of several phases: warm-ups, cycles, and whatever is joined."""
+"""Schedules of several phases: warm-ups, cycles and joins."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -52,7 +52,7 @@ def warmup_cosine(
         exponent: $p$, > 0.
 
     Raises:
-        ValueError: a number out of range, or ``decay_steps <= warmup_steps``.
+        ValueError: if a number is out of range, or ``decay_steps <= warmup_steps``.
 
     Example:
         >>> from fngrad import schedules
@@ -88,7 +88,7 @@ def inverse_sqrt(init_value: Scalar, peak_value: Scalar, warmup_steps: Count) ->
         warmup_steps: $W$, steps, >= 0.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     References:
         Vaswani et al., Attention is all you need, 2017,
@@ -134,7 +134,7 @@ def warmup_stable_decay(
         power: $p$, > 0; 1 is a straight line, 0.5 the paper's "1-sqrt".
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     References:
         Hägele et al., Scaling laws and compute-optimal training beyond fixed training
@@ -171,7 +171,7 @@ def one_cycle(
 
     From $I = P / d$ at step 0 to the peak $P$ at step $\lfloor p T \rfloor$, and to
     $I / d_f$ at step $T$; with ``pct_final`` first back to $I$, at step
-    $\lfloor p_f T \rfloor$. In between, along straight lines or half cosines.
+    $\lfloor p_f T \rfloor$. In between it follows straight lines or half cosines.
 
     Args:
         transition_steps: $T$, steps, >= 1.
@@ -183,14 +183,13 @@ def one_cycle(
         anneal: "linear" with ``pct_final=0.85`` is the paper's.
 
     Raises:
-        ValueError: a number out of range, or an unknown ``anneal``.
+        ValueError: if a number is out of range, or ``anneal`` is unknown.
 
     References:
         Smith and Topin, Super-convergence: very fast training of neural networks
         using large learning rates, 2018, https://arxiv.org/abs/1708.07120.
     """
-    if anneal not in ("cosine", "linear"):
-        raise ValueError(f'need anneal "cosine" or "linear", got {anneal=}')
+    numerics.check_choice("anneal", anneal, ("cosine", "linear"))
     check_values(peak_value=peak_value)
     numerics.check_positive("div_factor", div_factor)
     numerics.check_positive("final_div_factor", final_div_factor)
@@ -217,10 +216,12 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
 
     Args:
         cosine_kwargs: the arguments of each cycle's `warmup_cosine`, by name; its
-            ``decay_steps`` is the length of the cycle. The last one holds its end.
+            ``decay_steps`` is the length of the cycle. The last one stays at its end
+            value.
 
     Raises:
-        ValueError: no cycle, a missing argument, or a number out of range.
+        ValueError: if there is no cycle, an argument is missing, or a number is out of
+            range.
 
     Example:
         >>> from fngrad import schedules
@@ -248,15 +249,15 @@ def cosine_restarts(cosine_kwargs: Iterable[Mapping[str, Any]]) -> Curve:
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
-    """Follow one schedule after the other, each from its own step 0.
+    """Follow one schedule after another, each from its own step 0.
 
     Args:
         schedules: at least one.
-        boundaries: the steps at which the second, third, ... schedule begins: one
-            less than schedules, >= 0, not decreasing.
+        boundaries: the steps at which the second, third, ... schedule begins: one fewer
+            than schedules, >= 0, not decreasing.
 
     Raises:
-        ValueError: the numbers of schedules and boundaries do not fit, or a boundary
+        ValueError: if the numbers of schedules and boundaries do not fit, or a boundary
             is out of order.
 
     Example:
@@ -269,7 +270,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
     """
     if not schedules or len(boundaries) != len(schedules) - 1:
         raise ValueError(
-            "need one boundary less than schedules, and a schedule at least, "
+            "need at least one schedule, and one boundary fewer than schedules, "
             f"got {len(schedules)=} {len(boundaries)=}"
         )
     numbers = [0, *(b for b in boundaries if isinstance(b, Real))]
@@ -288,7 +289,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
 
 
 def _knot(fraction: Scalar, total: Count) -> Count:
-    """Return the whole steps in a fraction of the total: of numbers, on the host."""
+    """Return the whole steps in a fraction of the total; numbers stay on the host."""
     if isinstance(fraction, Real) and isinstance(total, Real):
         return int(float(fraction) * float(total))
     (whole,) = alike(total)

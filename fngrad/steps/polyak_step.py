@@ -115,7 +115,7 @@ def _length(
     it.
     """
     is_far = ~jnp.isfinite(square) | (square == 0)
-    unit = jnp.where(norm > 2.0**40, numerics.power_of_two_below(norm), 1)
+    unit = jnp.where(norm > numerics.LARGE, numerics.power_of_two_below(norm), 1)
     rate, unit = (jnp.where(is_far, x, 1) for x in (rate, unit))
     divisor = jnp.where(norm > 0, norm, 1)
     by_norm = numerics.divide(gap * rate / divisor, norm / unit)

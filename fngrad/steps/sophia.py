@@ -1,4 +1,4 @@
-"""Sophia: a step that estimates the Hessian's diagonal."""
+"""Sophia's step, which estimates the Hessian's diagonal every few steps."""
 
 from typing import Literal
 
@@ -60,7 +60,7 @@ def sophia(
         >>> state, metrics = step(state, None)
 
     References:
-        Algorithms 1 and 3 of the paper of `fngrad.sophia`.
+        Algorithms 1 and 3 of the paper cited in `fngrad.sophia`.
     """
     update_interval = numerics.check_count("update_interval", update_interval, 1)
     if distribution not in ("normal", "rademacher"):

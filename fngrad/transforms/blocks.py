@@ -23,7 +23,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         threshold: $d$ > 0, in units of the updates.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: if a number is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -34,7 +34,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         [ 1. -1.  1.  1.]
 
     References:
-        Section 6 of the paper of `fngrad.adafactor`.
+        Section 6 of the paper cited in `fngrad.adafactor`.
     """
     numerics.check_positive("threshold", threshold)
 
@@ -44,7 +44,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
         def clip(u: jax.Array) -> jax.Array:
             rms, rate = numerics.fitting_norm(_root_mean_square, u)
             excess = rms / bound.astype(rms.dtype)
-            is_far = excess > 2.0**96
+            is_far = excess > numerics.FAR
             scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
             excess = rms / scale / bound.astype(rms.dtype)
             excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
@@ -62,14 +62,14 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     It counts no steps and takes no schedule.
 
     Args:
-        min_scale: $\epsilon$ >= 0, in units of the parameters: what a block of zeros
-            counts.
+        min_scale: $\epsilon$ >= 0, in units of the parameters: the size of a block of
+            zeros.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: if a number is negative.
 
     References:
-        Section 8 of the paper of `fngrad.adafactor`.
+        Section 8 of the paper cited in `fngrad.adafactor`.
     """
     numerics.check_number("min_scale", min_scale, low=0.0)
 

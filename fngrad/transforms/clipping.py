@@ -42,14 +42,7 @@ def clip(max_delta: Scalar) -> Transform:
     numerics.check_number("max_delta", max_delta, low=0.0)
 
     def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        bound = numerics.hyper(max_delta)
-
-        def clip_leaf(u: jax.Array) -> jax.Array:
-            if jnp.iscomplexobj(u):
-                return shrink_onto(bound, u, jnp.abs(u))
-            return jnp.clip(u, -bound.astype(u.dtype), bound.astype(u.dtype))
-
-        return jax.tree.map(clip_leaf, updates), state
+        return clip_entries(updates, numerics.hyper(max_delta)), state
 
     return chain(Transform(lambda params: (), update, name="clip"))
 
@@ -184,6 +177,17 @@ def centralize() -> Transform:
         return tree.map_leaves(center, updates), state
 
     return chain(Transform(lambda params: (), update, name="centralize"))
+
+
+def clip_entries(updates: Updates, bound: jax.Array) -> Updates:
+    """Return updates with each entry clipped, a complex one in modulus."""
+
+    def clip_leaf(u: jax.Array) -> jax.Array:
+        if jnp.iscomplexobj(u):
+            return shrink_onto(bound, u, jnp.abs(u))
+        return jnp.clip(u, -bound.astype(u.dtype), bound.astype(u.dtype))
+
+    return jax.tree.map(clip_leaf, updates)
 
 
 def shrink_onto(

@@ -1,4 +1,4 @@
-"""Weight decay: beside the update, and as a proximal step."""
+"""Weight decay: decoupled, as L2 regularisation, and as a proximal step."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.scaling import check_learning_rate, scale_by_learning_rate
 from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
 
@@ -25,7 +26,7 @@ class ProximalDecayState(NamedTuple):
 def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Transform:
     r"""Add a multiple of the parameters to the updates: $u \leftarrow u + \lambda w$.
 
-    Its place in the chain says which decay it is:
+    Its place in the chain decides which decay it is:
 
     - first, it is **L2 regularisation**: the gradient of $\lambda \|w\|^2 / 2$ passes
       through everything that follows, and an adaptive rule divides it away;
@@ -40,7 +41,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
             other leaves' updates pass unchanged.
 
     Raises:
-        ValueError: NaN; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is NaN; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,7 +54,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
         [-0.1] [-0.]
 
     References:
-        The paper of `fngrad.adamw`.
+        See `fngrad.adamw`.
     """
     numerics.check_number("weight_decay", weight_decay)
 
@@ -74,30 +75,30 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
 def proximal_decay(
     learning_rate: Hyper, weight_decay: Hyper, mask: Selector | None = None
 ) -> Transform:
-    r"""Shrink where a step would lead, not where it starts: decay as a proximal step.
+    r"""Shrink the parameters after the step, not before it: decay as a proximal step.
 
-    It stands last in a chain, after the learning rate: of updates $u$ it makes
+    It comes last in a chain, after the learning rate, and replaces updates $u$ by
 
     $$\frac{w + u}{1 + \alpha_t \lambda} - w
       = \frac{u - \alpha_t \lambda\,w}{1 + \alpha_t \lambda}$$
 
-    so that without gradients $w$ shrinks by $1 / (1 + \alpha_t \lambda)$ a step, which
-    no learning rate makes negative.
+    so that without gradients $w$ shrinks by the factor $1 / (1 + \alpha_t \lambda)$ per
+    step, which no learning rate makes negative.
 
     Args:
-        learning_rate: $\alpha$ >= 0, what scaled the updates before.
+        learning_rate: $\alpha$ >= 0, the factor that scaled the updates.
         weight_decay: $\lambda$ >= 0.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all. The
             other leaves' updates pass unchanged.
 
     Raises:
-        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
 
     References:
         Zhuang et al., Understanding AdamW through proximal methods and scale-freeness,
         2022, https://arxiv.org/abs/2202.00089.
     """
-    numerics.check_number("learning_rate", learning_rate, low=0.0)
+    check_learning_rate(learning_rate)
     numerics.check_number("weight_decay", weight_decay, low=0.0)
 
     def init(params: Params) -> ProximalDecayState:
@@ -133,3 +134,26 @@ def add_weights(
         return u + numerics.scaled(factor, w.astype(u.dtype)) if decays else u
 
     return jax.tree.map(add, tree.selected(mask, params), updates, params)
+
+
+def decaying(
+    rule: Transform,
+    learning_rate: Hyper,
+    weight_decay: Hyper,
+    mask: Selector | None,
+    *,
+    decoupled: bool = True,
+) -> Transform:
+    """Chain a rule, its weight decay and the learning rate.
+
+    Args:
+        rule: turns gradients into directions.
+        learning_rate: a number >= 0, a scalar array or tracer, or a schedule.
+        weight_decay: the multiple of the weights that is added.
+        mask: which leaves decay; ``None`` means all.
+        decoupled: whether it is added to the rule's direction, as in AdamW, or to the
+            gradient that the rule sees: L2 regularisation.
+    """
+    decay = add_decayed_weights(weight_decay, mask)
+    parts = (rule, decay) if decoupled else (decay, rule)
+    return chain(*parts, scale_by_learning_rate(learning_rate))

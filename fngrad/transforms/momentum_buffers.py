@@ -1,7 +1,7 @@
 """Momentum: decayed sums and exponential averages of updates.
 
-A *trace* sums past gradients with decaying weights, an *average* weighs them to one.
-Both count steps, so that every hyperparameter may be a schedule.
+A *trace* sums past gradients with decaying weights; the weights of an *average* sum to
+one. Both count steps, so that every hyperparameter may be a schedule.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import check_decay, remove_bias
+from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
 
 
@@ -59,7 +60,7 @@ def trace(
         damp_first: whether $\delta$ holds for the first gradient too.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,7 +74,7 @@ def trace(
         [1.5 3. ]
 
     References:
-        The papers are those of `fngrad.sgd` and `fngrad.momentum`.
+        See `fngrad.sgd` and `fngrad.momentum`.
     """
     numerics.check_number("decay", decay, 0.0, 1.0)
     numerics.check_number("dampening", dampening, 0.0, 1.0)
@@ -104,11 +105,11 @@ def traced(momentum: Hyper | None, nesterov: bool) -> tuple[Transform, ...]:
     """Return the trace that a recipe puts into its chain, none without a momentum.
 
     Args:
-        momentum: in [0, 1]. ``None`` keeps no buffer; any number does, 0 too.
+        momentum: in [0, 1]. ``None`` keeps no buffer; any number, also 0, keeps one.
         nesterov: whether to look ahead; it needs a momentum.
 
     Raises:
-        ValueError: a number out of range, or ``nesterov`` without a momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
     """
     if momentum is None:
         if nesterov:
@@ -116,6 +117,42 @@ def traced(momentum: Hyper | None, nesterov: bool) -> tuple[Transform, ...]:
         return ()
     numerics.check_number("momentum", momentum, 0.0, 1.0)
     return (trace(momentum, nesterov),)
+
+
+def averaged(momentum: Hyper | None) -> tuple[Transform, ...]:
+    """Return the average that a recipe puts into its chain, none without a momentum.
+
+    Args:
+        momentum: in [0, 1]. ``None`` keeps no average; any number, also 0, keeps one.
+
+    Raises:
+        ValueError: if the number is out of range.
+    """
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
+    return () if momentum is None else (ema(momentum, debias=False),)
+
+
+def descending(
+    learning_rate: Hyper,
+    momentum: Hyper | None,
+    nesterov: bool,
+    learning_rate_first: bool,
+) -> tuple[Transform, ...]:
+    """Return the trace and the learning rate that a recipe ends in.
+
+    Args:
+        learning_rate: a number >= 0, a scalar array or tracer, or a schedule.
+        momentum: see `traced`.
+        nesterov: see `traced`.
+        learning_rate_first: whether the learning rate scales what enters the trace, or
+            what leaves it.
+
+    Raises:
+        TypeError: if the learning rate is None.
+        ValueError: as for `traced`, or if the learning rate is negative.
+    """
+    parts = (*traced(momentum, nesterov), scale_by_learning_rate(learning_rate))
+    return parts[::-1] if learning_rate_first else parts
 
 
 def ema(decay: Hyper, debias: bool = True) -> Transform:
@@ -130,7 +167,7 @@ def ema(decay: Hyper, debias: bool = True) -> Transform:
         debias: whether to correct for the start at zero.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: if a number is out of range.
     """
     check_decay("decay", decay, corrected=debias)
 

@@ -11,7 +11,7 @@ from fngrad.types import Hyper, Metrics, Params, Scalar, Schedule, Updates
 
 
 class ScheduleState(NamedTuple):
-    """State of a part that asks a schedule."""
+    """State of a part that evaluates a schedule."""
 
     step: jax.Array  # int32, shape (); updates made so far
 
@@ -20,10 +20,10 @@ def scale(step_size: Scalar) -> Transform:
     r"""Multiply updates by a number: $u \leftarrow s\,u$.
 
     Args:
-        step_size: $s$, a number or a scalar array; `scale_by_schedule` for the rest.
+        step_size: $s$, a number or a scalar array; for schedules, `scale_by_schedule`.
 
     Raises:
-        TypeError: at ``update``, a schedule.
+        TypeError: at ``update``, if ``step_size`` is a schedule.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,8 +54,8 @@ def scale_by_learning_rate(
         flip_sign: whether to multiply by $-\alpha$ or by $\alpha$.
 
     Raises:
-        TypeError: no number, array or schedule.
-        ValueError: a negative or NaN number; at ``update``, a schedule whose value
+        TypeError: if the learning rate is not a number, an array or a schedule.
+        ValueError: if a number is negative or NaN; at ``update``, if a schedule's value
             is not a scalar.
     """
     check_learning_rate(learning_rate)
@@ -64,11 +64,11 @@ def scale_by_learning_rate(
 
 
 def check_learning_rate(learning_rate: Hyper | None) -> None:
-    """Raise unless a learning rate can be one.
+    """Raise unless a learning rate is valid.
 
     Raises:
-        TypeError: it is None.
-        ValueError: a negative or NaN number; arrays and schedules pass unread.
+        TypeError: if it is None.
+        ValueError: if a number is negative or NaN; arrays and schedules pass unread.
     """
     if learning_rate is None:
         raise TypeError("need a learning_rate, got None")
@@ -84,7 +84,7 @@ def scale_by_schedule(step_size_fn: Schedule) -> Transform:
         step_size_fn: $s$, from the step (int32, shape ()) to a scalar.
 
     Raises:
-        ValueError: at ``update``, the schedule's value is not a scalar.
+        ValueError: at ``update``, if the schedule's value is not a scalar.
     """
     return _scale_by("scale_by_schedule", step_size_fn, 1, "step_size")
 

@@ -1,8 +1,8 @@
-r"""Updates in proportion to what they change: trust ratios.
+r"""Trust ratios: updates in proportion to the parameters that they change.
 
-A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$:
-times it, every layer moves by the same share of its norm. It is 1 where either norm is
-zero, so that parameters which begin at zero can leave it.
+A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$.
+With it every layer moves by the same share of its norm. It is 1 where either norm is
+zero, so that parameters that begin at zero can leave it.
 """
 
 import functools
@@ -59,7 +59,7 @@ def scale_by_trust_ratio(
             The other leaves' updates pass unchanged.
 
     Raises:
-        ValueError: a negative number; at ``init``, a glob that selects no leaf.
+        ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ def scale_by_trust_ratio(
         [ 0. 10.]
 
     References:
-        The paper of `fngrad.lamb`.
+        See `fngrad.lamb`.
     """
     numerics.check_number("min_norm", min_norm, low=0.0)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
@@ -108,7 +108,8 @@ def trust_ratios(
         # Select before the division, as in numerics.divide.
         return jax.tree.map(
             lambda is_one, *x: jnp.where(is_one, jnp.ones_like(x[0]), fn(*x)),
-            *(are_one, *trees),
+            are_one,
+            *trees,
         )
 
     return TrustRatios(
@@ -157,7 +158,9 @@ def _scale_selected(
 ) -> Updates:
     return jax.tree.map(
         lambda is_scaled, u, plain: u if is_scaled else plain,
-        *(tree.selected(mask, params), ratios.scale(updates), updates),
+        tree.selected(mask, params),
+        ratios.scale(updates),
+        updates,
     )
 
 

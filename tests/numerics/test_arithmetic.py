@@ -1,4 +1,4 @@
-"""Bias correction, counters, division, norms and powers of two at their edges."""
+"""Counters, division, norms and powers of two at their edges."""
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +8,10 @@ import pytest
 import fngrad.numerics as numerics
 
 
-def test_the_last_step_is_corrected_like_a_late_one():
-    last = numerics.bias_correction(jnp.float32(0.999), jnp.int32(2**31 - 1))
-    np.testing.assert_array_equal(last, 1.0)
-
-
 def test_the_step_saturates():
     assert numerics.first_step().dtype == jnp.int32
     assert numerics.next_step(jnp.int32(5)) == 6
     assert numerics.next_step(jnp.int32(2**31 - 1)) == 2**31 - 1
-
-
-@pytest.mark.parametrize("decay", [0.9, 0.999, 0.99999])
-@pytest.mark.parametrize("step", [0, 1, 10, 10_000])
-def test_bias_correction_is_exact_in_float32(decay, step):
-    exact = 1 - np.float64(np.float32(decay)) ** (step + 1)
-    got = numerics.bias_correction(jnp.float32(decay), jnp.int32(step))
-    np.testing.assert_allclose(got, exact, rtol=2e-6)
-
-
-def test_bias_correction_without_memory_is_one():
-    np.testing.assert_array_equal(
-        numerics.bias_correction(jnp.float32(0.0), jnp.int32(0)), 1.0
-    )
 
 
 def test_division_by_zero_is_zero_with_zero_gradient():
@@ -65,3 +46,22 @@ def test_norm_along_an_axis_scales_each_slice_by_itself():
 )
 def test_power_of_two_below_is_a_divisor_that_rounds_nothing(x, power):
     assert numerics.power_of_two_below(jnp.float32(x)) == power
+
+
+def test_a_power_of_zero_is_one_where_the_exponent_is_zero():
+    base, exponent = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([0.0, 3.0, 0.0, 3.0])
+    got, slopes = (
+        numerics.power_or_one(base, exponent),
+        jax.grad(lambda b, e: jnp.sum(numerics.power_or_one(b, e)), argnums=(0, 1))(
+            base, exponent
+        ),
+    )
+    np.testing.assert_array_equal(got, [1.0, 0.0, 1.0, 8.0])
+    assert np.all(np.isfinite(slopes))
+
+
+def test_a_choice_is_one_of_the_choices():
+    numerics.check_choice("variant", "II", ("I", "II"))
+    wanted = r"need variant to be one of \('I', 'II'\), got variant='III'"
+    with pytest.raises(ValueError, match=wanted):
+        numerics.check_choice("variant", "III", ("I", "II"))

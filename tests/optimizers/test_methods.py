@@ -1,10 +1,11 @@
-"""One method, one file: where a rule is, and that its file says each thing once."""
+"""One method, one file: where a rule is, and that its file states each thing once."""
 
 import ast
 import collections
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ from fngrad.optimizers import REGISTRY
 
 FOLDER = pathlib.Path(optimizers.__file__).parent
 RULES = {**REGISTRY, "lbfgs": fg.lbfgs, "sophia": fg.sophia}
-# Close relatives: one is an argument of the other, or both wrap one part.
+# Close relatives: one is an argument of the other, both wrap one part, or one paper's
+# two rules.
 SHARED = {
     "adamw": "adam",
     "momentum": "sgd",
@@ -24,37 +26,93 @@ SHARED = {
     "dadapt_sgd": "dadapt",
     "dadapt_adamw": "dadapt",
 }
-NO_METHOD = {"__init__", "registry", "weight_decay", "distance_estimates"}
-METHODS = sorted({path.stem for path in FOLDER.glob("*.py")} - NO_METHOD)
+SHARED_PARTS = {  # parts of no one method
+    "scale_by_learning_rate",
+    "scale_by_schedule",
+    "scale_by_step_length",
+    "scale_by_trust_ratio",
+    "scale_by_param_block_rms",
+}
+PARTS = {
+    name: getattr(fg, name)
+    for name in sorted(set(fg.__all__) - SHARED_PARTS)
+    if name.startswith("scale_by_")
+}
+NOT_METHODS = {"__init__", "registry"}
+METHODS = sorted({path.stem for path in FOLDER.glob("*.py")} - NOT_METHODS)
 
 
-def file_complaints(rules: Mapping[str, Callable[..., object]]) -> Iterator[str]:
+def misplaced_rules(rules: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
     for name, rule in rules.items():
         expected = f"fngrad.optimizers.{SHARED.get(name, name)}"
         if rule.__module__ != expected:
             yield f"{name} is in {rule.__module__}, not in {expected}"
 
 
+def misplaced_parts(parts: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
+    files = {f"fngrad.optimizers.{method}" for method in METHODS}
+    for name, part in parts.items():
+        if part.__module__ not in files:
+            yield f"{name} is in {part.__module__}, not in the file of a method"
+
+
 def repetitions(source: str) -> list[str]:
-    """Return the formulas and addresses that the docstrings of a file repeat."""
+    """Return what the docstrings of a file repeat.
+
+    These are displayed formulas, inline copies of them, links, citations and
+    differences from a paper. Inline formulas may repeat each other: arguments are
+    described in the part and in the recipe.
+    """
     documented = ast.Module | ast.ClassDef | ast.FunctionDef
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, documented)]
     text = "\n".join(ast.get_docstring(node) or "" for node in nodes)
-    displayed = r"\qquad".join(re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL))
-    formulas = re.split(r",?\s*\\qquad", displayed)
-    said = ["".join(formula.split()) for formula in formulas]
-    said += [address.rstrip(".,;`") for address in re.findall(r"https?://\S+", text)]
-    return [x for x, count in collections.Counter(said).items() if x and count > 1]
+    displayed = formulas(r"\qquad".join(re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)))
+    prose = re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL)
+    stated = displayed + [
+        formula
+        for inline in re.findall(r"\$(.+?)\$", prose, re.DOTALL)
+        for formula in formulas(inline)
+        if formula in displayed
+    ]
+    stated += [link.rstrip(".,;`)") for link in re.findall(r"https?://\S+", text)]
+    sentences = " ".join(text.replace("References:", ".").split())
+    stated += re.findall(r"[A-Z][^.]*, (?:19|20)\d\d\b", sentences)
+    stated += re.findall(r"Differs from [^.]+\.", sentences)
+    return [x for x, count in collections.Counter(stated).items() if x and count > 1]
+
+
+def formulas(text: str) -> list[str]:
+    """Return the formulas of a display, without spaces and trailing punctuation."""
+    parts = re.split(r"\\q?quad(?!\\text)", text)
+    return [re.sub(r"\\[,;!]|\s", "", part).rstrip(".,;") for part in parts]
 
 
 def test_every_rule_is_in_the_file_of_its_name():
-    assert not list(file_complaints(RULES))
+    assert not list(misplaced_rules(RULES))
+    assert fg.steps.sophia.__module__ == "fngrad.steps.sophia"
 
 
 def test_a_rule_in_another_file_is_refused():
-    assert list(file_complaints({"adan": fg.adam}))
-    assert list(file_complaints({"adamw": fg.adan}))
-    assert not list(file_complaints({"adamw": fg.adamw}))
+    assert list(misplaced_rules({"adan": fg.adam}))
+    assert list(misplaced_rules({"adamw": fg.adan}))
+    assert not list(misplaced_rules({"adamw": fg.adamw}))
+
+
+def test_every_part_of_a_method_is_in_the_file_of_a_method():
+    assert len(PARTS) > 25
+    assert not list(misplaced_parts(PARTS))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_part_of_a_method_is_exported(method: str):
+    tree = ast.parse((FOLDER / f"{method}.py").read_text(encoding="utf-8"))
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {name for name in names if name.startswith("scale_by_")} <= PARTS.keys()
+
+
+def test_a_part_in_another_folder_is_refused():
+    assert list(misplaced_parts({"scale_by_adan": fg.scale_by_trust_ratio}))
+    assert not list(misplaced_parts({"scale_by_adan": fg.scale_by_adan}))
 
 
 def test_every_file_of_the_folder_is_the_file_of_a_rule():
@@ -62,22 +120,60 @@ def test_every_file_of_the_folder_is_the_file_of_a_rule():
     assert {SHARED.get(name, name) for name in RULES} == set(METHODS)
 
 
+def test_every_rule_that_the_folder_exports_is_registered():
+    assert set(optimizers.__all__) - {"REGISTRY"} == RULES.keys()
+
+
 def test_every_registered_rule_is_on_the_face():
     for name, rule in RULES.items():
         assert getattr(fg, name) is rule, name
         assert getattr(optimizers, name) is rule, name
         assert name in fg.__all__, name
-        assert name in optimizers.__all__, name
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_says_each_formula_and_source_once(method: str):
+def test_a_method_states_each_formula_and_source_once(method: str):
     assert not repetitions((FOLDER / f"{method}.py").read_text(encoding="utf-8"))
 
 
-def test_a_repeated_formula_or_source_is_found():
-    one = 'def {}():\n    r"""Do.\n\n    $$a = b, \\qquad c = d$$\n    """\n'
-    assert repetitions(one.format("f") + one.format("g")) == ["a=b", "c=d"]
-    assert not repetitions(one.format("f"))
-    link = 'def {}():\n    """Do: https://arxiv.org/abs/1."""\n'
-    assert repetitions(link.format("f") + link.format("g"))
+FORMULA = r"$$a_t = b\,c, \qquad d = e$$"
+CITATION = "Xie et al., Adan: adaptive Nesterov momentum, 2022, algorithm 1."
+REPEATED = {
+    "displayed twice": (FORMULA, FORMULA),
+    "displayed and inline": (FORMULA, r"With $d = e$ it is."),
+    "a trailing comma": ("$$a = b$$", "$$a = b,$$"),
+    "a thin space": ("$$a = b c$$", r"$$a = b\,c$$"),
+    "quad for qquad": (FORMULA, r"$$f = g \quad d = e$$"),
+    "a link": ("https://arxiv.org/abs/1.", "`x` (https://arxiv.org/abs/1)"),
+    "a citation without its link": (CITATION + " https://arxiv.org/abs/1", CITATION),
+    "a difference": (
+        "Differs from it in: the\n    sign.",
+        "Differs from it in: the sign.",
+    ),
+}
+
+
+@pytest.mark.parametrize("evasion", REPEATED)
+def test_a_repeated_formula_or_source_is_found(evasion: str):
+    module = 'def {}():\n    r"""Do.\n\n    References:\n        {}\n    """\n'
+    first, second = REPEATED[evasion]
+    assert not repetitions(module.format("f", first))
+    assert not repetitions(module.format("g", second))
+    assert repetitions(module.format("f", first) + module.format("g", second))
+
+
+def test_a_condition_in_words_is_part_of_its_formula():
+    text = r"a = b \quad\text{if } c,\quad d = e"
+    assert formulas(text) == [r"a=b\quad\text{if}c", "d=e"]
+    text = r"a = b \quad\text{or}\quad c = d"
+    assert formulas(text) == [r"a=b\quad\text{or}", "c=d"]
+
+
+def test_a_source_is_cited_in_one_file():
+    files = {}
+    for method in METHODS:
+        source = (FOLDER / f"{method}.py").read_text(encoding="utf-8")
+        for link in set(re.findall(r"https?://[^\s`)]+[^\s`).,;]", source)):
+            files.setdefault(link, []).append(method)
+    assert len(files) > 30
+    assert not {link: names for link, names in files.items() if len(names) > 1}

@@ -302,7 +302,7 @@ def test_schedule_has_gradients_in_its_values():
     np.testing.assert_allclose(d_power, -2 * 0.5 * np.log(0.5), rtol=1e-6)
 
 
-def test_join_takes_functions_that_return_numbers_and_never_shows_them_the_past():
+def test_join_takes_functions_that_return_numbers_and_gives_them_no_negative_step():
     seen = []
 
     def later(step):
@@ -334,7 +334,7 @@ BAD = [
         "need warmup_steps < decay_steps.*warmup_steps=10 decay_steps=10",
     ),
     (lambda: S.warmup_cosine(0.0, 1.0, -1, 10), "0 <= warmup_steps"),
-    (lambda: S.cosine_restarts([]), "a schedule at least"),
+    (lambda: S.cosine_restarts([]), "at least one schedule"),
     (
         lambda: S.cosine_restarts([{"init_value": 0.0, "peak_value": 1.0}] * 2),
         "need each cycle's warmup_steps, got",
@@ -358,7 +358,7 @@ BAD = [
     (lambda: S.inverse_sqrt(0.0, 1.0, -1), "0 <= warmup_steps"),
     (lambda: S.warmup_stable_decay(0.0, 1.0, 1, 1, 0), "1 <= decay_steps"),
     (lambda: S.warmup_stable_decay(0.0, 1.0, 1, -1, 1), "0 <= stable_steps"),
-    (lambda: S.join([S.constant(1.0)], [10]), "one boundary less"),
+    (lambda: S.join([S.constant(1.0)], [10]), "one boundary fewer"),
     (lambda: S.join([S.constant(1.0)] * 3, [10, 5]), "not decreasing"),
 ]
 
@@ -369,20 +369,20 @@ def test_bad_number_raises(make, message):
         make()
 
 
-def test_value_that_is_no_scalar_raises():
+def test_a_value_that_is_not_a_scalar_raises():
     with pytest.raises(ValueError, match=r"scalar hyperparameter, got shape \(2,\)"):
         S.constant(jnp.ones(2))(0)
 
 
 @pytest.mark.parametrize("rate", [0.99999, 0.9999999, 1.00001, 0.9, 0.5])
 @pytest.mark.parametrize("steps", [1, 1000, 10**6])
-def test_a_written_decay_rate_counts_with_all_of_its_digits(rate, steps):
+def test_a_decay_rate_given_as_a_number_keeps_all_of_its_digits(rate, steps):
     want = rate**steps
     got = float(schedules.exponential(1.0, 1, rate)(steps))
     assert got == pytest.approx(want, rel=2e-6, abs=1e-37)
 
 
-def test_a_decay_rate_that_float32_has_gives_the_same_bits_written_and_passed():
+def test_a_decay_rate_that_float32_holds_has_the_same_bits_as_a_number_and_as_data():
     rate, steps = float(np.float32(0.99999)), jnp.arange(0, 10**6, 997)
     written = schedules.exponential(1.0, 1, rate)(steps)
     passed = jax.jit(lambda r: schedules.exponential(1.0, 1, r)(steps))(

@@ -23,8 +23,8 @@ HOUSE = (
     ),
     (
         *(0, "numerics/"),
-        "hyperparameters as data, checks, seeds, bias correction and counters "
-        "(`steps`), safe roots and powers (`arithmetic`), `norms`, `low_bit_codes`, "
+        "hyperparameters as data, checks, seeds, step `counters`, "
+        "safe roots and powers (`arithmetic`), `norms`, `low_bit_codes`, "
         "`stochastic_rounding`, arrays from outside (`array_inputs`)",
     ),
     (

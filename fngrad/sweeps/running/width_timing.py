@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import fngrad.programs.slices as slices
+import fngrad.programs.jaxprs as jaxprs
 from fngrad.sweeps.running.program import Block, Lanes, compile_block
 
 REPEATS = 3
@@ -115,10 +115,10 @@ def shortened(jaxpr: Any, steps: int) -> Callable[[Any], Any]:
 
 
 def _evaluate(closed: Any, inputs: list[Any], steps: int) -> list[Any]:
-    program, loop = slices.called(closed), _heaviest(closed)
+    program, loop = jaxprs.called(closed), _heaviest(closed)
     known = program.constants | dict(zip(program.inputs, inputs, strict=True))
-    for equation, run, _ in slices.operations(program):
-        values = [slices.read(known, x) for x in equation.invars]
+    for equation, run, _ in jaxprs.operations(program):
+        values = [jaxprs.read(known, x) for x in equation.invars]
         if equation is loop:
             break
         known |= zip(equation.outvars, run(values), strict=True)

@@ -1,7 +1,7 @@
 """Estimates of the distance to a solution: what Prodigy and D-Adaptation share.
 
-The ``learning_rate`` of rules that estimate it is a factor of what they find, by
-default 1; a schedule around 1 warms up or cools down.
+In these rules ``learning_rate`` multiplies the estimate (default 1); a schedule around
+1 warms up or cools down.
 """
 
 import jax
@@ -12,11 +12,6 @@ import fngrad.tree as tree
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Scalar, Updates
-
-
-def scalar(value: Scalar) -> jax.Array:
-    """Return a strong scalar in memory of its own."""
-    return numerics.hyper(value) + jnp.zeros((), jnp.result_type(float))
 
 
 def inner_product(a: Updates, b: Updates, like: jax.Array) -> jax.Array:
@@ -40,11 +35,11 @@ def limit_growth(target: jax.Array, now: jax.Array, rate: jax.Array) -> jax.Arra
 def check_multiplier(
     learning_rate: Hyper, estim_lr0: Scalar, growth_rate: Hyper
 ) -> None:
-    """Raise unless what scales and bounds the estimate is in range.
+    """Raise unless the factor, the start and the growth of the estimate are valid.
 
     Raises:
-        TypeError: the learning rate is None.
-        ValueError: a number out of range.
+        TypeError: if ``learning_rate`` is None.
+        ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
     numerics.check_positive("estim_lr0", estim_lr0)
@@ -55,11 +50,11 @@ def check_adam(betas: tuple[Hyper, Hyper], eps: Hyper, weight_decay: Hyper) -> N
     """Raise unless Adam's hyperparameters are in range.
 
     Raises:
-        ValueError: not two betas, or a number out of range.
+        ValueError: if there are not two betas, or a number is out of range.
     """
     if len(betas) != 2:
         raise ValueError(f"need betas=(b1, b2), got {betas=}")
-    for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
-        check_decay(name, beta, corrected=True)
+    check_decay("betas[0]", betas[0], corrected=True)
+    check_decay("betas[1]", betas[1], corrected=True)
     numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("weight_decay", weight_decay)

@@ -1,0 +1,16 @@
+"""Step counters."""
+
+import jax
+import jax.numpy as jnp
+
+from fngrad.numerics.checks import MAX_STEP
+
+
+def first_step() -> jax.Array:
+    """Return step 0: int32, shape ()."""
+    return jnp.zeros((), jnp.int32)
+
+
+def next_step(step: jax.Array) -> jax.Array:
+    """Return step + 1; at the largest int32 it stays there."""
+    return jnp.where(step < MAX_STEP, step + 1, step)
