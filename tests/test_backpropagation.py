@@ -1,4 +1,4 @@
-"""The chain rule layer by layer is jax.grad, and shows where gradients vanish."""
+"""Backpropagation by layers equals jax.grad, and shows where gradients vanish."""
 
 import jax
 import jax.numpy as jnp

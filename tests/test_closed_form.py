@@ -1,4 +1,4 @@
-"""Closed forms against scikit-learn, against each other, and where they break."""
+"""Closed forms against scikit-learn and each other, and where they fail."""
 
 import functools
 

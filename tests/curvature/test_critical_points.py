@@ -1,4 +1,4 @@
-"""Critical points, random probes, and the noise of gradients."""
+"""Critical points, estimates by random vectors, and gradient noise."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def at_zero():
-    """Return the verdict on a diagonal quadratic's critical point, compiled once."""
+    """Return `critical_point` for a diagonal quadratic at zero, compiled once."""
     return jax.jit(
         lambda eigenvalues: curvature.critical_point(
             diagonal_quadratic, jnp.zeros(3), eigenvalues
@@ -79,7 +79,7 @@ def test_the_index_of_a_network_is_that_of_its_hessian(net):
     params, batch, H = net
     point = jax.jit(lambda p: curvature.critical_point(networks.loss, p, batch))(params)
     values = np.linalg.eigvalsh(H)
-    # Softmax does not see a common shift of the logits: five directions are flat.
+    # Softmax ignores a common shift of the logits: five directions are flat.
     assert point.nullity == 5
     below = int((values < -1e-5 * np.abs(values).max()).sum())
     assert int(point.morse_index) == below > 0
@@ -91,7 +91,7 @@ def test_the_index_of_a_network_is_that_of_its_hessian(net):
 
 
 def test_a_gradient_flat_point_is_distinguished_from_a_critical_point():
-    def f(w):  # slope 1e-3 along w[0], where nothing curves
+    def f(w):  # slope 1e-3 along w[0], without curvature
         return 1e-3 * w[0] + w[1] ** 2
 
     point = jax.jit(lambda w: curvature.critical_point(f, w))
@@ -108,7 +108,7 @@ def test_estimates_agree_with_trace_and_diagonal(net):
             curvature.diagonal(networks.loss, p, batch, key=1, num_samples=400),
         )
     )(params)
-    # The variance of v'Hv is twice the squares off the diagonal.
+    # The variance of v'Hv is twice the sum of squares off the diagonal.
     off = H - np.diag(np.diag(H))
     assert abs(trace.value - np.trace(H)) < 4 * trace.standard_error
     expected = np.sqrt(2 * (off**2).sum() / 400)

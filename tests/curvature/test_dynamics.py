@@ -1,4 +1,4 @@
-"""Optimizers near a minimum: rates, what is felt of the state, noise floors."""
+"""Optimizers near a minimum: rates, relevant parts of the state, noise floors."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ def spring(x, stiffness):
 
 
 def momentum_radius(curvatures, learning_rate, momentum, nesterov=False):
-    """Return the largest root of the characteristic polynomials, one a curvature.
+    """Return the largest root of the characteristic polynomials, one per curvature.
 
     z**2 - (1 + b - c) z + b with c = a * curvature; looking ahead
     z**2 - (1 + b) (1 - c) z + b (1 - c).

@@ -1,4 +1,4 @@
-"""Lanczos against spectra that are known and against the whole Hessian's."""
+"""Lanczos against known spectra and those of dense Hessians."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def tridiagonal(krylov):
 
 @pytest.fixture(scope="module")
 def whole():
-    """Return all of Lanczos' steps for a quadratic, compiled once."""
+    """Return `lanczos` with all steps for a quadratic, compiled once."""
     return jax.jit(lambda A: curvature.lanczos(quadratic, jnp.zeros(N), A, key=0))
 
 
@@ -79,7 +79,7 @@ def test_single_precision_gives_the_whole_spectrum_to_its_rounding(name):
 
 
 def plain_lanczos(A, q, steps):
-    """Return the tridiagonal matrix of the three-term recurrence alone."""
+    """Return the tridiagonal matrix of the plain three-term recurrence."""
     T, before, beta = np.zeros((steps, steps)), np.zeros_like(q), 0.0
     for j in range(steps):
         w = A @ q - beta * before

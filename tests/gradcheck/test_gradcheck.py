@@ -1,4 +1,4 @@
-"""Finite differences agree with autodiff, and tell where autodiff is wrong."""
+"""Finite differences agree with autodiff, and reveal where autodiff is wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_a_correct_gradient_passes_with_order_two():
     }
     for leaf in report.leaves:
         assert leaf.error < 1e-8
-        if leaf.path != "out":  # the loss is quadratic in it: no error to fall
+        if leaf.path != "out":  # the loss is quadratic in it: the error is zero
             np.testing.assert_allclose(leaf.order, 2.0, atol=0.1)
     assert np.isnan(next(leaf.order for leaf in report.leaves if leaf.path == "out"))
 
@@ -97,7 +97,7 @@ def test_a_stopped_gradient_is_caught():
 
 
 def test_a_nan_gradient_is_caught_at_its_own_leaf_only():
-    # Right forwards; backwards the unused branch gives 0 * inf.
+    # The value is right; in reverse mode the unused branch gives 0 * inf.
     def root(x):
         return jnp.where(x > 1.0, jnp.sqrt(x - 1.0), 2.0 * (x - 1.0))
 

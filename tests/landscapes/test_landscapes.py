@@ -1,4 +1,4 @@
-"""Minima and saddles are where the catalog says; slices and planes are right."""
+"""The critical points of the catalog, descents, slices, planes and plots."""
 
 import jax
 import jax.numpy as jnp

@@ -59,7 +59,7 @@ def test_auto_chooses_narrow_blocks_for_lanes_that_carry_much():
         for size in (10, 2**13, 2**18)
     )
     assert [width_of(x) for x in (small, middle, large)] == [64, 32, 2]
-    assert "relative times" not in small.notes["modes"][0]["reason"]  # it is short
+    assert "relative times" not in small.notes["modes"][0]["reason"]  # it is too short
     np.testing.assert_array_equal(small.notes["values"], middle.notes["values"])
 
 

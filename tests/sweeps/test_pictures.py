@@ -94,9 +94,8 @@ def test_a_heat_map_of_a_grid_shows_its_values_and_frames_the_best(mode):
     assert len(texts(axis)) == 11
     (frame,) = axis.patches
     assert frame.get_xy() == (1.5, 0.5)
-    assert [t.get_text() for t in axis.get_xticklabels()] == [
-        *("0.001", "0.01", "0.1", "1"),
-    ]
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert labels == ["0.001", "0.01", "0.1", "1"]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("rate", "decay")
 
 

@@ -56,7 +56,7 @@ def test_random_takes_a_typed_key():
 
 
 def test_sobol_gives_the_same_points_with_scipy_before_1_15(monkeypatch):
-    """There the argument of the seed is called ``seed``."""
+    """Its argument is called ``seed``, and means another generator for an int."""
     expected = sweeps.sobol(8, 3, a=sweeps.uniform(0.0, 1.0))
 
     class Old(qmc.Sobol):
@@ -69,7 +69,7 @@ def test_sobol_gives_the_same_points_with_scipy_before_1_15(monkeypatch):
 
 
 def test_sobol_keeps_its_points():
-    """They were drawn by scipy 1.17: a seed gives the same points in every version."""
+    """A seed gives the same points with every version of scipy, here those of 1.17."""
     points = sweeps.sobol(4, 3, a=sweeps.uniform(0.0, 1.0))
     expected = [0.11320535, 0.87702161, 0.59957826, 0.3945702]
     np.testing.assert_allclose(points["a"], expected, rtol=1e-7)

@@ -48,10 +48,8 @@ def test_the_text_is_aligned_and_ends_with_the_warnings():
     shown = str(table(result()))
     opening, head, *lines, doubt = shown.splitlines()
     assert opening == "val/loss, smallest median over 6 seeds first"
-    assert head.split() == [
-        *("rank", "rate", "optimizer", "median", "interval", "P(best)", "%"),
-        "diverged",
-    ]
+    columns = "rank rate optimizer median interval P(best) % diverged"
+    assert head.split() == columns.split()
     assert len({len(line) for line in [head, *lines]}) == 1
     assert doubt.startswith("! the best point has the largest rate tried (0.2)")
 
@@ -68,7 +66,7 @@ def test_another_metric_may_rank_by_its_last_record():
     accuracy = np.zeros((4, SEEDS, 3))
     accuracy[:, :, 1] = np.array([0.1, 0.2, 0.9, 0.3])[:, None]
     accuracy[:2, :, 2] = accuracy[:2, :, 1] + 0.05
-    # The second combination recorded one value less.
+    # The second combination recorded one value fewer.
     accuracy[2:, :, 2] = np.nan
     swept = result(**{"val/accuracy": accuracy})
     np.testing.assert_allclose(

@@ -156,8 +156,8 @@ def sensitivity(
         color = COLORS[number % len(COLORS)]
         axis.scatter(values[own], medians[own], s=9, color=color, alpha=0.35)
         best = _best_at_each(values, found, own)
-        label_of_line = literal(str(group) if by else f"best at each {name}")
-        handles[label_of_line] = _draw_best(
+        title = literal(str(group) if by else f"best at each {name}")
+        handles[title] = _draw_best(
             axis, found, best, values=values[best], medians=medians[best], color=color
         )
     plot_elements.finish_axis(axis, "x", column, name)

@@ -22,8 +22,8 @@ from fngrad.sweeps.running.width_timing import heaviest_loop
 Mode: TypeAlias = Literal["auto", "vmap", "map"] | int
 
 CPU_WIDTHS = (2, 64)
-# What a block's lanes carry from step to step. With it six perceptrons that carry 264
-# bytes to 3.6 MB took at most 9 % longer than with the best of 1, 2, 4, ... 64 lanes.
+# Carried from step to step by the lanes of a block. Six perceptrons that carry 264
+# bytes to 3.6 MB took at most 9 % longer so than with the best of 1, 2, 4, ... 64 lanes.
 CPU_BYTES = 2**20
 MEMORY_SHARE = 0.5  # of the free memory, for a block
 

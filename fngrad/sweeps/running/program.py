@@ -97,8 +97,7 @@ def outline(lanes: Lanes, metric: str) -> Outline:
 
 def compile_block(lanes: Lanes, width: int) -> Block:
     """Compile the program of blocks of a width."""
-    begin = time.perf_counter()
-    devices = lanes.devices
+    begin, devices = time.perf_counter(), lanes.devices
     count = width * len(devices)
     mesh = Mesh(np.array(devices), ("lanes",))
     args = jax.device_put(lanes.args, NamedSharding(mesh, PartitionSpec()))
@@ -142,7 +141,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
         with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
             return call(*take(numbers), args)
 
-    return Block(run, width, count, seconds, _bytes(compiled))
+    return Block(run, width, count, compile_seconds=seconds, bytes=_bytes(compiled))
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:

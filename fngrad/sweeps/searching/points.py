@@ -191,7 +191,7 @@ def sobol(n: int, seed: int = 0, **ranges: Any) -> dict[str, np.ndarray]:
     _check_some(ranges)
     # Rounded up to a power of two: scipy warns about other numbers of points.
     is_recent = "rng" in inspect.signature(qmc.Sobol).parameters  # scipy >= 1.15
-    generator = {"rng" if is_recent else "seed": np.random.default_rng(seed)}
+    generator: Any = {"rng" if is_recent else "seed": np.random.default_rng(seed)}
     sequence = qmc.Sobol(len(ranges), scramble=True, **generator)
     return _draw(sequence.random_base2(math.ceil(math.log2(n)))[:n], ranges)
 

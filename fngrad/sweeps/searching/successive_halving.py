@@ -175,15 +175,15 @@ def successive_halving(
     """
     columns, _ = check_points(points)
     metric = statistics.selecting(metric)
-    rungs, chunk = _check(rungs, factor, chunk)
+    ends, chunk = _check(rungs, factor, chunk)
     keys = seed_keys(keys)
     stage, compiling = _stage(advance_fn, chunk), 0.0
     lanes, trained = _begin(init_fn, columns, keys, args, chunk=chunk), []
-    for start, rung in itertools.pairwise((0, *rungs)):
+    for start, end in itertools.pairwise((0, *ends)):
         if trained:
             costs = statistics.costs(trained[-1].scores, lanes.diverged_at >= 0, metric)
             lanes = lanes.keep(_better(costs, factor))
-        (state, history), seconds = _advance(stage, lanes, args, rung - start)
+        (state, history), seconds = _advance(stage, lanes, args, end - start)
         compiling += seconds
         _check_history(history, metric)
         history = {
@@ -196,19 +196,19 @@ def successive_halving(
         scores = last_values(history[metric[0]])
         trained.append(_Rung(lanes.alive, history, scores, first))
     notes = {"metric": metric, "keys": keys, "compile_seconds": compiling}
-    return _results(columns, rungs, trained, lanes, notes)
+    return _results(columns, ends, trained, lanes, notes)
 
 
 def _results(
     columns: Any,
-    rungs: tuple[int, ...],
+    ends: tuple[int, ...],
     trained: list[_Rung],
     lanes: _Lanes,
     notes: dict[str, Any],
 ) -> Halving:
     table = {path: np.asarray(x) for path, x in tree.leaf_paths(columns).items()}
     count, seeds = trained[0].scores.shape
-    scores = np.full((len(rungs), count, seeds), np.nan)
+    scores = np.full((len(ends), count, seeds), np.nan)
     reached, lost_at = np.zeros(count, int), np.zeros((count, seeds), np.int32)
     for number, rung in enumerate(trained):
         scores[number, rung.alive] = rung.scores
@@ -223,14 +223,14 @@ def _results(
     )
     return Halving(
         points=table,
-        rungs=rungs,
+        rungs=ends,
         reached=reached,
         scores=scores,
         history=_padded_history(trained),
         diverged_at=lost_at,
         survivors=lanes.alive,
         final=final,
-        lane_steps=int(np.array(rungs)[reached].sum()) * seeds,
+        lane_steps=int(np.array(ends)[reached].sum()) * seeds,
     )
 
 
@@ -325,16 +325,16 @@ def _as_curve(x: np.ndarray) -> np.ndarray:
 
 
 def _check(
-    rungs: Sequence[int], factor: float, chunk: int | None
+    ends: Sequence[int], factor: float, chunk: int | None
 ) -> tuple[tuple[int, ...], int | None]:
     _check_factor(factor)
-    if not len(rungs):
-        raise ValueError(f"need at least one rung, got {rungs=}")
-    for before, rung in zip((0, *rungs), rungs, strict=False):
-        numerics.check_count("rung", rung, before + 1)
+    if not len(ends):
+        raise ValueError(f"need at least one rung, got rungs={ends}")
+    for start, end in itertools.pairwise((0, *ends)):
+        numerics.check_count("rung", end, start + 1)
     if chunk is not None:
         chunk = numerics.check_count("chunk", chunk, 1)
-    return tuple(map(int, rungs)), chunk
+    return tuple(map(int, ends)), chunk
 
 
 def _check_factor(factor: float) -> None:
