@@ -50,15 +50,15 @@ def fitting_norm(
         norm_fn: maps a tree to its norms.
         x: a tree of floats.
     """
-    norm = norm_fn(x)
-    overflows = norm == jnp.inf
+    plain = norm_fn(x)
+    overflows = plain == jnp.inf
 
     def of_less() -> jax.Array:
         less = jax.tree.map(lambda u: u * jnp.asarray(2.0**-64, u.dtype), x)
-        return jnp.where(overflows, norm_fn(less), norm)
+        return jnp.where(overflows, norm_fn(less), plain)
 
-    fitting = lax.cond(jnp.any(overflows), of_less, lambda: norm)
-    return fitting, jnp.where(overflows, 2.0**-64, 1).astype(norm.dtype)
+    fitting = lax.cond(jnp.any(overflows), of_less, lambda: plain)
+    return fitting, jnp.where(overflows, 2.0**-64, 1).astype(plain.dtype)
 
 
 def times_ratio(
@@ -120,8 +120,8 @@ def largest_square(dtype: Any) -> float:
 
 def saturated(x: jax.Array, source: jax.Array) -> jax.Array:
     """Return min(x, `largest_square`) where the source is finite, else x; x >= 0."""
-    bounded = jnp.minimum(x, largest_square(x.dtype))
-    return jnp.where(jnp.isfinite(source), bounded, x)
+    limited = jnp.minimum(x, largest_square(x.dtype))
+    return jnp.where(jnp.isfinite(source), limited, x)
 
 
 def bounded(x: jax.Array, *sources: jax.Array) -> jax.Array:

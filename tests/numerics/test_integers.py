@@ -264,7 +264,7 @@ NO_COUNTS = {"cosine", "warmup_cosine", "adaptive_clip", "batch"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NO_COUNTS])
-def test_a_bool_is_no_integer(name):
+def test_a_bool_is_not_an_integer(name):
     call, _ = CASES[name]
     for value in (True, np.True_):
         with pytest.raises((ValueError, TypeError), match="need "):

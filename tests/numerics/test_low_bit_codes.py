@@ -50,7 +50,7 @@ def sample(coding, shape, seed=0):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_codes_stand_for_what_their_definition_says(coding):
+def test_codes_have_the_values_of_their_definition(coding):
     numbers = np.arange(2**coding.bits, dtype=np.uint8)
     packed = numbers if coding.bits == 8 else numbers[:8] | (numbers[8:] << 4)
     scale = np.full((1, 1), 0.75, np.float32)
@@ -75,7 +75,7 @@ def test_rounding_to_the_nearest_finds_the_nearest_code(coding):
     np.testing.assert_allclose(np.max(np.abs(got), 1), largest[:, 0], rtol=2e-7)
 
 
-def test_the_signed_have_a_zero_and_the_others_have_none():
+def test_only_signed_codes_include_zero():
     entries = np.array([0.0, 1e-20, 1.0, 0.5], np.float32)
     for bits in (8, 4):
         assert decoded(entries, low_bit_codes.Coding(bits, True), 4)[0] == 0
@@ -103,7 +103,7 @@ def test_uniform_dither_rounds_without_bias(coding):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_what_has_a_code_keeps_it(coding):
+def test_a_value_with_a_code_is_encoded_exactly(coding):
     once = encode(sample(coding, (33, 7)), coding, 16)
     for dither in ((), (dither_like(once, jnp.int32(3), 1),)):  # (): to the nearest
         again = encode_like(once, decode(once), *dither)
@@ -112,7 +112,7 @@ def test_what_has_a_code_keeps_it(coding):
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 7), (2, 4, 4)])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_any_shape_comes_back(shape, bits):
+def test_any_shape_is_restored(shape, bits):
     x = jnp.full(shape, -2.0, jnp.bfloat16)
     coded = encode(x, low_bit_codes.Coding(bits, True), 4)
     blocks = -(-x.size // 4)
@@ -124,7 +124,7 @@ def test_any_shape_comes_back(shape, bits):
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_block_of_zeros_stays_zero_and_knows_no_other_block(coding):
+def test_a_block_of_zeros_stays_zero_beside_other_blocks(coding):
     x = np.concatenate([np.zeros(4), [1.0, np.nan, 2.0, 3.0], np.ones(4)])
     x = x.astype(np.float32)
     got = decoded(x, coding, 4)
@@ -180,7 +180,7 @@ def follow(squares, nearest):
     return np.asarray(decode(coded)) / np.asarray(exact)
 
 
-def test_a_slow_average_follows_where_rounding_to_the_nearest_stands_still():
+def test_a_slow_average_changes_where_rounding_to_nearest_leaves_it():
     # The first entry of each block holds the scale; the others fall to a hundredth.
     squares = np.full((4000, 1024), 0.01, np.float32)
     squares[:1000] = 1.0

@@ -1,4 +1,4 @@
-"""No array of `numpy.ma` loses its mask: it is refused by every door, by leaf."""
+"""No array of `numpy.ma` loses its mask: every function refuses it, by leaf."""
 
 import jax.numpy as jnp
 import numpy as np

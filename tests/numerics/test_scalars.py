@@ -1,4 +1,4 @@
-"""Hyperparameters enter the arithmetic as data; the arithmetic survives its edges."""
+"""Hyperparameters are data; arithmetic is accurate in its limiting cases."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_hyper_widens_a_narrow_value_to_the_default_float():
     assert numerics.hyper(jnp.bfloat16(0.5)).dtype == jnp.float32
 
 
-def test_hyper_asks_a_schedule_for_the_step():
+def test_hyper_calls_a_schedule_with_the_step():
     scalar = numerics.hyper(lambda step: 0.5 * step.astype(float), jnp.int32(3))
     np.testing.assert_array_equal(scalar, 1.5)
 
@@ -33,7 +33,7 @@ def test_hyper_takes_tracers_under_vmap_grad_and_jvp():
     np.testing.assert_array_equal(jax.jacfwd(square)(3.0), 6.0)
 
 
-def test_hyper_refuses_what_is_no_scalar():
+def test_hyper_refuses_a_value_that_is_not_a_scalar():
     with pytest.raises(ValueError, match=r"need a scalar hyperparameter.*\(3,\)"):
         numerics.hyper(lambda step: jnp.ones(3), jnp.int32(0))
     with pytest.raises(TypeError, match="takes no schedule"):
@@ -62,7 +62,7 @@ def test_numbers_are_checked_and_arrays_pass_unread():
 
 
 @pytest.mark.parametrize("bad", ["1e-3", [1e-3], {"value": 1.0}])
-def test_what_is_no_hyperparameter_is_refused(bad):
+def test_an_object_that_is_not_a_hyperparameter_is_refused(bad):
     with pytest.raises(TypeError, match="need decay to be a number, a scalar array or"):
         numerics.check_number("decay", bad)
 
@@ -117,7 +117,7 @@ def test_a_key_is_typed_or_an_int():
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
-def test_norm_along_an_axis_is_exact_wherever_it_fits(size):
+def test_norm_along_an_axis_is_accurate_wherever_it_is_representable(size):
     x = np.array([[3, 4], [0, 0], [5e-3, 12e-3]], "f4") * np.float32(size)
     expected = np.linalg.norm(x.astype(float), axis=1, keepdims=True)
     got = numerics.norm(jnp.asarray(x), axis=1, keepdims=True)
@@ -139,5 +139,5 @@ def test_norm_along_an_axis_scales_each_slice_by_itself():
     ("x", "power"),
     [(1.0, 1.0), (1.99, 1.0), (3e38, 2.0**126), (0.75, 0.5), (0.0, 2.0**-126)],
 )
-def test_power_of_two_below_is_a_divisor_that_rounds_nothing(x, power):
+def test_division_by_power_of_two_below_is_exact(x, power):
     assert numerics.power_of_two_below(jnp.float32(x)) == power

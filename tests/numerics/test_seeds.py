@@ -1,4 +1,4 @@
-"""Every bit of a seed counts, and the small seeds keep the keys they always had."""
+"""Every bit of a seed matters, and small seeds keep their keys."""
 
 import hashlib
 
@@ -65,19 +65,19 @@ def as_bytes(x):
 
 
 @pytest.mark.parametrize("use", USES)
-def test_no_two_seeds_do_the_same(use):
+def test_different_seeds_give_different_runs(use):
     seeds, function = USES[use]
     assert len(set(seeds)) == len(seeds)
     results = {as_bytes(function(seed)): seed for seed in seeds}
     assert len(results) == len(seeds)
 
 
-def test_no_two_seeds_have_one_key():
+def test_different_seeds_have_different_keys():
     assert len({bits(numerics.key(seed)) for seed in SEEDS}) == len(SEEDS)
 
 
 @pytest.mark.parametrize("name", ["threefry2x32", "rbg"])
-def test_a_folded_seed_is_no_step_of_another_run(name):
+def test_a_folded_seed_is_not_a_step_of_another_run(name):
     with jax.default_prng_impl(name):
         run = numerics.key(5)
         steps = {bits(jax.random.fold_in(run, t)) for t in [*range(100), 2**31 - 1]}
@@ -139,7 +139,7 @@ def test_a_wide_numpy_int_keeps_its_bits_without_x64(seed):
 
 
 @pytest.mark.parametrize("seed", [True, np.True_, 1.0, "1", None, [1], jnp.array(True)])
-def test_what_is_no_int_is_no_seed(seed):
+def test_a_seed_that_is_not_an_int_is_refused(seed):
     with pytest.raises(TypeError, match="need an int or a typed key"):
         numerics.key(seed)
     for draw in (lambda s: drawn(fg.sweeps.sobol, s), halves):

@@ -1,4 +1,4 @@
-"""A program in pieces gives what the whole gives."""
+"""The slices of a program together compute what the program computes."""
 
 import jax
 import jax.numpy as jnp

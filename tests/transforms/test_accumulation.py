@@ -57,7 +57,7 @@ def test_micro_batches_are_one_big_batch(name, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, want)
 
 
-def test_between_updates_nothing_moves():
+def test_between_updates_parameters_and_state_do_not_change():
     optimizer, params = accumulate(adam(0.1), 3), jnp.ones(2)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
@@ -74,7 +74,7 @@ def test_between_updates_nothing_moves():
     np.testing.assert_array_equal(state["accumulate"].total, np.zeros(2))
 
 
-def test_every_one_is_the_inner_transform():
+def test_with_every_of_one_it_is_the_inner_transform():
     params = {"w": jnp.ones(2)}
     plain, wrapped = (t.init(params) for t in (adam(0.1), accumulate(adam(0.1), 1)))
     assert jax.tree.structure(plain) == jax.tree.structure(wrapped)
@@ -127,7 +127,7 @@ def test_frozen_leaves_cost_nothing():
     assert np.all(trained_state.params["head"] < 1)
 
 
-def test_it_keeps_one_gradient_more_and_no_temporary_of_that_size():
+def test_it_keeps_one_more_gradient_without_a_temporary_of_that_size():
     size = 2**16
     params = jnp.zeros(size)
 

@@ -79,7 +79,7 @@ def test_lookahead_is_the_algorithm(k, alpha, reset, x64):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-def test_lookahead_that_goes_all_the_way_is_the_inner_optimizer(x64):
+def test_lookahead_with_a_slow_step_of_one_is_the_inner_optimizer(x64):
     start, given = jnp.ones(4), jnp.asarray(gradients())
     want, _ = visit(adam(falling), start, given)
     got, _ = visit(lookahead(adam(falling), 3, 1.0), start, given)

@@ -81,7 +81,7 @@ def test_a_named_chain_is_one_part():
     chex.assert_trees_all_equal(apply(inner), expected)
 
 
-def test_what_is_no_transform_is_refused():
+def test_an_object_that_is_not_a_transform_is_refused():
     with pytest.raises(TypeError, match=r"need a transform.*got int"):
         chain(3)
 
@@ -272,7 +272,7 @@ def test_a_new_value_compiles_nothing():
     chex.assert_trees_all_close(after, tree.scale(2.0, before), rtol=1e-6)
 
 
-def test_what_is_no_float_stays_static():
+def test_a_hyperparameter_that_is_not_a_float_stays_static():
     state = tunable(rmsprop, learning_rate=0.1, centered=True, momentum=None).init(
         PARAMS
     )
@@ -332,7 +332,7 @@ def test_tunables_report_their_values():
 
 
 @pytest.mark.parametrize("shallow_first", [True, False])
-def test_the_table_tells_leaves_with_one_ending_apart(shallow_first):
+def test_the_table_separates_leaves_whose_paths_have_one_ending(shallow_first):
     inner = "a" if not shallow_first else "z"  # trees are sorted by name
     params = {"weight": jnp.ones(3), inner: {"weight": jnp.ones(3)}}
     table = describe(partition([("weight", freeze()), ("**", trace(0.9))]), params)

@@ -1,4 +1,4 @@
-"""Weight decay says what it is by its place."""
+"""Weight decay: coupled or decoupled by its position in a chain."""
 
 import jax
 import jax.numpy as jnp

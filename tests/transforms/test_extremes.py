@@ -1,4 +1,4 @@
-"""Rules that measure updates, where squares do not fit into float32."""
+"""Rules that use norms of updates, where squares overflow or underflow."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +99,7 @@ def test_adam_steps_by_the_learning_rate_and_its_moments_decay_again(size, dtype
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_a_gradient_that_is_not_finite_still_shows(bad):
+def test_a_gradient_that_is_not_finite_stays_visible(bad):
     gradient = jnp.array([1.0, bad])
     for rule in (fg.adam(0.1), fg.rmsprop(0.1), fg.adagrad(0.1), fg.novograd(0.1)):
         assert not bool(jnp.all(jnp.isfinite(once(rule, gradient))))

@@ -36,7 +36,7 @@ def assert_same_bits(a, b):
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
-def test_a_gradient_that_is_not_finite_leaves_no_trace(value):
+def test_a_gradient_that_is_not_finite_changes_nothing(value):
     optimizer = skip_nonfinite(chain(add_noise(0.1, 0.5, key=0), adam(0.1)))
     update = jax.jit(optimizer.update)
     _, state = update(GOOD, optimizer.init(PARAMS), PARAMS)
@@ -47,7 +47,7 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(value):
     assert (after.consecutive, after.total) == (1, 1)
 
 
-def test_what_is_finite_is_the_inner_transform_bit_for_bit():
+def test_on_finite_gradients_it_is_the_inner_transform_bit_for_bit():
     guarded, plain = skip_nonfinite(adam(0.1)), adam(0.1)
     state, plain_state = guarded.init(PARAMS), plain.init(PARAMS)
     for _ in range(3):
@@ -95,7 +95,7 @@ def reports(optimizer, values, metrics="norms"):
 
 
 @pytest.mark.parametrize("metrics", ["norms", "loss"])
-def test_after_the_limit_it_says_so_and_still_writes_nothing(metrics):
+def test_after_the_limit_it_reports_that_and_still_skips(metrics):
     values = [1.0, *[np.nan] * 2, 1.0, *[np.nan] * 4, 1.0]
     state, told = reports(skip_nonfinite(sgd(0.1), 2), values, metrics)
     assert told["skip_nonfinite/consecutive"] == [0, 1, 2, 0, 1, 2, 3, 4, 0]
@@ -105,7 +105,7 @@ def test_after_the_limit_it_says_so_and_still_writes_nothing(metrics):
     np.testing.assert_allclose(state.params, np.full(2, 1.0 - 3 * 0.1), rtol=1e-6)
 
 
-def test_what_the_guard_lets_through_is_not_finite():
+def test_a_bad_group_outside_of_it_makes_the_step_not_finite():
     def two_losses(params, batch):
         return jnp.sum(params["safe"] * batch) + jnp.sum(params["bare"] * batch)
 
@@ -118,7 +118,7 @@ def test_what_the_guard_lets_through_is_not_finite():
     assert not metrics["is_finite"]
 
 
-def test_fit_goes_on_over_skips_and_stops_at_the_limit():
+def test_fit_continues_after_skips_and_stops_at_the_limit():
     def stopped_at(values):
         optimizer = skip_nonfinite(sgd(0.1), 1)
         dataset = data.from_arrays(jnp.array(values), 1, shuffle=False)

@@ -126,7 +126,7 @@ def test_every_rule_runs_on_codes(name, bits):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(update))
 
 
-def test_a_slow_second_moment_comes_down_with_the_gradients():
+def test_a_slow_second_moment_falls_with_the_gradients():
     # The first entry of each block holds the scale; the others fall to a tenth.
     params = {"w": jnp.zeros(512)}
     holds = jnp.arange(512) % 256 == 0
@@ -152,7 +152,7 @@ def test_a_run_repeats_to_the_bit():
     jax.tree.map(np.testing.assert_array_equal, (first, a), (second, b))
 
 
-def test_small_leaves_stay_and_then_nothing_changes():
+def test_small_leaves_are_not_encoded_and_updates_do_not_change():
     want, _ = visited(adam(0.1))
     got, _ = visited(quantize_state(adam(0.1)))  # 256 entries a leaf
     jax.tree.map(np.testing.assert_array_equal, got, want)
@@ -178,7 +178,7 @@ class Foreign:
         return {"w": -m["w"] / jnp.sqrt(v["w"] + 1e-8)}, {"m": m, "v": v}
 
 
-def test_a_foreign_rule_is_told_by_globs():
+def test_moments_of_a_foreign_rule_are_selected_by_globs():
     params = {"w": jnp.ones((4, 16))}
     wrapped = small(Foreign(), signed="**/m/**", non_negative=("**/v/*",))
     state = wrapped.init(params)["quantize_state"].inner["Foreign"]
@@ -209,7 +209,7 @@ def test_an_array_that_an_update_hands_on_keeps_its_codes():
     np.testing.assert_allclose(last, 3 * params["w"], atol=0.3)
 
 
-def test_a_transform_without_state_is_left_as_it_is():
+def test_a_transform_without_state_does_not_change():
     params = {"w": jnp.full(3, 2.0)}
     optimizer = small(clip_by_global_norm(1e9))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -239,7 +239,7 @@ def test_moments_of_complex_parameters_stay_and_their_squares_do_not():
         ({"block_size": 7}, "need an even block_size >= 2, got block_size=7"),
     ],
 )
-def test_wrong_arguments_are_told(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         quantize_state(adam(0.1), **arguments)
 
@@ -257,7 +257,7 @@ def test_wrong_arguments_are_told(arguments, message):
         ),
     ],
 )
-def test_globs_that_do_not_fit_are_told(globs, message):
+def test_globs_that_do_not_fit_are_refused(globs, message):
     with pytest.raises(ValueError, match=message):
         quantize_state(adam(0.1), **globs).init(gradients(0))
 

@@ -151,7 +151,7 @@ def test_the_derivative_of_unstack_is_one_concatenation():
     assert "scatter-add" not in primitives
 
 
-def test_an_evaluation_point_comes_back_as_single_leaves():
+def test_an_evaluation_point_is_returned_as_single_leaves():
     params = {"a": [jnp.zeros(2)] * 2, "frozen": jnp.ones(2), "b": jnp.zeros(2)}
     inner = chain(sgd(1.0), ema_params(0.5, debias=False))
     optimizer = partition([("frozen", freeze()), ("**", stack_leaves(inner))])
@@ -219,6 +219,6 @@ def test_leaves_are_frozen_outside():
         stack_leaves(freeze())
 
 
-def test_a_glob_that_means_leaves_selects_no_stack():
+def test_a_glob_over_leaf_paths_selects_no_stack():
     with pytest.raises(ValueError, match="need a glob that selects a leaf"):
         stack_leaves(adamw(0.1, mask="**/weight")).init(random_tree(0))

@@ -88,7 +88,7 @@ def test_ten_thousand_small_additions_make_two_of_one():
     assert np.std(summed) < 0.12
 
 
-def test_without_it_one_stays_one():
+def test_without_it_a_small_update_of_one_is_lost():
     np.testing.assert_array_equal(add_many(scale(1.0), jnp.bfloat16), 1.0)
 
 
@@ -145,7 +145,7 @@ def test_wide_and_complex_leaves_pass_unchanged():
     jax.tree.map(np.testing.assert_array_equal, updates, step)
 
 
-def test_a_key_that_is_none_is_refused():
+def test_an_object_that_is_not_a_key_is_refused():
     with pytest.raises(TypeError, match="need an int or a typed key"):
         stochastic_round(key=0.5)
 

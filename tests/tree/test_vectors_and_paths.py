@@ -136,7 +136,7 @@ def test_norm_has_gradient_zero_at_zero():
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-19, 1.0, 1e19, 1e37])
-def test_norm_is_exact_wherever_it_fits(size):
+def test_norm_is_accurate_wherever_it_is_representable(size):
     a = {"x": jnp.array([3.0, 0.0]) * size, "y": jnp.float32(4.0) * size}
     expected = np.sqrt(sum(np.sum(np.square(x, dtype=float)) for x in a.values()))
     norm, gradient = jax.value_and_grad(tree.norm)(a)
@@ -152,7 +152,7 @@ def test_norm_of_ordinary_entries_has_the_bits_of_the_plain_root():
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(np.inf, np.inf), (np.nan, np.nan)])
-def test_norm_of_what_is_not_finite_says_so(bad, expected):
+def test_norm_of_a_tree_that_is_not_finite_is_not_finite(bad, expected):
     np.testing.assert_array_equal(tree.norm(jnp.array([1.0, bad])), expected)
 
 
