@@ -67,7 +67,7 @@ def flagged_fit(flag, feed, loop, loss_fn=loss_fn, **options):
         ),
     ],
 )
-def test_a_run_goes_on_as_usual(flag, feed, loop):
+def test_a_run_continues_as_usual(flag, feed, loop):
     evaluates = {"metric_fn": metric_fn, "eval_data": ARRAYS, "eval_every": 2}
     result = flagged_fit(flag, feed, loop, **evaluates)
     assert (result.stopped, int(result.state.step)) == ("completed", 4)
@@ -265,6 +265,6 @@ def test_a_sweep_points_at_the_operation_that_gives_nan(flag, name):
     ],
     indirect=True,
 )
-def test_an_autopsy_finds_what_it_looks_for(flag):
+def test_an_autopsy_finds_the_operation(flag):
     jax.config.update(flag, FLAGS[flag])
     assert examined() == "div"

@@ -19,8 +19,8 @@ def argument_path(replayed: Replay, origin: Origin) -> Path:
     """Return the path of an argument of the step: params/w, batch/x."""
     arguments = {**replayed.state._asdict(), "batch": replayed.batch}
     paths = {id(leaf): path for path, leaf in tree.leaf_paths(arguments).items()}
-    leaves = jax.tree.leaves((replayed.state, replayed.batch))
-    return paths[id(leaves[origin.location[1]])]
+    arrays = jax.tree.leaves((replayed.state, replayed.batch))
+    return paths[id(arrays[origin.location[1]])]
 
 
 def phase(replayed: Replay, cause: RootCause, paths: Sequence[Path]) -> str:
@@ -68,7 +68,9 @@ def rows(replayed: Replay, origin: Origin) -> np.ndarray | None:
         is_candidate = bad.any(axis=others)
         if bad.shape[axis] != size or is_candidate.all():
             continue
-        order = np.where(is_candidate, np.argmin(is_candidate), np.arange(size))
+        order = np.where(
+            is_candidate, np.argmin(is_candidate), np.arange(bad.shape[axis])
+        )
         if not replayed.is_bad(_reorder(replayed.batch, order)):
             return np.flatnonzero(is_candidate)
     return None
@@ -97,8 +99,8 @@ def _reorder(batch: Any, order: np.ndarray) -> Any:
 
 def norms(params: Params) -> dict[Path, float]:
     """Return every leaf's norm, the largest first."""
-    leaves = {p: x for p, x in tree.leaf_paths(params).items() if _is_numeric(x)}
-    by_path = {path: _norm(np.asarray(x)) for path, x in leaves.items()}
+    numeric = {p: x for p, x in tree.leaf_paths(params).items() if _is_numeric(x)}
+    by_path = {path: _norm(np.asarray(x)) for path, x in numeric.items()}
     return dict(sorted(by_path.items(), key=lambda item: -item[1]))
 
 

@@ -137,10 +137,10 @@ def explained(fn: Callable[..., Any], more: str = "") -> Iterator[None]:
         kinds = [words for kind, words in _TRACED.items() if isinstance(error, kind)]
         if not kinds:
             raise
-        asked, remedy = kinds[0]
+        operation, remedy = kinds[0]
         raise TypeError(
             f"need operations of jax.numpy on traced arrays in {_where(fn, error)}, "
-            f"got {asked} on one, whose value is not known while it is traced: "
+            f"got {operation} on one, whose value is not known while it is traced: "
             f"{remedy}{more}"
         ) from error
 

@@ -165,7 +165,8 @@ def _with_kept(reports: Metrics, opt_state: OptState) -> Metrics:
     kept: Metrics = {}
     for path, node in queries.find_with_paths(opt_state, StepLengthState):
         ending = f"{path.rpartition('/')[2]}/step_length"
-        kept |= dict.fromkeys(queries.reported(reports, ending), node.step_length)
+        for report in queries.reported(reports, ending):
+            kept[report] = node.step_length
     return reports | kept
 
 

@@ -62,7 +62,7 @@ def plateau(step: Step, metric: Metric = "loss") -> Step:
         >>> step = fg.steps.plateau(step)
     """
 
-    name, asked = (metric, None) if isinstance(metric, str) else directed(metric)
+    name, mode = (metric, None) if isinstance(metric, str) else directed(metric)
 
     def watched(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
@@ -70,12 +70,12 @@ def plateau(step: Step, metric: Metric = "loss") -> Step:
             raise ValueError(f"need one of {sorted(metrics)} to observe, got {metric=}")
 
         def observed(node: Any) -> Any:
-            if asked and node.mode not in (None, asked):
+            if mode and node.mode not in (None, mode):
                 raise ValueError(
-                    f"need one direction for {name!r}, got {asked!r} here and "
+                    f"need one direction for {name!r}, got {mode!r} here and "
                     f"{node.mode!r} in reduce_on_plateau"
                 )
-            is_negated = node.mode is None and direction(name, asked) == "max"
+            is_negated = node.mode is None and direction(name, mode) == "max"
             return add_observation(node, (-1 if is_negated else 1) * metrics[name])
 
         return _replace(new_state, observed), metrics

@@ -319,11 +319,10 @@ def _accumulator(name: str, value: Any, count: int) -> Accumulator:
 
 
 def _pair(name: str, total: Any, weight: Any) -> Mean:
-    shapes = jnp.shape(total), jnp.shape(weight)
-    if shapes[1] not in ((), shapes[0]):
+    if jnp.shape(weight) not in ((), jnp.shape(total)):
         raise ValueError(
             f"need metric {name!r} as (sum, weight) of one shape, "
-            f"got {shapes[0]} and {shapes[1]}"
+            f"got {jnp.shape(total)} and {jnp.shape(weight)}"
         )
     total, weight = (jnp.asarray(_real(name, x)) for x in (total, weight))
     return _mean(pair_of(total), pair_of(weight))

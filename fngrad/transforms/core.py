@@ -221,8 +221,8 @@ def wrapper(
         updates, state, _ = advance(update_only, updates, state, params)
         return updates, state
 
-    report = functools.partial(advance, update_and_report)
-    return Transform(init, update, name, report=report, trainable=trainable)
+    with_metrics = functools.partial(advance, update_and_report)
+    return Transform(init, update, name, report=with_metrics, trainable=trainable)
 
 
 def update_only(

@@ -76,8 +76,8 @@ def norm(a: Any) -> jax.Array:
     dtype = jax.eval_shape(vdot, a, a).dtype
     wide = jax.tree.map(lambda x: _with_precision(x, dtype), a)
 
-    def square_of_scaled(scale: jax.Array) -> jax.Array:
-        shrunk = jax.tree.map(lambda x: numerics.divided(x, scale), wide)
+    def square_of_scaled(divisor: jax.Array) -> jax.Array:
+        shrunk = jax.tree.map(lambda x: numerics.divided(x, divisor), wide)
         return vdot(shrunk, shrunk)
 
     return numerics.root_of_squares(vdot(wide, wide), square_of_scaled)

@@ -89,7 +89,7 @@ REFUSED = {
     ),
     "nullable objects": (
         Column(np.array([1, 2], object), Nullable("Int64")),
-        r"Int64 at 'x': \.astype\(np\.float32\) makes floats",
+        r"Int64 at 'x': \.astype\(np\.float32\) converts it to floats",
     ),
     "categories": (
         Categories(np.array(["a", "b"], object), Nullable("category")),
@@ -101,9 +101,12 @@ REFUSED = {
     ),
     "numbers as objects": (
         column(1, 2.5, None, dtype=object),
-        r"object at 'x': \.astype\(np\.float32\) makes floats",
+        r"object at 'x': \.astype\(np\.float32\) converts it to floats",
     ),
-    "table": (np.array([[1, "a"]], object), "object at 'x': a dict of its columns"),
+    "table": (
+        np.array([[1, "a"]], object),
+        "object at 'x': pass a dict of its columns",
+    ),
     "bytes": (np.array([b"a", b"b"]), r"\|S1 at 'x': np\.unique"),
     "dates": (np.array(["2020-01-01"], "M8[D]"), r"datetime64\[D\] at 'x': \(x - orig"),
     "durations": (np.array([1, 2], "m8[s]"), r"timedelta64\[s\] at 'x': \(x - origin"),

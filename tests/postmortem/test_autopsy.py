@@ -1,4 +1,4 @@
-"""The operation that made a step bad is named, wherever it stands."""
+"""The operation that made a step bad is named, wherever it is."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def test_an_overflow_is_found_in_its_layer_and_row():
     assert found.leaf == "gradient/head/bias"
 
 
-def test_an_overflow_in_the_optimizer_is_told_from_the_gradient():
+def test_an_overflow_in_the_optimizer_is_separated_from_the_gradient():
     def loss_fn(params, batch):
         return jnp.sum(params["w"].astype(jnp.float32) * -30.0)
 
@@ -223,7 +223,7 @@ def test_micro_batches_accumulation_and_sam_are_seen_through():
         assert found.leaf == "gradient/w"
 
 
-def test_the_second_forward_pass_of_sam_is_no_backward_pass():
+def test_the_second_forward_pass_of_sam_is_not_a_backward_pass():
     def loss_fn(params, batch):
         return -jnp.sum(jnp.sqrt(params["w"]))
 

@@ -1,4 +1,4 @@
-"""An autopsy tells the step, the examples and the lines, or why it cannot."""
+"""An autopsy names the step, the examples and the lines, or why it cannot."""
 
 import sysconfig
 
@@ -31,7 +31,7 @@ def test_a_nan_in_the_state_is_named():
     assert found.explanation == "params/w is not finite in 1 entry of 3"
 
 
-def test_a_mask_that_leaves_an_example_nothing_is_told_with_the_example():
+def test_a_mask_that_is_false_for_all_of_an_example_is_named_with_the_example():
     def loss_fn(params, batch):
         scores = jnp.where(batch["mask"], batch["x"] * params["w"], -jnp.inf)
         return jnp.mean(jax.nn.softmax(scores))
@@ -44,7 +44,7 @@ def test_a_mask_that_leaves_an_example_nothing_is_told_with_the_example():
     np.testing.assert_array_equal(found.indices, [6])
 
 
-def test_a_label_out_of_range_is_told_with_its_example():
+def test_a_label_out_of_range_is_named_with_its_example():
     def loss_fn(params, batch):
         return losses.softmax_cross_entropy_with_integer_labels(
             batch["x"] @ params["w"], batch["y"], reduction="mean"
@@ -73,7 +73,7 @@ def test_the_run_is_made_again_up_to_the_bad_step():
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_without_norms_the_parameters_tell_a_step_earlier():
+def test_without_norms_bad_parameters_are_found_a_step_earlier():
     def loss_fn(params, batch):
         return jnp.sum(jnp.sqrt(params["w"]))
 
@@ -97,7 +97,7 @@ def test_the_line_of_an_installed_package_leads_to_the_users():
     assert found.lines[1].endswith("(loss_fn)")
 
 
-def test_an_einsum_in_a_scope_is_no_layer(capfd):
+def test_an_einsum_in_a_scope_is_not_a_layer(capfd):
     def loss_fn(params, batch):
         with jax.named_scope("encoder"):
             scores = jnp.einsum("bi,i->b", batch["x"], params["w"])
@@ -125,7 +125,7 @@ def test_an_autopsy_can_be_given_up(calls):
         examine(mean_square, W, optimizer=sgd(3e38), check=check)
 
 
-def test_the_report_is_short_and_says_what_to_look_at():
+def test_the_report_is_short_and_names_the_evidence():
     def loss_fn(params, batch):
         return jnp.sum(batch["x"] @ params["w"]) + jnp.log(params["shift"]).sum()
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_examined_is_refused():
         autopsy(step, many, DATA)
 
 
-def test_a_step_that_only_says_that_it_is_bad_is_reported():
+def test_a_step_whose_only_sign_is_is_finite_is_reported():
     def step(state, batch):
         metrics = {"loss": jnp.zeros(()), "is_finite": state.step < 2}
         return state._replace(step=state.step + 1), metrics
@@ -165,7 +165,7 @@ def test_a_step_that_only_says_that_it_is_bad_is_reported():
     assert str(found).startswith("step 3 went bad: is_finite in the compiled step")
 
 
-def test_naming_gradients_changes_no_bit_and_no_program():
+def test_naming_gradients_changes_neither_bits_nor_programs():
     state, batch = init_state(W, sgd(0.1), key=0), DATA.batch(0)
     named = jax.jit(make_step(mean_square, sgd(0.1))).lower(state, batch).as_text()
     assert "gradient/" not in named

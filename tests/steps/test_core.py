@@ -1,4 +1,4 @@
-"""What holds for every step that looks at the loss."""
+"""Properties of all steps that evaluate the loss themselves."""
 
 import functools
 
@@ -197,7 +197,7 @@ def test_key_metrics_and_model_state_work_in_every_step(name):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_refuses_what_it_is_not_for(name):
+def test_a_step_refuses_other_states_and_losses(name):
     optimizer, build, _ = STEPS[name]
     with pytest.raises(TypeError, match="need a TrainState from init_state, got dict"):
         build(function_of(name), optimizer)({}, BATCH)

@@ -88,7 +88,7 @@ def test_sam_at_a_minimum_stays():
     assert metrics["sharpness"] == 0
 
 
-def test_sam_says_so_when_its_second_look_is_not_finite():
+def test_sam_reports_that_its_second_evaluation_is_not_finite():
     def edged(w, batch):
         return jnp.sum(jnp.where(w > 1.2, jnp.nan, 1.0) * w**2)
 

@@ -226,7 +226,7 @@ def test_a_direction_uphill_gives_way_to_the_gradient(condition):
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_without_a_way_down_parameters_stay_bit_for_bit(condition):
+def test_without_a_decrease_parameters_stay_bit_for_bit(condition):
     for loss_fn, start in (
         (bowl, [0.0, 0.0]),
         (lambda w, batch: jnp.sum(jnp.abs(w)), [0.0, 0.0]),
@@ -257,7 +257,7 @@ def test_the_loss_never_rises_whatever_the_direction(condition):
     assert np.all(history["evaluations"] <= 30)
 
 
-def test_a_search_begins_where_the_last_one_ended():
+def test_a_search_begins_with_the_last_length():
     optimizer = chain(sgd(1.0), scale_by_step_length(0.01))
     visited = first_steps(bowl, optimizer, [1.0, 0.0], 3, max_learning_rate=10.0)
     lengths = [float(m["step_length"]) for _, m in visited]

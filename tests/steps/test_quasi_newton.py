@@ -111,7 +111,7 @@ def test_complex_parameters_are_pairs_of_real_ones():
     np.testing.assert_allclose(np.imag(complex_), real[:, 2:], rtol=1e-12)
 
 
-def test_a_nan_gradient_leaves_no_trace_in_the_memory():
+def test_a_nan_gradient_does_not_change_the_memory():
     params, gradients = path()
     gradients = gradients.copy()
     gradients[8] = np.nan
@@ -121,7 +121,7 @@ def test_a_nan_gradient_leaves_no_trace_in_the_memory():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
 
-def test_a_donated_memory_takes_no_gradient_along():
+def test_donating_the_memory_does_not_delete_a_gradient():
     params, gradient = jnp.ones(2), jnp.ones(2)
     optimizer = scale_by_lbfgs()
     _, state = optimizer.update(gradient, optimizer.init(params), params)

@@ -129,7 +129,7 @@ def test_an_estimate_that_is_not_finite_is_forgotten():
     assert moved == [True, False, True]
 
 
-def test_sophia_of_stacks_wants_stacked_parameters():
+def test_sophia_of_stacks_requires_stacked_parameters():
     def loss_of(params, batch):
         return sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
 

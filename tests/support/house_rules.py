@@ -30,7 +30,7 @@ HOUSE = (
     (
         *(0, "programs/"),
         "traced programs cut into slices (`jaxprs`), arguments recognised by name "
-        "(`signatures`), `optional_imports`",
+        "(`signatures`), `optional_imports`, `text_tables`",
     ),
     (
         *(1, "transforms/"),
@@ -79,7 +79,11 @@ HOUSE = (
         "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`; "
         "diverged lanes (`divergence`), `skipping`",
     ),
-    (4, "postmortem/", "`autopsy`: the operation, layer and leaf that made a step bad"),
+    (
+        *(4, "postmortem/"),
+        "`autopsy`: the operation that made a step bad (`root_cause`), its layer and "
+        "line (`source_locations`), its leaves and rows (`evidence`)",
+    ),
     (5, "files/", "one writer a folder (`locks`), `atomic_writes`, JSON, local paths"),
     (
         *(6, "checkpoint/"),

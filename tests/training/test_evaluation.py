@@ -102,7 +102,7 @@ def test_integer_counts_are_exact():
         assert got["n"] == np.float32(DATA["y"].sum()) / np.float32(N)
 
 
-def test_one_nan_spoils_its_own_metric_only():
+def test_a_nan_affects_only_its_own_metric():
     x = DATA["x"].copy()
     x[7, 0] = np.nan
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_folded_raises(fn, data, kind, message):
     assert message in str(error.value)
 
 
-def test_batch_size_that_is_no_count_raises():
+def test_a_batch_size_that_is_not_a_count_is_refused():
     for bad in (0, 2.5, "all"):
         with pytest.raises(ValueError, match="need an int batch_size >= 1, got") as e:
             evaluate(metric_fn, PARAMS, DATA, batch_size=bad)  # pyright: ignore

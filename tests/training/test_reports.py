@@ -88,7 +88,7 @@ def norms(trainable: Any) -> int:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_that_tells_is_hardly_larger_than_one_that_does_not(name):
+def test_a_step_with_reports_is_hardly_larger_than_one_without(name):
     """Compare all equations with those that loss, state and norms need.
 
     Without reports means: the optimizer's update alone, of whose equations those count
@@ -104,7 +104,7 @@ def test_a_step_that_tells_is_hardly_larger_than_one_that_does_not(name):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_can_tell_in_double_precision(name, dtype, x64):
+def test_a_step_reports_in_double_precision(name, dtype, x64):
     wide = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), PARAMS)
     step = fg.make_step(loss_fn, OPTIMIZERS[name])
     state = jax.eval_shape(lambda p: fg.init_state(p, OPTIMIZERS[name], 0), wide)
@@ -120,7 +120,7 @@ def test_an_exception_is_one(name):
     assert count(program(optimizer, "norms").eqns) > 1.1 * without
 
 
-def test_without_norms_none_is_computed():
+def test_with_metrics_loss_no_norm_is_computed():
     text = str(program(fg.skip_nonfinite(fg.sgd(0.1)), "loss"))
     assert "sqrt" not in text
     assert "sqrt" in str(program(fg.skip_nonfinite(fg.sgd(0.1)), "norms"))
@@ -145,7 +145,7 @@ def test_a_report_that_is_not_the_update_breaks_a_law(told, message):
         fg.check_transform(part, PARAMS)
 
 
-def test_a_part_made_of_its_report_says_its_equation_once():
+def test_a_part_made_from_its_report_has_its_equation_once():
     def halve(updates, state, params):
         return tree.scale(0.5, updates), state, {"size": tree.norm(updates)}
 
@@ -171,7 +171,7 @@ def test_an_update_needs_no_names_that_a_report_needs(wrap, size):
         twice.report(params, state, params)
 
 
-def test_a_skipped_step_tells_of_the_gradient_that_came():
+def test_a_skipped_step_reports_the_gradient_that_it_skips():
     optimizer = fg.skip_nonfinite(CLIPPED)
     params = jnp.ones(2)
     state = optimizer.init(params)
@@ -184,7 +184,7 @@ def test_a_skipped_step_tells_of_the_gradient_that_came():
         np.testing.assert_allclose(rate, 0.1)
 
 
-def test_the_derivative_of_what_a_skipped_step_tells_is_finite():
+def test_the_derivative_of_the_reports_of_a_skipped_step_is_finite():
     def told(rate, gradient):
         optimizer, params = fg.skip_nonfinite(fg.sgd(rate)), jnp.ones(2)
         made = report(optimizer, gradient, optimizer.init(params), params)
@@ -195,7 +195,7 @@ def test_the_derivative_of_what_a_skipped_step_tells_is_finite():
     np.testing.assert_array_equal(slopes, [1.0, 0.0])
 
 
-def test_a_searched_step_tells_the_length_where_it_began():
+def test_a_searched_step_reports_the_length_with_which_it_began():
     optimizer = fg.chain(fg.sgd(1.0), scale_by_step_length(0.25))
     step = fg.steps.line_search(lambda w, batch: jnp.sum(w**2), optimizer)
     state = fg.init_state(jnp.ones(2), optimizer, key=0)
@@ -204,7 +204,7 @@ def test_a_searched_step_tells_the_length_where_it_began():
     assert metrics["scale_by_step_length/step_length"] == 0.25
 
 
-def test_a_searched_step_leaves_other_reports_alone():
+def test_a_searched_step_does_not_change_other_reports():
     def tell(updates, state, params):
         return updates, state, {"step_length": jnp.float32(7.0)}
 

@@ -169,7 +169,7 @@ def test_arguments_of_make_step_and_init_state_are_checked():
         init_state({}, sgd(0.1), 0)
 
 
-def test_what_is_no_state_is_refused():
+def test_an_object_that_is_not_a_state_is_refused():
     with pytest.raises(TypeError, match="need a TrainState from init_state, got dict"):
         make_step(loss_fn, sgd(0.1))(PARAMS, BATCH)
 
@@ -277,7 +277,7 @@ def test_a_batch_that_cannot_be_cut_is_refused():
         step(init_state(PARAMS, sgd(0.1), 0), BATCH)
 
 
-def test_maps_and_losses_of_one_seed_see_other_randomness():
+def test_maps_and_losses_of_one_seed_have_different_draws():
     def draw(batch, key):
         return {"draw": jax.random.normal(key, (2,))}
 

@@ -167,7 +167,7 @@ def test_adaptive_clip_accepts_other_axes():
     np.testing.assert_array_equal(pair, apply(adaptive_clip(0.1), g, w))
 
 
-def test_adaptive_clip_counts_a_unit_of_zeros_as_epsilon():
+def test_adaptive_clip_gives_a_unit_of_zeros_the_norm_epsilon():
     got = apply(adaptive_clip(0.1, eps=0.5), jnp.array([3.0, 4.0]), jnp.zeros(2))
     np.testing.assert_allclose(got, [0.03, 0.04], rtol=1e-6)
 

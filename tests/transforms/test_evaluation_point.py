@@ -60,7 +60,7 @@ def test_a_state_without_an_optimizer_gives_its_parameters():
     assert eval_params(Bare(PARAMS)) is PARAMS
 
 
-def test_what_has_no_parameters_is_refused():
+def test_a_state_without_parameters_is_refused():
     with pytest.raises(
         TypeError, match="need a TrainState or a state with params, got"
     ):
@@ -114,7 +114,7 @@ def test_a_partition_mixes_points_and_parameters():
     assert_moved(point["a"], state.params["a"])
 
 
-def test_frozen_leaves_are_evaluated_where_they_are_and_cost_no_memory():
+def test_frozen_leaves_are_evaluated_unchanged_and_cost_no_memory():
     inner = fg.partition([("c", fg.freeze()), ("**", fg.sgd(0.1))])
     params = {**PARAMS, "c": jnp.arange(3)}
     state = trained(schedule_free(inner, 0.1), params)

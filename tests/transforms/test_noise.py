@@ -19,7 +19,7 @@ def noise_of(transform, steps):
 
 
 @pytest.mark.parametrize(("eta", "gamma"), [(4.0, 0.0), (4.0, 2.0), (0.25, 0.5)])
-def test_the_variance_falls_as_the_paper_says(eta, gamma):
+def test_the_variance_decays_as_in_the_paper(eta, gamma):
     for t, noise in enumerate(noise_of(add_noise(eta, gamma, key=3), 3)):
         # sqrt(2 / 4000) = 2 % is the spread of a variance from 4000 draws.
         got = np.var(noise["a"])
@@ -40,7 +40,7 @@ def test_an_int_and_its_typed_key_are_the_same():
     assert not np.array_equal(a["a"], c["a"])
 
 
-def test_the_noise_of_a_step_depends_on_nothing_but_key_and_step():
+def test_the_noise_of_a_step_depends_only_on_key_and_step():
     transform = add_noise(1.0, 0.5, key=7)
     state = transform.init(PARAMS)["add_noise"]
     resumed = {"add_noise": state._replace(step=jnp.int32(2))}
