@@ -54,3 +54,12 @@ def test_the_table_names_every_optimizer():
 
     for name in REGISTRY:
         assert f"`fg.{name}" in README, name
+
+
+def test_the_docstring_of_every_optimizer_has_or_refers_to_its_paper():
+    import fngrad as fg
+
+    for name, optimizer in fg.REGISTRY.items():
+        refers = re.findall(r"`(\w+)`", optimizer.__doc__ or "")
+        sources = [optimizer, *(getattr(fg, other, None) for other in refers)]
+        assert any("http" in (source.__doc__ or "") for source in sources), name

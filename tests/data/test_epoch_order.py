@@ -157,7 +157,7 @@ def test_the_walk_is_geometric_and_short(n):
     words = 2 ** (n - 1).bit_length()
     outside = 1 - n / words
     spread = math.sqrt(outside / (1 - outside) ** 2 / count)
-    # Drawing without putting back until one of n among the words comes.
+    # Drawing without replacement until one of the n words comes.
     assert abs(observed.mean() - (words + 1) / (n + 1)) < 4 * spread
     longest = math.log(SIGNIFICANT / count) / math.log(outside)
     assert observed.max() <= min(longest, words - n) + 1

@@ -1,4 +1,4 @@
-"""What data shows of itself, and constant features, seeds and tables it refuses."""
+"""How data prints, and constant features, seeds and tables that are refused."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""Batch sizes cost what they cost, and noise floors lie where theory says."""
+"""Costs of batch sizes, and noise floors against theory, at a small size."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints measures what it says, at a small size."""
+"""The benchmark of checkpoints prints all of its cases, at a small size."""
 
 import experiments.benchmarks.checkpoints as checkpoints
 

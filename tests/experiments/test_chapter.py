@@ -1,4 +1,4 @@
-"""The chapter's experiments run with tiny settings, and show what they claim."""
+"""The chapter's experiments show what they claim, with tiny settings."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ import experiments.training_loop as training_loop
 
 
 def results_in(runs, picture):
-    """Return the manifest's results; the picture is there and is one."""
+    """Return the manifest's results; check that the picture is a PNG file."""
     (folder,) = runs.iterdir()
     assert (folder / picture).read_bytes()[:4] == b"\x89PNG"
     return json.loads((folder / "manifest.json").read_text())["results"]

@@ -1,4 +1,4 @@
-"""Critical points are what they are called, and optimizers leave them as predicted."""
+"""Critical points pass their thresholds, and optimizers leave them as predicted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Experiments on long lives: killed runs, and memory over many steps."""
+"""Experiments on long runs: kills, and memory over many steps."""
 
 import json
 

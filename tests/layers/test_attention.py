@@ -14,7 +14,7 @@ LENGTH, CONTEXT = 3, 5
 
 
 def attention_oracle(params, x, context, mask, num_heads, num_kv_heads):
-    """Return the attention of each head and position, in plain loops.
+    """Return the attention of each head and position, by plain loops.
 
     Args:
         mask: bools of shape (num_heads, length, context_length).

@@ -1,4 +1,4 @@
-"""Errors inside a model say which layer, and the shapes that did not fit."""
+"""Errors inside a model name the layer and the shapes that did not fit."""
 
 import jax
 import jax.numpy as jnp

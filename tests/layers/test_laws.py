@@ -144,7 +144,7 @@ def _shrunk(params):
 
 
 def _without(params):
-    """Leave the first leaf out, and the dict that held it if it is empty then."""
+    """Leave the first leaf out, and its dict if that is then empty."""
     name, inner = next(iter(params.items()))
     rest = {key: value for key, value in params.items() if key != name}
     return rest | {name: _without(inner)} if isinstance(inner, dict) else rest

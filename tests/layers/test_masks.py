@@ -1,4 +1,4 @@
-"""What a mask hides has no influence on values and gradients, not by 0 * inf either."""
+"""What a mask hides affects neither values nor gradients, not even by 0 * inf."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Which way a metric gets better, everywhere that one is chosen by."""
+"""The direction of a metric, everywhere that something is chosen by one."""
 
 import jax
 import jax.numpy as jnp
@@ -209,7 +209,7 @@ def scales(values, name="accuracy", metric=None, **options):
 
 
 RISING_VALUES = [1.0, 2.0, 3.0, 2.9, 2.8, 2.7]
-LATER = [1, 1, 1, 1, 0.5, 0.25]  # what the last values bring comes a step later
+LATER = [1, 1, 1, 1, 0.5, 0.25]  # the effect of the last values comes a step later
 
 
 @pytest.mark.parametrize(

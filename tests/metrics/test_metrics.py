@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn on the whole data, and merging against the whole."""
+"""Metrics against scikit-learn on the whole data; merged parts against the whole."""
 
 import functools
 from itertools import pairwise
