@@ -1,5 +1,7 @@
 """Stochastic rounding: its mean, its two neighbours, and exact values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,14 @@ import pytest
 from fngrad.numerics.stochastic_rounding import round_stochastically
 
 NARROW = [jnp.bfloat16, jnp.float16]
+
+
+rounded_to = jax.jit(round_stochastically, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def rounded_by_each(x, keys, dtype):
+    return jax.vmap(lambda key: round_stochastically(x, key, dtype))(keys)
 
 
 def wide(x):
@@ -19,7 +29,7 @@ def wide(x):
 def test_the_mean_of_the_rounded_is_the_value(dtype, size):
     x = size * jnp.linspace(-2.0, 2.0, 40)
     keys = jax.random.split(jax.random.key(0), 8192)
-    rounded = wide(jax.vmap(lambda key: round_stochastically(x, key, dtype))(keys))
+    rounded = wide(rounded_by_each(x, keys, dtype))
     standard_error = np.std(rounded, axis=0) / np.sqrt(len(keys))
     error = np.abs(np.mean(rounded, axis=0) - np.asarray(x))
     np.testing.assert_array_less(error, 4.5 * standard_error + 1e-6 * size)
@@ -29,7 +39,7 @@ def test_the_mean_of_the_rounded_is_the_value(dtype, size):
 @pytest.mark.parametrize("dtype", NARROW)
 def test_only_the_two_neighbours_come_up(dtype):
     x = np.asarray(jax.random.normal(jax.random.key(1), (4000,)))
-    rounded = wide(round_stochastically(jnp.asarray(x), jax.random.key(2), dtype))
+    rounded = wide(rounded_to(jnp.asarray(x), jax.random.key(2), dtype))
     bits = jnp.finfo(dtype).nmant
     unit = 2.0 ** (np.floor(np.log2(np.abs(x))) - bits)
     unit = np.maximum(unit, float(jnp.finfo(dtype).smallest_subnormal))
@@ -41,7 +51,7 @@ def test_only_the_two_neighbours_come_up(dtype):
 def test_every_value_of_the_format_stays_including_nan_and_infinity(dtype):
     words = jnp.arange(65536).astype(jnp.uint16)
     every = jax.lax.bitcast_convert_type(words, dtype)
-    rounded = round_stochastically(every.astype(jnp.float32), jax.random.key(3), dtype)
+    rounded = rounded_to(every.astype(jnp.float32), jax.random.key(3), dtype)
     is_nan = np.asarray(jnp.isnan(every))
     np.testing.assert_array_equal(np.asarray(jnp.isnan(rounded)), is_nan)
     kept = np.asarray(jax.lax.bitcast_convert_type(rounded, jnp.uint16))

@@ -42,9 +42,10 @@ def test_without_stochastic_rounding_one_stays_one():
     np.testing.assert_array_equal(add_many(scale(1.0), jnp.bfloat16), 1.0)
 
 
-def landed(params, step, key=0):
+@jax.jit
+def landed(params, step):
     """Return p + u as applied."""
-    optimizer = chain(scale(1.0), stochastic_round(key))
+    optimizer = chain(scale(1.0), stochastic_round(key=0))
     updates, _ = optimizer.update(step, optimizer.init(params), params)
     return apply_updates(params, updates)
 
@@ -74,17 +75,17 @@ def test_steps_larger_than_the_parameter_are_also_right_on_average(dtype):
     assert abs(np.mean(error)) < 4.5 * np.std(error) / np.sqrt(error.size)
 
 
-def test_leaves_and_steps_have_independent_draws():
+def test_leaves_steps_and_keys_have_independent_draws():
     params = {"a": jnp.ones(2000, jnp.bfloat16), "b": jnp.ones(2000, jnp.bfloat16)}
     step = jax.tree.map(lambda p: jnp.full(p.shape, 0.004), params)
-    transform = stochastic_round(key=0)
-    state = transform.init(params)
-    first, state = transform.update(step, state, params)
-    second, _ = transform.update(step, state, params)
-    other, _ = stochastic_round(key=1).update(step, transform.init(params), params)
+    transform, other_key = stochastic_round(key=0), stochastic_round(key=1)
+    update = jax.jit(transform.update)  # the key is in the state
+    first, state = update(step, transform.init(params), params)
+    second, _ = update(step, state, params)
+    other, _ = update(step, other_key.init(params), params)
     moves = [first["a"], first["b"], second["a"], other["a"]]
-    draws = np.stack([wide(move) > 0 for move in moves[:3]])
-    np.testing.assert_allclose(np.corrcoef(draws), np.eye(3), atol=0.1)
+    draws = np.stack([wide(move) > 0 for move in moves])
+    np.testing.assert_allclose(np.corrcoef(draws), np.eye(4), atol=0.1)
 
 
 def test_wide_and_complex_leaves_pass_unchanged():

@@ -52,10 +52,14 @@ def random_tree(seed):
 
 
 def three_steps(optimizer):
-    params, state = random_tree(0), optimizer.init(random_tree(0))
-    for seed in range(1, 4):
-        updates, state = optimizer.update(random_tree(seed), state, params)
-        params = apply_updates(params, updates)
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state, params)
+        return (apply_updates(params, updates), state), None
+
+    start = random_tree(0), optimizer.init(random_tree(0))
+    gradients = jax.tree.map(lambda *g: jnp.stack(g), *map(random_tree, range(1, 4)))
+    (params, state), _ = jax.lax.scan(step, start, gradients)
     return params, evaluation_point(state, params)
 
 
