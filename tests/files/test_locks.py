@@ -114,7 +114,7 @@ def test_the_file_stays_so_that_nobody_locks_another_of_its_name(tmp_path):
 def test_an_unreadable_holder_is_still_refused(tmp_path):
     with Lock(tmp_path):
         (tmp_path / ".lock").write_text("[]")
-        with pytest.raises(LockError, match="a process that has not said which"):
+        with pytest.raises(LockError, match="a process that cannot be identified"):
             Lock(tmp_path).__enter__()
 
 

@@ -22,8 +22,8 @@ from resuming import (
 import fngrad as fg
 import fngrad.checkpoint as checkpoint
 import fngrad.training.evaluation as evaluation
+from fngrad.fitting.checkpointing import SaveError
 from fngrad.fitting.nonfinite import NonFiniteError
-from fngrad.fitting.saving import SaveError
 from fngrad.logging import RunFolder, read_jsonl
 from fngrad.logging.history import History
 

@@ -19,8 +19,8 @@ from regression import (
 )
 
 import fngrad.data.dataset as dataset
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.training_loop import fit
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.optimizers import sgd
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 

@@ -12,7 +12,7 @@ import pytest
 from regression import DATA, OPTIMIZER, PARAMS, STEP, first_state, loss_fn, quiet_fit
 
 import fngrad.fitting.loops as loops
-from fngrad.fitting.feeds import Feed
+from fngrad.fitting.inputs import Feed
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import CHUNK_SECONDS, next_chunk
 from fngrad.fitting.training_loop import fit

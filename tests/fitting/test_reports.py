@@ -66,7 +66,7 @@ def test_a_logger_that_fails_ends_the_run_by_default():
         )
     assert (other, int(reached(caught).state.step)) == ([1, 2], 2)
     assert any(
-        'the logger FullLogger; on_save_error="warn" goes on' in words
+        'the logger FullLogger; on_save_error="warn" would continue' in words
         for words in caught.value.__notes__
     )
 
@@ -82,10 +82,10 @@ def test_a_logger_that_fails_is_a_warning_where_that_is_asked_for():
         )
     assert (result.stopped, other, logger.heard) == ("completed", *2 * ([1, 2, 3, 4],))
     assert [str(w.message).partition(":")[0] for w in warned] == [
-        "the run goes on, but what the logger FullLogger was to log at step 2 could "
-        "not be written",
-        "the run goes on, but the end of what the logger FullLogger logged could not "
+        "the run goes on, but the record of step 2 by the logger FullLogger could not "
         "be written",
+        "the run goes on, but the end of the records by the logger FullLogger could "
+        "not be written",
     ]
 
 

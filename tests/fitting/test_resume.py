@@ -21,10 +21,9 @@ from resuming import (
 
 import fngrad.checkpoint as checkpoint
 from fngrad.files.locks import LockError
-from fngrad.fitting.save_rules import USUAL_BEST
-from fngrad.fitting.saving import SaveError
+from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveError
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.session import STOP
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.logging import read_jsonl
 
 
@@ -125,7 +124,7 @@ def test_the_best_evaluation_is_kept(tmp_path):
         return state._replace(params=state.params | {"b": jnp.float32(step - 9.0)})
 
     options = {"metric_fn": metric, "callbacks": [set_bias], "log_every": 1}
-    options["keep_best"] = USUAL_BEST
+    options["keep_best"] = DEFAULT_BEST
     saving_fit(tmp_path, keep=1, **options)
     assert checkpoint.steps(tmp_path) == [10, 20]
     best = checkpoint.restore(tmp_path, first_state(), step="best")
@@ -144,7 +143,7 @@ def test_what_was_best_is_remembered(tmp_path):
 
         return metric
 
-    options = {"keep": 9, "keep_best": USUAL_BEST}
+    options = {"keep": 9, "keep_best": DEFAULT_BEST}
     saving_fit(tmp_path, 8, metric_fn=worse_from(0), **options)
     assert checkpoint.steps(tmp_path) == [4, 5, 8]
     saving_fit(tmp_path, 20, metric_fn=worse_from(1), **options)
@@ -340,5 +339,5 @@ def test_the_usual_best_is_ignored_where_it_is_not_measured(tmp_path):
     def scores(params, batch):
         return {"score": jnp.zeros(20)}
 
-    saving_fit(tmp_path, metric_fn=scores, keep_best=USUAL_BEST)
+    saving_fit(tmp_path, metric_fn=scores, keep_best=DEFAULT_BEST)
     assert checkpoint.steps(tmp_path) == [16, 20]

@@ -96,7 +96,7 @@ def test_a_folder_of_damaged_checkpoints_is_never_begun_anew(reached, change, re
     for manifest in reached.glob("0*/manifest.json"):
         change(manifest)
     before = contents(reached)
-    message = "need a whole checkpoint in .* got 2 that are damaged, the newest '0*8'"
+    message = "need an undamaged checkpoint in .* got 2 damaged, the newest '0*8'"
     if resume == "never" and change is flip_a_bit_of_an_array:  # they look whole
         message = "need a folder without checkpoints"
     with pytest.raises(ValueError, match=message):
@@ -143,7 +143,7 @@ def test_what_was_donated_is_named_with_its_leaf(name, path):
     given = {"state": first_state(), "data": DATA, "eval_data": ARRAYS}
     given[name] = snapshot(given[name])
     tree.leaf_paths(given[name])[path].delete()
-    with pytest.raises(RuntimeError, match=f"need {name} that .* array at '{path}'"):
+    with pytest.raises(RuntimeError, match=f"need {name} whose .* array at '{path}'"):
         fit(STEP, num_steps=2, progress=False, metric_fn=metric_fn, **given)
 
 

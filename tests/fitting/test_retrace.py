@@ -64,7 +64,7 @@ def test_a_second_trace_in_a_run_is_warned_of():
         jax.config.update(name, "float32")
 
     try:
-        with pytest.warns(UserWarning, match="its arguments look alike"):
+        with pytest.warns(UserWarning, match="arguments are unchanged"):
             result = fit(
                 fresh_step(),
                 first_state(),

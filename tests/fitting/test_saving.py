@@ -8,9 +8,9 @@ from resuming import assert_same_run, saving_fit
 
 import fngrad.checkpoint as checkpoint
 import fngrad.checkpoint.manager as manager
-from fngrad.fitting.save_rules import USUAL_BEST
+from fngrad.fitting.checkpointing import DEFAULT_BEST
 
-BEST = {"eval_every": 1, "keep_best": USUAL_BEST, "save_every": None, "num_steps": 60}
+BEST = {"eval_every": 1, "keep_best": DEFAULT_BEST, "save_every": None, "num_steps": 60}
 
 
 def test_a_best_evaluation_never_holds_up_training(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from resuming import (
 )
 
 import fngrad.checkpoint as checkpoint
-from fngrad.fitting.interrupts import PREEMPTED, interrupts, say_terminated
+from fngrad.fitting.interrupts import PREEMPTED, handled_signals, print_terminated
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -115,7 +115,7 @@ def test_a_handler_of_c_code_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     installed = []
     monkeypatch.setattr(signal, "signal", lambda *given: installed.append(given))
-    with interrupts(exits=(signal.SIGTERM,)):
+    with handled_signals(exits=(signal.SIGTERM,)):
         pass
     assert installed == []
 
@@ -193,7 +193,7 @@ def test_a_signal_that_is_not_named_is_left_alone(tmp_path, install):
         ([True], TypeError, "need names or numbers of signals"),
         (["TERM"], ValueError, "got 'TERM': it has .*SIGTERM"),
         ([12345], ValueError, "got 12345: it has"),
-        (["SIGINT"], ValueError, "got SIGINT, which returns what was reached"),
+        (["SIGINT"], ValueError, "got SIGINT, after which fit returns"),
         pytest.param(["SIGKILL"], ValueError, "got SIGKILL", marks=NEEDS_POSIX),
         pytest.param([signal.SIGSEGV], ValueError, "wait for the end of a step.*SEGV"),
     ],
@@ -273,5 +273,5 @@ def test_a_background_job_is_not_interrupted(tmp_path):
 def test_a_signal_before_the_first_step_does_not_claim_a_checkpoint(
     is_saved, words, capsys
 ):
-    say_terminated(signal.SIGTERM, 0, is_saved)
+    print_terminated(signal.SIGTERM, 0, is_saved)
     assert f"SIGTERM at step 0, {words}" in capsys.readouterr().err

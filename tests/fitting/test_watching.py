@@ -23,9 +23,9 @@ from regression import (
 )
 
 import fngrad.data.dataset as dataset
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import STOP
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.training import snapshot
 
 pytestmark = pytest.mark.usefixtures("usual_signals")

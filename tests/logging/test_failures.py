@@ -133,7 +133,7 @@ def test_a_bar_that_fails_is_given_up(method, monkeypatch, capfd):
         bar.describe("training")
     bar.close()
     said = capfd.readouterr().err
-    assert said.count("no progress bar any more: ZeroDivisionError") == 1
+    assert said.count("the progress bar failed and was removed: ZeroDivisionError") == 1
 
 
 def test_a_bar_that_cannot_be_imported_is_not_shown(monkeypatch, capfd):

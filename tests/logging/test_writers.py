@@ -285,7 +285,9 @@ def test_labels_tell_the_runs_of_one_file_apart(tmp_path):
     for seed in (0, 1):
         with logging.jsonl(path, {"optimizer": "sgd", "seed": seed}) as logger:
             logger(5, {"loss": 0.5})
-            with pytest.raises(ValueError, match="need values not called as"):
+            with pytest.raises(
+                ValueError, match="need values with other names than the labels"
+            ):
                 logger(6, {"seed": 0.5})
     assert logging.read_jsonl(path) == [
         {"step": 5, "loss": 0.5, "optimizer": "sgd", "seed": seed} for seed in (0, 1)
