@@ -270,7 +270,7 @@ def _autopsy(
         say(f"fit: loss or gradient not finite at step {step}, searching for the cause")
         check = _time_limit(interrupted)
         if guard.policy == "skip":
-            first = step - MAX_SKIPS  # steps skipped before these did not end the run
+            first = max(step - MAX_SKIPS, int(state.step) + 1)  # of the last streak
             state = _advance(guard, state, first - 1, check)
             plain = guard.step.__wrapped__  # type: ignore[attr-defined]
             found = postmortem.autopsy(

@@ -190,8 +190,10 @@ class Session:
             return rebuild(saved, self.carry.state, "state") if saved else guard.state
 
         reason = ""
-        if guard.policy == "skip" and not self._bad_leaf():
-            reason = f"{MAX_SKIPS} steps in a row were skipped. "
+        if guard.policy == "skip":
+            steps = self.history.steps("skipped")
+            if guard.first_bad(self.history, steps) == bad:  # not a bad leaf
+                reason = f"{MAX_SKIPS} steps in a row were skipped. "
         elif guard.policy == "rollback" and saver:
             saved = saver.newest()
             if saved and not makes_no_progress(self._rollbacks, bad):

@@ -157,7 +157,7 @@ class History(Mapping[str, np.ndarray]):
         return [n for n in found if n != "is_finite"] or found
 
     def _is_constant(self, quantity: str, names: list[str]) -> bool:
-        """Return whether a quantity never changes, unless it is a loss or evaluation."""
+        """Return whether a quantity, unless a loss or an evaluation, never changes."""
         if quantity == "loss" or any(name.startswith("val/") for name in names):
             return False
         curves = [self[name] for name in names]

@@ -1,4 +1,4 @@
-"""What cannot be reported, as on a full disk, throws no training away."""
+"""A failure to report, as on a full disk, loses no training."""
 
 import re
 import subprocess
@@ -115,7 +115,7 @@ sys.path.insert(0, sys.argv[3])
 from regression import quiet_fit
 
 def fill(step, state, values):
-    # No file may grow beyond so many bytes: writing there fails as on a full disk.
+    # No file may grow beyond so many bytes: further writes fail as on a full disk.
     if step == 20:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
 
@@ -130,7 +130,7 @@ except OSError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
 @pytest.mark.parametrize("mode", ["warn", "raise"])
-def test_a_disk_that_fills_throws_no_training_away(mode, tmp_path):
+def test_a_full_disk_loses_no_training(mode, tmp_path):
     here = str(Path(__file__).parents[1] / "support")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), mode, here],

@@ -1,4 +1,4 @@
-"""Saving in the background: what training waits for, and what not."""
+"""Saving in the background: what training waits for, and what it does not."""
 
 import threading
 
@@ -18,7 +18,7 @@ def test_a_best_evaluation_never_holds_up_training(tmp_path, monkeypatch):
 
     def wait_and_write(folder, step, *rest):
         begun.append(step)
-        assert is_late.wait(timeout=600)  # rather than for ever
+        assert is_late.wait(timeout=600)  # not forever
         return write(folder, step, *rest)
 
     def at_the_end(step, state, values):
