@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from fngrad.logging.history import History
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState
 
 PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: "try again later"
@@ -166,7 +166,9 @@ def print_terminated(number: int, step: int, is_saved: bool) -> None:
     """Print to stderr why the process exits, and how far the run had come."""
     saved = "saved" if is_saved else "nothing to save"
     name = signal_name(number)
-    say(f"fit: {name} at step {step}, {saved}: exits with status {PREEMPTED}")
+    print_to_stderr(
+        f"fit: {name} at step {step}, {saved}: exits with status {PREEMPTED}"
+    )
 
 
 def attach(error: BaseException, state: TrainState | None, history: History) -> None:

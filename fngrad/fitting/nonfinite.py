@@ -13,7 +13,7 @@ import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed, check_hashable, check_option
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.history import History
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import Step, TrainState
 from fngrad.types import Path
 
@@ -267,7 +267,10 @@ def _autopsy(
         state = last_good()
         if step - int(state.step) > MAX_REPLAY:
             return None, f"{advice}; the nearest saved one is of step {int(state.step)}"
-        say(f"fit: loss or gradient not finite at step {step}, searching for the cause")
+        print_to_stderr(
+            f"fit: loss, gradient or state not finite at step {step}, searching for "
+            "the cause"
+        )
         check = _time_limit(interrupted)
         if guard.policy == "skip":
             first = max(step - MAX_SKIPS, int(state.step) + 1)  # of the last streak

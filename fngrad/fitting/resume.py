@@ -18,7 +18,7 @@ from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Stops
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.history import History
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState, snapshot
 
 
@@ -215,7 +215,7 @@ def stopped_before(
     if start.report and stops.first <= stops.last:
         return None
     if stops.first >= stops.last:
-        say(
+        print_to_stderr(
             f"fit: nothing to do, the state is at step {stops.first} and the run "
             f"ends at step {stops.last}: num_steps and num_epochs count from step 0; "
             'raise them to train on; to fine-tune, restore part="params" alone',
@@ -223,7 +223,9 @@ def stopped_before(
         return "completed"
     rule = evaluation.early_stopping if evaluation else None
     if Patience(rule, start.notes.get("patience")).is_over:
-        say(f"fit: nothing to do, early stopping ended the run at step {stops.first}")
+        print_to_stderr(
+            f"fit: nothing to do, early stopping ended the run at step {stops.first}"
+        )
         return "early_stopping"
     return None
 
@@ -232,4 +234,4 @@ def print_resumed(start: Start, stops: Stops, folder: Any) -> None:
     """Print to stderr that a run resumes, at which step and from where."""
     if start.notes:
         total = "" if stops.last == ENDLESS else f" of {stops.last}"
-        say(f"fit: resumes at step {start.step}{total} from {folder}")
+        print_to_stderr(f"fit: resumes at step {start.step}{total} from {folder}")

@@ -28,7 +28,7 @@ from fngrad.fitting.nonfinite import (
 )
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import PendingReport, Start
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
@@ -87,7 +87,7 @@ class Session:
         saver = self._plan.saver
         if saver and self._plan.guard.policy == "rollback" and not saver.newest():
             self._save(saver)
-        stopped = self._run(interrupted)
+        stopped = self._run_to_end(interrupted)
         is_unseen = self._plan.evaluation and self._now > self._evaluated
         evaluates = stopped == "exhausted" and is_unseen
         if evaluates:
@@ -133,7 +133,7 @@ class Session:
             return f"; saving it ended with {type(failure).__name__}: {failure}"
         return ", and a checkpoint holds it too"
 
-    def _run(self, interrupted: Interruption) -> str:
+    def _run_to_end(self, interrupted: Interruption) -> str:
         plan, saver = self._plan, self._plan.saver
         if self._pending:
             stopped = self._report(self._pending.evaluates)
@@ -196,10 +196,12 @@ class Session:
                 reason = f"{MAX_SKIPS} steps in a row were skipped. "
         elif guard.policy == "rollback" and saver:
             saved = saver.newest()
-            if saved and not makes_no_progress(self._rollbacks, bad):
+            if saved is None:
+                reason = "There is no checkpoint to roll back to. "
+            elif makes_no_progress(self._rollbacks, bad):
+                reason = f"{MAX_ROLLBACKS} rollbacks in a row made no progress. "
+            else:
                 return self._roll_back(bad, saved, saver)
-            reason = f"{MAX_ROLLBACKS} rollbacks in a row made no progress. "
-            reason = reason if saved else "There is no checkpoint to roll back to. "
         raise nonfinite_error(bad, self.history, guard, last_good, interrupted, reason)
 
     @property
@@ -211,9 +213,9 @@ class Session:
         old = rebuild(saved, self.carry.state, "state")
         state = lower_learning_rates(old, self._plan.guard.factor)
         rates, lowered = (list(learning_rates(s).values()) for s in (old, state))
-        say(
-            f"fit: loss or gradient not finite at step {bad}, rolling back to step "
-            f"{saved.step} and lowering the learning rate from "
+        print_to_stderr(
+            f"fit: loss, gradient or state not finite at step {bad}, rolling back to "
+            f"step {saved.step} and lowering the learning rate from "
             f"{_listed(rates)} to {_listed(lowered)}"
         )
         note = {

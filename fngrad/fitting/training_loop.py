@@ -140,8 +140,8 @@ def fit(
         num_epochs: the same in epochs, which are passes over a dataset.
         metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``.
         eval_data: what to evaluate: arrays or a dataset.
-        eval_every: the number of steps between evaluations. There is one at the end of
-            a run that completes or exhausts its data, too.
+        eval_every: the number of steps between evaluations, or ``"epoch"``. There is
+            also one at the end of a run that completes or exhausts its data.
         run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png.
             If it has records of steps that this run would make again, the call is
             refused; a run that resumes from a checkpoint removes them instead.
@@ -198,7 +198,9 @@ def fit(
         progress: whether to show a progress bar, if tqdm is installed.
 
     Returns:
-        The last state, the history of all metrics, and why the run ended.
+        The last state, the history of all metrics, and why the run ended:
+        ``"completed"``, ``"early_stopping"``, ``"callback"``, ``"interrupted"``, or
+        ``"exhausted"`` if the data ended.
 
     Raises:
         ValueError: if an argument is out of range or conflicts with another, a folder

@@ -145,9 +145,9 @@ class History(Mapping[str, np.ndarray]):
         texts = [f"{n} = {self.last(n):.4g}" for q in constant for n in groups[q]]
         drawn = {name for group in shown.values() for name in group}
         left = [n for q in varying for n in groups[q] if n not in drawn]
-        told = [("constant", texts), ("not drawn", left)]
+        lists = [("constant", texts), ("not drawn", left)]
         width = plots.LETTERS * min(len(panels), plots.PANELS_IN_A_ROW)
-        title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in told if t]
+        title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in lists if t]
         logarithmic = [NORM] if _is_logarithmic(panels.get(NORM, {})) else []
         return plots.figure(panels, log_scale=logarithmic, title="\n".join(title))
 

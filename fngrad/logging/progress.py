@@ -15,7 +15,7 @@ from fngrad.programs.optional_imports import import_extra
 _SECONDS_BETWEEN_LINES = 10.0  # if stderr is a file, which keeps every refresh
 
 
-def say(text: str) -> None:
+def print_to_stderr(text: str) -> None:
     """Print a line to stderr, if there is one."""
     # A stream may be any object, and print(file=None) would write to stdout.
     with contextlib.suppress(Exception):
@@ -97,7 +97,7 @@ class ProgressBar:
             bar, self._bar = self._bar, None
             with contextlib.suppress(Exception):
                 bar.disable = True  # otherwise deleting it would draw
-            say(f"the progress bar failed and was removed: {error!r}")
+            print_to_stderr(f"the progress bar failed and was removed: {error!r}")
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -115,7 +115,7 @@ def bar_type() -> Any:
             warnings.simplefilter("ignore")
             return import_extra("tqdm.auto", "cli").tqdm
     except Exception as error:  # missing or broken
-        say(f"no progress bar: {error}")
+        print_to_stderr(f"no progress bar: {error}")
         return None
 
 

@@ -13,7 +13,7 @@ import fngrad.logging.plots as plots
 from fngrad.files.json_values import to_json, write_json
 from fngrad.files.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 
 
 class RunFolder:
@@ -123,7 +123,7 @@ class RunFolder:
         """
         path = self.path / f"{name}.png"
         if importlib.util.find_spec("matplotlib") is None:
-            return say(f'no {path.name}: pip install "fngrad[plot]"')
+            return print_to_stderr(f'no {path.name}: pip install "fngrad[plot]"')
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # matplotlib's, about what to draw

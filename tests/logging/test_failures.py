@@ -91,12 +91,12 @@ def test_no_broken_stream_makes_a_bar_raise(name, monkeypatch):
         bar.describe("compiling")
         bar.show({"loss": 0.5})
         bar.advance(7)
-    progress.say("done")
+    progress.print_to_stderr("done")
 
 
 def test_nothing_is_written_to_stdout_instead(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
-    progress.say("done")
+    progress.print_to_stderr("done")
     logging.ProgressBar(10).close()
     assert capsys.readouterr().out == ""
 
