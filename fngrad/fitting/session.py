@@ -72,7 +72,7 @@ class Session:
         self.history = start.history
         self._plan = plan
         self._advance = advance
-        self._patience = self._counted(start.notes.get("patience"))
+        self._patience = self._make_patience(start.notes.get("patience"))
         self._now = plan.stops.first
         self._logged = self._evaluated = self._now
         self._pending = start.report  # what an earlier call left to do at this step
@@ -231,11 +231,11 @@ class Session:
         self._now, self._bad, self._chunk = saved.step, None, 1
         self._logged = self._evaluated = saved.step
         self._scores = saved.metrics
-        self._patience = self._counted(saved.notes["patience"])
+        self._patience = self._make_patience(saved.notes["patience"])
         self._save(saver)
         saver.wait(state, self.history)
 
-    def _counted(self, notes: dict[str, Any] | None) -> Patience:
+    def _make_patience(self, notes: dict[str, Any] | None) -> Patience:
         """Return the patience as an earlier call or a checkpoint left it."""
         evaluation = self._plan.evaluation
         return Patience(evaluation.early_stopping if evaluation else None, notes)

@@ -119,10 +119,10 @@ class _Legend:
         lines = sum(1 + text.count("\n") for text in self._texts) / self._columns
         self.height = 0.2 * max(0, lines - 2)  # inches; a panel has room for two lines
 
-    def draw(self, figure: Any, handles: Mapping[str, Any]) -> None:
+    def draw(self, drawing: Any, handles: Mapping[str, Any]) -> None:
         shown = [handles[label] for label in self._labels]
         title = f"the first {len(shown)} of {len(shown) + self._left_out} names"
-        figure.legend(
+        drawing.legend(
             shown,
             self._texts,
             loc="outside lower center",
@@ -232,11 +232,11 @@ def _draw(ax: Any, summary: Any, number: int) -> Any:
     return line
 
 
-def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
+def write(drawing: Any, path: str | Path, dpi: int = 150) -> Path:
     """Write a figure to a file, in one atomic step.
 
     Args:
-        figure: matplotlib's.
+        drawing: a figure of matplotlib.
         path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format, and
             its folder is made.
         dpi: pixels per inch.
@@ -251,19 +251,19 @@ def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _drawn(figure, path.suffix.lstrip(".") or "png", dpi))
+    write_atomically(path, _drawn(drawing, path.suffix.lstrip(".") or "png", dpi))
     return path
 
 
-def _png(figure: Any) -> bytes:
-    return _drawn(figure, "png", 150)
+def _png(drawing: Any) -> bytes:
+    return _drawn(drawing, "png", 150)
 
 
-def _drawn(figure: Any, file_format: str, dpi: float) -> bytes:
+def _drawn(drawing: Any, file_format: str, dpi: float) -> bytes:
     picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the font lacks
-        figure.savefig(picture, format=file_format, dpi=dpi)
+        drawing.savefig(picture, format=file_format, dpi=dpi)
     return picture.getvalue()
 
 
