@@ -70,7 +70,7 @@ class Lock:
             holder = _read(self._path)
             os.close(file)
             raise LockError(
-                f"need a folder for {self._purpose} that nothing else writes to, got "
+                f"need a folder for {self._purpose} that nobody else writes to, got "
                 f"{str(self.folder)!r} in use by {holder}: wait until it ends, stop "
                 "it, or use another folder"
             ) from None
