@@ -2,14 +2,13 @@
 
 import datetime
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fngrad as fg
+import fngrad.programs.text_tables as text_tables
 from fngrad.programs.optional_imports import import_extra
-from fngrad.sweeps.results.tables import aligned as table
-
-__all__ = ["finish", "new_figure", "new_folder", "run_cli", "table"]
 
 FOLDER = Path(__file__).parent.name
 
@@ -25,6 +24,11 @@ def new_figure(width: float, height: float) -> Any:
     """Return an empty figure, in inches, that needs no display."""
     figure = import_extra("matplotlib.figure", "plot").Figure
     return figure((width, height), layout="constrained")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text below a head, the first column aligned to the left."""
+    return text_tables.table([head, *rows], left=1)
 
 
 def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:

@@ -20,11 +20,11 @@ import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
+from fngrad.fitting.checkpointing import SaveError
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.nonfinite import NonFiniteError
-from fngrad.fitting.saving import SaveError
 from fngrad.fitting.session import STOP
 from fngrad.fitting.training_loop import FitResult, fit
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.layers.core import Layer, StatefulLayer
 from fngrad.logging.history import History
 from fngrad.optimizers import (

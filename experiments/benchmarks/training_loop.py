@@ -34,7 +34,7 @@ import jax
 import numpy as np
 
 import fngrad as fg
-import fngrad.fitting.feeds as feeds
+import fngrad.fitting.inputs as inputs
 import fngrad.fitting.loops as loops
 from experiments.benchmarks.timing import interleave, paired_ratio, seconds, table
 from fngrad.programs.optional_imports import import_extra
@@ -255,7 +255,7 @@ def measure(config: Config, name: str) -> None:
 
 def choice_of_auto(problem: Problem) -> loops.Choice:
     """Return which loop a long run takes, and why."""
-    feed = feeds.Feed(problem.data)
+    feed = inputs.Feed(problem.data)
     batch = problem.data.batch(0)
     _, metrics = jax.eval_shape(problem.step, problem.state, batch)
     carry = loops.begin(problem.state, metrics)

@@ -1,1 +1,1 @@
-"""Files that survive: local folders, locks, atomic writes, JSON."""
+"""Locks on folders, atomic writes, JSON, and the check that a path is local."""

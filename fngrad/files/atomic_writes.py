@@ -1,4 +1,4 @@
-"""A file that a killed process leaves whole."""
+"""Writes a file in one atomic step, so that a killed process leaves it complete."""
 
 import contextlib
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that its name holds the old content or the new, whole.
+    """Write a file so that its path always has the complete old or new content.
 
     Raises:
-        OSError: the folder cannot be written; the old content stands.
+        OSError: if the folder cannot be written; the old content remains.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

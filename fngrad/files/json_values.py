@@ -1,7 +1,7 @@
-"""Values as JSON, which has no NaN and no infinity.
+"""Values as strict JSON, which has no NaN and no infinity.
 
-Strict readers refuse them. They are written as the strings ``"NaN"``, ``"Infinity"``
-and ``"-Infinity"``, which ``float`` reads.
+They are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
+``float`` reads.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ def to_json(value: Any, name: str = "") -> Any:
 
     Args:
         value: None, bool, int, float, str, a path, a NumPy or JAX scalar, or a
-            dataclass, NamedTuple, dict (of string keys), list or tuple of such.
-        name: what the value is called in an error; below it, keys follow dots.
+            dataclass, NamedTuple, dict (with string keys), list or tuple of these.
+        name: of the value in an error; a nested value adds its keys after dots.
 
     Raises:
-        TypeError: anything else, with its name.
+        TypeError: if the value is anything else; its name is given.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else _name_non_finite(value)
@@ -39,7 +39,7 @@ def to_json(value: Any, name: str = "") -> Any:
         return os.fspath(value)
     if hasattr(value, "dtype") and hasattr(value, "item") and value.ndim == 0:
         item = value.item()
-        if not hasattr(item, "dtype"):  # a longdouble's item is a longdouble
+        if not hasattr(item, "dtype"):  # the item of a longdouble is a longdouble
             return to_json(item, name)
     fields = _fields(value, name)
     if fields is not None:
@@ -53,12 +53,12 @@ def to_json(value: Any, name: str = "") -> Any:
 
 
 def from_json_number(value: Any) -> Any:
-    """Turn the name of a non-finite float back into it; else return the value."""
+    """Return the float that a name of `NON_FINITE` means; any other value unchanged."""
     return NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value that `to_json` made, indented, in one atomic step."""
+    """Write a value that `to_json` returned, indented, in one atomic step."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -73,7 +73,7 @@ def _below(name: str, key: str | int) -> str:
 
 
 def _fields(value: Any, name: str) -> dict[str, Any] | None:
-    """Return what a dataclass, NamedTuple or dict holds by name, else None."""
+    """Return the fields of a dataclass, NamedTuple or dict; None for another value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_fields"):

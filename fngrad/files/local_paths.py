@@ -1,24 +1,24 @@
-"""Folders that a run may write to: those of a mounted file system."""
+"""Checks that a path is in a local or mounted file system."""
 
 import os
 import re
 from typing import Any
 
-# One letter is a drive of Windows. A path object has one slash left of two.
+# A single letter is a drive of Windows. A path object keeps one slash of two.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _SHORTENED = re.compile(r"(gs|s3|az|abfss?|hdfs|https?|ftp|file|memory):/")
 
 
 def check_local(name: str, path: Any) -> None:
-    """Raise unless a path is local: a string, a path object or ``None``, and not a URL.
+    """Raise unless a path is a string, a path object or ``None``, and not a URL.
 
     Args:
-        name: the argument it was given as.
-        path: a string, a path, or ``None``.
+        name: of the argument.
+        path: its value.
 
     Raises:
-        TypeError: it is something else, such as a state where a folder belongs.
-        ValueError: it is a URL.
+        TypeError: if it is of another type, such as a state in place of a folder.
+        ValueError: if it is a URL.
 
     Example:
         >>> from fngrad.files.local_paths import check_local

@@ -1,9 +1,9 @@
-"""A folder that one process writes at a time.
+"""Locks that let one process at a time write to a folder.
 
-The kernel holds the lock, on an open file, and lets go when the process ends, however
-it ends; a fork of it has no part in the lock. The file itself stays: deleting it would
-let two processes lock two files of one name. What it says (who, where, since when) is
-for people.
+The kernel holds the lock, on an open file, and releases it when the process ends, for
+whatever reason; a forked child does not share it. The file is never deleted, since two
+processes could then lock two files of the same name. Its content (process, machine,
+start) is for the error message.
 """
 
 import contextlib
@@ -22,27 +22,25 @@ from typing import Any
 from fngrad.files.local_paths import check_local
 
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-_LOCKED_BYTE = 1 << 30  # beyond the text, which Windows would not let others read
+_LOCKED_BYTE = 1 << 30  # beyond the text: Windows prevents reading locked bytes
 
 
 class LockError(RuntimeError):
-    """A folder is in use, or cannot be locked."""
+    """A folder is in use by another process, or cannot be locked."""
 
 
 class Lock:
-    """Keep others from writing in a folder while a ``with`` block runs.
-
-    Reading needs no lock.
+    """Lock a folder for writing while a ``with`` block runs; reading needs no lock.
 
     Args:
         folder: what is locked; it is made, with its parents.
-        name: the file in it that carries the lock.
-        purpose: what the error says the folder is used for.
+        name: the file in it that is locked.
+        purpose: what the folder is used for, for the error.
 
     Raises:
-        LockError: on entering, another process holds it, or another `Lock` in this
-            one; its process, machine and start are named. Or the folder cannot be
-            made or written.
+        LockError: on entering, if another process or another `Lock` of this one holds
+            the lock (its process, machine and start are named), or the folder cannot
+            be made or written.
 
     Example:
         >>> import tempfile
@@ -72,7 +70,7 @@ class Lock:
             holder = _read(self._path)
             os.close(file)
             raise LockError(
-                f"need a folder for {self._purpose} that nobody else writes, got "
+                f"need a folder for {self._purpose} that nobody else writes to, got "
                 f"{str(self.folder)!r} in use by {holder}: wait until it ends, stop "
                 "it, or use another folder"
             ) from None
@@ -81,7 +79,7 @@ class Lock:
             raise
         self._file = file
         _HELD.add(self)
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        with contextlib.suppress(OSError):  # a full disk; the lock is held nevertheless
             os.ftruncate(file, 0)
             os.write(file, _myself())
         return self
@@ -93,7 +91,7 @@ class Lock:
             _let_go(file)
 
     def _forget(self) -> None:
-        """Close what a fork has of its parent's lock, which the parent still holds."""
+        """Close a forked child's copy of the file; the parent keeps the lock."""
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
@@ -112,13 +110,13 @@ class Lock:
 def held(file: int) -> Iterator[None]:
     """Hold the kernel's lock on an open file while a block runs; wait for it.
 
-    Nothing is held where the file system has no locks.
+    On a file system without locks the block runs without one.
 
     Args:
         file: its descriptor.
 
     Raises:
-        OSError: it cannot be locked.
+        OSError: if the file cannot be locked.
     """
     is_locked = True
     try:
@@ -170,14 +168,14 @@ def _take(file: int, path: Path) -> None:
         if error.errno not in _WITHOUT_LOCKS:
             raise LockError(f"need a lock on {str(path)!r}, got {error}") from error
         warnings.warn(
-            f"the file system of {str(path)!r} has no locks: nothing keeps a second "
-            "process from writing there",
+            f"the file system of {str(path)!r} has no locks: a second process could "
+            "write there at the same time",
             stacklevel=4,
         )
 
 
 def _lock(file: int) -> None:
-    """Lock an open file or raise BlockingIOError."""
+    """Lock an open file, or raise BlockingIOError if another process has it."""
     if sys.platform != "win32":
         import fcntl
 
@@ -195,7 +193,7 @@ def _lock(file: int) -> None:
 
 
 def _let_go(file: int) -> None:
-    # Closing would not do while a child, between fork and exec, has the file too.
+    # Closing is not enough while a child, between fork and exec, has the file too.
     _unlock(file)
     os.close(file)
 
@@ -223,4 +221,4 @@ def _read(path: Path) -> str:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "a process that has not said which"
+        return "a process that cannot be identified"

@@ -1,1 +1,1 @@
-"""The parts of `fngrad.fit`: when to look, what to feed, how to loop, to tell."""
+"""`fngrad.fit` (in `training_loop`) and its parts."""

@@ -1,4 +1,4 @@
-"""Signals as wishes to stop, not as exceptions in the middle of a step."""
+"""What ends a run early: signals, which wait for the end of a step, and exceptions."""
 
 import contextlib
 import signal
@@ -6,23 +6,27 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 
-from fngrad.logging.progress import say
+from fngrad.logging.history import History
+from fngrad.logging.progress import print_to_stderr
+from fngrad.training import TrainState
 
-PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: start me again
+PREEMPTED = 75  # exit status, EX_TEMPFAIL of sysexits.h: "try again later"
 
 SignalName: TypeAlias = str | int  # "SIGTERM", or signal.SIGTERM
-USUAL_EXITS = ("SIGTERM",)
-# SIGINT is Ctrl-C, which returns; the others cannot be handled, or not between steps.
-_REFUSED = (
+DEFAULT_EXIT_SIGNALS = ("SIGTERM",)
+# SIGINT is Ctrl-C, after which `fit` returns; the others cannot be handled at all, or
+# not between steps.
+_REFUSED = {
     *("SIGINT", "SIGKILL", "SIGSTOP"),
     *("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"),
-)
+}
 
 
 class Interruption:
-    """Whether the run was asked to stop, and by whom."""
+    """Whether a run was asked to stop, and how."""
 
     terminated: int | None = None  # by this signal: the process should exit too
     raised: BaseException | None = None  # by the user's own handler of a signal
@@ -31,25 +35,25 @@ class Interruption:
         self._is_set = False
 
     def set(self) -> None:
-        """Take note, without a lock: a signal may come while another is handled."""
+        """Ask the run to stop; takes no lock, as a signal may interrupt a handler."""
         self._is_set = True
 
     def is_set(self) -> bool:
-        """Say whether the run was asked to stop."""
+        """Return whether the run was asked to stop."""
         return self._is_set
 
 
 def exit_numbers(names: Sequence[SignalName], *, is_saved: bool) -> tuple[int, ...]:
-    """Return the numbers of signals that mean "save and exit".
+    """Return the numbers of the signals that mean "save and exit".
 
     Args:
         names: such as ``"SIGTERM"`` or ``signal.SIGTERM``.
-        is_saved: whether checkpoints are written; otherwise no signal means it.
+        is_saved: whether checkpoints are written; without them there are none.
 
     Raises:
-        TypeError: not a sequence of such.
-        ValueError: a signal that this system does not have, or one with another
-            meaning; or some are asked for where nothing is saved.
+        TypeError: if ``names`` is not a sequence of names and numbers.
+        ValueError: if this system lacks a signal, if one cannot mean that, or if some
+            are given and no checkpoints are written.
     """
     if isinstance(names, str | int) or not isinstance(names, Sequence):
         raise TypeError(
@@ -57,10 +61,10 @@ def exit_numbers(names: Sequence[SignalName], *, is_saved: bool) -> tuple[int, .
             f"{names!r}"
         )
     numbers = tuple(dict.fromkeys(_number(name) for name in names))
-    if not is_saved and set(numbers) - set(map(_number, USUAL_EXITS)):
+    if not is_saved and set(numbers) - set(map(_number, DEFAULT_EXIT_SIGNALS)):
         raise ValueError(
             "need checkpoint_dir, or run_dir with save_every or save_minutes, for "
-            f"exit_signals={names!r}: they save before the process ends"
+            f"exit_signals={names!r}: they save before the process exits"
         )
     return numbers if is_saved else ()
 
@@ -77,57 +81,61 @@ def _number(name: Any) -> int:
     if number is None:
         raise ValueError(
             f"need signals of this system in exit_signals, got {name!r}: it has "
-            f"{', '.join(sorted(set(signal.Signals.__members__) - set(_REFUSED)))}"
+            f"{', '.join(sorted(set(signal.Signals.__members__) - _REFUSED))}"
         )
-    if name_of(number) in _REFUSED:
+    if signal_name(number) in _REFUSED:
         raise ValueError(
             f"need signals in exit_signals that can wait for the end of a step, got "
-            f"{name_of(number)}"
-            + (", which returns what was reached" if number == signal.SIGINT else "")
+            f"{signal_name(number)}"
+            + (
+                ", after which fit returns what was reached"
+                if number == signal.SIGINT
+                else ""
+            )
         )
     return int(number)
 
 
-def name_of(number: int) -> str:
-    """Return what a signal is called."""
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as ``"SIGTERM"``."""
     known = {int(member): member.name for member in signal.Signals}
     return known.get(int(number), f"signal {int(number)}")
 
 
 @contextlib.contextmanager
-def interrupts(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
-    """Turn the first Ctrl-C into an event; the second raises KeyboardInterrupt.
+def handled_signals(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
+    """Turn the first Ctrl-C into a flag; the second raises KeyboardInterrupt.
 
-    Only the main thread may handle signals; in another the event never happens. A
-    signal that is ignored stays ignored, and one that C code handles is left to it. A
-    handler of the user's own is called too. An exception from it is raised after the
-    block, except at a second Ctrl-C, where it is raised at once.
+    Only the main thread may handle signals; in any other the flag is never set. A
+    signal that is ignored stays ignored, and one that C code handles is left alone. A
+    user's own handler is called too. An exception from it is raised after the block,
+    or at once if it comes from a second Ctrl-C.
 
     Args:
-        exits: the signals that become the event too, and then end the process.
-            However often they come, the block ends in its own time.
+        exits: the signals that set the flag too, and end the process after the block.
+            Repeating them does not end the block sooner.
 
     Raises:
         SystemExit: at the end of the block, with status `PREEMPTED`, after one of
             ``exits``.
         KeyboardInterrupt: at a second Ctrl-C.
-        BaseException: what a handler of the user's own raised.
+        BaseException: whatever a user's own handler raised.
     """
-    event = Interruption()
+    interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield interruption
         return
     numbers = (signal.SIGINT, *exits)
     found = {number: signal.getsignal(number) for number in numbers}
-    usual = {n: h for n, h in found.items() if h not in (None, signal.SIG_IGN)}
+    previous = {n: h for n, h in found.items() if h not in (None, signal.SIG_IGN)}
 
     def handle(number: int, frame: Any) -> None:
-        is_second = number == signal.SIGINT and number in came
-        came.add(number)
-        event.set()
-        own = usual[number]
+        is_second = number == signal.SIGINT and number in received
+        received.add(number)
+        interruption.set()
+        own = previous[number]
         if number != signal.SIGINT:
-            event.terminated = number
+            interruption.terminated = number
         elif own is signal.SIG_DFL:
             signal.signal(number, own)  # the second one ends the process
         if callable(own) and own is not signal.default_int_handler:
@@ -136,27 +144,53 @@ def interrupts(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
             except BaseException as error:
                 if is_second:
                     raise
-                event.raised = error
+                interruption.raised = error
         if is_second:
             signal.default_int_handler(number, frame)
 
-    came: set[int] = set()
+    received: set[int] = set()
     try:
-        for number in usual:
+        for number in previous:
             signal.signal(number, handle)
-        yield event
+        yield interruption
     finally:
-        for number, handler in usual.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-    if event.raised is not None:
-        raise event.raised
-    if event.terminated is not None:
+    if interruption.raised is not None:
+        raise interruption.raised
+    if interruption.terminated is not None:
         raise SystemExit(PREEMPTED)
 
 
-def say_terminated(number: int, step: int, is_saved: bool) -> None:
-    """Tell on stderr why the process ends, and how far the run had come."""
+def print_terminated(number: int, step: int, is_saved: bool) -> None:
+    """Print to stderr why the process exits, and how far the run had come."""
     saved = "saved" if is_saved else "nothing to save"
-    say(
-        f"fit: {name_of(number)} at step {step}, {saved}: exits with status {PREEMPTED}"
+    name = signal_name(number)
+    print_to_stderr(
+        f"fit: {name} at step {step}, {saved}: exits with status {PREEMPTED}"
     )
+
+
+def attach(error: BaseException, state: TrainState | None, history: History) -> None:
+    """Set ``state`` and ``history`` on an exception, unless it uses the name itself."""
+    for name, value, kind in (
+        ("state", state, TrainState),
+        ("history", history, History),
+    ):
+        own = getattr(error, name, None)
+        if own is None or isinstance(own, kind):
+            try:
+                setattr(error, name, value)
+            except (AttributeError, TypeError):
+                add_note(error, f"its class does not accept the attribute {name!r}")
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a line to the message of an exception."""
+    error.add_note(f"fit: {text}")
+
+
+def is_donated(state: TrainState) -> bool:
+    """Return whether memory of a state was donated to a step that did not end."""
+    leaves = jax.tree.leaves(state)
+    return any(isinstance(x, jax.Array) and x.is_deleted() for x in leaves)

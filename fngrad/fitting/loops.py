@@ -1,13 +1,14 @@
-"""The ways to drive a step: from Python, or by a loop inside the program.
+"""The loops that drive a step, and how ``loop="auto"`` decides between them.
 
 All run the same body, which makes one step and writes its metrics into a row of a
-fixed buffer. The Python loop dispatches the body once a step. The scan loop is a
-``fori_loop`` of traced length around it, so one program serves chunks of every
-length. How a run is cut into chunks never changes its bits.
+fixed buffer. The Python loop dispatches the body once per step. The loop called
+``"scan"`` is a ``jax.lax.fori_loop`` of traced length around it, so one program serves
+chunks of every length; a ``jax.lax.scan`` has a static length and would compile for
+each. How a run is cut into chunks never changes its bits.
 
-Dense models end with the same bits whichever loop ran; their recorded norms may differ
-by one unit in the last place with the newest XLA. On CPU a convolution inside a loop
-may be rounded differently, by as much.
+Dense models end with the same bits in both loops; their recorded norms may differ by
+one unit in the last place with the newest XLA. On CPU a convolution inside a loop may
+be rounded differently, by as much.
 """
 
 import functools
@@ -21,36 +22,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fngrad.fitting.feeds import Feed, batch_at
+from fngrad.fitting.inputs import Feed, batch_at
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.compilations import Compilations, calls_again
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 
 ROWS = 1024  # steps whose metrics the buffer holds, and the longest chunk
-SLOW_STEP = 10e-3  # seconds; above it a loop inside the program has little to win
-FEW_STEPS = 50
+SLOW_STEP = 10e-3  # seconds; a slower step hides its dispatch
+FEW_STEPS = 50  # fewer are not worth timing
 PROBE_ROUNDS = 5
 PROBE_ROUND = 0.02  # seconds of one loop in one round
 
 
 class Carry(NamedTuple):
-    """What goes from step to step; the loops donate it."""
+    """The carry of the loops, which donate it."""
 
     state: TrainState
     rows: dict[str, jax.Array]  # kind -> (ROWS, metrics), by name; step t: row t % ROWS
 
 
-# (carry, steps) -> (carry, steps made): fewer when the data end.
+# (carry, steps) -> (carry, steps made); fewer are made where the data end.
 Advance: TypeAlias = Callable[[Carry, int], tuple[Carry, int]]
 
 
-# Of each leaf of a carry; None where none is spread over a mesh.
+# The sharding of each leaf of a carry; None if no leaf is spread over a mesh.
 Placement: TypeAlias = tuple[jax.sharding.Sharding, ...] | None
 
 
 class Choice(NamedTuple):
-    """Which loop runs, and why."""
+    """The loop that runs, and why."""
 
     loop: Literal["python", "scan"]
     reason: str
@@ -58,12 +59,12 @@ class Choice(NamedTuple):
 
 
 def begin(state: TrainState, metrics: dict[str, Any], data: Any = ()) -> Carry:
-    """Return the first carry of a state that may be donated: it, and empty buffers.
+    """Return the first carry: a state, which may be donated, and empty buffers.
 
     Args:
         state: where the run begins.
         metrics: the shapes and dtypes of the step's metrics.
-        data: arrays that the step will meet; the carry goes where they are.
+        data: arrays that the step reads; the carry is placed on their mesh.
     """
     rows = {}
     for kind, names in _by_kind(metrics).items():
@@ -74,19 +75,21 @@ def begin(state: TrainState, metrics: dict[str, Any], data: Any = ()) -> Carry:
 
 
 def _placed(carry: Carry, data: Any) -> Carry:
-    """Put what is on one device on all of a mesh, where something is spread over one.
+    """Replicate what is on one device over the mesh, if any leaf is spread over one.
 
-    A step would give it back there, and the next call would compile again.
+    A step would return it replicated, and the next call would compile again.
     """
     leaves = jax.tree.leaves((carry, data))
     placements = [getattr(leaf, "sharding", None) for leaf in leaves]
     meshes = [x.mesh for x in placements if isinstance(x, NamedSharding)]
     if not meshes:
         return carry
-    whole = NamedSharding(meshes[0], PartitionSpec())
+    replicated = NamedSharding(meshes[0], PartitionSpec())
     return jax.tree.map(
         lambda x: (
-            x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole)
+            x
+            if isinstance(x.sharding, NamedSharding)
+            else jax.device_put(x, replicated)
         ),
         carry,
     )
@@ -95,12 +98,12 @@ def _placed(carry: Carry, data: Any) -> Carry:
 def read_rows(
     carry: Carry, metrics: dict[str, Any], steps: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return what these steps wrote, by metric; waits until they have.
+    """Return the metrics of these steps by name; waits for the device.
 
     Args:
-        carry: where the loop has come to.
+        carry: as the loop returned it.
         metrics: the shapes and dtypes of the step's metrics.
-        steps: which steps, counted from 0; at most the last ROWS.
+        steps: which steps, counted from 0, among the last ROWS.
     """
     rows = {kind: np.asarray(block)[steps % ROWS] for kind, block in carry.rows.items()}
     return {
@@ -111,10 +114,10 @@ def read_rows(
 
 
 def placement_of(carry: Carry) -> Placement:
-    """Return where the leaves of a carry are if they are spread over a mesh."""
-    places = tuple(leaf.sharding for leaf in jax.tree.leaves(carry))
-    is_spread = any(isinstance(place, NamedSharding) for place in places)
-    return places if is_spread else None
+    """Return the shardings of a carry's leaves, if any is spread over a mesh."""
+    shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(carry))
+    is_spread = any(isinstance(x, NamedSharding) for x in shardings)
+    return shardings if is_spread else None
 
 
 def make_loop(
@@ -123,7 +126,14 @@ def make_loop(
     feed: Feed,
     placement: Placement = None,
 ) -> Advance:
-    """Return the loop that drives ``step`` over a dataset, function or iterable."""
+    """Return the loop that drives ``step`` over the data.
+
+    Args:
+        name: ``"scan"`` means the ``fori_loop`` inside the program.
+        step: what it drives.
+        feed: the data; over an iterable there is one loop, whatever the name.
+        placement: of the carry.
+    """
     programs, argument = _programs(step, feed.static, placement), feed.argument
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
@@ -132,7 +142,7 @@ def make_loop(
         return carry, length
 
     def scan(carry: Carry, length: int) -> tuple[Carry, int]:
-        if calls_again():  # within a loop JAX would not find the operation
+        if calls_again():  # inside a loop JAX could not name the operation
             return dispatch(carry, length)
         return programs.many(argument, carry, np.int32(length)), length
 
@@ -153,17 +163,24 @@ def choose(
     remaining: int,
     interrupted: Interruption | None = None,
 ) -> Choice:
-    """Time both loops on copies of the carry and choose the faster.
+    """Time both loops on copies of the carry and choose the faster: ``loop="auto"``.
 
-    The scan loop is compiled only where it can pay: a Python step is fast, and the
-    rest of the run takes longer than compiling.
+    The loop inside the program is compiled only if that can pay: if a step from Python
+    takes less than `SLOW_STEP`, and the rest of the run more than compiling.
+
+    Args:
+        step: what the loops drive.
+        feed: the data.
+        carry: where the run begins.
+        remaining: how many steps it has.
+        interrupted: ends the timing once it is set.
     """
     if feed.is_iterable:
         return Choice("python", "batches come from the host")
     if remaining < FEW_STEPS:
         return Choice("python", f"{remaining} steps are too few to time two loops")
-    place = placement_of(carry)
-    loops = {name: make_loop(name, step, feed, place) for name in ("python", "scan")}
+    placed = placement_of(carry)
+    loops = {name: make_loop(name, step, feed, placed) for name in ("python", "scan")}
     copies = {name: snapshot(carry) for name in loops}
 
     def timed(name: str, length: int) -> float:
@@ -172,11 +189,11 @@ def choose(
         copies[name] = jax.block_until_ready(carry)
         return (time.perf_counter() - start) / length
 
-    def gives_up() -> bool:
+    def is_interrupted() -> bool:
         return interrupted is not None and interrupted.is_set()
 
     compiling = timed("python", 1)
-    if gives_up():
+    if is_interrupted():
         return Choice("python", "interrupted before the loops were timed")
     seconds = timed("python", 1)
     if seconds < SLOW_STEP:
@@ -189,18 +206,18 @@ def choose(
         return Choice("python", reason, seconds)
     timed("scan", 1)  # compiles
     length = max(4, min(int(PROBE_ROUND / seconds), ROWS))
-    if gives_up():
+    if is_interrupted():
         return Choice("python", "interrupted before the loops were timed")
     rounds = [{n: timed(n, length) for n in loops} for _ in range(PROBE_ROUNDS)]
     medians = {n: float(np.median([r[n] for r in rounds])) for n in loops}
-    reason = ", ".join(f"{n} {t * 1e6:.0f} us a step" for n, t in medians.items())
+    reason = ", ".join(f"{n} {t * 1e6:.0f} us per step" for n, t in medians.items())
     faster = "scan" if medians["scan"] < medians["python"] else "python"
     return Choice(faster, reason, medians[faster])
 
 
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
     row = carry.state.step % ROWS
-    # Barriers keep XLA from rounding the step anew for what surrounds it in a loop.
+    # Barriers keep XLA from fusing the step with the loop, which changes its rounding.
     state, metrics = _barrier(step(*_barrier((carry.state, batch))))
     rows = {}
     for kind, names in _by_kind(metrics).items():
@@ -211,7 +228,7 @@ def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
 
 
 def _barrier(a: Any) -> Any:
-    """Return a tree behind an optimization barrier, but for its keys.
+    """Return a tree behind an optimization barrier, except for its keys.
 
     Under ``jax_debug_key_reuse`` a barrier counts as a use of a key.
     """
@@ -224,7 +241,7 @@ def _barrier(a: Any) -> Any:
 
 
 def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the names of integer and of other metrics, where there are any."""
+    """Return the names of the metrics by the kind of their buffer."""
     kinds: dict[str, list[str]] = {}
     for name in sorted(metrics):
         dtype = metrics[name].dtype
@@ -238,7 +255,7 @@ def _by_kind(metrics: dict[str, Any]) -> dict[str, list[str]]:
 def begin_compilations(
     step: Step, feed: Feed, placement: Placement = None
 ) -> Compilations:
-    """Return what counts the compilations of a run that begins with this call."""
+    """Return the counter of a run's compilations, reset for this call."""
     compilations = _programs(step, feed.static, placement).compilations
     compilations.begin_run()
     return compilations
@@ -253,15 +270,14 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _programs(step: Step, static: Any, placement: Placement) -> _Programs:
-    """Return the jitted loops of a step over data of one kind.
+    """Return the jitted loops of a step over data of one structure.
 
-    The last few are kept. So another fit of the same step compiles nothing, and a step
-    or a map of the data that is long gone, with all that it closes over, is not kept
-    alive for ever.
+    The cache makes another fit of the same step compile nothing. Its bound frees older
+    steps and maps of data, with the arrays that they close over.
     """
 
     def placed(carry: Carry) -> Carry:
-        # Or XLA may give a leaf back elsewhere, for which the next call compiles anew.
+        # Otherwise XLA may return a leaf elsewhere, and the next call compiles again.
         if placement is None:
             return carry
         places = jax.tree.structure(carry).unflatten(placement)

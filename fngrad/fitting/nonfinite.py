@@ -1,4 +1,4 @@
-"""What a run does about numbers that are not finite."""
+"""What a run does about a NaN or an infinity: ``on_nonfinite``, autopsy, rollback."""
 
 import functools
 import time
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.tree as tree
-from fngrad.fitting.checks import check_hashable, check_option
-from fngrad.fitting.feeds import Feed
+from fngrad.fitting.inputs import Feed, check_hashable, check_option
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.history import History
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import Step, TrainState
 from fngrad.transforms.tunable_hyperparameters import (
     hyperparameters,
@@ -22,18 +21,18 @@ from fngrad.transforms.tunable_hyperparameters import (
 )
 from fngrad.types import Path
 
-if TYPE_CHECKING:  # imported when there is something to examine
+if TYPE_CHECKING:  # imported when there is a step to examine
     from fngrad.postmortem import Autopsy
 
 Policy = Literal["raise", "skip", "rollback", "ignore"]
 MAX_SKIPS = 10  # in a row
-MAX_ROLLBACKS = 10  # without coming further than before
-MAX_REPLAY = 1000  # steps that are made again to find out why
-MAX_SECONDS = 300  # for finding out why
+MAX_ROLLBACKS = 10  # in a row without passing the furthest bad step
+MAX_REPLAY = 1000  # steps that an autopsy makes again
+MAX_SECONDS = 300  # for an autopsy
 _CAUSES = (
-    "Causes: NaN in the data, labels out of range, a learning rate too high; "
-    'on_nonfinite="ignore" records it and goes on, "skip" leaves the batch behind, '
-    '"rollback" goes back and lowers the learning rate'
+    "Common causes are NaN in the data, labels out of range and a learning rate that "
+    'is too high. on_nonfinite="ignore" records such steps and goes on, "skip" leaves '
+    'out their batches, "rollback" returns to a checkpoint with a lower learning rate'
 )
 
 
@@ -50,79 +49,87 @@ class NonFiniteError(FloatingPointError):
         super().__init__(message)
         self.step = step  # counts from 1
         self.history = history  # to the end of the chunk with that step
-        self.autopsy = autopsy  # what went bad, where that could be found out
+        self.autopsy = autopsy  # of the step; None if the cause was not found
         self.state: TrainState | None = None  # at the end of the chunk, from `fit`
 
 
 class Guard(NamedTuple):
-    """What a run does about numbers that are not finite, and what it needs for it."""
+    """The arguments of `fngrad.fit` about steps that are not finite, and the run's."""
 
     policy: Policy
     factor: float  # of the learning rate, at a rollback
-    step: Step
-    state: TrainState  # the caller's, where nothing nearer is known
+    step: Step  # the run's, with `skip_bad_steps` if the policy is to skip
+    state: TrainState  # the caller's; an autopsy without checkpoints begins there
     feed: Feed
 
-    def first_bad(self, history: History, steps: np.ndarray) -> int | None:
-        """Return the first step, counted from 1, that the run cannot go on from.
+    @classmethod
+    def of(
+        cls, policy: Policy, factor: float, step: Step, state: TrainState, feed: Feed
+    ) -> "Guard":
+        """Return the guard of a run, with the step that the policy needs.
+
+        Raises:
+            ValueError: if the policy is unknown or the factor is outside (0, 1).
+            TypeError: if a step that is to be skipped cannot be hashed.
+        """
+        check_option("on_nonfinite", policy, ("raise", "skip", "rollback", "ignore"))
+        if not 0 < factor < 1:
+            raise ValueError(f"need 0 < rollback_factor < 1, got {factor!r}")
+        if policy == "skip":
+            check_hashable(step)
+            step = _skipping(step)
+        return cls(policy, factor, step, state, feed)
+
+    def check_rollback(self, *, is_saved: bool) -> None:
+        """Raise if the policy is to roll back and the run cannot.
 
         Args:
-            history: with the records of these steps, and of those before.
+            is_saved: whether checkpoints are written.
+
+        Raises:
+            ValueError: if there are no checkpoints, no batches to ask for again, or no
+                learning rate in the state.
+        """
+        if self.policy != "rollback":
+            return
+        if not is_saved:
+            raise ValueError(
+                "need checkpoint_dir, or run_dir with save_every or save_minutes, for "
+                'on_nonfinite="rollback": it returns to a checkpoint'
+            )
+        if self.feed.is_iterable:
+            raise ValueError(
+                'need a dataset or a function of the step for on_nonfinite="rollback", '
+                "got an iterable: its batches cannot be asked for again"
+            )
+        if not learning_rates(self.state):
+            raise ValueError(
+                'need a learning rate in the state for on_nonfinite="rollback", as '
+                "fngrad.tunable(fngrad.adam, learning_rate=1e-3) keeps it, got an "
+                "optimizer with the leaves "
+                f"{list(tree.leaf_paths(self.state.opt_state))}"
+            )
+
+    def first_bad(self, history: History, steps: np.ndarray) -> int | None:
+        """Return the first step, counted from 1, that the policy does not accept.
+
+        Args:
+            history: the records of these steps and of those before.
             steps: the new ones, counted from 1.
         """
         if self.policy == "ignore":
             return None
         if self.policy == "skip":
             skipped = history["skipped"][-len(steps) - MAX_SKIPS :]
-            last = _end_of_run(skipped, MAX_SKIPS + 1)
+            last = _end_of_streak(skipped, MAX_SKIPS + 1)
             return None if last is None else int(steps[-1]) + 1 - len(skipped) + last
         bad = np.flatnonzero(~_is_finite(history, len(steps)))
         return int(steps[bad[0]]) if bad.size else None
 
 
-def check_policy(
-    policy: Policy, factor: float, state: TrainState, feed: Feed, is_saved: bool
-) -> None:
-    """Raise unless the policy is one, and has what it needs.
-
-    Raises:
-        ValueError: it has not.
-    """
-    check_option("on_nonfinite", policy, ("raise", "skip", "rollback", "ignore"))
-    if not 0 < factor < 1:
-        raise ValueError(f"need 0 < rollback_factor < 1, got {factor!r}")
-    if policy != "rollback":
-        return
-    if not is_saved:
-        raise ValueError(
-            "need checkpoint_dir, or run_dir with save_every, for "
-            'on_nonfinite="rollback": a checkpoint is what it goes back to'
-        )
-    if feed.is_iterable:
-        raise ValueError(
-            'need a dataset or a function of the step for on_nonfinite="rollback", got '
-            "an iterable: its batches cannot be asked for again"
-        )
-    if not learning_rates(state):
-        raise ValueError(
-            'need a learning rate in the state for on_nonfinite="rollback", as '
-            "fngrad.tunable(fngrad.adam, learning_rate=1e-3) keeps it, got an "
-            f"optimizer with the leaves {list(tree.leaf_paths(state.opt_state))}"
-        )
-
-
-def skipping(step: Step) -> Step:
-    """Return `skip_bad_steps` of a step: the same one each time, compiled once.
-
-    Raises:
-        TypeError: the step cannot be hashed.
-    """
-    check_hashable(step)
-    return _skipping(step)
-
-
 @functools.lru_cache(maxsize=8)
 def _skipping(step: Step) -> Step:
+    """Return `skip_bad_steps` of a step; cached, so that it compiles once."""
     from fngrad.steps import skip_bad_steps
 
     return skip_bad_steps(step)
@@ -136,8 +143,8 @@ def _is_finite(history: History, count: int) -> np.ndarray:
     return np.ones(count, bool)
 
 
-def _end_of_run(skipped: np.ndarray, length: int) -> int | None:
-    """Return the index at which so many in a row were skipped, if there is one."""
+def _end_of_streak(skipped: np.ndarray, length: int) -> int | None:
+    """Return the index at which ``length`` steps in a row were skipped, if any."""
     count = 0
     for index, was_skipped in enumerate(skipped):
         count = count + 1 if was_skipped else 0
@@ -149,29 +156,33 @@ def _end_of_run(skipped: np.ndarray, length: int) -> int | None:
 def bad_leaf(state: TrainState, first: TrainState) -> Path | None:
     """Return the path of a leaf that no checkpoint may hold, if there is one.
 
-    Parameters must be finite. What else is in a state may be infinite, such as the
-    best loss so far, but not NaN. Entries that were not finite in the first state, such
-    as those of a mask among the parameters, may stay so.
+    Parameters must be finite. Other leaves, such as the best loss so far, may be
+    infinite but not NaN. Entries that are not finite in the first state, such as those
+    of a mask among the parameters, are allowed.
+
+    Args:
+        state: the one to save.
+        first: the caller's.
     """
-    doubtful = [path for path, sound in _sound_leaves(state).items() if not sound]
+    suspects = [path for path, is_valid in _valid_leaves(state).items() if not is_valid]
     now, before = tree.leaf_paths(state), tree.leaf_paths(first)
-    for path in doubtful:
+    for path in suspects:
         was_finite = np.isfinite(np.asarray(before[path]))
-        if np.any(~np.asarray(_sound_entries(path, now[path])) & was_finite):
+        if np.any(~np.asarray(_valid_entries(path, now[path])) & was_finite):
             return path
     return None
 
 
 @jax.jit
-def _sound_leaves(state: TrainState) -> dict[Path, jax.Array]:
+def _valid_leaves(state: TrainState) -> dict[Path, jax.Array]:
     return {
-        path: jnp.all(_sound_entries(path, leaf))
+        path: jnp.all(_valid_entries(path, leaf))
         for path, leaf in tree.leaf_paths(state).items()
         if tree.is_float(leaf)
     }
 
 
-def _sound_entries(path: Path, x: jax.Array) -> jax.Array:
+def _valid_entries(path: Path, x: jax.Array) -> jax.Array:
     is_param = path.partition("/")[0] == "params"
     return jnp.isfinite(x) if is_param else ~jnp.isnan(x)
 
@@ -183,7 +194,7 @@ def learning_rates(state: TrainState) -> dict[Path, float]:
 
 
 def lower_learning_rates(state: TrainState, factor: float) -> TrainState:
-    """Return the state with its learning rates times a factor."""
+    """Return the state with each learning rate multiplied by a factor."""
 
     def lower(name: str, x: jax.Array) -> jax.Array:
         return (x * factor).astype(x.dtype) if name == "learning_rate" else x
@@ -191,26 +202,25 @@ def lower_learning_rates(state: TrainState, factor: float) -> TrainState:
     return map_hyperparameters(lower, state)
 
 
-def has_come_no_further(rollbacks: list[dict[str, Any]], step: int) -> bool:
-    """Say whether a rollback from a bad step is one too many.
+def makes_no_progress(rollbacks: list[dict[str, Any]], step: int) -> bool:
+    """Return whether `MAX_ROLLBACKS` rollbacks in a row did not get past a bad step.
 
     Args:
         rollbacks: those before, as the history notes them.
         step: the step that is bad now, counted from 1.
     """
-    furthest = 0
-    waited = 0
+    furthest = stuck = 0
     for bad in [*(r["step"] for r in rollbacks), step]:
-        waited = 0 if bad > furthest else waited + 1
+        stuck = 0 if bad > furthest else stuck + 1
         furthest = max(furthest, bad)
-    return waited >= MAX_ROLLBACKS
+    return stuck >= MAX_ROLLBACKS
 
 
-def error_of(
+def nonfinite_error(
     step: int,
     history: History,
     guard: Guard,
-    nearest: Callable[[], TrainState],
+    last_good: Callable[[], TrainState],
     interrupted: Interruption,
     reason: str = "",
 ) -> NonFiniteError:
@@ -218,18 +228,18 @@ def error_of(
 
     Args:
         step: the bad one, counted from 1.
-        history: of the run, which holds that step.
+        history: of the run, with that step.
         guard: of the run.
-        nearest: gives the state that the autopsy begins with.
+        last_good: returns the state that the autopsy begins with.
         interrupted: ends the autopsy once it is set.
-        reason: why the run goes no further, where its policy would.
+        reason: why the run ends although its policy is to go on.
     """
     at = {name: _record(history, name, step) for name in history}
     shown = ", ".join(f"{name}={x:.6g}" for name, x in at.items() if x is not None)
-    found, words = _examine(step, guard, nearest, interrupted)
+    found, text = _autopsy(step, guard, last_good, interrupted)
     message = (
         f"need a finite loss and gradient, got step {step} with {shown}. {reason}"
-        f"{_CAUSES}\n{words}"
+        f"{_CAUSES}\n{text}"
     )
     return NonFiniteError(message, step, history, found)
 
@@ -240,29 +250,33 @@ def _record(history: History, name: str, step: int) -> float | None:
     return float(values[rows[0]]) if rows.size and values.ndim == 1 else None
 
 
-def _examine(
+def _autopsy(
     step: int,
     guard: Guard,
-    nearest: Callable[[], TrainState],
+    last_good: Callable[[], TrainState],
     interrupted: Interruption,
 ) -> "tuple[Autopsy | None, str]":
-    """Return the autopsy, or why there is none."""
+    """Return the autopsy, if it could be made, and what the error says of it."""
     import fngrad.postmortem as postmortem
 
     advice = (
-        "fngrad.autopsy(step, state, data) says what went bad, from a state of before"
+        "fngrad.autopsy(step, state, data) finds the cause, from a state before step "
+        f"{step}"
     )
     if guard.feed.is_iterable:
-        return None, f"{advice}, with data that can be asked for again"
-    # Whatever fails here must not hide the error that is reported.
+        return None, f"{advice} and with data that return any step's batch again"
+    # A failure here must not hide the error that is reported.
     try:
-        state = nearest()
+        state = last_good()
         if step - int(state.step) > MAX_REPLAY:
-            return None, f"{advice}; the nearest one here is of step {int(state.step)}"
-        say(f"fit: not finite at step {step}, looks for the cause")
-        check = _limit(interrupted)
+            return None, f"{advice}; the nearest saved one is of step {int(state.step)}"
+        print_to_stderr(
+            f"fit: loss, gradient or state not finite at step {step}, searching for "
+            "the cause"
+        )
+        check = _time_limit(interrupted)
         if guard.policy == "skip":
-            first = step - MAX_SKIPS  # an earlier one that was skipped did no harm
+            first = max(step - MAX_SKIPS, int(state.step) + 1)  # of the last streak
             state = _advance(guard, state, first - 1, check)
             plain = guard.step.__wrapped__  # type: ignore[attr-defined]
             found = postmortem.autopsy(
@@ -274,18 +288,18 @@ def _examine(
             )
         return found, str(found)
     except Exception as error:
-        return None, f"{advice}; here it found nothing: {error}"
+        return None, f"{advice}; the search ended without one: {error}"
 
 
-def _limit(interrupted: Interruption) -> Callable[[], None]:
-    """Return what raises when the search for a cause takes too long."""
+def _time_limit(interrupted: Interruption) -> Callable[[], None]:
+    """Return a check that raises once an autopsy takes too long or is interrupted."""
     end = time.monotonic() + MAX_SECONDS
 
     def check() -> None:
         if interrupted.is_set():
             raise TimeoutError("interrupted")
         if time.monotonic() > end:
-            raise TimeoutError(f"it takes more than {MAX_SECONDS} s")
+            raise TimeoutError(f"it took more than {MAX_SECONDS} s")
 
     return check
 

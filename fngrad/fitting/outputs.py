@@ -1,96 +1,120 @@
-"""Where a run shows itself: the bar, the run folder, the loggers."""
+"""What a run reports to: the progress bar, the run folder, the loggers."""
 
 import contextlib
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from fngrad.checkpoint import steps
-from fngrad.fitting.agenda import ENDLESS, Agenda
-from fngrad.fitting.failures import note
-from fngrad.fitting.feeds import Feed
-from fngrad.fitting.resume import Past
-from fngrad.fitting.save_rules import SaveRules
-from fngrad.fitting.validation import Values
+from fngrad.checkpoint import steps as saved_steps
+from fngrad.files.json_values import to_json
+from fngrad.fitting.checkpointing import SaveRules
+from fngrad.fitting.early_stopping import Values
+from fngrad.fitting.inputs import Feed, check_functions
+from fngrad.fitting.interrupts import add_note
+from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.resume import Start
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
 from fngrad.logging.history import History
 from fngrad.logging.run_folder import read_manifest
+from fngrad.training import TrainState
 
-_GOES_ON = 'on_save_error="warn" goes on without'
+_REMEDY = 'on_save_error="warn" would continue the run without it'
+
+
+class Reporting(NamedTuple):
+    """The arguments of `fngrad.fit` that say what is reported, and to whom."""
+
+    run_dir: Path | None
+    config: Any
+    loggers: Sequence[Logger]
+    callbacks: Sequence[Callable[..., Any]]
+    progress: bool
+
+    def check(self, state: TrainState) -> None:
+        """Raise unless loggers, callbacks and the config can be used.
+
+        Raises:
+            TypeError: if they cannot.
+        """
+        check_functions("loggers", self.loggers, 0, {})
+        check_functions("callbacks", self.callbacks, 0, state, {})
+        to_json({} if self.config is None else self.config, "config")
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anything is called or written every ``log_every`` steps."""
+        return bool(self.loggers or self.callbacks or self.run_dir)
 
 
 class Outputs(contextlib.ExitStack):
-    """All places that a run writes to but checkpoints; closes them at the end.
+    """The bar, the run folder and the loggers, which it closes at the end.
 
     Args:
-        run_dir, config, loggers: see `fngrad.fit`.
-        feed: the data.
-        agenda: of the call.
-        key: of the run's first state.
+        reporting: the arguments of `fngrad.fit`.
         rules: how the run is saved.
-        past: where the call begins; if that is a checkpoint, what was recorded of
-            later steps is cut.
+        feed: the data.
+        stops: of the call.
+        start: where the call begins; a resumed run cuts what was recorded of later
+            steps.
+        key: of the caller's state.
 
     Raises:
-        ValueError: the run folder holds another run, or this one's later steps.
-        OSError: it cannot be written.
+        ValueError: if the run folder holds another run, or later steps of this one.
+        OSError: if it cannot be written.
     """
 
     def __init__(
         self,
-        run_dir: Any,
-        config: Any,
-        feed: Feed,
-        loggers: Sequence[Logger],
-        agenda: Agenda,
-        key: jax.Array,
+        *,
+        reporting: Reporting,
         rules: SaveRules,
-        past: Past,
+        feed: Feed,
+        stops: Stops,
+        start: Start,
+        key: jax.Array,
     ):
         super().__init__()
-        self._loggers = list(loggers)
+        self._loggers = list(reporting.loggers)
         self._bar: ProgressBar | None = None
-        self._agenda = agenda
+        self._stops = stops
         self._checkpoints = rules.folder
         self._on_error = rules.on_error
-        self._failed: set[int] = set()  # loggers of which was warned
+        self._failed: set[int] = set()  # loggers whose failure was warned about
         self.folder = None
-        may_cut = bool(past.notes)
+        run_dir, may_cut = reporting.run_dir, bool(start.notes)
         if run_dir is not None:
             may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
-            reached = _reached(Path(run_dir) / "metrics.jsonl")
+            recorded = _last_recorded(run_dir / "metrics.jsonl")
             if not may_cut:
-                _check_continues(run_dir, reached, past.logged)
+                _check_continues(run_dir, recorded, start.logged)
             self.folder = RunFolder(
                 run_dir,
-                config=config,
+                config=reporting.config,
                 data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
             )
             self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
-            close = getattr(logger, "close", None)
-            if close:
+            if getattr(logger, "close", None):
                 self.push(functools.partial(self._close, logger))
         try:
             if may_cut:
-                self._cut(past.logged)
+                self._cut(start.logged)
+            self._open_bar(reporting.progress)
         except BaseException:
             self.close()
             raise
 
-    def open_bar(self, is_wanted: bool) -> None:
-        """Show a progress bar where one is wanted, before there is progress to show."""
+    def _open_bar(self, is_wanted: bool) -> None:
         if not is_wanted:
             return
-        first, last = self._agenda.first, self._agenda.last
-        total = None if last == ENDLESS else last
-        words = f"compiling for {jax.default_backend()}"
-        self._bar = ProgressBar(total, initial=first, description=words)
+        total = None if self._stops.last == ENDLESS else self._stops.last
+        text = f"compiling for {jax.default_backend()}"
+        self._bar = ProgressBar(total, initial=self._stops.first, description=text)
         self.callback(self._bar.close)
 
     def recorded_loop(self) -> Any:
@@ -98,7 +122,7 @@ class Outputs(contextlib.ExitStack):
         return self.folder.manifest.get("loop") if self.folder else None
 
     def begin(self, loop: str, reason: str) -> None:
-        """Say that training begins, and write down in which loop, and why."""
+        """Show that training begins, and record in which loop, and why."""
         if self._bar:
             self._bar.describe(f"training on {jax.default_backend()}")
         if self.folder:
@@ -107,14 +131,14 @@ class Outputs(contextlib.ExitStack):
                 loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
             )
 
-    def advance(self, steps: int, values: Values) -> None:
-        """Move the bar."""
+    def advance(self, count: int, values: Values) -> None:
+        """Move the bar by ``count`` steps and show values behind it."""
         if self._bar:
-            self._bar.advance(steps)
+            self._bar.advance(count)
             self._bar.show(values)
 
-    def go_back(self, now: int, step: int) -> None:
-        """Make the loggers forget what they hold of later steps, if they can."""
+    def roll_back(self, now: int, step: int) -> None:
+        """Move the bar back, and cut what loggers hold of later steps."""
         if self._bar:
             self._bar.advance(step - now)
         self._cut(step)
@@ -126,42 +150,42 @@ class Outputs(contextlib.ExitStack):
                 cut(step)
 
     def log(self, step: int, values: Values) -> None:
-        """Give scalars to every logger.
+        """Pass scalars to every logger.
 
         Raises:
-            Exception: what one raises, unless ``on_save_error="warn"``.
+            Exception: what a logger raises, unless ``on_save_error="warn"``.
         """
         for place, logger in enumerate(self._loggers):
             try:
                 logger(step, values)
             except Exception as error:
                 if self._on_error == "raise":
-                    note(error, f"raised by {_name(logger)}; {_GOES_ON}")
+                    add_note(error, f"raised by {_name(logger)}; {_REMEDY}")
                     raise
                 if place not in self._failed:
                     self._failed.add(place)
-                    _warn(f"what {_name(logger)} was to log at step {step}", error)
+                    _warn(f"the record of step {step} by {_name(logger)}", error)
 
     def _close(self, logger: Any, kind: Any, error: Any, _: Any) -> None:
         try:
             logger.close()
         except Exception as failure:
-            words = f"{_name(logger)} could not be closed"
+            text = f"{_name(logger)} could not be closed"
             if error is not None:
-                note(error, f"{words}: {type(failure).__name__}: {failure}")
+                add_note(error, f"{text}: {type(failure).__name__}: {failure}")
             elif self._on_error == "raise":
-                note(failure, f"{words}; {_GOES_ON}")
+                add_note(failure, f"{text}; {_REMEDY}")
                 raise
             else:
-                _warn(f"the end of what {_name(logger)} logged", failure)
+                _warn(f"the end of the records by {_name(logger)}", failure)
 
     def finish(self, history: History, stopped: str, step: int) -> None:
-        """Write down how the run ended, and draw its learning curves."""
+        """Record how the run ended, and draw its learning curves."""
         if self.folder is None:
             return
         names = ("compile_count", "compile_seconds", "rollbacks")
-        told = {name: history.notes[name] for name in names if name in history.notes}
-        self.folder.record(stopped=stopped, step=step, **told)
+        notes = {name: history.notes[name] for name in names if name in history.notes}
+        self.folder.record(stopped=stopped, step=step, **notes)
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
 
@@ -178,26 +202,26 @@ def _name(logger: Any) -> str:
     return f"the logger {getattr(logger, '__name__', type(logger).__name__)}"
 
 
-def _died_unsaved(run_dir: Any) -> bool:
-    """Say whether a run that was to be saved died here, before it was."""
+def _died_unsaved(run_dir: Path) -> bool:
+    """Return whether an earlier run died here before it wrote its first checkpoint."""
     manifest = read_manifest(run_dir)
     folder = manifest.get("checkpoints")
     died = manifest.get("stopped", "by another program") is None
-    return bool(folder) and died and not steps(folder)
+    return bool(folder) and died and not saved_steps(folder)
 
 
-def _reached(metrics: Path) -> int:
-    """Return the last step that was recorded."""
+def _last_recorded(metrics: Path) -> int:
+    """Return the last step in a file of records."""
     records = read_jsonl(metrics) if metrics.exists() else []
     return max((record["step"] for record in records), default=0)
 
 
-def _check_continues(run_dir: Any, reached: int, first: int) -> None:
-    """Raise where records of later steps are there, and the run is not resumed."""
-    if reached > first:
+def _check_continues(run_dir: Path, recorded: int, first: int) -> None:
+    """Raise if a folder has records of steps that the run will make again."""
+    if recorded > first:
         folder = read_manifest(run_dir).get("checkpoints")
         raise ValueError(
-            f"need another run folder, or the state of step {reached} that the run in "
+            f"need another run folder, or the state of step {recorded} that the run in "
             f"{str(run_dir)!r} has reached, got step {first}"
             + (f"; its checkpoints were in {folder!r}" if folder else "")
             + "; to overwrite that run, delete its folder first: "

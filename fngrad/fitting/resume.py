@@ -1,29 +1,57 @@
-"""Where a call begins: anew, or where an earlier call left its last checkpoint."""
+"""Where a call begins, and which checkpoints it refuses to resume from.
+
+A call begins anew from the caller's state, or resumes from the newest checkpoint of an
+earlier call. The run's *identity* (config, data, batch, key) must be that of the
+checkpoint.
+"""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 import fngrad.tree as tree
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
-from fngrad.files.json_values import to_json
-from fngrad.fitting.agenda import ENDLESS, Agenda
-from fngrad.fitting.failures import Look
-from fngrad.fitting.feeds import Feed
-from fngrad.fitting.save_rules import SaveRules
+from fngrad.files.json_values import from_json_number, to_json
+from fngrad.fitting.early_stopping import Evaluation, Patience, Values
+from fngrad.fitting.inputs import Feed
+from fngrad.fitting.intervals import ENDLESS, Stops
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.history import History
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState, snapshot
 
 
-class Past(NamedTuple):
-    """What an earlier call left; without one, the caller's state and nothing else."""
+class PendingReport(NamedTuple):
+    """How far the host has come at a step: it evaluates, logs, then calls back.
 
-    state: TrainState  # in memory of its own
+    An exception may end the run in between. The checkpoint that is written then holds
+    this, so that the next call does the rest and repeats nothing.
+    """
+
+    evaluates: bool
+    values: Values | None = None  # what loggers and callbacks get; None: not measured
+    is_logged: bool = False
+    called: int = 0  # how many callbacks have returned
+
+    @classmethod
+    def of(cls, notes: dict[str, Any] | None) -> "PendingReport | None":
+        """Return the report in a checkpoint's notes; None if nothing is left to do."""
+        if notes is None:
+            return None
+        report = cls(**notes)
+        if report.values is None:
+            return report
+        values = {name: from_json_number(x) for name, x in report.values.items()}
+        return report._replace(values=values)
+
+
+class Start(NamedTuple):
+    """Where a call begins: the caller's state, or what an earlier call saved."""
+
+    state: TrainState  # a copy
     history: History
-    identity: dict[str, Any]  # what must be unchanged for the run to go on
+    identity: dict[str, Any]  # what must be unchanged to resume the run
     notes: dict[str, Any]  # of the checkpoint; empty without one
 
     @property
@@ -32,53 +60,43 @@ class Past(NamedTuple):
         return int(self.state.step)
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """What ``keep_best`` has seen."""
-        return self.notes.get("best")
-
-    @property
-    def patience(self) -> dict[str, Any] | None:
-        """How far early stopping had waited."""
-        return self.notes.get("patience")
-
-    @property
-    def look(self) -> Look | None:
+    def report(self) -> PendingReport | None:
         """What is left to do at the step where the call begins."""
-        return Look.of(self.notes.get("look"))
+        return PendingReport.of(self.notes.get("look"))
 
     @property
     def logged(self) -> int:
-        """The step up to which what was logged stands."""
-        return self.step - 1 if self.look and not self.look.is_logged else self.step
+        """The last step whose records are kept; later ones will be logged again."""
+        is_unlogged = self.report and not self.report.is_logged
+        return self.step - 1 if is_unlogged else self.step
 
-    def log_every(self, asked: int | None, is_heard: bool) -> int | None:
-        """Return after how many steps to log; what was in force goes on.
+    def log_every(self, log_every: int | None, has_listeners: bool) -> int | None:
+        """Return after how many steps to log: as given, or as the checkpoint has it.
 
-        Callbacks may change the state, so a run that is resumed must call them at the
-        same steps.
+        Callbacks may change the state, so a resumed run calls them at the same steps.
 
         Args:
-            asked: what the caller asks for, if anything.
-            is_heard: whether there are loggers or callbacks.
+            log_every: of `fngrad.fit`.
+            has_listeners: whether there are loggers or callbacks.
         """
-        if asked is not None:
-            return asked
-        in_force = self.notes.get("log_every", ENDLESS)
-        if in_force != ENDLESS:
-            return in_force
-        return None if is_heard else ENDLESS
+        if log_every is not None:
+            return log_every
+        saved = self.notes.get("log_every", ENDLESS)
+        if saved != ENDLESS:
+            return saved
+        return None if has_listeners else ENDLESS
 
 
 def identity(config: Any, feed: Feed, state: TrainState) -> dict[str, Any]:
-    """Return what must be unchanged for a run to go on, in JSON's types.
+    """Return what must be unchanged to resume a run, in JSON's types.
 
     Args:
-        config: the caller's; ``None`` is the empty one.
+        config: the caller's; ``None`` means an empty one.
         feed: the data.
         state: the caller's.
 
     Raises:
-        TypeError: the config holds what JSON cannot.
+        TypeError: if the config holds what JSON cannot.
     """
     batch = tree.leaf_paths(feed.abstract_batch(state.step))
     return {
@@ -93,57 +111,52 @@ def identity(config: Any, feed: Feed, state: TrainState) -> dict[str, Any]:
 
 
 def begin_or_resume(
-    rules: SaveRules,
     checkpoints: Checkpoints | None,
+    resume: Literal["auto", "never", "must"],
     state: TrainState,
     feed: Feed,
     config: Any,
-) -> Past:
+) -> Start:
     """Return where the call begins.
 
     Args:
-        rules: how the run is saved.
-        checkpoints: what is in the folder; None if the run is not saved.
-        state: the caller's; it gives the structure that a checkpoint must have.
+        checkpoints: the folder, open; None if the run is not saved.
+        resume: see `fngrad.fit`.
+        state: the caller's; a checkpoint must have its structure.
         feed: the data.
         config: the caller's.
 
     Raises:
-        FileNotFoundError: ``resume="must"`` and no checkpoint.
-        CheckpointError: checkpoints, all of them damaged.
-        ValueError: ``resume="never"`` and a checkpoint; a checkpoint of another run;
-            a state that has come further.
+        FileNotFoundError: if ``resume="must"`` and there is no checkpoint.
+        CheckpointError: if all checkpoints are damaged.
+        ValueError: if ``resume="never"`` and there is a checkpoint, if a checkpoint is
+            of another run, or if the state is of a later step.
     """
     if checkpoints is None:
-        return Past(snapshot(state), History(), {}, {})
-    if feed.is_iterable and rules.resume == "must":
+        return Start(snapshot(state), History(), {}, {})
+    if feed.is_iterable and resume == "must":
         raise ValueError(
             'need a dataset or a function of the step for resume="must", got an '
             "iterable: its batches cannot be asked for again"
         )
-    if rules.resume == "never":
-        _refuse_any(rules, checkpoints)
+    if resume == "never":
+        _refuse_any(checkpoints)
     wanted = identity(config, feed, state)
     saved = checkpoints.newest()
-    if saved is None:
-        _refuse_damaged(rules, checkpoints)
-        if rules.resume == "must":
-            raise FileNotFoundError(
-                f'need a checkpoint in {str(rules.folder)!r} for resume="must", got '
-                'none: check the path, or begin a new run with resume="auto"'
-            )
-        return Past(snapshot(state), History(), wanted, {})
-    return _past(rules, saved, state, feed, wanted)
+    if saved is not None:
+        return _resumed(f"{str(checkpoints.folder)!r}", saved, state, feed, wanted)
+    _refuse_damaged(checkpoints)
+    if resume == "must":
+        raise FileNotFoundError(
+            f'need a checkpoint in {str(checkpoints.folder)!r} for resume="must", got '
+            'none: check the path, or begin a new run with resume="auto"'
+        )
+    return Start(snapshot(state), History(), wanted, {})
 
 
-def _past(
-    rules: SaveRules,
-    saved: Saved,
-    state: TrainState,
-    feed: Feed,
-    wanted: dict[str, Any],
-) -> Past:
-    where = f"{str(rules.folder)!r}"
+def _resumed(
+    where: str, saved: Saved, state: TrainState, feed: Feed, wanted: dict[str, Any]
+) -> Start:
     if not saved.notes or "identity" not in saved.notes:
         raise ValueError(
             f"need a folder that fit wrote its checkpoints to, got {where}, written by "
@@ -166,35 +179,59 @@ def _past(
     history = History.from_leaf_paths(
         saved.under("history"), {**notes, "resumed": resumed}
     )
-    return Past(rebuild(saved, state, "state"), history, wanted, saved.notes)
+    return Start(rebuild(saved, state, "state"), history, wanted, saved.notes)
 
 
-def _refuse_any(rules: SaveRules, checkpoints: Checkpoints) -> None:
+def _refuse_any(checkpoints: Checkpoints) -> None:
     steps = checkpoints.steps()
     if steps:
         raise ValueError(
             f'need a folder without checkpoints for resume="never", got '
-            f"{str(rules.folder)!r} with one of step {steps[-1]}: take another folder, "
-            'remove this one, or go on with resume="auto"'
+            f"{str(checkpoints.folder)!r} with one of step {steps[-1]}: take another "
+            'folder, remove this one, or continue its run with resume="auto"'
         )
 
 
-def _refuse_damaged(rules: SaveRules, checkpoints: Checkpoints) -> None:
-    """Raise where beginning anew would put an end to what may still be rescued."""
+def _refuse_damaged(checkpoints: Checkpoints) -> None:
+    """Raise where a new run would overwrite damaged checkpoints.
+
+    Their content may still be recovered.
+    """
     damaged = checkpoints.damaged
     if damaged:
         newest, reason = next(iter(damaged.items()))
         raise CheckpointError(
-            f"need a whole checkpoint in {str(rules.folder)!r} to go on from, got "
-            f"{len(damaged)} that are damaged, the newest {newest.name!r}: {reason}; "
-            "to start anew, move that folder away or take another; nothing in it was "
-            "changed"
+            f"need an undamaged checkpoint in {str(checkpoints.folder)!r} to resume "
+            f"from, got {len(damaged)} damaged, the newest {newest.name!r}: {reason}; "
+            "to start a new run, move that folder away or take another; nothing in it "
+            "was changed"
         )
 
 
-def say_resumed(past: Past, agenda: Agenda, rules: SaveRules) -> None:
-    """Tell on stderr that a run goes on, and from where."""
-    if not past.notes:
-        return
-    total = "" if agenda.last == ENDLESS else f" of {agenda.last}"
-    say(f"fit: resumes at step {past.step}{total} from {rules.folder}")
+def stopped_before(
+    start: Start, stops: Stops, evaluation: Evaluation | None
+) -> str | None:
+    """Return why the call has nothing to do, if so, and print it to stderr."""
+    if start.report and stops.first <= stops.last:
+        return None
+    if stops.first >= stops.last:
+        print_to_stderr(
+            f"fit: nothing to do, the state is at step {stops.first} and the run "
+            f"ends at step {stops.last}: num_steps and num_epochs count from step 0; "
+            'raise them to train on; to fine-tune, restore part="params" alone',
+        )
+        return "completed"
+    rule = evaluation.early_stopping if evaluation else None
+    if Patience(rule, start.notes.get("patience")).is_over:
+        print_to_stderr(
+            f"fit: nothing to do, early stopping ended the run at step {stops.first}"
+        )
+        return "early_stopping"
+    return None
+
+
+def print_resumed(start: Start, stops: Stops, folder: Any) -> None:
+    """Print to stderr that a run resumes, at which step and from where."""
+    if start.notes:
+        total = "" if stops.last == ENDLESS else f" of {stops.last}"
+        print_to_stderr(f"fit: resumes at step {start.step}{total} from {folder}")

@@ -1,4 +1,4 @@
-"""A call to `fngrad.fit` while it runs."""
+"""The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
 import enum
 import time
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fngrad.checkpoint import Saved, rebuild
-from fngrad.fitting.agenda import Agenda
-from fngrad.fitting.checks import check_answer, check_like
-from fngrad.fitting.failures import Look, attach, is_there, note
-from fngrad.fitting.interrupts import Interruption
+from fngrad.fitting.checkpointing import SaveError, Saver
+from fngrad.fitting.early_stopping import Evaluation, Patience, Values
+from fngrad.fitting.inputs import check_like, check_state
+from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
+from fngrad.fitting.intervals import Stops
 from fngrad.fitting.loops import ROWS, Advance, Carry, read_rows
 from fngrad.fitting.nonfinite import (
     MAX_ROLLBACKS,
@@ -20,19 +21,17 @@ from fngrad.fitting.nonfinite import (
     Guard,
     NonFiniteError,
     bad_leaf,
-    error_of,
-    has_come_no_further,
     learning_rates,
     lower_learning_rates,
+    makes_no_progress,
+    nonfinite_error,
 )
 from fngrad.fitting.outputs import Outputs
-from fngrad.fitting.saving import SaveError, Saving
-from fngrad.fitting.validation import Evaluation, Patience, Values
-from fngrad.logging.history import History
-from fngrad.logging.progress import say
+from fngrad.fitting.resume import PendingReport, Start
+from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState, snapshot
 
-CHUNK_SECONDS = 0.25  # between two looks at interrupts
+CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
 
 
 class Stop(enum.Enum):
@@ -47,138 +46,134 @@ Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
 
 
 class Plan(NamedTuple):
-    """What stays the same while a run goes on."""
+    """What stays the same during a run."""
 
-    metrics: dict[str, Any]  # shapes and dtypes of the step's
-    agenda: Agenda
+    metrics: dict[str, Any]  # the shapes and dtypes of the step's
+    stops: Stops
     outputs: Outputs
     evaluation: Evaluation | None
     callbacks: Sequence[Callback]
-    saving: Saving | None
+    saver: Saver | None
     guard: Guard
 
 
 class Session:
-    """What changes while a run goes on, and who is told."""
+    """What changes during a run.
 
-    def __init__(
-        self,
-        plan: Plan,
-        carry: Carry,
-        advance: Advance,
-        history: History,
-        patience: Patience,
-        look: Look | None = None,
-    ):
+    Args:
+        plan: what stays the same.
+        start: where the call begins.
+        carry: the state and buffers to begin with.
+        advance: the loop.
+    """
+
+    def __init__(self, plan: Plan, start: Start, carry: Carry, advance: Advance):
         self.carry = carry
-        self.history = history
+        self.history = start.history
         self._plan = plan
         self._advance = advance
-        self._patience = patience
-        self._now = plan.agenda.first
+        self._patience = self._make_patience(start.notes.get("patience"))
+        self._now = plan.stops.first
         self._logged = self._evaluated = self._now
-        self._pending = look  # what an earlier call left to do at this step
-        self._scores: Values = look.values or {} if look and look.evaluates else {}
+        self._pending = start.report  # what an earlier call left to do at this step
+        self._scores: Values = {}
+        if start.report and start.report.evaluates:
+            self._scores = start.report.values or {}
         self._chunk = 1
-        self._bad: int | None = None  # the step, counted from 1, that is to be undone
+        self._bad: int | None = None  # the step, counted from 1, that is not finite
 
     def run(self, interrupted: Interruption) -> str:
-        """Train to the end of the agenda; return why it ended."""
-        saving = self._plan.saving
-        if saving and self._plan.guard.policy == "rollback" and not saving.newest():
-            self._save(saving)
-        stopped = self._run(interrupted)
+        """Train to the last stop; return why the run ended."""
+        saver = self._plan.saver
+        if saver and self._plan.guard.policy == "rollback" and not saver.newest():
+            self._save(saver)
+        stopped = self._run_to_end(interrupted)
         is_unseen = self._plan.evaluation and self._now > self._evaluated
-        looks = stopped == "exhausted" and is_unseen
-        if looks:
-            self._look(evaluates=True)
-        if self._now > max(self._logged, self._plan.agenda.first):
+        evaluates = stopped == "exhausted" and is_unseen
+        if evaluates:
+            self._report(evaluates=True)
+        if self._now > max(self._logged, self._plan.stops.first):
             self._plan.outputs.log(self._now, self._last_values())
-        if self._plan.saving:
-            if looks or self._now != self._plan.saving.step:
-                self._save(self._plan.saving)
-            self._plan.saving.wait(self.carry.state, self.history)
+        if saver:
+            if evaluates or self._now != saver.step:
+                self._save(saver)
+            saver.wait(self.carry.state, self.history)
         return stopped
 
-    def rescue(self, error: BaseException) -> None:
-        """Let the exception that ends the run carry what was reached; save it too.
+    def attach_to(self, error: BaseException) -> None:
+        """Attach what was reached to the exception that ends the run, and save it.
 
-        Not saved is what must not be: a state that is not finite, or after a failure
-        to save; and after a second Ctrl-C, which waits for nothing.
+        A state that is not finite is not saved, nor any state after a failure to save
+        or a second Ctrl-C.
         """
-        state = self.carry.state if is_there(self.carry.state) else None
+        state = None if is_donated(self.carry.state) else self.carry.state
         attach(error, state, self.history)
-        words = f"the run had come to step {self._now}; "
-        if state is None:
-            where = "its state was given to the step in flight, error.state is None"
-            if self._plan.saving:
-                where += f"; the last checkpoint is of step {self._plan.saving.step}"
+        if state is not None:
+            where = f"error.state and error.history hold it{self._save_after(error)}"
         else:
-            where = f"error.state and error.history hold it{self._rescue(error)}"
-        note(error, words + where)
+            where = "its state was donated to the step in flight, error.state is None"
+            if self._plan.saver:
+                where += f"; the last checkpoint is of step {self._plan.saver.step}"
+        add_note(error, f"the run had come to step {self._now}; {where}")
 
-    def _rescue(self, error: BaseException) -> str:
-        """Save the state, if it may be; say what became of it."""
-        saving = self._plan.saving
+    def _save_after(self, error: BaseException) -> str:
+        """Save the state, if allowed; return what an error's note says of it."""
+        saver = self._plan.saver
         refused = SaveError | NonFiniteError | KeyboardInterrupt
-        if saving is None or self._bad is not None or isinstance(error, refused):
+        if saver is None or self._bad is not None or isinstance(error, refused):
             return ""
         try:
             leaf = self._bad_leaf()
             if leaf:
                 return f", not saved, as {leaf!r} is not finite"
-            if self._now != saving.step or self._pending:
-                self._save(saving)
-            saving.wait(self.carry.state, self.history)
+            if self._now != saver.step or self._pending:
+                self._save(saver)
+            saver.wait(self.carry.state, self.history)
         except Exception as failure:  # it must not hide the first one
             return f"; saving it ended with {type(failure).__name__}: {failure}"
         return ", and a checkpoint holds it too"
 
-    def _run(self, interrupted: Interruption) -> str:
+    def _run_to_end(self, interrupted: Interruption) -> str:
+        plan, saver = self._plan, self._plan.saver
         if self._pending:
-            stopped = self._look(self._pending.evaluates)
-            if self._plan.saving:
-                self._save(self._plan.saving)
+            stopped = self._report(self._pending.evaluates)
+            if saver:
+                self._save(saver)
             if stopped:
                 return stopped
-        while self._now < self._plan.agenda.last:
+        while self._now < plan.stops.last:
             if interrupted.is_set():
                 return "interrupted"
-            suffices = self._train(self._plan.agenda.next_stop(self._now))
+            is_whole = self._train(plan.stops.next_after(self._now))
             if self._bad is not None:
                 self._recover(self._bad, interrupted)
                 continue
-            if not suffices:
-                if self._plan.guard.feed.failure is not None:
-                    raise self._plan.guard.feed.failure
+            if not is_whole:
+                if plan.guard.feed.failure is not None:
+                    raise plan.guard.feed.failure
                 return "exhausted"
-            if self._plan.agenda.looks_at(self._now):
-                stopped = self._look(self._plan.agenda.evaluates_at(self._now))
+            if plan.stops.reports_at(self._now):
+                stopped = self._report(plan.stops.evaluates_at(self._now))
                 if stopped:
                     return stopped
-            saving = self._plan.saving
-            if saving and saving.is_due(self._now):
-                self._save(saving)
-            elif saving:
-                saving.catch_up(self.carry.state, self.history)
+            if saver and saver.is_due(self._now):
+                self._save(saver)
+            elif saver:
+                saver.catch_up(self.carry.state, self.history)
         return "completed"
 
     def _train(self, goal: int) -> bool:
-        """Make a chunk of steps, not beyond ``goal``; say whether the data sufficed."""
+        """Make a chunk of steps, up to ``goal``; return whether the data sufficed."""
         length = min(self._chunk, goal - self._now)
         start = time.perf_counter()
         self.carry, made = self._advance(self.carry, length)
         self._record(made)
         self._chunk = next_chunk(self._chunk, length, time.perf_counter() - start)
-        saving = self._plan.saving
-        if saving and (self._now == goal or saving.is_due(self._now)):
-            self._check_state()
+        saver = self._plan.saver
+        is_saved_next = saver and (self._now == goal or saver.is_due(self._now))
+        if is_saved_next and self._bad is None and self._bad_leaf():
+            self._bad = self._now  # found before callbacks see the state
         return made == length
-
-    def _check_state(self) -> None:
-        """Find a state that must not be saved, before it is looked at."""
-        if self._bad is None and self._bad_leaf():
-            self._bad = self._now
 
     def _bad_leaf(self) -> str | None:
         """Return the leaf for which the state must not be saved, if there is one."""
@@ -187,51 +182,65 @@ class Session:
         return bad_leaf(self.carry.state, self._plan.guard.state)
 
     def _recover(self, bad: int, interrupted: Interruption) -> None:
-        """Go back and on, or raise."""
-        guard, saving = self._plan.guard, self._plan.saving
+        """Roll back from a step that is not finite, or raise."""
+        guard, saver = self._plan.guard, self._plan.saver
 
-        def nearest() -> TrainState:
-            saved = saving.newest() if saving else None
+        def last_good() -> TrainState:
+            saved = saver.newest() if saver else None
             return rebuild(saved, self.carry.state, "state") if saved else guard.state
 
-        reason = f"{MAX_SKIPS} steps in a row were skipped. "
-        if guard.policy == "rollback" and saving:
-            saved = saving.newest()
-            past = self.history.notes.get("rollbacks", [])
-            if saved and not has_come_no_further(past, bad):
-                return self._roll_back(bad, saved, saving)
-            reason = f"{MAX_ROLLBACKS} rollbacks came no further. "
-        reason = "" if guard.policy == "raise" else reason
-        raise error_of(bad, self.history, guard, nearest, interrupted, reason)
+        reason = ""
+        if guard.policy == "skip":
+            steps = self.history.steps("skipped")
+            if guard.first_bad(self.history, steps) == bad:  # not a bad leaf
+                reason = f"{MAX_SKIPS} steps in a row were skipped. "
+        elif guard.policy == "rollback" and saver:
+            saved = saver.newest()
+            if saved is None:
+                reason = "There is no checkpoint to roll back to. "
+            elif makes_no_progress(self._rollbacks, bad):
+                reason = f"{MAX_ROLLBACKS} rollbacks in a row made no progress. "
+            else:
+                return self._roll_back(bad, saved, saver)
+        raise nonfinite_error(bad, self.history, guard, last_good, interrupted, reason)
 
-    def _roll_back(self, bad: int, saved: Saved, saving: Saving) -> None:
+    @property
+    def _rollbacks(self) -> list[dict[str, Any]]:
+        return self.history.notes.get("rollbacks", [])
+
+    def _roll_back(self, bad: int, saved: Saved, saver: Saver) -> None:
         """Go on from a checkpoint with a lower learning rate, which is saved first."""
         old = rebuild(saved, self.carry.state, "state")
         state = lower_learning_rates(old, self._plan.guard.factor)
+        rates, lowered = (list(learning_rates(s).values()) for s in (old, state))
+        print_to_stderr(
+            f"fit: loss, gradient or state not finite at step {bad}, rolling back to "
+            f"step {saved.step} and lowering the learning rate from "
+            f"{_listed(rates)} to {_listed(lowered)}"
+        )
         note = {
             "step": bad,
             "restored": saved.step,
-            "learning_rate": list(learning_rates(old).values()),
-            "lowered_to": list(learning_rates(state).values()),
+            "learning_rate": rates,
+            "lowered_to": lowered,
         }
-        say(f"fit: not finite, goes back: {note}")
         self.history.truncate(saved.step)
-        self.history.notes["rollbacks"] = [
-            *self.history.notes.get("rollbacks", []),
-            note,
-        ]
-        self._plan.outputs.go_back(self._now, saved.step)
+        self.history.notes["rollbacks"] = [*self._rollbacks, note]
+        self._plan.outputs.roll_back(self._now, saved.step)
         self.carry = Carry(state, self.carry.rows)
         self._now, self._bad, self._chunk = saved.step, None, 1
         self._logged = self._evaluated = saved.step
         self._scores = saved.metrics
-        evaluation, notes = self._plan.evaluation, saved.notes["patience"]
-        rule = evaluation.early_stopping if evaluation else None
-        self._patience = Patience(rule, notes)
-        self._save(saving)
-        saving.wait(state, self.history)
+        self._patience = self._make_patience(saved.notes["patience"])
+        self._save(saver)
+        saver.wait(state, self.history)
 
-    def _save(self, saving: Saving) -> None:
+    def _make_patience(self, notes: dict[str, Any] | None) -> Patience:
+        """Return the patience as an earlier call or a checkpoint left it."""
+        evaluation = self._plan.evaluation
+        return Patience(evaluation.early_stopping if evaluation else None, notes)
+
+    def _save(self, saver: Saver) -> None:
         leaf = self._bad_leaf()
         if leaf:
             warnings.warn(
@@ -241,9 +250,10 @@ class Session:
             return
         values = self._scores if self._evaluated == self._now else {}
         progress = {"patience": self._patience.notes(), "look": self._pending}
-        saving.save(self.carry.state, self.history, values, progress)
+        saver.save(self.carry.state, self.history, values, progress)
 
     def _record(self, made: int) -> None:
+        """Read the metrics of the last steps into the history, and check them."""
         steps = np.arange(self._now, self._now + made)
         values = read_rows(self.carry, self._plan.metrics, steps)
         self._now += made
@@ -254,17 +264,17 @@ class Session:
         self._plan.outputs.advance(made, shown)
         self._bad = self._plan.guard.first_bad(self.history, steps + 1)
 
-    def _look(self, evaluates: bool) -> str | None:
-        """Evaluate, log and call back; each is done once, if not in one call."""
-        look = self._pending or Look(evaluates)
-        if look.values is None:
-            self._pending = look
-            look = look._replace(values=self._measure(evaluates))
-        values = look.values or {}
-        self._pending = look
-        if not look.is_logged:
+    def _report(self, evaluates: bool) -> str | None:
+        """Evaluate, log and call back, each once, whatever an earlier call has done."""
+        report = self._pending or PendingReport(evaluates)
+        if report.values is None:
+            self._pending = report
+            report = report._replace(values=self._measure(evaluates))
+        values = report.values or {}
+        self._pending = report
+        if not report.is_logged:
             self._plan.outputs.log(self._now, values)
-            self._pending = look._replace(is_logged=True)
+            self._pending = report._replace(is_logged=True)
         self._logged = self._now
         answer = self._call_back(self._pending, values)
         self._pending = None
@@ -282,9 +292,9 @@ class Session:
         if taken:
             raise ValueError(f"need metric names that are not taken, got {taken}")
         values |= {k: v for k, v in scores.items() if np.ndim(v) == 0}
-        if self._plan.saving:
-            self._plan.saving.judge(values)
-        self._patience.take(values)
+        if self._plan.saver:
+            self._plan.saver.update_best(values)
+        self._patience.update(values)
         self._evaluated, self._scores = self._now, values
         self.history.extend(
             np.array([self._now]),
@@ -295,29 +305,48 @@ class Session:
     def _last_values(self) -> Values:
         return {name: self.history.last(name) for name in self._plan.metrics}
 
-    def _call_back(self, look: Look, values: Values) -> Stop | None:
+    def _call_back(self, report: PendingReport, values: Values) -> Stop | None:
         for called, callback in enumerate(self._plan.callbacks):
-            if called < look.called:
+            if called < report.called:
                 continue
             answer = callback(self._now, self.carry.state, values)
             if answer is STOP:
                 return STOP
             if answer is not None:
-                check_answer(answer, self._now)
+                _check_answer(answer, self._now)
                 check_like(self.carry.state, answer)
                 self.carry = Carry(snapshot(answer), self.carry.rows)
                 self._now = int(answer.step)
-            self._pending = look._replace(called=called + 1)
+            self._pending = report._replace(called=called + 1)
         return None
 
 
 def next_chunk(chunk: int, length: int, seconds: float) -> int:
-    """Return how many steps to make before the next look, near CHUNK_SECONDS.
+    """Return how many steps to make in the next chunk, to take near CHUNK_SECONDS.
 
     Args:
-        chunk: how many were meant last time; it grows fourfold at most.
-        length: how many steps were made.
+        chunk: how many were allowed last time; the result is at most fourfold.
+        length: how many were made.
         seconds: how long they took.
     """
-    fitting = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
-    return max(1, min(4 * chunk, fitting, ROWS))
+    in_time = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
+    return max(1, min(4 * chunk, in_time, ROWS))
+
+
+def _listed(rates: list[float]) -> str:
+    return ", ".join(f"{rate:.6g}" for rate in rates)
+
+
+def _check_answer(answer: Any, now: int) -> None:
+    """Raise unless what a callback returned is a state to go on from."""
+    if not isinstance(answer, TrainState):
+        raise TypeError(
+            "need None, a TrainState or fngrad.STOP from a callback, "
+            f"got {type(answer).__name__}"
+        )
+    check_state(answer)
+    if int(answer.step) < now:  # the steps after it would be recorded twice
+        raise ValueError(
+            f"need a state of step {now} or later from a callback, got step "
+            f"{int(answer.step)}; keep the step: state._replace(step=current.step)"
+        )

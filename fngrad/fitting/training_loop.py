@@ -1,9 +1,10 @@
-"""The loop people call: train, watch, evaluate, stop, hand back what was reached.
+"""`fit`, the training loop that users call.
 
-`fit` is the impure shell around a pure step. It cuts the run at the steps where the
-host must look (`fngrad.fitting.agenda`) and hands the stretches between them to a
+`fit` is the impure shell around a pure step. It divides the run at the steps where the
+host must act (`fngrad.fitting.intervals`) and passes the stretches between them to a
 loop (`fngrad.fitting.loops`), in chunks of about a quarter of a second. After each
-chunk it reads the metrics, moves the progress bar and sees an interrupt.
+chunk it reads the metrics, moves the progress bar and looks for an interrupt
+(`fngrad.fitting.session`).
 """
 
 import contextlib
@@ -15,26 +16,25 @@ import jax
 
 from fngrad.checkpoint import Checkpoints
 from fngrad.checkpoint.array_files import check_folder
-from fngrad.files.json_values import to_json
 from fngrad.files.locks import Lock
-from fngrad.fitting.agenda import Agenda, make_agenda
-from fngrad.fitting.checks import (
-    check_backend,
-    check_functions,
-    check_loop,
-    check_not_donated,
-    check_step,
+from fngrad.fitting.checkpointing import (
+    DEFAULT_BEST,
+    Saver,
+    SaveRules,
+    checkpoint_folder,
 )
-from fngrad.fitting.failures import attach
-from fngrad.fitting.feeds import Feed
+from fngrad.fitting.early_stopping import EarlyStopping, Evaluation
+from fngrad.fitting.inputs import check_backend, check_step, checked_feed
 from fngrad.fitting.interrupts import (
-    USUAL_EXITS,
+    DEFAULT_EXIT_SIGNALS,
     Interruption,
     SignalName,
+    attach,
     exit_numbers,
-    interrupts,
-    say_terminated,
+    handled_signals,
+    print_terminated,
 )
+from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.loops import (
     Choice,
     begin,
@@ -43,26 +43,25 @@ from fngrad.fitting.loops import (
     make_loop,
     placement_of,
 )
-from fngrad.fitting.measured import settle_best
-from fngrad.fitting.nonfinite import Guard, Policy, check_policy, skipping
-from fngrad.fitting.outputs import Outputs
-from fngrad.fitting.resume import Past, begin_or_resume, say_resumed
-from fngrad.fitting.save_rules import USUAL_BEST, SaveRules, checkpoint_folder
-from fngrad.fitting.saving import Saving
+from fngrad.fitting.nonfinite import Guard, Policy
+from fngrad.fitting.outputs import Outputs, Reporting
+from fngrad.fitting.resume import (
+    Start,
+    begin_or_resume,
+    print_resumed,
+    stopped_before,
+)
 from fngrad.fitting.session import Callback, Plan, Session
-from fngrad.fitting.validation import EarlyStopping, Evaluation, Patience
 from fngrad.logging import Logger
 from fngrad.logging.history import History
-from fngrad.logging.progress import say
 from fngrad.metrics.directions import Metric
-from fngrad.training import Step, TrainState, check_order
-from fngrad.training.evaluation import check_examples
+from fngrad.training import Step, TrainState
 
 
 class FitResult(NamedTuple):
-    """What `fit` reached."""
+    """What `fit` returns."""
 
-    state: TrainState  # the caller's own
+    state: TrainState  # the last one, in memory of its own
     history: History
     stopped: str  # completed, early_stopping, callback, interrupted or exhausted
 
@@ -84,142 +83,144 @@ def fit(
     save_every: int | None = None,
     save_minutes: float | None = None,
     keep: int = 2,
-    keep_best: Metric | None = USUAL_BEST,
+    keep_best: Metric | None = DEFAULT_BEST,
     on_save_error: Literal["raise", "warn"] = "raise",
     early_stopping: EarlyStopping | None = None,
     log_every: int | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
-    exit_signals: Sequence[SignalName] = USUAL_EXITS,
+    exit_signals: Sequence[SignalName] = DEFAULT_EXIT_SIGNALS,
     on_nonfinite: Policy = "raise",
     rollback_factor: float = 0.5,
     require: str | None = None,
     loop: Literal["auto", "python", "scan"] = "auto",
     progress: bool = True,
 ) -> FitResult:
-    """Train until a step or an epoch is reached.
+    """Train until a number of steps or epochs is reached; return state and history.
 
-    The caller's state is copied once and stays valid. A ``jax.transfer_guard`` of the
-    caller does not hold during the call, which moves batches and metrics itself.
-    Ctrl-C ends the run between two steps and returns what was reached; a second
-    Ctrl-C stops at once.
+    The caller's state is copied once and stays valid. Ctrl-C ends the run after the
+    step in flight and returns what was reached; a second Ctrl-C raises
+    KeyboardInterrupt at once. A ``jax.transfer_guard`` of the caller is suspended
+    during the call, since `fit` itself moves batches and metrics.
 
-    With checkpoints a run survives: the same call, made again after whatever ended
-    the last one, goes on at the newest whole checkpoint, says so on stderr, and ends
-    with the bits of an undisturbed run, in state, history and evaluations. Damaged
-    checkpoints are passed over with a warning; where no other is left, the call is
-    refused and the folder stays as it is. Checkpoints are written with
-    ``checkpoint_dir``, or with ``run_dir`` and one of ``save_every`` and
-    ``save_minutes``: when those say so (without either, every 10 minutes), at each
-    evaluation that is the best so far, when the run is interrupted, and at its end.
-    Writing goes on in the background; `fit` waits for it before it ends. SIGTERM, as
-    clusters send it, and the other ``exit_signals`` end the step in flight, save, and
-    raise `SystemExit` with status 75 (``fngrad.fitting.interrupts.PREEMPTED``). While
-    it runs, another process is kept out of the folders; reading them is always
-    allowed. Relative folders are those of the working directory at the call.
+    *Checkpoints.* They are written if ``checkpoint_dir`` is given, or ``run_dir`` with
+    ``save_every`` or ``save_minutes``: at these intervals (every 10 minutes if neither
+    is given), at each evaluation that is the best so far, at an interrupt, and at the
+    end of the run. A background thread writes them; `fit` waits for it before it
+    returns. After a crash, a kill or a preemption, make the same call again: it resumes
+    from the newest undamaged checkpoint, says so on stderr, and ends with the same bits
+    as an uninterrupted run, in the state, the history and the evaluations. Damaged
+    checkpoints are skipped with a warning; if all are damaged, the call raises and
+    leaves the folder as it is. While `fit` runs, other processes can read its folders
+    but not write to them. Relative folders are resolved at the call.
 
-    An exception that ends the run, whoever raised it, carries ``error.state`` and
-    ``error.history`` as far as the run had come, and a note that says so; the state is
-    None where an exception inside the compiled step used it up. With checkpoints that
-    state is saved, and the next call first does what was left to do at its step:
-    evaluation, loggers, callbacks. Not saved is a state that is not finite; nor any
-    after a `SaveError` or a second Ctrl-C.
+    *Signals.* With checkpoints, SIGTERM, which clusters send, and the other
+    ``exit_signals`` end the run after the step in flight, save it, and raise
+    `SystemExit` with status 75 (``fngrad.fitting.interrupts.PREEMPTED``). A signal that
+    is ignored, as SIGINT in a background job, stays ignored. An earlier handler is
+    called too; what it raises is raised when the run has ended. Outside the main thread
+    `fit` handles no signals.
 
-    A signal that is ignored stays ignored, as SIGINT in a background job. A handler
-    that was there before is called too, and what it raises is raised when the run has
-    ended. In another thread than the main one no signal is handled.
+    *Exceptions.* An exception that ends the run, whatever raised it, carries
+    ``error.state``, ``error.history`` and a note of the step reached. The state is None
+    if the exception came from inside the compiled step, which had been given its
+    memory. With checkpoints the state is saved too, and the next call first completes
+    that step: evaluation, loggers, callbacks. A state that is not finite is not saved,
+    nor is any state after a `SaveError` or a second Ctrl-C.
 
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
             whose metrics are scalars.
-        state: where to start; ``state.step`` counts.
+        state: where to start; ``state.step`` counts the steps already made.
         data: a dataset, a pure function ``step -> batch``, or an iterable of batches
-            (with a warning: such a run cannot be resumed exactly).
-        num_steps: the step to reach; starting there does nothing, and says so. For an
-            iterable ``None`` means until it ends.
-        num_epochs: the same in passes over a dataset.
-        metric_fn: see `fngrad.evaluate`; its metrics appear under ``val/``.
-        eval_data: what is evaluated, arrays or a dataset.
-        eval_every: after how many steps to evaluate; at the end of a run that
-            completes or runs out of data too.
-        run_dir: folder for config.json, manifest.json, metrics.jsonl, curves.png. A
-            folder with records takes only a state that has come as far: no step is
-            written twice. A run that goes on from a checkpoint cuts what it will
-            write again.
-        config: what config.json holds: a dataclass, a NamedTuple or a dict. A run
-            does not go on with another.
-        checkpoint_dir: folder for checkpoints; see above.
-        resume: what becomes of checkpoints that are there. ``auto`` goes on from
-            them, ``must`` and from nothing else, ``never`` refuses a folder that has
-            some. The state gives the structure then, not the values. Config, data,
-            batch size and key must be those of the checkpoint. The batches of an
-            iterable are taken from its beginning, with a warning; ``must`` refuses
-            one.
-        save_every: after how many steps to save.
-        save_minutes: after how many minutes to save.
-        keep: how many of the newest checkpoints stay.
-        keep_best: the best evaluation's checkpoint stays too: best by a metric whose
-            name tells which way is better (see `fngrad.metrics.directions`), or by a
-            pair ``(metric, "min" or "max")``. ``None`` keeps none; the default is
-            ignored where it is not measured.
-        on_save_error: what a full disk or another failure to write does. ``raise``
-            ends the run, with the state in the error; ``warn`` goes on. The last good
-            checkpoint stands. It holds for loggers and metrics.jsonl too. A picture or
-            a manifest that cannot be written is a warning in any case.
-        early_stopping: when to give up.
-        log_every: after how many steps loggers and callbacks are called; they are at
-            evaluations and at the end too. ``None`` means about a hundred times a
-            run, 100 to 1000 steps apart.
-        loggers: called as ``logger(step, values)`` with floats by name; one that has
-            ``close`` is closed at the end of a run that began. One that has ``cut``,
-            as those of `fngrad.logging` have, is called as ``logger.cut(step)`` where
-            the run goes on from a checkpoint: later steps will be logged again.
-        callbacks: called as ``callback(step, state, values)``; may return a new state,
-            of no earlier step, or ``fngrad.STOP``. The state is valid during the call;
-            keep a ``fngrad.snapshot`` of it.
-        exit_signals: which signals mean "save and exit", by name or number, such as
+            (with a warning, as such a run cannot be resumed exactly).
+        num_steps: the step at which the run ends, counted from step 0, not from the
+            call; a state that is there already is returned, with a message on stderr.
+            ``None`` with an iterable means until it ends.
+        num_epochs: the same in epochs, which are passes over a dataset.
+        metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``.
+        eval_data: what to evaluate: arrays or a dataset.
+        eval_every: the number of steps between evaluations, or ``"epoch"``. There is
+            also one at the end of a run that completes or exhausts its data.
+        run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png.
+            If it has records of steps that this run would make again, the call is
+            refused; a run that resumes from a checkpoint removes them instead.
+        config: what config.json holds: a dataclass, a NamedTuple or a dict. A run is
+            not resumed with a different one.
+        checkpoint_dir: folder for checkpoints, see above.
+        resume: ``auto`` resumes from a checkpoint if there is one; ``must`` raises if
+            there is none; ``never`` raises if there is one. On resuming, the values of
+            ``state`` are ignored and only its structure is used; config, data, batch
+            size and key must be those of the checkpoint. The batches of an iterable
+            are taken from its beginning, with a warning; ``must`` refuses one.
+        save_every: the number of steps between checkpoints.
+        save_minutes: the number of minutes between checkpoints.
+        keep: how many of the newest checkpoints to keep.
+        keep_best: keep the checkpoint of the best evaluation too: the best by a metric
+            whose name tells its direction (see `fngrad.metrics.directions`), or by a
+            pair ``(metric, "min" or "max")``. ``None`` keeps no best one; the default
+            is ignored if that metric is not measured.
+        on_save_error: what happens if a checkpoint cannot be written, as on a full
+            disk. ``raise`` ends the run with the state in the error; ``warn`` goes on;
+            either way the last good checkpoint remains. The same holds for loggers and
+            metrics.jsonl. A failure to write a picture or a manifest is always a
+            warning.
+        early_stopping: when to end a run that no longer improves.
+        log_every: the number of steps between calls of loggers and callbacks, which
+            are also called at evaluations and at the end. ``None`` means about a
+            hundred times per run, 100 to 1000 steps apart.
+        loggers: called as ``logger(step, values)`` with floats by name. One with
+            ``close`` is closed at the end of a run that began. One with ``cut``, as
+            those of `fngrad.logging` have, is called as ``logger.cut(step)`` when the
+            run returns to that step, since later steps will be logged again.
+        callbacks: called as ``callback(step, state, values)``; each may return a new
+            state, of this step or a later one, or ``fngrad.STOP``. The state is valid
+            during the call only; keep a ``fngrad.snapshot`` of it.
+        exit_signals: the signals that mean "save and exit", by name or number, such as
             ``("SIGTERM", "SIGUSR1")``. Without checkpoints none does.
-        on_nonfinite: what a loss or gradient norm that is not finite does. ``raise``
+        on_nonfinite: what happens if a loss or gradient norm is not finite. ``raise``
             ends the run within one chunk; the error carries the `fngrad.autopsy` of
-            the step, if that is found within 300 seconds. ``skip`` keeps the state of
+            the step, if that takes at most 300 seconds. ``skip`` keeps the state from
             before the step and goes on with the next batch, see
-            `fngrad.steps.skip_bad_steps`; more than 10 steps in a row raise.
-            ``rollback`` goes back to the newest checkpoint, lowers the learning rate
+            `fngrad.steps.skip_bad_steps`; more than 10 such steps in a row raise.
+            ``rollback`` returns to the newest checkpoint, lowers the learning rate
             that `fngrad.tunable` keeps and goes on; ``history.notes["rollbacks"]``
-            tells of it; 10 that come no further raise. ``ignore`` records
-            ``is_finite`` and goes on. But for ``ignore``, no state that is not finite
-            is ever saved.
+            lists these; 10 in a row that get no further raise. ``ignore`` only records
+            ``is_finite``. Except with ``ignore``, a state that is not finite is never
+            saved.
         rollback_factor: what a rollback multiplies the learning rate by, in (0, 1).
-        require: the backend that must be there: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
-        loop: ``python`` dispatches each step; ``scan`` runs the steps between the
-            points where the host looks inside one program that compiles once;
-            ``auto`` times both on copies of the state and takes the faster.
-            ``history.notes`` and the run's manifest say which and why; a later call
-            with the same ``run_dir`` or checkpoints takes the same.
-        progress: whether to show a progress bar (tqdm; without it, none).
+        require: the backend to require: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+        loop: ``python`` dispatches each step; ``scan`` runs the steps between two stops
+            of the host in one program, a ``fori_loop`` that compiles once; ``auto``
+            times both on copies of the state and takes the faster. ``history.notes``
+            and the manifest record which and why; a later call with the same
+            ``run_dir`` or checkpoints takes the same.
+        progress: whether to show a progress bar, if tqdm is installed.
 
     Returns:
-        The last state, the history of all metrics, and why the run ended.
+        The last state, the history of all metrics, and why the run ended:
+        ``"completed"``, ``"early_stopping"``, ``"callback"``, ``"interrupted"``, or
+        ``"exhausted"`` if the data ended.
 
     Raises:
-        ValueError: an argument out of range or at odds with another; a folder that is
-            a URL; a metric to watch that is not measured, or whose direction is not
-            known; a name of a metric that is taken; a step that
-            gives back a state unlike the one it was given (the leaf is named); a
-            checkpoint of another run (the differences are named) or of an earlier
-            step than the state; checkpoints where ``resume="never"``.
-        FileNotFoundError: ``resume="must"`` and no checkpoint.
-        TypeError: data of an unknown kind, a state with a leaf that is not an array, a
-            loss in the place of the step, callbacks or loggers that take other
-            arguments, a function that Python cannot run on traced arrays,
-            ``exit_signals`` that are not a sequence of names and numbers.
+        ValueError: if an argument is out of range or conflicts with another, a folder
+            is a URL, a metric to watch is not measured or has no known direction, a
+            metric's name is taken, the step returns a state unlike the one it was
+            given (the leaf is named), a checkpoint is of another run (the differences
+            are named) or of an earlier step than the state, or there are checkpoints
+            and ``resume="never"``.
+        FileNotFoundError: if ``resume="must"`` and there is no checkpoint.
+        TypeError: if the data are of an unknown kind, a leaf of the state is not an
+            array, the step is a loss, callbacks or loggers take other arguments, a
+            function cannot be traced, or ``exit_signals`` is not a sequence of names
+            and numbers.
         NonFiniteError: see ``on_nonfinite``.
         SaveError: see ``on_save_error``.
-        RuntimeError: another backend than required; an argument that was donated; a
-            folder in use by another process (`fngrad.files.locks.LockError`).
-        ImportError: checkpoints are to be written and orbax-checkpoint is missing.
-        SystemExit: one of ``exit_signals`` came, and checkpoints are written.
-        Exception: what a callback, a logger or the data raise, with what was reached.
+        RuntimeError: if the backend is not the required one, an argument was donated,
+            or another process uses a folder (`fngrad.files.locks.LockError`).
+        ImportError: if checkpoints are to be written and orbax-checkpoint is missing.
+        SystemExit: if one of ``exit_signals`` came and checkpoints are written.
+        Exception: whatever a callback, a logger or the data raise.
 
     Example:
         >>> import jax.numpy as jnp
@@ -235,50 +236,96 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
-    _check_options(require, loggers, callbacks, state, config)
+    check_backend(require)
     rules = SaveRules(
-        checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
-        *(resume, save_every, save_minutes, keep, keep_best, on_save_error),
+        folder=checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
+        resume=resume,
+        every=save_every,
+        minutes=save_minutes,
+        keep=keep,
+        best=keep_best,
+        on_error=on_save_error,
     )
-    run_dir = None if run_dir is None else Path(run_dir).absolute()
     rules.check(evaluates=metric_fn is not None)
+    run_dir = None if run_dir is None else Path(run_dir).absolute()
+    reporting = Reporting(run_dir, config, loggers, callbacks, progress)
+    reporting.check(state)
     exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.transfer_guard("allow"))  # what fit moves, it means to
-        interrupted = stack.enter_context(interrupts(exits=exits))
-        feed = _feed(step, data, eval_data, loop)
+        stack.enter_context(jax.transfer_guard("allow"))
+        interrupted = stack.enter_context(handled_signals(exits=exits))
+        feed = checked_feed(step, data, eval_data, loop)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
-        check_policy(on_nonfinite, rollback_factor, state, feed, bool(rules.folder))
-        step = skipping(step) if on_nonfinite == "skip" else step
-        metrics = check_step(step, state, feed)
-        rules = rules._replace(best=settle_best(evaluation, keep_best, metrics, state))
-        rules.check_best()
-        ends, every = (num_steps, num_epochs), eval_every if evaluation else None
-        make_agenda(feed, 0, *ends, log_every, every, save_every)  # may refuse
-        checkpoints = _open(stack, run_dir, rules)
-        past = begin_or_resume(rules, checkpoints, state, feed, config)
-        log_every = past.log_every(log_every, bool(loggers or callbacks or run_dir))
-        agenda = make_agenda(feed, past.step, *ends, log_every, every, save_every)
-        patience = Patience(early_stopping, past.patience)
-        if ended := _ended(agenda, patience, past):
-            return FitResult(past.state, past.history, ended)
-        say_resumed(past, agenda, rules)
-        outputs = stack.enter_context(
-            Outputs(run_dir, config, feed, loggers, agenda, state.key, rules, past)
+        guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
+        guard.check_rollback(is_saved=bool(rules.folder))
+        intervals = Intervals(
+            num_steps=num_steps,
+            num_epochs=num_epochs,
+            log_every=log_every,
+            eval_every=eval_every if evaluation else None,
+            save_every=save_every,
         )
-        outputs.open_bar(progress)
-        saving = Saving(rules, checkpoints, agenda, past) if checkpoints else None
-        guard = Guard(on_nonfinite, rollback_factor, step, state, feed)
-        plan = Plan(metrics, agenda, outputs, evaluation, callbacks, saving, guard)
-        return _train(plan, past, patience, step, feed, loop, interrupted)
+        return _fit(
+            intervals=intervals,
+            rules=rules,
+            reporting=reporting,
+            evaluation=evaluation,
+            guard=guard,
+            loop=loop,
+            interrupted=interrupted,
+            stack=stack,
+        )
+
+
+def _fit(
+    *,
+    intervals: Intervals,
+    rules: SaveRules,
+    reporting: Reporting,
+    evaluation: Evaluation | None,
+    guard: Guard,
+    loop: Any,
+    interrupted: Interruption,
+    stack: contextlib.ExitStack,
+) -> FitResult:
+    """Check what tracing reveals, find where the call begins, and train from there."""
+    state, feed = guard.state, guard.feed
+    metrics = check_step(guard.step, state, feed)
+    rules = rules.resolved(evaluation and evaluation.measured(state, metrics))
+    intervals.stops(feed, 0)  # raises before anything is written
+    checkpoints = _open(stack, reporting.run_dir, rules)
+    start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
+    log_every = start.log_every(intervals.log_every, reporting.has_listeners)
+    stops = intervals._replace(log_every=log_every).stops(feed, start.step)
+    if stopped := stopped_before(start, stops, evaluation):
+        return FitResult(start.state, start.history, stopped)
+    print_resumed(start, stops, rules.folder)
+    outputs = Outputs(
+        reporting=reporting,
+        rules=rules,
+        feed=feed,
+        stops=stops,
+        start=start,
+        key=state.key,
+    )
+    plan = Plan(
+        metrics=metrics,
+        stops=stops,
+        outputs=stack.enter_context(outputs),
+        evaluation=evaluation,
+        callbacks=reporting.callbacks,
+        saver=Saver(rules, checkpoints, stops, start) if checkpoints else None,
+        guard=guard,
+    )
+    return _train(plan, start, loop, interrupted)
 
 
 def _open(
-    stack: contextlib.ExitStack, run_dir: Any, rules: SaveRules
+    stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules
 ) -> Checkpoints | None:
-    """Keep other processes out of the folders, and open the one of checkpoints."""
-    given = [folder for folder in (run_dir, rules.folder) if folder is not None]
-    for folder in {Path(folder).resolve(): folder for folder in given}.values():
+    """Lock the folders for this process, and open the one of checkpoints."""
+    folders = [folder for folder in (run_dir, rules.folder) if folder is not None]
+    for folder in {folder.resolve(): folder for folder in folders}.values():
         stack.enter_context(Lock(folder))
     if rules.folder is None:
         return None
@@ -288,90 +335,46 @@ def _open(
     )
 
 
-def _feed(step: Any, data: Any, eval_data: Any, loop: Any) -> Feed:
-    """Return what feeds the run, once all data are of a kind that can be read."""
-    check_order(step, data)
-    feed = Feed(data)
-    check_loop(loop, feed)
-    check_not_donated("data", feed.argument)
-    check_examples(eval_data)
-    check_not_donated("eval_data", eval_data)
-    return feed
-
-
-def _check_options(
-    require: Any, loggers: Any, callbacks: Any, state: TrainState, config: Any
-) -> None:
-    check_backend(require)
-    check_functions("loggers", loggers, 0, {})
-    check_functions("callbacks", callbacks, 0, state, {})
-    to_json({} if config is None else config, "config")
-
-
-def _ended(agenda: Agenda, patience: Patience, past: Past) -> str | None:
-    """Say why there is nothing to do, if so, on stderr too."""
-    if past.look and agenda.first <= agenda.last:
-        return None
-    if agenda.first >= agenda.last:
-        say(
-            f"fit: nothing to do, the state is at step {agenda.first} and the run "
-            f"ends at step {agenda.last}: num_steps and num_epochs count from step 0; "
-            'raise them to train on; to fine-tune, restore part="params" alone',
-        )
-        return "completed"
-    if patience.is_over:
-        say(f"fit: nothing to do, early stopping ended the run at step {agenda.first}")
-        return "early_stopping"
-    return None
-
-
-def _train(
-    plan: Plan,
-    past: Past,
-    patience: Patience,
-    step: Step,
-    feed: Feed,
-    loop: Any,
-    interrupted: Interruption,
-) -> FitResult:
-    carry = begin(past.state, plan.metrics, feed.arrays)
-    remaining = plan.agenda.last - plan.agenda.first
+def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> FitResult:
+    step, feed, outputs = plan.guard.step, plan.guard.feed, plan.outputs
+    carry = begin(start.state, plan.metrics, feed.arrays)
     placement = placement_of(carry)
     compilations = begin_compilations(step, feed, placement)
-    choice = _recorded(loop, past, plan.outputs, feed) or choose(
+    remaining = plan.stops.last - plan.stops.first
+    choice = _decided(loop, start, outputs) or choose(
         step, feed, carry, remaining, interrupted
     )
-    if not interrupted.is_set():  # else the choice may have been cut short
-        plan.outputs.begin(choice.loop, choice.reason)
-    notes = past.history.notes
+    if not interrupted.is_set():  # otherwise the choice may have been cut short
+        outputs.begin(choice.loop, choice.reason)
+    notes = start.history.notes
     notes.update(choice._asdict(), **compilations.notes())
     advance = make_loop(choice.loop, step, feed, placement)
-    session = Session(plan, carry, advance, past.history, patience, past.look)
+    session = Session(plan, start, carry, advance)
     try:
         stopped = session.run(interrupted)
         notes.update(compilations.notes())
         result = FitResult(session.carry.state, session.history, stopped)
-        plan.outputs.finish(result.history, stopped, int(result.state.step))
-        plan.outputs.close()
+        outputs.finish(result.history, stopped, int(result.state.step))
+        outputs.close()
     except BaseException as error:
         notes.update(compilations.notes())
-        session.rescue(error)
+        session.attach_to(error)
         raise
     if interrupted.raised is not None:
         attach(interrupted.raised, result.state, result.history)
     elif interrupted.terminated is not None:
-        step_reached = int(result.state.step)
-        is_saved = plan.saving is not None and plan.saving.has(step_reached)
-        say_terminated(interrupted.terminated, step_reached, is_saved)
+        reached = int(result.state.step)
+        is_saved = plan.saver is not None and plan.saver.has(reached)
+        print_terminated(interrupted.terminated, reached, is_saved)
     return result
 
 
-def _recorded(loop: Any, past: Past, outputs: Outputs, feed: Feed) -> Choice | None:
-    """Return the loop that was asked for, or that ran before, if any."""
+def _decided(loop: Any, start: Start, outputs: Outputs) -> Choice | None:
+    """Return the loop that was asked for or that an earlier call chose, if any."""
     if loop != "auto":
         return Choice(loop, "asked for")
-    if past.notes:
-        notes = past.history.notes
+    if start.notes:
+        notes = start.history.notes
         return Choice(**{field: notes[field] for field in Choice._fields})
     recorded = outputs.recorded_loop()
     return Choice(recorded, "recorded in the run folder") if recorded else None

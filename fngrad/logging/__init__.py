@@ -1,4 +1,4 @@
-"""Where a run's numbers go: files, pictures, a progress bar, a run folder."""
+"""Loggers that write files, learning curves, the progress bar, the run folder."""
 
 import fngrad.logging.plots as plots
 from fngrad.logging.progress import ProgressBar

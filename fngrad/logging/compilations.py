@@ -1,4 +1,4 @@
-"""What a run's own programs compile, how long that takes, and why again."""
+"""Counts what a run compiles, how long that takes, and why it compiles again."""
 
 import functools
 import time
@@ -17,8 +17,8 @@ class Compilations:
     """Counts the traces of programs, one run at a time.
 
     A program is traced and compiled at its first call, and again for arguments of
-    another shape, dtype or weak type. The second time in one run is warned of. What
-    JAX compiles without tracing, for arrays placed on other devices, is not seen.
+    another shape, dtype or weak type. The second time in one run gives a warning. What
+    JAX compiles without tracing, for arrays on other devices, is not counted.
     """
 
     def __init__(self) -> None:
@@ -27,27 +27,27 @@ class Compilations:
         self.begin_run()
 
     def begin_run(self) -> None:
-        """Count anew: programs of an earlier run may be there already."""
+        """Reset the counts; programs of earlier runs stay compiled."""
         self.count = 0
-        self.seconds = 0.0  # tracing and compiling, with the dispatch of those calls
+        self.seconds = 0.0  # tracing, compiling and dispatching those calls
         self._called: set[str] = set()
 
     def program(
         self, fn: Callable[..., Any], *names: str, donates: str, warns: bool = True
     ) -> Callable[..., Any]:
-        """Return a function, jitted and watched.
+        """Return a function, jitted, whose traces are counted.
 
         Args:
             fn: a pure function of positional arguments.
-            names: what they are called in messages.
-            donates: the one whose arrays the function may use up.
-            warns: whether a second trace in one run is worth a warning.
+            names: of its arguments, for messages.
+            donates: the argument whose arrays are donated.
+            warns: whether a second trace in one run gives a warning.
         """
         name = fn.__name__
 
         @functools.wraps(fn)
         def traced(*args: Any) -> Any:
-            if _is_traced(args):  # not so where jit is off or NaN is looked for
+            if _is_traced(args):  # false if jit is disabled or while JAX debugs NaN
                 self._note(name, dict(zip(names, args, strict=True)), warns)
             return fn(*args)
 
@@ -69,7 +69,7 @@ class Compilations:
         return call
 
     def notes(self) -> dict[str, Any]:
-        """Return the counts as a history notes them."""
+        """Return the counts as entries of ``history.notes``."""
         return {"compile_count": self.count, "compile_seconds": self.seconds}
 
     def _note(self, name: str, arguments: dict[str, Any], warns: bool) -> None:
@@ -90,7 +90,7 @@ def _is_traced(arguments: Any) -> bool:
 
 
 def calls_again() -> bool:
-    """Say whether JAX may call a program's function again, to find the operation.
+    """Return whether JAX may call a function again to find what made a NaN.
 
     It needs the arguments for that, so none may be donated.
     """
@@ -98,8 +98,8 @@ def calls_again() -> bool:
 
 
 def watched_values() -> tuple[bool, bool]:
-    """Return whether JAX watches for NaN and for infinities, by its debugging flags."""
-    config: Any = jax.config  # made of settings that type checkers do not know
+    """Return JAX's debugging flags for NaN and for infinities."""
+    config: Any = jax.config  # type checkers do not know its settings
     return config.jax_debug_nans, config.jax_debug_infs
 
 
@@ -114,14 +114,17 @@ def _difference(before: dict[Path, str], now: dict[Path, str]) -> str:
         if before.get(path) != now.get(path):
             was, became = before.get(path, "not there"), now.get(path, "not there")
             return f"{path!r} was {was} and is {became}"
-    return "its arguments look alike, so their placement or a setting of JAX changed"
+    return (
+        "shapes and dtypes of its arguments are unchanged, so their placement or a "
+        "setting of JAX changed"
+    )
 
 
 def _explain_deletion(error: Exception, arguments: dict[str, Any]) -> None:
-    """Raise an error of more words where an array was not there any more.
+    """Raise an error that names the array that was deleted, if JAX's error is of one.
 
     Raises:
-        RuntimeError: in the place of JAX's error.
+        RuntimeError: from JAX's error.
     """
     if "been deleted" not in str(error):
         return
@@ -132,7 +135,7 @@ def _explain_deletion(error: Exception, arguments: dict[str, Any]) -> None:
     ]
     what = f"{lost[0]!r}" if lost else "one that the step or its data close over"
     raise RuntimeError(
-        f"need arrays that are still there, got a deleted one: {what}. Its memory was "
-        "donated to another call while the run went on; pass an array as an argument "
-        "or keep fngrad.snapshot of it, and in a callback of the state"
+        f"need arrays that still exist, got a deleted one: {what}. Its memory was "
+        "donated to another call during the run; pass the array as an argument or keep "
+        "fngrad.snapshot of it, and in a callback keep a snapshot of the state"
     ) from error

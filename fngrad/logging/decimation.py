@@ -1,7 +1,7 @@
-"""Curves of a million points, cut down to what a picture can show.
+"""Reduces long curves to the points that a picture can show.
 
-A picture has some hundred columns of pixels. Of all points that fall into a column only
-the extremes can be seen, and the first and the last, which join it to its neighbours.
+A picture has some hundred columns of pixels. Of all points in one column only the
+extremes are visible, and the first and last, which connect it to its neighbours.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ COLUMNS = 1000  # a panel has fewer pixels across
 
 
 def decimate(steps: np.ndarray, *curves: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the points of curves that a picture shows; a spike of one point stays.
+    """Return the points of curves that a picture shows; a spike of one point is kept.
 
-    Of each of `COLUMNS` intervals of equal length the first and the last point are
+    In each of `COLUMNS` intervals of equal length the first and the last point are
     kept, and of every curve the least, the greatest and the first that is NaN, which
-    is a gap. Short curves are given back as they are.
+    is drawn as a gap. Short curves are returned unchanged.
 
     Args:
         steps: finite and ascending, shape (points,).
@@ -48,7 +48,7 @@ def decimate(steps: np.ndarray, *curves: np.ndarray) -> tuple[np.ndarray, ...]:
     return steps[points], *(curve[points] for curve in curves)
 
 
-def _first_of_each(column: np.ndarray, is_meant: np.ndarray) -> np.ndarray:
-    """Return the first of the points that are meant, in each column that has one."""
-    places = np.flatnonzero(is_meant)
-    return places[np.diff(column[places], prepend=-1) > 0]
+def _first_of_each(column: np.ndarray, is_selected: np.ndarray) -> np.ndarray:
+    """Return the first selected point of each column that has one."""
+    points = np.flatnonzero(is_selected)
+    return points[np.diff(column[points], prepend=-1) > 0]

@@ -8,11 +8,11 @@ def check_unchanged(what: str, known: dict[str, Any], wanted: dict[str, Any]) ->
 
     Args:
         what: what they describe, for the error, such as ``"config in 'runs/a'"``.
-        known: what was recorded.
-        wanted: what is asked for now.
+        known: the recorded one.
+        wanted: the one given now.
 
     Raises:
-        ValueError: they differ; every differing key is named, with both values.
+        ValueError: if they differ; every differing key is named, with both values.
 
     Example:
         >>> from fngrad.logging.differences import check_unchanged

@@ -1,4 +1,4 @@
-"""What a run recorded: NumPy arrays by name, each with the steps it belongs to."""
+"""The metrics of a run: NumPy arrays by name, each with its steps."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from fngrad.logging.quantities import MAX_PANELS, NORM, by_quantity
 
 
 class History(Mapping[str, np.ndarray]):
-    """Metrics by name; ``history["loss"]`` is an array, one entry a record.
+    """Metrics by name; ``history["loss"]`` is an array with one entry per record.
 
-    Training metrics are recorded at every step, evaluation metrics (``val/...``) when
-    they were computed. ``notes`` says how the run was made: which loop, why, and how
+    Training metrics are recorded at every step, evaluation metrics (``val/...``) at
+    every evaluation. ``notes`` holds facts of the run: which loop ran and why, and how
     long compiling took.
     """
 
@@ -35,7 +35,7 @@ class History(Mapping[str, np.ndarray]):
         """Return how many steps had been made at each record of ``name``.
 
         Raises:
-            KeyError: it was not recorded.
+            KeyError: if it was not recorded.
         """
         return self._column(self._steps, name).read()
 
@@ -43,7 +43,7 @@ class History(Mapping[str, np.ndarray]):
         """Return the newest record of ``name``: a float, or an array.
 
         Raises:
-            KeyError: it was not recorded.
+            KeyError: if it was not recorded.
         """
         value = self._column(self._values, name).last()
         return float(value) if value.ndim == 0 else value.copy()
@@ -60,7 +60,7 @@ class History(Mapping[str, np.ndarray]):
             self._values[name].extend(block)
 
     def truncate(self, step: int) -> None:
-        """Forget what was recorded after ``step`` steps; a name left empty goes."""
+        """Remove what was recorded after ``step`` steps, and names without a record."""
         for name in list(self._values):
             count = int(np.sum(self._steps[name].read() <= step))
             if count == 0:
@@ -73,7 +73,7 @@ class History(Mapping[str, np.ndarray]):
         """Return all records as a tree of arrays, as a checkpoint stores them.
 
         Returns:
-            A group for all that was recorded at the same steps:
+            One group for all metrics that were recorded at the same steps:
             ``{"steps": array, "values": {name: array}}``.
         """
         groups: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ class History(Mapping[str, np.ndarray]):
         Args:
             by_path: as `fngrad.tree.leaf_paths` gives, such as
                 ``{"0/steps": steps, "0/values/val/loss": values}``.
-            notes: the new history's.
+            notes: of the new history.
 
         Example:
             >>> import numpy as np
@@ -115,22 +115,22 @@ class History(Mapping[str, np.ndarray]):
         return history
 
     def plot(self, *names: str) -> Any:
-        """Return a matplotlib figure, a panel a quantity; a notebook shows it.
+        """Return a matplotlib figure with one panel per quantity; notebooks show it.
 
-        A metric and its ``val/`` twin share a panel, and all norms do, on a
-        logarithmic axis. There are at most 12 panels of at most 40 curves: many
-        metrics are grouped by the last part of their names, then without the numbers
-        in them. What is not drawn is named above the panels, and so is what never
-        changes, such as a constant learning rate, with its value; a loss and an
-        evaluation are drawn all the same.
+        A metric and its ``val/`` counterpart share a panel, and so do all norms, on a
+        logarithmic axis. There are at most 12 panels of at most 40 curves: if there are
+        more metrics, they are grouped by the last part of their names, then without the
+        numbers in them. The title names what is not drawn, and gives the values of
+        metrics that never change, such as a constant learning rate; a loss and an
+        evaluation are always drawn.
 
         Args:
-            names: what to draw; none means every scalar but ``is_finite``.
+            names: what to draw; none means every scalar except ``is_finite``.
 
         Raises:
-            ImportError: matplotlib is missing; install ``fngrad[plot]``.
-            KeyError: a name that was not recorded.
-            ValueError: there is nothing to draw.
+            ImportError: if matplotlib is missing; install ``fngrad[plot]``.
+            KeyError: if a name was not recorded.
+            ValueError: if there is nothing to draw.
         """
         groups = by_quantity(names or self._scalars())
         constant = [q for q, group in groups.items() if self._is_constant(q, group)]
@@ -145,19 +145,19 @@ class History(Mapping[str, np.ndarray]):
         texts = [f"{n} = {self.last(n):.4g}" for q in constant for n in groups[q]]
         drawn = {name for group in shown.values() for name in group}
         left = [n for q in varying for n in groups[q] if n not in drawn]
-        told = [("constant", texts), ("not drawn", left)]
+        lists = [("constant", texts), ("not drawn", left)]
         width = plots.LETTERS * min(len(panels), plots.PANELS_IN_A_ROW)
-        title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in told if t]
+        title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in lists if t]
         logarithmic = [NORM] if _is_logarithmic(panels.get(NORM, {})) else []
         return plots.figure(panels, log_scale=logarithmic, title="\n".join(title))
 
     def _scalars(self) -> list[str]:
-        """Return what has a value a record, and is worth a curve."""
+        """Return the names of scalars; ``is_finite`` only if there are no others."""
         found = [n for n in self if np.ndim(self.last(n)) == 0]
         return [n for n in found if n != "is_finite"] or found
 
     def _is_constant(self, quantity: str, names: list[str]) -> bool:
-        """Return whether curves that nobody expects to move have not moved."""
+        """Return whether a quantity, unless a loss or an evaluation, never changes."""
         if quantity == "loss" or any(name.startswith("val/") for name in names):
             return False
         curves = [self[name] for name in names]
@@ -175,7 +175,7 @@ class History(Mapping[str, np.ndarray]):
 
 
 class _Column:
-    """Rows in one buffer that doubles, so a long run appends at a constant cost."""
+    """Rows in a buffer that doubles, so appending has constant amortized cost."""
 
     def __init__(self, rows: np.ndarray):
         self._buffer = np.array(rows)
@@ -202,7 +202,7 @@ class _Column:
 
 
 def _is_logarithmic(panel: Mapping[str, Any]) -> bool:
-    """Return whether a panel's curves are positive, but for zeros among them."""
+    """Return whether a panel's curves are positive, apart from some zeros."""
     curves = [values[np.isfinite(values)] for ((_, values),) in panel.values()]
     return bool(curves) and all(
         np.any(c > 0) and np.all((c == 0) | (c > plots.SMALLEST_ON_LOG_AXIS))

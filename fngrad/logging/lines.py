@@ -1,4 +1,4 @@
-"""Files of lines that several writers share, in one process or in many."""
+"""Files of lines that several writers may share, in one process or in many."""
 
 import contextlib
 import os
@@ -14,20 +14,20 @@ _BLOCK = 1 << 16  # bytes
 
 
 class LineFile:
-    """A file of lines, open to write more.
+    """A file of lines, open for appending.
 
-    What is done with it happens in a ``with file.own():`` block, which holds the
-    kernel's lock on the file; who waited for it and finds that the file was replaced
-    opens the new one. So no writer loses another's lines. The line that a kill tore is
-    cut off at opening.
+    Every operation takes place in a ``with file.own():`` block, which holds the
+    kernel's lock on the file. A writer that waited for the lock and finds the file
+    replaced opens the new one, so no writer loses another's lines. An incomplete last
+    line, which a killed process leaves, is removed when the file is opened.
 
     Args:
-        path: the file and its folder are made if need be; the path is resolved once.
-        openings: what a file of this kind begins with, one of them.
+        path: the file; it and its folder are made if needed. The path is resolved once.
+        openings: the ways in which a file of this kind can begin.
 
     Raises:
-        ValueError: the file begins otherwise; it is left as it is.
-        OSError: it cannot be written.
+        ValueError: if the file begins in another way; it is left as it is.
+        OSError: if it cannot be written.
 
     Example:
         >>> import tempfile
@@ -45,24 +45,24 @@ class LineFile:
 
     def __init__(self, path: str | Path, openings: Sequence[str]):
         self.path = Path(os.path.realpath(path))
-        self.version = 0  # counts the files of this name that were opened
+        self.version = 0  # increases each time that the file is opened
         self._is_closed = False
         self._file = self._open()
         try:
             with self.own():
                 self._check(openings)
-                _cut_torn_line(self._file, self.path)
+                _cut_incomplete_line(self._file, self.path)
         except BaseException:
             self.close()
             raise
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Keep all others from the file while a block runs.
+        """Hold the lock on the file while a block runs; wait for it.
 
         Raises:
-            ValueError: it was closed.
-            OSError: it was removed and cannot be made again.
+            ValueError: if the file was closed.
+            OSError: if it was removed and cannot be made again.
         """
         if self._is_closed:
             raise ValueError(f"need an open file, got {str(self.path)!r}, closed")
@@ -76,10 +76,10 @@ class LineFile:
             self._file.close()
 
     def append(self, data: bytes) -> None:
-        """Write whole lines at the end, or nothing; the file must be `own`.
+        """Append whole lines, or nothing; only in a block of `own`.
 
         Raises:
-            OSError: the disk is full, or another failure to write.
+            OSError: if the write fails, as on a full disk.
         """
         size = os.fstat(self._file.fileno()).st_size
         left = memoryview(data)
@@ -92,38 +92,38 @@ class LineFile:
             raise
 
     def read(self) -> bytes:
-        """Return all that is in the file."""
+        """Return the content of the file."""
         return self.path.read_bytes()
 
     def replace(self, content: bytes) -> None:
-        """Write the file anew in one atomic step; the file must be `own`.
+        """Replace the content in one atomic step; only in a block of `own`.
 
-        The block should end with this, since the lock is not on the new file.
+        This must be the last operation in the block: the new file is not locked.
 
         Raises:
-            OSError: the folder cannot be written; the old content stands.
+            OSError: if the folder cannot be written; the old content remains.
         """
-        if sys.platform == "win32":  # which replaces no open file
+        if sys.platform == "win32":  # which cannot replace an open file
             self._file.close()
         write_atomically(self.path, content)
 
     def close(self) -> None:
-        """Let go of the file; closing twice is allowed."""
+        """Close the file; closing twice is allowed."""
         self._is_closed = True
         self._file.close()
 
     def _open(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.version += 1
-        # Without a buffer, which would try to write once more what a full disk refused.
+        # Unbuffered: a buffer would write again what a full disk has refused.
         return self.path.open("ab", buffering=0)  # pyright: ignore[reportReturnType]
 
     def _is_current(self) -> bool:
         try:
-            there = self.path.stat()
+            current = self.path.stat()
         except FileNotFoundError:
             return False
-        return os.path.samestat(there, os.fstat(self._file.fileno()))
+        return os.path.samestat(current, os.fstat(self._file.fileno()))
 
     def _check(self, openings: Sequence[str]) -> None:
         with self.path.open("rb") as file:
@@ -136,8 +136,8 @@ class LineFile:
             )
 
 
-def _cut_torn_line(file: BinaryIO, path: Path) -> None:
-    """Cut off what follows the last newline."""
+def _cut_incomplete_line(file: BinaryIO, path: Path) -> None:
+    """Remove what follows the last newline."""
     size = os.fstat(file.fileno()).st_size
     with path.open("rb") as content:
         end = size

@@ -1,4 +1,4 @@
-"""What a run ran on: the facts that a manifest records."""
+"""The facts that a manifest records: versions, device, flags, commit, command."""
 
 import contextlib
 import datetime
@@ -25,13 +25,13 @@ _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS")
 
 
 def collect() -> dict[str, Any]:
-    """Return the facts of this process, in JSON's types; it starts jax's backend.
+    """Return the facts of this process, in JSON's types; this starts JAX's backend.
 
     Returns:
         ``python, platform, versions, backend, device_kind, device_count,
-        process_count, flags, environment, git, command, freeze``. A version is null
-        for what runs without being installed; ``git`` is null outside of a
-        repository, and its ``dirty`` says that tracked files differ from the commit.
+        process_count, flags, environment, git, command, freeze``. The version of a
+        library that is not installed as a package is None; so is ``git`` outside a
+        repository. ``dirty`` says whether tracked files differ from the commit.
     """
     freeze = _freeze()
     return {
@@ -56,10 +56,10 @@ def now() -> str:
 
 
 def _freeze() -> dict[str, str]:
-    """Return the versions of what is installed, without packages that cannot say."""
+    """Return the versions of installed packages by name, without unreadable ones."""
     found: dict[str, str] = {}
     for package in importlib.metadata.distributions():
-        # Damaged metadata, such as text not in UTF-8, raise errors of many kinds.
+        # Damaged metadata raises many kinds of errors.
         with contextlib.suppress(Exception):
             if package.name:
                 found[package.name] = package.version

@@ -1,6 +1,6 @@
-"""Learning curves as a picture, drawn without touching the user's backend.
+"""Learning curves, drawn without changing the user's matplotlib backend.
 
-Names, which are keys here, are drawn as they are written and never as mathtext.
+Names, which are keys here, are drawn literally and never as mathtext.
 """
 
 import io
@@ -17,14 +17,14 @@ from fngrad.logging.decimation import decimate
 from fngrad.programs.optional_imports import import_extra, literal
 
 Run: TypeAlias = tuple[Any, Any]  # steps and values, each of shape (points,)
-Panel: TypeAlias = Mapping[str, Sequence[Run]]  # label -> one run a seed
+Panel: TypeAlias = Mapping[str, Sequence[Run]]  # label -> one run per seed
 
-MAX_LABELS = 40  # in a legend, and the curves that colours and styles tell apart
+MAX_LABELS = 40  # in a legend; so many curves differ in colour or style
 PANELS_IN_A_ROW = 4
 LETTERS = 60  # that fit across a panel
 _STYLES = ("-", "--", ":", "-.")  # after ten colours the next style begins
-SMALLEST_ON_LOG_AXIS = 1e-250  # matplotlib's ticks overflow beyond
-_LARGEST = 1e250
+SMALLEST_ON_LOG_AXIS = 1e-250  # matplotlib's ticks underflow below
+_LARGEST = 1e250  # and overflow above
 _WIDTH, _HEIGHT = 4.8, 4.2  # of a panel, in inches
 
 
@@ -37,32 +37,32 @@ def curves(
     log_scale: Sequence[str] = (),
     title: str = "",
 ) -> Path:
-    """Draw learning curves, a panel a quantity: the median and a band over seeds.
+    """Draw learning curves, one panel per quantity: the median and a band over seeds.
 
     Args:
-        panels: quantity -> label -> runs, a run being ``(steps, values)``. The
+        panels: quantity -> label -> runs, each of them ``(steps, values)``. The
             quantity labels the panel's axis, so it should give the unit:
-            ``"validation loss (nats)"``. A label has one colour in all panels.
+            ``"validation loss (nats)"``. A label has the same colour in all panels.
         path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format.
-        x_label: what the steps count; it and the title may be mathtext.
-        band: the quantiles over seeds between which the band lies; the default is
-            from the least to the largest value. One run has no band.
-        log_scale: the quantities drawn on a logarithmic axis.
-        title: stands above all panels.
+        x_label: what the steps count; this and the title may be mathtext.
+        band: the quantiles over seeds between which the band lies; by default it
+            reaches from the least to the greatest value. A single run has no band.
+        log_scale: the quantities to draw on a logarithmic axis.
+        title: the text above all panels.
 
     Returns:
         The path.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
-        ValueError: there is nothing to draw, a run's steps and values differ in
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
+        ValueError: if there is nothing to draw, a run's steps and values differ in
             length, a step is not finite, the band is not an interval in [0, 1], or
-            ``log_scale`` names no panel.
+            ``log_scale`` names a panel that does not exist.
 
-    Runs of one label may record at different steps: a run is interpolated between
-    its own points, and left out where it has none or is not finite. Of long curves
-    the extremes of every column of pixels are drawn. Four panels stand in a row, and
-    the legend ends after 40 labels.
+    Runs of one label may be recorded at different steps: a run is interpolated between
+    its own points, and left out where it has none or is not finite. Of long curves the
+    extremes of every column of pixels are drawn. There are four panels per row, and at
+    most 40 labels in the legend.
     """
     options = {"x_label": x_label, "band": band, "log_scale": log_scale, "title": title}
     return write(figure(panels, **options), path)
@@ -76,53 +76,53 @@ def figure(
     log_scale: Sequence[str] = (),
     title: str = "",
 ) -> Any:
-    """Return the picture that `curves` saves, as a figure that notebooks show.
+    """Return the picture that `curves` saves, as a figure that notebooks display.
 
     Args:
         panels, x_label, band, log_scale, title: as for `curves`.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
         ValueError: as for `curves`.
     """
     _check(panels, band, log_scale)
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
     across = min(len(panels), PANELS_IN_A_ROW)
     rows = -(-len(panels) // across)
-    key = _Key(labels, across)
-    figure = empty_figure(_WIDTH * across, _HEIGHT * rows + key.height)
+    legend = _Legend(labels, across)
+    drawing = empty_figure(_WIDTH * across, _HEIGHT * rows + legend.height)
     handles: dict[str, Any] = {}
     for number, (quantity, panel) in enumerate(panels.items(), start=1):
-        ax = figure.add_subplot(rows, across, number)
+        ax = drawing.add_subplot(rows, across, number)
         for label, runs in panel.items():
             summary = decimate(*summarize(runs, band))
             handles[label] = _draw(ax, summary, labels.index(label))
         ax.set(xlabel=x_label, ylabel=wrapped(quantity, 40))
         ax.set_yscale("log" if quantity in log_scale else "linear")
         ax.grid(alpha=0.3)
-    key.draw(figure, handles)
+    legend.draw(drawing, handles)
     if title:
-        figure.suptitle(title)
-    return figure
+        drawing.suptitle(title)
+    return drawing
 
 
-class _Key:
-    """The legend below some panels, which ends after MAX_LABELS."""
+class _Legend:
+    """The legend below the panels, of at most MAX_LABELS."""
 
     def __init__(self, labels: Sequence[str], across: int):
         self._labels = labels[:MAX_LABELS]
         self._left_out = len(labels) - len(self._labels)
         self._texts = [wrapped(label, LETTERS * across) for label in self._labels]
         longest = max(map(len, "\n".join(self._texts).split("\n")))
-        fitting = LETTERS * across // (longest + 7)
-        self._columns = max(1, min(len(self._labels), 4 * across, fitting))
+        room = LETTERS * across // (longest + 7)  # in columns
+        self._columns = max(1, min(len(self._labels), 4 * across, room))
         lines = sum(1 + text.count("\n") for text in self._texts) / self._columns
-        self.height = 0.2 * max(0, lines - 2)  # inches; two lines have room as it is
+        self.height = 0.2 * max(0, lines - 2)  # inches; a panel has room for two lines
 
-    def draw(self, figure: Any, handles: Mapping[str, Any]) -> None:
+    def draw(self, drawing: Any, handles: Mapping[str, Any]) -> None:
         shown = [handles[label] for label in self._labels]
         title = f"the first {len(shown)} of {len(shown) + self._left_out} names"
-        figure.legend(
+        drawing.legend(
             shown,
             self._texts,
             loc="outside lower center",
@@ -132,7 +132,7 @@ class _Key:
 
 
 def wrapped(name: str, width: int) -> str:
-    """Return a name in four lines at most, to be drawn as it is written.
+    """Return a name in at most four lines, to be drawn literally.
 
     Args:
         name: any text.
@@ -144,7 +144,7 @@ def wrapped(name: str, width: int) -> str:
 
 
 def empty_figure(width: float, height: float) -> Any:
-    """Return a figure that notebooks show, made without pyplot.
+    """Return an empty figure that notebooks display, made without pyplot.
 
     Pyplot would choose a backend for the user.
 
@@ -152,7 +152,7 @@ def empty_figure(width: float, height: float) -> Any:
         width, height: in inches.
 
     Raises:
-        ImportError: matplotlib is missing (``pip install "fngrad[plot]"``).
+        ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
     """
     figure_type = import_extra("matplotlib.figure", "plot").Figure
     backend = import_extra("matplotlib.backends.backend_agg", "plot")
@@ -190,7 +190,7 @@ def summarize(
     finite = np.where(np.isfinite(values), values, np.nan)
     if len(finite) == 1:
         return steps, finite[0], finite[0], finite[0]
-    ordered = np.sort(finite, axis=0)  # NaN comes last
+    ordered = np.sort(finite, axis=0)  # NaN is last
     last = np.maximum(np.isfinite(finite).sum(axis=0) - 1, 0)
     median, low, high = (_quantile(ordered, last, q) for q in (0.5, *band))
     return steps, median, low, high
@@ -221,11 +221,10 @@ def _at(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _draw(ax: Any, summary: Any, number: int) -> Any:
     """Draw the median and its band; return the line, for the legend."""
     steps, *values = summary
-    # Matplotlib's ticks overflow beyond.
     median, low, high = (np.clip(x, -_LARGEST, _LARGEST) for x in values)
     style = _STYLES[number // 10 % len(_STYLES)]
     finite = np.isfinite(median)
-    # A point without a neighbour has no line to show.
+    # A point without a finite neighbour would be invisible as a line.
     marker = None if np.any(finite[1:] & finite[:-1]) else "o"
     (line,) = ax.plot(steps, median, style, color=f"C{number % 10}", marker=marker)
     if np.any(low < high):
@@ -233,11 +232,11 @@ def _draw(ax: Any, summary: Any, number: int) -> Any:
     return line
 
 
-def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
-    """Write a figure so that its file is the old picture or the new one, whole.
+def write(drawing: Any, path: str | Path, dpi: int = 150) -> Path:
+    """Write a figure to a file, in one atomic step.
 
     Args:
-        figure: matplotlib's.
+        drawing: a figure of matplotlib.
         path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format, and
             its folder is made.
         dpi: pixels per inch.
@@ -246,24 +245,25 @@ def write(figure: Any, path: str | Path, dpi: int = 150) -> Path:
         The path.
 
     Raises:
-        OSError: the folder cannot be written; the old picture stands.
-        ValueError: the format is unknown, or a text is mathtext that cannot be parsed.
+        OSError: if the folder cannot be written; the old picture remains.
+        ValueError: if the format is unknown, or a text is mathtext that cannot be
+            parsed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, _drawn(figure, path.suffix.lstrip(".") or "png", dpi))
+    write_atomically(path, _drawn(drawing, path.suffix.lstrip(".") or "png", dpi))
     return path
 
 
-def _png(figure: Any) -> bytes:
-    return _drawn(figure, "png", 150)
+def _png(drawing: Any) -> bytes:
+    return _drawn(drawing, "png", 150)
 
 
-def _drawn(figure: Any, file_format: str, dpi: float) -> bytes:
+def _drawn(drawing: Any, file_format: str, dpi: float) -> bytes:
     picture = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks
-        figure.savefig(picture, format=file_format, dpi=dpi)
+        warnings.simplefilter("ignore")  # about letters that the font lacks
+        drawing.savefig(picture, format=file_format, dpi=dpi)
     return picture.getvalue()
 
 

@@ -1,6 +1,6 @@
-"""What a run says on stderr or in a notebook: a progress bar, over tqdm, and lines.
+"""The progress bar, drawn by tqdm, and lines on stderr.
 
-Nothing here ends a run: where stderr is missing, closed or broken, less is shown.
+Nothing here ends a run: if stderr is missing, closed or broken, less is shown.
 """
 
 import contextlib
@@ -12,28 +12,28 @@ from typing import Any
 
 from fngrad.programs.optional_imports import import_extra
 
-_SECONDS_BETWEEN_LINES = 10.0  # where stderr is a file, every refresh stays in it
+_SECONDS_BETWEEN_LINES = 10.0  # if stderr is a file, which keeps every refresh
 
 
-def say(text: str) -> None:
-    """Write a line on stderr, if there is one to write to."""
-    # A stream may be any object; print(file=None) would write to stdout.
+def print_to_stderr(text: str) -> None:
+    """Print a line to stderr, if there is one."""
+    # A stream may be any object, and print(file=None) would write to stdout.
     with contextlib.suppress(Exception):
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
 
 
 class ProgressBar:
-    """A bar of steps; it is given Python floats and so never waits for a device.
+    """A progress bar of steps; it takes Python floats, so it never waits for a device.
 
-    Without tqdm there is no bar: one line on stderr says which extra brings it. A bar
-    that fails is not shown any more, and raises nothing.
+    Without tqdm there is no bar, and one line on stderr names the extra to install. A
+    bar that fails is removed and raises nothing.
 
     Args:
-        total: steps at the end of the bar; None counts without an end.
-        initial: steps that were done before; they count in the bar, not in the rate.
-        description: what stands in front of the bar.
-        enabled: False shows nothing at all.
+        total: the number of steps of the whole run; None if unknown.
+        initial: the steps already made; they count in the bar but not in the rate.
+        description: the text before the bar.
+        enabled: whether to show anything.
         unit: what is counted.
 
     Example:
@@ -56,7 +56,7 @@ class ProgressBar:
         make_bar = bar_type() if enabled and sys.stderr is not None else None
         if make_bar is None:
             return
-        with self._harmless():
+        with self._removed_on_failure():
             self._bar = make_bar(
                 total=total,
                 initial=initial,
@@ -68,36 +68,36 @@ class ProgressBar:
             )
 
     def describe(self, text: str) -> None:
-        """Change what stands in front of the bar, at once."""
-        self._tell(lambda bar: bar.set_description(text))
+        """Change the text before the bar, at once."""
+        self._apply(lambda bar: bar.set_description(text))
 
     def advance(self, n: int = 1) -> None:
-        """Move the bar by n steps; it is drawn ten times a second at most."""
-        self._tell(lambda bar: bar.update(n))
+        """Move the bar by n steps; it is redrawn at most ten times per second."""
+        self._apply(lambda bar: bar.update(n))
 
     def show(self, values: dict[str, float]) -> None:
-        """Put values behind the bar, in three digits, at the next drawing."""
-        self._tell(lambda bar: bar.set_postfix(values, refresh=False))
+        """Show values after the bar, with three digits, when it is next redrawn."""
+        self._apply(lambda bar: bar.set_postfix(values, refresh=False))
 
     def close(self) -> None:
-        """Draw the last state and end the line; closing twice is allowed."""
-        self._tell(lambda bar: bar.close())
+        """Draw the bar for the last time and end the line; closing twice is allowed."""
+        self._apply(lambda bar: bar.close())
 
-    def _tell(self, change: Callable[[Any], None]) -> None:
+    def _apply(self, change: Callable[[Any], None]) -> None:
         if self._bar is not None:
-            with self._harmless():
+            with self._removed_on_failure():
                 change(self._bar)
 
     @contextlib.contextmanager
-    def _harmless(self) -> Iterator[None]:
-        """Give the bar up where it fails."""
+    def _removed_on_failure(self) -> Iterator[None]:
+        """Remove the bar if it fails."""
         try:
             yield
         except Exception as error:
             bar, self._bar = self._bar, None
             with contextlib.suppress(Exception):
-                bar.disable = True  # nor does deleting it draw
-            say(f"no progress bar any more: {error!r}")
+                bar.disable = True  # otherwise deleting it would draw
+            print_to_stderr(f"the progress bar failed and was removed: {error!r}")
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -108,19 +108,19 @@ class ProgressBar:
 
 @functools.cache
 def bar_type() -> Any:
-    """Return the bar for this terminal or notebook, or None; cached, so said once."""
+    """Return tqdm's type of bar or None; cached, to print the reason once."""
     try:
-        # tqdm.auto warns of missing ipywidgets and then falls back to text.
+        # tqdm.auto warns about missing ipywidgets and then falls back to text.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return import_extra("tqdm.auto", "cli").tqdm
-    except Exception as error:  # tqdm may be broken, too
-        say(f"no progress bar: {error}")
+    except Exception as error:  # missing or broken
+        print_to_stderr(f"no progress bar: {error}")
         return None
 
 
 class _Stream:
-    """A stream for tqdm on which writing never fails."""
+    """A stream for tqdm whose writes never raise."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -136,7 +136,7 @@ class _Stream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def __eq__(self, other: object) -> bool:  # tqdm.write asks what bars share
+    def __eq__(self, other: object) -> bool:  # tqdm.write compares the streams of bars
         return self._stream == getattr(other, "_stream", other)
 
     def __hash__(self) -> int:
@@ -144,7 +144,7 @@ class _Stream:
 
 
 def _stream() -> dict[str, Any]:
-    """Return where to draw; a notebook's bar does not draw on a stream."""
+    """Return the stream to draw on; a notebook's bar does not use one."""
     return {} if "ipykernel" in sys.modules else {"file": _Stream(sys.stderr)}
 
 

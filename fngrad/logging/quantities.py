@@ -1,4 +1,4 @@
-"""Which metrics share a panel of a picture: those that measure one quantity."""
+"""Groups metrics into panels: those that measure one quantity share one."""
 
 import re
 from collections.abc import Iterable
@@ -8,19 +8,19 @@ NORM = "norm"
 
 
 def by_quantity(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group metrics by what they measure, in as few steps as bound the groups.
+    """Group metrics by the quantity that they measure.
 
-    A metric and its ``val/`` twin are one quantity, and so are all norms: names of
-    which ``norm`` is a word, such as ``grad_norm`` and ``norm_before``. Only where
-    that leaves more than `MAX_PANELS` groups are names told apart by what follows the
-    last slash, and then, if need be, without their numbers.
+    A metric and its ``val/`` counterpart are one quantity, and so are all norms: names
+    of which ``norm`` is a word, such as ``grad_norm`` and ``norm_before``. If that
+    leaves more than `MAX_PANELS` groups, metrics are grouped by the last part of their
+    names, after the last slash; if there are still too many, without its numbers.
 
     Args:
         names: of scalars.
 
     Returns:
-        Quantity -> its metrics, in their order; the loss comes first. There may be
-        more than `MAX_PANELS` all the same.
+        Quantity -> its metrics, in their order; the loss comes first. There may still
+        be more than `MAX_PANELS`.
 
     Example:
         >>> from fngrad.logging.quantities import by_quantity

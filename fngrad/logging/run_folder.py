@@ -1,4 +1,4 @@
-"""The folder that a run leaves: what was asked, what it ran on, what it measured."""
+"""The folder of a run: its config, manifest, metrics and learning curves."""
 
 import importlib.util
 import json
@@ -13,31 +13,31 @@ import fngrad.logging.plots as plots
 from fngrad.files.json_values import to_json, write_json
 from fngrad.files.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
-from fngrad.logging.progress import say
+from fngrad.logging.progress import print_to_stderr
 
 
 class RunFolder:
-    """A run's folder: ``config.json``, ``manifest.json``, metrics and a picture.
+    """A run's folder: ``config.json``, ``manifest.json``, metrics and learning curves.
 
-    The config says what was asked for; the manifest what it ran on (versions, device,
-    flags, git commit, command, start time, seed, data hash, installed packages).
-    Opening a folder again with an equal config continues it: the manifest keeps the
-    first start, and its ``resumed`` gains an entry with the time and the facts that
-    are different now.
+    The config holds the run's settings. The manifest holds what it ran on: versions,
+    device, flags, git commit, command, start time, seed, data hash, installed packages.
+    Opening a folder again with an equal config continues its run: the manifest keeps
+    the time of the first start, and its ``resumed`` gains an entry with the time and
+    the facts that have changed.
 
     Args:
         path: the folder; it is made, with its parents, and resolved once.
-        config: a dataclass, NamedTuple or dict of numbers, strings, paths, lists and
-            such again; None is the empty one.
+        config: a dataclass, NamedTuple or dict, which may be nested, of numbers,
+            strings, paths and lists; None means an empty one.
         data: the data's fingerprint.
         extra: more entries for the manifest, such as ``{"seed": 0}``; without a seed
-            there, the config's own ``seed`` is recorded.
+            there, the config's ``seed`` is recorded.
 
     Raises:
-        ValueError: the folder holds a run with another config or other data; every
+        ValueError: if the folder holds a run with another config or other data; every
             differing key is named, with both values, and nothing is written.
-        TypeError: the config or ``extra`` holds what JSON cannot; its key is named.
-        OSError: the folder cannot be made or written.
+        TypeError: if the config or ``extra`` holds what JSON cannot; the key is named.
+        OSError: if the folder cannot be made or written.
 
     Example:
         >>> import tempfile
@@ -97,24 +97,24 @@ class RunFolder:
         return read_manifest(self.path)
 
     def update_manifest(self, **fields: Any) -> None:
-        """Set entries of the manifest; a reader sees all of them or none.
+        """Set entries of the manifest, in one atomic step.
 
         Raises:
-            TypeError: a value is none that JSON can hold; its key is named.
+            TypeError: if a value is not one that JSON can hold; its key is named.
         """
         _write(self._manifest_path, {**self.manifest, **to_json(fields)})
 
     def record(self, **fields: Any) -> None:
-        """Set entries of the manifest when a run ends; a failure warns."""
+        """Set entries of the manifest; a failure is a warning."""
         try:
             self.update_manifest(**fields)
         except Exception as error:
             _warn(self._manifest_path, error)
 
     def draw(self, name: str, make: Callable[[], Any], dpi: int = 120) -> None:
-        """Write a picture ``<name>.png`` in one atomic step; a failure warns.
+        """Write a picture ``<name>.png`` in one atomic step; a failure is a warning.
 
-        Without matplotlib a line on stderr names the extra that brings it.
+        Without matplotlib a line on stderr names the extra to install.
 
         Args:
             name: of the picture, without its suffix.
@@ -123,10 +123,10 @@ class RunFolder:
         """
         path = self.path / f"{name}.png"
         if importlib.util.find_spec("matplotlib") is None:
-            return say(f'no {path.name}: pip install "fngrad[plot]"')
+            return print_to_stderr(f'no {path.name}: pip install "fngrad[plot]"')
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what a picture cannot show
+                warnings.simplefilter("ignore")  # matplotlib's, about what to draw
                 plots.write(make(), path, dpi)
         except Exception as error:
             _warn(path, error)
@@ -141,10 +141,10 @@ class RunFolder:
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Return the manifest of a run folder, empty where there is none.
+    """Return the manifest of a run folder; empty if there is none.
 
     Raises:
-        ValueError: it is not a JSON object.
+        ValueError: if it is not a JSON object.
     """
     return _read(Path(path) / "manifest.json") or {}
 

@@ -1,7 +1,7 @@
 """Loggers that write to files.
 
-A *logger* is a function ``logger(step, values)`` of an int and a dict of floats; one
-that owns a file also has ``close()``, and one that can forget has ``cut(step)``.
+A *logger* is a function ``logger(step, values)`` of an int and a dict of floats. One
+that owns a file also has ``close()``, and one that can remove records ``cut(step)``.
 """
 
 import csv as csv_format
@@ -19,21 +19,21 @@ from fngrad.files.local_paths import check_local
 from fngrad.logging.lines import LineFile
 from fngrad.programs.optional_imports import import_extra
 
-_LOSSLESS = "surrogateescape"  # another program's bytes stay what they are
+_LOSSLESS = "surrogateescape"  # keeps the bytes that another program wrote
 
 
 class Logger(Protocol):
-    """What `fit` calls with a step and the metrics by name, each a float."""
+    """The type of a logger: takes a step and the metrics by name, as floats."""
 
     def __call__(self, step: int, values: dict[str, Any], /) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class FileLogger:
-    """A logger that owns a file, a context manager too; closing twice is allowed.
+    """A logger that owns a file, and a context manager; closing twice is allowed.
 
-    `fit` calls ``cut(step)`` where a run goes on from a checkpoint or goes back to one:
-    what was logged of later steps is removed, since it will be logged again.
+    `fit` calls ``cut(step)`` when a run resumes from a checkpoint or rolls back to one:
+    the records of later steps are removed, since these will be logged again.
     """
 
     write: Callable[[int, Mapping[str, Any]], None]
@@ -53,28 +53,28 @@ class FileLogger:
 def jsonl(
     path: str | Path, labels: Mapping[str, str | int] | None = None
 ) -> FileLogger:
-    """Log to a file of one JSON object a line: ``{"step": 10, "loss": 0.5}``.
+    """Log to a file with one JSON object per line: ``{"step": 10, "loss": 0.5}``.
 
-    Every line is written at once, so a killed run leaves whole lines, and at most one
-    torn one. An existing file is appended to, after a torn last line is cut off.
+    Every line is written immediately, so a killed run leaves at most one incomplete
+    line. An existing file is appended to; an incomplete last line is removed first.
     Several loggers may share a file, in one process or in many. ``cut(step)`` removes
     the lines of later steps that have these labels.
 
     Args:
         path: the file; its folder is made.
-        labels: what every line says of its run besides, such as
-            ``{"optimizer": "sgd", "seed": 3}`` where many runs share a file.
+        labels: further entries of every line, such as
+            ``{"optimizer": "sgd", "seed": 3}`` if several runs share a file.
 
     Returns:
         The logger. Non-finite floats are written as the strings ``"NaN"``,
         ``"Infinity"`` and ``"-Infinity"``; `read_jsonl` turns them back.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: the existing file is none of this kind, and is left as it is, or a
-            label is called ``step``; at a call, a value is called ``step`` or like a
-            label.
-        TypeError: at a call, a value is no number; its name is given.
+        OSError: if the file cannot be written.
+        ValueError: if the existing file is of another kind (it is left as it is), or a
+            label is called ``step``; at a call, if a value is called ``step`` or has
+            the name of a label.
+        TypeError: at a call, if a value is not a number; its name is given.
 
     Example:
         >>> import tempfile
@@ -93,7 +93,10 @@ def jsonl(
 
     def write(step: int, values: Mapping[str, Any]) -> None:
         if labels.keys() & values.keys():
-            raise ValueError(f"need values not called as {labels}, got {list(values)}")
+            raise ValueError(
+                f"need values with other names than the labels {list(labels)}, got "
+                f"{list(values)}"
+            )
         line = json.dumps(_record(step, values) | labels, allow_nan=False)
         with file.own():
             file.append(f"{line}\n".encode())
@@ -116,11 +119,11 @@ def jsonl(
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records that `jsonl` wrote, without a torn last line.
+    """Return the records that `jsonl` wrote, without an incomplete last line.
 
     Raises:
-        ValueError: a whole line is not a JSON object with an integer ``step``; its
-            number is given.
+        ValueError: if a line is not a JSON object with an integer ``step``; its number
+            is given.
     """
     lines = _lines(Path(path).read_bytes(), path)
     return [
@@ -130,27 +133,28 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def csv(path: str | Path) -> FileLogger:
-    """Log to a table: a header, then a row a record; a missing value is empty.
+    """Log to a table with a header and one row per record; missing values are empty.
 
-    The first record makes the header ``step, ...``. A record with new names widens
-    it: the file is written anew with more columns, in one atomic step. Each row is
-    written at once; an existing file is appended to, after a torn last line is cut off.
-    Several loggers may share a file, in one process or in many. ``cut(step)`` removes
-    the rows of later steps.
+    The first record defines the header ``step, ...``. A record with new names widens
+    it: the file is rewritten with more columns, in one atomic step. Each row is written
+    immediately; an existing file is appended to, and an incomplete last line is removed
+    first. Several loggers may share a file, in one process or in many. ``cut(step)``
+    removes the rows of later steps.
 
     Args:
         path: the file; its folder is made.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: the existing file is not such a table, with distinct names and
-            ``step`` first, and is left as it is; at a call, a value is called ``step``.
-        TypeError: at a call, a value is no number; its name is given.
+        OSError: if the file cannot be written.
+        ValueError: if the existing file is not a table with distinct names of which
+            ``step`` is the first (it is left as it is); at a call, if a value is called
+            ``step``.
+        TypeError: at a call, if a value is not a number; its name is given.
     """
     check_local("path", path)
     _check_table(Path(path))
     file = LineFile(path, ["step,", "step\n", "step\r"])
-    headers: dict[int, list[str]] = {}  # by the file's version
+    headers: dict[int, list[str]] = {}  # by the version of the file
 
     def header() -> list[str]:
         if file.version not in headers:
@@ -159,7 +163,7 @@ def csv(path: str | Path) -> FileLogger:
         return headers[file.version]
 
     def is_wide_enough(record: Mapping[str, Any]) -> bool:
-        """Say whether all names have columns; else add some, in another file."""
+        """Return whether all names have columns; if not, add them in a new file."""
         new = [name for name in record if name not in header()]
         if new:
             (_, *rows) = _rows(file.read()) or [[]]
@@ -187,27 +191,28 @@ def csv(path: str | Path) -> FileLogger:
 
 
 def tensorboard(folder: str | Path) -> FileLogger:
-    """Log to TensorBoard event files, without TensorFlow: a curve a name.
+    """Log to TensorBoard event files, without TensorFlow: one curve per name.
 
-    Each logger writes a file of its own. ``cut(step)`` tells TensorBoard to hide what
-    earlier files hold of later steps.
+    Each logger writes a file of its own. ``cut(step)`` tells TensorBoard to hide the
+    records of later steps in earlier files.
 
     Args:
-        folder: where ``tensorboard --logdir`` looks; it is made.
+        folder: the one for ``tensorboard --logdir``; it is made.
 
     Raises:
-        ImportError: tensorboardX is missing (``pip install "fngrad[tensorboard]"``).
-        OSError: the folder cannot be made.
-        TypeError: at a call, a value is no number; its name is given.
+        ImportError: if tensorboardX is missing
+            (``pip install "fngrad[tensorboard]"``).
+        OSError: if the folder cannot be made.
+        TypeError: at a call, if a value is not a number; its name is given.
     """
     make_writer = import_extra("tensorboardX", "tensorboard").SummaryWriter
     where = os.path.realpath(folder)
     Path(where).mkdir(parents=True, exist_ok=True)
-    writers: list[Any] = []  # the open one
+    writers: list[Any] = []  # the open one, or none
 
     def open_one(purge_step: int | None = None) -> Any:
-        # Without a suffix two files of one second have one name and the second file
-        # replaces the first.
+        # Without a suffix two files of the same second would have the same name, and
+        # the second would replace the first.
         suffix = f".{time.time_ns()}.{os.getpid()}"
         writers.append(
             make_writer(where, purge_step=purge_step, filename_suffix=suffix)
@@ -238,7 +243,7 @@ def _record(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_utf8(name: str) -> str:
-    """Return a name without what UTF-8 lacks; a Python string may be anything."""
+    """Return a name with what UTF-8 cannot encode, such as surrogates, escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -250,9 +255,9 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _lines(content: bytes, path: str | Path) -> list[str]:
-    """Return the lines of a text, without a torn last one."""
+    """Return the lines of a text, without an incomplete last one."""
     try:
-        *lines, _torn = content[: content.rfind(b"\n") + 1].decode().split("\n")
+        *lines, _ = content[: content.rfind(b"\n") + 1].decode().split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"need text in UTF-8, got {error} in {path}") from error
     return lines
@@ -267,7 +272,7 @@ def _parse(line: str, number: int, path: str | Path) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"need a JSON object a line, got {line[:40]!r} at {path}:{number}"
+            f"need one JSON object per line, got {line[:40]!r} at {path}:{number}"
         ) from error
     if not isinstance(record, dict):
         raise ValueError(f"need a JSON object, got {line[:40]!r} at {path}:{number}")
@@ -280,7 +285,7 @@ def _parse(line: str, number: int, path: str | Path) -> dict[str, Any]:
 
 
 def _check_table(path: Path) -> None:
-    """Refuse a file whose first line has no distinct names, before it is opened."""
+    """Raise if the first line of a file does not have distinct names."""
     if not path.exists():
         return
     try:

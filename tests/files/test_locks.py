@@ -16,7 +16,7 @@ from fngrad.files.locks import Lock, LockError
 HOLD = """
 import sys, time
 import importlib.util as util
-spec = util.spec_from_file_location("locks", sys.argv[1])  # without jax: it starts fast
+spec = util.spec_from_file_location("locks", sys.argv[1])  # without jax, to start fast
 locks = util.module_from_spec(spec)
 spec.loader.exec_module(locks)
 with locks.Lock(sys.argv[2]):
@@ -25,7 +25,7 @@ with locks.Lock(sys.argv[2]):
 """
 
 
-def test_a_second_holder_in_one_process_is_refused_and_told_who_holds(tmp_path):
+def test_a_second_lock_in_one_process_is_refused_naming_the_holder(tmp_path):
     with Lock(tmp_path):
         with pytest.raises(LockError, match="need a folder for this run") as caught:
             Lock(tmp_path).__enter__()
@@ -35,7 +35,7 @@ def test_a_second_holder_in_one_process_is_refused_and_told_who_holds(tmp_path):
         pass
 
 
-def test_locks_of_other_names_do_not_meet(tmp_path):
+def test_locks_of_different_names_are_independent(tmp_path):
     with Lock(tmp_path), Lock(tmp_path, name=".writing"), Lock(tmp_path / "below"):
         assert (tmp_path / "below" / ".lock").exists()
 
@@ -65,7 +65,7 @@ if not child:
     signal.pause()
 sys.stdin.readline()
 if len(sys.argv) > 3:
-    os._exit(0)  # the lock is not let go
+    os._exit(0)  # without releasing the lock
 lock.__exit__()
 with locks.Lock(sys.argv[2]):
     print("again")
@@ -75,7 +75,7 @@ os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are of other systems")
-def test_a_fork_that_lives_on_keeps_nobody_out(tmp_path):
+def test_a_fork_that_outlives_its_parent_does_not_hold_the_lock(tmp_path):
     command = [sys.executable, "-c", FORK, locks.__file__, str(tmp_path)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as let_go:
@@ -88,15 +88,15 @@ def test_a_fork_that_lives_on_keeps_nobody_out(tmp_path):
         ended.wait()
         try:
             with Lock(tmp_path):
-                os.kill(child, 0)  # it is there
+                os.kill(child, 0)  # it exists
         finally:
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_child_between_fork_and_exec_keeps_nobody_out(tmp_path):
+def test_a_child_between_fork_and_exec_does_not_hold_the_lock(tmp_path):
     with Lock(tmp_path) as lock:
         assert lock._file is not None
-        shared = os.dup(lock._file)  # as such a child has it
+        shared = os.dup(lock._file)  # as such a child does
     try:
         with Lock(tmp_path):
             pass
@@ -104,17 +104,17 @@ def test_a_child_between_fork_and_exec_keeps_nobody_out(tmp_path):
         os.close(shared)
 
 
-def test_the_file_stays_so_that_nobody_locks_another_of_its_name(tmp_path):
+def test_the_lock_file_is_kept_so_that_its_name_means_one_file(tmp_path):
     with Lock(tmp_path):
         before = (tmp_path / ".lock").stat().st_ino
     with Lock(tmp_path):
         assert (tmp_path / ".lock").stat().st_ino == before
 
 
-def test_an_unreadable_holder_is_still_refused(tmp_path):
+def test_a_lock_whose_file_is_unreadable_still_holds(tmp_path):
     with Lock(tmp_path):
         (tmp_path / ".lock").write_text("[]")
-        with pytest.raises(LockError, match="a process that has not said which"):
+        with pytest.raises(LockError, match="a process that cannot be identified"):
             Lock(tmp_path).__enter__()
 
 
@@ -133,7 +133,7 @@ def test_a_file_system_without_locks_warns_and_goes_on(tmp_path, monkeypatch):
         pass
 
 
-def test_another_failure_of_the_lock_is_an_error_that_names_it(tmp_path, monkeypatch):
+def test_another_failure_to_lock_is_raised_with_its_cause(tmp_path, monkeypatch):
     def fail(file):
         raise OSError(errno.EIO, "broken disk")
 
@@ -145,7 +145,7 @@ def test_another_failure_of_the_lock_is_an_error_that_names_it(tmp_path, monkeyp
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_an_error_in_the_block_lets_go(tmp_path):
+def test_an_error_in_the_block_releases_the_lock(tmp_path):
     with pytest.raises(ZeroDivisionError), Lock(tmp_path):
         raise ZeroDivisionError
     with Lock(tmp_path):

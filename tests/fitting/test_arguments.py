@@ -1,4 +1,4 @@
-"""What tracing or the arguments reveal raises before the first step."""
+"""Faults that the arguments or tracing reveal raise before the first step."""
 
 import pathlib
 
@@ -32,8 +32,8 @@ def misspelt(w, batch):
     return {"loss": batch["X"] * w}
 
 
-class Deaf:
-    """No logger: it lacks a call."""
+class NotCallable:
+    """Not a logger: it has no ``__call__``."""
 
 
 FAULTS = {
@@ -57,15 +57,15 @@ FAULTS = {
         {"keep_best": "val/accuracy", "save_every": 1},
         *(ValueError, r"need a metric among .*'val/loss'.* keep_best, got 'val/acc"),
     ),
-    "a patience of halves": (
+    "a patience that is not an integer": (
         {"early_stopping": fg.EarlyStopping(patience=2.5)},  # pyright: ignore
         *(ValueError, "need an int patience >= 1, got patience=2.5"),
     ),
-    "a difference that is not a number": (
+    "a min_delta that is not a number": (
         {"early_stopping": fg.EarlyStopping(min_delta=float("nan"))},
         *(ValueError, "need min_delta as a finite number >= 0 .*got min_delta=nan"),
     ),
-    "a difference below zero": (
+    "a negative min_delta": (
         {"early_stopping": fg.EarlyStopping(min_delta=-1.0)},
         *(ValueError, "got min_delta=-1.0"),
     ),
@@ -94,22 +94,26 @@ FAULTS = {
         *(TypeError, r"need functions of 2 arguments in loggers, logger\(step, val"),
     ),
     "a logger that is not a function": (
-        {"loggers": [Deaf()]},
-        *(TypeError, "need functions in loggers, got .*Deaf"),
+        {"loggers": [NotCallable()]},
+        *(TypeError, "need functions in loggers, got .*NotCallable"),
     ),
-    "a number of steps below zero": ({"num_steps": -1}, ValueError, "got num_steps=-1"),
-    "a loop that its data cannot have": (
+    "a negative number of steps": ({"num_steps": -1}, ValueError, "got num_steps=-1"),
+    "a loop that the data do not allow": (
         {"data": [ARRAYS], "loop": "scan", "eval_every": 1},
         *(ValueError, 'need a dataset or a function of the step for loop="scan"'),
     ),
-    "a config that is no JSON": ({"config": {"a": object()}}, TypeError, "config"),
-    "a log_every of halves": ({"log_every": 1.5}, ValueError, "need an int log_every"),
+    "a config that is not JSON": ({"config": {"a": object()}}, TypeError, "config"),
+    "a log_every that is not an integer": (
+        {"log_every": 1.5},
+        ValueError,
+        "need an int log_every",
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore:batches from an iterable")
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_said_before_anything_is_written(tmp_path, name):
+def test_bad_arguments_raise_before_anything_is_written(tmp_path, name):
     changes, kind, message = FAULTS[name]
     given = {"metric_fn": metric_fn, "num_steps": 2, "loss_fn": loss_fn, "loop": "auto"}
     given |= {"data": fg.data.from_arrays(ARRAYS, 2), **changes}
@@ -164,7 +168,7 @@ def test_every_writer_refuses_a_url(tmp_path, monkeypatch, write):
 @pytest.mark.parametrize(
     "folder", ["runs/1", "C:/runs", "a:b", "lr=1e-3:x", "r:/x", "~"]
 )
-def test_a_folder_is_no_url(folder):
+def test_a_local_folder_is_not_mistaken_for_a_url(folder):
     check_local("run_dir", folder)
     check_local("run_dir", pathlib.PurePosixPath(folder))
     check_local("run_dir", None)

@@ -1,4 +1,4 @@
-"""What ends a run by an exception, or fails to report on it, loses none of its work."""
+"""An exception that ends a run loses neither its state nor its history."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ from resuming import (
 import fngrad as fg
 import fngrad.checkpoint as checkpoint
 import fngrad.training.evaluation as evaluation
+from fngrad.fitting.checkpointing import SaveError
 from fngrad.fitting.nonfinite import NonFiniteError
-from fngrad.fitting.saving import SaveError
 from fngrad.logging import RunFolder, read_jsonl
 from fngrad.logging.history import History
 
@@ -41,7 +41,9 @@ WAYS = {
 
 @pytest.mark.parametrize("error", [OwnError("mine"), FULL, SystemExit(3)], ids=repr)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_what_ends_a_run_carries_what_was_reached_and_saves_it(way, error, tmp_path):
+def test_an_exception_carries_the_state_and_history_and_the_state_is_saved(
+    way, error, tmp_path
+):
     with pytest.raises(type(error)) as caught:
         saving_fit(tmp_path, **way(error))
     assert caught.value is error
@@ -59,7 +61,7 @@ def test_what_ends_a_run_carries_what_was_reached_and_saves_it(way, error, tmp_p
     assert_same_run(saving_fit(tmp_path), quiet_fit(num_steps=20, **WATCHED))
 
 
-def test_what_was_left_at_that_step_is_done_once_by_the_next_call(tmp_path):
+def test_the_next_call_completes_the_step_and_repeats_nothing(tmp_path):
     told, called = [], []
     options = {
         "run_dir": tmp_path,
@@ -94,7 +96,9 @@ def test_records_of_a_step_that_is_logged_again_are_cut(tmp_path):
 
 
 @pytest.mark.parametrize("keeps", [None, ("val/loss", "min")])
-def test_a_failure_at_the_last_step_leaves_only_that_to_do(keeps, tmp_path, capsys):
+def test_after_a_failure_at_the_last_step_only_that_step_is_completed(
+    keeps, tmp_path, capsys
+):
     broken = [raise_at(20, OwnError())]
     with pytest.raises(OwnError):
         saving_fit(tmp_path, callbacks=broken, keep_best=keeps)
@@ -109,7 +113,7 @@ def test_a_failure_at_the_last_step_leaves_only_that_to_do(keeps, tmp_path, caps
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_fails_is_made_by_the_next_call(tmp_path, monkeypatch):
+def test_the_next_call_makes_an_evaluation_that_failed(tmp_path, monkeypatch):
     def unmeasurable(*_):
         raise OwnError("no memory")
 
@@ -127,7 +131,7 @@ def test_an_evaluation_that_fails_is_made_by_the_next_call(tmp_path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:batches from an iterable")
-def test_data_that_break_off_leave_the_state_before_them(tmp_path):
+def test_an_iterable_that_raises_leaves_the_state_of_the_last_batch(tmp_path):
     def batches():
         for step in range(7):
             yield DATA.batch(step)
@@ -139,7 +143,7 @@ def test_data_that_break_off_leave_the_state_before_them(tmp_path):
     assert len(reached(caught).history["loss"]) == 7
 
 
-def test_a_state_that_was_given_away_is_not_there_and_that_is_said(tmp_path):
+def test_a_state_lost_inside_the_compiled_step_is_none_with_a_note(tmp_path):
     def fails(step):
         if step == 6:
             raise OwnError("inside")
@@ -170,7 +174,7 @@ def test_a_state_that_was_given_away_is_not_there_and_that_is_said(tmp_path):
     assert checkpoint.latest_step(tmp_path) == 4
 
 
-def test_a_failure_to_save_does_not_hide_the_failure_before_it(tmp_path, monkeypatch):
+def test_a_failure_to_save_does_not_hide_the_first_exception(tmp_path, monkeypatch):
     import fngrad.checkpoint.manager as manager
 
     def full(*_):
@@ -183,7 +187,7 @@ def test_a_failure_to_save_does_not_hide_the_failure_before_it(tmp_path, monkeyp
     assert "saving it ended with SaveError: no space left" in caught.value.__notes__[-1]
 
 
-def test_a_failure_to_save_is_not_tried_again(tmp_path, monkeypatch):
+def test_saving_is_not_retried_after_a_failure(tmp_path, monkeypatch):
     import fngrad.checkpoint.manager as manager
 
     calls = []
@@ -238,7 +242,7 @@ class RigidError(Exception):
 
 
 @pytest.mark.parametrize("error", [StatefulError(), RigidError()], ids=repr)
-def test_an_error_with_a_state_of_its_own_keeps_it(error):
+def test_an_exception_with_its_own_state_keeps_it(error):
     own = error.state
     with pytest.raises(type(error)):
         quiet_fit(num_steps=4, log_every=1, callbacks=[raise_at(2, error)])
@@ -246,7 +250,7 @@ def test_an_error_with_a_state_of_its_own_keeps_it(error):
     assert len(error.history["loss"]) == 2
 
 
-def test_an_error_that_ends_two_runs_carries_the_last():
+def test_an_exception_that_ends_two_runs_carries_the_last_state():
     error: Any = OwnError()
     for at in (2, 3):
         with pytest.raises(OwnError):
@@ -254,7 +258,7 @@ def test_an_error_that_ends_two_runs_carries_the_last():
         assert int(error.state.step) == at
 
 
-def test_a_change_of_the_working_folder_moves_nothing(tmp_path, monkeypatch):
+def test_changing_the_working_directory_moves_no_file(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The loop people call."""
+"""The training loop: bits, epochs, iterables, and bad arguments."""
 
 import chex
 import jax
@@ -19,8 +19,8 @@ from linear_regression import (
 )
 
 import fngrad.data.dataset as dataset
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.training_loop import fit
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.optimizers import sgd
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 
@@ -41,7 +41,7 @@ def test_every_loop_ends_with_the_same_bits(loop):
 
 
 @pytest.mark.parametrize("loop", ["python", "scan"])
-def test_where_the_host_looks_never_changes_bits(loop):
+def test_where_the_host_stops_never_changes_bits(loop):
     looked = quiet_fit(
         num_steps=25,
         loop=loop,
@@ -88,14 +88,14 @@ def test_epochs_count_passes_over_the_data():
     assert result.state.step == 10  # 3 * 20 examples in batches of 6
 
 
-def test_evaluation_falls_on_epochs_and_the_end():
+def test_evaluations_are_at_the_ends_of_epochs_and_of_the_run():
     result = quiet_fit(num_steps=9, metric_fn=metric_fn, eval_data=ARRAYS)
     np.testing.assert_array_equal(result.history.steps("val/loss"), [4, 7, 9])
     expected = loss_fn(result.state.params, ARRAYS)
     np.testing.assert_allclose(result.history.last("val/loss"), expected, rtol=1e-5)
 
 
-def test_reaching_a_step_already_reached_does_nothing_and_says_so(capsys):
+def test_a_state_at_the_last_step_is_returned_with_a_message(capsys):
     reached = quiet_fit(num_steps=5).state
     again = quiet_fit(reached, num_steps=5)
     chex.assert_trees_all_equal(again.state.params, reached.params)
@@ -107,12 +107,12 @@ def test_reaching_a_step_already_reached_does_nothing_and_says_so(capsys):
 
 def test_fitting_again_compiles_nothing():
     step = make_step(chex.assert_max_traces(loss_fn, n=3), OPTIMIZER)
-    for seed in range(3):  # checking, compiling: not once a call
+    for seed in range(3):  # neither checks nor compiles again
         data = DATA.reseed(seed)
         fit(step, first_state(), data, num_steps=4, loop="python", progress=False)
 
 
-def test_iterables_are_taken_with_a_warning():
+def test_iterables_are_accepted_with_a_warning():
     batches = [jax.tree.map(np.asarray, DATA.batch(t)) for t in range(25)]
     with pytest.warns(UserWarning, match="cannot be resumed exactly"):
         result = quiet_fit(data=batches, num_steps=None)
@@ -136,7 +136,7 @@ def test_a_function_of_the_step_is_data():
     chex.assert_trees_all_equal(result.state.params, reference)
 
 
-def test_a_step_whose_state_changes_is_refused_by_leaf():
+def test_a_step_that_changes_the_type_of_the_state_is_refused_naming_the_leaf():
     def widening(state, batch):
         state, metrics = STEP(state, batch)
         return state._replace(
@@ -155,7 +155,7 @@ def test_a_step_whose_state_changes_is_refused_by_leaf():
         fit(weakening, state, DATA, num_steps=2, progress=False)
 
 
-def test_a_donated_state_is_explained():
+def test_a_donated_state_is_refused_with_the_remedy():
     state = snapshot(first_state())
     jax.jit(lambda s: s._replace(step=s.step + 1), donate_argnums=0)(state)
     with pytest.raises(RuntimeError, match="was donated to an earlier call"):
@@ -206,7 +206,7 @@ def test_bad_arguments_are_refused(options, error, message):
         quiet_fit(**options)
 
 
-def test_convolutions_end_alike_in_both_loops():
+def test_convolutions_agree_in_both_loops():
     kernel = jnp.ones((3, 3, 1, 2)) / 9
     images = jnp.sin(jnp.arange(8 * 6 * 6.0)).reshape(8, 6, 6, 1)
 
@@ -230,5 +230,5 @@ def test_convolutions_end_alike_in_both_loops():
         for loop in ("python", "scan")
     ]
     # XLA on CPU may round a convolution inside a loop differently, by one unit in
-    # the last place of float32 a step.
+    # the last place of float32 per step.
     np.testing.assert_allclose(*ends, rtol=10 * 2**-23, atol=1e-7)

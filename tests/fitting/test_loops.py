@@ -1,4 +1,4 @@
-"""The choice between the loops, their chunks, and what they keep alive."""
+"""The choice between the loops, their chunks, and the memory that they keep."""
 
 import gc
 import threading
@@ -20,7 +20,7 @@ from linear_regression import (
 )
 
 import fngrad.fitting.loops as loops
-from fngrad.fitting.feeds import Feed
+from fngrad.fitting.inputs import Feed
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import CHUNK_SECONDS, next_chunk
 from fngrad.fitting.training_loop import fit
@@ -28,7 +28,7 @@ from fngrad.training import init_state, make_step
 
 
 def chosen(monkeypatch, python, scan, remaining=10**9, interrupted=None):
-    """Let the loops take so many seconds a step, and return what is chosen.
+    """Return the choice between loops that take so many seconds per step.
 
     The clock is not the machine's, which may be busy with something else.
     """
@@ -64,14 +64,14 @@ def test_a_few_steps_are_not_timed(monkeypatch):
     assert (choice.loop, steps) == ("python", 0)
 
 
-def test_an_interrupt_ends_the_timing(monkeypatch):
+def test_an_interrupt_ends_the_timing_of_loops(monkeypatch):
     interrupted = threading.Event()
     interrupted.set()
     choice, steps = chosen(monkeypatch, 1e-3, 1e-4, interrupted=interrupted)
     assert (choice.loop, steps) == ("python", 1)
 
 
-def test_chunks_grow_to_the_time_between_two_looks():
+def test_chunks_grow_to_a_quarter_of_a_second():
     assert next_chunk(1, length=1, seconds=1e-5) == 4
     assert next_chunk(64, length=64, seconds=64 * CHUNK_SECONDS) == 1
     assert next_chunk(64, length=64, seconds=1e-6) == 256
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_raises_for_steps_of_any_kind():
         fit(bad_step, first_state(), DATA, num_steps=4, progress=False)
 
 
-def test_a_step_needs_no_loss_but_a_real_metric():
+def test_a_step_needs_a_real_metric_but_no_loss():
     def with_metrics(metrics):
         return lambda state, batch: (STEP(state, batch)[0], metrics)
 
@@ -124,7 +124,7 @@ def test_a_step_needs_no_loss_but_a_real_metric():
             fit(with_metrics(bad), state, DATA, num_steps=2, progress=False)
 
 
-def test_steps_of_fits_long_gone_are_not_kept_alive():
+def test_steps_of_earlier_fits_are_garbage_collected():
     def fit_once():
         scale = jnp.ones(())
         step = make_step(lambda p, b: scale * loss_fn(p, b), OPTIMIZER)
@@ -153,7 +153,7 @@ def test_an_evaluation_follows_the_last_batch_of_an_iterable(log_every):
     np.testing.assert_array_equal(result.history.steps("val/x"), [3, 6, 7])
 
 
-def test_a_metric_called_like_an_evaluation_is_refused():
+def test_a_metric_with_the_name_of_an_evaluation_is_refused():
     def named_alike(params, batch):
         return loss_fn(params, batch), {"val/x": 1.0}
 

@@ -1,4 +1,4 @@
-"""What cannot be reported, as on a full disk, throws no training away."""
+"""A failure to report, as on a full disk, loses no training."""
 
 import re
 import subprocess
@@ -66,7 +66,7 @@ def test_a_logger_that_fails_ends_the_run_by_default():
         )
     assert (other, int(reached(caught).state.step)) == ([1, 2], 2)
     assert any(
-        'the logger FullLogger; on_save_error="warn" goes on' in words
+        'the logger FullLogger; on_save_error="warn" would continue' in words
         for words in caught.value.__notes__
     )
 
@@ -82,10 +82,10 @@ def test_a_logger_that_fails_is_a_warning_where_that_is_asked_for():
         )
     assert (result.stopped, other, logger.heard) == ("completed", *2 * ([1, 2, 3, 4],))
     assert [str(w.message).partition(":")[0] for w in warned] == [
-        "the run goes on, but what the logger FullLogger was to log at step 2 could "
-        "not be written",
-        "the run goes on, but the end of what the logger FullLogger logged could not "
+        "the run goes on, but the record of step 2 by the logger FullLogger could not "
         "be written",
+        "the run goes on, but the end of the records by the logger FullLogger could "
+        "not be written",
     ]
 
 
@@ -115,7 +115,7 @@ sys.path.insert(0, sys.argv[3])
 from linear_regression import quiet_fit
 
 def fill(step, state, values):
-    # No file may grow beyond so many bytes: writing there fails as on a full disk.
+    # No file may grow beyond so many bytes: further writes fail as on a full disk.
     if step == 20:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
 
@@ -130,7 +130,7 @@ except OSError as error:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
 @pytest.mark.parametrize("mode", ["warn", "raise"])
-def test_a_disk_that_fills_throws_no_training_away(mode, tmp_path):
+def test_a_full_disk_loses_no_training(mode, tmp_path):
     here = str(Path(__file__).parents[1] / "support")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), mode, here],

@@ -1,4 +1,4 @@
-"""A call of fit that finds checkpoints: it goes on, refuses, or says what is done."""
+"""Calls of fit that find checkpoints: they resume, refuse, or have nothing to do."""
 
 import json
 import shutil
@@ -21,15 +21,14 @@ from resuming import (
 
 import fngrad.checkpoint as checkpoint
 from fngrad.files.locks import LockError
-from fngrad.fitting.save_rules import USUAL_BEST
-from fngrad.fitting.saving import SaveError
+from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveError
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.session import STOP
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.logging import read_jsonl
 
 
 @pytest.mark.parametrize("loop", ["python", "scan"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bits(loop, tmp_path, capsys):
+def test_a_killed_run_resumes_and_ends_with_the_same_bits(loop, tmp_path, capsys):
     killed_fit(tmp_path, at=12, loop=loop)
     resumed = saving_fit(tmp_path, loop=loop)
     said = capsys.readouterr().err
@@ -38,7 +37,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(loop, tmp_path, capsys
     assert resumed.history.notes["resumed"] == [8]
 
 
-def test_the_loop_that_was_chosen_goes_on(tmp_path):
+def test_a_resumed_run_keeps_its_loop(tmp_path):
     first = saving_fit(tmp_path, loop="scan", num_steps=8)
     assert saving_fit(tmp_path, loop="auto").history.notes["loop"] == "scan"
     assert first.history.notes["reason"] == "asked for"
@@ -61,7 +60,7 @@ def test_where_a_run_saves_does_not_change_what_callbacks_see(tmp_path):
     assert seen == {"plain": [100, 200, 250], "saved": [100, 200, 250]}
 
 
-def test_the_cadence_of_callbacks_is_kept_where_it_would_be_another(tmp_path):
+def test_a_resumed_run_keeps_its_log_interval(tmp_path):
     def halve(step, state, values):
         return state._replace(params=jax.tree.map(lambda x: x / 2, state.params))
 
@@ -76,7 +75,7 @@ def test_the_cadence_of_callbacks_is_kept_where_it_would_be_another(tmp_path):
     assert np.all(np.diff(seen) == 300)  # as a run of 30,000 steps
 
 
-def test_a_completed_run_does_nothing_and_returns_all_it_had(tmp_path, capsys):
+def test_a_completed_run_returns_its_state_and_history(tmp_path, capsys):
     first = saving_fit(tmp_path)
     again = saving_fit(tmp_path)
     assert "nothing to do, the state is at step 20" in capsys.readouterr().err
@@ -84,7 +83,7 @@ def test_a_completed_run_does_nothing_and_returns_all_it_had(tmp_path, capsys):
     assert_same_run(again, first)
 
 
-def test_a_larger_goal_continues_a_completed_run(tmp_path):
+def test_more_steps_continue_a_completed_run(tmp_path):
     saving_fit(tmp_path, num_steps=10)
     plain = quiet_fit(num_steps=20, **WATCHED)
     assert_same_run(saving_fit(tmp_path), plain)
@@ -110,7 +109,7 @@ def test_patience_is_remembered(tmp_path):
     assert (result.stopped, int(result.state.step)) == ("early_stopping", 20)
 
 
-def test_patience_with_another_metric_counts_anew(tmp_path):
+def test_patience_with_another_metric_starts_at_zero(tmp_path):
     killed_fit(tmp_path, at=14, early_stopping=EarlyStopping(patience=9, min_delta=1e9))
     rule = EarlyStopping("loss", patience=2, min_delta=1e9)
     result = saving_fit(tmp_path, 40, early_stopping=rule)
@@ -125,7 +124,7 @@ def test_the_best_evaluation_is_kept(tmp_path):
         return state._replace(params=state.params | {"b": jnp.float32(step - 9.0)})
 
     options = {"metric_fn": metric, "callbacks": [set_bias], "log_every": 1}
-    options["keep_best"] = USUAL_BEST
+    options["keep_best"] = DEFAULT_BEST
     saving_fit(tmp_path, keep=1, **options)
     assert checkpoint.steps(tmp_path) == [10, 20]
     best = checkpoint.restore(tmp_path, first_state(), step="best")
@@ -137,14 +136,14 @@ def test_the_best_evaluation_is_kept(tmp_path):
     assert checkpoint.steps(tmp_path / "b") == [5, 10]
 
 
-def test_what_was_best_is_remembered(tmp_path):
+def test_the_best_value_is_remembered(tmp_path):
     def worse_from(step):
         def metric(params, batch):
             return {"loss": jnp.full(20, params["b"] + 100.0 * (step > 0))}
 
         return metric
 
-    options = {"keep": 9, "keep_best": USUAL_BEST}
+    options = {"keep": 9, "keep_best": DEFAULT_BEST}
     saving_fit(tmp_path, 8, metric_fn=worse_from(0), **options)
     assert checkpoint.steps(tmp_path) == [4, 5, 8]
     saving_fit(tmp_path, 20, metric_fn=worse_from(1), **options)
@@ -158,9 +157,9 @@ def test_saving_follows_the_clock(tmp_path):
     assert checkpoint.steps(tmp_path / "a") == [9]
 
 
-def test_a_run_folder_holds_the_checkpoints_where_saving_is_asked_for(tmp_path):
+def test_the_run_folder_holds_the_checkpoints_if_saving_is_asked_for(tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of fonts that matplotlib cannot cache
+        warnings.simplefilter("ignore")  # about fonts that matplotlib cannot cache
         quiet_fit(num_steps=4, run_dir=tmp_path / "a", save_every=2)
         quiet_fit(num_steps=4, run_dir=tmp_path / "b")
     assert checkpoint.steps(tmp_path / "a" / "checkpoints") == [2, 4]
@@ -175,7 +174,7 @@ def test_the_run_folder_of_a_killed_run_has_each_step_once(tmp_path, killed_at):
         saving_fit(None, log_every=1, loggers=[kill_at(killed_at)], **options)
     metrics = tmp_path / "metrics.jsonl"
     with metrics.open("a") as file:
-        file.write('{"step": 14, "lo')  # what a kill tore
+        file.write('{"step": 14, "lo')  # as a kill leaves it
     resumed = saving_fit(None, log_every=1, **options)
     assert [record["step"] for record in read_jsonl(metrics)] == list(range(1, 21))
     assert len(resumed.history["loss"]) == 20
@@ -209,7 +208,7 @@ def test_records_of_a_completed_run_without_its_checkpoints_are_not_cut(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:Matplotlib")
-def test_records_are_not_cut_where_another_folder_has_the_checkpoints(tmp_path):
+def test_records_are_not_cut_if_another_folder_has_the_checkpoints(tmp_path):
     run_dir = tmp_path / "run"
     killed_fit(tmp_path / "a", at=9, run_dir=run_dir)
     before = (run_dir / "metrics.jsonl").read_bytes()
@@ -229,7 +228,7 @@ def test_one_folder_can_hold_records_and_checkpoints(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:batches from an iterable")
-def test_what_happens_where_the_data_end_is_saved(tmp_path):
+def test_the_evaluation_after_the_last_batch_is_saved(tmp_path):
     def halve(step, state, values):
         return state._replace(params=jax.tree.map(lambda x: x / 2, state.params))
 
@@ -240,7 +239,7 @@ def test_what_happens_where_the_data_end_is_saved(tmp_path):
     assert_same_run(result._replace(state=restored), result)
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path):
     killed_fit(tmp_path, at=9)
     (newest,) = (path for path in tmp_path.iterdir() if path.name.endswith("8"))
     manifest = newest / "manifest.json"
@@ -252,19 +251,19 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
     assert checkpoint.steps(tmp_path)[-1] == 20
 
 
-def test_must_needs_a_checkpoint(tmp_path):
+def test_resume_must_needs_a_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match='for resume="must", got none: check'):
         saving_fit(tmp_path, resume="must")
     killed_fit(tmp_path, at=9)
     assert saving_fit(tmp_path, resume="must").stopped == "completed"
 
 
-def test_never_takes_an_empty_folder(tmp_path):
+def test_resume_never_accepts_an_empty_folder(tmp_path):
     assert saving_fit(tmp_path, resume="never").stopped == "completed"
 
 
 @pytest.mark.filterwarnings("ignore:batches from an iterable")
-def test_an_iterable_goes_on_from_its_beginning_and_says_so(tmp_path):
+def test_an_iterable_is_resumed_from_its_beginning_with_a_warning(tmp_path):
     batches = [DATA.batch(t) for t in range(8)]
     options = {"data": batches, "save_every": None, "eval_every": 3}
     saving_fit(tmp_path, None, **options)
@@ -304,7 +303,7 @@ def test_fit_saves_outside_the_main_thread(tmp_path):
 
 
 def fail_to_write(monkeypatch, after):
-    """Let writing fail once so many checkpoints are written."""
+    """Make writing fail after so many checkpoints."""
     import fngrad.checkpoint.manager as manager
 
     write, calls = manager.write_step, []
@@ -336,9 +335,9 @@ def test_a_failure_to_save_may_be_a_warning(tmp_path, monkeypatch):
     assert checkpoint.steps(tmp_path) == [4]
 
 
-def test_the_usual_best_is_ignored_where_it_is_not_measured(tmp_path):
+def test_the_default_best_metric_is_ignored_if_it_is_not_measured(tmp_path):
     def scores(params, batch):
         return {"score": jnp.zeros(20)}
 
-    saving_fit(tmp_path, metric_fn=scores, keep_best=USUAL_BEST)
+    saving_fit(tmp_path, metric_fn=scores, keep_best=DEFAULT_BEST)
     assert checkpoint.steps(tmp_path) == [16, 20]

@@ -1,4 +1,4 @@
-"""N steps in one go end with the bits of a run that was killed and resumed."""
+"""A run that is killed and resumed ends with the bits of an uninterrupted one."""
 
 import functools
 import os
@@ -46,7 +46,7 @@ def loss_fn(params, batch):
 
 
 def assert_resumes(folder, step, state, data=DATA, metric_fn=metric_fn, **options):
-    """A run that is killed at the 6th step, twice, ends as one that is not."""
+    """A run that is killed twice, at step 6, ends as an uninterrupted one."""
     fit = functools.partial(
         fg.fit,
         *(step, state, data),

@@ -1,4 +1,4 @@
-"""What fit refuses to go on from, and which arguments it refuses."""
+"""The checkpoints that fit refuses to resume from, and the arguments it refuses."""
 
 import dataclasses
 import sys
@@ -46,14 +46,14 @@ def reached(tmp_path):
         ({"resume": "never"}, r"without checkpoints for resume=.never., got .*step 8"),
     ],
 )
-def test_another_run_is_refused_by_what_differs(reached, change, message):
+def test_another_run_is_refused_naming_the_difference(reached, change, message):
     before = checkpoint.steps(reached)
     with pytest.raises(ValueError, match=message):
         saving_fit(reached, **change)
     assert checkpoint.steps(reached) == before
 
 
-def test_another_optimizer_or_model_is_refused_by_its_leaves(reached):
+def test_another_optimizer_or_model_is_refused_naming_the_leaf(reached):
     other = adam(0.1)
     step = make_step(lambda p, b: jnp.mean((b["x"] @ p["w"] - b["y"]) ** 2), other)
     options = {"num_steps": 20, "checkpoint_dir": reached, "progress": False}
@@ -92,12 +92,12 @@ def flip_a_bit_of_an_array(path):
 @pytest.mark.filterwarnings("ignore:the checkpoint .* is damaged")
 @pytest.mark.parametrize("resume", ["auto", "must", "never"])
 @pytest.mark.parametrize("change", [halve, Path.unlink, flip_a_bit_of_an_array])
-def test_a_folder_of_damaged_checkpoints_is_never_begun_anew(reached, change, resume):
+def test_a_folder_of_damaged_checkpoints_is_never_overwritten(reached, change, resume):
     for manifest in reached.glob("0*/manifest.json"):
         change(manifest)
     before = contents(reached)
-    message = "need a whole checkpoint in .* got 2 that are damaged, the newest '0*8'"
-    if resume == "never" and change is flip_a_bit_of_an_array:  # they look whole
+    message = "need an undamaged checkpoint in .* got 2 damaged, the newest '0*8'"
+    if resume == "never" and change is flip_a_bit_of_an_array:  # not read
         message = "need a folder without checkpoints"
     with pytest.raises(ValueError, match=message):
         saving_fit(reached, resume=resume)
@@ -143,18 +143,18 @@ def test_what_was_donated_is_named_with_its_leaf(name, path):
     given = {"state": first_state(), "data": DATA, "eval_data": ARRAYS}
     given[name] = snapshot(given[name])
     tree.leaf_paths(given[name])[path].delete()
-    with pytest.raises(RuntimeError, match=f"need {name} that .* array at '{path}'"):
+    with pytest.raises(RuntimeError, match=f"need {name} whose .* array at '{path}'"):
         fit(STEP, num_steps=2, progress=False, metric_fn=metric_fn, **given)
 
 
-def test_a_missing_library_is_told_before_the_run(tmp_path, monkeypatch):
+def test_a_missing_library_raises_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match=r'pip install "fngrad\[checkpoint\]"'):
         saving_fit(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
-def test_the_best_is_kept_among_checkpoints_only(tmp_path):
+def test_keep_best_needs_checkpoints(tmp_path):
     options = {
         "checkpoint_dir": None,
         "save_every": None,

@@ -1,4 +1,4 @@
-"""What a run compiles is counted, and a second time is warned of."""
+"""Compilations are counted, and a second one of the same step gives a warning."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def fresh_step():
     return make_step(lambda params, batch: loss_fn(params, batch), OPTIMIZER)
 
 
-def test_compilations_are_counted_once_a_step():
+def test_compilations_are_counted_once_per_step():
     step = fresh_step()
     first = fit(step, first_state(), DATA, num_steps=4, progress=False, loop="python")
     assert first.history.notes["compile_count"] == 1
@@ -29,7 +29,9 @@ def test_compilations_are_counted_once_a_step():
     assert again.history.notes["compile_seconds"] == 0.0
 
 
-def test_choosing_a_loop_is_counted_and_written_down(tmp_path, monkeypatch):
+def test_the_compilations_of_choosing_a_loop_are_counted_and_recorded(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(loops, "SLOW_STEP", np.inf)  # on a busy machine, too
     result = fit(
         fresh_step(),
@@ -48,7 +50,7 @@ def test_choosing_a_loop_is_counted_and_written_down(tmp_path, monkeypatch):
     assert manifest["compile_seconds"] == notes["compile_seconds"]
 
 
-def test_data_of_another_shape_in_another_run_is_no_retrace():
+def test_data_of_another_shape_in_another_run_is_not_a_retrace():
     step = fresh_step()
     for size in (4, 5):
         data = dataset.from_arrays(DATA.arrays, batch_size=size)
@@ -56,7 +58,7 @@ def test_data_of_another_shape_in_another_run_is_no_retrace():
         assert result.history.notes["compile_count"] == 1
 
 
-def test_a_second_trace_in_a_run_is_warned_of():
+def test_a_second_trace_in_a_run_gives_a_warning():
     name = "jax_default_matmul_precision"
     before = getattr(jax.config, name)
 
@@ -64,7 +66,7 @@ def test_a_second_trace_in_a_run_is_warned_of():
         jax.config.update(name, "float32")
 
     try:
-        with pytest.warns(UserWarning, match="its arguments look alike"):
+        with pytest.warns(UserWarning, match="arguments are unchanged"):
             result = fit(
                 fresh_step(),
                 first_state(),
@@ -105,7 +107,7 @@ def test_the_warning_names_the_leaf(second, words):
         (lambda b: b[None], r"'params/b' needs shape \(\)"),
     ],
 )
-def test_a_callbacks_state_unlike_the_one_before_is_refused(change, words):
+def test_a_state_of_another_type_from_a_callback_is_refused(change, words):
     def callback(step, state, values):
         return state._replace(params={**state.params, "b": change(state.params["b"])})
 
@@ -113,7 +115,7 @@ def test_a_callbacks_state_unlike_the_one_before_is_refused(change, words):
         quiet_fit(num_steps=4, log_every=2, callbacks=[callback])
 
 
-def test_an_error_that_speaks_of_what_a_user_deleted_passes():
+def test_a_users_error_about_deletion_is_not_rewritten():
     def refuse(x):
         raise ValueError("need rows, got none: all were deleted")
 
@@ -131,7 +133,7 @@ def test_a_deleted_array_that_a_step_closes_over_is_explained():
 
 
 @pytest.mark.parametrize("loop", ["python", "scan"])
-def test_data_and_states_deleted_on_the_way_are_named(loop):
+def test_data_and_states_deleted_during_a_run_are_named(loop):
     arrays = jax.tree.map(lambda x: x + 0.0, DATA.arrays)
     data = dataset.from_arrays(arrays, batch_size=6)
 

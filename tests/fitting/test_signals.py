@@ -20,7 +20,7 @@ from resuming import (
 )
 
 import fngrad.checkpoint as checkpoint
-from fngrad.fitting.interrupts import PREEMPTED, interrupts, say_terminated
+from fngrad.fitting.interrupts import PREEMPTED, handled_signals, print_terminated
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -49,7 +49,7 @@ def test_a_second_interrupt_leaves_the_last_checkpoint(tmp_path):
     assert_same_run(saving_fit(tmp_path), quiet_fit(num_steps=20, **WATCHED))
 
 
-def test_termination_saves_and_exits_with_its_own_status(tmp_path, capsys):
+def test_sigterm_saves_and_exits_with_its_own_status(tmp_path, capsys):
     usual = signal.getsignal(signal.SIGTERM)
     twice = [send(signal.SIGTERM, 9), send(signal.SIGTERM, 9)]
     with pytest.raises(SystemExit) as exit_:
@@ -61,7 +61,7 @@ def test_termination_saves_and_exits_with_its_own_status(tmp_path, capsys):
     assert_same_run(saving_fit(tmp_path), quiet_fit(num_steps=20, **WATCHED))
 
 
-def test_termination_is_left_alone_where_nothing_is_saved():
+def test_sigterm_is_not_handled_without_checkpoints():
     seen = []
     quiet_fit(
         num_steps=3,
@@ -77,7 +77,7 @@ def test_a_run_without_a_step_saves_nothing(tmp_path):
         return DATA.batch(step)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of fonts that matplotlib cannot cache
+        warnings.simplefilter("ignore")  # about fonts that matplotlib cannot cache
         options = {"data": batch_at, "run_dir": tmp_path / "run", "loop": "auto"}
         result = saving_fit(tmp_path, **options)
     assert (result.stopped, int(result.state.step)) == ("interrupted", 0)
@@ -90,7 +90,7 @@ NEEDS_POSIX = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX syste
 
 @pytest.fixture
 def install():
-    """Return a function that installs handlers, whose return is checked."""
+    """Return a function that installs handlers; checks that they are restored."""
     before = {}
 
     def install(number, handler):
@@ -111,16 +111,16 @@ def test_an_ignored_signal_stays_ignored(tmp_path, install):
     assert (result.stopped, int(result.state.step)) == ("completed", 20)
 
 
-def test_a_handler_of_c_code_is_left_alone(tmp_path, monkeypatch):
+def test_a_handler_in_c_is_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     installed = []
     monkeypatch.setattr(signal, "signal", lambda *given: installed.append(given))
-    with interrupts(exits=(signal.SIGTERM,)):
+    with handled_signals(exits=(signal.SIGTERM,)):
         pass
     assert installed == []
 
 
-def test_a_handler_of_the_users_own_is_called_too(tmp_path, install):
+def test_a_users_own_handler_is_called_too(tmp_path, install):
     heard = []
     for number in (signal.SIGINT, signal.SIGTERM):
         install(number, lambda n, frame: heard.append((n, frame is not None)))
@@ -149,7 +149,7 @@ def test_what_a_users_handler_raises_waits_for_the_checkpoint(
     assert len(reached(caught).history["loss"]) == 9
 
 
-def test_an_interrupt_ends_a_run_inside_a_run_and_that_around_it(tmp_path):
+def test_an_interrupt_ends_a_nested_run_and_the_outer_one(tmp_path):
     inner = []
 
     def train_another(step, state, values):
@@ -175,7 +175,7 @@ def test_other_signals_may_mean_save_and_exit(way, tmp_path, install, capsys):
     assert checkpoint.latest_step(tmp_path) == 9
 
 
-def test_a_signal_that_is_not_named_is_left_alone(tmp_path, install):
+def test_a_signal_that_is_not_in_exit_signals_is_not_handled(tmp_path, install):
     heard = []
     install(signal.SIGTERM, lambda *_: heard.append(1))
     callbacks = [send(signal.SIGTERM, 9)]
@@ -193,19 +193,19 @@ def test_a_signal_that_is_not_named_is_left_alone(tmp_path, install):
         ([True], TypeError, "need names or numbers of signals"),
         (["TERM"], ValueError, "got 'TERM': it has .*SIGTERM"),
         ([12345], ValueError, "got 12345: it has"),
-        (["SIGINT"], ValueError, "got SIGINT, which returns what was reached"),
+        (["SIGINT"], ValueError, "got SIGINT, after which fit returns"),
         pytest.param(["SIGKILL"], ValueError, "got SIGKILL", marks=NEEDS_POSIX),
         pytest.param([signal.SIGSEGV], ValueError, "wait for the end of a step.*SEGV"),
     ],
 )
-def test_exit_signals_are_checked_at_the_door(given, error, words, tmp_path):
+def test_exit_signals_are_checked_before_the_run(given, error, words, tmp_path):
     with pytest.raises(error, match=words):
         saving_fit(tmp_path / "a", exit_signals=given)
     assert not (tmp_path / "a").exists()
 
 
 @NEEDS_POSIX
-def test_exit_signals_need_something_that_is_saved():
+def test_exit_signals_need_checkpoints():
     with pytest.raises(ValueError, match=r"need checkpoint_dir.*SIGUSR1"):
         quiet_fit(num_steps=3, exit_signals=["SIGTERM", "SIGUSR1"])
     assert quiet_fit(num_steps=3, exit_signals=["SIGTERM"]).stopped == "completed"
@@ -227,7 +227,7 @@ def test_no_signal_is_handled_outside_the_main_thread(tmp_path):
 
 
 @pytest.mark.parametrize("ends", ["completed", "error"])
-def test_handlers_return_however_a_run_ends(ends, tmp_path, install):
+def test_earlier_handlers_are_restored_however_a_run_ends(ends, tmp_path, install):
     def fails(*_):
         raise OwnError
 
@@ -273,5 +273,5 @@ def test_a_background_job_is_not_interrupted(tmp_path):
 def test_a_signal_before_the_first_step_does_not_claim_a_checkpoint(
     is_saved, words, capsys
 ):
-    say_terminated(signal.SIGTERM, 0, is_saved)
+    print_terminated(signal.SIGTERM, 0, is_saved)
     assert f"SIGTERM at step 0, {words}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Processes that train and are killed, again and again."""
+"""Processes that train and are killed many times."""
 
 import os
 import random
@@ -30,7 +30,7 @@ import numpy as np
 import fngrad as fg
 
 folder, num_steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-save_every = 2 if pause else 100  # as often as it can be, while it is killed
+save_every = 2 if pause else 100  # often while it is being killed
 x = jnp.sin(jnp.arange(40.0)).reshape(20, 2)
 arrays = {"x": x, "y": x @ jnp.array([1.0, -2.0]) + 0.5}
 
@@ -77,7 +77,7 @@ print(result.stopped, digest.hexdigest())
 
 
 class Runs:
-    """Starts the script's training, always in the same folder."""
+    """Starts the training script, always in the same folder."""
 
     def __init__(self, folder, num_steps):
         self.script = folder / "train.py"
@@ -178,7 +178,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
 
 @pytest.fixture
 def _quiet_interrupts():
-    """Let a Ctrl-C that comes while no fit runs do nothing."""
+    """Ignore a Ctrl-C that comes while no fit runs."""
     usual = signal.signal(signal.SIGINT, lambda number, frame: None)
     yield
     signal.signal(signal.SIGINT, usual)
@@ -205,15 +205,15 @@ def test_none_of_30_interrupts_loses_the_state(tmp_path):
 
 
 def interrupted_fit(delay, **options):
-    """Interrupt a run once after so many seconds, or as soon as it listens.
+    """Interrupt a run once, after so many seconds or when its handler is installed.
 
     A second interrupt would end it without its state.
     """
-    deaf = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
 
     def interrupt():
         time.sleep(delay)
-        while signal.getsignal(signal.SIGINT) is deaf:
+        while signal.getsignal(signal.SIGINT) is before:
             time.sleep(1e-3)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, and what can end it."""
+"""Loggers, callbacks, early stopping, interrupts, the bar and the run folder."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from linear_regression import (
 )
 
 import fngrad.data.dataset as dataset
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import STOP
-from fngrad.fitting.validation import EarlyStopping
 from fngrad.training import snapshot
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
@@ -78,12 +78,12 @@ def test_callbacks_see_the_evaluations():
     assert list(seen) == [4, 7, 9]
 
 
-def test_what_is_no_state_is_refused_from_a_callback():
+def test_a_callback_must_return_a_state_or_none():
     with pytest.raises(TypeError, match=r"or fngrad.STOP from a callback, got bool"):
         quiet_fit(num_steps=4, callbacks=[lambda step, state, values: True])
 
 
-def test_a_state_of_an_earlier_step_is_refused_from_a_callback():
+def test_a_callback_must_not_return_a_state_of_an_earlier_step():
     def rewind(step, state, values):
         return state._replace(step=state.step - 1)
 
@@ -137,7 +137,7 @@ def test_early_stopping_waits_for_its_patience():
     assert result.state.step == 15  # the first evaluation is the best
 
 
-def test_early_stopping_can_look_for_a_maximum():
+def test_early_stopping_can_maximize_a_metric():
     def scores(params, batch):
         return {"score": squared_errors(params, batch)}
 
@@ -198,7 +198,7 @@ def test_an_interrupt_while_compiling_returns_the_first_state():
 
 
 @pytest.mark.filterwarnings("ignore:batches from an iterable")
-def test_what_an_interrupt_left_unlogged_is_logged():
+def test_the_steps_before_an_interrupt_are_logged():
     def batches():
         for step in range(1000):
             if step == 7:
@@ -261,7 +261,7 @@ def test_a_run_folder_holds_config_manifest_metrics_and_picture(tmp_path):
         "eval_every": 10,
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of fonts that matplotlib cannot cache
+        warnings.simplefilter("ignore")  # about fonts that matplotlib cannot cache
         first = quiet_fit(num_steps=20, loop="scan", **options)
     assert json.loads((folder / "config.json").read_text()) == {"learning_rate": 0.05}
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -283,7 +283,7 @@ def test_a_run_folder_holds_config_manifest_metrics_and_picture(tmp_path):
         quiet_fit(resumed.state, num_steps=31, **options | {"config": OTHER})
 
 
-@pytest.mark.filterwarnings("ignore")  # of fonts that matplotlib cannot cache
+@pytest.mark.filterwarnings("ignore")  # about fonts that matplotlib cannot cache
 def test_a_history_is_drawn_by_quantity_and_shown_in_a_notebook():
     history = quiet_fit(num_steps=8, metric_fn=metric_fn, eval_data=ARRAYS).history
     figure = history.plot()

@@ -1,4 +1,4 @@
-"""What cannot be shown or drawn never ends a run."""
+"""A failure to show or draw something never ends a run."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ from fngrad.logging.history import History
 
 
 class WithoutTty:
-    """The least that print needs."""
+    """The minimum that print needs."""
 
     def write(self, text: str) -> int:
         return len(text)
@@ -29,7 +29,7 @@ class WithoutTty:
 
 
 class Broken(io.StringIO):
-    """A pipe whose reader is gone."""
+    """A pipe whose reader has closed."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError(32, "Broken pipe")
@@ -39,7 +39,7 @@ class Broken(io.StringIO):
 
 
 class BreaksLater(io.StringIO):
-    """A pipe whose reader goes after a while."""
+    """A pipe whose reader closes after a while."""
 
     def write(self, text: str) -> int:
         if "compiling" not in text:
@@ -74,29 +74,29 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_no_stream_ends_a_run(name, monkeypatch, tmp_path):
+def test_no_broken_stream_ends_a_run(name, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stderr", STREAMS[name]())
     result = quiet_fit(num_steps=60, progress=True)
-    again = quiet_fit(result.state, num_steps=60)  # nothing to do, which it says
+    again = quiet_fit(result.state, num_steps=60)  # prints that there is nothing to do
     monkeypatch.undo()
     assert (result.stopped, int(result.state.step)) == ("completed", 60)
     assert again.stopped == "completed"
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_no_stream_ends_what_uses_a_bar(name, monkeypatch):
+def test_no_broken_stream_makes_a_bar_raise(name, monkeypatch):
     monkeypatch.setattr(sys, "stderr", STREAMS[name]())
     with logging.ProgressBar(10, description="training") as bar:
         bar.advance(3)
         bar.describe("compiling")
         bar.show({"loss": 0.5})
         bar.advance(7)
-    progress.say("done")
+    progress.print_to_stderr("done")
 
 
 def test_nothing_is_written_to_stdout_instead(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
-    progress.say("done")
+    progress.print_to_stderr("done")
     logging.ProgressBar(10).close()
     assert capsys.readouterr().out == ""
 
@@ -104,7 +104,7 @@ def test_nothing_is_written_to_stdout_instead(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "method", ["__init__", "update", "set_postfix", "set_description", "close"]
 )
-def test_a_bar_that_fails_is_given_up(method, monkeypatch, capfd):
+def test_a_bar_that_fails_is_removed(method, monkeypatch, capfd):
     class Failing:
         def __init__(self, **options: Any):
             self._fail("__init__")
@@ -133,7 +133,7 @@ def test_a_bar_that_fails_is_given_up(method, monkeypatch, capfd):
         bar.describe("training")
     bar.close()
     said = capfd.readouterr().err
-    assert said.count("no progress bar any more: ZeroDivisionError") == 1
+    assert said.count("the progress bar failed and was removed: ZeroDivisionError") == 1
 
 
 def test_a_bar_that_cannot_be_imported_is_not_shown(monkeypatch, capfd):
@@ -197,7 +197,7 @@ def test_a_picture_with_letters_that_the_font_lacks_is_written(tmp_path):
     assert folder.curves.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_folder_of_a_run_stays_where_it_was_when_it_began(tmp_path, monkeypatch):
+def test_a_run_folder_is_resolved_when_it_is_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = logging.RunFolder("run")
     (tmp_path / "other").mkdir()
@@ -212,9 +212,7 @@ def test_the_folder_of_a_run_stays_where_it_was_when_it_began(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "metadata", [b"Name: caf\xe9\nVersion: 1\n", b"", b"\x00\xff", None]
 )
-def test_damaged_metadata_of_a_package_hide_that_package_alone(
-    metadata, tmp_path, monkeypatch
-):
+def test_damaged_metadata_hides_only_that_package(metadata, tmp_path, monkeypatch):
     info = tmp_path / "damaged-1.0.dist-info"
     info.mkdir()
     if metadata is not None:
@@ -227,7 +225,7 @@ def test_damaged_metadata_of_a_package_hide_that_package_alone(
     logging.RunFolder(tmp_path / "run")
 
 
-def test_a_program_may_print_what_is_not_text(tmp_path: pathlib.Path):
+def test_a_program_may_print_invalid_utf_8(tmp_path: pathlib.Path):
     command = (sys.executable, "-c", "import os; os.write(1, b'caf\\xe9\\n')")
     assert manifest._output(*command) == "caf\N{REPLACEMENT CHARACTER}"
     with contextlib.suppress(FileNotFoundError):

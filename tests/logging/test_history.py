@@ -1,4 +1,4 @@
-"""What was recorded, in blocks."""
+"""The history of a run, recorded in blocks."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from fngrad.logging.history import History
 
 
-def test_a_history_grows_by_blocks_of_any_size_and_can_be_cut():
+def test_a_history_grows_by_blocks_of_any_size_and_can_be_truncated():
     history = History()
     for start in range(0, 50, 5):
         steps = np.arange(start, start + 5)

@@ -1,4 +1,4 @@
-"""What reaches matplotlib: few points, few panels, every extreme, names as they are."""
+"""What matplotlib draws: few points and panels, every extreme, literal names."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def recorded(curves) -> History:
     return history
 
 
-def test_a_million_points_reach_matplotlib_as_few_with_their_extremes():
+def test_a_million_points_are_reduced_and_keep_their_extremes():
     values = noisy(MILLION)
     values[[123_456, 765_432]] = 50.0, -60.0
     figure = recorded({"loss": values}).plot()
@@ -131,12 +131,12 @@ def test_a_normalized_score_has_a_linear_axis_of_its_own():
 
 
 @pytest.mark.parametrize("values", [[-1.0, 2.0], [0.0, 0.0], [np.nan, np.nan]])
-def test_norms_that_no_logarithm_can_show_have_a_linear_axis(values):
+def test_norms_that_are_not_positive_have_a_linear_axis(values):
     figure = recorded({"grad_norm": values}).plot()
     assert figure.axes[0].get_yscale() == "linear"
 
 
-def test_what_never_changes_is_told_in_words():
+def test_metrics_that_never_change_are_named_in_the_title():
     curves = {
         "loss": [1.0, 1.0],
         "val/accuracy": [0.5, 0.5],
@@ -180,7 +180,7 @@ def test_the_number_of_panels_and_of_labels_is_bounded_and_the_rest_is_named():
     assert legend.get_title().get_text() == "the first 40 of 300 names"
 
 
-def test_many_panels_stand_in_rows():
+def test_many_panels_are_drawn_in_rows():
     panels = {f"metric {n}": {"sgd": [([0, 1], [n, n])]} for n in range(60)}
     figure = plots.figure(panels)
     assert len(figure.axes) == 60
@@ -188,7 +188,7 @@ def test_many_panels_stand_in_rows():
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_any_name_is_drawn_as_it_is_written(name, tmp_path):
+def test_any_name_is_drawn_literally(name, tmp_path):
     history = recorded({name: [1.0, 0.5], f"val/{name}": [2.0, 1.5]})
     figure = history.plot()
     plots.write(figure, tmp_path / "curves.png")
@@ -219,7 +219,7 @@ def test_any_number_can_be_drawn(name, values, tmp_path):
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_points_between_gaps_are_marked():
+def test_points_between_gaps_have_markers():
     (line,) = recorded({"loss": [1.0, np.nan, 1.0]}).plot().axes[0].lines
     assert line.get_marker() == "o"
 
@@ -229,7 +229,7 @@ def test_steps_that_are_not_finite_are_refused():
         plots.figure({"loss": {"sgd": [([0, np.nan], [1.0, 2.0])]}})
 
 
-def test_a_failed_picture_leaves_the_old_one(tmp_path):
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
     broken = recorded({"loss": [1.0, 0.5]}).plot()

@@ -47,7 +47,7 @@ def test_configs_become_plain_json():
 @pytest.mark.parametrize(
     "value", [len, object(), {1, 2}, np.ones(2), jnp.ones(2), 1j, b"raw", Model]
 )
-def test_what_json_cannot_hold_is_refused_with_its_key(value: Any):
+def test_values_that_json_cannot_hold_are_refused_naming_the_key(value: Any):
     with pytest.raises(TypeError, match=r"got .* at 'config\.model\.1'"):
         to_json({"model": [0, value]}, "config")
 
@@ -57,12 +57,12 @@ def test_keys_must_be_strings():
         to_json({"model": {1: 2}}, "config")
 
 
-def test_an_extended_float_is_refused_with_its_key():
+def test_an_extended_float_is_refused_naming_the_key():
     with pytest.raises(TypeError, match=r"got longdouble at 'config\.rate'"):
         to_json({"rate": np.longdouble(1)}, "config")
 
 
-def test_an_empty_config_differs_by_the_keys_of_the_other(tmp_path: pathlib.Path):
+def test_an_empty_config_is_refused_naming_the_missing_keys(tmp_path: pathlib.Path):
     RunFolder(tmp_path, config={})
     with pytest.raises(ValueError, match=r"got differences: rate was absent, is 1$"):
         RunFolder(tmp_path, config={"rate": 1})
@@ -84,7 +84,7 @@ def raise_disk_full(*args: Any) -> None:
     raise OSError("disk full")
 
 
-def test_a_run_folder_says_what_was_asked_and_what_it_ran_on(
+def test_a_run_folder_records_the_config_and_the_environment(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--note", "a b"])
@@ -159,7 +159,7 @@ def test_an_equal_config_continues_the_run(
     assert "versions" not in resumed
 
 
-def test_another_config_is_refused_with_every_difference(tmp_path: pathlib.Path):
+def test_another_config_is_refused_naming_every_difference(tmp_path: pathlib.Path):
     path = tmp_path / "run"
     RunFolder(path, config={"rate": 0.1, "model": {"width": 8}, "old": 1})
     before = {name: (path / name).read_bytes() for name in os.listdir(path)}
@@ -190,7 +190,7 @@ def test_a_config_json_cannot_hold_makes_no_folder(config: Any, tmp_path: pathli
     assert not os.listdir(tmp_path)
 
 
-def test_updates_of_the_manifest_are_whole_or_not_at_all(
+def test_updates_of_the_manifest_are_atomic(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = RunFolder(tmp_path / "run")
@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"3", b""])
-def test_what_is_not_a_json_object_is_named_and_left(
+def test_a_file_that_is_not_a_json_object_is_named_and_left_unchanged(
     name: str, content: bytes, tmp_path: pathlib.Path
 ):
     (tmp_path / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Files of metrics that are resumed, shared by writers, or another program's."""
+"""Files of metrics that are resumed, shared by writers, or of another program."""
 
 import csv as csv_format
 import multiprocessing
@@ -52,7 +52,7 @@ def events_of(folder: pathlib.Path) -> list[tuple[Any, ...]]:
 
 
 def shown_by_tensorboard(folder: pathlib.Path) -> list[int]:
-    """Return the steps that are left when each start hides those from its own on."""
+    """Return the steps that remain when each start hides the later ones before it."""
     steps: list[int] = []
     for kind, *rest in events_of(folder):
         if kind == "start":
@@ -86,7 +86,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path):
     assert shown_by_tensorboard(folder) == list(range(1, 21))
 
 
-def test_two_tensorboard_writers_of_one_second_keep_their_events(tmp_path):
+def test_two_tensorboard_writers_of_the_same_second_keep_their_events(tmp_path):
     pytest.importorskip("tensorboardX")
     writers = [logging.tensorboard(tmp_path) for _ in range(2)]
     for step, writer in enumerate(writers):
@@ -98,7 +98,7 @@ def test_two_tensorboard_writers_of_one_second_keep_their_events(tmp_path):
 
 
 @EVERY
-def test_cutting_leaves_the_steps_up_to_one_and_the_logger_goes_on(kind, tmp_path):
+def test_cut_removes_later_steps_and_the_logger_goes_on(kind, tmp_path):
     path = tmp_path / "m"
     with WRITERS[kind](path) as logger:
         for step in range(1, 6):
@@ -109,7 +109,7 @@ def test_cutting_leaves_the_steps_up_to_one_and_the_logger_goes_on(kind, tmp_pat
     assert rows_of(path)[-1] == {"step": "4", "loss": "9.0", "val/loss": "nan"}
 
 
-def test_cutting_leaves_the_lines_of_other_labels(tmp_path):
+def test_cut_keeps_the_lines_of_other_labels(tmp_path):
     path = tmp_path / "m"
     first, second = (logging.jsonl(path, {"seed": seed}) for seed in (0, 1))
     for step in (1, 2):
@@ -172,7 +172,7 @@ def test_processes_share_a_file_and_lose_no_row(kind, tmp_path):
         *('"step",loss\n', "step,loss,loss\n1,2,3\n", "\ufeffstep,loss\n", "STEP\n"),
     ],
 )
-def test_a_table_of_another_program_is_refused_and_left(content, tmp_path):
+def test_a_table_of_another_program_is_refused_and_left_unchanged(content, tmp_path):
     path = tmp_path / "m.csv"
     path.write_text(content, encoding="utf-8")
     before = path.read_bytes()
@@ -181,7 +181,7 @@ def test_a_table_of_another_program_is_refused_and_left(content, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_cells_that_another_program_added_stay(tmp_path):
+def test_cells_that_another_program_added_are_kept(tmp_path):
     path = tmp_path / "m.csv"
     path.write_bytes(b"step,note\r\n1,\xfcber\r\n2,a,b\r\n")
     with logging.csv(path) as logger:
@@ -229,7 +229,9 @@ def test_any_name_can_be_logged_again_and_again(kind, name, tmp_path):
 
 
 @EVERY
-def test_a_relative_path_means_the_folder_of_the_beginning(kind, tmp_path, monkeypatch):
+def test_a_relative_path_is_resolved_when_the_logger_is_made(
+    kind, tmp_path, monkeypatch
+):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "a")
@@ -244,7 +246,7 @@ def test_a_relative_path_means_the_folder_of_the_beginning(kind, tmp_path, monke
 
 
 class FullDisk:
-    """A file that takes three more bytes."""
+    """A file that accepts three more bytes."""
 
     def __init__(self, file: Any):
         self._file, self._left = file, 3
@@ -279,7 +281,7 @@ def test_a_full_disk_leaves_whole_lines_and_the_next_write_follows(
 
 
 @EVERY
-def test_a_removed_file_is_begun_anew(kind, tmp_path):
+def test_a_removed_file_is_made_again(kind, tmp_path):
     path = tmp_path / "deep" / "m"
     with WRITERS[kind](path) as logger:
         logger(1, {"loss": 0.5})
@@ -290,14 +292,14 @@ def test_a_removed_file_is_begun_anew(kind, tmp_path):
 
 
 @EVERY
-def test_a_closed_logger_says_so(kind, tmp_path):
+def test_a_closed_logger_raises(kind, tmp_path):
     logger = WRITERS[kind](tmp_path / "m")
     logger.close()
     with pytest.raises(ValueError, match=r"need an open file, got .*closed"):
         logger(1, {"loss": 0.5})
 
 
-def test_a_torn_line_of_any_length_is_cut(tmp_path):
+def test_an_incomplete_line_of_any_length_is_removed(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(b'{"step": 1}\n{"step": 2' + b" " * 200_000)
     logging.jsonl(path).close()

@@ -33,7 +33,7 @@ def csv_rows(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv_format.DictReader(file))
 
 
-def test_jsonl_gives_its_records_back(tmp_path: pathlib.Path):
+def test_jsonl_records_are_read_back(tmp_path: pathlib.Path):
     path = tmp_path / "deep" / "metrics.jsonl"
     logger = logging.jsonl(path)
     logger(0, {"loss": 0.25, "grad_norm": np.inf})
@@ -49,14 +49,14 @@ def test_jsonl_gives_its_records_back(tmp_path: pathlib.Path):
     logger.close()
 
 
-def test_jsonl_takes_scalars_of_numpy_and_jax(tmp_path: pathlib.Path):
+def test_jsonl_accepts_scalars_of_numpy_and_jax(tmp_path: pathlib.Path):
     with logging.jsonl(tmp_path / "m.jsonl") as logger:
         logger(1, {"a": np.float32(0.5), "b": jnp.int32(2), "c": True})
     records = logging.read_jsonl(tmp_path / "m.jsonl")
     assert records == [{"step": 1, "a": 0.5, "b": 2, "c": True}]
 
 
-def test_jsonl_appends_and_drops_a_torn_line(tmp_path: pathlib.Path):
+def test_jsonl_appends_after_removing_an_incomplete_line(tmp_path: pathlib.Path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
     assert logging.read_jsonl(path) == [{"step": 0, "loss": 1.0}]
@@ -90,7 +90,7 @@ def test_read_jsonl_names_a_broken_line(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize("make", [logging.jsonl, logging.csv])
-def test_writers_refuse_what_is_no_number(make: Any, tmp_path: pathlib.Path):
+def test_writers_refuse_values_that_are_not_numbers(make: Any, tmp_path: pathlib.Path):
     with make(tmp_path / "m") as logger:
         for bad in ("text", None, np.ones(2), [1.0]):
             with pytest.raises(TypeError, match="at 'loss"):
@@ -115,7 +115,7 @@ def test_csv_is_a_table_that_widens(tmp_path: pathlib.Path):
     ]
 
 
-def test_csv_appends_and_drops_a_torn_row(tmp_path: pathlib.Path):
+def test_csv_appends_after_removing_an_incomplete_row(tmp_path: pathlib.Path):
     path = tmp_path / "m.csv"
     path.write_text("step,loss\n0,1.0\n1,0.")
     with logging.csv(path) as logger:
@@ -127,7 +127,7 @@ def test_csv_appends_and_drops_a_torn_row(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("make", [logging.jsonl, logging.csv])
 @pytest.mark.parametrize("content", ["name,age\nEva,3", '{"a": 1}', "\n"])
-def test_another_kind_of_file_is_refused_and_left(
+def test_another_kind_of_file_is_refused_and_left_unchanged(
     make: Any, content: str, tmp_path: pathlib.Path
 ):
     path = tmp_path / "notes"
@@ -192,7 +192,7 @@ def test_the_band_is_over_seeds():
     np.testing.assert_array_equal([low, high], [[1.5] * 3, [5.5] * 3])
 
 
-def test_runs_of_other_steps_and_lengths_meet():
+def test_runs_with_different_steps_and_lengths_are_combined():
     runs = [([0, 2, 4], [0.0, 2.0, 4.0]), ([0, 1], [10.0, 11.0]), ([], [])]
     steps, median, low, high = plots.summarize(runs)
     np.testing.assert_array_equal(steps, [0, 1, 2, 4])
@@ -201,7 +201,7 @@ def test_runs_of_other_steps_and_lengths_meet():
     np.testing.assert_array_equal(high, [10, 11, 2, 4])
 
 
-def test_a_diverged_run_is_left_out_from_there(tmp_path: pathlib.Path):
+def test_a_diverged_run_is_left_out_from_its_divergence(tmp_path: pathlib.Path):
     runs = [([0, 1, 2], [1.0, np.inf, np.nan]), ([0, 1, 2], [3.0, 2.0, np.nan])]
     _, median, _, _ = plots.summarize(runs)
     np.testing.assert_array_equal(median, [2.0, 2.0, np.nan])
@@ -248,7 +248,9 @@ def test_the_bar_shows_steps_and_values(
     assert "loss=0.123" in text
 
 
-def test_a_bar_in_a_file_is_drawn_at_its_ends_only(monkeypatch: pytest.MonkeyPatch):
+def test_a_bar_in_a_file_is_drawn_only_at_its_start_and_end(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with logging.ProgressBar(300) as bar:
         for _ in range(300):
@@ -280,19 +282,21 @@ def test_without_tqdm_one_line_names_the_extra(
     assert capfd.readouterr() == ("", line)
 
 
-def test_labels_tell_the_runs_of_one_file_apart(tmp_path):
+def test_labels_distinguish_the_runs_in_one_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for seed in (0, 1):
         with logging.jsonl(path, {"optimizer": "sgd", "seed": seed}) as logger:
             logger(5, {"loss": 0.5})
-            with pytest.raises(ValueError, match="need values not called as"):
+            with pytest.raises(
+                ValueError, match="need values with other names than the labels"
+            ):
                 logger(6, {"seed": 0.5})
     assert logging.read_jsonl(path) == [
         {"step": 5, "loss": 0.5, "optimizer": "sgd", "seed": seed} for seed in (0, 1)
     ]
 
 
-def test_a_label_is_not_called_step(tmp_path):
+def test_a_label_called_step_is_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(ValueError, match="need labels that are not called 'step', got"):
         logging.jsonl(path, {"step": 3})
@@ -306,7 +310,7 @@ def test_labels_that_begin_with_an_underscore_are_in_the_legend():
     assert [text.get_text() for text in legend.get_texts()] == ["_hidden", "adam"]
 
 
-def test_the_words_in_front_of_a_bar_change_at_once(
+def test_the_text_before_a_bar_changes_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ):
     text = io.StringIO()

@@ -84,7 +84,11 @@ HOUSE = (
         "`autopsy`: the operation that made a step bad (`root_cause`), its layer and "
         "line (`source_locations`), its leaves and rows (`evidence`)",
     ),
-    (5, "files/", "one writer a folder (`locks`), `atomic_writes`, JSON, local paths"),
+    (
+        5,
+        "files/",
+        "one writer per folder (`locks`), `atomic_writes`, JSON, local paths",
+    ),
     (
         *(6, "checkpoint/"),
         "a state on disk: `saving`, `reading`, `rebuilding` (what does not fit is "
@@ -93,12 +97,17 @@ HOUSE = (
     (
         *(6, "logging/"),
         "`history`, metrics.jsonl, CSV and TensorBoard (`writers`), `plots`, the "
-        "`run_folder`, the `progress` bar, `compilations` counted",
+        "`run_folder` and its `manifest`, the `progress` bar, `compilations` (a step "
+        "that compiles again)",
     ),
     (
         *(7, "fitting/"),
-        "`fit` (`training_loop`) and its parts: `agenda` (epochs to steps), `loops` "
-        "(how `auto` decides), `session`, `resume`, `interrupts` (SIGTERM)",
+        "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
+        "(batches; what is refused before the first step), `intervals` (epochs to "
+        "steps; when to log, evaluate, end), `loops` (how `auto` decides), "
+        "`checkpointing` (when a checkpoint is saved), `resume` (which checkpoints are "
+        "refused), `early_stopping`, `nonfinite` (a NaN, rollbacks), `outputs` (bar, "
+        "run folder, loggers), `interrupts` (SIGTERM's exit status)",
     ),
     (
         *(7, "sweeps/"),

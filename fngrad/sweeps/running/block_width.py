@@ -23,7 +23,7 @@ Mode: TypeAlias = Literal["auto", "vmap", "map"] | int
 
 CPU_WIDTHS = (2, 64)
 # Carried from step to step by the lanes of a block. Six perceptrons that carry 264
-# bytes to 3.6 MB took at most 9 % longer so than with the best of 1, 2, 4, ... 64 lanes.
+# bytes to 3.6 MB took at most 9 % longer so than with the best of 1, 2, 4 to 64 lanes.
 CPU_BYTES = 2**20
 MEMORY_SHARE = 0.5  # of the free memory, for a block
 

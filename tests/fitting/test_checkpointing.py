@@ -1,4 +1,4 @@
-"""Saving in the background: what training waits for, and what not."""
+"""Saving in the background: what training waits for, and what it does not."""
 
 import threading
 
@@ -8,9 +8,9 @@ from resuming import assert_same_run, saving_fit
 
 import fngrad.checkpoint as checkpoint
 import fngrad.checkpoint.manager as manager
-from fngrad.fitting.save_rules import USUAL_BEST
+from fngrad.fitting.checkpointing import DEFAULT_BEST
 
-BEST = {"eval_every": 1, "keep_best": USUAL_BEST, "save_every": None, "num_steps": 60}
+BEST = {"eval_every": 1, "keep_best": DEFAULT_BEST, "save_every": None, "num_steps": 60}
 
 
 def test_a_best_evaluation_never_holds_up_training(tmp_path, monkeypatch):
@@ -18,7 +18,7 @@ def test_a_best_evaluation_never_holds_up_training(tmp_path, monkeypatch):
 
     def wait_and_write(folder, step, *rest):
         begun.append(step)
-        assert is_late.wait(timeout=600)  # rather than for ever
+        assert is_late.wait(timeout=600)  # not forever
         return write(folder, step, *rest)
 
     def at_the_end(step, state, values):

@@ -1,4 +1,4 @@
-"""What is evaluated, which value is the best so far, when it is time to give up."""
+"""Evaluation during a run, the best value so far, and when to stop early."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import fngrad.numerics as numerics
-import fngrad.training.evaluation as evaluation
+import fngrad.training.evaluation as training_evaluation
 from fngrad.files.json_values import from_json_number
 from fngrad.metrics.directions import direction
 from fngrad.training import TrainState
@@ -18,21 +18,22 @@ Values = dict[str, Any]  # metrics by name
 class EarlyStopping(NamedTuple):
     """End a run when a metric has not improved for some evaluations.
 
-    The run ends with its last state, not with the best one; ``fit(keep_best=...)``
-    keeps a checkpoint of that. At the last step of a run patience comes first.
+    The run ends with its last state, not its best one; ``fit(keep_best=...)`` keeps a
+    checkpoint of the best. A run whose patience ends at its last step counts as
+    stopped early.
     """
 
     metric: str = "val/loss"  # its name in the history
     patience: int = 10  # evaluations without improvement, >= 1
     mode: Mode | None = None  # which way is better; None: as the metric's name tells
-    min_delta: float = 0.0  # what counts as an improvement, in units of the metric
+    min_delta: float = 0.0  # the least improvement that counts, in the metric's units
 
     def check(self) -> None:
         """Raise unless every field is in range.
 
         Raises:
-            TypeError: a metric that is not a name.
-            ValueError: another field out of range.
+            TypeError: if ``metric`` is not a string.
+            ValueError: if another field is out of range.
         """
         if not isinstance(self.metric, str):
             raise TypeError(f"need the name of a metric, got {self.metric!r}")
@@ -46,7 +47,7 @@ class EarlyStopping(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What is evaluated, and when it is time to give up."""
+    """What a run evaluates, and its rule for early stopping."""
 
     metric_fn: Callable[..., Any]
     data: Any
@@ -56,11 +57,12 @@ class Evaluation(NamedTuple):
     def of(
         cls, metric_fn: Any, data: Any, early_stopping: EarlyStopping | None
     ) -> "Evaluation | None":
-        """Check that what belongs together was given together.
+        """Return the evaluation that these arguments ask for, if any.
 
         Raises:
-            ValueError: it was not, or early stopping is out of range.
-            TypeError: ``early_stopping`` is something else.
+            ValueError: if one is given without another that it needs, or early
+                stopping is out of range.
+            TypeError: if ``early_stopping`` is not an `EarlyStopping`.
         """
         if (metric_fn is None) != (data is None):
             raise ValueError("need both metric_fn and eval_data, or neither")
@@ -73,30 +75,59 @@ class Evaluation(NamedTuple):
         early_stopping.check()
         return cls(metric_fn, data, early_stopping)
 
-    def scalars(self, state: TrainState) -> list[str]:
-        """Return the names of the scalars that it will measure, by tracing alone.
+    def measured(self, state: TrainState, metrics: dict[str, Any]) -> set[str]:
+        """Return the names of all scalars of a run, by tracing alone.
+
+        Args:
+            state: what will be evaluated.
+            metrics: those of the step, by name.
 
         Raises:
-            TypeError, ValueError: as `fngrad.evaluate`.
+            ValueError: if early stopping needs a metric that is not among them, or
+                whose direction is unknown; or as `fngrad.evaluate`.
+            TypeError: as `fngrad.evaluate`.
         """
-        shapes = evaluation.shapes(self.metric_fn, state, self.data)
-        return [f"val/{name}" for name, shape in shapes.items() if shape.ndim == 0]
+        shapes = training_evaluation.shapes(self.metric_fn, state, self.data)
+        scalars = [f"val/{name}" for name, shape in shapes.items() if shape.ndim == 0]
+        names = {*metrics, *scalars}
+        rule = self.early_stopping
+        if rule is not None:
+            check_measured("early_stopping", rule.metric, names)
+            direction(rule.metric, rule.mode)
+        return names
 
     def values(self, state: TrainState) -> Values:
-        """Return the metrics of a state, under ``val/``."""
-        scores = evaluation.evaluate(self.metric_fn, state, self.data)
+        """Return the metrics of a state, with the prefix ``val/``."""
+        scores = training_evaluation.evaluate(self.metric_fn, state, self.data)
         return {f"val/{name}": score for name, score in scores.items()}
 
 
+def check_measured(argument: str, metric: str, names: set[str]) -> None:
+    """Raise unless a run measures a metric.
+
+    Args:
+        argument: of `fngrad.fit`, which needs the metric.
+        metric: its name.
+        names: what the run measures.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if metric not in names:
+        raise ValueError(
+            f"need a metric among {sorted(names)} for {argument}, got {metric!r}"
+        )
+
+
 class BestValue:
-    """The best value so far of a metric; NaN is never better.
+    """The best value of a metric so far; NaN is never better.
 
     Args:
         metric: its name among the values.
         mode: which way is better.
         min_delta: by how much a value must be better to count.
-        notes: what `notes` gave in an earlier call; those of another metric say
-            nothing.
+        notes: what `notes` returned in an earlier call; notes of another metric are
+            ignored.
     """
 
     def __init__(
@@ -113,26 +144,26 @@ class BestValue:
         self._best = from_json_number(known["best"])
 
     def wrote(self, notes: dict[str, Any]) -> bool:
-        """Say whether notes are of this metric."""
+        """Return whether notes are of this metric and mode."""
         return (notes["metric"], notes["mode"]) == (self._metric, self._mode)
 
     def notes(self) -> dict[str, Any]:
-        """Return what a later call needs to know."""
+        """Return what a later call needs, in JSON's types."""
         return {"metric": self._metric, "mode": self._mode, "best": self._best}
 
     def is_in(self, values: Values) -> bool:
-        """Say whether the metric is among the values."""
+        """Return whether the metric is among the values."""
         return self._metric in values
 
-    def improves(self, values: Values) -> bool:
-        """Take in the values of an evaluation; say whether they are the best so far.
+    def update(self, values: Values) -> bool:
+        """Record the values of an evaluation; return whether they are the best so far.
 
         Raises:
-            ValueError: the metric is not among them.
+            ValueError: if the metric is not among them.
         """
         if not self.is_in(values):
             raise ValueError(
-                f"need a metric among {sorted(values)} to look for the best, "
+                f"need a metric among {sorted(values)} to compare evaluations by, "
                 f"got {self._metric!r}"
             )
         sign = 1 if self._mode == "min" else -1
@@ -144,12 +175,12 @@ class BestValue:
 
 
 class Patience:
-    """Counts evaluations without improvement; without a rule it never ends.
+    """Counts evaluations without improvement; without a rule it never runs out.
 
     Args:
-        rule: when to give up.
-        notes: what `notes` gave in an earlier call; where it was of another metric,
-            counting begins anew.
+        rule: when to stop.
+        notes: what `notes` returned in an earlier call; after a change of the metric
+            the count starts again from 0.
     """
 
     def __init__(self, rule: EarlyStopping | None, notes: dict[str, Any] | None = None):
@@ -167,17 +198,17 @@ class Patience:
         """Whether the run should end."""
         return self._rule is not None and self._waited >= self._rule.patience
 
-    def take(self, values: Values) -> None:
+    def update(self, values: Values) -> None:
         """Count an evaluation.
 
         Raises:
-            ValueError: the metric to look at is not there.
+            ValueError: if the rule's metric is not among the values.
         """
         if self._best is not None:
-            self._waited = 0 if self._best.improves(values) else self._waited + 1
+            self._waited = 0 if self._best.update(values) else self._waited + 1
 
     def notes(self) -> dict[str, Any] | None:
-        """Return what a later call needs to go on counting."""
+        """Return what a later call needs to continue the count."""
         if self._best is None:
             return None
         return {**self._best.notes(), "waited": self._waited}

@@ -1,0 +1,287 @@
+"""When a run saves a checkpoint, what it holds, and what a failure to save does."""
+
+import copy
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import fngrad.numerics as numerics
+from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
+from fngrad.checkpoint.host import HostTree, take
+from fngrad.files.local_paths import check_local
+from fngrad.fitting.early_stopping import BestValue, Values, check_measured
+from fngrad.fitting.inputs import check_option
+from fngrad.fitting.intervals import Stops
+from fngrad.fitting.resume import Start
+from fngrad.logging.history import History
+from fngrad.metrics.directions import Directed, directed
+from fngrad.programs.optional_imports import import_extra
+from fngrad.training import TrainState
+
+DEFAULT_BEST: Directed = ("val/loss", "min")
+DEFAULT_MINUTES = 10.0
+_NEEDED = "checkpoint_dir, or run_dir with save_every or save_minutes"
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the run stopped and its state is here."""
+
+    def __init__(self, message: str, state: TrainState, history: History):
+        super().__init__(message)
+        self.state = state  # as far as the run had come
+        self.history = history
+
+
+class SaveRules(NamedTuple):
+    """The arguments of `fngrad.fit` that say what is saved, when and where."""
+
+    folder: Path | None  # None: nothing is saved
+    resume: Literal["auto", "never", "must"]
+    every: int | None  # steps
+    minutes: float | None
+    keep: int  # how many of the newest stay
+    best: Any  # the best by it stays too: as given; once resolved, Directed or None
+    on_error: Literal["raise", "warn"]
+
+    def check(self, *, evaluates: bool) -> None:
+        """Raise if an argument is out of range, or needs another.
+
+        Args:
+            evaluates: whether there will be evaluations to choose the best from.
+
+        Raises:
+            ValueError: if one is or does.
+            ImportError: if something is to be saved and orbax-checkpoint is missing.
+        """
+        check_option("resume", self.resume, ("auto", "never", "must"))
+        check_option("on_save_error", self.on_error, ("raise", "warn"))
+        if self.every is not None:
+            numerics.check_count("save_every", self.every, 1)
+        numerics.check_count("keep", self.keep, 1)
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"need save_minutes > 0, got {self.minutes!r}")
+        best = self.best
+        if not (best is None or isinstance(best, str)):
+            directed(best, "keep_best")
+        if best not in (None, DEFAULT_BEST) and not evaluates:
+            raise ValueError(f"need metric_fn and eval_data for keep_best={best!r}")
+        is_asked = self.every is not None or self.minutes is not None
+        if self.folder is None and (is_asked or self.resume == "must"):
+            raise ValueError(
+                f"need {_NEEDED}, got save_every={self.every} "
+                f"save_minutes={self.minutes} resume={self.resume!r}"
+            )
+        if self.folder is not None:
+            # Not with the first save: its modules add settings to newer JAX, and each
+            # new setting makes all that was compiled before compile again.
+            import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
+
+    def resolved(self, measured: set[str] | None) -> "SaveRules":
+        """Return the rules with the direction of ``best``.
+
+        Args:
+            measured: the names of the run's metrics; None without evaluations.
+
+        Raises:
+            ValueError: if ``best`` is not measured, or its direction is unknown; or if
+                it is not the default and nothing is saved.
+        """
+        if self.best is None:
+            return self
+        if measured is not None and self.best != DEFAULT_BEST:
+            name = self.best if isinstance(self.best, str) else self.best[0]
+            check_measured("keep_best", name, measured)
+        best = directed(self.best, "keep_best")
+        if best != DEFAULT_BEST and self.folder is None:
+            raise ValueError(
+                f"need checkpoints for keep_best={best!r}, got none: give {_NEEDED}"
+            )
+        return self._replace(best=best)
+
+    @property
+    def seconds(self) -> float | None:
+        """After how many seconds to save; None if the clock does not decide."""
+        if self.minutes is None and self.every is None:
+            return 60 * DEFAULT_MINUTES
+        return None if self.minutes is None else 60 * self.minutes
+
+
+def checkpoint_folder(
+    checkpoint_dir: Any, run_dir: Any, save_every: Any, save_minutes: Any
+) -> Path | None:
+    """Return the folder that these arguments of `fngrad.fit` mean, if any.
+
+    Raises:
+        ValueError: if one of the folders is a URL.
+        TypeError: if one is not a path.
+    """
+    check_local("run_dir", run_dir)
+    check_local("checkpoint_dir", checkpoint_dir)
+    if checkpoint_dir is not None:
+        return Path(checkpoint_dir).absolute()
+    is_asked = save_every is not None or save_minutes is not None
+    return (
+        Path(run_dir).absolute() / "checkpoints"
+        if run_dir is not None and is_asked
+        else None
+    )
+
+
+class _Snapshot(NamedTuple):
+    """A checkpoint that is to be written, on the host."""
+
+    step: int
+    tree: HostTree
+    values: Values
+    notes: dict[str, Any]
+
+
+class Saver:
+    """Writes the checkpoints of a run, in the background.
+
+    The checkpoint of a best evaluation never holds up training: while another one is
+    being written it waits on the host, where a better one replaces it.
+
+    Args:
+        rules: where and how often, resolved.
+        checkpoints: the folder, open.
+        stops: of the call.
+        start: where the call begins.
+    """
+
+    def __init__(
+        self, rules: SaveRules, checkpoints: Checkpoints, stops: Stops, start: Start
+    ):
+        self._rules = rules
+        self._checkpoints = checkpoints
+        self._stops = stops
+        self._notes = {"identity": start.identity, "log_every": stops.log_every}
+        known = start.notes.get("best")
+        self._best = BestValue(*rules.best, notes=known) if rules.best else None
+        self.step = start.step  # of the last checkpoint; at first, of the start
+        self._saved_at = time.monotonic()
+        self._improved = False
+        self._waiting: _Snapshot | None = None
+
+    def has(self, step: int) -> bool:
+        """Return whether there is a checkpoint of a step."""
+        return step in self._checkpoints.steps()
+
+    def update_best(self, values: Values) -> None:
+        """Record an evaluation: its state is saved if it is the best so far.
+
+        Raises:
+            ValueError: if the metric of ``keep_best``, when it is not the default, is
+                not among the values.
+        """
+        is_default = self._rules.best == DEFAULT_BEST
+        if self._best and (self._best.is_in(values) or not is_default):
+            self._improved = self._best.update(values)
+
+    def is_due(self, now: int) -> bool:
+        """Return whether to save at a step, after its evaluation."""
+        return now != self.step and (self._improved or self._is_asked_for(now))
+
+    def _is_asked_for(self, now: int) -> bool:
+        limit, seconds = self._rules.seconds, time.monotonic() - self._saved_at
+        is_late = limit is not None and seconds >= limit
+        return is_late or self._stops.saves_at(now)
+
+    def save(
+        self,
+        state: TrainState,
+        history: History,
+        values: Values,
+        progress: dict[str, Any],
+    ) -> None:
+        """Write a checkpoint, which replaces one of the same step.
+
+        Args:
+            state: what is saved; its arrays may be donated afterwards.
+            history: all that was recorded.
+            values: floats by name, if this step was evaluated; else empty.
+            progress: further notes for a later call.
+
+        Raises:
+            SaveError: if this checkpoint or the one before could not be written, and
+                ``on_save_error="raise"``.
+        """
+        now = int(state.step)
+        may_wait = self._improved and not self._is_asked_for(now)
+        self.step, self._saved_at = now, time.monotonic()
+        self._improved = False
+        best = self._best.notes() if self._best else None
+        notes = {"best": best, "history": history.notes, **self._notes, **progress}
+        content = {"state": state, "history": history.to_arrays()}
+        if not may_wait:
+            self.wait(state, history)
+        try:
+            # A deep copy, since the run goes on to change its notes.
+            self._waiting = _Snapshot(now, take(content), values, copy.deepcopy(notes))
+        except CheckpointError as error:
+            self._fail(error, state, history)
+        self.catch_up(state, history)
+
+    def catch_up(self, state: TrainState, history: History) -> None:
+        """Begin to write the checkpoint that waits, unless another is being written.
+
+        Raises:
+            SaveError: if the one before could not be written, and
+                ``on_save_error="raise"``.
+        """
+        if self._waiting is None or self._checkpoints.is_writing:
+            return
+        self._settle(state, history)
+        try:
+            self._begin()
+        except CheckpointError as error:
+            self._fail(error, state, history)
+
+    def newest(self) -> Saved | None:
+        """Return the newest undamaged checkpoint, after all writes have ended."""
+        try:
+            self._checkpoints.wait()
+            self._begin()
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            self._warn(error)
+        return self._checkpoints.newest()
+
+    def _begin(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            step, content, values, notes = waiting
+            self._checkpoints.save(step, content, metrics=values, notes=notes)
+
+    def wait(self, state: TrainState, history: History) -> None:
+        """Return when everything is on disk.
+
+        Raises:
+            SaveError: if a checkpoint could not be written, and
+                ``on_save_error="raise"``.
+        """
+        self._settle(state, history)
+        self.catch_up(state, history)
+        self._settle(state, history)
+
+    def _settle(self, state: TrainState, history: History) -> None:
+        try:
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            self._fail(error, state, history)
+
+    def _fail(
+        self, error: CheckpointError, state: TrainState, history: History
+    ) -> None:
+        if self._rules.on_error == "raise":
+            raise SaveError(
+                f'{error}; on_save_error="warn" would continue the run without this '
+                "checkpoint",
+                state,
+                history,
+            ) from error
+        self._warn(error)
+
+    def _warn(self, error: CheckpointError) -> None:
+        warnings.warn(f"the run goes on without a checkpoint: {error}", stacklevel=3)

@@ -1,0 +1,357 @@
+"""The inputs of a run: where its batches come from, and what is refused beforehand.
+
+Batches come from a dataset, a function of the step, or an iterable. A dataset is an
+argument of the compiled program, and a function is part of it; both can return the
+batch of any step again. An iterable yields its batches once, on the host.
+"""
+
+import functools
+import inspect
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.tree as tree
+from fngrad.data.dataset import Dataset, check_foreign
+from fngrad.programs.signatures import batch_of
+from fngrad.training import Step, TrainState, call_step, check_order
+from fngrad.training.evaluation import check_examples
+from fngrad.types import Batch, Path
+
+
+class Feed:
+    """The data of a run, whatever their kind.
+
+    Args:
+        data: a dataset of `fngrad.data`, a function ``step -> batch``, or an
+            iterable of batches.
+
+    Raises:
+        TypeError: if the data are of another kind, such as plain arrays or a dataset
+            of another library.
+        ValueError: if an iterable yields no batch.
+    """
+
+    def __init__(self, data: Any):
+        self.data = data
+        check_foreign(data)
+        self.is_dataset = isinstance(data, Dataset)
+        self.failure: BaseException | None = None  # raised by an iterable
+        self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
+        if isinstance(data, Mapping | tuple) or hasattr(data, "dtype"):
+            arrays = "splits.train" if hasattr(data, "train") else "arrays"
+            raise TypeError(
+                f"need a dataset, got arrays ({type(data).__name__}): "
+                f"fngrad.data.from_arrays({arrays}, batch_size) makes one"
+            )
+        if self.is_iterable:
+            warnings.warn(
+                "batches from an iterable cannot be asked for again, so this run "
+                "cannot be resumed exactly; a dataset or a function of the step can",
+                stacklevel=3,
+            )
+            self._first, rest = _first_of(data)
+            self.batches = self._until_failure(_warn_of_shapes(rest, self._first))
+        elif not (self.is_dataset or callable(data)):
+            raise TypeError(
+                "need a dataset, a function step -> batch or an iterable of batches, "
+                f"got {type(data).__name__}"
+            )
+
+    @property
+    def static(self) -> Any:
+        """The static part: how to read a dataset, or a function of the step."""
+        if self.is_dataset:
+            return DatasetReader.of(self.data)
+        return None if self.is_iterable else self.data
+
+    @property
+    def argument(self) -> Any:
+        """The program's argument: a dataset's leaves by path, or an empty tuple."""
+        return tree.leaf_paths(self.data) if self.is_dataset else ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """The dataset's checksum, if it has one; cached, as it reads every byte."""
+        return self.data.fingerprint() if hasattr(self.data, "fingerprint") else None
+
+    @property
+    def arrays(self) -> Any:
+        """The arrays that the step reads first: a dataset's leaves, or a batch."""
+        return self._first if self.is_iterable else self.argument
+
+    def _until_failure(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches to the end or to an exception, which is kept for the caller.
+
+        If the loop itself raised it, the donated state would be lost.
+        """
+        try:
+            yield from batches
+        except BaseException as error:
+            self.failure = error
+
+    def abstract_batch(self, step: jax.Array) -> Any:
+        """Return the shapes and dtypes of a batch."""
+        if self.is_iterable:
+            return jax.eval_shape(lambda batch: batch, self._first)
+        if self.is_dataset:
+            return jax.eval_shape(_batch_program(self.static), self.argument, step)
+        shapes = functools.partial(jax.eval_shape, self.data)
+        return batch_of(self.data, step, shapes)
+
+
+class DatasetReader(NamedTuple):
+    """Rebuilds a dataset from its leaves by path, to read a batch.
+
+    A dataset's structure holds its maps, which may close over large arrays. JAX keeps
+    the structure of a program's arguments alive, so programs take the leaves alone.
+    """
+
+    structure: Any
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, dataset: Any) -> "DatasetReader":
+        """Return the reader of a dataset."""
+        return cls(jax.tree.structure(dataset), tuple(tree.leaf_paths(dataset)))
+
+    def batch(self, leaves: dict[Path, Any], step: jax.Array) -> Batch:
+        """Return the batch of a step."""
+        ordered = [leaves[path] for path in self.paths]
+        return jax.tree.unflatten(self.structure, ordered).batch(step)
+
+
+def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:
+    """Return the batch of a step from the two parts of a `Feed`; the loops trace it."""
+    is_dataset = isinstance(static, DatasetReader)
+    return static.batch(argument, step) if is_dataset else static(step)
+
+
+@functools.lru_cache(maxsize=8)
+def _batch_program(reader: DatasetReader) -> Callable[[Any, jax.Array], Batch]:
+    return jax.jit(reader.batch)  # traced once for datasets of one structure
+
+
+def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
+    batches = iter(data)
+    for first in batches:
+        return first, batches
+    raise ValueError("need an iterable with at least one batch, got none")
+
+
+def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
+    """Yield batches; warn about each new shape or dtype, which compiles again."""
+    seen = [first]
+    for batch in itertools.chain([first], batches):
+        differences = [tree.mismatch(known, batch) for known in seen]
+        if all(differences):
+            seen.append(batch)
+            warnings.warn(
+                f"the step compiles again for a batch unlike the first: "
+                f"{differences[0]}",
+                stacklevel=2,
+            )
+        yield batch
+
+
+def checked_feed(step: Any, data: Any, eval_data: Any, loop: Any) -> Feed:
+    """Return what feeds a run, after checking that all data can be read.
+
+    Args:
+        step, data, eval_data, loop: see `fngrad.fit`.
+
+    Raises:
+        ValueError: if the loop is unknown, or is ``"scan"`` over an iterable; or as
+            `Feed`.
+        TypeError: if step and data are swapped, if ``eval_data`` cannot be evaluated,
+            or as `Feed`.
+        RuntimeError: if an array was donated.
+    """
+    check_order(step, data)
+    feed = Feed(data)
+    check_option("loop", loop, ("auto", "python", "scan"))
+    if feed.is_iterable and loop == "scan":
+        raise ValueError('need a dataset or a function of the step for loop="scan"')
+    check_not_donated("data", feed.argument)
+    check_examples(eval_data)
+    check_not_donated("eval_data", eval_data)
+    return feed
+
+
+def check_backend(required: str | None) -> None:
+    """Raise unless JAX runs on the required backend; ``None`` allows any.
+
+    Raises:
+        RuntimeError: if it runs on another.
+    """
+    backend = jax.default_backend()
+    if required is not None and required != backend:
+        raise RuntimeError(
+            f"need the backend {required!r}, got {backend!r}: JAX found no "
+            f"{required}, or the installed jaxlib does not support it"
+        )
+
+
+def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise unless a value is one of those allowed.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"need {name} to be one of {allowed}, got {value!r}")
+
+
+def check_functions(name: str, functions: Any, *arguments: Any) -> None:
+    """Raise unless every function of a list takes these arguments.
+
+    Args:
+        name: the argument of `fngrad.fit`, a key of `FORMS`.
+        functions: the list.
+        arguments: what they will be called with, by position.
+
+    Raises:
+        TypeError: if it is not a list, or an entry cannot be called so.
+    """
+    if not isinstance(functions, Sequence) or isinstance(functions, str):
+        raise TypeError(
+            f"need a list of functions for {name}, got {type(functions).__name__}: "
+            f"{name}=[...]"
+        )
+    for function in functions:
+        if not callable(function):
+            raise TypeError(f"need functions in {name}, got {function!r}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # a builtin
+            continue
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise TypeError(
+                f"need functions of {len(arguments)} arguments in {name}, {FORMS[name]}"
+                f", got {function!r} with the arguments {signature}: {error}"
+            ) from None
+
+
+FORMS = {
+    "callbacks": "callback(step, state, values)",
+    "loggers": "logger(step, values)",
+}
+
+
+def check_state(state: TrainState) -> None:
+    """Raise unless a state can be copied and trained from.
+
+    Raises:
+        TypeError: if it is not a TrainState, or a leaf is not an array.
+        RuntimeError: if a leaf was donated.
+        ValueError: if it holds the states of many runs.
+    """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
+        )
+    for path, leaf in tree.leaf_paths(state).items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"need arrays in the state, got {type(leaf).__name__} at {path!r}"
+            )
+    check_not_donated("state", state)
+    if jnp.shape(state.step) != ():
+        raise ValueError(
+            f"need the state of one run, got step with shape {jnp.shape(state.step)}; "
+            "fngrad.run trains many under vmap"
+        )
+
+
+def check_not_donated(name: str, a: Any) -> None:
+    """Raise if an array of an argument was deleted.
+
+    Args:
+        name: the argument of `fngrad.fit`.
+        a: any pytree; leaves that are not JAX arrays pass.
+
+    Raises:
+        RuntimeError: if a leaf was deleted; it is named.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(a):
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise RuntimeError(
+                f"need {name} whose arrays still exist, got a deleted array at "
+                f"{tree.path_string(path)!r}: its memory was donated to an earlier "
+                f"call; keep fngrad.snapshot({name}) of what you need later"
+            )
+
+
+def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
+    """Trace a step without running it; return its metrics' shapes and dtypes.
+
+    A step that changed a shape, dtype or weak type of the state would compile again
+    at every call.
+
+    Raises:
+        ValueError: if the step changes a leaf of the state (it is named), or a metric
+            is not a real scalar, or is called ``step`` or ``val/...``.
+        TypeError: if it is a loss or another function that is not a step; see
+            `check_state`.
+        RuntimeError: see `check_state`.
+    """
+    check_state(state)
+    check_hashable(step, feed.static)
+    batch = feed.abstract_batch(state.step)
+    shapes = functools.partial(jax.eval_shape, jax.jit(step))
+    new_state, metrics = call_step(step, state, batch, shapes)
+    check_like(state, new_state)
+    if not metrics:
+        raise ValueError("need at least one metric from the step, got none")
+    taken = [name for name in metrics if name == "step" or name.startswith("val/")]
+    if taken:
+        raise ValueError(
+            f"need metric names that are not taken, got {taken} from the step: "
+            "'step' is the counter of steps, and 'val/...' are the metrics of an "
+            "evaluation"
+        )
+    for name, metric in metrics.items():
+        is_complex = jnp.issubdtype(metric.dtype, jnp.complexfloating)
+        if metric.shape != () or is_complex:
+            raise ValueError(
+                "need real scalar metrics from the step, got "
+                f"{metric.dtype}{list(metric.shape)} for {name!r}"
+            )
+    return metrics
+
+
+def check_hashable(*functions: Any) -> None:
+    """Raise unless functions can be hashed, as the cache of programs needs.
+
+    Raises:
+        TypeError: if one cannot.
+    """
+    for function in functions:
+        if getattr(function, "__hash__", None) is None:
+            raise TypeError(
+                f"need functions that can be hashed, got {type(function).__name__}"
+            )
+
+
+def check_like(state: TrainState, new_state: TrainState) -> None:
+    """Raise unless a new state has the structure, shapes and dtypes of the old.
+
+    Raises:
+        ValueError: if it does not, or a leaf is weakly typed; the leaf is named.
+    """
+    difference = tree.mismatch(state, new_state)
+    if difference:
+        raise ValueError(f"need a state like the one before: {difference}")
+    for path, leaf in tree.leaf_paths(new_state).items():
+        if getattr(leaf, "weak_type", False):
+            raise ValueError(
+                "need strongly typed arrays in a new state, got a weak "
+                f"{leaf.dtype} at {path!r}, which would compile another program; "
+                "jnp.asarray(x, dtype) gives it a type"
+            )
