@@ -1,4 +1,4 @@
-"""Norms and squares that neither overflow nor vanish."""
+"""Norms and squares that neither overflow nor underflow."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,21 +15,21 @@ from fngrad.numerics.arithmetic import FAR, FITTING_RATE, square_root
 def norm(
     x: jax.Array, axis: int | Sequence[int] | None = None, keepdims: bool = False
 ) -> jax.Array:
-    """Return the Euclidean norm along axes; its squares neither overflow nor vanish.
+    """Return the Euclidean norm along axes; squares neither overflow nor underflow.
 
     Its gradient at zero is zero, not NaN.
 
     Args:
         x: at least float32, or complex.
-        axis: what is summed over; ``None`` takes all axes.
-        keepdims: whether these axes stay, with length one.
+        axis: the axes to sum over; ``None`` means all.
+        keepdims: whether to keep these axes, with length one.
     """
     axes = axis if axis is None or isinstance(axis, int | np.integer) else tuple(axis)
     norms = _norms(x, axes)
     return norms if keepdims else jnp.squeeze(norms, axes)
 
 
-# Jitted, or a step outside of jit would compile the branches each time.
+# Jitted, since an eager step would compile the branches each time.
 @functools.partial(jax.jit, static_argnums=1)
 def _norms(x: jax.Array, axes: Any) -> jax.Array:
     def square(x: jax.Array) -> jax.Array:
@@ -42,12 +42,12 @@ def _norms(x: jax.Array, axes: Any) -> jax.Array:
 def fitting_norm(
     norm_fn: Callable[[Any], jax.Array], x: Any
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Return the norm of rate * x, and the rate at which it fits.
+    r"""Return the norm of rate * x, and the rate, with which it does not overflow.
 
     The rate is 1, or $2^{-64}$ where the norm of x overflows.
 
     Args:
-        norm_fn: from a tree to its norms.
+        norm_fn: maps a tree to its norms.
         x: a tree of floats.
     """
     plain = norm_fn(x)
@@ -64,9 +64,9 @@ def fitting_norm(
 def times_ratio(
     x: jax.Array, numerator: jax.Array, denominator: jax.Array, rate: jax.Array
 ) -> jax.Array:
-    """Return rate * x * numerator / denominator, also where the ratio does not fit.
+    """Return rate * x * numerator / denominator, also where the ratio overflows.
 
-    An ordinary ratio multiplies ``rate * x`` as it is.
+    An ordinary ratio multiplies ``rate * x`` directly.
 
     Args:
         x: floats or complex, of any shape.
@@ -86,21 +86,21 @@ def times_ratio(
 def root_of_squares(
     square: jax.Array, square_of_scaled: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    r"""Return the root of a sum of squares, exact also where the squares do not fit.
+    r"""Return the root of a sum of squares, also where squares over- or underflow.
 
-    In float32 squares of what is beyond 1e19 or below 1e-19 do not: their sum is taken
-    of entries divided by a power of two, $2^{70}$ or $2^{-80}$. The usual case keeps
-    the bits of the plain root and, but under ``vmap``, where both cases are computed,
-    costs no second pass over the entries.
+    In float32 this concerns entries above 1e19 or below 1e-19: they are divided by a
+    power of two, $2^{70}$ or $2^{-80}$, before they are squared. The usual case keeps
+    the bits of the plain root and costs no second pass over the entries, except under
+    ``vmap``, where both cases are computed.
 
     Args:
-        square: float, any shape.
-        square_of_scaled: gives the sum for entries divided by a scale, which has the
-            shape of ``square``; called where any of the squares has left the range in
-            which its sum is exact.
+        square: the sum of squares; float, any shape.
+        square_of_scaled: returns the sum for entries divided by a scale, which has the
+            shape of ``square``; called if any sum is outside the range in which it is
+            accurate.
     """
     limits = jnp.finfo(square.dtype)
-    # Below it, squares lost to underflow could be seen in a sum of 2**32 of them.
+    # Below it, the loss by underflow could be visible in a sum of 2**32 squares.
     is_low = square < float(limits.tiny) / float(limits.eps) * 2.0**32
     is_high = ~jnp.isfinite(square)
     high, low = 2.0 ** (limits.maxexp * 35 // 64), 2.0 ** -(limits.maxexp * 5 // 8)
@@ -114,20 +114,20 @@ def root_of_squares(
 
 
 def largest_square(dtype: Any) -> float:
-    """Return where squares saturate: the largest float, less room for rounding."""
+    """Return the bound of squares: the largest float, less a margin for rounding."""
     return float(jnp.finfo(dtype).max) * (1 - 2.0**-20)
 
 
 def saturated(x: jax.Array, source: jax.Array) -> jax.Array:
-    """Return x >= 0, at most `largest_square`; inf and NaN of its source show in it."""
+    """Return min(x, `largest_square`) where the source is finite, else x; x >= 0."""
     limited = jnp.minimum(x, largest_square(x.dtype))
     return jnp.where(jnp.isfinite(source), limited, x)
 
 
 def bounded(x: jax.Array, *sources: jax.Array) -> jax.Array:
-    """Return x within the largest float wherever all of its sources are finite.
+    """Return x clipped to the largest float where all its sources are finite.
 
-    A complex x is returned as it is.
+    A complex x is returned unchanged.
     """
     if jnp.iscomplexobj(x):
         return x
@@ -137,21 +137,21 @@ def bounded(x: jax.Array, *sources: jax.Array) -> jax.Array:
 
 
 def magnitudes(x: jax.Array) -> jax.Array:
-    """Return |x|, and max(|Re x|, |Im x|) where x is complex; it cannot overflow."""
+    """Return |x|, or max(|Re x|, |Im x|) for complex x, which cannot overflow."""
     if jnp.iscomplexobj(x):
         return jnp.maximum(jnp.abs(jnp.real(x)), jnp.abs(jnp.imag(x)))
     return jnp.abs(x)
 
 
 def modulus(x: jax.Array) -> jax.Array:
-    """Return |x| of complex numbers; its squares fit, and its gradient at 0 is 0."""
+    """Return |x| of complex numbers, without overflow; its gradient at 0 is 0."""
     scale = power_of_two_below(magnitudes(x) / 2)
     x = divided(x, scale)
     return scale * square_root(jnp.real(x) ** 2 + jnp.imag(x) ** 2)
 
 
 def divided(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Return x / factor for a real factor; complex division would square it."""
+    """Return x / factor for a real factor; complex division would square the factor."""
     if jnp.iscomplexobj(x):
         return lax.complex(jnp.real(x) / factor, jnp.imag(x) / factor)
     return x / factor
@@ -160,9 +160,9 @@ def divided(x: jax.Array, factor: jax.Array) -> jax.Array:
 def power_of_two_below(x: jax.Array) -> jax.Array:
     """Return the largest power of two <= x, without a gradient.
 
-    Dividing by it rounds nothing. It is at least the smallest normal number, also
-    where x is 0, and at most the inverse of that, which compilers multiply by; 1 where
-    x is not finite.
+    Division by it is exact. It is at least the smallest normal number, also where x is
+    0, and at most the inverse of that, since compilers multiply by the inverse; it is 1
+    where x is not finite.
 
     Args:
         x: float32 or float64, >= 0, any shape.

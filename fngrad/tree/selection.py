@@ -53,7 +53,7 @@ def check_mask(mask: Selector | None, params: Params) -> None:
     """Raise unless a mask fits the parameters, and a glob selects a leaf.
 
     Raises:
-        TypeError: if ``mask`` is not a selector.
+        TypeError: no selector.
         ValueError: a glob that selects none, or a tree of bools that does not fit.
     """
     is_any = any(jax.tree.leaves(selected(mask, params)))
