@@ -126,8 +126,8 @@ def adam(
 
     References:
         Kingma and Ba, Adam: a method for stochastic optimization, 2015, algorithm 1,
-        https://arxiv.org/abs/1412.6980. ``nesterov``: the paper of `nadam`, with
-        $\beta_1$ constant; $\hat\nu$ differs as there.
+        https://arxiv.org/abs/1412.6980. ``nesterov``: the paper cited in `nadam`,
+        with $\beta_1$ constant; $\hat\nu$ differs as there.
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),

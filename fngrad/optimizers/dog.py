@@ -75,14 +75,9 @@ def scale_by_dog(
                 factor = jnp.where(is_first, 1, factor)
             return farthest, squares, size, factor
 
+        farthest, squares = state.max_distance, state.sum_of_squares
         return over_blocks(
-            of_block,
-            params,
-            updates,
-            state.params0,
-            state.max_distance,
-            state.sum_of_squares,
-            outputs=4,
+            of_block, params, updates, state.params0, farthest, squares, outputs=4
         )
 
     def report(

@@ -23,7 +23,6 @@ from fngrad.transforms.distance_estimates import (
 )
 from fngrad.transforms.moment_arithmetic import (
     adam_correction,
-    check_decay,
     divide_by_root,
     saturated_square,
     squarable,
@@ -94,8 +93,7 @@ def scale_by_prodigy(
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     check_adam(betas, eps, weight_decay)
     numerics.check_positive("estim_lr_coef", estim_lr_coef)
-    if beta3 is not None:
-        check_decay("beta3", beta3, corrected=False)
+    numerics.check_number("beta3", beta3, 0.0, 1.0)
 
     def values(state: ScaleByProdigyState) -> _Values:
         at = functools.partial(numerics.hyper, step=state.step)
@@ -104,27 +102,14 @@ def scale_by_prodigy(
         size = state.estimate.d * at(learning_rate)
         if use_bias_correction:
             size = size * adam_correction(b1, b2, state.step)
-        return _Values(
-            b1=b1,
-            b2=b2,
-            b3=b3,
-            d0=numerics.hyper(estim_lr0),
-            coef=at(estim_lr_coef),
-            growth=at(growth_rate),
-            eps=at(eps),
-            step_size=size,
-            decay=size * at(weight_decay),
-        )
+        d0, coef, growth = numerics.hyper(estim_lr0), at(estim_lr_coef), at(growth_rate)
+        decay = size * at(weight_decay)
+        return _Values(b1, b2, b3, at(eps), d0, coef, growth, size, decay)
 
     def init(params: Params) -> ScaleByProdigyState:
         tree.check_real("prodigy", params)
         tree.check_mask(mask, params)
-        start = Estimate(
-            d=numerics.scalar(estim_lr0),
-            highest=numerics.scalar(estim_lr0),
-            numerator=numerics.scalar(0.0),
-            grad_sum=tree.wide_zeros_like(params),
-        )
+        start = _first_estimate(estim_lr0, params)
         mu, nu = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
         step, params0 = numerics.first_step(), tree.wide_copy(params)
         return ScaleByProdigyState(step, start, mu, nu, params0)
@@ -227,6 +212,15 @@ def prodigy(
             mask=mask,
         ),
         scale(-1.0),
+    )
+
+
+def _first_estimate(estim_lr0: Scalar, params: Params) -> Estimate:
+    return Estimate(
+        d=numerics.scalar(estim_lr0),
+        highest=numerics.scalar(estim_lr0),
+        numerator=numerics.scalar(0.0),
+        grad_sum=tree.wide_zeros_like(params),
     )
 
 

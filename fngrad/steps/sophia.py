@@ -1,4 +1,4 @@
-"""Sophia's step, which estimates the Hessian's diagonal every few steps."""
+"""Sophia: estimates of the Hessian's diagonal on the way."""
 
 from typing import Literal
 

@@ -46,22 +46,3 @@ def test_norm_along_an_axis_scales_each_slice_by_itself():
 )
 def test_power_of_two_below_is_a_divisor_that_rounds_nothing(x, power):
     assert numerics.power_of_two_below(jnp.float32(x)) == power
-
-
-def test_a_power_of_zero_is_one_where_the_exponent_is_zero():
-    base, exponent = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([0.0, 3.0, 0.0, 3.0])
-    got, slopes = (
-        numerics.power_or_one(base, exponent),
-        jax.grad(lambda b, e: jnp.sum(numerics.power_or_one(b, e)), argnums=(0, 1))(
-            base, exponent
-        ),
-    )
-    np.testing.assert_array_equal(got, [1.0, 0.0, 1.0, 8.0])
-    assert np.all(np.isfinite(slopes))
-
-
-def test_a_choice_is_one_of_the_choices():
-    numerics.check_choice("variant", "II", ("I", "II"))
-    wanted = r"need variant to be one of \('I', 'II'\), got variant='III'"
-    with pytest.raises(ValueError, match=wanted):
-        numerics.check_choice("variant", "III", ("I", "II"))

@@ -7,7 +7,6 @@ import oracles
 import problems
 import pytest
 
-from fngrad.transforms.moment_arithmetic import weight_seen
 from fngrad.transforms.momentum_buffers import ema, trace
 
 GRADIENTS = problems.hard_gradients()
@@ -95,20 +94,3 @@ def test_a_decay_out_of_range_is_refused(make, message):
 
 def test_an_average_without_correction_accepts_a_decay_of_one():
     assert np.all(updates_of(ema(1.0, debias=False)) == 0)
-
-
-def test_the_last_step_is_corrected_like_a_late_one():
-    last = weight_seen(jnp.float32(0.999), jnp.int32(2**31 - 1))
-    np.testing.assert_array_equal(last, 1.0)
-
-
-@pytest.mark.parametrize("decay", [0.9, 0.999, 0.99999])
-@pytest.mark.parametrize("step", [0, 1, 10, 10_000])
-def test_bias_correction_is_exact_in_float32(decay, step):
-    exact = 1 - np.float64(np.float32(decay)) ** (step + 1)
-    got = weight_seen(jnp.float32(decay), jnp.int32(step))
-    np.testing.assert_allclose(got, exact, rtol=2e-6)
-
-
-def test_bias_correction_without_memory_is_one():
-    np.testing.assert_array_equal(weight_seen(jnp.float32(0.0), jnp.int32(0)), 1.0)
