@@ -3,8 +3,8 @@
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.manager import Checkpoints
 from fngrad.checkpoint.reading import Saved, latest_step, steps
-from fngrad.checkpoint.rebuilding import rebuild
 from fngrad.checkpoint.saving import restore, save
+from fngrad.checkpoint.tree_matching import rebuild
 
 __all__ = [
     "CheckpointError",

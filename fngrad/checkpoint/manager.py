@@ -1,16 +1,17 @@
 """Checkpoints of a run: written in the background, a few of them kept."""
 
-import concurrent.futures.thread  # noqa: F401  its exit hook must come after ours
+import concurrent.futures
 import threading
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
+from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
 from fngrad.files.local_paths import check_local
@@ -57,8 +58,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()  # wherever the process goes
         self._rule = Retention(keep, best)
         self._damaged: dict[Path, str] = {}
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._writing: Future[None] | None = None
 
     def save(
         self,
@@ -73,7 +73,7 @@ class Checkpoints:
         Args:
             step: what it is called, >= 0.
             a: a tree of arrays; they may be donated as soon as this returns. One that
-                `fngrad.checkpoint.host.take` made is not copied again.
+                `fngrad.checkpoint.device_transfer.take` made is not copied again.
             metrics: numbers by name, among them what ``best`` asks for.
             notes: what JSON can hold.
 
@@ -88,17 +88,15 @@ class Checkpoints:
         self.wait()
         host = a if isinstance(a, HostTree) else take(a)
         arguments = step, host, *manifest.in_json(metrics, notes)
-        self._thread = threading.Thread(
-            target=self._write, args=arguments, name="fngrad checkpoint"
-        )
+        executor = ThreadPoolExecutor(1, "fngrad checkpoint")
         _PENDING.add(self)
         try:
-            self._thread.start()
+            self._writing = executor.submit(self._write, *arguments)
         except RuntimeError as error:
-            self._thread = None
             raise CheckpointError(
                 f"need a thread to write the checkpoint of step {step}, got {error}"
             ) from error
+        executor.shutdown(wait=False)
 
     def wait(self) -> None:
         """Return when all is on disk.
@@ -109,9 +107,9 @@ class Checkpoints:
         """
         self._join()
         _PENDING.discard(self)
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        written, self._writing = self._writing, None
+        if written is not None:
+            written.result()
 
     def close(self) -> None:
         """Wait; then nothing is under way, whatever was raised.
@@ -124,7 +122,7 @@ class Checkpoints:
     @property
     def is_writing(self) -> bool:
         """Whether a write is under way."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._writing is not None and not self._writing.done()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -174,18 +172,14 @@ class Checkpoints:
         )
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._writing is not None:
+            concurrent.futures.wait([self._writing])
 
     def _write(self, step: int, host: HostTree, metrics: Any, notes: Any) -> None:
-        try:
-            best = self._rule.best or DEFAULT_BEST
-            written = write_step(self.folder, step, host, metrics, notes, best)
-            self._damaged.pop(written, None)
-            retain(self.folder, written, self._rule, self._damaged)
-        except Exception as error:
-            self._error = error
+        best = self._rule.best or DEFAULT_BEST
+        written = write_step(self.folder, step, host, metrics, notes, best)
+        self._damaged.pop(written, None)
+        retain(self.folder, written, self._rule, self._damaged)
 
 
 _PENDING: set[Checkpoints] = set()  # a write under way, or a failure not yet raised
@@ -199,6 +193,7 @@ def _finish_writes() -> None:
             warnings.warn(f"a checkpoint was not written: {error}", stacklevel=1)
 
 
-# The interpreter joins threads at exit, but only after it refused them the executors
-# that orbax writes with. What is registered here runs before both.
+# At exit the interpreter first refuses new work for every executor, orbax's among them,
+# then joins threads, then runs `atexit`. Only this hook comes earlier: hooks run last
+# registered first, and the import of ThreadPoolExecutor registered the refusal.
 threading._register_atexit(_finish_writes)  # pyright: ignore

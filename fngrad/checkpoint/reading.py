@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.step_folders as step_folders
+from fngrad.checkpoint.device_transfer import Leaf
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
-from fngrad.checkpoint.folders import StepFolder
-from fngrad.checkpoint.host import Leaf
+from fngrad.checkpoint.step_folders import StepFolder
 from fngrad.types import Path as LeafPath
 
 _ATTEMPTS = 10  # at a folder in which a writer deletes steps meanwhile
@@ -54,7 +54,7 @@ def completed(folder: Path) -> list[Complete]:
         UnreadableError: one may be complete, but cannot be read here or now.
     """
     found = []
-    for each in folders.listing(folder):
+    for each in step_folders.listing(folder):
         try:
             content = manifest.read(each.path)
             manifest.check_sizes(each.path, content)
@@ -176,7 +176,7 @@ def first_good(
 
 def newest_paths(folder: Path) -> list[Path]:
     """Return all steps, damaged or not, newest first."""
-    return [each.path for each in reversed(folders.listing(folder))]
+    return [each.path for each in reversed(step_folders.listing(folder))]
 
 
 def best_paths(folder: Path, best: tuple[str, str]) -> list[Path]:
@@ -194,5 +194,7 @@ def recorded_best_paths(folder: Path) -> list[Path]:
 def paths_at(folder: Path, step: int) -> list[Path]:
     """Return what was saved at a step, newest first."""
     return [
-        each.path for each in reversed(folders.listing(folder)) if each.step == step
+        each.path
+        for each in reversed(step_folders.listing(folder))
+        if each.step == step
     ]

@@ -6,10 +6,10 @@ from typing import Any
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
+from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
-from fngrad.checkpoint.rebuilding import rebuild
+from fngrad.checkpoint.tree_matching import rebuild
 from fngrad.checkpoint.writing import write_step
 from fngrad.files.local_paths import check_local
 from fngrad.training import TrainState

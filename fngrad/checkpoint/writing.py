@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.step_folders as step_folders
+from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
-from fngrad.checkpoint.host import HostTree
 from fngrad.checkpoint.reading import completed, rank
 from fngrad.files.locks import Lock, LockError
 
@@ -46,14 +46,14 @@ def write_step(
     """
     try:
         with _locked(folder):
-            folders.sweep(folder)
-            name = folders.new_name(folder, step)
-            with folders.hidden(folder, name) as temporary:
+            step_folders.sweep(folder)
+            name = step_folders.new_name(folder, step)
+            with step_folders.hidden(folder, name) as temporary:
                 arrays = manifest.arrays_of(host)
                 array_files.write(temporary / manifest.ARRAYS, arrays)
                 manifest.write(temporary, step, host, metrics, notes, best)
                 _check(temporary, arrays)
-                return folders.commit(temporary, name)
+                return step_folders.commit(temporary, name)
     except (CheckpointError, ImportError):
         raise
     except Exception as error:
@@ -99,7 +99,7 @@ def _delete_all_but(
     rule: Retention,
     damaged: Container[Path],
 ) -> None:
-    found = folders.listing(folder)
+    found = step_folders.listing(folder)
     good = [x for x in completed(folder) if x.folder.path not in damaged]
     newest: dict[int, Path] = {}
     for each in good:
@@ -109,7 +109,7 @@ def _delete_all_but(
     kept |= {each.folder.path for each in ranked[:1]}
     for each in found:
         if each.path not in kept:
-            folders.delete(each.path)
+            step_folders.delete(each.path)
 
 
 @contextlib.contextmanager

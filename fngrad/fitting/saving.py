@@ -6,7 +6,7 @@ import warnings
 from typing import Any, NamedTuple
 
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
-from fngrad.checkpoint.host import HostTree, take
+from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.fitting.agenda import Agenda
 from fngrad.fitting.resume import Past
 from fngrad.fitting.save_rules import USUAL_BEST, SaveRules

@@ -15,8 +15,8 @@ import pytest
 from saved_trees import fail, names, write
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint import CheckpointError, Checkpoints, restore, save
 from fngrad.files.locks import Lock
 
@@ -24,10 +24,10 @@ from fngrad.files.locks import Lock
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        (folders, "hidden"),
+        (step_folders, "hidden"),
         (array_files, "write"),
         (manifest, "write"),
-        (folders, "commit"),
+        (step_folders, "commit"),
         (os, "rename"),
         (os, "fsync"),
     ],
@@ -111,7 +111,7 @@ def test_an_old_step_that_cannot_be_deleted_is_an_error_after_the_write(
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "delete", fail(PermissionError(13, "denied")))
+        patch.setattr(step_folders, "delete", fail(PermissionError(13, "denied")))
         checkpoints.save(2, {"state": jnp.int32(2)})
         with pytest.raises(CheckpointError, match=r"delete old steps.*the new one is"):
             checkpoints.wait()
@@ -185,9 +185,9 @@ from fngrad.checkpoint import Checkpoints
 def main():
     checkpoints = Checkpoints(sys.argv[1])
     checkpoints.save(1, {"state": jnp.ones(3)})
-    return checkpoints._thread
+    return checkpoints._writing
 
-main().join()
+assert main().exception()
 gc.collect()
 """
 

@@ -14,7 +14,7 @@ import pytest
 from saved_trees import assert_same, damage, names, write
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
+import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint import Checkpoints, rebuild, restore, save
 
 
@@ -192,7 +192,7 @@ def test_what_killed_writers_left_is_ignored_by_readers_and_swept_by_writers(tmp
 def test_a_half_deleted_step_is_gone_for_readers(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 1)
-    monkeypatch.setattr(folders, "remove", lambda path: None)
+    monkeypatch.setattr(step_folders, "remove", lambda path: None)
     write(checkpoints, 2)
     assert names(tmp_path) == [".00000001.deleted", "00000002"]
     assert checkpoints.steps() == [2]

@@ -83,8 +83,9 @@ HOUSE = (
     (5, "files/", "one writer a folder (`locks`), `atomic_writes`, JSON, local paths"),
     (
         *(6, "checkpoint/"),
-        "a state on disk: `saving`, `reading`, `rebuilding` (what does not fit is "
-        "refused), checksums (`manifest`), in the background (`manager`)",
+        "a state on disk: `saving`, `reading`, dtypes to and from devices "
+        "(`device_transfer`), what fits another tree (`tree_matching`), checksums "
+        "(`manifest`), in the background (`manager`)",
     ),
     (
         *(6, "logging/"),

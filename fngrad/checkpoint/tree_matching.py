@@ -5,8 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fngrad.checkpoint.device_transfer import (
+    Leaf,
+    describe,
+    paths_of,
+    place,
+    static_parts,
+)
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import Leaf, describe, paths_of, place, static_parts
 from fngrad.checkpoint.reading import Saved
 from fngrad.types import Path, Tree
 

@@ -127,7 +127,7 @@ def static_parts(a: Any) -> dict[Path, str]:
     Example:
         >>> import jax.numpy as jnp
         >>> from fngrad.numerics.low_bit_codes import Coding, encode
-        >>> from fngrad.checkpoint.host import static_parts
+        >>> from fngrad.checkpoint.device_transfer import static_parts
         >>> coded = encode(jnp.ones(4), Coding(8, signed=True), 2)
         >>> print(static_parts([coded, jnp.ones(2)]))
         {'0': "((4,), dtype('float32'), Coding(bits=8, signed=True))"}
