@@ -1,4 +1,4 @@
-"""Checkpoints: a state on disk, whole, checked, and restored bit for bit."""
+"""Checkpoints: written atomically, checked, and restored bit for bit."""
 
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.manager import Checkpoints

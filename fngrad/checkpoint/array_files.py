@@ -1,11 +1,11 @@
 """Arrays by name in a folder, written and read by orbax-checkpoint.
 
-Orbax gets unsigned integers in the shape of each array, which it writes as they are: a
-zero that equals the fill value may be left out, and -0.0 would equal it.
+Each array is written as unsigned integers of its width, in its shape. So -0.0 is not
+mistaken for the fill value, and orbax need not know the dtype.
 
-Orbax takes a path for a pattern (``[``, ``*``) or an address (``gs:``), its file driver
-takes a backslash for a slash, and neither takes bytes that are not UTF-8. A folder with
-such a name is reached through a symbolic link with a plain one.
+Orbax reads some paths as patterns (``[``, ``*``) or addresses (``gs:``), its file
+driver reads a backslash as a slash, and both refuse bytes that are not UTF-8. A folder
+with such a name is reached through a symbolic link with a plain name.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ def write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     Args:
         folder: must not exist.
         arrays: unsigned integers by name, none of them empty. They must not change
-            until this returns.
+            meanwhile: orbax does not copy them.
 
     Raises:
-        OSError, ValueError: if the file system refuses; orbax chooses which.
+        OSError, ValueError: if the file system refuses (orbax raises either).
         ImportError: if orbax-checkpoint is missing.
     """
     if not arrays:
@@ -51,7 +51,7 @@ def read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Read the arrays that `write` wrote.
 
     Raises:
-        Exception: of many kinds, if the files are not what orbax wrote.
+        Exception: of any type, if the files are not what orbax wrote.
         ImportError: if orbax-checkpoint is missing.
     """
     return _restore(folder, names) if names else {}
@@ -60,11 +60,11 @@ def read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
 def check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Raise unless `write` wrote these arrays so that they can be read.
 
-    They are read in groups, to take little memory.
+    They are read in groups, to save memory.
 
     Raises:
-        ValueError: if an array reads as something else; its name is given.
-        Exception: of many kinds, if the files cannot be read.
+        ValueError: if an array is read with other values; it is named.
+        Exception: of any type, if the files cannot be read.
         ImportError: if orbax-checkpoint is missing.
     """
     for names in _groups(arrays):
@@ -72,7 +72,7 @@ def check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         for name in names:
             if not np.array_equal(found[name], arrays[name]):
                 raise ValueError(
-                    f"need arrays that read as they were written, got {name!r} "
+                    f"need arrays that are read as they were written, got {name!r} "
                     f"changed in {str(folder)!r}"
                 )
 
@@ -80,13 +80,13 @@ def check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
 def check_folder(folder: Path) -> None:
     """Raise unless arrays can be written below a folder and read back.
 
-    A folder with a plain path passes; any other is tried.
+    A folder with a plain path passes; in any other, a trial is written.
 
     Args:
         folder: must exist.
 
     Raises:
-        CheckpointError: if they cannot; the trial is removed.
+        CheckpointError: if the trial fails; it is removed.
         ImportError: if orbax-checkpoint is missing.
     """
     if _is_plain(folder):
@@ -136,7 +136,7 @@ def _is_plain(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _open(folder: Path) -> Iterator[tuple[Any, Any, Path]]:
-    """Give the library, a new checkpointer, and the folder's path for it."""
+    """Yield the library, a new checkpointer, and the folder's path for it."""
     orbax = import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
     handlers = orbax.type_handlers
     try:
@@ -158,7 +158,7 @@ def _open(folder: Path) -> Iterator[tuple[Any, Any, Path]]:
 
 @contextlib.contextmanager
 def _plainly_named(folder: Path) -> Iterator[Path]:
-    """Give a path of a folder that orbax takes as it is."""
+    """Yield a path of a folder that orbax takes as is."""
     if _is_plain(folder):
         yield folder
         return

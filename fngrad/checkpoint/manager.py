@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, a few of them kept."""
+"""The checkpoints of a run: written in the background, the newest and best kept."""
 
 import concurrent.futures
 import threading
@@ -21,16 +21,16 @@ class Checkpoints:
     """The checkpoints of a run, in a folder.
 
     `save` copies the tree to the host and returns; a thread writes it. At most one
-    write is under way. A failed write is raised by what is called next: `save`,
-    `wait` or `close`. The end of the program waits for a write.
+    write runs at a time. If it fails, the next call of `save`, `wait` or `close` raises
+    its error. At its end the program waits for a running write.
 
     Args:
-        folder: made with the first save.
-        keep: how many of the newest stay, >= 1; damaged ones do not count.
-        best: a metric and ``"min"`` or ``"max"``; the best by it stays too.
+        folder: created by the first save.
+        keep: number of newest checkpoints to keep, >= 1; damaged ones do not count.
+        best: a metric and ``"min"`` or ``"max"``; the best by it is kept too.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import tempfile
@@ -55,7 +55,7 @@ class Checkpoints:
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         check_local("a folder of checkpoints", folder)
-        self.folder = Path(folder).absolute()  # wherever the process goes
+        self.folder = Path(folder).absolute()  # the working folder may change
         self._rule = Retention(keep, best)
         self._damaged: dict[Path, str] = {}
         self._writing: Future[None] | None = None
@@ -68,21 +68,21 @@ class Checkpoints:
         metrics: dict[str, float] | None = None,
         notes: Any = None,
     ) -> None:
-        """Copy a tree to the host, and let it be written in the background.
+        """Copy a tree to the host, and write it in the background.
 
         Args:
-            step: what it is called, >= 0.
-            a: a tree of arrays; they may be donated as soon as this returns. One that
-                `fngrad.checkpoint.device_transfer.take` made is not copied again.
-            metrics: numbers by name, among them what ``best`` asks for.
-            notes: what JSON can hold.
+            step: its number, >= 0.
+            a: a tree of arrays, which may be donated as soon as this returns. A tree
+                from `fngrad.checkpoint.device_transfer.take` is not copied again.
+            metrics: numbers by name, with the metric of ``best``.
+            notes: anything that JSON can hold.
 
         Raises:
-            CheckpointError: the previous write failed; or the tree cannot be saved; or
+            CheckpointError: if the previous write failed, the tree cannot be saved, or
                 no thread can be started.
-            ValueError: ``step`` is no int >= 0.
-            TypeError: a metric that is no number, or notes that JSON cannot hold.
-            ImportError: orbax-checkpoint was missing for the previous write.
+            ValueError: if ``step`` is not an int >= 0.
+            TypeError: if a metric is not a number, or JSON cannot hold the notes.
+            ImportError: if orbax-checkpoint was missing in the previous write.
         """
         step = numerics.check_count("step", step)
         self.wait()
@@ -99,11 +99,11 @@ class Checkpoints:
         executor.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Return when all is on disk.
+        """Wait until the running write is on disk.
 
         Raises:
-            CheckpointError: the write failed.
-            ImportError: orbax-checkpoint is missing.
+            CheckpointError: if the write failed.
+            ImportError: if orbax-checkpoint is missing.
         """
         self._join()
         _PENDING.discard(self)
@@ -112,16 +112,16 @@ class Checkpoints:
             written.result()
 
     def close(self) -> None:
-        """Wait; then nothing is under way, whatever was raised.
+        """Wait, as `wait` does. No write runs afterwards, even if this raises.
 
         Raises:
-            CheckpointError, ImportError: as `wait`.
+            CheckpointError, ImportError: as `wait` does.
         """
         self.wait()
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write is under way."""
+        """Whether a write is running."""
         return self._writing is not None and not self._writing.done()
 
     def __enter__(self) -> "Checkpoints":
@@ -135,7 +135,7 @@ class Checkpoints:
 
     @property
     def damaged(self) -> dict[Path, str]:
-        """The steps that were read and found damaged, and in what way."""
+        """The folders that were found damaged, and how."""
         return dict(self._damaged)
 
     def steps(self) -> list[int]:
@@ -144,17 +144,17 @@ class Checkpoints:
         return reading.steps(self.folder)
 
     def newest(self) -> Saved | None:
-        """Return the newest step that is undamaged, with a warning for damaged ones."""
+        """Return the newest undamaged step, with a warning for each damaged one."""
         self._join()
         return reading.first_good(
             lambda: reading.newest_paths(self.folder), self._damaged
         )
 
     def best(self) -> Saved | None:
-        """Return the best undamaged step by the metric.
+        """Return the best undamaged step by the metric of ``best``.
 
         Raises:
-            ValueError: the checkpoints have no metric to be best by.
+            ValueError: if ``best`` is None.
         """
         best = self._rule.best
         if best is None:
@@ -165,7 +165,7 @@ class Checkpoints:
         )
 
     def at(self, step: int) -> Saved | None:
-        """Return what was saved at a step, if it is there and undamaged."""
+        """Return what was saved at a step; None if there is nothing undamaged."""
         self._join()
         return reading.first_good(
             lambda: reading.paths_at(self.folder, step), self._damaged
@@ -182,7 +182,7 @@ class Checkpoints:
         retain(self.folder, written, self._rule, self._damaged)
 
 
-_PENDING: set[Checkpoints] = set()  # a write under way, or a failure not yet raised
+_PENDING: set[Checkpoints] = set()  # with a running write, or an error not raised yet
 
 
 def _finish_writes() -> None:
@@ -193,7 +193,7 @@ def _finish_writes() -> None:
             warnings.warn(f"a checkpoint was not written: {error}", stacklevel=1)
 
 
-# At exit the interpreter first refuses new work for every executor, orbax's among them,
-# then joins threads, then runs `atexit`. Only this hook comes earlier: hooks run last
-# registered first, and the import of ThreadPoolExecutor registered the refusal.
+# At exit Python first makes every executor refuse work, also those that orbax writes
+# with, then joins threads, then runs `atexit`. Only this hook comes earlier: hooks run
+# in reverse order, and the import of ThreadPoolExecutor registered the refusal.
 threading._register_atexit(_finish_writes)  # pyright: ignore
