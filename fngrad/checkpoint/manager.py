@@ -1,4 +1,9 @@
-"""The checkpoints of a run: written in the background, the newest and best kept."""
+"""The checkpoints of a run: written in the background, the newest and best kept.
+
+Orbax's AsyncCheckpointer is not used. It reads CPU arrays in place, so a step to which
+they are donated copies them first, and a program that ends without waiting for it loses
+the checkpoint.
+"""
 
 import concurrent.futures
 import threading
