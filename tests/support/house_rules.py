@@ -83,9 +83,9 @@ HOUSE = (
     (5, "files/", "one writer a folder (`locks`), `atomic_writes`, JSON, local paths"),
     (
         *(6, "checkpoint/"),
-        "a state on disk: `saving`, `reading`, dtypes to and from devices "
-        "(`device_transfer`), what fits another tree (`tree_matching`), checksums "
-        "(`manifest`), in the background (`manager`)",
+        "a state on disk: `saving`, `reading`, copies from and to devices "
+        "(`device_transfer`), errors for another shape or dtype (`tree_matching`), "
+        "checksums (`manifest`), writing in the background (`manager`)",
     ),
     (
         *(6, "logging/"),
