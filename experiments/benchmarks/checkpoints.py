@@ -11,9 +11,9 @@ Minutes:  three on two cores.
 Expected: of 500 MB: an asynchronous save returns after 0.2 to 0.3 of the time of
 numpy.savez, a step takes 1.3 to 1.4 times as long meanwhile, and all is written after
 2 to 3 times numpy.savez; restore takes 1.6 to 1.8 times numpy.load. The first step
-after an asynchronous save takes 0.1 s, after orbax's AsyncCheckpointer 0.6 s. Absolute
-times vary with the machine: numpy.savez took 0.7 s on a quiet one, 2 to 3 s on a busy
-one, most of it for memory that was not used before.
+after an asynchronous save takes 1 to 1.2 times as long as the others, after one by
+orbax's AsyncCheckpointer 6 to 7 times. Absolute times vary with the machine:
+numpy.savez took 0.7 s on a quiet one and 2 to 5 s on a busy one.
 
 The state is float32 in equal arrays. *numpy.savez, synchronised* is the same file after
 `os.fsync`; *numpy.load* checks the CRC-32 of the zip file and puts the arrays on the
