@@ -1,10 +1,10 @@
-"""Checkpoints: a state on disk, whole, checked, and restored bit for bit."""
+"""Checkpoints: written atomically, checked, and restored bit for bit."""
 
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.manager import Checkpoints
 from fngrad.checkpoint.reading import Saved, latest_step, steps
-from fngrad.checkpoint.rebuilding import rebuild
 from fngrad.checkpoint.saving import restore, save
+from fngrad.checkpoint.tree_matching import rebuild
 
 __all__ = [
     "CheckpointError",

@@ -1,11 +1,11 @@
-"""Bytes by name, in a folder that orbax-checkpoint writes and reads.
+"""Arrays by name in a folder, written and read by orbax-checkpoint.
 
-Every array goes in as plain bytes: what dtypes it knows, and that it takes -0.0 for a
-zero it need not write, then make no difference.
+Each array is written as unsigned integers of its width, in its shape. So -0.0 is not
+mistaken for the fill value, and orbax need not know the dtype.
 
-Orbax takes a path for a pattern (``[``, ``*``) and for an address (``gs:``), its file
-driver takes a backslash for a slash, and neither takes bytes that are no UTF-8. A
-folder with such a name is handed to them under a plain one, by a symbolic link.
+Orbax reads some paths as patterns (``[``, ``*``) or addresses (``gs:``), its file
+driver reads a backslash as a slash, and both refuse bytes that are not UTF-8. A folder
+with such a name is reached through a symbolic link with a plain name.
 """
 
 import contextlib
@@ -15,95 +15,79 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.programs.optional_imports import import_extra
 
-_PLAIN = re.compile(r"([A-Za-z]:)?[\w./ ~@+=,!#$%&'(){};^-]*")  # taken as it is
-_LONG = 1000  # characters of a path, from where it is tried
-_GROUP = 1 << 26  # bytes that are read back at a time
-
-
-class _Lent(np.ndarray):
-    """An array that stays as it is while orbax, which would copy it, writes it."""
-
-    def __deepcopy__(self, memo: Any) -> "_Lent":
-        return self
+_PLAIN = re.compile(r"([A-Za-z]:)?[\w./ ~@+=,!#$%&'(){};^-]*")  # orbax takes it as is
+_LONG = 1000  # characters of a path; a longer one is tried first
+_GROUP = 1 << 26  # bytes read back at a time
+_FILE = 1 << 26  # bytes of a file; orbax writes several faster than one of 2 GB
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays of bytes into a folder, which is made.
+    """Write arrays into a new folder.
 
     Args:
-        folder: what is not there yet.
-        arrays: uint8, shape (n,) with n >= 1, by name; nobody may write to them.
+        folder: must not exist.
+        arrays: unsigned integers by name, none of them empty. They must not change
+            meanwhile: orbax does not copy them.
 
     Raises:
-        OSError, ValueError: the file system refuses; which it is, is orbax's choice.
-        ImportError: orbax-checkpoint is missing.
+        OSError, ValueError: if the file system refuses (orbax raises either).
+        ImportError: if orbax-checkpoint is missing.
     """
-    folder.mkdir()
     if not arrays:
+        folder.mkdir()
         return
-    with _open(folder) as (orbax, handler, place):
-        lent = {name: array.view(_Lent) for name, array in arrays.items()}
-        handler.save(place, args=orbax.args.PyTreeSave(lent))
-        handler.finalize(place)
+    with _open(folder) as (orbax, checkpointer, path):
+        tree = orbax.args.PyTreeSave(arrays, ocdbt_target_data_file_size=_FILE)
+        checkpointer.save(path, args=tree)
 
 
 def read(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Read what `write` wrote, whole.
+    """Read the arrays that `write` wrote.
 
     Raises:
-        Exception: the files are not what orbax wrote; of many kinds.
-        ImportError: orbax-checkpoint is missing.
+        Exception: of any type, if the files are not what orbax wrote.
+        ImportError: if orbax-checkpoint is missing.
     """
-    if not names:
-        return {}
-    with _open(folder) as (orbax, handler, place):
-        arrays = handler.restore(place, args=orbax.args.PyTreeRestore())
-    return {name: arrays[name] for name in names}
+    return _restore(folder, names) if names else {}
 
 
 def check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Raise unless `write` wrote these arrays so that they can be read.
 
-    A part of them is read at a time, so that little memory is taken.
+    They are read in groups, to save memory.
 
     Raises:
-        ValueError: an array reads as something else; its name is given.
-        Exception: the files cannot be read; of many kinds.
-        ImportError: orbax-checkpoint is missing.
+        ValueError: if an array is read with other values; it is named.
+        Exception: of any type, if the files cannot be read.
+        ImportError: if orbax-checkpoint is missing.
     """
-    if not arrays:
-        return
-    with _open(folder) as (orbax, handler, place):
-        for names in _groups(arrays):
-            asked = {name: orbax.RestoreArgs() for name in names}
-            some = orbax.args.PyTreeRestore(
-                dict.fromkeys(names, 0), restore_args=asked, partial_restore=True
-            )
-            found = handler.restore(place, args=some)
-            for name in names:
-                if not np.array_equal(found[name], arrays[name]):
-                    raise ValueError(
-                        f"need arrays that read as they were written, got {name!r} "
-                        f"changed in {str(folder)!r}"
-                    )
+    for names in _groups(arrays):
+        found = _restore(folder, names)
+        for name in names:
+            if not np.array_equal(found[name], arrays[name]):
+                raise ValueError(
+                    f"need arrays that are read as they were written, got {name!r} "
+                    f"changed in {str(folder)!r}"
+                )
 
 
 def check_folder(folder: Path) -> None:
     """Raise unless arrays can be written below a folder and read back.
 
-    A folder with a plain path is taken as it is; with any other, it is tried.
+    A folder with a plain path passes; in any other, a trial is written.
 
     Args:
-        folder: which is there.
+        folder: must exist.
 
     Raises:
-        CheckpointError: they cannot; what was tried is removed.
-        ImportError: orbax-checkpoint is missing.
+        CheckpointError: if the trial fails; it is removed.
+        ImportError: if orbax-checkpoint is missing.
     """
     if _is_plain(folder):
         return
@@ -122,6 +106,16 @@ def check_folder(folder: Path) -> None:
         ) from error
 
 
+def _restore(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
+    with _open(folder) as (orbax, checkpointer, path):
+        some = orbax.args.PyTreeRestore(
+            dict.fromkeys(names, 0),
+            restore_args={name: orbax.RestoreArgs() for name in names},
+            partial_restore=True,
+        )
+        return checkpointer.restore(path, args=some)
+
+
 def _groups(arrays: dict[str, np.ndarray]) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
@@ -131,7 +125,8 @@ def _groups(arrays: dict[str, np.ndarray]) -> Iterator[list[str]]:
             group, size = [], 0
         group.append(name)
         size += array.nbytes
-    yield group
+    if group:
+        yield group
 
 
 def _is_plain(folder: Path) -> bool:
@@ -140,24 +135,35 @@ def _is_plain(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _open(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Give the library, a handler without caches from earlier calls, and its path."""
+def _open(folder: Path) -> Iterator[tuple[Any, Any, Path]]:
+    """Yield the library, a new checkpointer, and the folder's path for it."""
     orbax = import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
-    epath = import_extra("etils.epath", "checkpoint")
-    with _plainly_named(folder.absolute()) as path:
-        handler = orbax.PyTreeCheckpointHandler(use_compression=False)
-        yield orbax, handler, epath.Path(path)
-        handler.close()
+    handlers = orbax.type_handlers
+    try:
+        on_host = handlers.NumpyHandler(deepcopy_host_arrays=False)
+    except TypeError:  # before 0.12.5 orbax copies every array first
+        on_host = handlers.NumpyHandler()
+    registry = handlers.create_type_handler_registry(
+        (np.ndarray, on_host), (jax.Array, handlers.get_type_handler(jax.Array))
+    )
+    handler = orbax.PyTreeCheckpointHandler(
+        use_compression=False, type_handler_registry=registry
+    )
+    with (
+        _plainly_named(folder.absolute().parent) as parent,
+        orbax.Checkpointer(handler) as checkpointer,
+    ):
+        yield orbax, checkpointer, parent / folder.name
 
 
 @contextlib.contextmanager
 def _plainly_named(folder: Path) -> Iterator[Path]:
-    """Give a path of a folder that orbax takes as it is."""
+    """Yield a path of a folder that orbax takes as is."""
     if _is_plain(folder):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="fngrad-") as temporary:
-        link = Path(temporary, "arrays")
+        link = Path(temporary, "folder")
         if not _is_plain(link):
             raise CheckpointError(
                 f"need a temporary folder (TMPDIR) of ASCII letters, digits and '-', "

@@ -1,12 +1,12 @@
-"""What goes wrong with checkpoints."""
+"""The errors of checkpoints."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, is of something else, or cannot be written."""
+    """A checkpoint is damaged, holds another tree, or cannot be written."""
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint that may be good, but cannot be read here or now.
+    """A checkpoint may be good, but cannot be read here or now.
 
-    It is neither passed over for an older one nor deleted.
+    It is neither skipped for an older one nor deleted.
     """

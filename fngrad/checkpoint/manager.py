@@ -1,16 +1,22 @@
-"""Checkpoints of a run: written in the background, a few of them kept."""
+"""The checkpoints of a run: written in the background, the newest and best kept.
 
-import concurrent.futures.thread  # noqa: F401  its exit hook must come after ours
+Orbax's AsyncCheckpointer is not used. It reads CPU arrays in place, so a step to which
+they are donated copies them first, and a program that ends without waiting for it loses
+the checkpoint.
+"""
+
+import concurrent.futures
 import threading
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
+from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
 from fngrad.files.local_paths import check_local
@@ -20,16 +26,16 @@ class Checkpoints:
     """The checkpoints of a run, in a folder.
 
     `save` copies the tree to the host and returns; a thread writes it. At most one
-    write is under way. A failed write is raised by what is called next: `save`,
-    `wait` or `close`. The end of the program waits for a write.
+    write runs at a time. If it fails, the next call of `save`, `wait` or `close` raises
+    its error. At its end the program waits for a running write.
 
     Args:
-        folder: made with the first save.
-        keep: how many of the newest stay, >= 1; damaged ones do not count.
-        best: a metric and ``"min"`` or ``"max"``; the best by it stays too.
+        folder: created by the first save.
+        keep: number of newest checkpoints to keep, >= 1; damaged ones do not count.
+        best: a metric and ``"min"`` or ``"max"``; the best by it is kept too.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: if an argument is out of range.
 
     Example:
         >>> import tempfile
@@ -54,11 +60,10 @@ class Checkpoints:
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         check_local("a folder of checkpoints", folder)
-        self.folder = Path(folder).absolute()  # wherever the process goes
+        self.folder = Path(folder).absolute()  # the working folder may change
         self._rule = Retention(keep, best)
         self._damaged: dict[Path, str] = {}
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._writing: Future[None] | None = None
 
     def save(
         self,
@@ -68,63 +73,61 @@ class Checkpoints:
         metrics: dict[str, float] | None = None,
         notes: Any = None,
     ) -> None:
-        """Copy a tree to the host, and let it be written in the background.
+        """Copy a tree to the host, and write it in the background.
 
         Args:
-            step: what it is called, >= 0.
-            a: a tree of arrays; they may be donated as soon as this returns. One that
-                `fngrad.checkpoint.host.take` made is not copied again.
-            metrics: numbers by name, among them what ``best`` asks for.
-            notes: what JSON can hold.
+            step: its number, >= 0.
+            a: a tree of arrays, which may be donated as soon as this returns. A tree
+                from `fngrad.checkpoint.device_transfer.take` is not copied again.
+            metrics: numbers by name, with the metric of ``best``.
+            notes: anything that JSON can hold.
 
         Raises:
-            CheckpointError: the previous write failed; or the tree cannot be saved; or
+            CheckpointError: if the previous write failed, the tree cannot be saved, or
                 no thread can be started.
-            ValueError: ``step`` is no int >= 0.
-            TypeError: a metric that is no number, or notes that JSON cannot hold.
-            ImportError: orbax-checkpoint was missing for the previous write.
+            ValueError: if ``step`` is not an int >= 0.
+            TypeError: if a metric is not a number, or JSON cannot hold the notes.
+            ImportError: if orbax-checkpoint was missing in the previous write.
         """
         step = numerics.check_count("step", step)
         self.wait()
         host = a if isinstance(a, HostTree) else take(a)
         arguments = step, host, *manifest.in_json(metrics, notes)
-        self._thread = threading.Thread(
-            target=self._write, args=arguments, name="fngrad checkpoint"
-        )
+        executor = ThreadPoolExecutor(1, "fngrad checkpoint")
         _PENDING.add(self)
         try:
-            self._thread.start()
+            self._writing = executor.submit(self._write, *arguments)
         except RuntimeError as error:
-            self._thread = None
             raise CheckpointError(
                 f"need a thread to write the checkpoint of step {step}, got {error}"
             ) from error
+        executor.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Return when all is on disk.
+        """Wait until the running write is on disk.
 
         Raises:
-            CheckpointError: the write failed.
-            ImportError: orbax-checkpoint is missing.
+            CheckpointError: if the write failed.
+            ImportError: if orbax-checkpoint is missing.
         """
         self._join()
         _PENDING.discard(self)
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        written, self._writing = self._writing, None
+        if written is not None:
+            written.result()
 
     def close(self) -> None:
-        """Wait; then nothing is under way, whatever was raised.
+        """Wait, as `wait` does. No write runs afterwards, even if this raises.
 
         Raises:
-            CheckpointError, ImportError: as `wait`.
+            CheckpointError, ImportError: as `wait` does.
         """
         self.wait()
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write is under way."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether a write is running."""
+        return self._writing is not None and not self._writing.done()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -137,7 +140,7 @@ class Checkpoints:
 
     @property
     def damaged(self) -> dict[Path, str]:
-        """The steps that were read and found damaged, and in what way."""
+        """The folders that were found damaged, and how."""
         return dict(self._damaged)
 
     def steps(self) -> list[int]:
@@ -146,17 +149,17 @@ class Checkpoints:
         return reading.steps(self.folder)
 
     def newest(self) -> Saved | None:
-        """Return the newest step that is undamaged, with a warning for damaged ones."""
+        """Return the newest undamaged step, with a warning for each damaged one."""
         self._join()
         return reading.first_good(
             lambda: reading.newest_paths(self.folder), self._damaged
         )
 
     def best(self) -> Saved | None:
-        """Return the best undamaged step by the metric.
+        """Return the best undamaged step by the metric of ``best``.
 
         Raises:
-            ValueError: the checkpoints have no metric to be best by.
+            ValueError: if ``best`` is None.
         """
         best = self._rule.best
         if best is None:
@@ -167,28 +170,24 @@ class Checkpoints:
         )
 
     def at(self, step: int) -> Saved | None:
-        """Return what was saved at a step, if it is there and undamaged."""
+        """Return what was saved at a step; None if there is nothing undamaged."""
         self._join()
         return reading.first_good(
             lambda: reading.paths_at(self.folder, step), self._damaged
         )
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._writing is not None:
+            concurrent.futures.wait([self._writing])
 
     def _write(self, step: int, host: HostTree, metrics: Any, notes: Any) -> None:
-        try:
-            best = self._rule.best or DEFAULT_BEST
-            written = write_step(self.folder, step, host, metrics, notes, best)
-            self._damaged.pop(written, None)
-            retain(self.folder, written, self._rule, self._damaged)
-        except Exception as error:
-            self._error = error
+        best = self._rule.best or DEFAULT_BEST
+        written = write_step(self.folder, step, host, metrics, notes, best)
+        self._damaged.pop(written, None)
+        retain(self.folder, written, self._rule, self._damaged)
 
 
-_PENDING: set[Checkpoints] = set()  # a write under way, or a failure not yet raised
+_PENDING: set[Checkpoints] = set()  # with a running write, or an error not raised yet
 
 
 def _finish_writes() -> None:
@@ -199,6 +198,7 @@ def _finish_writes() -> None:
             warnings.warn(f"a checkpoint was not written: {error}", stacklevel=1)
 
 
-# The interpreter joins threads at exit, but only after it refused them the executors
-# that orbax writes with. What is registered here runs before both.
+# At exit Python first makes every executor refuse work, also those that orbax writes
+# with, then joins threads, then runs `atexit`. Only this hook comes earlier: hooks run
+# in reverse order, and the import of ThreadPoolExecutor registered the refusal.
 threading._register_atexit(_finish_writes)  # pyright: ignore

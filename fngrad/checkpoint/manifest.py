@@ -1,8 +1,8 @@
-"""The manifest beside the arrays of a step: what they are, and their checksums.
+"""The manifest of a step: its leaves, files and checksums.
 
-It lists every file with its size and CRC-32, every leaf with its dtype, shape and the
-CRC-32 of its bytes as they left the device, and a CRC-32 of itself. A step is complete
-when its manifest is whole and all files have their sizes.
+It lists every file with its size and CRC-32, every leaf with its dtype, its shape and
+the CRC-32 of its bytes as they left the device, and a CRC-32 of itself. A step is
+complete if its manifest is undamaged and all files have their sizes.
 """
 
 import datetime
@@ -10,6 +10,7 @@ import errno
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import zlib
@@ -18,28 +19,28 @@ from typing import Any
 
 import numpy as np
 
+from fngrad.checkpoint.device_transfer import HostTree, Leaf, named_dtype
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
-from fngrad.checkpoint.host import HostTree, Leaf, named_dtype
 from fngrad.files.json_values import from_json_number, to_json, write_json
 
 FORMAT = 1
 NAME = "manifest.json"
 ARRAYS = "arrays"
-_CHUNK = 1 << 22  # bytes read at a time
+_CHUNK = 1 << 18  # bytes read at a time; they fit into a core's cache
 _OF_DAMAGE = {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ELOOP,
     errno.EIO,  # a broken disk
-    errno.ESTALE,  # deleted meanwhile, on a network file system
+    errno.ESTALE,  # deleted by another machine, on a network file system
 }
 
 
 def arrays_of(host: HostTree) -> dict[str, np.ndarray]:
-    """Return the bytes of the leaves that are not empty, by the leaves' places."""
+    """Return the nonempty leaves as unsigned integers, by name."""
     return {
-        _name(place): _bytes_of(leaf.data)
+        _name(place): _unsigned(leaf.data)
         for place, leaf in enumerate(host.leaves.values())
         if leaf.data.size
     }
@@ -49,7 +50,7 @@ def in_json(metrics: dict[str, Any] | None, notes: Any) -> tuple[dict[str, Any],
     """Return metrics and notes in JSON's types.
 
     Raises:
-        TypeError: a metric is no number, or JSON cannot hold the notes.
+        TypeError: if a metric is not a number, or JSON cannot hold the notes.
     """
     values = to_json(metrics or {}, "metrics")
     for name, value in values.items():
@@ -66,18 +67,18 @@ def write(
     notes: Any,
     best: tuple[str, str],
 ) -> None:
-    """Write the manifest of a step whose arrays are there.
+    """Write the manifest of a step whose arrays are written.
 
     Args:
         folder: of the step.
-        step: what it is called.
-        host: what the arrays are.
+        step: its number.
+        host: the tree of the arrays.
         metrics: in JSON's types.
         notes: in JSON's types.
-        best: the metric, and ``"min"`` or ``"max"``, for who asks for the best step.
+        best: the metric that ``restore(step="best")`` uses, and ``"min"`` or ``"max"``.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: if the file system refuses.
     """
     content = {
         "format": FORMAT,
@@ -98,8 +99,8 @@ def read(folder: Path) -> dict[str, Any]:
     """Return the manifest of a step, in JSON's types.
 
     Raises:
-        UnreadableError: it is of a newer format, or cannot be read now.
-        CheckpointError: it is missing or damaged.
+        UnreadableError: if it has a newer format, or cannot be read now.
+        CheckpointError: if it is missing or damaged.
     """
     path = folder / NAME
     try:
@@ -117,20 +118,20 @@ def read(folder: Path) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise UnreadableError(
             f"need a checkpoint of format {FORMAT}, got {content['format']} in {path}: "
-            f"it is from fngrad {content.get('versions', {}).get('fngrad')}, install "
-            "that or a newer one"
+            f"it is from fngrad {content.get('versions', {}).get('fngrad')}; install "
+            "that version or a newer one"
         )
     return content
 
 
 def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise unless the listed files are there, with their sizes.
+    """Raise unless the listed files exist and have their sizes.
 
-    Others are left alone: file managers and network file systems put some everywhere.
+    Other files are ignored: file managers and network file systems create some.
 
     Raises:
-        UnreadableError: the files cannot be looked at now.
-        CheckpointError: a file is missing, or has another size.
+        UnreadableError: if the files cannot be listed now.
+        CheckpointError: if a file is missing or has another size.
     """
     expected = manifest["files"]
     try:
@@ -151,8 +152,8 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raise unless the files hold what was written.
 
     Raises:
-        UnreadableError: a file cannot be read now.
-        CheckpointError: a file is missing, or has other bytes.
+        UnreadableError: if a file cannot be read now.
+        CheckpointError: if a file is missing or has other bytes.
     """
     check_sizes(folder, manifest)
     for name, entry in manifest["files"].items():
@@ -169,8 +170,8 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
     """Return a leaf of the manifest with its data.
 
     Raises:
-        UnreadableError: the dtype is not known here.
-        CheckpointError: the data are not what was saved; the leaf is named.
+        UnreadableError: if the installed JAX does not know the dtype.
+        CheckpointError: if the data are not what was saved; the leaf is named.
     """
     try:
         dtype, shape = named_dtype(entry["data_dtype"]), tuple(entry["data_shape"])
@@ -186,7 +187,7 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
     ):
         raise CheckpointError(f"need undamaged bytes, got others, leaf {entry['path']}")
     return Leaf(
-        data.view(dtype).reshape(shape),
+        data.reshape(-1).view(dtype).reshape(shape),
         entry["dtype"],
         tuple(entry["shape"]),
         entry["key_impl"],
@@ -200,7 +201,7 @@ def metrics_of(manifest: dict[str, Any]) -> dict[str, float]:
 
 
 def _refusal(need: str, error: OSError) -> CheckpointError:
-    """Return the error for files that are damaged, or that cannot be read now."""
+    """Return the error for a file that is damaged or cannot be read now."""
     kind = CheckpointError if error.errno in _OF_DAMAGE else UnreadableError
     return kind(f"need {need}, got {error}")
 
@@ -214,7 +215,7 @@ def _entries(host: HostTree) -> list[dict[str, Any]]:
             "shape": leaf.shape,
             "data_dtype": leaf.data.dtype.name,
             "data_shape": leaf.data.shape,
-            "crc32": _checksum_of_array(_bytes_of(leaf.data)),
+            "crc32": _checksum_of_array(_unsigned(leaf.data)),
             "key_impl": leaf.key_impl,
             "sharding": leaf.sharding,
         }
@@ -226,9 +227,14 @@ def _name(place: int) -> str:
     return f"{place:06d}"
 
 
-def _bytes_of(data: np.ndarray) -> np.ndarray:
-    """View a contiguous array, of any dtype and shape, as uint8."""
-    return data.reshape(-1).view(np.uint8)
+def _unsigned(data: np.ndarray) -> np.ndarray:
+    """View a contiguous array as unsigned integers of its width, in its shape.
+
+    A dtype wider than 8 bytes, such as complex128, adds an axis.
+    """
+    width = math.gcd(data.itemsize, 8)
+    axis = () if data.itemsize == width else (data.itemsize // width,)
+    return data.reshape(-1).view(f"u{width}").reshape(data.shape + axis)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -257,10 +263,10 @@ def _checksum_of_array(data: np.ndarray) -> int:
 
 
 def _checksum_of_file(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
+    checksum, buffer = 0, memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            checksum = zlib.crc32(buffer[:size], checksum)
     return checksum
 
 
@@ -274,4 +280,4 @@ def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return None  # runs from its source
+        return None  # not installed: it runs from its source

@@ -1,4 +1,4 @@
-"""Reading steps back: which are there, which are good, and what they hold."""
+"""Reading steps: which are complete, which are undamaged, and what they hold."""
 
 import math
 import os
@@ -10,35 +10,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.step_folders as step_folders
+from fngrad.checkpoint.device_transfer import Leaf
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
-from fngrad.checkpoint.folders import StepFolder
-from fngrad.checkpoint.host import Leaf
+from fngrad.checkpoint.step_folders import StepFolder
 from fngrad.types import Path as LeafPath
 
-_ATTEMPTS = 10  # at a folder in which a writer deletes steps meanwhile
+_ATTEMPTS = 10  # to read from a folder in which a writer deletes steps
 
 
 class Complete(NamedTuple):
-    """A step that is complete, before its arrays are read."""
+    """A complete step whose arrays are not read yet."""
 
     folder: StepFolder
     manifest: dict[str, Any]
 
 
 class Saved(NamedTuple):
-    """A step that was read, and is as it was written."""
+    """A step that was read and is undamaged."""
 
     step: int
     leaves: dict[LeafPath, Leaf]  # of the whole tree, on the host
-    static: dict[LeafPath, str]  # what nodes hold besides their children
+    static: dict[LeafPath, str]  # the static values of nodes, as text
     metrics: dict[str, float]
     notes: Any  # in JSON's types
     path: Path
 
     def under(self, part: LeafPath) -> dict[LeafPath, np.ndarray]:
-        """Return the arrays below a path, by the rest of theirs."""
+        """Return the arrays below a path, by their paths relative to it."""
         start = f"{part}/"
         return {
             path.removeprefix(start): leaf.data
@@ -51,10 +51,10 @@ def completed(folder: Path) -> list[Complete]:
     """Return the complete steps, oldest first, each with its manifest.
 
     Raises:
-        UnreadableError: one may be complete, but cannot be read here or now.
+        UnreadableError: if a step may be complete, but cannot be read here or now.
     """
     found = []
-    for each in folders.listing(folder):
+    for each in step_folders.listing(folder):
         try:
             content = manifest.read(each.path)
             manifest.check_sizes(each.path, content)
@@ -69,27 +69,27 @@ def completed(folder: Path) -> list[Complete]:
 def steps(folder: str | Path) -> list[int]:
     """Return the steps with a complete checkpoint, ascending.
 
-    Complete means that the manifest is whole and all files have their sizes; what is
-    in the files is checked when a step is restored.
+    Complete means that the manifest is undamaged and all files have their sizes; the
+    contents of the files are checked when a step is restored.
 
     Raises:
-        CheckpointError: one may be complete, but cannot be read here or now.
+        CheckpointError: if a step may be complete, but cannot be read here or now.
     """
     return sorted({each.folder.step for each in completed(Path(folder))})
 
 
 def latest_step(folder: str | Path) -> int | None:
-    """Return the newest step with a complete checkpoint, if any.
+    """Return the newest step with a complete checkpoint, or None.
 
     Raises:
-        CheckpointError: one may be complete, but cannot be read here or now.
+        CheckpointError: if a step may be complete, but cannot be read here or now.
     """
     found = steps(folder)
     return found[-1] if found else None
 
 
 def rank(found: list[Complete], best: tuple[str, str]) -> list[Complete]:
-    """Return the steps that have a metric, the best first, and the first of equals.
+    """Return the steps that have a metric, best first; of equals, the oldest first.
 
     Args:
         found: oldest first.
@@ -107,12 +107,12 @@ def rank(found: list[Complete], best: tuple[str, str]) -> list[Complete]:
 
 
 def load(path: Path) -> Saved:
-    """Read a step and check all of it, files first, then each leaf.
+    """Read a step and check it: first its files, then each leaf.
 
     Raises:
-        UnreadableError: it cannot be read here or now.
-        CheckpointError: it is damaged; the file or the leaf is named.
-        ImportError: orbax-checkpoint is missing.
+        UnreadableError: if it cannot be read here or now.
+        CheckpointError: if it is damaged; the file or the leaf is named.
+        ImportError: if orbax-checkpoint is missing.
     """
     content = manifest.read(path)
     manifest.check_files(path, content)
@@ -122,7 +122,7 @@ def load(path: Path) -> Saved:
         arrays = array_files.read(path / manifest.ARRAYS, names)
     except ImportError:
         raise
-    except Exception as error:  # no damage: the files are as they were written
+    except Exception as error:  # not damage: the files are as they were written
         raise UnreadableError(
             f"need arrays that can be read in {path}, whose files are undamaged, got "
             f"{type(error).__name__}: {error}"
@@ -140,17 +140,17 @@ def load(path: Path) -> Saved:
 def first_good(
     candidates: Callable[[], Iterable[Path]], damaged: dict[Path, str] | None = None
 ) -> Saved | None:
-    """Return the first step that is as it was written, with a warning for others.
+    """Return the first undamaged step, with a warning for each damaged one.
 
     Args:
-        candidates: lists steps in the order of preference. It is asked again when a
-            step went away while it was read.
-        damaged: takes up those that are not good, and why.
+        candidates: lists steps, the preferred first. It is called again if a step was
+            deleted while it was read.
+        damaged: steps to skip, with reasons; the damaged ones found are added.
 
     Raises:
-        CheckpointError: a step may be good, but cannot be read here or now; or steps
-            went away at every attempt.
-        ImportError: orbax-checkpoint is missing.
+        CheckpointError: if a step may be good, but cannot be read here or now; or if
+            steps were deleted at every attempt.
+        ImportError: if orbax-checkpoint is missing.
     """
     skipped = {} if damaged is None else damaged
     for _ in range(_ATTEMPTS):
@@ -171,12 +171,15 @@ def first_good(
                 )
         else:
             return None
-    raise CheckpointError("need steps that stay, got some deleted at every attempt")
+    raise CheckpointError(
+        "need steps that are not deleted while they are read, got one deleted at each "
+        f"of {_ATTEMPTS} attempts"
+    )
 
 
 def newest_paths(folder: Path) -> list[Path]:
     """Return all steps, damaged or not, newest first."""
-    return [each.path for each in reversed(folders.listing(folder))]
+    return [each.path for each in reversed(step_folders.listing(folder))]
 
 
 def best_paths(folder: Path, best: tuple[str, str]) -> list[Path]:
@@ -185,7 +188,7 @@ def best_paths(folder: Path, best: tuple[str, str]) -> list[Path]:
 
 
 def recorded_best_paths(folder: Path) -> list[Path]:
-    """Return the same by the metric that the newest step was saved with."""
+    """Return the same, by the metric that the newest step records."""
     found = completed(folder)
     best = found[-1].manifest["best"] if found else ("", "min")
     return [each.folder.path for each in rank(found, best)]
@@ -194,5 +197,7 @@ def recorded_best_paths(folder: Path) -> list[Path]:
 def paths_at(folder: Path, step: int) -> list[Path]:
     """Return what was saved at a step, newest first."""
     return [
-        each.path for each in reversed(folders.listing(folder)) if each.step == step
+        each.path
+        for each in reversed(step_folders.listing(folder))
+        if each.step == step
     ]

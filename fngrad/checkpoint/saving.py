@@ -1,4 +1,4 @@
-"""Saving a state by hand, and restoring it."""
+"""`save` and `restore`: a state to disk and back."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
+from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import HostTree, take
 from fngrad.checkpoint.reading import Saved
-from fngrad.checkpoint.rebuilding import rebuild
+from fngrad.checkpoint.tree_matching import rebuild
 from fngrad.checkpoint.writing import write_step
 from fngrad.files.local_paths import check_local
 from fngrad.training import TrainState
@@ -25,27 +25,27 @@ def save(
     metrics: dict[str, float] | None = None,
     notes: Any = None,
 ) -> Path:
-    """Write a state to disk, whole or not at all.
+    """Write a state to disk atomically.
 
-    It is in ``folder/00000100`` for step 100: the arrays, written by orbax, and a
-    manifest with checksums. Nothing is deleted: the same step saved again stands
-    beside the first, as ``00000100-1``, and the newest is read.
+    Step 100 is written to ``folder/00000100``: the arrays, written by orbax, and a
+    manifest with checksums. Nothing is deleted: the same step saved again is written
+    beside the first, as ``00000100-1``, and the newest one is read.
 
     Args:
-        folder: made if needed.
+        folder: created if needed.
         state: a TrainState or any pytree of arrays.
-        step: what it is called, >= 0; by default ``state.step``.
+        step: its number, >= 0; by default ``state.step``.
         metrics: numbers by name, for ``restore(step="best")``.
-        notes: what JSON can hold.
+        notes: anything that JSON can hold.
 
     Returns:
         The folder of the step.
 
     Raises:
-        ValueError: no step, or one that is no int >= 0.
-        CheckpointError: the folder cannot be written, or the tree cannot be saved.
-        TypeError: a metric that is no number, or notes that JSON cannot hold.
-        ImportError: orbax-checkpoint is missing.
+        ValueError: if ``step`` is missing or not an int >= 0.
+        CheckpointError: if the folder cannot be written, or the tree cannot be saved.
+        TypeError: if a metric is not a number, or JSON cannot hold the notes.
+        ImportError: if orbax-checkpoint is missing.
 
     Example:
         >>> import tempfile
@@ -81,28 +81,29 @@ def restore(
     Args:
         folder: where `save` or `fngrad.fit` wrote it.
         like: a tree of arrays or ShapeDtypeStructs with the structure, shapes and
-            dtypes that were saved; its leaves say on which devices the result is, how
-            many there are now.
-        step: a step, ``"latest"``, or ``"best"`` by the metric the run kept its best
-            by. Of the last two a damaged one is passed over, with a warning.
-        part: the path of what to read, such as ``"params"``; ``like`` is like that.
-        partial: take what fits and keep the rest of ``like``, with a warning. Of a
-            whole state the step fits too, so that `fngrad.fit` finds nothing left to
-            do; to fine-tune, read the parameters alone.
+            dtypes that were saved. Its leaves give the devices of the result; their
+            number may have changed.
+        step: a step, ``"latest"``, or ``"best"`` by the metric that the run kept its
+            best step by. The last two skip damaged steps, with a warning.
+        part: the path of the part to read, such as ``"params"``; ``like`` is a tree
+            like that part.
+        partial: take the leaves that fit and keep the rest of ``like``, with a warning.
+            In a whole state the step fits too, so `fngrad.fit` would find nothing left
+            to do; to fine-tune, read the parameters alone.
 
     Returns:
         A tree like ``like``, in memory of its own: it can be donated.
 
     Raises:
-        CheckpointError: no checkpoint; a damaged one; one that may be good, but cannot
-            be read here or now, as one of a newer format; or one of another tree:
-            what differs is named.
-        ValueError: ``step`` is something else.
-        ImportError: orbax-checkpoint is missing.
+        CheckpointError: if there is no checkpoint; if it is damaged; if it may be good,
+            but cannot be read here or now, such as one of a newer format; or if it
+            holds another tree: the differences are named.
+        ValueError: if ``step`` is something else.
+        ImportError: if orbax-checkpoint is missing.
 
     Example:
-        A model with a new head takes the rest of its parameters from a checkpoint,
-        and trains from step 0.
+        A model with a new head takes its other parameters from a checkpoint, and
+        trains from step 0.
 
         >>> import tempfile
         >>> import warnings
@@ -113,7 +114,7 @@ def restore(
         >>> new = {"body": jnp.zeros(2), "head": jnp.zeros(5)}
         >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         ...     _ = fg.checkpoint.save(folder, fg.init_state(old, optimizer, key=0))
-        ...     warnings.simplefilter("ignore")  # it says that the head is kept
+        ...     warnings.simplefilter("ignore")  # the warning that the head is kept
         ...     params = fg.checkpoint.restore(
         ...         folder, like=new, part="params", partial=True
         ...     )
@@ -161,11 +162,11 @@ def _find(folder: Path, step: int | str) -> Saved:
 
 
 def _way_out(folder: Path) -> str:
-    """Name the folder that was meant, where another one has checkpoints."""
+    """Name the folder nearby that has checkpoints, if there is one."""
     inner = folder / "checkpoints"
     if reading.newest_paths(inner):
         return f"; the run in that folder has its checkpoints in {str(inner)!r}"
     whole = folder.absolute()
     if whole in reading.newest_paths(whole.parent):
-        return f"; it is a checkpoint itself, one of those in {str(folder.parent)!r}"
-    return "" if folder.exists() else "; there is no such folder"
+        return f"; it is itself a checkpoint, one of those in {str(folder.parent)!r}"
+    return "" if folder.exists() else "; the folder does not exist"

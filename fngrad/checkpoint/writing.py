@@ -1,4 +1,4 @@
-"""Writing a step: all of it or nothing, and then what may go goes."""
+"""Writing a step atomically, and deleting old ones."""
 
 import contextlib
 import shutil
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.step_folders as step_folders
+from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
-from fngrad.checkpoint.host import HostTree
 from fngrad.checkpoint.reading import completed, rank
 from fngrad.files.locks import Lock, LockError
 
@@ -20,10 +20,10 @@ DEFAULT_BEST = ("val/loss", "min")
 
 
 class Retention(NamedTuple):
-    """Which steps stay."""
+    """Which steps are kept."""
 
-    keep: int  # so many of the newest
-    best: tuple[str, str] | None  # a metric and "min" or "max": the first best by it
+    keep: int  # number of newest steps
+    best: tuple[str, str] | None  # a metric and "min" or "max"; of equals, the oldest
 
 
 def write_step(
@@ -34,26 +34,26 @@ def write_step(
     notes: Any,
     best: tuple[str, str] = DEFAULT_BEST,
 ) -> Path:
-    """Write a step so that it is there whole or not at all; return its folder.
+    """Write a step atomically; return its folder.
 
     What killed writers left is removed first. Metrics and notes are in JSON's types;
-    ``best`` is recorded, for who asks for the best step later.
+    ``best`` is recorded for ``restore(step="best")``.
 
     Raises:
-        CheckpointError: the folder cannot be written (what, where, bytes free, the
-            last good step), or another process is writing there.
-        ImportError: orbax-checkpoint is missing.
+        CheckpointError: if the folder cannot be written (with the error, the folder,
+            its free bytes and the last good step), or another process writes there.
+        ImportError: if orbax-checkpoint is missing.
     """
     try:
         with _locked(folder):
-            folders.sweep(folder)
-            name = folders.new_name(folder, step)
-            with folders.hidden(folder, name) as temporary:
+            step_folders.sweep(folder)
+            name = step_folders.new_name(folder, step)
+            with step_folders.hidden(folder, name) as temporary:
                 arrays = manifest.arrays_of(host)
                 array_files.write(temporary / manifest.ARRAYS, arrays)
                 manifest.write(temporary, step, host, metrics, notes, best)
                 _check(temporary, arrays)
-                return folders.commit(temporary, name)
+                return step_folders.commit(temporary, name)
     except (CheckpointError, ImportError):
         raise
     except Exception as error:
@@ -61,7 +61,7 @@ def write_step(
 
 
 def _check(temporary: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise unless what was written can be listed and read, before it appears."""
+    """Raise unless what was written has its sizes and is read unchanged."""
     manifest.check_sizes(temporary, manifest.read(temporary))
     array_files.check(temporary / manifest.ARRAYS, arrays)
 
@@ -76,12 +76,12 @@ def retain(
 
     Args:
         folder: of the steps.
-        written: the one that stays in any case.
-        rule: what else stays; damaged ones do not count, and go.
-        damaged: steps that are known to be.
+        written: the step that is kept in any case.
+        rule: what else is kept; damaged steps do not count and are deleted.
+        damaged: steps known to be damaged.
 
     Raises:
-        CheckpointError: another process is writing there, deleting fails, or a step
+        CheckpointError: if another process writes there, deleting fails, or a step
             cannot be read here or now: then none is deleted.
     """
     try:
@@ -99,7 +99,7 @@ def _delete_all_but(
     rule: Retention,
     damaged: Container[Path],
 ) -> None:
-    found = folders.listing(folder)
+    found = step_folders.listing(folder)
     good = [x for x in completed(folder) if x.folder.path not in damaged]
     newest: dict[int, Path] = {}
     for each in good:
@@ -109,7 +109,7 @@ def _delete_all_but(
     kept |= {each.folder.path for each in ranked[:1]}
     for each in found:
         if each.path not in kept:
-            folders.delete(each.path)
+            step_folders.delete(each.path)
 
 
 @contextlib.contextmanager

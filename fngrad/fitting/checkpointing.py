@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
-from fngrad.checkpoint.host import HostTree, take
+from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.files.local_paths import check_local
 from fngrad.fitting.early_stopping import BestValue, Values, check_measured
 from fngrad.fitting.inputs import check_option

@@ -1,11 +1,11 @@
-"""A checkpoint that version 0.1 wrote comes back bit for bit, whatever has moved since.
+"""A checkpoint that version 0.1 wrote is still restored bit for bit.
 
-A checkpoint holds the names of parts and the texts of static values, so it breaks
-where one of them changes. The bits stand beside it as text, read off the state and
-not off the checkpoint: nothing is computed again, and no library's rounding matters.
+A checkpoint holds the names of parts and the texts of static values, so it cannot be
+restored once one of them changes. The bits are stored beside it as text, read from the
+state and not from the checkpoint: nothing is computed again, so no rounding matters.
 
-``python tests/checkpoint/test_compatibility.py FOLDER`` writes such a fixture anew,
-for a version to come.
+``python tests/checkpoint/test_compatibility.py FOLDER`` writes such a fixture for a
+later version.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fngrad as fg
 from fngrad.checkpoint import restore, save
@@ -41,7 +42,7 @@ def optimizer() -> fg.Transform:
 
 
 def initial_state() -> fg.TrainState:
-    """Return the state of step 0; only its form is compared with the checkpoint's."""
+    """Return the state of step 0; its structure is compared with the checkpoint."""
     params = {
         "embed": jnp.arange(4, dtype=jnp.float16),
         "body": [_wave((4, 8)), _wave((8,))],
@@ -87,7 +88,7 @@ def _bits_of(leaf: jax.Array) -> tuple[str, list[int], str]:
     return str(leaf.dtype), list(leaf.shape), little.tobytes().hex()
 
 
-def test_a_checkpoint_of_version_0_1_comes_back_bit_for_bit(tmp_path):
+def test_a_checkpoint_of_version_0_1_is_restored_bit_for_bit(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "copy")
     expected = json.loads((folder / "bits.json").read_text())
     state = restore(folder, like=initial_state())
@@ -96,7 +97,7 @@ def test_a_checkpoint_of_version_0_1_comes_back_bit_for_bit(tmp_path):
     assert [path for path in got if got[path] != expected[path]] == []
 
 
-def test_the_checkpoint_holds_state_of_every_kind():
+def test_the_fixture_holds_state_of_every_kind():
     saved = json.loads((FIXTURE / "bits.json").read_text())
     dtypes = {dtype for dtype, _, _ in saved.values()}
     assert dtypes >= {"bfloat16", "float16", "float32", "int32", "uint8", "key<fry>"}
@@ -106,6 +107,24 @@ def test_the_checkpoint_holds_state_of_every_kind():
         assert static in text
     for part in ("tunable", "partition", "stack_leaves", "model_state"):
         assert part in text
+
+
+def test_the_parameters_of_version_0_1_are_restored_alone(tmp_path):
+    folder = shutil.copytree(FIXTURE, tmp_path / "copy")
+    expected = json.loads((folder / "bits.json").read_text())
+    params = restore(folder, like=initial_state().params, part="params")
+    for path, bits in _bits(params):
+        assert list(bits) == expected[f"params/{path}"]
+
+
+def test_a_part_of_version_0_1_is_restored_into_a_larger_model(tmp_path):
+    folder = shutil.copytree(FIXTURE, tmp_path / "copy")
+    expected = json.loads((folder / "bits.json").read_text())
+    like = initial_state().params | {"new": jnp.ones(2), "narrow": jnp.ones(2)}
+    with pytest.warns(UserWarning, match="restored 7 of 9 leaves"):
+        params = restore(folder, like=like, part="params", partial=True)
+    assert params["new"].tolist() == params["narrow"].tolist() == [1, 1]
+    assert list(_bits_of(params["head"])) == expected["params/head"]
 
 
 def test_a_state_restored_from_version_0_1_trains_on(tmp_path):

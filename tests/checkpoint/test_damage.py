@@ -1,4 +1,4 @@
-"""Random trees round trip, and random damage is named or harmless, never silent."""
+"""Random trees are restored; random damage is named or harmless, never silent."""
 
 import itertools
 import json
@@ -81,7 +81,7 @@ def _key(part: Any) -> Any:
 
 @fuzz
 @hypothesis.given(a=trees)
-def test_any_tree_comes_back_bit_for_bit_or_is_refused_by_path(a):
+def test_any_tree_is_restored_bit_for_bit_or_refused_by_path(a):
     with tempfile.TemporaryDirectory() as folder:
         if not has_distinct_paths(a):
             with pytest.raises(CheckpointError, match="need one path per leaf, got 's"):
@@ -105,7 +105,7 @@ STATE = {
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
-    """A folder with steps 1 and 2, which hold the same."""
+    """Return a folder with steps 1 and 2, which hold the same state."""
     folder = tmp_path_factory.mktemp("good")
     for step in (1, 2):
         save(folder, STATE, step=step)
@@ -184,7 +184,7 @@ def test_damage_is_named_and_the_step_before_is_used(data, two_steps):
 
 @pytest.fixture
 def damaged(two_steps, tmp_path):
-    """Return a function that damages the arrays of step 2 by a kind's name."""
+    """Return a copy of the folder with steps 1 and 2, to damage."""
     folder = tmp_path / "folder"
     shutil.copytree(two_steps, folder)
     return folder
@@ -207,7 +207,7 @@ def test_each_damage_of_each_file_is_refused_by_name(kind, name, damaged):
     assert steps(damaged) == ([1, 2] if shows else [1])
 
 
-def test_arrays_that_orbax_read_otherwise_are_refused_by_leaf(damaged, monkeypatch):
+def test_arrays_that_orbax_reads_wrongly_are_refused_by_leaf(damaged, monkeypatch):
     original = array_files.read
 
     def flipped(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -220,7 +220,7 @@ def test_arrays_that_orbax_read_otherwise_are_refused_by_leaf(damaged, monkeypat
         restore(damaged, STATE, step=2)
 
 
-def test_an_error_inside_orbax_is_told_with_the_folder(damaged, monkeypatch):
+def test_an_error_inside_orbax_is_reported_with_the_folder(damaged, monkeypatch):
     def fails(folder: Path, names: list[str]) -> Any:
         raise KeyError("surprise")
 
@@ -229,7 +229,7 @@ def test_an_error_inside_orbax_is_told_with_the_folder(damaged, monkeypatch):
         restore(damaged, STATE)
 
 
-def test_latest_passes_over_damage_with_a_warning_and_says_if_none_is_left(damaged):
+def test_latest_skips_damage_with_a_warning_and_fails_if_none_is_left(damaged):
     for number, step in enumerate(("00000002", "00000001")):
         (damaged / step / "arrays" / "_METADATA").write_bytes(b"")
         if number == 0:
@@ -250,7 +250,7 @@ def rewrite(step: Path, **changes: Any) -> None:
     path.write_text(json.dumps({"crc32": checksum, "content": content}))
 
 
-def test_a_newer_format_is_neither_passed_over_nor_deleted(damaged):
+def test_a_newer_format_is_neither_skipped_nor_deleted(damaged):
     rewrite(damaged / "00000002", format=1)
     assert restore(damaged, STATE, step=2)["step"] == 7
     rewrite(damaged / "00000002", format=2, versions={"fngrad": "9.0"})
@@ -269,7 +269,7 @@ def test_a_newer_format_is_neither_passed_over_nor_deleted(damaged):
     assert {"00000001", "00000002", "00000003"} < set(os.listdir(damaged))
 
 
-def test_a_dtype_of_another_jax_is_told_from_damage(damaged):
+def test_a_dtype_that_this_jax_does_not_know_is_not_damage(damaged):
     content = json.loads((damaged / "00000002" / "manifest.json").read_text())
     leaves = [leaf | {"data_dtype": "float3"} for leaf in content["content"]["leaves"]]
     rewrite(damaged / "00000002", leaves=leaves)
@@ -278,7 +278,7 @@ def test_a_dtype_of_another_jax_is_told_from_damage(damaged):
 
 
 @pytest.mark.parametrize("function", ["_sizes", "_checksum_of_file"])
-def test_what_cannot_be_read_now_is_neither_passed_over_nor_deleted(
+def test_what_cannot_be_read_now_is_neither_skipped_nor_deleted(
     function, damaged, monkeypatch
 ):
     checkpoints = Checkpoints(damaged, keep=2)
@@ -307,14 +307,14 @@ def test_a_broken_disk_is_damage(damaged, monkeypatch):
         assert Checkpoints(damaged).newest().step == 1
 
 
-def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(damaged, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(damaged, monkeypatch):
     monkeypatch.setattr(os, "listdir", fail(PermissionError(13, "denied")))
     for read in (Checkpoints(damaged).newest, lambda: steps(damaged)):
         with pytest.raises(CheckpointError, match=r"a folder to read, got .* denied"):
             read()
 
 
-def test_files_that_others_put_there_are_no_damage(damaged):
+def test_files_of_other_programs_are_not_damage(damaged):
     for folder in (damaged, damaged / "00000002", damaged / "00000002" / "arrays"):
         (folder / ".DS_Store").write_text("x")
     with warnings.catch_warnings():
@@ -325,14 +325,14 @@ def test_files_that_others_put_there_are_no_damage(damaged):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "1", '{"crc32": 1}', "\x00", "[" * 9999]
 )
-def test_a_manifest_of_another_form_is_damage(text, damaged):
+def test_a_malformed_manifest_is_damage(text, damaged):
     (damaged / "00000002" / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError, match="manifest"):
         restore(damaged, STATE, step=2)
     assert steps(damaged) == [1]
 
 
-def test_nothing_of_a_step_can_be_a_file_or_a_link_to_nowhere(tmp_path):
+def test_a_file_or_a_broken_link_in_place_of_a_step_is_damage(tmp_path):
     (tmp_path / "00000003").write_text("")
     (tmp_path / "00000004").symlink_to("nowhere")
     assert steps(tmp_path) == []

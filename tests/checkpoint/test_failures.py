@@ -1,4 +1,4 @@
-"""What goes wrong while writing is told, and the last good step stands."""
+"""Errors while writing are reported, and the last good step stays."""
 
 import os
 import shlex
@@ -15,8 +15,8 @@ import pytest
 from saved_trees import fail, names, write
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
 import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint import CheckpointError, Checkpoints, restore, save
 from fngrad.files.locks import Lock
 
@@ -24,16 +24,16 @@ from fngrad.files.locks import Lock
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        (folders, "hidden"),
+        (step_folders, "hidden"),
         (array_files, "write"),
         (manifest, "write"),
-        (folders, "commit"),
+        (step_folders, "commit"),
         (os, "rename"),
         (os, "fsync"),
     ],
     ids=lambda x: getattr(x, "__name__", x),
 )
-def test_a_full_disk_is_explained_and_the_last_step_stands(
+def test_a_full_disk_is_explained_and_the_last_step_stays(
     module, function, tmp_path, monkeypatch
 ):
     checkpoints = Checkpoints(tmp_path)
@@ -58,9 +58,7 @@ def test_a_full_disk_is_explained_and_the_last_step_stands(
     assert checkpoints.newest().step == 3
 
 
-def test_an_error_inside_orbax_leaves_nothing_and_says_there_is_no_step(
-    tmp_path, monkeypatch
-):
+def test_an_error_inside_orbax_leaves_no_files_and_is_reported(tmp_path, monkeypatch):
     import orbax.checkpoint
 
     def half(self: Any, path: Any, **_: Any) -> None:
@@ -73,7 +71,7 @@ def test_an_error_inside_orbax_leaves_nothing_and_says_there_is_no_step(
     assert names(tmp_path) == []
 
 
-def test_a_failed_write_is_raised_by_what_comes_next_once(tmp_path, monkeypatch):
+def test_a_failed_write_is_raised_once_by_the_next_call(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(array_files, "write", fail(OSError(28, "full")))
         checkpoints = Checkpoints(tmp_path)
@@ -89,7 +87,7 @@ def test_a_failed_write_is_raised_by_what_comes_next_once(tmp_path, monkeypatch)
     assert names(tmp_path) == ["00000003"]
 
 
-def test_leaving_by_an_error_waits_and_raises_that_error(tmp_path, monkeypatch):
+def test_leaving_the_context_by_an_error_waits_and_raises_it(tmp_path, monkeypatch):
     monkeypatch.setattr(array_files, "write", fail(OSError(28, "full")))
     checkpoints = Checkpoints(tmp_path)
 
@@ -111,7 +109,7 @@ def test_an_old_step_that_cannot_be_deleted_is_an_error_after_the_write(
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "delete", fail(PermissionError(13, "denied")))
+        patch.setattr(step_folders, "delete", fail(PermissionError(13, "denied")))
         checkpoints.save(2, {"state": jnp.int32(2)})
         with pytest.raises(CheckpointError, match=r"delete old steps.*the new one is"):
             checkpoints.wait()
@@ -149,7 +147,7 @@ def test_the_end_of_the_program_waits_for_a_write(fails, tmp_path):
     )
 
 
-def test_a_write_that_failed_at_the_end_of_the_program_is_told(tmp_path):
+def test_a_write_that_fails_at_the_end_of_the_program_warns(tmp_path):
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-c", EXIT, str(tmp_path / "file" / "folder")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -185,14 +183,14 @@ from fngrad.checkpoint import Checkpoints
 def main():
     checkpoints = Checkpoints(sys.argv[1])
     checkpoints.save(1, {"state": jnp.ones(3)})
-    return checkpoints._thread
+    return checkpoints._writing
 
-main().join()
+assert main().exception()
 gc.collect()
 """
 
 
-def test_a_write_that_failed_is_told_when_nobody_asks_any_more(tmp_path):
+def test_a_write_that_failed_warns_when_its_checkpoints_were_dropped(tmp_path):
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-c", FORGOTTEN, str(tmp_path / "file" / "folder")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -211,7 +209,7 @@ def test_a_thread_that_cannot_start_is_an_error_and_the_next_one_can(
     assert checkpoints.steps() == [2]
 
 
-def test_a_folder_that_cannot_even_be_listed_is_explained(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_explained(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     write(checkpoints, 1)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Folders of any name: what is written there is read back, or refused at once."""
+"""Folders of any name: a checkpoint is read back from there, or refused at once."""
 
 import os
 import tempfile
@@ -68,7 +68,7 @@ def _below(folder):
 
 
 @pytest.mark.parametrize("name", ["r=[1,2]", "a\\b", "**", "gs:", "ü\n😀", "\udc80"])
-def test_a_run_goes_on_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
+def test_a_run_resumes_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
     watched = {"metric_fn": metric_fn, "eval_data": ARRAYS, "eval_every": 2}
     monkeypatch.chdir(tmp_path)
     options = {"run_dir": name, "save_every": 2, "log_every": 1, **watched}
@@ -82,7 +82,7 @@ def test_a_run_goes_on_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["r=[1,2]", "a\\b", "*", "gs:", "\udc80"])
-def test_a_sweep_goes_on_in_a_folder_of_any_name(name, tmp_path):
+def test_a_sweep_resumes_in_a_folder_of_any_name(name, tmp_path):
     options = {"fn": light, "folder": tmp_path / name}
     first = quiet_sweep(**options)
     lanes = sorted((tmp_path / name / "lanes").iterdir())
@@ -93,7 +93,7 @@ def test_a_sweep_goes_on_in_a_folder_of_any_name(name, tmp_path):
     assert lanes == sorted((tmp_path / name / "lanes").iterdir())
 
 
-def test_what_cannot_be_read_back_is_refused_before_the_first_step(
+def test_a_folder_that_cannot_be_read_back_is_refused_before_the_first_step(
     tmp_path, monkeypatch
 ):
     steps = []
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_back_is_refused_before_the_first_step(
     assert latest_step(tmp_path / "[a]") is None
 
 
-def test_a_temporary_folder_of_another_name_is_told(tmp_path, monkeypatch):
+def test_a_temporary_folder_without_a_plain_name_is_refused(tmp_path, monkeypatch):
     (tmp_path / "[tmp]").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "[tmp]"))
     with pytest.raises(CheckpointError, match="TMPDIR"):
@@ -159,7 +159,7 @@ def test_a_step_without_all_of_its_files_never_appears(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_arrays_are_read_back_in_parts(tmp_path, monkeypatch):
+def test_arrays_are_read_back_in_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(array_files, "_GROUP", 8)
     sizes = (3, 4, 5, 9, 1, 1)
     arrays = {f"{i:06d}": np.arange(n, dtype=np.uint8) for i, n in enumerate(sizes)}

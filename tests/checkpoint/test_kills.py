@@ -1,4 +1,4 @@
-"""A writer that is killed at any moment leaves whole steps, and no trouble."""
+"""A writer that is killed at any moment leaves only complete steps."""
 
 import random
 import subprocess
@@ -29,7 +29,7 @@ while True:
 
 
 @pytest.mark.slow
-def test_no_kill_leaves_a_torn_step_and_every_start_goes_on(tmp_path):
+def test_no_kill_leaves_a_torn_step_and_every_restart_continues(tmp_path):
     moments = random.Random(0)
     reached = 0
     for _ in range(15):
@@ -48,7 +48,7 @@ def test_no_kill_leaves_a_torn_step_and_every_start_goes_on(tmp_path):
             assert (leaf.data == saved.step).all()
         assert steps(tmp_path)[0] == 1
         hidden = [path for path in tmp_path.iterdir() if path.name[0] == "."]
-        assert len(hidden) <= 3  # the lock, a step half written, one half deleted
+        assert len(hidden) <= 3  # the lock, a half-written step, a half-deleted one
     last = Checkpoints(tmp_path)
     last.save(reached + 1, {"state": {"step": jnp.ones(1), "big": np.ones(1)}})
     last.close()

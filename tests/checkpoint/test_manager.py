@@ -1,4 +1,4 @@
-"""Checkpoints of a run: in the background, a few kept, nothing lost at the end."""
+"""Checkpoints of a run: written in the background, the newest and best kept."""
 
 import functools
 import json
@@ -14,11 +14,11 @@ import pytest
 from saved_trees import assert_same, damage, names, write
 
 import fngrad.checkpoint.array_files as array_files
-import fngrad.checkpoint.folders as folders
+import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint import Checkpoints, rebuild, restore, save
 
 
-def test_a_state_and_a_history_of_unknown_lengths_come_back(tmp_path):
+def test_a_state_and_a_history_of_unknown_lengths_are_restored(tmp_path):
     history = {"values": {"val/loss": np.array([0.5, 0.25]), "": np.arange(0)}}
     with Checkpoints(tmp_path) as checkpoints:
         a = {"state": {"w": jnp.arange(3.0)}, "history": history}
@@ -34,7 +34,7 @@ def test_a_state_and_a_history_of_unknown_lengths_come_back(tmp_path):
     assert restore(tmp_path, {"w": jnp.zeros(3)})["w"][2] == 2
 
 
-def test_what_is_written_is_what_was_there_and_steps_go_on_in_place(tmp_path):
+def test_what_was_saved_is_written_while_steps_update_it_in_place(tmp_path):
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: Any) -> Any:
         return jax.tree.map(lambda x: x * 1.5 + 1, state)
@@ -85,7 +85,7 @@ def test_save_returns_while_a_thread_writes_and_the_next_waits(tmp_path, monkeyp
     checkpoints.close()
 
 
-def test_the_newest_and_the_best_stay(tmp_path):
+def test_the_newest_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, best=("val/loss", "min"))
     for step, loss in enumerate((3.0, 1.0, 1.0, np.nan, 2.0, None)):
         write(checkpoints, step, loss)
@@ -106,7 +106,7 @@ def test_the_best_can_be_the_largest_and_restore_knows_the_metric(tmp_path):
     assert restore(tmp_path, jnp.int32(0), step="best") == 1
 
 
-def test_what_was_just_written_stays_even_behind_later_steps(tmp_path):
+def test_what_was_just_written_is_kept_even_behind_later_steps(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (10, 20, 30, 15):
         write(checkpoints, step)
@@ -153,7 +153,7 @@ def test_a_name_that_was_damaged_can_be_used_again(tmp_path):
     assert checkpoints.at(3).step == 3
 
 
-def test_all_damaged_is_as_none_and_best_needs_a_metric(tmp_path):
+def test_a_folder_of_damaged_steps_has_no_newest_and_best_needs_a_metric(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.newest() is None
     write(checkpoints, 1)
@@ -174,7 +174,7 @@ def test_arguments_out_of_range_are_refused(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_what_killed_writers_left_is_ignored_by_readers_and_swept_by_writers(tmp_path):
+def test_readers_ignore_what_killed_writers_left_and_writers_remove_it(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     write(checkpoints, 1)
     leftovers = [".00000002.writing", ".00000000.deleted", ".00000001-1.writing"]
@@ -189,16 +189,16 @@ def test_what_killed_writers_left_is_ignored_by_readers_and_swept_by_writers(tmp
     assert names(tmp_path) == sorted([*foreign, "00000001", "00000004"])
 
 
-def test_a_half_deleted_step_is_gone_for_readers(tmp_path, monkeypatch):
+def test_readers_ignore_a_half_deleted_step(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 1)
-    monkeypatch.setattr(folders, "remove", lambda path: None)
+    monkeypatch.setattr(step_folders, "remove", lambda path: None)
     write(checkpoints, 2)
     assert names(tmp_path) == [".00000001.deleted", "00000002"]
     assert checkpoints.steps() == [2]
 
 
-def test_a_step_that_goes_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
+def test_a_step_that_is_deleted_while_it_is_read_is_not_damage(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 1)
     original, reads = array_files.read, []
@@ -216,7 +216,7 @@ def test_a_step_that_goes_while_it_is_read_is_no_damage(tmp_path, monkeypatch):
     assert reads == ["00000001", "00000002"]
 
 
-def test_reading_goes_on_while_another_writes_and_deletes(tmp_path):
+def test_reading_works_while_another_thread_writes_and_deletes(tmp_path):
     stop = threading.Event()
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 0)
@@ -240,7 +240,7 @@ def test_reading_goes_on_while_another_writes_and_deletes(tmp_path):
     assert len(set(seen)) == 5
 
 
-def test_the_manifest_of_a_step_names_the_metric_it_is_best_by(tmp_path):
+def test_the_manifest_names_the_metric_of_the_best_step(tmp_path):
     with Checkpoints(tmp_path, best=("accuracy", "max")) as checkpoints:
         checkpoints.save(0, {"state": jnp.ones(1)})
     content = json.loads((tmp_path / "00000000" / "manifest.json").read_text())
@@ -261,7 +261,7 @@ def test_a_step_that_was_read_can_be_rebuilt_again_after_donation(committed, tmp
         jax.block_until_ready(double(state))
 
 
-def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+def test_a_relative_folder_does_not_follow_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     with Checkpoints("runs/checkpoints") as checkpoints:

@@ -1,4 +1,4 @@
-"""A checkpoint of something else is refused, and what differs is named."""
+"""A checkpoint of another tree is refused, and the differences are named."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_another_optimizer_is_named(tmp_path):
     for part in (
         "missing in the checkpoint: 'opt_state/trace/",
         "only in the checkpoint: 'opt_state/scale_by_adam/mu/w'",
-        "It is of another optimizer.",
+        "It has another optimizer.",
         "partial=True",
     ):
         assert part in str(caught.value)
@@ -36,9 +36,9 @@ def test_another_model_is_named_and_long_lists_are_cut(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         restore(tmp_path, bias_state(fg.sgd(0.1), **other))
     for part in (
-        "of another shape: 'params/layer0' (2,) saved, (3,) wanted",
+        "with another shape: 'params/layer0' (2,) saved, (3,) wanted",
         "and 5 more",
-        "It is of another model.",
+        "It has another model.",
     ):
         assert part in str(caught.value)
     assert "layer4" not in str(caught.value)
@@ -52,7 +52,7 @@ def test_a_dtype_is_never_cast(tmp_path):
         assert part in str(caught.value)
 
 
-def test_a_key_of_another_kind_and_a_raw_key_are_refused(tmp_path):
+def test_a_key_of_another_implementation_and_a_raw_key_are_refused(tmp_path):
     save(tmp_path, {"key": jax.random.key(0)}, step=0)
     with pytest.raises(CheckpointError, match="key<fry> saved, key<rbg> wanted"):
         restore(tmp_path, {"key": jax.random.key(0, impl="rbg")})
@@ -60,14 +60,14 @@ def test_a_key_of_another_kind_and_a_raw_key_are_refused(tmp_path):
         restore(tmp_path, {"key": jax.random.key_data(jax.random.key(0))})
 
 
-def test_codes_of_another_kind_with_the_same_shapes_are_refused(tmp_path):
+def test_another_coding_with_the_same_shapes_is_refused(tmp_path):
     signed, unsigned = (
         {"m": encode(jnp.ones(4), Coding(8, signed=sign), 2)} for sign in (True, False)
     )
     save(tmp_path, signed, step=0)
     with pytest.raises(CheckpointError) as caught:
         restore(tmp_path, unsigned)
-    for part in ("of another structure: 'm'", "signed=True", "signed=False"):
+    for part in ("with another structure: 'm'", "signed=True", "signed=False"):
         assert part in str(caught.value)
     with pytest.raises(CheckpointError, match=r"need leaves that fit .* got none"):
         restore(tmp_path, unsigned, partial=True)
@@ -94,7 +94,7 @@ print(list(names), restore(sys.argv[1], Module(jnp.zeros(2))).w)
 """
 
 
-def test_a_set_is_the_same_in_the_order_of_another_process(tmp_path):
+def test_a_static_set_matches_in_a_process_that_orders_it_differently(tmp_path):
     shown = []
     for seed, *more in (("1", "save"), ("2",)):
         command = [sys.executable, "-c", SETS, str(tmp_path), *more]
@@ -105,7 +105,7 @@ def test_a_set_is_the_same_in_the_order_of_another_process(tmp_path):
     assert shown[0] != shown[1]
 
 
-def test_quantised_and_stacked_optimizers_come_back(tmp_path):
+def test_quantised_and_stacked_optimizers_are_restored(tmp_path):
     stacked = fg.stack_leaves(quantize_state(fg.adam(0.1), 8, 2, min_size=1))
     state = bias_state(stacked, a=jnp.ones(4), b=jnp.zeros(4))
     assert any(isinstance(x, Coded) for x in jax.tree.leaves(state, is_leaf=_is_coded))
@@ -120,13 +120,13 @@ def _is_coded(x: Any) -> bool:
     return isinstance(x, Coded)
 
 
-def test_containers_of_another_type_with_the_same_paths_are_harmless(tmp_path):
+def test_containers_of_another_type_with_the_same_paths_match(tmp_path):
     save(tmp_path, {"first": jnp.ones(2), "second": [jnp.zeros(1)]}, step=0)
     like = Pair(jnp.zeros(2), (jnp.ones(1),))
     assert_same(restore(tmp_path, like), Pair(jnp.ones(2), (jnp.zeros(1),)))
 
 
-def test_partial_takes_what_fits_and_warns_of_the_rest(tmp_path):
+def test_partial_restores_what_fits_and_warns_of_the_rest(tmp_path):
     save(tmp_path, bias_state(fg.adam(0.1), body=jnp.full(2, 5.0), head=jnp.ones(3)))
     like = bias_state(fg.sgd(0.1), body=jnp.zeros(2), head=jnp.zeros(4))
     with pytest.warns(UserWarning, match=r"kept as they are: 'params/head'") as caught:
@@ -138,14 +138,14 @@ def test_partial_takes_what_fits_and_warns_of_the_rest(tmp_path):
         restore(tmp_path, abstract(like), partial=True)
 
 
-def test_partial_warns_of_nothing_where_all_is_there(tmp_path):
+def test_partial_does_not_warn_when_every_leaf_fits(tmp_path):
     state = bias_state(fg.adam(0.1))
     save(tmp_path, state)
     assert_same(restore(tmp_path, state.params, part="params", partial=True), state[2])
     assert_same(restore(tmp_path, state, partial=True), state)
 
 
-def test_what_is_there_is_said_of_a_part_that_is_not(tmp_path):
+def test_the_error_for_a_missing_part_lists_its_siblings(tmp_path):
     state = {"params": {"layers": [{"weight": jnp.ones(2)}] * 2}}
     save(tmp_path, state, step=0)
     words = r"got 'params/layers/7/bias': 'params/layers' has \['0', '1'\]"
@@ -157,19 +157,19 @@ def test_what_is_there_is_said_of_a_part_that_is_not(tmp_path):
         restore(tmp_path, state, step="best")
 
 
-def test_the_folder_that_was_meant_is_named(tmp_path):
+def test_the_error_for_a_wrong_folder_names_the_right_one(tmp_path):
     state = bias_state(fg.sgd(0.1))
     step = save(tmp_path / "run" / "checkpoints", state, step=3)
     for options in ({}, {"step": "best"}, {"step": 3}):
         with pytest.raises(CheckpointError, match=r"the run .* in '.*run/checkpoints'"):
             restore(tmp_path / "run", state, **options)
-    with pytest.raises(CheckpointError, match=r"a checkpoint itself.*run/checkpoints'"):
+    with pytest.raises(CheckpointError, match=r"itself a checkpoint.*run/checkpoints'"):
         restore(step, state)
-    with pytest.raises(CheckpointError, match="there is no such folder"):
+    with pytest.raises(CheckpointError, match="the folder does not exist"):
         restore(tmp_path / "nun", state)
 
 
-def test_partial_says_that_the_step_comes_too(tmp_path):
+def test_partial_warns_that_the_step_is_restored_too(tmp_path):
     state = bias_state(fg.sgd(0.1))
     save(tmp_path, state._replace(step=jnp.int32(7)))
     other = bias_state(fg.sgd(0.1), w=jnp.ones(3), head=jnp.ones(2))

@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, where it belongs, or is refused by name."""
+"""What is saved is restored bit for bit, on its devices, or refused by name."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ from fngrad.numerics.low_bit_codes import Coding, encode
 
 
 def everything() -> dict[str, Any]:
-    """Leaves of every kind that JAX has without x64."""
+    """Return leaves of every kind that JAX has without x64."""
     key = jax.random.key(3)
     rows = jnp.arange(6.0).reshape(2, 3)
     floats = [jnp.bfloat16, jnp.float16, jnp.float8_e4m3fn, jnp.float8_e5m2]
@@ -40,21 +40,21 @@ def everything() -> dict[str, Any]:
     }
 
 
-def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path):
+def test_every_kind_of_leaf_is_restored_bit_for_bit(tmp_path):
     original = everything()
     save(tmp_path, original, step=5)
     assert_same(restore(tmp_path, original), original)
     assert_same(restore(tmp_path, abstract(original)), original)
 
 
-def test_not_a_number_keeps_its_payload(tmp_path):
+def test_a_nan_keeps_its_payload(tmp_path):
     payloads = np.array([0x7FC00001, 0xFFC12345, 0x7F800001], np.uint32)
     save(tmp_path, payloads.view(np.float32), step=0)
     back = restore(tmp_path, jax.ShapeDtypeStruct((3,), jnp.float32))
     assert bits(back)[2] == payloads.tobytes()
 
 
-def test_double_precision_comes_back_under_x64_and_is_refused_without(tmp_path, x64):
+def test_double_precision_is_restored_with_x64_and_refused_without(tmp_path, x64):
     original = {"w": jnp.array([1 / 3, 1e300]), "n": jnp.array(2**60)}
     assert original["w"].dtype == np.float64
     save(tmp_path, original, step=0)
@@ -68,7 +68,7 @@ def test_double_precision_comes_back_under_x64_and_is_refused_without(tmp_path, 
             restore(tmp_path, narrow)
 
 
-def test_numpy_stays_numpy_also_in_double_precision(tmp_path):
+def test_numpy_arrays_stay_numpy_arrays_also_in_double_precision(tmp_path):
     original = {"loss": np.array([0.1, np.nan]), "steps": np.arange(2), "n": np.int8(3)}
     save(tmp_path, original, step=0)
     back = restore(tmp_path, original)
@@ -76,14 +76,14 @@ def test_numpy_stays_numpy_also_in_double_precision(tmp_path):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back))
 
 
-def test_a_root_that_is_a_leaf_and_a_tree_without_leaves(tmp_path):
+def test_a_root_that_is_a_leaf_and_a_tree_without_leaves_are_restored(tmp_path):
     save(tmp_path / "leaf", jnp.float32(3), step=0)
     assert restore(tmp_path / "leaf", jnp.float32(0)) == 3
     save(tmp_path / "none", {"a": (), "b": None}, step=0)
     assert restore(tmp_path / "none", {"a": (), "b": None}) == {"a": (), "b": None}
 
 
-def test_a_train_state_knows_its_step_and_other_trees_must_say(tmp_path):
+def test_a_train_state_has_its_step_and_other_trees_need_one(tmp_path):
     state = bias_state(fg.adam(0.1))._replace(step=jnp.int32(40))
     assert save(tmp_path, state) == tmp_path / "00000040"
     save(tmp_path, state._replace(step=jnp.int32(100)))
@@ -108,7 +108,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert not (tmp_path / "not there").exists()
 
 
-def test_a_step_that_is_not_there_is_told_which_are(tmp_path):
+def test_the_error_for_a_missing_step_lists_the_steps(tmp_path):
     save(tmp_path, jnp.ones(1), step=3)
     with pytest.raises(CheckpointError, match=r"got step=4: it has \[3\]"):
         restore(tmp_path, jnp.ones(1), step=4)
@@ -162,20 +162,20 @@ def test_a_part_is_restored_by_its_path(tmp_path):
     ],
     ids=["float", "str", "text", "masked", "byte order", "abstract"],
 )
-def test_what_is_no_array_of_numbers_is_refused_by_path(leaf, message, tmp_path):
+def test_what_is_not_an_array_of_numbers_is_refused_by_path(leaf, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         save(tmp_path, {"x": [leaf]}, step=0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_traced_is_refused_by_path(tmp_path):
+def test_a_traced_leaf_is_refused_by_path(tmp_path):
     state = bias_state(fg.sgd(0.1))
     with pytest.raises(CheckpointError, match="got leaf 'state/step' while it is trac"):
         jax.jit(lambda state: save(tmp_path, state))(state)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_of_several_runs_must_say_its_step(tmp_path):
+def test_a_state_of_several_runs_needs_a_step(tmp_path):
     state = jax.tree.map(lambda x: jnp.stack([x, x]), bias_state(fg.adam(0.1)))
     with pytest.raises(ValueError, match=r"several runs, got steps of shape \(2,\)"):
         save(tmp_path, state)
@@ -183,12 +183,12 @@ def test_a_state_of_several_runs_must_say_its_step(tmp_path):
     assert_same(restore(tmp_path, state), state)
 
 
-def test_what_cannot_be_told_apart_by_path_is_refused(tmp_path):
+def test_two_leaves_with_the_same_path_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="got 'state/a/b' twice"):
         save(tmp_path, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, step=0)
 
 
-def test_a_donated_state_is_named_not_saved_but_still_says_the_shapes(tmp_path):
+def test_a_donated_state_is_refused_by_path_but_still_gives_the_shapes(tmp_path):
     original = {"w": jnp.ones(3), "b": jnp.zeros(2)}
     save(tmp_path, original, step=0)
     jax.block_until_ready(jax.jit(jnp.negative, donate_argnums=0)(original["w"]))
@@ -232,7 +232,7 @@ def test_restored_arrays_can_be_donated_again_and_again(tmp_path):
         assert not state["w"].weak_type
 
 
-def test_the_manifest_says_what_is_there(tmp_path):
+def test_the_manifest_describes_the_step(tmp_path):
     state = bias_state(fg.adam(0.1))
     path = save(tmp_path, state, metrics={"val/loss": 0.5}, notes={"by": "hand"})
     content = json.loads((path / "manifest.json").read_text())["content"]
@@ -294,7 +294,7 @@ print("fine")
 """
 
 
-def test_a_sharded_state_returns_to_eight_two_or_one_device(tmp_path):
+def test_a_sharded_state_is_restored_to_eight_two_or_one_device(tmp_path):
     command = [sys.executable, "-W", "error", "-c", DEVICES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "fine\n", done.stderr
@@ -317,7 +317,7 @@ def test_reading_neither_writes_nor_needs_a_lock(tmp_path):
         assert restore(tmp_path, jnp.zeros(1)) == 1
 
 
-def test_the_folder_comes_first(tmp_path):
+def test_the_folder_is_the_first_argument(tmp_path):
     with pytest.raises(TypeError, match=r"got dict; .* save\(folder, state\)"):
         save({"w": jnp.ones(2)}, tmp_path, step=1)  # pyright: ignore
     with pytest.raises(TypeError, match=r"got dict; .* restore\(folder, like\)"):

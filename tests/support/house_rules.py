@@ -91,8 +91,9 @@ HOUSE = (
     ),
     (
         *(6, "checkpoint/"),
-        "a state on disk: `saving`, `reading`, `rebuilding` (what does not fit is "
-        "refused), checksums (`manifest`), in the background (`manager`)",
+        "a state on disk: `saving`, `reading`, copies from and to devices "
+        "(`device_transfer`), errors for another shape or dtype (`tree_matching`), "
+        "checksums (`manifest`), writing in the background (`manager`)",
     ),
     (
         *(6, "logging/"),

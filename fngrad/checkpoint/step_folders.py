@@ -1,9 +1,9 @@
-"""The folders of steps: how they appear, all at once, and how they go.
+"""Step folders: they appear and disappear atomically.
 
-A step is a folder named after it, ``00000100``. It is written under a hidden name and
-renamed when it is whole; to be deleted it is renamed first. So a reader never sees
-half a step, wherever a process was killed. What is saved again at a step that is
-there gets a name of its own, ``00000100-1``, before the older one goes.
+The folder of step 100 is ``00000100``. It is written under a hidden name and renamed
+when it is complete; before it is deleted it is renamed again. So a reader never sees
+half a step, wherever a process was killed. A step that is saved again gets a name of
+its own, ``00000100-1``, before the older one is deleted.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ _HIDDEN = re.compile(r"\.\d{8,}(-\d+)?\.(writing|deleted)")
 
 
 class StepFolder(NamedTuple):
-    """A step that is there; the newest of a folder is the largest."""
+    """A step in a folder; the newest one is the largest."""
 
     step: int
-    version: int  # 0, and more where a step was saved again
+    version: int  # 0; 1, 2, ... if the step was saved again
     path: Path
 
 
 def listing(folder: Path) -> list[StepFolder]:
-    """Return the steps of a folder, oldest first; none if there is no folder.
+    """Return the steps of a folder, oldest first; none if it does not exist.
 
     Raises:
-        UnreadableError: the folder cannot be read.
+        UnreadableError: if the folder cannot be read.
     """
     try:
         names = os.listdir(folder)
@@ -48,14 +48,14 @@ def listing(folder: Path) -> list[StepFolder]:
 
 
 def new_name(folder: Path, step: int) -> str:
-    """Return the name under which a step can appear."""
+    """Return an unused name for the folder of a step."""
     versions = [found.version for found in listing(folder) if found.step == step]
     return f"{step:08d}-{max(versions) + 1}" if versions else f"{step:08d}"
 
 
 @contextlib.contextmanager
 def hidden(folder: Path, name: str) -> Iterator[Path]:
-    """Make the hidden folder in which a step is written; an error removes it."""
+    """Create the hidden folder in which a step is written; remove it on an error."""
     temporary = folder / f".{name}.writing"
     temporary.mkdir()
     try:
@@ -66,7 +66,7 @@ def hidden(folder: Path, name: str) -> Iterator[Path]:
 
 
 def commit(temporary: Path, name: str) -> Path:
-    """Put all that was written on the disk, then let the step appear."""
+    """Flush all files to disk, then rename the folder to its visible name."""
     for root, _, names in os.walk(temporary):
         for file in names:
             _sync(Path(root, file))
@@ -78,20 +78,20 @@ def commit(temporary: Path, name: str) -> Path:
 
 
 def delete(path: Path) -> None:
-    """Let a step disappear at once, then remove its files."""
+    """Hide a step by renaming it, then remove its files."""
     hidden = path.with_name(f".{path.name}.deleted")
     os.rename(path, hidden)
     remove(hidden)
 
 
 def remove(path: Path) -> None:
-    """Remove a hidden folder as far as it can be; a sweep takes the rest."""
+    """Remove a hidden folder as far as possible; `sweep` removes the rest later."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left; only for who holds the folder's lock."""
+    """Remove what killed writers left. The caller must hold the folder's lock."""
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):
             if _HIDDEN.fullmatch(name):

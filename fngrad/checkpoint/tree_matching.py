@@ -1,21 +1,27 @@
-"""From saved leaves back to a tree: exactly, or an error that says what differs."""
+"""Saved leaves matched with a tree: put into it, or an error names what differs."""
 
 import warnings
 from typing import Any, NamedTuple
 
 import jax
 
+from fngrad.checkpoint.device_transfer import (
+    Leaf,
+    describe,
+    paths_of,
+    place,
+    static_parts,
+)
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.host import Leaf, describe, paths_of, place, static_parts
 from fngrad.checkpoint.reading import Saved
 from fngrad.types import Path, Tree
 
-_SHOWN = 4  # of each kind of difference
+_SHOWN = 4  # leaves per kind of difference
 _WIDTH = 60  # characters of a text
 
 
 class _Differences(NamedTuple):
-    """How a tree differs from what was saved; paths with remarks."""
+    """How a tree differs from what was saved: paths, with remarks."""
 
     missing: dict[Path, str]
     unexpected: dict[Path, str]
@@ -31,16 +37,16 @@ def rebuild(
 
     Args:
         saved: a step that was read.
-        like: arrays or ShapeDtypeStructs. A leaf comes back with its exact bits, to
-            the devices that its partner here is bound to, else to the default one;
-            NumPy stays NumPy. It can be donated.
-        part: where in the saved tree it is.
-        partial: take what has the same path, shape and dtype, keep the rest of
-            ``like``, and warn of what was kept.
+        like: a tree of arrays or ShapeDtypeStructs. A leaf is restored bit for bit, on
+            the devices that its counterpart here is committed to, else on the default
+            one; NumPy stays NumPy. The result can be donated.
+        part: the path of ``like`` in the saved tree.
+        partial: take the leaves of the same path, shape and dtype, and keep the rest of
+            ``like``, with a warning.
 
     Raises:
-        CheckpointError: the trees differ, and how; with ``partial``, nothing fits or
-            what is to be kept is abstract.
+        CheckpointError: if the trees differ (the differences are named); with
+            ``partial``, if nothing fits or a leaf to keep is abstract.
     """
     wanted = paths_of({part: like})
     _check_arrays(wanted, part)
@@ -77,7 +83,7 @@ def _check_arrays(wanted: dict[Path, Any], part: Path) -> None:
 
 
 def _refuse_part(saved: Saved, part: Path) -> None:
-    """Name what there is under the part's nearest ancestor that is there."""
+    """Name the children of the part's nearest ancestor in the checkpoint."""
     above = part
     while above and not any(path.startswith(f"{above}/") for path in saved.leaves):
         above = above.rpartition("/")[0]
@@ -119,7 +125,7 @@ def _compare(
 
 
 def _apart(old: str, new: str) -> str:
-    """Show two texts from a little before where they differ."""
+    """Show two texts around the place where they first differ."""
     pairs = enumerate(zip(old, new, strict=False))
     same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
     start = max(same - 20, 0)
@@ -133,9 +139,9 @@ def _explain(
     titles = {
         "missing": "missing in the checkpoint",
         "unexpected": "only in the checkpoint",
-        "shape": "of another shape",
-        "dtype": "of another dtype",
-        "structure": "of another structure",
+        "shape": "with another shape",
+        "dtype": "with another dtype",
+        "structure": "with another structure",
     }
     groups = [
         f"{titles[kind]}: {_some(entries, part)}"
@@ -170,7 +176,7 @@ def _hint(
         for name, where in (("model", "params"), ("optimizer", "opt_state"))
         if any(_is_under(path, where) for path in paths)
     ]
-    return f"It is of another {' and '.join(places)}. " if places else ""
+    return f"It has another {' and '.join(places)}. " if places else ""
 
 
 def _warn(saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path) -> None:
@@ -197,7 +203,7 @@ def _warn(saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path) ->
 def _step_too(
     saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path
 ) -> str:
-    """Say that a run would go on, where it may be meant to begin anew."""
+    """Warn that a run would go on from the saved step instead of starting at 0."""
     step = f"{part}/step"
     if part != "state" or step not in wanted or step in kept:
         return ""

@@ -1,8 +1,8 @@
-"""Trees of arrays on the host: how they leave the devices, and how they return.
+"""Trees of arrays, copied from devices to the host and back.
 
-A leaf is held as NumPy holds it, in memory of its own. NumPy can look at a CPU array
-of JAX without a copy, but a step that is given the array to keep then copies it, which
-costs more than copying here.
+On the host a leaf is a NumPy array in memory of its own. NumPy can view a CPU array of
+JAX without a copy, but then a step to which the array is donated copies it, which costs
+more than copying it here.
 """
 
 import re
@@ -18,7 +18,7 @@ import fngrad.tree as tree
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.types import Path
 
-_LONG = 1000  # characters of text about one node; more are summed up
+_LONG = 1000  # characters of text per node; of longer texts the rest is a checksum
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -26,27 +26,27 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 class Leaf(NamedTuple):
     """An array on the host."""
 
-    data: np.ndarray  # C order, memory of its own; of typed keys, their key data
+    data: np.ndarray  # C order, in memory of its own; the key data of typed keys
     dtype: str  # such as "bfloat16" or "key<fry>"
     shape: tuple[int, ...]  # of the leaf; key data have more axes
     key_impl: str | None = None  # of typed keys, such as "threefry2x32"
-    sharding: str = ""  # where it was
+    sharding: str = ""  # on its devices, as text
 
 
 class HostTree(NamedTuple):
     """A tree on the host."""
 
     leaves: dict[Path, Leaf]
-    static: dict[Path, str]  # what nodes hold besides their children, as text
+    static: dict[Path, str]  # the static values of nodes, as text
 
 
 def take(a: Any) -> HostTree:
     """Copy a tree of arrays to the host.
 
     Raises:
-        CheckpointError: a leaf is no array, is traced or masked, was donated, lies on
-            devices of other processes, or has a dtype that is not numeric; or two
-            leaves have one path.
+        CheckpointError: if a leaf is not an array, is traced or masked, was donated,
+            is on devices of other processes, or has a dtype that is not numeric; or if
+            two leaves have the same path.
     """
     leaves = paths_of(a)
     for path, leaf in leaves.items():
@@ -62,7 +62,7 @@ def paths_of(a: Any) -> dict[Path, Any]:
     """Return the leaves by path.
 
     Raises:
-        CheckpointError: two leaves have one path; it is named.
+        CheckpointError: if two leaves have the same path; it is named.
     """
     entries, _ = jax.tree_util.tree_flatten_with_path(a)
     leaves: dict[Path, Any] = {}
@@ -75,32 +75,32 @@ def paths_of(a: Any) -> dict[Path, Any]:
 
 
 def describe(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """Return the dtype, as text, and the shape of an array or ShapeDtypeStruct."""
+    """Return the dtype (as text) and the shape of an array or ShapeDtypeStruct."""
     dtype = str(leaf.dtype) if is_key(leaf) else np.dtype(leaf.dtype).name
     return dtype, tuple(leaf.shape)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf holds typed keys."""
+    """Return whether a leaf holds typed keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def named_dtype(name: str) -> np.dtype:
-    """Return a dtype by its name, those of JAX included."""
+    """Return a dtype of NumPy or JAX by its name."""
     return np.dtype(getattr(jnp, name, name))
 
 
 def place(path: Path, leaf: Leaf, like: Any) -> Any:
-    """Bring a leaf back to where its partner in a tree is.
+    """Copy a leaf to the devices of its counterpart in a tree.
 
     Args:
-        path: what it is called in an error.
+        path: names the leaf in an error.
         leaf: what was saved, of the dtype and shape of ``like``.
-        like: NumPy stays NumPy; what is bound to devices says to which; anything else
-            goes to the default device.
+        like: the counterpart. NumPy stays NumPy; an array that is committed to devices,
+            or a sharding, says where the leaf goes; else it goes to the default device.
 
     Raises:
-        CheckpointError: JAX would change its dtype, as float64 without x64.
+        CheckpointError: if JAX would change the dtype, as float64 without x64.
     """
     if isinstance(like, np.ndarray | np.generic):
         return leaf.data.copy()
@@ -114,20 +114,20 @@ def place(path: Path, leaf: Leaf, like: Any) -> Any:
         return keys if sharding is None else jax.device_put(keys, sharding)
     if sharding is None:
         return jnp.array(leaf.data, copy=True)
-    # On CPU the array may be the host's memory, which cannot be donated.
+    # On CPU the array may share the host's memory, which cannot be donated.
     return jnp.array(jax.device_put(leaf.data, sharding), copy=True)
 
 
 def static_parts(a: Any) -> dict[Path, str]:
-    """Return, by path, what nodes of a tree hold besides their children.
+    """Return the static values of a tree's nodes by path, as text.
 
-    Two trees with leaves of one shape can differ in it: which codes an array is in,
-    which function a module has. Dicts, lists, tuples and None hold nothing else.
+    Two trees whose leaves have the same shapes can differ in them: in the coding of an
+    array, in the function of a module. Dicts, lists, tuples and None have none.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from fngrad.numerics.low_bit_codes import Coding, encode
-        >>> from fngrad.checkpoint.host import static_parts
+        >>> from fngrad.checkpoint.device_transfer import static_parts
         >>> coded = encode(jnp.ones(4), Coding(8, signed=True), 2)
         >>> print(static_parts([coded, jnp.ones(2)]))
         {'0': "((4,), dtype('float32'), Coding(bits=8, signed=True))"}
@@ -154,7 +154,7 @@ def _collect(node: Any, prefix: tuple[Any, ...], found: dict[Path, str]) -> None
 
 def _text_of(aux: Any) -> str:
     text = _ADDRESS.sub("", repr(aux))
-    text = _BRACES.sub(_in_order, text)  # a set has another order in every process
+    text = _BRACES.sub(_in_order, text)  # the order of a set differs between processes
     if len(text) <= _LONG:
         return text
     return f"{text[:_LONG]}... ({len(text)} characters, {zlib.crc32(text.encode())})"
@@ -201,13 +201,13 @@ def _check_is_there(path: Path, leaf: jax.Array) -> None:
         )
     if leaf.is_deleted():
         raise CheckpointError(
-            f"need a state that is there, got leaf {path!r} whose memory was "
+            f"need a state that was not donated, got leaf {path!r} whose memory was "
             "donated to a step: save the state that the step returned"
         )
     if not leaf.is_fully_addressable:
         raise CheckpointError(
             f"need arrays on devices of this process, got leaf {path!r} on "
-            "others: checkpoints of several processes are not there yet"
+            "others: checkpoints of several processes are not supported yet"
         )
 
 
@@ -230,7 +230,7 @@ def _take(leaf: Any) -> Leaf:
 
 
 def _sharding(like: Any) -> Any:
-    """Return where an array is bound to; None where JAX may choose."""
+    """Return the sharding that an array is committed to; None if JAX may choose."""
     if isinstance(like, jax.Array):
         return like.sharding if like.committed else None
     return getattr(like, "sharding", None)

@@ -1,0 +1,109 @@
+"""The package uses no private names of libraries, apart from a table of exceptions."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+from house_rules import module_of, python_files
+
+EXCEPTIONS = {
+    ("fngrad.checkpoint.manager", "threading._register_atexit"): (
+        "the program's end waits for a write. Everything public runs too late: a "
+        "non-daemon thread, an executor and `atexit` each lost the last checkpoint, "
+        "since the interpreter refuses the executors that orbax writes with before it "
+        "joins threads and calls `atexit`; so did orbax's AsyncCheckpointer"
+    ),
+}
+OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}  # public, as documented
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def _own_names(source: ast.AST) -> set[str]:
+    """Return the names that a file binds itself: its own private names."""
+    own: set[str] = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+    return own
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    by_name = ("import_extra", "import_module")
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(by_name):
+        return [str(getattr(node.args[0], "value", ""))]
+    return []
+
+
+def _attribute(node: ast.AST) -> str:
+    """Return what a node reads of an object, by a dot or by getattr, if anything."""
+    if isinstance(node, ast.Attribute):
+        return ast.unparse(node)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+        return f"{ast.unparse(node.args[0])}.{getattr(node.args[1], 'value', '')}"
+    return ""
+
+
+def private_names(source: ast.AST) -> Iterator[str]:
+    """Yield the private names that a file uses and that are not its own."""
+    own = _own_names(source) | OF_NAMED_TUPLES
+    for node in ast.walk(source):
+        for target in _imported(node):
+            if any(map(_is_private, target.split("."))):
+                yield target
+        last = _attribute(node).rpartition(".")[2]
+        if _is_private(last) and last not in own:
+            yield _attribute(node)
+
+
+def test_no_private_name_of_a_library_is_used():
+    found = {
+        (module_of(path), name)
+        for path in python_files("fngrad", "experiments")
+        for name in private_names(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == set(EXCEPTIONS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import jax._src.core",
+        "from jax._src import core",
+        "from jax import _src",
+        "from orbax.checkpoint._src.path import step",
+        "import_extra('orbax.checkpoint._src', 'checkpoint')",
+        "threading._register_atexit(print)",
+        "jax.interpreters.xla._private.x",
+        "getattr(threading, '_register_atexit')",
+        "array.sharding._device_assignment",
+    ],
+)
+def test_a_private_name_is_found(line):
+    assert len(list(private_names(ast.parse(line)))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import jax.extend.core",
+        "from __future__ import annotations",
+        "state._replace(step=1)",
+        "type(x).__name__",
+        "self._x = 1; self._x",
+        "def _f(): ...\nmodule._f",
+        "getattr(jnp, name, name)",
+    ],
+)
+def test_a_name_that_is_public_or_the_files_own_is_not(line):
+    assert list(private_names(ast.parse(line))) == []
