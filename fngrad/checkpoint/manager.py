@@ -18,7 +18,8 @@ import fngrad.numerics as numerics
 from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.reading import Saved
-from fngrad.checkpoint.writing import DEFAULT_BEST, Retention, retain, write_step
+from fngrad.checkpoint.retention import Retention, retain
+from fngrad.checkpoint.writing import DEFAULT_BEST, write_step
 from fngrad.files.local_paths import check_local
 
 

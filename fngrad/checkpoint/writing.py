@@ -1,10 +1,10 @@
-"""Writing a step atomically, and deleting old ones."""
+"""Writing a step atomically."""
 
 import contextlib
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +13,10 @@ import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
-from fngrad.checkpoint.reading import completed, rank
+from fngrad.checkpoint.reading import completed
 from fngrad.files.locks import Lock, LockError
 
 DEFAULT_BEST = ("val/loss", "min")
-
-
-class Retention(NamedTuple):
-    """Which steps are kept."""
-
-    keep: int  # number of newest steps
-    best: tuple[str, str] | None  # a metric and "min" or "max"; of equals, the oldest
 
 
 def write_step(
@@ -45,7 +38,7 @@ def write_step(
         ImportError: if orbax-checkpoint is missing.
     """
     try:
-        with _locked(folder):
+        with locked(folder):
             step_folders.sweep(folder)
             name = step_folders.new_name(folder, step)
             with step_folders.hidden(folder, name) as temporary:
@@ -66,54 +59,14 @@ def _check(temporary: Path, arrays: dict[str, np.ndarray]) -> None:
     array_files.check(temporary / manifest.ARRAYS, arrays)
 
 
-def retain(
-    folder: Path,
-    written: Path,
-    rule: Retention,
-    damaged: Container[Path],
-) -> None:
-    """Delete all steps but the newest, the best and the one just written.
-
-    Args:
-        folder: of the steps.
-        written: the step that is kept in any case.
-        rule: what else is kept; damaged steps do not count and are deleted.
-        damaged: steps known to be damaged.
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder of checkpoints.
 
     Raises:
-        CheckpointError: if another process writes there, deleting fails, or a step
-            cannot be read here or now: then none is deleted.
+        CheckpointError: if another process writes there.
+        OSError: if the folder cannot be written.
     """
-    try:
-        with _locked(folder):
-            _delete_all_but(folder, written, rule, damaged)
-    except (OSError, UnreadableError) as error:
-        raise CheckpointError(
-            f"need to delete old steps, got {error}; the new one is in {written}"
-        ) from error
-
-
-def _delete_all_but(
-    folder: Path,
-    written: Path,
-    rule: Retention,
-    damaged: Container[Path],
-) -> None:
-    found = step_folders.listing(folder)
-    good = [x for x in completed(folder) if x.folder.path not in damaged]
-    newest: dict[int, Path] = {}
-    for each in good:
-        newest[each.folder.step] = each.folder.path
-    kept = {written, *list(newest.values())[-rule.keep :]}
-    ranked = rank(good, rule.best) if rule.best else []
-    kept |= {each.folder.path for each in ranked[:1]}
-    for each in found:
-        if each.path not in kept:
-            step_folders.delete(each.path)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
     try:
         with Lock(folder, name=".writing", purpose="checkpoints"):
             yield

@@ -1,8 +1,10 @@
 """When a run saves a checkpoint, what it holds, and what a failure to save does."""
 
 import copy
+import math
 import time
 import warnings
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +12,11 @@ import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
 from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.files.local_paths import check_local
-from fngrad.fitting.early_stopping import BestValue, Values, check_measured
+from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.resume import Start
+from fngrad.fitting.validation import check_measured
 from fngrad.logging.history import History
 from fngrad.metrics.directions import Directed, directed
 from fngrad.programs.optional_imports import import_extra
@@ -59,8 +62,11 @@ class SaveRules(NamedTuple):
         if self.every is not None:
             numerics.check_count("save_every", self.every, 1)
         numerics.check_count("keep", self.keep, 1)
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"need save_minutes > 0, got {self.minutes!r}")
+        minutes = 1.0 if self.minutes is None else self.minutes
+        if not (isinstance(minutes, Real) and 0 < minutes < math.inf):
+            raise ValueError(
+                f"need save_minutes as a finite number > 0, got {self.minutes!r}"
+            )
         best = self.best
         if not (best is None or isinstance(best, str)):
             directed(best, "keep_best")

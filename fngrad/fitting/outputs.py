@@ -19,6 +19,7 @@ from fngrad.fitting.intervals import ENDLESS, Stops
 from fngrad.fitting.resume import Start
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
 from fngrad.logging.history import History
+from fngrad.logging.progress import COMPILING, TRAINING
 from fngrad.logging.run_folder import read_manifest
 from fngrad.training import TrainState
 
@@ -35,11 +36,13 @@ class Reporting(NamedTuple):
     progress: bool
 
     def check(self, state: TrainState) -> None:
-        """Raise unless loggers, callbacks and the config can be used.
+        """Raise unless loggers, callbacks, the config and ``progress`` can be used.
 
         Raises:
             TypeError: if they cannot.
         """
+        if not isinstance(self.progress, bool):
+            raise TypeError(f"need progress=True or False, got {self.progress!r}")
         check_functions("loggers", self.loggers, 0, {})
         check_functions("callbacks", self.callbacks, 0, state, {})
         to_json({} if self.config is None else self.config, "config")
@@ -113,8 +116,8 @@ class Outputs(contextlib.ExitStack):
         if not is_wanted:
             return
         total = None if self._stops.last == ENDLESS else self._stops.last
-        text = f"compiling for {jax.default_backend()}"
-        self._bar = ProgressBar(total, initial=self._stops.first, description=text)
+        text = COMPILING.format(jax.default_backend())
+        self._bar = ProgressBar(total, self._stops.first, text)
         self.callback(self._bar.close)
 
     def recorded_loop(self) -> Any:
@@ -124,7 +127,7 @@ class Outputs(contextlib.ExitStack):
     def begin(self, loop: str, reason: str) -> None:
         """Show that training begins, and record in which loop, and why."""
         if self._bar:
-            self._bar.describe(f"training on {jax.default_backend()}")
+            self._bar.describe(TRAINING.format(jax.default_backend()))
         if self.folder:
             saved = self._checkpoints and str(self._checkpoints)
             self.folder.record(

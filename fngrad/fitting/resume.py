@@ -13,9 +13,10 @@ import jax
 import fngrad.tree as tree
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
 from fngrad.files.json_values import from_json_number, to_json
-from fngrad.fitting.early_stopping import Evaluation, Patience, Values
+from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.validation import Evaluation
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr

@@ -10,7 +10,7 @@ import numpy as np
 
 from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.checkpointing import SaveError, Saver
-from fngrad.fitting.early_stopping import Evaluation, Patience, Values
+from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import check_like, check_state
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import Stops
@@ -28,6 +28,7 @@ from fngrad.fitting.nonfinite import (
 )
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import PendingReport, Start
+from fngrad.fitting.validation import Evaluation
 from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState, snapshot
 

@@ -23,7 +23,7 @@ from fngrad.fitting.checkpointing import (
     SaveRules,
     checkpoint_folder,
 )
-from fngrad.fitting.early_stopping import EarlyStopping, Evaluation
+from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.inputs import check_backend, check_step, checked_feed
 from fngrad.fitting.interrupts import (
     DEFAULT_EXIT_SIGNALS,
@@ -52,6 +52,7 @@ from fngrad.fitting.resume import (
     stopped_before,
 )
 from fngrad.fitting.session import Callback, Plan, Session
+from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.history import History
 from fngrad.metrics.directions import Metric

@@ -12,6 +12,7 @@ from typing import Any
 
 from fngrad.programs.optional_imports import import_extra
 
+COMPILING, TRAINING = "compiling for {}", "training on {}"  # a backend
 _SECONDS_BETWEEN_LINES = 10.0  # if stderr is a file, which keeps every refresh
 
 

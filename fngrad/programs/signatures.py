@@ -201,6 +201,9 @@ def _indexes_by_string(error: Exception) -> bool:
     )
 
 
+OF_A_LOSS = ("key", "model_state")  # recognised by name
+
+
 def bind(
     fn: Callable[..., Any], by_name: tuple[str, ...], forms: str
 ) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.programs.signatures import bind, parameters
+from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
 from fngrad.training.loss_forms import Value, read_value
 from fngrad.tree import check_real
 from fngrad.types import Batch, Key, ModelState, Params, Updates
@@ -65,7 +65,7 @@ def residuals_of(residual_fn: Callable[..., Any]) -> Residuals:
     Raises:
         TypeError: if it is another one.
     """
-    call = bind(residual_fn, ("key", "model_state"), FORMS)
+    call = bind(residual_fn, OF_A_LOSS, FORMS)
     return Residuals(call, "model_state" in parameters(residual_fn))
 
 

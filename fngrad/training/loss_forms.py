@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 import fngrad.tree as tree
-from fngrad.programs.signatures import bind, parameters
+from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
@@ -50,7 +50,7 @@ def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Valu
             f"need a loss function, got a transform ({type(loss_fn).__name__}): the "
             "loss is the first argument and the optimizer the second"
         )
-    call = bind(loss_fn, ("key", "model_state"), FORMS)
+    call = bind(loss_fn, OF_A_LOSS, FORMS)
     has_model_state = "model_state" in parameters(loss_fn)
 
     def value(params: Params, batch: Batch, key: Key, model_state: ModelState) -> Value:

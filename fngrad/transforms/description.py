@@ -6,7 +6,7 @@ import jax
 
 import fngrad.programs.text_tables as text_tables
 import fngrad.tree as tree
-from fngrad.transforms.core import TransformLike
+from fngrad.transforms.core import TransformLike, chain, trainable_leaves
 from fngrad.types import Params, Path
 
 
@@ -31,10 +31,10 @@ def describe(optimizer: TransformLike, params: Params) -> str:
         head   (2,)    float32  yes        scale_by_adam/mu, scale_by_adam/nu: 16 bytes
         total  12 parameters, 2 trainable, 24 bytes of state
     """
-    predicate = getattr(optimizer, "trainable", None) or (lambda path, leaf: True)
     state = tree.leaf_paths(jax.eval_shape(optimizer.init, params))
     leaves = tree.leaf_paths(params)
-    trainable = {p: leaf for p, leaf in leaves.items() if predicate(p, leaf)}
+    is_trainable = tree.leaf_paths(trainable_leaves(chain(optimizer), params))
+    trainable = {p: leaf for p, leaf in leaves.items() if is_trainable[p]}
     kept = _state_by_leaf(state, leaves)
     rows = [["leaf", "shape", "dtype", "trainable", "state"]]
     for path, leaf in leaves.items():

@@ -37,6 +37,11 @@ class NotCallable:
 
 
 FAULTS = {
+    "a progress that is not a bool": (
+        {"progress": print},
+        TypeError,
+        "progress=True or",
+    ),
     "a metric_fn that fails": ({"metric_fn": misspelt}, KeyError, "X"),
     "a metric_fn that gives a mean": (
         {"metric_fn": lambda w, batch: {"loss": jnp.mean(batch["x"] * w)}},
@@ -172,3 +177,14 @@ def test_a_local_folder_is_not_mistaken_for_a_url(folder):
     check_local("run_dir", folder)
     check_local("run_dir", pathlib.PurePosixPath(folder))
     check_local("run_dir", None)
+
+
+def test_a_progress_that_is_not_a_bool_is_refused():
+    with pytest.raises(TypeError, match="need progress=True or False, got <built-in"):
+        fg.fit(
+            fg.make_step(loss_fn, OPTIMIZER),
+            fg.init_state(jnp.array(0.0), OPTIMIZER, key=0),
+            fg.data.from_arrays(ARRAYS, 2),
+            num_steps=1,
+            progress=print,
+        )

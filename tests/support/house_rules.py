@@ -17,70 +17,83 @@ TOP_LEVEL = {
 HOUSE = (
     (0, "types", "names of the values"),
     (
-        *(0, "tree/"),
+        0,
+        "tree/",
         "pytrees as vectors (`vectors`), `paths`, what a mask or glob selects "
         "(`selection`), equal leaves stacked (`stacks`), `dtypes`",
     ),
     (
-        *(0, "numerics/"),
-        "hyperparameters as data, checks, seeds, step `counters`, "
-        "safe roots and powers (`arithmetic`), `norms`, `low_bit_codes`, "
-        "`stochastic_rounding`, arrays from outside (`array_inputs`)",
+        0,
+        "numerics/",
+        "hyperparameters as data, checks, seeds, step `counters`, safe roots and "
+        "powers (`arithmetic`), `norms`, `low_bit_codes`, `stochastic_rounding`, "
+        "arrays from outside (`array_inputs`)",
     ),
     (
-        *(0, "programs/"),
+        0,
+        "programs/",
         "traced programs cut into slices (`jaxprs`), arguments recognised by name "
         "(`signatures`), `optional_imports`, `text_tables`",
     ),
     (
-        *(1, "transforms/"),
-        "what belongs to no one method: `core` (`Transform`, `chain`, `report`), "
-        "`scaling` (learning rates), `moment_arithmetic` (bias correction, Nesterov's "
-        "look-ahead), `momentum_buffers`, `clipping`, `decay`, `noise`, `masking` "
-        "(groups), `tunable_hyperparameters`, wrappers, `queries` of a state, "
+        1,
+        "transforms/",
+        "what belongs to no one method: `core` (`Transform`, `chain`, `report`, which "
+        "leaves are trainable), `scaling` (learning rates), `moment_arithmetic` (bias "
+        "correction, look-ahead of a debiased average), `momentum_buffers` (heavy "
+        "ball, Nesterov), `clipping`, `decay`, `noise`, `masking` (groups, `freeze`), "
+        "`tunable_hyperparameters`, wrappers, `queries` of a state, "
         "`evaluation_point`, `description`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
     (1, "losses/", "losses per example: `classification`, `regression`, `sequences`"),
     (
-        *(1, "metrics/"),
+        1,
+        "metrics/",
         "metrics that fold exactly; whether a metric should fall or rise "
         "(`directions`)",
     ),
     (
-        *(1, "layers/"),
+        1,
+        "layers/",
         "linear, conv, pooling, norms, attention, recurrent, embedding, combinators",
     ),
     (
-        *(1, "data/"),
-        "the `dataset` and its batches, `epoch_order`, `splitting`, bundled sets, "
-        "files",
+        1,
+        "data/",
+        "the `dataset` (its batches, the steps of an epoch), `epoch_order`, "
+        "`splitting`, bundled sets, files",
     ),
-    (2, "optimizers/", "one method a file: state, transform, recipe; the `registry`"),
-    (2, "models/", "one architecture a file"),
+    (2, "optimizers/", "one method per file: state, transform, recipe; the `registry`"),
+    (2, "models/", "one architecture per file"),
     (
-        *(3, "training/"),
+        3,
+        "training/",
         "a loss in any form and its gradient (`loss_forms`), `state`, `step` "
         "(`make_step`), `step_metrics`, `evaluation`, a run as one `scan`",
     ),
     (
-        *(3, "gradcheck/ backpropagation closed_form"),
+        3,
+        "gradcheck/ backpropagation closed_form",
         "`check_gradients`, `taylor_test`; the chain rule laid open; "
         "`linear_regression`, `newton`",
     ),
     (
-        *(3, "curvature/ landscapes/"),
+        3,
+        "curvature/ landscapes/",
         "Hessian products, spectra, critical points, noise; surfaces, `descend`, "
         "`plot`",
     ),
     (
-        *(4, "steps/"),
+        4,
+        "steps/",
         "steps that see the loss: `line_search` and its conditions, SAM "
         "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`; "
-        "diverged lanes (`divergence`), `skipping`",
+        "what counts as `divergence`, `skipping`",
     ),
     (
-        *(4, "postmortem/"),
+        4,
+        "postmortem/",
         "`autopsy`: the operation that made a step bad (`root_cause`), its layer and "
         "line (`source_locations`), its leaves and rows (`evidence`)",
     ),
@@ -90,31 +103,37 @@ HOUSE = (
         "one writer per folder (`locks`), `atomic_writes`, JSON, local paths",
     ),
     (
-        *(6, "checkpoint/"),
+        6,
+        "checkpoint/",
         "a state on disk: `saving`, `reading`, copies from and to devices "
-        "(`device_transfer`), errors for another shape or dtype (`tree_matching`), "
-        "checksums (`manifest`), writing in the background (`manager`)",
+        "(`device_transfer`), `retention`, errors for another shape or dtype "
+        "(`tree_matching`), checksums (`manifest`), writing in the background "
+        "(`manager`)",
     ),
     (
-        *(6, "logging/"),
-        "`history`, metrics.jsonl, CSV and TensorBoard (`writers`), `plots`, the "
-        "`run_folder` and its `manifest`, the `progress` bar, `compilations` (a step "
-        "that compiles again)",
+        6,
+        "logging/",
+        "`history`, metrics.jsonl, the columns of CSV files, TensorBoard (`writers`), "
+        "`plots`, the `run_folder` and its `manifest`, the `progress` bar and its "
+        "text, `compilations` (a step that compiles again)",
     ),
     (
-        *(7, "fitting/"),
+        7,
+        "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
-        "(batches; what is refused before the first step), `intervals` (epochs to "
-        "steps; when to log, evaluate, end), `loops` (how `auto` decides), "
-        "`checkpointing` (when a checkpoint is saved), `resume` (which checkpoints are "
-        "refused), `early_stopping`, `nonfinite` (a NaN, rollbacks), `outputs` (bar, "
-        "run folder, loggers), `interrupts` (SIGTERM's exit status)",
+        "(batches; what is refused before the first step), `intervals` (when to log, "
+        "evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
+        "checkpoint is saved), `resume` (which checkpoints are refused), "
+        "`early_stopping`, `validation` (the `val/` metrics), `nonfinite` (a NaN, "
+        "rollbacks), `outputs` (what is opened, written and closed), `interrupts` "
+        "(SIGTERM's exit status)",
     ),
     (
-        *(7, "sweeps/"),
+        7,
+        "sweeps/",
         "how lanes run (`running/`: `block_width`, `storage` to resume from), how "
-        "points are drawn and searched (`searching/`), results ranked, compared and "
-        "plotted (`results/`)",
+        "points are drawn and searched (`searching/`), results (`results/`: `tables`, "
+        "`statistics`, `pictures`; when a lane diverged, in `result`)",
     ),
 )
 LAST_PURE_FLOOR = 4
