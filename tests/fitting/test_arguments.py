@@ -37,11 +37,6 @@ class NotCallable:
 
 
 FAULTS = {
-    "a progress that is not a bool": (
-        {"progress": print},
-        TypeError,
-        "progress=True or",
-    ),
     "a metric_fn that fails": ({"metric_fn": misspelt}, KeyError, "X"),
     "a metric_fn that gives a mean": (
         {"metric_fn": lambda w, batch: {"loss": jnp.mean(batch["x"] * w)}},
