@@ -139,11 +139,7 @@ def newton(
     """
     numerics.check_number("damping", damping, low=0.0)
     num_steps = numerics.check_count("num_steps", num_steps)
-    for path, leaf in tree.leaf_paths(params).items():
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"need real float parameters, got {jnp.result_type(leaf)} at {path!r}"
-            )
+    tree.check_floats(params)
     start, restore = ravel_pytree(params)
 
     def value(vector: jax.Array) -> jax.Array:
