@@ -30,7 +30,7 @@ def scale_by_madgrad(
 
     Returns $u_t$ of `madgrad`; see there for the equations and the reference. The
     learning rate is inside the sums: this part must come last, and nothing after it may
-    scale the update. It reports ``learning_rate``, the value in force. Where $\nu_t$
+    scale the update. It reports ``learning_rate``, its present value. Where $\nu_t$
     and $\epsilon$ are zero, $z_t$ is $w_1$.
 
     Args:
