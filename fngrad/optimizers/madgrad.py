@@ -110,7 +110,7 @@ def madgrad(
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
         momentum: $\beta$ in [0, 1]; with 0, $w_{t+1} = z_t$.
-        weight_decay: $\lambda$ of the L2 regularisation; often 0 is best.
+        weight_decay: $\lambda$ of the L2 regularization; often 0 is best.
         eps: $\epsilon$ >= 0, in units of the cube root of $\nu$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
