@@ -70,7 +70,7 @@ class Conditioning(NamedTuple):
     error: float  # of the float32 weights' predictions, relative to float64's
 
 
-def standardised() -> tuple[np.ndarray, np.ndarray]:
+def standardized() -> tuple[np.ndarray, np.ndarray]:
     """Return diabetes' features and targets, each of mean 0 and variance 1, float64."""
     splits = fg.data.diabetes()
     parts = (splits.train, splits.validation, splits.test)
@@ -234,7 +234,7 @@ def show_conditions(conditions: list[Conditioning]) -> None:
 def main(config: Config) -> dict[str, Any]:
     """Run all three comparisons, print their tables, draw."""
     folder = new_folder(config)
-    x, y = standardised()
+    x, y = standardized()
     descents, kappa = descend(x, y, config.steps)
     show_descents(descents, kappa)
     costs = [time_size(size, config) for size in config.sizes]

@@ -1,6 +1,6 @@
 """Critical points of a loss: damped Newton searches, thresholds, counts.
 
-A search minimises the squared norm of the gradient. It may end in a *gradient-flat*
+A search minimizes the squared norm of the gradient. It may end in a *gradient-flat*
 place, where the gradient does not vanish but lies in the kernel of the Hessian: what is
 kept has a gradient below an absolute and a relative threshold, and is not flat.
 """
@@ -57,7 +57,7 @@ class Found(NamedTuple):
 def search(
     loss: Callable[[jax.Array], jax.Array], w: jax.Array, limits: Thresholds
 ) -> jax.Array:
-    r"""Minimise $\|g\|^2$ from w by $d = -(H^2 + \mu I)^{-1} H g$, and return the end.
+    r"""Minimize $\|g\|^2$ from w by $d = -(H^2 + \mu I)^{-1} H g$, and return the end.
 
     A step that does not shorten the gradient is not made, and raises the damping. The
     search ends at a thousandth of the threshold, or where it is flat.

@@ -128,7 +128,7 @@ def measure(config: Floors) -> list[Floor]:
 
 
 def draw_floors(rows: list[Floor]) -> Any:
-    """Draw the noise floors against the learning rate, one colour per batch size."""
+    """Draw the noise floors against the learning rate, one color per batch size."""
     figure = new_figure(8.5, 5)
     axis = figure.add_subplot()
     for i, batch in enumerate(sorted({row.batch for row in rows})):

@@ -41,7 +41,7 @@ class Rules:
 
 
 class Problem(NamedTuple):
-    """What is minimised, and to which loss."""
+    """What is minimized, and to which loss."""
 
     name: str
     target: float

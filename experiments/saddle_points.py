@@ -18,7 +18,7 @@ The network 4-4-10 (70 weights, tanh) sees 200 handwritten digits (scikit-learn'
 averaged to 2x2 pixels; its loss is the cross-entropy plus 0.0005 times the sum of
 squared weights, without which minima would lie at infinity. From points along
 training trajectories (the first are random weights of different scales) the squared
-gradient norm is minimised by damped Newton steps in float64. Such a search may end in
+gradient norm is minimized by damped Newton steps in float64. Such a search may end in
 a *gradient-flat* place, where the gradient does not vanish but lies in the kernel of
 the Hessian: what is kept has a gradient below an absolute and a relative threshold,
 and is not flat (`curvature.critical_point`). Points of equal loss count once: units

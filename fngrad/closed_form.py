@@ -25,7 +25,7 @@ class LinearFit(NamedTuple):
 
     weights: jax.Array  # shape (features,) or (features, outputs)
     intercept: jax.Array  # shape () or (outputs,); zero if none is fitted
-    condition: jax.Array  # condition number of the matrix in use, shape ()
+    condition: jax.Array  # shape (); of X if by SVD, else of X'X + ridge I
 
 
 def linear_regression(
@@ -40,7 +40,7 @@ def linear_regression(
 
     $$\min_{W, b}\; \|X W + b - Y\|^2 + \lambda \|W\|^2$$
 
-    The intercept is not penalised: X and Y are centred first. Then
+    The intercept is not penalized: X and Y are centered first. Then
 
     $$W = (X^\top X + \lambda I)^{-1} X^\top Y
       \quad\text{or}\quad W = V \frac{S}{S^2 + \lambda} U^\top Y,
@@ -48,7 +48,7 @@ def linear_regression(
 
     Args:
         x: shape (examples, features), float32 or float64.
-        y: shape (examples,) or (examples, outputs).
+        y: real, shape (examples,) or (examples, outputs).
         ridge: $\lambda$ >= 0, in squared units of x.
         intercept: whether to fit $b$.
         method: ``"normal"`` solves the normal equations by Cholesky, whose condition
@@ -61,7 +61,7 @@ def linear_regression(
     Raises:
         ValueError: if the ridge is negative, the method is unknown, or shapes do not
             match.
-        TypeError: if x is not an array of real floats.
+        TypeError: if x is not an array of real floats, or y is complex.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,14 +84,16 @@ def linear_regression(
             "need x of shape (examples, features) and y of shape (examples,) or "
             f"(examples, outputs), got {x.shape} and {y.shape}"
         )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"need x of real floats, got {x.dtype}")
+    if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.iscomplexobj(y):
+        raise TypeError(
+            f"need x of real floats and y of real numbers, got {x.dtype} and {y.dtype}"
+        )
     targets = y.astype(x.dtype).reshape(y.shape[0], -1)
     x_mean = jnp.mean(x, axis=0) if intercept else jnp.zeros_like(x[0])
     y_mean = jnp.mean(targets, axis=0) if intercept else jnp.zeros_like(targets[0])
-    centred_x, centred_y = x - x_mean[None], targets - y_mean[None]
+    centered_x, centered_y = x - x_mean[None], targets - y_mean[None]
     solve = _solve_normal if method == "normal" else _solve_svd
-    weights, condition = solve(centred_x, centred_y, jnp.asarray(ridge, x.dtype))
+    weights, condition = solve(centered_x, centered_y, jnp.asarray(ridge, x.dtype))
     offset = y_mean - matmul(x_mean, weights)
     return LinearFit(
         weights.reshape(x.shape[1], *y.shape[1:]),
@@ -139,11 +141,7 @@ def newton(
     """
     numerics.check_number("damping", damping, low=0.0)
     num_steps = numerics.check_count("num_steps", num_steps)
-    for path, leaf in tree.leaf_paths(params).items():
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"need real float parameters, got {jnp.result_type(leaf)} at {path!r}"
-            )
+    tree.check_floats(params)
     start, restore = ravel_pytree(params)
 
     def value(vector: jax.Array) -> jax.Array:

@@ -114,8 +114,10 @@ def test_integer_targets_are_fitted_in_the_dtype_of_x():
 
 
 def test_integers_are_refused_where_floats_are_needed():
-    with pytest.raises(TypeError, match="need x of real floats, got int32"):
+    with pytest.raises(TypeError, match=r"need x of real floats .*, got int32"):
         linear_regression(jnp.ones((3, 1), jnp.int32), jnp.ones(3))
+    with pytest.raises(TypeError, match=r"y of real numbers, .* complex64"):
+        linear_regression(jnp.ones((3, 1)), jnp.ones(3, jnp.complex64))
     params = {"a": jnp.arange(2), "b": jnp.ones(2)}
     with pytest.raises(TypeError, match="got int32 at 'a'"):
         newton(lambda p: jnp.sum(p["b"] ** 2), params)

@@ -15,7 +15,7 @@ after an asynchronous save takes 1 to 1.2 times as long as the others, after one
 orbax's AsyncCheckpointer 6 to 7 times. Absolute times vary with the machine:
 numpy.savez took 0.7 s on a quiet one and 2 to 5 s on a busy one.
 
-The state is float32 in equal arrays. *numpy.savez, synchronised* is the same file after
+The state is float32 in equal arrays. *numpy.savez, synchronized* is the same file after
 `os.fsync`; *numpy.load* checks the CRC-32 of the zip file and puts the arrays on the
 device. *orbax* is its AsyncCheckpointer, which does not checksum or read back.
 """
@@ -83,11 +83,11 @@ def cases(state: State, folder: Path) -> dict[str, Callable[[], float]]:
     file = folder / "state.npz"
     numbers = itertools.count()
 
-    def savez(synchronised: bool) -> None:
+    def savez(synchronized: bool) -> None:
         with file.open("wb") as opened:
             arrays: Any = {name: np.asarray(x) for name, x in state.items()}
             np.savez(opened, **arrays)
-            if synchronised:
+            if synchronized:
                 opened.flush()
                 os.fsync(opened.fileno())
 
@@ -110,7 +110,7 @@ def cases(state: State, folder: Path) -> dict[str, Callable[[], float]]:
     save(one, state, step=0)
     return {
         "numpy.savez": lambda: seconds(lambda: savez(False)),
-        "numpy.savez, synchronised": lambda: seconds(lambda: savez(True)),
+        "numpy.savez, synchronized": lambda: seconds(lambda: savez(True)),
         "save": lambda: seconds(synchronous),
         "asynchronous save returns": asynchronous,
         "numpy.load": lambda: seconds(load),

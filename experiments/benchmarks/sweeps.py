@@ -180,7 +180,7 @@ def run_torch(problem: Problem, config: Config) -> Cost:
         return time.perf_counter() - begin
 
     seconds_with(1)  # warm-up
-    # In a small network, synchronising threads costs more than they gain.
+    # In a small network, synchronizing threads costs more than they gain.
     torch.set_num_threads(min((1, os.cpu_count() or 1), key=seconds_with))
     begin = time.perf_counter()
     for rate in rates:

@@ -26,8 +26,8 @@ def retain(
     """Delete all steps but the newest, the best and the one just written.
 
     Args:
-        folder: of the steps.
-        written: the step that is kept in any case.
+        folder: holds the steps.
+        written: a step that is kept in any case.
         rule: what else is kept; damaged steps do not count and are deleted.
         damaged: steps known to be damaged.
 
@@ -50,14 +50,11 @@ def _delete_all_but(
     rule: Retention,
     damaged: Container[Path],
 ) -> None:
-    found = step_folders.listing(folder)
     good = [x for x in completed(folder) if x.folder.path not in damaged]
-    newest: dict[int, Path] = {}
-    for each in good:
-        newest[each.folder.step] = each.folder.path
+    newest = {each.folder.step: each.folder.path for each in good}
     kept = {written, *list(newest.values())[-rule.keep :]}
     ranked = rank(good, rule.best) if rule.best else []
     kept |= {each.folder.path for each in ranked[:1]}
-    for each in found:
+    for each in step_folders.listing(folder):
         if each.path not in kept:
             step_folders.delete(each.path)

@@ -1,4 +1,4 @@
-"""Saved leaves matched with a tree: put into it, or an error names what differs."""
+"""Put saved leaves into a tree, or name what differs."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def rebuild(
         *(p for p in wanted for node in differences.structure if _is_under(p, node)),
     }
     if partial and any(differences):
-        _warn(saved, wanted, kept, part)
+        _accept_kept(saved, wanted, kept, part)
     leaves = [
         leaf if path in kept else place(path, have[path], leaf)
         for path, leaf in wanted.items()
@@ -93,10 +93,10 @@ def _refuse_part(saved: Saved, part: Path) -> None:
         for path in saved.leaves
         if path.startswith(start)
     }
-    place = above.partition("/")[2]
+    shown = above.partition("/")[2]
     raise CheckpointError(
         f"need a part of the checkpoint {saved.path}, got "
-        f"{part.removeprefix('state/')!r}: {repr(place) if place else 'it'} has "
+        f"{part.removeprefix('state/')!r}: {repr(shown) if shown else 'it'} has "
         f"{sorted(there)}"
     )
 
@@ -119,8 +119,7 @@ def _compare(
             found.dtype[path] = f" {leaf.dtype} saved, {dtype} wanted"
     for path in static.keys() | old.keys():
         if static.get(path) != old.get(path):
-            remark = _apart(str(old.get(path)), str(static.get(path)))
-            found.structure[path] = remark
+            found.structure[path] = _apart(str(old.get(path)), str(static.get(path)))
     return found
 
 
@@ -179,7 +178,14 @@ def _hint(
     return f"It has another {' and '.join(places)}. " if places else ""
 
 
-def _warn(saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path) -> None:
+def _accept_kept(
+    saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path
+) -> None:
+    """Warn of the leaves that stay as they are.
+
+    Raises:
+        CheckpointError: if nothing fits, or a leaf to keep is abstract.
+    """
     if len(kept) == len(wanted):
         raise CheckpointError(
             f"need leaves that fit the checkpoint {saved.path}, got none of "
@@ -203,7 +209,7 @@ def _warn(saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path) ->
 def _step_too(
     saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path
 ) -> str:
-    """Warn that a run would go on from the saved step instead of starting at 0."""
+    """Return a remark that a run would go on from the saved step, or nothing."""
     step = f"{part}/step"
     if part != "state" or step not in wanted or step in kept:
         return ""

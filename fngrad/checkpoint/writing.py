@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.step_folders as step_folders
@@ -15,8 +13,9 @@ from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.reading import completed
 from fngrad.files.locks import Lock, LockError
+from fngrad.types import Mode
 
-DEFAULT_BEST = ("val/loss", "min")
+DEFAULT_BEST: tuple[str, Mode] = ("val/loss", "min")
 
 
 def write_step(
@@ -29,7 +28,7 @@ def write_step(
 ) -> Path:
     """Write a step atomically; return its folder.
 
-    What killed writers left is removed first. Metrics and notes are in JSON's types;
+    Leftovers of killed writers are removed first. Metrics and notes hold JSON's types;
     ``best`` is recorded for ``restore(step="best")``.
 
     Raises:
@@ -45,18 +44,14 @@ def write_step(
                 arrays = manifest.arrays_of(host)
                 array_files.write(temporary / manifest.ARRAYS, arrays)
                 manifest.write(temporary, step, host, metrics, notes, best)
-                _check(temporary, arrays)
+                # What was written must have its sizes and be read unchanged.
+                manifest.check_sizes(temporary, manifest.read(temporary))
+                array_files.check(temporary / manifest.ARRAYS, arrays)
                 return step_folders.commit(temporary, name)
     except (CheckpointError, ImportError):
         raise
     except Exception as error:
         raise CheckpointError(_explain(folder, step, error)) from error
-
-
-def _check(temporary: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raise unless what was written has its sizes and is read unchanged."""
-    manifest.check_sizes(temporary, manifest.read(temporary))
-    array_files.check(temporary / manifest.ARRAYS, arrays)
 
 
 @contextlib.contextmanager

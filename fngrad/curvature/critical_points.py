@@ -47,7 +47,7 @@ def critical_point(
 ) -> CriticalPoint:
     r"""Measure the gradient and count the signs of the Hessian's eigenvalues.
 
-    A search for critical points that minimises $\|g\|^2$ can also end where
+    A search for critical points that minimizes $\|g\|^2$ can also end where
 
     $$\frac{\|H g\|}{\|H\|\,\|g\|}$$
 

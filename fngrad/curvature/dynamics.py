@@ -78,7 +78,7 @@ def step_jacobian(
     """
     with numerics.double_precision():
         params, args = numerics.as_double((params, args))
-        _check_real(params)
+        tree.check_floats(params)
         advance, at = _step_fn(optimizer, f, params, args, state=state, step=step)
         noise = jnp.zeros(ravel_pytree(params)[0].size)
         J, B = jax.jit(jax.jacfwd(advance, argnums=(0, 1)))(at, noise)
@@ -194,18 +194,6 @@ def noise_floor(
         H = jax.jit(jax.hessian(lambda w: f(unravel(w), *args)))(w)
         moments = jax.tree.map(np.asarray, unravel(jnp.asarray(np.diag(S))))
     return NoiseFloor(float(np.sum(np.asarray(H) * S) / 2), moments, S)
-
-
-def _is_float(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def _check_real(params: Params) -> None:
-    for path, leaf in tree.leaf_paths(params).items():
-        if not _is_float(leaf):
-            raise TypeError(
-                f"need real floats as parameters, got {leaf.dtype} at {path!r}"
-            )
 
 
 def _step_fn(

@@ -68,7 +68,7 @@ def hvp(f: ScalarFn, params: Params, *args: Any) -> Callable[[Params], Params]:
 
 
 def gauss_newton(model_fn: Callable[..., Any], loss_fn: ScalarFn) -> ScalarFn:
-    r"""Return the loss of the linearised model, whose Hessian is Gauss-Newton's.
+    r"""Return the loss of the linearized model, whose Hessian is Gauss-Newton's.
 
     At parameters $w$ with outputs $y(w)$ and loss $\ell(y)$ it has the value and the
     gradient of $\ell(y(w))$, and the Hessian
@@ -97,20 +97,20 @@ def gauss_newton(model_fn: Callable[..., Any], loss_fn: ScalarFn) -> ScalarFn:
         descent, 2002, https://doi.org/10.1162/08997660260028683.
     """
 
-    def linearised_loss(params: Params, *args: Any) -> jax.Array:
+    def linearized_loss(params: Params, *args: Any) -> jax.Array:
         here = lax.stop_gradient(params)
         outputs, change = jax.jvp(
             lambda w: model_fn(w, *args), (here,), (tree.sub(params, here),)
         )
         return loss_fn(tree.add(outputs, change), *args)
 
-    return linearised_loss
+    return linearized_loss
 
 
 def ggn_vp(
     model_fn: Callable[..., Any], params: Params, *args: Any, loss_fn: ScalarFn
 ) -> Callable[[Params], Params]:
-    r"""Return the map $v \mapsto G\,v$ of the generalised Gauss-Newton matrix.
+    r"""Return the map $v \mapsto G\,v$ of the generalized Gauss-Newton matrix.
 
     Args:
         model_fn: ``(params, *args)`` to outputs.

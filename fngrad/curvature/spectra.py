@@ -95,14 +95,14 @@ def lanczos(
         j, restart = now
         basis = basis.at[j].set(q)
         image = H.apply(q)
-        rest = _orthogonalise(image, basis)
+        rest = _orthogonalize(image, basis)
         scale = jnp.maximum(scale, numerics.norm(image))
         beta = numerics.norm(rest)
         is_invariant = beta <= tiny * scale
         beta = jnp.where(is_invariant, 0, beta)
         random = jax.random.normal(restart, q.shape, q.dtype)
         direction = jnp.where(is_invariant, random, numerics.divide(rest, beta))
-        q_next = _unit(_orthogonalise(direction, basis))
+        q_next = _unit(_orthogonalize(direction, basis))
         alpha = jnp.vdot(q, image, precision="highest")
         return (basis, q_next, scale), (alpha, beta)
 
@@ -265,7 +265,7 @@ def spectral_density(
         quadrature, 2017, https://doi.org/10.1137/16M1104974, algorithm 1. Ghorbani,
         Krishnan and Xiao, An investigation into neural net optimization via Hessian
         eigenvalue density, 2019, https://arxiv.org/abs/1901.10159. Differs from it
-        in: full re-orthogonalisation.
+        in: full re-orthogonalization.
     """
     num_samples = numerics.check_count("num_samples", num_samples, 1)
 
@@ -317,7 +317,7 @@ def _tridiagonal(krylov: Krylov) -> jax.Array:
     return jnp.diag(krylov.diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
 
 
-def _orthogonalise(v: jax.Array, basis: jax.Array) -> jax.Array:
+def _orthogonalize(v: jax.Array, basis: jax.Array) -> jax.Array:
     """Remove the span of the rows from v; the second pass removes rounding errors.
 
     Rows of zeros have no effect. Half-precision products, an accelerator's default,

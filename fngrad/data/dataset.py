@@ -167,7 +167,7 @@ class Dataset:
 
         They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
         size, ``shuffle`` and ``remainder``; not the maps, which are program text. It
-        reads every byte on the host: call it once per run, outside of jit.
+        reads every byte on the host: call it once per run, outside jit.
         """
         order = (self.size, self.batch_size, self.shuffle, self.remainder, self.read)
         digest = hashlib.blake2b(repr(order[:-1]).encode(), digest_size=8)
@@ -221,7 +221,7 @@ def from_arrays(
             numbers nor bools, such as a column of objects.
         ValueError: if batch_size or remainder is out of range, or the arrays are empty,
             are scalars, differ in their first axis, are masked, or hold integers
-            outside of int32.
+            outside int32.
 
     Example:
         >>> import jax.numpy as jnp

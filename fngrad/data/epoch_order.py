@@ -110,7 +110,7 @@ def walk(
         x = jnp.where(outside, _feistel(x, round_keys, (n - 1).bit_length()), x)
         return x, x >= size, length + 1
 
-    # A position outside of [0, n) could lie on a cycle that never comes inside.
+    # A position outside [0, n) could lie on a cycle that never comes inside.
     start = position % size
     begin = (start, jnp.ones_like(start, dtype=bool), jnp.zeros((), jnp.int32))
     index, _, length = lax.while_loop(is_walking, step, begin)

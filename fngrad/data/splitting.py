@@ -74,16 +74,19 @@ def split(
 
 
 def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
-    r"""Return $(x - \mu) / \sigma$ with the mean and deviation of the training part.
+    r"""Scale entries by mean and standard deviation of the training part.
+
+    $$x \leftarrow (x - \mu) / \sigma$$
 
     Args:
-        splits: what to scale; the validation and test parts are scaled by the same
-            numbers, and are not looked at.
+        splits: validation and test are scaled by the same numbers, which do not depend
+            on them.
         names: the entries to scale, as float32; the others stay as they are.
         axis: 0 gives every feature its own $\mu$ and $\sigma$, ``None`` one for all.
             A feature that is constant in the training part is only centered.
 
     Raises:
+        KeyError: if a part has no entry of one of the names.
         ValueError: if an array is masked.
 
     Example:
@@ -101,11 +104,9 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
         mean, deviation = train.mean(axis=axis), train.std(axis=axis)
         is_constant = train.max(axis=axis) == train.min(axis=axis)
         deviation = np.where(is_constant, 1.0, deviation)
-        splits = Splits(
-            *(
-                {**part, name: ((part[name] - mean) / deviation).astype(np.float32)}
-                for part in splits
-            )
+        splits = Splits._make(
+            {**part, name: ((part[name] - mean) / deviation).astype(np.float32)}
+            for part in splits
         )
     return splits
 
@@ -139,8 +140,7 @@ def _part_ends(fractions: Sequence[float], n: int) -> np.ndarray:
 
 def _random_order(n: int, seed: int) -> np.ndarray:
     numerics.check_seed(seed)
-    bits = np.random.PCG64(seed).random_raw(n)
-    return np.argsort(bits, kind="stable")
+    return np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
 
 
 def _labels(stratify: Any, n: int) -> np.ndarray:

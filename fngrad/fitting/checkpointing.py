@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
 from fngrad.checkpoint.device_transfer import HostTree, take
+from fngrad.checkpoint.writing import DEFAULT_BEST
 from fngrad.files.local_paths import check_local
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
@@ -18,11 +19,10 @@ from fngrad.fitting.intervals import Stops
 from fngrad.fitting.resume import Start
 from fngrad.fitting.validation import check_measured
 from fngrad.logging.history import History
-from fngrad.metrics.directions import Directed, directed
+from fngrad.metrics.directions import directed
 from fngrad.programs.optional_imports import import_extra
 from fngrad.training import TrainState
 
-DEFAULT_BEST: Directed = ("val/loss", "min")
 DEFAULT_MINUTES = 10.0
 _NEEDED = "checkpoint_dir, or run_dir with save_every or save_minutes"
 

@@ -12,10 +12,9 @@ from fngrad.gradcheck.directional_derivatives import (
     NOISE,
     STEPS,
     check_finite,
-    check_params,
-    direction,
     name_of,
     observed_order,
+    random_direction,
     scalar_of,
     slope_along,
     values_along,
@@ -115,7 +114,7 @@ def check_gradients(
         >>> report.ok
         True
     """
-    check_params(params, complex_too=True)
+    tree.check_floats(params, complex_too=True)
     with numerics.double_precision():
         w, constants = numerics.as_double((params, args))
         value = scalar_of(f)
@@ -125,7 +124,7 @@ def check_gradients(
         check_finite(base)
         reports = []
         for i, path in enumerate(tree.leaf_paths(w)):
-            v = direction(w, path, jax.random.fold_in(numerics.key(key), i))
+            v = random_direction(w, path, jax.random.fold_in(numerics.key(key), i))
             values = np.asarray(along(w, v, constants), np.float64)
             slope = slope_along(gradient, v)
             reports.append(_leaf_report(path, slope, base, values))

@@ -1,4 +1,4 @@
-r"""Directional derivatives (slopes) and their rounding errors."""
+"""Directional derivatives (slopes) and their rounding errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,18 +16,19 @@ NOISE = 64 * float(np.finfo(np.float64).eps)  # relative rounding error of one v
 
 
 def scalar_of(f: Callable[..., Any]) -> Callable[..., jax.Array]:
-    """Return f as a function whose value is one real scalar."""
+    """Return f, less its auxiliary outputs, as a function to a float64 scalar.
+
+    Raises:
+        TypeError: when called, if f does not return a real scalar.
+    """
 
     def value(*args: Any) -> jax.Array:
         out = f(*args)
-        loss = out[0] if isinstance(out, tuple) else out
-        is_scalar = jnp.shape(loss) == () and jnp.issubdtype(
-            jnp.result_type(loss), jnp.floating
-        )
-        if not is_scalar:
+        loss = jnp.asarray(out[0] if isinstance(out, tuple) else out)
+        if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise TypeError(
-                f"need f to return a real scalar, got shape {jnp.shape(loss)} and "
-                f"dtype {jnp.result_type(loss)}"
+                f"need f to return a real scalar, got shape {loss.shape} and dtype "
+                f"{loss.dtype}"
             )
         return jnp.asarray(loss, jnp.float64)
 
@@ -35,7 +36,7 @@ def scalar_of(f: Callable[..., Any]) -> Callable[..., jax.Array]:
 
 
 def values_along(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return (w, v, constants) -> f(w + h v), f(w - h v), shape (steps, 2)."""
+    """Return (w, v, constants) -> f(w + h v) and f(w - h v) for each h of STEPS."""
 
     @jax.jit
     def along(w: Params, v: Params, constants: Any) -> jax.Array:
@@ -49,7 +50,7 @@ def values_along(value: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return along
 
 
-def direction(w: Params, path: str | None, key: Key) -> Params:
+def random_direction(w: Params, path: str | None, key: Key) -> Params:
     """Return a random direction in one leaf (None: all), with the norm of the leaf."""
 
     def draw(here: str, x: jax.Array) -> jax.Array:
@@ -73,11 +74,12 @@ def slope_along(gradient: Params, v: Params) -> float:
     def term(g: jax.Array, d: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(d == 0, 0, jnp.real(g * d)))
 
-    terms = jax.tree.map(term, gradient, v)
-    return float(sum(jax.tree.leaves(terms)))
+    return float(sum(jax.tree.leaves(jax.tree.map(term, gradient, v))))
 
 
-def observed_order(h: np.ndarray, errors: np.ndarray, noise: Any) -> float:
+def observed_order(
+    h: np.ndarray, errors: np.ndarray, noise: float | np.ndarray
+) -> float:
     """Return the median order of convergence where errors far exceed rounding."""
     clear = errors > 100 * noise
     both = clear[:-1] & clear[1:]
@@ -100,18 +102,3 @@ def check_finite(value: float, what: str = "f") -> None:
 def name_of(path: str) -> str:
     """Return a leaf's path for messages."""
     return path or "(root)"
-
-
-def check_params(params: Params, *, complex_too: bool = False) -> None:
-    """Check that every leaf is a float array, or a complex one if that is allowed.
-
-    Raises:
-        TypeError: if one is not; the message has its path.
-    """
-    kind = jnp.inexact if complex_too else jnp.floating
-    for path, leaf in tree.leaf_paths(params).items():
-        if not jnp.issubdtype(jnp.result_type(leaf), kind):
-            raise TypeError(
-                f"need {'float or complex' if complex_too else 'real float'} "
-                f"parameters, got {jnp.result_type(leaf)} at {name_of(path)!r}"
-            )

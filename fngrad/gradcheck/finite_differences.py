@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.gradcheck.directional_derivatives import check_params, scalar_of
+from fngrad.gradcheck.directional_derivatives import scalar_of
 from fngrad.types import Params, Tree
 
 
@@ -56,7 +56,7 @@ def finite_difference_gradient(
         [ 3. 12.]
     """
     numerics.check_positive("step", step)
-    check_params(params)
+    tree.check_floats(params)
     with numerics.double_precision():
         vector, restore = ravel_pytree(numerics.as_double(params))
         value = scalar_of(f)
@@ -116,7 +116,7 @@ def complex_step(
         functions, 1998, https://doi.org/10.1137/S003614459631241X.
     """
     numerics.check_positive("h", h)
-    check_params(params)
+    tree.check_floats(params)
     _check_direction(params, direction)
     # f combines real data with complex parameters.
     with numerics.double_precision(), jax.numpy_dtype_promotion("standard"):

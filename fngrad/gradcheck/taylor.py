@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.gradcheck.directional_derivatives import (
     NOISE,
     STEPS,
     check_finite,
-    check_params,
-    direction,
     observed_order,
+    random_direction,
     scalar_of,
     slope_along,
     values_along,
@@ -61,11 +61,11 @@ def taylor_test(
         >>> print(f"{report.constant_order:.1f} {report.tangent_order:.1f}")
         1.0 2.0
     """
-    check_params(params, complex_too=True)
+    tree.check_floats(params, complex_too=True)
     with numerics.double_precision():
         w, constants = numerics.as_double((params, args))
         value = scalar_of(f)
-        v = direction(w, None, numerics.key(key))
+        v = random_direction(w, None, numerics.key(key))
         # Reverse mode, as in training: custom_vjp does not support forward mode.
         base, gradient = jax.jit(jax.value_and_grad(value))(w, *constants)
         base, slope = float(base), slope_along(gradient, v)

@@ -1,5 +1,6 @@
 """Plots of landscapes and of paths on them."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from fngrad.programs.optional_imports import import_extra, literal
 
 POINTS = 200  # of a grid, along each axis
-LEVELS = 24
+LEVELS = 24  # contours, at most
 
 
 def plot(
@@ -35,10 +36,10 @@ def plot(
         f: a point of shape (1,) or (2,) -> a scalar.
         paths: label -> points, shape (points, dimension), as from `descend`; a label
             is drawn as it is written.
-        lower, upper: the corners of the region.
+        lower, upper: the corners of the region, one number or one per coordinate.
         minima, saddles: points to mark.
         title: above the plot; it and the labels may be mathtext.
-        labels: of the two axes.
+        labels: of the axes; a curve uses the first, and its height is labeled f.
         figure: a figure or subfigure to draw in; ``None`` makes one.
 
     Returns:
@@ -54,8 +55,10 @@ def plot(
             f"need lower < upper with one or two coordinates, got {lower=} {upper=}"
         )
     if figure is None:
-        library = import_extra("matplotlib.figure", "plot")
-        figure = library.Figure((7, 4.5), layout="constrained")
+        figure = import_extra("matplotlib.figure", "plot").Figure(
+            (7, 4.5),  # inches
+            layout="constrained",
+        )
     axis = figure.add_subplot()
     draw = _draw_curve if low.size == 1 else _draw_contours
     handles = draw(axis, f, paths or {}, low, high)
@@ -67,10 +70,7 @@ def plot(
                 *xy.T, marker=marker, s=110, c=color, ec="black", zorder=4
             )
             handles.append((marked, label))
-    axis.set_title(title)
-    axis.set_xlabel(labels[0])
-    if low.size == 2:
-        axis.set_ylabel(labels[1])
+    axis.set(title=title, xlabel=labels[0], ylabel=labels[1] if low.size == 2 else "f")
     if handles:
         axis.legend(*zip(*handles, strict=True), loc="upper left", fontsize="small")
     return figure
@@ -89,15 +89,12 @@ def _draw_curve(
     heights = jax.jit(jax.vmap(f))
     x = jnp.linspace(low[0], high[0], 4 * POINTS)
     axis.plot(x, heights(x[:, None]), color="0.6", zorder=1)
-    handles = []
-    for label, path in paths.items():
-        values = heights(jnp.asarray(path))
-        points = np.stack([np.asarray(path)[:, 0], np.asarray(values)], axis=1)
-        (line,) = axis.plot(*points.T, ".-", ms=5, lw=1)
-        handles.append((line, literal(label)))
-        _mark_ends(axis, points, line.get_color())
-    axis.set(ylabel="f", xlim=(low[0], high[0]))
-    return handles
+    axis.set(xlim=(low[0], high[0]))
+    points = {
+        label: np.stack([np.asarray(path)[:, 0], heights(jnp.asarray(path))], axis=1)
+        for label, path in paths.items()
+    }
+    return [_draw_path(axis, *path, ".-", ms=5, lw=1) for path in points.items()]
 
 
 def _draw_contours(
@@ -106,25 +103,28 @@ def _draw_contours(
     """Draw the contours of a function and paths; return these and their labels."""
     x, y = (jnp.linspace(a, b, POINTS) for a, b in zip(low, high, strict=True))
     grid = jnp.stack(jnp.meshgrid(x, y), axis=-1)
-    values = np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(grid))
-    values = np.ma.masked_invalid(values)
+    values = np.ma.masked_invalid(jax.jit(jax.vmap(jax.vmap(f)))(grid))
     spread = values.max() - values.min()
+    # A thousandth of the spread keeps the logarithm of the lowest point finite.
     height = np.ma.log10(values - values.min() + 1e-3 * (spread or 1.0))
     filled = axis.contourf(x, y, height, LEVELS, cmap="Blues_r", alpha=0.8)
     axis.figure.colorbar(filled, ax=axis, label="log10 of the height, dark is low")
     axis.contour(x, y, height, LEVELS, colors="0.4", linewidths=0.3)
-    colors = [f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9)]  # blue is the background
-    handles = []
-    for i, (label, path) in enumerate(paths.items()):
-        points = np.asarray(path)
-        color = colors[i % len(colors)]
-        (line,) = axis.plot(*points.T, "-", lw=1.4, color=color, zorder=2)
-        handles.append((line, literal(label)))
-        _mark_ends(axis, points, color)
     axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    return handles
+    # Without C0, the blue of the background.
+    colors = itertools.cycle(f"C{i}" for i in (1, 3, 2, 4, 5, 6, 8, 9))
+    return [
+        _draw_path(axis, label, np.asarray(path), "-", lw=1.4, color=color, zorder=2)
+        for (label, path), color in zip(paths.items(), colors, strict=False)
+    ]
 
 
-def _mark_ends(axis: Any, points: np.ndarray, color: Any) -> None:
-    axis.plot(*points[0], "s", ms=4, color=color, mec="black", zorder=3)
-    axis.plot(*points[-1], "o", ms=6, color=color, mec="black", zorder=3)
+def _draw_path(
+    axis: Any, label: str, points: np.ndarray, style: str, **options: Any
+) -> tuple[Any, str]:
+    """Draw a path from a square to a circle; return its line and its label."""
+    (line,) = axis.plot(*points.T, style, **options)
+    ends = {"color": line.get_color(), "mec": "black", "zorder": 3}
+    axis.plot(*points[0], "s", ms=4, **ends)
+    axis.plot(*points[-1], "o", ms=6, **ends)
+    return line, literal(label)

@@ -60,7 +60,7 @@ def filter_direction(params: Params, key: int | Key) -> Params:
 
 
 def random_plane(params: Params, key: int | Key) -> Plane:
-    """Return the plane of two filter-normalised random directions through params."""
+    """Return the plane of two filter-normalized random directions through params."""
     k_u, k_v = jax.random.split(numerics.key(key))
     return Plane(params, filter_direction(params, k_u), filter_direction(params, k_v))
 
@@ -111,10 +111,10 @@ def principal_plane(visited: Params) -> Trajectory:
     _, restore = ravel_pytree(last)
     rows = jax.vmap(lambda w: ravel_pytree(w)[0])(visited)
     gaps = rows - rows[-1:]
-    centred = gaps - jnp.mean(gaps, axis=0, keepdims=True)
+    centered = gaps - jnp.mean(gaps, axis=0, keepdims=True)
     # Rows are few and long: the principal directions follow from the small Gram matrix.
-    variances, weights = jnp.linalg.eigh(matmul(centred, centred.T))
-    first, second = matmul(weights[:, :-3:-1].T, centred)
+    variances, weights = jnp.linalg.eigh(matmul(centered, centered.T))
+    first, second = matmul(weights[:, :-3:-1].T, centered)
     first = _unit(first)
     # On a straight path the second is a rounding error, mostly along the first.
     for _ in range(2):

@@ -72,7 +72,7 @@ def multi_head_attention(
 
     Raises:
         ValueError: if a size is below 1, num_heads does not divide features,
-            num_kv_heads does not divide num_heads, or the rate is outside of [0, 1]; at
+            num_kv_heads does not divide num_heads, or the rate is outside [0, 1]; at
             ``apply``, if shapes differ from those above, the mask is not bool, or
             causal attention gets a context.
 

@@ -98,7 +98,7 @@ _KEYED = "_asks_for_key"
 def no_params(key: Key) -> Params:
     """Return ``()``: the ``init`` of every layer that learns nothing.
 
-    Combinators recognise such layers by it and give them no place in the parameters.
+    Combinators recognize such layers by it and give them no place in the parameters.
     """
     return ()
 

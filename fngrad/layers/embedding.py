@@ -27,7 +27,7 @@ def embedding(
     """Look up a vector for each token.
 
     Parameters: ``weight`` of shape ``(vocab_size, features)``. x holds token numbers,
-    int, of any shape; y has the shape ``(*x.shape, features)``. A token outside of
+    int, of any shape; y has the shape ``(*x.shape, features)``. A token outside
     [0, vocab_size) gives NaN, even a negative one: a compiled program cannot raise,
     and a NaN shows.
 

@@ -78,7 +78,7 @@ def dropout(rate: Scalar) -> Layer:
         rate: $p$ in [0, 1]; a number, a scalar array or a tracer.
 
     Raises:
-        ValueError: if the rate is a number outside of [0, 1]; at ``apply``, if x is not
+        ValueError: if the rate is a number outside [0, 1]; at ``apply``, if x is not
             floating.
 
     Example:

@@ -1,4 +1,4 @@
-r"""Normalisation: $y = \gamma (x - m) / \sqrt{v + \epsilon} + \beta$.
+r"""Normalization: $y = \gamma (x - m) / \sqrt{v + \epsilon} + \beta$.
 
 The layers differ in what the mean $m$ and the variance $v$ are taken over. Both, and
 the arithmetic up to y, are in at least float32 whatever x is. The parameters are
@@ -33,14 +33,14 @@ from fngrad.layers.core import (
 from fngrad.layers.initializers import draw
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
-# (jnp.mean or jnp.max, arrays) -> each reduced over what is normalised over, axes kept
+# (jnp.mean or jnp.max, arrays) -> each reduced over what is normalized over, axes kept
 _Over: TypeAlias = Callable[[Callable, Any], Any]
 
 
 def layer_norm(
     size: int, *, eps: float = 1e-5, scale: bool = True, bias: bool = True
 ) -> Layer:
-    r"""Normalise over the last axis.
+    r"""Normalize over the last axis.
 
     Args:
         size: of the last axis; leading axes are kept apart.
@@ -126,11 +126,11 @@ def group_norm(
     scale: bool = True,
     bias: bool = True,
 ) -> Layer:
-    r"""Normalise over all positions and the channels of a group.
+    r"""Normalize over all positions and the channels of a group.
 
     Args:
         channels: the last axis of x.
-        groups: the channels are split in so many; 1 normalises over the whole
+        groups: the channels are split in so many; 1 normalizes over the whole
             example, ``channels`` each channel by itself (instance norm).
         eps: $\epsilon$, in squared units of x.
         scale: whether there is a $\gamma$, shape ``(channels,)``.
@@ -179,7 +179,7 @@ def batch_norm(
     bias: bool = True,
     axis_name: str | Sequence[str] | None = "batch",
 ) -> StatefulLayer:
-    r"""Normalise each channel over all positions of all examples of the batch.
+    r"""Normalize each channel over all positions of all examples of the batch.
 
     With a key the statistics are those of the batch, and the model state, ``mean`` and
     ``var``, moves toward them: $r \leftarrow \rho\, r + (1 - \rho)\, s$. Without one
@@ -199,7 +199,7 @@ def batch_norm(
             example alone.
 
     Raises:
-        ValueError: if size is below 1, momentum outside of [0, 1], or eps below 0; at
+        ValueError: if size is below 1, momentum outside [0, 1], or eps below 0; at
             ``apply``, if x has another last axis or is not floating, the parameters or
             the model state have other shapes, or there is a key and no axis has the
             name.

@@ -346,7 +346,7 @@ def _scan(
         if length is not None:  # padding may be anything, and 0 * NaN is NaN
             x = jnp.where(is_real[:, None], x, 0)
         from_inputs = dense(params["input"], x)
-        # The scan's transpose adds up the gradient of all steps: wide outside of it.
+        # The scan's transpose adds up the gradient of all steps: wide outside it.
         wide = tree.widen(params["hidden"])
 
         def one(state: Any, position: tuple) -> tuple[Any, jax.Array]:

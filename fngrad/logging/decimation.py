@@ -1,7 +1,7 @@
 """Reduces long curves to the points that a picture can show.
 
 A picture has some hundred columns of pixels. Of all points in one column only the
-extremes are visible, and the first and last, which connect it to its neighbours.
+extremes are visible, and the first and last, which connect it to its neighbors.
 """
 
 import numpy as np

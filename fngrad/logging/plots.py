@@ -19,10 +19,10 @@ from fngrad.programs.optional_imports import import_extra, literal
 Run: TypeAlias = tuple[Any, Any]  # steps and values, each of shape (points,)
 Panel: TypeAlias = Mapping[str, Sequence[Run]]  # label -> one run per seed
 
-MAX_LABELS = 40  # in a legend; so many curves differ in colour or style
+MAX_LABELS = 40  # in a legend; so many curves differ in color or style
 PANELS_IN_A_ROW = 4
 LETTERS = 60  # that fit across a panel
-_STYLES = ("-", "--", ":", "-.")  # after ten colours the next style begins
+_STYLES = ("-", "--", ":", "-.")  # after ten colors the next style begins
 SMALLEST_ON_LOG_AXIS = 1e-250  # matplotlib's ticks underflow below
 _LARGEST = 1e250  # and overflow above
 _WIDTH, _HEIGHT = 4.8, 4.2  # of a panel, in inches
@@ -42,7 +42,7 @@ def curves(
     Args:
         panels: quantity -> label -> runs, each of them ``(steps, values)``. The
             quantity labels the panel's axis, so it should give the unit:
-            ``"validation loss (nats)"``. A label has the same colour in all panels.
+            ``"validation loss (nats)"``. A label has the same color in all panels.
         path: the picture; its suffix (``.png``, ``.pdf``, ``.svg``) is its format.
         x_label: what the steps count; this and the title may be mathtext.
         band: the quantiles over seeds between which the band lies; by default it
@@ -224,7 +224,7 @@ def _draw(ax: Any, summary: Any, number: int) -> Any:
     median, low, high = (np.clip(x, -_LARGEST, _LARGEST) for x in values)
     style = _STYLES[number // 10 % len(_STYLES)]
     finite = np.isfinite(median)
-    # A point without a finite neighbour would be invisible as a line.
+    # A point without a finite neighbor would be invisible as a line.
     marker = None if np.any(finite[1:] & finite[:-1]) else "o"
     (line,) = ax.plot(steps, median, style, color=f"C{number % 10}", marker=marker)
     if np.any(low < high):

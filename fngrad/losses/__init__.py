@@ -29,7 +29,7 @@ cancel or overflow: a class of probability $1 - 10^{-20}$ has the loss $10^{-20}
 Complex predictions are accepted by the squared and the absolute error only; complex
 weights by none.
 
-Integer labels outside of [0, classes) raise when their values are known; in a traced
+Integer labels outside [0, classes) raise when their values are known; in a traced
 function (under ``jit``) the loss of such an example, and its gradient, are NaN, unless
 ``where`` leaves it out. The same holds for a label whose class ``where`` leaves out.
 Logits of ``-inf`` mean impossible classes: where their label is zero they contribute

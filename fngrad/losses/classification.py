@@ -59,7 +59,7 @@ def softmax_cross_entropy(
     Raises:
         TypeError: if the logits are not floating.
         ValueError: if shapes do not fit, there is no axis, the reduction is unknown, or
-            smoothing is outside of [0, 1).
+            smoothing is outside [0, 1).
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,7 +101,7 @@ def softmax_cross_entropy_with_integer_labels(
     Raises:
         TypeError: if the logits are not floating or the labels not integers.
         ValueError: if shapes do not fit, there is more than one axis, the reduction is
-            unknown, smoothing is outside of [0, 1), or a concrete label is outside of
+            unknown, smoothing is outside [0, 1), or a concrete label is outside
             [0, classes). A traced one (under ``jit``) gives NaN.
 
     Example:
@@ -147,7 +147,7 @@ def sigmoid_binary_cross_entropy(
     Raises:
         TypeError: if the logits are not floating.
         ValueError: if shapes do not fit, the reduction is unknown, or smoothing is
-            outside of [0, 1).
+            outside [0, 1).
     """
     check_smoothing(label_smoothing)
     pair = float_pair(("logits", "labels"), logits, labels)

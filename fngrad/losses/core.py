@@ -264,7 +264,7 @@ def check_labels(
 
     Raises:
         TypeError: if the labels are not integers.
-        ValueError: if the labels have another shape, or a concrete one is outside of
+        ValueError: if the labels have another shape, or a concrete one is outside
             [0, classes).
     """
     index = numerics.integers("labels", labels)

@@ -45,15 +45,13 @@ def kl_divergence(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: if the predictions are not floating.
+        TypeError: if the predictions are not floating, or the targets are complex.
         ValueError: if shapes do not fit, there is no axis, or the reduction is unknown.
     """
-    names = ("log_predictions", "targets")
-    pair = float_pair(names, log_predictions, targets)
-    axes = class_axes(axis, pair[0].ndim)
-
-    masks = make_masks(where, weights, pair[0].shape, axes)
-    log_p, q = keep(masks.entry, pair[0], -jnp.inf), keep(masks.entry, pair[1])
+    log_p, q = float_pair(("log_predictions", "targets"), log_predictions, targets)
+    axes = class_axes(axis, log_p.ndim)
+    masks = make_masks(where, weights, log_p.shape, axes)
+    log_p, q = keep(masks.entry, log_p, -jnp.inf), keep(masks.entry, q)
     loss = keep(masks.example, _divergence(axes)(log_p, q))
     return reduce(loss, masks.example, weights, reduction)
 
@@ -81,7 +79,7 @@ def cosine_distance(
         axis, where, weights, reduction: see `fngrad.losses`.
 
     Raises:
-        TypeError: if the predictions are not floating.
+        TypeError: if the predictions are not floating, or the targets are complex.
         ValueError: if shapes do not fit, there is no axis, the reduction is unknown, or
             epsilon is negative.
 
@@ -98,7 +96,7 @@ def cosine_distance(
     masks = make_masks(where, weights, x.shape, axes)
     least = jnp.sqrt(numerics.hyper(epsilon).astype(x.dtype))
     x, y = keep(masks.entry, x), keep(masks.entry, y)
-    loss = keep(masks.example, _half_square_between(axes, x, y, least))
+    loss = keep(masks.example, _half_square_between(x, y, axes, least))
     return reduce(loss, masks.example, weights, reduction)
 
 
@@ -131,7 +129,7 @@ def _divergence(axes: tuple[int, ...]) -> Callable[..., jax.Array]:
 
 class _Direction(NamedTuple):
     vector: jax.Array  # scaled by a power of two, so that its squares fit
-    norm: jax.Array  # of it; what it is divided by, at least the scaled least
+    norm: jax.Array  # its norm, or the scaled ``least`` if that is larger
     unit: jax.Array  # vector / norm
     slack: jax.Array  # (1 - |unit|**2) / 2, more than 0 only below the least norm
     is_floored: jax.Array
@@ -152,9 +150,9 @@ def _direction(x: jax.Array, axes: tuple[int, ...], least: jax.Array) -> _Direct
 
 
 def _half_square_between(
-    axes: tuple[int, ...], x: jax.Array, y: jax.Array, least: jax.Array
+    x: jax.Array, y: jax.Array, axes: tuple[int, ...], least: jax.Array
 ) -> jax.Array:
-    r"""Return $1 - u \cdot v$ as $|u - v|^2 / 2$ and what u and v lack of length one.
+    r"""Return $1 - u \cdot v$ as $|u - v|^2 / 2$ plus the slack of u and of v.
 
     With d = x - y and $\delta = |x| - |y| = d \cdot (x + y) / (|x| + |y|)$,
     $u - v = (d - \delta v) / |x|$, which keeps the digits of d.

@@ -185,7 +185,7 @@ def quantile(
     weights: Array | None = None,
     reduction: Reduction = "none",
 ) -> jax.Array:
-    r"""Return the pinball loss, whose minimiser is a quantile of the targets.
+    r"""Return the pinball loss, whose minimizer is a quantile of the targets.
 
     $$\max(q\,(y - x),\ (q - 1)(y - x))$$
 
@@ -198,7 +198,7 @@ def quantile(
     Raises:
         TypeError: if the predictions are not floating.
         ValueError: if shapes do not fit, the reduction is unknown, or a level is
-            outside of [0, 1].
+            outside [0, 1].
 
     References:
         Koenker and Bassett, Regression quantiles, 1978,

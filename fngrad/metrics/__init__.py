@@ -18,7 +18,7 @@ dropped from it. So neither the order nor the number of merges costs digits: the
 of 20 million examples, read one by one, is that of the whole. Integers are counted
 beyond 2**24. Your own accumulators are as exact as their ``merge``.
 
-An integer label outside of [0, classes) makes the whole metric NaN, of a confusion
+An integer label outside [0, classes) makes the whole metric NaN, of a confusion
 matrix every count: the labels are data of a compiled program, so nothing can raise.
 In `fngrad.evaluate` it shows as that metric being NaN over the whole data set, however
 few labels are wrong, while metrics that read no labels stay finite.

@@ -33,11 +33,12 @@ def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
 
     Args:
         name: of the metric; the part after the last ``/`` decides.
-        mode: ``"min"`` or ``"max"``, which takes precedence; ``None`` goes by the name.
-        remedy: how the caller takes a direction; by default as ``mode``.
+        mode: ``"min"`` or ``"max"``; ``None`` infers it from the name.
+        remedy: how the caller can give the direction, for the message; by default
+            ``mode``.
 
     Raises:
-        ValueError: if the mode is another one, or is ``None`` and the name is unknown.
+        ValueError: if the mode is neither, or is ``None`` and the name is unknown.
 
     Example:
         >>> from fngrad.metrics.directions import direction
@@ -45,8 +46,7 @@ def direction(name: str, mode: Any = None, remedy: str = "") -> Mode:
         ('min', 'max', 'max')
     """
     numerics.check_mode(mode)
-    known = known_direction(name) if mode is None else mode
-    if known is not None:
+    if known := mode or known_direction(name):
         return known
     raise ValueError(
         f"need a direction for the metric {name!r}, whose name is unknown: give "
@@ -71,8 +71,8 @@ def directed(metric: Any, argument: str = "metric") -> Directed:
         (('val/accuracy', 'max'), ('val/score', 'max'))
     """
     if isinstance(metric, str):
-        pair = f'{argument}=({metric!r}, "min" or "max")'
-        return metric, direction(metric, remedy=pair)
+        remedy = f'{argument}=({metric!r}, "min" or "max")'
+        return metric, direction(metric, remedy=remedy)
     is_pair = isinstance(metric, tuple | list) and len(metric) == 2
     if not is_pair or not isinstance(metric[0], str) or metric[1] not in ("min", "max"):
         raise ValueError(

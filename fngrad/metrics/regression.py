@@ -73,9 +73,9 @@ def r2(predictions: Any, targets: Any, *, where: Any = None, weights: Any = None
     high = jnp.max(jnp.where(w == 0, -jnp.inf, y), axis=0, initial=-jnp.inf)
     mean = jnp.clip(numerics.divide(total[0], weight[0]), low, high)
     mean = jnp.where(weight[0] == 0, 0, mean)
-    centred = y - mean[None]
-    error = numerics.divide(pair_of_sum(w * centred, 0)[0], weight[0])
-    m2 = pair_of_sum(w * (centred - error[None]) ** 2, 0)
+    centered = y - mean[None]
+    error = numerics.divide(pair_of_sum(w * centered, 0)[0], weight[0])
+    m2 = pair_of_sum(w * (centered - error[None]) ** 2, 0)
     mean = add_pairs(pair_of(mean), pair_of(error))
     totals, rest = zip(weight, mean, m2, pair_of_sum(w * (x - y) ** 2, 0), strict=True)
     return R2(*totals, rest)

@@ -1,4 +1,4 @@
-"""What several architectures take: activations, initialisers, dropout, sizes."""
+"""What several architectures take: activations, initializers, dropout, sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +21,9 @@ def optional_dropout(rate: Scalar | None) -> Layer:
 
     Args:
         rate: in [0, 1], may be a tracer; or None.
+
+    Raises:
+        ValueError: if the rate is a number outside [0, 1].
     """
     return layers.serial() if rate is None else layers.dropout(rate)
 

@@ -42,7 +42,7 @@ def cnn(
         dropout_rate: in [0, 1], before the logits, with a key.
 
     Raises:
-        ValueError: if a size is below 1, the rate is outside of [0, 1], or there are
+        ValueError: if a size is below 1, the rate is outside [0, 1], or there are
             more stages than the image can be halved; at ``apply``, if x has another
             shape.
 

@@ -39,7 +39,7 @@ def mlp(
 
     Raises:
         ValueError: if there are fewer than two sizes, one is below 1, or the rate is
-            outside of [0, 1]; at ``apply``, if x has another size.
+            outside [0, 1]; at ``apply``, if x has another size.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -44,7 +44,7 @@ def rnn(
 
     Raises:
         ValueError: if there are no hidden sizes, a size is below 1, or the rate is
-            outside of [0, 1]; at ``apply``, if x has another shape.
+            outside [0, 1]; at ``apply``, if x has another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp

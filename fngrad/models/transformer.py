@@ -49,7 +49,7 @@ def transformer(
 
     Raises:
         ValueError: if a size is below 1, num_heads does not divide features, or the
-            rate is outside of [0, 1]; at ``apply``, if x is longer than max_length or
+            rate is outside [0, 1]; at ``apply``, if x is longer than max_length or
             does not hold ints.
 
     Example:

@@ -12,9 +12,9 @@ from fngrad.types import Key
 def round_stochastically(
     x: jax.Array, key: Key, dtype: Any, rest: jax.Array | None = None
 ) -> jax.Array:
-    r"""Round to a neighbour in ``dtype``, with the value as the mean.
+    r"""Round to a neighbor in ``dtype``, with the value as the mean.
 
-    With $a \le |x| \le b$ the neighbours of $|x|$ in the narrower format, the modulus
+    With $a \le |x| \le b$ the neighbors of $|x|$ in the narrower format, the modulus
     becomes
 
     $$b \text{ with probability } (|x| - a) / (b - a), \text{ else } a,$$
@@ -62,7 +62,7 @@ def round_stochastically(
     high = lax.bitcast_convert_type(bits - is_above + jnp.uint16(1), dtype)
     start, end = low.astype(x.dtype), high.astype(x.dtype)
     goes_up = _goes_up(modulus - start, end - modulus, beyond, key)
-    # NaN and infinity have no neighbours.
+    # NaN and infinity have no neighbors.
     rounded = jnp.where(jnp.isfinite(nearest), jnp.where(goes_up, high, low), nearest)
     return jnp.copysign(rounded, x.astype(dtype))
 

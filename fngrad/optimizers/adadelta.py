@@ -95,7 +95,7 @@ def adadelta(
         rho: $\rho$ in [0, 1].
         eps: $\epsilon$ >= 0, in squared gradient units and in squared units of the
             parameters; with 0 all updates are zero.
-        weight_decay: $\lambda$ of the L2 regularisation: $\lambda\,w_t$ is added to
+        weight_decay: $\lambda$ of the L2 regularization: $\lambda\,w_t$ is added to
             $g_t$ first.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 

@@ -153,7 +153,7 @@ def adamw(
     $$w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
     so that without gradients $w$ shrinks by the factor $1 - \alpha_t \lambda$ per step.
-    The decay is not divided by Adam's denominator; for L2 regularisation use
+    The decay is not divided by Adam's denominator; for L2 regularization use
     ``chain(add_decayed_weights(l), adam(a))``.
 
     Args:

@@ -1,4 +1,4 @@
-"""ADOPT: normalise each gradient by the second moment of those before it."""
+"""ADOPT: normalize each gradient by the second moment of those before it."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class ScaleByAdoptState(NamedTuple):
     """State of `scale_by_adopt`."""
 
     step: jax.Array  # int32, shape ()
-    mu: Updates  # average of normalised gradients
+    mu: Updates  # average of normalized gradients
     nu: Updates  # average of |g|**2 that begins at the first, real
 
     signed = ("mu",)
@@ -45,7 +45,7 @@ def scale_by_adopt(
     use_clipping: bool = True,
     clip_value_fn: Hyper = fourth_root,
 ) -> Transform:
-    r"""Average gradients that the past second moment normalises: ADOPT's direction.
+    r"""Average gradients that the past second moment normalizes: ADOPT's direction.
 
     Returns $u_t$ of `adopt`; see there for the equations and the reference. A complex
     entry is clipped in modulus. Where the denominator is zero, $n_t$ is zero.
@@ -104,7 +104,7 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: Hyper = fourth_root,
 ) -> Transform:
-    r"""ADOPT: average gradients, each normalised by the second moment before it.
+    r"""ADOPT: average gradients, each normalized by the second moment before it.
 
     The first gradient only sets $\nu_0 = |g_0|^2$; its update is zero. Then, for
     $t = 1, 2, \dots$, with $c_t = t^{1/4}$

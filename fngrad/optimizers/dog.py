@@ -1,4 +1,4 @@
-"""DoG: step sizes of distance travelled over the root of summed squared gradients."""
+"""DoG: step sizes of distance traveled over the root of summed squared gradients."""
 
 import functools
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -33,7 +33,7 @@ def scale_by_dog(
     *,
     layerwise: bool = False,
 ) -> Transform:
-    r"""Multiply by the distance travelled over the root of summed squares, as DoG does.
+    r"""Multiply by the distance traveled over the root of summed squares, as DoG does.
 
     Returns $u_t$ of `dog`; see there for the equations and the reference. It reports
     ``distance``, $\bar r_t$, and ``step_size``, the factor; with ``layerwise``, the
@@ -119,7 +119,7 @@ def dog(
             schedule; a schedule around 1 warms up or cools down.
         init_step: the first step, a kind and a number > 0. ``("heuristic", a)`` means
             $r_\epsilon = a (1 + \|w_0\|)$, ``reps_rel`` of the authors' code: 1e-6, or
-            1e-4 with batch normalisation. ``("distance", r)`` means
+            1e-4 with batch normalization. ``("distance", r)`` means
             $r_\epsilon = r$, and ``("learning_rate", eta)`` that $\gamma_0$ times eta
             is the first step size and $r_\epsilon = 0$.
         eps: $\epsilon$ >= 0, in squared gradient units.

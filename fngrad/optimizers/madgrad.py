@@ -30,7 +30,7 @@ def scale_by_madgrad(
 
     Returns $u_t$ of `madgrad`; see there for the equations and the reference. The
     learning rate is inside the sums: this part must come last, and nothing after it may
-    scale the update. It reports ``learning_rate``, the value in force. Where $\nu_t$
+    scale the update. It reports ``learning_rate``, its present value. Where $\nu_t$
     and $\epsilon$ are zero, $z_t$ is $w_1$.
 
     Args:
@@ -110,7 +110,7 @@ def madgrad(
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.
         momentum: $\beta$ in [0, 1]; with 0, $w_{t+1} = z_t$.
-        weight_decay: $\lambda$ of the L2 regularisation; often 0 is best.
+        weight_decay: $\lambda$ of the L2 regularization; often 0 is best.
         eps: $\epsilon$ >= 0, in units of the cube root of $\nu$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 

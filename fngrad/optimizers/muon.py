@@ -119,7 +119,7 @@ def scale_by_muon(
     consistent_rms: Hyper | None = None,
     ns_dtype: Any = None,
 ) -> Transform:
-    r"""Orthogonalise the momentum of every leaf: Muon's direction.
+    r"""Orthogonalize the momentum of every leaf: Muon's direction.
 
     Returns $s\,o_t$ of `muon`; see there for the equations and the references. Leaves
     have two axes, (in, out), or more, (..., in, out), of which all but the last are
@@ -135,7 +135,7 @@ def scale_by_muon(
             $\hat\mu_t = \mu_t$, or with the look-ahead $\beta \mu_t + (1 - \beta) g_t$,
             as in the original, PyTorch and Keras.
         adaptive: whether $s\,o_t$ is multiplied by $\langle \hat\mu_t, o_t \rangle$,
-            $o_t$ the orthogonalised momentum: steepest descent in the spectral norm.
+            $o_t$ the orthogonalized momentum: steepest descent in the spectral norm.
         consistent_rms: $\rho$ >= 0; ``None`` takes the first form of $s$, as the
             original does. Moonlight and Keras take 0.2.
         ns_dtype: dtype of the iterations, see `orthogonalize`.
@@ -204,7 +204,7 @@ def muon(
     adam_eps_root: Hyper = 0.0,
     adam_weight_decay: Hyper = 0.0,
 ) -> Transform:
-    r"""Muon: orthogonalised momentum for matrices, AdamW for the rest.
+    r"""Muon: orthogonalized momentum for matrices, AdamW for the rest.
 
     $$\mu_t = \beta\,\mu_{t-1} + (1 - \beta)\,g_t, \qquad
       \hat\mu_t = \frac{\mu_t}{1 - \beta^t}, \qquad
@@ -235,7 +235,7 @@ def muon(
         ns_steps: how many Newton-Schulz steps.
         beta: $\beta$ in [0, 1).
         eps: $\epsilon$ >= 0, in gradient units.
-        weight_decay: $\lambda$ of the orthogonalised leaves.
+        weight_decay: $\lambda$ of the orthogonalized leaves.
         mask: which of them decay, see `fngrad.tree.select`; ``None`` means all.
         nesterov: whether to look ahead.
         debias: whether the average is debiased, see `scale_by_muon`.
@@ -244,7 +244,7 @@ def muon(
             AdamW's learning rate and decay.
         ns_dtype: dtype of the iterations; ``None`` means float32 (float64 for float64
             parameters).
-        matrices: which leaves are orthogonalised, see `fngrad.tree.select`; ``None``
+        matrices: which leaves are orthogonalized, see `fngrad.tree.select`; ``None``
             means those of two axes. A kernel of more axes counts as a matrix whose
             columns are its last axis.
         adam_learning_rate: AdamW's learning rate; ``None`` takes ``learning_rate``.
@@ -254,9 +254,9 @@ def muon(
         adam_weight_decay: AdamW's $\lambda$.
 
     Raises:
-        TypeError: at ``init``, if a leaf to orthogonalise is complex.
+        TypeError: at ``init``, if a leaf to orthogonalize is complex.
         ValueError: if a number is out of range, or the coefficients do not fit; at
-            ``init``, if a leaf to orthogonalise has fewer than two axes, or a glob
+            ``init``, if a leaf to orthogonalize has fewer than two axes, or a glob
             selects no leaf.
 
     Example:

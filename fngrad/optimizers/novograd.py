@@ -1,4 +1,4 @@
-"""NovoGrad: gradients normalised leaf by leaf."""
+"""NovoGrad: gradients normalized leaf by leaf."""
 
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ def novograd(
     weight_decay: Hyper = 0.0,
     mask: Selector | None = None,
 ) -> Transform:
-    r"""NovoGrad: gradients normalised layer by layer, then momentum and decay.
+    r"""NovoGrad: gradients normalized layer by layer, then momentum and decay.
 
     For each leaf
 

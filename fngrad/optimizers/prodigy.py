@@ -119,8 +119,8 @@ def scale_by_prodigy(
     ) -> tuple[Updates, ScaleByProdigyState, Metrics]:
         updates = squarable(updates)
         now = values(state)
-        travelled = tree.difference(state.params0, params)
-        estimate = _advance(now, state.estimate, updates, travelled, safeguard_warmup)
+        traveled = tree.difference(state.params0, params)
+        estimate = _advance(now, state.estimate, updates, traveled, safeguard_warmup)
         weighted = tree.scale(state.estimate.d, updates)
         mu = tree.average(now.b1, state.mu, weighted)
         nu = tree.average(now.b2, state.nu, jax.tree.map(saturated_square, weighted))
@@ -228,7 +228,7 @@ def _advance(
     now: _Values,
     old: Estimate,
     updates: Updates,
-    travelled: Params,
+    traveled: Params,
     safeguard_warmup: bool,
 ) -> Estimate:
     """Return the next estimate; where the denominator is zero, d stays.
@@ -236,7 +236,7 @@ def _advance(
     All weights are divided by d0, which cancels, so small sums do not underflow.
     """
     relative = old.d / now.d0
-    product = inner_product(updates, travelled, like=old.d)
+    product = inner_product(updates, traveled, like=old.d)
     numerator = now.b3 * old.numerator + relative * now.step_size * product
     weight = relative * (old.d if safeguard_warmup else now.step_size)
     grad_sum = jax.tree.map(

@@ -265,7 +265,7 @@ def _saturated(s: jax.Array) -> jax.Array:
     return s * jnp.where(is_full, limit / jnp.where(is_full, trace, 1), 1)
 
 
-@jax.jit  # or a step outside of jit would compile the branches each time
+@jax.jit  # or a step outside jit would compile the branches each time
 def _follow(
     is_due: jax.Array,
     roots: Updates,

@@ -235,7 +235,7 @@ def _with_statistics(
     return state._replace(statistics=statistics, bases=bases)
 
 
-# Jitted, or a step outside of jit would compile the branches each time.
+# Jitted, or a step outside jit would compile the branches each time.
 @jax.jit
 def _begin(
     is_first: jax.Array, updates: Updates, statistics: Updates, bases: Updates

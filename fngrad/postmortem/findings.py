@@ -33,7 +33,7 @@ class Autopsy(NamedTuple):
     operation: str | None  # the primitive; None for a bad state or batch
     explanation: str  # such as "exp(104.2) = inf"
     lines: list[str]  # its source lines, innermost first; the last is the user's
-    layer: Path  # named scopes around the operation; empty outside of layers
+    layer: Path  # named scopes around the operation; empty outside layers
     leaf: Path | None  # the first bad one: batch/x, gradient/w, params/w
     leaves: list[Path]  # all bad ones, in the order of evaluation
     magnitudes: list[float]  # largest finite |entry| of each input of the operation

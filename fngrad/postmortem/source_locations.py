@@ -45,7 +45,7 @@ def phase_of(scopes: str, reaches_loss: bool) -> str:
 def lines_of(equations: Sequence[Any]) -> list[str]:
     """Return the source lines of an equation, as ``file:line (function)``.
 
-    The first is the innermost line outside of JAX. If it belongs to fngrad or another
+    The first is the innermost line outside JAX. If it belongs to fngrad or another
     installed package, the second is the innermost line of the user's code, or else of
     another file.
 

@@ -1,7 +1,7 @@
-"""Signatures of users' functions, whose arguments are recognised by name.
+"""Signatures of users' functions, whose arguments are recognized by name.
 
 A loss or a metric takes the parameters and the batch, its two required arguments, in
-this order. Further arguments are recognised by name (``key``, ``model_state``), in any
+this order. Further arguments are recognized by name (``key``, ``model_state``), in any
 position. Arguments with defaults keep them.
 
 The functions are traced with arrays whose values are unknown. An error of Python about
@@ -201,7 +201,7 @@ def _indexes_by_string(error: Exception) -> bool:
     )
 
 
-OF_A_LOSS = ("key", "model_state")  # recognised by name
+OF_A_LOSS = ("key", "model_state")  # recognized by name
 
 
 def bind(
@@ -211,7 +211,7 @@ def bind(
 
     Args:
         fn: the user's function.
-        by_name: the arguments that are recognised by name.
+        by_name: the arguments that are recognized by name.
         forms: the message if ``fn`` has another signature.
 
     Raises:

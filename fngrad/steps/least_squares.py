@@ -60,7 +60,7 @@ def gauss_newton(
     Args:
         residual_fn: ``residual_fn(params, batch) -> residuals`` or ``-> (residuals,
             metrics)``: an array or a pytree of arrays, the metrics a dict of scalars.
-            ``key`` and ``model_state`` are recognised by name, as for
+            ``key`` and ``model_state`` are recognized by name, as for
             `fngrad.make_step`.
         optimizer: a transform; ``None`` means ``sgd(1.0)``, the whole step.
         damping: $\mu$ >= 0, in units of $J^\top J$; may be a schedule of

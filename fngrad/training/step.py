@@ -52,7 +52,7 @@ def make_step(
     Args:
         loss_fn: ``loss_fn(params, batch) -> loss`` or ``-> (loss, metrics)``, the loss
             a real scalar, the metrics a dict of scalars. Arguments named ``key`` (a
-            new key per step) and ``model_state`` are recognised by name; with
+            new key per step) and ``model_state`` are recognized by name; with
             ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
             with defaults keep them.
         optimizer: a transform.

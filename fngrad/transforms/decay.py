@@ -1,4 +1,4 @@
-"""Weight decay: decoupled, as L2 regularisation, and as a proximal step."""
+"""Weight decay: decoupled, as L2 regularization, and as a proximal step."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Tr
 
     Its place in the chain decides which decay it is:
 
-    - first, it is **L2 regularisation**: the gradient of $\lambda \|w\|^2 / 2$ passes
+    - first, it is **L2 regularization**: the gradient of $\lambda \|w\|^2 / 2$ passes
       through everything that follows, and an adaptive rule divides it away;
     - just before the learning rate, it is **decoupled decay times the learning rate**
       (`fngrad.adamw`): without gradients $w \leftarrow (1 - \alpha_t \lambda)\,w$;
@@ -152,7 +152,7 @@ def decaying(
         weight_decay: the multiple of the weights that is added.
         mask: which leaves decay; ``None`` means all.
         decoupled: whether it is added to the rule's direction, as in AdamW, or to the
-            gradient that the rule sees: L2 regularisation.
+            gradient that the rule sees: L2 regularization.
     """
     decay = add_decayed_weights(weight_decay, mask)
     parts = (rule, decay) if decoupled else (decay, rule)

@@ -67,7 +67,7 @@ def largest_sum(dtype: Any) -> float:
     return numerics.largest_square(dtype) / 4
 
 
-# Jitted, or a step outside of jit would compile the branches each time.
+# Jitted, or a step outside jit would compile the branches each time.
 @jax.jit
 def shrink(square: jax.Array, updates: Updates) -> tuple[jax.Array, jax.Array]:
     """Return a factor at which a sum of squares fits, usually 1, and the sum with it.

@@ -45,7 +45,7 @@ def scale_by_learning_rate(
 ) -> Transform:
     r"""Turn a direction of ascent into a step of descent: $u \leftarrow -\alpha_t u$.
 
-    It reports ``learning_rate``, the value in force.
+    Reports ``learning_rate``, its present value.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -60,14 +60,16 @@ def scale_by_learning_rate(
     """
     check_learning_rate(learning_rate)
     sign = -1 if flip_sign else 1
-    return _scale_by("scale_by_learning_rate", learning_rate, sign, "learning_rate")
+    return _scale_by(
+        "scale_by_learning_rate", learning_rate, reported="learning_rate", sign=sign
+    )
 
 
 def check_learning_rate(learning_rate: Hyper | None) -> None:
     """Raise unless a learning rate is valid.
 
     Raises:
-        TypeError: if it is None.
+        TypeError: if it is None, or not a number, an array or a schedule.
         ValueError: if a number is negative or NaN; arrays and schedules pass unread.
     """
     if learning_rate is None:
@@ -76,9 +78,9 @@ def check_learning_rate(learning_rate: Hyper | None) -> None:
 
 
 def scale_by_schedule(step_size_fn: Schedule) -> Transform:
-    r"""Multiply updates by a schedule: $u \leftarrow s(t)\,u$, at first s(0).
+    r"""Multiply updates by a schedule: $u \leftarrow s(t)\,u$, starting at $s(0)$.
 
-    It reports ``step_size``, the value in force.
+    Reports ``step_size``, its present value.
 
     Args:
         step_size_fn: $s$, from the step (int32, shape ()) to a scalar.
@@ -86,10 +88,10 @@ def scale_by_schedule(step_size_fn: Schedule) -> Transform:
     Raises:
         ValueError: at ``update``, if the schedule's value is not a scalar.
     """
-    return _scale_by("scale_by_schedule", step_size_fn, 1, "step_size")
+    return _scale_by("scale_by_schedule", step_size_fn, reported="step_size")
 
 
-def _scale_by(name: str, factor: Hyper, sign: int, reported: str) -> Transform:
+def _scale_by(name: str, factor: Hyper, *, reported: str, sign: int = 1) -> Transform:
     def init(params: Params) -> ScheduleState:
         return ScheduleState(numerics.first_step())
 

@@ -121,7 +121,7 @@ def stack_leaves(inner: TransformLike) -> Transform:
     if within.trainable is not None:
         raise ValueError(
             "need a transform that trains all leaves inside stack_leaves: leaves have "
-            "no paths there; freeze leaves outside of it: "
+            "no paths there; freeze leaves outside it: "
             'partition([("frozen/**", freeze()), ("**", stack_leaves(...))])'
         )
 

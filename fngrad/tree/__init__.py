@@ -2,6 +2,7 @@
 
 from fngrad.tree.dtypes import (
     cast_like,
+    check_floats,
     check_real,
     is_float,
     strong,
@@ -53,6 +54,7 @@ __all__ = [
     "add",
     "average",
     "cast_like",
+    "check_floats",
     "check_mask",
     "check_real",
     "difference",

@@ -68,3 +68,18 @@ def check_real(rule: str, params: Any) -> None:
             raise TypeError(
                 f"need real parameters for {rule}, got {leaf.dtype} at {path!r}"
             )
+
+
+def check_floats(params: Params, *, complex_too: bool = False) -> None:
+    """Check that every leaf is a float array, or a complex one if that is allowed.
+
+    Raises:
+        TypeError: if one is not; the message has its path.
+    """
+    kind = jnp.inexact if complex_too else jnp.floating
+    for path, leaf in leaf_paths(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), kind):
+            raise TypeError(
+                f"need {'float or complex' if complex_too else 'real float'} "
+                f"parameters, got {jnp.result_type(leaf)} at {path or '(root)'!r}"
+            )

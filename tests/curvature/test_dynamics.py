@@ -189,5 +189,12 @@ def test_noise_of_another_shape_is_refused():
 
 def test_complex_parameters_are_refused():
     params = {"w": np.zeros(2, np.complex64)}
-    with pytest.raises(TypeError, match=r"need real floats .*complex128 at 'w'"):
+    with pytest.raises(TypeError, match=r"need real float .*complex128 at 'w'"):
         curvature.local_rate(fg.sgd(0.1), lambda p: 0.0, params)
+
+
+def test_an_integer_parameter_is_refused_whether_it_is_an_array_or_not():
+    w = {"w": 1.0}
+    for n in (1, np.ones(2, np.int32)):
+        with pytest.raises(TypeError, match=r"need real float .*int(32|64) at 'n'"):
+            curvature.local_rate(fg.sgd(0.1), lambda p: p["w"], {**w, "n": n})

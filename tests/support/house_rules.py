@@ -32,7 +32,7 @@ HOUSE = (
     (
         0,
         "programs/",
-        "traced programs cut into slices (`jaxprs`), arguments recognised by name "
+        "traced programs cut into slices (`jaxprs`), arguments recognized by name "
         "(`signatures`), `optional_imports`, `text_tables`",
     ),
     (

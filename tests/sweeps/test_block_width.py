@@ -1,5 +1,7 @@
 """The width of blocks: set by the mode, or found by timing the first steps."""
 
+import builtins
+import os
 import threading
 
 import jax
@@ -39,7 +41,7 @@ def test_the_mode_sets_the_width(mode, width):
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     """Choose widths as on a machine with two cores."""
-    monkeypatch.setattr(block_width, "cores", lambda: 2)
+    monkeypatch.setattr(block_width, "_cores", lambda: 2)
 
 
 def test_auto_chooses_narrow_blocks_for_lanes_that_carry_much():
@@ -144,3 +146,16 @@ def test_blocks_are_trained_concurrently_and_collected_in_order(monkeypatch):
     alone = quiet_sweep(mode=4)
     monkeypatch.setattr(lane_training, "to_host", meets)
     assert_same_bits(quiet_sweep(mode=4), alone)
+
+
+def test_the_free_memory_is_known_or_guessed_on_every_system(monkeypatch):
+    def no_file(*_, **__):
+        raise FileNotFoundError
+
+    assert 0 < block_width._free_host_memory() < 2**50
+    monkeypatch.setattr(builtins, "open", no_file)
+    if hasattr(os, "sysconf"):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert block_width._free_host_memory() == total
+        monkeypatch.delattr(os, "sysconf")
+    assert block_width._free_host_memory() == 8 * 2**30  # as on Windows

@@ -10,6 +10,7 @@ from sweep_problems import quiet_sweep
 
 import fngrad.sweeps.running.block_width as block_width
 import fngrad.sweeps.running.lane_training as lane_training
+from fngrad.logging import ProgressBar
 from fngrad.sweeps.running.program import compile_block
 
 POINTS = {"x": np.array([1.0, 2.0, 3.0])}
@@ -194,7 +195,7 @@ def test_out_of_memory_halves_the_width_and_loses_no_lane(monkeypatch, tmp_path)
 
 
 def test_auto_recovers_if_its_first_block_runs_out_of_memory(monkeypatch):
-    monkeypatch.setattr(block_width, "cores", lambda: 1)
+    monkeypatch.setattr(block_width, "_cores", lambda: 1)
     to_host, full = lane_training.to_host, [True]
 
     def full_once(outputs):
@@ -208,6 +209,25 @@ def test_auto_recovers_if_its_first_block_runs_out_of_memory(monkeypatch):
         result = swept(mode="auto")
     assert result.notes["modes"][0]["width"] == 3
     assert result.notes["values"].tolist() == [[1.0] * 2, [2.0] * 2, [3.0] * 2]
+
+
+def test_the_bar_counts_a_lane_once_that_is_trained_again(monkeypatch):
+    counted = []
+    monkeypatch.setattr(ProgressBar, "advance", lambda bar, n=1: counted.append(n))
+    monkeypatch.setattr(block_width, "_cores", lambda: 1)
+
+    def compile_small(lanes, width):
+        block = compile_block(lanes, width)
+
+        def run(numbers):
+            return out_of_memory() if width == 5 and numbers[0] else block.run(numbers)
+
+        return block._replace(run=run)
+
+    monkeypatch.setattr(block_width, "compile_block", compile_small)
+    with pytest.warns(UserWarning, match="in a block of 5 lanes: continuing with 2"):
+        swept(mode=5)  # lane 4 shares a block with lane 5, which is not done
+    assert counted == [5, 1]
 
 
 def test_out_of_memory_in_a_single_lane_is_an_error(monkeypatch):

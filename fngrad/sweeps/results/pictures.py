@@ -1,7 +1,7 @@
 """Pictures of sweeps: curves, heat maps, sensitivities, parallel coordinates.
 
-Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. Colour-
-blind readers can distinguish all colours except those of the curves, which are
+Each returns a matplotlib figure, which notebooks show; ``savefig`` writes it. Color-
+blind readers can distinguish all colors except those of the curves, which are
 matplotlib's. An axis is logarithmic if its values are positive and span more than a
 factor of 30. Points that diverged, or that are too far away for the scale, are hatched,
 hollow or crossed, never omitted. Names are drawn as they are written; a ``label`` may
@@ -94,7 +94,7 @@ def heat_map(
         x, y: columns of the points.
         metric: a name in the history and "min" or "max", or a name that implies one
             (see `fngrad.metrics.directions`); ``None`` means the sweep's.
-        label: of the colours, with the unit; ``None`` is the metric's name.
+        label: of the colors, with the unit; ``None`` is the metric's name.
 
     Raises:
         ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
@@ -180,7 +180,7 @@ def parallel_coordinates(
     """Draw every point as a line through an axis for each hyperparameter.
 
     The last axis is the median over seeds, with the best on top. Darker lines rank
-    better; half the lanes of dashed grey ones diverged.
+    better; half the lanes of dashed gray ones diverged.
 
     Args:
         result: from `fngrad.sweep`.

@@ -7,7 +7,7 @@ import numpy as np
 from fngrad.programs.optional_imports import import_extra, literal
 from fngrad.sweeps.results.statistics import Summary
 
-# Okabe and Ito's colours, without the yellow, which is too pale on white.
+# Okabe and Ito's colors, without the yellow, which is too pale on white.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 LOGARITHMIC_FROM = 30.0
 MAX_CELLS_WITH_TEXT = 20  # in a row or a column
@@ -17,7 +17,7 @@ MAX_TICKS = 12
 def readable(found: Summary) -> np.ndarray:
     """Return the medians, NaN where half the lanes diverged or off the scale.
 
-    One value of 1e20 would give all others one colour. The scale extends from the best
+    One value of 1e20 would give all others one color. The scale extends from the best
     median to four times the distance of the middle one, and at least twice that of the
     upper quartile; distances are logarithmic if the medians need a logarithmic axis.
 
@@ -84,7 +84,7 @@ def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
         found: the summary of the sweep.
 
     Returns:
-        The image, for its colour bar.
+        The image, for its color bar.
     """
     readable_medians = readable(found)
     (across, x), (up, y) = (_kinds(column) for column in columns)
@@ -113,7 +113,7 @@ def draw_cells(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
 
 
 def draw_dots(axis: Any, columns: list[np.ndarray], found: Summary) -> Any:
-    """Draw points as dots coloured by their medians; see `draw_cells`."""
+    """Draw points as dots colored by their medians; see `draw_cells`."""
     (x, _), (y, _) = (positions(column) for column in columns)
     medians = readable(found)
     finite = np.isfinite(medians)
@@ -146,7 +146,7 @@ def _kinds(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _color_map(found: Summary) -> str:
-    """Return the colour map in which better is darker."""
+    """Return the color map in which better is darker."""
     return "viridis" if found.metric[1] == "min" else "viridis_r"
 
 

@@ -238,7 +238,7 @@ def compare(
     """Compare two points of a sweep, seed by seed.
 
     If a choice matches several points, as ``{"optimizer": "adam"}`` may, the one with
-    the best median represents them. It was selected by the same seeds, which favours
+    the best median represents them. It was selected by the same seeds, which favors
     the choice with more points.
 
     Args:

@@ -4,6 +4,7 @@ If memory runs out, training continues in narrower blocks.
 """
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Generator
@@ -51,9 +52,8 @@ class Training(NamedTuple):
             "devices": len(self.lanes.devices),
             "compile_seconds": 0.0,
         }
-        width = choice.width
         while not self.collected.done.all():
-            block = fitting_block(self.lanes, width)
+            block = fitting_block(self.lanes, how["width"])
             how["compile_seconds"] += block.compile_seconds
             try:
                 if is_open:
@@ -64,10 +64,10 @@ class Training(NamedTuple):
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or block.width == 1:
                     raise
-                width = block.width // 2
+                how["width"] = block.width // 2
                 warnings.warn(
                     f"out of memory in a block of {block.width} lanes: continuing with "
-                    f"{width}, which may round differently; "
+                    f"{how['width']}, which may round differently; "
                     f"{self.collected.done.sum()} lanes are done",
                     stacklevel=3,
                 )
@@ -79,7 +79,10 @@ class Training(NamedTuple):
         if recorded is None:
             choice = choose(mode, self.lanes, self.jaxpr)
             is_cpu = self.lanes.devices[0].platform == "cpu"
-            return choice, mode == "auto" and is_cpu and self._is_long(choice.width)
+            # In a long sweep, training the first block alone costs next to nothing.
+            at_once = choice.width * blocks_at_once(self.lanes.devices)
+            is_long = self.lanes.count / at_once >= MIN_ROUNDS
+            return choice, mode == "auto" and is_cpu and is_long
         width = recorded["width"]
         if mode != "auto" and choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
@@ -88,18 +91,13 @@ class Training(NamedTuple):
             )
         return Choice(width, "recorded in the folder"), False
 
-    def _is_long(self, width: int) -> bool:
-        """Return whether training the first block alone costs next to nothing."""
-        at_once = width * blocks_at_once(self.lanes.devices)
-        return self.lanes.count / at_once >= MIN_ROUNDS
-
     def _fastest(self, block: Block, how: dict[str, Any]) -> Block:
         """Train the first block, and time other widths if the rest takes long."""
-        begin = time.perf_counter()
-        numbers = np.arange(block.lanes)
-        outputs = to_host(block.run(np.minimum(numbers, self.lanes.count - 1)))
+        started = time.perf_counter()
+        first = np.arange(min(block.lanes, self.lanes.count))
+        outputs = self._train(block, first)
         blocks = -(-self.lanes.count // block.lanes)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - started
         rest = seconds * (blocks - 1) / blocks_at_once(self.lanes.devices)
         budget = memory_budget(self.lanes.devices)
         trial = try_widths(self.lanes, self.jaxpr, block, seconds=rest, budget=budget)
@@ -110,9 +108,7 @@ class Training(NamedTuple):
             block = fitting_block(self.lanes, trial.width)
             how["compile_seconds"] += block.compile_seconds
             return block
-        first = numbers[numbers < self.lanes.count]
-        self.collected.put(first, outputs)
-        self.bar.advance(len(first))
+        self._put(first, outputs)
         self._record(how)
         self._save(0, len(first))
         return block
@@ -124,13 +120,11 @@ class Training(NamedTuple):
         try:
             with contextlib.closing(self._outputs(block)) as blocks:
                 for numbers, outputs in blocks:
-                    first, last = int(numbers[0]), int(numbers[-1]) + 1
-                    if first != end:
+                    if numbers[0] != end:
                         self._save(begin, end)
-                        begin = first
-                    self.collected.put(numbers, outputs)
-                    self.bar.advance(len(numbers))
-                    end = last
+                        begin = int(numbers[0])
+                    self._put(numbers, outputs)
+                    end = int(numbers[-1]) + 1
                     if end - begin >= chunk:
                         self._save(begin, end)
                         begin = end
@@ -140,19 +134,24 @@ class Training(NamedTuple):
     def _outputs(self, block: Block) -> Generator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield lanes and outputs block by block; several blocks train concurrently."""
         count, done = self.lanes.count, self.collected.done
-        starts = range(0, count, block.lanes)
-        blocks = [np.arange(first, min(first + block.lanes, count)) for first in starts]
-        blocks = [numbers for numbers in blocks if not done[numbers].all()]
-
-        def train(numbers: np.ndarray) -> list[np.ndarray]:
-            padded = np.minimum(numbers[0] + np.arange(block.lanes), count - 1)
-            return to_host(block.run(padded))
-
+        cuts = range(block.lanes, count, block.lanes)
+        blocks = [n for n in np.split(np.arange(count), cuts) if not done[n].all()]
         pool = ThreadPoolExecutor(blocks_at_once(self.lanes.devices))
         try:
-            yield from zip(blocks, pool.map(train, blocks), strict=True)
+            outputs = pool.map(functools.partial(self._train, block), blocks)
+            yield from zip(blocks, outputs, strict=True)
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _train(self, block: Block, numbers: np.ndarray) -> list[np.ndarray]:
+        """Train lanes; a block that they do not fill repeats the last one."""
+        padded = np.minimum(numbers[0] + np.arange(block.lanes), self.lanes.count - 1)
+        return to_host(block.run(padded))
+
+    def _put(self, numbers: np.ndarray, outputs: list[np.ndarray]) -> None:
+        """Store outputs; a lane that was done already does not advance the bar."""
+        self.bar.advance(int((~self.collected.done[numbers]).sum()))
+        self.collected.put(numbers, outputs)
 
     def _record(self, how: dict[str, Any]) -> None:
         if self.folder:
