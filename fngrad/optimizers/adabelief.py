@@ -117,6 +117,7 @@ def adabelief(
         accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

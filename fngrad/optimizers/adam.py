@@ -113,6 +113,7 @@ def adam(
         nesterov: whether to look ahead (NAdam without its schedule of $\beta_1$).
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:
@@ -168,6 +169,7 @@ def adamw(
         nesterov: whether to look ahead.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -116,6 +116,7 @@ def adamax(
             is added to the gradient, as in PyTorch.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

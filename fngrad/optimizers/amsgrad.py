@@ -131,6 +131,7 @@ def amsgrad(
         debias: which of the three rules.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``debias`` is not one of the three
             rules.
 

@@ -156,6 +156,7 @@ def nadam(
             is added to the gradient.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -158,6 +158,7 @@ def radam(
             is added to the gradient, PyTorch's default.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``unrectified`` is neither of the
             two; at ``init``, if a glob selects no leaf.
 

@@ -127,6 +127,7 @@ def yogi(
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

@@ -67,7 +67,7 @@ def check_learning_rate(learning_rate: Hyper | None) -> None:
     """Raise unless a learning rate is valid.
 
     Raises:
-        TypeError: if it is None.
+        TypeError: if it is None or of another type.
         ValueError: if a number is negative or NaN; arrays and schedules pass unread.
     """
     if learning_rate is None:
