@@ -103,20 +103,18 @@ def scale_by_soap(
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
         updates = tree.map_leaves(_squarable, updates, state.bases)
         state = _with_statistics(updates, state, beta)
-        adam_step = jnp.maximum(state.step - int(skip_first), 0)
+        t = jnp.maximum(state.step - int(skip_first), 0)  # Adam's step
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         rotated = tree.map_leaves(_rotate, updates, state.bases)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, rotated)
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
-        mu_hat = tree.map_leaves(
-            _rotate, remove_bias(mu, beta_1, adam_step), state.bases
-        )
-        nu_hat = remove_bias(nu, beta_2, adam_step)
+        mu_hat = tree.map_leaves(_rotate, remove_bias(mu, beta_1, t), state.bases)
+        nu_hat = remove_bias(nu, beta_2, t)
         direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
         new_updates = tree.map_leaves(_multiply, direction, state.bases)
-        is_due = (state.step > 0) & ((adam_step + 1) % every == 0)
+        is_due = (state.step > 0) & ((t + 1) % every == 0)
         nu, bases = _follow(is_due, nu, state.statistics, state.bases)
         step = numerics.next_step(state.step)
         return new_updates, state._replace(step=step, mu=mu, nu=nu, bases=bases)
