@@ -77,8 +77,7 @@ def scale_by_nadam(
     def update(
         updates: Updates, state: ScaleByNadamState, params: Params
     ) -> tuple[Updates, ScaleByNadamState]:
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         t = state.step.astype(beta_1.dtype) + 1
         now = fresh_weight(beta_1, state.step, t)
         later = fresh_weight(beta_1, state.step, t + 1)
