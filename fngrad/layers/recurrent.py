@@ -2,8 +2,9 @@ r"""Recurrent layers: a state that each position of a sequence updates.
 
 A *cell* makes one step: it is a `StatefulLayer` whose model state is the recurrent
 state, ``apply(params, state, x) -> (y, state)`` with x of shape ``(in_size,)``. The
-layer of a whole sequence scans the same step from the zero state, with all input maps
-made in one product beforehand; cell and layer have the same parameters:
+layer of a whole sequence scans the same step from the zero state; one product
+beforehand computes the input's part of every step; cell and layer have the same
+parameters:
 ``input/weight (in_size, gates * hidden_size)``, ``input/bias``, ``hidden/weight`` and,
 for `gru`, ``hidden/bias``.
 """
@@ -40,9 +41,18 @@ class LSTMState(NamedTuple):
     cell: jax.Array  # c, shape (hidden_size,)
 
 
-# (params, state, what the input gives to the gates) -> state
+# (params, state, the input's part of the gates) -> state
 _Step = Callable[[Params, Any, jax.Array], Any]
 _Shapes = dict[Path, tuple[int, ...]]
+
+
+class _Unit(NamedTuple):
+    """What a cell and its layer share."""
+
+    init: Callable[[Key], Params]
+    step: _Step
+    zeros: Callable[[Any], Any]  # dtype -> the first state
+    shapes: _Shapes  # of the parameters
 
 
 def gru(
@@ -91,9 +101,7 @@ def gru(
         it in: the reset gate acts after the product $U_n h$, and the roles of z and
         1 - z are swapped, as in cuDNN and torch.
     """
-    init = _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True)
-    shapes = _shapes(in_size, hidden_size, 3, hidden_bias=True)
-    return Layer(init, _scan(_gru_step, _gru_zeros(hidden_size), shapes, reverse))
+    return _scan(_gru_unit(in_size, hidden_size, input_init, hidden_init), reverse)
 
 
 def gru_cell(
@@ -123,9 +131,7 @@ def gru_cell(
         >>> y.shape
         (4,)
     """
-    init = _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True)
-    shapes = _shapes(in_size, hidden_size, 3, hidden_bias=True)
-    return _cell(init, _gru_step, _gru_zeros(hidden_size), shapes)
+    return _cell(_gru_unit(in_size, hidden_size, input_init, hidden_init))
 
 
 def lstm(
@@ -170,9 +176,8 @@ def lstm(
         forget", for f; Jozefowicz et al. 2015, "An empirical exploration of recurrent
         network architectures", for its bias.
     """
-    init = _lstm_init(in_size, hidden_size, forget_bias, input_init, hidden_init)
-    shapes = _shapes(in_size, hidden_size, 4, hidden_bias=False)
-    return Layer(init, _scan(_lstm_step, _lstm_zeros(hidden_size), shapes, reverse))
+    unit = _lstm_unit(in_size, hidden_size, forget_bias, input_init, hidden_init)
+    return _scan(unit, reverse)
 
 
 def lstm_cell(
@@ -204,9 +209,7 @@ def lstm_cell(
         >>> state.cell.shape
         (4,)
     """
-    init = _lstm_init(in_size, hidden_size, forget_bias, input_init, hidden_init)
-    shapes = _shapes(in_size, hidden_size, 4, hidden_bias=False)
-    return _cell(init, _lstm_step, _lstm_zeros(hidden_size), shapes)
+    return _cell(_lstm_unit(in_size, hidden_size, forget_bias, input_init, hidden_init))
 
 
 def _gru_step(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
@@ -218,8 +221,15 @@ def _gru_step(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
     return (1 - z) * n + z * h
 
 
-def _gru_zeros(hidden_size: int) -> Callable[[Any], jax.Array]:
-    return lambda dtype: jnp.zeros(hidden_size, dtype)
+def _gru_unit(
+    in_size: int, hidden_size: int, input_init: Initializer, hidden_init: Initializer
+) -> _Unit:
+    return _Unit(
+        _init(in_size, hidden_size, 3, input_init, hidden_init, hidden_bias=True),
+        _gru_step,
+        lambda dtype: jnp.zeros(hidden_size, dtype),
+        _shapes(in_size, hidden_size, 3, hidden_bias=True),
+    )
 
 
 def _lstm_step(params: Params, state: LSTMState, from_input: jax.Array) -> LSTMState:
@@ -229,20 +239,13 @@ def _lstm_step(params: Params, state: LSTMState, from_input: jax.Array) -> LSTMS
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
 
 
-def _lstm_zeros(hidden_size: int) -> Callable[[Any], LSTMState]:
-    def zeros(dtype: Any) -> LSTMState:
-        return LSTMState(jnp.zeros(hidden_size, dtype), jnp.zeros(hidden_size, dtype))
-
-    return zeros
-
-
-def _lstm_init(
+def _lstm_unit(
     in_size: int,
     hidden_size: int,
     forget_bias: float,
     input_init: Initializer,
     hidden_init: Initializer,
-) -> Callable[[Key], Params]:
+) -> _Unit:
     base = _init(in_size, hidden_size, 4, input_init, hidden_init, hidden_bias=False)
     forget = slice(hidden_size, 2 * hidden_size)
 
@@ -251,7 +254,11 @@ def _lstm_init(
         params["input"]["bias"] = params["input"]["bias"].at[forget].set(forget_bias)
         return params
 
-    return init
+    def zeros(dtype: Any) -> LSTMState:
+        return LSTMState(jnp.zeros(hidden_size, dtype), jnp.zeros(hidden_size, dtype))
+
+    shapes = _shapes(in_size, hidden_size, 4, hidden_bias=False)
+    return _Unit(init, _lstm_step, zeros, shapes)
 
 
 def _init(
@@ -278,12 +285,13 @@ def _init(
     def init(key: Key) -> Params:
         k_input, k_hidden = jax.random.split(numerics.key(key))
         out_size = gates * hidden_size
-        shapes = (in_size, out_size), (hidden_size, out_size)
         return {
-            "input": dense_params(k_input, shapes[0], per_gate(input_init), zeros),
+            "input": dense_params(
+                k_input, (in_size, out_size), per_gate(input_init), zeros
+            ),
             "hidden": dense_params(
                 k_hidden,
-                shapes[1],
+                (hidden_size, out_size),
                 per_gate(hidden_init),
                 zeros if hidden_bias else None,
             ),
@@ -304,32 +312,25 @@ def _hidden(state: Any) -> jax.Array:
     return state.hidden if isinstance(state, LSTMState) else state
 
 
-def _cell(
-    init_params: Callable[[Key], Params],
-    step: _Step,
-    zeros: Callable[[Any], Any],
-    shapes: _Shapes,
-) -> StatefulLayer:
-    in_size = shapes["input/weight"][0]
+def _cell(unit: _Unit) -> StatefulLayer:
+    in_size = unit.shapes["input/weight"][0]
 
     def init(key: Key) -> tuple[Params, ModelState]:
-        return init_params(key), zeros(jnp.result_type(float))
+        return unit.init(key), unit.zeros(jnp.result_type(float))
 
     def apply(
         params: Params, model_state: ModelState, x: jax.Array, *, key: Key | None = None
     ) -> tuple[jax.Array, ModelState]:
-        check_params(params, shapes)
+        check_params(params, unit.shapes)
         x = float_array_of(x, in_size)
-        state = step(params, model_state, dense(params["input"], x))
+        state = unit.step(params, model_state, dense(params["input"], x))
         return _hidden(state), state
 
     return StatefulLayer(init, apply)
 
 
-def _scan(
-    step: _Step, zeros: Callable[[Any], Any], shapes: _Shapes, reverse: bool
-) -> Callable[..., jax.Array]:
-    in_size = shapes["input/weight"][0]
+def _scan(unit: _Unit, reverse: bool) -> Layer:
+    in_size = unit.shapes["input/weight"][0]
 
     def apply(
         params: Params,
@@ -338,7 +339,7 @@ def _scan(
         key: Key | None = None,
         length: int | jax.Array | None = None,
     ) -> jax.Array:
-        check_params(params, shapes)
+        check_params(params, unit.shapes)
         x = float_array_of(x, in_size)
         if x.ndim != 2:
             raise ValueError(f"need x of shape (time, {in_size}), got shape {x.shape}")
@@ -346,18 +347,18 @@ def _scan(
         if length is not None:  # padding may be anything, and 0 * NaN is NaN
             x = jnp.where(is_real[:, None], x, 0)
         from_inputs = dense(params["input"], x)
-        # The scan's transpose adds up the gradient of all steps: wide outside it.
+        # The scan's transpose sums the gradients of all steps: the sum is kept wide.
         wide = tree.widen(params["hidden"])
 
         def one(state: Any, position: tuple) -> tuple[Any, jax.Array]:
             from_input, real = position
             hidden = tree.cast_like(wide, params["hidden"])
-            moved = step({"hidden": hidden}, state, from_input)
+            moved = unit.step({"hidden": hidden}, state, from_input)
             state = jax.tree.map(lambda a, b: jnp.where(real, a, b), moved, state)
             return state, jnp.where(real, _hidden(moved), 0)
 
-        state = zeros(from_inputs.dtype)
+        state = unit.zeros(from_inputs.dtype)
         _, y = lax.scan(one, state, (from_inputs, is_real), reverse=reverse)
         return y
 
-    return apply
+    return Layer(unit.init, apply)

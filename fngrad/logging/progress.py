@@ -54,8 +54,7 @@ class ProgressBar:
         unit: str = "steps",
     ):
         self._bar: Any = None
-        make_bar = bar_type() if enabled and sys.stderr is not None else None
-        if make_bar is None:
+        if not enabled or sys.stderr is None or not (make_bar := bar_type()):
             return
         with self._removed_on_failure():
             self._bar = make_bar(
@@ -65,7 +64,7 @@ class ProgressBar:
                 unit=f" {unit}",
                 dynamic_ncols=True,
                 mininterval=0.1 if _is_interactive() else _SECONDS_BETWEEN_LINES,
-                **_stream(),
+                file=None if "ipykernel" in sys.modules else _Stream(sys.stderr),
             )
 
     def describe(self, text: str) -> None:
@@ -73,11 +72,14 @@ class ProgressBar:
         self._apply(lambda bar: bar.set_description(text))
 
     def advance(self, n: int = 1) -> None:
-        """Move the bar by n steps; it is redrawn at most ten times per second."""
+        """Move the bar by n steps.
+
+        It is redrawn at most every 0.1 s, in a file every 10 s.
+        """
         self._apply(lambda bar: bar.update(n))
 
     def show(self, values: dict[str, float]) -> None:
-        """Show values after the bar, with three digits, when it is next redrawn."""
+        """Show values, with three significant digits, when the bar is next redrawn."""
         self._apply(lambda bar: bar.set_postfix(values, refresh=False))
 
     def close(self) -> None:
@@ -109,7 +111,7 @@ class ProgressBar:
 
 @functools.cache
 def bar_type() -> Any:
-    """Return tqdm's type of bar or None; cached, to print the reason once."""
+    """Return tqdm's bar class, or None after a line on stderr; cached, so only once."""
     try:
         # tqdm.auto warns about missing ipywidgets and then falls back to text.
         with warnings.catch_warnings():
@@ -142,11 +144,6 @@ class _Stream:
 
     def __hash__(self) -> int:
         return hash(self._stream)
-
-
-def _stream() -> dict[str, Any]:
-    """Return the stream to draw on; a notebook's bar does not use one."""
-    return {} if "ipykernel" in sys.modules else {"file": _Stream(sys.stderr)}
 
 
 def _is_interactive() -> bool:

@@ -235,10 +235,9 @@ def hinge(
     names = ("predictor_outputs", "targets")
     pair = float_pair(names, predictor_outputs, targets)
 
-    def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.maximum(1 - x * y, 0)
-
-    return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
+    return reduce_entries(
+        lambda x, y: jnp.maximum(1 - x * y, 0), pair, axis, where, weights, reduction
+    )
 
 
 def multiclass_hinge(

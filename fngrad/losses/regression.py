@@ -56,10 +56,9 @@ def squared_error(
     """
     pair = _pair(predictions, targets, is_complex=True)
 
-    def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        return tree.abs_square(x - y)
-
-    return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
+    return reduce_entries(
+        lambda x, y: tree.abs_square(x - y), pair, axis, where, weights, reduction
+    )
 
 
 def absolute_error(
@@ -168,11 +167,9 @@ def log_cosh(
         ValueError: if shapes do not fit, or the reduction is unknown.
     """
     pair = _pair(predictions, targets)
-
-    def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        return _log_cosh(x - y)
-
-    return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
+    return reduce_entries(
+        lambda x, y: _log_cosh(x - y), pair, axis, where, weights, reduction
+    )
 
 
 def quantile(
@@ -240,9 +237,7 @@ def poisson_nll(
     names = ("log_predictions", "targets")
     pair = float_pair(names, log_predictions, targets)
 
-    def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
-        return _full_poisson_nll(x, y) if full else _poisson_nll(x, y)
-
+    entry_loss = _full_poisson_nll if full else _poisson_nll
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
 
 

@@ -45,8 +45,8 @@ def ctc(
 
     $$-\log \sum_{\pi \in B^{-1}(y)} \prod_t \mathrm{softmax}(x_t)_{\pi_t}$$
 
-    over all alignments $\pi$ of frames to classes from which $B$, merging what
-    repeats and then dropping the blanks, leaves the labels $y$.
+    over all alignments $\pi$ of frames to classes that $B$ maps to the labels $y$: it
+    merges repeats, then drops blanks.
 
     Args:
         logits: $x$, shape ``(..., frames, classes)``.
@@ -90,9 +90,9 @@ def ctc(
     if not 0 <= blank_id < classes:
         raise ValueError(f"need 0 <= blank_id < {classes}, got {blank_id=}")
     example = make_masks(where, weights, outer, ()).example
-    is_frame = _is_kept("logit_paddings", logit_paddings, (*outer, frames), example)
+    is_frame = _unpadded("logit_paddings", logit_paddings, (*outer, frames), example)
     length = jnp.shape(labels)[-1:]
-    is_label = _is_kept("label_paddings", label_paddings, (*outer, *length), example)
+    is_label = _unpadded("label_paddings", label_paddings, (*outer, *length), example)
     labels = check_labels(labels, (*outer, *length), classes, is_label)
     is_right = _check_sequences(labels, is_label, blank_id, classes)
     labels = jnp.where(is_label & is_right[..., None], labels, blank_id)
@@ -145,7 +145,7 @@ def _shift(alpha: jax.Array, by: int) -> jax.Array:
     return jnp.concatenate([start, alpha[:-by]])
 
 
-def _is_kept(
+def _unpadded(
     name: str, paddings: Array, shape: tuple[int, ...], example: jax.Array | None
 ) -> jax.Array:
     paddings = jnp.asarray(paddings)

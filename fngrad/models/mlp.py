@@ -32,8 +32,9 @@ def mlp(
 
     Args:
         sizes: input, hidden layers, output; at least two.
-        activation: after each hidden layer.
-        dropout_rate: in [0, 1], after each hidden activation, with a key.
+        activation: applied after each hidden layer.
+        dropout_rate: in [0, 1], applied after each hidden activation if ``apply`` gets
+            a key.
         weight_init: draws the weights of hidden layers, by default `he_normal`.
         output_init: draws the last weights, by default `glorot_uniform`.
 

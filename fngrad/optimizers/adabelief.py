@@ -65,8 +65,7 @@ def scale_by_belief(
     def update(
         updates: Updates, state: ScaleByBeliefState, params: Params
     ) -> tuple[Updates, ScaleByBeliefState]:
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         extra = numerics.hyper(eps_root, state.step)
         updates = squarable(updates, count=4)  # differences are up to twice as large
         mu = tree.average(beta_1, state.mu, updates)
@@ -117,6 +116,7 @@ def adabelief(
         accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

@@ -100,6 +100,7 @@ def adadelta(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

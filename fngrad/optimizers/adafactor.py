@@ -179,6 +179,7 @@ def adafactor(
         factored_dims: ``"largest"`` or ``"last"``, see `scale_by_factored_rms`.
 
     Raises:
+        TypeError: if the learning rate is of another type.
         ValueError: if a number is out of range, or there is a mask but no decay; at
             ``init``, if a glob selects no leaf.
 

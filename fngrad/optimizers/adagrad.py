@@ -94,6 +94,7 @@ def adagrad(
         eps_in_sqrt: whether $u_t$ has the first form or the second.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is negative.
 
     Example:

@@ -66,8 +66,7 @@ def scale_by_adam(
         updates: Updates, state: ScaleByAdamState, params: Params
     ) -> tuple[Updates, ScaleByAdamState]:
         updates = squarable(updates)
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)
         new_updates = divide_by_root(
@@ -113,6 +112,7 @@ def adam(
         nesterov: whether to look ahead (NAdam without its schedule of $\beta_1$).
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:
@@ -168,6 +168,7 @@ def adamw(
         nesterov: whether to look ahead.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -61,8 +61,7 @@ def scale_by_adamax(
     def update(
         updates: Updates, state: ScaleByAdamaxState, params: Params
     ) -> tuple[Updates, ScaleByAdamaxState]:
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_max)
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
@@ -116,6 +115,7 @@ def adamax(
             is added to the gradient, as in PyTorch.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

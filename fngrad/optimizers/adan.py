@@ -130,6 +130,7 @@ def adan(
         proximal: whether decay is proximal, as above, or AdamW's.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -129,6 +129,7 @@ def adopt(
         clip_value_fn: $c$ >= 0, a schedule (or a number); step 0 is the first gradient.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

@@ -71,8 +71,7 @@ def scale_by_amsgrad(
     def update(
         updates: Updates, state: ScaleByAmsgradState, params: Params
     ) -> tuple[Updates, ScaleByAmsgradState]:
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)
@@ -131,6 +130,7 @@ def amsgrad(
         debias: which of the three rules.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``debias`` is not one of the three
             rules.
 

@@ -72,7 +72,8 @@ def scale_by_dadapt_adam(
     force. The arguments are those of `fngrad.dadapt_adamw`.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
@@ -145,7 +146,8 @@ def scale_by_dadapt_sgd(
     force. The arguments are those of `fngrad.dadapt_sgd`.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
@@ -228,7 +230,8 @@ def dadapt_adamw(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
@@ -289,7 +292,8 @@ def dadapt_sgd(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -130,6 +130,7 @@ def dog(
             `fngrad.eval_params` returns; ``None`` keeps none.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if the kind of ``init_step`` is unknown, or a number is out of
             range; at ``init``, if a glob selects no leaf.
 

@@ -19,7 +19,7 @@ def lamb(
     *,
     decay_outside: bool = False,
 ) -> Transform:
-    r"""Adam with steps in proportion to each layer's parameters: LAMB.
+    r"""LAMB: Adam whose step in each leaf is proportional to the leaf's norm.
 
     With Adam's direction $r_t$ (see `adam`), for each leaf
 
@@ -31,8 +31,8 @@ def lamb(
     $$w_{t+1} = w_t
       - \alpha_t \Big(\frac{\|w_t\|}{\|r_t\|}\,r_t + \lambda\,w_t\Big)$$
 
-    Where either of the compared norms is zero, their ratio counts as 1. Without decay a
-    leaf's norm changes by at most the factor $1 \pm \alpha_t$ per step.
+    Where either norm is zero, their ratio counts as 1. Without decay a leaf's norm
+    changes by at most the factor $1 \pm \alpha_t$ per step.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -43,11 +43,12 @@ def lamb(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         weight_decay: $\lambda$.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        decay_outside: whether the decay is added after the trust ratio. Keras does
-            that, and decays first, so that its $\|w_t\|$ is smaller by the factor
+        decay_outside: whether decay is added after the trust ratio. Keras does so, but
+            decays before the step, which makes its $\|w_t\|$ smaller by the factor
             $1 - \alpha_t \lambda$.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -124,6 +124,7 @@ def lars(
             (optax's).
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -104,6 +104,7 @@ def lbfgs(
         scale_init_precond: whether the recursion begins at $\gamma I$, or at $I$.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

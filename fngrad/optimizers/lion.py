@@ -78,7 +78,8 @@ def lion(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -40,7 +40,7 @@ def scale_by_madgrad(
         eps: $\epsilon$ >= 0, in units of the cube root of $\nu$.
 
     Raises:
-        TypeError: if ``learning_rate`` is None.
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
@@ -115,6 +115,7 @@ def madgrad(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

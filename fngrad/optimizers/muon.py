@@ -254,7 +254,8 @@ def muon(
         adam_weight_decay: AdamW's $\lambda$.
 
     Raises:
-        TypeError: at ``init``, if a leaf to orthogonalize is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            leaf to orthogonalize is complex.
         ValueError: if a number is out of range, or the coefficients do not fit; at
             ``init``, if a leaf to orthogonalize has fewer than two axes, or a glob
             selects no leaf.

@@ -77,8 +77,7 @@ def scale_by_nadam(
     def update(
         updates: Updates, state: ScaleByNadamState, params: Params
     ) -> tuple[Updates, ScaleByNadamState]:
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         t = state.step.astype(beta_1.dtype) + 1
         now = fresh_weight(beta_1, state.step, t)
         later = fresh_weight(beta_1, state.step, t + 1)
@@ -156,6 +155,7 @@ def nadam(
             is added to the gradient.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

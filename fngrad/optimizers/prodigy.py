@@ -87,7 +87,8 @@ def scale_by_prodigy(
     force. The arguments are those of `fngrad.prodigy`.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
     """
     check_multiplier(learning_rate, estim_lr0, growth_rate)
@@ -183,7 +184,8 @@ def prodigy(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

@@ -206,6 +206,7 @@ def rmsprop(
             changes.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``nesterov`` has no momentum.
 
     Example:

@@ -39,7 +39,8 @@ def scale_by_rprop(
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
@@ -111,7 +112,8 @@ def rprop(
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
 
     Raises:
-        TypeError: if ``learning_rate`` is None; at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range.
 
     Example:

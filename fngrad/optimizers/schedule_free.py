@@ -75,6 +75,7 @@ def schedule_free(
         weight_lr_power: $p$ >= 0; 0 weighs all iterates alike.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:
@@ -158,6 +159,7 @@ def schedule_free_sgd(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
@@ -209,6 +211,7 @@ def schedule_free_adamw(
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

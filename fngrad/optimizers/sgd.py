@@ -35,6 +35,7 @@ def sgd(
             learning rate changes.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``nesterov`` has no momentum.
 
     Example:
@@ -79,6 +80,7 @@ def momentum(
         learning_rate_first: whether $\alpha_t$ enters the buffer, see `sgd`.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

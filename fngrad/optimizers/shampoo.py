@@ -178,7 +178,8 @@ def shampoo(
             ``"diagonal"``, see `scale_by_shampoo`.
 
     Raises:
-        TypeError: at ``init``, if a leaf is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            leaf is complex.
         ValueError: if a number is out of range, ``graft`` is none of the three, or
             ``nesterov`` has no momentum; at ``init``, if a glob selects no leaf.
 

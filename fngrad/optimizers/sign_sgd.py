@@ -51,7 +51,8 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
             array or tracer, or a schedule.
 
     Raises:
-        TypeError: at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is negative.
 
     Example:
@@ -83,7 +84,8 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
         beta: $\beta$ in [0, 1].
 
     Raises:
-        TypeError: at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range.
 
     Example:

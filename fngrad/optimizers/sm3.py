@@ -105,6 +105,7 @@ def sm3(
         variant: ``"II"`` or ``"I"``.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``variant`` is neither of the two.
 
     Example:

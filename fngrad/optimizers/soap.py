@@ -85,7 +85,11 @@ def scale_by_soap(
 
     def empty(p: jax.Array) -> Axes:
         is_rotated = p.size > 0 and (p.ndim > 1 or precondition_1d)
-        return _empty(p, max_precond_dim if is_rotated else -1)
+        dtype = tree.wide_dtype(p.dtype)
+        return tuple(
+            jnp.zeros((n, n), dtype) if is_rotated and n <= max_precond_dim else None
+            for n in p.shape
+        )
 
     def init(params: Params) -> ScaleBySoapState:
         tree.check_real("scale_by_soap", params)
@@ -99,21 +103,18 @@ def scale_by_soap(
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
         updates = tree.map_leaves(_squarable, updates, state.bases)
         state = _with_statistics(updates, state, beta)
-        adam_step = jnp.maximum(state.step - int(skip_first), 0)
+        t = jnp.maximum(state.step - int(skip_first), 0)  # Adam's step
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
         rotated = tree.map_leaves(_rotate, updates, state.bases)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, rotated)
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
-        mu_hat = tree.map_leaves(
-            _rotate, remove_bias(mu, beta_1, adam_step), state.bases
-        )
-        nu_hat = remove_bias(nu, beta_2, adam_step)
+        mu_hat = tree.map_leaves(_rotate, remove_bias(mu, beta_1, t), state.bases)
+        nu_hat = remove_bias(nu, beta_2, t)
         direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
-        new_updates = tree.map_leaves(_rotate_back, direction, state.bases)
-        is_due = (adam_step + 1) % every == 0
-        is_due &= state.step > 0
+        new_updates = tree.map_leaves(_multiply, direction, state.bases)
+        is_due = (state.step > 0) & ((t + 1) % every == 0)
         nu, bases = _follow(is_due, nu, state.statistics, state.bases)
         step = numerics.next_step(state.step)
         return new_updates, state._replace(step=step, mu=mu, nu=nu, bases=bases)
@@ -146,7 +147,7 @@ def soap(
       M'_t = Q_L^\top M_t\,Q_R, \qquad
       w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
-    with $\hat M'$ and $\hat V$ debiased as Adam's, and then
+    where $\hat M'$ and $\hat V$ are debiased as in Adam; then
 
     $$L \leftarrow \beta L + (1 - \beta)\,G G^\top, \qquad
       R \leftarrow \beta R + (1 - \beta)\,G^\top G$$
@@ -163,8 +164,8 @@ def soap(
             schedule.
         b1: $\beta_1$ in [0, 1).
         b2: $\beta_2$ in [0, 1).
-        shampoo_beta: decay of the averages of $G G^\top$ in [0, 1); ``None`` takes
-            $\beta_2$.
+        shampoo_beta: $\beta$ in [0, 1), decay of the averages of $G G^\top$ and
+            $G^\top G$; ``None`` takes $\beta_2$.
         eps: $\epsilon$ >= 0, in gradient units.
         weight_decay: $\lambda$, decoupled.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
@@ -172,11 +173,12 @@ def soap(
             to the next.
         max_precond_dim: the longest axis to be rotated.
         precondition_1d: whether leaves of one axis are rotated too.
-        skip_first: whether the first gradient only sets the bases, or also takes the
-            first step of Adam.
+        skip_first: whether the first gradient only sets the bases; if not, it also
+            takes the first step of Adam.
 
     Raises:
-        TypeError: at ``init``, if a leaf is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            leaf is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:
@@ -197,18 +199,13 @@ def soap(
         b1,
         b2,
         shampoo_beta,
-        eps,
-        precondition_frequency,
-        max_precond_dim,
+        eps=eps,
+        precondition_frequency=precondition_frequency,
+        max_precond_dim=max_precond_dim,
         precondition_1d=precondition_1d,
         skip_first=skip_first,
     )
     return decaying(rule, learning_rate, weight_decay, mask)
-
-
-def _empty(p: jax.Array, longest: int) -> Axes:
-    dtype = tree.wide_dtype(p.dtype)
-    return tuple(jnp.zeros((n, n), dtype) if n <= longest else None for n in p.shape)
 
 
 def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
@@ -269,20 +266,19 @@ def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
     Adam would divide the rounding by its own size: directions without a gradient would
     take steps of full length.
     """
-    rotated = x
-    for i, q in enumerate(bases):
-        rotated = rotated if q is None else along(q.T, rotated, i)
     if all(q is None for q in bases):
         return x
+    rotated = _multiply(x, tuple(None if q is None else q.T for q in bases))
     size = jnp.abs(rotated)
     level = ROUNDING * max(x.shape) ** 0.5 * float(jnp.finfo(x.dtype).eps)
     is_noise = size <= level * jnp.max(size, initial=0)
     return jnp.where(is_noise, 0, rotated)
 
 
-def _rotate_back(x: jax.Array, bases: Axes) -> jax.Array:
-    for i, q in enumerate(bases):
-        x = x if q is None else along(q, x, i)
+def _multiply(x: jax.Array, matrices: Axes) -> jax.Array:
+    """Multiply x along each axis by its matrix, where there is one."""
+    for i, matrix in enumerate(matrices):
+        x = x if matrix is None else along(matrix, x, i)
     return x
 
 

@@ -123,7 +123,8 @@ def sophia(
         clip_threshold: $\rho$ > 0, the largest entry of an update, before $\alpha$.
 
     Raises:
-        TypeError: at ``init``, if a parameter is complex.
+        TypeError: if the learning rate is None or of another type; at ``init``, if a
+            parameter is complex.
         ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
 
     Example:

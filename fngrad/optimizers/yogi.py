@@ -70,8 +70,7 @@ def scale_by_yogi(
     def update(
         updates: Updates, state: ScaleByYogiState, params: Params
     ) -> tuple[Updates, ScaleByYogiState]:
-        beta_1 = numerics.hyper(b1, state.step)
-        beta_2 = numerics.hyper(b2, state.step)
+        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
             square = tree.abs_square(g)
@@ -127,6 +126,7 @@ def yogi(
         debias: whether both averages are corrected as if they began at zero.
 
     Raises:
+        TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range.
 
     Example:

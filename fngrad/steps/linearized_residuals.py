@@ -3,7 +3,6 @@
 Parameters and residuals are flat vectors here, in at least float32.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -13,6 +12,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.numerics.matrix_products import matmul
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
 from fngrad.training.loss_forms import Value, read_value
 from fngrad.tree import check_real
@@ -47,7 +47,12 @@ class Residuals(NamedTuple):
     def at(
         self, params: Params, batch: Batch, key: Key, model_state: ModelState
     ) -> tuple[jax.Array, Value]:
-        """Return the residuals as one vector, and half the sum of their squares."""
+        """Return the residuals as one vector, and half the sum of their squares.
+
+        Raises:
+            TypeError: if residuals are complex, or a function with a model state does
+                not return a pair.
+        """
         out = self.call(params, batch, key=key, model_state=model_state)
         is_pair = isinstance(out, tuple) and len(out) == 2
         if self.has_model_state and not is_pair:
@@ -63,7 +68,7 @@ def residuals_of(residual_fn: Callable[..., Any]) -> Residuals:
     """Read the signature of a residual function.
 
     Raises:
-        TypeError: if it is another one.
+        TypeError: if the signature is none of those in FORMS.
     """
     call = bind(residual_fn, OF_A_LOSS, FORMS)
     return Residuals(call, "model_state" in parameters(residual_fn))
@@ -117,8 +122,7 @@ def flatten(a: Any) -> jax.Array:
 def unflatten(x: jax.Array, like: Updates) -> Updates:
     """Return the tree that `flatten` maps to ``x``, in the dtype of ``x``."""
     leaves, structure = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    pieces = jnp.split(x, ends)
+    pieces = jnp.split(x, np.cumsum([leaf.size for leaf in leaves])[:-1])
     return structure.unflatten(
         [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
     )
@@ -133,19 +137,19 @@ def _dense(
     is_forward = jacobian == "forward" or (jacobian is None and len(start) <= len(r))
     matrix, _ = (jax.jacfwd if is_forward else jax.jacrev)(at, has_aux=True)(start)
     matrix = matrix.astype(r.dtype)
-    highest = jax.lax.Precision.HIGHEST
 
     def push(v: jax.Array) -> jax.Array:
-        return jnp.matmul(matrix, v.astype(r.dtype), precision=highest)
+        return matmul(matrix, v.astype(r.dtype))
 
     def solve(damping: jax.Array) -> jax.Array:
-        identity = jnp.eye(len(start), dtype=r.dtype)
-        ridge = numerics.square_root(damping).astype(r.dtype) * identity
+        ridge = numerics.square_root(damping).astype(r.dtype) * jnp.eye(
+            len(start), dtype=r.dtype
+        )
         system = jnp.concatenate([matrix, ridge])
         target = jnp.concatenate([r, jnp.zeros(len(start), r.dtype)])
         return _shortest_solution(system, target).astype(start.dtype)
 
-    gradient = jnp.matmul(r, matrix, precision=highest).astype(start.dtype)
+    gradient = matmul(r, matrix).astype(start.dtype)
     return Linearized(value, gradient, push, solve)
 
 
@@ -165,13 +169,12 @@ def _shortest_solution_jvp(
     Golub and Pereyra 1973, section 4.
     """
     (A, b), (dA, db) = primals, tangents
-    product = functools.partial(jnp.matmul, precision="highest")
     x = _shortest_solution(A, b)
-    rest = b - product(A, x)
-    within = _shortest_solution(A, db - product(dA, x))
-    across = _shortest_solution(A, _shortest_solution(A.T, product(dA.T, rest)))
-    turned = product(dA.T, _shortest_solution(A.T, x))
-    outside = turned - _shortest_solution(A, product(A, turned))
+    rest = b - matmul(A, x)
+    within = _shortest_solution(A, db - matmul(dA, x))
+    across = _shortest_solution(A, _shortest_solution(A.T, matmul(dA.T, rest)))
+    turned = matmul(dA.T, _shortest_solution(A.T, x))
+    outside = turned - _shortest_solution(A, matmul(A, turned))
     return x, within + across + outside
 
 
@@ -180,15 +183,11 @@ def _matrix_free(
 ) -> Linearized:
     r, push, value = jax.linearize(at, start, has_aux=True)
     transposed = jax.linear_transpose(push, start)
-
-    def pull(u: jax.Array) -> jax.Array:
-        return transposed(u)[0]
-
-    gradient = pull(r)
+    (gradient,) = transposed(r)
 
     def solve(damping: jax.Array) -> jax.Array:
         def normal(v: jax.Array) -> jax.Array:
-            return pull(push(v)) + damping.astype(v.dtype) * v
+            return transposed(push(v))[0] + damping.astype(v.dtype) * v
 
         return jax.scipy.sparse.linalg.cg(normal, gradient, tol=tolerance)[0]
 

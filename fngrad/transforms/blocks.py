@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
-from fngrad.types import Params, Scalar, Updates
+from fngrad.transforms.core import Transform
+from fngrad.transforms.stateless import stateless
+from fngrad.types import Scalar
 
 
 def clip_by_block_rms(threshold: Scalar) -> Transform:
@@ -38,22 +39,20 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
     """
     numerics.check_positive("threshold", threshold)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+    def clip(u: jax.Array) -> jax.Array:
         bound = numerics.hyper(threshold)
+        rms, rate = numerics.fitting_norm(_root_mean_square, u)
+        excess = rms / bound.astype(rms.dtype)
+        is_far = excess > numerics.FAR
+        scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
+        excess = rms / scale / bound.astype(rms.dtype)
+        excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
+        u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
+        return u / excess.astype(u.dtype)
 
-        def clip(u: jax.Array) -> jax.Array:
-            rms, rate = numerics.fitting_norm(_root_mean_square, u)
-            excess = rms / bound.astype(rms.dtype)
-            is_far = excess > numerics.FAR
-            scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
-            excess = rms / scale / bound.astype(rms.dtype)
-            excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
-            u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
-            return u / excess.astype(u.dtype)
-
-        return tree.map_leaves(clip, updates), state
-
-    return chain(Transform(lambda params: (), update, name="clip_by_block_rms"))
+    return stateless(
+        lambda updates, params: tree.map_leaves(clip, updates), "clip_by_block_rms"
+    )
 
 
 def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
@@ -73,16 +72,14 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     """
     numerics.check_number("min_scale", min_scale, low=0.0)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        floor = numerics.hyper(min_scale)
+    def scale(u: jax.Array, w: jax.Array) -> jax.Array:
+        size, floor = _root_mean_square(w), numerics.hyper(min_scale)
+        return numerics.scaled(jnp.maximum(size, floor.astype(size.dtype)), u)
 
-        def scale(u: jax.Array, w: jax.Array) -> jax.Array:
-            size = _root_mean_square(w)
-            return numerics.scaled(jnp.maximum(size, floor.astype(size.dtype)), u)
-
-        return tree.map_leaves(scale, updates, tree.widen(params)), state
-
-    return chain(Transform(lambda params: (), update, name="scale_by_param_block_rms"))
+    return stateless(
+        lambda updates, params: tree.map_leaves(scale, updates, tree.widen(params)),
+        "scale_by_param_block_rms",
+    )
 
 
 def _root_mean_square(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, from_report
+from fngrad.transforms.stateless import stateless
 from fngrad.types import Params, Reported, Scalar, Updates
 
 
@@ -41,10 +42,9 @@ def clip(max_delta: Scalar) -> Transform:
     """
     numerics.check_number("max_delta", max_delta, low=0.0)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        return clip_entries(updates, numerics.hyper(max_delta)), state
-
-    return chain(Transform(lambda params: (), update, name="clip"))
+    return stateless(
+        lambda updates, params: clip_entries(updates, numerics.hyper(max_delta)), "clip"
+    )
 
 
 def clip_by_norm(max_norm: Scalar) -> Transform:
@@ -58,15 +58,13 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
     """
     numerics.check_number("max_norm", max_norm, low=0.0)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
+    def shrink(u: jax.Array) -> jax.Array:
         bound = numerics.hyper(max_norm)
+        return shrink_onto(bound, u, *numerics.fitting_norm(tree.norm, u))
 
-        def shrink(u: jax.Array) -> jax.Array:
-            return shrink_onto(bound, u, *numerics.fitting_norm(tree.norm, u))
-
-        return tree.map_leaves(shrink, updates), state
-
-    return chain(Transform(lambda params: (), update, name="clip_by_norm"))
+    return stateless(
+        lambda updates, params: tree.map_leaves(shrink, updates), "clip_by_norm"
+    )
 
 
 def clip_by_global_norm(max_norm: Scalar) -> Transform:
@@ -139,17 +137,15 @@ def adaptive_clip(
         axes = axes if isinstance(axes, int | np.integer) else tuple(axes)
         return numerics.norm(x, axes, keepdims=True)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        ratio, floor = numerics.hyper(clipping), numerics.hyper(eps)
+    def clip_leaf(u: jax.Array, w: jax.Array) -> jax.Array:
+        norm, ratio, floor = unit_norm(w), numerics.hyper(clipping), numerics.hyper(eps)
+        bound = numerics.scaled(ratio, jnp.maximum(norm, floor.astype(norm.dtype)))
+        return shrink_onto(bound, u, *numerics.fitting_norm(unit_norm, u))
 
-        def clip_leaf(u: jax.Array, w: jax.Array) -> jax.Array:
-            norm = unit_norm(w)
-            bound = numerics.scaled(ratio, jnp.maximum(norm, floor.astype(norm.dtype)))
-            return shrink_onto(bound, u, *numerics.fitting_norm(unit_norm, u))
-
-        return tree.map_leaves(clip_leaf, updates, tree.widen(params)), state
-
-    return chain(Transform(lambda params: (), update, name="adaptive_clip"))
+    return stateless(
+        lambda updates, params: tree.map_leaves(clip_leaf, updates, tree.widen(params)),
+        "adaptive_clip",
+    )
 
 
 def centralize() -> Transform:
@@ -173,10 +169,9 @@ def centralize() -> Transform:
             mean = jnp.where(jnp.isfinite(mean), mean, mean_of_shares)
         return numerics.bounded(u - mean, u)
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        return tree.map_leaves(center, updates), state
-
-    return chain(Transform(lambda params: (), update, name="centralize"))
+    return stateless(
+        lambda updates, params: tree.map_leaves(center, updates), "centralize"
+    )
 
 
 def clip_entries(updates: Updates, bound: jax.Array) -> Updates:

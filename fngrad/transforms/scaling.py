@@ -7,6 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, from_report
+from fngrad.transforms.stateless import stateless
 from fngrad.types import Hyper, Metrics, Params, Scalar, Schedule, Updates
 
 
@@ -34,10 +35,9 @@ def scale(step_size: Scalar) -> Transform:
         [-0.5 -1. ]
     """
 
-    def update(updates: Updates, state: tuple, params: Params) -> tuple[Updates, tuple]:
-        return tree.scale(numerics.hyper(step_size), updates), state
-
-    return chain(Transform(lambda params: (), update, name="scale"))
+    return stateless(
+        lambda updates, params: tree.scale(numerics.hyper(step_size), updates), "scale"
+    )
 
 
 def scale_by_learning_rate(
