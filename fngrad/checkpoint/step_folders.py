@@ -79,9 +79,9 @@ def commit(temporary: Path, name: str) -> Path:
 
 def delete(path: Path) -> None:
     """Hide a step by renaming it, then remove its files."""
-    hidden = path.with_name(f".{path.name}.deleted")
-    os.rename(path, hidden)
-    remove(hidden)
+    renamed = path.with_name(f".{path.name}.deleted")
+    os.rename(path, renamed)
+    remove(renamed)
 
 
 def remove(path: Path) -> None:
