@@ -95,9 +95,7 @@ def multi_head_attention(
     """
     from_size = features if context_features is None else context_features
     check_sizes(features=features, num_heads=num_heads, context_features=from_size)
-    numerics.check_number(
-        "dropout_rate", dropout_rate, low=0.0, high=1.0, optional=True
-    )
+    numerics.check_number("dropout_rate", dropout_rate, 0.0, 1.0, optional=True)
     kv_heads = _kv_heads(num_heads, num_kv_heads)
     size = _head_size(features, num_heads, head_size)
 
