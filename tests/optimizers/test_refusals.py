@@ -198,5 +198,5 @@ def test_complex_parameters_are_refused_by_their_path(name):
 @pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw", "dadapt_sgd", "dog"])
 def test_a_mask_that_selects_nothing_is_refused(name):
     optimizer = REGISTRY[name](weight_decay=0.1, mask="weights")
-    with pytest.raises(ValueError, match="need a mask that selects a leaf, got 'weig"):
+    with pytest.raises(ValueError, match="need a glob that selects a leaf, got 'weig"):
         optimizer.init({"weight": jnp.ones(2)})

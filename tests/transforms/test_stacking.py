@@ -224,5 +224,5 @@ def test_a_frozen_transform_inside_is_refused():
 
 
 def test_a_glob_of_leaf_paths_selects_no_stack():
-    with pytest.raises(ValueError, match="need a mask that selects a leaf"):
+    with pytest.raises(ValueError, match="need a glob that selects a leaf"):
         stack_leaves(adamw(0.1, mask="**/weight")).init(random_tree(0))
