@@ -145,7 +145,7 @@ BROKEN = {
     ),
     "reports arrays": (
         bare(name="loud", report=lambda u, s, p: (u, s, {"all": jnp.ones(3)})),
-        r"a report holds scalars.*shape \(3,\) at 'loud/all'",
+        r"a report contains scalars.*shape \(3,\) at 'loud/all'",
     ),
 }
 
