@@ -56,7 +56,7 @@ def test_numbers_are_checked_and_arrays_pass_unread():
     numerics.check_number("decay", 0.5, 0.0, 1.0)
     numerics.check_number("decay", jnp.array(7.0), 0.0, 1.0)
     numerics.check_number("decay", None, 0.0, 1.0, optional=True)
-    with pytest.raises(TypeError, match="need decay to be a number.* got None"):
+    with pytest.raises(TypeError, match=r"need decay to be a number.* got None"):
         numerics.check_number("decay", None, 0.0, 1.0)
     for bad in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match=rf"0.0 <= decay <= 1.0, got decay={bad}"):
