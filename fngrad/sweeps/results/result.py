@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from fngrad.training.divergence import CHECKED, is_bad
@@ -37,7 +36,7 @@ def check_pair(outputs: Any, form: str) -> tuple[Any, dict[str, Any]]:
     if not is_pair or not isinstance(outputs[1], dict):
         raise TypeError(
             f"need {form} -> (state, history), history a dict of arrays by name, got "
-            f"{jax.tree.structure(outputs)}"
+            f"{type(outputs[1] if is_pair else outputs).__name__}"
         )
     return outputs
 
