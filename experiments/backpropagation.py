@@ -121,7 +121,7 @@ def make_measure(
 def passed(signals: np.ndarray) -> np.ndarray:
     """Return the factor of the signal, one column per number of layers passed."""
     backwards = signals[:, ::-1]
-    return backwards[:, 1:] / backwards[:, 1:2]  # the loss itself is no layer
+    return backwards[:, 1:] / backwards[:, 1:2]  # the loss is not a layer
 
 
 def draw(factors: dict[str, np.ndarray]) -> Any:

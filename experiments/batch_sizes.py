@@ -237,7 +237,7 @@ def report_curves(curves: dict[str, Curve], target: float) -> dict[str, Any]:
         shown = (f"{value:.4g}" if reached else "never" for value in needs.values())
         rows.append([name, f"{curve.rate:g}", f"{1e6 * curve.seconds:.0f}", *shown])
     print(f"to a loss of {target:g} nats on all training examples, median over seeds")
-    head = ["batch", "learning rate", "us a step", "steps", "examples", "seconds"]
+    head = ["batch", "learning rate", "us per step", "steps", "examples", "seconds"]
     print(table(head, rows))
     return results
 

@@ -206,7 +206,7 @@ def show_costs(costs: list[Cost]) -> dict[str, float]:
     sizes = [c.parameters for c in costs]
     solve = exponent(sizes, [c.solve for c in costs])
     step = exponent(sizes, [c.step for c in costs])
-    # Extrapolated as d**3, which solving alone costs in the end.
+    # Extrapolated as d**3, which the solution costs for large d.
     days = costs[-1].solve * (1e6 / sizes[-1]) ** 3 / 86400
     print(table(head, rows))
     print(

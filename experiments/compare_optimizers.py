@@ -54,10 +54,10 @@ def statement(rows: dict[str, races.Row]) -> tuple[str, dict[str, float]]:
     p = holm({name: sign_test(rows[first].steps, rows[name].steps) for name in others})
     slower = [f"{name} (p = {p[name]:.2g})" for name in others if p[name] < LEVEL]
     level = [f"{name} (p = {p[name]:.2g})" for name in others if p[name] >= LEVEL]
-    said = f"{first} needs fewer steps than {', '.join(slower) or 'none of the others'}"
+    text = f"{first} needs fewer steps than {', '.join(slower) or 'none of the others'}"
     if level:
-        said += f"; not told apart from {', '.join(level)}"
-    return said, p
+        text += f"; not distinguished from {', '.join(level)}"
+    return text, p
 
 
 def draw_paths(config: Config) -> Any:
@@ -101,8 +101,8 @@ def main(config: Config) -> dict[str, dict[str, races.Row]]:
     p_values = {}
     for problem in problems:
         rows = results[problem.name]
-        said, p_values[problem.name] = statement(rows)
-        print(f"{races.table(problem, rows, config)}\n{said}\n")
+        text, p_values[problem.name] = statement(rows)
+        print(f"{races.table(problem, rows, config)}\n{text}\n")
     found = {"races": races.summary(results), "p_values": p_values}
     finish(
         folder,

@@ -19,7 +19,7 @@ import fngrad as fg
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """How long a search goes on, and what counts as critical."""
+    """How long a search lasts, and what counts as critical."""
 
     iterations: int = 120  # of a search, at most
     absolute: float = 1e-8  # largest gradient norm of a critical point

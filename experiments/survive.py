@@ -134,7 +134,7 @@ def flip_a_byte(folder: Path) -> int:
     return step
 
 
-def told(child: subprocess.Popen) -> dict[str, Any]:
+def report_of(child: subprocess.Popen) -> dict[str, Any]:
     """Wait for a process; return what it printed, parsed."""
     out, err = child.communicate()
     resumed = re.search(r"resumes at step (\d+)", err)
@@ -161,17 +161,24 @@ def survive(config: Config, folder: Path) -> tuple[list[list[str]], str]:
         if name:
             share = (count - rng.uniform(0.2, 0.8)) / len(blows)
             strike(child, name, folder, int(share * last))
-        said = told(child)
+        reported = report_of(child)
         reached = checkpoint.latest_step(folder)
         note = f"passed over the damaged step {damaged}" if damaged else ""
         damaged = None
         if name and count == config.damage_after:
             damaged = flip_a_byte(folder)
             note = f"then a byte of step {damaged} was flipped"
-        row = [count, said["from"], name or "nothing", said["status"], reached, note]
+        row = [
+            count,
+            reported["from"],
+            name or "nothing",
+            reported["status"],
+            reached,
+            note,
+        ]
         rows.append([str(cell) for cell in row])
         print(f"start {count} of {len(blows)}: {name or 'left alone'}", flush=True)
-    return rows, said["digest"]
+    return rows, reported["digest"]
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def main(config: Config) -> dict[str, Any]:
     folder = new_folder(config)
     rows, survived = survive(config, folder.path / "killed")
     print("an undisturbed run", flush=True)
-    alone = told(start(config, folder.path / "undisturbed", 0.0))["digest"]
+    alone = report_of(start(config, folder.path / "undisturbed", 0.0))["digest"]
     head = ["start", "from step", "struck by", "status", "checkpoint", "remark"]
     print(table(head, rows))
     are_equal = survived is not None and survived == alone

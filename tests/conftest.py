@@ -18,7 +18,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-COMPILED = "FNGRAD_TESTS_COMPILED"  # tells xdist's workers the folder
+COMPILED = "FNGRAD_TESTS_COMPILED"  # passes the folder to xdist's workers
 
 
 def pytest_configure(config):

@@ -54,6 +54,11 @@ def test_every_module_imports_from_lower_floors_only():
     )
 
 
+def test_every_folder_of_the_package_can_be_found_by_its_init():
+    folders = {path.parent for path in python_files("fngrad")}
+    _check([str(f) for f in sorted(folders) if not (f / "__init__.py").is_file()])
+
+
 def test_no_modules_import_each_other_in_a_circle():
     graph = {
         module: {name for _, name in imports_of(source, set(SOURCES))} - {module}
@@ -226,7 +231,7 @@ def test_no_module_shares_its_name_with_a_function_of_the_face():
     functions = {n for n in fngrad.__all__ if not inspect.ismodule(getattr(fngrad, n))}
     modules = {m for m in SOURCES if m.rpartition(".")[2] in functions}
     methods = {m for m in modules if m.startswith(("fngrad.optimizers.", METHOD_STEPS))}
-    assert modules == methods, "a method's file alone bears the name of its function"
+    assert modules == methods, "only a method's file has the name of its function"
 
 
 def test_the_map_of_the_readme_is_the_table():

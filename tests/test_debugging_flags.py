@@ -62,7 +62,8 @@ def flagged_fit(flag, feed, loop, loss_fn=loss_fn, **options):
         ("dataset", "scan"),
         ("function", "auto"),
         pytest.param(
-            *("iterable", "python"),
+            "iterable",
+            "python",
             marks=pytest.mark.filterwarnings("ignore:batches from an iterable"),
         ),
     ],
@@ -155,7 +156,10 @@ def halved(advance_fn=advance):
 def evolved(advance_fn=advance):
     points = {"learning_rate": jnp.array([0.1, 0.3, 0.2, 0.4])}
     found = sweeps.population_based_training(
-        *(init, advance_fn, points, 0),
+        init,
+        advance_fn,
+        points,
+        0,
         rounds=2,
         steps_per_round=2,
         metric=METRIC,
@@ -183,7 +187,7 @@ W = np.array([0.5, -0.25, 1.0], np.float32)
 CALLERS = {
     "a sweep": lambda: swept(mode="auto"),
     "a sweep as one block": lambda: swept(mode="vmap"),
-    "a sweep that goes on": resumed,
+    "a sweep that continues": resumed,
     "successive_halving": halved,
     "population_based_training": evolved,
     "learning_rate_range_test": ranged,

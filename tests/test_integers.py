@@ -75,7 +75,8 @@ CASES = {
         lambda n: fg.run(
             fg.make_step(loss_fn, fg.sgd(0.1)),
             fg.init_state(PARAMS, fg.sgd(0.1), 0),
-            *(DATA, n),
+            DATA,
+            n,
         ),
         3,
     ),
@@ -83,7 +84,8 @@ CASES = {
         lambda n: fg.run(
             fg.make_step(loss_fn, fg.sgd(0.1)),
             fg.init_state(PARAMS, fg.sgd(0.1), 0),
-            *(DATA, 4),
+            DATA,
+            4,
             eval_every=n,
             **FIT,
         )[1],

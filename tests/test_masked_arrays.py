@@ -42,7 +42,10 @@ DOORS = {
     "sobol": lambda: fg.sweeps.sobol(3, 0, x=X),
     "points": lambda: fg.sweep(lambda point, key: {}, {"in": {"x": X}}, 2),
     "population": lambda: fg.sweeps.population_based_training(
-        *(lambda *args: None, lambda *args: None, {"x": X}, 0),
+        lambda *args: None,
+        lambda *args: None,
+        {"x": X},
+        0,
         steps_per_round=1,
         rounds=1,
     ),

@@ -119,7 +119,7 @@ def cases(state: State, folder: Path) -> dict[str, Callable[[], float]]:
 
 
 def step_times(state: State, folder: Path, repeats: int) -> StepTimes:
-    """Return a step's time alone, while a checkpoint is written, and after a save."""
+    """Return a step's time: by itself, while a checkpoint is written, after one."""
     orbax = import_extra("orbax.checkpoint", "checkpoint", "orbax-checkpoint")
     handler = orbax.PyTreeCheckpointHandler(use_compression=False)
     times: dict[str, list[float]] = {f.name: [] for f in dataclasses.fields(StepTimes)}

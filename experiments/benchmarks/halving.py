@@ -41,7 +41,7 @@ class Config:
     seeds: int = 3  # trainings at each point
     low: int = 60  # steps to the first rung
     high: int = 1620  # steps to the last
-    factor: float = 3.0  # one in so many points goes on
+    factor: float = 3.0  # one in so many points continues
     batch_size: int = 64  # examples
     width: int = 128  # of the hidden layer
     repeats: int = 1  # of the timing, after one that is thrown away

@@ -1,7 +1,7 @@
 """Does memory grow during a long run with evaluations, logs and checkpoints?
 
 Claim: after a warm-up the number of live arrays does not grow at all, and the memory
-of the process by less than a kilobyte a step, metrics included.
+of the process by less than a kilobyte per step, metrics included.
 
 Command:  python -m experiments.benchmarks.soak
 Minutes:  one to two on two cores.

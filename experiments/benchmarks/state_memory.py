@@ -2,7 +2,7 @@
 
 Claim: Adam's moments in 8 bits take at most 0.27 of float32's bytes, in 4 bits at most
 0.14, and a training step that clips by the global norm holds less in all. Its
-*temporaries* alone do not fall: float32's update works in place and has none of its
+Only the *temporaries* do not fall: float32's update works in place and has none of its
 own, while codes are decoded and encoded again. On CPU an optimizer step with codes
 takes two to three times as long: it is limited by arithmetic, float32's by memory.
 
@@ -133,7 +133,7 @@ def main(config: Config) -> dict[str, Sizes]:
     sizes = {name: measure(config, rule) for name, rule in chosen.items()}
     count = config.depth * config.width**2
     first = sizes["float32"]
-    print(f"{count} parameters; bytes a parameter, and the ratio to float32")
+    print(f"{count} parameters; bytes per parameter, and the ratio to float32")
     print(f"{'':8}  {'state':>14}  {'temporaries':>14}  {'peak':>14}")
     for name, row in sizes.items():
         cells = [

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+import fngrad.programs.text_tables as text_tables
+
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
@@ -44,8 +46,8 @@ def paired_ratio(
 ) -> float:
     """Return the median, over the repeats, of the ratio of two cases in one repeat.
 
-    The machine is in one mood within a repeat, so it is steadier than the ratio of
-    the medians.
+    The machine's load changes little within a repeat, so the median is steadier than
+    the ratio of the medians.
     """
     pairs = zip(times[case], times[against], strict=True)
     return statistics.median(a / b for a, b in pairs)
@@ -65,16 +67,12 @@ def table(times: Mapping[str, Sequence[float]], against: str, unit: str = "us") 
         against: the case that the ratios are against.
         unit: ``"s"``, ``"ms"`` or ``"us"``.
     """
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    width = max(len(name) for name in times)
-    lines = [f"{'':{width}}  {unit:>10}  {'quartiles':>23}  ratio"]
+    rows = [["", unit, "quartiles", "ratio"]]
     for name, values in times.items():
-        low, _, high = (UNITS[unit] * q for q in _quartiles(values))
-        lines.append(
-            f"{name:{width}}  {UNITS[unit] * medians[name]:10.3f}  "
-            f"{low:10.3f} - {high:10.3f}  {paired_ratio(times, name, against):5.2f}"
-        )
-    return "\n".join(lines)
+        low, middle, high = (f"{UNITS[unit] * q:.3f}" for q in _quartiles(values))
+        ratio = f"{paired_ratio(times, name, against):.2f}"
+        rows.append([name, middle, f"{low} - {high}", ratio])
+    return text_tables.table(rows, left=1)
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

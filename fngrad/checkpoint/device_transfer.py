@@ -62,27 +62,18 @@ def paths_of(a: Any) -> dict[Path, Any]:
     """Return the leaves by path.
 
     Raises:
-        CheckpointError: if two leaves have the same path; it is named.
+        CheckpointError: if two leaves have the same path; the message names it.
     """
-    entries, _ = jax.tree_util.tree_flatten_with_path(a)
-    leaves: dict[Path, Any] = {}
-    for entry, leaf in entries:
-        path = tree.path_string(entry)
-        if path in leaves:
-            raise CheckpointError(f"need one path a leaf, got {path!r} twice")
-        leaves[path] = leaf
-    return leaves
+    try:
+        return tree.leaf_paths(a)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def describe(leaf: Any) -> tuple[str, tuple[int, ...]]:
     """Return the dtype (as text) and the shape of an array or ShapeDtypeStruct."""
-    dtype = str(leaf.dtype) if is_key(leaf) else np.dtype(leaf.dtype).name
+    dtype = str(leaf.dtype) if tree.is_key(leaf) else np.dtype(leaf.dtype).name
     return dtype, tuple(leaf.shape)
-
-
-def is_key(leaf: Any) -> bool:
-    """Return whether a leaf holds typed keys."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def named_dtype(name: str) -> np.dtype:
@@ -182,7 +173,7 @@ def _check(path: Path, leaf: Any) -> None:
         raise CheckpointError(
             f"need arrays in a checkpoint, got {type(leaf).__name__} at {path!r}"
         )
-    if is_key(leaf):
+    if tree.is_key(leaf):
         return
     dtype = np.dtype(leaf.dtype)
     numeric = jnp.issubdtype(dtype, np.number) or dtype == np.bool_
@@ -220,7 +211,7 @@ def _take(leaf: Any) -> Leaf:
     if not isinstance(leaf, jax.Array):
         return Leaf(np.array(leaf, order="C"), dtype, shape)
     sharding = str(leaf.sharding)
-    if is_key(leaf):
+    if tree.is_key(leaf):
         data = np.array(jax.random.key_data(leaf), order="C")
         return Leaf(data, dtype, shape, str(jax.random.key_impl(leaf)), sharding)
     host = np.asarray(leaf)

@@ -89,7 +89,7 @@ def restore(
             like that part.
         partial: take the leaves that fit and keep the rest of ``like``, with a warning.
             In a whole state the step fits too, so `fngrad.fit` would find nothing left
-            to do; to fine-tune, read the parameters alone.
+            to do; to fine-tune, read only the parameters.
 
     Returns:
         A tree like ``like``, in memory of its own: it can be donated.

@@ -1,7 +1,7 @@
 """Real data sets that come with scikit-learn, in fixed splits.
 
 Each is divided 70 : 15 : 15 by `fngrad.data.split` with seed 0, classes in equal
-proportion in all parts. Scaling uses the training part alone.
+proportion in all parts. Scaling uses only the training part.
 """
 
 from typing import Any

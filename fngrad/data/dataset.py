@@ -120,7 +120,7 @@ class Dataset:
             TypeError: if the step is not an integer scalar.
             ValueError: if a Python int is out of range.
         """
-        # What decides the order, alone: all datasets of one order share a program.
+        # Only what decides the order: all datasets of one order share a program.
         order = dataclasses.replace(self, arrays=(), read=take, maps=())
         return _indices(order, _step_number(step))
 
@@ -133,7 +133,7 @@ class Dataset:
             fn: a pure function of a batch. An argument named ``key`` receives
                 ``fold_in(fold_in(dataset.key, MAPS), step)``, one part of its split
                 each where several maps take a key; the order is independent of it. A
-                function defined anew is another function: a jitted step compiles again.
+                function defined again is another one: a jitted step compiles again.
 
         Raises:
             TypeError: if ``fn`` has neither form.
@@ -355,8 +355,7 @@ def _to_device(path: str, leaf: Any) -> jax.Array:
 
 
 def _host_array(leaf: jax.Array) -> np.ndarray:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return np.asarray(jax.random.key_data(leaf) if tree.is_key(leaf) else leaf)
 
 
 def _call(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Batch:

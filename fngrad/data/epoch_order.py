@@ -176,7 +176,7 @@ def key_words(key: Key, count: int) -> jax.Array:
 
     It reads the key's data and draws nothing from the generator: keys made from it by
     ``fold_in`` or ``split`` are independent of these words, and `jax.vmap` over
-    keys of every implementation gives what each key gives alone.
+    keys of every implementation gives what each key gives by itself.
     """
     golden = np.uint32(0x9E3779B9)  # 2**32 / golden ratio: spreads 1, 2, 3, ...
     words = mix(golden * jnp.arange(1, count + 1, dtype=jnp.uint32))

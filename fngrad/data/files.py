@@ -201,9 +201,7 @@ def _csv_lines(path: PathLike, delimiter: str) -> Iterator[tuple[int, list[str]]
 
 def _column(target: str | int, names: list[str] | None, width: int, file: str) -> int:
     if names is not None and len(set(names)) < len(names):
-        raise ValueError(
-            f"need a name of its own for each column, got {names} in {file}"
-        )
+        raise ValueError(f"need distinct column names, got {names} in {file}")
     if isinstance(target, str):
         if names is None or target not in names:
             found = "no header" if names is None else names

@@ -223,7 +223,7 @@ class Saver:
         if not may_wait:
             self.wait(state, history)
         try:
-            # A deep copy, since the run goes on to change its notes.
+            # A deep copy, since the run changes its notes later.
             self._waiting = _Snapshot(now, take(content), values, copy.deepcopy(notes))
         except CheckpointError as error:
             self._fail(error, state, history)
@@ -290,4 +290,4 @@ class Saver:
         self._warn(error)
 
     def _warn(self, error: CheckpointError) -> None:
-        warnings.warn(f"the run goes on without a checkpoint: {error}", stacklevel=3)
+        warnings.warn(f"the run continues without a checkpoint: {error}", stacklevel=3)

@@ -22,7 +22,7 @@ class EarlyStopping(NamedTuple):
 
     metric: str = "val/loss"  # its name in the history
     patience: int = 10  # evaluations without improvement, >= 1
-    mode: Mode | None = None  # which way is better; None: as the metric's name tells
+    mode: Mode | None = None  # which way is better; None: as the metric's name implies
     min_delta: float = 0.0  # the least improvement that counts, in the metric's units
 
     def check(self) -> None:

@@ -108,7 +108,7 @@ class DatasetReader(NamedTuple):
     """Rebuilds a dataset from its leaves by path, to read a batch.
 
     A dataset's structure holds its maps, which may close over large arrays. JAX keeps
-    the structure of a program's arguments alive, so programs take the leaves alone.
+    the structure of a program's arguments alive, so programs take only the leaves.
     """
 
     structure: Any

@@ -37,7 +37,7 @@ class Stops(NamedTuple):
     def reports_at(self, now: int) -> bool:
         """Return whether loggers and callbacks are called at a step.
 
-        Saving alone does not call them: where a run saves must not change what
+        Saving does not call them: where a run saves must not change what
         callbacks see.
         """
         is_due = now >= self.last or now % self.log_every == 0

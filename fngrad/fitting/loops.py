@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed, batch_at
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.compilations import Compilations, calls_again
@@ -233,7 +234,7 @@ def _barrier(a: Any) -> Any:
     Under ``jax_debug_key_reuse`` a barrier counts as a use of a key.
     """
     leaves, structure = jax.tree.flatten(a)
-    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
+    is_key = [tree.is_key(x) for x in leaves]
     values = [x for x, skips in zip(leaves, is_key, strict=True) if not skips]
     passed = iter(jax.lax.optimization_barrier(values))
     pairs = zip(leaves, is_key, strict=True)

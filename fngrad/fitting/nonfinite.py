@@ -15,6 +15,7 @@ from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.training import Step, TrainState
+from fngrad.training.divergence import bad_steps
 from fngrad.transforms.tunable_hyperparameters import (
     hyperparameters,
     map_hyperparameters,
@@ -31,8 +32,8 @@ MAX_REPLAY = 1000  # steps that an autopsy makes again
 MAX_SECONDS = 300  # for an autopsy
 _CAUSES = (
     "Common causes are NaN in the data, labels out of range and a learning rate that "
-    'is too high. on_nonfinite="ignore" records such steps and goes on, "skip" leaves '
-    'out their batches, "rollback" returns to a checkpoint with a lower learning rate'
+    'is too high. on_nonfinite="ignore" records such steps and continues, "skip" drops '
+    'their batches, "rollback" returns to a checkpoint with a lower learning rate'
 )
 
 
@@ -123,7 +124,7 @@ class Guard(NamedTuple):
             skipped = history["skipped"][-len(steps) - MAX_SKIPS :]
             last = _end_of_streak(skipped, MAX_SKIPS + 1)
             return None if last is None else int(steps[-1]) + 1 - len(skipped) + last
-        bad = np.flatnonzero(~_is_finite(history, len(steps)))
+        bad = np.flatnonzero(bad_steps(history, len(steps)))
         return int(steps[bad[0]]) if bad.size else None
 
 
@@ -133,14 +134,6 @@ def _skipping(step: Step) -> Step:
     from fngrad.steps import skip_bad_steps
 
     return skip_bad_steps(step)
-
-
-def _is_finite(history: History, count: int) -> np.ndarray:
-    if "is_finite" in history:
-        return history["is_finite"][-count:].astype(bool)
-    if "loss" in history:  # a step that is not from make_step
-        return np.isfinite(history["loss"][-count:])
-    return np.ones(count, bool)
 
 
 def _end_of_streak(skipped: np.ndarray, length: int) -> int | None:
@@ -232,7 +225,7 @@ def nonfinite_error(
         guard: of the run.
         last_good: returns the state that the autopsy begins with.
         interrupted: ends the autopsy once it is set.
-        reason: why the run ends although its policy is to go on.
+        reason: why the run ends although its policy is to continue.
     """
     at = {name: _record(history, name, step) for name in history}
     shown = ", ".join(f"{name}={x:.6g}" for name, x in at.items() if x is not None)

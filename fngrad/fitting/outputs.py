@@ -195,7 +195,7 @@ class Outputs(contextlib.ExitStack):
 
 def _warn(what: str, error: Exception) -> None:
     warnings.warn(
-        f"the run goes on, but {what} could not be written: "
+        f"the run continues, but {what} could not be written: "
         f"{type(error).__name__}: {error}",
         stacklevel=3,
     )

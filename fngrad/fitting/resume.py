@@ -1,6 +1,6 @@
 """Where a call begins, and which checkpoints it refuses to resume from.
 
-A call begins anew from the caller's state, or resumes from the newest checkpoint of an
+A call begins from the caller's state, or resumes from the newest checkpoint of an
 earlier call. The run's *identity* (config, data, batch, key) must be that of the
 checkpoint.
 """
@@ -171,7 +171,7 @@ def _resumed(
         )
     if feed.is_iterable:
         warnings.warn(
-            f"the run goes on at step {saved.step}, but the iterable's batches are "
+            f"the run continues at step {saved.step}, but the iterable's batches are "
             "taken from its beginning",
             stacklevel=4,
         )
@@ -219,7 +219,7 @@ def stopped_before(
         print_to_stderr(
             f"fit: nothing to do, the state is at step {stops.first} and the run "
             f"ends at step {stops.last}: num_steps and num_epochs count from step 0; "
-            'raise them to train on; to fine-tune, restore part="params" alone',
+            'raise them to train on; to fine-tune, restore only part="params"',
         )
         return "completed"
     rule = evaluation.early_stopping if evaluation else None

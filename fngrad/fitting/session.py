@@ -47,7 +47,7 @@ Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
 
 
 class Plan(NamedTuple):
-    """What stays the same during a run."""
+    """The fixed parts of a run."""
 
     metrics: dict[str, Any]  # the shapes and dtypes of the step's
     stops: Stops
@@ -59,10 +59,10 @@ class Plan(NamedTuple):
 
 
 class Session:
-    """What changes during a run.
+    """A run in progress.
 
     Args:
-        plan: what stays the same.
+        plan: the fixed parts.
         start: where the call begins.
         carry: the state and buffers to begin with.
         advance: the loop.
@@ -110,12 +110,13 @@ class Session:
         state = None if is_donated(self.carry.state) else self.carry.state
         attach(error, state, self.history)
         if state is not None:
-            where = f"error.state and error.history hold it{self._save_after(error)}"
+            saved = self._save_after(error)
+            where = f"error.state and error.history contain its results{saved}"
         else:
             where = "its state was donated to the step in flight, error.state is None"
             if self._plan.saver:
                 where += f"; the last checkpoint is of step {self._plan.saver.step}"
-        add_note(error, f"the run had come to step {self._now}; {where}")
+        add_note(error, f"the run had reached step {self._now}; {where}")
 
     def _save_after(self, error: BaseException) -> str:
         """Save the state, if allowed; return what an error's note says of it."""
@@ -132,7 +133,7 @@ class Session:
             saver.wait(self.carry.state, self.history)
         except Exception as failure:  # it must not hide the first one
             return f"; saving it ended with {type(failure).__name__}: {failure}"
-        return ", and a checkpoint holds it too"
+        return ", and a checkpoint holds its state too"
 
     def _run_to_end(self, interrupted: Interruption) -> str:
         plan, saver = self._plan, self._plan.saver
@@ -339,7 +340,7 @@ def _listed(rates: list[float]) -> str:
 
 
 def _check_answer(answer: Any, now: int) -> None:
-    """Raise unless what a callback returned is a state to go on from."""
+    """Raise unless what a callback returned is a state to continue from."""
     if not isinstance(answer, TrainState):
         raise TypeError(
             "need None, a TrainState or fngrad.STOP from a callback, "

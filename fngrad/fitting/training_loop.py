@@ -158,14 +158,14 @@ def fit(
         save_minutes: the number of minutes between checkpoints.
         keep: how many of the newest checkpoints to keep.
         keep_best: keep the checkpoint of the best evaluation too: the best by a metric
-            whose name tells its direction (see `fngrad.metrics.directions`), or by a
+            whose name implies its direction (see `fngrad.metrics.directions`), or by a
             pair ``(metric, "min" or "max")``. ``None`` keeps no best one; the default
             is ignored if that metric is not measured.
         on_save_error: what happens if a checkpoint cannot be written, as on a full
-            disk. ``raise`` ends the run with the state in the error; ``warn`` goes on;
-            either way the last good checkpoint remains. The same holds for loggers and
-            metrics.jsonl. A failure to write a picture or a manifest is always a
-            warning.
+            disk. ``raise`` ends the run with the state in the error; ``warn``
+            continues; either way the last good checkpoint remains. The same holds for
+            loggers and metrics.jsonl. A failure to write a picture or a manifest is
+            always a warning.
         early_stopping: when to end a run that no longer improves.
         log_every: the number of steps between calls of loggers and callbacks, which
             are also called at evaluations and at the end. ``None`` means about a
@@ -182,10 +182,10 @@ def fit(
         on_nonfinite: what happens if a loss or gradient norm is not finite. ``raise``
             ends the run within one chunk; the error carries the `fngrad.autopsy` of
             the step, if that takes at most 300 seconds. ``skip`` keeps the state from
-            before the step and goes on with the next batch, see
+            before the step and continues with the next batch, see
             `fngrad.steps.skip_bad_steps`; more than 10 such steps in a row raise.
             ``rollback`` returns to the newest checkpoint, lowers the learning rate
-            that `fngrad.tunable` keeps and goes on; ``history.notes["rollbacks"]``
+            that `fngrad.tunable` keeps and continues; ``history.notes["rollbacks"]``
             lists these; 10 in a row that get no further raise. ``ignore`` only records
             ``is_finite``. Except with ``ignore``, a state that is not finite is never
             saved.

@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
         return cls(metric_fn, data, early_stopping)
 
     def measured(self, state: TrainState, metrics: dict[str, Any]) -> set[str]:
-        """Return the names of all scalars of a run, by tracing alone.
+        """Return the names of all scalars of a run, by tracing.
 
         Args:
             state: what will be evaluated.

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import (
@@ -18,10 +17,14 @@ from fngrad.layers.core import (
     drop,
     float_array_of,
 )
-from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
+from fngrad.layers.initializers import (
+    GLOROT,
+    ZEROS,
+    Initializer,
+    dense_params,
+    dense_shapes,
+)
 from fngrad.types import Key, Params, Path, Scalar
-
-_GLOROT = initializers.glorot_uniform()
 
 
 def multi_head_attention(
@@ -34,7 +37,7 @@ def multi_head_attention(
     causal: bool = False,
     dropout_rate: Scalar | None = None,
     bias: bool = True,
-    weight_init: Initializer = _GLOROT,
+    weight_init: Initializer = GLOROT,
     output_init: Initializer | None = None,
 ) -> Layer:
     r"""Attend from each position of x to the positions of a context, x by default.
@@ -92,7 +95,7 @@ def multi_head_attention(
     """
     from_size = features if context_features is None else context_features
     check_sizes(features=features, num_heads=num_heads, context_features=from_size)
-    numerics.check_number("dropout_rate", dropout_rate, low=0.0, high=1.0)
+    numerics.check_number("dropout_rate", dropout_rate, 0.0, 1.0, optional=True)
     kv_heads = _kv_heads(num_heads, num_kv_heads)
     size = _head_size(features, num_heads, head_size)
 
@@ -103,7 +106,7 @@ def multi_head_attention(
         "value": ((from_size, kv_size), weight_init),
         "output": ((q_size, features), output_init or weight_init),
     }
-    bias_init = initializers.zeros() if bias else None
+    bias_init = ZEROS if bias else None
     shapes = _shapes(maps, bias)
 
     def apply(

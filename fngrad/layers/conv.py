@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import (
@@ -25,13 +24,16 @@ from fngrad.layers.core import (
     float_array,
     no_params,
 )
-from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
+from fngrad.layers.initializers import (
+    HE,
+    ZEROS,
+    Initializer,
+    dense_params,
+    dense_shapes,
+)
 from fngrad.types import Key, Params
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
-
-_HE = initializers.he_normal()
-_ZEROS = initializers.zeros()
 
 
 def conv(
@@ -44,8 +46,8 @@ def conv(
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
     bias: bool = True,
-    weight_init: Initializer = _HE,
-    bias_init: Initializer = _ZEROS,
+    weight_init: Initializer = HE,
+    bias_init: Initializer = ZEROS,
 ) -> Layer:
     r"""Slide a window over the positions of x and map each content affinely.
 
@@ -99,9 +101,6 @@ def conv(
     shape = *window, in_channels // groups, out_channels
     shapes = dense_shapes(shape, bias)
 
-    def init(key: Key) -> Params:
-        return dense_params(key, shape, weight_init, bias_init if bias else None)
-
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
         x = _check_image(float_array(x), rank, in_channels)
@@ -118,7 +117,10 @@ def conv(
         _check_positions(y, x, window)
         return add_bias(y, params)
 
-    return Layer(init, apply)
+    return Layer(
+        lambda key: dense_params(key, shape, weight_init, bias_init if bias else None),
+        apply,
+    )
 
 
 def max_pool(

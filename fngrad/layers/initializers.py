@@ -146,11 +146,11 @@ def _variance_scaling(
         fan = fan_in if mode == "fan_in" else (fan_in + fan_out) / 2
         variance = np.asarray(numerator / fan, dtype)
         if distribution == "uniform":
-            draw, factor = _symmetric, np.sqrt(np.asarray(3, dtype) * variance)
+            standard, factor = _symmetric, np.sqrt(np.asarray(3, dtype) * variance)
         else:
-            draw = _between(-2, 2)
+            standard = _between(-2, 2)
             factor = np.sqrt(variance) / np.asarray(_STDDEV_WITHIN_TWO, dtype)
-        return numerics.scaled(jnp.asarray(factor), _flat(draw)(key, shape, dtype))
+        return numerics.scaled(jnp.asarray(factor), _flat(standard)(key, shape, dtype))
 
     return init
 
@@ -190,6 +190,12 @@ def _scaled(scale: Scalar, base: Initializer) -> Initializer:
         return numerics.scaled(numerics.hyper(scale), base(key, shape, dtype))
 
     return init
+
+
+# Defaults of layers and models, made once.
+GLOROT = glorot_uniform()  # of weights before no activation
+HE = he_normal()  # of weights before a relu
+ZEROS = zeros()  # of biases
 
 
 def draw(weight_init: Initializer, key: Key, shape: tuple[int, ...]) -> jax.Array:

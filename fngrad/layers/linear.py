@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
 from fngrad.layers.core import (
     Layer,
@@ -15,11 +14,14 @@ from fngrad.layers.core import (
     float_array_of,
     no_params,
 )
-from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
+from fngrad.layers.initializers import (
+    GLOROT,
+    ZEROS,
+    Initializer,
+    dense_params,
+    dense_shapes,
+)
 from fngrad.types import Key, Params, Scalar
-
-_GLOROT = initializers.glorot_uniform()
-_ZEROS = initializers.zeros()
 
 
 def linear(
@@ -27,8 +29,8 @@ def linear(
     out_size: int,
     *,
     bias: bool = True,
-    weight_init: Initializer = _GLOROT,
-    bias_init: Initializer = _ZEROS,
+    weight_init: Initializer = GLOROT,
+    bias_init: Initializer = ZEROS,
 ) -> Layer:
     r"""Map a vector affinely: $y = x W + b$.
 
@@ -59,14 +61,14 @@ def linear(
     shape = in_size, out_size
     shapes = dense_shapes(shape, bias)
 
-    def init(key: Key) -> Params:
-        return dense_params(key, shape, weight_init, bias_init if bias else None)
-
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
         return dense(params, float_array_of(x, in_size))
 
-    return Layer(init, apply)
+    return Layer(
+        lambda key: dense_params(key, shape, weight_init, bias_init if bias else None),
+        apply,
+    )
 
 
 def dropout(rate: Scalar) -> Layer:

@@ -196,7 +196,7 @@ def batch_norm(
         bias: whether there is a $\beta$, shape ``(channels,)``.
         axis_name: of the vmap (or device) axes that make the batch; that of
             `fngrad.layers.batched` by default. None takes the positions of the one
-            example alone.
+            example only.
 
     Raises:
         ValueError: if size is below 1, momentum outside [0, 1], or eps below 0; at

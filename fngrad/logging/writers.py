@@ -193,7 +193,7 @@ def csv(path: str | Path) -> FileLogger:
 def tensorboard(folder: str | Path) -> FileLogger:
     """Log to TensorBoard event files, without TensorFlow: one curve per name.
 
-    Each logger writes a file of its own. ``cut(step)`` tells TensorBoard to hide the
+    Each logger writes a file of its own. ``cut(step)`` makes TensorBoard hide the
     records of later steps in earlier files.
 
     Args:

@@ -194,7 +194,7 @@ def focal(
         https://arxiv.org/abs/1708.02002, equation 5.
     """
     check_smoothing(label_smoothing)
-    numerics.check_number("alpha", alpha, low=0.0, high=1.0)
+    numerics.check_number("alpha", alpha, low=0.0, high=1.0, optional=True)
     numerics.check_number("gamma", gamma, 0.0, float(jnp.finfo(jnp.float32).max))
     pair = float_pair(("logits", "labels"), logits, labels)
     power = numerics.hyper(gamma).astype(pair[0].dtype)

@@ -137,7 +137,7 @@ def huber(
         is_near = error <= bound
         near, edge = jnp.where(is_near, error, 0), jnp.where(is_near, 0, bound)
         beyond = jnp.where(is_near, 0, error - bound)
-        # Each side alone: their sum would cancel in the slope beside a large bound.
+        # Each side by itself: their sum would cancel in the slope at a large bound.
         return 0.5 * near * near + (0.5 * edge * edge + edge * beyond)
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)

@@ -6,14 +6,10 @@ from typing import Any
 import jax
 
 import fngrad.layers as layers
-import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer
 from fngrad.types import Scalar
 
 Activation = Callable[[jax.Array], jax.Array]  # entry by entry
-
-HE = initializers.he_normal()  # of weights before a relu
-GLOROT = initializers.glorot_uniform()  # of weights before no activation
 
 
 def optional_dropout(rate: Scalar | None) -> Layer:

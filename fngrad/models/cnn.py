@@ -7,8 +7,8 @@ import jax
 
 import fngrad.layers as layers
 from fngrad.layers.core import Layer, check_sizes
+from fngrad.layers.initializers import HE
 from fngrad.models.arguments import (
-    HE,
     Activation,
     check_sequence,
     optional_dropout,

@@ -7,10 +7,8 @@ import jax
 
 import fngrad.layers as layers
 from fngrad.layers.core import Layer
-from fngrad.layers.initializers import Initializer
+from fngrad.layers.initializers import GLOROT, HE, Initializer
 from fngrad.models.arguments import (
-    GLOROT,
-    HE,
     Activation,
     check_sequence,
     optional_dropout,

@@ -26,7 +26,7 @@ from fngrad.numerics.checks import (
 )
 from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
-from fngrad.numerics.hyperparameters import hyper, scalar, scaled
+from fngrad.numerics.hyperparameters import hyper, hypers, scalar, scaled
 from fngrad.numerics.norms import (
     bounded,
     divided,
@@ -68,6 +68,7 @@ __all__ = [
     "first_step",
     "fitting_norm",
     "hyper",
+    "hypers",
     "integers",
     "inverse_root",
     "key",

@@ -14,18 +14,29 @@ MAX_STEP = np.iinfo(np.int32).max
 
 
 def check_number(
-    name: str, value: Hyper | None, low: float = -math.inf, high: float = math.inf
+    name: str,
+    value: Hyper | None,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    optional: bool = False,
 ) -> None:
     """Raise unless a Python number is in [low, high].
 
-    Arrays, tracers, schedules and None pass without a check.
+    Arrays, tracers and schedules pass without a check.
+
+    Args:
+        name: the argument's name, for the message.
+        value: the argument.
+        low, high: the bounds.
+        optional: whether the value may be None.
 
     Raises:
         TypeError: if the value has another type.
         ValueError: if the number is out of range, or NaN.
     """
-    is_number = isinstance(value, numbers.Real)
-    if not (is_number or value is None or callable(value) or hasattr(value, "dtype")):
+    is_number = isinstance(value, numbers.Real) or (value is None and optional)
+    if not (is_number or callable(value) or hasattr(value, "dtype")):
         raise TypeError(
             f"need {name} to be a number, a scalar array or a schedule, got {value!r}"
         )
@@ -34,12 +45,17 @@ def check_number(
 
 
 def check_positive(name: str, value: Hyper) -> None:
-    """Raise unless a Python number is above 0; other types pass without a check.
+    """Raise unless a Python number is above 0.
+
+    Arrays, tracers and schedules pass without a check.
 
     Raises:
+        TypeError: if the value has another type.
         ValueError: if the number is not above 0, or NaN.
     """
-    if isinstance(value, numbers.Real) and not float(value) > 0:
+    if not isinstance(value, numbers.Real):
+        check_number(name, value)
+    elif not float(value) > 0:
         raise ValueError(f"need {name} > 0, got {name}={value}")
 
 

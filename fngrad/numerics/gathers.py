@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fngrad.numerics.precision import is_narrow
+
 
 def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
     """Return ``table[indices]``; the gradient is summed in at least float32.
@@ -16,10 +18,8 @@ def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
         table: shape ``(n, ...)``.
         indices: int, in [0, n), any shape.
     """
-    dtype = table.dtype
-    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
-        return _narrow_rows(table, indices)
-    return _rows(table, indices)
+    gather = _narrow_rows if is_narrow(table.dtype) else _rows
+    return gather(table, indices)
 
 
 def _rows(table: jax.Array, indices: jax.Array) -> jax.Array:

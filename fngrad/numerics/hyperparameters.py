@@ -44,6 +44,11 @@ def hyper(value: Hyper, step: jax.Array | None = None) -> jax.Array:
     return lax.optimization_barrier(strong)
 
 
+def hypers(step: jax.Array, *values: Hyper) -> tuple[jax.Array, ...]:
+    """Convert several hyperparameters at one step, see `hyper`."""
+    return tuple(hyper(value, step) for value in values)
+
+
 def scalar(value: Scalar) -> jax.Array:
     """Return a strong scalar in memory of its own."""
     return hyper(value) + jnp.zeros((), jnp.result_type(float))

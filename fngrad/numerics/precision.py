@@ -1,10 +1,15 @@
-"""Float64 inside a context, independent of the global flag."""
+"""Floats below 32 bits; float64 inside a context, whatever the global flag is."""
 
 from typing import Any
 
 import jax
 import jax.experimental
 import jax.numpy as jnp
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Return whether a dtype is a float below 32 bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
 def double_precision() -> Any:

@@ -65,8 +65,7 @@ def scale_by_belief(
     def update(
         updates: Updates, state: ScaleByBeliefState, params: Params
     ) -> tuple[Updates, ScaleByBeliefState]:
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
-        extra = numerics.hyper(eps_root, state.step)
+        beta_1, beta_2, extra = numerics.hypers(state.step, b1, b2, eps_root)
         updates = squarable(updates, count=4)  # differences are up to twice as large
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, tree.sub(updates, mu))

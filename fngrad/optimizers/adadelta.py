@@ -52,8 +52,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
         updates: Updates, state: ScaleByAdadeltaState, params: Params
     ) -> tuple[Updates, ScaleByAdadeltaState]:
         updates = squarable(updates)
-        decay = numerics.hyper(rho, state.step)
-        inside = numerics.hyper(eps, state.step)
+        decay, inside = numerics.hypers(state.step, rho, eps)
         e_g = average_square(decay, state.e_g, updates)
 
         def times_root(u: jax.Array, square: jax.Array) -> jax.Array:

@@ -207,7 +207,7 @@ def adafactor(
     check_learning_rate(learning_rate)
     numerics.check_number("decay_offset", decay_offset, low=0.0)
     numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("weight_decay_rate", weight_decay_rate)
+    numerics.check_number("weight_decay_rate", weight_decay_rate, optional=True)
     rate = _at_most_relative(learning_rate) if relative_step else learning_rate
     parts = [
         scale_by_factored_rms(

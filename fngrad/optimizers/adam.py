@@ -66,7 +66,7 @@ def scale_by_adam(
         updates: Updates, state: ScaleByAdamState, params: Params
     ) -> tuple[Updates, ScaleByAdamState]:
         updates = squarable(updates)
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)
         new_updates = divide_by_root(

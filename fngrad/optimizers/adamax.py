@@ -61,7 +61,7 @@ def scale_by_adamax(
     def update(
         updates: Updates, state: ScaleByAdamaxState, params: Params
     ) -> tuple[Updates, ScaleByAdamaxState]:
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
         inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_max)
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:

@@ -71,7 +71,7 @@ def scale_by_amsgrad(
     def update(
         updates: Updates, state: ScaleByAmsgradState, params: Params
     ) -> tuple[Updates, ScaleByAmsgradState]:
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)

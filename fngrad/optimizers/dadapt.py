@@ -185,8 +185,8 @@ def scale_by_dadapt_sgd(
             grad_sum=grad_sum,
         )
         new_updates = tree.scale(towards, tree.difference(params, z))
-        told = {"d": state.d, "learning_rate": now.rate / now.unit}
-        return new_updates, new_state, told
+        metrics = {"d": state.d, "learning_rate": now.rate / now.unit}
+        return new_updates, new_state, metrics
 
     return chain(from_report(init, report, "scale_by_dadapt_sgd"))
 

@@ -89,8 +89,8 @@ def scale_by_dog(
         sizes = jax.tree.map(jnp.multiply, sizes, factors)
         step = numerics.next_step(state.step)
         new_state = ScaleByDogState(step, farthest, squares, state.params0)
-        told = {"distance": _largest(farthest), "step_size": _largest(sizes)}
-        return new_updates, new_state, told
+        metrics = {"distance": _largest(farthest), "step_size": _largest(sizes)}
+        return new_updates, new_state, metrics
 
     return chain(from_report(init, report, "scale_by_dog"))
 
@@ -144,7 +144,7 @@ def dog(
         with ``("learning_rate", eta)`` the learning rate multiplies the first step
         too, as in optax.
     """
-    numerics.check_number("averaging", averaging, low=0.0)
+    numerics.check_number("averaging", averaging, low=0.0, optional=True)
     average = () if averaging is None else (average_params(averaging),)
     rule = scale_by_dog(init_step, eps, layerwise=layerwise)
     descend = decaying(rule, learning_rate, weight_decay, mask, decoupled=False)

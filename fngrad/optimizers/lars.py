@@ -58,9 +58,9 @@ def scale_by_lars(
     def decay_and_compare(
         updates: Updates, step: jax.Array, params: Params
     ) -> tuple[Updates, TrustRatios]:
-        decay = numerics.hyper(weight_decay, step)
-        coefficient = numerics.hyper(trust_coefficient, step)
-        outside = numerics.hyper(eps, step)
+        decay, coefficient, outside = numerics.hypers(
+            step, weight_decay, trust_coefficient, eps
+        )
         decayed, sizes = add_weights(updates, params, decay, mask), norms(params)
         lengths, rates = fitting_norms(updates if separate_norms else decayed)
         if separate_norms:

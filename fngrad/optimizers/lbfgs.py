@@ -66,8 +66,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         less = jax.tree.map(lambda g: numerics.divided(g, unit), updates)
         gamma = _first_scale(state, less, unit) if scale_init_precond else unit
         direction = _two_loops(state, less, gamma, unit)
-        told = {"pairs": jnp.minimum(state.pairs, memory_size)}
-        return direction, state._replace(step=numerics.next_step(state.step)), told
+        metrics = {"pairs": jnp.minimum(state.pairs, memory_size)}
+        return direction, state._replace(step=numerics.next_step(state.step)), metrics
 
     return chain(from_report(init, report, "scale_by_lbfgs"))
 

@@ -57,8 +57,7 @@ def scale_by_madgrad(
         updates: Updates, state: ScaleByMadgradState, params: Params
     ) -> tuple[Updates, ScaleByMadgradState, Metrics]:
         step, wide = state.step, tree.widen(params)
-        added = numerics.hyper(eps, step)
-        rate = numerics.hyper(learning_rate, step)
+        added, rate = numerics.hypers(step, eps, learning_rate)
         weight = (rate + added) * jnp.sqrt(step.astype(rate.dtype) + 1)
         share = 1 - numerics.hyper(momentum, step)
         start = tree.where(step == 0, wide, state.start)

@@ -1,7 +1,7 @@
 r"""Muon: momentum whose singular values are made equal.
 
 The *polar factor* of $X = U \Sigma V^\top$ is $U V^\top$. A *Newton-Schulz* iteration
-approaches it by odd polynomials of $X$, that is by matrix products alone. A matrix is
+approaches it by odd polynomials of $X$, that is by matrix products only. A matrix is
 (in, out); a kernel (width, ..., in, out) counts as a matrix with all axes but the last
 flattened.
 """
@@ -147,7 +147,7 @@ def scale_by_muon(
     """
     check_decay("beta", beta, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
-    numerics.check_number("consistent_rms", consistent_rms, low=0.0)
+    numerics.check_number("consistent_rms", consistent_rms, low=0.0, optional=True)
     _triples(ns_coeffs, ns_steps)
 
     def init(params: Params) -> ScaleByMuonState:
@@ -158,8 +158,7 @@ def scale_by_muon(
     def update(
         updates: Updates, state: ScaleByMuonState, params: Params
     ) -> tuple[Updates, ScaleByMuonState]:
-        decay = numerics.hyper(beta, state.step)
-        floor = numerics.hyper(eps, state.step)
+        decay, floor = numerics.hypers(state.step, beta, eps)
         rms = None
         if consistent_rms is not None:
             rms = numerics.hyper(consistent_rms, state.step)
@@ -277,7 +276,9 @@ def muon(
     """
     check_decay("adam_b1", adam_b1, corrected=True)
     check_decay("adam_b2", adam_b2, corrected=True)
-    numerics.check_number("adam_learning_rate", adam_learning_rate, low=0.0)
+    numerics.check_number(
+        "adam_learning_rate", adam_learning_rate, low=0.0, optional=True
+    )
     numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
     numerics.check_number("adam_weight_decay", adam_weight_decay)
     if mask is not None and not isinstance(mask, str):

@@ -61,7 +61,7 @@ def scale_by_nadam(
         ValueError: if a number is out of range.
     """
     check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    numerics.check_number("momentum_decay", momentum_decay, low=0.0)
+    numerics.check_number("momentum_decay", momentum_decay, low=0.0, optional=True)
 
     def init(params: Params) -> ScaleByNadamState:
         mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
@@ -77,7 +77,7 @@ def scale_by_nadam(
     def update(
         updates: Updates, state: ScaleByNadamState, params: Params
     ) -> tuple[Updates, ScaleByNadamState]:
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
         t = state.step.astype(beta_1.dtype) + 1
         now = fresh_weight(beta_1, state.step, t)
         later = fresh_weight(beta_1, state.step, t + 1)

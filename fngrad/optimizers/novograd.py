@@ -54,8 +54,7 @@ def scale_by_block_norm(
     ) -> tuple[Updates, ScaleByBlockNormState]:
         beta_2 = numerics.hyper(b2, state.step)
         beta_2 = jnp.where(state.step == 0, 0, beta_2)
-        inside = numerics.hyper(eps_root, state.step)
-        outside = numerics.hyper(eps, state.step)
+        inside, outside = numerics.hypers(state.step, eps_root, eps)
 
         def normalize(g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
             square = jnp.sum(tree.abs_square(g))

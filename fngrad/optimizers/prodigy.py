@@ -94,7 +94,7 @@ def scale_by_prodigy(
     check_multiplier(learning_rate, estim_lr0, growth_rate)
     check_adam(betas, eps, weight_decay)
     numerics.check_positive("estim_lr_coef", estim_lr_coef)
-    numerics.check_number("beta3", beta3, 0.0, 1.0)
+    numerics.check_number("beta3", beta3, 0.0, 1.0, optional=True)
 
     def values(state: ScaleByProdigyState) -> _Values:
         at = functools.partial(numerics.hyper, step=state.step)
@@ -130,8 +130,8 @@ def scale_by_prodigy(
         new_updates = add_weights(steps, params, now.decay, mask)
         step = numerics.next_step(state.step)
         new_state = ScaleByProdigyState(step, estimate, mu, nu, state.params0)
-        told = {"d": state.estimate.d, "learning_rate": now.step_size}
-        return new_updates, new_state, told
+        metrics = {"d": state.estimate.d, "learning_rate": now.step_size}
+        return new_updates, new_state, metrics
 
     return chain(from_report(init, report, "scale_by_prodigy"))
 
@@ -197,7 +197,7 @@ def prodigy(
         learner, 2024, the Adam version, https://arxiv.org/abs/2306.06101. Differs from
         it in: $\eta_t$ has Adam's bias correction by default, as in optax. While all
         gradients or learning rates are zero, $d$ stays (optax: NaN) and moments and
-        decay go on (the authors' code skips the step).
+        decay continue (the authors' code skips the step).
     """
     return chain(
         scale_by_prodigy(

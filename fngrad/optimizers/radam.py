@@ -90,7 +90,7 @@ def scale_by_radam(
     def report(
         updates: Updates, state: ScaleByRadamState, params: Params
     ) -> tuple[Updates, ScaleByRadamState, Metrics]:
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)

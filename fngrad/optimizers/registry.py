@@ -34,7 +34,7 @@ from fngrad.optimizers.soap import soap
 from fngrad.optimizers.yogi import yogi
 from fngrad.transforms.core import Transform
 
-# Each factory works with a learning rate alone. The rules that see the loss (lbfgs,
+# Each factory needs only a learning rate. The rules that see the loss (lbfgs,
 # sophia) need a step of their own, see fngrad.steps.
 REGISTRY: dict[str, Callable[..., Transform]] = {
     factory.__name__: factory

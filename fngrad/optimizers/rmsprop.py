@@ -111,7 +111,7 @@ def scale_by_stddev(
         initial_scale: $\nu_0$ >= 0.
         eps_in_sqrt: whether $u_t$ has the first form or the second.
         bias_correction: whether both moments in $s_t$ are divided by $1 - \rho^t$.
-            $s_1$ is then zero (up to ``initial_scale``), so that ``eps`` alone bounds
+            $s_1$ is then zero (up to ``initial_scale``), so that only ``eps`` bounds
             the first update. The state has the same structure either way.
 
     Raises:

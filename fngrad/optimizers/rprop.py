@@ -58,10 +58,9 @@ def scale_by_rprop(
         updates: Updates, state: ScaleByRpropState, params: Params
     ) -> tuple[Updates, ScaleByRpropState]:
         step = state.step
-        first = numerics.hyper(learning_rate, step)
-        minus, plus = numerics.hyper(eta_minus, step), numerics.hyper(eta_plus, step)
-        low = numerics.hyper(min_step_size, step)
-        high = numerics.hyper(max_step_size, step)
+        first, minus, plus, low, high = numerics.hypers(
+            step, learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
+        )
 
         def resize(turn: jax.Array, size: jax.Array) -> jax.Array:
             dtype = size.dtype

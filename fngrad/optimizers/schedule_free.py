@@ -106,7 +106,7 @@ def schedule_free(
     def advance(
         update_fn: UpdateFn, updates: Updates, state: ScheduleFreeState, params: Params
     ) -> tuple[Updates, ScheduleFreeState, Metrics]:
-        steps, inner_state, told = update_fn(bare, updates, state.inner, params)
+        steps, inner_state, metrics = update_fn(bare, updates, state.inner, params)
         rate = numerics.hyper(learning_rate, state.step)
         highest = jnp.maximum(state.max_learning_rate, rate)
         weight = numerics.power_or_one(
@@ -122,7 +122,7 @@ def schedule_free(
         step = numerics.next_step(state.step)
         new_state = ScheduleFreeState(step, highest, weight_sum, z, x, inner_state)
         new_updates = tree.merge(moves, tree.zeros_like(updates))
-        return new_updates, new_state, {"averaging_weight": share} | told
+        return new_updates, new_state, {"averaging_weight": share} | metrics
 
     return chain(wrapper(init, advance, "schedule_free", bare.trainable))
 

@@ -1,5 +1,6 @@
 """Gradient descent, plain and with momentum."""
 
+import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.momentum_buffers import descending
 from fngrad.types import Hyper
@@ -92,6 +93,7 @@ def momentum(
         1964, https://doi.org/10.1016/0041-5553(64)90137-5. Nesterov, A method for
         solving the convex programming problem with convergence rate O(1/k^2), 1983.
     """
+    numerics.check_number("momentum", momentum, 0.0, 1.0)
     return sgd(
         learning_rate, momentum, nesterov, learning_rate_first=learning_rate_first
     )

@@ -77,7 +77,7 @@ def scale_by_shampoo(
         ValueError: if a number is out of range, or ``graft`` is none of the three.
     """
     check_moments(b2=b2, eps=eps, corrected=False)
-    numerics.check_number("exponent", exponent, low=0.0)
+    numerics.check_number("exponent", exponent, low=0.0, optional=True)
     update_every = numerics.check_count("update_every", update_every, low=1)
     max_size = numerics.check_count("max_size", max_size)
     numerics.check_choice("graft", graft, (None, "sgd", "diagonal"))

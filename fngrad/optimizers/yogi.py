@@ -70,7 +70,7 @@ def scale_by_yogi(
     def update(
         updates: Updates, state: ScaleByYogiState, params: Params
     ) -> tuple[Updates, ScaleByYogiState]:
-        beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
+        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
 
         def advance(nu: jax.Array, g: jax.Array) -> jax.Array:
             square = tree.abs_square(g)

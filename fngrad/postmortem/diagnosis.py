@@ -147,7 +147,7 @@ def _unexplained(found: Replay, data: Any) -> Autopsy:
         step=int(found.state.step) + 1,
         phase="unknown",
         operation=None,
-        explanation=f"{bad} in the compiled step alone, not operation by operation",
+        explanation=f"{bad} in the compiled step only, not operation by operation",
         lines=[],
         layer="",
         leaf=None,

@@ -12,6 +12,7 @@ from fngrad.postmortem.interpreter import GRADIENT, INPUT, Origin, is_bad
 from fngrad.postmortem.replay import Replay
 from fngrad.postmortem.root_cause import RootCause
 from fngrad.postmortem.source_locations import phase_of
+from fngrad.programs.text_tables import short_text
 from fngrad.types import Params, Path
 
 
@@ -131,11 +132,11 @@ def explain(origin: Origin, path: Path | None) -> str:
         entries = "1 entry" if bad.sum() == 1 else f"{bad.sum()} entries"
         return f"{path} is not finite in {entries} of {bad.size}"
     location = np.unravel_index(np.argmax(bad), bad.shape)
-    result = _number(output[location])
+    result = short_text(output[location].item())
     name = origin.equations[0].primitive.name
     numbers = [np.asarray(x) for x in origin.inputs if _is_numeric(x)]
     if all(x.shape in ((), bad.shape) for x in numbers):
-        operands = [_number(x[location] if x.ndim else x) for x in numbers]
+        operands = [short_text((x[location] if x.ndim else x).item()) for x in numbers]
         words = f"{name}({', '.join(operands)}) = {result}"
     else:
         words = f"{name} gives {result}"
@@ -149,8 +150,3 @@ def explain(origin: Origin, path: Path | None) -> str:
 
 def _bad_output(origin: Origin) -> np.ndarray:
     return np.asarray(next(x for x in origin.outputs if is_bad(x)))
-
-
-def _number(x: Any) -> str:
-    value = x.item()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -283,7 +283,7 @@ def _stack(column: Sequence[Value]) -> Value:
 
 def _host(x: Any) -> Any:
     """Return x as a NumPy array, whose indexing compiles nothing; keys stay."""
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+    return x if tree.is_key(x) else np.asarray(x)
 
 
 def _while(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:

@@ -12,10 +12,10 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.programs.signatures import batch_of
 from fngrad.training import Step, TrainState
+from fngrad.training.divergence import VERDICT, faults
 from fngrad.types import Batch, Path
 
 HISTORY = 4  # how many steps' metrics are kept
-_FINITE = ("loss", "grad_norm", "update_norm")  # metrics that must be finite
 
 
 class Replay(NamedTuple):
@@ -109,8 +109,7 @@ def _batch_program(structure: Any) -> Callable[[Any, jax.Array], Batch]:
 def _faults(made: dict[str, Any], sound: dict[Path, Any]) -> list[Path] | None:
     """Return the paths of a step's bad outputs; None for a good step."""
     metrics = made["metrics"]
-    checked = [name for name in _FINITE if name in metrics]
-    bad = [f"metrics/{name}" for name in checked if not np.isfinite(metrics[name])]
+    bad = [f"metrics/{name}" for name in faults(metrics)]
     bad += [path for path, is_sound in sound.items() if not is_sound]
-    says_so = "is_finite" in metrics and not metrics["is_finite"]
+    says_so = VERDICT in metrics and not metrics[VERDICT]
     return bad if bad or says_so else None

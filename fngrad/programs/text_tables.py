@@ -1,6 +1,12 @@
 """Tables of text in aligned columns."""
 
 from collections.abc import Sequence
+from typing import Any
+
+
+def short_text(value: Any) -> str:
+    """Return a float with four digits, anything else as text."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:

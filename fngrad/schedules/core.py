@@ -16,7 +16,7 @@ Curve: TypeAlias = Callable[[int | jax.Array], jax.Array]
 Count: TypeAlias = int | float | jax.Array  # a number of steps
 
 
-def alike(*counts: Count) -> list[jax.Array]:
+def common_dtype(*counts: Count) -> list[jax.Array]:
     """Return counts of steps in one dtype: integer if all of them are."""
     arrays = [jnp.asarray(_reachable(count)) for count in counts]
     is_whole = all(jnp.issubdtype(array.dtype, jnp.integer) for array in arrays)
@@ -37,7 +37,7 @@ def as_float(count: jax.Array) -> jax.Array:
 
 def progress(step: Count, begin: Count, length: Count) -> tuple[jax.Array, jax.Array]:
     """Return the fractions of a stretch of steps that lie ahead and behind."""
-    now, begin, length = alike(step, begin, length)
+    now, begin, length = common_dtype(step, begin, length)
     length = jnp.maximum(length, 1)
     behind = jnp.clip(now - begin, 0, length)
     ahead, whole = as_float(length - behind), as_float(length)
@@ -46,7 +46,7 @@ def progress(step: Count, begin: Count, length: Count) -> tuple[jax.Array, jax.A
 
 def is_before(step: Count, boundary: Count) -> jax.Array:
     """Return whether a step comes before a boundary."""
-    now, boundary = alike(step, boundary)
+    now, boundary = common_dtype(step, boundary)
     return now < boundary
 
 

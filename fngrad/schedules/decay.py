@@ -12,10 +12,10 @@ import fngrad.numerics as numerics
 from fngrad.schedules.core import (
     Count,
     Curve,
-    alike,
     as_float,
     check_counts,
     check_values,
+    common_dtype,
     half_cosine,
     is_before,
     mix,
@@ -188,14 +188,15 @@ def exponential(
         >>> print(schedules.exponential(1.0, transition_steps=10, decay_rate=0.5)(20))
         0.25
     """
-    check_values(init_value=init_value, end_value=end_value)
+    check_values(init_value=init_value)
+    numerics.check_number("end_value", end_value, optional=True)
     numerics.check_positive("decay_rate", decay_rate)
     check_counts(1, transition_steps=transition_steps)
     check_counts(0, transition_begin=transition_begin)
     missing = _lost_logarithm(decay_rate)
 
     def schedule(step: int | jax.Array) -> jax.Array:
-        now, begin, period = alike(step, transition_begin, transition_steps)
+        now, begin, period = common_dtype(step, transition_begin, transition_steps)
         since, period = jnp.maximum(now - begin, 0), jnp.maximum(period, 1)
         whole = as_float(since // period)  # in integers: a float quotient rounds up
         exponent = whole if staircase else as_float(since) / as_float(period)

@@ -12,10 +12,10 @@ import fngrad.numerics as numerics
 from fngrad.schedules.core import (
     Count,
     Curve,
-    alike,
     as_float,
     check_counts,
     check_values,
+    common_dtype,
     half_cosine,
     is_before,
     mix,
@@ -67,7 +67,7 @@ def warmup_cosine(
 
     def schedule(step: int | jax.Array) -> jax.Array:
         rise = rise_to(step, init_value, peak_value, warmup_steps)
-        total, warmup = alike(decay_steps, warmup_steps)
+        total, warmup = common_dtype(decay_steps, warmup_steps)
         ahead, _ = progress(step, warmup, total - warmup)
         weight = numerics.power(half_cosine(ahead), numerics.hyper(exponent))
         fall = mix(weight, peak_value, 1 - weight, end_value)
@@ -100,7 +100,7 @@ def inverse_sqrt(init_value: Scalar, peak_value: Scalar, warmup_steps: Count) ->
 
     def schedule(step: int | jax.Array) -> jax.Array:
         rise = rise_to(step, init_value, peak_value, warmup_steps)
-        now, warmup = alike(step, warmup_steps)
+        now, warmup = common_dtype(step, warmup_steps)
         ratio = as_float(jnp.maximum(warmup, 1)) / as_float(jnp.maximum(now, 1))
         fall = numerics.hyper(peak_value) * jnp.sqrt(ratio)
         return jnp.where(is_before(step, warmup_steps), rise, fall)
@@ -129,7 +129,7 @@ def warmup_stable_decay(
         peak_value: $P$.
         warmup_steps: $W$, steps, >= 0.
         stable_steps: $S$, steps, >= 0.
-        decay_steps: $D$, steps, >= 1: the length of the decay alone.
+        decay_steps: $D$, steps, >= 1: the length of the decay without the warm-up.
         end_value: $E$, from step $W + S + D$ on.
         power: $p$, > 0; 1 is a straight line, 0.5 the paper's "1-sqrt".
 
@@ -147,7 +147,7 @@ def warmup_stable_decay(
 
     def schedule(step: int | jax.Array) -> jax.Array:
         rise = rise_to(step, init_value, peak_value, warmup_steps)
-        now, warmup = alike(step, warmup_steps)
+        now, warmup = common_dtype(step, warmup_steps)
         since_peak = jnp.maximum(now - warmup, 0)
         _, behind = progress(since_peak, stable_steps, decay_steps)
         weight = numerics.power(behind, numerics.hyper(power))
@@ -280,7 +280,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[Count]) -> Curve:
     def schedule(step: int | jax.Array) -> jax.Array:
         value = _strong(schedules[0](jnp.asarray(step)), step)
         for boundary, following in zip(boundaries, schedules[1:], strict=True):
-            now, begin = alike(step, boundary)
+            now, begin = common_dtype(step, boundary)
             later = _strong(following(jnp.maximum(now - begin, 0)), step)
             value = jnp.where(now < begin, value, later)
         return value
@@ -292,7 +292,7 @@ def _knot(fraction: Scalar, total: Count) -> Count:
     """Return the whole steps in a fraction of the total; numbers stay on the host."""
     if isinstance(fraction, Real) and isinstance(total, Real):
         return int(float(fraction) * float(total))
-    (whole,) = alike(total)
+    (whole,) = common_dtype(total)
     return jnp.floor(numerics.hyper(fraction) * as_float(whole)).astype(whole.dtype)
 
 
@@ -302,7 +302,7 @@ def _through(
     """Interpolate through the points (steps, values)."""
     value = jnp.broadcast_to(values[0], jnp.shape(step))
     for begin, end, a, b in zip(steps, steps[1:], values, values[1:], strict=False):
-        begin, end = alike(begin, end)
+        begin, end = common_dtype(begin, end)
         ahead, behind = progress(step, begin, end - begin)
         if anneal == "cosine":
             ahead, behind = half_cosine(ahead), half_cosine(behind)

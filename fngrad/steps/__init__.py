@@ -5,7 +5,7 @@ parameters, or its curvature is a step ``(state, batch) -> (state, metrics)``, i
 of `fngrad.make_step`'s. States come from `fngrad.init_state`.
 """
 
-from fngrad.steps.divergence import freeze_diverged
+from fngrad.steps.frozen_runs import freeze_diverged
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
 from fngrad.steps.line_search import line_search
 from fngrad.steps.plateau import observe, plateau

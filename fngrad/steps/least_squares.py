@@ -26,7 +26,7 @@ from fngrad.steps.linearized_residuals import (
     unflatten,
 )
 from fngrad.training import Step, TrainState, finish, open_step
-from fngrad.training.step_metrics import Move, Start
+from fngrad.training.step_metrics import LossAtStart, Move
 from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.damping import DampingState
 from fngrad.types import Batch, Hyper, Metrics, Updates
@@ -213,7 +213,7 @@ def _read_problem(
 
 def _begin(
     problem: _Problem, transform: Transform, state: TrainState, batch: Batch
-) -> tuple[Start, Linearized]:
+) -> tuple[LossAtStart, Linearized]:
     trainable, key = open_step(transform, state)
     model = linearize(
         problem.residuals,
@@ -227,7 +227,7 @@ def _begin(
         cg_tolerance=problem.cg_tolerance,
     )
     grads = _unflatten(model.gradient, trainable, state)
-    return Start(trainable, key, model.value, grads), model
+    return LossAtStart(trainable, key, model.value, grads), model
 
 
 def _unflatten(x: jax.Array, trainable: Any, state: TrainState) -> Updates:
@@ -236,7 +236,7 @@ def _unflatten(x: jax.Array, trainable: Any, state: TrainState) -> Updates:
 
 
 def _move(
-    transform: Transform, state: TrainState, start: Start, direction: jax.Array
+    transform: Transform, state: TrainState, start: LossAtStart, direction: jax.Array
 ) -> Move:
     update = _unflatten(direction, start.trainable, state)
     return move_by(transform, state, start.trainable, update)
@@ -266,7 +266,7 @@ def _gain(
     problem: _Problem,
     model: Linearized,
     state: TrainState,
-    start: Start,
+    start: LossAtStart,
     batch: Batch,
     move: Move,
 ) -> tuple[jax.Array, jax.Array]:

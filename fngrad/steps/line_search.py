@@ -14,7 +14,7 @@ import fngrad.tree as tree
 from fngrad.steps.core import displace
 from fngrad.steps.line_search_conditions import Found, Point, backtrack, strong_wolfe
 from fngrad.training import Step, TrainState, begin, finish
-from fngrad.training.step_metrics import Move, Start
+from fngrad.training.step_metrics import LossAtStart, Move
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -170,7 +170,7 @@ def _with_kept(reports: Metrics, opt_state: OptState) -> Metrics:
     return reports | kept
 
 
-def _direction(transform: Transform, start: Start, state: TrainState) -> Reported:
+def _direction(transform: Transform, start: LossAtStart, state: TrainState) -> Reported:
     """Return the direction at length 1, the optimizer's next state, and its reports."""
     unscaled = _remember(state.opt_state, jnp.ones(()))
     updates, opt_state, reports = update_and_report(
@@ -187,12 +187,12 @@ def _direction(transform: Transform, start: Start, state: TrainState) -> Reporte
     return direction, opt_state, reports
 
 
-def _slope(start: Start, direction: Updates) -> jax.Array:
+def _slope(start: LossAtStart, direction: Updates) -> jax.Array:
     grads, along = (tree.keep(start.trainable, x) for x in (start.grads, direction))
     return tree.vdot(grads, along).astype(start.value.loss.dtype)
 
 
-def _unit(start: Start, direction: Updates) -> jax.Array:
+def _unit(start: LossAtStart, direction: Updates) -> jax.Array:
     """Return the power of two by which the direction is divided for the search.
 
     It is 1 unless the slope along the direction overflows or underflows. The length is

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 
 
 class Point(NamedTuple):
@@ -161,12 +162,8 @@ def _is_long(start: Point, low: Point, point: Point, c1: jax.Array) -> jax.Array
 def _narrow(bracket: _Bracket, point: Point, is_long: jax.Array) -> tuple[Point, Point]:
     """Return the new ends: low has the lower value, and descends into the interval."""
     is_past = point.slope * (bracket.high.a - bracket.low.a) >= 0
-    high = _choose(is_long, point, _choose(is_past, bracket.low, bracket.high))
-    return _choose(is_long, bracket.low, point), high
-
-
-def _choose(condition: jax.Array, a: Point, b: Point) -> Point:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+    high = tree.where(is_long, point, tree.where(is_past, bracket.low, bracket.high))
+    return tree.where(is_long, bracket.low, point), high
 
 
 def _inside(low: Point, high: Point) -> jax.Array:

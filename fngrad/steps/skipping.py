@@ -7,8 +7,8 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
-from fngrad.steps.divergence import has_diverged
 from fngrad.training import Step, TrainState
+from fngrad.training.divergence import has_diverged
 from fngrad.types import Batch, Metrics
 
 

@@ -12,7 +12,7 @@ from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
 from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.training.loss_forms import Gradient
-from fngrad.training.step_metrics import Start
+from fngrad.training.step_metrics import LossAtStart
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
 
@@ -104,7 +104,11 @@ def _draw(distribution: str, key: Key, like: Params) -> Updates:
 
 
 def _estimate(
-    gradient: Gradient, start: Start, state: TrainState, batch: Batch, probe: Updates
+    gradient: Gradient,
+    start: LossAtStart,
+    state: TrainState,
+    batch: Batch,
+    probe: Updates,
 ) -> Updates:
     """Return u * (H u), zero for leaves that are not trained."""
 

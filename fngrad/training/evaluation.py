@@ -53,7 +53,7 @@ def evaluate(
             examples; or a tuple (sum, weight), of which the quotient of totals is
             taken; or an accumulator such as ``metrics.r2(...)``.
         state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`,
-            or parameters alone.
+            or only the parameters.
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset, whose examples
             are read once each, in the order of its arrays and through its maps.
         batch_size: how many examples to evaluate at once, >= 1; at most n are used.
@@ -94,7 +94,7 @@ def shapes(
     *,
     batch_size: int = 256,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes and dtypes of the metrics of `evaluate`, by tracing alone."""
+    """Return the shapes and dtypes of the metrics of `evaluate`, by tracing."""
     program, *arguments = _prepared(metric_fn, state_or_params, data)
     return program.eval_shape(*arguments, batch_size)
 

@@ -14,7 +14,7 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 from fngrad.training.state import TrainState
-from fngrad.training.step_metrics import Move, Start
+from fngrad.training.step_metrics import LossAtStart, Move
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -124,7 +124,7 @@ def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
 
 def begin(
     transform: Transform, gradient: loss_forms.Gradient, state: TrainState, batch: Batch
-) -> Start:
+) -> LossAtStart:
     """Evaluate the loss and its gradient at the parameters of a state.
 
     Raises:
@@ -132,12 +132,12 @@ def begin(
     """
     trainable, key = open_step(transform, state)
     value, grads = gradient(state.params, trainable, batch, key, state.model_state)
-    return Start(trainable, key, value, grads)
+    return LossAtStart(trainable, key, value, grads)
 
 
 def finish(
     state: TrainState,
-    start: Start,
+    start: LossAtStart,
     move: Move,
     more: Metrics | None = None,
     *,

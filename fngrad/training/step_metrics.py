@@ -11,7 +11,7 @@ from fngrad.training.loss_forms import Value
 from fngrad.types import Key, Metrics, OptState, Params, Updates
 
 
-class Start(NamedTuple):
+class LossAtStart(NamedTuple):
     """The loss and its gradient at the parameters where a step begins."""
 
     trainable: Any  # which leaves are trained, a tree of bools
@@ -30,7 +30,7 @@ class Move(NamedTuple):
 
 
 def standard_metrics(
-    start: Start, move: Move, *, params: Params, more: Metrics, norms: bool
+    start: LossAtStart, move: Move, *, params: Params, more: Metrics, norms: bool
 ) -> Metrics:
     """Return the metrics of a step, see `fngrad.make_step`.
 
@@ -93,8 +93,10 @@ def _with_learning_rate(reports: Metrics) -> Metrics:
 
 
 def _is_sound(is_finite: jax.Array, reports: Metrics, added: list) -> jax.Array:
-    """Return ``is_finite``; of a step that `skip_nonfinite` skipped, whether what was
-    added is finite and the limit of skips is not exceeded.
+    """Return whether a step is sound.
+
+    For a step that `skip_nonfinite` skipped: whether the added updates are finite and
+    the limit of skips is not exceeded; for any other: ``is_finite``.
     """
     limits = queries.reported(reports, "gave_up")
     if not limits:

@@ -129,8 +129,8 @@ def lookahead(
         back = tree.add(moves, tree.sub(slow, fast))
         if reset_state:
             start = tree.merge(tree.cast_like(slow, kept), params)
-            anew = _with_values_of(new, within.init(start))
-            new = tree.where(syncs, anew, new)
+            restarted = _with_values_of(new, within.init(start))
+            new = tree.where(syncs, restarted, new)
         new_updates = tree.merge(tree.where(syncs, back, moves), made)
         new_slow = tree.where(syncs, slow, state.slow)
         step = numerics.next_step(state.step)

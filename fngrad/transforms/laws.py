@@ -111,7 +111,9 @@ def _check_fresh(chained: Transform, params: Params) -> None:
     for path, leaf in _leaves(chained.init(params)):
         owner = owners.setdefault(_address(leaf), f"state {path!r}")
         if owner != f"state {path!r}":
-            raise ValueError(f"need a state of its own, got {owner} in state {path!r}")
+            raise ValueError(
+                f"state must not alias other leaves, got {owner} in state {path!r}"
+            )
 
 
 def _check_updates_form(
@@ -336,12 +338,11 @@ def _leaves(a: Any) -> list[tuple[str, Any]]:
 
 
 def _address(leaf: Any) -> int:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return id(leaf) if is_key else leaf.unsafe_buffer_pointer()
+    return id(leaf) if tree.is_key(leaf) else leaf.unsafe_buffer_pointer()
 
 
 def _numbers(leaf: Any) -> np.ndarray:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if tree.is_key(leaf):
         leaf = jax.random.key_data(leaf)
     kind = np.complex128 if jnp.iscomplexobj(leaf) else np.float64
     return np.asarray(leaf).astype(kind)

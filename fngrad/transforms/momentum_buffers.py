@@ -128,7 +128,7 @@ def averaged(momentum: Hyper | None) -> tuple[Transform, ...]:
     Raises:
         ValueError: if the number is out of range.
     """
-    numerics.check_number("momentum", momentum, 0.0, 1.0)
+    numerics.check_number("momentum", momentum, 0.0, 1.0, optional=True)
     return () if momentum is None else (ema(momentum, debias=False),)
 
 

@@ -56,8 +56,7 @@ def add_noise(eta: Hyper, gamma: Hyper, key: int | Key) -> Transform:
     def update(
         updates: Updates, state: AddNoiseState, params: Params
     ) -> tuple[Updates, AddNoiseState]:
-        variance = numerics.hyper(eta, state.step)
-        power = numerics.hyper(gamma, state.step)
+        variance, power = numerics.hypers(state.step, eta, gamma)
         t = state.step.astype(power.dtype) + 1
         stddev = jnp.sqrt(variance / t**power)
         leaves, structure = jax.tree.flatten(updates)

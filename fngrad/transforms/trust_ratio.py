@@ -80,9 +80,9 @@ def scale_by_trust_ratio(
         return TrustRatioState(numerics.first_step())
 
     def ratios_of(updates: Updates, step: jax.Array, params: Params) -> TrustRatios:
-        low = numerics.hyper(min_norm, step)
-        coefficient = numerics.hyper(trust_coefficient, step)
-        outside = numerics.hyper(eps, step)
+        low, coefficient, outside = numerics.hypers(
+            step, min_norm, trust_coefficient, eps
+        )
 
         sizes, lengths, rates = norms(params), *fitting_norms(updates)
         sizes = jax.tree.map(lambda w: jnp.maximum(w, low), sizes)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fngrad.numerics.precision import is_narrow
 from fngrad.tree.paths import leaf_paths
 from fngrad.types import Params, Tree
 
@@ -18,9 +19,14 @@ def is_float(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def is_key(x: Any) -> bool:
+    """Return whether an array holds typed keys; abstract ones count."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def wide_dtype(dtype: Any) -> Any:
     """Return the dtype of moments and arithmetic: at least float32; integers stay."""
-    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+    if is_narrow(dtype):
         return jnp.dtype(jnp.float32)
     return jax.dtypes.canonicalize_dtype(dtype)
 

@@ -21,9 +21,12 @@ def leaf_paths(a: Any) -> dict[Path, Any]:
         ValueError: if two leaves have one path, as in ``{"a/b": x, "a": {"b": y}}``.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(a)
-    by_path = {path_string(path): leaf for path, leaf in leaves}
-    if len(by_path) < len(leaves):
-        raise ValueError(f"need one path per leaf, got the names {list(by_path)} twice")
+    by_path: dict[Path, Any] = {}
+    for entry, leaf in leaves:
+        path = path_string(entry)
+        if path in by_path:
+            raise ValueError(f"need one path per leaf, got {path!r} twice")
+        by_path[path] = leaf
     return by_path
 
 

@@ -54,18 +54,18 @@ def test_a_nan_keeps_its_payload(tmp_path):
     assert bits(back)[2] == payloads.tobytes()
 
 
-def test_double_precision_is_restored_with_x64_and_refused_without(tmp_path, x64):
-    original = {"w": jnp.array([1 / 3, 1e300]), "n": jnp.array(2**60)}
-    assert original["w"].dtype == np.float64
-    save(tmp_path, original, step=0)
-    assert_same(restore(tmp_path, original), original)
-    like = abstract(original)
-    with float64_mode.x64(False):
-        with pytest.raises(CheckpointError, match=r"enable_x64 .* leaf 'state/n'"):
-            restore(tmp_path, like)
-        narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), like)
-        with pytest.raises(CheckpointError, match="'w' float64 saved, float32 wanted"):
-            restore(tmp_path, narrow)
+def test_double_precision_is_restored_with_x64_and_refused_without(tmp_path):
+    with float64_mode.x64():
+        original = {"w": jnp.array([1 / 3, 1e300]), "n": jnp.array(2**60)}
+        assert original["w"].dtype == np.float64
+        save(tmp_path, original, step=0)
+        assert_same(restore(tmp_path, original), original)
+        like = abstract(original)
+    with pytest.raises(CheckpointError, match=r"enable_x64 .* leaf 'state/n'"):
+        restore(tmp_path, like)
+    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float32"), like)
+    with pytest.raises(CheckpointError, match="'w' float64 saved, float32 wanted"):
+        restore(tmp_path, narrow)
 
 
 def test_numpy_arrays_stay_numpy_arrays_also_in_double_precision(tmp_path):

@@ -161,8 +161,12 @@ def test_each_of_several_maps_gets_a_key_of_its_own():
 @pytest.mark.parametrize(
     "fn",
     [
-        *(lambda a, b: a, lambda batch, key, scale: batch, 3),
-        *(lambda: 1, lambda key: 1, lambda batch=None: 1),
+        lambda a, b: a,
+        lambda batch, key, scale: batch,
+        3,
+        lambda: 1,
+        lambda key: 1,
+        lambda batch=None: 1,
     ],
 )
 def test_a_map_of_another_form_raises(fn):

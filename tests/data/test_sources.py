@@ -337,7 +337,7 @@ def test_a_table_without_header_and_a_float_target(tmp_path):
             "need whole numbers as classes, got 2.5 at line 2, column 'b'",
         ),
         ("a,b\n1,1e10\n", "need whole numbers as classes, got 10000000000.0 at line"),
-        ("b,b\n1,2\n", r"need a name of its own for each column, got \['b', 'b'\]"),
+        ("b,b\n1,2\n", r"need distinct column names, got \['b', 'b'\]"),
         ("a,c\n1,2\n", r"need a column 'b', got \['a', 'c'\] in "),
         ('a,b\n1,"2\n', "need lines of columns, got .* at line 2 of "),
         ("a,b\n1,\xff\n", "need UTF-8 text, got .*t.csv: "),

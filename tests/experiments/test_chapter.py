@@ -132,7 +132,7 @@ def test_a_difference_that_may_be_chance_is_not_called_one():
     }
     said, p = compare_optimizers.statement(rows)
     assert said.startswith("fast needs fewer steps than slow (p = 0.0039)")
-    assert "not told apart from alike" in said
+    assert "not distinguished from alike" in said
     assert p["alike"] > 0.05
 
 

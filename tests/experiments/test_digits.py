@@ -28,7 +28,8 @@ def run(runs):
     with pytest.MonkeyPatch.context() as patch:
         sweep = digits.sweeps.sweep
         patch.setattr(
-            *(digits.sweeps, "sweep"),
+            digits.sweeps,
+            "sweep",
             lambda *args, **kwargs: swept.append(sweep(*args, **kwargs)) or swept[0],
         )
         results = digits.main(

@@ -1,4 +1,4 @@
-"""The zoo counts steps to a target, chooses rates on other seeds, draws and tells."""
+"""The zoo counts steps to a target, chooses rates on other seeds, draws and reports."""
 
 import json
 

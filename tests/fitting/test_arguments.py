@@ -40,67 +40,79 @@ FAULTS = {
     "a metric_fn that fails": ({"metric_fn": misspelt}, KeyError, "X"),
     "a metric_fn that gives a mean": (
         {"metric_fn": lambda w, batch: {"loss": jnp.mean(batch["x"] * w)}},
-        *(ValueError, "need metric 'loss' per example"),
+        ValueError,
+        "need metric 'loss' per example",
     ),
     "a mistyped metric to stop by": (
         {"early_stopping": fg.EarlyStopping("val/los")},
-        *(
-            ValueError,
-            r"need a metric among .*'val/loss'.* early_stopping, got 'val/los",
-        ),
+        ValueError,
+        r"need a metric among .*'val/loss'.* early_stopping, got 'val/los",
     ),
     "a metric to stop by that is not a scalar": (
         {"early_stopping": fg.EarlyStopping("val/pair", mode="min")},
-        *(ValueError, "got 'val/pair'"),
+        ValueError,
+        "got 'val/pair'",
     ),
     "a mistyped metric to keep by": (
         {"keep_best": "val/accuracy", "save_every": 1},
-        *(ValueError, r"need a metric among .*'val/loss'.* keep_best, got 'val/acc"),
+        ValueError,
+        r"need a metric among .*'val/loss'.* keep_best, got 'val/acc",
     ),
     "a patience that is not an integer": (
         {"early_stopping": fg.EarlyStopping(patience=2.5)},  # pyright: ignore
-        *(ValueError, "need an int patience >= 1, got patience=2.5"),
+        ValueError,
+        "need an int patience >= 1, got patience=2.5",
     ),
     "a min_delta that is not a number": (
         {"early_stopping": fg.EarlyStopping(min_delta=float("nan"))},
-        *(ValueError, "need min_delta as a finite number >= 0 .*got min_delta=nan"),
+        ValueError,
+        "need min_delta as a finite number >= 0 .*got min_delta=nan",
     ),
     "a negative min_delta": (
         {"early_stopping": fg.EarlyStopping(min_delta=-1.0)},
-        *(ValueError, "got min_delta=-1.0"),
+        ValueError,
+        "got min_delta=-1.0",
     ),
     "an unknown mode": (
         {"early_stopping": fg.EarlyStopping(mode="low")},  # pyright: ignore
-        *(ValueError, "need mode=.min. or mode=.max., got 'low'"),
+        ValueError,
+        "need mode=.min. or mode=.max., got 'low'",
     ),
     "a step's metric called step": (
         {"loss_fn": reporting(step=1.0)},
-        *(ValueError, r"not taken, got \['step'\] from the step"),
+        ValueError,
+        r"not taken, got \['step'\] from the step",
     ),
     "a step's metric called as an evaluation's": (
         {"loss_fn": reporting(**{"val/loss": 1.0}), "metric_fn": None},
-        *(ValueError, r"not taken, got \['val/loss'\] from the step"),
+        ValueError,
+        r"not taken, got \['val/loss'\] from the step",
     ),
     "a callback of two arguments": (
         {"callbacks": [lambda step, state: None]},
-        *(TypeError, r"need functions of 3 arguments in callbacks, callback\(step, st"),
+        TypeError,
+        r"need functions of 3 arguments in callbacks, callback\(step, st",
     ),
     "callbacks that are not a list": (
         {"callbacks": lambda step, state, values: None},
-        *(TypeError, r"need a list of functions for callbacks, got function"),
+        TypeError,
+        r"need a list of functions for callbacks, got function",
     ),
     "a logger of three arguments": (
         {"loggers": [lambda step, state, values: None]},
-        *(TypeError, r"need functions of 2 arguments in loggers, logger\(step, val"),
+        TypeError,
+        r"need functions of 2 arguments in loggers, logger\(step, val",
     ),
     "a logger that is not a function": (
         {"loggers": [NotCallable()]},
-        *(TypeError, "need functions in loggers, got .*NotCallable"),
+        TypeError,
+        "need functions in loggers, got .*NotCallable",
     ),
     "a negative number of steps": ({"num_steps": -1}, ValueError, "got num_steps=-1"),
     "a loop that the data do not allow": (
         {"data": [ARRAYS], "loop": "scan", "eval_every": 1},
-        *(ValueError, 'need a dataset or a function of the step for loop="scan"'),
+        ValueError,
+        'need a dataset or a function of the step for loop="scan"',
     ),
     "a config that is not JSON": ({"config": {"a": object()}}, TypeError, "config"),
     "a log_every that is not an integer": (

@@ -55,7 +55,7 @@ def test_an_exception_carries_the_state_and_history_and_the_state_is_saved(
     np.testing.assert_array_equal(
         error.state.params["w"], undisturbed.state.params["w"]
     )
-    assert f"the run had come to step {now}" in error.__notes__[-1]
+    assert f"the run had reached step {now}" in error.__notes__[-1]
     assert "a checkpoint" in error.__notes__[-1]
     assert checkpoint.latest_step(tmp_path) == now
     assert_same_run(saving_fit(tmp_path), quiet_fit(num_steps=20, **WATCHED))

@@ -82,9 +82,9 @@ def test_a_logger_that_fails_is_a_warning_where_that_is_asked_for():
         )
     assert (result.stopped, other, logger.heard) == ("completed", *2 * ([1, 2, 3, 4],))
     assert [str(w.message).partition(":")[0] for w in warned] == [
-        "the run goes on, but the record of step 2 by the logger FullLogger could not "
-        "be written",
-        "the run goes on, but the end of the records by the logger FullLogger could "
+        "the run continues, but the record of step 2 by the logger FullLogger could "
+        "not be written",
+        "the run continues, but the end of the records by the logger FullLogger could "
         "not be written",
     ]
 

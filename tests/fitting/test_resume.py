@@ -267,7 +267,7 @@ def test_an_iterable_is_resumed_from_its_beginning_with_a_warning(tmp_path):
     batches = [DATA.batch(t) for t in range(8)]
     options = {"data": batches, "save_every": None, "eval_every": 3}
     saving_fit(tmp_path, None, **options)
-    with pytest.warns(UserWarning, match="goes on at step 8, but .* its beginning"):
+    with pytest.warns(UserWarning, match="continues at step 8, but .* its beginning"):
         resumed = saving_fit(tmp_path, None, **options)
     assert int(resumed.state.step) == 16
     with pytest.raises(ValueError, match=r'need a dataset or a .* resume="must"'):
@@ -328,7 +328,7 @@ def test_a_failure_to_save_ends_the_run_with_its_state(tmp_path, monkeypatch):
 
 def test_a_failure_to_save_may_be_a_warning(tmp_path, monkeypatch):
     fail_to_write(monkeypatch, after=1)
-    with pytest.warns(UserWarning, match="goes on without a checkpoint") as warned:
+    with pytest.warns(UserWarning, match="continues without a checkpoint") as warned:
         result = saving_fit(tmp_path, on_save_error="warn")
     assert len(warned) == 4  # of the steps 8, 12, 16 and 20
     assert result.stopped == "completed"

@@ -49,7 +49,9 @@ def assert_resumes(folder, step, state, data=DATA, metric_fn=metric_fn, **option
     """A run that is killed twice, at step 6, ends as an uninterrupted one."""
     fit = functools.partial(
         fg.fit,
-        *(step, state, data),
+        step,
+        state,
+        data,
         num_steps=NUM_STEPS,
         metric_fn=metric_fn,
         eval_data=ARRAYS,

@@ -141,7 +141,7 @@ def test_batch_norm_differentiates_through_the_statistics():
 def test_batch_norm_of_bfloat16_keeps_float32_statistics():
     layer = layers.batch_norm(1, scale=False, bias=False)
     params, state = layer.init(jax.random.key(0))
-    # The true mean 100.25 is no bfloat16.
+    # The true mean 100.25 is not representable in bfloat16.
     x = jnp.array([[100.0], [100.5]], jnp.bfloat16)
     y, state = jax.jit(layers.batched(layer))(params, state, x, key=0)
     assert y.dtype == jnp.bfloat16

@@ -108,7 +108,7 @@ def test_each_gate_is_drawn_by_itself(kind):
     options = {"input_init": initializers.constant(2.0)}
     params = make(IN, HIDDEN, **options).init(0)
     assert np.all(params["input"]["weight"] == 2.0)
-    # Orthogonal by default, each gate's block alone.
+    # Orthogonal by default, each gate's block separately.
     gates = np.split(wide(params["hidden"]["weight"]), 3 + (kind == "lstm"), axis=1)
     for gate in gates:
         np.testing.assert_allclose(gate.T @ gate, np.eye(HIDDEN), atol=1e-6)

@@ -5,6 +5,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from drawn_text import literal
+
 import experiments.benchmarks.drawing as benchmark
 import fngrad.logging.plots as plots
 from fngrad.logging.decimation import COLUMNS, decimate
@@ -196,14 +198,13 @@ def test_any_name_is_drawn_literally(name, tmp_path):
     drawn += figure.legends[0].get_texts()
     assert len(drawn) >= 3
     for text in drawn:
-        _, kind = text._preprocess_math(text.get_text())
-        assert kind is False
+        literal(text)
 
 
 def test_a_name_with_dollars_reads_the_same_in_a_picture():
     figure = recorded({"cost_$x_$": [1.0, 0.5]}).plot()
     label = figure.axes[0].yaxis.label
-    assert label._preprocess_math(label.get_text()) == ("cost_$x_$", False)
+    assert literal(label) == "cost_$x_$"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import fngrad.logging.progress as progress
 
 
 def refuse_constant(name: str) -> None:
-    raise AssertionError(f"{name} is no JSON")
+    raise AssertionError(f"{name} is not JSON")
 
 
 def strict_lines(path: pathlib.Path) -> list[Any]:

@@ -67,7 +67,9 @@ def scored_fit(name, *, scores=SCORES, **options):
 
     state = fg.init_state(jnp.array(0.0), optimizer, 0)
     return fg.fit(
-        *(step, state, lambda step: ()),
+        step,
+        state,
+        lambda step: (),
         num_steps=len(scores),
         metric_fn=metric_fn,
         eval_data=jnp.zeros(2),
@@ -152,7 +154,9 @@ def advance(point, state, num_steps):
 def test_halving_and_populations_follow_the_direction_of_the_metric():
     halved = fg.sweeps.successive_halving(
         lambda point, key: jnp.zeros(()),
-        *(advance, POINTS, 2),
+        advance,
+        POINTS,
+        2,
         rungs=(1, 3),
         metric="val/accuracy",
     )
@@ -160,7 +164,9 @@ def test_halving_and_populations_follow_the_direction_of_the_metric():
     members = {"x": jnp.array([1.0, 2.0, 3.0, 4.0])}
     population = fg.sweeps.population_based_training(
         lambda point, key: jnp.zeros(()),
-        *(advance, members, 0),
+        advance,
+        members,
+        0,
         rounds=2,
         steps_per_round=1,
         metric="val/accuracy",
@@ -176,7 +182,10 @@ def test_halving_and_populations_follow_the_direction_of_the_metric():
             advance, advance, POINTS, 1, rungs=(1,), metric="val/score"
         ),
         lambda: fg.sweeps.population_based_training(
-            *(advance, advance, POINTS, 1),
+            advance,
+            advance,
+            POINTS,
+            1,
             rounds=1,
             steps_per_round=1,
             metric="val/score",

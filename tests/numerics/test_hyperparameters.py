@@ -55,7 +55,9 @@ def test_a_value_in_the_program_gives_the_bits_of_the_value_as_data():
 def test_numbers_are_checked_and_arrays_pass_unread():
     numerics.check_number("decay", 0.5, 0.0, 1.0)
     numerics.check_number("decay", jnp.array(7.0), 0.0, 1.0)
-    numerics.check_number("decay", None, 0.0, 1.0)
+    numerics.check_number("decay", None, 0.0, 1.0, optional=True)
+    with pytest.raises(TypeError, match=r"need decay to be a number.* got None"):
+        numerics.check_number("decay", None, 0.0, 1.0)
     for bad in (1.5, -0.1, float("nan")):
         with pytest.raises(ValueError, match=rf"0.0 <= decay <= 1.0, got decay={bad}"):
             numerics.check_number("decay", bad, 0.0, 1.0)

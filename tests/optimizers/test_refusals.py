@@ -142,7 +142,8 @@ def test_a_hyperparameter_out_of_range_is_refused(name, arguments, message):
         REGISTRY[name](**{"learning_rate": 0.1, **arguments})
 
 
-NUMBERS = (Hyper, Scalar, Hyper | None, Scalar | None)
+REQUIRED = (Hyper, Scalar)
+NUMBERS = (*REQUIRED, Hyper | None, Scalar | None)
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -153,6 +154,17 @@ def test_a_refusal_names_the_argument_that_the_caller_wrote(name):
             given = {"learning_rate": 0.1, argument: float("nan")}
             with pytest.raises(ValueError, match=f"need .*{argument}=nan"):
                 factory(**given)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_none_is_refused_where_a_hyperparameter_is_required(name):
+    factory = REGISTRY[name]
+    for argument, parameter in inspect.signature(factory).parameters.items():
+        if parameter.annotation in REQUIRED and argument != "learning_rate":
+            with pytest.raises(
+                TypeError, match=rf"need {argument} to be a number.*None"
+            ):
+                factory(**{"learning_rate": 0.1, argument: None})
 
 
 @pytest.mark.parametrize("name", ["rprop", "madgrad"])

@@ -108,7 +108,9 @@ def test_sophia_in_a_group_sees_its_own_leaves():
     )
     step = steps.sophia(
         lambda p, batch: sum(jnp.sum((i + 1) * x**2) for i, x in enumerate(p.values())),
-        *(optimizer, 1, "rademacher"),
+        optimizer,
+        1,
+        "rademacher",
     )
     params = {"a": jnp.ones(2), "b": jnp.ones(3), "c": jnp.ones(1)}
     state, _ = jax.jit(step)(init_state(params, optimizer, 0), None)

@@ -70,12 +70,13 @@ HOUSE = (
         3,
         "training/",
         "a loss in any form and its gradient (`loss_forms`), `state`, `step` "
-        "(`make_step`), `step_metrics`, `evaluation`, a run as one `scan`",
+        "(`make_step`), `step_metrics`, what counts as `divergence`, `evaluation`, a "
+        "run as one `scan`",
     ),
     (
         3,
         "gradcheck/ backpropagation closed_form",
-        "`check_gradients`, `taylor_test`; the chain rule laid open; "
+        "`check_gradients`, `taylor_test`; backpropagation layer by layer; "
         "`linear_regression`, `newton`",
     ),
     (
@@ -89,7 +90,7 @@ HOUSE = (
         "steps/",
         "steps that see the loss: `line_search` and its conditions, SAM "
         "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`; "
-        "what counts as `divergence`, `skipping`",
+        "`skipping`, `frozen_runs` (`freeze_diverged`)",
     ),
     (
         4,

@@ -41,10 +41,10 @@ WRAPPED = {
 }
 OPTIMIZERS = {name: factory(0.1) for name, factory in REGISTRY.items()} | WRAPPED
 
-# What tells of something that no update computes, by how much, and why.
+# What reports something that no update computes, by how much, and why.
 DEARER = {
-    "accumulate": (1.75, "a waiting step tells of the mean so far"),
-    "skip_nonfinite": (1.75, "a skipped step tells of the gradient that came"),
+    "accumulate": (1.75, "a waiting step reports the mean so far"),
+    "skip_nonfinite": (1.75, "a skipped step reports the gradient that it skipped"),
 }
 
 

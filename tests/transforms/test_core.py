@@ -123,8 +123,8 @@ def test_an_integer_gradient_of_a_float_leaf_is_refused():
 
 
 def test_two_leaves_of_one_path_are_refused():
-    with pytest.raises(ValueError, match="need one path a leaf"):
-        sgd(0.1).init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}})
+    with pytest.raises(ValueError, match="need one path per leaf, got 'a/b' twice"):
+        sgd(0.1).init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(3)}, "c": jnp.ones(1)})
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def loss_curves(
             ]
             for number in chosen[:top]
         }
-    log_scale = [name for name, panel in panels.items() if _spreads_in(panel)]
+    log_scale = [name for name, panel in panels.items() if _panel_needs_log_axis(panel)]
     return plots.figure(panels, band=band, log_scale=log_scale)
 
 
@@ -161,7 +161,7 @@ def sensitivity(
             axis, found, best, values=values[best], medians=medians[best], color=color
         )
     plot_elements.finish_axis(axis, "x", column, name)
-    if plot_elements.spreads(medians):
+    if plot_elements.needs_log_axis(medians):
         axis.set_yscale("log")
     axis.set_ylabel(_median_of(found, label))
     axis.grid(alpha=0.3)
@@ -324,7 +324,7 @@ def _spaced(count: int, total: int) -> np.ndarray:
     return np.minimum(np.arange(1, count + 1) * -(-total // max(count, 1)), total)
 
 
-def _spreads_in(panel: Mapping[str, Sequence[Any]]) -> bool:
-    return plot_elements.spreads(
+def _panel_needs_log_axis(panel: Mapping[str, Sequence[Any]]) -> bool:
+    return plot_elements.needs_log_axis(
         np.concatenate([v for runs in panel.values() for _, v in runs])
     )

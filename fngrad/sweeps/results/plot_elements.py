@@ -25,14 +25,14 @@ def readable(found: Summary) -> np.ndarray:
         found: the summary of a sweep.
     """
     finite = np.where(np.isfinite(found.median), found.median, np.nan)
-    scaled = np.log(finite) if spreads(finite) else finite
+    scaled = np.log(finite) if needs_log_axis(finite) else finite
     away = np.abs(scaled - scaled[found.best])
     middle, upper = np.nanquantile(away, [0.5, 0.75])
     end = max(4 * middle, 2 * upper)
     return np.where((away <= end) | (end == 0), finite, np.nan)
 
 
-def spreads(values: np.ndarray) -> bool:
+def needs_log_axis(values: np.ndarray) -> bool:
     """Return whether values need a logarithmic axis: positive, over a wide range.
 
     Args:
@@ -70,7 +70,7 @@ def finish_axis(axis: Any, direction: str, column: np.ndarray, label: str) -> No
     if names:
         options["ticks"] = range(len(names))
         options["ticklabels"] = [literal(name) for name in names]
-    elif spreads(values):
+    elif needs_log_axis(values):
         options["scale"] = "log"
     axis.set(**{f"{direction}{option}": value for option, value in options.items()})
 
@@ -151,7 +151,7 @@ def _color_map(found: Summary) -> str:
 
 
 def _norm(values: Any) -> str | None:
-    return "log" if spreads(np.ma.compressed(values)) else None
+    return "log" if needs_log_axis(np.ma.compressed(values)) else None
 
 
 def _write(axis: Any, image: Any, x: float, y: float, value: float) -> None:
@@ -181,7 +181,9 @@ def height_of(column: np.ndarray, is_flipped: bool = False) -> np.ndarray:
     if len(distinct) <= MAX_TICKS:
         scaled = np.searchsorted(distinct, values).astype(float)
     else:
-        scaled = np.log(np.where(finite, values, 1)) if spreads(values) else values
+        scaled = (
+            np.log(np.where(finite, values, 1)) if needs_log_axis(values) else values
+        )
     low, high = scaled[finite].min(), scaled[finite].max()
     height = (scaled - low) / (high - low) if high > low else np.full(len(values), 0.5)
     height = 1 - height if is_flipped else height

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fngrad.steps.divergence import CHECKED, is_bad
+from fngrad.training.divergence import CHECKED, is_bad
 
 
 class SweepResult(NamedTuple):
@@ -20,6 +20,25 @@ class SweepResult(NamedTuple):
     history: dict[str, np.ndarray]  # (P, S, ...) by metric
     diverged_at: np.ndarray  # int32, (P, S); -1 where the lane did not diverge
     notes: dict[str, Any]  # see `fngrad.sweep`
+
+
+def check_pair(outputs: Any, form: str) -> tuple[Any, dict[str, Any]]:
+    """Return the outputs of a training, or of a part of one: (state, history).
+
+    Args:
+        outputs: of one lane.
+        form: how the function is called, for the message.
+
+    Raises:
+        TypeError: if they are not a pair of a state and a dict.
+    """
+    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
+    if not is_pair or not isinstance(outputs[1], dict):
+        raise TypeError(
+            f"need {form} -> (state, history), history a dict of arrays by name, got "
+            f"{type(outputs[1] if is_pair else outputs).__name__}"
+        )
+    return outputs
 
 
 def last_values(curves: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import fngrad.numerics as numerics
 import fngrad.programs.text_tables as text_tables
 import fngrad.sweeps.results.statistics as statistics
 from fngrad.metrics.directions import Directed, Metric, directed
+from fngrad.programs.text_tables import short_text
 from fngrad.sweeps.results.result import SweepResult, last_values
 from fngrad.sweeps.results.statistics import Comparison, Summary
 
@@ -31,7 +32,7 @@ class Table(NamedTuple):
         word = "smallest" if mode == "min" else "largest"
         opening = f"{name}, {word} median over {seeds} seeds first"
         shown = [_with_interval(row) for row in self.rows]
-        lines = [[_text(value) for value in row.values()] for row in shown]
+        lines = [[short_text(value) for value in row.values()] for row in shown]
         ranking = text_tables.table([list(shown[0]), *lines], left=1)
         doubts = [f"! {doubt}" for doubt in self.summary.warnings]
         return "\n".join([opening, ranking, *doubts])
@@ -160,7 +161,7 @@ def describe_point(result: SweepResult, number: int) -> str:
     """
     values = _values(result, number).items()
     return ", ".join(
-        value if isinstance(value, str) else f"{name} {_text(value)}"
+        value if isinstance(value, str) else f"{name} {short_text(value)}"
         for name, value in sorted(values, key=lambda item: not isinstance(item[1], str))
     )
 
@@ -268,13 +269,9 @@ def compare(
 
 def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with both ends of the interval in one column."""
-    interval = f"{_text(row['low'])} - {_text(row['high'])}"
+    interval = f"{short_text(row['low'])} - {short_text(row['high'])}"
     joined = {"interval" if k == "low" else k: v for k, v in row.items() if k != "high"}
     return joined | {"interval": interval}
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _values(result: SweepResult, number: int) -> dict[str, Any]:
@@ -333,4 +330,4 @@ def _equals(entry: Any, value: Any) -> bool:
 def _label(choice: Choice) -> str:
     if not isinstance(choice, Mapping):
         return f"point {choice}"
-    return ", ".join(f"{name} {_text(value)}" for name, value in choice.items())
+    return ", ".join(f"{name} {short_text(value)}" for name, value in choice.items())

@@ -23,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
 from fngrad.logging.compilations import watched_values
+from fngrad.sweeps.results.result import check_pair
+from fngrad.tree import is_key
 from fngrad.types import Key
 
 TrainFn = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -152,11 +154,6 @@ def to_host(outputs: Any) -> list[np.ndarray]:
     ]
 
 
-def is_key(leaf: Any) -> bool:
-    """Return whether a leaf is a typed key, or the shape of one."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _trace(lanes: Lanes) -> Any:
     point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
     key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # no key is used
@@ -223,13 +220,7 @@ def _constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def _check_outputs(outputs: Any, metric: str) -> None:
-    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
-    if not is_pair or not isinstance(outputs[1], dict):
-        raise TypeError(
-            "need train_fn(point, key, ...) -> (state, history), history a dict of "
-            f"arrays by name, got {jax.tree.structure(outputs)}"
-        )
-    history = outputs[1]
+    _, history = check_pair(outputs, "train_fn(point, key, ...)")
     for path, leaf in tree.leaf_paths(history).items():
         if path not in history or is_key(leaf):
             raise TypeError(f"need a history of arrays by name, got {path!r} in it")

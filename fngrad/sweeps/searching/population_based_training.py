@@ -18,10 +18,13 @@ from jax.core import Tracer
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.metrics.directions import Directed, Metric
+from fngrad.sweeps.results.result import check_pair
 from fngrad.sweeps.results.statistics import selecting
 from fngrad.types import Key, Path
 
 Range = tuple[float, float]
+
+FORM = "advance_fn(point, state, num_steps, ...)"  # its form, for errors
 
 
 class Population(NamedTuple):
@@ -136,7 +139,7 @@ def population_based_training(
         points, jax.random.split(k_init, size)
     )
     advance = jax.vmap(
-        lambda point, s: check_outputs(advance_fn(point, s, steps_per_round, *args))
+        lambda point, s: check_pair(advance_fn(point, s, steps_per_round, *args), FORM)
     )
     unscored = jnp.zeros(size, jnp.result_type(float))
 
@@ -159,25 +162,6 @@ def population_based_training(
     return Population(
         state=state, points=points, scores=scores, parents=parents, history=history
     )
-
-
-def check_outputs(outputs: Any) -> tuple[Any, dict[str, jax.Array]]:
-    """Check that ``advance_fn`` returned (state, history), and return it.
-
-    Args:
-        outputs: of one member.
-
-    Raises:
-        TypeError: if it did not.
-    """
-    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
-    if not is_pair or not isinstance(outputs[1], dict):
-        kind = type(outputs[1] if is_pair else outputs).__name__
-        raise TypeError(
-            "need advance_fn(point, state, num_steps, ...) -> (state, history), "
-            f"history a dict of arrays by name, got {kind}"
-        )
-    return outputs
 
 
 def exploit(key: Key, scores: jax.Array, count: int, mode: str = "min") -> jax.Array:

@@ -27,10 +27,15 @@ import fngrad.sweeps.results.statistics as statistics
 import fngrad.tree as tree
 from fngrad.logging.compilations import calls_again
 from fngrad.metrics.directions import Directed, Metric
-from fngrad.sweeps.results.result import SweepResult, diverged_at, last_values
+from fngrad.sweeps.results.result import (
+    SweepResult,
+    check_pair,
+    diverged_at,
+    last_values,
+)
 from fngrad.sweeps.running.runner import seed_keys
 from fngrad.sweeps.searching.points import check_points
-from fngrad.sweeps.searching.population_based_training import check_outputs
+from fngrad.sweeps.searching.population_based_training import FORM
 from fngrad.types import Key
 
 InitFn = Callable[..., Any]
@@ -266,7 +271,7 @@ def _begin(
 def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
     def stage(points: Any, state: Any, args: Any, length: int) -> Any:
         def one(point: Any, state: Any) -> Any:
-            return check_outputs(advance_fn(point, state, length, *args))
+            return check_pair(advance_fn(point, state, length, *args), FORM)
 
         return _over_lanes(one, chunk, points, state)
 

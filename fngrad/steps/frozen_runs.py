@@ -1,18 +1,10 @@
-"""Divergence: what it is, and steps that keep the last good state."""
-
-import functools
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+"""Steps that keep the last good state of a run that diverges."""
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.training import Step, TrainState
+from fngrad.training.divergence import has_diverged
 from fngrad.types import Batch, Metrics, Scalar
-
-CHECKED = ("is_finite", "loss")  # metrics that show whether a run has diverged
 
 
 def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
@@ -43,7 +35,7 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> from fngrad.steps.divergence import freeze_diverged
+        >>> from fngrad.steps.frozen_runs import freeze_diverged
         >>> optimizer = fg.sgd(3.0)  # |w| doubles and more with every step
         >>> step = fg.make_step(lambda w, batch: w**2, optimizer)
         >>> step = freeze_diverged(step, bound=100.0)
@@ -52,7 +44,7 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
         >>> print(state.step, state.params, history["is_finite"])
         2 25.0 [ True  True False False False]
     """
-    numerics.check_number("bound", bound)
+    numerics.check_number("bound", bound, optional=True)
 
     def frozen(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
@@ -60,31 +52,3 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
         return tree.where(is_good, new_state, state), {**metrics, "is_finite": is_good}
 
     return frozen
-
-
-def has_diverged(metrics: Metrics, bound: Scalar | None = None) -> jax.Array:
-    """Return whether a step's metrics say that the run has diverged.
-
-    It has where ``is_finite`` is false, or where ``loss`` is not finite or not at most
-    ``bound``.
-
-    Raises:
-        ValueError: if there is a bound, but no metric ``loss``.
-    """
-    bad = [is_bad(metrics[name]) for name in CHECKED if name in metrics]
-    if bound is not None:
-        if "loss" not in metrics:
-            raise ValueError(f"need a metric loss to bound, got {sorted(metrics)}")
-        largest = numerics.hyper(bound).astype(metrics["loss"].dtype)
-        bad.append(~(metrics["loss"] <= largest))
-    return functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool))
-
-
-def is_bad(values: Any) -> Any:
-    """Return where a metric is bad: where a bool is false, or a number not finite.
-
-    Args:
-        values: of one step or many, of JAX or of NumPy.
-    """
-    xp = np if isinstance(values, np.ndarray) else jnp
-    return ~values if values.dtype == np.bool_ else ~xp.isfinite(values)

@@ -1,0 +1,1 @@
+"""How lanes run: tracing, block widths, storage."""

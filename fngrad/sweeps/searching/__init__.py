@@ -1,0 +1,1 @@
+"""Points to train at, and searches that choose them."""
