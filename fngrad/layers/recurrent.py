@@ -30,7 +30,6 @@ from fngrad.layers.core import (
 from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
 from fngrad.types import Key, ModelState, Params, Path
 
-_GLOROT = initializers.glorot_uniform()
 _ORTHOGONAL = initializers.orthogonal()
 
 
@@ -60,7 +59,7 @@ def gru(
     hidden_size: int,
     *,
     reverse: bool = False,
-    input_init: Initializer = _GLOROT,
+    input_init: Initializer = initializers.GLOROT,
     hidden_init: Initializer = _ORTHOGONAL,
 ) -> Layer:
     r"""Scan a gated recurrent unit over a sequence.
@@ -108,7 +107,7 @@ def gru_cell(
     in_size: int,
     hidden_size: int,
     *,
-    input_init: Initializer = _GLOROT,
+    input_init: Initializer = initializers.GLOROT,
     hidden_init: Initializer = _ORTHOGONAL,
 ) -> StatefulLayer:
     """Make one step of a `gru`; the state is h.
@@ -140,7 +139,7 @@ def lstm(
     *,
     reverse: bool = False,
     forget_bias: float = 1.0,
-    input_init: Initializer = _GLOROT,
+    input_init: Initializer = initializers.GLOROT,
     hidden_init: Initializer = _ORTHOGONAL,
 ) -> Layer:
     r"""Scan a long short-term memory over a sequence.
@@ -185,7 +184,7 @@ def lstm_cell(
     hidden_size: int,
     *,
     forget_bias: float = 1.0,
-    input_init: Initializer = _GLOROT,
+    input_init: Initializer = initializers.GLOROT,
     hidden_init: Initializer = _ORTHOGONAL,
 ) -> StatefulLayer:
     """Make one step of an `lstm`; the state is an `LSTMState`.
