@@ -46,7 +46,12 @@ HOUSE = (
         "`evaluation_point`, `description`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
-    (1, "losses/", "losses per example: `classification`, `regression`, `sequences`"),
+    (
+        1,
+        "losses/",
+        "losses per example: `classification` (label smoothing), `regression`, "
+        "`sequences`; `core` (axes, masks, weights)",
+    ),
     (
         1,
         "metrics/",
@@ -114,20 +119,20 @@ HOUSE = (
     (
         6,
         "logging/",
-        "`history`, metrics.jsonl, the columns of CSV files, TensorBoard (`writers`), "
-        "`plots`, the `run_folder` and its `manifest`, the `progress` bar and its "
-        "text, `compilations` (a step that compiles again)",
+        "`history`, metrics.jsonl, CSV files and their header, TensorBoard "
+        "(`writers`), `plots`, the `run_folder` and its `manifest`, the `progress` "
+        "bar and its text, `compilations` (a step that compiles again)",
     ),
     (
         7,
         "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
-        "(batches; what is refused before the first step), `intervals` (when to log, "
-        "evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
-        "checkpoint is saved), `resume` (which checkpoints are refused), "
-        "`early_stopping`, `validation` (the `val/` metrics), `nonfinite` (a NaN, "
-        "rollbacks), `outputs` (what is opened, written and closed), `interrupts` "
-        "(SIGTERM's exit status)",
+        "(batches; which steps, states and data are refused), `intervals` (when to "
+        "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
+        "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
+        "are refused), `early_stopping`, `validation` (the `val/` metrics), "
+        "`nonfinite` (a NaN, rollbacks), `outputs` (what `loggers`, `callbacks` and "
+        "`progress` may be), `interrupts` (SIGTERM's exit status)",
     ),
     (
         7,
