@@ -109,6 +109,11 @@ def _check_abstract_init(chained: Transform, params: Params) -> None:
 def _check_fresh(chained: Transform, params: Params) -> None:
     owners = {_address(leaf): f"params {path!r}" for path, leaf in _leaves(params)}
     for path, leaf in _leaves(chained.init(params)):
+        if not isinstance(leaf, jax.Array):
+            raise ValueError(
+                f"need jax arrays in the state, got {type(leaf).__name__} at {path!r}; "
+                "use jnp.asarray in init"
+            )
         owner = owners.setdefault(_address(leaf), f"state {path!r}")
         if owner != f"state {path!r}":
             raise ValueError(
@@ -361,10 +366,11 @@ def _require_finite(a: Any) -> None:
 
 
 def _require_same(want: Any, got: Any, tolerance: float) -> None:
-    """Compare entries, with a tolerance relative to the leaf's largest."""
+    """Compare entries, with a tolerance relative to the leaf's largest finite one."""
     _require_form(want, got)
     for (path, a), (_, b) in zip(_leaves(want), _leaves(got), strict=True):
         x, y = _numbers(a), _numbers(b)
-        slack = tolerance * np.max(np.abs(x), initial=0.0)
+        sizes = np.abs(x[np.isfinite(x)])
+        slack = tolerance * np.max(sizes, initial=0.0)
         if not np.allclose(x, y, rtol=tolerance, atol=slack, equal_nan=True):
             raise ValueError(f"need {a} at {path!r}, got {b}")

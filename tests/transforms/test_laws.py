@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fngrad.transforms.laws as laws
 import fngrad.tree as tree
 from fngrad.optimizers import adam, adamw, rmsprop
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
@@ -88,6 +89,20 @@ def handing_out_one_array() -> Transform:
     return bare(lambda p: zero, lambda u, s, p: (u, s + 1.0))
 
 
+def hiding_behind_an_infinity() -> Transform:
+    calls = []
+
+    def update(updates, state, params):
+        calls.append(None)
+        return jax.tree.map(first_infinite, tree.scale(len(calls), updates)), state
+
+    return bare(update=update)
+
+
+def first_infinite(x):
+    return jnp.where(jnp.arange(x.size).reshape(x.shape) == 0, jnp.inf, x)
+
+
 def refusing_batches(updates, state, params):
     spec = jax.ShapeDtypeStruct((), jnp.float32)
     one = jax.pure_callback(lambda x: np.ones_like(x), spec, updates["scale"])
@@ -129,6 +144,14 @@ BROKEN = {
         "the state keeps its form",
     ),
     "counts its calls": (counting(), "jit equals eager: need .* at .*, got "),
+    "hides its calls": (
+        hiding_behind_an_infinity(),
+        "jit equals eager: need .* at .*, got ",
+    ),
+    "has a number as its state": (
+        bare(lambda p: 0),
+        "the state is fresh: need jax arrays in the state, got int at .*; use jnp.asa",
+    ),
     "starts with a weak type": (
         bare(lambda p: jnp.asarray(0.0), lambda u, s, p: (u, s + ZERO)),
         "one trace for three calls, got 2",
@@ -155,6 +178,11 @@ def test_a_broken_transform_is_caught(fault):
     broken, message = BROKEN[fault]
     with pytest.raises(ValueError, match=f"(?s)law broken: .*{message}"):
         check_transform(broken)
+
+
+def test_a_nan_leaves_the_tolerance_for_rounding():
+    want, got = jnp.array([jnp.nan, 1.0]), jnp.array([jnp.nan, 1.0 + 5e-7])
+    laws._require_same(want, got, laws.ROUNDING)
 
 
 def run_three(transform, params, gradients):
