@@ -34,7 +34,7 @@ from fngrad.programs.signatures import parameters
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
-# Sets the maps' randomness apart from the loss's where both begin with one seed.
+# Keeps the maps' random stream apart from the loss's when both use the same seed.
 MAPS = 0x6D617073
 
 
@@ -70,11 +70,11 @@ class Dataset:
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches an epoch has; where they wrap, rounded up."""
+        """Number of batches per epoch, rounded up with ``remainder="wrap"``."""
         return self.steps(1)
 
     def steps(self, num_epochs: int) -> int:
-        """Return the number of steps after which so many epochs have been seen.
+        """Return the number of steps in ``num_epochs`` epochs.
 
         It is e floor(n / b) for ``remainder="drop"``, and ceil(e n / b) for "wrap".
 
@@ -108,7 +108,7 @@ class Dataset:
             batch = self.arrays
         else:
             batch = self.read(self.arrays, self.indices(number))
-        keys = self._map_keys(step)
+        keys = self._map_keys(number)
         for fn in self.maps:
             batch = _call(fn, batch, keys)
         return batch
@@ -125,15 +125,17 @@ class Dataset:
         return _indices(order, _step_number(step))
 
     def map(self, fn: Callable[..., Batch]) -> "Dataset":
-        """Return the dataset whose batches are ``fn(batch)`` or ``fn(batch, key)``.
+        """Return the dataset whose batches are ``fn(batch)``, or ``fn(batch, key)``.
 
         Maps apply in the order they were added, inside the jitted step.
 
         Args:
             fn: a pure function of a batch. An argument named ``key`` receives
-                ``fold_in(fold_in(dataset.key, MAPS), step)``, one part of its split
-                each where several maps take a key; the order is independent of it. A
-                function defined again is another one: a jitted step compiles again.
+                ``fold_in(fold_in(dataset.key, MAPS), step)``; if several maps take a
+                key, it is split among them. The two arguments may stand in either
+                order; a key bound by `functools.partial` is kept. Maps do not change
+                the order of the examples. Redefining the function recompiles a jitted
+                step.
 
         Raises:
             TypeError: if ``fn`` has neither form.
@@ -163,14 +165,14 @@ class Dataset:
         return dataclasses.replace(self, key=_one_key(seed))
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change when anything that decides a batch does.
+        """Return 16 hex digits that identify the examples and their order.
 
         They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
-        size, ``shuffle`` and ``remainder``; not the maps, which are program text. It
-        reads every byte on the host: call it once per run, outside jit.
+        size, ``shuffle``, ``remainder`` and the name of ``read``, but not the maps.
+        Every byte is read on the host: call it once per run, outside jit.
         """
-        order = (self.size, self.batch_size, self.shuffle, self.remainder, self.read)
-        digest = hashlib.blake2b(repr(order[:-1]).encode(), digest_size=8)
+        order = (self.size, self.batch_size, self.shuffle, self.remainder)
+        digest = hashlib.blake2b(repr(order).encode(), digest_size=8)
         digest.update(_name(self.read).encode())
         for path, leaf in tree.leaf_paths((self.arrays, self.key)).items():
             array = _host_array(leaf)
@@ -178,12 +180,12 @@ class Dataset:
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
-    def _map_keys(self, step: int | jax.Array) -> Iterator[Key]:
+    def _map_keys(self, step: jax.Array) -> Iterator[Key]:
         count = sum(_takes_key(fn) for fn in self.maps)
         if count == 0:
             return iter(())
         k_maps = jax.random.fold_in(self.key, MAPS)
-        k_step = jax.random.fold_in(k_maps, _step_number(step))
+        k_step = jax.random.fold_in(k_maps, step)
         return iter([k_step] if count == 1 else jax.random.split(k_step, count))
 
     @property
@@ -208,17 +210,18 @@ def from_arrays(
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
         seed: an int of any size, also traced, or a typed key, shape ().
-        shuffle: whether each epoch has an order of its own, or that of the arrays.
+        shuffle: whether each epoch visits the examples in a new random order;
+            otherwise in the order of the arrays.
         remainder: what becomes of the last n mod b examples of an epoch: "wrap" puts
             them into a batch with the first of the next epoch, "drop" leaves them out
-            (other ones in each epoch, if shuffled).
+            (different examples each epoch if shuffled).
 
     Returns:
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: if batch_size or seed has another type, or a leaf holds neither
-            numbers nor bools, such as a column of objects.
+        TypeError: if batch_size, seed or shuffle has another type, or a leaf holds
+            neither numbers nor bools, such as a column of objects.
         ValueError: if batch_size or remainder is out of range, or the arrays are empty,
             are scalars, differ in their first axis, are masked, or hold integers
             outside int32.
@@ -235,6 +238,8 @@ def from_arrays(
     """
     n = num_examples(arrays)
     b = n if batch_size == "all" else _batch_size(batch_size, n)
+    if not isinstance(shuffle, bool | np.bool_):
+        raise TypeError(f"need shuffle to be a bool, got {shuffle=}")
     if remainder not in ("wrap", "drop"):
         raise ValueError(f'need remainder "wrap" or "drop", got {remainder=}')
     return Dataset(
@@ -242,7 +247,7 @@ def from_arrays(
         key=_one_key(seed),
         size=n,
         batch_size=b,
-        shuffle=shuffle and batch_size != "all",
+        shuffle=bool(shuffle) and batch_size != "all",
         remainder=remainder,
         read=take,
         maps=(),

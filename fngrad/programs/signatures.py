@@ -9,6 +9,7 @@ such an array, or about a missing key, is explained, with the function's name.
 """
 
 import contextlib
+import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -47,11 +48,16 @@ _TRACED: dict[type[Exception], tuple[str, str]] = {
 
 
 def parameters(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return a function's parameters by name; none if it has no signature."""
+    """Return a function's free parameters by name; none if it has no signature.
+
+    Arguments that `functools.partial` binds by name are not free.
+    """
+    bound = fn.keywords if isinstance(fn, functools.partial) else {}
     try:
-        return dict(inspect.signature(fn).parameters)
+        arguments = inspect.signature(fn).parameters
     except ValueError:  # a builtin
         return {}
+    return {name: a for name, a in arguments.items() if name not in bound}
 
 
 def check_function(fn: Any) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import pickle
 from typing import Any
@@ -147,6 +148,15 @@ def test_a_map_gets_the_key_of_its_step_by_name():
     expected = jax.random.fold_in(tagged, 5)
     np.testing.assert_array_equal(batch, data.batch(5))
     np.testing.assert_array_equal(words, jax.random.key_data(expected))
+
+
+def test_a_map_keeps_a_key_that_partial_binds():
+    def words(batch, key):
+        return jax.random.key_data(key)
+
+    bound = jax.random.key(9)
+    data = numbered(4, 2).map(functools.partial(words, key=bound))
+    np.testing.assert_array_equal(data.batch(5), jax.random.key_data(bound))
 
 
 def test_each_of_several_maps_gets_a_key_of_its_own():
@@ -309,6 +319,17 @@ def test_text_raises():
 def test_an_unknown_remainder_raises():
     with pytest.raises(ValueError, match='need remainder "wrap" or "drop", got rem'):
         numbered(5, 2, remainder="pad")
+
+
+@pytest.mark.parametrize("shuffle", ["no", 0, None])
+def test_a_shuffle_that_is_not_a_bool_raises(shuffle):
+    with pytest.raises(TypeError, match="need shuffle to be a bool, got shuffle="):
+        numbered(5, 2, shuffle=shuffle)
+
+
+def test_a_numpy_bool_shuffles_like_a_bool():
+    a, b = (numbered(5, 2, shuffle=s).fingerprint() for s in (False, np.False_))
+    assert a == b
 
 
 def test_many_keys_raise():
