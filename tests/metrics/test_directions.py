@@ -199,7 +199,7 @@ def test_every_sweep_asks_for_a_direction(choose):
 
 
 def test_a_range_test_refuses_a_metric_that_rises():
-    with pytest.raises(ValueError, match="need a metric that falls, got 'accuracy'"):
+    with pytest.raises(ValueError, match="need a metric to minimize, got 'accuracy'"):
         fg.sweeps.learning_rate_range_test(train, metric="accuracy")
 
 

@@ -65,7 +65,7 @@ def test_rates_are_evenly_spaced_in_their_logarithm(found):
 
 def test_a_range_that_misses_the_limit_gives_warnings():
     (doubt,) = measure(high=0.01, num=5).warnings
-    assert doubt == "the loss still falls at the largest rate, 0.01"
+    assert doubt == "the loss still falls at the largest rate, 0.01: raise high"
     (doubt,) = measure(low=0.3, high=1.0, num=9).warnings
     assert doubt == "the suggestion is below the least rate, 0.3"
     early, late = measure(low=0.47, high=0.49, num=3).warnings
@@ -95,6 +95,17 @@ def test_a_metric_without_a_curve_is_refused():
 
     with pytest.raises(ValueError, match=r"over two steps or more, got shape \(\)"):
         learning_rate_range_test(last, num=3, keys=1)
+
+
+def test_a_small_rate_that_diverges_leaves_the_steepest_rate():
+    def train(point, key):
+        rate = point["learning_rate"]
+        last = jnp.where(rate < 2e-3, jnp.inf, (jnp.log10(rate) + 1.0) ** 2)
+        return (), {"loss": jnp.stack([jnp.float32(4.0), last])}
+
+    found = learning_rate_range_test(train, 1e-3, 1e-1, num=5, keys=1)
+    assert found.lowest == pytest.approx(1e-1)
+    assert found.steepest == pytest.approx(10**-2.5)
 
 
 def test_the_figure_marks_the_suggestion_and_diverging_rates(found):

@@ -35,7 +35,9 @@ class RangeTest(NamedTuple):
     rates: np.ndarray  # ascending, (N,)
     losses: np.ndarray  # over the last tenth of each training, (N, S); inf: diverged
     first_loss: float  # before training, median over seeds
-    diverges: np.ndarray  # bool, (N,): above the lowest, not below the first loss
+    diverges: (
+        np.ndarray
+    )  # bool, (N,): rate above `lowest`, loss above the first loss or not finite
     lowest: float  # the rate with the lowest median loss
     steepest: float  # the rate at which the loss falls fastest in log(rate)
     divergence: float  # the least rate that diverges; NaN if none does
@@ -51,7 +53,8 @@ class RangeTest(NamedTuple):
         """Return a figure of the losses against the rates; notebooks show it.
 
         Args:
-            label: of the vertical axis, with the unit; ``None`` is the metric's name.
+            label: label of the vertical axis, with the unit; ``None`` means the
+                metric's name.
 
         Raises:
             ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
@@ -89,7 +92,8 @@ def learning_rate_range_test(
     loss is not finite or above the loss before training. The suggestion is the rate
     with the lowest loss, but at most a tenth of the least rate that diverges: a longer
     training meets larger curvature than a short one. On a quadratic whose largest
-    curvature is L it lies in $[0.2 / L, 2 / L]$.
+    curvature is L it lies in $[0.2 / L, 2 / L]$, if the rates span this interval and
+    are closely spaced.
 
     Args:
         train_fn: ``train_fn(point, key, *args) -> (state, history)``, as for
@@ -106,9 +110,9 @@ def learning_rate_range_test(
 
     Raises:
         TypeError: as `fngrad.sweep`.
-        ValueError: if rates or ``num`` are out of range, the metric is not a curve,
-            should rise, or is one of the test data, every rate diverged, or as
-            `fngrad.sweep`.
+        ValueError: if the rates or ``num`` are out of range; if the metric is not a
+            curve, is one to maximize, or is computed on the test data; if every rate
+            diverges; or as `fngrad.sweep`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,7 +132,9 @@ def learning_rate_range_test(
         raise ValueError(f"need 0 < low < high, got {low=} {high=}")
     statistics.selecting((metric, "min"))
     if known_direction(metric) == "max":
-        raise ValueError(f"need a metric that falls, got {metric!r}, which rises")
+        raise ValueError(
+            f"need a metric to minimize, got {metric!r}, which is maximized"
+        )
     rates = np.geomspace(low, high, num)
     result = sweep(
         train_fn,
@@ -164,7 +170,7 @@ def _read(
     diverges = (np.arange(len(rates)) > best) & ~(median <= first)
     lowest = float(rates[best])
     divergence = float(rates[diverges.argmax()]) if diverges.any() else math.nan
-    suggestion = min(lowest, divergence / SAFETY) if diverges.any() else lowest
+    suggestion = float(np.fmin(lowest, divergence / SAFETY))
     return RangeTest(
         metric=metric,
         rates=rates,
@@ -180,8 +186,10 @@ def _read(
 
 
 def _steepest(rates: np.ndarray, losses: np.ndarray) -> float:
-    """Return the rate where the loss falls fastest, up to the lowest loss."""
-    if len(rates) < 2 or not np.isfinite(losses).all():
+    """Return the rate where the finite losses fall fastest, up to the lowest loss."""
+    is_finite = np.isfinite(losses)
+    rates, losses = rates[is_finite], losses[is_finite]
+    if len(rates) < 2:
         return float(rates[-1])
     return float(rates[np.argmin(np.gradient(losses, np.log(rates)))])
 
@@ -191,7 +199,9 @@ def _warnings(
 ) -> tuple[str, ...]:
     found = []
     if best == len(rates) - 1:
-        found.append(f"the loss still falls at the largest rate, {rates[-1]:g}")
+        found.append(
+            f"the loss still falls at the largest rate, {rates[-1]:g}: raise high"
+        )
     elif not diverges.any():
         found.append(f"no rate up to {rates[-1]:g} diverges: raise high")
     if best == 0:
