@@ -1,7 +1,7 @@
 r"""Test functions with known minima and saddles.
 
 Each takes a point, an array of shape (dimension,), and returns a scalar in its dtype.
-`CATALOG` lists their critical points and a region that shows them.
+`CATALOG` lists known minima and saddles of each, and a region that shows them.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Point: TypeAlias = tuple[float, ...]
 
 
 class Landscape(NamedTuple):
-    """A function, its critical points, and a region to draw."""
+    """A function, known minima and saddles, and a region to draw."""
 
     f: Callable[[jax.Array], jax.Array]
     minima: tuple[Point, ...]  # global ones first
@@ -25,7 +25,9 @@ class Landscape(NamedTuple):
 
 
 def quadratic(x: jax.Array, curvatures: tuple[float, ...] = (1.0, 10.0)) -> jax.Array:
-    r"""$f(x) = \frac12 \sum_i \lambda_i x_i^2$: a bowl, or a saddle where one is < 0.
+    r"""$f(x) = \frac12 \sum_i \lambda_i x_i^2$: a bowl or a saddle.
+
+    It is a bowl if all $\lambda_i$ > 0, a saddle if their signs differ.
 
     Args:
         x: shape (dimension,).
@@ -35,7 +37,7 @@ def quadratic(x: jax.Array, curvatures: tuple[float, ...] = (1.0, 10.0)) -> jax.
 
 
 def rosenbrock(x: jax.Array) -> jax.Array:
-    r"""$\sum_i 100\,(x_{i+1} - x_i^2)^2 + (1 - x_i)^2$: a curved, flat valley.
+    r"""$\sum_i (100\,(x_{i+1} - x_i^2)^2 + (1 - x_i)^2)$: a curved, flat valley.
 
     Minimum 0 at (1, ..., 1), in any dimension >= 2; in two dimensions it is the only
     critical point.
@@ -50,7 +52,8 @@ def rosenbrock(x: jax.Array) -> jax.Array:
 def beale(x: jax.Array) -> jax.Array:
     r"""$(1.5 - x + xy)^2 + (2.25 - x + xy^2)^2 + (2.625 - x + xy^3)^2$.
 
-    Minimum 0 at (3, 0.5), a saddle at (0, 1), plateaus with steep walls around them.
+    Minimum 0 at (3, 0.5), saddles at (0, 1) and (0.101, -2.645), plateaus between steep
+    walls.
 
     References:
         Beale, On an iterative method for finding a local minimum of a function of
@@ -74,9 +77,10 @@ def himmelblau(x: jax.Array) -> jax.Array:
 
 
 def rastrigin(x: jax.Array) -> jax.Array:
-    r"""$10 d + \sum_i x_i^2 - 10 \cos 2 \pi x_i$: a bowl full of local minima.
+    r"""$\sum_i (10 + x_i^2 - 10 \cos 2 \pi x_i)$: a bowl full of local minima.
 
-    Minimum 0 at the origin, and a local minimum near every point of integers.
+    Minimum 0 at the origin, and a local minimum near every integer point with
+    $|x_i| \le 31$.
 
     References:
         Rastrigin, Systems of extremal control, 1974.
@@ -90,7 +94,7 @@ def monkey_saddle(x: jax.Array) -> jax.Array:
 
 
 def two_minima(x: jax.Array) -> jax.Array:
-    r"""$\sum_i x_i^4 / 4 - x_i^2 / 2 - x_i / 4$: a local minimum before a global one.
+    r"""$\sum_i (x_i^4 / 4 - x_i^2 / 2 - x_i / 4)$: a local minimum before a global one.
 
     Along each axis: a local minimum at -0.8376, a maximum between, the global minimum
     at 1.1072. In one dimension momentum can carry a descent past the local minimum in
@@ -99,8 +103,7 @@ def two_minima(x: jax.Array) -> jax.Array:
     return jnp.sum(x**4 / 4 - x**2 / 2 - x / 4)
 
 
-_WELLS = (1.1071598716887805, -0.8375654352833221, -0.2695944364054446)
-_HIMMELBLAU = (
+_HIMMELBLAU_MINIMA = (
     (3.0, 2.0),
     (-2.8051180869527448, 3.1313125182505730),
     (-3.7793102533777469, -3.2831859912861694),
@@ -139,7 +142,7 @@ CATALOG: dict[str, Landscape] = {
     ),
     "himmelblau": Landscape(
         himmelblau,
-        minima=_HIMMELBLAU,
+        minima=_HIMMELBLAU_MINIMA,
         saddles=_HIMMELBLAU_SADDLES,
         start=(0.0, 0.0),
         lower=(-5.0, -5.0),
@@ -163,7 +166,7 @@ CATALOG: dict[str, Landscape] = {
     ),
     "two_minima": Landscape(
         two_minima,
-        minima=((_WELLS[0],), (_WELLS[1],)),
+        minima=((1.1071598716887805,), (-0.8375654352833221,)),
         saddles=(),
         start=(-1.6,),
         lower=(-1.8,),
