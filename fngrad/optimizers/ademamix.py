@@ -45,7 +45,8 @@ def scale_by_ademamix(
     r"""Add a multiple of a slow average to Adam's numerator: AdEMAMix's direction.
 
     Returns $u_t$ of `ademamix`; see there for the equations and the reference. Where
-    the denominator is zero, the update is zero.
+    the denominator is zero, the update is zero. The default of ``alpha`` differs from
+    the recipe's, as in optax.
 
     Args:
         b1: $\beta_1$ in [0, 1).
@@ -71,16 +72,17 @@ def scale_by_ademamix(
         updates: Updates, state: ScaleByAdemamixState, params: Params
     ) -> tuple[Updates, ScaleByAdemamixState]:
         updates = squarable(updates)
-        beta_1, beta_2, beta_3 = (numerics.hyper(b, state.step) for b in (b1, b2, b3))
+        beta_1, beta_2, beta_3 = numerics.hypers(state.step, b1, b2, b3)
+        ratio, inside, outside = numerics.hypers(state.step, alpha, eps_root, eps)
         mu = tree.average(beta_1, state.mu, updates)
         slow = tree.average(beta_3, state.slow, updates)
         nu = average_square(beta_2, state.nu, updates)
-        share = tree.scale(numerics.hyper(alpha, state.step), slow)
+        share = tree.scale(ratio, slow)
         new_updates = divide_by_root(
             tree.add(remove_bias(mu, beta_1, state.step), share),
             remove_bias(nu, beta_2, state.step),
-            inside=numerics.hyper(eps_root, state.step),
-            outside=numerics.hyper(eps, state.step),
+            inside=inside,
+            outside=outside,
         )
         step = numerics.next_step(state.step)
         return new_updates, ScaleByAdemamixState(step, mu, slow, nu)
@@ -146,14 +148,15 @@ def ademamix(
 
 
 def half_life_warmup(init_value: Scalar, end_value: Scalar, steps: Count) -> Curve:
-    r"""Raise a decay so that its half-life grows in a straight line.
+    r"""Raise a decay so that its half-life grows linearly.
 
-    A decay $\beta$ forgets half in $\log \tfrac12 / \log \beta$ steps, so with
+    With decay $\beta$ a gradient's weight halves in $\log \tfrac12 / \log \beta$ steps,
+    so with
     $f = \min(t / T, 1)$
 
     $$\frac{1}{\log \beta(t)} = \frac{1 - f}{\log \beta_0} + \frac{f}{\log \beta_T}$$
 
-    A straight line in $\beta$ itself would spend nearly all of its rise at half-lives
+    If $\beta$ itself rose linearly, nearly all of the rise would be spent at half-lives
     of a few steps.
 
     Args:

@@ -28,7 +28,7 @@ class ScaleByAmsgradState(NamedTuple):
     step: jax.Array  # int32, shape ()
     mu: Updates  # average of g
     nu: Updates  # average of |g|**2, real
-    nu_max: Updates  # largest nu so far, debiased if that comes before the maximum
+    nu_max: Updates  # largest nu so far; of debiased nu with "before_max"
 
     signed = ("mu",)
     non_negative = ("nu", "nu_max")
@@ -71,7 +71,9 @@ def scale_by_amsgrad(
     def update(
         updates: Updates, state: ScaleByAmsgradState, params: Params
     ) -> tuple[Updates, ScaleByAmsgradState]:
-        beta_1, beta_2 = numerics.hypers(state.step, b1, b2)
+        beta_1, beta_2, inside, outside = numerics.hypers(
+            state.step, b1, b2, eps_root, eps
+        )
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)
@@ -82,8 +84,8 @@ def scale_by_amsgrad(
         new_updates = divide_by_root(
             mu if debias == "never" else remove_bias(mu, beta_1, state.step),
             remove_bias(nu_max, beta_2, state.step) if after else nu_max,
-            inside=numerics.hyper(eps_root, state.step),
-            outside=numerics.hyper(eps, state.step),
+            inside=inside,
+            outside=outside,
         )
         step = numerics.next_step(state.step)
         return new_updates, ScaleByAmsgradState(step, mu, nu, nu_max)
@@ -112,10 +114,10 @@ def amsgrad(
     - ``"before_max"``: $\hat\mu_t = \mu_t / (1 - \beta_1^t)$ and
       $\hat\nu_t = \max_{s \le t} \nu_s / (1 - \beta_2^s)$, as in optax;
     - ``"after_max"``: $\hat\mu_t$ likewise and
-      $\hat\nu_t = \max_{s \le t} \nu_s \,/\, (1 - \beta_2^t)$, as in PyTorch and, but
-      for $\epsilon$, which it adds before bias correction, Keras;
+      $\hat\nu_t = \max_{s \le t} \nu_s \,/\, (1 - \beta_2^t)$, as in PyTorch, and
+      in Keras except that Keras adds $\epsilon$ before bias correction;
     - ``"never"``: $\hat\mu_t = \mu_t$ and $\hat\nu_t = \max_{s \le t} \nu_s$, as in
-      the paper.
+      the paper but for $\epsilon$.
 
     The first keeps the full weight of one huge early gradient for ever; in the second
     it fades as the correction does.
@@ -145,8 +147,8 @@ def amsgrad(
 
     References:
         Reddi, Kale and Kumar, On the convergence of Adam and beyond, 2018, algorithm
-        2, https://arxiv.org/abs/1904.09237. Differs from it in: bias correction,
-        unless ``debias="never"``.
+        2, https://arxiv.org/abs/1904.09237. Differs from it in: $\epsilon$, no
+        projection, and bias correction unless ``debias="never"``.
     """
     return chain(
         scale_by_amsgrad(b1, b2, eps, eps_root, debias=debias),

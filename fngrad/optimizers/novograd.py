@@ -24,16 +24,17 @@ class ScaleByBlockNormState(NamedTuple):
     """State of `scale_by_block_norm`."""
 
     step: jax.Array  # int32, shape ()
-    nu: Updates  # average of ||g||**2, one number per block
+    nu: Updates  # average of ||g||**2, one number per leaf
 
 
 def scale_by_block_norm(
     b2: Hyper = 0.25, eps: Hyper = 1e-8, eps_root: Hyper = 0.0
 ) -> Transform:
-    r"""Divide each block by the root of its averaged squared norm, as NovoGrad does.
+    r"""Divide each leaf by the root of its averaged squared norm: NovoGrad's direction.
 
     Returns $u_t$ of `novograd`; see there for the equations and the reference. The
-    average begins at the first square and needs no correction for bias.
+    average starts at the first squared norm and needs no bias correction. The default
+    of ``eps`` differs from the recipe's, as in optax.
 
     Args:
         b2: $\beta_2$ in [0, 1].
@@ -79,7 +80,7 @@ def novograd(
     weight_decay: Hyper = 0.0,
     mask: Selector | None = None,
 ) -> Transform:
-    r"""NovoGrad: gradients normalized layer by layer, then momentum and decay.
+    r"""NovoGrad: gradients normalized leaf by leaf, then momentum and decay.
 
     For each leaf
 

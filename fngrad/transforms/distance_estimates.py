@@ -1,7 +1,7 @@
 """Estimates of the distance to a solution: what Prodigy and D-Adaptation share.
 
-In these rules ``learning_rate`` multiplies the estimate (default 1); a schedule around
-1 warms up or cools down.
+In these rules ``learning_rate`` multiplies the estimate and is 1 by default; use a
+schedule with peak 1 for warm-up or decay.
 """
 
 import jax
@@ -15,12 +15,12 @@ from fngrad.types import Hyper, Scalar, Updates
 
 
 def inner_product(a: Updates, b: Updates, like: jax.Array) -> jax.Array:
-    """Return the inner product over all leaves, in the dtype of a scalar."""
+    """Return the inner product over all leaves, in the dtype of ``like``."""
     return tree.vdot(a, b).astype(like.dtype)
 
 
 def l1_norm(a: Updates, like: jax.Array) -> jax.Array:
-    """Return the sum of |a_i| over all leaves, in the dtype of a scalar."""
+    """Return the sum of |a_i| over all leaves, in the dtype of ``like``."""
     return inner_product(a, jax.tree.map(jnp.sign, a), like)
 
 
@@ -38,7 +38,8 @@ def check_multiplier(
     """Raise unless the factor, the start and the growth of the estimate are valid.
 
     Raises:
-        TypeError: if ``learning_rate`` is None.
+        TypeError: if ``learning_rate`` is None, or not a number, an array or a
+            schedule.
         ValueError: if a number is out of range.
     """
     check_learning_rate(learning_rate)
