@@ -61,17 +61,19 @@ def scale_by_lars(
         decay, coefficient, outside = numerics.hypers(
             step, weight_decay, trust_coefficient, eps
         )
-        decayed, sizes = add_weights(updates, params, decay, mask), norms(params)
-        lengths, rates = fitting_norms(updates if separate_norms else decayed)
+        decayed, param_norms = add_weights(updates, params, decay, mask), norms(params)
+        update_norms, scales = fitting_norms(updates if separate_norms else decayed)
         if separate_norms:
-            lengths = jax.tree.map(
-                lambda d, g, w, rate: g + decay * w * rate if d else g,
+            update_norms = jax.tree.map(
+                lambda d, g, w, scale: g + decay * w * scale if d else g,
                 tree.selected(mask, params),
-                lengths,
-                sizes,
-                rates,
+                update_norms,
+                param_norms,
+                scales,
             )
-        return decayed, trust_ratios(coefficient, sizes, lengths, outside, rates)
+        return decayed, trust_ratios(
+            coefficient, param_norms, update_norms, outside, scales
+        )
 
     def report(
         updates: Updates, state: TrustRatioState, params: Params

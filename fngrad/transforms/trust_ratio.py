@@ -1,11 +1,10 @@
 r"""Trust ratios: updates in proportion to the parameters that they change.
 
 A *trust ratio* is $\eta\,\|w\| / \|u\|$ for a leaf with parameters $w$ and update $u$.
-With it every layer moves by the same share of its norm. It is 1 where either norm is
-zero, so that parameters that begin at zero can leave it.
+Each leaf then moves by the same fraction of its norm. The ratio is 1 where either norm
+is zero, so that parameters initialized at zero can move.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,21 +17,21 @@ from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
 
 class TrustRatios(NamedTuple):
-    """Trust ratios as trees of their parts: numerator / (denominator / rate)."""
+    """Trust ratios as trees of their parts: numerator / (denominator / scale)."""
 
     numerators: Any
-    denominators: Any  # of rate * u, where the norm of u does not fit
-    rates: Any  # 1, or a power of two below
+    denominators: Any  # of scale * u, where the norm of u does not fit
+    scales: Any  # 1, or a power of two below
 
     def values(self) -> Any:
-        return jax.tree.map(lambda a, b, rate: a / b * rate, *self)
+        return jax.tree.map(lambda a, b, scale: a / b * scale, *self)
 
     def scale(self, updates: Updates) -> Updates:
         return tree.map_leaves(numerics.times_ratio, updates, *self)
 
 
 class TrustRatioState(NamedTuple):
-    """State of a part that has trust ratios."""
+    """State of `scale_by_trust_ratio` and of `fngrad.lars`."""
 
     step: jax.Array  # int32, shape ()
 
@@ -84,10 +83,12 @@ def scale_by_trust_ratio(
             step, min_norm, trust_coefficient, eps
         )
 
-        sizes, lengths, rates = norms(params), *fitting_norms(updates)
-        sizes = jax.tree.map(lambda w: jnp.maximum(w, low), sizes)
-        lengths = jax.tree.map(lambda u, r: jnp.maximum(u, low * r), lengths, rates)
-        return trust_ratios(coefficient, sizes, lengths, outside, rates)
+        param_norms, update_norms, scales = norms(params), *fitting_norms(updates)
+        param_norms = jax.tree.map(lambda w: jnp.maximum(w, low), param_norms)
+        update_norms = jax.tree.map(
+            lambda u, r: jnp.maximum(u, low * r), update_norms, scales
+        )
+        return trust_ratios(coefficient, param_norms, update_norms, outside, scales)
 
     def report(
         updates: Updates, state: TrustRatioState, params: Params
@@ -99,10 +100,14 @@ def scale_by_trust_ratio(
 
 
 def trust_ratios(
-    coefficient: jax.Array, sizes: Any, lengths: Any, eps: jax.Array, rates: Any
+    coefficient: jax.Array,
+    param_norms: Any,
+    update_norms: Any,
+    eps: jax.Array,
+    scales: Any,
 ) -> TrustRatios:
-    """Return coefficient size / (length + eps), and 1 where size or length is 0."""
-    are_one = jax.tree.map(lambda w, u: (w == 0) | (u == 0), sizes, lengths)
+    """Return coefficient ||w|| / (||u|| + eps), and 1 where either norm is 0."""
+    are_one = jax.tree.map(lambda w, u: (w == 0) | (u == 0), param_norms, update_norms)
 
     def unless_one(fn: Any, *trees: Any) -> Any:
         # Select before the division, as in numerics.divide.
@@ -113,9 +118,9 @@ def trust_ratios(
         )
 
     return TrustRatios(
-        unless_one(lambda w: coefficient * w, sizes),
-        unless_one(lambda u, rate: u + eps * rate, lengths, rates),
-        unless_one(lambda rate: rate, rates),
+        unless_one(lambda w: coefficient * w, param_norms),
+        unless_one(lambda u, scale: u + eps * scale, update_norms, scales),
+        unless_one(lambda scale: scale, scales),
     )
 
 
@@ -166,9 +171,5 @@ def _scale_selected(
 
 def _extremes(mask: Selector | None, params: Params, ratios: Any) -> Metrics:
     scaled = jax.tree.leaves(tree.keep(tree.selected(mask, params), ratios))
-    one = jnp.ones((), jnp.result_type(float))  # where no leaf is selected
-    lows, highs = ([f(r) for r in scaled] for f in (jnp.min, jnp.max))
-    return {
-        "smallest_ratio": functools.reduce(jnp.minimum, lows) if lows else one,
-        "largest_ratio": functools.reduce(jnp.maximum, highs) if highs else one,
-    }
+    flat = jnp.concatenate([jnp.ravel(r) for r in scaled] or [jnp.ones(1, float)])
+    return {"smallest_ratio": jnp.min(flat), "largest_ratio": jnp.max(flat)}
