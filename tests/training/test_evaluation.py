@@ -150,6 +150,15 @@ def test_model_state_is_passed_by_its_name():
         evaluate(last, PARAMS, DATA)
 
 
+def test_a_model_state_that_partial_binds_is_kept():
+    def fn(params, batch, model_state):
+        return {"y": batch["x"][:, 0] * 0 + model_state}
+
+    state = State(PARAMS, np.float32(2.0))
+    bound = functools.partial(fn, model_state=np.float32(3.0))
+    assert evaluate(bound, state, DATA, batch_size=5)["y"] == 3.0
+
+
 def test_fold_runs_under_jit_and_vmap():
     def of(scale, fn=few_fn):
         params = {"w": scale * W}
