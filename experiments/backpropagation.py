@@ -6,7 +6,7 @@ so in deep networks it vanishes or explodes exponentially, unless the weights ar
 so that the factor is one.
 
 Command:  python -m experiments.backpropagation
-Minutes:  under one on two cores.
+Minutes:  less than one on two cores.
 Expected: "equal bits: yes"; a signal through 40 layers shrinks below 1e-10 with small
           weights and grows beyond 1e5 with large ones; with Glorot's (tanh) and He's
           (relu) it keeps its size within a factor of about ten.

@@ -6,7 +6,7 @@ direction in all 2,410 weights of a network; the error of a constant only as the
 distance.
 
 Command:  python -m experiments.linear_approximation
-Minutes:  under one on two cores.
+Minutes:  less than one on two cores.
 Expected: observed orders within 0.05 of 1 (constant) and of 2 (tangent).
 
 The curve is the one with two minima, the surface is Himmelblau's function, the network

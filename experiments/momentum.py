@@ -6,7 +6,7 @@ the rate of its closed form. And a ball with momentum rolls out of a local minim
 which gradient descent at the same effective learning rate stays.
 
 Command:  python -m experiments.momentum
-Minutes:  under one on two cores.
+Minutes:  less than one on two cores.
 Expected: measured rates within 1 % of the closed forms; at kappa 1000 heavy ball needs
           32 times fewer steps than gradient descent. Gradient descent passes the
           local minimum only where a single step leaps over the barrier; elsewhere

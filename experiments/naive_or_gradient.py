@@ -5,7 +5,7 @@ n weights, so its work grows as n**2. Backpropagation costs about three forward 
 for any n, so its work grows as n.
 
 Command:  python -m experiments.naive_or_gradient
-Minutes:  under one on two cores.
+Minutes:  less than one on two cores.
 Expected: fitted exponents near 2 and near 1; at 99,985 weights the naive gradient
           takes more than 10,000 times as long (437 s against 14 ms).
 

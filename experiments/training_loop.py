@@ -4,7 +4,7 @@ Claim: a step of fngrad does these four things and nothing else: after each of 4
 the parameters have the same bits.
 
 Command:  python -m experiments.training_loop
-Minutes:  under one on two cores.
+Minutes:  less than one on two cores.
 Expected: "equal bits: 400 of 400 steps"; both test accuracies the same, about 96 %.
 
 The four steps are: draw a batch; run the network forwards to a loss; go backwards to

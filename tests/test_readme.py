@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     monkeypatch.chdir(tmp_path)  # it leaves a run folder
     names: dict = {}
     for block in BLOCKS:

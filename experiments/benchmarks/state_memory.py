@@ -1,9 +1,9 @@
 """What an optimizer's state costs in 32, 8 and 4 bits: memory and time.
 
 Claim: Adam's moments in 8 bits take at most 0.27 of float32's bytes, in 4 bits at most
-0.14, and a training step that clips by the global norm holds less in all. Its
-Only the *temporaries* do not fall: float32's update works in place and has none of its
-own, while codes are decoded and encoded again. On CPU an optimizer step with codes
+0.14, and a training step that clips by the global norm holds less in all. Only the
+temporaries do not fall: float32's update works in place and has none of its own, while
+codes are decoded and encoded again. On CPU an optimizer step with codes
 takes two to three times as long: it is limited by arithmetic, float32's by memory.
 
 Command:  python -m experiments.benchmarks.state_memory

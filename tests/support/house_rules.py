@@ -67,7 +67,7 @@ HOUSE = (
         1,
         "data/",
         "the `dataset` (its batches, the steps of an epoch), `epoch_order`, "
-        "`splitting`, bundled sets, files",
+        "`splitting`, `bundled` sets, files",
     ),
     (2, "optimizers/", "one method per file: state, transform, recipe; the `registry`"),
     (2, "models/", "one architecture per file"),
