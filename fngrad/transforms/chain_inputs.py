@@ -1,6 +1,6 @@
-"""Inputs of a chain, checked: parameters at ``init``, gradients at ``update``."""
+"""What enters a chain, and what its parts return, checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.types import Params, Path, Updates
+from fngrad.types import OptState, Params, Path, Reported, Updates
 
 
 def widen_gradients(updates: Updates, params: Params) -> Updates:
@@ -74,3 +74,31 @@ def check_updates(updates: Updates, params: Params) -> None:
             raise ValueError(
                 f"need a real gradient for a real parameter, got {dtype} at {path!r}"
             )
+
+
+def updated(name: str, made: Any) -> tuple[Updates, OptState]:
+    """Return what the update of a part returned.
+
+    Raises:
+        TypeError: if it is not a pair.
+    """
+    if not isinstance(made, tuple) or len(made) != 2:
+        got = type(made).__name__
+        raise TypeError(f"need (updates, state) from the update of {name!r}, got {got}")
+    return made
+
+
+def reported(name: str, made: Any) -> Reported:
+    """Return what the report of a part returned.
+
+    Raises:
+        TypeError: if it is not a triple that ends in a dict.
+    """
+    is_whole = isinstance(made, tuple) and len(made) == 3
+    if not (is_whole and isinstance(made[2], Mapping)):
+        raise TypeError(
+            "need (updates, state, metrics) from a report, the update with metrics, "
+            f"got {type(made).__name__} from {name}: "
+            "return (*update(updates, state, params), metrics)"
+        )
+    return made

@@ -15,7 +15,7 @@ nesting a chain or replacing a float by a schedule does not change a leaf's path
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -229,7 +229,8 @@ def update_only(
     part: Transform, updates: Updates, state: OptState, params: Params
 ) -> Reported:
     """Update a part, without metrics."""
-    return (*part.update(updates, state, params), {})
+    made = part.update(updates, state, params)
+    return (*chain_inputs.updated(part.name, made), {})
 
 
 def update_and_report(
@@ -238,19 +239,12 @@ def update_and_report(
     """Update a part, with the metrics of its report if it has one.
 
     Raises:
-        TypeError: if its report returns another form.
+        TypeError: if its update or report returns another form.
     """
     if part.report is None:
         return update_only(part, updates, state, params)
     made = part.report(updates, state, params)
-    is_whole = isinstance(made, tuple) and len(made) == 3
-    if not (is_whole and isinstance(made[2], Mapping)):
-        raise TypeError(
-            "need (updates, state, metrics) from a report, the update with metrics, "
-            f"got {type(made).__name__} from {part.name}: "
-            "return (*update(updates, state, params), metrics)"
-        )
-    return made
+    return chain_inputs.reported(part.name, made)
 
 
 def compose(parts: tuple[Transform, ...]) -> Transform:
@@ -355,10 +349,12 @@ def _adopt(foreign: TransformLike) -> Transform:
     def update(
         updates: Updates, state: OptState, params: Params
     ) -> tuple[Updates, OptState]:
-        updates, new = foreign.update(tree.cast_like(updates, params), state, params)
+        made = foreign.update(tree.cast_like(updates, params), state, params)
+        updates, new = chain_inputs.updated(name, made)
         return tree.widen(updates), jax.tree.map(_as_dtype_of, new, state)
 
-    return Transform(foreign.init, update, name=_name_of(foreign))
+    name = _name_of(foreign)
+    return Transform(foreign.init, update, name)
 
 
 def _as_dtype_of(x: Any, like: Any) -> Any:

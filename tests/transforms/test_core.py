@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fngrad as fg
 import fngrad.tree as tree
 from fngrad.optimizers import adam, sgd
 from fngrad.transforms.core import (
@@ -179,3 +180,21 @@ def test_foreign_code_receives_gradients_in_the_dtype_of_its_parameters():
     _, state = optimizer.update(params.astype(jnp.float32), state, params)
     assert seen == [jnp.bfloat16]
     assert state["Foreign"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("params", [jnp.ones(2), {"a": jnp.ones(2)}, [jnp.ones(2)] * 2])
+@pytest.mark.parametrize("is_bare", [True, False])
+def test_an_update_that_returns_no_state_is_refused_by_name(params, is_bare):
+    def scale_by_half():
+        def update(updates, state, params):
+            return tree.scale(0.5, updates)
+
+        return Transform(lambda params: (), update)
+
+    own = scale_by_half()
+    optimizer = own if is_bare else chain(own, sgd(0.1))
+    step = fg.make_step(lambda params, batch: tree.vdot(params, params), optimizer)
+    state = fg.init_state(params, optimizer, key=0)
+    message = r"need \(updates, state\) from the update of 'scale_by_half', got "
+    with pytest.raises(TypeError, match=message):
+        step(state, ())
