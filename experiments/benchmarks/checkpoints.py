@@ -8,10 +8,10 @@ of `numpy.savez`, which does none of them.
 
 Command:  python -m experiments.benchmarks.checkpoints
 Minutes:  three on two cores.
-Expected: of 500 MB: an asynchronous save returns after 0.2 to 0.3 of the time of
+Expected: of 500 MB: an asynchronous save returns after 0.15 to 0.3 of the time of
 numpy.savez, a step takes 1.3 to 1.4 times as long meanwhile, and all is written after
-2 to 3 times numpy.savez; restore takes 1.6 to 1.8 times numpy.load. The first step
-after an asynchronous save takes 1 to 1.2 times as long as the others, after one by
+1.8 to 3 times numpy.savez; restore takes 1.6 to 1.8 times numpy.load. The first step
+after an asynchronous save takes 1 to 2 times as long as the others, after one by
 orbax's AsyncCheckpointer 6 to 7 times. Absolute times vary with the machine:
 numpy.savez took 0.7 s on a quiet one and 2 to 5 s on a busy one.
 
