@@ -112,7 +112,7 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
 
 
 def _length(part: Any) -> int | None:
-    """Return the first axis of a part's first array; None where there is none."""
+    """Return the first axis of a part's first array; None if it has no such axis."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(part)]
     return shapes[0][0] if shapes and shapes[0] else None
 

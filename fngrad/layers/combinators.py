@@ -310,7 +310,7 @@ def _pack(children: tuple[_Child, ...], values: Sequence[Any]) -> Any:
 
 
 def _unpack(what: str, children: tuple[_Child, ...], packed: Any) -> list[Any]:
-    """Take what belongs to the children from their places; () where there is none."""
+    """Return each child's entry, taken by its place; () for a child without one."""
     places = [child.place for child in children if child.place is not None]
     if not places:
         return [()] * len(children)

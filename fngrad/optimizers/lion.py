@@ -74,7 +74,7 @@ def lion(
             array or tracer, or a schedule.
         b1: $\beta_1$ in [0, 1], the weight of the past in the update.
         b2: $\beta_2$ in [0, 1], the weight of the past in the average.
-        weight_decay: $\lambda$; Keras's default is none.
+        weight_decay: $\lambda$; the default of Keras is no decay.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:

@@ -74,7 +74,7 @@ def scale_by_shampoo(
 
     Raises:
         TypeError: at ``init``, if a leaf is complex.
-        ValueError: if a number is out of range, or ``graft`` is none of the three.
+        ValueError: if a number is out of range, or ``graft`` is not one of its choices.
     """
     check_moments(b2=b2, eps=eps, corrected=False)
     numerics.check_number("exponent", exponent, low=0.0, optional=True)
@@ -180,7 +180,7 @@ def shampoo(
     Raises:
         TypeError: if the learning rate is None or of another type; at ``init``, if a
             leaf is complex.
-        ValueError: if a number is out of range, ``graft`` is none of the three, or
+        ValueError: if a number is out of range, ``graft`` is not one of its choices, or
             ``nesterov`` has no momentum; at ``init``, if a glob selects no leaf.
 
     Example:

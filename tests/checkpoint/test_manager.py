@@ -125,12 +125,18 @@ def test_damaged_steps_are_skipped_with_a_warning_and_do_not_count(tmp_path):
     assert names(tmp_path) == ["00000002", "00000004"]
 
 
-def test_a_flipped_bit_that_sizes_do_not_show_does_not_count_either(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def with_other_bytes_in_the_newest(folder):
+    """Write steps 1 to 3 and damage the last without changing a file's size."""
+    checkpoints = Checkpoints(folder, keep=2)
     for step in (1, 2, 3):
         write(checkpoints, step)
-    path = tmp_path / "00000003" / "arrays" / "_METADATA"
+    path = folder / "00000003" / "arrays" / "_METADATA"
     path.write_bytes(path.read_bytes().swapcase())
+    return checkpoints
+
+
+def test_a_flipped_bit_that_sizes_do_not_show_does_not_count_either(tmp_path):
+    checkpoints = with_other_bytes_in_the_newest(tmp_path)
     with pytest.warns(UserWarning, match="got other bytes in .*_METADATA"):
         assert checkpoints.newest().step == 2
     write(checkpoints, 3)
@@ -139,11 +145,7 @@ def test_a_flipped_bit_that_sizes_do_not_show_does_not_count_either(tmp_path):
 
 
 def test_a_name_that_was_damaged_can_be_used_again(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (1, 2, 3):
-        write(checkpoints, step)
-    path = tmp_path / "00000003" / "arrays" / "_METADATA"
-    path.write_bytes(path.read_bytes().swapcase())
+    checkpoints = with_other_bytes_in_the_newest(tmp_path)
     with pytest.warns(UserWarning, match="is damaged"):
         assert checkpoints.newest().step == 2
     write(checkpoints, 4)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameter_groups import GRADS, PARAMS, apply, paths
 
 import fngrad.tree as tree
 from fngrad.optimizers import adam, sgd
@@ -14,20 +15,6 @@ from fngrad.transforms.core import (
 )
 from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.scaling import scale
-
-PARAMS = {
-    "embed": {"weight": jnp.full((2, 2), 2.0)},
-    "head": {"bias": jnp.array([1.0]), "weight": jnp.array([[1.0], [2.0]])},
-}
-GRADS = jax.tree.map(jnp.ones_like, PARAMS)
-
-
-def apply(transform, grads=GRADS, params=PARAMS):
-    return transform.update(grads, transform.init(params), params)[0]
-
-
-def paths(transform, params=PARAMS):
-    return list(tree.leaf_paths(transform.init(params)))
 
 
 def test_a_leaf_belongs_to_the_first_group_that_selects_it():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameter_groups import GRADS, PARAMS, apply
 
 import fngrad.tree as tree
 from fngrad.optimizers import adam, rmsprop, sgd
@@ -18,16 +19,6 @@ from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import scale
 from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
-
-PARAMS = {
-    "embed": {"weight": jnp.full((2, 2), 2.0)},
-    "head": {"bias": jnp.array([1.0]), "weight": jnp.array([[1.0], [2.0]])},
-}
-GRADS = jax.tree.map(jnp.ones_like, PARAMS)
-
-
-def apply(transform, grads=GRADS, params=PARAMS):
-    return transform.update(grads, transform.init(params), params)[0]
 
 
 def test_a_tunable_has_the_bits_of_constant_hyperparameters():
