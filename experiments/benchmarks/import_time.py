@@ -10,6 +10,7 @@ Each import runs in a new process, the two take turns, and medians are compared.
 exit status is 1 if the claim fails.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -26,8 +27,11 @@ def import_seconds(module: str) -> float:
         "import time; start = time.perf_counter(); "
         f"import {module}; print(time.perf_counter() - start)"
     )
+    # Empty means unset: without bytecode every import would compile the sources again.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        command, check=True, capture_output=True, text=True, env=environment
     )
     return float(done.stdout)
 
