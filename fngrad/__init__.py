@@ -20,6 +20,7 @@ import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
+from fngrad.files.compilation_cache import cache_compilations
 from fngrad.fitting.checkpointing import SaveError
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.nonfinite import NonFiniteError
@@ -196,6 +197,7 @@ __all__ = [
     "autopsy",
     "average_params",
     "backprop",
+    "cache_compilations",
     "cautious",
     "centralize",
     "chain",

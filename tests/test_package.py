@@ -20,6 +20,7 @@ EXTRAS = {
     "cli": {"tyro", "tqdm"},
     "plot": {"matplotlib"},
     "tensorboard": {"tensorboardX"},
+    "cache": {"filelock"},
     "preflight": {"libtpu"},
     "test": {
         *("pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"),

@@ -29,11 +29,22 @@ def check_local(name: str, path: Any) -> None:
         if name == "folder":
             got += "; first, as in save(folder, state) and restore(folder, like)"
         raise TypeError(f"need {name}, a string or a path, got {got}")
-    text = str(path)
-    is_url = _URL.match(text) or (not isinstance(path, str) and _SHORTENED.match(text))
-    if is_url:
+    if is_url(path):
         raise ValueError(
-            f"need {name} in a file system of this machine, got {text!r}: files, locks "
-            "and atomic renames are those of a local or mounted folder; mount the "
-            "bucket (gcsfuse, s3fs), or copy the folder there after the run"
+            f"need {name} in a file system of this machine, got {str(path)!r}: files, "
+            "locks and atomic renames are those of a local or mounted folder; mount "
+            "the bucket (gcsfuse, s3fs), or copy the folder there after the run"
         )
+
+
+def is_url(path: Any) -> bool:
+    """Return whether a path is a URL; a path object keeps one slash of its two.
+
+    Example:
+        >>> from fngrad.files.local_paths import is_url
+        >>> is_url("gs://bucket/runs"), is_url("C:/runs")
+        (True, False)
+    """
+    text = str(path)
+    is_short = not isinstance(path, str) and _SHORTENED.match(text)
+    return bool(_URL.match(text) or is_short)

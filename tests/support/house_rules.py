@@ -106,7 +106,8 @@ HOUSE = (
     (
         5,
         "files/",
-        "one writer per folder (`locks`), `atomic_writes`, JSON, local paths",
+        "one writer per folder (`locks`), `atomic_writes`, JSON, local paths, compiled "
+        "programs on disk (`compilation_cache`)",
     ),
     (
         6,
