@@ -1,4 +1,4 @@
-"""What every experiment leaves: a dated run folder, figures, a table."""
+"""What every experiment leaves: a dated run folder, figures, a table, its programs."""
 
 import datetime
 import sys
@@ -46,7 +46,22 @@ def run_cli(main: Any, config: Any, description: str | None) -> None:
     """
     summary = (description or "").partition("\n\n")[0]
     tyro = import_extra("tyro", "cli")
-    main(tyro.cli(config, prog=_command(sys.argv[0]), description=summary))
+    chosen = tyro.cli(config, prog=_command(sys.argv[0]), description=summary)
+    keep_compiled(sys.argv[0])
+    main(chosen)
+
+
+def keep_compiled(path: str) -> None:
+    """Keep what an experiment's file compiles for its next run; a benchmark keeps none.
+
+    ``JAX_ENABLE_COMPILATION_CACHE=false`` turns this off.
+    """
+    if "benchmarks" in Path(path).parts:
+        return
+    try:
+        fg.cache_compilations()
+    except OSError as error:
+        print(f"compiled programs are not kept: {error}", file=sys.stderr)
 
 
 def _command(path: str) -> str | None:

@@ -10,6 +10,8 @@ import pytest
 import experiments.__main__ as command
 import experiments.backpropagation as backpropagation
 import experiments.momentum as momentum
+import experiments.outputs as outputs
+import fngrad as fg
 
 
 def test_every_experiment_states_claim_command_minutes_and_expected_numbers():
@@ -105,3 +107,19 @@ def test_invalid_settings_are_refused(tmp_path):
 def test_the_error_for_an_unknown_name_lists_the_known_ones():
     with pytest.raises(SystemExit, match=r"(?s)got 'digit'.*\ndigits\n"):
         command.main(["digit"])
+
+
+def test_experiments_keep_their_programs_and_benchmarks_do_not(monkeypatch, capsys):
+    calls = []
+
+    def keep() -> None:
+        calls.append("kept")
+        raise OSError("a full disk")
+
+    monkeypatch.setattr(fg, "cache_compilations", keep)
+    outputs.keep_compiled(str(command.FOLDER / "benchmarks" / "sweeps.py"))
+    assert not calls
+    outputs.keep_compiled(str(command.FOLDER / "momentum.py"))
+    assert calls == ["kept"]
+    shown = capsys.readouterr().err
+    assert shown == "compiled programs are not kept: a full disk\n"
