@@ -162,13 +162,23 @@ def handled_signals(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
         raise SystemExit(PREEMPTED)
 
 
-def print_terminated(number: int, step: int, is_saved: bool) -> None:
-    """Print to stderr why the process exits, and how far the run had come."""
-    saved = "saved" if is_saved else "nothing to save"
-    name = signal_name(number)
-    print_to_stderr(
-        f"fit: {name} at step {step}, {saved}: exits with status {PREEMPTED}"
-    )
+def print_interrupted(number: int | None, step: int, is_saved: bool) -> None:
+    """Print to stderr what ended a run early, what is saved, and what follows.
+
+    Args:
+        number: the signal after which the process exits; None for Ctrl-C.
+        step: that the run had reached.
+        is_saved: whether there is a checkpoint of this step.
+    """
+    if number is not None:
+        saved = "saved" if is_saved else "nothing to save"
+        what, follows = signal_name(number), f"exits with status {PREEMPTED}"
+    elif is_saved:
+        what, saved, follows = "Ctrl-C", "saved", "the same call continues from there"
+    else:
+        what, saved = "Ctrl-C", "not saved"
+        follows = "to continue, call fit with the state that it returns"
+    print_to_stderr(f"fit: {what} at step {step}, {saved}: {follows}")
 
 
 def attach(error: BaseException, state: TrainState | None, history: History) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,9 @@ from fngrad.fitting.intervals import ENDLESS, Stops
 from fngrad.fitting.resume import Start
 from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
 from fngrad.logging.history import History
-from fngrad.logging.progress import COMPILING, TRAINING
+from fngrad.logging.progress import COMPILING, TRAINING, print_to_stderr
 from fngrad.logging.run_folder import read_manifest
+from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState
 
 _REMEDY = 'on_save_error="warn" would continue the run without it'
@@ -64,6 +65,7 @@ class Outputs(contextlib.ExitStack):
         start: where the call begins; a resumed run cuts what was recorded of later
             steps.
         key: of the caller's state.
+        spent: counts the seconds of this call.
 
     Raises:
         ValueError: if the run folder holds another run, or later steps of this one.
@@ -79,11 +81,14 @@ class Outputs(contextlib.ExitStack):
         stops: Stops,
         start: Start,
         key: jax.Array,
+        spent: TimeSpent,
     ):
         super().__init__()
         self._loggers = list(reporting.loggers)
-        self._bar: ProgressBar | None = None
-        self._stops = stops
+        self._bar = ProgressBar(None, enabled=False)
+        self._stops, self._spent = stops, spent
+        self._left_out = spent.compiling
+        self._makes_first_step = self._makes_first_evaluation = True
         self._checkpoints = rules.folder
         self._on_error = rules.on_error
         self._failed: set[int] = set()  # loggers whose failure was warned about
@@ -107,43 +112,73 @@ class Outputs(contextlib.ExitStack):
         try:
             if may_cut:
                 self._cut(start.logged)
-            self._open_bar(reporting.progress)
+            if reporting.progress:
+                self._open_bar()
         except BaseException:
             self.close()
             raise
 
-    def _open_bar(self, is_wanted: bool) -> None:
-        if not is_wanted:
-            return
+    def _open_bar(self) -> None:
         total = None if self._stops.last == ENDLESS else self._stops.last
         text = COMPILING.format(jax.default_backend())
         self._bar = ProgressBar(total, self._stops.first, text)
         self.callback(self._bar.close)
+        self.callback(self._leave_out_compiling)
+
+    def _leave_out_compiling(self) -> None:
+        """Leave what was traced and compiled out of the bar's rate."""
+        compiling = self._spent.compiling
+        self._bar.leave_out(compiling - self._left_out)
+        self._left_out = compiling
 
     def recorded_loop(self) -> Any:
         """Return the loop that an earlier call with this run folder took."""
         return self.folder.manifest.get("loop") if self.folder else None
 
     def begin(self, loop: str, reason: str) -> None:
-        """Show that training begins, and record in which loop, and why."""
-        if self._bar:
-            self._bar.describe(TRAINING.format(jax.default_backend()))
+        """Record that training begins, in which loop, and why."""
+        self._bar.restart()  # timing two loops says nothing of the rate
+        self._left_out = self._spent.compiling
         if self.folder:
             saved = self._checkpoints and str(self._checkpoints)
             self.folder.record(
                 loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
             )
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Show that the first evaluation, a block, compiles."""
+        if self._makes_first_evaluation:
+            self._describe(COMPILING)
+        yield
+        if self._makes_first_evaluation:
+            self._describe(TRAINING)
+        self._makes_first_evaluation = False
+
+    def _describe(self, text: str) -> None:
+        self._bar.describe(text.format(jax.default_backend()))
+
     def advance(self, count: int, values: Values) -> None:
         """Move the bar by ``count`` steps and show values behind it."""
-        if self._bar:
-            self._bar.advance(count)
-            self._bar.show(values)
+        self._leave_out_compiling()
+        self._bar.advance(count)
+        self._bar.show(values)
+        if self._makes_first_step:
+            self._describe(TRAINING)
+        self._makes_first_step = False
+
+    def print(self, text: str) -> None:
+        """Print a line to stderr, above the bar."""
+        with self.set_aside():
+            print_to_stderr(text)
+
+    def set_aside(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which loggers and callbacks may print."""
+        return self._bar.set_aside()
 
     def roll_back(self, now: int, step: int) -> None:
         """Move the bar back, and cut what loggers hold of later steps."""
-        if self._bar:
-            self._bar.advance(step - now)
+        self._bar.advance(step - now)
         self._cut(step)
 
     def _cut(self, step: int) -> None:
@@ -191,6 +226,7 @@ class Outputs(contextlib.ExitStack):
         self.folder.record(stopped=stopped, step=step, **notes)
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
+        self.folder.record(seconds=self._spent.seconds())
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -29,7 +29,7 @@ from fngrad.fitting.nonfinite import (
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import PendingReport, Start
 from fngrad.fitting.validation import Evaluation
-from fngrad.logging.progress import print_to_stderr
+from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     callbacks: Sequence[Callback]
     saver: Saver | None
     guard: Guard
+    spent: TimeSpent
 
 
 class Session:
@@ -98,7 +99,7 @@ class Session:
         if saver:
             if evaluates or self._now != saver.step:
                 self._save(saver)
-            saver.wait(self.carry.state, self.history)
+            self._wait(saver)
         return stopped
 
     def attach_to(self, error: BaseException) -> None:
@@ -130,7 +131,7 @@ class Session:
                 return f", not saved, as {leaf!r} is not finite"
             if self._now != saver.step or self._pending:
                 self._save(saver)
-            saver.wait(self.carry.state, self.history)
+            self._wait(saver)
         except Exception as failure:  # it must not hide the first one
             return f"; saving it ended with {type(failure).__name__}: {failure}"
         return ", and a checkpoint holds its state too"
@@ -168,8 +169,9 @@ class Session:
         """Make a chunk of steps, up to ``goal``; return whether the data sufficed."""
         length = min(self._chunk, goal - self._now)
         start = time.perf_counter()
-        self.carry, made = self._advance(self.carry, length)
-        self._record(made)
+        with self._plan.spent.on("stepping"):
+            self.carry, made = self._advance(self.carry, length)
+            self._record(made)
         self._chunk = next_chunk(self._chunk, length, time.perf_counter() - start)
         saver = self._plan.saver
         is_saved_next = saver and (self._now == goal or saver.is_due(self._now))
@@ -215,7 +217,7 @@ class Session:
         old = rebuild(saved, self.carry.state, "state")
         state = lower_learning_rates(old, self._plan.guard.factor)
         rates, lowered = (list(learning_rates(s).values()) for s in (old, state))
-        print_to_stderr(
+        self._plan.outputs.print(
             f"fit: loss, gradient or state not finite at step {bad}, rolling back to "
             f"step {saved.step} and lowering the learning rate from "
             f"{_listed(rates)} to {_listed(lowered)}"
@@ -235,7 +237,7 @@ class Session:
         self._scores = saved.metrics
         self._patience = self._make_patience(saved.notes["patience"])
         self._save(saver)
-        saver.wait(state, self.history)
+        self._wait(saver)
 
     def _make_patience(self, notes: dict[str, Any] | None) -> Patience:
         """Return the patience as an earlier call or a checkpoint left it."""
@@ -252,7 +254,12 @@ class Session:
             return
         values = self._scores if self._evaluated == self._now else {}
         progress = {"patience": self._patience.notes(), "look": self._pending}
-        saver.save(self.carry.state, self.history, values, progress)
+        with self._plan.spent.on("saving"):
+            saver.save(self.carry.state, self.history, values, progress)
+
+    def _wait(self, saver: Saver) -> None:
+        with self._plan.spent.on("saving"):
+            saver.wait(self.carry.state, self.history)
 
     def _record(self, made: int) -> None:
         """Read the metrics of the last steps into the history, and check them."""
@@ -274,11 +281,12 @@ class Session:
             report = report._replace(values=self._measure(evaluates))
         values = report.values or {}
         self._pending = report
-        if not report.is_logged:
-            self._plan.outputs.log(self._now, values)
-            self._pending = report._replace(is_logged=True)
-        self._logged = self._now
-        answer = self._call_back(self._pending, values)
+        with self._plan.outputs.set_aside():
+            if not report.is_logged:
+                self._plan.outputs.log(self._now, values)
+                self._pending = report._replace(is_logged=True)
+            self._logged = self._now
+            answer = self._call_back(self._pending, values)
         self._pending = None
         if answer is STOP:
             return "callback"
@@ -289,7 +297,8 @@ class Session:
         values = self._last_values()
         if not (evaluates and self._plan.evaluation):
             return values
-        scores = self._plan.evaluation.values(self.carry.state)
+        with self._plan.spent.on("evaluating"), self._plan.outputs.evaluating():
+            scores = self._plan.evaluation.values(self.carry.state)
         taken = sorted(scores.keys() & self._plan.metrics.keys())
         if taken:
             raise ValueError(f"need metric names that are not taken, got {taken}")

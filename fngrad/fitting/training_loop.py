@@ -32,7 +32,7 @@ from fngrad.fitting.interrupts import (
     attach,
     exit_numbers,
     handled_signals,
-    print_terminated,
+    print_interrupted,
 )
 from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.loops import (
@@ -55,6 +55,7 @@ from fngrad.fitting.session import Callback, Plan, Session
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.history import History
+from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
 from fngrad.training import Step, TrainState
 
@@ -237,6 +238,7 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
+    spent = TimeSpent()
     check_backend(require)
     rules = SaveRules(
         folder=checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
@@ -252,8 +254,8 @@ def fit(
     reporting = Reporting(run_dir, config, loggers, callbacks, progress)
     reporting.check(state)
     exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.transfer_guard("allow"))
+    moves = jax.transfer_guard("allow")
+    with spent.listening(), moves, contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(handled_signals(exits=exits))
         feed = checked_feed(step, data, eval_data, loop)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
@@ -274,6 +276,7 @@ def fit(
             guard=guard,
             loop=loop,
             interrupted=interrupted,
+            spent=spent,
             stack=stack,
         )
 
@@ -287,6 +290,7 @@ def _fit(
     guard: Guard,
     loop: Any,
     interrupted: Interruption,
+    spent: TimeSpent,
     stack: contextlib.ExitStack,
 ) -> FitResult:
     """Check what tracing reveals, find where the call begins, and train from there."""
@@ -308,6 +312,7 @@ def _fit(
         stops=stops,
         start=start,
         key=state.key,
+        spent=spent,
     )
     plan = Plan(
         metrics=metrics,
@@ -317,6 +322,7 @@ def _fit(
         callbacks=reporting.callbacks,
         saver=Saver(rules, checkpoints, stops, start) if checkpoints else None,
         guard=guard,
+        spent=spent,
     )
     return _train(plan, start, loop, interrupted)
 
@@ -338,6 +344,8 @@ def _open(
 
 def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> FitResult:
     step, feed, outputs = plan.guard.step, plan.guard.feed, plan.outputs
+    if feed.is_iterable:
+        feed.batches = plan.spent.waiting_for(feed.batches)
     carry = begin(start.state, plan.metrics, feed.arrays)
     placement = placement_of(carry)
     compilations = begin_compilations(step, feed, placement)
@@ -360,13 +368,15 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
     except BaseException as error:
         notes.update(compilations.notes())
         session.attach_to(error)
+        notes["seconds"] = plan.spent.seconds()
         raise
     if interrupted.raised is not None:
         attach(interrupted.raised, result.state, result.history)
-    elif interrupted.terminated is not None:
+    elif interrupted.is_set():
         reached = int(result.state.step)
         is_saved = plan.saver is not None and plan.saver.has(reached)
-        print_terminated(interrupted.terminated, reached, is_saved)
+        print_interrupted(interrupted.terminated, reached, is_saved)
+    notes["seconds"] = plan.spent.seconds()
     return result
 
 

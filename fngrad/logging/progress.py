@@ -54,8 +54,11 @@ class ProgressBar:
         unit: str = "steps",
     ):
         self._bar: Any = None
+        self._is_terminal = _is_terminal()
         if not enabled or sys.stderr is None or not (make_bar := bar_type()):
             return
+        is_drawn_often = self._is_terminal or _in_notebook()
+        stream = _Stream if is_drawn_often else _Lines
         with self._removed_on_failure():
             self._bar = make_bar(
                 total=total,
@@ -63,8 +66,8 @@ class ProgressBar:
                 desc=description or None,
                 unit=f" {unit}",
                 dynamic_ncols=True,
-                mininterval=0.1 if _is_interactive() else _SECONDS_BETWEEN_LINES,
-                file=None if "ipykernel" in sys.modules else _Stream(sys.stderr),
+                mininterval=0.1 if is_drawn_often else _SECONDS_BETWEEN_LINES,
+                file=None if _in_notebook() else stream(sys.stderr),
             )
 
     def describe(self, text: str) -> None:
@@ -81,6 +84,34 @@ class ProgressBar:
     def show(self, values: dict[str, float]) -> None:
         """Show values, with three significant digits, when the bar is next redrawn."""
         self._apply(lambda bar: bar.set_postfix(values, refresh=False))
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave some of the seconds since the last call out of rate and remaining time.
+
+        Args:
+            seconds: such as those that compiling took.
+        """
+
+        def shift(bar: Any) -> None:
+            if not bar.disable:
+                bar.start_t += seconds
+                bar.last_print_t += seconds
+
+        self._apply(shift)
+
+    def restart(self) -> None:
+        """Leave all time before this call, during which no step was counted, out."""
+        self._apply(lambda bar: bar.disable or bar.unpause())
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Clear the bar while a block prints; draw it again below what was printed."""
+        if not self._is_terminal:
+            yield
+            return
+        self._apply(lambda bar: bar.clear())
+        yield
+        self._apply(lambda bar: bar.refresh())
 
     def close(self) -> None:
         """Draw the bar for the last time and end the line; closing twice is allowed."""
@@ -146,8 +177,21 @@ class _Stream:
         return hash(self._stream)
 
 
-def _is_interactive() -> bool:
+class _Lines(_Stream):
+    """A file, which keeps all that is written: each state of a bar is a line of it."""
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            super().write(line + "\n")
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
+
+
+def _is_terminal() -> bool:
     try:
-        return "ipykernel" in sys.modules or bool(sys.stderr.isatty())
+        return not _in_notebook() and bool(sys.stderr.isatty())
     except Exception:  # closed, or without isatty
         return False

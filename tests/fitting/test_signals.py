@@ -20,7 +20,7 @@ from resuming import (
 )
 
 import fngrad.checkpoint as checkpoint
-from fngrad.fitting.interrupts import PREEMPTED, handled_signals, print_terminated
+from fngrad.fitting.interrupts import PREEMPTED, handled_signals, print_interrupted
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -273,5 +273,5 @@ def test_a_background_job_is_not_interrupted(tmp_path):
 def test_a_signal_before_the_first_step_does_not_claim_a_checkpoint(
     is_saved, words, capsys
 ):
-    print_terminated(signal.SIGTERM, 0, is_saved)
+    print_interrupted(signal.SIGTERM, 0, is_saved)
     assert f"SIGTERM at step 0, {words}" in capsys.readouterr().err
