@@ -101,9 +101,9 @@ def fit(
     """Train until a number of steps or epochs is reached; return state and history.
 
     The caller's state is copied once and stays valid. Ctrl-C ends the run after the
-    step in flight and returns what was reached; a second Ctrl-C raises
-    KeyboardInterrupt at once. A ``jax.transfer_guard`` of the caller is suspended
-    during the call, since `fit` itself moves batches and metrics.
+    step in flight, prints what is saved and returns what was reached; a second Ctrl-C
+    raises KeyboardInterrupt at once. A ``jax.transfer_guard`` of the caller is
+    suspended during the call, since `fit` itself moves batches and metrics.
 
     *Checkpoints.* They are written if ``checkpoint_dir`` is given, or ``run_dir`` with
     ``save_every`` or ``save_minutes``: at these intervals (every 10 minutes if neither
@@ -197,12 +197,15 @@ def fit(
             times both on copies of the state and takes the faster. ``history.notes``
             and the manifest record which and why; a later call with the same
             ``run_dir`` or checkpoints takes the same.
-        progress: whether to show a progress bar, if tqdm is installed.
+        progress: whether to show a progress bar, if tqdm is installed. Its rate and
+            remaining time leave compiling out.
 
     Returns:
         The last state, the history of all metrics, and why the run ended:
         ``"completed"``, ``"early_stopping"``, ``"callback"``, ``"interrupted"``, or
-        ``"exhausted"`` if the data ended.
+        ``"exhausted"`` if the data ended. ``history.notes["seconds"]`` and the
+        manifest say what this call's wall time was spent on, by the parts of
+        `fngrad.logging.time_spent`; a call that resumes counts anew.
 
     Raises:
         ValueError: if an argument is out of range or conflicts with another, a folder
@@ -238,24 +241,23 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
-    spent = TimeSpent()
-    check_backend(require)
-    rules = SaveRules(
-        folder=checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
-        resume=resume,
-        every=save_every,
-        minutes=save_minutes,
-        keep=keep,
-        best=keep_best,
-        on_error=on_save_error,
-    )
-    rules.check(evaluates=metric_fn is not None)
-    run_dir = None if run_dir is None else Path(run_dir).absolute()
-    reporting = Reporting(run_dir, config, loggers, callbacks, progress)
-    reporting.check(state)
-    exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
-    moves = jax.transfer_guard("allow")
-    with spent.listening(), moves, contextlib.ExitStack() as stack:
+    with TimeSpent().listening() as spent, contextlib.ExitStack() as stack:
+        stack.enter_context(jax.transfer_guard("allow"))
+        check_backend(require)
+        rules = SaveRules(
+            folder=checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
+            resume=resume,
+            every=save_every,
+            minutes=save_minutes,
+            keep=keep,
+            best=keep_best,
+            on_error=on_save_error,
+        )
+        rules.check(evaluates=metric_fn is not None)
+        run_dir = None if run_dir is None else Path(run_dir).absolute()
+        reporting = Reporting(run_dir, config, loggers, callbacks, progress)
+        reporting.check(state)
+        exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
         interrupted = stack.enter_context(handled_signals(exits=exits))
         feed = checked_feed(step, data, eval_data, loop)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)

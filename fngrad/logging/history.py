@@ -13,8 +13,8 @@ class History(Mapping[str, np.ndarray]):
     """Metrics by name; ``history["loss"]`` is an array with one entry per record.
 
     Training metrics are recorded at every step, evaluation metrics (``val/...``) at
-    every evaluation. ``notes`` holds facts of the run: which loop ran and why, and how
-    long compiling took.
+    every evaluation. ``notes`` holds facts of the run: which loop ran and why, how long
+    compiling took, and what the time was spent on.
     """
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:

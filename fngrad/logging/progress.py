@@ -180,10 +180,13 @@ class _Stream:
 class _Lines(_Stream):
     """A file, which keeps all that is written: each state of a bar is a line of it."""
 
+    _last = ""
+
     def write(self, text: str) -> None:
         line = text.strip()
-        if line:
+        if line and line != self._last:  # a bar that ends is drawn once more
             super().write(line + "\n")
+            self._last = line
 
 
 def _in_notebook() -> bool:

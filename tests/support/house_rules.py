@@ -122,7 +122,7 @@ HOUSE = (
         "logging/",
         "`history`, metrics.jsonl, CSV files and their header, TensorBoard "
         "(`writers`), `plots`, the `run_folder` and its `manifest`, the `progress` "
-        "bar and its text, `compilations` (a step that compiles again)",
+        "bar and its text, `compilations` (a step that compiles again), `time_spent`",
     ),
     (
         7,
