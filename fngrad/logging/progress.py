@@ -6,6 +6,7 @@ Nothing here ends a run: if stderr is missing, closed or broken, less is shown.
 import contextlib
 import functools
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,6 +55,7 @@ class ProgressBar:
         unit: str = "steps",
     ):
         self._bar: Any = None
+        self._description = description
         self._is_terminal = _is_terminal()
         if not enabled or sys.stderr is None or not (make_bar := bar_type()):
             return
@@ -102,6 +104,15 @@ class ProgressBar:
     def restart(self) -> None:
         """Leave all time before this call, during which no step was counted, out."""
         self._apply(lambda bar: bar.disable or bar.unpause())
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Show that a block compiles, and leave its time out of the rate."""
+        self.describe(f"{self._description}: compiling")
+        begin = time.perf_counter()
+        yield
+        self.leave_out(time.perf_counter() - begin)
+        self.describe(self._description)
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:

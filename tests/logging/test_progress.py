@@ -4,6 +4,7 @@ import functools
 import io
 import re
 import sys
+import time
 
 import pytest
 
@@ -111,3 +112,17 @@ def test_a_bar_that_tqdms_own_variable_disables_is_left_alone(monkeypatch):
         with bar.set_aside():
             pass
     assert terminal.getvalue() == ""
+
+
+def test_compiling_is_shown_and_left_out(monkeypatch, now):
+    terminal = written_to(Terminal(), monkeypatch)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with ProgressBar(10, description="sweep", unit="lanes") as bar:
+        with bar.compiling():
+            now[0] += 600.0
+        now[0] += 2.0
+        bar.advance(5)
+    lines = [x for x in terminal.getvalue().split("\r") if x.strip()]
+    assert lines[1].startswith("sweep: compiling:   0%")
+    assert lines[2].startswith("sweep:   0%")
+    assert "5/10 [00:02<00:02,  2.50 lanes/s]" in lines[-1]

@@ -236,3 +236,20 @@ def test_a_history_may_hold_scalars():
     assert result.history["loss"].shape == (2, 2)
     assert result.notes["values"].dtype == np.float64
     assert result.notes["metric"] == ("loss", "max")
+
+
+def test_the_bar_says_for_each_program_that_it_compiles(capsys):
+    def scaled(point, key, *, scale):
+        return light({"learning_rate": scale * point["learning_rate"]}, key)
+
+    quiet_sweep(keys=KEYS, fn=scaled, static={"scale": [1.0, 0.5]}, progress=True)
+    shown = [line for line in capsys.readouterr().err.split("\n") if line]
+    heads = [line.partition("%")[0].split() for line in shown]
+    assert heads == [
+        ["sweep:", "0"],
+        ["sweep:", "compiling:", "0"],
+        ["sweep:", "0"],
+        ["sweep:", "compiling:", "50"],
+        ["sweep:", "50"],
+        ["sweep:", "100"],
+    ]

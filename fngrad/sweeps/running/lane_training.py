@@ -53,8 +53,7 @@ class Training(NamedTuple):
             "compile_seconds": 0.0,
         }
         while not self.collected.done.all():
-            block = fitting_block(self.lanes, how["width"])
-            how["compile_seconds"] += block.compile_seconds
+            block = self._compiled(how["width"], how)
             try:
                 if is_open:
                     block, is_open = self._fastest(block, how), False
@@ -72,6 +71,13 @@ class Training(NamedTuple):
                     stacklevel=3,
                 )
         return how
+
+    def _compiled(self, width: int, how: dict[str, Any]) -> Block:
+        """Return a block of at most this width, and add up how long it compiled."""
+        with self.bar.compiling():
+            block = fitting_block(self.lanes, width)
+        how["compile_seconds"] += block.compile_seconds
+        return block
 
     def _choose(self, mode: Mode) -> tuple[Choice, bool]:
         """Return the first choice, and whether other widths should be timed."""
@@ -100,14 +106,15 @@ class Training(NamedTuple):
         seconds = time.perf_counter() - started
         rest = seconds * (blocks - 1) / blocks_at_once(self.lanes.devices)
         budget = memory_budget(self.lanes.devices)
-        trial = try_widths(self.lanes, self.jaxpr, block, seconds=rest, budget=budget)
+        with self.bar.compiling():
+            trial = try_widths(
+                self.lanes, self.jaxpr, block, seconds=rest, budget=budget
+            )
         how["reason"] += f"; {trial.reason}"
         how["compile_seconds"] += trial.compile_seconds
         how["width"] = trial.width
         if trial.width != block.width:
-            block = fitting_block(self.lanes, trial.width)
-            how["compile_seconds"] += block.compile_seconds
-            return block
+            return self._compiled(trial.width, how)
         self._put(first, outputs)
         self._record(how)
         self._save(0, len(first))
