@@ -21,7 +21,7 @@ networks.
 The run folder (``runs/digits/...``) holds config.json, manifest.json with the results,
 table.csv (a row for each optimizer and learning rate), metrics.jsonl (the curves of the
 chosen trainings), curves.png, sensitivity.png, and ``best/``, the weights of the best
-network: ``fg.checkpoint.restore("runs/digits/.../best", like=MODEL.init(key))``.
+network; the last lines that are printed load it.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ import numpy as np
 import fngrad as fg
 import fngrad.sweeps as sweeps
 from experiments.outputs import finish, new_folder, run_cli, table
-from fngrad.sweeps.results import pictures
+from fngrad.sweeps.results import pictures, tables
 
 MODEL = fg.models.mlp((64, 128, 10))
 LABELS = {
@@ -175,12 +175,35 @@ def log_curves(result: sweeps.SweepResult, best: dict[str, int], path: Path) -> 
                     log(int(step), {key: float(curves[key][i]) for key in LABELS})
 
 
-def draw(result: sweeps.SweepResult) -> dict[str, Any]:
+def save_best(result: sweeps.SweepResult, number: int, step: int, path: Path) -> str:
+    """Save the first seed's network of a point, with notes; return how to load it."""
+    point = {name: column[number].item() for name, column in result.points.items()}
+    loss = float(result.history["val/loss"][number, 0, -1])
+    fg.checkpoint.save(
+        path,
+        networks(result, number)[0],
+        step=step,
+        metrics={"val/loss": loss},
+        notes={**point, "seed": 0},
+    )
+    return (
+        f"the best network ({tables.describe_point(result, number)}, seed 0):\n"
+        "    import jax, fngrad as fg, experiments.digits as digits\n"
+        "    like = digits.MODEL.init(jax.random.key(0))\n"
+        f"    params = fg.checkpoint.restore({str(path)!r}, like)"
+    )
+
+
+def draw(result: sweeps.SweepResult, steps_per_epoch: int) -> dict[str, Any]:
     """Return the pictures by name."""
     loss = LABELS["val/loss"]
     return {
         "curves": pictures.loss_curves(
-            result, list(LABELS), by="optimizer", labels=LABELS
+            result,
+            list(LABELS),
+            by="optimizer",
+            labels=LABELS,
+            means={"loss": steps_per_epoch},
         ),
         "sensitivity": pictures.sensitivity(
             result, "learning_rate", by="optimizer", label=loss
@@ -207,15 +230,16 @@ def main(config: Config) -> dict[str, dict[str, float]]:
         metric="val/loss",
     )
     ranking = sweeps.table(result, also=["val/accuracy"])
-    print(ranking._replace(rows=ranking.rows[:8]))
     (folder.path / "table.csv").write_text(ranking.to_csv())
+    print(ranking._replace(rows=ranking.rows[:8]))
+    print("all points: table.csv")
     best = best_points(result)
     results = report(result, best, test_scores(result, best, splits.test))
     log_curves(result, best, folder.metrics)
-    winner = networks(result, ranking.summary.best)[0]
     steps = data.steps(config.epochs)
-    fg.checkpoint.save(folder.path / "best", winner, step=steps)
-    finish(folder, results, **draw(result))
+    how = save_best(result, ranking.summary.best, steps, folder.path / "best")
+    finish(folder, results, **draw(result, data.steps_per_epoch))
+    print(how)
     return results
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 import fngrad.logging.plots as plots
-from fngrad.logging.quantities import MAX_PANELS, NORM, by_quantity
+from fngrad.logging.quantities import LOSS, MAX_PANELS, NORM, by_quantity
+
+_MEANS = 25  # windows of a running mean in a curve; a shorter curve has none
 
 
 class History(Mapping[str, np.ndarray]):
@@ -117,10 +119,13 @@ class History(Mapping[str, np.ndarray]):
     def plot(self, *names: str) -> Any:
         """Return a matplotlib figure with one panel per quantity; notebooks show it.
 
-        A metric and its ``val/`` counterpart share a panel, and so do all norms, on a
-        logarithmic axis. There are at most 12 panels of at most 40 curves: if there are
-        more metrics, they are grouped by the last part of their names, then without the
-        numbers in them. The title names what is not drawn, and gives the values of
+        A metric and its ``val/`` counterpart share a panel, and so do all norms. Norms
+        are drawn on a logarithmic axis, and so are losses that are positive and fall to
+        a tenth or less. Long curves of a loss are drawn behind their running means.
+
+        There are at most 12 panels of at most 40 curves: if there are more metrics,
+        they are grouped by the last part of their names, then without the numbers in
+        them. The title names what is not drawn, and gives the values of
         metrics that never change, such as a constant learning rate; a loss and an
         evaluation are always drawn.
 
@@ -138,18 +143,25 @@ class History(Mapping[str, np.ndarray]):
             constant = []
         varying = [q for q in groups if q not in constant]
         shown = {q: groups[q][: plots.MAX_LABELS] for q in varying[:MAX_PANELS]}
-        panels = {
-            quantity: {name: [(self.steps(name), self[name])] for name in group}
-            for quantity, group in shown.items()
-        }
+        panels = {quantity: self._panel(group) for quantity, group in shown.items()}
+        panels[LOSS], pale = _with_means(panels.get(LOSS, {}))
+        panels = {quantity: panel for quantity, panel in panels.items() if panel}
         texts = [f"{n} = {self.last(n):.4g}" for q in constant for n in groups[q]]
         drawn = {name for group in shown.values() for name in group}
         left = [n for q in varying for n in groups[q] if n not in drawn]
         lists = [("constant", texts), ("not drawn", left)]
         width = plots.LETTERS * min(len(panels), plots.PANELS_IN_A_ROW)
         title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in lists if t]
-        logarithmic = [NORM] if _is_logarithmic(panels.get(NORM, {})) else []
-        return plots.figure(panels, log_scale=logarithmic, title="\n".join(title))
+        logarithmic = [
+            quantity
+            for quantity, ratio in ((NORM, 1.0), (LOSS, 10.0))
+            if _is_logarithmic(panels.get(quantity, {}), ratio)
+        ]
+        text = "\n".join(title)
+        return plots.figure(panels, log_scale=logarithmic, title=text, pale=pale)
+
+    def _panel(self, names: list[str]) -> dict[str, list[plots.Run]]:
+        return {name: [(self.steps(name), self[name])] for name in names}
 
     def _scalars(self) -> list[str]:
         """Return the names of scalars; ``is_finite`` only if there are no others."""
@@ -158,7 +170,7 @@ class History(Mapping[str, np.ndarray]):
 
     def _is_constant(self, quantity: str, names: list[str]) -> bool:
         """Return whether a quantity, unless a loss or an evaluation, never changes."""
-        if quantity == "loss" or any(name.startswith("val/") for name in names):
+        if quantity == LOSS or any(name.startswith("val/") for name in names):
             return False
         curves = [self[name] for name in names]
         return all(len(c) > 1 and np.all(c == c[0]) for c in curves)
@@ -201,13 +213,30 @@ class _Column:
         self._size = size
 
 
-def _is_logarithmic(panel: Mapping[str, Any]) -> bool:
-    """Return whether a panel's curves are positive, apart from some zeros."""
+def _with_means(panel: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Add the running means of long curves; return the panel and the long ones."""
+    found, long = {}, []
+    for name, runs in panel.items():
+        found[name] = runs
+        ((steps, values),) = runs
+        if len(values) >= 4 * _MEANS:
+            window = len(values) // _MEANS
+            mean = plots.running_mean(values, window)
+            found[f"{name}, mean over {window} records"] = [(steps, mean)]
+            long.append(name)
+    return found, long
+
+
+def _is_logarithmic(panel: Mapping[str, Any], ratio: float) -> bool:
+    """Return whether curves are positive, apart from some zeros, over such a range."""
     curves = [values[np.isfinite(values)] for ((_, values),) in panel.values()]
-    return bool(curves) and all(
+    if not curves or not all(
         np.any(c > 0) and np.all((c == 0) | (c > plots.SMALLEST_ON_LOG_AXIS))
         for c in curves
-    )
+    ):
+        return False
+    positive = np.concatenate([c[c > 0] for c in curves])
+    return bool(np.max(positive) >= ratio * np.min(positive))
 
 
 def _few(texts: list[str]) -> str:

@@ -75,11 +75,15 @@ def figure(
     band: tuple[float, float] = (0.0, 1.0),
     log_scale: Sequence[str] = (),
     title: str = "",
+    colors: Mapping[str, str] | None = None,
+    pale: Sequence[str] = (),
 ) -> Any:
     """Return the picture that `curves` saves, as a figure that notebooks display.
 
     Args:
         panels, x_label, band, log_scale, title: as for `curves`.
+        colors: by label; ``None`` gives each label another one.
+        pale: labels whose curves stay in the background.
 
     Raises:
         ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
@@ -96,7 +100,10 @@ def figure(
         ax = drawing.add_subplot(rows, across, number)
         for label, runs in panel.items():
             summary = decimate(*summarize(runs, band))
-            handles[label] = _draw(ax, summary, labels.index(label))
+            style = _style(labels.index(label))
+            style |= {"color": colors[label]} if colors else {}
+            style |= {"alpha": 0.35, "lw": 0.8} if label in pale else {}
+            handles[label] = _draw(ax, summary, style)
         ax.set(xlabel=x_label, ylabel=wrapped(quantity, 40))
         ax.set_yscale("log" if quantity in log_scale else "linear")
         ax.grid(alpha=0.3)
@@ -218,17 +225,55 @@ def _at(steps: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.interp(steps, own, values, left=np.nan, right=np.nan)
 
 
-def _draw(ax: Any, summary: Any, number: int) -> Any:
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the mean of each value and those before it, NaN where it is not finite.
+
+    Args:
+        values: (points,); what is not finite is left out of the means.
+        window: how many values a mean is of, fewer at the beginning.
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.logging.plots import running_mean
+        >>> print(running_mean(np.array([4.0, 2.0, np.nan, 6.0]), window=3))
+        [ 4.  3. nan  4.]
+    """
+    values = np.asarray(values, float)
+    finite = np.isfinite(values)
+    sums = _running_sum(np.where(finite, values, 0.0), window)
+    counts = _running_sum(finite.astype(float), window)
+    return np.where(finite, sums / np.maximum(counts, 1), np.nan)
+
+
+def _running_sum(values: np.ndarray, window: int) -> np.ndarray:
+    """Return sums over windows, each of the end of a block and the start of the next.
+
+    Differences of one cumulative sum would round all that follows a large value.
+    """
+    after = -len(values) % window
+    blocks = np.pad(values, (window, after)).reshape(-1, window)
+    starts = np.cumsum(blocks, axis=1).ravel()
+    ends = np.cumsum(blocks[:, ::-1], axis=1)[:, ::-1].ravel()
+    last = window + np.arange(len(values))
+    is_block = (last + 1) % window == 0
+    return starts[last] + np.where(is_block, 0.0, ends[last - window + 1])
+
+
+def _style(number: int) -> dict[str, Any]:
+    dashes = _STYLES[number // 10 % len(_STYLES)]
+    return {"color": f"C{number % 10}", "linestyle": dashes}
+
+
+def _draw(ax: Any, summary: Any, style: dict[str, Any]) -> Any:
     """Draw the median and its band; return the line, for the legend."""
     steps, *values = summary
     median, low, high = (np.clip(x, -_LARGEST, _LARGEST) for x in values)
-    style = _STYLES[number // 10 % len(_STYLES)]
     finite = np.isfinite(median)
     # A point without a finite neighbor would be invisible as a line.
     marker = None if np.any(finite[1:] & finite[:-1]) else "o"
-    (line,) = ax.plot(steps, median, style, color=f"C{number % 10}", marker=marker)
+    (line,) = ax.plot(steps, median, marker=marker, **style)
     if np.any(low < high):
-        ax.fill_between(steps, low, high, color=f"C{number % 10}", alpha=0.2, lw=0)
+        ax.fill_between(steps, low, high, color=style["color"], alpha=0.2, lw=0)
     return line
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 MAX_PANELS = 12
-NORM = "norm"
+NORM, LOSS = "norm", "loss"
 
 
 def by_quantity(names: Iterable[str]) -> dict[str, list[str]]:
@@ -36,7 +36,7 @@ def by_quantity(names: Iterable[str]) -> dict[str, list[str]]:
             groups.setdefault(quantity_of(name), []).append(name)
         if len(groups) <= MAX_PANELS:
             break
-    return dict(sorted(groups.items(), key=lambda item: item[0] != "loss"))
+    return dict(sorted(groups.items(), key=lambda item: item[0] != LOSS))
 
 
 def _measured(name: str) -> str:

@@ -1,7 +1,10 @@
 """The first experiment: its table, its choice of learning rates, what it saves."""
 
+import contextlib
 import csv
+import io
 import json
+import textwrap
 
 import jax
 import numpy as np
@@ -22,10 +25,16 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(runs):
+def printed():
+    """What the experiment prints, filled in by the run."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def run(runs, printed):
     """Return the swept trainings, the results and the run folder."""
     swept = []
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
         sweep = digits.sweeps.sweep
         patch.setattr(
             digits.sweeps,
@@ -107,6 +116,33 @@ def test_the_saved_network_is_the_best_one(run):
     )
     logits = np.maximum(test["x"] @ w + b, 0) @ v + c
     assert np.mean(logits.argmax(axis=1) == test["y"]) > 0.8
+
+
+def test_the_printed_lines_load_the_best_network_and_say_which_it_is(run, printed):
+    result, _, folder = run
+    rows = csv.DictReader((folder / "table.csv").read_text().splitlines())
+    name, rate = next((row["optimizer"], float(row["learning_rate"])) for row in rows)
+    _, head, code = printed.getvalue().partition("the best network (")
+    label, _, code = code.partition(":\n")
+    assert head
+    assert label == f"{name}, learning_rate {rate:g}, seed 0)"
+    found = {}
+    exec(textwrap.dedent(code), found)
+    (number,) = np.flatnonzero(
+        (result.points["optimizer"] == name)
+        & np.isclose(result.points["learning_rate"], rate)
+    )
+    best = digits.networks(result, int(number))[0]
+    jax.tree.map(np.testing.assert_array_equal, found["params"], best)
+    (saved,) = (folder / "best").glob("0*")
+    notes = json.loads((saved / "manifest.json").read_text())["manifest"]["notes"]
+    assert (notes["optimizer"], notes["seed"]) == (name, 0)
+    assert notes["learning_rate"] == pytest.approx(rate)
+
+
+def test_the_table_says_what_it_leaves_out(run, printed):
+    assert "first\nrank" in printed.getvalue()  # all six points are shown
+    assert "\nall points: table.csv\n" in printed.getvalue()
 
 
 def test_invalid_settings_are_refused(tmp_path):

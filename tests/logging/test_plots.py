@@ -48,7 +48,7 @@ def test_a_million_points_are_reduced_and_keep_their_extremes():
     values = noisy(MILLION)
     values[[123_456, 765_432]] = 50.0, -60.0
     figure = recorded({"loss": values}).plot()
-    (line,) = figure.axes[0].lines
+    line, _ = figure.axes[0].lines  # the other is the running mean
     x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     assert len(x) <= 5 * COLUMNS
     assert (x[y.argmax()], y.max()) == (123_457, 50.0)
@@ -72,15 +72,43 @@ def test_every_column_of_pixels_keeps_its_extremes():
 
 def test_short_curves_are_drawn_point_for_point():
     values = noisy(4 * COLUMNS)
-    (line,) = recorded({"loss": values}).plot().axes[0].lines
+    line, _ = recorded({"loss": values}).plot().axes[0].lines
     np.testing.assert_array_equal(line.get_ydata(), values)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 100])
+@pytest.mark.parametrize("count", [1, 6, 7, 50])
+def test_a_running_mean_is_of_the_last_values_and_keeps_small_ones(window, count):
+    values = np.random.default_rng(0).uniform(1, 2, count)
+    values[count // 5] = 1e20  # what follows its window is as exact as before
+    values[count // 2] = np.nan
+    found = plots.running_mean(values, window)
+    for end in range(count):
+        own = values[max(0, end + 1 - window) : end + 1]
+        expected = np.nan if np.isnan(values[end]) else np.nanmean(own)
+        np.testing.assert_allclose(found[end], expected, rtol=1e-13)
+
+
+def test_a_long_loss_is_drawn_behind_its_running_mean_on_a_logarithmic_axis():
+    steps = np.arange(1, 501)
+    loss = np.exp(-steps / 100) * (1 + 0.5 * np.cos(steps))
+    figure = recorded({"loss": loss, "val/loss": [0.5, 0.1]}).plot()
+    (axis,) = figure.axes
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["loss", "loss, mean over 20 records", "val/loss"]
+    raw, mean, validation = axis.lines
+    assert axis.get_yscale() == "log"
+    assert raw.get_alpha() < 1
+    assert mean.get_alpha() is validation.get_alpha() is None
+    np.testing.assert_allclose(mean.get_ydata()[-1], np.mean(loss[-20:]))
+    assert recorded({"loss": 1 + loss}).plot().axes[0].get_yscale() == "linear"
 
 
 def test_a_gap_of_a_long_curve_stays_a_gap():
     values = np.ones(MILLION)
     values[500_000:600_000] = np.nan
     values[800_000:] = np.inf
-    (line,) = recorded({"loss": values}).plot().axes[0].lines
+    line, _ = recorded({"loss": values}).plot().axes[0].lines
     x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     for start, end in ((501_001, 599_000), (801_001, MILLION)):
         assert np.all(np.isnan(y[(x > start) & (x <= end)]))

@@ -57,6 +57,37 @@ def test_curves_show_the_best_points_in_bands():
     assert legend[0] == "b, rate 0.1, decay 0.1"
 
 
+def test_curves_may_be_running_means():
+    figure = pictures.loss_curves(result(), ["val/loss", "loss"], means={"loss": 4})
+    first, second = drawn(figure), figure.axes[1]
+    assert first.get_ylabel() == "val/loss"
+    assert second.get_ylabel() == "loss, mean over 4 records"
+    whole = pictures.loss_curves(result(), ["loss"])
+    raw = drawn(whole).lines[0].get_ydata()
+    np.testing.assert_allclose(second.lines[0].get_ydata()[-1], np.mean(raw[-4:]))
+
+
+def test_a_group_has_one_color_in_all_pictures():
+    def colors(figure):
+        drawn(figure)
+        (legend,) = figure.legends
+        return {
+            text.get_text()[0]: to_hex(np.ravel(handle.get_color())[:4].tolist())
+            if isinstance(handle.get_color(), np.ndarray)
+            else to_hex(handle.get_color())
+            for text, handle in zip(
+                legend.get_texts(), legend.legend_handles, strict=True
+            )
+        }
+
+    to_hex = import_extra("matplotlib.colors", "plot").to_hex
+    swept = result()
+    curves = colors(pictures.loss_curves(swept, by="rule"))
+    lines = colors(pictures.sensitivity(swept, "rate", by="rule"))
+    assert list(curves) == ["b", "a"]  # the better one is first
+    assert {name: lines[name] for name in "ab"} == curves
+
+
 def test_curves_of_shorter_trainings_end_at_their_own_step():
     values = np.ones((2, SEEDS, 4))
     values[0, :, 2:] = np.nan

@@ -46,12 +46,34 @@ def test_rows_are_ranked_and_have_every_column():
 
 def test_the_text_is_aligned_and_ends_with_the_warnings():
     shown = str(table(result()))
-    opening, head, *lines, doubt = shown.splitlines()
+    opening, head, *lines, legend, doubt = shown.splitlines()
     assert opening == "val/loss, smallest median over 6 seeds first"
     columns = "rank rate optimizer median interval P(best) % diverged"
     assert head.split() == columns.split()
     assert len({len(line) for line in [head, *lines]}) == 1
+    assert legend.startswith("interval: holds the median with 95 % confidence; P(best)")
     assert doubt.startswith("! the best point has the largest rate tried (0.2)")
+    assert "with 50 % confidence" in str(table(result(), level=0.5))
+
+
+def test_the_text_says_how_many_points_are_shown():
+    opening = "val/loss, smallest median over 6 seeds first, 2 of 4 points\n"
+    whole = table(result())
+    for short in (table(result(), top=2), whole._replace(rows=whole.rows[:2])):
+        assert str(short).startswith(opening)
+
+
+def test_measured_values_have_four_digits_each():
+    swept = result(medians=(1.0, 0.5, 0.25, 12345.0))
+    swept = swept._replace(
+        notes=swept.notes | {"values": np.array([[1.0], [0.5], [0.25], [12345.0]])},
+        diverged_at=np.full((4, 1), -1),
+    )
+    _, _, *lines = str(table(swept)).splitlines()
+    assert [line.split()[3] for line in lines[:4]] == [
+        *("0.2500", "0.5000", "1.000", "1.234e+04"),
+    ]
+    assert [line.split()[1] for line in lines[:2]] == ["0.1", "0.2"]  # as they are
 
 
 def test_the_rows_can_be_written_as_csv():

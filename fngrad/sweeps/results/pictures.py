@@ -32,6 +32,7 @@ def loss_curves(
     metric: Metric | None = None,
     labels: Mapping[str, str] | None = None,
     band: tuple[float, float] = (0.25, 0.75),
+    means: Mapping[str, int] | None = None,
 ) -> Any:
     """Draw curves of the best points: the median over seeds, with a quantile band.
 
@@ -39,11 +40,12 @@ def loss_curves(
         result: from `fngrad.sweep`.
         names: in the history, one panel each; none means the metric.
         by: a column, such as ``"optimizer"``: draw the best point of each of its
-            values; ``None`` draws the best of all.
+            values, in the colors of `sensitivity`; ``None`` draws the best of all.
         top: how many points to draw, at most.
         metric: ranks the points; ``None`` means the sweep's.
         labels: name -> the label of its axis, with the unit.
         band: two quantiles over seeds.
+        means: name -> of how many records to draw the running mean.
 
     Raises:
         ImportError: if matplotlib is missing (``pip install "fngrad[plot]"``).
@@ -55,7 +57,7 @@ def loss_curves(
     total = np.ones(len(found.median), int)
     for name, x in result.history.items():
         total = np.maximum(total, records(result, name)) if x.ndim > 2 else total
-    panels = {}
+    panels, means = {}, means or {}
     for name in names:
         curves = result.history.get(name)
         if curves is None or curves.ndim not in (2, 3):
@@ -64,15 +66,25 @@ def loss_curves(
             )
         own = records(result, name) if curves.ndim == 3 else np.ones(len(total), int)
         curves = np.asarray(curves, float).reshape(*curves.shape[:2], -1)
-        panels[labels.get(name, name)] = {
+        window = means.get(name, 1)
+        shown = labels.get(name, name)
+        shown += f", mean over {window} records" if window > 1 else ""
+        panels[shown] = {
             describe_point(result, number): [
-                (_spaced(own[number], total[number]), curve[: own[number]])
+                (
+                    _spaced(own[number], total[number]),
+                    _smooth(curve[: own[number]], window),
+                )
                 for curve in curves[number]
             ]
             for number in chosen[:top]
         }
     log_scale = [name for name, panel in panels.items() if _panel_needs_log_axis(panel)]
-    return plots.figure(panels, band=band, log_scale=log_scale)
+    colors = None
+    if by:
+        own_colors = _colors_of(_column(result, by))
+        colors = {describe_point(result, n): own_colors[n] for n in chosen}
+    return plots.figure(panels, band=band, log_scale=log_scale, colors=colors)
 
 
 def heat_map(
@@ -151,9 +163,10 @@ def sensitivity(
     axis = figure.add_subplot()
     medians = plot_elements.readable(found)
     handles: dict[str, Any] = {}
-    for number, group in enumerate(dict.fromkeys(groups.tolist())):
+    colors = _colors_of(groups)
+    for group in dict.fromkeys(groups.tolist()):
         own = np.flatnonzero(groups == group)
-        color = COLORS[number % len(COLORS)]
+        color = colors[own[0]]
         axis.scatter(values[own], medians[own], s=9, color=color, alpha=0.35)
         best = _best_at_each(values, found, own)
         title = literal(str(group) if by else f"best at each {name}")
@@ -274,6 +287,16 @@ def _column(result: SweepResult, name: str) -> np.ndarray:
             f"{name!r}"
         )
     return column
+
+
+def _smooth(curve: np.ndarray, window: int) -> np.ndarray:
+    return plots.running_mean(curve, window) if window > 1 else curve
+
+
+def _colors_of(groups: np.ndarray) -> list[str]:
+    """Return the color of each point: one for each value of a column."""
+    values = list(dict.fromkeys(groups.tolist()))
+    return [COLORS[values.index(x) % len(COLORS)] for x in groups.tolist()]
 
 
 def _best_of_each(result: SweepResult, found: Summary, by: str) -> list[int]:

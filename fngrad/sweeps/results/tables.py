@@ -20,10 +20,11 @@ Choice = int | Mapping[str, Any]  # a point's number, or values of some columns
 
 
 class Table(NamedTuple):
-    """Points of a sweep, ranked; as text a table, followed by the warnings."""
+    """Points of a sweep, ranked; as text a table, its legend and the warnings."""
 
     summary: Summary
     rows: list[dict[str, Any]]  # one per point, the best first, by column name
+    level: float = 0.95  # of the intervals
 
     def __str__(self) -> str:
         """Return the table as text."""
@@ -31,11 +32,17 @@ class Table(NamedTuple):
         seeds = self.summary.seeds
         word = "smallest" if mode == "min" else "largest"
         opening = f"{name}, {word} median over {seeds} seeds first"
-        shown = [_with_interval(row) for row in self.rows]
-        lines = [[short_text(value) for value in row.values()] for row in shown]
+        if len(self.rows) < len(self.summary.order):
+            opening += f", {len(self.rows)} of {len(self.summary.order)} points"
+        shown = [_texts(row) for row in self.rows]
+        lines = [list(row.values()) for row in shown]
         ranking = text_tables.table([list(shown[0]), *lines], left=1)
+        legend = (
+            f"interval: holds the median with {100 * self.level:g} % confidence; "
+            "P(best): the probability that the point is the best"
+        )
         doubts = [f"! {doubt}" for doubt in self.summary.warnings]
-        return "\n".join([opening, ranking, *doubts])
+        return "\n".join([opening, ranking, legend, *doubts])
 
     def to_csv(self) -> str:
         """Return the rows as comma-separated values, with a header line."""
@@ -180,8 +187,8 @@ def table(
 
     As text it has the hyperparameters, the median over seeds and its interval, the
     probability that the point is best (in percent) and the number of lanes that
-    diverged, followed by warnings about the best point. A median is infinite if half
-    the lanes diverged.
+    diverged, followed by a legend and by warnings about the best point. A median is
+    infinite if half the lanes diverged.
 
     Args:
         result: from `fngrad.sweep`.
@@ -205,10 +212,12 @@ def table(
         ...     return (), {"val/loss": (point["rate"] - 0.2) ** 2}
         >>> result = sweep(train_fn, grid(rate=[0.1, 0.2, 0.4]), 5, progress=False)
         >>> print(table(result, top=2))
-        val/loss, smallest median over 5 seeds first
-        rank  rate  median     interval  P(best) %  diverged
-        1      0.2       0        0 - 0        100         0
-        2      0.1    0.01  0.01 - 0.01          0         0
+        val/loss, smallest median over 5 seeds first, 2 of 3 points
+        rank  rate   median           interval  P(best) %  diverged
+        1      0.2    0.000      0.000 - 0.000      100.0         0
+        2      0.1  0.01000  0.01000 - 0.01000        0.0         0
+        interval: holds the median with 95 % confidence; P(best): the probability that \
+the point is the best
     """
     if top is not None:
         top = numerics.check_count("top", top, 1)
@@ -223,7 +232,7 @@ def table(
         row["diverged"] = int(found.diverged[number])
         row |= {name: float(values[number]) for name, values in more.items()}
         rows.append(row)
-    return Table(found, rows)
+    return Table(found, rows, level)
 
 
 def compare(
@@ -267,11 +276,19 @@ def compare(
     return found._replace(names=(_label(a), _label(b)))
 
 
-def _with_interval(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with both ends of the interval in one column."""
-    interval = f"{short_text(row['low'])} - {short_text(row['high'])}"
-    joined = {"interval" if k == "low" else k: v for k, v in row.items() if k != "high"}
-    return joined | {"interval": interval}
+def _texts(row: dict[str, Any]) -> dict[str, str]:
+    """Return a row as text, with both ends of the interval in one column."""
+    names = list(row)
+    measured = {"median", "low", "high", *names[names.index("diverged") + 1 :]}
+    texts = {k: _digits(x) if k in measured else short_text(x) for k, x in row.items()}
+    texts["P(best) %"] = f"{row['P(best) %']:.1f}"
+    texts["low"] += f" - {texts.pop('high')}"
+    return {"interval" if k == "low" else k: text for k, text in texts.items()}
+
+
+def _digits(value: float) -> str:
+    """Return a measured value with four digits, zeros at the end included."""
+    return f"{value:#.4g}".rstrip(".")
 
 
 def _values(result: SweepResult, number: int) -> dict[str, Any]:
