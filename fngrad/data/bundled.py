@@ -4,6 +4,8 @@ Each is divided 70 : 15 : 15 by `fngrad.data.split` with seed 0, classes in equa
 proportion in all parts. Scaling uses only the training part.
 """
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,15 @@ from fngrad.programs.optional_imports import import_extra
 
 FRACTIONS = (0.7, 0.15, 0.15)
 SEED = 0
+
+_FILES = {  # name, delimiter and number of header lines; the target is the last column
+    "digits": [("digits.csv.gz", ",", 0)],
+    "breast_cancer": [("breast_cancer.csv", ",", 1)],
+    "diabetes": [
+        ("diabetes_data_raw.csv.gz", None, 0),
+        ("diabetes_target.csv.gz", None, 0),
+    ],
+}
 
 
 def digits(*, standardized: bool = True, images: bool = False) -> Splits:
@@ -35,7 +46,7 @@ def digits(*, standardized: bool = True, images: bool = False) -> Splits:
         E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", 1998,
         https://doi.org/10.24432/C50P49 (its test set).
     """
-    x, y = _load("load_digits")
+    x, y = _load("digits")
     parts = _parts(x.reshape(-1, 8, 8, 1) if images else x, y.astype(np.int32), y)
     return standardize(parts, "x", axis=None) if standardized else parts
 
@@ -60,7 +71,7 @@ def breast_cancer(*, standardized: bool = True) -> Splits:
         W. Wolberg et al., "Breast Cancer Wisconsin (Diagnostic)", 1995,
         https://doi.org/10.24432/C5DW2B.
     """
-    x, y = _load("load_breast_cancer")
+    x, y = _load("breast_cancer")
     parts = _parts(x, y.astype(np.int32), y)
     return standardize(parts, "x") if standardized else parts
 
@@ -86,14 +97,38 @@ def diabetes(*, standardized: bool = True) -> Splits:
         https://doi.org/10.1214/009053604000000067.
     """
     # scikit-learn's own scaling uses all 442 patients, the test part too.
-    x, y = _load("load_diabetes", scaled=False)
+    x, y = _load("diabetes", scaled=False)
     parts = _parts(x, y.astype(np.float32), None)
     return standardize(parts, "x", "y") if standardized else parts
 
 
 def _load(name: str, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    datasets = import_extra("sklearn.datasets", "data", "scikit-learn")
-    return getattr(datasets, name)(return_X_y=True, **options)
+    """Return the features and the targets of a data set.
+
+    They are read from scikit-learn's files; importing it takes longer than that, mostly
+    for scipy. Where the files are elsewhere, scikit-learn reads them itself.
+    """
+    try:
+        folder = _folder()
+        table, *target = (
+            np.loadtxt(folder / file, delimiter=delimiter, skiprows=skipped)
+            for file, delimiter, skipped in _FILES[name]
+        )
+    except FileNotFoundError:
+        datasets = import_extra("sklearn.datasets", "data", "scikit-learn")
+        return getattr(datasets, f"load_{name}")(return_X_y=True, **options)
+    return (table, target[0]) if target else (table[:, :-1], table[:, -1])
+
+
+def _folder() -> Path:
+    """Return where scikit-learn keeps its files, without importing it."""
+    try:
+        found = importlib.util.find_spec("sklearn")
+    except ValueError:  # an imported module without a spec
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError("sklearn")
+    return Path(found.submodule_search_locations[0]) / "datasets" / "data"
 
 
 def _parts(x: np.ndarray, y: np.ndarray, stratify: np.ndarray | None) -> Splits:

@@ -30,6 +30,7 @@ from fngrad.layers.core import (
     at,
     no_params,
 )
+from fngrad.layers.one_program import plain
 from fngrad.types import Key, ModelState, Params, Path
 
 
@@ -223,7 +224,7 @@ def _lift(entry: LayerLike) -> StatefulLayer:
         return entry
     if isinstance(entry, Layer):
         return StatefulLayer(
-            lambda key: (entry.init(key), ()),
+            lambda key: (plain(entry.init)(key), ()),
             lambda params, state, x, *, key=None: (
                 entry.apply(params, x, key=key),
                 state,
@@ -248,7 +249,7 @@ def _layer(
     if all(child.place is None for child in children):
         return _without_state(no_params, layer.apply, ())
     return _without_state(
-        lambda key: layer.init(key)[0],
+        lambda key: plain(layer.init)(key)[0],
         layer.apply,
         _pack(children, [()] * len(children)),
     )
@@ -269,7 +270,8 @@ def _init(
         key = numerics.key(key)
         made, drawn = [], 0
         for child in children:
-            made.append(child.layer.init(jax.random.fold_in(key, drawn)))
+            init = plain(child.layer.init)
+            made.append(init(jax.random.fold_in(key, drawn)))
             drawn += child.place is not None
         params, states = zip(*made, strict=True)
         return _pack(children, params), _pack(children, states)

@@ -24,6 +24,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.layers.one_program import as_one_program
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
@@ -38,8 +39,8 @@ class Layer(_Layer):
     __slots__ = ()
 
     def __new__(cls, init: Callable[..., Params], apply: Callable[..., Any]) -> "Layer":
-        """Make a layer whose ``init`` explains a missing key."""
-        return super().__new__(cls, _asks_for_key(init), apply)
+        """Make a layer whose ``init`` explains a missing key and is one program."""
+        return super().__new__(cls, _whole(init), apply)
 
 
 class _StatefulLayer(NamedTuple):
@@ -58,8 +59,8 @@ class StatefulLayer(_StatefulLayer):
         init: Callable[..., tuple[Params, ModelState]],
         apply: Callable[..., tuple[Any, ModelState]],
     ) -> "StatefulLayer":
-        """Make a layer whose ``init`` explains a missing key."""
-        return super().__new__(cls, _asks_for_key(init), apply)
+        """Make a layer whose ``init`` explains a missing key and is one program."""
+        return super().__new__(cls, _whole(init), apply)
 
 
 # For a model state that is missing, or in the place of the parameters.
@@ -73,10 +74,13 @@ _MOST_SHOWN = 8  # leaves of a layer in the message of its error
 LayerLike: TypeAlias = Layer | StatefulLayer | Callable[[Any], Any]
 
 
+def _whole(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the ``init`` of a layer: one program that asks for a key."""
+    return init if hasattr(init, _KEYED) else _asks_for_key(as_one_program(init))
+
+
 def _asks_for_key(init: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``init``, which without a key raises a TypeError that explains it."""
-    if hasattr(init, _KEYED):
-        return init
 
     @functools.wraps(init)
     def keyed(*args: Any, **named: Any) -> Any:

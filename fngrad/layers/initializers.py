@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
@@ -187,7 +188,9 @@ def _scaled(scale: Scalar, base: Initializer) -> Initializer:
     numerics.check_number("scale", scale)
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return numerics.scaled(numerics.hyper(scale), base(key, shape, dtype))
+        # In one program XLA would merge this factor with those of the distribution.
+        drawn = lax.optimization_barrier(base(key, shape, dtype))
+        return numerics.scaled(numerics.hyper(scale), drawn)
 
     return init
 

@@ -73,11 +73,22 @@ def _key_of_int(seed: int) -> jax.Array:
     while rest:
         higher.append(np.uint32(rest % 2**32))
         rest >>= 32
-    first = jax.random.key(np.uint32(low))
+    first = _key_of_word(low)
     if seed >= 0 and not higher:
         return first
     head = np.uint32(_FOLDED_SEED + 2 * len(higher) + (seed < 0))
     return functools.reduce(jax.random.fold_in, [head, *higher], first)
+
+
+def _key_of_word(word: int) -> jax.Array:
+    """Return ``jax.random.key(word)``, 0 <= word < 2**32, compiling nothing if it can.
+
+    Of Threefry, the default, the bits are the word itself.
+    """
+    if jax.config.jax_default_prng_impl != "threefry2x32":  # pyright: ignore
+        return jax.random.key(np.uint32(word))
+    bits = jax.device_put(np.array([0, word], np.uint32))
+    return jax.random.wrap_key_data(bits, impl="threefry2x32")
 
 
 def _key_of_array(seed: jax.Array) -> jax.Array:

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import pathlib
 import struct
+import subprocess
 import sys
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import fngrad.data as data
+import fngrad.data.bundled as bundled
 
 
 def test_a_split_is_an_exact_partition_that_keeps_rows_together():
@@ -155,8 +158,36 @@ def test_digits_come_as_images_too():
     np.testing.assert_array_equal(images.test["x"].reshape(-1, 64), flat.test["x"])
 
 
+@pytest.mark.parametrize("name", RAW)
+def test_the_bundled_files_give_what_scikit_learns_loaders_give(name):
+    datasets = pytest.importorskip("sklearn.datasets")
+    options = {"scaled": False} if name == "diabetes" else {}
+    expected = getattr(datasets, f"load_{name}")(return_X_y=True, **options)
+    for array, theirs in zip(bundled._load(name), expected, strict=True):
+        np.testing.assert_array_equal(array, theirs, strict=array.ndim == 2)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_without_its_files_scikit_learn_loads_the_bundled_sets(name, monkeypatch):
+    pytest.importorskip("sklearn.datasets")
+    expected = getattr(data, name)()
+    monkeypatch.setattr(bundled, "_folder", lambda: pathlib.Path("not_there"))
+    jax.tree.map(np.testing.assert_array_equal, getattr(data, name)(), expected)
+
+
+def test_the_bundled_sets_do_not_import_scikit_learn():
+    code = (
+        "import sys, fngrad as fg; fg.data.digits(); fg.data.breast_cancer(); "
+        "fg.data.diabetes(); print('sklearn' in sys.modules, 'scipy' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
     with pytest.raises(ImportError, match=r'pip install "fngrad\[data\]"'):
         data.digits()
 

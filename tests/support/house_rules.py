@@ -146,6 +146,7 @@ HOUSE = (
 LAST_PURE_FLOOR = 4
 IMPURE = {  # on a pure floor, with the reason
     "fngrad.data.files": "reads files",
+    "fngrad.data.bundled": "reads scikit-learn's files",
     "fngrad.data.splitting": "permutes on the host, with a seeded generator",
 }
 FLOORS = {
