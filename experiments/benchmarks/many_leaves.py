@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
 import time
@@ -32,10 +33,24 @@ import jax
 import jax.numpy as jnp
 
 import fngrad as fg
-from experiments.benchmarks.timing import interleave, paired_ratio, seconds, table
+import fngrad.programs.text_tables as text_tables
+from experiments.benchmarks.timing import (
+    exponent,
+    interleave,
+    paired_ratio,
+    seconds,
+    table,
+)
 from fngrad.programs.optional_imports import import_extra
 from fngrad.transforms.stacking import stack, stack_leaves
 
+RULES = {
+    "sgd": lambda: fg.sgd(1e-3),
+    "momentum": lambda: fg.momentum(1e-3),
+    "rmsprop": lambda: fg.rmsprop(1e-3),
+    "adagrad": lambda: fg.adagrad(1e-3),
+    "adam": lambda: fg.adam(1e-3),
+}
 CLAIM = 10.0  # times faster
 CLAIMED_AT = 1000  # leaves
 
@@ -75,6 +90,58 @@ def make_case(optimizer: fg.Transform, params: Any) -> Case:
     start = time.perf_counter()
     compiled = step.lower(params, opt_state, gradients).compile()
     return Case(compiled, time.perf_counter() - start, params, opt_state, gradients)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildTimes:
+    """Seconds until an update can run."""
+
+    traced: float
+    lowered: float
+    compiled: float
+
+
+def build_times(optimizer: fg.Transform, params: Any) -> BuildTimes:
+    """Trace, lower and compile the update of parameters that may be abstract."""
+
+    def step(params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return fg.apply_updates(params, updates), opt_state
+
+    opt_state = jax.eval_shape(optimizer.init, params)
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    times = [time.perf_counter()]
+    traced = jitted.trace(params, opt_state, params)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    lowered.compile()
+    times.append(time.perf_counter())
+    return BuildTimes(*(b - a for a, b in itertools.pairwise(times)))
+
+
+def print_build_times(config: Config) -> dict[str, list[BuildTimes]]:
+    """Print a table of the seconds to build each rule's update; return them."""
+    rows = [("", *(f"{count} leaves" for count in config.counts), "exponent")]
+    found = {}
+    for name, make in RULES.items():
+        found[name] = [
+            build_times(make(), abstract_leaves(count, config.leaf_size))
+            for count in config.counts
+        ]
+        for part in ("traced", "lowered", "compiled"):
+            seconds = [getattr(times, part) for times in found[name]]
+            fits = len(config.counts) > 3  # enough for the larger half
+            growth = f"{exponent(config.counts, seconds):.2f}" if fits else ""
+            rows.append((f"{name} {part}", *(f"{s:.2f}" for s in seconds), growth))
+    print("\nseconds to trace, lower and compile an update, and their growth")
+    print(text_tables.table(rows, left=1))
+    return found
+
+
+def abstract_leaves(count: int, leaf_size: int) -> list[jax.ShapeDtypeStruct]:
+    """Return the shapes of so many leaves."""
+    return [jax.ShapeDtypeStruct((leaf_size,), jnp.float32)] * count
 
 
 def make_cases(count: int, leaf_size: int) -> dict[str, Case]:
@@ -154,6 +221,7 @@ def measure(config: Config, count: int) -> tuple[float, float]:
 def main(config: Config) -> int:
     """Measure every number of leaves; return 1 if the claim fails."""
     print(f"jax {jax.__version__} on {jax.default_backend()}, {os.cpu_count()} cores")
+    print_build_times(config)
     faster = {count: measure(config, count) for count in config.counts}
     if CLAIMED_AT not in faster:
         return 0

@@ -31,7 +31,8 @@ def collect() -> dict[str, Any]:
         ``python, platform, versions, backend, device_kind, device_count,
         process_count, flags, environment, git, command, freeze``. The version of a
         library that is not installed as a package is None; so is ``git`` outside a
-        repository. ``dirty`` says whether tracked files differ from the commit.
+        repository. ``dirty`` says whether tracked files differ from the commit; it is
+        None where git cannot tell, as without a work tree.
     """
     freeze = _freeze()
     return {
@@ -71,7 +72,7 @@ def _git() -> dict[str, Any] | None:
     if commit is None:
         return None
     changes = _output("git", "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": changes != ""}
+    return {"commit": commit, "dirty": None if changes is None else changes != ""}
 
 
 def _output(*command: str) -> str | None:

@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fngrad.numerics.stochastic_rounding import NEAREST, mix, positions, step_word
+
 FRACTION_BITS = 23  # of float32
-NEAREST = 1 << 31  # the dither of rounding to nearest
 
 
 class Coding(NamedTuple):
@@ -137,18 +138,7 @@ def dither_like(coded: Coded, step: jax.Array, stream: int) -> jax.Array:
         step: int32, shape ().
         stream: the number of the array.
     """
-    shape = _rows(coded)
-    row = lax.broadcasted_iota(jnp.uint32, shape, 0)
-    column = lax.broadcasted_iota(jnp.uint32, shape, 1)
-    position = row * jnp.uint32(shape[1]) + column
-    return _mix(position + _mix(step.astype(jnp.uint32) + _mix(jnp.uint32(stream + 1))))
-
-
-def _mix(word: jax.Array) -> jax.Array:
-    """Hash 32 bits: the finalizer of MurmurHash3."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        word = (word ^ (word >> shift)) * jnp.uint32(factor)
-    return word ^ (word >> 16)
+    return mix(positions(_rows(coded)) + step_word(step, stream))
 
 
 def _round(fraction: jax.Array, coding: Coding, dither: Any) -> jax.Array:

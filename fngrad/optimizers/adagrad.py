@@ -8,6 +8,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
+    bounded_squares,
     divide_by_root,
     full_moment,
     place_eps,
@@ -56,12 +57,10 @@ def scale_by_rss(
     def update(
         updates: Updates, state: ScaleByRssState, params: Params
     ) -> tuple[Updates, ScaleByRssState]:
-        updates = squarable(updates)
-        squares = jax.tree.map(tree.abs_square, updates)
-        sums = tree.add(state.sum_of_squares, squares)
+        sums = tree.add(state.sum_of_squares, bounded_squares(updates))
         sums = jax.tree.map(numerics.saturated, sums, updates)
         inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = divide_by_root(updates, sums, inside, outside)
+        new_updates = divide_by_root(squarable(updates), sums, inside, outside)
         return new_updates, ScaleByRssState(numerics.next_step(state.step), sums)
 
     return chain(Transform(init, update, name="scale_by_rss"))

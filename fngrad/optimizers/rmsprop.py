@@ -9,7 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
-    average_square,
+    bounded_squares,
     check_moments,
     divide_by_root,
     full_moment,
@@ -76,12 +76,11 @@ def scale_by_rms(
     def update(
         updates: Updates, state: ScaleByRmsState, params: Params
     ) -> tuple[Updates, ScaleByRmsState]:
-        updates = squarable(updates)
         beta = numerics.hyper(decay, state.step)
-        nu = average_square(beta, state.nu, updates)
+        nu = tree.average(beta, state.nu, bounded_squares(updates))
         nu_hat = remove_bias(nu, beta, state.step) if bias_correction else nu
         inside, outside = place_eps(numerics.hyper(eps, state.step), eps_in_sqrt)
-        new_updates = divide_by_root(updates, nu_hat, inside, outside)
+        new_updates = divide_by_root(squarable(updates), nu_hat, inside, outside)
         return new_updates, ScaleByRmsState(numerics.next_step(state.step), nu)
 
     return chain(Transform(init, update, name="scale_by_rms"))

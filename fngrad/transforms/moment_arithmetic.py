@@ -57,6 +57,16 @@ def squarable(updates: Updates, count: int = 1) -> Updates:
     return jax.tree.map(bound, updates)
 
 
+def bounded_squares(updates: Updates) -> Updates:
+    """Return |u|**2 of the updates that `squarable` returns.
+
+    For rules that divide the bounded updates by a moment of them.
+    """
+    # Of -u, or the two uses would share the bounded updates: XLA on CPU does not fuse
+    # what is read by two loops of which one feeds the other, but writes it to memory.
+    return jax.tree.map(tree.abs_square, squarable(tree.scale(-1.0, updates)))
+
+
 def saturated_square(x: jax.Array) -> jax.Array:
     """Return |x|**2, finite wherever x is."""
     return numerics.saturated(tree.abs_square(x), x)

@@ -1,4 +1,4 @@
-"""Quantized moments: 8 or 4 bits per entry."""
+"""Quantized moments: 16, 8 or 4 bits per entry."""
 
 import functools
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.numerics.low_bit_codes as low_bit_codes
+import fngrad.numerics.stochastic_rounding as stochastic_rounding
 import fngrad.programs.text_tables as text_tables
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
@@ -21,7 +22,13 @@ from fngrad.transforms.core import (
     wrapper,
 )
 from fngrad.transforms.description import num_bytes
-from fngrad.transforms.quantized_update import decode, is_coded, update_coded
+from fngrad.transforms.quantized_update import (
+    Short,
+    decode,
+    is_short,
+    update_coded,
+    update_rounded,
+)
 from fngrad.types import Metrics, OptState, Params, Updates
 
 
@@ -29,7 +36,7 @@ class QuantizeState(NamedTuple):
     """State of `quantize_state`."""
 
     step: jax.Array  # int32, shape (); selects the draws of the rounding
-    inner: OptState  # with a low_bit_codes.Coded for every large moment
+    inner: OptState  # with a Coded or a Rounded for every moment that is quantized
 
 
 def quantize_state(
@@ -39,44 +46,55 @@ def quantize_state(
     signed: str | Sequence[str] = (),
     non_negative: str | Sequence[str] = (),
     *,
-    min_size: int = 4096,
+    min_size: int | None = None,
 ) -> Transform:
-    r"""Keep a transform's moments in codes of 8 or 4 bits.
+    r"""Keep a transform's moments in bfloat16, or in codes of 8 or 4 bits.
 
-    A block of ``block_size`` entries of a moment shares a float32 scale $s$, its
-    largest modulus; each entry $x$ is kept as the code of $x / s$, see
-    `fngrad.numerics.low_bit_codes`. At every update the moments are decoded, ``inner``
-    makes its update in float32, and its new moments are encoded. They are rounded up
-    or down at random, without bias:
+    At every update the moments $m$ are decoded, ``inner`` makes its update in float32,
+    and its new moments are encoded. They are rounded up or down at random, without
+    bias:
 
     $$\mathbb E\,[\,\mathrm{decode}(\mathrm{encode}(m_t))\,] = m_t$$
 
-    (an entry of a second moment below $10^{-10}$ of its block's largest is raised to
-    that, never rounded to zero, since updates are divided by its root). The rounding
-    is a function of the step and the entry's position, so a run repeats exactly. On
-    CPU the optimizer's step takes two to three times as long; parameters are updated
-    one after another, so that the decoded moments of one parameter at a time are in
-    memory; see ``experiments/benchmarks/state_memory.py``.
+    Rounding to nearest would not do: with $\beta_2 = 0.999$ a second moment changes by
+    at most a thousandth per step, a quarter of the distance between numbers of
+    bfloat16, and would stay where it is. The rounding is a function of the step and
+    the entry's position, so a run repeats exactly.
+
+    With 16 bits a moment is an array in bfloat16, and the update is made of the rounded
+    moments. An optimizer's step takes about as long as in float32. Other libraries call
+    this ``mu_dtype`` or a state dtype, usually for the first moment alone and rounded
+    to nearest; here it holds for all moments.
+
+    With 8 or 4 bits a block of ``block_size`` entries shares a float32 scale $s$, its
+    largest modulus; each entry $x$ is kept as the code of $x / s$, see
+    `fngrad.numerics.low_bit_codes`. (An entry of a second moment below $10^{-10}$ of
+    its block's largest is raised to that, never rounded to zero, since updates are
+    divided by its root.) On CPU the optimizer's step takes two to three times as long;
+    parameters are updated one after another, so that the decoded moments of one
+    parameter at a time are in memory; see ``experiments/benchmarks/state_memory.py``.
 
     The state classes of fngrad's rules declare which fields are moments. All other
     state (counters, iterates, averages of parameters, bases, factors) keeps its dtype,
     as do complex moments and those with fewer than ``min_size`` entries.
     `describe_quantization` prints how each leaf is stored.
 
-    Codes are integers, so a run with them cannot be differentiated.
+    Rounding has no derivative, so a run with it cannot be differentiated.
 
     Args:
         inner: the transform, usually a whole optimizer.
-        bits: 8 or 4. With 4, codes are up to a factor of 2 apart, and training is no
-            longer the same as in float32: try it beside 8.
-        block_size: entries per scale, even; a scale costs 4 bytes.
+        bits: 16, 8 or 4. With 4, codes are up to a factor of 2 apart, and training is
+            no longer the same as in float32: try it beside 8.
+        block_size: entries per scale, even; a scale costs 4 bytes. Not used with 16
+            bits.
         signed: for rules that declare no moments: globs over the paths of the inner
             state, such as ``"**/mu/**"``, of moments of either sign.
         non_negative: likewise, of moments that are never negative.
-        min_size: the fewest entries of a leaf that is encoded.
+        min_size: the fewest entries of a leaf that is encoded; ``None`` means 0 with 16
+            bits and 4096 with fewer.
 
     Raises:
-        ValueError: if ``bits`` is neither 8 nor 4, or ``block_size`` is odd or not
+        ValueError: if ``bits`` is not 16, 8 or 4, or ``block_size`` is odd or not
             positive; at ``init``, if a glob selects no leaf or a leaf has two kinds.
 
     Example:
@@ -99,32 +117,38 @@ def quantize_state(
         codes are small floats; those of second moments have no zero, also in 8 bits;
         rounding is stochastic, not to the nearest.
     """
-    if bits not in (8, 4):
-        raise ValueError(f"need bits=8 or bits=4, got {bits=}")
+    if bits not in (16, 8, 4):
+        raise ValueError(f"need bits=16, 8 or 4, got {bits=}")
     bits = numerics.check_count("bits", bits)
     block_size = numerics.check_count("block_size", block_size)
+    if min_size is None:
+        min_size = 0 if bits == 16 else 4096
     min_size = numerics.check_count("min_size", min_size)
     if block_size < 2 or block_size % 2:
         raise ValueError(f"need an even block_size >= 2, got {block_size=}")
     transform = unwrap(inner)
     globs = {"signed": _as_tuple(signed), "non_negative": _as_tuple(non_negative)}
 
+    def encode(leaf: jax.Array, kind: str) -> Short:
+        if bits == 16:
+            return stochastic_rounding.round_by_dither(leaf)
+        coding = low_bit_codes.Coding(bits, kind == "signed")
+        return low_bit_codes.encode(leaf, coding, block_size)
+
     def init(params: Params) -> QuantizeState:
         def begin(kind: str, leaf: jax.Array) -> Any:
-            if not kind or not _is_worth_it(leaf, min_size):
-                return leaf
-            return low_bit_codes.encode(
-                leaf, low_bit_codes.Coding(bits, kind == "signed"), block_size
-            )
+            is_chosen = kind and _is_worth_it(leaf, min_size)
+            return encode(leaf, kind) if is_chosen else leaf
 
         state = transform.init(params)
-        coded = jax.tree.map(begin, queries.moment_kinds(state, globs), state)
-        return QuantizeState(numerics.first_step(), coded)
+        short = jax.tree.map(begin, queries.moment_kinds(state, globs), state)
+        return QuantizeState(numerics.first_step(), short)
 
     def advance(
         update_fn: UpdateFn, updates: Updates, state: QuantizeState, params: Params
     ) -> tuple[Updates, QuantizeState, Metrics]:
-        updates, inner, metrics = update_coded(
+        update = update_rounded if bits == 16 else update_coded
+        updates, inner, metrics = update(
             functools.partial(update_fn, transform),
             updates,
             state.inner,
@@ -147,20 +171,26 @@ def describe_quantization(optimizer: TransformLike, params: Params) -> str:
         params: arrays or ShapeDtypeStructs; nothing is computed.
     """
     state = jax.eval_shape(optimizer.init, params)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_coded)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_short)
     rows, total = [], [0, 0]
     for path, leaf in leaves:
         before = jax.tree.leaves(jax.eval_shape(decode, leaf))[0]
         if not tree.is_float(before):
             continue
-        stored = f"{leaf.coding.bits} bits" if is_coded(leaf) else str(before.dtype)
         sizes = num_bytes(before), num_bytes(leaf)
         name = tree.path_string(path).removeprefix("quantize_state/inner/")
-        rows.append((name, str(before.dtype), stored, *map(str, sizes)))
+        rows.append((name, str(before.dtype), _storage(leaf), *map(str, sizes)))
         total = [t + s for t, s in zip(total, sizes, strict=True)]
     heads = ("leaf", "dtype", "stored as", "bytes before", "bytes after")
     total_row = ("total", "", "", *map(str, total))
     return text_tables.table([heads, *rows, total_row], left=3)
+
+
+def _storage(leaf: Any) -> str:
+    if isinstance(leaf, low_bit_codes.Coded):
+        return f"{leaf.coding.bits} bits"
+    stored = leaf.values if is_short(leaf) else leaf
+    return str(stored.dtype)
 
 
 def _as_tuple(globs: str | Sequence[str]) -> tuple[str, ...]:

@@ -4,11 +4,16 @@ The inner update is cut into slices (`fngrad.programs.jaxprs`). Each slice decod
 inputs and encodes its outputs, so a rule that treats its leaves separately has one
 leaf's moments in float32 at a time. A rule that mixes them, as by a norm over all
 leaves, has all of them in float32.
+
+Moments in bfloat16 need no memory for decoding, since a loop converts entries where it
+reads them. There the slices put the rounded moments in the place of the computed ones
+in the rest of the update, so that it reads 16 bits per entry.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +21,95 @@ from jax import lax
 from jax.core import Tracer
 
 import fngrad.numerics.low_bit_codes as low_bit_codes
+import fngrad.numerics.stochastic_rounding as stochastic_rounding
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Reported, Updates
 
+Short: TypeAlias = low_bit_codes.Coded | stochastic_rounding.Rounded
 
-def is_coded(x: Any) -> bool:
-    """Return whether x is an array in codes."""
-    return isinstance(x, low_bit_codes.Coded)
+
+def is_short(x: Any) -> bool:
+    """Return whether x is an array in codes or in bfloat16."""
+    return isinstance(x, low_bit_codes.Coded | stochastic_rounding.Rounded)
 
 
 def decode(state: Any) -> Any:
-    """Return a state with all its codes decoded."""
-    return queries.replace(state, low_bit_codes.Coded, low_bit_codes.decode)
+    """Return a state with all its short arrays in their full dtypes."""
+    return queries.replace(state, is_short, _decoded)
+
+
+def _decoded(x: Short) -> jax.Array:
+    if isinstance(x, stochastic_rounding.Rounded):
+        return x.widened()
+    return low_bit_codes.decode(x)
+
+
+def _encode(before: Short, step: jax.Array, stream: int, moment: jax.Array) -> Short:
+    """Return the next moment as the one before it is stored."""
+    if isinstance(before, stochastic_rounding.Rounded):
+        dither = stochastic_rounding.spread_dither(before.shape, step, stream)
+        rounded = stochastic_rounding.round_by_dither(moment, dither)
+        return dataclasses.replace(rounded, dtype=before.dtype)
+    dither = low_bit_codes.dither_like(before, step, stream)
+    return low_bit_codes.encode_like(before, moment, dither)
+
+
+def update_rounded(
+    update_fn: Callable[[Updates, OptState, Params], Reported],
+    updates: Updates,
+    state: OptState,
+    params: Params,
+    step: jax.Array,
+) -> Reported:
+    """Return the updates, the next state and the metrics, from a state in bfloat16.
+
+    The updates are those of the rounded moments.
+
+    Args:
+        update_fn: as in `update_coded`.
+        updates: its first argument.
+        state: its state with a `fngrad.numerics.stochastic_rounding.Rounded` in place
+            of some arrays; the new state has them in the same places.
+        params: its last argument.
+        step: int32, shape (); selects the draws of the rounding.
+    """
+    old, structure = jax.tree.flatten(state, is_leaf=is_short)
+
+    def flat(updates: Updates, moments: list[Any], params: Params) -> Any:
+        updates, new, metrics = update_fn(updates, structure.unflatten(moments), params)
+        return structure.flatten_up_to(new), updates, metrics
+
+    arguments = updates, decode(old), params
+    program, result = jaxprs.trace(flat, *arguments)
+    leaves = jax.tree.leaves(arguments)
+    values = dict(zip(program.inputs, leaves, strict=True)) | program.constants
+    new = program.outputs[: len(old)]
+    encoders = {
+        variable: functools.partial(_encode, leaf, step, stream)
+        for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
+        if is_short(leaf)
+    }
+    rounded: dict[Any, Short] = {}
+    for piece in jaxprs.slices(program):
+        made = piece.run(*(values[v] for v in piece.inputs))
+        values |= zip(piece.outputs, made, strict=True)
+        for variable in filter(encoders.__contains__, piece.outputs):
+            rounded[variable] = encoders[variable](values[variable])
+            values[variable] = decode(rounded[variable])
+
+    def kept(variable: Any, before: Any) -> Any:
+        value = jaxprs.read(values, variable)
+        if not is_short(before):
+            return value
+        # No slice computes an array that is passed on.
+        return rounded.get(variable) or encoders[variable](value)
+
+    moments = structure.unflatten(map(kept, new, old))
+    made = [jnp.asarray(jaxprs.read(values, v)) for v in program.outputs[len(old) :]]
+    _, updates, metrics = result.unflatten([*([None] * len(old)), *made])
+    return updates, moments, metrics
 
 
 def update_coded(
@@ -50,7 +130,7 @@ def update_coded(
         params: its last argument.
         step: int32, shape (); selects the draws of the rounding.
     """
-    old, structure = jax.tree.flatten(state, is_leaf=is_coded)
+    old, structure = jax.tree.flatten(state, is_leaf=is_short)
 
     def flat(updates: Updates, moments: list[Any], params: Params) -> Any:
         updates, new, metrics = update_fn(updates, structure.unflatten(moments), params)
@@ -58,7 +138,7 @@ def update_coded(
 
     abstract = jax.eval_shape(decode, old)
     program, result = jaxprs.trace(flat, updates, abstract, params)
-    leaves = jax.tree.leaves((updates, old, params), is_leaf=is_coded)
+    leaves = jax.tree.leaves((updates, old, params), is_leaf=is_short)
     values = dict(zip(program.inputs, leaves, strict=True)) | program.constants
     count = len(jax.tree.leaves(updates))
     heads, rest = program.outputs[:count], program.outputs[count:]
@@ -66,10 +146,10 @@ def update_coded(
     encoders = {
         variable: functools.partial(_encode, leaf, step, stream)
         for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
-        if is_coded(leaf)
+        if is_short(leaf)
     }
     returned = set(filter(jaxprs.is_variable, heads + reported))
-    encoded: dict[Any, low_bit_codes.Coded] = {}
+    encoded: dict[Any, Short] = {}
     for piece in jaxprs.slices(program):
         as_arrays = piece.passed_on | returned
         arrays, moments = _run(piece, values, encoders, as_arrays, step)
@@ -77,7 +157,7 @@ def update_coded(
         encoded |= moments
 
     def kept(variable: Any, before: Any) -> Any:
-        if not is_coded(before):
+        if not is_short(before):
             return decode(jaxprs.read(values, variable))
         if variable in encoded:
             return encoded[variable]
@@ -93,20 +173,13 @@ def update_coded(
     return updates, structure.unflatten(moments), metrics
 
 
-def _encode(
-    before: low_bit_codes.Coded, step: jax.Array, stream: int, moment: jax.Array
-) -> low_bit_codes.Coded:
-    dither = low_bit_codes.dither_like(before, step, stream)
-    return low_bit_codes.encode_like(before, moment, dither)
-
-
 def _run(
     piece: jaxprs.Slice,
     values: dict[Any, Any],
-    encoders: dict[Any, Callable[[jax.Array], low_bit_codes.Coded]],
+    encoders: dict[Any, Callable[[jax.Array], Short]],
     as_arrays: set[Any],
     step: jax.Array,
-) -> tuple[dict[Any, jax.Array], dict[Any, low_bit_codes.Coded]]:
+) -> tuple[dict[Any, jax.Array], dict[Any, Short]]:
     """Return the outputs of a slice by variable: arrays, and moments in codes."""
     moments = [v for v in piece.outputs if v in encoders]
     arrays = [v for v in piece.outputs if v not in encoders or v in as_arrays]
@@ -116,7 +189,7 @@ def _run(
         return [made[v] for v in arrays] + [encoders[v](made[v]) for v in moments]
 
     inputs = [values[v] for v in piece.inputs]
-    has_codes = bool(moments) or any(map(is_coded, inputs))
+    has_codes = bool(moments) or any(map(is_short, inputs))
     made = _confined(run, inputs, step) if has_codes else run(inputs)
     count = len(arrays)
     named = dict(zip(arrays, made[:count], strict=True))

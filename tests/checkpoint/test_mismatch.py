@@ -116,6 +116,17 @@ def test_quantised_and_stacked_optimizers_are_restored(tmp_path):
         restore(tmp_path, renamed)
 
 
+def test_moments_in_bfloat16_are_restored_and_not_taken_for_others(tmp_path):
+    short, plain = (
+        bias_state(optimizer, a=jnp.ones(4), b=jnp.zeros(4))
+        for optimizer in (quantize_state(fg.adam(0.1), 16), fg.adam(0.1))
+    )
+    save(tmp_path, short)
+    assert_same(restore(tmp_path, short), short)
+    with pytest.raises(CheckpointError, match="opt_state/quantize_state"):
+        restore(tmp_path, plain)
+
+
 def _is_coded(x: Any) -> bool:
     return isinstance(x, Coded)
 

@@ -163,6 +163,14 @@ def test_the_walk_is_geometric_and_short(n):
     assert observed.max() <= min(longest, words - n) + 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 8, 1024, MAX_SIZE])
+def test_no_position_walks_where_every_word_is_inside(n):
+    position = jnp.arange(min(n, 1024), dtype=jnp.uint32)
+    index, length = walk(jax.random.key(0), jnp.zeros_like(position), position, n)
+    assert length == 1
+    assert np.all(np.asarray(index) < n)
+
+
 def test_a_batch_waits_for_its_longest_walk():
     key, n = jax.random.key(0), 65_537
     position = jnp.arange(128, dtype=jnp.uint32)

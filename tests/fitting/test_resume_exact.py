@@ -97,6 +97,7 @@ WRAPPED = {
     "ema_params": lambda: fg.chain(fg.momentum(0.01), fg.ema_params(0.9)),
     "lookahead": lambda: fg.lookahead(fg.adam(0.01), 3),
     "quantize_state": lambda: fg.quantize_state(fg.adam(0.01), 8, 8, min_size=0),
+    "bfloat16 moments": lambda: fg.quantize_state(fg.adam(0.01), 16),
     "tunable": lambda: fg.tunable(fg.adamw, learning_rate=0.01, weight_decay=0.1),
     "partition": lambda: fg.partition([("b", fg.freeze()), ("**", fg.adamw(0.01))]),
     "stack_leaves": lambda: fg.stack_leaves(fg.adam(0.01)),

@@ -131,6 +131,16 @@ def test_the_manifest_names_the_commit(
     assert manifest.collect()["git"]["dirty"] is False
     (tmp_path / "a.txt").write_text("two")
     assert manifest.collect()["git"]["dirty"] is True
+    run_git("add", "a.txt")
+    assert manifest.collect()["git"]["dirty"] is True
+    run_git("commit", "-q", "-m", "second")
+    assert manifest.collect()["git"]["dirty"] is False
+    (tmp_path / "a.txt").unlink()
+    assert manifest.collect()["git"]["dirty"] is True
+    # Without a work tree git names the commit, and no changes.
+    monkeypatch.chdir(tmp_path / ".git")
+    git = manifest.collect()["git"]
+    assert git == {"commit": run_git("rev-parse", "HEAD").strip(), "dirty": None}
     monkeypatch.setenv("PATH", "")
     assert manifest.collect()["git"] is None
 

@@ -241,6 +241,12 @@ def test_holms_correction_multiplies_the_smallest_p_value_and_keeps_the_order():
     assert found == pytest.approx({"a": 0.04, "c": 0.04, "b": 0.4, "d": 0.9})
 
 
+def test_holms_corrected_p_values_are_at_most_1():
+    found = statistics.holm({"a": 0.4, "b": 0.6, "c": 1.0})
+    assert found == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert statistics.holm({}) == {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

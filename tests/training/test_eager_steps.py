@@ -17,6 +17,7 @@ CHAINS = {
     "adaptive_clip": lambda rate: fg.chain(fg.adaptive_clip(1.0), fg.sgd(rate)),
     "accumulate": lambda rate: fg.accumulate(fg.sgd(rate), 2),
     "partition": lambda rate: fg.partition([("a", fg.adam(rate)), ("b", fg.freeze())]),
+    "bfloat16 moments": lambda rate: fg.quantize_state(fg.adam(rate), 16),
     "quantize_state": lambda rate: fg.quantize_state(fg.adam(rate), min_size=4),
     "skip_nonfinite": lambda rate: fg.skip_nonfinite(fg.sgd(rate)),
     "stack_leaves": lambda rate: fg.stack_leaves(fg.adam(rate)),

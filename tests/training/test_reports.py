@@ -31,6 +31,7 @@ WRAPPED = {
     "masked": fg.masked(CLIPPED, "**/w"),
     "named": fg.chain(fg.named("all", CLIPPED)),
     "partition": fg.partition(GROUPS),
+    "bfloat16 moments": fg.quantize_state(CLIPPED, 16),
     "quantize_state": fg.quantize_state(CLIPPED, min_size=8, block_size=4),
     "reduce_on_plateau": fg.chain(CLIPPED, fg.reduce_on_plateau()),
     "schedule_free": fg.schedule_free(fg.rmsprop(0.1), 0.1),

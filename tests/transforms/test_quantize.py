@@ -71,12 +71,12 @@ def test_every_rule_keeps_declared_moments_in_codes_and_nothing_else(name):
     optimizer = quantize_state(plain, block_size=16, min_size=10)
     state = jax.eval_shape(optimizer.init, MATRIX)["quantize_state"].inner
     leaves, _ = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=quantized_update.is_coded
+        state, is_leaf=quantized_update.is_short
     )
     before = tree.leaf_paths(inner)
     large = {path for path in declared(inner) if before[path].size >= 10}
     kept = {tree.path_string(path): leaf for path, leaf in leaves}
-    assert {p for p, leaf in kept.items() if quantized_update.is_coded(leaf)} == large
+    assert {p for p, leaf in kept.items() if quantized_update.is_short(leaf)} == large
     for path, leaf in kept.items():
         assert (leaf.shape, leaf.dtype) == (before[path].shape, before[path].dtype)
     lines = describe_quantization(optimizer, MATRIX).split("\n")
@@ -187,7 +187,7 @@ def test_globs_select_the_moments_of_a_foreign_rule():
     updates, _ = wrapped.update(params, wrapped.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.0, rtol=1e-5)
     untold = small(Foreign()).init(params)
-    assert not any(map(quantized_update.is_coded, jax.tree.leaves(untold)))
+    assert not any(map(quantized_update.is_short, jax.tree.leaves(untold)))
 
 
 def test_an_array_that_an_update_passes_on_keeps_its_codes():
@@ -234,7 +234,7 @@ def test_moments_of_complex_parameters_stay_and_their_squares_do_not():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bits": 2}, "need bits=8 or bits=4, got bits=2"),
+        ({"bits": 2}, "need bits=16, 8 or 4, got bits=2"),
         ({"block_size": 0}, "need an even block_size >= 2, got block_size=0"),
         ({"block_size": 7}, "need an even block_size >= 2, got block_size=7"),
     ],
