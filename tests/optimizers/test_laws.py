@@ -219,7 +219,9 @@ def update_of(name: str) -> tuple[Any, list[None]]:
     return jax.jit(update), traces
 
 
-def visited(name: str, update: Any, init: Any, hyperparameters: Any, params: Any) -> Any:
+def visited(
+    name: str, update: Any, init: Any, hyperparameters: Any, params: Any
+) -> Any:
     """Return the parameters after a few updates of a quadratic."""
     state = init(hyperparameters, params)
     for _ in range(STEPS.get(name, 3)):
