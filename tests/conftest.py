@@ -4,6 +4,7 @@ What one test compiled, every later one takes from a folder that lives as long a
 run, or from `JAX_COMPILATION_CACHE_DIR` where that is set.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -31,6 +32,10 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput") and COMPILED in os.environ:
         shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays, so collections of garbage skip it
 
 
 @pytest.fixture(autouse=True)

@@ -54,19 +54,27 @@ def flagged_fit(flag, feed, loop, loss_fn=loss_fn, **options):
     return fg.fit(step, state, data, num_steps=4, loop=loop, progress=False, **options)
 
 
-@pytest.mark.parametrize("flag", FLAGS, indirect=True)
+# Each flag with both kinds of loop; every pair of a flag and a feed is slow.
+LOOPS = {"dataset": ("python", "scan"), "function": ("auto",), "iterable": ("python",)}
+FAST = {
+    *((flag, "dataset") for flag in FLAGS),
+    *((flag, feed) for flag in ("jax_disable_jit", "jax_debug_nans") for feed in FEEDS),
+}
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
 @pytest.mark.parametrize(
-    ("feed", "loop"),
+    ("flag", "feed", "loop"),
     [
-        ("dataset", "python"),
-        ("dataset", "scan"),
-        ("function", "auto"),
         pytest.param(
-            "iterable",
-            "python",
-            marks=pytest.mark.filterwarnings("ignore:batches from an iterable"),
-        ),
+            *(flag, feed, loop),
+            marks=() if (flag, feed) in FAST else pytest.mark.slow,
+        )
+        for flag in FLAGS
+        for feed, loops in LOOPS.items()
+        for loop in loops
     ],
+    indirect=["flag"],
 )
 def test_a_run_continues_as_usual(flag, feed, loop):
     evaluates = {"metric_fn": metric_fn, "eval_data": ARRAYS, "eval_every": 2}
@@ -218,17 +226,21 @@ def usual(name):
     return jax.device_get(CALLERS[name]())
 
 
-# What raised, or took other ways, under one of them; the rest is for the slow tests.
-TELLING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_key_reuse")
-SLOW_ONES = [
-    pytest.param(flag, marks=() if flag in TELLING else pytest.mark.slow)
+# What took other ways under one of them; the rest is for the slow tests.
+TELLING = {
+    *(("jax_disable_jit", name) for name in CALLERS),
+    *(("jax_debug_nans", name) for name in ("a sweep", "successive_halving")),
+    *(("jax_debug_key_reuse", name) for name in ("a sweep", "trace")),
+}
+PAIRS = [
+    pytest.param(flag, name, marks=() if (flag, name) in TELLING else pytest.mark.slow)
     for flag in FLAGS
     if flag != "jax_transfer_guard"
+    for name in CALLERS
 ]
 
 
-@pytest.mark.parametrize("flag", SLOW_ONES, indirect=True)
-@pytest.mark.parametrize("name", CALLERS)
+@pytest.mark.parametrize(("flag", "name"), PAIRS, indirect=["flag"])
 def test_what_trains_or_measures_gives_its_usual_numbers(flag, name):
     want = usual(name)
     jax.config.update(flag, FLAGS[flag])
@@ -245,7 +257,11 @@ def test_a_guard_of_transfers_speaks_for_itself(flag, name):
         CALLERS[name]()
 
 
-@pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"], indirect=True)
+@pytest.mark.parametrize(
+    "flag",
+    ["jax_debug_nans", pytest.param("jax_debug_infs", marks=pytest.mark.slow)],
+    indirect=True,
+)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_sweep_points_at_the_operation_that_gives_nan(flag, name):
     def spoilt(*arguments):
@@ -263,9 +279,9 @@ def test_a_sweep_points_at_the_operation_that_gives_nan(flag, name):
     [
         "jax_disable_jit",
         "jax_debug_nans",
-        "jax_debug_infs",
+        pytest.param("jax_debug_infs", marks=pytest.mark.slow),
         pytest.param("jax_check_tracer_leaks", marks=pytest.mark.slow),
-        "jax_debug_key_reuse",
+        pytest.param("jax_debug_key_reuse", marks=pytest.mark.slow),
     ],
     indirect=True,
 )

@@ -10,7 +10,7 @@ import pytest
 import fngrad as fg
 
 KEPT = 8  # the programs that each cache keeps
-TIMES = KEPT + 3
+TIMES = KEPT + 1
 ARRAYS = {"x": np.ones(4, np.float32)}
 DATA = fg.data.from_arrays(ARRAYS, 2)
 OPTIMIZER = fg.sgd(0.1)
@@ -60,7 +60,12 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("name", USES)
+SLOW = ("a map of evaluate's data", "a map of fit's data", "a map of fit's eval_data")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in USES]
+)
 def test_what_a_function_closes_over_is_kept_only_for_the_last_few(name):
     captured = []
     for _ in range(TIMES):

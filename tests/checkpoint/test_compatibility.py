@@ -8,6 +8,7 @@ state and not from the checkpoint: nothing is computed again, so no rounding mat
 later version.
 """
 
+import functools
 import json
 import shutil
 import sys
@@ -54,6 +55,12 @@ def initial_state() -> fg.TrainState:
     return fg.init_state(params, optimizer(), key=7, model_state=counts)
 
 
+@functools.cache
+def like() -> fg.TrainState:
+    """Return the shapes and dtypes of that state."""
+    return jax.eval_shape(initial_state)
+
+
 def _wave(shape: tuple[int, ...]) -> jax.Array:
     return jnp.cos(jnp.arange(np.prod(shape), dtype=jnp.float32)).reshape(shape)
 
@@ -91,7 +98,7 @@ def _bits_of(leaf: jax.Array) -> tuple[str, list[int], str]:
 def test_a_checkpoint_of_version_0_1_is_restored_bit_for_bit(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "copy")
     expected = json.loads((folder / "bits.json").read_text())
-    state = restore(folder, like=initial_state())
+    state = restore(folder, like=like())
     got = {path: list(bits) for path, bits in _bits(state)}
     assert list(got) == list(expected)
     assert [path for path in got if got[path] != expected[path]] == []
@@ -112,7 +119,7 @@ def test_the_fixture_holds_state_of_every_kind():
 def test_the_parameters_of_version_0_1_are_restored_alone(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "copy")
     expected = json.loads((folder / "bits.json").read_text())
-    params = restore(folder, like=initial_state().params, part="params")
+    params = restore(folder, like=like().params, part="params")
     for path, bits in _bits(params):
         assert list(bits) == expected[f"params/{path}"]
 
@@ -120,16 +127,17 @@ def test_the_parameters_of_version_0_1_are_restored_alone(tmp_path):
 def test_a_part_of_version_0_1_is_restored_into_a_larger_model(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "copy")
     expected = json.loads((folder / "bits.json").read_text())
-    like = initial_state().params | {"new": jnp.ones(2), "narrow": jnp.ones(2)}
+    larger = like().params | {"new": jnp.ones(2), "narrow": jnp.ones(2)}
     with pytest.warns(UserWarning, match="restored 7 of 9 leaves"):
-        params = restore(folder, like=like, part="params", partial=True)
+        params = restore(folder, like=larger, part="params", partial=True)
     assert params["new"].tolist() == params["narrow"].tolist() == [1, 1]
     assert list(_bits_of(params["head"])) == expected["params/head"]
 
 
+@pytest.mark.slow
 def test_a_state_restored_from_version_0_1_trains_on(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "copy")
-    state = restore(folder, like=initial_state())
+    state = restore(folder, like=like())
     state, metrics = jax.jit(fg.make_step(_loss, optimizer()))(state, jnp.float32(0.4))
     assert state.step == 4
     assert metrics["is_finite"]

@@ -242,6 +242,7 @@ print(checkpoints.newest().step)
 """
 
 
+@pytest.mark.slow
 def test_a_file_system_that_is_full_or_read_only_keeps_the_last_step(tmp_path):
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
     if subprocess.run(["unshare", "-m", *mount], capture_output=True).returncode:

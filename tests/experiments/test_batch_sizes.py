@@ -57,18 +57,21 @@ def test_the_noise_scale_grows_as_the_loss_falls(results):
     assert end["scale"] > start["scale"]
 
 
+@pytest.mark.slow
 def test_noise_floors_are_those_of_the_theory(floors):
     for floor in floors:
         assert abs(floor.measured - floor.exact) < 3 * floor.error, floor
         assert floor.error < 0.03 * floor.exact
 
 
+@pytest.mark.slow
 def test_constant_noise_is_the_theory_of_small_learning_rates(floors):
     small, large = floors
     assert small.additive == pytest.approx(small.exact, rel=0.03)
     assert large.additive < 0.95 * large.exact
 
 
+@pytest.mark.slow
 def test_epochs_have_a_lower_floor(floors):
     for floor in floors:
         assert floor.epochs < 0.8 * floor.exact

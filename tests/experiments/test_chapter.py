@@ -22,6 +22,7 @@ def results_in(runs, picture):
     return json.loads((folder / "manifest.json").read_text())["results"]
 
 
+@pytest.mark.slow
 def test_the_loop_by_hand_and_fngrads_have_equal_bits(tmp_path, capsys):
     config = training_loop.Config(steps=12, runs=tmp_path)
     training_loop.main(config)
@@ -31,6 +32,7 @@ def test_the_loop_by_hand_and_fngrads_have_equal_bits(tmp_path, capsys):
     assert results["accuracy"]["by hand"] == results["accuracy"]["fngrad"] > 0.15
 
 
+@pytest.mark.slow
 def test_loops_that_differ_have_different_bits(tmp_path):
     splits = training_loop.fg.data.digits()
     config = training_loop.Config(steps=3, runs=tmp_path)
@@ -43,6 +45,7 @@ def test_loops_that_differ_have_different_bits(tmp_path):
     assert not any(training_loop.have_equal_bits(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_both_ways_to_the_slopes_agree_and_are_timed(tmp_path, capsys):
     config = naive_or_gradient.Config(
         hidden=(1, 2, 4), sample=5, examples=8, repeats=1, runs=tmp_path
@@ -63,6 +66,7 @@ def test_an_exponent_is_fitted_to_the_larger_half():
     assert fitted == pytest.approx(2.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_tangents_error_falls_as_the_square_of_the_distance(tmp_path):
     linear_approximation.main(linear_approximation.Config(examples=8, runs=tmp_path))
     results = results_in(tmp_path, "tangent.png")
@@ -72,6 +76,7 @@ def test_the_tangents_error_falls_as_the_square_of_the_distance(tmp_path):
         assert orders["tangent"] == pytest.approx(2.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_signals_vanish_explode_or_keep_their_size(tmp_path, capsys):
     config = backpropagation.Config(
         depth=8, shown=(3, 7), seeds=2, examples=8, runs=tmp_path

@@ -54,6 +54,7 @@ def run(runs, printed):
     return swept[0], results, folder
 
 
+@pytest.mark.slow
 def test_the_learning_rate_has_the_least_median_validation_loss(run):
     result, results, folder = run
     assert set(results) == set(OPTIMIZERS)
@@ -69,6 +70,7 @@ def test_the_learning_rate_has_the_least_median_validation_loss(run):
     assert float(rows[0]["median"]) == pytest.approx(losses.min())
 
 
+@pytest.mark.slow
 def test_the_networks_of_a_point_have_the_losses_that_its_training_recorded(run):
     result, _, _ = run
     validation = fg.data.digits().validation
@@ -79,6 +81,7 @@ def test_the_networks_of_a_point_have_the_losses_that_its_training_recorded(run)
             assert float(loss) == pytest.approx(recorded, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_run_folder_holds_numbers_curves_and_pictures(run):
     result, results, folder = run
     assert json.loads((folder / "config.json").read_text())["seeds"] == 2
@@ -101,6 +104,7 @@ def test_the_run_folder_holds_numbers_curves_and_pictures(run):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_saved_network_is_the_best_one(run):
     result, _, folder = run
     like = digits.MODEL.init(jax.random.key(0))

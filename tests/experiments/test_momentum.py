@@ -23,6 +23,7 @@ def results(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", momentum.METHODS)
 def test_measured_rates_equal_the_closed_forms(results, name):
     rates = results["rates"][name]
@@ -31,6 +32,7 @@ def test_measured_rates_equal_the_closed_forms(results, name):
     assert rates["descent_error"] < 0.01
 
 
+@pytest.mark.slow
 def test_steps_grow_as_kappa_and_with_momentum_as_its_root(results):
     rates = results["rates"]
 
@@ -43,6 +45,7 @@ def test_steps_grow_as_kappa_and_with_momentum_as_its_root(results):
     assert growth("Nesterov") == pytest.approx((25 / 4) ** 0.5, rel=0.3)
 
 
+@pytest.mark.slow
 def test_only_balls_with_momentum_roll_out_of_the_local_minimum(results):
     beyond = results["beyond"]
     assert beyond["gradient descent"]["no_leap"] == 0
@@ -50,6 +53,7 @@ def test_only_balls_with_momentum_roll_out_of_the_local_minimum(results):
     assert beyond["heavy ball"]["no_leap"] > beyond["Nesterov"]["no_leap"]
 
 
+@pytest.mark.slow
 def test_every_ball_ends_in_one_of_the_two_minima():
     config = momentum.Config(**TINY)
     rates, starts = map(np.asarray, momentum.sides(config))

@@ -22,6 +22,7 @@ def test_quartiles_do_not_mix_in_infinities():
     np.testing.assert_array_equal(row.quartiles, [20.0, 30.0, np.inf])
 
 
+@pytest.mark.slow
 def test_the_zoo_leaves_tables_numbers_and_a_picture(tmp_path, capsys):
     config = zoo.Config(
         optimizers=("sgd", "adam"),

@@ -8,6 +8,7 @@ import experiments.benchmarks.soak as soak
 import experiments.survive as survive
 
 
+@pytest.mark.slow
 def test_a_short_soak_reads_memory_and_grows_by_no_array(capsys):
     config = soak.Config(
         steps=60, eval_every=10, log_every=5, save_every=10, warm_up=0.5, width=8

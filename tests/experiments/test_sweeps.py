@@ -34,6 +34,7 @@ def results(runs):
     return sweep_digits.main(dataclasses.replace(SMALL, runs=runs))
 
 
+@pytest.mark.slow
 def test_the_sweep_leaves_table_pictures_and_a_run_folder(runs, results):
     (folder,) = runs.iterdir()
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
@@ -49,6 +50,7 @@ def test_the_sweep_leaves_table_pictures_and_a_run_folder(runs, results):
         assert row["learning_rate"] < 5e3
 
 
+@pytest.mark.slow
 def test_a_second_start_reuses_the_chunks_and_returns_the_same(runs, results, capsys):
     (folder,) = runs.iterdir()
     again = dataclasses.replace(SMALL, runs=runs, resume=folder)

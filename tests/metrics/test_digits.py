@@ -62,11 +62,11 @@ def test_log_loss_of_many_single_examples_is_ln_2():
 
 
 SINGLE = {
-    "accuracy": M.accuracy(np.eye(2, dtype=np.float32)[:1], np.array([0])),
-    "weighted": M.mean_squared_error(
+    "accuracy": lambda: M.accuracy(np.eye(2, dtype=np.float32)[:1], np.array([0])),
+    "weighted": lambda: M.mean_squared_error(
         np.float32([0.1]), np.float32([0]), weights=np.float32([0.1])
     ),
-    "calibration": M.calibration_error(
+    "calibration": lambda: M.calibration_error(
         np.zeros((1, 2), np.float32), np.array([0]), weights=np.float32([0.1])
     ),
 }
@@ -75,7 +75,7 @@ WANT = {"accuracy": 1, "weighted": np.float32(TENTH) ** 2, "calibration": 0.5}
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_merging_single_examples_keeps_every_digit(name):
-    value = folded(SINGLE[name], N).value()
+    value = folded(SINGLE[name](), N).value()
     np.testing.assert_allclose(value, WANT[name], rtol=2e-7)
 
 

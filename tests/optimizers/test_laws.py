@@ -101,7 +101,14 @@ OPTIMIZERS = {name: factory(0.1) for name, factory in REGISTRY.items()}
 LAWFUL = {**PARTS, **ADAM_RELATIVES, **VARIANTS, **OPTIMIZERS}
 
 
-@pytest.mark.parametrize("name", LAWFUL)
+@pytest.mark.parametrize(
+    "name",
+    # The fast tests check the recipes, which have these parts.
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in OPTIMIZERS))
+        for name in LAWFUL
+    ],
+)
 def test_the_laws_hold(name):
     check_transform(LAWFUL[name])
 
@@ -197,37 +204,51 @@ def another(value: float) -> float:
     return 0.7 * value + 0.02 if np.isfinite(value) else 1.02
 
 
-def steps_of(name: str, hyperparameters: dict[str, Any], params: Any) -> Any:
-    optimizer = REGISTRY[name](**hyperparameters)
+START = {**jax.tree.map(np.asarray, PARAMS), "matrix": MATRIX}
 
-    def step(carry, _):
-        params, state = carry
-        gradients = jax.tree.map(lambda p: p - 0.25, params)
-        updates, state = optimizer.update(gradients, state, params)
-        return (apply_updates(params, updates), state), None
 
-    start = params, optimizer.init(params)
-    return jax.lax.scan(step, start, length=STEPS.get(name, 3))[0][0]
+@functools.cache
+def update_of(name: str) -> tuple[Any, list[None]]:
+    """Return the jitted update, whose program takes the arguments, and its traces."""
+    traces: list[None] = []
+
+    def update(hyperparameters, *args):
+        traces.append(None)
+        return REGISTRY[name](**hyperparameters).update(*args)
+
+    return jax.jit(update), traces
+
+
+def visited(
+    name: str, update: Any, init: Any, hyperparameters: Any, params: Any
+) -> Any:
+    """Return the parameters after a few updates of a quadratic."""
+    state = init(hyperparameters, params)
+    for _ in range(STEPS.get(name, 3)):
+        gradients = jax.tree.map(lambda p: p - np.float32(0.25), params)
+        updates, state = update(hyperparameters, gradients, state, params)
+        params = jax.tree.map(np.add, params, jax.device_get(updates))
+    return params
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_sweep_equals_runs_one_by_one_that_compile_once(name):
     base = float_arguments(name)
     lanes = [base] + [{**base, k: another(v)} for k, v in base.items()]
-    traces = []
+    lanes = [jax.tree.map(jnp.float32, lane) for lane in lanes]
+    update, traces = update_of(name)
 
-    def run(hyperparameters):
-        traces.append(None)
-        params = jax.tree.map(jnp.asarray, {**PARAMS, "matrix": MATRIX})
-        return steps_of(name, hyperparameters, params)
+    def init(hyperparameters, params):
+        return REGISTRY[name](**hyperparameters).init(params)
 
-    jitted = jax.jit(run)
-    alone = [jitted(jax.tree.map(jnp.float32, lane)) for lane in lanes]
+    alone = [visited(name, update, init, lane, START) for lane in lanes]
     assert len(traces) == 1
-    stacked = {k: jnp.array([lane[k] for lane in lanes]) for k in base}
-    together = jax.jit(jax.vmap(run))(stacked)
+    stacked = {k: jnp.stack([x[k] for x in lanes]) for k in base}
+    starts = {k: np.stack([x] * len(lanes)) for k, x in START.items()}
+    batched = jax.jit(jax.vmap(update)), jax.jit(jax.vmap(init))
+    together = visited(name, *batched, stacked, starts)
     for lane, params in enumerate(alone):
-        got = jax.tree.map(lambda x, lane=lane: x[lane], together)
+        got = {k: x[lane] for k, x in together.items()}
         tolerance = SWEEP_TOLERANCE.get(name, 2e-6)
         for leaf in params:
             np.testing.assert_allclose(got[leaf], params[leaf], tolerance, atol=1e-7)
@@ -243,15 +264,16 @@ def test_a_constant_and_an_argument_of_the_program_give_the_same_bits(name):
     # The program is one update: in a loop XLA chooses its fusions, and so the rounding
     # of multiply-adds, by what is constant.
     base, factory = float_arguments(name), REGISTRY[name]
-    params = jax.tree.map(jnp.asarray, PARAMS)
+    params, (passed, _) = START, update_of(name)
+    scalars = jax.tree.map(jnp.float32, base)
     state = factory(**base).init(params)
     written = jax.jit(factory(**base).update)
-    passed = jax.jit(lambda h, *args: factory(**h).update(*args))
     for _ in range(3):
-        updates, new_state = passed(base, params, state, params)
+        updates, new_state = passed(scalars, params, state, params)
         want = written(params, state, params)
         jax.tree.map(np.testing.assert_array_equal, (updates, new_state), want)
-        params, state = apply_updates(params, updates), new_state
+        params = jax.tree.map(np.add, params, jax.device_get(updates))
+        state = new_state
 
 
 @pytest.mark.parametrize(

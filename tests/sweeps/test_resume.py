@@ -1,5 +1,6 @@
 """A sweep that was killed, interrupted or damaged resumes from its chunks."""
 
+import functools
 import json
 import os
 import pathlib
@@ -24,7 +25,10 @@ def quiet_sweep(fn=light, **options):
     return any_sweep(fn=fn, **options)
 
 
-WHOLE = quiet_sweep()
+@functools.cache
+def whole():
+    """Return the sweep that nothing interrupted."""
+    return quiet_sweep()
 
 
 def lanes_of(folder):
@@ -39,7 +43,7 @@ def test_a_second_call_trains_nothing(tmp_path, monkeypatch):
     )
     again = quiet_sweep(folder=tmp_path)
     assert again.notes["restored"] == 15
-    assert_same_bits(again, WHOLE)
+    assert_same_bits(again, whole())
 
 
 def test_missing_and_damaged_chunks_are_trained_again(tmp_path):
@@ -56,7 +60,7 @@ def test_missing_and_damaged_chunks_are_trained_again(tmp_path):
     for file in (second, third):
         assert any(message.startswith(f"{file} is") for message in messages)
     assert again.notes["restored"] in (3, 4)  # the last chunk has 3 lanes
-    assert_same_bits(again, WHOLE)
+    assert_same_bits(again, whole())
 
 
 @pytest.mark.parametrize("position", range(0, 100, 9))
@@ -183,7 +187,7 @@ def test_the_recorded_width_is_used_again(tmp_path):
     again = quiet_sweep(folder=tmp_path, mode="auto")
     assert again.notes["modes"][0]["width"] == 4
     assert "recorded" in again.notes["modes"][0]["reason"]
-    assert_same_bits(again, WHOLE)
+    assert_same_bits(again, whole())
 
 
 def test_an_interrupt_saves_the_completed_blocks(tmp_path, monkeypatch):
@@ -207,7 +211,7 @@ def test_an_interrupt_saves_the_completed_blocks(tmp_path, monkeypatch):
     monkeypatch.undo()
     again = quiet_sweep(folder=tmp_path, chunk=12)
     assert again.notes["restored"] == 8
-    assert_same_bits(again, WHOLE)
+    assert_same_bits(again, whole())
 
 
 KILLED = """
@@ -237,4 +241,4 @@ def test_a_killed_sweep_resumes(tmp_path):
     assert process.wait() == -signal.SIGKILL
     again = quiet_sweep(folder=tmp_path)
     assert again.notes["restored"] == 8
-    assert_same_bits(again, WHOLE)
+    assert_same_bits(again, whole())

@@ -1,5 +1,6 @@
 """A sweep equals separate trainings, whatever the blocks, chunks and devices."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -24,19 +25,24 @@ from sweep_problems import (
 import fngrad.sweeps as sweeps
 
 KEYS = jax.random.split(jax.random.key(7), 3)
-SWEPT = quiet_sweep(keys=KEYS)
+
+
+@functools.cache
+def swept():
+    """Return the sweep that others are compared with."""
+    return quiet_sweep(keys=KEYS)
 
 
 def test_lanes_have_axes_of_points_and_seeds():
-    assert SWEPT.history["loss"].shape == (5, 3, STEPS)
-    assert SWEPT.history["val/loss"].shape == (5, 3, 1)
-    assert SWEPT.state.params["w"].shape == (5, 3, 2)
-    assert SWEPT.state.key.shape == (5, 3)
+    assert swept().history["loss"].shape == (5, 3, STEPS)
+    assert swept().history["val/loss"].shape == (5, 3, 1)
+    assert swept().state.params["w"].shape == (5, 3, 2)
+    assert swept().state.key.shape == (5, 3)
     np.testing.assert_array_equal(
-        SWEPT.points["learning_rate"], POINTS["learning_rate"]
+        swept().points["learning_rate"], POINTS["learning_rate"]
     )
-    values = SWEPT.history["val/loss"][:, :, -1].astype(np.float64)
-    np.testing.assert_array_equal(SWEPT.notes["values"], values)
+    values = swept().history["val/loss"][:, :, -1].astype(np.float64)
+    np.testing.assert_array_equal(swept().notes["values"], values)
 
 
 @pytest.mark.parametrize(("mode", "rtol"), [("map", 0.0), (4, 1e-5), ("vmap", 1e-5)])
@@ -69,7 +75,7 @@ def test_the_bits_do_not_depend_on_the_chunk(chunk, tmp_path, lightly_swept):
 
 
 def test_every_point_sees_the_same_keys():
-    key_data = jax.random.key_data(SWEPT.state.key)
+    key_data = jax.random.key_data(swept().state.key)
     np.testing.assert_array_equal(key_data[0], jax.random.key_data(KEYS))
     for row in key_data:
         np.testing.assert_array_equal(row, key_data[0])
@@ -86,7 +92,7 @@ def test_args_are_passed_to_the_training():
     def train_on(point, key, data):
         return train_fn(point, key, data)
 
-    assert_same_bits(quiet_sweep(keys=KEYS, fn=train_on, args=(DATA,)), SWEPT)
+    assert_same_bits(quiet_sweep(keys=KEYS, fn=train_on, args=(DATA,)), swept())
 
 
 def test_points_may_be_any_tree_of_columns(lightly_swept):

@@ -40,7 +40,10 @@ LAWFUL = {
 }
 
 
-@pytest.mark.parametrize("name", LAWFUL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x != "8 bits")) for x in LAWFUL],
+)
 def test_the_laws_hold(name):
     check_transform(LAWFUL[name])
 
