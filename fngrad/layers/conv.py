@@ -6,8 +6,10 @@ around, so that the output has ceil(size / stride) positions), ``"VALID"`` (none
 a pair ``(before, after)`` for each of these axes.
 """
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +33,20 @@ from fngrad.layers.initializers import (
     dense_params,
     dense_shapes,
 )
+from fngrad.numerics.convolutions import (
+    IMPLEMENTATIONS,
+    Geometry,
+    contents,
+    convolve,
+    positions,
+)
+from fngrad.programs.platforms import by_platform
 from fngrad.types import Key, Params
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
+Sizes: TypeAlias = tuple[int, ...]  # one per axis of the positions
+
+MAX_CUTS = 16  # a larger window is not cut into its entries
 
 
 def conv(
@@ -48,6 +61,7 @@ def conv(
     bias: bool = True,
     weight_init: Initializer = HE,
     bias_init: Initializer = ZEROS,
+    implementation: Literal["native", "canonical"] | None = None,
 ) -> Layer:
     r"""Slide a window over the positions of x and map each content affinely.
 
@@ -72,11 +86,17 @@ def conv(
         bias: whether there is a $b$.
         weight_init: draws $W$, by default `he_normal`.
         bias_init: draws $b$.
+        implementation: ``"native"`` is XLA's convolution with JAX's derivatives;
+            ``"canonical"`` is the one for CPU, whose gradients are as fast in a loop
+            inside the program as outside; its forward mode is slow in such a loop. By
+            default the program takes the canonical one where it is lowered for CPU,
+            the native one elsewhere. They differ by rounding.
 
     Raises:
         ValueError: if a size is below 1, groups does not divide the channels, or the
-            padding is unknown; at ``apply``, if x has another shape, is not floating,
-            or is smaller than the window, or the parameters have other shapes.
+            padding or the implementation is unknown; at ``apply``, if x has another
+            shape, is not floating, or is smaller than the window, or the parameters
+            have other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -95,8 +115,8 @@ def conv(
     pads = _padding(padding, rank)
     _per_axis("kernel_size", window, rank)
     _check_groups(in_channels, out_channels, groups)
-    space = "DHW"[-rank:]
-    axes = f"N{space}C", f"{space}IO", f"N{space}C"
+    if implementation is not None:
+        numerics.check_choice("implementation", implementation, IMPLEMENTATIONS)
 
     shape = *window, in_channels // groups, out_channels
     shapes = dense_shapes(shape, bias)
@@ -104,17 +124,10 @@ def conv(
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
         x = _check_image(float_array(x), rank, in_channels)
+        where = _geometry(x, window, strides, pads, dilations, groups)
         dtype = jnp.result_type(x, params["weight"])
-        y = lax.conv_general_dilated(
-            x[None].astype(dtype),
-            params["weight"].astype(dtype),
-            strides,
-            pads,
-            rhs_dilation=dilations,
-            dimension_numbers=axes,
-            feature_group_count=groups,
-        )[0]
-        _check_positions(y, x, window)
+        weight = params["weight"].astype(dtype)
+        y = convolve(x.astype(dtype), weight, where, implementation)
         return add_bias(y, params)
 
     return Layer(
@@ -149,10 +162,14 @@ def max_pool(
         [5. 3.]
     """
 
-    def pool(x: jax.Array, *where: Any) -> jax.Array:
+    def pool(x: jax.Array, sizes: Sizes, where: Geometry) -> jax.Array:
         # The gradient adds up the windows of which an entry is the largest.
         wide = tree.widen(x)
-        return lax.reduce_window(wide, -jnp.inf, lax.max, *where).astype(x.dtype)
+        native = functools.partial(_reduce_window, sizes, where, -jnp.inf, lax.max)
+        cut = functools.partial(_largest_content, sizes, where)
+        is_small = math.prod(sizes) <= MAX_CUTS
+        y = by_platform(cpu=cut, default=native)(wide) if is_small else native(wide)
+        return y.astype(x.dtype)
 
     return _pool(pool, window, stride, padding)
 
@@ -183,10 +200,10 @@ def avg_pool(
         [3. 2.]
     """
 
-    def pool(x: jax.Array, *where: Any) -> jax.Array:
+    def pool(x: jax.Array, sizes: Sizes, where: Geometry) -> jax.Array:
         wide = x.astype(tree.wide_dtype(x.dtype))
-        total = lax.reduce_window(wide, 0.0, lax.add, *where)
-        count = lax.reduce_window(jnp.ones_like(wide), 0.0, lax.add, *where)
+        total = _reduce_window(sizes, where, 0.0, lax.add, wide)
+        count = _reduce_window(sizes, where, 0.0, lax.add, jnp.ones_like(wide))
         return (total / count).astype(x.dtype)
 
     return _pool(pool, window, stride, padding)
@@ -204,7 +221,12 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(wide, axis=tuple(range(x.ndim - 1))).astype(x.dtype)
 
 
-def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
+def _pool(
+    reduce: Callable[[jax.Array, Sizes, Geometry], jax.Array],
+    window: Any,
+    stride: Any,
+    padding: Padding,
+) -> Layer:
     if isinstance(padding, str):
         _padding(padding, 1)
     for name, sizes in ("window", window), ("stride", 1 if stride is None else stride):
@@ -216,13 +238,30 @@ def _pool(reduce: Any, window: Any, stride: Any, padding: Padding) -> Layer:
         x = _check_image(x, rank, None)
         sizes = _per_axis("window", window, rank)
         strides = sizes if stride is None else _per_axis("stride", stride, rank)
-        pads = _padding(padding, rank)
-        pads = pads if isinstance(pads, str) else [*pads, (0, 0)]
-        y = reduce(x, (*sizes, 1), (*strides, 1), pads)
-        _check_positions(y, x, sizes)
-        return y
+        where = _geometry(x, sizes, strides, _padding(padding, rank), (1,) * rank)
+        return reduce(x, sizes, where)
 
     return Layer(no_params, apply)
+
+
+def _reduce_window(
+    window: Sizes, where: Geometry, start: float, combine: Any, x: jax.Array
+) -> jax.Array:
+    pads = *where.padding, (0, 0)
+    return lax.reduce_window(x, start, combine, (*window, 1), (*where.strides, 1), pads)
+
+
+def _largest_content(window: Sizes, where: Geometry, x: jax.Array) -> jax.Array:
+    """Return the largest entry of each window, by elementwise comparisons.
+
+    Of equal entries the first gets the gradient, as in `jax.lax.reduce_window`, whose
+    gradient is several times slower on CPU.
+    """
+
+    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where((a >= b) | jnp.isnan(a), a, b)
+
+    return functools.reduce(larger, contents(x, window, where, -jnp.inf))
 
 
 def _each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -274,6 +313,20 @@ def _check_image(x: jax.Array, rank: int, channels: int | None) -> jax.Array:
     return x
 
 
-def _check_positions(y: jax.Array, x: jax.Array, window: tuple[int, ...]) -> None:
-    if 0 in y.shape:
+def _geometry(
+    x: jax.Array,
+    window: Sizes,
+    strides: Sizes,
+    padding: str | list[tuple[int, int]],
+    dilations: Sizes,
+    groups: int = 1,
+) -> Geometry:
+    """Return where the windows lie on x; at least one must fit."""
+    sizes = x.shape[:-1]
+    if isinstance(padding, str):
+        extents = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
+        padding = lax.padtype_to_pads(sizes, extents, strides, padding)
+    where = Geometry(strides, tuple(padding), dilations, (1,) * len(sizes), groups)
+    if min(positions(sizes, window, where)) < 1:
         raise ValueError(f"need x no smaller than the {window=}, got shape {x.shape}")
+    return where
