@@ -183,7 +183,7 @@ def _keys(key: Key, count: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(numerics.key(key), indices)
 
 
-def _check_stacked(what: str, count: int, a: Tree) -> None:
+def _check_stacked(what: str, count: int, a: Any) -> None:
     for path, leaf in tree.leaf_paths(a).items():
         if jnp.shape(leaf)[:1] != (count,):
             raise ValueError(
