@@ -98,6 +98,7 @@ from fngrad.optimizers.sm3 import scale_by_sm3
 from fngrad.optimizers.soap import scale_by_soap
 from fngrad.optimizers.sophia import scale_by_sophia
 from fngrad.optimizers.yogi import scale_by_yogi
+from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.training.evaluation import evaluate
@@ -165,6 +166,7 @@ __all__ = [
     "STOP",
     "Autopsy",
     "Backpropagation",
+    "Costs",
     "Dataset",
     "EarlyStopping",
     "FitResult",
@@ -208,6 +210,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "closed_form",
+    "costs",
     "curvature",
     "dadapt_adamw",
     "dadapt_sgd",

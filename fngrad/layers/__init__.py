@@ -24,6 +24,8 @@ from fngrad.layers.initializers import Initializer
 from fngrad.layers.linear import dropout, flatten, linear
 from fngrad.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
 from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
+from fngrad.layers.rematerialization import remat
+from fngrad.layers.repeated_layers import repeat, stack_layers, unstack_layers
 
 __all__ = [
     "Initializer",
@@ -55,7 +57,11 @@ __all__ = [
     "no_params",
     "parallel",
     "positional_embedding",
+    "remat",
+    "repeat",
     "residual",
     "rms_norm",
     "serial",
+    "stack_layers",
+    "unstack_layers",
 ]

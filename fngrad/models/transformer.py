@@ -7,6 +7,7 @@ import jax
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
+from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.models.arguments import Activation, optional_dropout
 from fngrad.types import Scalar
 
@@ -21,6 +22,8 @@ def transformer(
     hidden_size: int | None = None,
     activation: Activation = jax.nn.gelu,
     dropout_rate: Scalar | None = None,
+    scan: bool = False,
+    remat: bool | CheckpointPolicy = False,
 ) -> Layer:
     r"""Return a decoder-only language model, ``(length,)`` -> ``(length, vocab)``.
 
@@ -34,7 +37,9 @@ def transformer(
     end a residual branch with $0.02 / \sqrt{2\, \text{num\_layers}}$.
 
     Parameters: ``tokens``, ``positions``, ``blocks/layers/0/attention/...``,
-    ``blocks/layers/0/mlp/...``, ``norm``, ``head``.
+    ``blocks/layers/0/mlp/...``, ``norm``, ``head``; with ``scan`` the blocks' are
+    stacked at ``blocks/attention/...`` and ``blocks/mlp/...``. `layers.stack_layers`
+    and `layers.unstack_layers`, at ``"**/blocks"``, convert one layout to the other.
 
     Args:
         vocab_size: number of tokens.
@@ -46,6 +51,10 @@ def transformer(
         activation: $\sigma$.
         dropout_rate: in [0, 1], of embeddings, attention weights and residual branches,
             with a key.
+        scan: whether the blocks run in one loop of the program, which then compiles in
+            the same time for any number of them; best with ``remat``.
+        remat: whether the backward pass computes each block again from its input, to
+            keep less in memory; or one of `jax.checkpoint_policies`.
 
     Raises:
         ValueError: if a size is below 1, num_heads does not divide features, or the
@@ -88,11 +97,12 @@ def transformer(
         attention=_branch(features, {"attend": attend}, dropout),
         mlp=_branch(features, perceptron, dropout),
     )
+    blocks = _blocks(block, num_layers, scan=scan, remat=remat)
     return layers.serial(
         tokens=layers.embedding(vocab_size, features, weight_init=draw),
         positions=layers.positional_embedding(max_length, features, weight_init=draw),
         dropout=dropout,
-        blocks=layers.serial(*[block] * num_layers),
+        blocks=blocks,
         norm=layers.layer_norm(features),
         head=layers.linear(features, vocab_size, bias=False, weight_init=draw),
     )
@@ -103,3 +113,13 @@ def _branch(
 ) -> Layer:
     norm = layers.layer_norm(features)
     return layers.residual(layers.serial(norm=norm, **inner, dropout=dropout))
+
+
+def _blocks(
+    block: Layer, count: int, *, scan: bool, remat: bool | CheckpointPolicy
+) -> Layer:
+    if scan:
+        return layers.repeat(block, count, remat=remat)
+    if remat:
+        block = layers.remat(block, None if remat is True else remat)
+    return layers.serial(*[block] * count)

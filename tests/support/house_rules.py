@@ -32,7 +32,8 @@ HOUSE = (
     (
         0,
         "programs/",
-        "traced programs cut into slices (`jaxprs`), arguments recognized by name "
+        "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
+        "(`operation_counts`), arguments recognized by name "
         "(`signatures`), `optional_imports`, `text_tables`",
     ),
     (

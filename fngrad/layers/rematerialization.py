@@ -1,0 +1,73 @@
+"""Layers whose activations are computed again in the backward pass."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, overload
+
+import jax
+
+from fngrad.layers.core import Layer, StatefulLayer
+
+# One of jax.checkpoint_policies, or what one of its makers returns.
+CheckpointPolicy: TypeAlias = Callable[..., Any]
+
+
+@overload
+def remat(layer: Layer, policy: CheckpointPolicy | None = ...) -> Layer: ...
+@overload
+def remat(
+    layer: StatefulLayer, policy: CheckpointPolicy | None = ...
+) -> StatefulLayer: ...
+def remat(
+    layer: Layer | StatefulLayer, policy: CheckpointPolicy | None = None
+) -> Layer | StatefulLayer:
+    """Return a layer that the backward pass computes again, to keep less in memory.
+
+    The same function with the same gradient: between the passes only the layer's
+    parameters and its input are kept, and what ``policy`` names.
+
+    Args:
+        layer: parameters and state stay at their paths.
+        policy: one of `jax.checkpoint_policies`, by default one that keeps nothing.
+
+    Raises:
+        TypeError: if ``layer`` is not a layer, or the policy not a function.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> block = layers.serial(layers.linear(4, 64), jax.nn.gelu)
+        >>> deep = layers.serial(layers.remat(block), layers.linear(64, 1))
+        >>> params = deep.init(jax.random.key(0))
+        >>> jax.jit(deep.apply)(params, jnp.ones(4)).shape
+        (1,)
+
+    References:
+        Chen et al. 2016, "Training deep nets with sublinear memory cost",
+        https://arxiv.org/abs/1604.06174
+    """
+    check_layer(layer, "for remat; a function has jax.checkpoint")
+    check_policy(policy)
+    return type(layer)(layer.init, jax.checkpoint(layer.apply, policy=policy))
+
+
+def check_layer(layer: Any, purpose: str) -> None:
+    """Raise unless a layer is given.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if not isinstance(layer, Layer | StatefulLayer):
+        raise TypeError(f"need a layer {purpose}, got {type(layer).__name__}")
+
+
+def check_policy(policy: Any) -> None:
+    """Raise unless a checkpoint policy is given, or None.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if policy is not None and not callable(policy):
+        raise TypeError(
+            "need one of jax.checkpoint_policies, such as "
+            f"jax.checkpoint_policies.dots_saveable, got {policy!r}"
+        )
