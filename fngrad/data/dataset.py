@@ -18,6 +18,7 @@ over becomes part of the program.
 import dataclasses
 import hashlib
 import numbers
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -201,7 +202,8 @@ def from_arrays(
 
     Args:
         arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
-            They move to the default device once; without x64, float64 becomes float32
+            They move to the default device once, memory maps with a warning; without
+            x64, float64 becomes float32
             and int64 becomes int32. NaN and infinity pass as they are.
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
@@ -233,6 +235,14 @@ def from_arrays(
         True
     """
     order = order_of(num_examples(arrays), batch_size, seed, shuffle, remainder)
+    for path, leaf in tree.leaf_paths(arrays).items():
+        if isinstance(leaf, np.memmap):
+            warnings.warn(
+                f"the memory map at {path!r}, {leaf.nbytes} bytes, is copied into "
+                "memory as a whole; fngrad.data.from_source reads it batch by batch, and "
+                "np.asarray of it is copied without this warning",
+                stacklevel=2,
+            )
     return dataclasses.replace(order, arrays=tree.map_with_path(_to_device, arrays))
 
 
@@ -297,21 +307,6 @@ def take(arrays: Any, indices: jax.Array) -> Batch:
 @jax.jit  # apart from `take`, which datasets are pickled and compared by
 def _taken(arrays: Any, indices: jax.Array) -> Batch:
     return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)
-
-
-def check_foreign(data: Any) -> None:
-    """Raise for another library's dataset, whose ``batch`` is another method.
-
-    Raises:
-        TypeError: if the data have a method ``batch`` and are not a `Dataset`.
-    """
-    if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
-        raise TypeError(
-            "need a dataset of fngrad.data or a function step -> batch, got "
-            f"{type(data).__name__}, which has a batch of its own: where "
-            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
-            "an iterable of batches, data=iter(theirs)"
-        )
 
 
 def num_examples(arrays: Any) -> int:

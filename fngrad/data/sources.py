@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
-from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of
+from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
 from fngrad.types import Batch, Tree
 
 Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
@@ -91,7 +91,7 @@ class Source:
         batch = dataclasses.replace(self.order, arrays=examples)
         return _mapped(batch, np.uint32(step)) if self.order.maps else examples
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches from step ``start`` on, without end, read ahead.
 
         ``threads`` threads read up to ``prefetch`` batches before they are asked for.
@@ -150,9 +150,15 @@ class Source:
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
 
-    def examples(self, start: int, count: int) -> Batch:
-        """Return ``count`` examples from index ``start`` on, not mapped."""
-        return self._examples(np.arange(start, start + count))
+    def part(self, start: int, count: int) -> Dataset:
+        """Return ``count`` examples from index ``start`` on, as a dataset in memory."""
+        return dataclasses.replace(
+            self.order,
+            arrays=self._examples(np.arange(start, start + count)),
+            size=count,
+            batch_size=count,
+            read=take,
+        )
 
     def _examples(self, indices: np.ndarray) -> Batch:
         return tree.map_with_path(
@@ -233,6 +239,23 @@ def from_source(
         prefetch=numerics.check_count("prefetch", prefetch),
         threads=numerics.check_count("threads", threads, 1),
     )
+
+
+def check_foreign(data: Any) -> None:
+    """Raise for another library's dataset, whose ``batch`` is another method.
+
+    Raises:
+        TypeError: if the data have a method ``batch`` and are neither a `Dataset` nor a
+            `Source`.
+    """
+    is_ours = isinstance(data, Dataset | Source)
+    if callable(getattr(data, "batch", None)) and not is_ours:
+        raise TypeError(
+            "need a dataset of fngrad.data or a function step -> batch, got "
+            f"{type(data).__name__}, which has a batch of its own: where "
+            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
+            "an iterable of batches, data=iter(theirs)"
+        )
 
 
 def _reader(read: Any, n: int) -> Read:

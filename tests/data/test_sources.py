@@ -103,17 +103,14 @@ def test_a_batch_holds_an_example_twice_where_epochs_meet():
 
 
 class Recorder:
-    """Counts what is read, and can be made to fail or to wait."""
+    """Counts what is read, and can be made to fail."""
 
-    def __init__(self):
+    def __init__(self, fails_at=0):
         self.reads = 0
         self.lock = threading.Lock()
-        self.go = threading.Event()
-        self.go.set()
-        self.fails_at = None
+        self.fails_at = fails_at
 
     def __call__(self, indices):
-        self.go.wait(60)
         with self.lock:
             self.reads += 1
             if self.reads == self.fails_at:
@@ -156,10 +153,10 @@ def test_without_prefetch_nothing_is_read_before_it_is_asked_for():
 
 
 def test_an_error_in_a_thread_names_its_batch():
-    recorder = Recorder()
-    recorder.fails_at = 3
+    recorder = Recorder(fails_at=3)
     batches = data.from_source(recorder, N, 2, prefetch=2, threads=1).batches(5)
-    next(batches), next(batches)
+    next(batches)
+    next(batches)
     with pytest.raises(OSError, match="the disk is gone") as caught:
         next(batches)
     assert caught.value.__notes__ == [
@@ -253,3 +250,10 @@ def test_a_million_examples_take_no_memory():
     assert isinstance(source, Source)
     assert fg.tree.leaf_paths(source.order).keys() == {"key"}
     assert source.batch(10**6).shape == (4,)
+
+
+def test_a_memory_map_is_not_copied_as_a_whole_without_a_warning(tmp_path):
+    maps = on_disk(tmp_path)
+    with pytest.warns(UserWarning, match=r"map at 'x', 264 bytes, .*from_source"):
+        data.from_arrays({"x": maps["x"]}, 4)
+    data.from_arrays({"x": np.asarray(maps["x"])}, 4)
