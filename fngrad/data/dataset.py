@@ -239,8 +239,8 @@ def from_arrays(
         if isinstance(leaf, np.memmap):
             warnings.warn(
                 f"the memory map at {path!r}, {leaf.nbytes} bytes, is copied into "
-                "memory as a whole; fngrad.data.from_source reads it batch by batch, and "
-                "np.asarray of it is copied without this warning",
+                "memory as a whole; fngrad.data.from_source reads it batch by batch, "
+                "and np.asarray of it is copied without this warning",
                 stacklevel=2,
             )
     return dataclasses.replace(order, arrays=tree.map_with_path(_to_device, arrays))

@@ -254,7 +254,8 @@ def check_foreign(data: Any) -> None:
             "need a dataset of fngrad.data or a function step -> batch, got "
             f"{type(data).__name__}, which has a batch of its own: where "
             "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
-            "an iterable of batches, data=iter(theirs)"
+            "an iterable of batches, data=iter(theirs), and where theirs[i] gives an "
+            "example, fngrad.data.from_source(theirs, len(theirs), batch_size)"
         )
 
 

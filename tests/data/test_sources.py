@@ -2,6 +2,7 @@
 
 import threading
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,7 @@ READERS = {
     "a memory map": on_disk,
     "ascending rows": lambda _: {name: Ascending(x) for name, x in ARRAYS.items()},
     "a sequence": lambda _: Sequence(),
+    "grain": lambda _: grain.MapDataset.source(Sequence()).map(dict),
 }
 
 
