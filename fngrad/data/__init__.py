@@ -4,16 +4,19 @@ from fngrad.data.arrays import windows
 from fngrad.data.bundled import breast_cancer, diabetes, digits
 from fngrad.data.dataset import Dataset, from_arrays
 from fngrad.data.files import csv_file, idx_file, idx_files
+from fngrad.data.sources import Source, from_source
 from fngrad.data.splitting import Splits, split, standardize
 
 __all__ = [
     "Dataset",
+    "Source",
     "Splits",
     "breast_cancer",
     "csv_file",
     "diabetes",
     "digits",
     "from_arrays",
+    "from_source",
     "idx_file",
     "idx_files",
     "split",

@@ -17,8 +17,8 @@ over becomes part of the program.
 
 import dataclasses
 import hashlib
-import inspect
 import numbers
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -30,13 +30,10 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
-from fngrad.programs.signatures import parameters
+from fngrad.data.maps import MAPS, call_map, check_map, takes_key
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
-# Keeps the maps' random stream apart from the loss's when both use the same seed.
-MAPS = 0x6D617073
-
 
 _STATIC: Any = {"metadata": {"static": True}}
 
@@ -110,7 +107,7 @@ class Dataset:
             batch = self.read(self.arrays, self.indices(number))
         keys = self._map_keys(number)
         for fn in self.maps:
-            batch = _call(fn, batch, keys)
+            batch = call_map(fn, batch, keys)
         return batch
 
     def indices(self, step: int | jax.Array) -> jax.Array:
@@ -149,7 +146,7 @@ class Dataset:
             >>> data.batch(0).shape
             (6, 2)
         """
-        _check_map(fn)
+        check_map(fn)
         return dataclasses.replace(self, maps=(*self.maps, fn))
 
     def reseed(self, seed: int | jax.Array) -> "Dataset":
@@ -181,7 +178,7 @@ class Dataset:
         return digest.hexdigest()
 
     def _map_keys(self, step: jax.Array) -> Iterator[Key]:
-        count = sum(_takes_key(fn) for fn in self.maps)
+        count = sum(takes_key(fn) for fn in self.maps)
         if count == 0:
             return iter(())
         k_maps = jax.random.fold_in(self.key, MAPS)
@@ -205,7 +202,8 @@ def from_arrays(
 
     Args:
         arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
-            They move to the default device once; without x64, float64 becomes float32
+            They move to the default device once, memory maps with a warning; without
+            x64, float64 becomes float32
             and int64 becomes int32. NaN and infinity pass as they are.
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
@@ -236,14 +234,40 @@ def from_arrays(
         >>> sorted(seen.tolist()) == sorted(2 * list(range(10)))
         True
     """
-    n = num_examples(arrays)
+    order = order_of(num_examples(arrays), batch_size, seed, shuffle, remainder)
+    for path, leaf in tree.leaf_paths(arrays).items():
+        if isinstance(leaf, np.memmap):
+            warnings.warn(
+                f"the memory map at {path!r}, {leaf.nbytes} bytes, is copied into "
+                "memory as a whole; fngrad.data.from_source reads it batch by batch, "
+                "and np.asarray of it is copied without this warning",
+                stacklevel=2,
+            )
+    return dataclasses.replace(order, arrays=tree.map_with_path(_to_device, arrays))
+
+
+def order_of(
+    n: int,
+    batch_size: int | Literal["all"],
+    seed: int | jax.Array,
+    shuffle: bool,
+    remainder: Remainder,
+) -> Dataset:
+    """Return the order of n examples, as a dataset without arrays; see `from_arrays`.
+
+    Raises:
+        TypeError: if batch_size, seed or shuffle has another type.
+        ValueError: if n, batch_size or remainder is out of range.
+    """
+    if not 1 <= n <= MAX_SIZE:
+        raise ValueError(f"need 1 <= n <= {MAX_SIZE} examples, got {n=}")
     b = n if batch_size == "all" else _batch_size(batch_size, n)
     if not isinstance(shuffle, bool | np.bool_):
         raise TypeError(f"need shuffle to be a bool, got {shuffle=}")
     if remainder not in ("wrap", "drop"):
         raise ValueError(f'need remainder "wrap" or "drop", got {remainder=}')
     return Dataset(
-        arrays=tree.map_with_path(_to_device, arrays),
+        arrays=(),
         key=_one_key(seed),
         size=n,
         batch_size=b,
@@ -283,21 +307,6 @@ def take(arrays: Any, indices: jax.Array) -> Batch:
 @jax.jit  # apart from `take`, which datasets are pickled and compared by
 def _taken(arrays: Any, indices: jax.Array) -> Batch:
     return jax.tree.map(lambda x: numerics.rows(x, indices), arrays)
-
-
-def check_foreign(data: Any) -> None:
-    """Raise for another library's dataset, whose ``batch`` is another method.
-
-    Raises:
-        TypeError: if the data have a method ``batch`` and are not a `Dataset`.
-    """
-    if callable(getattr(data, "batch", None)) and not isinstance(data, Dataset):
-        raise TypeError(
-            "need a dataset of fngrad.data or a function step -> batch, got "
-            f"{type(data).__name__}, which has a batch of its own: where "
-            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
-            "an iterable of batches, data=iter(theirs)"
-        )
 
 
 def num_examples(arrays: Any) -> int:
@@ -361,39 +370,6 @@ def _to_device(path: str, leaf: Any) -> jax.Array:
 
 def _host_array(leaf: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if tree.is_key(leaf) else leaf)
-
-
-def _call(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Batch:
-    if not _takes_key(fn):
-        return fn(batch)
-    is_key_first = next(iter(parameters(fn))) == "key"
-    return fn(next(keys), batch) if is_key_first else fn(batch, key=next(keys))
-
-
-def _takes_key(fn: Callable[..., Batch]) -> bool:
-    return "key" in parameters(fn)
-
-
-def _check_map(fn: Any) -> None:
-    if not callable(fn):
-        raise TypeError(f"need a function fn(batch) or fn(batch, key), got {fn!r}")
-    arguments = parameters(fn)
-    required = [
-        name
-        for name, parameter in arguments.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name != "key"
-    ]
-    kinds = {parameter.kind for parameter in arguments.values()}
-    is_open = inspect.Parameter.VAR_POSITIONAL in kinds or (
-        not arguments and not inspect.isfunction(fn)  # some builtins have no signature
-    )
-    if len(required) != 1 and not (is_open and not required):
-        raise TypeError(
-            f"need a function fn(batch) or fn(batch, key), got {fn!r} with "
-            f"required arguments {required}"
-        )
 
 
 def _name(fn: Any) -> str:

@@ -1,22 +1,23 @@
 """The inputs of a run: where its batches come from, and what is refused beforehand.
 
-Batches come from a dataset, a function of the step, or an iterable. A dataset is an
-argument of the compiled program, and a function is part of it; both can return the
-batch of any step again. An iterable yields its batches once, on the host.
+A dataset is an argument of the compiled program, and a function of the step is part of
+it. A source and an iterable give their batches on the host. An iterable gives each
+once; the others can return the batch of any step again.
 """
 
 import functools
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
-from fngrad.data.dataset import Dataset, check_foreign
+from fngrad.data.dataset import Dataset
+from fngrad.data.sources import Source, check_foreign
 from fngrad.programs.signatures import batch_of
 from fngrad.training import Step, TrainState, call_step, check_order
 from fngrad.training.evaluation import check_examples
@@ -27,8 +28,8 @@ class Feed:
     """The data of a run, whatever their kind.
 
     Args:
-        data: a dataset of `fngrad.data`, a function ``step -> batch``, or an
-            iterable of batches.
+        data: a dataset or a source of `fngrad.data`, a function ``step -> batch``, or
+            an iterable of batches.
 
     Raises:
         TypeError: if the data are of another kind, such as plain arrays or a dataset
@@ -40,8 +41,13 @@ class Feed:
         self.data = data
         check_foreign(data)
         self.is_dataset = isinstance(data, Dataset)
-        self.failure: BaseException | None = None  # raised by an iterable
+        self.is_source = isinstance(data, Source)
+        self.failure: BaseException | None = None  # raised while a batch was read
         self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
+        self.batches: Iterator[Batch] = iter(())  # of what comes from the host
+        self._ahead: Generator[Batch, None, None] | None = None  # of a source
+        self._position: int | None = None  # the step of the next batch of a source
+        self._watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
         if isinstance(data, Mapping | tuple) or hasattr(data, "dtype"):
             arrays = "splits.train" if hasattr(data, "train") else "arrays"
             raise TypeError(
@@ -56,18 +62,49 @@ class Feed:
             )
             self._first, rest = _first_of(data)
             self.batches = self._until_failure(_warn_of_shapes(rest, self._first))
+        elif isinstance(data, Source):
+            self._first = data.batch(0)
         elif not (self.is_dataset or callable(data)):
             raise TypeError(
-                "need a dataset, a function step -> batch or an iterable of batches, "
-                f"got {type(data).__name__}"
+                "need a dataset, a source, a function step -> batch or an iterable of "
+                f"batches, got {type(data).__name__}"
             )
+
+    @property
+    def comes_from_host(self) -> bool:
+        """Whether the loop is given batches, instead of reading them in its program."""
+        return self.is_iterable or self.is_source
+
+    def watch(self, wrap: Callable[[Iterator[Batch]], Iterator[Batch]]) -> None:
+        """Pass all batches that come from the host through a wrapper."""
+        self._watch, self.batches = wrap, wrap(self.batches)
+
+    def seek(self, step: int) -> None:
+        """Make the next batch of a source that of a step, wherever it was before."""
+        if self.is_source and step != self._position:
+            self.close()
+            self._ahead = ahead = self.data.batches(step)
+            self._position = step
+            batches = self._until_failure(self._counted(ahead))
+            self.batches = self._watch(batches)
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = self._position = None
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._position = (self._position or 0) + 1
+            yield batch
 
     @property
     def static(self) -> Any:
         """The static part: how to read a dataset, or a function of the step."""
         if self.is_dataset:
             return DatasetReader.of(self.data)
-        return None if self.is_iterable else self.data
+        return None if self.comes_from_host else self.data
 
     @property
     def argument(self) -> Any:
@@ -82,7 +119,7 @@ class Feed:
     @property
     def arrays(self) -> Any:
         """The arrays that the step reads first: a dataset's leaves, or a batch."""
-        return self._first if self.is_iterable else self.argument
+        return self._first if self.comes_from_host else self.argument
 
     def _until_failure(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches to the end or to an exception, which is kept for the caller.
@@ -96,7 +133,7 @@ class Feed:
 
     def abstract_batch(self, step: jax.Array) -> Any:
         """Return the shapes and dtypes of a batch."""
-        if self.is_iterable:
+        if self.comes_from_host:
             return jax.eval_shape(lambda batch: batch, self._first)
         if self.is_dataset:
             return jax.eval_shape(_batch_program(self.static), self.argument, step)
@@ -174,8 +211,11 @@ def checked_feed(step: Any, data: Any, eval_data: Any, loop: Any) -> Feed:
     check_order(step, data)
     feed = Feed(data)
     check_option("loop", loop, ("auto", "python", "scan"))
-    if feed.is_iterable and loop == "scan":
-        raise ValueError('need a dataset or a function of the step for loop="scan"')
+    if feed.comes_from_host and loop == "scan":
+        raise ValueError(
+            'need a dataset or a function of the step for loop="scan", got batches '
+            "that come from the host"
+        )
     check_not_donated("data", feed.argument)
     check_examples(eval_data)
     check_not_donated("eval_data", eval_data)

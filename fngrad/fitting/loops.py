@@ -132,7 +132,7 @@ def make_loop(
     Args:
         name: ``"scan"`` means the ``fori_loop`` inside the program.
         step: what it drives.
-        feed: the data; over an iterable there is one loop, whatever the name.
+        feed: the data; if they come from the host there is one loop, whatever the name.
         placement: of the carry.
     """
     programs, argument = _programs(step, feed.static, placement), feed.argument
@@ -154,7 +154,7 @@ def make_loop(
             made += 1
         return carry, made
 
-    return consume if feed.is_iterable else {"python": dispatch, "scan": scan}[name]
+    return consume if feed.comes_from_host else {"python": dispatch, "scan": scan}[name]
 
 
 def choose(
@@ -176,7 +176,7 @@ def choose(
         remaining: how many steps it has.
         interrupted: ends the timing once it is set.
     """
-    if feed.is_iterable:
+    if feed.comes_from_host:
         return Choice("python", "batches come from the host")
     if remaining < FEW_STEPS:
         return Choice("python", f"{remaining} steps are too few to time two loops")

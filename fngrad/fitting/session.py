@@ -169,6 +169,7 @@ class Session:
         """Make a chunk of steps, up to ``goal``; return whether the data sufficed."""
         length = min(self._chunk, goal - self._now)
         start = time.perf_counter()
+        self._plan.guard.feed.seek(self._now)
         with self._plan.spent.on("stepping"):
             self.carry, made = self._advance(self.carry, length)
             self._record(made)

@@ -134,14 +134,15 @@ def fit(
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
             whose metrics are scalars.
         state: where to start; ``state.step`` counts the steps already made.
-        data: a dataset, a pure function ``step -> batch``, or an iterable of batches
-            (with a warning, as such a run cannot be resumed exactly).
+        data: a dataset, a source (`fngrad.data.from_source`), a pure function
+            ``step -> batch``, or an iterable of batches (with a warning, as such a run
+            cannot be resumed exactly).
         num_steps: the step at which the run ends, counted from step 0, not from the
             call; a state that is there already is returned, with a message on stderr.
             ``None`` with an iterable means until it ends.
         num_epochs: the same in epochs, which are passes over a dataset.
         metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``.
-        eval_data: what to evaluate: arrays or a dataset.
+        eval_data: what to evaluate: arrays, a dataset or a source.
         eval_every: the number of steps between evaluations, or ``"epoch"``. There is
             also one at the end of a run that completes or exhausts its data.
         run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png.
@@ -260,6 +261,7 @@ def fit(
         exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
         interrupted = stack.enter_context(handled_signals(exits=exits))
         feed = checked_feed(step, data, eval_data, loop)
+        stack.callback(feed.close)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
         guard.check_rollback(is_saved=bool(rules.folder))
@@ -346,8 +348,8 @@ def _open(
 
 def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> FitResult:
     step, feed, outputs = plan.guard.step, plan.guard.feed, plan.outputs
-    if feed.is_iterable:
-        feed.batches = plan.spent.waiting_for(feed.batches)
+    if feed.comes_from_host:
+        feed.watch(plan.spent.waiting_for)
     carry = begin(start.state, plan.metrics, feed.arrays)
     placement = placement_of(carry)
     compilations = begin_compilations(step, feed, placement)

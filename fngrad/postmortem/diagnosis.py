@@ -10,7 +10,8 @@ import fngrad.numerics as numerics
 import fngrad.postmortem.evidence as evidence
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
-from fngrad.data.dataset import Dataset, check_foreign
+from fngrad.data.dataset import Dataset
+from fngrad.data.sources import Source, check_foreign
 from fngrad.postmortem.findings import Autopsy
 from fngrad.postmortem.replay import Replay, outputs_of, replay
 from fngrad.postmortem.root_cause import RootCause, find_root_cause
@@ -102,7 +103,7 @@ def _check(state: TrainState, data: Any, at: int | None) -> None:
             f"need the state of one run, got step with shape {jnp.shape(state.step)}"
         )
     check_foreign(data)
-    if not (isinstance(data, Dataset) or callable(data)):
+    if not (isinstance(data, Dataset | Source) or callable(data)):
         raise TypeError(
             "need a dataset or a function step -> batch, whose batches can be read "
             f"again, got {type(data).__name__}"

@@ -10,6 +10,7 @@ import numpy as np
 
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
+from fngrad.data.sources import Source
 from fngrad.programs.signatures import batch_of
 from fngrad.training import Step, TrainState
 from fngrad.training.divergence import VERDICT, faults
@@ -89,7 +90,9 @@ def outputs_of(step: Step) -> Callable[[TrainState, Batch], dict[str, Any]]:
 
 
 def reader(data: Any) -> Callable[[Any], Batch]:
-    """Return the compiled function ``step -> batch`` of a dataset or a function."""
+    """Return the function ``step -> batch`` of a dataset, a source or a function."""
+    if isinstance(data, Source):
+        return lambda number: data.batch(int(number))
     if not isinstance(data, Dataset):
         return jax.jit(functools.partial(batch_of, data))
     leaves, structure = jax.tree.flatten(data)

@@ -121,7 +121,10 @@ def batch_of(
             "need a function step -> batch with one argument, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}"
         )
-    remedy = "; an iterable of batches, such as a generator, may use Python and NumPy"
+    remedy = (
+        "; fngrad.data.from_source(read, size, batch_size) reads batches with Python "
+        "and NumPy, as an iterable of batches does"
+    )
     with explained(fn, remedy):
         return (call or fn)(step)
 

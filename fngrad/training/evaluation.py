@@ -19,6 +19,7 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.transforms.evaluation_point as evaluation_point
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, num_examples, take
+from fngrad.data.sources import Source
 from fngrad.metrics import Accumulator, Mean
 from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
 from fngrad.programs.signatures import bind, check_function, kind_of, parameters
@@ -54,8 +55,9 @@ def evaluate(
             taken; or an accumulator such as ``metrics.r2(...)``.
         state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`,
             or only the parameters.
-        data: a pytree of arrays of shape ``(n, ...)``, or a dataset, whose examples
-            are read once each, in the order of its arrays and through its maps.
+        data: a pytree of arrays of shape ``(n, ...)``, or a dataset or a source, whose
+            examples are read once each, in the order of its arrays and through its
+            maps.
         batch_size: how many examples to evaluate at once, >= 1; at most n are used.
 
     Returns:
@@ -79,8 +81,12 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
-    program, *arguments = _prepared(metric_fn, state_or_params, data)
-    values = jax.device_get(program(*arguments, batch_size))
+    if isinstance(data, Source):
+        values = _over_source(metric_fn, state_or_params, data, batch_size)
+    else:
+        program, *arguments = _prepared(metric_fn, state_or_params, data, fold)
+        values = program(*arguments, batch_size)
+    values = jax.device_get(values)
     return {
         name: float(value) if np.ndim(value) == 0 else np.asarray(value)
         for name, value in values.items()
@@ -95,14 +101,36 @@ def shapes(
     batch_size: int = 256,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and dtypes of the metrics of `evaluate`, by tracing."""
-    program, *arguments = _prepared(metric_fn, state_or_params, data)
+    if isinstance(data, Source):
+        data = data.part(0, min(batch_size, data.size))
+    program, *arguments = _prepared(metric_fn, state_or_params, data, fold)
     return program.eval_shape(*arguments, batch_size)
+
+
+def _over_source(
+    metric_fn: Callable[..., dict[str, Any]],
+    state_or_params: Any,
+    source: Source,
+    batch_size: int,
+) -> dict[str, jax.Array]:
+    """Return the metrics over examples that are read on the host, batch by batch."""
+    batch_size = numerics.check_count("batch_size", batch_size, 1)
+    merged = None
+    for start in range(0, source.size, batch_size):
+        examples = source.part(start, min(batch_size, source.size - start))
+        program, *arguments = _prepared(
+            metric_fn, state_or_params, examples, _accumulated
+        )
+        part = program(*arguments, batch_size)
+        merged = part if merged is None else jax.jit(_merge)(merged, part)
+    return jax.jit(_values)(merged)
 
 
 def _prepared(
     metric_fn: Callable[..., dict[str, Any]],
     state_or_params: Any,
     data: Any,
+    folded: Callable[..., Any],
 ) -> tuple[Any, Params, ModelState, Any]:
     """Return the program of an evaluation, and its arguments but the batch size."""
     if callable(state_or_params) and not callable(metric_fn):
@@ -127,7 +155,7 @@ def _prepared(
             f"got {type(state_or_params).__name__}"
         )
     leaves, structure = jax.tree.flatten(arrays_of(data))
-    return _program(metric_fn, structure), params, model_state, leaves
+    return _program(folded, metric_fn, structure), params, model_state, leaves
 
 
 def fold(
@@ -153,6 +181,16 @@ def fold(
         TypeError: as for `evaluate`.
         ValueError: as for `evaluate`.
     """
+    return _values(_accumulated(metric_fn, params, model_state, arrays, batch_size))
+
+
+def _accumulated(
+    metric_fn: Callable[..., dict[str, Any]],
+    params: Params,
+    model_state: ModelState,
+    arrays: Any,
+    batch_size: int,
+) -> dict[str, Accumulator]:
     check_function(metric_fn)
     batch_size = numerics.check_count("batch_size", batch_size, 1)
     call = bind(metric_fn, ("model_state",), _FORMS)
@@ -168,8 +206,11 @@ def fold(
         parts.append(_merge_over(lambda i: measure(i * batch_size, batch_size), full))
     if rest:
         parts.append(measure(full * batch_size, rest))
-    merged = parts[0] if len(parts) == 1 else _merge(*parts)
-    return {name: part.value() for name, part in merged.items()}
+    return parts[0] if len(parts) == 1 else _merge(*parts)
+
+
+def _values(parts: dict[str, Accumulator]) -> dict[str, jax.Array]:
+    return {name: part.value() for name, part in parts.items()}
 
 
 def arrays_of(data: Any) -> Any:
@@ -199,7 +240,7 @@ def check_examples(data: Any) -> None:
         raise TypeError(
             "need data to evaluate, got a state: evaluate(metric_fn, state, data)"
         )
-    is_read = isinstance(data, Dataset) or hasattr(data, "__array__")
+    is_read = isinstance(data, Dataset | Source) or hasattr(data, "__array__")
     needed = "need arrays of examples or a dataset of fngrad.data to evaluate, got"
     if all(hasattr(data, part) for part in ("train", "validation", "test")):
         raise TypeError(f"{needed} {type(data).__name__}: pass splits.validation")
@@ -220,7 +261,9 @@ def _is_opaque(data: Any) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _program(metric_fn: Callable[..., Any], structure: Any) -> Any:
+def _program(
+    folded: Callable[..., Any], metric_fn: Callable[..., Any], structure: Any
+) -> Any:
     """Return the jitted fold of a function over the leaves of data of one structure.
 
     The cache is small, so that old metric functions and maps of the data are freed,
@@ -228,11 +271,11 @@ def _program(metric_fn: Callable[..., Any], structure: Any) -> Any:
     the structure of every argument.
     """
 
-    def folded(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
+    def program(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
         arrays = jax.tree.unflatten(structure, leaves)
-        return fold(metric_fn, params, model_state, arrays, batch_size)
+        return folded(metric_fn, params, model_state, arrays, batch_size)
 
-    return jax.jit(folded, static_argnums=3)
+    return jax.jit(program, static_argnums=3)
 
 
 def _source_of(data: Any) -> _Source:

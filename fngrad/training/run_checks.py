@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from fngrad.data.dataset import Dataset, check_foreign
+from fngrad.data.dataset import Dataset
+from fngrad.data.sources import check_foreign
 from fngrad.programs.signatures import batch_of, explained, kind_of, name_of
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step

@@ -66,7 +66,8 @@ def run(
     if not (isinstance(data, Dataset) or callable(data)):
         raise TypeError(
             f"need a dataset or a function of the step, got {type(data).__name__}: "
-            "fngrad.data.from_arrays(arrays, batch_size) makes a dataset"
+            "fngrad.data.from_arrays(arrays, batch_size) makes a dataset; batches of a "
+            "source or an iterable come from the host, where fngrad.fit takes them"
         )
 
     def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:

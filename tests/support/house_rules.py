@@ -67,8 +67,8 @@ HOUSE = (
     (
         1,
         "data/",
-        "the `dataset` (its batches, the steps of an epoch), `epoch_order`, "
-        "`splitting`, `bundled` sets, files",
+        "the `dataset` (its batches, the steps of an epoch), `epoch_order`, `maps`, "
+        "what is read on the host (`sources`), `splitting`, `bundled` sets, files",
     ),
     (2, "optimizers/", "one method per file: state, transform, recipe; the `registry`"),
     (2, "models/", "one architecture per file"),
@@ -148,6 +148,7 @@ LAST_PURE_FLOOR = 4
 IMPURE = {  # on a pure floor, with the reason
     "fngrad.data.files": "reads files",
     "fngrad.data.bundled": "reads scikit-learn's files",
+    "fngrad.data.sources": "reads in threads",
     "fngrad.data.splitting": "permutes on the host, with a seeded generator",
 }
 FLOORS = {

@@ -1,0 +1,325 @@
+"""Batches of examples that stay on disk: read on the host, ahead of the steps.
+
+A *source* has the order of a dataset in memory, bit for bit: batch t holds the examples
+at the indices that `fngrad.data.from_arrays` takes for the same seed. Threads read the
+next batches and put them on the device while the current step runs.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.numerics as numerics
+import fngrad.numerics.array_inputs as array_inputs
+import fngrad.tree as tree
+from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
+from fngrad.types import Batch, Tree
+
+Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Examples that are read by index on the host. Made by `from_source`."""
+
+    read: Read
+    order: Dataset  # without arrays
+    identity: str | None
+    prefetch: int
+    threads: int
+
+    def __repr__(self) -> str:
+        order = repr(self.order).removeprefix("Dataset(")
+        return f"Source({_name(self.read)}, {order}"
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return self.order.size
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per batch."""
+        return self.order.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches per epoch, rounded up with ``remainder="wrap"``."""
+        return self.order.steps_per_epoch
+
+    def steps(self, num_epochs: int) -> int:
+        """Return the number of steps in ``num_epochs`` epochs.
+
+        Raises:
+            ValueError: if num_epochs is negative.
+        """
+        return self.order.steps(num_epochs)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return which examples batch ``step`` holds: int64, shape (b,).
+
+        Raises:
+            TypeError: if the step is not an integer.
+            ValueError: if it is negative or beyond int32.
+        """
+        with _on_host():
+            return np.asarray(self.order.indices(step)).astype(np.int64)
+
+    def batch(self, step: int) -> Batch:
+        """Return batch ``step``, on the default device, now.
+
+        Raises:
+            TypeError: as `indices`; or if what was read holds no numbers.
+            ValueError: as `indices`; or if what was read has not b examples.
+            Exception: what ``read`` raises, with a note of the step.
+        """
+        step = int(step)
+        try:
+            examples = self._examples(self.indices(step))
+        except Exception as error:
+            error.add_note(f"reading batch {step} of {self!r}")
+            raise
+        batch = dataclasses.replace(self.order, arrays=examples)
+        return _mapped(batch, np.uint32(step)) if self.order.maps else examples
+
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
+        """Yield the batches from step ``start`` on, without end, read ahead.
+
+        ``threads`` threads read up to ``prefetch`` batches before they are asked for.
+        An error of ``read`` is raised when its batch is asked for. Closing the
+        iterator, or dropping it, cancels what is not begun and ends the threads.
+        """
+        steps = itertools.count(start)
+        if self.prefetch == 0:
+            yield from map(self.batch, steps)
+            return
+        waiting: collections.deque[Future[Batch]] = collections.deque()
+        with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
+            try:
+                while True:
+                    while len(waiting) < self.prefetch:
+                        waiting.append(pool.submit(self.batch, next(steps)))
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def map(self, fn: Callable[..., Batch]) -> "Source":
+        """Return the source whose batches are ``fn(batch)``, or ``fn(batch, key)``.
+
+        As `fngrad.data.Dataset.map`: pure functions, compiled, with the same keys.
+        What needs Python or NumPy belongs into ``read``.
+
+        Raises:
+            TypeError: if ``fn`` has neither form.
+        """
+        return dataclasses.replace(self, order=self.order.map(fn))
+
+    def reseed(self, seed: int | jax.Array) -> "Source":
+        """Return the source with another order and other randomness in its maps.
+
+        Raises:
+            TypeError: if the seed is neither an int nor a typed key.
+            ValueError: if it holds more than one key.
+        """
+        return dataclasses.replace(self, order=self.order.reseed(seed))
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that identify the examples and their order.
+
+        They cover the number of examples, the key, the batch size, ``shuffle``,
+        ``remainder``, and the ``fingerprint`` given to `from_source`; without one, the
+        bytes of the first, the middle and the last example.
+        """
+        digest = hashlib.blake2b(self.order.fingerprint().encode(), digest_size=8)
+        if self.identity is not None:
+            digest.update(self.identity.encode())
+            return digest.hexdigest()
+        few = np.unique([0, self.size // 2, self.size - 1])
+        for path, leaf in tree.leaf_paths(self._checked(self.read(few), few)).items():
+            digest.update(f"{path} {leaf.dtype} {leaf.shape};".encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
+
+    def part(self, start: int, count: int) -> Dataset:
+        """Return ``count`` examples from index ``start`` on, as a dataset in memory."""
+        return dataclasses.replace(
+            self.order,
+            arrays=self._examples(np.arange(start, start + count)),
+            size=count,
+            batch_size=count,
+            read=take,
+        )
+
+    def _examples(self, indices: np.ndarray) -> Batch:
+        return tree.map_with_path(
+            _to_device, self._checked(self.read(indices), indices)
+        )
+
+    def _checked(self, examples: Any, indices: np.ndarray) -> Tree:
+        """Return examples as arrays of numbers, after checking how many they are."""
+        examples = tree.map_with_path(array_inputs.array, examples)
+        for path, leaf in tree.leaf_paths(examples).items():
+            if leaf.shape[:1] != (len(indices),):
+                raise ValueError(
+                    f"need {len(indices)} examples from read, along the first axis, "
+                    f"got shape {leaf.shape} at {path!r}"
+                )
+        return examples
+
+
+def from_source(
+    read: Any,
+    size: int,
+    batch_size: int,
+    *,
+    seed: int | jax.Array = 0,
+    shuffle: bool = True,
+    remainder: Remainder = "wrap",
+    fingerprint: str | None = None,
+    prefetch: int = 4,
+    threads: int = 2,
+) -> Source:
+    """Make batches of examples that do not fit on the device, or not in memory.
+
+    The order is that of `fngrad.data.from_arrays`, bit for bit, and `fngrad.fit`
+    resumes exactly. `fit` reads ahead of the step; `evaluate` reads in batches.
+
+    Args:
+        read: how to read examples by index:
+
+            - a function of indices, int64 of shape (b,), that returns a pytree of
+              arrays of shape (b, ...); called in threads;
+            - a tree of arrays on disk, such as ``np.load(path, mmap_mode="r")`` or
+              datasets of an HDF5 file, read in ascending order;
+            - a sequence with ``len`` and ``[i]`` for one example, such as a random
+              access source or a ``MapDataset`` of grain, or a dataset of torch.
+        size: n, the number of examples, 1 <= n <= 2**30.
+        batch_size: b, 1 <= b <= n.
+        seed: an int of any size, or a typed key, shape ().
+        shuffle: whether each epoch visits the examples in a new random order.
+        remainder: see `fngrad.data.from_arrays`.
+        fingerprint: identifies the examples, such as a version or a checksum, so that
+            a run resumes only with the same; by default a hash of three of them.
+        prefetch: how many batches are read before they are asked for, >= 0.
+        threads: how many read at once, >= 1.
+
+    Raises:
+        TypeError: if ``read`` is none of these, or an argument has another type.
+        ValueError: if a size, ``prefetch`` or ``threads`` is out of range, or ``read``
+            has another number of examples.
+
+    Example:
+        >>> import numpy as np
+        >>> import fngrad as fg
+        >>> images = np.arange(12.0).reshape(6, 2)  # np.load(path, mmap_mode="r")
+        >>> data = fg.data.from_source({"x": images}, 6, batch_size=2, shuffle=False)
+        >>> print(data.batch(1)["x"])
+        [[4. 5.]
+         [6. 7.]]
+    """
+    n = numerics.check_count("size", size, 1)
+    if not isinstance(fingerprint, str | None):
+        raise TypeError(f"need a string as fingerprint, got {fingerprint!r}")
+    with _on_host():
+        order = order_of(n, batch_size, seed, shuffle, remainder)
+    return Source(
+        read=_reader(read, n),
+        order=dataclasses.replace(order, read=_given),
+        identity=fingerprint,
+        prefetch=numerics.check_count("prefetch", prefetch),
+        threads=numerics.check_count("threads", threads, 1),
+    )
+
+
+def check_foreign(data: Any) -> None:
+    """Raise for another library's dataset, whose ``batch`` is another method.
+
+    Raises:
+        TypeError: if the data have a method ``batch`` and are neither a `Dataset` nor a
+            `Source`.
+    """
+    is_ours = isinstance(data, Dataset | Source)
+    if callable(getattr(data, "batch", None)) and not is_ours:
+        raise TypeError(
+            "need a dataset of fngrad.data or a function step -> batch, got "
+            f"{type(data).__name__}, which has a batch of its own: where "
+            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
+            "an iterable of batches, data=iter(theirs), and where theirs[i] gives an "
+            "example, fngrad.data.from_source(theirs, len(theirs), batch_size)"
+        )
+
+
+def _reader(read: Any, n: int) -> Read:
+    """Return the function of indices that reads examples."""
+    is_sequence = hasattr(read, "__getitem__") and hasattr(read, "__len__")
+    is_tree = hasattr(read, "shape") or not jax.tree_util.all_leaves([read])
+    if is_tree:
+        for path, leaf in tree.leaf_paths(read).items():
+            if not hasattr(leaf, "shape"):
+                raise TypeError(
+                    f"need arrays with a shape, got {type(leaf).__name__} at {path!r}; "
+                    "a function of indices reads anything else"
+                )
+        _check_size(num_examples(read), n)
+        return lambda indices: jax.tree.map(lambda x: _rows(x, indices), read)
+    if is_sequence:
+        _check_size(len(read), n)
+        return lambda indices: _stacked([read[int(i)] for i in indices])
+    if callable(read):
+        return read
+    raise TypeError(
+        "need a function of indices, arrays on disk or a sequence of examples to read, "
+        f"got {type(read).__name__}"
+    )
+
+
+def _check_size(found: int, n: int) -> None:
+    if found != n:
+        raise ValueError(f"need size={found}, the number of examples to read, got {n}")
+
+
+def _rows(x: Any, indices: np.ndarray) -> np.ndarray:
+    """Read rows in ascending order, each once, as HDF5 needs and disks prefer."""
+    ascending, places = np.unique(indices, return_inverse=True)
+    return np.asarray(x[ascending])[places]
+
+
+def _stacked(examples: list[Any]) -> Batch:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+
+def _given(arrays: Batch, indices: jax.Array) -> Batch:
+    """Return the batch that was read, as the `read` of a `Dataset`."""
+    return arrays
+
+
+@jax.jit
+def _mapped(batch: Dataset, step: jax.Array) -> Batch:
+    return batch.batch(step)
+
+
+def _to_device(path: str, x: Any) -> jax.Array:
+    # A copy, since the user's function may return the same buffer each time.
+    return jnp.array(x, jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _on_host() -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which the order is computed on the CPU, if JAX has one."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names others only
+        return contextlib.nullcontext()
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__qualname__", type(fn).__name__)
