@@ -261,7 +261,6 @@ def fit(
         exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
         interrupted = stack.enter_context(handled_signals(exits=exits))
         feed = checked_feed(step, data, eval_data, loop)
-        stack.callback(feed.close)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
         guard.check_rollback(is_saved=bool(rules.folder))
@@ -299,6 +298,7 @@ def _fit(
 ) -> FitResult:
     """Check what tracing reveals, find where the call begins, and train from there."""
     state, feed = guard.state, guard.feed
+    stack.callback(feed.close)
     metrics = check_step(guard.step, state, feed)
     rules = rules.resolved(evaluation and evaluation.measured(state, metrics))
     intervals.stops(feed, 0)  # raises before anything is written

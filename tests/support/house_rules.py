@@ -148,7 +148,6 @@ LAST_PURE_FLOOR = 4
 IMPURE = {  # on a pure floor, with the reason
     "fngrad.data.files": "reads files",
     "fngrad.data.bundled": "reads scikit-learn's files",
-    "fngrad.data.sources": "reads in threads",
     "fngrad.data.splitting": "permutes on the host, with a seeded generator",
 }
 FLOORS = {
