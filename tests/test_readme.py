@@ -6,7 +6,13 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def read(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+README = read("README.md")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -33,11 +39,24 @@ def test_it_is_read_in_five_minutes():
     assert len(README.split()) < 3200, "longer tables stand where they are kept true"
 
 
-@pytest.mark.parametrize(
-    "link", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README)))
-)
-def test_links_inside_the_repository_lead_somewhere(link):
-    assert (ROOT / link).exists()
+LINKS = [
+    (page, link)
+    for page in ("README.md", "tests/README.md", "experiments/benchmarks/README.md")
+    for link in sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", read(page))))
+]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_links_inside_the_repository_lead_somewhere(page, link):
+    assert ((ROOT / page).parent / link).exists()
+
+
+def test_every_benchmark_is_in_the_table():
+    folder = ROOT / "experiments" / "benchmarks"
+    table = read("experiments/benchmarks/README.md")
+    for module in folder.glob("*.py"):
+        if 'if __name__ == "__main__"' in module.read_text(encoding="utf-8"):
+            assert f"| `{module.stem}` |" in table, module.stem
 
 
 def test_the_map_names_every_module():
