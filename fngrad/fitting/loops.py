@@ -71,7 +71,9 @@ def begin(state: TrainState, metrics: dict[str, Any], data: Any = ()) -> Carry:
     for kind, names in _by_kind(metrics).items():
         is_long = any(metrics[name].dtype.itemsize == 8 for name in names)
         dtype = f"{kind}64" if is_long else f"{kind}32"
-        rows[kind] = jnp.zeros((ROWS, len(names)), dtype)
+        # From the host, which compiles nothing; without x64 it is of 32 bits.
+        blank = np.zeros((ROWS, len(names)), jax.dtypes.canonicalize_dtype(dtype))
+        rows[kind] = jax.device_put(blank, may_alias=False)
     return _placed(Carry(state, rows), data)
 
 
