@@ -4,6 +4,7 @@ A script trains one model in one framework, as one would write it by hand, and p
 the seconds of its stages as a line of JSON. Nothing is imported before it begins.
 """
 
+import functools
 import json
 import sys
 import time
@@ -89,39 +90,37 @@ def fngrad(stages: Stages, model: str, loop: str) -> dict[str, float]:
             logits, batch["y"], reduction="mean"
         )
 
-    def train(rate: Any, key: Any, data: Any, steps: int) -> Any:
-        optimizer = fg.adam(rate)
-        state = fg.init_state(net.init(key), optimizer, key)
-        return fg.run(fg.make_step(loss_fn, optimizer), state, data, steps)
-
     if model == "sweep":
-        stages.end("init")
-        rates = [1e-4 * 1.1**i for i in range(LANES)]
-        found = fg.sweep(
-            lambda point, key, data: train(point["rate"], key, data, STEPS[model]),
-            fg.sweeps.grid(rate=rates),
-            keys=1,
-            args=(data,),
-            metric=("loss", "min"),
-            progress=False,
-        )
-        loss = float(found.history["loss"][0].ravel()[-1])
-    else:
-        optimizer = fg.adam(1e-3)
-        state = fg.init_state(net.init(0), optimizer, key=0)
-        stages.end("init")
-        step = fg.make_step(loss_fn, optimizer)
-        if loop != "auto":  # it decides by the length of a call
-            state = fg.fit(
-                step, state, data, num_steps=1, loop=loop, progress=False
-            ).state
-            stages.end("first step")
-        done = fg.fit(
-            step, state, data, num_steps=STEPS[model], loop=loop, progress=False
-        )
-        loss = done.history.last("loss")
+        return {"loss": fngrad_sweep(stages, net, loss_fn, data)}
+    optimizer = fg.adam(1e-3)
+    state = fg.init_state(net.init(0), optimizer, key=0)
+    stages.end("init")
+    step = fg.make_step(loss_fn, optimizer)
+    quiet = functools.partial(fg.fit, step, loop=loop, progress=False)
+    if loop != "auto":  # it decides by the length of a call
+        state = quiet(state, data, num_steps=1).state
+        stages.end("first step")
+    loss = quiet(state, data, num_steps=STEPS[model]).history.last("loss")
     stages.end("train")
     return {"loss": loss}
+
+
+def fngrad_sweep(stages: Stages, net: Any, loss_fn: Any, data: Any) -> float:
+    """Train with fngrad at many learning rates; return the last loss of the first."""
+    import fngrad as fg
+
+    def train(point: Any, key: Any, data: Any) -> Any:
+        optimizer = fg.adam(point["rate"])
+        state = fg.init_state(net.init(key), optimizer, key)
+        return fg.run(fg.make_step(loss_fn, optimizer), state, data, STEPS["sweep"])
+
+    stages.end("init")
+    points = fg.sweeps.grid(rate=[1e-4 * 1.1**i for i in range(LANES)])
+    found = fg.sweep(
+        train, points, keys=1, args=(data,), metric=("loss", "min"), progress=False
+    )
+    stages.end("train")
+    return float(found.history["loss"].ravel()[0])
 
 
 def by_hand(stages: Stages, model: str) -> dict[str, float]:
