@@ -13,6 +13,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 # Modules that experiments share.
 TOOLS = {"critical_points", "noise_floors", "outputs", "races", "timing"}
+TOOLS |= {"cold_start_networks", "cold_start_scripts"}
 
 
 def experiments() -> dict[str, str]:

@@ -31,9 +31,10 @@ from fngrad.types import Batch
 
 ROWS = 1024  # steps whose metrics the buffer holds, and the longest chunk
 SLOW_STEP = 10e-3  # seconds; a slower step hides its dispatch
-FEW_STEPS = 50  # fewer are not worth timing
 PROBE_ROUNDS = 5
 PROBE_ROUND = 0.02  # seconds of one loop in one round
+PROBE_STEPS = 4  # of a round that times the Python loop alone
+PROBE_SHARE = 0.1  # of the run, which the choice between the loops may take
 
 
 class Carry(NamedTuple):
@@ -71,7 +72,9 @@ def begin(state: TrainState, metrics: dict[str, Any], data: Any = ()) -> Carry:
     for kind, names in _by_kind(metrics).items():
         is_long = any(metrics[name].dtype.itemsize == 8 for name in names)
         dtype = f"{kind}64" if is_long else f"{kind}32"
-        rows[kind] = jnp.zeros((ROWS, len(names)), dtype)
+        # From the host, which compiles nothing; without x64 it is of 32 bits.
+        blank = np.zeros((ROWS, len(names)), jax.dtypes.canonicalize_dtype(dtype))
+        rows[kind] = jax.device_put(blank, may_alias=False)
     return _placed(Carry(state, rows), data)
 
 
@@ -167,7 +170,8 @@ def choose(
     """Time both loops on copies of the carry and choose the faster: ``loop="auto"``.
 
     The loop inside the program is compiled only if that can pay: if a step from Python
-    takes less than `SLOW_STEP`, and the rest of the run more than compiling.
+    takes less than `SLOW_STEP`, and compiling it, which takes about as long as the
+    step's own program took, and timing both take less than `PROBE_SHARE` of the run.
 
     Args:
         step: what the loops drive.
@@ -178,7 +182,8 @@ def choose(
     """
     if feed.comes_from_host:
         return Choice("python", "batches come from the host")
-    if remaining < FEW_STEPS:
+    few = 2 + PROBE_ROUNDS * PROBE_STEPS
+    if few > PROBE_SHARE * remaining:
         return Choice("python", f"{remaining} steps are too few to time two loops")
     placed = placement_of(carry)
     loops = {name: make_loop(name, step, feed, placed) for name in ("python", "scan")}
@@ -197,23 +202,41 @@ def choose(
     if is_interrupted():
         return Choice("python", "interrupted before the loops were timed")
     seconds = timed("python", 1)
-    if seconds < SLOW_STEP:
-        seconds = min(timed("python", 4) for _ in range(PROBE_ROUNDS))
+
+    def pays() -> bool:
+        return _probe_seconds(compiling, seconds) < PROBE_SHARE * seconds * remaining
+
+    if seconds < SLOW_STEP and pays():
+        seconds = min(timed("python", PROBE_STEPS) for _ in range(PROBE_ROUNDS))
     if seconds > SLOW_STEP:
         reason = f"a step takes {seconds * 1e3:.1f} ms, which hides its dispatch"
         return Choice("python", reason, seconds)
-    if seconds * remaining < compiling:
+    if not pays():
         reason = f"{remaining} steps are too few to pay for compiling another loop"
         return Choice("python", reason, seconds)
     timed("scan", 1)  # compiles
-    length = max(4, min(int(PROBE_ROUND / seconds), ROWS))
+    length = max(PROBE_STEPS, min(int(PROBE_ROUND / seconds), ROWS))
     if is_interrupted():
         return Choice("python", "interrupted before the loops were timed")
-    rounds = [{n: timed(n, length) for n in loops} for _ in range(PROBE_ROUNDS)]
+    rounds = [{n: timed(n, length) for n in loops}]
+    while len(rounds) < PROBE_ROUNDS and rounds[0]["scan"] < 2 * rounds[0]["python"]:
+        rounds.append({n: timed(n, length) for n in loops})
     medians = {n: float(np.median([r[n] for r in rounds])) for n in loops}
     reason = ", ".join(f"{n} {t * 1e6:.0f} us per step" for n, t in medians.items())
     faster = "scan" if medians["scan"] < medians["python"] else "python"
     return Choice(faster, reason, medians[faster])
+
+
+def _probe_seconds(compiling: float, seconds: float) -> float:
+    """Return about how long it takes to compile another loop and to time both.
+
+    Args:
+        compiling: seconds in which the step's own program was compiled.
+        seconds: of a step.
+    """
+    one_round = max(PROBE_ROUND, PROBE_STEPS * seconds)
+    alone = (2 + PROBE_ROUNDS * PROBE_STEPS) * seconds
+    return compiling + alone + 2 * PROBE_ROUNDS * one_round
 
 
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:

@@ -11,10 +11,10 @@ from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
     divide_by_root,
-    full_moment,
     look_ahead,
     remove_bias,
     squarable,
+    zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
@@ -59,7 +59,7 @@ def scale_by_belief(
     check_moments(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
     def init(params: Params) -> ScaleByBeliefState:
-        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        mu, nu = tree.wide_zeros_like(params), zero_moment(params)
         return ScaleByBeliefState(numerics.first_step(), mu, nu)
 
     def update(

@@ -12,9 +12,9 @@ from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
     divide_by_root,
-    full_moment,
     saturated_square,
     squarable,
+    zero_moment,
 )
 from fngrad.types import Hyper, Params, Selector, Updates
 
@@ -45,7 +45,7 @@ def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:
     check_moments(rho=rho, eps=eps, corrected=False)
 
     def init(params: Params) -> ScaleByAdadeltaState:
-        e_g, e_x = full_moment(params, 0.0), full_moment(params, 0.0)
+        e_g, e_x = zero_moment(params), zero_moment(params)
         return ScaleByAdadeltaState(numerics.first_step(), e_g, e_x)
 
     def update(

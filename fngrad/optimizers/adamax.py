@@ -11,9 +11,9 @@ from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
-    full_moment,
     place_eps,
     remove_bias,
+    zero_moment,
 )
 from fngrad.types import Hyper, Params, Selector, Updates
 
@@ -55,7 +55,7 @@ def scale_by_adamax(
     numerics.check_number("eps", eps, low=0.0)
 
     def init(params: Params) -> ScaleByAdamaxState:
-        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        mu, nu = tree.wide_zeros_like(params), zero_moment(params)
         return ScaleByAdamaxState(numerics.first_step(), mu, nu)
 
     def update(

@@ -13,9 +13,9 @@ from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
     divide_by_root,
-    full_moment,
     remove_bias,
     squarable,
+    zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Selector, Updates
@@ -60,7 +60,7 @@ def scale_by_adan(
 
     def init(params: Params) -> ScaleByAdanState:
         mu, delta, gradient = (tree.wide_zeros_like(params) for _ in range(3))
-        nu = full_moment(params, 0.0)
+        nu = zero_moment(params)
         return ScaleByAdanState(numerics.first_step(), mu, delta, nu, gradient)
 
     def update(

@@ -15,9 +15,9 @@ from fngrad.transforms.moment_arithmetic import (
     check_decay,
     check_moments,
     divide_by_root,
-    full_moment,
     remove_bias,
     squarable,
+    zero_moment,
 )
 from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
@@ -65,7 +65,7 @@ def scale_by_ademamix(
 
     def init(params: Params) -> ScaleByAdemamixState:
         mu, slow = tree.wide_zeros_like(params), tree.wide_zeros_like(params)
-        nu = full_moment(params, 0.0)
+        nu = zero_moment(params)
         return ScaleByAdemamixState(numerics.first_step(), mu, slow, nu)
 
     def update(

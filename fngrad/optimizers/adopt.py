@@ -12,9 +12,9 @@ from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.moment_arithmetic import (
     check_moments,
     divide_by_root,
-    full_moment,
     look_ahead,
     squarable,
+    zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
@@ -65,7 +65,7 @@ def scale_by_adopt(
     numerics.check_number("clip_value_fn", clip_value_fn, low=0.0)
 
     def init(params: Params) -> ScaleByAdoptState:
-        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        mu, nu = tree.wide_zeros_like(params), zero_moment(params)
         return ScaleByAdoptState(numerics.first_step(), mu, nu)
 
     def update(

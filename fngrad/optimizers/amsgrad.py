@@ -12,9 +12,9 @@ from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
     divide_by_root,
-    full_moment,
     remove_bias,
     squarable,
+    zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.types import Hyper, Params, Updates
@@ -65,7 +65,7 @@ def scale_by_amsgrad(
 
     def init(params: Params) -> ScaleByAmsgradState:
         mu = tree.wide_zeros_like(params)
-        nu, nu_max = full_moment(params, 0.0), full_moment(params, 0.0)
+        nu, nu_max = zero_moment(params), zero_moment(params)
         return ScaleByAmsgradState(numerics.first_step(), mu, nu, nu_max)
 
     def update(

@@ -9,7 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_decayed_weights
-from fngrad.transforms.moment_arithmetic import full_moment, squarable
+from fngrad.transforms.moment_arithmetic import squarable, zero_moment
 from fngrad.transforms.scaling import check_learning_rate
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -50,7 +50,7 @@ def scale_by_madgrad(
     def init(params: Params) -> ScaleByMadgradState:
         # The first update fills in the start: abstract parameters have no values.
         start, weighted_sum = (tree.wide_zeros_like(params) for _ in range(2))
-        squares = full_moment(params, 0.0)
+        squares = zero_moment(params)
         return ScaleByMadgradState(numerics.first_step(), start, weighted_sum, squares)
 
     def report(

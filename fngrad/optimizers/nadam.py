@@ -13,9 +13,9 @@ from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
     divide_by_root,
-    full_moment,
     remove_bias,
     squarable,
+    zero_moment,
 )
 from fngrad.types import Hyper, Params, Selector, Updates
 
@@ -64,7 +64,7 @@ def scale_by_nadam(
     numerics.check_number("momentum_decay", momentum_decay, low=0.0, optional=True)
 
     def init(params: Params) -> ScaleByNadamState:
-        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        mu, nu = tree.wide_zeros_like(params), zero_moment(params)
         return ScaleByNadamState(numerics.first_step(), numerics.scalar(0.0), mu, nu)
 
     def fresh_weight(beta: jax.Array, step: jax.Array, t: jax.Array) -> jax.Array:

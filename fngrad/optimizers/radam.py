@@ -17,10 +17,10 @@ from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
     divide_by_root,
-    full_moment,
     look_ahead,
     remove_bias,
     squarable,
+    zero_moment,
 )
 from fngrad.types import Hyper, Metrics, Params, Selector, Updates
 
@@ -84,7 +84,7 @@ def scale_by_radam(
     numerics.check_number("threshold", threshold, low=4.0)
 
     def init(params: Params) -> ScaleByRadamState:
-        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        mu, nu = tree.wide_zeros_like(params), zero_moment(params)
         return ScaleByRadamState(numerics.first_step(), mu, nu)
 
     def report(

@@ -18,10 +18,10 @@ from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
     check_moments,
     divide_by_root,
-    full_moment,
     largest_sum,
     shrunk_leaf,
     weight_seen,
+    zero_moment,
 )
 from fngrad.transforms.momentum_buffers import traced
 from fngrad.types import Hyper, Params, Selector, Updates
@@ -91,7 +91,7 @@ def scale_by_shampoo(
             tree.map_leaves(lambda p: _empty_statistics(p, size(p)), params)
             for _ in range(2)
         )
-        nu = full_moment(params, 0.0) if graft == "diagonal" else ()
+        nu = zero_moment(params) if graft == "diagonal" else ()
         return ScaleByShampooState(numerics.first_step(), statistics, roots, nu)
 
     def update(

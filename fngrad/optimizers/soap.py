@@ -16,10 +16,10 @@ from fngrad.transforms.moment_arithmetic import (
     check_decay,
     check_moments,
     divide_by_root,
-    full_moment,
     remove_bias,
     shrunk_leaf,
     squarable,
+    zero_moment,
 )
 from fngrad.types import Hyper, Params, Selector, Updates
 
@@ -94,7 +94,7 @@ def scale_by_soap(
     def init(params: Params) -> ScaleBySoapState:
         tree.check_real("scale_by_soap", params)
         statistics, bases = (tree.map_leaves(empty, params) for _ in range(2))
-        mu, nu = tree.wide_zeros_like(params), full_moment(params, 0.0)
+        mu, nu = tree.wide_zeros_like(params), zero_moment(params)
         return ScaleBySoapState(numerics.first_step(), mu, nu, statistics, bases)
 
     def update(

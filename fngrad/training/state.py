@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
@@ -68,6 +69,15 @@ def snapshot(state: Tree) -> Tree:
 
     def copied(path: Path, x: Any) -> jax.Array:
         numerics.check_unmasked(f"a state at {path!r}", x)
+        if _is_strong_and_here(x):
+            return jax.device_put(x, may_alias=False)  # compiles nothing
         return jnp.array(x, dtype=x.dtype, copy=True)
 
     return tree.map_with_path(copied, state)
+
+
+def _is_strong_and_here(x: Any) -> bool:
+    """Return whether x is an array of this process, outside of a trace."""
+    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    is_weak = getattr(x, "weak_type", False)  # keys have none
+    return is_array and not is_weak and x.is_fully_addressable

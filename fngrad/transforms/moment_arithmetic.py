@@ -29,6 +29,11 @@ def real_dtype(x: jax.Array) -> jnp.dtype:
     return jnp.finfo(tree.wide_dtype(x.dtype)).dtype
 
 
+def zero_moment(params: Params) -> Updates:
+    """Return second moments of zero: real, at least float32."""
+    return jax.tree.map(lambda p: tree.zeros(p, real_dtype(p)), params)
+
+
 def full_moment(params: Params, value: Scalar) -> Updates:
     """Return second moments that begin at a value: real, at least float32."""
     start = numerics.hyper(value)

@@ -11,6 +11,7 @@ from fngrad.tree.dtypes import (
     wide_dtype,
     wide_zeros_like,
     widen,
+    zeros,
 )
 from fngrad.tree.paths import (
     from_leaf_paths,
@@ -87,5 +88,6 @@ __all__ = [
     "wide_dtype",
     "wide_zeros_like",
     "widen",
+    "zeros",
     "zeros_like",
 ]

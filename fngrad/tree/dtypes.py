@@ -8,10 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from fngrad.numerics.precision import is_narrow
 from fngrad.tree.paths import leaf_paths
 from fngrad.types import Params, Tree
+
+_SMALL = 2**20  # bytes
 
 
 def is_float(x: Any) -> bool:
@@ -38,7 +42,26 @@ def widen(a: Tree) -> Tree:
 
 def wide_zeros_like(a: Tree) -> Tree:
     """Return zeros like the parameters in at least float32, the first moments."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=wide_dtype(x.dtype)), a)
+    return jax.tree.map(lambda x: zeros(x, wide_dtype(x.dtype)), a)
+
+
+def zeros(x: jax.Array, dtype: Any) -> jax.Array:
+    """Return zeros in the shape and on the devices of x, which may be abstract.
+
+    Outside of a program JAX compiles one for every shape; a small array comes from the
+    host instead.
+    """
+    is_concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    if not is_concrete or x.size * dtype.itemsize > _SMALL or not _is_on_default(x):
+        return jnp.zeros_like(x, dtype=dtype)
+    return jax.device_put(np.zeros(x.shape, dtype), may_alias=False)
+
+
+def _is_on_default(x: jax.Array) -> bool:
+    """Return whether an array is on the one device where new arrays are."""
+    default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore
+    return x.sharding.device_set == {default}
 
 
 def wide_copy(params: Params) -> Params:

@@ -27,16 +27,21 @@ from fngrad.fitting.training_loop import fit
 from fngrad.training import init_state, make_step
 
 
-def chosen(monkeypatch, python, scan, remaining=10**9, interrupted=None):
+def timed_choice(
+    monkeypatch, python, scan, remaining=10**9, interrupted=None, compiling=0.0
+):
     """Return the choice between loops that take so many seconds per step.
 
+    Also return the loops that were called, with their steps, and the seconds of it all.
     The clock is not the machine's, which may be busy with something else.
     """
-    steps, now = [], [0.0]
+    calls, now = [], [0.0]
 
     def make_loop(name, step, feed, placement):
         def advance(carry, length):
-            steps.append(length)
+            is_compiled = any(name == called for called, _ in calls)
+            now[0] += 0.0 if is_compiled else compiling
+            calls.append((name, length))
             now[0] += length * {"python": python, "scan": scan}[name]
             return carry, length
 
@@ -46,7 +51,13 @@ def chosen(monkeypatch, python, scan, remaining=10**9, interrupted=None):
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     carry = loops.begin(first_state(), {"loss": jnp.zeros(())})
     choice = loops.choose(STEP, Feed(DATA), carry, remaining, interrupted)
-    return choice, sum(steps)
+    return choice, calls, now[0]
+
+
+def chosen(monkeypatch, python, scan, **options):
+    """Return the choice between loops, and the steps that it took."""
+    choice, calls, _ = timed_choice(monkeypatch, python, scan, **options)
+    return choice, sum(length for _, length in calls)
 
 
 def test_auto_takes_the_faster_loop(monkeypatch):
@@ -69,6 +80,29 @@ def test_an_interrupt_ends_the_timing_of_loops(monkeypatch):
     interrupted.set()
     choice, steps = chosen(monkeypatch, 1e-3, 1e-4, interrupted=interrupted)
     assert (choice.loop, steps) == ("python", 1)
+
+
+@pytest.mark.parametrize("compiling", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("seconds", [1e-4, 1e-3, 9e-3])
+@pytest.mark.parametrize("remaining", [10, 50, 200, 10**3, 10**4, 10**5, 10**6])
+def test_the_choice_takes_a_tenth_of_the_run_at_most(
+    monkeypatch, compiling, seconds, remaining
+):
+    choice, calls, spent = timed_choice(
+        monkeypatch, seconds, seconds / 4, remaining=remaining, compiling=compiling
+    )
+    own = compiling if calls else 0.0  # of the Python loop, whose program is used
+    assert spent - own <= 0.1 * seconds * remaining + 1e-9
+    assert ("scan" in dict(calls)) == (choice.loop == "scan")
+    if 0.1 * seconds * remaining > compiling + 1.0:
+        assert choice.loop == "scan"
+
+
+def test_a_loop_that_is_twice_as_slow_is_timed_in_one_round(monkeypatch):
+    _, calls, _ = timed_choice(monkeypatch, python=1e-3, scan=1e-2)
+    assert sum(name == "scan" for name, _ in calls) == 2  # compiled, and timed
+    _, calls, _ = timed_choice(monkeypatch, python=1e-3, scan=1.9e-3)
+    assert sum(name == "scan" for name, _ in calls) == 1 + loops.PROBE_ROUNDS
 
 
 def test_chunks_grow_to_a_quarter_of_a_second():

@@ -108,7 +108,7 @@ def test_parallel_combines_what_each_gives():
 
 def test_residual_keeps_the_paths_of_its_layer():
     params = residual(linear(2, 2)).init(jax.random.key(0))
-    assert list(params) == ["weight", "bias"]
+    assert sorted(params) == ["bias", "weight"]
 
 
 def test_residual_adds_the_input():
