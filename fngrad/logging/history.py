@@ -222,7 +222,7 @@ def _with_means(panel: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if len(values) >= 4 * _MEANS:
             window = len(values) // _MEANS
             mean = plots.running_mean(values, window)
-            found[f"{name}, mean over {window} records"] = [(steps, mean)]
+            found[f"{name}, mean of {window} records"] = [(steps, mean)]
             long.append(name)
     return found, long
 

@@ -139,7 +139,7 @@ def test_the_printed_lines_load_the_best_network_and_say_which_it_is(run, printe
     best = digits.networks(result, int(number))[0]
     jax.tree.map(np.testing.assert_array_equal, found["params"], best)
     (saved,) = (folder / "best").glob("0*")
-    notes = json.loads((saved / "manifest.json").read_text())["manifest"]["notes"]
+    notes = json.loads((saved / "manifest.json").read_text())["content"]["notes"]
     assert (notes["optimizer"], notes["seed"]) == (name, 0)
     assert notes["learning_rate"] == pytest.approx(rate)
 

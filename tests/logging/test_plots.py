@@ -95,7 +95,7 @@ def test_a_long_loss_is_drawn_behind_its_running_mean_on_a_logarithmic_axis():
     figure = recorded({"loss": loss, "val/loss": [0.5, 0.1]}).plot()
     (axis,) = figure.axes
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["loss", "loss, mean over 20 records", "val/loss"]
+    assert texts == ["loss", "loss, mean of 20 records", "val/loss"]
     raw, mean, validation = axis.lines
     assert axis.get_yscale() == "log"
     assert raw.get_alpha() < 1

@@ -61,7 +61,7 @@ def test_curves_may_be_running_means():
     figure = pictures.loss_curves(result(), ["val/loss", "loss"], means={"loss": 4})
     first, second = drawn(figure), figure.axes[1]
     assert first.get_ylabel() == "val/loss"
-    assert second.get_ylabel() == "loss, mean over 4 records"
+    assert second.get_ylabel() == "loss, mean of 4 records"
     whole = pictures.loss_curves(result(), ["loss"])
     raw = drawn(whole).lines[0].get_ydata()
     np.testing.assert_allclose(second.lines[0].get_ydata()[-1], np.mean(raw[-4:]))

@@ -68,7 +68,7 @@ def loss_curves(
         curves = np.asarray(curves, float).reshape(*curves.shape[:2], -1)
         window = means.get(name, 1)
         shown = labels.get(name, name)
-        shown += f", mean over {window} records" if window > 1 else ""
+        shown += f", mean of {window} records" if window > 1 else ""
         panels[shown] = {
             describe_point(result, number): [
                 (
