@@ -209,3 +209,8 @@ def test_inputs_of_another_shape_are_refused(x, inputs, message):
     params = jax.eval_shape(layer.init, jax.random.key(0))
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(layer.apply, params, x, **inputs)
+
+
+def test_a_context_needs_a_feature():
+    with pytest.raises(ValueError, match="need an int context_features >= 1, got"):
+        layers.multi_head_attention(4, 2, context_features=0)
