@@ -155,7 +155,9 @@ def composite():
     return fg.make_step(loss_fn, optimizer), state, metric_fn
 
 
-@pytest.mark.parametrize("loop", ["python", "scan"])
+@pytest.mark.parametrize(
+    "loop", ["python", pytest.param("scan", marks=pytest.mark.slow)]
+)
 def test_a_state_with_everything_in_it_resumes_exactly(loop, tmp_path):
     step, state, metric_fn = composite()
     noisy = DATA.map(

@@ -169,7 +169,13 @@ def of_a_padded_sequence(name):
 
 
 @BAD
-@pytest.mark.parametrize("name", list(SEQUENCES))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith("rnn"))
+        for name in SEQUENCES
+    ],
+)
 def test_padding_of_a_sequence_may_hold_anything(name, bad):
     params = params_of(SEQUENCES[name])
     dirty = spoilt(X, [2, 3], bad)

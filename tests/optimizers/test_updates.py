@@ -34,7 +34,14 @@ CASES = [
     for family in FAMILIES
     for case in (*family.named_cases, *rows(family, family.row_cases))
 ]
-SINGLE_CASES = [case for family in FAMILIES for case in family.single_cases]
+SINGLE_CASES = [
+    case
+    for family in FAMILIES
+    for case in (
+        *family.single_cases,
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in family.single_rows),
+    )
+]
 PAIRS = [pair for family in FAMILIES for pair in rows(family, family.pairs)]
 
 

@@ -135,7 +135,13 @@ def test_a_step_compiles_once_and_takes_donated_states(name):
     assert bool(metrics["is_finite"])
 
 
-@pytest.mark.parametrize("name", STEPS)
+FEW = ("polyak", "lbfgs", "levenberg_marquardt")  # the other steps are slow
+MOSTLY_SLOW = [
+    pytest.param(x, marks=[pytest.mark.slow] * (x not in FEW)) for x in STEPS
+]
+
+
+@pytest.mark.parametrize("name", MOSTLY_SLOW)
 def test_states_can_be_mapped_and_scanned(name):
     optimizer, build, _ = STEPS[name]
     step = build(function_of(name), optimizer)

@@ -124,6 +124,10 @@ class MatrixFamily(Family):
     def single_cases(self) -> list[Case]:
         return [(name, {}) for name in self.arguments] + ROUNDED
 
+    @property
+    def single_rows(self) -> list[Case]:
+        return []
+
     def check_double(self, name: str, arguments: Arguments) -> None:
         with x64():
             visits = self.trajectory(name, arguments, DOUBLE)

@@ -154,10 +154,13 @@ class TreeFamily(Family):
 
     def check_argument(self, name: str, argument: str) -> None:
         context, value, other = self.arguments[name][argument]
-        first, second = (
-            self.visit(name, {**context, argument: v}, jnp.float32).updates
-            for v in (value, other)
-        )
+        with x64():
+            first, second = (
+                self.visit(
+                    name, {**context, argument: v}, jnp.float64, double=True
+                ).updates
+                for v in (value, other)
+            )
         assert not np.allclose(wide(first), wide(second), rtol=1e-3, atol=1e-12)
 
     def visit(

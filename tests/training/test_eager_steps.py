@@ -25,7 +25,20 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("name", [*REGISTRY, *CHAINS])
+# The other rules consist of operations that these have too.
+FAST = {
+    *(*CHAINS, "adam", "adopt", "radam", "adafactor", "shampoo", "soap", "muon"),
+    *("lamb", "sm3", "prodigy", "dog", "schedule_free_adamw", "rprop", "novograd"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST))
+        for name in [*REGISTRY, *CHAINS]
+    ],
+)
 def test_a_third_step_compiles_nothing(name, caplog):
     optimizer = ({**REGISTRY, **CHAINS})[name](0.1)
     step = fg.make_step(
