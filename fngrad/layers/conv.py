@@ -23,6 +23,7 @@ from fngrad.layers.core import (
     check_sizes,
     float_array,
     no_params,
+    with_narrow_residuals,
 )
 from fngrad.layers.initializers import (
     HE,
@@ -104,7 +105,7 @@ def conv(
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
         x = _check_image(float_array(x), rank, in_channels)
-        dtype = jnp.result_type(x, params["weight"])
+        dtype = params["weight"].dtype
         y = lax.conv_general_dilated(
             x[None].astype(dtype),
             params["weight"].astype(dtype),
@@ -150,9 +151,12 @@ def max_pool(
     """
 
     def pool(x: jax.Array, *where: Any) -> jax.Array:
-        # The gradient adds up the windows of which an entry is the largest.
-        wide = tree.widen(x)
-        return lax.reduce_window(wide, -jnp.inf, lax.max, *where).astype(x.dtype)
+        def largest(_: Params, x: jax.Array) -> jax.Array:
+            # The gradient adds up the windows of which an entry is the largest.
+            wide = tree.widen(x)
+            return lax.reduce_window(wide, -jnp.inf, lax.max, *where).astype(x.dtype)
+
+        return with_narrow_residuals(largest, (), x)
 
     return _pool(pool, window, stride, padding)
 
