@@ -207,9 +207,14 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     keep = 1 - numerics.hyper(rate)
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
     factor = numerics.divide(jnp.ones_like(keep), keep)
-    # Selected before the product: what is dropped has no part in the rate's gradient.
-    kept = jnp.where(is_kept, tree.widen(x), 0)
-    return numerics.scaled(factor, kept).astype(x.dtype)
+
+    def kept(factor: jax.Array, x: jax.Array) -> jax.Array:
+        # Selected before the product: what is dropped has no part in the rate's
+        # gradient.
+        selected = jnp.where(is_kept, tree.widen(x), 0)
+        return numerics.scaled(factor, selected).astype(x.dtype)
+
+    return with_narrow_residuals(kept, factor, x)
 
 
 def check_sizes(**sizes: int) -> None:

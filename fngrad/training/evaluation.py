@@ -22,6 +22,7 @@ from fngrad.data.dataset import Dataset, num_examples, take
 from fngrad.metrics import Accumulator, Mean
 from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
 from fngrad.programs.signatures import bind, check_function, kind_of, parameters
+from fngrad.training.precision import Precision, mixed_precision, policy_of
 from fngrad.types import Batch, ModelState, Params
 
 _FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
@@ -40,6 +41,7 @@ def evaluate(
     data: Any,
     *,
     batch_size: int = 256,
+    precision: Precision = None,
 ) -> dict[str, float | np.ndarray]:
     """Return the metrics of a model over a data set.
 
@@ -57,17 +59,19 @@ def evaluate(
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset, whose examples
             are read once each, in the order of its arrays and through its maps.
         batch_size: how many examples to evaluate at once, >= 1; at most n are used.
+        precision: in which dtype ``metric_fn`` computes, see `fngrad.mixed_precision`.
 
     Returns:
         A float per scalar metric, a NumPy array for the others.
 
     Raises:
         TypeError: if ``metric_fn`` is not a function, takes other arguments, takes a
-            model state where there is none, or does not return a dict.
+            model state where there is none, or does not return a dict, or the precision
+            has another type.
         ValueError: if there are no examples, leaves have different numbers of
-            examples, the batch size is not an int >= 1, a map takes a key, or a metric
-            cannot be accumulated: a bare scalar, or an array whose first axis is not
-            the batch's.
+            examples, the batch size is not an int >= 1, a map takes a key, the
+            precision is unknown, or a metric cannot be accumulated: a bare scalar, or
+            an array whose first axis is not the batch's.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +83,7 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
-    program, *arguments = _prepared(metric_fn, state_or_params, data)
+    program, *arguments = _prepared(metric_fn, state_or_params, data, precision)
     values = jax.device_get(program(*arguments, batch_size))
     return {
         name: float(value) if np.ndim(value) == 0 else np.asarray(value)
@@ -103,6 +107,7 @@ def _prepared(
     metric_fn: Callable[..., dict[str, Any]],
     state_or_params: Any,
     data: Any,
+    precision: Precision = None,
 ) -> tuple[Any, Params, ModelState, Any]:
     """Return the program of an evaluation, and its arguments but the batch size."""
     if callable(state_or_params) and not callable(metric_fn):
@@ -127,7 +132,10 @@ def _prepared(
             f"got {type(state_or_params).__name__}"
         )
     leaves, structure = jax.tree.flatten(arrays_of(data))
-    return _program(metric_fn, structure), params, model_state, leaves
+    # A tree of bools in the policy has no hash; its leaves and structure have.
+    settings, structure_of_policy = jax.tree.flatten(policy_of(precision))
+    policy = tuple(settings), structure_of_policy
+    return _program(metric_fn, structure, policy), params, model_state, leaves
 
 
 def fold(
@@ -220,17 +228,26 @@ def _is_opaque(data: Any) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _program(metric_fn: Callable[..., Any], structure: Any) -> Any:
+def _program(
+    metric_fn: Callable[..., Any], structure: Any, policy: tuple[tuple, Any]
+) -> Any:
     """Return the jitted fold of a function over the leaves of data of one structure.
 
     The cache is small, so that old metric functions and maps of the data are freed,
     with the arrays that they close over. The data is passed as leaves, since JAX keeps
     the structure of every argument.
+
+    Args:
+        metric_fn: see `evaluate`.
+        structure: of the data.
+        policy: leaves and structure of the precision's policy.
     """
+    settings, structure_of_policy = policy
+    measured = mixed_precision(metric_fn, structure_of_policy.unflatten(settings))
 
     def folded(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
         arrays = jax.tree.unflatten(structure, leaves)
-        return fold(metric_fn, params, model_state, arrays, batch_size)
+        return fold(measured, params, model_state, arrays, batch_size)
 
     return jax.jit(folded, static_argnums=3)
 

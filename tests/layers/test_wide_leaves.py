@@ -71,7 +71,7 @@ def with_one_wide(params, wide_path):
 CASES = [
     (name, path)
     for name, (layer, _) in LAYERS.items()
-    for path in tree.leaf_paths(zeros(layer)[0])
+    for path in (None, *tree.leaf_paths(zeros(layer)[0]))
 ]
 
 
@@ -90,7 +90,7 @@ def test_products_with_and_after_a_wide_leaf(name, path):
 
     last = products_of(logits, params, head)[-1:]
     assert operand_dtypes(last) == {"bfloat16"}
-    is_of_a_product = path.endswith("weight") and name != "positions"
+    is_of_a_product = str(path).endswith("weight") and name != "positions"
     if not is_of_a_product:
         both = products_of(jax.grad(total, (0, 1)), params, head)
         assert operand_dtypes(both) == {"bfloat16"}

@@ -18,6 +18,7 @@ CHAINS = {
     "accumulate": lambda rate: fg.accumulate(fg.sgd(rate), 2),
     "partition": lambda rate: fg.partition([("a", fg.adam(rate)), ("b", fg.freeze())]),
     "quantize_state": lambda rate: fg.quantize_state(fg.adam(rate), min_size=4),
+    "loss_scaling": lambda rate: fg.loss_scaling(fg.sgd(rate)),
     "skip_nonfinite": lambda rate: fg.skip_nonfinite(fg.sgd(rate)),
     "stack_leaves": lambda rate: fg.stack_leaves(fg.adam(rate)),
     "tunable": lambda rate: fg.tunable(fg.adam, learning_rate=rate),
