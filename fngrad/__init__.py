@@ -102,6 +102,7 @@ from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.training.evaluation import evaluate
+from fngrad.training.precision import Policy, mixed_precision
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
@@ -124,6 +125,7 @@ from fngrad.transforms.core import (
 from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
 from fngrad.transforms.description import describe
+from fngrad.transforms.dynamic_loss_scale import loss_scaling
 from fngrad.transforms.evaluation_point import eval_params
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
@@ -174,6 +176,7 @@ __all__ = [
     "History",
     "Layer",
     "NonFiniteError",
+    "Policy",
     "SaveError",
     "StatefulLayer",
     "SweepResult",
@@ -237,11 +240,13 @@ __all__ = [
     "lion",
     "logging",
     "lookahead",
+    "loss_scaling",
     "losses",
     "madgrad",
     "make_step",
     "masked",
     "metrics",
+    "mixed_precision",
     "models",
     "momentum",
     "muon",

@@ -126,6 +126,10 @@ CASES = {
         lambda n: trained(fg.chain(fg.sgd(0.1), fg.ema_params(start_step=n))),
         2,
     ),
+    "loss_scaling": (
+        lambda n: trained(fg.loss_scaling(fg.adam(0.1), growth_interval=n)),
+        2,
+    ),
     "skip_nonfinite": (lambda n: trained(fg.skip_nonfinite(fg.adam(0.1), n)), 2),
     "shampoo": (
         lambda n: trained(fg.shampoo(0.1, update_every=n, max_size=4 * n), WIDE),

@@ -20,7 +20,7 @@ from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
 from fngrad.programs.signatures import batch_of
 from fngrad.training import Step, TrainState, call_step, check_order
-from fngrad.training.evaluation import check_examples
+from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch, Path
 
 

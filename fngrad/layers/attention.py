@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 import fngrad.numerics as numerics
-import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
     check_params,
@@ -16,6 +16,7 @@ from fngrad.layers.core import (
     dense,
     drop,
     float_array_of,
+    with_narrow_residuals,
 )
 from fngrad.layers.initializers import (
     GLOROT,
@@ -24,6 +25,7 @@ from fngrad.layers.initializers import (
     dense_params,
     dense_shapes,
 )
+from fngrad.numerics.precision import is_narrow
 from fngrad.types import Key, Params, Path, Scalar
 
 
@@ -124,10 +126,10 @@ def multi_head_attention(
         q, is_bad_query = _project(params["query"], x, allowed)
         k, is_bad_key = _project(params["key"], source, allowed)
         v, is_bad_value = _project(params["value"], source, allowed)
+        q, k, v = _in_narrowest(q, k, v)
         q = q.reshape(len(x), kv_heads, -1, size)
         k, v = (a.reshape(len(source), kv_heads, size) for a in (k, v))
         weights, is_over = _weights(q, k, allowed)
-        weights = weights.astype(v.dtype)
         if key is not None and dropout_rate is not None:
             weights = drop(dropout_rate, weights, key)
         heads = jnp.einsum("kgts,skd->tkgd", weights, v).reshape(len(x), -1)
@@ -207,6 +209,11 @@ def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
     return factor * (factor * y) + nan
 
 
+def _in_narrowest(*arrays: jax.Array) -> list[jax.Array]:
+    dtype = min((x.dtype for x in arrays), key=lambda d: jnp.finfo(d).bits)
+    return [x.astype(dtype) for x in arrays]
+
+
 def _weights(
     q: jax.Array, k: jax.Array, allowed: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -215,16 +222,48 @@ def _weights(
     With a mask, a logit that overflows is left out, and its position is marked in the
     second result.
     """
-    wide = tree.wide_dtype(q.dtype)
-    logits = jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=wide)
-    logits = logits / math.sqrt(q.shape[-1])
+
+    def weights_of(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weights, is_over = _softmax(_logits(q, k), allowed)
+        return weights.astype(q.dtype), is_over
+
+    return with_narrow_residuals(weights_of, q, k)
+
+
+def _products(q: jax.Array, k: jax.Array, dtype: Any = None) -> jax.Array:
+    return jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=dtype)
+
+
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Return the scaled products, in at least float32."""
+    products = _wide_products if is_narrow(q.dtype) else _products
+    return products(q, k) / math.sqrt(q.shape[-1])
+
+
+@jax.custom_jvp
+def _wide_products(q: jax.Array, k: jax.Array) -> jax.Array:
+    return _products(q, k, jnp.float32)
+
+
+@_wide_products.defjvp
+def _wide_products_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Multiply narrow tangents: the transpose of a wide product has a wide operand."""
+    (q, k), (dq, dk) = primals, tangents
+    slope = _products(dq, k) + _products(q, dk)
+    return _wide_products(q, k), slope.astype(jnp.float32)
+
+
+def _softmax(
+    logits: jax.Array, allowed: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     if allowed is None:
-        return jax.nn.softmax(logits), jnp.zeros(len(q), bool)
-    allowed = jnp.broadcast_to(allowed, (q.shape[1] * q.shape[2], *logits.shape[2:]))
+        return jax.nn.softmax(logits), jnp.zeros(logits.shape[2], bool)
+    heads = logits.shape[0] * logits.shape[1]
+    allowed = jnp.broadcast_to(allowed, (heads, *logits.shape[2:]))
     allowed = allowed.reshape(logits.shape)
     fits = logits < jnp.inf
     used = allowed & fits
-    weights = jax.nn.softmax(jnp.where(used, logits, jnp.finfo(wide).min))
+    weights = jax.nn.softmax(jnp.where(used, logits, jnp.finfo(logits.dtype).min))
     return jnp.where(used, weights, 0), jnp.any(allowed & ~fits, axis=(0, 1, 3))
 
 

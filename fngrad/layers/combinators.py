@@ -149,7 +149,7 @@ def residual(inner: Layer | Callable[[Any], Any]) -> Layer: ...
 @overload
 def residual(inner: StatefulLayer) -> StatefulLayer: ...
 def residual(inner: LayerLike) -> Layer | StatefulLayer:
-    r"""Add a layer's output to its input: $y = x + f(x)$.
+    r"""Add a layer's output to its input: $y = x + f(x)$, in the dtype of x.
 
     Parameters and state are those of the inner layer, at the same paths.
 
@@ -182,12 +182,19 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
                 "need a layer that keeps the shape in residual, "
                 f"got {jnp.shape(y)} from {jnp.shape(x)}"
             )
-        return x + y, new_state
+        return x + _with_dtype_of(x, y), new_state
 
     if isinstance(inner, StatefulLayer):
         return StatefulLayer(inner.init, apply)
     init = inner.init if isinstance(inner, Layer) else no_params
     return _without_state(init, apply, ())
+
+
+def _with_dtype_of(x: Any, y: Any) -> Any:
+    """Return y in the dtype of x, where both are arrays of real floats."""
+    dtypes = [getattr(a, "dtype", None) for a in (x, y)]
+    is_real = all(d is not None and jnp.issubdtype(d, jnp.floating) for d in dtypes)
+    return y.astype(x.dtype) if is_real else y
 
 
 def _children(

@@ -25,6 +25,7 @@ from fngrad.layers.core import (
     check_sizes,
     float_array,
     no_params,
+    with_narrow_residuals,
 )
 from fngrad.layers.initializers import (
     HE,
@@ -125,9 +126,8 @@ def conv(
         check_params(params, shapes)
         x = _check_image(float_array(x), rank, in_channels)
         where = _geometry(x, window, strides, pads, dilations, groups)
-        dtype = jnp.result_type(x, params["weight"])
-        weight = params["weight"].astype(dtype)
-        y = convolve(x.astype(dtype), weight, where, implementation)
+        weight = params["weight"]
+        y = convolve(x.astype(weight.dtype), weight, where, implementation)
         return add_bias(y, params)
 
     return Layer(
@@ -163,13 +163,16 @@ def max_pool(
     """
 
     def pool(x: jax.Array, sizes: Sizes, where: Geometry) -> jax.Array:
-        # The gradient adds up the windows of which an entry is the largest.
-        wide = tree.widen(x)
         native = functools.partial(_reduce_window, sizes, where, -jnp.inf, lax.max)
         cut = functools.partial(_largest_content, sizes, where)
         is_small = math.prod(sizes) <= MAX_CUTS
-        y = by_platform(cpu=cut, default=native)(wide) if is_small else native(wide)
-        return y.astype(x.dtype)
+        reduce = by_platform(cpu=cut, default=native) if is_small else native
+
+        def largest(_: Params, x: jax.Array) -> jax.Array:
+            # The gradient adds up the windows of which an entry is the largest.
+            return reduce(tree.widen(x)).astype(x.dtype)
+
+        return with_narrow_residuals(largest, (), x)
 
     return _pool(pool, window, stride, padding)
 

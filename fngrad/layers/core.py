@@ -8,9 +8,12 @@ means evaluation: dropout drops, and batch statistics are taken, only with a key
 A *stateful layer* also carries a model state, which is not learned by gradients.
 Wherever a layer is taken, a plain function of x is taken too.
 
-Parameters are created in ``jnp.result_type(float)``. A layer computes in the dtype
-that jax's promotion gives for its input and its parameters; means, variances and
-softmaxes are taken in at least float32.
+Parameters are created in ``jnp.result_type(float)``. A product is computed in the dtype
+of its weight, and its output has this dtype. Every other parameter (a bias, a scale, a
+position) leaves the dtype of what it is added to or multiplied with unchanged, and a
+residual branch that of its input. So single leaves can be wider than the others, and
+the products that follow stay narrow. Means, variances and softmaxes are taken in at
+least float32.
 """
 
 import contextlib
@@ -25,6 +28,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.one_program import as_one_program
+from fngrad.numerics.precision import is_narrow
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
@@ -169,24 +173,32 @@ def _key_per_example(key: Key | None, x: Any) -> Key | None:
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
-    """Return x @ weight + bias, over the last axis of x."""
-    return add_bias(x @ params["weight"], params)
+    """Return x @ weight + bias, over the last axis of x, in the dtype of the weight."""
+    return add_bias(x.astype(params["weight"].dtype) @ params["weight"], params)
 
 
 def add_bias(y: jax.Array, params: Params) -> jax.Array:
-    """Return y + bias, over the last axis, where there is a bias."""
+    """Return y + bias, over the last axis, in the dtype of y; y if there is no bias."""
     return add_shared(y, along_last(params["bias"], y.ndim)) if "bias" in params else y
 
 
 def add_shared(y: jax.Array, shared: jax.Array) -> jax.Array:
-    """Return y + shared, in their dtype.
+    """Return y + shared, in the dtype of y.
 
     The gradient of what examples or positions share is a sum over these; it is taken
     in at least float32.
     """
-    dtype = jnp.result_type(y, shared)
-    wide = tree.wide_dtype(dtype)
-    return (y.astype(wide) + shared.astype(wide)).astype(dtype)
+    wide = np.promote_types(tree.wide_dtype(y.dtype), tree.wide_dtype(shared.dtype))
+    return (y.astype(wide) + shared.astype(wide)).astype(y.dtype)
+
+
+def with_narrow_residuals(fn: Callable[..., Any], params: Params, x: jax.Array) -> Any:
+    """Return ``fn(params, x)``, which computes in float32 inside.
+
+    Where x is narrow, the gradient computes the float32 values from x again, instead of
+    keeping them, which would take twice the bytes of x each.
+    """
+    return (jax.checkpoint(fn) if is_narrow(x.dtype) else fn)(params, x)
 
 
 def along_last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -199,9 +211,14 @@ def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
     keep = 1 - numerics.hyper(rate)
     is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
     factor = numerics.divide(jnp.ones_like(keep), keep)
-    # Selected before the product: what is dropped has no part in the rate's gradient.
-    kept = jnp.where(is_kept, tree.widen(x), 0)
-    return numerics.scaled(factor, kept).astype(x.dtype)
+
+    def kept(factor: jax.Array, x: jax.Array) -> jax.Array:
+        # Selected before the product: what is dropped has no part in the rate's
+        # gradient.
+        selected = jnp.where(is_kept, tree.widen(x), 0)
+        return numerics.scaled(factor, selected).astype(x.dtype)
+
+    return with_narrow_residuals(kept, factor, x)
 
 
 def check_sizes(**sizes: int) -> None:

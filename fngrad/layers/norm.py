@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import fngrad.layers.initializers as initializers
@@ -29,6 +30,7 @@ from fngrad.layers.core import (
     check_sizes,
     float_array_of,
     no_params,
+    with_narrow_residuals,
 )
 from fngrad.layers.initializers import draw
 from fngrad.types import Key, ModelState, Params, Path, Scalar
@@ -70,7 +72,9 @@ def layer_norm(
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
-        x = float_array_of(x, size)
+        return with_narrow_residuals(normalize, params, float_array_of(x, size))
+
+    def normalize(params: Params, x: jax.Array) -> jax.Array:
         y, _ = _standardize(_widen(x), eps, functools.partial(_over, axes=(-1,)))
         return _rescale(params, y, x)
 
@@ -107,7 +111,9 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
-        x = float_array_of(x, size)
+        return with_narrow_residuals(normalize, params, float_array_of(x, size))
+
+    def normalize(params: Params, x: jax.Array) -> jax.Array:
         over_last = functools.partial(_over, axes=(-1,))
         wide, eps_scaled, _ = _scaled(_widen(x), eps, over_last)
         mean_square = over_last(jnp.mean, jnp.square(wide))
@@ -161,7 +167,9 @@ def group_norm(
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
-        x = float_array_of(x, channels)
+        return with_narrow_residuals(normalize, params, float_array_of(x, channels))
+
+    def normalize(params: Params, x: jax.Array) -> jax.Array:
         grouped = _widen(x).reshape(*x.shape[:-1], groups, channels // groups)
         over = functools.partial(_over, axes=(*range(x.ndim - 1), -1))
         y, _ = _standardize(grouped, eps, over)
@@ -242,17 +250,24 @@ def batch_norm(
         check_params(params, shapes, REMEDY)
         check_shapes("model state", model_state, running, REMEDY)
         x = float_array_of(x, channels)
-        wide = _widen(x)
         if key is None:
-            used = jax.tree.map(lambda s: s.astype(wide.dtype), model_state)
-            mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
-            y = (wide - mean) * numerics.inverse_root(var + eps)
-            return _rescale(params, y, x), model_state
-        y, seen = _standardize(wide, eps, _over_batch(x.ndim, axis_name))
-        seen = {name: value.reshape(channels) for name, value in seen.items()}
+            used = jax.tree.map(lambda s: s.astype(_widen(x).dtype), model_state)
+            return with_narrow_residuals(evaluated, (params, used), x), model_state
+        y, seen = with_narrow_residuals(trained, params, x)
         before, seen = (_finite(s, model_state) for s in (model_state, seen))
         moved = tree.average(numerics.hyper(momentum), before, seen)
-        return _rescale(params, y, x), _finite(moved, model_state)
+        return y, _finite(moved, model_state)
+
+    def evaluated(arrays: tuple[Params, ModelState], x: jax.Array) -> jax.Array:
+        params, used = arrays
+        mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
+        y = (_widen(x) - mean) * numerics.inverse_root(var + eps)
+        return _rescale(params, y, x)
+
+    def trained(params: Params, x: jax.Array) -> tuple[jax.Array, ModelState]:
+        y, seen = _standardize(_widen(x), eps, _over_batch(x.ndim, axis_name))
+        seen = {name: value.reshape(channels) for name, value in seen.items()}
+        return _rescale(params, y, x), seen
 
     return StatefulLayer(init, apply)
 
@@ -340,12 +355,13 @@ def _scaled(
 
 
 def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Return scale * y + bias, computed as wide as y, in the dtype of x and params."""
-    dtype = jnp.result_type(x, *jax.tree.leaves(params))
-    wide = jnp.promote_types(y.dtype, tree.wide_dtype(dtype))
+    """Return scale * y + bias, computed as wide as y and params, in the dtype of x."""
+    wide = functools.reduce(
+        np.promote_types, (p.dtype for p in jax.tree.leaves(params)), y.dtype
+    )
     y = y.astype(wide)
     if "scale" in params:
         y = y * along_last(params["scale"].astype(wide), y.ndim)
     if "bias" in params:
         y = y + along_last(params["bias"].astype(wide), y.ndim)
-    return y.astype(dtype)
+    return y.astype(x.dtype)

@@ -211,9 +211,14 @@ def lstm_cell(
     return _cell(_lstm_unit(in_size, hidden_size, forget_bias, input_init, hidden_init))
 
 
+def _from_state(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
+    """Return the state's part of the gates, in the dtype of the input's part."""
+    return dense(params["hidden"], h).astype(from_input.dtype)
+
+
 def _gru_step(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
     r_x, z_x, n_x = jnp.split(from_input, 3)
-    r_h, z_h, n_h = jnp.split(dense(params["hidden"], h), 3)
+    r_h, z_h, n_h = jnp.split(_from_state(params, h, from_input), 3)
     r = jax.nn.sigmoid(r_x + r_h)
     z = jax.nn.sigmoid(z_x + z_h)
     n = jnp.tanh(n_x + r * n_h)
@@ -232,7 +237,8 @@ def _gru_unit(
 
 
 def _lstm_step(params: Params, state: LSTMState, from_input: jax.Array) -> LSTMState:
-    i, f, g, o = jnp.split(from_input + dense(params["hidden"], state.hidden), 4)
+    from_state = _from_state(params, state.hidden, from_input)
+    i, f, g, o = jnp.split(from_input + from_state, 4)
     kept = jax.nn.sigmoid(f) * state.cell
     cell = kept + jax.nn.sigmoid(i) * jnp.tanh(g)
     return LSTMState(jax.nn.sigmoid(o) * jnp.tanh(cell), cell)
@@ -322,8 +328,10 @@ def _cell(unit: _Unit) -> StatefulLayer:
     ) -> tuple[jax.Array, ModelState]:
         check_params(params, unit.shapes)
         x = float_array_of(x, in_size)
-        state = unit.step(params, model_state, dense(params["input"], x))
-        return _hidden(state), state
+        from_input = dense(params["input"], x)
+        state = jax.tree.map(lambda s: s.astype(from_input.dtype), model_state)
+        state = unit.step(params, state, from_input)
+        return _hidden(state), tree.cast_like(state, model_state)
 
     return StatefulLayer(init, apply)
 

@@ -21,6 +21,21 @@ _FLAGS = (
     "jax_numpy_dtype_promotion",
     "jax_debug_nans",
 )
+# How products of float32 are computed, by backend and by jax.lax.Precision; elsewhere
+# in float32.
+_PRODUCTS = {
+    "tpu": {
+        "default": "bfloat16",
+        "high": "three passes of bfloat16",
+        "highest": "float32, in six passes of bfloat16",
+    },
+    "gpu": {
+        "default": "TF32 where the GPU has it, otherwise float32",
+        "high": "TF32 where the GPU has it, otherwise float32",
+        "highest": "float32",
+    },
+}
+_SYNONYMS = {"bfloat16": "default", "tensorfloat32": "high", "float32": "highest"}
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS")
 
 
@@ -29,26 +44,52 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``python, platform, versions, backend, device_kind, device_count,
-        process_count, flags, environment, git, command, freeze``. The version of a
-        library that is not installed as a package is None; so is ``git`` outside a
-        repository. ``dirty`` says whether tracked files differ from the commit; it is
-        None where git cannot tell, as without a work tree.
+        process_count, float32_products, flags, environment, git, command, freeze``. The
+        version of a library that is not installed as a package is None; so is ``git``
+        outside a repository. ``dirty`` says whether tracked files differ from the
+        commit; it is None where git cannot tell, as without a work tree.
+        ``float32_products`` is `float32_products` of this process.
     """
+    backend = jax.default_backend()
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore
     freeze = _freeze()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: freeze.get(name) for name in _LIBRARIES},
-        "backend": jax.default_backend(),
+        "backend": backend,
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
+        "float32_products": float32_products(backend, precision),
         "flags": {name: getattr(jax.config, name, None) for name in _FLAGS},
         "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         "git": _git(),
         "command": shlex.join(sys.orig_argv),
         "freeze": [f"{name}=={version}" for name, version in freeze.items()],
     }
+
+
+def float32_products(backend: str, precision: str | None) -> str:
+    """Return in words how matrix products and convolutions of float32 are computed.
+
+    On a TPU or GPU the default is not float32; ``matmul_precision`` of `fngrad.Policy`
+    and ``jax.default_matmul_precision`` choose another.
+
+    Args:
+        backend: of ``jax.default_backend()``.
+        precision: of ``jax_default_matmul_precision``; None is JAX's default.
+
+    Example:
+        >>> from fngrad.logging.manifest import float32_products
+        >>> float32_products("tpu", None)
+        'bfloat16 (default)'
+    """
+    if backend not in _PRODUCTS:
+        return "float32"
+    asked = precision or "default"
+    known = _PRODUCTS[backend].get(_SYNONYMS.get(asked, asked))
+    return f"{known} ({asked})" if known else asked  # the name of an algorithm
 
 
 def now() -> str:

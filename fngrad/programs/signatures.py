@@ -229,6 +229,38 @@ def bind(
             call, see `explained`.
         KeyError: in a call, if a key is missing.
     """
+    operand_names = operands(fn, by_name, forms)
+    arguments = parameters(fn)
+    is_positional = {
+        name: argument.kind is argument.POSITIONAL_ONLY
+        for name, argument in arguments.items()
+    }
+
+    def call(params: Any, batch: Any, **named: Any) -> Any:
+        values = dict(zip(operand_names, (params, batch), strict=True)) | {
+            name: value for name, value in named.items() if name in arguments
+        }
+        args = [values[n] for n in arguments if n in values and is_positional[n]]
+        kwargs = {n: v for n, v in values.items() if not is_positional[n]}
+        with explained(fn), _looked_up(fn, params, batch):
+            return fn(*args, **kwargs)
+
+    return call
+
+
+def operands(
+    fn: Callable[..., Any], by_name: tuple[str, ...], forms: str
+) -> tuple[str, str]:
+    """Return the names of the arguments for the parameters and the batch.
+
+    Args:
+        fn: the user's function.
+        by_name: the arguments that are recognized by name.
+        forms: the message if ``fn`` has another signature.
+
+    Raises:
+        TypeError: as `bind`, before a call.
+    """
     check_function(fn)
     arguments = parameters(fn)
     required = [
@@ -246,18 +278,4 @@ def bind(
             f"{forms}, got {name_of(fn)}({', '.join(required)}): the parameters come "
             "first"
         )
-    is_positional = {
-        name: argument.kind is argument.POSITIONAL_ONLY
-        for name, argument in arguments.items()
-    }
-
-    def call(params: Any, batch: Any, **named: Any) -> Any:
-        values = dict(zip(required, (params, batch), strict=True)) | {
-            name: value for name, value in named.items() if name in arguments
-        }
-        args = [values[n] for n in arguments if n in values and is_positional[n]]
-        kwargs = {n: v for n, v in values.items() if not is_positional[n]}
-        with explained(fn), _looked_up(fn, params, batch):
-            return fn(*args, **kwargs)
-
-    return call
+    return required[0], required[1]

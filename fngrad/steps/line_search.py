@@ -35,6 +35,23 @@ class _Rule(NamedTuple):
     max_learning_rate: Hyper
 
 
+class _Line(NamedTuple):
+    """The loss along a direction, as a function of the length."""
+
+    loss_at: Callable[[jax.Array], jax.Array]
+    start: Point  # at length 0
+    scale: jax.Array | None  # of the loss; see `fngrad.loss_scaling`
+
+    def point_at(self, a: jax.Array) -> Point:
+        """Return the value and the slope at a length."""
+
+        def loss_twice(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss = self.loss_at(a)
+            return loss, loss
+
+        return Point(a, *loss_forms.slope_fn(loss_twice, self.scale)(a))
+
+
 def line_search(
     loss_fn: LossFn,
     optimizer: TransformLike,
@@ -139,7 +156,8 @@ def line_search(
 
         last = queries.find(state.opt_state, StepLengthState)
         zero = Point(jnp.zeros_like(unit), start.value.loss, _slope(start, direction))
-        found = _search(rule, loss_at, zero, last, step=state.step, scale=unit)
+        line = _Line(loss_at, zero, start.scale)
+        found = _search(rule, line, last, step=state.step, scale=unit)
         updates = tree.where(
             found.a > 0, tree.scale(found.a, direction), tree.zeros_like(direction)
         )
@@ -208,15 +226,14 @@ def _unit(start: LossAtStart, direction: Updates) -> jax.Array:
 
 def _search(
     rule: _Rule,
-    loss_at: Callable[[jax.Array], jax.Array],
-    start: Point,
+    line: _Line,
     last: list[StepLengthState],
     *,
     step: jax.Array,
     scale: jax.Array,
 ) -> Found:
     """Search along the direction divided by ``scale``, for a length times ``scale``."""
-    loss = start.value
+    loss = line.start.value
     c1, c2, shrink, grow, longest = (
         numerics.hyper(value, step).astype(loss.dtype)
         for value in (
@@ -236,14 +253,9 @@ def _search(
     first = jnp.minimum(unit, longest)
     bounds: dict[str, Any] = {"c1": c1, "max_evaluations": rule.max_evaluations}
     if rule.condition == "armijo":
-        return backtrack(loss_at, start, first, factor=shrink, **bounds)
-
-    def point_at(a: jax.Array) -> Point:
-        return Point(a, *jax.value_and_grad(loss_at)(a))
-
-    return strong_wolfe(
-        point_at, start, first, c2=c2, factor=grow, longest=longest, **bounds
-    )
+        return backtrack(line.loss_at, line.start, first, factor=shrink, **bounds)
+    more = {"c2": c2, "factor": grow, "longest": longest}
+    return strong_wolfe(line.point_at, line.start, first, **more, **bounds)
 
 
 def _remember(opt_state: OptState, length: jax.Array) -> OptState:

@@ -71,7 +71,7 @@ def sam(
         uphill = _ascent(state.params, start.grads, start.trainable, radius, adaptive)
         params = displace(state.params, start.trainable, uphill)
         value, grads = gradient(
-            params, start.trainable, batch, start.key, state.model_state
+            params, start.trainable, batch, start.key, state.model_state, start.scale
         )
         move = move_by(transform, state, start.trainable, grads)
         more = {"sharpness": value.loss - start.value.loss}

@@ -115,7 +115,7 @@ def _estimate(
     def slope(trained: Params) -> Updates:
         params = tree.merge(trained, state.params)
         _, grads = gradient(
-            params, start.trainable, batch, start.key, state.model_state
+            params, start.trainable, batch, start.key, state.model_state, start.scale
         )
         return tree.keep(start.trainable, grads)
 

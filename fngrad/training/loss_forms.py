@@ -35,7 +35,7 @@ class Value(NamedTuple):
     model_state: ModelState  # the new one
 
 
-# (params, trainable, batch, key, model_state) -> the value and its gradient.
+# (params, trainable, batch, key, model_state[, scale]) -> the value and its gradient.
 Gradient: TypeAlias = Callable[..., tuple[Value, Any]]
 
 
@@ -45,11 +45,7 @@ def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Valu
     Raises:
         TypeError: if the loss has another signature.
     """
-    if hasattr(loss_fn, "init") and hasattr(loss_fn, "update"):
-        raise TypeError(
-            f"need a loss function, got a transform ({type(loss_fn).__name__}): the "
-            "loss is the first argument and the optimizer the second"
-        )
+    check_loss(loss_fn)
     call = bind(loss_fn, OF_A_LOSS, FORMS)
     has_model_state = "model_state" in parameters(loss_fn)
 
@@ -60,6 +56,19 @@ def value_fn(loss_fn: LossFn) -> Callable[[Params, Batch, Key, ModelState], Valu
     return value
 
 
+def check_loss(loss_fn: Any) -> None:
+    """Raise if a loss is a transform.
+
+    Raises:
+        TypeError: if it is one.
+    """
+    if hasattr(loss_fn, "init") and hasattr(loss_fn, "update"):
+        raise TypeError(
+            f"need a loss function, got a transform ({type(loss_fn).__name__}): the "
+            "loss is the first argument and the optimizer the second"
+        )
+
+
 def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
     """Return the function that evaluates a loss and its gradient.
 
@@ -68,8 +77,9 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
         micro_batches: into how many parts to cut the batch.
 
     Returns:
-        ``gradient(params, trainable, batch, key, model_state) -> (value, grads)``,
-        where ``trainable`` is a tree of bools; the gradient of other leaves is zero.
+        ``gradient(params, trainable, batch, key, model_state, scale=None) -> (value,
+        grads)``, where ``trainable`` is a tree of bools; the gradient of other leaves
+        is zero. With a scale it is that of `slope_fn`.
 
     Raises:
         TypeError: if the loss has another signature.
@@ -77,18 +87,45 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
     value_at = value_fn(loss_fn)
 
     def gradient(
-        params: Params, trainable: Any, batch: Batch, key: Key, model_state: ModelState
+        params: Params,
+        trainable: Any,
+        batch: Batch,
+        key: Key,
+        model_state: ModelState,
+        scale: jax.Array | None = None,
     ) -> tuple[Value, Any]:
         def loss_at(trained: Params) -> tuple[jax.Array, Value]:
             value = value_at(tree.merge(trained, params), batch, key, model_state)
             return value.loss, value
 
-        grads, value = jax.grad(loss_at, has_aux=True)(tree.keep(trainable, params))
+        value, grads = slope_fn(loss_at, scale)(tree.keep(trainable, params))
         value = value._replace(loss=checkpoint_name(value.loss, "loss"))
         grads = tree.map_with_path(_named, jax.tree.map(jnp.conj, grads))
         return value, tree.merge(grads, tree.zeros_like(params))
 
     return gradient if micro_batches == 1 else _averaged(gradient, micro_batches)
+
+
+def slope_fn(
+    loss_at: Callable[[Any], tuple[jax.Array, Any]], scale: jax.Array | None
+) -> Callable[[Any], tuple[Any, Any]]:
+    """Return ``slope(x) -> (aux, gradient)`` of ``loss_at(x) -> (loss, aux)``.
+
+    With a scale, scale * loss is differentiated, and the gradient divided by the scale,
+    in at least float32 (see `fngrad.loss_scaling`).
+    """
+
+    def scaled(x: Any) -> tuple[jax.Array, Any]:
+        loss, aux = loss_at(x)
+        return (loss if scale is None else scale.astype(loss.dtype) * loss), aux
+
+    def slope(x: Any) -> tuple[Any, Any]:
+        grads, aux = jax.grad(scaled, has_aux=True)(x)
+        if scale is not None:
+            grads = tree.scale(1 / scale, tree.widen(grads))
+        return aux, grads
+
+    return slope
 
 
 def _named(path: Path, grad: jax.Array) -> jax.Array:
@@ -175,13 +212,18 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
     """Average loss, metrics and gradient over equal parts of the batch."""
 
     def averaged(
-        params: Params, trainable: Any, batch: Batch, key: Key, model_state: ModelState
+        params: Params,
+        trainable: Any,
+        batch: Batch,
+        key: Key,
+        model_state: ModelState,
+        scale: jax.Array | None = None,
     ) -> tuple[Value, Any]:
         def accumulate(carry: Any, inputs: Any) -> tuple[Any, None]:
             total, model_state = carry
             part, index = inputs
             k_part = jax.random.fold_in(key, index)
-            value, grads = gradient(params, trainable, part, k_part, model_state)
+            value, grads = gradient(params, trainable, part, k_part, model_state, scale)
             term = _terms(value, grads)
             return (
                 tree.add(total, tree.scale(1 / parts, term)),
@@ -192,7 +234,7 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
         first = jax.tree.map(lambda x: x[0], cut)
         like = jax.eval_shape(
             lambda part, key, model_state: _terms(
-                *gradient(params, trainable, part, key, model_state)
+                *gradient(params, trainable, part, key, model_state, scale)
             ),
             first,
             key,

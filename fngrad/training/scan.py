@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-import fngrad.training.evaluation as evaluation
+import fngrad.training.metric_folds as metric_folds
 import fngrad.training.step_metrics as step_metrics
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.dataset import Dataset
@@ -80,11 +80,11 @@ def run(
 
     def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
         state, history = jax.lax.scan(advance, state, None, length)
-        scores = evaluation.fold(
+        scores = metric_folds.fold(
             metric_fn,
             evaluation_point.eval_params(state),
             state.model_state,
-            evaluation.arrays_of(eval_data),
+            metric_folds.arrays_of(eval_data),
         )
         return state, (history, {f"val/{name}": v for name, v in scores.items()})
 

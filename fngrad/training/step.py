@@ -13,6 +13,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
+from fngrad.training.precision import Precision, mixed_precision
 from fngrad.training.state import TrainState
 from fngrad.training.step_metrics import LossAtStart, Move
 from fngrad.transforms.core import (
@@ -23,6 +24,7 @@ from fngrad.transforms.core import (
     trainable_leaves,
     update_and_report,
 )
+from fngrad.transforms.dynamic_loss_scale import scale_in_force
 from fngrad.types import (
     Batch,
     Key,
@@ -39,6 +41,7 @@ def make_step(
     *,
     metrics: Literal["norms", "loss"] = "norms",
     micro_batches: int = 1,
+    precision: Precision = None,
 ) -> Step:
     r"""Compose a loss and an optimizer into one pure training step.
 
@@ -60,6 +63,10 @@ def make_step(
         micro_batches: into how many equal parts the batch is cut. Gradients, loss and
             metrics are averaged over the parts, which run one after another, so that
             the activations of one part at a time are in memory.
+        precision: in which dtype the loss computes, such as ``"bfloat16"``, or a
+            `fngrad.Policy`; parameters, gradients, the optimizer's state and metrics
+            keep theirs (see `fngrad.mixed_precision`). ``"float16"`` needs an optimizer
+            in `fngrad.loss_scaling`.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
@@ -70,12 +77,14 @@ def make_step(
         trainable leaves; the transforms' reports, by part; the user's own.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature; while tracing, if it returns
-            another form, or the state is not a TrainState.
-        ValueError: if ``metrics`` is unknown or ``micro_batches`` below 1; while
-            tracing, if the batch cannot be cut into equal parts, a loss or metric is
-            not a scalar, the model state's structure differs, or a metric's name is
-            taken.
+        TypeError: if ``loss_fn`` has another signature, or the precision another type;
+            while tracing, if the loss returns another form, or the state is not a
+            TrainState.
+        ValueError: if ``metrics`` is unknown, ``micro_batches`` below 1, or the
+            precision unknown; while tracing, if the batch cannot be cut into equal
+            parts, a loss or metric is not a scalar, the model state's structure
+            differs, a metric's name is taken, or the optimizer has two parts
+            `fngrad.loss_scaling`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +103,10 @@ def make_step(
         raise ValueError(f'need metrics="norms" or "loss", got {metrics=}')
     micro_batches = numerics.check_count("micro_batches", micro_batches, 1)
     transform = chain(optimizer)
-    gradient = loss_forms.gradient_fn(loss_fn, micro_batches)
+    loss_forms.check_loss(loss_fn)
+    gradient = loss_forms.gradient_fn(
+        mixed_precision(loss_fn, precision), micro_batches
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)
@@ -129,10 +141,14 @@ def begin(
 
     Raises:
         TypeError: if the state is not a TrainState.
+        ValueError: if the optimizer has two parts `fngrad.loss_scaling`.
     """
     trainable, key = open_step(transform, state)
-    value, grads = gradient(state.params, trainable, batch, key, state.model_state)
-    return LossAtStart(trainable, key, value, grads)
+    scale = scale_in_force(state.opt_state)
+    value, grads = gradient(
+        state.params, trainable, batch, key, state.model_state, scale
+    )
+    return LossAtStart(trainable, key, value, grads, scale)
 
 
 def finish(

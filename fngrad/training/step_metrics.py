@@ -18,6 +18,7 @@ class LossAtStart(NamedTuple):
     key: Key  # of every evaluation in this step
     value: Value  # at the parameters
     grads: Updates  # at the parameters; zero for leaves that are not trained
+    scale: jax.Array | None = None  # of the loss; see `fngrad.loss_scaling`
 
 
 class Move(NamedTuple):

@@ -1,5 +1,6 @@
 """Updates that are not finite: skipped."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -59,40 +60,65 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
     """
     max_consecutive = numerics.check_count("max_consecutive", max_consecutive)
     within = unwrap(inner)
+    attempt = attempts(within)
 
     def init(params: Params) -> SkipNonfiniteState:
         return SkipNonfiniteState(
             numerics.first_step(), numerics.first_step(), within.init(params)
         )
 
-    def metrics_of_skipped(_: Metrics, *operands: Any) -> Metrics:
-        """Return the metrics of ``inner`` for the gradient that is skipped."""
-        return jax.lax.stop_gradient(update_and_report(within, *operands)[2])
-
     def advance(
         update_fn: UpdateFn, updates: Updates, state: SkipNonfiniteState, params: Params
     ) -> tuple[Updates, SkipNonfiniteState, Metrics]:
-        is_finite = _all(jax.tree.map(_is_finite, updates))
-        zeros = tree.zeros_like(updates)
-        # In derivatives through the branch not taken, inf * 0 would be NaN.
-        safe = tree.where(is_finite, updates, zeros)
-        made, new, metrics = update_fn(within, safe, state.inner, params)
-        is_sound = is_finite & _all(jax.tree.map(_is_finite, made))
-        is_sound &= tree.stays_finite(state.inner, new)
-        taken = SkipNonfiniteState(jnp.zeros_like(state.consecutive), state.total, new)
+        tried = attempt(update_fn, updates, state.inner, params)
+        is_sound = tried.is_finite & _all(jax.tree.map(_is_finite, tried.updates))
+        is_sound &= tree.stays_finite(state.inner, tried.state)
+        taken = SkipNonfiniteState(
+            jnp.zeros_like(state.consecutive), state.total, tried.state
+        )
         new_state = tree.where(is_sound, taken, _skipped(state))
-
-        if metrics:
-            operands = metrics, updates, state.inner, params
-            metrics = jax.lax.cond(is_finite, _first, metrics_of_skipped, *operands)
         reports: Metrics = {
             "consecutive": new_state.consecutive,
             "total": new_state.total,
             "gave_up": (new_state.consecutive > max_consecutive).astype(jnp.int32),
         }
-        return tree.where(is_sound, made, zeros), new_state, reports | metrics
+        made = tree.where(is_sound, tried.updates, tree.zeros_like(updates))
+        return made, new_state, reports | tried.metrics
 
     return chain(wrapper(init, advance, "skip_nonfinite", within.trainable))
+
+
+class Attempt(NamedTuple):
+    """An update by a gradient that may not be finite; then it is one by zeros."""
+
+    updates: Updates
+    state: OptState
+    metrics: Metrics  # also then those of the gradient itself
+    is_finite: jax.Array  # bool, shape (); whether the gradient is
+
+
+def attempts(part: Transform) -> Callable[..., Attempt]:
+    """Return ``attempt(update_fn, updates, state, params)`` of a part.
+
+    Called once per part: in eager mode, new functions would compile at every call.
+    """
+
+    def metrics_of_skipped(_: Metrics, *operands: Any) -> Metrics:
+        return jax.lax.stop_gradient(update_and_report(part, *operands)[2])
+
+    def attempt(
+        update_fn: UpdateFn, updates: Updates, state: OptState, params: Params
+    ) -> Attempt:
+        is_finite = _all(jax.tree.map(_is_finite, updates))
+        # In derivatives through the branch not taken, inf * 0 would be NaN.
+        safe = tree.where(is_finite, updates, tree.zeros_like(updates))
+        made, new, metrics = update_fn(part, safe, state, params)
+        if metrics:
+            operands = metrics, updates, state, params
+            metrics = jax.lax.cond(is_finite, _first, metrics_of_skipped, *operands)
+        return Attempt(made, new, metrics, is_finite)
+
+    return attempt
 
 
 def _first(metrics: Metrics, *_: Any) -> Metrics:

@@ -107,6 +107,7 @@ WRAPPED = {
     "tunable": lambda: fg.tunable(fg.adamw, learning_rate=0.01, weight_decay=0.1),
     "partition": lambda: fg.partition([("b", fg.freeze()), ("**", fg.adamw(0.01))]),
     "stack_leaves": lambda: fg.stack_leaves(fg.adam(0.01)),
+    "loss_scaling": lambda: fg.loss_scaling(fg.adam(0.01), growth_interval=2),
     "skip_nonfinite": lambda: fg.skip_nonfinite(fg.adam(0.01), 3),
     "schedule": lambda: fg.sgd(fg.schedules.cosine(0.1, NUM_STEPS)),
     "add_noise": lambda: fg.chain(fg.add_noise(0.1, 0.5, 7), fg.sgd(0.01)),

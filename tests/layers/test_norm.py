@@ -95,16 +95,6 @@ def test_statistics_of_bfloat16_are_float32(name):
     np.testing.assert_allclose(np.asarray(got, np.float64), oracle(x), rtol=8e-3)
 
 
-def test_bfloat16_input_and_float32_parameters_need_an_explicit_cast():
-    layer = layers.layer_norm(6)
-    x = jnp.ones(6, jnp.bfloat16)
-    params = layer.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="promotion"):
-        layer.apply(params, x)
-    with jax.numpy_dtype_promotion("standard"):
-        assert jax.eval_shape(layer.apply, params, x).dtype == jnp.float32
-
-
 def test_batch_norm_trains_on_the_batch_and_keeps_running_statistics():
     layer = layers.batch_norm(6, momentum=0.8, eps=EPS)
     _, state = layer.init(jax.random.key(0))

@@ -102,6 +102,7 @@ def test_a_run_folder_records_the_config_and_the_environment(
     assert facts["device_count"] == jax.device_count()
     assert facts["flags"]["jax_numpy_dtype_promotion"] == "strict"
     assert facts["flags"]["jax_enable_x64"] is False
+    assert facts["float32_products"] == "float32"
     assert f"jax=={jax.__version__}" in facts["freeze"]
     assert (facts["seed"], facts["data"], facts["note"]) == (3, "abc", "first")
     assert facts["started"].endswith("+00:00")
@@ -109,6 +110,31 @@ def test_a_run_folder_records_the_config_and_the_environment(
     assert facts["command"] == "python train.py --note 'a b'"
     assert folder.metrics == folder.path / "metrics.jsonl"
     assert folder.curves == folder.path / "curves.png"
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "words"),
+    [
+        ("cpu", None, "float32"),
+        ("cpu", "bfloat16", "float32"),
+        ("gpu", None, "TF32 where the GPU has it, otherwise float32 (default)"),
+        (
+            "gpu",
+            "tensorfloat32",
+            "TF32 where the GPU has it, otherwise float32 (tensorfloat32)",
+        ),
+        ("gpu", "highest", "float32 (highest)"),
+        ("tpu", None, "bfloat16 (default)"),
+        ("tpu", "high", "three passes of bfloat16 (high)"),
+        ("tpu", "float32", "float32, in six passes of bfloat16 (float32)"),
+        ("tpu", "BF16_BF16_F32_X3", "BF16_BF16_F32_X3"),
+    ],
+)
+def test_the_manifest_says_how_float32_products_are_computed(
+    backend: str, precision: str | None, words: str
+):
+    got = manifest.float32_products(backend, precision)
+    assert got == words
 
 
 def test_the_manifest_names_the_commit(

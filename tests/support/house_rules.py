@@ -75,9 +75,9 @@ HOUSE = (
     (
         3,
         "training/",
-        "a loss in any form and its gradient (`loss_forms`), `state`, `step` "
-        "(`make_step`), `step_metrics`, what counts as `divergence`, `evaluation`, a "
-        "run as one `scan`",
+        "a loss in any form and its gradient (`loss_forms`), its `precision`, `state`, "
+        "`step` (`make_step`), `step_metrics`, what counts as `divergence`, "
+        "`evaluation`, a run as one `scan`",
     ),
     (
         3,

@@ -19,6 +19,7 @@ CHAINS = {
     "partition": lambda rate: fg.partition([("a", fg.adam(rate)), ("b", fg.freeze())]),
     "bfloat16 moments": lambda rate: fg.quantize_state(fg.adam(rate), 16),
     "quantize_state": lambda rate: fg.quantize_state(fg.adam(rate), min_size=4),
+    "loss_scaling": lambda rate: fg.loss_scaling(fg.sgd(rate)),
     "skip_nonfinite": lambda rate: fg.skip_nonfinite(fg.sgd(rate)),
     "stack_leaves": lambda rate: fg.stack_leaves(fg.adam(rate)),
     "tunable": lambda rate: fg.tunable(fg.adam, learning_rate=rate),

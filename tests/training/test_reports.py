@@ -28,6 +28,7 @@ WRAPPED = {
     "ema_params": fg.chain(CLIPPED, fg.ema_params(0.9)),
     "lbfgs": fg.lbfgs(),
     "lookahead": fg.lookahead(CLIPPED),
+    "loss_scaling": fg.loss_scaling(CLIPPED),
     "masked": fg.masked(CLIPPED, "**/w"),
     "named": fg.chain(fg.named("all", CLIPPED)),
     "partition": fg.partition(GROUPS),
@@ -45,6 +46,7 @@ OPTIMIZERS = {name: factory(0.1) for name, factory in REGISTRY.items()} | WRAPPE
 # What reports something that no update computes, by how much, and why.
 DEARER = {
     "accumulate": (1.75, "a waiting step reports the mean so far"),
+    "loss_scaling": (1.75, "a skipped step reports the gradient that it skipped"),
     "skip_nonfinite": (1.75, "a skipped step reports the gradient that it skipped"),
 }
 
