@@ -22,7 +22,7 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
-from fngrad.types import Batch, Tree
+from fngrad.types import Batch
 
 Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
 
@@ -165,7 +165,7 @@ class Source:
             _to_device, self._checked(self.read(indices), indices)
         )
 
-    def _checked(self, examples: Any, indices: np.ndarray) -> Tree:
+    def _checked(self, examples: Any, indices: np.ndarray) -> Batch:
         """Return examples as arrays of numbers, after checking how many they are."""
         examples = tree.map_with_path(array_inputs.array, examples)
         for path, leaf in tree.leaf_paths(examples).items():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 import fngrad.tree as tree
+from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
@@ -69,12 +70,15 @@ def check_loss(loss_fn: Any) -> None:
         )
 
 
-def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
+def gradient_fn(
+    loss_fn: LossFn, micro_batches: int = 1, remat: CheckpointPolicy | None = None
+) -> Gradient:
     """Return the function that evaluates a loss and its gradient.
 
     Args:
         loss_fn: any of the accepted forms.
         micro_batches: into how many parts to cut the batch.
+        remat: what the backward pass finds in memory; None: all that it reads.
 
     Returns:
         ``gradient(params, trainable, batch, key, model_state, scale=None) -> (value,
@@ -85,6 +89,8 @@ def gradient_fn(loss_fn: LossFn, micro_batches: int = 1) -> Gradient:
         TypeError: if the loss has another signature.
     """
     value_at = value_fn(loss_fn)
+    if remat is not None:
+        value_at = jax.checkpoint(value_at, policy=remat)
 
     def gradient(
         params: Params,

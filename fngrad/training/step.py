@@ -13,6 +13,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
+from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
 from fngrad.training.precision import Precision, mixed_precision
 from fngrad.training.state import TrainState
 from fngrad.training.step_metrics import LossAtStart, Move
@@ -42,6 +43,7 @@ def make_step(
     metrics: Literal["norms", "loss"] = "norms",
     micro_batches: int = 1,
     precision: Precision = None,
+    remat: CheckpointPolicy | None = None,
 ) -> Step:
     r"""Compose a loss and an optimizer into one pure training step.
 
@@ -67,6 +69,10 @@ def make_step(
             `fngrad.Policy`; parameters, gradients, the optimizer's state and metrics
             keep theirs (see `fngrad.mixed_precision`). ``"float16"`` needs an optimizer
             in `fngrad.loss_scaling`.
+        remat: one of `jax.checkpoint_policies`, which says what of the loss is kept for
+            the backward pass; the rest is computed again. A policy that keeps nothing
+            saves nothing here, since all is then computed again at once: for that,
+            `fngrad.layers.remat` and `fngrad.layers.repeat` cut a model into layers.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
@@ -77,9 +83,9 @@ def make_step(
         trainable leaves; the transforms' reports, by part; the user's own.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature, or the precision another type;
-            while tracing, if the loss returns another form, or the state is not a
-            TrainState.
+        TypeError: if ``loss_fn`` has another signature, the precision another type, or
+            ``remat`` is not a function; while tracing, if the loss returns another
+            form, or the state is not a TrainState.
         ValueError: if ``metrics`` is unknown, ``micro_batches`` below 1, or the
             precision unknown; while tracing, if the batch cannot be cut into equal
             parts, a loss or metric is not a scalar, the model state's structure
@@ -104,9 +110,9 @@ def make_step(
     micro_batches = numerics.check_count("micro_batches", micro_batches, 1)
     transform = chain(optimizer)
     loss_forms.check_loss(loss_fn)
-    gradient = loss_forms.gradient_fn(
-        mixed_precision(loss_fn, precision), micro_batches
-    )
+    check_policy(remat)
+    loss_fn = mixed_precision(loss_fn, precision)
+    gradient = loss_forms.gradient_fn(loss_fn, micro_batches, remat)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start = begin(transform, gradient, state, batch)

@@ -77,7 +77,7 @@ HOUSE = (
         "training/",
         "a loss in any form and its gradient (`loss_forms`), its `precision`, `state`, "
         "`step` (`make_step`), `step_metrics`, what counts as `divergence`, "
-        "`evaluation`, a run as one `scan`",
+        "`evaluation` and its `metric_folds`, a run as one `scan`",
     ),
     (
         3,
