@@ -9,6 +9,13 @@ Expected: *tree* compiles in 30 s and steps in 36 ms, *stack_leaves* in 65 s and
           *stacks* in 0.7 s and 0.14 ms: 43 and 259 times faster than *tree* (one run on
           two busy cores).
 
+The first table has the seconds to trace, lower and compile the plain tree's update, per
+rule, and the exponent of their growth in the number of leaves. Seconds of 10, 100 and
+1000 leaves, all three steps together: SGD 0.4, 0.4, 4.2; momentum 0.3, 1.3, 19; RMSProp
+0.5, 3.7, 67; Adagrad 0.9, 5.9, 111; Adam 3.0, 9.1, 113 (two busy cores, where one run
+varies by a factor of 2). Tracing and lowering grow with
+exponents of 0.8 to 1.2, compilation with 1.0 to 1.3.
+
 Three cases make the same update of the same numbers. *tree*: `adam` on a list of
 leaves. *stack_leaves*: the same list, the state in stacks; leaves are joined and taken
 apart in every step. *stacks*: parameters and gradients are stacks too (`fngrad.stack`),
@@ -94,7 +101,7 @@ def make_case(optimizer: fg.Transform, params: Any) -> Case:
 
 @dataclasses.dataclass(frozen=True)
 class BuildTimes:
-    """Seconds until an update can run."""
+    """CPU seconds until an update can run."""
 
     traced: float
     lowered: float
@@ -110,18 +117,18 @@ def build_times(optimizer: fg.Transform, params: Any) -> BuildTimes:
 
     opt_state = jax.eval_shape(optimizer.init, params)
     jitted = jax.jit(step, donate_argnums=(0, 1))
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     traced = jitted.trace(params, opt_state, params)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     lowered = traced.lower()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     lowered.compile()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     return BuildTimes(*(b - a for a, b in itertools.pairwise(times)))
 
 
 def print_build_times(config: Config) -> dict[str, list[BuildTimes]]:
-    """Print a table of the seconds to build each rule's update; return them."""
+    """Print a table of the CPU seconds to build each rule's update; return them."""
     rows = [("", *(f"{count} leaves" for count in config.counts), "exponent")]
     found = {}
     for name, make in RULES.items():
@@ -134,7 +141,7 @@ def print_build_times(config: Config) -> dict[str, list[BuildTimes]]:
             fits = len(config.counts) > 3  # enough for the larger half
             growth = f"{exponent(config.counts, seconds):.2f}" if fits else ""
             rows.append((f"{name} {part}", *(f"{s:.2f}" for s in seconds), growth))
-    print("\nseconds to trace, lower and compile an update, and their growth")
+    print("\nCPU seconds to trace, lower and compile an update, and their growth")
     print(text_tables.table(rows, left=1))
     return found
 
