@@ -9,6 +9,16 @@ Expected: *tree* compiles in 30 s and steps in 36 ms, *stack_leaves* in 65 s and
           *stacks* in 0.7 s and 0.14 ms: 43 and 259 times faster than *tree* (one run on
           two busy cores).
 
+The first table has the CPU seconds to trace, lower and compile the plain tree's update,
+per rule, and the exponent of their growth in the number of leaves. Of 10, 100 and 1000
+leaves, the three together: SGD 0.1, 0.2, 1.9; momentum 0.2, 0.6, 6.8; RMSProp 0.2, 1.3,
+16; Adam 0.4, 1.9, 23, of which 4.7 are tracing, 2.7 lowering and 16 compilation. So up
+to 1000 leaves they grow by a factor of 11 to 13 per factor of 10. Beyond it tracing and
+lowering stay linear, and compilation does not: SGD takes 1.5, 3.5 and 8.6 s in all for
+1000, 2000 and 4000. It takes as long with ``--xla_backend_optimization_level=0``, so
+the growth is in XLA's own passes over the long entry computation, not in the code of
+the loops. Fewer arrays are the only remedy: stacks.
+
 Three cases make the same update of the same numbers. *tree*: `adam` on a list of
 leaves. *stack_leaves*: the same list, the state in stacks; leaves are joined and taken
 apart in every step. *stacks*: parameters and gradients are stacks too (`fngrad.stack`),
@@ -94,7 +104,7 @@ def make_case(optimizer: fg.Transform, params: Any) -> Case:
 
 @dataclasses.dataclass(frozen=True)
 class BuildTimes:
-    """Seconds until an update can run."""
+    """CPU seconds until an update can run."""
 
     traced: float
     lowered: float
@@ -110,18 +120,18 @@ def build_times(optimizer: fg.Transform, params: Any) -> BuildTimes:
 
     opt_state = jax.eval_shape(optimizer.init, params)
     jitted = jax.jit(step, donate_argnums=(0, 1))
-    times = [time.perf_counter()]
+    times = [time.process_time()]
     traced = jitted.trace(params, opt_state, params)
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     lowered = traced.lower()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     lowered.compile()
-    times.append(time.perf_counter())
+    times.append(time.process_time())
     return BuildTimes(*(b - a for a, b in itertools.pairwise(times)))
 
 
 def print_build_times(config: Config) -> dict[str, list[BuildTimes]]:
-    """Print a table of the seconds to build each rule's update; return them."""
+    """Print a table of the CPU seconds to build each rule's update; return them."""
     rows = [("", *(f"{count} leaves" for count in config.counts), "exponent")]
     found = {}
     for name, make in RULES.items():
@@ -134,7 +144,7 @@ def print_build_times(config: Config) -> dict[str, list[BuildTimes]]:
             fits = len(config.counts) > 3  # enough for the larger half
             growth = f"{exponent(config.counts, seconds):.2f}" if fits else ""
             rows.append((f"{name} {part}", *(f"{s:.2f}" for s in seconds), growth))
-    print("\nseconds to trace, lower and compile an update, and their growth")
+    print("\nCPU seconds to trace, lower and compile an update, and their growth")
     print(text_tables.table(rows, left=1))
     return found
 

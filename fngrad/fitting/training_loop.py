@@ -156,7 +156,8 @@ def fit(
             ``state`` are ignored and only its structure is used; config, data, batch
             size and key must be those of the checkpoint. The batches of an iterable
             are taken from its beginning, with a warning; ``must`` refuses one.
-        save_every: the number of steps between checkpoints.
+        save_every: the number of steps between checkpoints. A thread writes them, for
+            about 0.1 s each however small the state is, see `fngrad.checkpoint.save`.
         save_minutes: the number of minutes between checkpoints.
         keep: how many of the newest checkpoints to keep.
         keep_best: keep the checkpoint of the best evaluation too: the best by a metric

@@ -86,7 +86,7 @@ def spread_dither(shape: tuple[int, ...], step: jax.Array, stream: int) -> jax.A
     golden ratio and $r$ a hash of step and stream. So for one entry the draws of
     different steps are uniform and independent; the entries of one step cover the
     interval evenly. It costs one multiplication and one addition per entry; a hash of
-    the position would add a quarter to the time of Adam's update on CPU.
+    the position would add a tenth to the time of Adam's update on CPU.
 
     Args:
         shape: of the array.

@@ -14,4 +14,6 @@ def test_the_table_has_every_case_and_nothing_is_left(tmp_path, capsys):
     assert times["asynchronous save returns"] < times["save"]
     assert min(steps.alone, steps.meanwhile) > 0
     assert f"{steps.meanwhile / steps.alone:.2f} times as long" in shown
+    for part in checkpoints.PARTS:
+        assert part in shown
     assert list(tmp_path.iterdir()) == []
