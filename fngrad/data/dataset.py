@@ -37,7 +37,6 @@ Remainder = Literal["wrap", "drop"]
 # Keeps the maps' random stream apart from the loss's when both use the same seed.
 MAPS = 0x6D617073
 
-
 _STATIC: Any = {"metadata": {"static": True}}
 
 
@@ -220,8 +219,8 @@ def from_arrays(
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: if batch_size, seed or shuffle has another type, or a leaf holds
-            neither numbers nor bools, such as a column of objects.
+        TypeError: if batch_size, seed or shuffle has another type, ``arrays`` are all
+            parts of a data set, or a leaf holds neither numbers nor bools.
         ValueError: if batch_size or remainder is out of range, or the arrays are empty,
             are scalars, differ in their first axis, are masked, or hold integers
             outside int32.
@@ -236,6 +235,7 @@ def from_arrays(
         >>> sorted(seen.tolist()) == sorted(2 * list(range(10)))
         True
     """
+    array_inputs.check_one_part(arrays)
     n = num_examples(arrays)
     b = n if batch_size == "all" else _batch_size(batch_size, n)
     if not isinstance(shuffle, bool | np.bool_):
