@@ -353,7 +353,7 @@ def _adopt(foreign: TransformLike) -> Transform:
         updates: Updates, state: OptState, params: Params
     ) -> tuple[Updates, OptState]:
         made = foreign.update(tree.cast_like(updates, params), state, params)
-        updates, new = chain_inputs.updated(name, made)
+        updates, new = chain_inputs.updated(name, made, updates, state)
         return tree.widen(updates), jax.tree.map(_as_dtype_of, new, state)
 
     name = _name_of(foreign)
