@@ -155,9 +155,13 @@ def _explain(
 
 
 def _some(entries: dict[Path, str], part: Path) -> str:
+    def rank(entry: tuple[Path, str]) -> tuple[bool, Path]:
+        path = _below(entry[0], part)  # parameters first: the optimizer follows them
+        return not _is_under(path, "params"), path
+
     shown = [
         f"{_below(path, part)!r}{remark}"
-        for path, remark in sorted(entries.items())[:_SHOWN]
+        for path, remark in sorted(entries.items(), key=rank)[:_SHOWN]
     ]
     more = len(entries) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -218,8 +218,8 @@ def from_arrays(
         The dataset; its batches have the structure of ``arrays``.
 
     Raises:
-        TypeError: if batch_size, seed or shuffle has another type, or a leaf holds
-            neither numbers nor bools, such as a column of objects.
+        TypeError: if batch_size, seed or shuffle has another type, ``arrays`` are all
+            parts of a data set, or a leaf holds neither numbers nor bools.
         ValueError: if batch_size or remainder is out of range, or the arrays are empty,
             are scalars, differ in their first axis, are masked, or hold integers
             outside int32.
@@ -234,6 +234,7 @@ def from_arrays(
         >>> sorted(seen.tolist()) == sorted(2 * list(range(10)))
         True
     """
+    array_inputs.check_one_part(arrays)
     order = order_of(num_examples(arrays), batch_size, seed, shuffle, remainder)
     for path, leaf in tree.leaf_paths(arrays).items():
         if isinstance(leaf, np.memmap):

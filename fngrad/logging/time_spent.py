@@ -50,7 +50,7 @@ class TimeSpent:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._part = "other"  # that time is counted for now
         self._since = clock()
         self._events: list[tuple[float, float]] = []  # (middle, seconds), counted
@@ -124,9 +124,9 @@ _listener: contextvars.ContextVar[TimeSpent | None] = contextvars.ContextVar(
 def _listen() -> None:
     """Register once: JAX 0.7 has no public way to unregister."""
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         spent, part = _listener.get(), _PART_OF_EVENT.get(event)
         if spent is not None and part is not None:
-            spent.count_event(part, seconds)
+            spent.count_event(part, duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

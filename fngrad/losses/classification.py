@@ -335,6 +335,12 @@ def _integer_labels(
     if len(axes) != 1:
         raise ValueError(f"need one axis of classes for integer labels, got {axis=}")
     shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    if jnp.shape(labels) == x.shape:
+        raise TypeError(
+            f"need integer labels of shape {shape}, got {jnp.result_type(labels)}"
+            f"{list(x.shape)}, a value for each class: softmax_cross_entropy takes "
+            f"one-hot labels and probabilities, labels.argmax({axes[0]}) are integers"
+        )
     classes = x.shape[axes[0]]
     masks = make_masks(where, weights, x.shape, axes)
     labels = check_labels(labels, shape, classes, masks.example)

@@ -157,7 +157,13 @@ def _classified(
     logits: Any, labels: Any, where: Any, weights: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return logits, labels and weights; -1 is a label out of range."""
-    x, y = wide("logits", logits), numerics.integers("labels", labels)
+    x = wide("logits", logits)
+    if jnp.shape(labels) == x.shape:
+        raise TypeError(
+            f"need integer labels (...), got {jnp.result_type(labels)}{list(x.shape)}, "
+            "a value for each class: of one-hot labels pass labels.argmax(-1)"
+        )
+    y = numerics.integers("labels", labels)
     if x.ndim < 1 or y.shape != x.shape[:-1]:
         raise ValueError(
             f"need logits (..., classes) and labels (...), got {x.shape} and {y.shape}"

@@ -15,6 +15,18 @@ import fngrad.numerics as numerics
 _NO_NUMBERS = "OSUTmM"  # kinds of dtypes: objects, strings, durations, dates
 
 
+def check_one_part(arrays: Any) -> None:
+    """Raise for all parts of a data set at once.
+
+    Raises:
+        TypeError: if the arrays are train, validation and test.
+    """
+    if all(hasattr(arrays, part) for part in ("train", "validation", "test")):
+        raise TypeError(
+            f"need the arrays of one part, got {type(arrays).__name__}: splits.train"
+        )
+
+
 def array(path: str, x: Any) -> Any:
     """Return a leaf of numbers or bools as an array of NumPy or of JAX.
 

@@ -94,7 +94,7 @@ def check_predicate(fn: Callable[..., Any]) -> None:
     Raises:
         TypeError: if it takes other arguments, as the mask of a whole tree does.
     """
-    if parameters(fn) and not _takes(fn, 2):
+    if not takes(fn, 2):
         raise TypeError(
             "need a function (path, leaf) -> bool, which is called leaf by leaf, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}: for a mask of "
@@ -116,7 +116,7 @@ def batch_of(
     Raises:
         TypeError: if it takes other arguments, or needs the value of the traced step.
     """
-    if parameters(fn) and not _takes(fn, 1):
+    if not takes(fn, 1):
         raise TypeError(
             "need a function step -> batch with one argument, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}"
@@ -154,11 +154,14 @@ def explained(fn: Callable[..., Any], more: str = "") -> Iterator[None]:
         ) from error
 
 
-def _takes(fn: Callable[..., Any], count: int) -> bool:
+def takes(fn: Callable[..., Any], count: int) -> bool:
+    """Return whether a function takes so many arguments; a builtin is believed to."""
     try:
         inspect.signature(fn).bind(*[None] * count)
     except TypeError:
         return False
+    except ValueError:  # without a signature
+        return True
     return True
 
 
@@ -207,6 +210,17 @@ def _indexes_by_string(error: Exception) -> bool:
     words = ("string indexing", "indices must be integers", "only integers, slices")
     return type(error) in (TypeError, IndexError) and any(
         word in str(error) for word in words
+    )
+
+
+def _unpacking(required: list[str]) -> str:
+    """Return how a function of several arrays takes them as one batch."""
+    if len(required) < 3:
+        return ""
+    params, *arrays = required
+    return (
+        f": the batch is one argument; take ({params}, batch) and unpack it, "
+        f"{', '.join(arrays)} = batch"
     )
 
 
@@ -272,7 +286,10 @@ def operands(
         a.kind in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments.values()
     )
     if len(required) != 2 or is_variadic:
-        raise TypeError(f"{forms}, got {fn!r} with the arguments {list(arguments)}")
+        raise TypeError(
+            f"{forms}, got {name_of(fn)} with the arguments {list(arguments)}"
+            f"{_unpacking(required)}"
+        )
     if required[0] in _BATCH_NAMES and required[1] in _PARAMS_NAMES:
         raise TypeError(
             f"{forms}, got {name_of(fn)}({', '.join(required)}): the parameters come "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.programs.signatures as signatures
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Path, Reported, Updates
 
@@ -76,15 +77,63 @@ def check_updates(updates: Updates, params: Params) -> None:
             )
 
 
-def updated(name: str, made: Any) -> tuple[Updates, OptState]:
-    """Return what the update of a part returned.
+def check_signatures(name: str, transform: Any) -> None:
+    """Raise unless the functions of a part take what `chain` passes.
 
     Raises:
-        TypeError: if it is not a pair.
+        TypeError: if they take other arguments.
+    """
+    for form, fn in (
+        ("init(params)", transform.init),
+        ("update(updates, state, params)", transform.update),
+    ):
+        if not signatures.takes(fn, form.count(",") + 1):
+            raise TypeError(
+                f"need {form} in the transform {name!r}, got "
+                f"{signatures.name_of(fn)} with the arguments "
+                f"{list(signatures.parameters(fn))}"
+            )
+
+
+def check_state(state: OptState) -> None:
+    """Raise unless the leaves of a state are arrays.
+
+    Raises:
+        TypeError: if one is not, such as a Python number.
+    """
+    if all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(state)):
+        return
+    for path, leaf in tree.leaf_paths(state).items():
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"need jax arrays in the state, got {type(leaf).__name__} at {path!r}; "
+                "use jnp.asarray in init"
+            )
+
+
+def updated(
+    name: str, made: Any, updates: Updates, state: OptState
+) -> tuple[Updates, OptState]:
+    """Return what the update of a part returned.
+
+    Args:
+        name: of the part.
+        made: what it returned.
+        updates, state: what it was given.
+
+    Raises:
+        TypeError: if it is not a pair, or the pair is in the wrong order.
     """
     if not isinstance(made, tuple) or len(made) != 2:
         got = type(made).__name__
         raise TypeError(f"need (updates, state) from the update of {name!r}, got {got}")
+    given = jax.tree.structure(updates), jax.tree.structure(state)
+    first, second = map(jax.tree.structure, made)
+    if first != given[0] and (second, first) == given:
+        raise TypeError(
+            f"need (updates, state) from the update of {name!r}, got (state, updates): "
+            "return the updates first"
+        )
     return made
 
 

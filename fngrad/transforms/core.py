@@ -93,7 +93,9 @@ def chain(*transforms: TransformLike) -> Transform:
 
     def init(params: Params) -> OptState:
         chain_inputs.check_params(params, inner.trainable)
-        return inner.init(params)
+        state = inner.init(params)
+        chain_inputs.check_state(state)
+        return state
 
     @functools.lru_cache(maxsize=8)
     def expected_state(structure: Any, avals: Any, default_float: Any) -> Any:
@@ -230,7 +232,7 @@ def update_only(
 ) -> Reported:
     """Update a part, without metrics."""
     made = part.update(updates, state, params)
-    return (*chain_inputs.updated(part.name, made), {})
+    return (*chain_inputs.updated(part.name, made, updates, state), {})
 
 
 def update_and_report(
@@ -321,16 +323,17 @@ def apply_updates(params: Tree, updates: Updates) -> Tree:
 
 
 def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
-    if isinstance(transform, Transform):
-        if transform.parts:
-            return transform.parts
-        return (transform._replace(name=transform.name or _name_of(transform)),)
+    if isinstance(transform, Transform) and transform.parts:
+        return transform.parts
     if not (hasattr(transform, "init") and hasattr(transform, "update")):
         got = type(transform).__name__
         if callable(transform):
             got += f" {name_of(transform)}: call what makes a transform, as in "
             got += "fngrad.sgd(0.1); a loss comes before the optimizer"
         raise TypeError(f"need a transform, an object with init and update, got {got}")
+    chain_inputs.check_signatures(_name_of(transform), transform)
+    if isinstance(transform, Transform):
+        return (transform._replace(name=transform.name or _name_of(transform)),)
     return (_adopt(transform),)
 
 
@@ -350,7 +353,7 @@ def _adopt(foreign: TransformLike) -> Transform:
         updates: Updates, state: OptState, params: Params
     ) -> tuple[Updates, OptState]:
         made = foreign.update(tree.cast_like(updates, params), state, params)
-        updates, new = chain_inputs.updated(name, made)
+        updates, new = chain_inputs.updated(name, made, updates, state)
         return tree.widen(updates), jax.tree.map(_as_dtype_of, new, state)
 
     name = _name_of(foreign)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.transforms.chain_inputs as chain_inputs
 import fngrad.tree as tree
 from fngrad.transforms.core import (
     Transform,
@@ -126,9 +127,10 @@ def _check_fresh(chained: Transform, params: Params) -> None:
 def _check_updates_form(
     transform: TransformLike, params: Params, gradient: Updates
 ) -> None:
-    wide = tree.widen(params)
-    made = transform.update(tree.widen(gradient), transform.init(wide), wide)
-    _require_form(wide, made[0])
+    wide, updates = tree.widen(params), tree.widen(gradient)
+    state = transform.init(wide)
+    made = transform.update(updates, state, wide)
+    _require_form(wide, chain_inputs.updated("transform", made, updates, state)[0])
 
 
 def _check_state_form(chained: Transform, params: Params, gradient: Updates) -> None:
@@ -136,8 +138,22 @@ def _check_state_form(chained: Transform, params: Params, gradient: Updates) -> 
     for cast_params, dtype in (*wide, *((_cast(params, d), d) for d in NARROW)):
         state = jax.eval_shape(chained.init, cast_params)
         gradients = _cast(gradient, dtype)
-        _, new = jax.eval_shape(chained.update, gradients, state, cast_params)
-        _require_form(state, new)
+        try:
+            _, new = jax.eval_shape(chained.update, gradients, state, cast_params)
+            _require_form(state, new)
+        except ValueError as error:
+            raise ValueError(f"{error}{_widening(state)}") from error
+
+
+def _widening(state: Any) -> str:
+    """Return how a state with moments in a low precision is made wide."""
+    low = {x.dtype for x in jax.tree.leaves(state) if x.dtype in NARROW}
+    if not low:
+        return ""
+    return (
+        f"; init makes moments in {low.pop()}: fngrad.tree.wide_zeros_like(params) "
+        "makes them in at least float32"
+    )
 
 
 def _check_jit(subject: _Subject) -> None:

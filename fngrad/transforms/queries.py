@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import jax
 
 import fngrad.tree as tree
+from fngrad.tree.selection import at_any_depth
 from fngrad.types import Metrics, OptState, Path, Tree
 
 Kind: TypeAlias = type | Callable[[Any], bool]  # of nodes: a class or a predicate
@@ -94,7 +95,7 @@ def moment_kinds(state: OptState, globs: Mapping[str, tuple[str, ...]]) -> Any:
         if not any(selects(path, None) for path in paths):
             raise ValueError(
                 f"need a glob that selects a leaf of the state, got {kind}={glob!r} "
-                f"for {paths}"
+                f"for {paths}{at_any_depth(glob, paths)}"
             )
         chosen = tree.map_with_path(_assign(kind, selects), chosen)
     return chosen

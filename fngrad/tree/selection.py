@@ -61,10 +61,25 @@ def check_mask(mask: Selector | None, params: Params) -> None:
     """
     is_any = any(jax.tree.leaves(selected(mask, params)))
     if isinstance(mask, str) and mask != "**" and not is_any:
+        paths = list(leaf_paths(params))
         raise ValueError(
-            f"need a glob that selects a leaf, got {mask!r} for the leaves "
-            f"{list(leaf_paths(params))}"
+            f"need a glob that selects a leaf, got {mask!r} for the leaves {paths}"
+            f"{at_any_depth(mask, paths)}"
         )
+
+
+def at_any_depth(glob: str, paths: list[Path]) -> str:
+    """Return the end of a message about a glob that selects nothing, where one helps.
+
+    Example:
+        >>> from fngrad.tree.selection import at_any_depth
+        >>> at_any_depth("weight", ["layers/0/weight"]), at_any_depth("w", ["v"])
+        ("; '**/weight' selects leaves at any depth", '')
+    """
+    deep = f"**/{glob}"
+    selects = selector_predicate(deep)
+    is_any = any(selects(path, None) for path in paths)
+    return f"; {deep!r} selects leaves at any depth" if is_any else ""
 
 
 def selector_predicate(selector: Selector) -> Callable[[Path, Any], bool]:

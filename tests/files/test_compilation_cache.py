@@ -15,8 +15,9 @@ import fngrad as fg
 import fngrad.files.compilation_cache as compilation_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDER = "jax_compilation_cache_dir"
 SETTINGS = (
-    "jax_compilation_cache_dir",
+    FOLDER,
     "jax_compilation_cache_max_size",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
@@ -189,7 +190,7 @@ def test_relative_folders_are_resolved_once(tmp_path, monkeypatch, settings):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert fg.cache_compilations("here") == str(tmp_path / "here")
     assert fg.cache_compilations(pathlib.Path("~/there")) == str(tmp_path / "there")
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "there")
+    assert getattr(jax.config, FOLDER) == str(tmp_path / "there")
 
 
 @pytest.mark.parametrize(
@@ -198,17 +199,17 @@ def test_relative_folders_are_resolved_once(tmp_path, monkeypatch, settings):
 def test_urls_are_passed_to_jax(url, settings):
     pytest.importorskip("etils.epath")
     assert fg.cache_compilations(url) == "gs://bucket/a"
-    assert jax.config.jax_compilation_cache_dir == "gs://bucket/a"
+    assert getattr(jax.config, FOLDER) == "gs://bucket/a"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, settings):
     (tmp_path / "file").write_text("")
-    before = jax.config.jax_compilation_cache_dir
+    before = getattr(jax.config, FOLDER)
     with pytest.raises(OSError, match=r"need a folder .* can be written, got .*file"):
         fg.cache_compilations(tmp_path / "file" / "below")
     with pytest.raises(TypeError, match="need folder, a string or a path, got 3"):
         fg.cache_compilations(3)
-    assert jax.config.jax_compilation_cache_dir == before
+    assert getattr(jax.config, FOLDER) == before
 
 
 def test_a_limit_of_jaxs_own_needs_its_library(tmp_path, monkeypatch, settings):

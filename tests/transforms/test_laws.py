@@ -150,7 +150,7 @@ BROKEN = {
     ),
     "has a number as its state": (
         bare(lambda p: 0),
-        "the state is fresh: need jax arrays in the state, got int at .*; use jnp.asa",
+        "need jax arrays in the state, got int at .*; use jnp.asa",
     ),
     "starts with a weak type": (
         bare(lambda p: jnp.asarray(0.0), lambda u, s, p: (u, s + ZERO)),

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.programs.signatures as signatures
 import fngrad.sweeps.running.block_width as block_width
 import fngrad.tree as tree
 from fngrad.files.locks import Lock
@@ -317,10 +318,13 @@ def _check_takes(train_fn: Any, args: tuple[Any, ...], values: Any) -> None:
     try:
         inspect.signature(train_fn).bind(None, None, *args, **values)
     except TypeError as error:
+        names = list(signatures.parameters(train_fn))
         raise TypeError(
             "need train_fn(point, key, *args, **static_values) with "
-            f"{len(args)} args and static {list(values)}, got one with {error}: pass "
-            "what the lanes share as args=(data,)"
+            f"{len(args)} args and static {list(values)}, got "
+            f"{signatures.name_of(train_fn)} with the arguments {names}, {error}: pass "
+            "arrays that the lanes share as args=(data,), choices such as a width as "
+            "static={'width': [64]}, and bind the rest by functools.partial"
         ) from error
     except ValueError:  # a builtin without a signature
         return
