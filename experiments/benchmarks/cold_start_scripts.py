@@ -120,7 +120,7 @@ def fngrad_sweep(stages: Stages, net: Any, loss_fn: Any, data: Any) -> float:
         train, points, keys=1, args=(data,), metric=("loss", "min"), progress=False
     )
     stages.end("train")
-    return float(found.history["loss"].ravel()[0])
+    return float(found.history["loss"].reshape(LANES, -1)[0, -1])
 
 
 def by_hand(stages: Stages, model: str) -> dict[str, float]:
