@@ -5,6 +5,7 @@ the seconds of its stages as a line of JSON. Nothing is imported before it begin
 """
 
 import functools
+import importlib
 import json
 import sys
 import time
@@ -42,9 +43,9 @@ class Stages:
         """Count the programs that JAX compiles from here on."""
         import jax.monitoring
 
-        def heard(event: str, seconds: float, **details: Any) -> None:
+        def heard(event: str, duration_secs: float, **details: Any) -> None:
             if event.endswith("backend_compile_duration"):
-                self._made.append((str(details.get("fun_name", "?")), seconds))
+                self._made.append((str(details.get("fun_name", "?")), duration_secs))
 
         jax.monitoring.register_event_duration_secs_listener(heard)
 
@@ -65,7 +66,7 @@ def main(framework: str, model: str, loop: str) -> None:
     print(json.dumps({"stages": stages.seconds, "programs": stages.programs} | loss))
 
 
-def fngrad(stages: Stages, model: str, loop: str) -> dict[str, float]:
+def fngrad(stages: Stages, model: str, loop: Any) -> dict[str, float]:
     """Train with fngrad."""
     import jax
 
@@ -120,7 +121,7 @@ def fngrad_sweep(stages: Stages, net: Any, loss_fn: Any, data: Any) -> float:
         train, points, keys=1, args=(data,), metric=("loss", "min"), progress=False
     )
     stages.end("train")
-    return float(found.history["loss"].ravel()[0])
+    return float(found.history["loss"].reshape(LANES, -1)[0, -1])
 
 
 def by_hand(stages: Stages, model: str) -> dict[str, float]:
@@ -218,8 +219,8 @@ def equinox(stages: Stages, model: str) -> dict[str, float]:
 
 def torch(stages: Stages, model: str) -> dict[str, float]:
     """Train with torch, eagerly."""
-    import torch
-    from torch import nn
+    torch = importlib.import_module("torch")
+    nn = torch.nn
 
     stages.end("import")
     x, y = map(torch.tensor, examples(model))
@@ -252,8 +253,8 @@ def keras(stages: Stages, model: str) -> dict[str, float]:
     import os
 
     os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-    from keras import layers
+    keras = importlib.import_module("keras")
+    layers = keras.layers
 
     stages.watch()
     stages.end("import")

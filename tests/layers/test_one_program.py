@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 import fngrad.layers as layers
 import fngrad.models as models
@@ -152,4 +153,4 @@ def test_many_equal_leaves_are_drawn_by_themselves():
     model, calls = counted(lambda key: [draw(k) for k in jax.random.split(key, 8)])
     model.init(0)
     model.init(1)
-    assert [isinstance(key, jax.core.Tracer) for key in calls] == [True, False, False]
+    assert [isinstance(key, Tracer) for key in calls] == [True, False, False]

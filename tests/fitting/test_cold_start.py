@@ -1,0 +1,72 @@
+"""What a first training compiles: counted in a process without a cache."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json
+import jax
+import jax.monitoring
+import fngrad as fg
+
+made = []
+
+def heard(event, seconds, **details):
+    if event.endswith("backend_compile_duration"):
+        made.append(str(details.get("fun_name")))
+
+jax.monitoring.register_event_duration_secs_listener(heard)
+model = fg.models.mlp((64, 16, 10))
+
+def loss_fn(params, batch):
+    logits = fg.layers.batched(model)(params, batch["x"])
+    return fg.losses.softmax_cross_entropy_with_integer_labels(
+        logits, batch["y"], reduction="mean"
+    )
+
+def counted(fn):
+    before = len(made)
+    return fn(), made[before:]
+
+data, by_data = counted(lambda: fg.data.from_arrays(fg.data.digits().train, 128))
+params, by_init = counted(lambda: model.init(0))
+optimizer = OPTIMIZER
+state, by_state = counted(lambda: fg.init_state(params, optimizer, key=0))
+step = fg.make_step(loss_fn, optimizer)
+result, by_fit = counted(
+    lambda: fg.fit(step, state, data, num_steps=3, loop="LOOP", progress=False)
+)
+print(json.dumps([by_data, by_init, by_state, by_fit]))
+"""
+
+
+def compiled(optimizer, loop):
+    """Return the programs that data, parameters, state and `fit` compile."""
+    code = SCRIPT.replace("OPTIMIZER", optimizer).replace("LOOP", loop)
+    environment = dict(os.environ)
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loop"),
+    [
+        ("fg.adam(1e-3)", "python"),
+        ("fg.momentum(0.1)", "scan"),
+        ("fg.chain(fg.clip_by_global_norm(1.0), fg.adamw(1e-3))", "auto"),
+    ],
+)
+def test_a_first_training_compiles_its_init_and_its_step(optimizer, loop):
+    by_data, by_init, by_state, by_fit = compiled(optimizer, loop)
+    assert by_data == []
+    assert len(by_init) == 1, by_init
+    assert by_state == [], by_state
+    assert len(by_fit) == 1, by_fit
