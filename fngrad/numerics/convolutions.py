@@ -12,8 +12,8 @@ convolution have other layouts. So there are two implementations:
 
 - ``"native"``: XLA's convolution with JAX's derivatives;
 - ``"canonical"``: XLA's convolution whose two gradients are convolutions in the
-  canonical layout. With groups they are sums of products, as is the whole convolution
-  where it is depthwise or its window has one position.
+  canonical layout. With groups, or a window of one position, they are sums of
+  products, as is the whole of a depthwise convolution.
 """
 
 import functools
@@ -64,8 +64,7 @@ def convolve(
     if implementation == "native":
         return native(x, kernel, geometry)
     choice = by_platform if implementation is None else _first
-    is_depthwise = geometry.groups == x.shape[-1] > 1
-    if is_depthwise or np.prod(kernel.shape[:-2]) == 1:
+    if geometry.groups == x.shape[-1] > 1:
         return _chosen(choice, products, geometry)(x, kernel)
     # Without the jit, JAX 0.10 fails where `vmap` maps over a NumPy array in a program.
     fast = jax.jit(_with_fast_gradients, static_argnums=(2, 3), inline=True)
@@ -86,8 +85,8 @@ def products(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
         -1, in_size, geometry.groups, out_size // geometry.groups
     )
     parts = contents(tree.widen(x), window, geometry)
-    y = sum(_product(part, w) for part, w in zip(parts, weights, strict=True))
-    return y.astype(x.dtype)
+    terms = map(_product, parts, weights)
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
 def contents(
@@ -159,7 +158,7 @@ def _derivative(
     dx, d_kernel = tangents
     # The derivatives of this value are canonical in forward mode, as `hvp` takes them.
     y = native(x, kernel, geometry)
-    is_dense = geometry.groups == 1
+    is_dense = geometry.groups == 1 and np.prod(kernel.shape[:-2]) > 1
     terms = []
     if not isinstance(dx, SymbolicZero):
         linear = _chosen(choice, _linear_in_x if is_dense else products, geometry)
@@ -167,7 +166,7 @@ def _derivative(
     if not isinstance(d_kernel, SymbolicZero):
         linear = _chosen(choice, _linear_in_kernel if is_dense else products, geometry)
         terms.append(linear(x, d_kernel))
-    return y, sum(terms) if terms else jnp.zeros_like(y)
+    return y, functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(y)
 
 
 _with_fast_gradients.defjvp(_derivative, symbolic_zeros=True)
