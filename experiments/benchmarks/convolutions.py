@@ -1,12 +1,17 @@
 """What a convolution costs on CPU: outside and inside a loop, its memory, and torch.
 
-Claim: with both gradients, the convolution of `fngrad.layers.conv` takes at most 1.1
-times as long inside a loop of the program as outside, where XLA's own takes many times
-as long, and it is at most as slow as XLA's own outside. It needs no more memory.
+Claim: with both gradients, `fngrad.layers.conv` takes at most 1.1 times as long inside
+a loop of the program as outside, where XLA's own convolution takes many times as long.
+It is not slower than XLA's own outside, and needs no more memory.
 
 Command:  python -m experiments.benchmarks.convolutions
 Minutes:  ten on two cores, with torch.
-Expected: EXPECTED
+Expected: in CPU seconds of one core, both ways: inside over outside 0.85 to 1.04,
+          XLA's own 2 (one channel), 18 to 45 (dense), 76 (depthwise). Outside, XLA's
+          own over the default: 0.95 to 1.01 for dense layers, 1.6 for a kernel of 1,
+          3 depthwise, 16 with four groups; torch eager: 0.8 to 1.4 for dense layers,
+          0.4 with groups, 0.2 depthwise. Temporaries of both are equal: 3 times the
+          images with one layer, 22 with ten.
 
 A case is one layer over a batch of square images, and takes turns with the others: the
 layer as it is by default, and ``implementation="native"``. *Forwards* is the value
@@ -209,6 +214,7 @@ def temporaries(config: Config, implementation: Any, depth: int, remat: bool) ->
     x = images(case)
     params = [block.init(i) for i in range(depth)]
     planned = jax.jit(jax.grad(loss)).lower(params, x).compile().memory_analysis()
+    assert planned is not None
     return planned.temp_size_in_bytes / x.nbytes
 
 

@@ -9,9 +9,10 @@ Command:  python -m experiments.benchmarks.training_loop
 Minutes:  four on two cores, with torch and Keras.
 Expected: a step of `fit` takes 0.99 to 1.02 times that of the best hand-written loop:
           51 us for the MLP 64-16-16-10, 321 us for 64-128-128-10, 2.2 ms for
-          64-512-512-10, 2.7 ms for the CNN. Against it torch eager takes 7.5, 2.3, 1.6
-          and 0.8 times as long, Keras' ``fit`` 5.7, 2.2, 1.3 and 1.1 times; the norms
-          cost a factor of 1.2 for the smallest and nothing measurable for the others.
+          64-512-512-10, 3.2 ms for the CNN. Against it torch eager takes 7.5, 2.3, 1.6
+          and 1.9 times as long (the last in CPU seconds of one core), Keras' ``fit``
+          5.7, 2.2, 1.3 and 1.4 times; the norms cost a factor of 1.2 for the
+          smallest and nothing measurable for the others.
 
 All cases train the same network on the same digits with SGD and momentum, batch 128.
 They take turns, and a ratio is the median of the ratios within a turn, so the machine

@@ -12,8 +12,8 @@ convolution have other layouts. So there are two implementations:
 
 - ``"native"``: XLA's convolution with JAX's derivatives;
 - ``"canonical"``: XLA's convolution whose two gradients are convolutions in the
-  canonical layout. With groups, or a window of one position, sums of products, which
-  XLA's convolution is slow at.
+  canonical layout. With groups, or a window of one position, they are sums of
+  products, as is the whole of a depthwise convolution.
 """
 
 import functools
@@ -60,14 +60,15 @@ def convolve(
         implementation: one of ``IMPLEMENTATIONS``; by default ``"canonical"`` where
             the program is lowered for CPU and ``"native"`` elsewhere.
     """
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if implementation == "native":
         return native(x, kernel, geometry)
     choice = by_platform if implementation is None else _first
-    if geometry.groups == 1 and np.prod(kernel.shape[:-2]) > 1:
-        return _dense(x, kernel, geometry, choice)
-    summed = functools.partial(products, geometry=geometry)
-    plain = functools.partial(native, geometry=geometry)
-    return choice(summed, plain)(x, kernel)
+    if geometry.groups == x.shape[-1] > 1:
+        return _chosen(choice, products, geometry)(x, kernel)
+    # Without the jit, JAX 0.10 fails where `vmap` maps over a NumPy array in a program.
+    fast = jax.jit(_with_fast_gradients, static_argnums=(2, 3), inline=True)
+    return fast(x, kernel, geometry, choice)
 
 
 def native(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -84,8 +85,8 @@ def products(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
         -1, in_size, geometry.groups, out_size // geometry.groups
     )
     parts = contents(tree.widen(x), window, geometry)
-    y = sum(_product(part, w) for part, w in zip(parts, weights, strict=True))
-    return y.astype(x.dtype)
+    terms = map(_product, parts, weights)
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
 def contents(
@@ -122,6 +123,12 @@ def _first(canonical: Any, native: Any) -> Any:
     return canonical
 
 
+def _chosen(choice: Choice, canonical: Any, geometry: Geometry) -> Any:
+    return choice(
+        *(functools.partial(f, geometry=geometry) for f in (canonical, native))
+    )
+
+
 def _conv(
     x: jax.Array, kernel: jax.Array, geometry: Geometry, layouts: Any
 ) -> jax.Array:
@@ -138,33 +145,31 @@ def _conv(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _dense(
+def _with_fast_gradients(
     x: jax.Array, kernel: jax.Array, geometry: Geometry, choice: Choice
 ) -> jax.Array:
     return native(x, kernel, geometry)
 
 
-def _dense_jvp(
+def _derivative(
     geometry: Geometry, choice: Choice, primals: Any, tangents: Any
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = primals
     dx, d_kernel = tangents
     # The derivatives of this value are canonical in forward mode, as `hvp` takes them.
     y = native(x, kernel, geometry)
-
-    def linear(canonical: Any, *args: jax.Array) -> jax.Array:
-        ways = (functools.partial(f, geometry=geometry) for f in (canonical, native))
-        return choice(*ways)(*args)
-
+    is_dense = geometry.groups == 1 and np.prod(kernel.shape[:-2]) > 1
     terms = []
     if not isinstance(dx, SymbolicZero):
-        terms.append(linear(_linear_in_x, dx, kernel))
+        linear = _chosen(choice, _linear_in_x if is_dense else products, geometry)
+        terms.append(linear(dx, kernel))
     if not isinstance(d_kernel, SymbolicZero):
-        terms.append(linear(_linear_in_kernel, x, d_kernel))
-    return y, sum(terms) if terms else jnp.zeros_like(y)
+        linear = _chosen(choice, _linear_in_kernel if is_dense else products, geometry)
+        terms.append(linear(x, d_kernel))
+    return y, functools.reduce(jnp.add, terms) if terms else jnp.zeros_like(y)
 
 
-_dense.defjvp(_dense_jvp, symbolic_zeros=True)
+_with_fast_gradients.defjvp(_derivative, symbolic_zeros=True)
 
 
 def _linear_in_x(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

@@ -197,6 +197,20 @@ def test_every_transformation_of_jax_gives_the_native_results(name, way):
         )
 
 
+@pytest.mark.parametrize("kernel_too", [False, True])
+def test_arrays_of_numpy_can_be_mapped_over_within_a_program(kernel_too):
+    x, kernel, where = problem("sequence", np.float32)
+    x, kernel = np.asarray(x), np.stack([kernel] * len(x))
+    axes = (0, 0 if kernel_too else None)
+
+    def apply(scale):
+        own = kernel if kernel_too else kernel[0]
+        y = jax.vmap(lambda x, k: convolve(x, k, where), axes)(x, own)
+        return scale * y
+
+    np.testing.assert_allclose(jax.jit(apply)(1.0), apply(1.0), rtol=1e-5, atol=1e-6)
+
+
 def primitives(fn, *args):
     return set(re.findall(r"= ([a-z_0-9]+)[\[ ]", str(jax.make_jaxpr(fn)(*args))))
 

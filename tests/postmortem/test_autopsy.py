@@ -8,8 +8,11 @@ from autopsy_problem import DATA, W, examine
 
 import fngrad.data.dataset as dataset
 import fngrad.layers as layers
+import fngrad.programs.jaxprs as jaxprs
 from fngrad.optimizers import adam, sgd
 from fngrad.postmortem import autopsy
+from fngrad.postmortem.interpreter import Interpreter
+from fngrad.programs.platforms import by_platform
 from fngrad.steps import sam
 from fngrad.training import TrainState, init_state, make_step
 from fngrad.transforms.accumulation import accumulate
@@ -254,3 +257,33 @@ def test_a_foreign_step_and_a_function_as_data_will_do():
     found = autopsy(step, state, lambda step: step.astype(jnp.float32))
     assert (found.step, found.operation) == (4, "div")
     assert found.leaves == ["params/w"]
+
+
+def test_an_overflow_in_a_convolution_is_found_in_the_branch_of_this_platform():
+    # With groups the convolution is a sum of products on CPU, and native elsewhere.
+    model = layers.serial(body=layers.conv(2, 2, (2,), groups=2))
+
+    def loss_fn(params, batch):
+        return jnp.mean(layers.batched(model)(params, batch["x"]))
+
+    weight = jnp.full((2, 1, 2), 1e30)
+    params = {"body": {"weight": weight, "bias": jnp.zeros(2)}}
+    x = jnp.ones((4, 3, 2)).at[2].set(1e20)
+    data = dataset.from_arrays({"x": x}, batch_size=4, shuffle=False)
+    found = examine(loss_fn, params, data)
+    assert (found.phase, found.layer, found.operation) == ("forward", "body", "mul")
+    np.testing.assert_array_equal(data.indices(0)[found.rows], [2])
+
+
+def test_of_a_switch_between_platforms_one_branch_is_evaluated():
+    def chosen(x):
+        cpu, other = (lambda x: jnp.sin(jnp.cos(x))), jnp.log
+        return by_platform(cpu=cpu, default=other)(x)
+
+    program, _ = jaxprs.trace(chosen, jnp.zeros(2))
+    evaluated = []
+    interpreter = Interpreter(program, check=lambda: evaluated.append(None))
+    (y,) = interpreter.run([np.zeros(2, np.float32)])
+    np.testing.assert_allclose(y.array, np.sin(1.0), rtol=1e-6)
+    assert not interpreter.origins  # the logarithm of zero is in the other branch
+    assert len(evaluated) <= 6  # checkpoint, platform_index, cond, cos, sin
