@@ -141,7 +141,9 @@ def fit(
             call; a state that is there already is returned, with a message on stderr.
             ``None`` with an iterable means until it ends.
         num_epochs: the same in epochs, which are passes over a dataset.
-        metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``.
+        metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``. It
+            computes in the parameters' dtypes, also where the step has a ``precision``;
+            `fngrad.mixed_precision` gives it another.
         eval_data: what to evaluate: arrays, a dataset or a source.
         eval_every: the number of steps between evaluations, or ``"epoch"``. There is
             also one at the end of a run that completes or exhausts its data.

@@ -2,7 +2,8 @@
 
 A transform never sees the loss. A method that needs its value, its gradient at other
 parameters, or its curvature is a step ``(state, batch) -> (state, metrics)``, in place
-of `fngrad.make_step`'s. States come from `fngrad.init_state`.
+of `fngrad.make_step`'s. States come from `fngrad.init_state`. `fngrad.mixed_precision`
+gives a loss another precision: ``sam(mixed_precision(loss_fn, "bfloat16"), sgd(0.1))``.
 """
 
 from fngrad.steps.frozen_runs import freeze_diverged

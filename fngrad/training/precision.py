@@ -65,10 +65,11 @@ def mixed_precision(fn: Callable[..., Any], precision: Precision) -> Callable[..
     ``metric_fn`` of `fngrad.fit` and `fngrad.run`; ``make_step(precision=)`` and
     ``evaluate(precision=)`` call it.
 
-    Targets lose digits too: 1001 is 1000 in bfloat16. ``wide="batch/y"`` keeps them.
-    In `fngrad.layers` a wide scale, bias or position leaves the products narrow; a
-    product with a wide weight is wide. In float16 gradients below 6e-8 become zero; see
-    `fngrad.loss_scaling`.
+    Targets lose digits too: 1001 is 1000 in bfloat16. ``wide="batch/y"`` keeps them. In
+    `fngrad.layers` a wide scale, bias or position leaves the products narrow; a product
+    with a wide weight is wide. In float16 gradients below 3e-8 become zero; see
+    `fngrad.loss_scaling`. Parameters may have 16 bits too, with an optimizer that ends
+    in `fngrad.stochastic_round`.
 
     Args:
         fn: takes the parameters and the batch, and by name ``key`` and

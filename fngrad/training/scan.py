@@ -42,6 +42,7 @@ def run(
         data: a dataset, or a function ``step -> batch``.
         num_steps: how many steps to make, a Python int >= 0.
         metric_fn: see `fngrad.evaluate`; its parameters are `fngrad.eval_params`.
+            `fngrad.mixed_precision` gives it another precision.
         eval_data: arrays or a dataset, all of which is evaluated.
         eval_every: the number of steps between evaluations; the last evaluation is at
             the end. ``None`` means at the end only.

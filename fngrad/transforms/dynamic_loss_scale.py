@@ -27,7 +27,7 @@ class LossScalingState(NamedTuple):
     """State of `loss_scaling`."""
 
     scale: jax.Array  # float32, shape (), a power of two; of the next step's loss
-    good_steps: jax.Array  # int32, shape (); since the scale or a skip last changed it
+    good_steps: jax.Array  # int32, shape (); finite ones in a row at this scale
     consecutive: jax.Array  # int32, shape (); steps skipped since the last one taken
     total: jax.Array  # int32, shape (); steps skipped so far
     inner: OptState
@@ -41,9 +41,10 @@ def loss_scaling(
 ) -> Transform:
     r"""Keep a scale of the loss with which gradients fit in float16.
 
-    In float16 what is below $6 \cdot 10^{-8}$ is zero, as most of a gradient may be.
-    `fngrad.make_step`, and every step of `fngrad.steps` that takes a gradient,
-    differentiate $S_t L$ and divide by the scale $S_t$, in float32,
+    In float16 numbers below $3 \cdot 10^{-8}$ are zero, as most of a gradient may be.
+    `fngrad.make_step` and the steps of `fngrad.steps` that take a gradient (those of
+    least squares take residuals) differentiate $S_t L$ and divide by the scale $S_t$,
+    in float32,
 
     $$g_t = \frac{1}{S_t} \nabla_\theta\, (S_t L),$$
 
@@ -64,10 +65,11 @@ def loss_scaling(
 
     It wraps a whole optimizer, ``loss_scaling(accumulate(adam(1e-3), 4))``, since a
     gradient that is not finite must not reach any state. The transform itself does not
-    divide: in a loop of your own, multiply the loss by ``scale_in_force(opt_state)``
-    and divide the gradient by it, in float32; without that, steps with overflow are
-    skipped and the scale has no effect. bfloat16 has the range of float32 and needs no
-    scale.
+    divide: in a loop of your own, multiply the loss by
+    `fngrad.transforms.dynamic_loss_scale.scale_in_force` of the optimizer's state and
+    divide the gradient by it, in float32; otherwise steps whose gradient is not finite
+    are skipped, and the scale has no effect. bfloat16 has the range of float32 and
+    needs no scale.
 
     It reports ``scale`` ($S_t$), ``consecutive`` and ``total``, the skips including
     this step's, ``gave_up``, 0 or 1, and the metrics of ``inner``.
@@ -85,11 +87,14 @@ def loss_scaling(
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> optimizer, params = fg.loss_scaling(fg.sgd(1.0)), jnp.zeros(2)
-        >>> state = optimizer.init(params)
-        >>> updates, state = optimizer.update(jnp.array([1.0, jnp.inf]), state, params)
-        >>> print(updates, state["loss_scaling"].scale)
-        [0. 0.] 16384.0
+        >>> def loss_fn(w, batch):  # its gradient is zero in float16
+        ...     return jnp.sum(w * batch).astype(jnp.float32) * 1e-8
+        >>> optimizer = fg.loss_scaling(fg.sgd(0.1))
+        >>> step = fg.make_step(loss_fn, optimizer, precision="float16")
+        >>> state = fg.init_state(jnp.zeros(()), optimizer, key=0)
+        >>> state, metrics = step(state, jnp.array([2.0]))
+        >>> print(f"{metrics['grad_norm']:.0e}", metrics["loss_scaling/scale"])
+        2e-08 32768.0
 
     References:
         Micikevicius et al., Mixed precision training, 2018, section 3.2,
@@ -104,9 +109,13 @@ def loss_scaling(
     attempt = attempts(within)
 
     def init(params: Params) -> LossScalingState:
-        zeros = (numerics.first_step() for _ in range(3))
-        scale = jnp.full((), init_scale, jnp.float32)
-        return LossScalingState(scale, *zeros, within.init(params))
+        return LossScalingState(
+            scale=jnp.full((), init_scale, jnp.float32),
+            good_steps=numerics.first_step(),
+            consecutive=numerics.first_step(),
+            total=numerics.first_step(),
+            inner=within.init(params),
+        )
 
     def advance(
         update_fn: UpdateFn, updates: Updates, state: LossScalingState, params: Params

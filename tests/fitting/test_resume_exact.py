@@ -121,6 +121,23 @@ def test_every_wrapper_resumes_exactly(name, tmp_path):
     assert_optimizer_resumes(tmp_path, WRAPPED[name]())
 
 
+@pytest.mark.parametrize("loop", ["python", "scan"])
+def test_mixed_precision_resumes_exactly_in_the_midst_of_overflows(loop, tmp_path):
+    # The first steps overflow: 2**24 is infinite in float16.
+    optimizer = fg.loss_scaling(fg.adam(0.01), init_scale=2.0**24, growth_interval=3)
+    narrow = fg.mixed_precision(metric_fn, "float16")
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    step = fg.make_step(narrow_loss, optimizer, precision="float16")
+    state = fg.init_state(params, optimizer, 3)
+    _, metrics = step(state, DATA.batch(0))
+    assert metrics["loss_scaling/total"] == 1
+    assert_resumes(tmp_path, step, state, metric_fn=narrow, loop=loop)
+
+
+def narrow_loss(params, batch):
+    return loss_fn(params, batch).astype(params["w"].dtype)
+
+
 def composite():
     """Return a step and state with all that a state can hold at once."""
     model = layers.serial(
