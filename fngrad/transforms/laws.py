@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.transforms.chain_inputs as chain_inputs
+import fngrad.transforms.law_examples as law_examples
 import fngrad.tree as tree
 from fngrad.transforms.core import (
     Transform,
@@ -78,9 +79,9 @@ def check_transform(transform: TransformLike, params: Params | None = None) -> N
         ... )
         >>> fg.check_transform(halve)
     """
-    params = _example_params() if params is None else params
+    params = law_examples.params() if params is None else params
     arrays = jax.tree.map(lambda p: jnp.array(p, jnp.result_type(p)), params)
-    gradients = [_gradients(arrays, step) for step in range(STEPS)]
+    gradients = [law_examples.gradients(arrays, step) for step in range(STEPS)]
     chained = chain(transform)
     _hold("init needs only shapes", _check_abstract_init, chained, arrays)
     _hold("the state is fresh", _check_fresh, chained, arrays)
@@ -344,23 +345,6 @@ def _jitted_loop(
 
 def _copy(a: Any) -> Any:
     return jax.tree.map(jnp.copy, a)
-
-
-def _example_params() -> Params:
-    return {
-        "layers": [
-            {"weight": jnp.linspace(-1.0, 2.0, 6).reshape(3, 2), "bias": jnp.ones(2)}
-        ],
-        "scale": jnp.full((), 0.5, float),
-    }
-
-
-def _gradients(params: Params, step: int) -> Updates:
-    def wave(p: jax.Array) -> jax.Array:
-        phase = np.arange(p.size).reshape(p.shape) + step
-        return jnp.asarray(np.cos(phase), p.dtype)
-
-    return jax.tree.map(wave, params)
 
 
 def _stack(trees: list[Any]) -> Any:
