@@ -80,4 +80,7 @@ def _is_strong_and_here(x: Any) -> bool:
     """Return whether x is an array of this process, outside of a trace."""
     is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
     is_weak = getattr(x, "weak_type", False)  # keys have none
-    return is_array and not is_weak and x.is_fully_addressable
+    if not is_array or is_weak or not x.is_fully_addressable:
+        return False
+    # jax.device_put does not copy a key that is on several devices.
+    return not tree.is_key(x) or len(x.sharding.device_set) == 1

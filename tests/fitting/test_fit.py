@@ -178,7 +178,7 @@ def test_a_donated_state_is_refused_with_the_remedy():
         ),
         ({"num_steps": 1, "metric_fn": metric_fn}, ValueError, "need both metric_fn"),
         ({"num_steps": 1, "require": "tpu"}, RuntimeError, "need the backend 'tpu'"),
-        ({"num_steps": 1, "data": 3}, TypeError, "need a dataset, a function"),
+        ({"num_steps": 1, "data": 3}, TypeError, "need a dataset, a source"),
         (
             {"num_epochs": 1, "data": DATA.batch},
             ValueError,
