@@ -73,8 +73,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self.arrays["y"])
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {name: rows[i] for name, rows in self.arrays.items()}
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: rows[index] for name, rows in self.arrays.items()}
 
 
 def together(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
