@@ -10,7 +10,7 @@ import pytest
 import fngrad as fg
 
 KEPT = 8  # the programs that each cache keeps
-TIMES = KEPT + 1
+TIMES = KEPT + 3
 ARRAYS = {"x": np.ones(4, np.float32)}
 DATA = fg.data.from_arrays(ARRAYS, 2)
 OPTIMIZER = fg.sgd(0.1)

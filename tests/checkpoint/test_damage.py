@@ -158,7 +158,7 @@ DAMAGES = {
 }
 
 
-@hypothesis.settings(fuzz, max_examples=60)
+@hypothesis.settings(fuzz, max_examples=120)
 @hypothesis.given(data=st.data())
 def test_damage_is_named_and_the_step_before_is_used(data, two_steps):
     with tempfile.TemporaryDirectory() as temporary:

@@ -128,11 +128,11 @@ def wait_for_a_checkpoint(child, folder, beyond=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_that_is_killed_12_times_ends_with_the_same_bits(tmp_path, seed):
+def test_a_run_that_is_killed_25_times_ends_with_the_same_bits(tmp_path, seed):
     rng = random.Random(seed)
     runs = Runs(tmp_path, num_steps=2000)
     reached = 0
-    for _ in range(12):
+    for _ in range(25):
         child = runs.start(pause=0.02)
         kill_somewhere(child, rng, runs.checkpoints, reached)
         _, err = child.communicate()
