@@ -171,7 +171,7 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
         He et al. 2016, "Deep residual learning for image recognition",
         https://arxiv.org/abs/1512.03385
     """
-    lifted = _lift(inner)
+    lifted = lift(inner)
 
     def apply(
         params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
@@ -187,7 +187,7 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
     if isinstance(inner, StatefulLayer):
         return StatefulLayer(inner.init, apply)
     init = inner.init if isinstance(inner, Layer) else no_params
-    return _without_state(init, apply, ())
+    return without_state(init, apply, ())
 
 
 def _with_dtype_of(x: Any, y: Any) -> Any:
@@ -207,16 +207,16 @@ def _children(
         )
     if named:
         return tuple(
-            _Child(_lift(entry), name if _has_place(entry) else None, name)
+            _Child(lift(entry), name if _has_place(entry) else None, name)
             for name, entry in named.items()
         )
     children, index = [], 0
     for position, entry in enumerate(entries):
         if _has_place(entry):
-            children.append(_Child(_lift(entry), index, f"layers/{index}"))
+            children.append(_Child(lift(entry), index, f"layers/{index}"))
             index += 1
         else:
-            children.append(_Child(_lift(entry), None, f"entry {position}"))
+            children.append(_Child(lift(entry), None, f"entry {position}"))
     return tuple(children)
 
 
@@ -225,8 +225,12 @@ def _has_place(entry: LayerLike) -> bool:
     return is_layer and entry.init is not no_params
 
 
-def _lift(entry: LayerLike) -> StatefulLayer:
-    """Return any layer or function as a stateful layer, at first with state ()."""
+def lift(entry: LayerLike) -> StatefulLayer:
+    """Return any layer or function as a stateful layer, at first with state ().
+
+    Raises:
+        TypeError: if it is neither.
+    """
     if isinstance(entry, StatefulLayer):
         return entry
     if isinstance(entry, Layer):
@@ -254,17 +258,18 @@ def _layer(
     if any(isinstance(entry, StatefulLayer) for entry in entries):
         return layer
     if all(child.place is None for child in children):
-        return _without_state(no_params, layer.apply, ())
-    return _without_state(
+        return without_state(no_params, layer.apply, ())
+    return without_state(
         lambda key: plain(layer.init)(key)[0],
         layer.apply,
         _pack(children, [()] * len(children)),
     )
 
 
-def _without_state(
+def without_state(
     init: Callable[[Key], Params], apply: Callable[..., Any], empty: ModelState
 ) -> Layer:
+    """Return the layer of a stateful ``apply`` whose state is always ``empty``."""
     return Layer(
         init, lambda params, x, *, key=None: apply(params, empty, x, key=key)[0]
     )
@@ -333,7 +338,7 @@ def _unpack(what: str, children: tuple[_Child, ...], packed: Any) -> list[Any]:
         )
         raise ValueError(
             f"need {what} that this model's init made, with {need}, "
-            f"got {_describe(packed)}{REMEDY if is_state_missed else ''}"
+            f"got {describe(packed)}{REMEDY if is_state_missed else ''}"
         )
     return [() if c.place is None else found[c.place] for c in children]
 
@@ -348,7 +353,8 @@ def _fits(places: list[Any], found: Any) -> bool:
     return isinstance(found, list | tuple) and len(found) == len(places)
 
 
-def _describe(packed: Any) -> str:
+def describe(packed: Any) -> str:
+    """Return for messages what stands in the place of a combinator's parameters."""
     if isinstance(packed, dict):
         inner = packed.get("layers")
         if isinstance(inner, list | tuple):

@@ -1,11 +1,13 @@
 """Layers whose activations are computed again in the backward pass."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 
 from fngrad.layers.core import Layer, StatefulLayer
+
+_L = TypeVar("_L", bound=Layer | StatefulLayer)
 
 # One of jax.checkpoint_policies, or what one of its makers returns.
 CheckpointPolicy: TypeAlias = Callable[..., Any]
@@ -46,8 +48,29 @@ def remat(
         https://arxiv.org/abs/1604.06174
     """
     check_layer(layer, "for remat; a function has jax.checkpoint")
+    return rematerialized(layer, True if policy is None else policy)
+
+
+def rematerialized(
+    layer: _L, remat: bool | CheckpointPolicy, *, in_loop: bool = False
+) -> _L:
+    """Return a layer as an argument ``remat`` says: as it is, or computed again.
+
+    Args:
+        layer: what to compute again.
+        remat: whether, or a policy that says what is kept.
+        in_loop: whether a loop applies it. The passes of a loop stay apart, so that
+            nothing has to prevent XLA from merging them.
+
+    Raises:
+        TypeError: if ``remat`` is neither a bool nor a policy.
+    """
+    policy = None if isinstance(remat, bool) else remat
     check_policy(policy)
-    return type(layer)(layer.init, jax.checkpoint(layer.apply, policy=policy))
+    if not remat:
+        return layer
+    again = jax.checkpoint(layer.apply, policy=policy, prevent_cse=not in_loop)
+    return type(layer)(layer.init, again)
 
 
 def check_layer(layer: Any, purpose: str) -> None:

@@ -9,10 +9,14 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 
-import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.layers.core import Layer, StatefulLayer, check_sizes
-from fngrad.layers.rematerialization import CheckpointPolicy, check_layer, check_policy
+from fngrad.layers.combinators import describe, lift, without_state
+from fngrad.layers.core import Layer, StatefulLayer, check_sizes, keys
+from fngrad.layers.rematerialization import (
+    CheckpointPolicy,
+    check_layer,
+    rematerialized,
+)
 from fngrad.types import Key, ModelState, Params, Path, Tree
 
 
@@ -63,33 +67,29 @@ def repeat(
     """
     check_sizes(count=count)
     check_layer(block, "to repeat")
-    is_stateful = isinstance(block, StatefulLayer)
-    apply_block = _kept_apart(block.apply, remat)
+    inner = lift(rematerialized(block, remat, in_loop=True))
 
     def init(key: Key) -> Any:
-        return jax.vmap(block.init)(_keys(key, count))
+        return jax.vmap(block.init)(keys(key, count))
 
     def apply(
         params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
     ) -> tuple[Any, ModelState]:
         _check_stacked("parameters", count, params)
         _check_stacked("model state", count, model_state)
-        keys = None if key is None else _keys(key, count)
 
         def one(x: Any, layer: tuple[Params, ModelState, Any]) -> tuple[Any, Any]:
             params, state, key = layer
-            if is_stateful:
-                y, state = apply_block(params, state, x, key=key)
-            else:
-                y = apply_block(params, x, key=key)
+            y, state = inner.apply(params, state, x, key=key)
             _check_kept(x, y)
             return y, state
 
-        return jax.lax.scan(one, x, (params, model_state, keys), length=count)
+        own_keys = None if key is None else keys(key, count)
+        return jax.lax.scan(one, x, (params, model_state, own_keys), length=count)
 
-    if is_stateful:
+    if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
-    return Layer(init, lambda params, x, *, key=None: apply(params, (), x, key=key)[0])
+    return without_state(init, apply, ())
 
 
 def stack_layers(a: Tree, at: str) -> Tree:
@@ -121,7 +121,7 @@ def stack_layers(a: Tree, at: str) -> Tree:
         is_serial = isinstance(node, dict) and list(node) == ["layers"]
         if not is_serial or not node["layers"]:
             raise ValueError(
-                f"need {{'layers': [...]}} at {path!r} to stack, got {_kind(node)}"
+                f"need {{'layers': [...]}} at {path!r} to stack, got {describe(node)}"
             )
         first, *others = node["layers"]
         for i, other in enumerate(others, 1):
@@ -163,24 +163,6 @@ def unstack_layers(a: Tree, at: str) -> Tree:
         }
 
     return _convert(unstack, a, at)
-
-
-def _kept_apart(
-    apply: Callable[..., Any], remat: bool | CheckpointPolicy
-) -> Callable[..., Any]:
-    """Return the layer's ``apply``, rematerialized as the argument says."""
-    if isinstance(remat, bool):
-        policy = None
-    else:
-        check_policy(policy := remat)
-    # A loop keeps its passes apart: nothing has to prevent that XLA merges them.
-    return jax.checkpoint(apply, policy=policy, prevent_cse=False) if remat else apply
-
-
-def _keys(key: Key, count: int) -> jax.Array:
-    """Return the keys of the layers, which are those of the children of `serial`."""
-    indices = jnp.arange(count, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(numerics.key(key), indices)
 
 
 def _check_stacked(what: str, count: int, a: Any) -> None:
@@ -227,9 +209,3 @@ def _convert(convert: Callable[[Path, Any], Any], a: Tree, at: str) -> Tree:
             f"need a glob that selects stacked layers or serial, got {at!r}"
         )
     return converted
-
-
-def _kind(node: Any) -> str:
-    if isinstance(node, dict):
-        return f"a dict with the entries {list(node)}"
-    return f"a {type(node).__name__}"

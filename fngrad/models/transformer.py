@@ -7,7 +7,7 @@ import jax
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
-from fngrad.layers.rematerialization import CheckpointPolicy
+from fngrad.layers.rematerialization import CheckpointPolicy, rematerialized
 from fngrad.models.arguments import Activation, optional_dropout
 from fngrad.types import Scalar
 
@@ -120,6 +120,4 @@ def _blocks(
 ) -> Layer:
     if scan:
         return layers.repeat(block, count, remat=remat)
-    if remat:
-        block = layers.remat(block, None if remat is True else remat)
-    return layers.serial(*[block] * count)
+    return layers.serial(*[rematerialized(block, remat)] * count)
