@@ -203,8 +203,8 @@ def from_arrays(
     Args:
         arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
             They move to the default device once, memory maps with a warning; without
-            x64, float64 becomes float32
-            and int64 becomes int32. NaN and infinity pass as they are.
+            x64, float64 becomes float32 and int64 becomes int32. NaN and infinity pass
+            as they are.
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
         seed: an int of any size, also traced, or a typed key, shape ().

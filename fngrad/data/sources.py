@@ -22,6 +22,7 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
+from fngrad.programs.signatures import name_of
 from fngrad.types import Batch
 
 Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
@@ -39,7 +40,7 @@ class Source:
 
     def __repr__(self) -> str:
         order = repr(self.order).removeprefix("Dataset(")
-        return f"Source({_name(self.read)}, {order}"
+        return f"Source({name_of(self.read)}, {order}"
 
     @property
     def size(self) -> int:
@@ -117,7 +118,7 @@ class Source:
         """Return the source whose batches are ``fn(batch)``, or ``fn(batch, key)``.
 
         As `fngrad.data.Dataset.map`: pure functions, compiled, with the same keys.
-        What needs Python or NumPy belongs into ``read``.
+        What needs Python or NumPy belongs in ``read``.
 
         Raises:
             TypeError: if ``fn`` has neither form.
@@ -319,7 +320,3 @@ def _on_host() -> contextlib.AbstractContextManager[Any]:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:  # JAX_PLATFORMS names others only
         return contextlib.nullcontext()
-
-
-def _name(fn: Any) -> str:
-    return getattr(fn, "__qualname__", type(fn).__name__)

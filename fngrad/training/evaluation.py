@@ -76,13 +76,12 @@ def evaluate(
         >>> evaluate(metric_fn, jnp.array(2.0), data, batch_size=2)
         {'error': 3.0}
     """
+    point = _point(metric_fn, state_or_params)
     if isinstance(data, Source):
-        values = _over_source(metric_fn, state_or_params, data, batch_size, precision)
+        values = _over_source(metric_fn, point, data, batch_size, precision)
     else:
-        program, *arguments = _prepared(
-            fold, metric_fn, state_or_params, data, precision
-        )
-        values = program(*arguments, batch_size)
+        program, leaves = _program_over(fold, metric_fn, data, precision)
+        values = program(*point, leaves, batch_size)
     values = jax.device_get(values)
     return {
         name: float(value) if np.ndim(value) == 0 else np.asarray(value)
@@ -100,13 +99,17 @@ def shapes(
     """Return the shapes and dtypes of the metrics of `evaluate`, by tracing."""
     if isinstance(data, Source):
         data = data.part(0, min(batch_size, data.size))
-    program, *arguments = _prepared(fold, metric_fn, state_or_params, data)
-    return program.eval_shape(*arguments, batch_size)
+    point = _point(metric_fn, state_or_params)
+    program, leaves = _program_over(fold, metric_fn, data)
+    return program.eval_shape(*point, leaves, batch_size)
+
+
+_merge, _values_of = jax.jit(merge), jax.jit(values_of)
 
 
 def _over_source(
     metric_fn: Callable[..., dict[str, Any]],
-    state_or_params: Any,
+    point: tuple[Params, ModelState],
     source: Source,
     batch_size: int,
     precision: Precision,
@@ -116,22 +119,16 @@ def _over_source(
     merged = None
     for start in range(0, source.size, batch_size):
         examples = source.part(start, min(batch_size, source.size - start))
-        program, *arguments = _prepared(
-            accumulated, metric_fn, state_or_params, examples, precision
-        )
-        part = program(*arguments, batch_size)
-        merged = part if merged is None else jax.jit(merge)(merged, part)
-    return jax.jit(values_of)(merged)
+        program, leaves = _program_over(accumulated, metric_fn, examples, precision)
+        part = program(*point, leaves, batch_size)
+        merged = part if merged is None else _merge(merged, part)
+    return _values_of(merged)
 
 
-def _prepared(
-    folded: Callable[..., Any],
-    metric_fn: Callable[..., dict[str, Any]],
-    state_or_params: Any,
-    data: Any,
-    precision: Precision = None,
-) -> tuple[Any, Params, ModelState, Any]:
-    """Return the program of an evaluation, and its arguments but the batch size."""
+def _point(
+    metric_fn: Callable[..., dict[str, Any]], state_or_params: Any
+) -> tuple[Params, ModelState]:
+    """Return the parameters and the model state at which a function is evaluated."""
     if callable(state_or_params) and not callable(metric_fn):
         raise TypeError(
             f"need a function, got {type(metric_fn).__name__}: "
@@ -153,12 +150,21 @@ def _prepared(
             "need a TrainState for a metric_fn that takes model_state, "
             f"got {type(state_or_params).__name__}"
         )
+    return params, model_state
+
+
+def _program_over(
+    folded: Callable[..., Any],
+    metric_fn: Callable[..., dict[str, Any]],
+    data: Any,
+    precision: Precision = None,
+) -> tuple[Any, Any]:
+    """Return the program of an evaluation, and the data's leaves as it takes them."""
     leaves, structure = jax.tree.flatten(arrays_of(data))
     # A tree of bools in the policy has no hash; its leaves and structure have.
     settings, structure_of_policy = jax.tree.flatten(policy_of(precision))
     policy = tuple(settings), structure_of_policy
-    program = _program(folded, metric_fn, structure, policy)
-    return program, params, model_state, leaves
+    return _program(folded, metric_fn, structure, policy), leaves
 
 
 @lru_cache(maxsize=8)
