@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.layers.core import (
     REMEDY,
     Layer,
@@ -182,19 +183,13 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
                 "need a layer that keeps the shape in residual, "
                 f"got {jnp.shape(y)} from {jnp.shape(x)}"
             )
-        return x + _with_dtype_of(x, y), new_state
+        y = tree.cast_real(y, x.dtype) if tree.is_real(x) else y
+        return x + y, new_state
 
     if isinstance(inner, StatefulLayer):
         return StatefulLayer(inner.init, apply)
     init = inner.init if isinstance(inner, Layer) else no_params
     return without_state(init, apply, ())
-
-
-def _with_dtype_of(x: Any, y: Any) -> Any:
-    """Return y in the dtype of x, where both are arrays of real floats."""
-    dtypes = [getattr(a, "dtype", None) for a in (x, y)]
-    is_real = all(d is not None and jnp.issubdtype(d, jnp.floating) for d in dtypes)
-    return y.astype(x.dtype) if is_real else y
 
 
 def _children(

@@ -179,7 +179,7 @@ def _cast(policy: Policy, inputs: dict[str, Any]) -> dict[str, Any]:
     if policy.compute is None:
         return inputs
     if policy.wide is None:
-        return jax.tree.map(lambda x: _with_dtype(x, policy.compute), inputs)
+        return tree.cast_real(inputs, policy.compute)
     try:
         tree.check_mask(policy.wide, inputs)
     except ValueError as error:
@@ -188,16 +188,10 @@ def _cast(policy: Policy, inputs: dict[str, Any]) -> dict[str, Any]:
             '"params/**/norm/**", "batch/y" and {"params": mask, "batch": False} do'
         ) from error
     return jax.tree.map(
-        lambda x, is_wide: x if is_wide else _with_dtype(x, policy.compute),
+        lambda x, is_wide: x if is_wide else tree.cast_real(x, policy.compute),
         inputs,
         tree.select(policy.wide, inputs),
     )
-
-
-def _with_dtype(x: Any, dtype: Any) -> Any:
-    """Return an array of real floats in another dtype, and anything else as it is."""
-    is_real = _is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(dtype) if is_real else x
 
 
 def _widened(out: Any, model_state: ModelState | None) -> Any:
@@ -212,7 +206,9 @@ def _widened(out: Any, model_state: ModelState | None) -> Any:
         return jax.tree.map(_wide, out)
     value, (metrics, new) = out
     if tree.mismatch(model_state, new, dtypes=False) is None:
-        new = jax.tree.map(lambda x, old: _with_dtype(x, old.dtype), new, model_state)
+        new = jax.tree.map(
+            lambda x, old: tree.cast_real(x, old.dtype), new, model_state
+        )
     return jax.tree.map(_wide, value), (jax.tree.map(_wide, metrics), new)
 
 

@@ -136,9 +136,12 @@ def _check_updates_form(
 
 def _check_state_form(chained: Transform, params: Params, gradient: Updates) -> None:
     wide = [(params, dtype) for dtype in (jnp.float32, *NARROW)]
-    for cast_params, dtype in (*wide, *((_cast(params, d), d) for d in NARROW)):
+    for cast_params, dtype in (
+        *wide,
+        *((tree.cast_real(params, d), d) for d in NARROW),
+    ):
         state = jax.eval_shape(chained.init, cast_params)
-        gradients = _cast(gradient, dtype)
+        gradients = tree.cast_real(gradient, dtype)
         try:
             _, new = jax.eval_shape(chained.update, gradients, state, cast_params)
             _require_form(state, new)
@@ -240,8 +243,8 @@ def _check_associativity(subject: _Subject) -> None:
 
 def _check_low_precision(subject: _Subject) -> None:
     for dtype in NARROW:
-        low = _cast(subject.params, dtype)
-        gradients = [_cast(g, dtype) for g in subject.gradients]
+        low = tree.cast_real(subject.params, dtype)
+        gradients = [tree.cast_real(g, dtype) for g in subject.gradients]
         wide = [tree.widen(g) for g in gradients]
         got = _loop(subject.chained.update, subject.chained, low, gradients)
         want = _jitted_loop(subject, tree.widen(low), wide)
@@ -349,13 +352,6 @@ def _copy(a: Any) -> Any:
 
 def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def _cast(a: Any, dtype: Any) -> Any:
-    """Cast real float leaves; complex and other leaves stay."""
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, a
-    )
 
 
 def _leaves(a: Any) -> list[tuple[str, Any]]:

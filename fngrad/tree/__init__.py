@@ -2,10 +2,12 @@
 
 from fngrad.tree.dtypes import (
     cast_like,
+    cast_real,
     check_floats,
     check_real,
     is_float,
     is_key,
+    is_real,
     strong,
     wide_copy,
     wide_dtype,
@@ -56,6 +58,7 @@ __all__ = [
     "add",
     "average",
     "cast_like",
+    "cast_real",
     "check_floats",
     "check_mask",
     "check_real",
@@ -64,6 +67,7 @@ __all__ = [
     "from_leaf_paths",
     "is_float",
     "is_key",
+    "is_real",
     "keep",
     "leaf_paths",
     "lerp",

@@ -23,6 +23,11 @@ def is_float(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def is_real(x: Any) -> bool:
+    """Return whether x is an array of real floats; abstract ones count."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
 def is_key(x: Any) -> bool:
     """Return whether an array holds typed keys; abstract ones count."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -74,6 +79,11 @@ def wide_copy(params: Params) -> Params:
         return jnp.array(p, dtype, copy=True)
 
     return jax.tree.map(copy, params)
+
+
+def cast_real(a: Tree, dtype: Any) -> Tree:
+    """Cast arrays of real floats; all other leaves stay as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if is_real(x) else x, a)
 
 
 def cast_like(a: Tree, like: Tree) -> Tree:
