@@ -56,6 +56,17 @@ def _encode(before: Short, step: jax.Array, stream: int, moment: jax.Array) -> S
     return low_bit_codes.encode_like(before, moment, dither)
 
 
+def _encoders(
+    new: list[Any], old: list[Any], step: jax.Array
+) -> dict[Any, Callable[[jax.Array], Short]]:
+    """Return by variable how the new moments are stored, as the old ones are."""
+    return {
+        variable: functools.partial(_encode, leaf, step, stream)
+        for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
+        if is_short(leaf)
+    }
+
+
 def update_rounded(
     update_fn: Callable[[Updates, OptState, Params], Reported],
     updates: Updates,
@@ -86,11 +97,7 @@ def update_rounded(
     leaves = jax.tree.leaves(arguments)
     values = dict(zip(program.inputs, leaves, strict=True)) | program.constants
     new = program.outputs[: len(old)]
-    encoders = {
-        variable: functools.partial(_encode, leaf, step, stream)
-        for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
-        if is_short(leaf)
-    }
+    encoders = _encoders(new, old, step)
     rounded: dict[Any, Short] = {}
     for piece in jaxprs.slices(program):
         made = piece.run(*(values[v] for v in piece.inputs))
@@ -143,11 +150,7 @@ def update_coded(
     count = len(jax.tree.leaves(updates))
     heads, rest = program.outputs[:count], program.outputs[count:]
     new, reported = rest[: len(old)], rest[len(old) :]
-    encoders = {
-        variable: functools.partial(_encode, leaf, step, stream)
-        for stream, (variable, leaf) in enumerate(zip(new, old, strict=True))
-        if is_short(leaf)
-    }
+    encoders = _encoders(new, old, step)
     returned = set(filter(jaxprs.is_variable, heads + reported))
     encoded: dict[Any, Short] = {}
     for piece in jaxprs.slices(program):
