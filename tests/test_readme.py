@@ -51,6 +51,14 @@ def test_links_inside_the_repository_lead_somewhere(page, link):
     assert ((ROOT / page).parent / link).exists()
 
 
+def test_the_rows_of_benchmarks_here_are_those_of_the_full_table():
+    table = README[README.index("## Benchmarks") : README.index("## Development")]
+    rows = [line for line in table.splitlines() if line.startswith("| `")][1:]
+    full = read("experiments/benchmarks/README.md").splitlines()
+    assert len(rows) >= 8
+    assert set(rows) <= set(full)
+
+
 def test_every_benchmark_is_in_the_table():
     folder = ROOT / "experiments" / "benchmarks"
     table = read("experiments/benchmarks/README.md")

@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from experiments.benchmarks.cold_start_networks import (
@@ -162,14 +163,25 @@ def by_hand(stages: Stages, model: str) -> dict[str, float]:
         stages.end("init")
         step = jax.jit(adam, donate_argnums=0)
         size = WINDOWS if model == "transformer" else BATCH
-        for t, index in enumerate(batches(len(x), size, STEPS[model])):
-            state, loss = step(state, x[index], y[index], 1e-3)
-            if t == 0:
-                jax.block_until_ready(loss)
-                stages.end("first step")
-        loss = float(loss)
+        order = batches(len(x), size, STEPS[model])
+        loss = loop_by_hand(stages, step, state, (x, y), order)
     stages.end("train")
     return {"loss": loss}
+
+
+def loop_by_hand(
+    stages: Stages, step: Any, state: Any, data: tuple[Any, Any], order: Iterable[Any]
+) -> float:
+    """Train by a jitted step, batch by batch; return the last loss."""
+    x, y = data
+    loss: Any = None
+    for index in order:
+        is_first = loss is None
+        state, loss = step(state, x[index], y[index], 1e-3)
+        if is_first:
+            loss.block_until_ready()
+            stages.end("first step")
+    return float(loss)
 
 
 def equinox(stages: Stages, model: str) -> dict[str, float]:
@@ -207,12 +219,8 @@ def equinox(stages: Stages, model: str) -> dict[str, float]:
     state = start(params)
     stages.end("init")
     step = eqx.filter_jit(adam)
-    for t, index in enumerate(batches(len(x), BATCH, STEPS[model])):
-        state, loss = step(state, x[index], y[index], 1e-3)
-        if t == 0:
-            jax.block_until_ready(loss)
-            stages.end("first step")
-    loss = float(loss)
+    order = batches(len(x), BATCH, STEPS[model])
+    loss = loop_by_hand(stages, step, state, (x, y), order)
     stages.end("train")
     return {"loss": loss}
 

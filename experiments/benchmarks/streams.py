@@ -16,7 +16,6 @@ and grain's (two threads) read the same memory map into the same `fit`, as itera
 each in an order of its own; they take part where they are installed.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import tempfile
@@ -162,7 +161,7 @@ def measure(step: Any, state: Any, data: Any, config: Config) -> tuple[Any, Any]
 def main(config: Config) -> dict[str, dict[str, float]]:
     """Print a table per model; return the fractions of the time that was waiting."""
     fractions: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name, contextlib.suppress(KeyboardInterrupt):
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_files(folder, config)
         cases = feeds(folder, config)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traced_products import residual_bytes
 
 import fngrad as fg
 import fngrad.layers as layers
@@ -83,15 +84,10 @@ def test_what_is_dropped_differs_by_layer():
     assert 0.15 < np.mean(np.asarray(kept) > 0) < 0.35
 
 
-def residual_bytes(layer, x):
+def bytes_kept(layer, x):
     """Return how many bytes the forward pass keeps for the backward one."""
     params = jax.eval_shape(layer.init, KEY)
-
-    def backward(params):
-        return jax.vjp(lambda params: layer.apply(params, x), params)[1]
-
-    kept = jax.tree.leaves(jax.eval_shape(backward, params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+    return residual_bytes(lambda params: layer.apply(params, x), params)
 
 
 def wide_block():
@@ -112,8 +108,8 @@ def test_rematerialization_keeps_the_inputs_of_the_layers_alone(of, plain):
     x = jnp.ones((100, 8))
     params = 6 * 4 * (8 * 64 + 64 + 64 * 8 + 8)
     inputs = 6 * x.nbytes
-    kept = residual_bytes(of(wide_block()), x)
-    without = residual_bytes(layers.serial(*[wide_block()] * 6), x)
+    kept = bytes_kept(of(wide_block()), x)
+    without = bytes_kept(layers.serial(*[wide_block()] * 6), x)
     assert kept <= params + inputs + 64
     assert without >= params + inputs + 6 * 4 * 100 * 64
 
@@ -124,7 +120,7 @@ def test_a_policy_says_what_is_kept_as_well():
     products = 6 * 4 * 100 * 64
 
     def added(of):
-        return residual_bytes(of(dots), x) - residual_bytes(of(True), x)
+        return bytes_kept(of(dots), x) - bytes_kept(of(True), x)
 
     assert added(lambda remat: layers.repeat(wide_block(), 6, remat=remat)) == products
     # What is kept replaces the weights that would compute it again.
