@@ -18,6 +18,7 @@ import fngrad.losses as losses
 import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
+import fngrad.sharding as sharding
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
@@ -308,6 +309,7 @@ __all__ = [
     "set_hyperparameters",
     "sgd",
     "shampoo",
+    "sharding",
     "sign_sgd",
     "signum",
     "skip_nonfinite",

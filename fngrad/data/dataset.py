@@ -31,6 +31,8 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
 from fngrad.data.maps import MAPS, call_map, check_map, takes_key
+from fngrad.sharding.constraints import WHOLE, constrained
+from fngrad.sharding.meshes import mesh_of
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
@@ -289,7 +291,8 @@ def _indices(order: Dataset, step: jax.Array) -> jax.Array:
     if order.shuffle:
         epochs = epoch + is_next.astype(jnp.uint32)
         position = permute(order.key, epochs, position, order.size)
-    return position.astype(jnp.int32)
+    # Whole on every device, or each walk of the permutation would reduce over them.
+    return constrained(position.astype(jnp.int32), WHOLE, mesh_of(order))
 
 
 def _locate(order: Dataset, step: jax.Array) -> tuple[jax.Array, jax.Array]:

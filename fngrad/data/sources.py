@@ -17,12 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
 from fngrad.programs.signatures import name_of
+from fngrad.sharding.meshes import check_mesh
+from fngrad.sharding.placement import batch_spec
 from fngrad.types import Batch
 
 Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
@@ -37,6 +40,7 @@ class Source:
     identity: str | None
     prefetch: int
     threads: int
+    mesh: Mesh | None = None  # over which batches are split
 
     def __repr__(self) -> str:
         order = repr(self.order).removeprefix("Dataset(")
@@ -76,7 +80,7 @@ class Source:
             return np.asarray(self.order.indices(step)).astype(np.int64)
 
     def batch(self, step: int) -> Batch:
-        """Return batch ``step``, on the default device, now.
+        """Return batch ``step``, on the default device or the mesh, now.
 
         Raises:
             TypeError: as `indices`; or if what was read holds no numbers.
@@ -125,6 +129,16 @@ class Source:
         """
         return dataclasses.replace(self, order=self.order.map(fn))
 
+    def on(self, mesh: Mesh) -> "Source":
+        """Return the source that puts each device's part of a batch on that device.
+
+        Raises:
+            TypeError: if it is not a mesh.
+            ValueError: if the mesh has Explicit axes.
+        """
+        check_mesh(mesh)
+        return dataclasses.replace(self, mesh=mesh)
+
     def reseed(self, seed: int | jax.Array) -> "Source":
         """Return the source with another order and other randomness in its maps.
 
@@ -162,9 +176,8 @@ class Source:
         )
 
     def _examples(self, indices: np.ndarray) -> Batch:
-        return tree.map_with_path(
-            _to_device, self._checked(self.read(indices), indices)
-        )
+        examples = self._checked(self.read(indices), indices)
+        return jax.tree.map(lambda x: _to_device(x, self.mesh), examples)
 
     def _checked(self, examples: Any, indices: np.ndarray) -> Batch:
         """Return examples as arrays of numbers, after checking how many they are."""
@@ -309,9 +322,14 @@ def _mapped(batch: Dataset, step: jax.Array) -> Batch:
     return batch.batch(step)
 
 
-def _to_device(path: str, x: Any) -> jax.Array:
+def _to_device(x: Any, mesh: Mesh | None) -> jax.Array:
     # A copy, since the user's function may return the same buffer each time.
-    return jnp.array(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if mesh is None:
+        return jnp.array(x, dtype)
+    return jax.device_put(
+        np.array(x, dtype), NamedSharding(mesh, batch_spec(x, mesh)), may_alias=False
+    )
 
 
 def _on_host() -> contextlib.AbstractContextManager[Any]:

@@ -1,5 +1,6 @@
 """When a run saves a checkpoint, what it holds, and what a failure to save does."""
 
+import contextlib
 import copy
 import math
 import time
@@ -10,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
+from fngrad.checkpoint.array_files import check_folder
 from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.writing import DEFAULT_BEST
 from fngrad.files.local_paths import check_local
+from fngrad.files.locks import Lock
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
@@ -291,3 +294,18 @@ class Saver:
 
     def _warn(self, error: CheckpointError) -> None:
         warnings.warn(f"the run continues without a checkpoint: {error}", stacklevel=3)
+
+
+def opened(
+    stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules
+) -> Checkpoints | None:
+    """Lock the folders for this process, and open the one of checkpoints."""
+    folders = [folder for folder in (run_dir, rules.folder) if folder is not None]
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        stack.enter_context(Lock(folder))
+    if rules.folder is None:
+        return None
+    check_folder(rules.folder)
+    return stack.enter_context(
+        Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
+    )

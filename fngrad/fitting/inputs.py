@@ -10,18 +10,21 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
+from fngrad.fitting.dataset_reader import DatasetReader, batch_program
 from fngrad.programs.signatures import batch_of
-from fngrad.training import Step, TrainState, call_step, check_order
+from fngrad.sharding.placement import check_batch, shard_batch
+from fngrad.training import Step, TrainState, call_step
 from fngrad.training.metric_folds import check_examples
-from fngrad.types import Batch, Path
+from fngrad.types import Batch
 
 
 class Feed:
@@ -30,6 +33,7 @@ class Feed:
     Args:
         data: a dataset or a source of `fngrad.data`, a function ``step -> batch``, or
             an iterable of batches.
+        mesh: over which the batches are split.
 
     Raises:
         TypeError: if the data are of another kind, such as plain arrays or a dataset
@@ -37,8 +41,8 @@ class Feed:
         ValueError: if an iterable yields no batch.
     """
 
-    def __init__(self, data: Any):
-        self.data = data
+    def __init__(self, data: Any, mesh: Mesh | None = None):
+        self.data, self.mesh = data, mesh
         check_foreign(data)
         self.is_dataset = isinstance(data, Dataset)
         self.is_source = isinstance(data, Source)
@@ -61,6 +65,9 @@ class Feed:
                 stacklevel=3,
             )
             self._first, rest = _first_of(data)
+            if mesh is not None:
+                split = functools.partial(shard_batch, mesh=mesh)
+                self._first, rest = split(self._first), map(split, rest)
             self.batches = self._until_failure(_warn_of_shapes(rest, self._first))
         elif isinstance(data, Source):
             self._first = data.batch(0)
@@ -136,41 +143,9 @@ class Feed:
         if self.comes_from_host:
             return jax.eval_shape(lambda batch: batch, self._first)
         if self.is_dataset:
-            return jax.eval_shape(_batch_program(self.static), self.argument, step)
+            return jax.eval_shape(batch_program(self.static), self.argument, step)
         shapes = functools.partial(jax.eval_shape, self.data)
         return batch_of(self.data, step, shapes)
-
-
-class DatasetReader(NamedTuple):
-    """Rebuilds a dataset from its leaves by path, to read a batch.
-
-    A dataset's structure holds its maps, which may close over large arrays. JAX keeps
-    the structure of a program's arguments alive, so programs take only the leaves.
-    """
-
-    structure: Any
-    paths: tuple[Path, ...]
-
-    @classmethod
-    def of(cls, dataset: Any) -> "DatasetReader":
-        """Return the reader of a dataset."""
-        return cls(jax.tree.structure(dataset), tuple(tree.leaf_paths(dataset)))
-
-    def batch(self, leaves: dict[Path, Any], step: jax.Array) -> Batch:
-        """Return the batch of a step."""
-        ordered = [leaves[path] for path in self.paths]
-        return jax.tree.unflatten(self.structure, ordered).batch(step)
-
-
-def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:
-    """Return the batch of a step from the two parts of a `Feed`; the loops trace it."""
-    is_dataset = isinstance(static, DatasetReader)
-    return static.batch(argument, step) if is_dataset else static(step)
-
-
-@functools.lru_cache(maxsize=8)
-def _batch_program(reader: DatasetReader) -> Callable[[Any, jax.Array], Batch]:
-    return jax.jit(reader.batch)  # traced once for datasets of one structure
 
 
 def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
@@ -195,21 +170,21 @@ def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
         yield batch
 
 
-def checked_feed(step: Any, data: Any, eval_data: Any, loop: Any) -> Feed:
+def checked_feed(
+    data: Any, eval_data: Any, loop: Any, mesh: Mesh | None = None
+) -> Feed:
     """Return what feeds a run, after checking that all data can be read.
 
     Args:
-        step, data, eval_data, loop: see `fngrad.fit`.
+        data, eval_data, loop, mesh: see `fngrad.fit`.
 
     Raises:
         ValueError: if the loop is unknown, or is ``"scan"`` over an iterable; or as
             `Feed`.
-        TypeError: if step and data are swapped, if ``eval_data`` cannot be evaluated,
-            or as `Feed`.
+        TypeError: if ``eval_data`` cannot be evaluated, or as `Feed`.
         RuntimeError: if an array was donated.
     """
-    check_order(step, data)
-    feed = Feed(data)
+    feed = Feed(data, mesh)
     check_option("loop", loop, ("auto", "python", "scan"))
     if feed.comes_from_host and loop == "scan":
         raise ValueError(
@@ -336,7 +311,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
 
     Raises:
         ValueError: if the step changes a leaf of the state (it is named), or a metric
-            is not a real scalar, or is called ``step`` or ``val/...``.
+            is not a real scalar, or is called ``step`` or ``val/...``; or if the mesh
+            cannot split the batch.
         TypeError: if it is a loss or another function that is not a step; see
             `check_state`.
         RuntimeError: see `check_state`.
@@ -344,6 +320,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
     check_state(state)
     check_hashable(step, feed.static)
     batch = feed.abstract_batch(state.step)
+    if feed.mesh is not None:
+        check_batch(batch, feed.mesh)
     shapes = functools.partial(jax.eval_shape, jax.jit(step))
     new_state, metrics = call_step(step, state, batch, shapes)
     check_like(state, new_state)

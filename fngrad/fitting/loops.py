@@ -23,9 +23,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
-from fngrad.fitting.inputs import Feed, batch_at
+from fngrad.fitting.dataset_reader import batch_at
+from fngrad.fitting.inputs import Feed
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.compilations import Compilations, calls_again
+from fngrad.sharding.constraints import split
+from fngrad.sharding.meshes import mesh_of
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 
@@ -122,6 +125,13 @@ def placement_of(carry: Carry) -> Placement:
     shardings = tuple(leaf.sharding for leaf in jax.tree.leaves(carry))
     is_spread = any(isinstance(x, NamedSharding) for x in shardings)
     return shardings if is_spread else None
+
+
+def placed_like(state: TrainState, like: TrainState) -> TrainState:
+    """Return a state where another is, if that is spread over a mesh."""
+    if placement_of(Carry(like, {})) is None:
+        return state
+    return jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), state, like)
 
 
 def make_loop(
@@ -241,6 +251,7 @@ def _probe_seconds(compiling: float, seconds: float) -> float:
 
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
     row = carry.state.step % ROWS
+    batch = split(batch, mesh_of(carry))
     # Barriers keep XLA from fusing the step with the loop, which changes its rounding.
     state, metrics = _barrier(step(*_barrier((carry.state, batch))))
     rows = {}

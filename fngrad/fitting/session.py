@@ -14,7 +14,7 @@ from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import check_like, check_state
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import Stops
-from fngrad.fitting.loops import ROWS, Advance, Carry, read_rows
+from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
 from fngrad.fitting.nonfinite import (
     MAX_ROLLBACKS,
     MAX_SKIPS,
@@ -327,7 +327,8 @@ class Session:
             if answer is not None:
                 _check_answer(answer, self._now)
                 check_like(self.carry.state, answer)
-                self.carry = Carry(snapshot(answer), self.carry.rows)
+                placed = placed_like(snapshot(answer), self.carry.state)
+                self.carry = Carry(placed, self.carry.rows)
                 self._now = int(answer.step)
             self._pending = report._replace(called=called + 1)
         return None

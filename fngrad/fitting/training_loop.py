@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from fngrad.checkpoint import Checkpoints
-from fngrad.checkpoint.array_files import check_folder
-from fngrad.files.locks import Lock
 from fngrad.fitting.checkpointing import (
     DEFAULT_BEST,
     Saver,
     SaveRules,
     checkpoint_folder,
+    opened,
 )
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.inputs import check_backend, check_step, checked_feed
@@ -43,6 +42,7 @@ from fngrad.fitting.loops import (
     make_loop,
     placement_of,
 )
+from fngrad.fitting.mesh import placed_data, placed_state
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Outputs, Reporting
 from fngrad.fitting.resume import (
@@ -57,7 +57,7 @@ from fngrad.logging import Logger
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, check_order
 
 
 class FitResult(NamedTuple):
@@ -96,6 +96,7 @@ def fit(
     rollback_factor: float = 0.5,
     require: str | None = None,
     loop: Literal["auto", "python", "scan"] = "auto",
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Train until a number of steps or epochs is reached; return state and history.
@@ -201,6 +202,11 @@ def fit(
             times both on copies of the state and takes the faster. ``history.notes``
             and the manifest record which and why; a later call with the same
             ``run_dir`` or checkpoints takes the same.
+        mesh: the devices to train on, see `fngrad.sharding.make_mesh`. The state is
+            placed by the step's ``rule``, or else is whole on every device; one that is
+            on the mesh stays there. Batches are split over the axis ``data``, by which
+            their size must be divisible, and so are those of an evaluation; arrays are
+            copied to every device once.
         progress: whether to show a progress bar, if tqdm is installed. Its rate and
             remaining time leave compiling out.
 
@@ -217,7 +223,8 @@ def fit(
             metric's name is taken, the step returns a state unlike the one it was
             given (the leaf is named), a checkpoint is of another run (the differences
             are named) or of an earlier step than the state, or there are checkpoints
-            and ``resume="never"``.
+            and ``resume="never"``; if the mesh has Explicit axes, cannot split the
+            batch, or the state is on another mesh or placed by another rule.
         FileNotFoundError: if ``resume="must"`` and there is no checkpoint.
         TypeError: if the data are of an unknown kind, a leaf of the state is not an
             array, the step is a loss, callbacks or loggers take other arguments, a
@@ -263,7 +270,11 @@ def fit(
         reporting.check(state)
         exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
         interrupted = stack.enter_context(handled_signals(exits=exits))
-        feed = checked_feed(step, data, eval_data, loop)
+        check_order(step, data)
+        if mesh is not None:
+            state = placed_state(step, state, mesh)
+            data, eval_data = (placed_data(x, mesh) for x in (data, eval_data))
+        feed = checked_feed(data, eval_data, loop, mesh)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
         guard.check_rollback(is_saved=bool(rules.folder))
@@ -305,7 +316,7 @@ def _fit(
     metrics = check_step(guard.step, state, feed)
     rules = rules.resolved(evaluation and evaluation.measured(state, metrics))
     intervals.stops(feed, 0)  # raises before anything is written
-    checkpoints = _open(stack, reporting.run_dir, rules)
+    checkpoints = opened(stack, reporting.run_dir, rules)
     start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
     log_every = start.log_every(intervals.log_every, reporting.has_listeners)
     stops = intervals._replace(log_every=log_every).stops(feed, start.step)
@@ -332,21 +343,6 @@ def _fit(
         spent=spent,
     )
     return _train(plan, start, loop, interrupted)
-
-
-def _open(
-    stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules
-) -> Checkpoints | None:
-    """Lock the folders for this process, and open the one of checkpoints."""
-    folders = [folder for folder in (run_dir, rules.folder) if folder is not None]
-    for folder in {folder.resolve(): folder for folder in folders}.values():
-        stack.enter_context(Lock(folder))
-    if rules.folder is None:
-        return None
-    check_folder(rules.folder)
-    return stack.enter_context(
-        Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
-    )
 
 
 def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> FitResult:

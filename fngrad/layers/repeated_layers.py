@@ -17,6 +17,7 @@ from fngrad.layers.rematerialization import (
     check_layer,
     rematerialized,
 )
+from fngrad.sharding.constraints import layer_by_layer
 from fngrad.types import Key, ModelState, Params, Path, Tree
 
 
@@ -67,7 +68,11 @@ def repeat(
     """
     check_sizes(count=count)
     check_layer(block, "to repeat")
-    inner = lift(rematerialized(block, remat, in_loop=True))
+
+    def ready(block: Layer | StatefulLayer) -> StatefulLayer:
+        return lift(rematerialized(block, remat, in_loop=True))
+
+    inner = ready(block)
 
     def init(key: Key) -> Any:
         return jax.vmap(block.init)(keys(key, count))
@@ -77,10 +82,12 @@ def repeat(
     ) -> tuple[Any, ModelState]:
         _check_stacked("parameters", count, params)
         _check_stacked("model state", count, model_state)
+        params, gather = layer_by_layer(params)
+        layer = inner if gather is None else ready(gathering(block, gather))
 
-        def one(x: Any, layer: tuple[Params, ModelState, Any]) -> tuple[Any, Any]:
-            params, state, key = layer
-            y, state = inner.apply(params, state, x, key=key)
+        def one(x: Any, own: tuple[Params, ModelState, Any]) -> tuple[Any, Any]:
+            params, state, key = own
+            y, state = layer.apply(params, state, x, key=key)
             _check_kept(x, y)
             return y, state
 
@@ -90,6 +97,17 @@ def repeat(
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
     return without_state(init, apply, ())
+
+
+def gathering(
+    block: Layer | StatefulLayer, gather: Callable[[Params], Params]
+) -> Layer | StatefulLayer:
+    """Return a layer that first gathers its parameters, and again if rematerialized."""
+
+    def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
+        return block.apply(gather(params), *args, **kwargs)
+
+    return type(block)(block.init, apply)
 
 
 def stack_layers(a: Tree, at: str) -> Tree:

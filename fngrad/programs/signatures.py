@@ -225,6 +225,10 @@ def _unpacking(required: list[str]) -> str:
 
 
 OF_A_LOSS = ("key", "model_state")  # recognized by name
+OF_A_LOSS_OR_METRIC = (
+    "need a loss or a metric function with two required arguments, in this order, for "
+    "the parameters and the batch, and optional arguments named key and model_state"
+)
 
 
 def bind(

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+import fngrad.sharding.constraints as constraints
 import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
+from fngrad.sharding.meshes import mesh_of
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
@@ -236,7 +238,11 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
                 value.model_state,
             ), None
 
-        cut = tree.map_with_path(lambda path, x: _cut(path, x, parts), batch)
+        mesh = mesh_of(params, batch)
+        batch = constraints.split(batch, mesh)
+        cut = tree.map_with_path(
+            lambda path, x: _cut(path, x, parts, interleaved=mesh is not None), batch
+        )
         first = jax.tree.map(lambda x: x[0], cut)
         like = jax.eval_shape(
             lambda part, key, model_state: _terms(
@@ -264,10 +270,18 @@ def _terms(value: Value, grads: Any) -> tuple[jax.Array, Metrics, Any]:
     return tree.widen((value.loss, metrics, grads))
 
 
-def _cut(path: str, x: jax.Array, parts: int) -> jax.Array:
+def _cut(path: Path, x: jax.Array, parts: int, *, interleaved: bool) -> jax.Array:
+    """Return the parts of a batch, stacked.
+
+    On a mesh part i has rows i, i + parts, and so on, some of each device's; else every
+    part would be on a few devices only.
+    """
     if x.ndim == 0 or x.shape[0] % parts:
         raise ValueError(
             f"need a batch whose first axis is a multiple of micro_batches={parts}, "
             f"got shape {x.shape} at {path!r}"
         )
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+    size = x.shape[0] // parts
+    if interleaved:
+        return x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(parts, size, *x.shape[1:])

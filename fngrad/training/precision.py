@@ -17,13 +17,13 @@ import numpy as np
 
 import fngrad.tree as tree
 from fngrad.numerics.precision import is_narrow
-from fngrad.programs.signatures import OF_A_LOSS, operands, parameters
-from fngrad.types import ModelState, Selector
-
-FORMS = (
-    "need a loss or a metric function with two required arguments, in this order, for "
-    "the parameters and the batch, and optional arguments named key and model_state"
+from fngrad.programs.signatures import (
+    OF_A_LOSS,
+    OF_A_LOSS_OR_METRIC,
+    operands,
+    parameters,
 )
+from fngrad.types import ModelState, Selector
 
 
 class Policy(NamedTuple):
@@ -104,7 +104,7 @@ def mixed_precision(fn: Callable[..., Any], precision: Precision) -> Callable[..
     policy = policy_of(precision)
     if policy.compute is None and policy.matmul_precision is None:
         return fn
-    params, batch = operands(fn, OF_A_LOSS, FORMS)
+    params, batch = operands(fn, OF_A_LOSS, OF_A_LOSS_OR_METRIC)
     signature = inspect.Signature(list(parameters(fn).values()))
 
     @functools.wraps(fn, updated=())

@@ -15,6 +15,8 @@ import fngrad.training.metric_folds as metric_folds
 import fngrad.training.step_metrics as step_metrics
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.dataset import Dataset
+from fngrad.sharding.constraints import split
+from fngrad.sharding.meshes import mesh_of
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
@@ -72,7 +74,8 @@ def run(
         )
 
     def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        return call_step(step, state, batch_at(data, state.step))
+        batch = split(batch_at(data, state.step), mesh_of(state))
+        return call_step(step, state, batch)
 
     if metric_fn is None:
         return jax.lax.scan(advance, state, None, num_steps)

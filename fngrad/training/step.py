@@ -14,6 +14,8 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
+from fngrad.sharding.constraints import gathered, placed
+from fngrad.sharding.rules import Rule
 from fngrad.training.precision import Precision, mixed_precision
 from fngrad.training.state import TrainState
 from fngrad.training.step_metrics import LossAtStart, Move
@@ -44,6 +46,7 @@ def make_step(
     micro_batches: int = 1,
     precision: Precision = None,
     remat: CheckpointPolicy | None = None,
+    rule: Rule | None = None,
 ) -> Step:
     r"""Compose a loss and an optimizer into one pure training step.
 
@@ -73,6 +76,10 @@ def make_step(
             the backward pass; the rest is computed again. A policy that keeps nothing
             saves nothing here, since all is then computed again at once: for that,
             `fngrad.layers.remat` and `fngrad.layers.repeat` cut a model into layers.
+        rule: over which axes of a mesh the parameters are split, such as
+            `fngrad.sharding.fsdp`. Where the state is on a mesh, they are gathered for
+            use (`fngrad.sharding.gathered`), and the new state is placed as
+            `fngrad.sharding.shard_state` places it; on one device it does nothing.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
@@ -84,8 +91,8 @@ def make_step(
 
     Raises:
         TypeError: if ``loss_fn`` has another signature, the precision another type, or
-            ``remat`` is not a function; while tracing, if the loss returns another
-            form, or the state is not a TrainState.
+            ``remat`` or ``rule`` is not a function; while tracing, if the loss returns
+            another form, or the state is not a TrainState.
         ValueError: if ``metrics`` is unknown, ``micro_batches`` below 1, or the
             precision unknown; while tracing, if the batch cannot be cut into equal
             parts, a loss or metric is not a scalar, the model state's structure
@@ -111,7 +118,7 @@ def make_step(
     transform = chain(optimizer)
     loss_forms.check_loss(loss_fn)
     check_policy(remat)
-    loss_fn = mixed_precision(loss_fn, precision)
+    loss_fn = mixed_precision(gathered(loss_fn, rule), precision)
     gradient = loss_forms.gradient_fn(loss_fn, micro_batches, remat)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -121,8 +128,10 @@ def make_step(
         )
         params = apply_updates(state.params, updates)
         move = Move(params, opt_state, updates, reports)
-        return finish(state, start, move, norms=metrics == "norms")
+        new_state, values = finish(state, start, move, norms=metrics == "norms")
+        return placed(new_state, rule), values
 
+    step.rule = rule  # type: ignore[attr-defined]  # for fit(mesh=)
     return step
 
 

@@ -37,6 +37,12 @@ HOUSE = (
         "(`signatures`), `optional_imports`, `text_tables`",
     ),
     (
+        0,
+        "sharding/",
+        "`meshes`, `rules` for which leaf is split over which axis, the `placement` of "
+        "a state, `constraints` inside a program",
+    ),
+    (
         1,
         "transforms/",
         "what belongs to no one method: `core` (`Transform`, `chain`, `report`, which "

@@ -1,0 +1,26 @@
+"""Where arrays are: meshes of devices, rules for parameters, states placed by them."""
+
+from fngrad.sharding.constraints import gathered
+from fngrad.sharding.meshes import make_mesh
+from fngrad.sharding.placement import (
+    describe,
+    init_sharded,
+    shard_batch,
+    shard_state,
+    shardings,
+)
+from fngrad.sharding.rules import Rule, by_path, fsdp, replicated
+
+__all__ = [
+    "Rule",
+    "by_path",
+    "describe",
+    "fsdp",
+    "gathered",
+    "init_sharded",
+    "make_mesh",
+    "replicated",
+    "shard_batch",
+    "shard_state",
+    "shardings",
+]

@@ -1,0 +1,184 @@
+"""Constraints inside a program: they place arrays on a mesh, and vanish without one.
+
+They are JAX's own and linear, so that they pass forward and reverse mode, `vmap` and
+`scan`. The gradient of an array that is split and then gathered is summed over the
+devices, and each device keeps its part; on a GPU or TPU, XLA makes of both one
+reduce-scatter.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import fngrad.tree as tree
+from fngrad.programs.signatures import (
+    OF_A_LOSS,
+    OF_A_LOSS_OR_METRIC,
+    operands,
+    parameters,
+)
+from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, mesh_of
+from fngrad.sharding.placement import batch_spec, check_batch, shardings
+from fngrad.sharding.rules import Rule, axes_of, check_rule, checked_spec
+from fngrad.types import Batch, Params, Path, Tree
+
+WHOLE = PartitionSpec()
+
+
+class _Gathered(NamedTuple):
+    whole: jax.Array  # kept, so that its id stays its own
+    split: jax.Array
+    spec: PartitionSpec
+    mesh: AnyMesh
+
+
+# By the id of the whole array: the parameters that the loss being traced was given.
+_GATHERED: ContextVar[dict[int, _Gathered] | None] = ContextVar(
+    "gathered", default=None
+)
+
+
+def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.Array:
+    """Return an array placed so; as it is without a mesh."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def whole(a: Tree) -> Tree:
+    """Return arrays that every device of their mesh holds, if they are on one."""
+    mesh = mesh_of(a)
+    return jax.tree.map(lambda x: constrained(x, WHOLE, mesh), a)
+
+
+def split(batch: Batch, mesh: AnyMesh | None) -> Batch:
+    """Return a batch split over the devices where its size allows, else whole."""
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda x: constrained(x, batch_spec(x, mesh), mesh), batch)
+
+
+def placed(state: Tree, rule: Rule | None) -> Tree:
+    """Return a state placed by a rule, if it is on a mesh."""
+    mesh = None if rule is None else mesh_of(state)
+    if mesh is None or rule is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, shardings(state, mesh, rule))
+
+
+def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., Any]:
+    r"""Return a loss that gathers its parameters for use and computes on its part.
+
+    Each device computes the whole network on its part of the batch, as in data
+    parallelism, though it holds a part of each parameter only. Without it XLA splits
+    the features of parameters that are split, and gathers the batch.
+
+    Parameters that a rule splits over the axis "data" are gathered over it, in the
+    dtype in which the loss is given them, and stay split over the other axes of the
+    mesh; their gradients come back split. The layers of `fngrad.layers.repeat` are
+    gathered one by one. On one device, or without a mesh, nothing happens.
+
+    ``make_step(rule=)`` calls it. For the steps of `fngrad.steps` call it yourself, and
+    inside of `fngrad.mixed_precision`, so that what is gathered is narrow:
+    ``mixed_precision(gathered(loss_fn, rule), "bfloat16")``.
+
+    Args:
+        loss_fn: takes the parameters and the batch, and by name ``key`` and
+            ``model_state``.
+        rule: that of the state, see `shard_state`; None changes nothing.
+
+    Returns:
+        A function with the arguments of ``loss_fn``.
+
+    Raises:
+        TypeError: if the rule is not a function, or ``loss_fn`` takes other arguments.
+        ValueError: while tracing on a mesh, if a spec does not fit a parameter, or the
+            devices do not divide the first axis of the batch.
+    """
+    if rule is None:
+        return loss_fn
+    check_rule(rule)
+    params, batch = operands(loss_fn, OF_A_LOSS, OF_A_LOSS_OR_METRIC)
+    signature = inspect.Signature(list(parameters(loss_fn).values()))
+
+    @functools.wraps(loss_fn, updated=())
+    def on_mesh(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        mesh = mesh_of(given[params], given[batch])
+        if mesh is None:
+            return loss_fn(*args, **kwargs)
+        check_batch(given[batch], mesh)
+        given[batch] = split(given[batch], mesh)
+        with _gathering(given[params], rule, mesh) as given[params]:
+            return loss_fn(*bound.args, **bound.kwargs)
+
+    on_mesh.__signature__ = signature  # type: ignore[attr-defined]
+    return on_mesh
+
+
+@contextlib.contextmanager
+def _gathering(params: Params, rule: Rule, mesh: AnyMesh) -> Iterator[Params]:
+    """Yield whole parameters; while it lasts, `layer_by_layer` finds the split ones."""
+    known: dict[int, _Gathered] = {}
+
+    def gather(path: Path, x: jax.Array) -> jax.Array:
+        spec = checked_spec(rule, path, x, mesh)
+        found = _gathered(x, spec, mesh)
+        known[id(found.whole)] = found
+        return found.whole
+
+    token = _GATHERED.set(known)
+    try:
+        yield tree.map_with_path(gather, params)
+    finally:
+        _GATHERED.reset(token)
+
+
+def _gathered(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh) -> _Gathered:
+    # Split first, or XLA gathers before a cast to a narrower dtype.
+    divided = constrained(x, spec, mesh)
+    return _Gathered(constrained(divided, _used(spec), mesh), divided, spec, mesh)
+
+
+def _used(spec: PartitionSpec) -> PartitionSpec:
+    """Return how a parameter is split in use: not over the devices of the batch."""
+    kept = (tuple(n for n in axes_of(e) if n != BATCH_AXIS) for e in spec)
+    return PartitionSpec(*(names or None for names in kept))
+
+
+def layer_by_layer(stacked: Params) -> tuple[Params, Callable[[Params], Params] | None]:
+    """Return stacked layers split as they are kept, and what gathers one of them.
+
+    Args:
+        stacked: parameters with a leading axis of layers.
+
+    Returns:
+        The stacks to loop over, and ``gather(layer) -> layer``; the stacks given and
+        None, unless they are parameters of a loss that `gathered` gathers.
+    """
+    known = _GATHERED.get() or {}
+    leaves, structure = jax.tree.flatten(stacked)
+    found = [known.get(id(leaf)) for leaf in leaves]
+    # A stack split along its layers is gathered at once: one device has each layer.
+    found = [f if f is not None and not (f.spec and f.spec[0]) else None for f in found]
+    if not any(found):
+        return stacked, None
+    stacks = [
+        leaf if f is None else f.split for leaf, f in zip(leaves, found, strict=True)
+    ]
+
+    def gather(layer: Params) -> Params:
+        parts = [
+            x if f is None else _gathered(x, PartitionSpec(*f.spec[1:]), f.mesh).whole
+            for x, f in zip(jax.tree.leaves(layer), found, strict=True)
+        ]
+        return structure.unflatten(parts)
+
+    return structure.unflatten(stacks), gather

@@ -1,0 +1,117 @@
+"""Meshes: which devices there are, along which named axes.
+
+The batch is split over the axis "data". Arrays say on which mesh they are, also while
+they are traced; so a step finds it without an argument.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+
+BATCH_AXIS = "data"  # of a mesh, over which the first axis of a batch is split
+
+AnyMesh: TypeAlias = Mesh | AbstractMesh
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, **axes: int) -> Mesh:
+    """Arrange devices along named axes.
+
+    Args:
+        devices: by default all that JAX finds, `jax.devices()`.
+        axes: the size of each axis by name; one may be -1, which takes what is left.
+            The batch is split over ``data``. Without any all devices are on ``data``.
+
+    Returns:
+        A mesh with Auto axes: XLA places what nothing constrains.
+
+    Raises:
+        TypeError: if a size is not an int.
+        ValueError: if a size is neither positive nor -1, more than one is -1, or their
+            product is not the number of devices.
+
+    Example:
+        >>> import fngrad as fg
+        >>> dict(fg.sharding.make_mesh(data=1).shape)
+        {'data': 1}
+    """
+    grid = np.array(jax.devices() if devices is None else devices)
+    axes = axes or {BATCH_AXIS: -1}
+    sizes = [_size(name, size) for name, size in axes.items()]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1:
+        raise ValueError(f"need at most one axis of size -1, got {axes}")
+    sizes = [grid.size // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != grid.size:
+        raise ValueError(
+            f"need axes whose sizes multiply to the {grid.size} devices, got {axes}; "
+            'on a CPU XLA_FLAGS="--xla_force_host_platform_device_count=8" makes 8'
+        )
+    return Mesh(grid.reshape(sizes), tuple(axes))  # Auto with every version of JAX
+
+
+def _size(name: str, size: Any) -> int:
+    if not isinstance(size, int | np.integer) or isinstance(size, bool):
+        raise TypeError(f"need an int as the size of axis {name!r}, got {size!r}")
+    if size < 1 and size != -1:
+        raise ValueError(f"need axis {name!r} of size >= 1 or -1, got {size}")
+    return int(size)
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raise unless XLA may place arrays along all axes of a mesh.
+
+    Raises:
+        TypeError: if it is not a mesh.
+        ValueError: if an axis is Explicit or Manual.
+    """
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            f"need a mesh, got {type(mesh).__name__}: fngrad.sharding.make_mesh(data=8)"
+        )
+    if not _is_auto(mesh):
+        kinds = ", ".join(kind.name for kind in mesh.axis_types)
+        raise ValueError(
+            f"need a mesh with Auto axes, got {kinds} for {mesh.axis_names}; "
+            "fngrad.sharding.make_mesh makes one"
+        )
+
+
+def mesh_of(*trees: Any) -> AnyMesh | None:
+    """Return the mesh that arrays are on, or else the one of `jax.set_mesh`, if any.
+
+    Inside of `jax.shard_map` there is none, since a program is there one device's.
+
+    Args:
+        trees: of arrays; the first that is on a mesh decides.
+
+    Raises:
+        ValueError: if the mesh has Explicit axes.
+    """
+    found = (_mesh_of_leaf(leaf) for leaf in jax.tree.leaves(trees))
+    mesh = next((m for m in found if m is not None), jax.sharding.get_abstract_mesh())
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return None
+    check_mesh(mesh)
+    return mesh
+
+
+def batch_devices(mesh: AnyMesh) -> int:
+    """Return into how many parts a mesh splits a batch."""
+    return mesh.shape.get(BATCH_AXIS, 1)
+
+
+def _mesh_of_leaf(leaf: Any) -> AnyMesh | None:
+    if isinstance(leaf, Tracer):
+        mesh = jax.typeof(leaf).sharding.mesh
+        return None if mesh.empty else mesh
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def _is_auto(mesh: AnyMesh) -> bool:
+    return all(kind == AxisType.Auto for kind in mesh.axis_types)

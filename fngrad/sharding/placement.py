@@ -1,0 +1,196 @@
+"""Where a state and a batch are: the state follows one rule for its parameters."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import fngrad.tree as tree
+from fngrad.programs.text_tables import table
+from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, batch_devices, check_mesh
+from fngrad.sharding.rules import Rule, check_rule, checked_spec, misfit, replicated
+from fngrad.types import Batch, Path, Tree
+
+
+def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
+    """Return the sharding of each leaf of a state.
+
+    A leaf of the optimizer's state that belongs to one parameter, which is one whose
+    path ends in the parameter's and which has its shape, is split as the parameter is.
+    Other arrays, such as factors, statistics, codes and stacks, go by the rule with
+    their own path, and are whole where what it says does not fit. Scalars and keys are
+    whole.
+
+    Args:
+        state: a `fngrad.TrainState`, or parameters alone; its leaves may be abstract.
+        mesh: from `make_mesh`, or abstract.
+        rule: such as `replicated`, `fsdp` or `by_path`.
+
+    Raises:
+        TypeError: if the mesh or the rule is something else.
+        ValueError: if the mesh has Explicit axes, or a spec does not fit a parameter.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> optimizer = fg.momentum(0.1)
+        >>> state = fg.init_state({"w": jnp.ones((8, 8))}, optimizer, key=0)
+        >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
+        >>> where = fg.sharding.shardings(state, mesh, fg.sharding.fsdp(min_size=1))
+        >>> where.params["w"].spec, where.step.spec
+        (PartitionSpec(None, 'data'), PartitionSpec())
+    """
+    check_mesh(mesh)
+    check_rule(rule)
+    is_state = hasattr(state, "params") and hasattr(state, "opt_state")
+    params = tree.leaf_paths(state.params if is_state else state)
+    specs = {path: checked_spec(rule, path, x, mesh) for path, x in params.items()}
+
+    def spec_of(path: Path, leaf: Any) -> PartitionSpec:
+        if not is_state:
+            return specs[path]
+        if path == "params" or path.startswith("params/"):
+            return specs[path.removeprefix("params").removeprefix("/")]
+        if np.ndim(leaf) == 0 or tree.is_key(leaf):
+            return PartitionSpec()
+        owner = _owner(path, leaf, params)
+        if owner is not None:
+            return specs[owner]
+        spec = rule(path, leaf, mesh)
+        return PartitionSpec() if misfit(spec, np.shape(leaf), mesh) else spec
+
+    return tree.map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_of(path, leaf)), state
+    )
+
+
+def _owner(path: Path, leaf: Any, params: dict[Path, Any]) -> Path | None:
+    """Return the path of the parameter to which a leaf of the state belongs."""
+    owners = [
+        name
+        for name, param in params.items()
+        if np.shape(param) == np.shape(leaf)
+        and (name == "" or path == name or path.endswith(f"/{name}"))
+    ]
+    return max(owners, key=len, default=None)
+
+
+def shard_state(state: Tree, mesh: Mesh, rule: Rule = replicated) -> Tree:
+    """Return a state on a mesh, placed as `shardings` says.
+
+    Args:
+        state: as for `shardings`; its arrays are copied.
+        mesh: from `make_mesh`.
+        rule: of the step too, see `fngrad.make_step`.
+
+    Raises:
+        TypeError: as `shardings`.
+        ValueError: as `shardings`.
+    """
+    return jax.tree.map(put, state, shardings(state, mesh, rule))
+
+
+def put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Return an array in memory of its own, where a sharding says."""
+    if tree.is_key(x):  # which jax.device_put does not copy
+        data = put(jax.random.key_data(x), NamedSharding(sharding.mesh, sharding.spec))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return jax.device_put(x, sharding, may_alias=False)
+
+
+def init_sharded(make: Callable[[], Tree], mesh: Mesh, rule: Rule = replicated) -> Tree:
+    """Make a state on a mesh, none of whose split leaves is ever whole on a device.
+
+    Args:
+        make: a pure function without arguments that returns the state; it is compiled.
+        mesh: from `make_mesh`.
+        rule: see `shardings`.
+
+    Raises:
+        TypeError: as `shardings`.
+        ValueError: as `shardings`.
+
+    Example:
+        >>> import jax
+        >>> import fngrad as fg
+        >>> model, optimizer = fg.models.mlp([4, 8, 2]), fg.adam(1e-3)
+        >>> mesh = fg.sharding.make_mesh(data=1)
+        >>> state = fg.sharding.init_sharded(
+        ...     lambda: fg.init_state(model.init(jax.random.key(0)), optimizer, key=0),
+        ...     mesh,
+        ...     fg.sharding.fsdp(),
+        ... )
+        >>> int(state.step)
+        0
+    """
+    where = shardings(jax.eval_shape(make), mesh, rule)
+    return jax.jit(make, out_shardings=where)()
+
+
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Return a batch split over the mesh axis "data", along its first axis.
+
+    Scalars, and everything on a mesh without this axis, are on every device.
+
+    Raises:
+        TypeError: if the mesh is something else.
+        ValueError: if the mesh has Explicit axes, or the number of devices does not
+            divide the first axis of a leaf; its path is named.
+    """
+    check_mesh(mesh)
+    check_batch(batch, mesh)
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, batch_spec(x, mesh))), batch
+    )
+
+
+def batch_spec(x: Any, mesh: AnyMesh) -> PartitionSpec:
+    """Return how an array of a batch is split: where it can be, else not at all."""
+    spec = PartitionSpec(BATCH_AXIS)
+    return PartitionSpec() if misfit(spec, np.shape(x), mesh) else spec
+
+
+def check_batch(batch: Batch, mesh: AnyMesh) -> None:
+    """Raise unless a mesh can split a batch into equal parts.
+
+    Raises:
+        ValueError: if its devices do not divide the first axis of a leaf.
+    """
+    count = batch_devices(mesh)
+    for path, x in tree.leaf_paths(batch).items():
+        if np.ndim(x) and np.shape(x)[0] % count:
+            raise ValueError(
+                f"need a batch whose first axis is a multiple of the {count} devices "
+                f"of the mesh axis {BATCH_AXIS!r}, got shape {np.shape(x)} at {path!r}"
+            )
+
+
+def describe(state: Tree) -> str:
+    """Return a table of a state's leaves: how each is split, its bytes per device.
+
+    Args:
+        state: arrays, or abstract ones with a sharding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> mesh = fg.sharding.make_mesh(data=1)
+        >>> params = fg.sharding.shard_state({"w": jnp.ones((8, 8))}, mesh)
+        >>> print(fg.sharding.describe(params))
+        path    shape  split            bytes per device  bytes
+        w      (8, 8)  PartitionSpec()               256    256
+        total                                        256    256
+    """
+    rows, sums = [], np.zeros(2, int)
+    for path, leaf in tree.leaf_paths(state).items():
+        sharding = getattr(leaf, "sharding", None)
+        part = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+        sizes = [math.prod(shape) * leaf.dtype.itemsize for shape in (part, leaf.shape)]
+        split = getattr(sharding, "spec", "one device")
+        rows.append([path, str(leaf.shape), str(split), *map(str, sizes)])
+        sums += sizes
+    head = ["path", "shape", "split", "bytes per device", "bytes"]
+    return table([head, *rows, ["total", "", "", *map(str, sums)]], left=3)

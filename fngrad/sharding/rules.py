@@ -1,0 +1,155 @@
+"""Rules: over which axes of a mesh each leaf is split.
+
+A rule is a function ``(path, leaf, mesh) -> PartitionSpec`` of a parameter, which the
+optimizer's state follows (`fngrad.sharding.placement`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jax.sharding import PartitionSpec
+
+import fngrad.tree as tree
+from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh
+from fngrad.types import Path, Selector
+
+Rule: TypeAlias = Callable[[Path, Any, AnyMesh], PartitionSpec]
+
+
+def replicated(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+    """Every device holds the whole leaf: data parallelism."""
+    return PartitionSpec()
+
+
+def fsdp(axis: str = BATCH_AXIS, min_size: int = 2**12) -> Rule:
+    """Split each leaf over the devices that share the batch: fully sharded data.
+
+    A leaf is split along the largest of its axes whose size the number of devices
+    divides, the last of these if several are as large.
+
+    Args:
+        axis: of the mesh.
+        min_size: leaves with fewer entries stay whole, since to gather them costs more
+            than they take.
+
+    Raises:
+        ValueError: when the rule is applied, if the mesh does not have the axis.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import fngrad as fg
+        >>> rule = fg.sharding.fsdp(min_size=8)
+        >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
+        >>> rule("weight", np.zeros((3, 8)), mesh), rule("bias", np.zeros(4), mesh)
+        (PartitionSpec(None, 'data'), PartitionSpec())
+
+    References:
+        Zhao et al., PyTorch FSDP, 2023, https://arxiv.org/abs/2304.11277. Rajbhandari
+        et al., ZeRO, 2020, stage 3, https://arxiv.org/abs/1910.02054.
+    """
+
+    def rule(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+        if axis not in mesh.shape:
+            raise ValueError(
+                f"need a mesh with the axis {axis!r}, got {tuple(mesh.axis_names)}"
+            )
+        count, shape = mesh.shape[axis], np.shape(leaf)
+        fits = [i for i, size in enumerate(shape) if size and size % count == 0]
+        if math.prod(shape) < min_size or not fits:
+            return PartitionSpec()
+        split = max(fits, key=lambda i: (shape[i], i))
+        return PartitionSpec(*[None] * split, axis)
+
+    return rule
+
+
+def by_path(
+    entries: Sequence[tuple[Selector, PartitionSpec]], otherwise: Rule = replicated
+) -> Rule:
+    """Split each leaf as the first entry that selects it says: tensor parallelism.
+
+    Args:
+        entries: pairs of a glob over paths, or a predicate ``(path, leaf) -> bool``,
+            and a spec.
+        otherwise: the rule for the other leaves.
+
+    Raises:
+        TypeError: if an entry is not a pair of a glob or predicate and a spec.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import fngrad as fg
+        >>> from jax.sharding import PartitionSpec as P
+        >>> rule = fg.sharding.by_path([("**/expand/weight", P(None, "model"))])
+        >>> mesh = jax.sharding.AbstractMesh((4,), ("model",))
+        >>> rule("mlp/expand/weight", np.zeros((2, 8)), mesh)
+        PartitionSpec(None, 'model')
+    """
+    chosen = [_entry(entry) for entry in entries]
+
+    def rule(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+        specs = (spec for selects, spec in chosen if selects(path, leaf))
+        spec = next(specs, None)
+        return otherwise(path, leaf, mesh) if spec is None else spec
+
+    return rule
+
+
+def _entry(entry: Any) -> tuple[Callable[[Path, Any], bool], PartitionSpec]:
+    is_pair = isinstance(entry, tuple) and len(entry) == 2
+    if not is_pair or not isinstance(entry[1], PartitionSpec):
+        raise TypeError(f"need pairs (glob, PartitionSpec), got {entry!r}")
+    return tree.selector_predicate(entry[0]), entry[1]
+
+
+def check_rule(rule: Any) -> None:
+    """Raise unless a rule is a function.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if not callable(rule):
+        raise TypeError(
+            "need a rule (path, leaf, mesh) -> PartitionSpec, such as "
+            f"fngrad.sharding.fsdp(), got {rule!r}"
+        )
+
+
+def checked_spec(rule: Rule, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+    """Return the spec of a leaf by a rule.
+
+    Raises:
+        TypeError: if the rule returns something else.
+        ValueError: if the spec does not fit the leaf or the mesh; the path is named.
+    """
+    spec = rule(path, leaf, mesh)
+    if not isinstance(spec, PartitionSpec):
+        raise TypeError(f"need a PartitionSpec from a rule, got {spec!r} for {path!r}")
+    problem = misfit(spec, np.shape(leaf), mesh)
+    if problem:
+        raise ValueError(f"need a spec that fits {path!r}, got {spec}: {problem}")
+    return spec
+
+
+def misfit(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> str | None:
+    """Return why an array cannot be split so, or None if it can."""
+    if len(spec) > len(shape):
+        return f"the leaf has {len(shape)} axes"
+    for size, entry in zip(shape, spec, strict=False):
+        names = axes_of(entry)
+        unknown = [name for name in names if name not in mesh.shape]
+        if unknown:
+            return f"the mesh has the axes {tuple(mesh.axis_names)}"
+        parts = math.prod(mesh.shape[name] for name in names)
+        if size % parts:
+            return f"{parts} devices do not divide an axis of shape {shape}"
+    return None
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
+    """Return the mesh axes that an entry of a spec names."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
