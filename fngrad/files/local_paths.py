@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 # A single letter is a drive of Windows. A path object keeps one slash of two.
@@ -48,3 +49,8 @@ def is_url(path: Any) -> bool:
     text = str(path)
     is_short = not isinstance(path, str) and _SHORTENED.match(text)
     return bool(_URL.match(text) or is_short)
+
+
+def absolute(path: Any) -> Path | None:
+    """Return an absolute path, which stays when the working folder changes."""
+    return None if path is None else Path(path).absolute()

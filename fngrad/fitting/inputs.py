@@ -22,7 +22,7 @@ from fngrad.data.sources import Source, check_foreign
 from fngrad.fitting.dataset_reader import DatasetReader, batch_program
 from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import check_batch, shard_batch
-from fngrad.training import Step, TrainState, call_step
+from fngrad.training import Step, TrainState, call_step, check_order
 from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch
 
@@ -171,19 +171,21 @@ def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
 
 
 def checked_feed(
-    data: Any, eval_data: Any, loop: Any, mesh: Mesh | None = None
+    step: Any, data: Any, eval_data: Any, loop: Any, mesh: Mesh | None = None
 ) -> Feed:
     """Return what feeds a run, after checking that all data can be read.
 
     Args:
-        data, eval_data, loop, mesh: see `fngrad.fit`.
+        step, data, eval_data, loop, mesh: see `fngrad.fit`.
 
     Raises:
         ValueError: if the loop is unknown, or is ``"scan"`` over an iterable; or as
             `Feed`.
-        TypeError: if ``eval_data`` cannot be evaluated, or as `Feed`.
+        TypeError: if step and data are swapped, if ``eval_data`` cannot be evaluated,
+            or as `Feed`.
         RuntimeError: if an array was donated.
     """
+    check_order(step, data)
     feed = Feed(data, mesh)
     check_option("loop", loop, ("auto", "python", "scan"))
     if feed.comes_from_host and loop == "scan":

@@ -19,6 +19,22 @@ from fngrad.types import Path
 _REMEDY = "shard_state(state, mesh, rule) and make_step(rule=rule) share one rule"
 
 
+def placed_run(
+    mesh: Mesh | None, step: Step, state: TrainState, data: Any, eval_data: Any
+) -> tuple[TrainState, Any, Any]:
+    """Return state and data on a mesh; as they are without one.
+
+    Raises:
+        TypeError: as `placed_state`.
+        ValueError: as `placed_state`.
+        RuntimeError: as `placed_state`.
+    """
+    if mesh is None:
+        return state, data, eval_data
+    state = placed_state(step, state, mesh)
+    return state, placed_data(data, mesh), placed_data(eval_data, mesh)
+
+
 def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     """Return the first state of a run on a mesh, placed by the step's rule.
 

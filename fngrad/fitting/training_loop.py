@@ -9,12 +9,12 @@ chunk it reads the metrics, moves the progress bar and looks for an interrupt
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import (
     DEFAULT_BEST,
     Saver,
@@ -42,7 +42,7 @@ from fngrad.fitting.loops import (
     make_loop,
     placement_of,
 )
-from fngrad.fitting.mesh import placed_data, placed_state
+from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Outputs, Reporting
 from fngrad.fitting.resume import (
@@ -57,7 +57,7 @@ from fngrad.logging import Logger
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
-from fngrad.training import Step, TrainState, check_order
+from fngrad.training import Step, TrainState
 
 
 class FitResult(NamedTuple):
@@ -265,16 +265,12 @@ def fit(
             on_error=on_save_error,
         )
         rules.check(evaluates=metric_fn is not None)
-        run_dir = None if run_dir is None else Path(run_dir).absolute()
-        reporting = Reporting(run_dir, config, loggers, callbacks, progress)
+        reporting = Reporting(absolute(run_dir), config, loggers, callbacks, progress)
         reporting.check(state)
         exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
         interrupted = stack.enter_context(handled_signals(exits=exits))
-        check_order(step, data)
-        if mesh is not None:
-            state = placed_state(step, state, mesh)
-            data, eval_data = (placed_data(x, mesh) for x in (data, eval_data))
-        feed = checked_feed(data, eval_data, loop, mesh)
+        state, data, eval_data = placed_run(mesh, step, state, data, eval_data)
+        feed = checked_feed(step, data, eval_data, loop, mesh)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
         guard.check_rollback(is_saved=bool(rules.folder))

@@ -11,6 +11,6 @@ from fngrad.models.cnn import cnn
 from fngrad.models.logistic import logistic
 from fngrad.models.mlp import mlp
 from fngrad.models.rnn import rnn
-from fngrad.models.transformer import transformer
+from fngrad.models.transformer import transformer, transformer_rule
 
-__all__ = ["cnn", "logistic", "mlp", "rnn", "transformer"]
+__all__ = ["cnn", "logistic", "mlp", "rnn", "transformer", "transformer_rule"]

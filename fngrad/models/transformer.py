@@ -1,15 +1,24 @@
 """A decoder-only transformer over tokens, with norms before the branches."""
 
 import math
+from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import PartitionSpec
 
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
 from fngrad.layers.rematerialization import CheckpointPolicy, rematerialized
 from fngrad.models.arguments import Activation, optional_dropout
-from fngrad.types import Scalar
+from fngrad.sharding.meshes import AnyMesh
+from fngrad.sharding.rules import Rule, misfit, replicated
+from fngrad.types import Path, Scalar
+
+# The layers whose matrices `transformer_rule` splits, and how.
+_BY_COLUMNS = ("query", "key", "value", "expand", "head")
+_BY_ROWS = ("output", "shrink")
 
 
 def transformer(
@@ -106,6 +115,47 @@ def transformer(
         norm=layers.layer_norm(features),
         head=layers.linear(features, vocab_size, bias=False, weight_init=draw),
     )
+
+
+def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
+    r"""Split the matrices of `transformer` over devices: tensor parallelism.
+
+    $$\sigma(x W_1)\, W_2 = \sum_d \sigma(x W_1^{(d)})\, W_2^{(d)}$$
+
+    with the columns of $W_1$ and the rows of $W_2$ on device d, so that a branch needs
+    one sum over the devices: query, key, value and ``expand`` are split by columns, as
+    is the head, ``output`` and ``shrink`` by rows.
+
+    Args:
+        axis: of the mesh; its size should divide the number of heads.
+        otherwise: the rule for the other leaves, and for matrices that the axis does
+            not divide. ``fngrad.sharding.fsdp(within=transformer_rule())`` splits all
+            of them over ``data`` too.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import fngrad.models as models
+        >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+        >>> rule = models.transformer_rule()
+        >>> rule("blocks/mlp/shrink/weight", np.zeros((6, 8, 4)), mesh)
+        PartitionSpec(None, 'model', None)
+
+    References:
+        Shoeybi et al., Megatron-LM, 2019, section 3, https://arxiv.org/abs/1909.08053.
+    """
+
+    def rule(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+        *_, layer, name = ("", "", *path.split("/"))
+        rank, spec = np.ndim(leaf), None
+        if layer in _BY_COLUMNS and rank:
+            spec = PartitionSpec(*[None] * (rank - 1), axis)
+        elif layer in _BY_ROWS and name == "weight" and rank > 1:
+            spec = PartitionSpec(*[None] * (rank - 2), axis, None)
+        if spec is None or misfit(spec, np.shape(leaf), mesh):
+            return otherwise(path, leaf, mesh)
+        return spec
+
+    return rule
 
 
 def _branch(

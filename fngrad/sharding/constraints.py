@@ -24,7 +24,7 @@ from fngrad.programs.signatures import (
     parameters,
 )
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, mesh_of
-from fngrad.sharding.placement import batch_spec, check_batch, shardings
+from fngrad.sharding.placement import batch_spec, shardings
 from fngrad.sharding.rules import Rule, axes_of, check_rule, checked_spec
 from fngrad.types import Batch, Params, Path, Tree
 
@@ -82,7 +82,8 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
     Parameters that a rule splits over the axis "data" are gathered over it, in the
     dtype in which the loss is given them, and stay split over the other axes of the
     mesh; their gradients come back split. The layers of `fngrad.layers.repeat` are
-    gathered one by one. On one device, or without a mesh, nothing happens.
+    gathered one by one. A batch whose size the devices do not divide is computed whole
+    on each. On one device, or without a mesh, nothing happens.
 
     ``make_step(rule=)`` calls it. For the steps of `fngrad.steps` call it yourself, and
     inside of `fngrad.mixed_precision`, so that what is gathered is narrow:
@@ -98,8 +99,7 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
 
     Raises:
         TypeError: if the rule is not a function, or ``loss_fn`` takes other arguments.
-        ValueError: while tracing on a mesh, if a spec does not fit a parameter, or the
-            devices do not divide the first axis of the batch.
+        ValueError: while tracing on a mesh, if a spec does not fit a parameter.
     """
     if rule is None:
         return loss_fn
@@ -114,7 +114,6 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
         mesh = mesh_of(given[params], given[batch])
         if mesh is None:
             return loss_fn(*args, **kwargs)
-        check_batch(given[batch], mesh)
         given[batch] = split(given[batch], mesh)
         with _gathering(given[params], rule, mesh) as given[params]:
             return loss_fn(*bound.args, **bound.kwargs)

@@ -6,14 +6,15 @@ optimizer's state follows (`fngrad.sharding.placement`).
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh
-from fngrad.types import Path, Selector
+from fngrad.types import Params, Path, Selector
 
 Rule: TypeAlias = Callable[[Path, Any, AnyMesh], PartitionSpec]
 
@@ -23,7 +24,9 @@ def replicated(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
     return PartitionSpec()
 
 
-def fsdp(axis: str = BATCH_AXIS, min_size: int = 2**12) -> Rule:
+def fsdp(
+    axis: str = BATCH_AXIS, min_size: int = 2**12, *, within: Rule = replicated
+) -> Rule:
     """Split each leaf over the devices that share the batch: fully sharded data.
 
     A leaf is split along the largest of its axes whose size the number of devices
@@ -31,8 +34,10 @@ def fsdp(axis: str = BATCH_AXIS, min_size: int = 2**12) -> Rule:
 
     Args:
         axis: of the mesh.
-        min_size: leaves with fewer entries stay whole, since to gather them costs more
-            than they take.
+        min_size: leaves with fewer entries are not split, since to gather them costs
+            more than they take.
+        within: a rule for other axes of the mesh; what it splits is split further,
+            along another axis of the leaf.
 
     Raises:
         ValueError: when the rule is applied, if the mesh does not have the axis.
@@ -56,11 +61,17 @@ def fsdp(axis: str = BATCH_AXIS, min_size: int = 2**12) -> Rule:
                 f"need a mesh with the axis {axis!r}, got {tuple(mesh.axis_names)}"
             )
         count, shape = mesh.shape[axis], np.shape(leaf)
-        fits = [i for i, size in enumerate(shape) if size and size % count == 0]
+        spec = within(path, leaf, mesh)
+        entries = [*spec, *[None] * (len(shape) - len(spec))]
+        fits = [
+            i
+            for i, (size, entry) in enumerate(zip(shape, entries, strict=True))
+            if entry is None and size and size % count == 0
+        ]
         if math.prod(shape) < min_size or not fits:
-            return PartitionSpec()
-        split = max(fits, key=lambda i: (shape[i], i))
-        return PartitionSpec(*[None] * split, axis)
+            return spec
+        entries[max(fits, key=lambda i: (shape[i], i))] = axis
+        return PartitionSpec(*entries)
 
     return rule
 
@@ -153,3 +164,24 @@ def axes_of(entry: Any) -> tuple[str, ...]:
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+class PlacedSo(NamedTuple):
+    """The rule that splits each leaf as it is split already."""
+
+    specs: tuple[tuple[Path, PartitionSpec], ...]
+
+    def __call__(self, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+        return dict(self.specs)[path]
+
+
+def rule_of(params: Params) -> PlacedSo | None:
+    """Return the rule by which parameters are placed; None if not all are on a mesh."""
+    found = {path: _sharding_of(x) for path, x in tree.leaf_paths(params).items()}
+    if not all(isinstance(x, NamedSharding) for x in found.values()):
+        return None
+    return PlacedSo(tuple((path, x.spec) for path, x in found.items()))
+
+
+def _sharding_of(x: Any) -> Any:
+    return None if isinstance(x, Tracer) else getattr(x, "sharding", None)

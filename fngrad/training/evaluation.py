@@ -16,6 +16,8 @@ import fngrad.numerics as numerics
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.sources import Source
 from fngrad.programs.signatures import check_function, parameters
+from fngrad.sharding.constraints import gathered
+from fngrad.sharding.rules import Rule, rule_of
 from fngrad.training.metric_folds import (
     accumulated,
     arrays_of,
@@ -80,7 +82,8 @@ def evaluate(
     if isinstance(data, Source):
         values = _over_source(metric_fn, point, data, batch_size, precision)
     else:
-        program, leaves = _program_over(fold, metric_fn, data, precision)
+        rule = rule_of(point[0])
+        program, leaves = _program_over(fold, metric_fn, data, precision, rule)
         values = program(*point, leaves, batch_size)
     values = jax.device_get(values)
     return {
@@ -116,10 +119,12 @@ def _over_source(
 ) -> dict[str, jax.Array]:
     """Return the metrics over examples that are read on the host, batch by batch."""
     batch_size = numerics.check_count("batch_size", batch_size, 1)
-    merged = None
+    merged, rule = None, rule_of(point[0])
     for start in range(0, source.size, batch_size):
         examples = source.part(start, min(batch_size, source.size - start))
-        program, leaves = _program_over(accumulated, metric_fn, examples, precision)
+        program, leaves = _program_over(
+            accumulated, metric_fn, examples, precision, rule
+        )
         part = program(*point, leaves, batch_size)
         merged = part if merged is None else _merge(merged, part)
     return _values_of(merged)
@@ -158,13 +163,14 @@ def _program_over(
     metric_fn: Callable[..., dict[str, Any]],
     data: Any,
     precision: Precision = None,
+    rule: Rule | None = None,
 ) -> tuple[Any, Any]:
     """Return the program of an evaluation, and the data's leaves as it takes them."""
     leaves, structure = jax.tree.flatten(arrays_of(data))
     # A tree of bools in the policy has no hash; its leaves and structure have.
     settings, structure_of_policy = jax.tree.flatten(policy_of(precision))
     policy = tuple(settings), structure_of_policy
-    return _program(folded, metric_fn, structure, policy), leaves
+    return _program(folded, metric_fn, structure, policy, rule), leaves
 
 
 @lru_cache(maxsize=8)
@@ -173,6 +179,7 @@ def _program(
     metric_fn: Callable[..., Any],
     structure: Any,
     policy: tuple[tuple, Any],
+    rule: Rule | None,
 ) -> Any:
     """Return the jitted fold of a function over the leaves of data of one structure.
 
@@ -184,9 +191,11 @@ def _program(
         metric_fn: see `evaluate`.
         structure: of the data.
         policy: leaves and structure of the precision's policy.
+        rule: by which the parameters are placed, if they are on a mesh.
     """
     settings, structure_of_policy = policy
-    measured = mixed_precision(metric_fn, structure_of_policy.unflatten(settings))
+    policy_again = structure_of_policy.unflatten(settings)
+    measured = mixed_precision(gathered(metric_fn, rule), policy_again)
 
     def program(params: Any, model_state: Any, leaves: Any, batch_size: int) -> Any:
         arrays = jax.tree.unflatten(structure, leaves)
