@@ -64,8 +64,8 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     for path, sharding in found.items():
         if sharding.mesh != mesh:
             raise ValueError(
-                f"need a state on the mesh {mesh.shape}, got {path!r} on another, "
-                f"{sharding.mesh.shape}"
+                f"need a state on the mesh {dict(mesh.shape)}, got {path!r} on "
+                f"another, {dict(sharding.mesh.shape)}"
             )
     if hasattr(step, "rule"):
         _check_placement(state, found, mesh, rule)

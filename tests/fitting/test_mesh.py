@@ -1,0 +1,106 @@
+"""Runs on a mesh of one device; `tests/sharding/eight_devices` has them on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from linear_regression import DATA, OPTIMIZER, STEP, first_state, loss_fn
+
+import fngrad as fg
+import fngrad.sharding as sharding
+
+HERE = sharding.make_mesh(jax.devices()[:1])
+RULE = sharding.fsdp(min_size=1)
+RULED = fg.make_step(loss_fn, OPTIMIZER, rule=RULE)
+
+
+def fit(step=STEP, state=None, data=DATA, **options):
+    state = first_state() if state is None else state
+    options = {"num_steps": 4, "progress": False, "mesh": HERE, **options}
+    return fg.fit(step, state, data, **options)
+
+
+@pytest.mark.parametrize("step", [STEP, RULED], ids=["whole", "split"])
+@pytest.mark.parametrize("loop", ["python", "scan"])
+def test_a_run_on_a_mesh_of_one_device_is_the_run_without(step, loop):
+    plain, placed = (fit(step, mesh=mesh, loop=loop) for mesh in (None, HERE))
+    np.testing.assert_allclose(plain.history["loss"], placed.history["loss"], rtol=1e-6)
+    assert placed.history.notes["compile_count"] <= 1
+    for leaf in jax.tree.leaves(placed.state):
+        assert leaf.sharding.mesh == HERE
+
+
+def test_the_callers_state_stays_where_it_was():
+    state = first_state()
+    fit(state=state)
+    assert all(
+        not isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(state)
+    )
+    assert not any(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+def test_iterables_and_functions_and_sources_run_on_a_mesh():
+    want = fit(mesh=None).history["loss"]
+    host = jax.tree.map(np.asarray, DATA.arrays)
+    source = fg.data.from_source(
+        host, DATA.size, DATA.batch_size, seed=DATA.key, shuffle=DATA.shuffle
+    )
+    with pytest.warns(UserWarning, match="cannot be asked for again"):
+        listed = fit(data=[DATA.batch(i) for i in range(4)])
+    for result in (listed, fit(data=DATA.batch), fit(data=source)):
+        np.testing.assert_allclose(result.history["loss"], want, rtol=1e-6)
+        assert result.history.notes["compile_count"] <= 1
+
+
+def test_what_a_callback_returns_is_placed_as_before():
+    def callback(step, state, values):
+        return state._replace(params=jax.tree.map(np.asarray, state.params))
+
+    result = fit(callbacks=[callback], log_every=2)
+    assert result.history.notes["compile_count"] <= 1
+    np.testing.assert_allclose(
+        result.history["loss"], fit(mesh=None).history["loss"], rtol=1e-6
+    )
+
+
+def test_a_run_on_a_mesh_resumes_without_one_and_back(tmp_path):
+    want = fit(num_steps=6, mesh=None, loop="python").state
+    options = {"checkpoint_dir": tmp_path, "loop": "python"}
+    fit(num_steps=2, **options)
+    fit(num_steps=4, mesh=None, **options)
+    end = fit(num_steps=6, **options).state
+    assert end.step == 6
+    jax.tree.map(np.testing.assert_array_equal, end.params, want.params)
+
+
+def test_evaluations_take_their_rows_on_the_mesh():
+    def metric_fn(params, batch):
+        return {"loss": jnp.atleast_1d(loss_fn(params, batch)), "rows": jnp.ones(1)}
+
+    arrays = jax.tree.map(np.asarray, DATA.arrays)
+    one = jax.tree.map(lambda x: x[:1], arrays)
+    runs = [fit(mesh=m, metric_fn=metric_fn, eval_data=one) for m in (None, HERE)]
+    assert runs[1].history["val/loss"] == pytest.approx(runs[0].history["val/loss"])
+
+
+def test_a_state_placed_by_another_rule_is_refused():
+    whole = sharding.shard_state(first_state(), HERE)
+    split = sharding.shard_state(first_state(), HERE, RULE)
+    with pytest.raises(ValueError, match="need a step with a rule for a state that"):
+        fit(STEP, split)
+    other = sharding.make_mesh(jax.devices()[:1], model=1)
+    with pytest.raises(ValueError, match=r"need a state on the mesh .*'data': 1.*model"):
+        fit(STEP, sharding.shard_state(first_state(), other))
+    with pytest.raises(TypeError, match="need a mesh, got str"):
+        fit(mesh="data")
+    assert fit(RULED, split).state.step == 4
+    assert fit(STEP, whole).state.step == 4
+
+
+def test_a_step_of_ones_own_takes_the_state_as_it_is():
+    split = sharding.shard_state(first_state(), HERE, RULE)
+    step = fg.steps.sam(sharding.gathered(loss_fn, RULE), OPTIMIZER)
+    want = fit(step, mesh=None).state
+    end = fit(step, split).state
+    jax.tree.map(np.testing.assert_allclose, end.params, want.params)

@@ -1,0 +1,90 @@
+"""Meshes, and how a program finds its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fngrad.sharding as sharding
+from fngrad.sharding.meshes import check_mesh, mesh_of
+
+DEVICES = jax.devices()[:1] * 8  # enough to count with
+MESH = sharding.make_mesh(jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        ({}, {"data": 8}),
+        ({"data": 8}, {"data": 8}),
+        ({"data": 2, "model": 4}, {"data": 2, "model": 4}),
+        ({"data": -1, "model": 2}, {"data": 4, "model": 2}),
+        ({"model": np.int32(8)}, {"model": 8}),
+    ],
+)
+def test_devices_are_arranged_along_auto_axes(axes, shape):
+    mesh = sharding.make_mesh(DEVICES, **axes)
+    assert dict(mesh.shape) == shape
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    ("axes", "error", "message"),
+    [
+        ({"data": 3}, ValueError, "multiply to the 8 devices, got {'data': 3}"),
+        ({"data": 3, "model": -1}, ValueError, "multiply to the 8 devices"),
+        ({"data": -1, "model": -1}, ValueError, "at most one axis of size -1"),
+        ({"data": 0}, ValueError, "axis 'data' of size >= 1 or -1, got 0"),
+        ({"data": 2.0}, TypeError, "an int as the size of axis 'data', got 2.0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(axes, error, message):
+    with pytest.raises(error, match=message):
+        sharding.make_mesh(DEVICES, **axes)
+
+
+def test_arrays_say_on_which_mesh_they_are():
+    x = jax.device_put(jnp.ones(4), NamedSharding(MESH, P()))
+    assert mesh_of({"a": np.ones(2), "b": x}) == MESH
+    assert mesh_of({"a": jnp.ones(2)}) is None
+    seen = []
+
+    @jax.jit
+    def trace(a):
+        seen.append(mesh_of(a))
+        return a
+
+    trace(x)
+    trace(jnp.ones(4))
+    assert seen == [MESH.abstract_mesh, None]
+
+
+def test_without_arrays_on_a_mesh_the_one_in_force_counts():
+    with jax.set_mesh(MESH):
+        assert mesh_of(np.ones(2)) == MESH.abstract_mesh
+    assert mesh_of(np.ones(2)) is None
+
+
+def test_a_program_of_one_device_has_no_mesh():
+    seen = []
+
+    def inside(x):
+        seen.append(mesh_of(x))
+        return x
+
+    jax.jit(jax.shard_map(inside, mesh=MESH, in_specs=P(), out_specs=P()))(jnp.ones(2))
+    assert seen == [None] * len(seen) != []
+
+
+def test_explicit_axes_are_refused():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    x = jax.device_put(jnp.ones(4), NamedSharding(mesh, P()))
+    with pytest.raises(ValueError, match="Auto axes, got Explicit for"):
+        sharding.shard_state({"w": jnp.ones(4)}, mesh)
+    with pytest.raises(ValueError, match="Auto axes, got Explicit for"):
+        mesh_of(x)
+    with pytest.raises(TypeError, match="need a mesh, got int: "):
+        check_mesh(8)
+    assert check_mesh(AbstractMesh((4,), ("data",))) is None
