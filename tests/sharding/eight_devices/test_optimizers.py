@@ -1,0 +1,143 @@
+"""Every optimizer and wrapper on eight devices is the one on one device.
+
+All of them are one program per placement, which compiles faster than many.
+"""
+
+import functools
+
+import eight_devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fngrad as fg
+import fngrad.sharding as sharding
+
+STEPS = 3
+# Roots of nearly singular statistics amplify the order of a sum.
+TOLERANCE = {"shampoo": 2e-3, "soap": 2e-3, "lbfgs": 1e-3}
+RATE = 0.01
+
+
+def optimizers():
+    adam = fg.adam(RATE)
+    clipped = fg.chain(fg.clip_by_global_norm(0.1), adam)
+    groups = fg.partition({"in": fg.muon(RATE), "rest": adam}, grouped)
+    return {name: make(RATE) for name, make in fg.REGISTRY.items()} | {
+        "clipped": clipped,
+        "adaptively clipped": fg.chain(fg.adaptive_clip(0.1), adam),
+        "accumulated": fg.accumulate(adam, 2),
+        "averaged": fg.chain(adam, fg.ema_params(0.9)),
+        "cautious": fg.cautious(adam),
+        "grouped": groups,
+        "guarded": fg.skip_nonfinite(clipped),
+        "lookahead": fg.lookahead(adam, every=2),
+        "quantized": fg.quantize_state(adam, min_size=1),
+        "in 16 bits": fg.quantize_state(adam, bits=16, min_size=1),
+        "scaled loss": fg.loss_scaling(adam),
+        "stacked": fg.stack_leaves(adam),
+        "tunable": fg.tunable(fg.adam, learning_rate=RATE),
+    }
+
+
+def grouped(path, leaf):
+    return "in" if path == "in" else "rest"
+
+
+OPTIMIZERS = optimizers()
+PLACEMENTS = eight_devices.placements()
+
+
+def loss_fn(params, batch):
+    hidden = jnp.tanh(batch["x"] @ params["in"] + params["bias"][None])
+    hidden = jnp.tanh(hidden @ params["on"])
+    return jnp.mean((hidden @ params["out"] - batch["y"]) ** 2)
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    shapes = {"in": (16, 32), "bias": (32,), "on": (32, 32), "out": (32, 8)}
+    params = {
+        name: jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+    x = rng.normal(size=(16, 16)).astype(np.float32)
+    return params, {"x": x, "y": np.sin(x[:, :8])}
+
+
+def steps(rule):
+    made = {n: fg.make_step(loss_fn, o, rule=rule) for n, o in OPTIMIZERS.items()}
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def all_steps(states, batch):
+        return {name: made[name](state, batch) for name, state in states.items()}
+
+    return all_steps
+
+
+def first_states():
+    params, _ = problem()
+    return {name: fg.init_state(params, o, 0) for name, o in OPTIMIZERS.items()}
+
+
+@functools.cache
+def ends(placement):
+    """Return the states and metrics after some steps, by optimizer."""
+    states, (_, batch) = fg.snapshot(first_states()), problem()
+    mesh, rule = PLACEMENTS.get(placement, (None, None))
+    if mesh is not None:
+        states = {n: sharding.shard_state(s, mesh, rule) for n, s in states.items()}
+        batch = sharding.shard_batch(batch, mesh)
+    advance = steps(rule)
+    metrics = {}
+    for _ in range(STEPS):
+        made = advance(states, batch)
+        states = {name: state for name, (state, _) in made.items()}
+        metrics = {name: values for name, (_, values) in made.items()}
+    return states, metrics
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_equal_to_one_device(placement, name):
+    (one, metrics), (many, more) = ends("one device"), ends(placement)
+    tolerance = TOLERANCE.get(name, 1e-4)
+    first = problem()[0]
+    assert eight_devices.farthest(one[name].params, first) > 1e-4
+    assert eight_devices.farthest(one[name].params, many[name].params) < tolerance
+    assert float(more[name]["loss"]) == pytest.approx(
+        float(metrics[name]["loss"]), rel=tolerance
+    )
+    assert float(more[name]["grad_norm"]) == pytest.approx(
+        float(metrics[name]["grad_norm"]), rel=10 * tolerance
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_state_stays_where_it_was_placed(placement, name):
+    mesh, rule = PLACEMENTS[placement]
+    state = ends(placement)[0][name]
+    where = sharding.shardings(state, mesh, rule)
+    for (path, leaf), place in zip(
+        fg.tree.leaf_paths(state).items(), jax.tree.leaves(where), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim), path
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("placement", ["fsdp", "4 x 2"])
+def test_a_device_has_an_eighth_of_what_is_split(placement, name):
+    state = ends(placement)[0][name]
+    large = [x for x in jax.tree.leaves(state.params) if x.size >= 2 * 32]
+    whole = sum(x.size * x.dtype.itemsize for x in large)
+    assert len(large) == 3
+    assert eight_devices.bytes_here(large) <= whole / 7
+    moments = [
+        x
+        for x in jax.tree.leaves(state.opt_state)
+        if x.shape in {p.shape for p in large}
+    ]
+    whole = sum(x.size * x.dtype.itemsize for x in moments)
+    assert eight_devices.bytes_here(moments) <= whole / 7

@@ -1,0 +1,60 @@
+"""Placements over eight devices, and what is read from a compiled program."""
+
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+
+import fngrad.sharding as sharding
+
+LIMIT = 64  # entries from which leaves are split
+FSDP = sharding.fsdp(min_size=LIMIT)
+
+
+def by_columns(path, leaf, mesh):
+    """Split the last axis over "model", where its size allows."""
+    shape = np.shape(leaf)
+    if len(shape) < 2 or shape[-1] % mesh.shape["model"]:
+        return jax.sharding.PartitionSpec()
+    return jax.sharding.PartitionSpec(*[None] * (len(shape) - 1), "model")
+
+
+def placements():
+    """Return a mesh and a rule by name."""
+    flat = sharding.make_mesh(data=8)
+    mixed = sharding.make_mesh(data=4, model=2)
+    return {
+        "data parallel": (flat, sharding.replicated),
+        "fsdp": (flat, FSDP),
+        "4 x 2": (mixed, sharding.fsdp(min_size=LIMIT, within=by_columns)),
+    }
+
+
+def collectives(compiled) -> dict[str, Counter]:
+    """Return the shapes of what each kind of collective gives, with their counts."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    pattern = rf"= (\S+|\([^)]*\)) ({kinds})(?:-start)?\("
+    found: dict[str, Counter] = {}
+    for shapes, kind in re.findall(pattern, compiled.as_text()):
+        each = re.findall(r"\w+\[[\d,]*\]", shapes)
+        found.setdefault(kind, Counter()).update(each)
+    return found
+
+
+def bytes_here(a) -> int:
+    """Return the bytes of a tree on one device."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(a)
+    )
+
+
+def farthest(a, b) -> float:
+    """Return the largest difference, relative to the largest entry of each leaf."""
+    differences = [
+        np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0)
+        / max(np.max(np.abs(np.asarray(x)), initial=0), 1e-3)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    return float(max(differences))
