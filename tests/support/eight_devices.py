@@ -32,14 +32,25 @@ def placements():
 
 
 def collectives(compiled) -> dict[str, Counter]:
-    """Return the shapes of what each kind of collective gives, with their counts."""
+    """Return the shapes of what each kind of collective gives, with their counts.
+
+    The axes are sorted, since XLA may sum a gradient transposed.
+    """
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     pattern = rf"= (\S+|\([^)]*\)) ({kinds})(?:-start)?\("
     found: dict[str, Counter] = {}
     for shapes, kind in re.findall(pattern, compiled.as_text()):
-        each = re.findall(r"\w+\[[\d,]*\]", shapes)
-        found.setdefault(kind, Counter()).update(each)
+        each = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        found.setdefault(kind, Counter()).update(
+            shape_text(dtype, [int(size) for size in axes.split(",") if size])
+            for dtype, axes in each
+        )
     return found
+
+
+def shape_text(dtype, shape) -> str:
+    """Return a shape as text, its axes sorted."""
+    return f"{dtype}[{','.join(map(str, sorted(shape)))}]"
 
 
 def bytes_here(a) -> int:

@@ -23,7 +23,7 @@ RATE = 0.01
 def optimizers():
     adam = fg.adam(RATE)
     clipped = fg.chain(fg.clip_by_global_norm(0.1), adam)
-    groups = fg.partition({"in": fg.muon(RATE), "rest": adam}, grouped)
+    groups = fg.partition([("in", fg.muon(RATE)), ("**", adam)])
     return {name: make(RATE) for name, make in fg.REGISTRY.items()} | {
         "clipped": clipped,
         "adaptively clipped": fg.chain(fg.adaptive_clip(0.1), adam),
@@ -32,17 +32,13 @@ def optimizers():
         "cautious": fg.cautious(adam),
         "grouped": groups,
         "guarded": fg.skip_nonfinite(clipped),
-        "lookahead": fg.lookahead(adam, every=2),
+        "lookahead": fg.lookahead(adam, sync_period=2),
         "quantized": fg.quantize_state(adam, min_size=1),
         "in 16 bits": fg.quantize_state(adam, bits=16, min_size=1),
         "scaled loss": fg.loss_scaling(adam),
         "stacked": fg.stack_leaves(adam),
         "tunable": fg.tunable(fg.adam, learning_rate=RATE),
     }
-
-
-def grouped(path, leaf):
-    return "in" if path == "in" else "rest"
 
 
 OPTIMIZERS = optimizers()

@@ -1,0 +1,223 @@
+"""Runs, evaluations, checkpoints and curvature on eight devices."""
+
+import eight_devices
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fngrad as fg
+import fngrad.curvature as curvature
+import fngrad.sharding as sharding
+from fngrad.sharding.constraints import split
+
+PLACEMENTS = eight_devices.placements()
+FLAT = PLACEMENTS["fsdp"][0]
+RULE = eight_devices.FSDP
+MODEL = fg.models.mlp([16, 32, 8])
+OPTIMIZER = fg.adam(0.01)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(100, 16)).astype(np.float32)
+ARRAYS = {"x": X, "y": np.sin(X[:, :8])}
+DATA = fg.data.from_arrays(ARRAYS, 16, seed=1)
+
+
+def errors(params, batch):
+    return (jax.vmap(MODEL.apply, (None, 0))(params, batch["x"]) - batch["y"]) ** 2
+
+
+def loss_fn(params, batch):
+    return jnp.mean(errors(params, batch))
+
+
+def metric_fn(params, batch):
+    return {"loss": errors(params, batch).mean(1)}
+
+
+STEPS = {
+    name: fg.make_step(loss_fn, OPTIMIZER, rule=rule)
+    for name, (_, rule) in PLACEMENTS.items()
+} | {"one device": fg.make_step(loss_fn, OPTIMIZER)}
+
+
+def first_state():
+    return fg.init_state(MODEL.init(jax.random.key(0)), OPTIMIZER, 0)
+
+
+def fit(placement, data=DATA, step=None, **options):
+    mesh, _ = PLACEMENTS.get(placement, (None, None))
+    options = {"num_steps": 12, "progress": False, "mesh": mesh, **options}
+    return fg.fit(step or STEPS[placement], first_state(), data, **options)
+
+
+WANTED = fit("one device", metric_fn=metric_fn, eval_data=ARRAYS, eval_every=6)
+
+
+@pytest.mark.parametrize("loop", ["python", "scan"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_run_is_that_of_one_device_and_compiles_once(placement, loop):
+    result = fit(
+        placement, loop=loop, metric_fn=metric_fn, eval_data=ARRAYS, eval_every=6
+    )
+    for name in ("loss", "val/loss", "grad_norm"):
+        np.testing.assert_allclose(
+            result.history[name], WANTED.history[name], rtol=1e-4
+        )
+    assert result.history.notes["compile_count"] == 1
+    mesh, rule = PLACEMENTS[placement]
+    where = sharding.shardings(result.state, mesh, rule)
+    for leaf, place in zip(
+        jax.tree.leaves(result.state), jax.tree.leaves(where), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def test_reading_a_batch_takes_no_collective():
+    data = jax.device_put(DATA, NamedSharding(FLAT, P()))
+    step = jax.device_put(jnp.uint32(3), NamedSharding(FLAT, P()))
+
+    @jax.jit
+    def read(data, step):
+        return split(data.batch(step), FLAT)
+
+    assert read(data, step)["x"].sharding.spec == P("data")
+    assert eight_devices.collectives(read.lower(data, step).compile()) == {}
+
+
+def test_sources_and_iterables_and_functions_are_split():
+    source = fg.data.from_source(ARRAYS, 100, 16, seed=1)
+    with pytest.warns(UserWarning, match="cannot be asked for again"):
+        listed = fit("fsdp", data=[DATA.batch(i) for i in range(12)])
+    for result in (listed, fit("fsdp", data=DATA.batch), fit("fsdp", data=source)):
+        np.testing.assert_allclose(
+            result.history["loss"], WANTED.history["loss"], rtol=1e-4
+        )
+        assert result.history.notes["compile_count"] == 1
+    batch = source.on(FLAT).batch(0)
+    assert batch["x"].sharding.spec == P("data")
+    assert len(batch["x"].addressable_shards) == 8
+
+
+def test_a_run_moves_between_numbers_of_devices(tmp_path):
+    """Steps on 8, 1, 4 and 8 devices; what is restored has the bits that were saved."""
+    few = sharding.make_mesh(jax.devices()[:4], data=4)
+    step = STEPS["fsdp"]
+    ends = []
+    for steps, mesh in ((3, FLAT), (6, None), (9, few), (12, FLAT)):
+        result = fg.fit(
+            step,
+            first_state(),
+            DATA,
+            num_steps=steps,
+            checkpoint_dir=tmp_path,
+            mesh=mesh,
+            progress=False,
+        )
+        restored = fg.checkpoint.restore(tmp_path, first_state())
+        jax.tree.map(
+            np.testing.assert_array_equal, restored.params, result.state.params
+        )
+        ends.append(result)
+    np.testing.assert_allclose(
+        ends[-1].history["loss"], WANTED.history["loss"], rtol=1e-4
+    )
+    devices = jax.tree.leaves(ends[-1].state.params)[0].sharding.device_set
+    assert len(devices) == 8
+
+
+@pytest.mark.parametrize("size", [96, 100, 5])
+def test_an_evaluation_is_that_of_one_device_with_a_remainder(size):
+    arrays = {name: x[:size] for name, x in ARRAYS.items()}
+    state = sharding.shard_state(WANTED.state, FLAT, RULE)
+    want = fg.evaluate(metric_fn, WANTED.state, arrays, batch_size=16)
+    source = fg.data.from_source(arrays, size, 5)
+    for data in (arrays, source, source.on(FLAT)):
+        got = fg.evaluate(metric_fn, state, data, batch_size=16)
+        assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+    narrow = fg.evaluate(metric_fn, state, arrays, precision="bfloat16")
+    assert narrow["loss"] == pytest.approx(want["loss"], rel=0.05)
+
+
+def test_a_run_under_jit_is_that_of_one_device():
+    state = sharding.shard_state(first_state(), FLAT, RULE)
+    data = jax.device_put(DATA, NamedSharding(FLAT, P()))
+    program = jax.jit(
+        lambda s, d: fg.run(STEPS["fsdp"], s, d, 12, metric_fn=metric_fn, eval_data=d)
+    )
+    end, history = program(state, data)
+    np.testing.assert_allclose(history["loss"], WANTED.history["loss"], rtol=1e-4)
+    assert history["val/loss"][-1] == pytest.approx(
+        WANTED.history["val/loss"][-1], rel=1e-4
+    )
+    assert "data" in jax.tree.leaves(end.params)[1].sharding.spec
+
+
+def test_what_the_mesh_cannot_do_is_refused():
+    data = fg.data.from_arrays(ARRAYS, 12)
+    with pytest.raises(ValueError, match="first axis is a multiple of the 8 devices"):
+        fit("fsdp", data=data)
+    with pytest.raises(ValueError, match=r"multiple of the 8 devices .* at 'x'"):
+        sharding.shard_batch({"x": np.ones((12, 2))}, FLAT)
+    other = sharding.shard_state(first_state(), FLAT, sharding.fsdp(min_size=1))
+    with pytest.raises(ValueError, match="split as the step's rule splits it"):
+        fg.fit(STEPS["fsdp"], other, DATA, num_steps=2, mesh=FLAT, progress=False)
+    with pytest.raises(ValueError, match="a step with a rule for a state that is"):
+        fg.fit(STEPS["one device"], other, DATA, num_steps=2, mesh=FLAT)
+
+
+LOSS = sharding.gathered(loss_fn, RULE)
+SOPHIA = fg.sophia(0.01)
+OTHER_STEPS = {
+    "sophia": lambda loss: fg.steps.sophia(loss, SOPHIA),
+    "sam": lambda loss: fg.steps.sam(loss, OPTIMIZER),
+    "micro-batches": lambda loss: fg.make_step(loss, OPTIMIZER, micro_batches=2),
+    "remat": lambda loss: fg.make_step(
+        loss, OPTIMIZER, remat=jax.checkpoint_policies.dots_saveable
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_STEPS)
+def test_steps_of_every_kind_take_a_gathered_loss(name):
+    batch = jax.tree.map(lambda x: x[:16], ARRAYS)
+    ends = []
+    for loss, place in ((loss_fn, False), (LOSS, True)):
+        optimizer = SOPHIA if name == "sophia" else OPTIMIZER
+        state, given = fg.init_state(first_state().params, optimizer, 0), batch
+        if place:
+            state = sharding.shard_state(state, FLAT, RULE)
+            given = sharding.shard_batch(batch, FLAT)
+        step = jax.jit(OTHER_STEPS[name](loss))
+        for _ in range(2):
+            state, _ = step(state, given)
+        ends.append(state.params)
+    assert eight_devices.farthest(*ends) < 1e-4
+
+
+def model_fn(params, batch):
+    return jax.vmap(MODEL.apply, (None, 0))(params, batch["x"])
+
+
+def squares(outputs, batch):
+    return jnp.mean((outputs - batch["y"]) ** 2)
+
+
+PRODUCTS = {
+    "hvp": (lambda f, p, b: curvature.hvp(f, p, b)(p), loss_fn),
+    "ggn_vp": (lambda f, p, b: curvature.ggn_vp(f, p, b, loss_fn=squares)(p), model_fn),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_curvature_products_pass_in_forward_mode(name):
+    product, fn = PRODUCTS[name]
+    batch = jax.tree.map(lambda x: x[:16], ARRAYS)
+    params = first_state().params
+    split = sharding.shard_state(params, FLAT, RULE)
+    given = sharding.shard_batch(batch, FLAT)
+    on_mesh = sharding.gathered(fn, RULE)
+    one = jax.jit(lambda p, b: product(fn, p, b))(params, batch)
+    many = jax.jit(lambda p, b: product(on_mesh, p, b))
+    assert eight_devices.farthest(one, many(split, given)) < 1e-4
