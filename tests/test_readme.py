@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     monkeypatch.chdir(tmp_path)  # it leaves a run folder
     names: dict = {}
     for block in BLOCKS:

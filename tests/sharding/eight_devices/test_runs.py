@@ -94,7 +94,7 @@ def test_sources_and_iterables_and_functions_are_split():
         np.testing.assert_allclose(
             result.history["loss"], WANTED.history["loss"], rtol=1e-4
         )
-        assert result.history.notes["compile_count"] == 1
+        assert result.history.notes["compile_count"] <= 1
     batch = source.on(FLAT).batch(0)
     assert batch["x"].sharding.spec == P("data")
     assert len(batch["x"].addressable_shards) == 8
