@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -258,12 +258,15 @@ def from_source(
 def check_foreign(data: Any) -> None:
     """Raise for another library's dataset, whose ``batch`` is another method.
 
+    One that can only be iterated over, as grain's IterDataset, is an iterable.
+
     Raises:
         TypeError: if the data have a method ``batch`` and are neither a `Dataset` nor a
-            `Source`.
+            `Source`, nor only an iterable.
     """
     is_ours = isinstance(data, Dataset | Source)
-    if callable(getattr(data, "batch", None)) and not is_ours:
+    is_stream = isinstance(data, Iterable) and not hasattr(data, "__getitem__")
+    if callable(getattr(data, "batch", None)) and not (is_ours or is_stream):
         raise TypeError(
             "need a dataset of fngrad.data or a function step -> batch, got "
             f"{type(data).__name__}, which has a batch of its own: where "

@@ -7,7 +7,6 @@ once; the others can return the batch of any step again.
 
 import functools
 import inspect
-import itertools
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
 from fngrad.fitting.dataset_reader import DatasetReader, batch_program
+from fngrad.fitting.iterables import Batches
 from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import check_batch, shard_batch
 from fngrad.training import Step, TrainState, call_step, check_order
@@ -49,6 +49,7 @@ class Feed:
         self.failure: BaseException | None = None  # raised while a batch was read
         self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
         self.batches: Iterator[Batch] = iter(())  # of what comes from the host
+        self._iterable: Batches | None = None
         self._ahead: Generator[Batch, None, None] | None = None  # of a source
         self._position: int | None = None  # the step of the next batch of a source
         self._watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
@@ -59,16 +60,17 @@ class Feed:
                 f"fngrad.data.from_arrays({arrays}, batch_size) makes one"
             )
         if self.is_iterable:
-            warnings.warn(
-                "batches from an iterable cannot be asked for again, so this run "
-                "cannot be resumed exactly; a dataset or a function of the step can",
-                stacklevel=3,
-            )
-            self._first, rest = _first_of(data)
-            if mesh is not None:
-                split = functools.partial(shard_batch, mesh=mesh)
-                self._first, rest = split(self._first), map(split, rest)
-            self.batches = self._until_failure(_warn_of_shapes(rest, self._first))
+            place = functools.partial(_shard, mesh=mesh)
+            self._iterable = Batches(data, place)
+            if not self._iterable.is_stateful:
+                warnings.warn(
+                    "batches from an iterable cannot be asked for again, so this run "
+                    "cannot be resumed exactly; a dataset or a function of the step "
+                    "can",
+                    stacklevel=3,
+                )
+            self._first = self._iterable.first
+            self.batches = self._until_failure(iter(self._iterable))
         elif isinstance(data, Source):
             self._first = data.batch(0)
         elif not (self.is_dataset or callable(data)):
@@ -81,6 +83,28 @@ class Feed:
     def comes_from_host(self) -> bool:
         """Whether the loop is given batches, instead of reading them in its program."""
         return self.is_iterable or self.is_source
+
+    @property
+    def forgets(self) -> bool:
+        """Whether batches cannot be asked for again: an iterable without a state."""
+        return self._iterable is not None and not self._iterable.is_stateful
+
+    def notes(self) -> dict[str, Any] | None:
+        """Return the state of an iterable that has one, for a checkpoint."""
+        return None if self._iterable is None else self._iterable.notes()
+
+    def resume(self, notes: dict[str, Any] | None) -> bool:
+        """Continue an iterable after the state in a checkpoint; return whether it did.
+
+        Only an iterable needs it; other data are read by the step.
+        """
+        if self._iterable is None:
+            return True
+        if notes is None or self.forgets:
+            return False
+        batches = self._iterable.resume(notes)
+        self.batches = self._watch(self._until_failure(batches))
+        return True
 
     def watch(self, wrap: Callable[[Iterator[Batch]], Iterator[Batch]]) -> None:
         """Pass all batches that come from the host through a wrapper."""
@@ -148,26 +172,8 @@ class Feed:
         return batch_of(self.data, step, shapes)
 
 
-def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
-    batches = iter(data)
-    for first in batches:
-        return first, batches
-    raise ValueError("need an iterable with at least one batch, got none")
-
-
-def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
-    """Yield batches; warn about each new shape or dtype, which compiles again."""
-    seen = [first]
-    for batch in itertools.chain([first], batches):
-        differences = [tree.mismatch(known, batch) for known in seen]
-        if all(differences):
-            seen.append(batch)
-            warnings.warn(
-                f"the step compiles again for a batch unlike the first: "
-                f"{differences[0]}",
-                stacklevel=2,
-            )
-        yield batch
+def _shard(batch: Batch, mesh: Mesh | None) -> Batch:
+    return batch if mesh is None else shard_batch(batch, mesh)
 
 
 def checked_feed(

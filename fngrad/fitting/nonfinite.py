@@ -98,7 +98,7 @@ class Guard(NamedTuple):
                 "need checkpoint_dir, or run_dir with save_every or save_minutes, for "
                 'on_nonfinite="rollback": it returns to a checkpoint'
             )
-        if self.feed.is_iterable:
+        if self.feed.forgets:
             raise ValueError(
                 'need a dataset or a function of the step for on_nonfinite="rollback", '
                 "got an iterable: its batches cannot be asked for again"

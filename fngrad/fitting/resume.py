@@ -135,7 +135,7 @@ def begin_or_resume(
     """
     if checkpoints is None:
         return Start(snapshot(state), History(), {}, {})
-    if feed.is_iterable and resume == "must":
+    if feed.forgets and resume == "must":
         raise ValueError(
             'need a dataset or a function of the step for resume="must", got an '
             "iterable: its batches cannot be asked for again"
@@ -169,7 +169,7 @@ def _resumed(
             f"need a state that is not beyond the checkpoint of step {saved.step} in "
             f"{where}, or another folder, got the state of step {int(state.step)}"
         )
-    if feed.is_iterable:
+    if not feed.resume(saved.notes.get("iterator")):
         warnings.warn(
             f"the run continues at step {saved.step}, but the iterable's batches are "
             "taken from its beginning",

@@ -233,6 +233,7 @@ class Session:
         self.history.notes["rollbacks"] = [*self._rollbacks, note]
         self._plan.outputs.roll_back(self._now, saved.step)
         self.carry = Carry(state, self.carry.rows)
+        self._plan.guard.feed.resume(saved.notes.get("iterator"))
         self._now, self._bad, self._chunk = saved.step, None, 1
         self._logged = self._evaluated = saved.step
         self._scores = saved.metrics
@@ -254,7 +255,11 @@ class Session:
             )
             return
         values = self._scores if self._evaluated == self._now else {}
-        progress = {"patience": self._patience.notes(), "look": self._pending}
+        progress = {
+            "patience": self._patience.notes(),
+            "look": self._pending,
+            "iterator": self._plan.guard.feed.notes(),
+        }
         with self._plan.spent.on("saving"):
             saver.save(self.carry.state, self.history, values, progress)
 

@@ -136,8 +136,9 @@ def fit(
             whose metrics are scalars.
         state: where to start; ``state.step`` counts the steps already made.
         data: a dataset, a source (`fngrad.data.from_source`), a pure function
-            ``step -> batch``, or an iterable of batches (with a warning, as such a run
-            cannot be resumed exactly).
+            ``step -> batch``, or an iterable of batches. If its iterator has
+            ``get_state`` and ``set_state``, as grain's have, checkpoints hold its
+            state; else a warning says that such a run cannot be resumed exactly.
         num_steps: the step at which the run ends, counted from step 0, not from the
             call; a state that is there already is returned, with a message on stderr.
             ``None`` with an iterable means until it ends.
@@ -158,7 +159,8 @@ def fit(
             there is none; ``never`` raises if there is one. On resuming, the values of
             ``state`` are ignored and only its structure is used; config, data, batch
             size and key must be those of the checkpoint. The batches of an iterable
-            are taken from its beginning, with a warning; ``must`` refuses one.
+            without a state are taken from its beginning, with a warning; ``must``
+            refuses one.
         save_every: the number of steps between checkpoints. A thread writes them, for
             about 0.1 s each however small the state is, see `fngrad.checkpoint.save`.
         save_minutes: the number of minutes between checkpoints.

@@ -16,7 +16,7 @@ import fngrad.sharding as sharding
 
 STEPS = 3
 # Roots of nearly singular statistics amplify the order of a sum; a code is rounded.
-TOLERANCE = {"shampoo": 2e-3, "soap": 2e-3, "lbfgs": 1e-3, "quantized": 1e-3}
+TOLERANCE = {"shampoo": 2e-3, "soap": 6e-3, "lbfgs": 1e-3, "quantized": 1e-3}
 RATE = 0.01
 RATES = {"lars": 1.0, "dog": 1e3, "prodigy": 1e3, "dadapt_adamw": 1e3} | {
     "dadapt_sgd": 1e3  # these estimate a small scale at first
@@ -106,7 +106,7 @@ def test_equal_to_one_device(placement, name):
     (one, metrics), (many, more) = ends("one device"), ends(placement)
     tolerance = TOLERANCE.get(name, 1e-4)
     first = problem()[0]
-    assert eight_devices.farthest(one[name].params, first) > 1e-4
+    assert eight_devices.farthest(one[name].params, first) > 4 * tolerance
     assert eight_devices.farthest(one[name].params, many[name].params) < tolerance
     assert float(more[name]["loss"]) == pytest.approx(
         float(metrics[name]["loss"]), rel=tolerance

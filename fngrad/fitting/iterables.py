@@ -1,0 +1,83 @@
+"""Batches from an iterable: each is given once, unless its iterator has a state.
+
+The iterators of grain have one, ``get_state()`` and ``set_state(state)``; a checkpoint
+holds it, and a run continues with the batch that would have come next.
+"""
+
+import base64
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import fngrad.tree as tree
+from fngrad.types import Batch
+
+
+class Batches:
+    """The batches of an iterable, of which the first is read at once.
+
+    Args:
+        data: the iterable.
+        place: puts a batch where it is used.
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+
+    def __init__(self, data: Iterable[Batch], place: Callable[[Batch], Batch]):
+        self._iterator = iter(data)
+        self._place = place
+        self._pending = self._state()  # until the first batch is asked for
+        for first in self._iterator:
+            self.first = place(first)
+            break
+        else:
+            raise ValueError("need an iterable with at least one batch, got none")
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether the iterator has a state that can be saved and set."""
+        return all(hasattr(self._iterator, f"{do}_state") for do in ("get", "set"))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _warn_of_shapes(self._from_first(), self.first)
+
+    def _from_first(self) -> Iterator[Batch]:
+        rest = map(self._place, self._iterator)
+        for batch in itertools.chain([self.first], rest):
+            self._pending = None
+            yield batch
+
+    def notes(self) -> dict[str, Any] | None:
+        """Return the state before the next batch, as JSON can hold it, if any."""
+        state = self._state() if self._pending is None else self._pending
+        if isinstance(state, bytes):
+            return {"base64": base64.b64encode(state).decode("ascii")}
+        return None if state is None else {"json": state}
+
+    def resume(self, notes: dict[str, Any]) -> Iterator[Batch]:
+        """Return the batches that follow a state, from `notes`."""
+        text = notes.get("base64")
+        state = notes["json"] if text is None else base64.b64decode(text)
+        self._iterator.set_state(state)  # type: ignore[attr-defined]
+        self._pending = None
+        return _warn_of_shapes(map(self._place, self._iterator), self.first)
+
+    def _state(self) -> Any:
+        return self._iterator.get_state() if self.is_stateful else None  # type: ignore[attr-defined]
+
+
+def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
+    """Yield batches; warn about each new shape or dtype, which compiles again."""
+    seen = [first]
+    for batch in batches:
+        differences = [tree.mismatch(known, batch) for known in seen]
+        if all(differences):
+            seen.append(batch)
+            warnings.warn(
+                f"the step compiles again for a batch unlike the first: "
+                f"{differences[0]}",
+                stacklevel=2,
+            )
+        yield batch

@@ -1,0 +1,148 @@
+"""Iterables whose iterators have a state resume exactly; others cannot."""
+
+import warnings
+
+import grain
+import grain.python as pygrain
+import jax
+import numpy as np
+import pytest
+from linear_regression import ARRAYS, OPTIMIZER, PARAMS, loss_fn
+
+import fngrad as fg
+from fngrad.fitting.iterables import Batches
+
+HOST = jax.tree.map(np.asarray, ARRAYS)
+STEP = fg.make_step(loss_fn, OPTIMIZER)
+
+
+class Examples:
+    def __repr__(self):
+        return "Examples()"  # by which grain's loader compares
+
+    def __len__(self):
+        return len(HOST["x"])
+
+    def __getitem__(self, i):
+        return {name: leaf[i] for name, leaf in HOST.items()}
+
+
+def map_dataset():
+    examples = grain.MapDataset.source(Examples()).shuffle(seed=3).repeat()
+    return examples.batch(5).to_iter_dataset()
+
+
+def loader():  # its state is of the type bytes
+    return pygrain.DataLoader(
+        data_source=Examples(),
+        sampler=pygrain.IndexSampler(
+            20, shuffle=True, seed=0, shard_options=pygrain.NoSharding()
+        ),
+        operations=[pygrain.Batch(5)],
+    )
+
+
+class Counting:
+    """An iterator by hand."""
+
+    def __init__(self):
+        self.step = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.step += 1
+        rows = (7 * self.step + np.arange(5)) % 20
+        return {name: leaf[rows] for name, leaf in HOST.items()}
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
+
+
+KINDS = {"map dataset": map_dataset, "loader": loader, "by hand": Counting}
+
+
+def fit(data, num_steps=8, **options):
+    state = fg.init_state(PARAMS, OPTIMIZER, 0)
+    options = {"progress": False, "loop": "python", **options}
+    return fg.fit(STEP, state, data, num_steps=num_steps, **options)
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_resumes_with_the_batch_that_would_have_come_next(kind, tmp_path):
+    want = fit(KINDS[kind]())
+    assert len(set(want.history["loss"])) == 8
+    for steps in (3, 4, 8):
+        options = {"resume": "auto" if steps == 3 else "must"}
+        result = fit(KINDS[kind](), steps, checkpoint_dir=tmp_path, **options)
+    np.testing.assert_array_equal(result.history["loss"], want.history["loss"])
+    jax.tree.map(np.testing.assert_array_equal, result.state.params, want.state.params)
+
+
+def test_a_rollback_returns_to_the_iterators_state_too(tmp_path):
+    optimizer = fg.tunable(fg.sgd, learning_rate=0.01)
+    seen = []
+
+    class Watched(Counting):
+        def __next__(self):
+            batch = super().__next__()
+            seen.append(self.step)
+            if self.step == 6 and seen.count(6) == 1:
+                batch["y"] = np.full_like(batch["y"], np.nan)
+            return batch
+
+    result = fg.fit(
+        fg.make_step(loss_fn, optimizer),
+        fg.init_state(PARAMS, optimizer, 0),
+        Watched(),
+        num_steps=8,
+        checkpoint_dir=tmp_path,
+        save_every=4,
+        on_nonfinite="rollback",
+        progress=False,
+    )
+    again = [i for i in range(1, len(seen)) if seen[i] <= seen[i - 1]]
+    assert [seen[i] for i in again] == [5]
+    assert seen[-1] == 8
+    assert np.isfinite(result.history["loss"]).all()
+
+
+def test_the_state_before_the_first_batch_is_kept():
+    batches = Batches(Counting(), lambda batch: batch)
+    assert batches.notes() == {"json": {"step": 0}}
+    iterator = iter(batches)
+    next(iterator)
+    assert batches.notes() == {"json": {"step": 1}}
+    third = [next(iterator), next(iterator)][1]
+    again = next(batches.resume({"json": {"step": 2}}))
+    jax.tree.map(np.testing.assert_array_equal, again, third)
+
+
+def test_an_iterable_without_a_state_has_no_notes():
+    batches = Batches([HOST], lambda batch: batch)
+    assert not batches.is_stateful
+    assert batches.notes() is None
+
+
+def test_a_checkpoint_without_an_iterators_state_warns(tmp_path):
+    with pytest.warns(UserWarning, match="cannot be asked for again"):
+        fit([HOST] * 3, 3, checkpoint_dir=tmp_path)
+
+    class Full(Counting):
+        def __next__(self):
+            super().__next__()
+            return HOST
+
+    with pytest.warns(UserWarning, match="taken from its beginning"):
+        fit(Full(), 4, checkpoint_dir=tmp_path)
