@@ -46,7 +46,6 @@ def examples():
 
 FOREIGN = {
     "map": lambda: examples().batch(4),
-    "iter": lambda: examples().to_iter_dataset().batch(4),
     "theirs": Theirs,
 }
 
@@ -71,6 +70,14 @@ def test_the_remedies_of_the_message_train():
     plain = fit(data=fg.data.from_arrays(ARRAYS, 4, shuffle=False)).state.params
     theirs = fit(data=iter(examples().batch(4))).state.params
     np.testing.assert_array_equal(theirs, plain)
+
+
+def test_a_dataset_that_can_only_be_iterated_over_is_an_iterable():
+    stream = examples().to_iter_dataset().batch(4)
+    plain = fit(data=fg.data.from_arrays(ARRAYS, 4, shuffle=False)).state.params
+    np.testing.assert_array_equal(fit(data=stream).state.params, plain)
+    with pytest.raises(TypeError, match="where fngrad.fit takes them"):
+        run(data=stream)
 
 
 def test_parts_of_a_data_set_are_passed_one_by_one():

@@ -29,7 +29,7 @@ class Examples:
 
 def map_dataset():
     examples = grain.MapDataset.source(Examples()).shuffle(seed=3).repeat()
-    return examples.batch(5).to_iter_dataset()
+    return examples.batch(5).to_iter_dataset(grain.ReadOptions(1, 2))
 
 
 def loader():  # its state is of the type bytes
@@ -39,6 +39,7 @@ def loader():  # its state is of the type bytes
             20, shuffle=True, seed=0, shard_options=pygrain.NoSharding()
         ),
         operations=[pygrain.Batch(5)],
+        read_options=grain.ReadOptions(1, 2),
     )
 
 
