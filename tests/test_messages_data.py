@@ -76,7 +76,7 @@ def test_a_dataset_that_can_only_be_iterated_over_is_an_iterable():
     stream = examples().to_iter_dataset().batch(4)
     plain = fit(data=fg.data.from_arrays(ARRAYS, 4, shuffle=False)).state.params
     np.testing.assert_array_equal(fit(data=stream).state.params, plain)
-    with pytest.raises(TypeError, match="where fngrad.fit takes them"):
+    with pytest.raises(TypeError, match=r"where fngrad\.fit takes them"):
         run(data=stream)
 
 
