@@ -4,6 +4,7 @@ JAX keeps them: its persistent compilation cache. This module chooses the folder
 every program however short, and drops old entries by size.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     Raises:
         OSError: if the folder cannot be made or written.
         TypeError: if ``folder`` is not a path.
+        ValueError: if it is empty.
         ImportError: if it is a URL and etils is missing, or JAX is to drop entries and
             filelock is missing.
 
@@ -65,6 +67,8 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"need folder, a string or a path, got {folder!r}")
     path = os.fspath(folder)
+    if not path:
+        raise ValueError("need folder, a path, got ''; \".\" is the current folder")
     if is_url(folder):
         path = path if "://" in path else path.replace(":/", "://", 1)
         import_extra("etils.epath", "checkpoint", "etils")  # JAX needs it there
@@ -115,17 +119,21 @@ def _trim(folder: Path) -> None:
     one: 0.2 s with a thousand entries, longer than compiling most programs.
     """
     marker = folder / _TRIMMED
-    try:
+    # Another process may trim at the same time, and entries may be another user's.
+    with contextlib.suppress(OSError):
         if time.time() - marker.stat().st_mtime < _SECONDS_BETWEEN_TRIMS:
             return
-    except FileNotFoundError:
-        pass
-    marker.touch()
-    found = [(path.stat(), path) for path in folder.glob(_ENTRIES)]
-    used = sorted((max(s.st_atime, s.st_mtime), s.st_size, path) for s, path in found)
+    with contextlib.suppress(OSError):
+        marker.touch()
+    used = []
+    for path in folder.glob(_ENTRIES):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     total = sum(size for _, size, _ in used)
-    for _, size, path in used:
+    for _, size, path in sorted(used):
         if total <= MAX_BYTES:
             break
-        path.unlink(missing_ok=True)
-        total -= size
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= size
