@@ -8,10 +8,13 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.combinators import describe, lift, without_state
-from fngrad.layers.core import Layer, StatefulLayer, check_sizes, keys
+from fngrad.layers.core import Layer, StatefulLayer, check_sizes
+from fngrad.layers.one_program import plain
 from fngrad.layers.rematerialization import (
     CheckpointPolicy,
     check_layer,
@@ -42,7 +45,7 @@ def repeat(
     and back.
 
     Args:
-        block: keeps the shape and dtype of x.
+        block: keeps the shape and dtype of x. Its ``init`` is traced.
         count: number of layers.
         remat: whether the backward pass computes each layer again from $h_i$, which
             alone is then kept for it; or one of `jax.checkpoint_policies`, which says
@@ -69,8 +72,13 @@ def repeat(
     check_layer(block, "to repeat")
     inner = lift(rematerialized(block, remat, in_loop=True))
 
+    # Under `vmap` the generators "rbg" and "unsafe_rbg" draw other numbers.
+    places = np.arange(count, dtype=np.uint32)
+
     def init(key: Key) -> Any:
-        return jax.vmap(block.init)(keys(key, count))
+        key = numerics.key(key)
+        draw = plain(block.init)
+        return jax.lax.map(lambda i: draw(jax.random.fold_in(key, i)), places)
 
     def apply(
         params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
@@ -78,14 +86,16 @@ def repeat(
         _check_stacked("parameters", count, params)
         _check_stacked("model state", count, model_state)
 
+        key = None if key is None else numerics.key(key)
+
         def one(x: Any, layer: tuple[Params, ModelState, Any]) -> tuple[Any, Any]:
-            params, state, key = layer
-            y, state = inner.apply(params, state, x, key=key)
+            params, state, i = layer
+            own_key = None if key is None else jax.random.fold_in(key, i)
+            y, state = inner.apply(params, state, x, key=own_key)
             _check_kept(x, y)
             return y, state
 
-        own_keys = None if key is None else keys(key, count)
-        return jax.lax.scan(one, x, (params, model_state, own_keys), length=count)
+        return jax.lax.scan(one, x, (params, model_state, places))
 
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)

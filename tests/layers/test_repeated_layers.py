@@ -76,6 +76,19 @@ def test_a_key_gives_the_parameters_of_layers_one_by_one(name):
     jax.tree.map(np.testing.assert_array_equal, in_a_loop[True][0], one_by_one[0])
 
 
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_every_generator_of_keys_draws_as_for_layers_one_by_one(generator):
+    key = jax.random.key(5, impl=generator)
+    block = layers.serial(layers.linear(32, 32), layers.dropout(0.5))
+    one_by_one, loop = layers.serial(*[block] * COUNT), layers.repeat(block, COUNT)
+    params, x = one_by_one.init(key), jnp.ones(32)
+    jax.tree.map(np.testing.assert_array_equal, loop.init(key), stacked(params))
+    y = one_by_one.apply(params, x, key=key)
+    np.testing.assert_allclose(loop.apply(stacked(params), x, key=key), y, rtol=1e-6)
+    assert np.any(y == 0)
+    assert np.any(y != 0)
+
+
 def test_what_is_dropped_differs_by_layer():
     drop = layers.repeat(layers.dropout(0.5), 2, remat=False)
     ones = jnp.ones(400)
