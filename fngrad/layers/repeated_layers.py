@@ -44,6 +44,12 @@ def repeat(
     the same way. `unstack_layers` and `stack_layers` convert both to those of `serial`
     and back.
 
+    An optimizer sees a stack as one leaf. Rules that treat entries alone (SGD,
+    momentum, RMSProp, Adam, Lion) take the same steps as with `serial`. Rules that
+    treat matrices or whole leaves do not: Muon, Shampoo, SOAP, Adafactor, SM3, LAMB,
+    LARS, NovoGrad. For Muon a stack of biases is a matrix, and one of weights is left
+    to Adam. Use `serial` with `remat` for these.
+
     Args:
         block: keeps the shape and dtype of x. Its ``init`` is traced.
         count: number of layers.
@@ -104,6 +110,10 @@ def repeat(
 
 def stack_layers(a: Tree, at: str) -> Tree:
     """Return a tree with the layers of `serial` stacked, as `repeat` has them.
+
+    Of an optimizer's state, moments in the shapes of the parameters are converted. A
+    state with others, such as factors or codes of 8 bits, is refused by the next
+    update; begin it anew with `fngrad.init_state`.
 
     Args:
         a: parameters, a model state, or what holds trees like them, such as a

@@ -110,14 +110,14 @@ def wide_block():
 
 
 @pytest.mark.parametrize(
-    ("of", "plain"),
+    "of",
     [
-        (lambda block: layers.repeat(block, 6), None),
-        (lambda block: layers.serial(*[layers.remat(block)] * 6), None),
+        lambda block: layers.repeat(block, 6),
+        lambda block: layers.serial(*[layers.remat(block)] * 6),
     ],
     ids=["repeat", "remat"],
 )
-def test_rematerialization_keeps_the_inputs_of_the_layers_alone(of, plain):
+def test_rematerialization_keeps_the_inputs_of_the_layers_alone(of):
     x = jnp.ones((100, 8))
     params = 6 * 4 * (8 * 64 + 64 + 64 * 8 + 8)
     inputs = 6 * x.nbytes
@@ -309,3 +309,44 @@ def same(a, b):
 def test_trees_that_do_not_convert_are_refused(convert, a, message):
     with pytest.raises(ValueError, match=message):
         convert(a, "**/a")
+
+
+def differs_by_layout(optimizer):
+    """Return whether an optimizer changes stacked layers in another way."""
+
+    @jax.jit
+    def after_two_updates(params, grads):
+        state = optimizer.init(params)
+        for factor in (1.0, -0.5):
+            scaled = fg.tree.scale(factor, grads)
+            updates, state = optimizer.update(scaled, state, params)
+            params = fg.apply_updates(params, updates)
+        return params
+
+    layer = layers.serial(*[layers.linear(4, 4)] * 2)
+    params, grads = layer.init(1), layer.init(2)
+    expected = stacked(after_two_updates(params, grads))
+    got = after_two_updates(stacked(params), stacked(grads))
+    gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got, expected)
+    return max(jax.tree.leaves(gaps)) > 1e-5
+
+
+@pytest.mark.parametrize("rule", [fg.momentum, fg.rmsprop, fg.adamw, fg.lion])
+def test_rules_of_single_entries_see_no_difference_in_a_stack(rule):
+    assert not differs_by_layout(rule(0.1))
+
+
+# As the docstring of repeat says.
+@pytest.mark.parametrize("rule", [fg.muon, fg.soap, fg.adafactor, fg.sm3, fg.lamb])
+def test_rules_of_whole_leaves_see_one_leaf_in_a_stack(rule):
+    assert differs_by_layout(rule(0.1))
+
+
+def test_a_state_that_does_not_convert_is_refused_by_the_next_step():
+    models_of = [models.transformer(11, 8, **LANGUAGE, scan=scan) for scan in (0, 1)]
+    optimizer = fg.novograd(0.1)
+    state = fg.init_state(models_of[0].init(KEY), optimizer, key=0)
+    stacked_state = layers.stack_layers(state, "**/blocks")
+    step = fg.make_step(language_loss(models_of[1]), optimizer)
+    with pytest.raises(ValueError, match=r"nu/blocks/.* needs shape \(\), got \(3,\)"):
+        jax.eval_shape(step, stacked_state, TOKENS)
