@@ -209,7 +209,7 @@ def from_source(
     prefetch: int = 4,
     threads: int = 2,
 ) -> Source:
-    """Make batches of examples that do not fit on the device, or not in memory.
+    """Make batches of examples that do not fit on the device or in memory.
 
     The order is that of `fngrad.data.from_arrays`, bit for bit, and `fngrad.fit`
     resumes exactly. `fit` reads ahead of the step; `evaluate` reads in batches.

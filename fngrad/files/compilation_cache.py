@@ -35,10 +35,9 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
 
     JAX's environment variables apply: ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the
     cache off, ``JAX_COMPILATION_CACHE_DIR`` names the default folder. Once a day the
-    entries that were not read for longest are dropped until the others take at most
-    1 GiB, unless ``JAX_COMPILATION_CACHE_MAX_SIZE`` makes JAX itself drop them
-    (``fngrad[cache]``). JAX runs what it finds in the folder: share it only with users
-    you trust.
+    least recently read entries are dropped until the others take at most 1 GiB, unless
+    ``JAX_COMPILATION_CACHE_MAX_SIZE`` makes JAX itself drop them (``fngrad[cache]``).
+    JAX runs what it finds in the folder: share it only with users you trust.
 
     Args:
         folder: where the programs are kept; it is made if needed. A relative path is
@@ -113,7 +112,7 @@ def _make_writable(path: Path) -> None:
 
 
 def _trim(folder: Path) -> None:
-    """Remove the entries that were not read for longest, at most once a day.
+    """Remove the least recently read entries, at most once a day.
 
     JAX can drop entries too, but then reads the whole folder each time that it adds
     one: 0.2 s with a thousand entries, longer than compiling most programs.

@@ -38,8 +38,8 @@ def repeat(
 
     $$h_{i+1} = f(\theta_i, h_i), \quad i = 0, \dots, \text{count} - 1$$
 
-    The function that ``serial(*[block] * count)`` computes, with the parameters that
-    it has for the same key, in one loop. The parameters are those of the block, at its
+    It computes the function of ``serial(*[block] * count)`` in one loop, with the same
+    parameters for the same key. The parameters are those of the block, at its
     paths, each with a leading axis of the size ``count``; a model state is stacked in
     the same way. `unstack_layers` and `stack_layers` convert both to those of `serial`
     and back.

@@ -23,7 +23,7 @@ class Costs(NamedTuple):
     products: int  # FLOPs of matrix products and convolutions
     others: int  # FLOPs of everything else, one per entry
     bytes: int  # see `costs`
-    uncounted: dict[str, int]  # primitives by name, and how often each stands there
+    uncounted: dict[str, int]  # primitives by name, and how often each occurs
 
     @property
     def flops(self) -> int:
