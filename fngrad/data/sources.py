@@ -294,6 +294,11 @@ def _reader(read: Any, n: int) -> Read:
         arrays = tree.map_with_path(_array_by_position, read)
         _check_size(num_examples(arrays), n)
         return lambda indices: tree.map_with_path(_rows(indices), arrays)
+    if hasattr(read, "keys"):
+        raise TypeError(
+            f"need a dict of arrays, got {type(read).__name__}: pass a dict of those "
+            "that hold the examples, {name: read[name] for name in names}"
+        )
     if hasattr(read, "__getitem__") and hasattr(read, "__len__"):
         _check_size(len(read), n)
         return lambda indices: _stacked([read[int(i)] for i in indices])
@@ -301,7 +306,8 @@ def _reader(read: Any, n: int) -> Read:
         return read
     raise TypeError(
         "need a function of indices, arrays on disk or a sequence of examples to read, "
-        f"got {name_of(read) if callable(read) else type(read).__name__}"
+        f"got {name_of(read) if callable(read) else type(read).__name__}; fit takes an "
+        "iterable of batches as it is"
     )
 
 

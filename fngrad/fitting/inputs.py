@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
@@ -174,7 +175,8 @@ def _batch_program(reader: DatasetReader) -> Callable[[Any, jax.Array], Batch]:
 
 
 def _first_of(data: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
-    batches = iter(data)
+    arrays = functools.partial(tree.map_with_path, array_inputs.of_another_library)
+    batches = map(arrays, data)
     for first in batches:
         return first, batches
     raise ValueError("need an iterable with at least one batch, got none")

@@ -1,6 +1,7 @@
 """Sources: the batches of arrays in memory, from disk, ahead of the steps."""
 
 import threading
+from collections import UserDict
 
 import grain
 import jax
@@ -290,6 +291,16 @@ def test_a_fingerprint_of_ones_own_reads_nothing():
     ("make", "error", "message"),
     [
         (lambda: data.from_source(3, N, 2), TypeError, "need a function of indices"),
+        (
+            lambda: data.from_source(UserDict(ARRAYS), N, 2),
+            TypeError,
+            "need a dict of arrays, got UserDict",
+        ),
+        (
+            lambda: data.from_source(iter([ARRAYS]), N, 2),
+            TypeError,
+            "fit takes an iterable of batches as it is",
+        ),
         (lambda: data.from_source(ARRAYS, N + 1, 2), ValueError, "need size=11"),
         (lambda: data.from_source(Sequence(), 5, 2), ValueError, "need size=11"),
         (lambda: data.from_source({"x": [1, 2]}, 2, 2), TypeError, "got int at 'x/0'"),
