@@ -116,3 +116,32 @@ def test_leaves_that_do_not_fit_are_named():
         tree.from_leaf_paths(like, {"a": jnp.ones(2)})
     with pytest.raises(ValueError, match=r"'a' needs shape \(2,\), got \(3,\)"):
         tree.from_leaf_paths(like, {"a": jnp.ones(3), "b": jnp.ones(3)})
+
+
+class Tensor:
+    """An array of another library, as torch and TensorFlow have them."""
+
+    def __init__(self, values: Any):
+        self.values, self.shape = np.asarray(values), np.shape(values)
+        self.dtype = f"theirs.{self.values.dtype}"
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
+def test_batches_of_another_librarys_arrays_train():
+    def loss_fn(params, batch):
+        assert isinstance(batch["rate"], jax.Array)
+        return batch["rate"] * jnp.mean((batch["x"] @ params - batch["y"]) ** 2)
+
+    step = fg.make_step(loss_fn, fg.sgd(0.1))
+    state = fg.init_state(jnp.zeros((3, 1)), fg.sgd(0.1), key=0)
+
+    def end(kind: Any) -> Any:
+        batches = [{"rate": 0.5, "x": kind(X), "y": kind(Y)} for _ in range(3)]
+        return fg.fit(step, state, batches, progress=False).state.params
+
+    np.testing.assert_array_equal(end(Tensor), end(np.asarray))
+    with pytest.raises(TypeError, match=r"need numbers or bools, got .* at 'x'"):
+        fg.fit(step, state, [{"x": Tensor(["a", "b"])}], progress=False)

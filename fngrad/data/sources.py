@@ -10,9 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
-from fngrad.programs.signatures import name_of
+from fngrad.programs.signatures import name_of, takes
+from fngrad.programs.thread_settings import with_settings_of_this_thread
 from fngrad.sharding.meshes import check_mesh
 from fngrad.sharding.placement import batch_spec
 from fngrad.types import Batch
@@ -87,32 +88,38 @@ class Source:
             ValueError: as `indices`; or if what was read has not b examples.
             Exception: what ``read`` raises, with a note of the step.
         """
-        step = int(step)
-        try:
-            examples = self._examples(self.indices(step))
-        except Exception as error:
-            error.add_note(f"reading batch {step} of {self!r}")
-            raise
+        indices = self.indices(step)
+        with self._noting(f"batch {step}"):
+            examples = self._examples(indices)
         batch = dataclasses.replace(self.order, arrays=examples)
         return _mapped(batch, np.uint32(step)) if self.order.maps else examples
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches from step ``start`` on, without end, read ahead.
 
-        ``threads`` threads read up to ``prefetch`` batches before they are asked for.
-        An error of ``read`` is raised when its batch is asked for. Closing the
-        iterator, or dropping it, cancels what is not begun and ends the threads.
+        ``threads`` threads read up to ``prefetch`` batches before they are asked for,
+        under the settings of JAX, such as `jax.default_device`, of the thread that asks
+        for the first. An error of ``read`` is raised when its batch is asked for.
+        Closing the iterator, or dropping it, cancels what is not begun and ends the
+        threads.
+
+        Raises:
+            ValueError: if ``start`` is not an int >= 0.
         """
+        return self._ahead(numerics.check_count("start", start))
+
+    def _ahead(self, start: int) -> Generator[Batch, None, None]:
         steps = itertools.count(start)
         if self.prefetch == 0:
             yield from map(self.batch, steps)
             return
+        read = with_settings_of_this_thread(self.batch)
         waiting: collections.deque[Future[Batch]] = collections.deque()
         with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
             try:
                 while True:
                     while len(waiting) < self.prefetch:
-                        waiting.append(pool.submit(self.batch, next(steps)))
+                        waiting.append(pool.submit(read, next(steps)))
                     yield waiting.popleft().result()
             finally:
                 for future in waiting:
@@ -160,20 +167,29 @@ class Source:
             digest.update(self.identity.encode())
             return digest.hexdigest()
         few = np.unique([0, self.size // 2, self.size - 1])
-        for path, leaf in tree.leaf_paths(self._checked(self.read(few), few)).items():
+        with self._noting("three examples"):
+            examples = self._checked(self.read(few), few)
+        for path, leaf in tree.leaf_paths(examples).items():
             digest.update(f"{path} {leaf.dtype} {leaf.shape};".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
 
     def part(self, start: int, count: int) -> Dataset:
         """Return ``count`` examples from index ``start`` on, as a dataset in memory."""
+        with self._noting(f"examples {start} to {start + count - 1}"):
+            examples = self._examples(np.arange(start, start + count))
         return dataclasses.replace(
-            self.order,
-            arrays=self._examples(np.arange(start, start + count)),
-            size=count,
-            batch_size=count,
-            read=take,
+            self.order, arrays=examples, size=count, batch_size=count, read=take
         )
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """Note on an error what was read."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"reading {what} of {self!r}")
+            raise
 
     def _examples(self, indices: np.ndarray) -> Batch:
         examples = self._checked(self.read(indices), indices)
@@ -182,7 +198,10 @@ class Source:
     def _checked(self, examples: Any, indices: np.ndarray) -> Batch:
         """Return examples as arrays of numbers, after checking how many they are."""
         examples = tree.map_with_path(array_inputs.array, examples)
-        for path, leaf in tree.leaf_paths(examples).items():
+        leaves = tree.leaf_paths(examples)
+        if not leaves:
+            raise ValueError("need at least one array from read, got an empty tree")
+        for path, leaf in leaves.items():
             if leaf.shape[:1] != (len(indices),):
                 raise ValueError(
                     f"need {len(indices)} examples from read, along the first axis, "
@@ -194,7 +213,7 @@ class Source:
 def from_source(
     read: Any,
     size: int,
-    batch_size: int,
+    batch_size: int | Literal["all"],
     *,
     seed: int | jax.Array = 0,
     shuffle: bool = True,
@@ -203,7 +222,7 @@ def from_source(
     prefetch: int = 4,
     threads: int = 2,
 ) -> Source:
-    """Make batches of examples that do not fit on the device, or not in memory.
+    """Make batches of examples that do not fit on the device or in memory.
 
     The order is that of `fngrad.data.from_arrays`, bit for bit, and `fngrad.fit`
     resumes exactly. `fit` reads ahead of the step; `evaluate` reads in batches.
@@ -216,9 +235,11 @@ def from_source(
             - a tree of arrays on disk, such as ``np.load(path, mmap_mode="r")`` or
               datasets of an HDF5 file, read in ascending order;
             - a sequence with ``len`` and ``[i]`` for one example, such as a random
-              access source or a ``MapDataset`` of grain, or a dataset of torch.
+              access source or a ``MapDataset`` of grain, a dataset of torch, one of
+              Hugging Face in the format "numpy", or a list of examples.
         size: n, the number of examples, 1 <= n <= 2**30.
-        batch_size: b, 1 <= b <= n.
+        batch_size: b, 1 <= b <= n; "all" reads all examples for every batch, in their
+            order.
         seed: an int of any size, or a typed key, shape ().
         shuffle: whether each epoch visits the examples in a new random order.
         remainder: see `fngrad.data.from_arrays`.
@@ -278,26 +299,54 @@ def check_foreign(data: Any) -> None:
 
 def _reader(read: Any, n: int) -> Read:
     """Return the function of indices that reads examples."""
-    is_sequence = hasattr(read, "__getitem__") and hasattr(read, "__len__")
-    is_tree = hasattr(read, "shape") or not jax.tree_util.all_leaves([read])
-    if is_tree:
-        for path, leaf in tree.leaf_paths(read).items():
-            if not hasattr(leaf, "shape"):
-                raise TypeError(
-                    f"need arrays with a shape, got {type(leaf).__name__} at {path!r}; "
-                    "a function of indices reads anything else"
-                )
-        _check_size(num_examples(read), n)
-        return lambda indices: jax.tree.map(lambda x: _rows(x, indices), read)
-    if is_sequence:
+    array_inputs.check_one_part(read)
+    if isinstance(read, Dataset | Source):
+        raise TypeError(
+            f"need what holds the examples, got a {type(read).__name__}, which has "
+            "batches: fit, evaluate and autopsy take it as it is"
+        )
+    is_tree = _is_array(read) or not jax.tree_util.all_leaves([read])
+    if is_tree and not _is_list_of_examples(read, n):
+        arrays = tree.map_with_path(_array_by_position, read)
+        _check_size(num_examples(arrays), n)
+        return lambda indices: tree.map_with_path(_rows(indices), arrays)
+    if hasattr(read, "keys"):
+        raise TypeError(
+            f"need a dict of arrays, got {type(read).__name__}: pass a dict of those "
+            "that hold the examples, {name: read[name] for name in names}"
+        )
+    if hasattr(read, "__getitem__") and hasattr(read, "__len__"):
         _check_size(len(read), n)
         return lambda indices: _stacked([read[int(i)] for i in indices])
-    if callable(read):
+    if callable(read) and takes(read, 1):
         return read
     raise TypeError(
         "need a function of indices, arrays on disk or a sequence of examples to read, "
-        f"got {type(read).__name__}"
+        f"got {name_of(read) if callable(read) else type(read).__name__}; fit takes an "
+        "iterable of batches as it is"
     )
+
+
+def _is_array(x: Any) -> bool:
+    is_table = hasattr(x, "iloc")  # of pandas
+    return is_table or (hasattr(x, "shape") and hasattr(x, "dtype"))
+
+
+def _is_list_of_examples(read: Any, n: int) -> bool:
+    """Return whether a list holds n examples, rather than arrays of n examples."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(read)]
+    is_long = isinstance(read, list) and len(read) == n
+    return is_long and any(shape[:1] != (n,) for shape in shapes)
+
+
+def _array_by_position(path: str, x: Any) -> Any:
+    """Return an array whose ``x[i]`` is row i; that of pandas is the row named i."""
+    if not _is_array(x):
+        raise TypeError(
+            "need arrays with a shape and a dtype, got "
+            f"{type(x).__name__} at {path!r}; a function of indices reads anything else"
+        )
+    return array_inputs.array(path, x) if hasattr(x, "iloc") else x
 
 
 def _check_size(found: int, n: int) -> None:
@@ -305,14 +354,15 @@ def _check_size(found: int, n: int) -> None:
         raise ValueError(f"need size={found}, the number of examples to read, got {n}")
 
 
-def _rows(x: Any, indices: np.ndarray) -> np.ndarray:
+def _rows(indices: np.ndarray) -> Callable[[str, Any], np.ndarray]:
     """Read rows in ascending order, each once, as HDF5 needs and disks prefer."""
     ascending, places = np.unique(indices, return_inverse=True)
-    return np.asarray(x[ascending])[places]
+    return lambda path, x: array_inputs.unmasked(path, x[ascending])[places]
 
 
 def _stacked(examples: list[Any]) -> Batch:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+    arrays = [tree.map_with_path(array_inputs.unmasked, x) for x in examples]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *arrays)
 
 
 def _given(arrays: Batch, indices: jax.Array) -> Batch:

@@ -4,6 +4,7 @@ JAX keeps them: its persistent compilation cache. This module chooses the folder
 every program however short, and drops old entries by size.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -34,10 +35,9 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
 
     JAX's environment variables apply: ``JAX_ENABLE_COMPILATION_CACHE=false`` turns the
     cache off, ``JAX_COMPILATION_CACHE_DIR`` names the default folder. Once a day the
-    entries that were not read for longest are dropped until the others take at most
-    1 GiB, unless ``JAX_COMPILATION_CACHE_MAX_SIZE`` makes JAX itself drop them
-    (``fngrad[cache]``). JAX runs what it finds in the folder: share it only with users
-    you trust.
+    least recently read entries are dropped until the others take at most 1 GiB, unless
+    ``JAX_COMPILATION_CACHE_MAX_SIZE`` makes JAX itself drop them (``fngrad[cache]``).
+    JAX runs what it finds in the folder: share it only with users you trust.
 
     Args:
         folder: where the programs are kept; it is made if needed. A relative path is
@@ -51,6 +51,7 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     Raises:
         OSError: if the folder cannot be made or written.
         TypeError: if ``folder`` is not a path.
+        ValueError: if it is empty.
         ImportError: if it is a URL and etils is missing, or JAX is to drop entries and
             filelock is missing.
 
@@ -65,6 +66,8 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"need folder, a string or a path, got {folder!r}")
     path = os.fspath(folder)
+    if not path:
+        raise ValueError("need folder, a path, got ''; \".\" is the current folder")
     if is_url(folder):
         path = path if "://" in path else path.replace(":/", "://", 1)
         import_extra("etils.epath", "checkpoint", "etils")  # JAX needs it there
@@ -109,23 +112,27 @@ def _make_writable(path: Path) -> None:
 
 
 def _trim(folder: Path) -> None:
-    """Remove the entries that were not read for longest, at most once a day.
+    """Remove the least recently read entries, at most once a day.
 
     JAX can drop entries too, but then reads the whole folder each time that it adds
     one: 0.2 s with a thousand entries, longer than compiling most programs.
     """
     marker = folder / _TRIMMED
-    try:
+    # Another process may trim at the same time, and entries may be another user's.
+    with contextlib.suppress(OSError):
         if time.time() - marker.stat().st_mtime < _SECONDS_BETWEEN_TRIMS:
             return
-    except FileNotFoundError:
-        pass
-    marker.touch()
-    found = [(path.stat(), path) for path in folder.glob(_ENTRIES)]
-    used = sorted((max(s.st_atime, s.st_mtime), s.st_size, path) for s, path in found)
+    with contextlib.suppress(OSError):
+        marker.touch()
+    used = []
+    for path in folder.glob(_ENTRIES):
+        with contextlib.suppress(OSError):
+            found = path.stat()
+            used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     total = sum(size for _, size, _ in used)
-    for _, size, path in used:
+    for _, size, path in sorted(used):
         if total <= MAX_BYTES:
             break
-        path.unlink(missing_ok=True)
-        total -= size
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= size

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
@@ -60,7 +61,7 @@ class Feed:
                 f"fngrad.data.from_arrays({arrays}, batch_size) makes one"
             )
         if self.is_iterable:
-            place = functools.partial(_shard, mesh=mesh)
+            place = functools.partial(_place, mesh=mesh)
             self._iterable = Batches(data, place)
             if not self._iterable.is_stateful:
                 warnings.warn(
@@ -172,7 +173,9 @@ class Feed:
         return batch_of(self.data, step, shapes)
 
 
-def _shard(batch: Batch, mesh: Mesh | None) -> Batch:
+def _place(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Return a batch with JAX's arrays, those of another library too, on a mesh."""
+    batch = tree.map_with_path(array_inputs.of_another_library, batch)
     return batch if mesh is None else shard_batch(batch, mesh)
 
 

@@ -319,6 +319,7 @@ def _fit(
     log_every = start.log_every(intervals.log_every, reporting.has_listeners)
     stops = intervals._replace(log_every=log_every).stops(feed, start.step)
     if stopped := stopped_before(start, stops, evaluation):
+        start.history.notes["seconds"] = spent.seconds()
         return FitResult(start.state, start.history, stopped)
     print_resumed(start, stops, rules.folder)
     outputs = Outputs(

@@ -166,12 +166,7 @@ def batched(
 def _key_per_example(key: Key | None, x: Any) -> Key | None:
     if key is None:
         return None
-    return keys(key, jnp.shape(jax.tree.leaves(x)[0])[0])
-
-
-def keys(key: Key, count: int) -> jax.Array:
-    """Return ``fold_in(key, i)`` for every i below ``count``, shape (count,)."""
-    indices = jnp.arange(count, dtype=jnp.uint32)
+    indices = jnp.arange(jnp.shape(jax.tree.leaves(x)[0])[0], dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(numerics.key(key), indices)
 
 

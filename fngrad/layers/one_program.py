@@ -18,10 +18,10 @@ _LARGEST = 2**24  # numbers in all; a program holds its temporaries beside its r
 def as_one_program(init: Callable[..., Any]) -> Callable[..., Any]:
     """Return an ``init`` that runs as one program when it is called with a key.
 
-    Called one by one, each of its operations is compiled by itself. Three kinds of
-    ``init`` are left as they are: of many leaves of one size, since a program compiles
-    every draw, where equal ones by themselves are compiled once; of large models; and
-    one that cannot be traced or whose results are not arrays of JAX.
+    Outside a program JAX compiles each operation of ``init`` separately. Three kinds of
+    ``init`` are left as they are: those of models with many leaves of one size, since a
+    program compiles each of their draws, and separate operations only one; those of
+    large models; and those that cannot be traced or do not return arrays of JAX.
 
     Args:
         init: a pure function of a key. It gets a typed key if it can be traced, and
@@ -57,7 +57,7 @@ def as_one_program(init: Callable[..., Any]) -> Callable[..., Any]:
 def plain(init: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function of which `as_one_program` was made, for an ``init`` inside.
 
-    A model of which every layer were a program would compile equal layers again.
+    If each layer were a program, a model with equal layers would compile it repeatedly.
     """
     return getattr(init, _PLAIN, init)
 

@@ -24,8 +24,8 @@ def remat(
 ) -> Layer | StatefulLayer:
     """Return a layer that the backward pass computes again, to keep less in memory.
 
-    The same function with the same gradient: between the passes only the layer's
-    parameters and its input are kept, and what ``policy`` names.
+    It is the same function with the same gradient. Between the passes only the layer's
+    parameters, its input, and what ``policy`` names are kept.
 
     Args:
         layer: parameters and state stay at their paths.
@@ -54,7 +54,7 @@ def remat(
 def rematerialized(
     layer: _L, remat: bool | CheckpointPolicy, *, in_loop: bool = False
 ) -> _L:
-    """Return a layer as an argument ``remat`` says: as it is, or computed again.
+    """Return a layer as ``remat`` asks: as it is, or computed again.
 
     Args:
         layer: what to compute again.

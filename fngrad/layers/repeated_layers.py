@@ -8,10 +8,13 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.combinators import describe, lift, without_state
-from fngrad.layers.core import Layer, StatefulLayer, check_sizes, keys
+from fngrad.layers.core import Layer, StatefulLayer, check_sizes
+from fngrad.layers.one_program import plain
 from fngrad.layers.rematerialization import (
     CheckpointPolicy,
     check_layer,
@@ -36,14 +39,20 @@ def repeat(
 
     $$h_{i+1} = f(\theta_i, h_i), \quad i = 0, \dots, \text{count} - 1$$
 
-    The function that ``serial(*[block] * count)`` computes, with the parameters that
-    it has for the same key, in one loop. The parameters are those of the block, at its
+    It computes the function of ``serial(*[block] * count)`` in one loop, with the same
+    parameters for the same key. The parameters are those of the block, at its
     paths, each with a leading axis of the size ``count``; a model state is stacked in
     the same way. `unstack_layers` and `stack_layers` convert both to those of `serial`
     and back.
 
+    An optimizer sees a stack as one leaf. Rules that treat entries alone (SGD,
+    momentum, RMSProp, Adam, Lion) take the same steps as with `serial`. Rules that
+    treat matrices or whole leaves do not: Muon, Shampoo, SOAP, Adafactor, SM3, LAMB,
+    LARS, NovoGrad. For Muon a stack of biases is a matrix, and one of weights is left
+    to Adam. Use `serial` with `remat` for these.
+
     Args:
-        block: keeps the shape and dtype of x.
+        block: keeps the shape and dtype of x. Its ``init`` is traced.
         count: number of layers.
         remat: whether the backward pass computes each layer again from $h_i$, which
             alone is then kept for it; or one of `jax.checkpoint_policies`, which says
@@ -74,8 +83,13 @@ def repeat(
 
     inner = ready(block)
 
+    # Under `vmap` the generators "rbg" and "unsafe_rbg" draw other numbers.
+    places = np.arange(count, dtype=np.uint32)
+
     def init(key: Key) -> Any:
-        return jax.vmap(block.init)(keys(key, count))
+        key = numerics.key(key)
+        draw = plain(block.init)
+        return jax.lax.map(lambda i: draw(jax.random.fold_in(key, i)), places)
 
     def apply(
         params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
@@ -85,14 +99,16 @@ def repeat(
         params, gather = layer_by_layer(params)
         layer = inner if gather is None else ready(gathering(block, gather))
 
+        key = None if key is None else numerics.key(key)
+
         def one(x: Any, own: tuple[Params, ModelState, Any]) -> tuple[Any, Any]:
-            params, state, key = own
-            y, state = layer.apply(params, state, x, key=key)
+            params, state, i = own
+            own_key = None if key is None else jax.random.fold_in(key, i)
+            y, state = layer.apply(params, state, x, key=own_key)
             _check_kept(x, y)
             return y, state
 
-        own_keys = None if key is None else keys(key, count)
-        return jax.lax.scan(one, x, (params, model_state, own_keys), length=count)
+        return jax.lax.scan(one, x, (params, model_state, places))
 
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
@@ -112,6 +128,10 @@ def gathering(
 
 def stack_layers(a: Tree, at: str) -> Tree:
     """Return a tree with the layers of `serial` stacked, as `repeat` has them.
+
+    Of an optimizer's state, moments in the shapes of the parameters are converted. A
+    state with others, such as factors or codes of 8 bits, is refused by the next
+    update; begin it anew with `fngrad.init_state`.
 
     Args:
         a: parameters, a model state, or what holds trees like them, such as a

@@ -51,7 +51,7 @@ class TimeSpent:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-        self._part = "other"  # that time is counted for now
+        self._part = "other"  # the one that is being counted
         self._since = clock()
         self._events: list[tuple[float, float]] = []  # (middle, seconds), counted
 
@@ -97,13 +97,13 @@ class TimeSpent:
             _listener.reset(before)
 
     def count_event(self, part: str, seconds: float) -> None:
-        """Count the last seconds for a part, but for events that ended within them."""
+        """Count the last seconds for a part, without the events that ended in them."""
         now = self._count()
         inside = 0.0
         while self._events and self._events[-1][0] > now - seconds:
             inside += self._events.pop()[1]
         self._events.append((now - seconds / 2, seconds))
-        # Never more than there is: JAX has another clock.
+        # JAX has another clock, so its seconds may be more than were counted.
         own = min(max(seconds - inside, 0.0), self._seconds[self._part])
         self._seconds[self._part] -= own
         self._seconds[part] += own

@@ -4,6 +4,7 @@ Inputs whose conversion to an array of numbers would lose something, such as a m
 the missing entries of a column, are refused, with the leaf's path.
 """
 
+import numbers
 from typing import Any
 
 import jax
@@ -55,6 +56,19 @@ def array(path: str, x: Any) -> Any:
         raise TypeError(f"need numbers or bools, got {x.dtype} at {path!r}")
     _check_integers(path, x)
     return x
+
+
+def of_another_library(path: str, x: Any) -> Any:
+    """Return an array of another library, such as torch, as one of NumPy or of JAX.
+
+    Other leaves are returned unchanged: arrays of NumPy and JAX, numbers.
+
+    Raises:
+        TypeError: as `array`.
+        ValueError: as `array`.
+    """
+    is_known = isinstance(x, jax.Array | np.ndarray | np.generic | numbers.Number)
+    return x if is_known else array(path, x)
 
 
 def unmasked(path: str, x: Any) -> np.ndarray:

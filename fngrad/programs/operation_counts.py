@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.programs.jaxprs as jaxprs
+from fngrad.programs.signatures import check_function
 
 
 class Costs(NamedTuple):
@@ -22,7 +23,7 @@ class Costs(NamedTuple):
     products: int  # FLOPs of matrix products and convolutions
     others: int  # FLOPs of everything else, one per entry
     bytes: int  # see `costs`
-    uncounted: dict[str, int]  # primitives by name, and how often each stands there
+    uncounted: dict[str, int]  # primitives by name, and how often each occurs
 
     @property
     def flops(self) -> int:
@@ -49,7 +50,11 @@ def costs(fn: Callable[..., Any], *args: Any) -> Costs:
 
     Returns:
         Costs. ``uncounted`` names what has no count: loops of unknown length (their
-        bodies count once), decompositions such as ``eigh``, kernels of one's own.
+        bodies count once), decompositions such as ``eigh``, Fourier transforms, ragged
+        products, kernels of one's own.
+
+    Raises:
+        TypeError: if ``fn`` is not a function.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -59,6 +64,7 @@ def costs(fn: Callable[..., Any], *args: Any) -> Costs:
         >>> fg.costs(deep, jnp.ones((10, 4, 4)), jnp.ones(4))
         Costs(products=320, others=40, bytes=1632, uncounted={})
     """
+    check_function(fn)
     program, _ = jaxprs.trace(fn, *args)
     uncounted: Counter[str] = Counter()
     inside = _count(program.closed.jaxpr, uncounted)
@@ -82,8 +88,12 @@ class _Sum(NamedTuple):
 
 # What moves, selects or converts data, or draws random bits.
 _MOVES = {
+    "all_gather",
+    "all_to_all",
+    "approx_top_k",
     "bitcast_convert_type",
     "broadcast_in_dim",
+    "complex",
     "concatenate",
     "convert_element_type",
     "copy",
@@ -96,6 +106,7 @@ _MOVES = {
     "name",
     "optimization_barrier",
     "pad",
+    "ppermute",
     "real",
     "reduce_precision",
     "reshape",
@@ -108,6 +119,7 @@ _MOVES = {
     "split",
     "squeeze",
     "stop_gradient",
+    "top_k",
     "transpose",
 }
 _UNCOUNTED = {
@@ -115,15 +127,21 @@ _UNCOUNTED = {
     "eig",
     "eigh",
     "ffi_call",
+    "fft",
+    "hessenberg",
     "householder_product",
     "io_callback",
     "lu",
     "pallas_call",
     "pure_callback",
     "qr",
+    "ragged_dot_general",
     "schur",
     "svd",
+    "symmetric_product",
     "triangular_solve",
+    "tridiagonal",
+    "tridiagonal_solve",
 }
 
 

@@ -7,6 +7,7 @@ import jax
 import fngrad.programs.text_tables as text_tables
 import fngrad.tree as tree
 from fngrad.transforms.core import TransformLike, chain, trainable_leaves
+from fngrad.transforms.quantized_update import is_short
 from fngrad.types import Params, Path
 
 
@@ -31,11 +32,13 @@ def describe(optimizer: TransformLike, params: Params) -> str:
         head   (2,)    float32  yes        scale_by_adam/mu, scale_by_adam/nu: 16 bytes
         total  12 parameters, 2 trainable, 24 bytes of state
     """
-    state = tree.leaf_paths(jax.eval_shape(optimizer.init, params))
+    state = jax.eval_shape(optimizer.init, params)
+    arrays, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_short)
     leaves = tree.leaf_paths(params)
     is_trainable = tree.leaf_paths(trainable_leaves(chain(optimizer), params))
     trainable = {p: leaf for p, leaf in leaves.items() if is_trainable[p]}
-    kept = _state_by_leaf(state, leaves)
+    by_path = {tree.path_string(path): array for path, array in arrays}
+    kept = _state_by_leaf(by_path, leaves)
     rows = [["leaf", "shape", "dtype", "trainable", "state"]]
     for path, leaf in leaves.items():
         answer = "yes" if path in trainable else "no"
@@ -52,7 +55,7 @@ def describe(optimizer: TransformLike, params: Params) -> str:
 def _state_by_leaf(
     state: dict[Path, Any], leaves: dict[Path, Any]
 ) -> dict[Path, dict[str, Any]]:
-    """Return each parameter's state: leaves of its shape whose path ends in its own."""
+    """Return each parameter's state: arrays of its shape whose path ends in its own."""
     kept: dict[Path, dict[str, Any]] = {path: {} for path in leaves}
     for full, leaf in state.items():
         owners = [

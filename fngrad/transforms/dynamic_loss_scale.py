@@ -1,6 +1,7 @@
 """The loss scale of float16: kept in the optimizer's state, adapted to overflows."""
 
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,11 @@ from fngrad.transforms.core import (
     unwrap,
     wrapper,
 )
-from fngrad.transforms.nonfinite_updates import attempts
-from fngrad.types import Metrics, OptState, Params, Updates
+from fngrad.transforms.nonfinite_updates import SkipNonfiniteState, attempts
+from fngrad.types import Metrics, OptState, Params, Path, Updates
 
 MAX_SCALE = 2.0**24
+MIN_SCALE = 2.0**-126  # of which the reciprocal is finite in float32
 
 
 class LossScalingState(NamedTuple):
@@ -78,9 +80,10 @@ def loss_scaling(
         inner: a whole optimizer.
         init_scale: $S_0$, a power of two, at most $2^{24}$.
         growth_interval: $k$ >= 1, an int.
-        min_scale: $S_{\min}$, a power of two, at most $S_0$.
+        min_scale: $S_{\min}$, a power of two, at least $2^{-126}$, at most $S_0$.
 
     Raises:
+        TypeError: if a scale is not a Python number.
         ValueError: if a scale is not a power of two or out of range, or
             ``growth_interval`` is not an int >= 1.
 
@@ -143,15 +146,33 @@ def scale_in_force(opt_state: Any) -> jax.Array | None:
         opt_state: an optimizer's state, or any tree that contains one.
 
     Raises:
-        ValueError: if there are two, since a loss has one scale.
+        ValueError: if there are two, since a loss has one scale, or it is inside
+            `skip_nonfinite`, which would restore the scale that overflowed.
     """
-    found = queries.find_with_paths(opt_state, LossScalingState)
+    found = _found(opt_state)
     if len(found) > 1:
         raise ValueError(
             "need one loss_scaling, around the whole optimizer, got "
             f"{len(found)}: {[path for path, _ in found]}"
         )
+    skipping = queries.find(opt_state, SkipNonfiniteState)
+    if any(_found(state.inner) for state in skipping):
+        raise ValueError(
+            "need loss_scaling around skip_nonfinite, got it inside, where a skipped "
+            "step would not halve the scale: loss_scaling(skip_nonfinite(optimizer))"
+        )
     return found[0][1].scale if found else None
+
+
+def _found(opt_state: Any) -> list[tuple[Path, LossScalingState]]:
+    """Return all states of `loss_scaling` with their paths, also one inside another."""
+    outermost = queries.find_with_paths(opt_state, LossScalingState)
+    inside = [
+        (f"{path}/inner/{below}", state)
+        for path, outer in outermost
+        for below, state in _found(outer.inner)
+    ]
+    return outermost + inside
 
 
 def _taken(state: LossScalingState, growth_interval: int) -> LossScalingState:
@@ -175,9 +196,11 @@ def _skipped(state: LossScalingState, min_scale: float) -> LossScalingState:
     )
 
 
-def _check_scale(name: str, scale: float, most: float) -> None:
+def _check_scale(name: str, scale: Any, most: float) -> None:
+    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
+        raise TypeError(f"need a number as {name}, got {scale!r}")
     numerics.check_positive(name, scale)
-    if math.frexp(scale)[0] != 0.5 or scale > most:
+    if not MIN_SCALE <= scale <= most or math.frexp(scale)[0] != 0.5:
         raise ValueError(
             f"need a power of two, at most {most:g}, as {name}, so that scaling rounds "
             f"no digit, got {name}={scale!r}"

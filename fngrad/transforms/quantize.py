@@ -95,7 +95,8 @@ def quantize_state(
 
     Raises:
         ValueError: if ``bits`` is not 16, 8 or 4, or ``block_size`` is odd or not
-            positive; at ``init``, if a glob selects no leaf or a leaf has two kinds.
+            positive; at ``init``, if a glob selects no leaf, a leaf has two kinds, or
+            there is a `quantize_state` in ``inner``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,6 +142,7 @@ def quantize_state(
             return encode(leaf, kind) if is_chosen else leaf
 
         state = transform.init(params)
+        _check_once(state)
         short = jax.tree.map(begin, queries.moment_kinds(state, globs), state)
         return QuantizeState(numerics.first_step(), short)
 
@@ -184,6 +186,14 @@ def describe_quantization(optimizer: TransformLike, params: Params) -> str:
     heads = ("leaf", "dtype", "stored as", "bytes before", "bytes after")
     total_row = ("total", "", "", *map(str, total))
     return text_tables.table([heads, *rows, total_row], left=3)
+
+
+def _check_once(state: OptState) -> None:
+    if queries.find(state, is_short):
+        raise ValueError(
+            "need moments in their full dtype to quantize, got a quantize_state inside "
+            "another"
+        )
 
 
 def _storage(leaf: Any) -> str:

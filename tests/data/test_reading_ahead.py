@@ -1,6 +1,7 @@
 """Sources: the batches of arrays in memory, from disk, ahead of the steps."""
 
 import threading
+from collections import UserDict
 
 import grain
 import jax
@@ -11,6 +12,7 @@ import pytest
 import fngrad as fg
 import fngrad.data as data
 from fngrad.data.sources import Source
+from fngrad.numerics.precision import double_precision
 
 N = 11
 ARRAYS = {
@@ -23,7 +25,7 @@ class Ascending:
     """Rows as HDF5 gives them: only at indices that ascend, each once."""
 
     def __init__(self, rows):
-        self.rows, self.shape = rows, rows.shape
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
 
     def __getitem__(self, indices):
         assert np.all(np.diff(indices) > 0)
@@ -41,6 +43,26 @@ class Sequence:
         return {name: rows[i] for name, rows in ARRAYS.items()}
 
 
+class Table(Sequence):
+    """Examples with a shape that is not an array's, as Hugging Face's datasets have."""
+
+    shape = (N, 2)
+
+
+class Column:
+    """A column whose ``[i]`` is the row named i, as pandas has them."""
+
+    def __init__(self, rows):
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+        self.iloc = self
+
+    def __getitem__(self, names):
+        raise AssertionError("rows are asked for by name")
+
+    def __array__(self, dtype=None, copy=None):
+        return self.rows
+
+
 def on_disk(folder):
     for name, rows in ARRAYS.items():
         np.save(folder / name, rows)
@@ -52,6 +74,9 @@ READERS = {
     "a memory map": on_disk,
     "ascending rows": lambda _: {name: Ascending(x) for name, x in ARRAYS.items()},
     "a sequence": lambda _: Sequence(),
+    "a list": lambda _: [Sequence()[i] for i in range(N)],
+    "a table": lambda _: Table(),
+    "columns": lambda _: {name: Column(x) for name, x in ARRAYS.items()},
     "grain": lambda _: grain.MapDataset.source(Sequence()).map(dict),
 }
 
@@ -168,6 +193,55 @@ def test_an_error_in_a_thread_names_its_batch():
     assert not readers_alive()
 
 
+def gone(indices):
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("reads", "what"),
+    [
+        (lambda source: source.batch(2), "batch 2"),
+        (lambda source: source.fingerprint(), "three examples"),
+        (lambda source: source.part(3, 4), "examples 3 to 6"),
+    ],
+)
+def test_an_error_says_what_was_read(reads, what):
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        reads(data.from_source(gone, N, 4))
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"reading {what} of Source(gone, 11 examples, ")
+
+
+@pytest.mark.parametrize("step", [1.5, "1", True, None])
+def test_a_step_is_an_integer_as_for_arrays_in_memory(step):
+    read = READERS["a function"](None)
+    for made in (data.from_arrays(ARRAYS, 4), data.from_source(read, N, 4)):
+        with pytest.raises(TypeError, match="need an integer scalar as step"):
+            made.batch(step)
+
+
+@pytest.mark.parametrize("start", [-1, 1.5, True])
+def test_batches_begin_at_a_step(start):
+    source = data.from_source(READERS["a function"](None), N, 4)
+    with pytest.raises(ValueError, match="need an int start >= 0"):
+        source.batches(start)
+
+
+def test_threads_read_under_the_settings_of_the_one_that_asks():
+    def mixed(batch):
+        return {"x": batch["x"] + batch["y"][:, None]}
+
+    source = data.from_source(READERS["a function"](None), N, 4)
+    with jax.default_device(jax.devices()[-1]):
+        assert next(source.batches())["x"].devices() == {jax.devices()[-1]}
+    with double_precision():
+        assert next(source.batches())["x"].dtype == np.float64
+    with pytest.raises(ValueError, match="implicit dtype promotion"):
+        next(source.map(mixed).batches())  # strict, as in all tests
+    with jax.numpy_dtype_promotion("standard"):
+        next(source.map(mixed).batches())
+
+
 def test_a_buffer_that_the_reader_fills_again_is_copied():
     buffer = np.zeros((2, 1), np.float32)
 
@@ -217,6 +291,16 @@ def test_a_fingerprint_of_ones_own_reads_nothing():
     ("make", "error", "message"),
     [
         (lambda: data.from_source(3, N, 2), TypeError, "need a function of indices"),
+        (
+            lambda: data.from_source(UserDict(ARRAYS), N, 2),
+            TypeError,
+            "need a dict of arrays, got UserDict",
+        ),
+        (
+            lambda: data.from_source(iter([ARRAYS]), N, 2),
+            TypeError,
+            "fit takes an iterable of batches as it is",
+        ),
         (lambda: data.from_source(ARRAYS, N + 1, 2), ValueError, "need size=11"),
         (lambda: data.from_source(Sequence(), 5, 2), ValueError, "need size=11"),
         (lambda: data.from_source({"x": [1, 2]}, 2, 2), TypeError, "got int at 'x/0'"),
@@ -238,6 +322,40 @@ def test_a_fingerprint_of_ones_own_reads_nothing():
             lambda: data.from_source(lambda i: i.astype(str), N, 2).batch(0),
             TypeError,
             "need numbers or bools",
+        ),
+        (
+            lambda: data.from_source(lambda i: None, N, 2).batch(0),
+            ValueError,
+            "need at least one array from read",
+        ),
+        (
+            lambda: data.from_source(lambda: None, N, 2),
+            TypeError,
+            "need a function of indices, .*got <lambda>",
+        ),
+        (
+            lambda: data.from_source(
+                {"x": np.ma.masked_equal(ARRAYS["y"], 3)}, N, N
+            ).batch(0),
+            ValueError,
+            "masked",
+        ),
+        (
+            lambda: data.from_source(
+                list(np.ma.masked_equal(ARRAYS["x"], 3)), N, N
+            ).batch(0),
+            ValueError,
+            "masked",
+        ),
+        (
+            lambda: data.from_source(data.Splits(ARRAYS, ARRAYS, ARRAYS), N, 2),
+            TypeError,
+            "splits.train",
+        ),
+        (
+            lambda: data.from_source(data.from_arrays(ARRAYS, 2), N, 2),
+            TypeError,
+            "got a Dataset, which has batches",
         ),
         (lambda: data.from_source(ARRAYS, N, 2).batch(-1), ValueError, "0 <= step"),
     ],

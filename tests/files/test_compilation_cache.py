@@ -209,6 +209,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, settings):
         fg.cache_compilations(tmp_path / "file" / "below")
     with pytest.raises(TypeError, match="need folder, a string or a path, got 3"):
         fg.cache_compilations(3)
+    with pytest.raises(ValueError, match="need folder, a path, got ''"):
+        fg.cache_compilations("")
     assert getattr(jax.config, FOLDER) == before
 
 
@@ -244,3 +246,34 @@ def test_the_entries_read_longest_ago_are_dropped_once_a_day(
     now += 25 * 3600
     assert left() == ["new-cache", "newer-cache"]
     assert (tmp_path / "other.txt").exists()
+
+
+@pytest.mark.parametrize("method", ["stat", "unlink"])
+def test_an_entry_that_cannot_be_dropped_does_no_harm(
+    method, tmp_path, monkeypatch, settings
+):
+    monkeypatch.setattr(compilation_cache, "MAX_BYTES", 0)
+    plain = getattr(pathlib.Path, method)
+    found = []
+
+    def refuse(path, *args, **options):
+        if path.name == "b-cache":
+            found.append(path)
+            kind = FileNotFoundError if method == "stat" else PermissionError
+            raise kind(f"another process has {path}")
+        return plain(path, *args, **options)
+
+    for name in "abc":
+        (tmp_path / f"{name}-cache").write_bytes(b"x" * 100)
+    monkeypatch.setattr(pathlib.Path, method, refuse)
+    fg.cache_compilations(tmp_path)
+    assert found
+    assert set(os.listdir(tmp_path)) == {"b-cache", ".trimmed"}
+
+
+def test_a_marker_of_another_user_does_no_harm(tmp_path, monkeypatch, settings):
+    def refuse(path, **options):
+        raise PermissionError(f"another user's {path}")
+
+    monkeypatch.setattr(pathlib.Path, "touch", refuse)
+    assert fg.cache_compilations(tmp_path) == str(tmp_path)

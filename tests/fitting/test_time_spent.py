@@ -106,6 +106,9 @@ def test_the_manifest_tells_the_same_and_a_resumed_call_counts_anew(tmp_path):
     assert again.history.notes["resumed"] == [8]
     wall = time.perf_counter() - begin
     assert sum(again.history.notes["seconds"].values()) <= wall
+    nothing = quiet_fit(num_steps=12, eval_data=ARRAYS, **options)
+    assert nothing.history.notes["seconds"]["stepping"] == 0
+    assert tuple(nothing.history.notes["seconds"]) == PARTS
 
 
 def test_an_error_carries_what_the_time_was_spent_on():

@@ -76,6 +76,19 @@ def test_a_key_gives_the_parameters_of_layers_one_by_one(name):
     jax.tree.map(np.testing.assert_array_equal, in_a_loop[True][0], one_by_one[0])
 
 
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_every_generator_of_keys_draws_as_for_layers_one_by_one(generator):
+    key = jax.random.key(5, impl=generator)
+    block = layers.serial(layers.linear(32, 32), layers.dropout(0.5))
+    one_by_one, loop = layers.serial(*[block] * COUNT), layers.repeat(block, COUNT)
+    params, x = one_by_one.init(key), jnp.ones(32)
+    jax.tree.map(np.testing.assert_array_equal, loop.init(key), stacked(params))
+    y = one_by_one.apply(params, x, key=key)
+    np.testing.assert_allclose(loop.apply(stacked(params), x, key=key), y, rtol=1e-6)
+    assert np.any(y == 0)
+    assert np.any(y != 0)
+
+
 def test_what_is_dropped_differs_by_layer():
     drop = layers.repeat(layers.dropout(0.5), 2, remat=False)
     ones = jnp.ones(400)
@@ -97,14 +110,14 @@ def wide_block():
 
 
 @pytest.mark.parametrize(
-    ("of", "plain"),
+    "of",
     [
-        (lambda block: layers.repeat(block, 6), None),
-        (lambda block: layers.serial(*[layers.remat(block)] * 6), None),
+        lambda block: layers.repeat(block, 6),
+        lambda block: layers.serial(*[layers.remat(block)] * 6),
     ],
     ids=["repeat", "remat"],
 )
-def test_rematerialization_keeps_the_inputs_of_the_layers_alone(of, plain):
+def test_rematerialization_keeps_the_inputs_of_the_layers_alone(of):
     x = jnp.ones((100, 8))
     params = 6 * 4 * (8 * 64 + 64 + 64 * 8 + 8)
     inputs = 6 * x.nbytes
@@ -296,3 +309,44 @@ def same(a, b):
 def test_trees_that_do_not_convert_are_refused(convert, a, message):
     with pytest.raises(ValueError, match=message):
         convert(a, "**/a")
+
+
+def differs_by_layout(optimizer):
+    """Return whether an optimizer changes stacked layers in another way."""
+
+    @jax.jit
+    def after_two_updates(params, grads):
+        state = optimizer.init(params)
+        for factor in (1.0, -0.5):
+            scaled = fg.tree.scale(factor, grads)
+            updates, state = optimizer.update(scaled, state, params)
+            params = fg.apply_updates(params, updates)
+        return params
+
+    layer = layers.serial(*[layers.linear(4, 4)] * 2)
+    params, grads = layer.init(1), layer.init(2)
+    expected = stacked(after_two_updates(params, grads))
+    got = after_two_updates(stacked(params), stacked(grads))
+    gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), got, expected)
+    return max(jax.tree.leaves(gaps)) > 1e-5
+
+
+@pytest.mark.parametrize("rule", [fg.momentum, fg.rmsprop, fg.adamw, fg.lion])
+def test_rules_of_single_entries_see_no_difference_in_a_stack(rule):
+    assert not differs_by_layout(rule(0.1))
+
+
+# As the docstring of repeat says.
+@pytest.mark.parametrize("rule", [fg.muon, fg.soap, fg.adafactor, fg.sm3, fg.lamb])
+def test_rules_of_whole_leaves_see_one_leaf_in_a_stack(rule):
+    assert differs_by_layout(rule(0.1))
+
+
+def test_a_state_that_does_not_convert_is_refused_by_the_next_step():
+    models_of = [models.transformer(11, 8, **LANGUAGE, scan=scan) for scan in (0, 1)]
+    optimizer = fg.novograd(0.1)
+    state = fg.init_state(models_of[0].init(KEY), optimizer, key=0)
+    stacked_state = layers.stack_layers(state, "**/blocks")
+    step = fg.make_step(language_loss(models_of[1]), optimizer)
+    with pytest.raises(ValueError, match=r"nu/blocks/.* needs shape \(\), got \(3,\)"):
+        jax.eval_shape(step, stacked_state, TOKENS)

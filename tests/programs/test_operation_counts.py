@@ -193,12 +193,42 @@ def test_what_has_no_count_is_named():
     assert found.uncounted == {"while": 1, "eigh": 1}
 
 
+def tridiagonal_solve(x):
+    return lax.linalg.tridiagonal_solve(x[0], x[1], x[2], x[3][:, None])
+
+
+def ragged(x):
+    return lax.ragged_dot(x, jnp.ones((2, 4, 5)), jnp.array([1, 3]))
+
+
+@pytest.mark.parametrize(
+    ("fn", "name"),
+    [
+        (jnp.fft.fft, "fft"),
+        (lax.linalg.hessenberg, "hessenberg"),
+        (lax.linalg.tridiagonal, "tridiagonal"),
+        (tridiagonal_solve, "tridiagonal_solve"),
+        (lambda x: lax.linalg.symmetric_product(x, x), "symmetric_product"),
+        (ragged, "ragged_dot_general"),
+    ],
+)
+def test_what_takes_more_than_one_operation_per_entry_is_named(fn, name):
+    assert fg.costs(fn, jnp.ones((4, 4))).uncounted == {name: 1}
+
+
+def test_something_else_than_a_function_is_refused():
+    with pytest.raises(TypeError, match="need a function, got ArrayImpl"):
+        fg.costs(jnp.ones(2))  # type: ignore[arg-type]
+
+
 def test_moving_data_takes_no_operations():
     def move(x):
         y = jnp.concatenate([x.T, x[::-1].reshape(4, 4)]).astype(jnp.bfloat16)
         return jnp.where(x[0, 0] > 0, y[:4], y[4:])[jnp.array([2, 0])]
 
     assert fg.costs(move, jnp.ones((4, 4))).flops == 0
+    assert fg.costs(lambda x: lax.top_k(x, 2), jnp.ones((4, 4))).flops == 0
+    assert fg.costs(lax.complex, jnp.ones(4), jnp.ones(4)).flops == 0
 
 
 def test_a_reduction_counts_what_it_reads():

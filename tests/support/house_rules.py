@@ -34,7 +34,8 @@ HOUSE = (
         "programs/",
         "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
         "(`operation_counts`), arguments recognized by name "
-        "(`signatures`), `optional_imports`, `text_tables`",
+        "(`signatures`), settings of JAX in another thread (`thread_settings`), "
+        "`optional_imports`, `text_tables`",
     ),
     (
         0,

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from fngrad.optimizers import sgd
+from fngrad.optimizers import adam, sgd
 from fngrad.transforms.core import (
     chain,
     named,
@@ -11,6 +11,7 @@ from fngrad.transforms.core import (
 from fngrad.transforms.description import describe
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.momentum_buffers import trace
+from fngrad.transforms.quantize import quantize_state
 from fngrad.transforms.scaling import scale
 
 
@@ -36,3 +37,10 @@ def test_the_table_counts_every_state_of_a_leaf():
     assert "trace/trace, trace/trace: 24 bytes" in describe(
         chain(*groups), {"w": jnp.ones(3)}
     )
+
+
+@pytest.mark.parametrize(("bits", "size"), [(16, 16384), (8, 8320), (4, 4224)])
+def test_the_table_shows_moments_in_few_bits(bits, size):
+    optimizer = quantize_state(adam(0.1), bits=bits)
+    table = describe(optimizer, {"w": jnp.ones((64, 64))})
+    assert f"scale_by_adam/mu, scale_by_adam/nu: {size} bytes" in table

@@ -99,7 +99,6 @@ NESTED = {
     "chain": lambda t: fg.chain(fg.clip(1.0), t, fg.ema_params(0.9)),
     "named": lambda t: fg.chain(fg.named("scaled", t)),
     "accumulate": lambda t: fg.accumulate(t, 2),
-    "skip_nonfinite": skip_nonfinite,
     "lookahead": lambda t: fg.lookahead(t, 2),
     "partition": lambda t: fg.partition([("b", fg.freeze()), ("**", t)]),
     "masked": lambda t: fg.masked(t, "w"),
@@ -117,11 +116,30 @@ def test_the_scale_is_found_at_any_depth(name):
     assert scale_in_force(fg.adam(0.1).init(PARAMS)) is None
 
 
-def test_two_scales_are_refused():
-    groups = [("w", loss_scaling(fg.sgd(0.1))), ("**", loss_scaling(fg.adam(0.1)))]
-    optimizer = fg.partition(groups)
+def scaled(rate):
+    return loss_scaling(fg.sgd(rate))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            fg.partition([("w", scaled(0.1)), ("**", scaled(0.2))]),
+            "need one loss_scaling, around the whole optimizer, got 2: ",
+        ),
+        (
+            loss_scaling(fg.accumulate(scaled(0.1), 2)),
+            r"got 2: \['loss_scaling', 'loss_scaling/inner/accumulate/inner/",
+        ),
+        (
+            skip_nonfinite(scaled(0.1)),
+            "need loss_scaling around skip_nonfinite, got it inside",
+        ),
+    ],
+)
+def test_one_scale_adapts_to_the_loss_of_a_step(optimizer, message):
     state = fg.init_state(PARAMS, optimizer, 0)
-    with pytest.raises(ValueError, match=r"need one loss_scaling.*'opt_state|got 2"):
+    with pytest.raises(ValueError, match=message):
         fg.make_step(lambda params, batch: jnp.sum(params["w"]), optimizer)(state, None)
 
 
@@ -132,6 +150,7 @@ def test_two_scales_are_refused():
         ({"init_scale": 2 * MAX_SCALE}, "at most"),
         ({"init_scale": 0.0}, "need init_scale > 0"),
         ({"init_scale": np.inf}, "need a power of two"),
+        ({"init_scale": 1.0, "min_scale": 2.0**-127}, "need a power of two"),
         ({"min_scale": 2.0**16}, "need a power of two, at most 32768, as min_scale"),
         ({"growth_interval": 0}, "need an int growth_interval >= 1"),
         ({"growth_interval": 2.5}, "need an int growth_interval >= 1"),
@@ -140,6 +159,12 @@ def test_two_scales_are_refused():
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         loss_scaling(fg.sgd(0.1), **options)
+
+
+@pytest.mark.parametrize("scale", [True, "8", lambda step: 8.0, jnp.float32(8)])
+def test_a_scale_is_a_python_number(scale):
+    with pytest.raises(TypeError, match="need a number as init_scale, got "):
+        loss_scaling(fg.sgd(0.1), init_scale=scale)
 
 
 # The gradient of a mean over 8192 errors of this size, and over a fourth of them, is

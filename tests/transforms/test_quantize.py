@@ -247,6 +247,14 @@ def test_wrong_arguments_are_refused(arguments, message):
         quantize_state(adam(0.1), **arguments)
 
 
+@pytest.mark.parametrize(("outer", "within"), [(16, 16), (16, 8), (8, 16), (8, 8)])
+def test_moments_are_not_quantized_twice(outer, within):
+    inner = quantize_state(adam(0.1), bits=within, min_size=0)
+    optimizer = quantize_state(inner, bits=outer, min_size=0)
+    with pytest.raises(ValueError, match="got a quantize_state inside another"):
+        jax.eval_shape(optimizer.init, jnp.ones(3))
+
+
 @pytest.mark.parametrize(
     ("globs", "message"),
     [
