@@ -54,7 +54,8 @@ def start_of(name, optimizer):
 
 
 def test_every_model_is_here():
-    assert {name.split()[0] for name in MODELS} == set(models.__all__)
+    made = set(models.__all__) - {"transformer_rule"}
+    assert {name.split()[0] for name in MODELS} == made
 
 
 @pytest.mark.parametrize("wide", [None, lambda path, leaf: leaf.ndim < 2])

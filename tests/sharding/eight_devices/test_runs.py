@@ -168,6 +168,29 @@ def test_what_the_mesh_cannot_do_is_refused():
 
 
 LOSS = sharding.gathered(loss_fn, RULE)
+
+
+def with_a_nan():
+    y = ARRAYS["y"].copy()
+    y[7, 3] = np.nan
+    return fg.data.from_arrays({"x": X, "y": y}, 16, seed=1)
+
+
+def test_an_autopsy_finds_the_example_on_a_mesh():
+    with pytest.raises(fg.NonFiniteError, match="batch/y is not finite in 1 entr"):
+        fit("fsdp", data=with_a_nan())
+
+
+def test_bad_steps_are_skipped_as_on_one_device():
+    one, many = (
+        fit(where, data=with_a_nan(), on_nonfinite="skip")
+        for where in ("one device", "fsdp")
+    )
+    np.testing.assert_array_equal(many.history["skipped"], one.history["skipped"])
+    assert 0 < many.history["skipped"].sum() < 12
+    assert eight_devices.farthest(one.state.params, many.state.params) < 1e-4
+
+
 SOPHIA = fg.sophia(0.01)
 OTHER_STEPS = {
     "sophia": lambda loss: fg.steps.sophia(loss, SOPHIA),
