@@ -197,7 +197,8 @@ def _skipped(state: LossScalingState, min_scale: float) -> LossScalingState:
 
 
 def _check_scale(name: str, scale: Any, most: float) -> None:
-    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
+    is_number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    if not is_number:
         raise TypeError(f"need a number as {name}, got {scale!r}")
     numerics.check_positive(name, scale)
     if not MIN_SCALE <= scale <= most or math.frexp(scale)[0] != 0.5:
