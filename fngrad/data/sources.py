@@ -244,7 +244,8 @@ def from_source(
         shuffle: whether each epoch visits the examples in a new random order.
         remainder: see `fngrad.data.from_arrays`.
         fingerprint: identifies the examples, such as a version or a checksum, so that
-            a run resumes only with the same; by default a hash of three of them.
+            a run resumes only with the same; by default a hash of three of them. A
+            ``read`` that draws random numbers needs one, and resumes with others.
         prefetch: how many batches are read before they are asked for, >= 0.
         threads: how many read at once, >= 1.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 import fngrad.numerics as numerics
@@ -13,15 +14,17 @@ import fngrad.numerics as numerics
 _MOST_REPEATED = 4  # leaves of a size that another leaf has
 _PLAIN = "_plain"
 _LARGEST = 2**24  # numbers in all; a program holds its temporaries beside its results
+_HELD = 2**16  # numbers in arrays that init closes over: the program contains them
 
 
 def as_one_program(init: Callable[..., Any]) -> Callable[..., Any]:
     """Return an ``init`` that runs as one program when it is called with a key.
 
-    Outside a program JAX compiles each operation of ``init`` separately. Three kinds of
+    Outside a program JAX compiles each operation of ``init`` separately. Four kinds of
     ``init`` are left as they are: those of models with many leaves of one size, since a
     program compiles each of their draws, and separate operations only one; those of
-    large models; and those that cannot be traced or do not return arrays of JAX.
+    large models; those that close over large arrays, such as trained weights; and those
+    that cannot be traced or do not return arrays of JAX.
 
     Args:
         init: a pure function of a key. It gets a typed key if it can be traced, and
@@ -45,7 +48,7 @@ def as_one_program(init: Callable[..., Any]) -> Callable[..., Any]:
         if key is None:
             return init(*args, **named)
         try:
-            return (program if _pays(jax.eval_shape(program, key)) else init)(key)
+            return (program if _pays(program.trace(key)) else init)(key)
         except Exception:  # an error of the model itself is raised again
             is_traceable = False
             return init(*args)
@@ -72,7 +75,10 @@ def _key(seed: Any) -> jax.Array | None:
     return None if is_traced or key.shape != () else key
 
 
-def _pays(made: Any) -> bool:
-    """Return whether a model of these shapes should begin by one program."""
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(made)]
-    return len(sizes) - len(set(sizes)) <= _MOST_REPEATED and sum(sizes) <= _LARGEST
+def _pays(traced: Any) -> bool:
+    """Return whether a traced ``init`` should run as one program."""
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(traced.out_info)]
+    is_small = (
+        sum(sizes) <= _LARGEST and sum(map(np.size, traced.jaxpr.consts)) <= _HELD
+    )
+    return is_small and len(sizes) - len(set(sizes)) <= _MOST_REPEATED

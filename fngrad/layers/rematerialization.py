@@ -1,11 +1,13 @@
 """Layers whose activations are computed again in the backward pass."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, overload
 
 import jax
 
 from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.programs.signatures import name_of, parameters
 
 _L = TypeVar("_L", bound=Layer | StatefulLayer)
 
@@ -87,10 +89,15 @@ def check_policy(policy: Any) -> None:
     """Raise unless a checkpoint policy is given, or None.
 
     Raises:
-        TypeError: if it is anything else.
+        TypeError: if it is anything else, such as the maker of a policy.
     """
-    if policy is not None and not callable(policy):
+    if policy is None:
+        return
+    # JAX calls a policy with the parameters of a primitive, by name.
+    kinds = {a.kind for a in parameters(policy).values()} if callable(policy) else set()
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        got = f"{name_of(policy)}, a function" if callable(policy) else repr(policy)
         raise TypeError(
-            "need one of jax.checkpoint_policies, such as "
-            f"jax.checkpoint_policies.dots_saveable, got {policy!r}"
+            "need one of jax.checkpoint_policies, such as dots_saveable, or what one "
+            f'of its makers returns, such as save_only_these_names("x"), got {got}'
         )

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
@@ -105,7 +106,7 @@ def _paired(
             "need predictions (n, ...) and targets of the same shape, "
             f"got {x.shape} and {y.shape}"
         )
-    dtype = jnp.promote_types(x.dtype, y.dtype)
+    dtype = np.promote_types(x.dtype, y.dtype)  # also if promotion is strict
     mask, w = mask_and_weights(where, weights, x.shape[:1], dtype)
     inner = tuple(range(1, x.ndim))
     x, y = x.astype(dtype), y.astype(dtype)

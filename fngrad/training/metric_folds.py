@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
@@ -231,7 +232,9 @@ def _pair(name: str, total: Any, weight: Any) -> Mean:
 
 
 def _mean(total: Pair, weight: Pair) -> Mean:
-    dtype = jnp.promote_types(total[0].dtype, weight[0].dtype)
+    dtype = np.promote_types(
+        total[0].dtype, weight[0].dtype
+    )  # also if promotion is strict
     totals, rest = zip(total, weight, strict=True)
     return jax.tree.map(lambda x: x.astype(dtype), Mean(*totals, rest))
 

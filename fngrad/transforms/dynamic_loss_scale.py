@@ -199,8 +199,9 @@ def _skipped(state: LossScalingState, min_scale: float) -> LossScalingState:
 def _check_scale(name: str, scale: Any, most: float) -> None:
     if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
         raise TypeError(f"need a number as {name}, got {scale!r}")
-    numerics.check_positive(name, scale)
-    if not MIN_SCALE <= scale <= most or math.frexp(scale)[0] != 0.5:
+    value = float(scale)
+    numerics.check_positive(name, value)
+    if not MIN_SCALE <= value <= most or math.frexp(value)[0] != 0.5:
         raise ValueError(
             f"need a power of two, at most {most:g}, as {name}, so that scaling rounds "
             f"no digit, got {name}={scale!r}"

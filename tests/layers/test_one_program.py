@@ -154,3 +154,11 @@ def test_many_equal_leaves_are_drawn_by_themselves():
     model.init(0)
     model.init(1)
     assert [isinstance(key, Tracer) for key in calls] == [True, False, False]
+
+
+def test_trained_weights_are_returned_as_they_are():
+    weight = jnp.ones((300, 300))
+    model, calls = counted(lambda key: {"weight": weight})
+    assert model.init(0)["weight"] is weight
+    assert model.init(1)["weight"] is weight
+    assert [isinstance(key, Tracer) for key in calls] == [True, False, False]

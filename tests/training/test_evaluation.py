@@ -287,3 +287,31 @@ def test_a_batch_size_that_is_not_a_count_is_refused():
         with pytest.raises(ValueError, match="need an int batch_size >= 1, got") as e:
             evaluate(metric_fn, PARAMS, DATA, batch_size=bad)  # pyright: ignore
         assert f"batch_size={bad!r}" in str(e.value)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("batch_size", [5, 256])
+@pytest.mark.parametrize("metric", ["mean_squared_error", "mean_absolute_error", "r2"])
+@pytest.mark.parametrize("dtypes", [(64, 64), (64, 32), (32, 64)])
+def test_double_precision_is_measured_under_strict_promotion(
+    dtypes, metric, batch_size
+):
+    data = {
+        name: RNG.normal(size=N).astype(f"float{bits}")
+        for name, bits in zip(("predictions", "targets"), dtypes, strict=True)
+    }
+
+    def metric_fn(params, batch):
+        values = getattr(metrics, metric)(batch["predictions"], batch["targets"])
+        return {"metric": values, "mean": batch["targets"]}
+
+    found = evaluate(metric_fn, PARAMS, data, batch_size=batch_size)
+    x, y = (np.asarray(a, np.float64) for a in data.values())
+    expected = {
+        "mean_squared_error": np.mean((x - y) ** 2),
+        "mean_absolute_error": np.mean(np.abs(x - y)),
+        "r2": 1 - np.sum((x - y) ** 2) / np.sum((y - y.mean()) ** 2),
+    }
+    np.testing.assert_allclose(found["metric"], expected[metric], rtol=1e-12)
+    tolerance = 1e-14 if dtypes[1] == 64 else 1e-6
+    np.testing.assert_allclose(found["mean"], y.mean(), atol=tolerance)

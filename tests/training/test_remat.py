@@ -85,6 +85,38 @@ def test_keys_and_model_states_pass_through_a_policy():
     np.testing.assert_allclose(kept[1]["double"], plain[1]["double"], rtol=1e-6)
 
 
-def test_what_is_not_a_policy_is_refused():
-    with pytest.raises(TypeError, match=r"jax\.checkpoint_policies.*got True"):
-        fg.make_step(loss_fn, fg.sgd(0.1), remat=True)
+@pytest.mark.parametrize(
+    ("remat", "got"),
+    [
+        (True, "got True"),
+        ("dots", "got 'dots'"),
+        (POLICIES.save_only_these_names, "got save_only_these_names, a function"),
+        (POLICIES.save_from_both_policies, "got save_from_both_policies, a function"),
+        (loss_fn, "got loss_fn, a function"),
+    ],
+)
+def test_what_is_not_a_policy_is_refused(remat, got):
+    with pytest.raises(TypeError, match=rf"jax\.checkpoint_policies.*{got}"):
+        fg.make_step(loss_fn, fg.sgd(0.1), remat=remat)
+
+
+def test_every_policy_of_jax_and_what_its_makers_return_are_taken():
+    made = [
+        POLICIES.save_only_these_names("x"),
+        POLICIES.save_any_names_but_these("x"),
+        POLICIES.save_anything_except_these_names("x"),
+        POLICIES.offload_dot_with_no_batch_dims("device", "pinned_host"),
+        POLICIES.save_from_both_policies(
+            POLICIES.dots_saveable, POLICIES.nothing_saveable
+        ),
+    ]
+    plain = [
+        POLICIES.everything_saveable,
+        POLICIES.nothing_saveable,
+        POLICIES.dots_saveable,
+        POLICIES.checkpoint_dots,
+        POLICIES.dots_with_no_batch_dims_saveable,
+        POLICIES.checkpoint_dots_with_no_batch_dims,
+    ]
+    for policy in (*plain, *made):
+        fg.make_step(loss_fn, fg.sgd(0.1), remat=policy)
