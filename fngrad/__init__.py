@@ -129,6 +129,7 @@ from fngrad.transforms.description import describe
 from fngrad.transforms.dynamic_loss_scale import loss_scaling
 from fngrad.transforms.evaluation_point import eval_params
 from fngrad.transforms.laws import check_transform
+from fngrad.transforms.layer_stacks import layerwise
 from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
@@ -237,6 +238,7 @@ __all__ = [
     "landscapes",
     "lars",
     "layers",
+    "layerwise",
     "lbfgs",
     "lion",
     "logging",

@@ -48,8 +48,8 @@ def repeat(
     An optimizer sees a stack as one leaf. Rules that treat entries alone (SGD,
     momentum, RMSProp, Adam, Lion) take the same steps as with `serial`. Rules that
     treat matrices or whole leaves do not: Muon, Shampoo, SOAP, Adafactor, SM3, LAMB,
-    LARS, NovoGrad. For Muon a stack of biases is a matrix, and one of weights is left
-    to Adam. Use `serial` with `remat` for these.
+    LARS, NovoGrad: for Muon a stack of biases is a matrix, and one of weights is left
+    to Adam. `fngrad.layerwise` gives them each layer by itself.
 
     Args:
         block: keeps the shape and dtype of x. Its ``init`` is traced.
