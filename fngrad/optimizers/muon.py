@@ -19,7 +19,7 @@ import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
 from fngrad.optimizers.adam import adamw
 from fngrad.sharding.matrices import Place, map_matrices
-from fngrad.sharding.meshes import mesh_of
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.masking import masked
@@ -179,7 +179,7 @@ def scale_by_muon(
                 o = numerics.bounded(o * unit, o)
             return numerics.scaled(_factor(flat.shape, rms), o).reshape(m.shape)
 
-        mesh = mesh_of(updates, state, params)
+        mesh = auto_mesh_of(updates, state, params)
         new_updates = map_matrices(direct, mu, updates, mesh=mesh)
         return new_updates, ScaleByMuonState(numerics.next_step(state.step), mu)
 
@@ -226,6 +226,11 @@ def muon(
     ``debias=False, weight_decay=0.1, eps=1e-7, ns_dtype=jnp.bfloat16`` without AdamW
     for the rest, Keras
     ``debias=False, consistent_rms=0.2, weight_decay=0.004, eps=1e-7``.
+
+    On a mesh (`fngrad.sharding`) every device orthogonalizes every matrix, which is
+    gathered once for all iterations; where `stack_leaves` stacks equal matrices, each
+    device orthogonalizes its share if the size of the mesh axis "data" divides their
+    number.
 
     For another rule for the rest, or other groups, put
     ``chain(scale_by_muon(), add_decayed_weights(l), scale_by_learning_rate(a))`` into

@@ -15,7 +15,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
 from fngrad.sharding.matrices import Place, map_matrices
-from fngrad.sharding.meshes import AnyMesh, mesh_of
+from fngrad.sharding.meshes import AnyMesh, auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
@@ -103,7 +103,7 @@ def scale_by_shampoo(
         ridge = numerics.hyper(eps, state.step)
         power = None if exponent is None else numerics.hyper(exponent, state.step)
         weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
-        mesh = mesh_of(updates, state, params)
+        mesh = auto_mesh_of(updates, state, params)
         gradients, updates = updates, tree.map_leaves(shrunk_leaf, updates)
         statistics = map_matrices(
             lambda place, g, axes: _observe(place, g, axes, weights),
@@ -166,6 +166,11 @@ def shampoo(
     ($w = 1 - \beta_2$), debiased. With ``momentum`` $\beta$ the preconditioned gradient
     $u_t$ is replaced by $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` by
     $\beta\,b_t + u_t$.
+
+    On a mesh (`fngrad.sharding`) every device decomposes every statistic, which is
+    gathered once for it, and keeps its part of the root; where `stack_leaves` stacks
+    equal matrices, each device decomposes its share if the size of the mesh axis "data"
+    divides their number.
 
     The defaults are the paper's rule. Networks are mostly trained with
     ``b2=0.99, momentum=0.9, graft="diagonal", update_every=10``, and Adam's learning

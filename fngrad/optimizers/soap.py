@@ -11,7 +11,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, gram, matmul
 from fngrad.sharding.matrices import Place, map_matrices
-from fngrad.sharding.meshes import AnyMesh, mesh_of
+from fngrad.sharding.meshes import AnyMesh, auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
@@ -105,7 +105,7 @@ def scale_by_soap(
     ) -> tuple[Updates, ScaleBySoapState]:
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
         updates = tree.map_leaves(_squarable, updates, state.bases)
-        mesh = mesh_of(updates, state, params)
+        mesh = auto_mesh_of(updates, state, params)
         state = _with_statistics(updates, state, beta, mesh)
         t = jnp.maximum(state.step - int(skip_first), 0)  # Adam's step
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
@@ -163,6 +163,11 @@ def soap(
     $\mathrm{diag}(Q^\top L\,Q)$. Adam's average of the gradient is rotated with the
     bases, and its average of squares is not. A leaf of more axes has one statistic per
     axis. Without rotated axes, as for vectors, this is Adam.
+
+    On a mesh (`fngrad.sharding`) every device decomposes every statistic, which is
+    gathered once for it, and keeps its part of the basis; where `stack_leaves` stacks
+    equal matrices, each device decomposes its share if the size of the mesh axis "data"
+    divides their number.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
