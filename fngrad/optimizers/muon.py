@@ -18,6 +18,8 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
 from fngrad.optimizers.adam import adamw
+from fngrad.sharding.matrices import Place, map_matrices
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.masking import masked
@@ -164,19 +166,21 @@ def scale_by_muon(
             rms = numerics.hyper(consistent_rms, state.step)
         mu = tree.average(decay, state.mu, updates)
 
-        def direct(m: jax.Array, g: jax.Array) -> jax.Array:
+        def direct(place: Place, m: jax.Array, g: jax.Array) -> jax.Array:
             unit = _unit(m, g)
             m, g = m / unit, g / unit
             m = look_ahead(m, g, decay, state.step, nesterov=nesterov, debias=debias)
-            flat = m.reshape(math.prod(m.shape[:-1]), m.shape[-1])
+            flat = place.gather(m).reshape(math.prod(m.shape[:-1]), m.shape[-1])
             least = floor.astype(unit.dtype) / unit
             o = orthogonalize(flat, ns_coeffs, ns_steps, least, ns_dtype=ns_dtype)
+            o = place.gather(o)  # or XLA splits the iterations as what follows
             if adaptive:
                 o = numerics.scaled(tree.vdot(flat, o), o)
                 o = numerics.bounded(o * unit, o)
             return numerics.scaled(_factor(flat.shape, rms), o).reshape(m.shape)
 
-        new_updates = tree.map_leaves(direct, mu, updates)
+        mesh = auto_mesh_of(updates, state, params)
+        new_updates = map_matrices(direct, mu, updates, mesh=mesh)
         return new_updates, ScaleByMuonState(numerics.next_step(state.step), mu)
 
     return chain(Transform(init, update, name="scale_by_muon"))
@@ -222,6 +226,11 @@ def muon(
     ``debias=False, weight_decay=0.1, eps=1e-7, ns_dtype=jnp.bfloat16`` without AdamW
     for the rest, Keras
     ``debias=False, consistent_rms=0.2, weight_decay=0.004, eps=1e-7``.
+
+    On a mesh (`fngrad.sharding`) every device orthogonalizes every matrix, which is
+    gathered once for all iterations; where `stack_leaves` stacks equal matrices, each
+    device orthogonalizes its share if the size of the mesh axis "data" divides their
+    number.
 
     For another rule for the rest, or other groups, put
     ``chain(scale_by_muon(), add_decayed_weights(l), scale_by_learning_rate(a))`` into

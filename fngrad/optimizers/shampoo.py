@@ -4,6 +4,7 @@ Eigenvalues are taken in at least float32, every few steps: a decomposition is c
 in the length of the axis.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ from jax import lax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, diagonal, gram, matmul
+from fngrad.sharding.matrices import Place, map_matrices
+from fngrad.sharding.meshes import AnyMesh, auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
@@ -100,19 +103,30 @@ def scale_by_shampoo(
         ridge = numerics.hyper(eps, state.step)
         power = None if exponent is None else numerics.hyper(exponent, state.step)
         weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
+        mesh = auto_mesh_of(updates, state, params)
         gradients, updates = updates, tree.map_leaves(shrunk_leaf, updates)
-        statistics = tree.map_leaves(
-            lambda g, axes: _observe(g, axes, weights), updates, state.statistics
+        statistics = map_matrices(
+            lambda place, g, axes: _observe(place, g, axes, weights),
+            updates,
+            state.statistics,
+            mesh=mesh,
         )
         is_due = state.step % update_every == 0
         roots = _follow(
-            is_due, state.roots, updates, statistics, weights.seen, ridge, power
+            is_due,
+            state.roots,
+            updates,
+            statistics,
+            weights.seen,
+            ridge,
+            power,
+            mesh=mesh,
         )
         nu, target = state.nu, gradients
         if graft == "diagonal":
             nu = jax.tree.map(weights.accumulate_square, nu, updates)
             target = divide_by_root(updates, tree.scale(1 / weights.seen, nu), ridge, 0)
-        new_updates = tree.map_leaves(_multiply, updates, roots)
+        new_updates = map_matrices(_multiply, updates, roots, mesh=mesh)
         if graft is not None:
             new_updates = tree.map_leaves(_with_norm_of, new_updates, target)
         step = numerics.next_step(state.step)
@@ -152,6 +166,11 @@ def shampoo(
     ($w = 1 - \beta_2$), debiased. With ``momentum`` $\beta$ the preconditioned gradient
     $u_t$ is replaced by $b_t = \beta\,b_{t-1} + u_t$, or with ``nesterov`` by
     $\beta\,b_t + u_t$.
+
+    On a mesh (`fngrad.sharding`) every device decomposes every statistic, which is
+    gathered once for it, and keeps its part of the root; where `stack_leaves` stacks
+    equal matrices, each device decomposes its share if the size of the mesh axis "data"
+    divides their number.
 
     The defaults are the paper's rule. Networks are mostly trained with
     ``b2=0.99, momentum=0.9, graft="diagonal", update_every=10``, and Adam's learning
@@ -250,8 +269,10 @@ def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
     return tuple(jnp.zeros(shape, dtype) for shape in shapes)
 
 
-def _observe(g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
+def _observe(place: Place, g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
     g = jnp.atleast_1d(g)
+    if any(s.ndim == 2 for s in axes):
+        g = place.gather(g)
     return tuple(
         _saturated(weights.accumulate(s, gram(g, i) if s.ndim == 2 else diagonal(g, i)))
         for i, s in enumerate(axes)
@@ -266,7 +287,8 @@ def _saturated(s: jax.Array) -> jax.Array:
     return s * jnp.where(is_full, limit / jnp.where(is_full, trace, 1), 1)
 
 
-@jax.jit  # or a step outside jit would compile the branches each time
+# Jitted, or a step outside jit would compile the branches each time.
+@functools.partial(jax.jit, static_argnames="mesh")
 def _follow(
     is_due: jax.Array,
     roots: Updates,
@@ -275,14 +297,18 @@ def _follow(
     seen: jax.Array,
     ridge: jax.Array,
     power: jax.Array | None,
+    *,
+    mesh: AnyMesh | None,
 ) -> Updates:
     """Return the statistics' roots if they are due, else the old ones."""
 
-    def invert(g: jax.Array, axes: Axes) -> Axes:
-        return _inverse_roots(axes, seen, ridge, power)
+    def invert(place: Place, g: jax.Array, axes: Axes) -> Axes:
+        return place.gather(_inverse_roots(place.gather(axes), seen, ridge, power))
 
     return lax.cond(
-        is_due, lambda: tree.map_leaves(invert, updates, statistics), lambda: roots
+        is_due,
+        lambda: map_matrices(invert, updates, statistics, mesh=mesh),
+        lambda: roots,
     )
 
 
@@ -336,15 +362,15 @@ def _of_matrix_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Arra
     return matmul(vectors * roots[None], vectors.T), turned_back
 
 
-def _multiply(g: jax.Array, axes: Axes) -> jax.Array:
-    u = jnp.atleast_1d(g)
-    for i, root in enumerate(axes):
+def _multiply(place: Place, g: jax.Array, axes: Axes) -> jax.Array:
+    u = place.share(jnp.atleast_1d(g))
+    for i, root in enumerate(place.gather(axes)):
         if root.ndim == 2:
             u = along(root, u, i)
         else:
             others = [j for j in range(u.ndim) if j != i]
             u = u * jnp.expand_dims(root, others)
-    return u.reshape(g.shape)
+    return place.share(u).reshape(g.shape)
 
 
 def _with_norm_of(u: jax.Array, target: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """SOAP: Adam in the eigenvectors of Shampoo's statistics."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ from jax import lax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import Axes, along, gram, matmul
+from fngrad.sharding.matrices import Place, map_matrices
+from fngrad.sharding.meshes import AnyMesh, auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.moment_arithmetic import (
@@ -102,20 +105,22 @@ def scale_by_soap(
     ) -> tuple[Updates, ScaleBySoapState]:
         beta = numerics.hyper(b2 if shampoo_beta is None else shampoo_beta, state.step)
         updates = tree.map_leaves(_squarable, updates, state.bases)
-        state = _with_statistics(updates, state, beta)
+        mesh = auto_mesh_of(updates, state, params)
+        state = _with_statistics(updates, state, beta, mesh)
         t = jnp.maximum(state.step - int(skip_first), 0)  # Adam's step
         beta_1, beta_2 = (numerics.hyper(b, state.step) for b in (b1, b2))
-        rotated = tree.map_leaves(_rotate, updates, state.bases)
+        rotated = map_matrices(_rotate, updates, state.bases, mesh=mesh)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, rotated)
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
-        mu_hat = tree.map_leaves(_rotate, remove_bias(mu, beta_1, t), state.bases)
+        mu_hat = remove_bias(mu, beta_1, t)
+        mu_hat = map_matrices(_rotate, mu_hat, state.bases, mesh=mesh)
         nu_hat = remove_bias(nu, beta_2, t)
         direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
-        new_updates = tree.map_leaves(_multiply, direction, state.bases)
+        new_updates = map_matrices(_multiply, direction, state.bases, mesh=mesh)
         is_due = (state.step > 0) & ((t + 1) % every == 0)
-        nu, bases = _follow(is_due, nu, state.statistics, state.bases)
+        nu, bases = _follow(is_due, nu, state.statistics, state.bases, mesh=mesh)
         step = numerics.next_step(state.step)
         return new_updates, state._replace(step=step, mu=mu, nu=nu, bases=bases)
 
@@ -158,6 +163,11 @@ def soap(
     $\mathrm{diag}(Q^\top L\,Q)$. Adam's average of the gradient is rotated with the
     bases, and its average of squares is not. A leaf of more axes has one statistic per
     axis. Without rotated axes, as for vectors, this is Adam.
+
+    On a mesh (`fngrad.sharding`) every device decomposes every statistic, which is
+    gathered once for it, and keeps its part of the basis; where `stack_leaves` stacks
+    equal matrices, each device decomposes its share if the size of the mesh axis "data"
+    divides their number.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
@@ -213,84 +223,113 @@ def _squarable(g: jax.Array, bases: Axes) -> jax.Array:
 
     Bounding single entries would change the direction of a rotated gradient.
     """
-    return squarable(g) if all(q is None for q in bases) else shrunk_leaf(g)
+    return shrunk_leaf(g) if _is_rotated(bases) else squarable(g)
+
+
+def _is_rotated(axes: Axes) -> bool:
+    return any(matrix is not None for matrix in axes)
 
 
 def _with_statistics(
-    updates: Updates, state: ScaleBySoapState, beta: jax.Array
+    updates: Updates, state: ScaleBySoapState, beta: jax.Array, mesh: AnyMesh | None
 ) -> ScaleBySoapState:
     """Average the gradient into the statistics; the first one sets the bases."""
 
-    def observe(g: jax.Array, axes: Axes) -> Axes:
+    def observe(place: Place, g: jax.Array, axes: Axes) -> Axes:
+        if _is_rotated(axes):
+            g = place.gather(g)
         return tuple(
             None if s is None else tree.average(beta, s, gram(g, i))
             for i, s in enumerate(axes)
         )
 
-    statistics = tree.map_leaves(observe, updates, state.statistics)
-    bases = _begin(state.step == 0, updates, statistics, state.bases)
+    statistics = map_matrices(observe, updates, state.statistics, mesh=mesh)
+    bases = _begin(state.step == 0, updates, statistics, state.bases, mesh=mesh)
     return state._replace(statistics=statistics, bases=bases)
 
 
 # Jitted, or a step outside jit would compile the branches each time.
-@jax.jit
+@functools.partial(jax.jit, static_argnames="mesh")
 def _begin(
-    is_first: jax.Array, updates: Updates, statistics: Updates, bases: Updates
+    is_first: jax.Array,
+    updates: Updates,
+    statistics: Updates,
+    bases: Updates,
+    *,
+    mesh: AnyMesh | None,
 ) -> Updates:
-    def decompose(g: jax.Array, axes: Axes) -> Axes:
-        return tuple(None if s is None else jnp.linalg.eigh(s)[1] for s in axes)
+    def decompose(place: Place, g: jax.Array, axes: Axes) -> Axes:
+        axes = place.gather(axes)
+        return place.gather(
+            tuple(None if s is None else jnp.linalg.eigh(s)[1] for s in axes)
+        )
 
     statistics = lax.stop_gradient(statistics)
     return lax.cond(
         is_first,
-        lambda: tree.map_leaves(decompose, updates, statistics),
+        lambda: map_matrices(decompose, updates, statistics, mesh=mesh),
         lambda: bases,
     )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="mesh")
 def _follow(
-    is_due: jax.Array, nu: Updates, statistics: Updates, bases: Updates
+    is_due: jax.Array,
+    nu: Updates,
+    statistics: Updates,
+    bases: Updates,
+    *,
+    mesh: AnyMesh | None,
 ) -> tuple[Updates, Updates]:
     statistics = lax.stop_gradient(statistics)
     return lax.cond(
         is_due,
-        lambda: tree.map_leaves(_renew, nu, statistics, bases, outputs=2),
+        lambda: map_matrices(_renew, nu, statistics, bases, mesh=mesh, outputs=2),
         lambda: (nu, bases),
     )
 
 
-def _rotate(x: jax.Array, bases: Axes) -> jax.Array:
+def _rotate(place: Place, x: jax.Array, bases: Axes) -> jax.Array:
     """Return x in the bases, with zeros for entries that are only rounding.
 
     Adam would divide the rounding by its own size: directions without a gradient would
     take steps of full length.
     """
-    if all(q is None for q in bases):
+    if not _is_rotated(bases):
         return x
-    rotated = _multiply(x, tuple(None if q is None else q.T for q in bases))
+    inverses = tuple(None if q is None else q.T for q in place.gather(bases))
+    rotated = _multiply(place, x, inverses)
     size = jnp.abs(rotated)
     level = ROUNDING * max(x.shape) ** 0.5 * float(jnp.finfo(x.dtype).eps)
     is_noise = size <= level * jnp.max(size, initial=0)
     return jnp.where(is_noise, 0, rotated)
 
 
-def _multiply(x: jax.Array, matrices: Axes) -> jax.Array:
+def _multiply(place: Place, x: jax.Array, matrices: Axes) -> jax.Array:
     """Multiply x along each axis by its matrix, where there is one."""
-    for i, matrix in enumerate(matrices):
+    if not _is_rotated(matrices):
+        return x
+    x = place.share(x)
+    for i, matrix in enumerate(place.gather(matrices)):
         x = x if matrix is None else along(matrix, x, i)
-    return x
+    return place.share(x)
 
 
-def _renew(nu: jax.Array, statistics: Axes, bases: Axes) -> tuple[jax.Array, Axes]:
+def _renew(
+    place: Place, nu: jax.Array, statistics: Axes, bases: Axes
+) -> tuple[jax.Array, Axes]:
     """Make one power iteration; the squares follow their eigenvectors."""
+    if not _is_rotated(bases):
+        return nu, bases
     renewed = []
+    nu = place.share(nu)
+    statistics, bases = place.gather((statistics, bases))
     for i, (s, q) in enumerate(zip(statistics, bases, strict=True)):
         if s is None:
             renewed.append(None)
             continue
-        product = matmul(s, q)
-        order = jnp.argsort(-jnp.sum(q * product, axis=0))
+        product = place.gather(matmul(s, q))
+        order = place.gather(jnp.argsort(-jnp.sum(q * product, axis=0)))
         renewed.append(jnp.linalg.qr(product[:, order])[0])
         nu = jnp.take(nu, order, axis=i)
-    return nu, tuple(renewed)
+    return place.share(nu), place.gather(tuple(renewed))

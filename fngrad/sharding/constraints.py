@@ -57,6 +57,15 @@ def whole(a: Tree) -> Tree:
     return jax.tree.map(lambda x: constrained(x, WHOLE, mesh), a)
 
 
+def undivided(x: jax.Array, mesh: AnyMesh | None) -> jax.Array:
+    """Return an array not split along its first axis; XLA chooses for the others.
+
+    XLA would exchange slice by slice what is joined or cut along a split axis.
+    """
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return constrained(x, PartitionSpec(None, *free), mesh)
+
+
 def split(batch: Batch, mesh: AnyMesh | None) -> Batch:
     """Return a batch split over the devices where its size allows, else whole."""
     if mesh is None:

@@ -92,17 +92,27 @@ def mesh_of(*trees: Any) -> AnyMesh | None:
     Raises:
         ValueError: if the mesh has Explicit axes.
     """
-    found = (_mesh_of_leaf(leaf) for leaf in jax.tree.leaves(trees))
-    mesh = next((m for m in found if m is not None), jax.sharding.get_abstract_mesh())
-    if mesh.empty or AxisType.Manual in mesh.axis_types:
-        return None
-    check_mesh(mesh)
+    mesh = _mesh_in(trees)
+    if mesh is not None:
+        check_mesh(mesh)
     return mesh
+
+
+def auto_mesh_of(*trees: Any) -> AnyMesh | None:
+    """Return `mesh_of`, but None for Explicit axes, along which JAX places itself."""
+    mesh = _mesh_in(trees)
+    return mesh if mesh is not None and _is_auto(mesh) else None
 
 
 def batch_devices(mesh: AnyMesh) -> int:
     """Return into how many parts a mesh splits a batch."""
     return mesh.shape.get(BATCH_AXIS, 1)
+
+
+def _mesh_in(trees: Any) -> AnyMesh | None:
+    found = (_mesh_of_leaf(leaf) for leaf in jax.tree.leaves(trees))
+    mesh = next((m for m in found if m is not None), jax.sharding.get_abstract_mesh())
+    return None if mesh.empty or AxisType.Manual in mesh.axis_types else mesh
 
 
 def _mesh_of_leaf(leaf: Any) -> AnyMesh | None:

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
+from fngrad.sharding.constraints import undivided
+from fngrad.sharding.meshes import AnyMesh, auto_mesh_of
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -134,9 +136,11 @@ def stack_leaves(inner: TransformLike) -> Transform:
         update_fn: UpdateFn, updates: Updates, state: StackLeavesState, params: Params
     ) -> tuple[Updates, StackLeavesState, Metrics]:
         layout = _layout_of(params)
-        stacks = _gather(layout, updates), state.inner, _gather(layout, params)
-        made, new, metrics = update_fn(within, *stacks)
-        return _scatter(layout, made), StackLeavesState(new, state.members), metrics
+        mesh = auto_mesh_of(updates, state, params)
+        gradients, weights = (_gather(layout, x, mesh) for x in (updates, params))
+        made, new, metrics = update_fn(within, gradients, state.inner, weights)
+        new_updates = _scatter(layout, made, mesh)
+        return new_updates, StackLeavesState(new, state.members), metrics
 
     return chain(wrapper(init, advance, "stack_leaves"))
 
@@ -163,17 +167,17 @@ def _name_of(node: Any) -> str:
     return f"{array.dtype.name}[{','.join(map(str, shape))}]"
 
 
-def _gather(layout: _Layout, a: Any) -> Stacks:
+def _gather(layout: _Layout, a: Any, mesh: AnyMesh | None = None) -> Stacks:
     nodes = layout.structure.flatten_up_to(a)
     return {
-        name: Stacked(_join([nodes[i] for i in positions]))
+        name: Stacked(_join([nodes[i] for i in positions], mesh))
         for name, positions in layout.groups.items()
     }
 
 
-def _join(nodes: list[Any]) -> jax.Array:
+def _join(nodes: list[Any], mesh: AnyMesh | None) -> jax.Array:
     rows = [_rows(node) for node in nodes]
-    return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
+    return rows[0] if len(rows) == 1 else undivided(jnp.concatenate(rows), mesh)
 
 
 def _rows(node: Any) -> jax.Array:
@@ -183,12 +187,14 @@ def _rows(node: Any) -> jax.Array:
     return array if _is_stacked(node) else jnp.asarray(array)[None]
 
 
-def _scatter(layout: _Layout, stacks: Stacks) -> Any:
+def _scatter(layout: _Layout, stacks: Stacks, mesh: AnyMesh | None = None) -> Any:
     nodes: list[Any] = [None] * len(layout.nodes)
     for name, positions in layout.groups.items():
         olds = [layout.nodes[i] for i in positions]
         sizes = [old.leaves.shape[0] if _is_stacked(old) else 1 for old in olds]
-        parts = jax.lax.split(stacks[name].leaves, sizes)
+        joined = stacks[name].leaves
+        joined = joined if len(sizes) == 1 else undivided(joined, mesh)
+        parts = jax.lax.split(joined, sizes)
         for i, old, part in zip(positions, olds, parts, strict=True):
             nodes[i] = (
                 Stacked(part) if _is_stacked(old) else jax.lax.squeeze(part, (0,))

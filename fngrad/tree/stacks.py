@@ -21,7 +21,13 @@ class Stacked(NamedTuple):
     leaves: Any  # arrays whose first axis counts leaves
 
 
-def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> Any:
+def map_leaves(
+    fn: Callable[..., Any],
+    a: Any,
+    *rest: Any,
+    outputs: int = 1,
+    of_stack: Callable[[int], Callable[..., Any]] | None = None,
+) -> Any:
     """Map ``fn(leaf, *parts)`` over the leaves of ``a``.
 
     Args:
@@ -30,6 +36,7 @@ def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> 
         a: a tree of arrays and stacks.
         rest: trees that have the structure of ``a`` or subtrees in place of its leaves.
         outputs: how many values ``fn`` returns.
+        of_stack: what maps a stack of so many leaves; by default ``vmap`` of ``fn``.
 
     Returns:
         A tree of results with the structure of ``a``; a tuple of ``outputs`` trees
@@ -43,7 +50,10 @@ def map_leaves(fn: Callable[..., Any], a: Any, *rest: Any, outputs: int = 1) -> 
     """
     heads, structure = jax.tree.flatten(a, is_leaf=_is_stacked)
     parts = [structure.flatten_up_to(other) for other in rest]
-    results = [_apply(fn, *arguments) for arguments in zip(heads, *parts, strict=True)]
+    mapped = of_stack or (lambda count: jax.vmap(fn))
+    results = [
+        _apply(fn, mapped, *arguments) for arguments in zip(heads, *parts, strict=True)
+    ]
     if outputs == 1:
         return structure.unflatten(results)
     columns = [[_pick(r, i) for r in results] for i in range(outputs)]
@@ -70,10 +80,16 @@ def _is_stacked(x: Any) -> bool:
     return isinstance(x, Stacked) and x.leaves is not None  # None is a hole
 
 
-def _apply(fn: Callable[..., Any], head: Any, *parts: Any) -> Any:
+def _apply(
+    fn: Callable[..., Any],
+    of_stack: Callable[[int], Callable[..., Any]],
+    head: Any,
+    *parts: Any,
+) -> Any:
     if not _is_stacked(head):
         return fn(head, *parts)
-    return Stacked(jax.vmap(fn)(head.leaves, *(part.leaves for part in parts)))
+    mapped = of_stack(len(head.leaves))
+    return Stacked(mapped(head.leaves, *(part.leaves for part in parts)))
 
 
 def _pick(result: Any, i: int) -> Any:
