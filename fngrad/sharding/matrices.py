@@ -42,8 +42,8 @@ def map_matrices(
         fn: takes first the `Place` in which to compute.
         a: a tree of arrays and stacks.
         rest: trees that have the structure of ``a`` or subtrees in place of its leaves.
-        mesh: on which the arrays are, see `fngrad.sharding.meshes.auto_mesh_of`; with None
-            nothing is gathered or divided.
+        mesh: on which the arrays are (`auto_mesh_of`); with None nothing is gathered or
+            divided.
         outputs: how many values ``fn`` returns.
     """
 

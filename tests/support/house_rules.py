@@ -41,7 +41,7 @@ HOUSE = (
         0,
         "sharding/",
         "`meshes`, `rules` for which leaf is split over which axis, the `placement` of "
-        "a state, `constraints` inside a program",
+        "a state, `constraints` inside a program, rules of whole `matrices`",
     ),
     (
         1,
