@@ -129,7 +129,10 @@ def _codes(tokens: np.ndarray, size: int, vocab_size: int) -> np.ndarray:
 
 
 def _shares(model: NGrams, tokens: np.ndarray) -> tuple[Any, Any]:
-    """Return, per length of context, N(hc) / N(h) and 1 + log2 N(h), 0 if h is unseen."""
+    """Return N(hc) / N(h) and the bucket of N(h), per length of context.
+
+    The bucket is 0 for an unseen context, else 1 more than the rounded log2 of N(h).
+    """
     shares, buckets = [], []
     for k, counts in enumerate(model.counts):
         codes = _codes(tokens, k + 1, model.vocab_size)[model.context - k :]
