@@ -12,8 +12,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 # Modules that experiments share.
-TOOLS = {"critical_points", "noise_floors", "outputs", "races", "timing"}
-TOOLS |= {"cold_start_networks", "cold_start_scripts"}
+TOOLS = {"character_ngrams", "critical_points", "noise_floors", "outputs", "races"}
+TOOLS |= {"cold_start_networks", "cold_start_scripts", "timing"}
 
 
 def experiments() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Attention: each position takes a weighted mean of others."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -123,9 +124,9 @@ def multi_head_attention(
         x = _sequence("x", x, features)
         source = x if context is None else _context(context, from_size, causal)
         allowed = _allowed(causal, mask, num_heads, len(x), len(source))
-        q, is_bad_query = _project(params["query"], x, allowed)
-        k, is_bad_key = _project(params["key"], source, allowed)
-        v, is_bad_value = _project(params["value"], source, allowed)
+        (q,), is_bad_query = _project([params["query"]], x, allowed)
+        of_source = [params["key"], params["value"]]
+        (k, v), is_bad_source = _project(of_source, source, allowed)
         q, k, v = _in_narrowest(q, k, v)
         q = q.reshape(len(x), kv_heads, -1, size)
         k, v = (a.reshape(len(source), kv_heads, size) for a in (k, v))
@@ -133,7 +134,7 @@ def multi_head_attention(
         if key is not None and dropout_rate is not None:
             weights = drop(dropout_rate, weights, key)
         heads = jnp.einsum("kgts,skd->tkgd", weights, v).reshape(len(x), -1)
-        is_bad = is_bad_query[:, None] | (is_bad_key | is_bad_value)[None, :]
+        is_bad = is_bad_query[:, None] | is_bad_source[None, :]
         return _output(params["output"], heads, allowed, is_bad, is_over)
 
     return Layer(_init(maps, bias_init), apply)
@@ -162,23 +163,26 @@ def _init(
 
 
 def _project(
-    params: Params, x: jax.Array, allowed: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Return the map of x, and which of its positions are not finite.
+    maps: Sequence[Params], x: jax.Array, allowed: jax.Array | None
+) -> tuple[Sequence[jax.Array], jax.Array]:
+    """Return maps of x to one size, and which positions are not finite before or after.
 
     With a mask their entries become 0: a weight of 0 times an infinity would be NaN,
     forward and backward. `_spoil` puts the NaN back where it belongs.
     """
     if allowed is None:
-        return dense(params, x), jnp.zeros(len(x), bool)
-    cleared, is_bad = _clear(x)
-    mapped, is_bad_image = _clear(dense(params, cleared))
-    return mapped, is_bad | is_bad_image
+        return [dense(params, x) for params in maps], jnp.zeros(len(x), bool)
+    x, is_bad = _clear(x)
+    cleared = [_clear(dense(params, x)) for params in maps]
+    images, are_bad = zip(*cleared, strict=True)
+    is_bad_image = functools.reduce(jnp.logical_or, are_bad)
+    return images, jnp.any(is_bad, axis=-1) | jnp.any(is_bad_image, axis=-1)
 
 
 def _clear(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    is_finite = jnp.isfinite(x)
-    return jnp.where(is_finite, x, 0), ~jnp.all(is_finite, axis=-1)
+    """Return x with 0 for entries that are not finite, and which ones these are."""
+    is_bad = ~jnp.isfinite(x)
+    return numerics.replaced(is_bad, x, 0), is_bad
 
 
 def _output(
@@ -193,7 +197,7 @@ def _output(
         return dense(params, heads)
     is_over |= jnp.any(allowed & is_bad[None], axis=(0, 2))
     heads, is_bad_head = _clear(heads)
-    return _spoil(dense(params, heads), is_over | is_bad_head)
+    return _spoil(dense(params, heads), is_over | jnp.any(is_bad_head, axis=-1))
 
 
 def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
@@ -263,8 +267,11 @@ def _softmax(
     allowed = allowed.reshape(logits.shape)
     fits = logits < jnp.inf
     used = allowed & fits
-    weights = jax.nn.softmax(jnp.where(used, logits, jnp.finfo(logits.dtype).min))
-    return jnp.where(used, weights, 0), jnp.any(allowed & ~fits, axis=(0, 1, 3))
+    least = float(jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(numerics.replaced(~used, logits, least))
+    return numerics.replaced(~used, weights, 0), jnp.any(
+        allowed & ~fits, axis=(0, 1, 3)
+    )
 
 
 def _allowed(

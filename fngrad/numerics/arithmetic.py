@@ -2,12 +2,33 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Magnitudes in float32, whose largest number is about 2**128.
 LARGE = 2.0**40  # products of three numbers up to it fit
 FAR = 2.0**96  # a ratio beyond it is taken in units of a power of two
 FITTING_RATE = 2.0**-64  # where a norm overflows, it is taken of this times the vector
+
+
+def replaced(condition: jax.Array, x: jax.Array, value: float) -> jax.Array:
+    """Return x, with a number in the places where a condition holds.
+
+    Where the shapes are equal it is one equation, which is traced, batched and
+    differentiated in a fraction of the time of `jnp.where`, a function of its own.
+    """
+    if jnp.shape(condition) != jnp.shape(x):
+        return jnp.where(condition, jnp.asarray(value, x.dtype), x)
+    return lax.select(condition, lax.full_like(x, value), x)
+
+
+def clipped(condition: jax.Array, x: jax.Array, largest: float) -> jax.Array:
+    """Return x, clipped to [-largest, largest] in the places where a condition holds.
+
+    In a few equations, see `replaced`.
+    """
+    bound = np.asarray(largest, x.dtype)
+    return lax.select(condition, lax.clamp(-bound, x, bound), x)
 
 
 def power(base: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -24,13 +45,13 @@ def power_or_one(base: jax.Array, exponent: jax.Array) -> jax.Array:
 def square_root(x: jax.Array) -> jax.Array:
     """Return the root, 0 with zero gradient where x is 0."""
     is_zero = x == 0
-    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+    return replaced(is_zero, jnp.sqrt(replaced(is_zero, x, 1)), 0)
 
 
 def inverse_root(x: jax.Array) -> jax.Array:
     """Return 1 / sqrt(x), 0 with zero gradient where x is 0."""
     is_zero = x == 0
-    return jnp.where(is_zero, 0, lax.rsqrt(jnp.where(is_zero, 1, x)))
+    return replaced(is_zero, lax.rsqrt(replaced(is_zero, x, 1)), 0)
 
 
 def cube_root(x: jax.Array) -> jax.Array:
@@ -44,8 +65,8 @@ def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     is_zero = denominator == 0
     # Select before the division: a selected result is rounded with what follows it
     # in one way if the hyperparameters are constants, in another if they are data.
-    numerator = jnp.where(is_zero, jnp.zeros_like(numerator), numerator)
-    return numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)
+    numerator = replaced(is_zero, numerator, 0)
+    return numerator / replaced(is_zero, denominator, 1)
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fngrad.numerics.arithmetic import FAR, FITTING_RATE, square_root
+from fngrad.numerics.arithmetic import FAR, FITTING_RATE, clipped, square_root
 
 
 def norm(
@@ -132,8 +132,8 @@ def bounded(x: jax.Array, *sources: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(x):
         return x
     largest = float(jnp.finfo(x.dtype).max)
-    is_finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, sources))
-    return jnp.where(is_finite, jnp.clip(x, -largest, largest), x)
+    is_finite = functools.reduce(jnp.logical_and, map(lax.is_finite, sources))
+    return clipped(jnp.broadcast_to(is_finite, x.shape), x, largest)
 
 
 def magnitudes(x: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def squarable(updates: Updates, count: int = 1) -> Updates:
     def bound(u: jax.Array) -> jax.Array:
         largest = (numerics.largest_square(u.dtype) / max(count, 1)) ** 0.5
         if not jnp.iscomplexobj(u):
-            return jnp.where(jnp.isfinite(u), jnp.clip(u, -largest, largest), u)
+            return numerics.clipped(lax.is_finite(u), u, largest)
         size = numerics.magnitudes(u)
         excess = jnp.maximum(size / (largest / 2), 1)
         return jnp.where(jnp.isfinite(u), numerics.divided(u, excess), u)

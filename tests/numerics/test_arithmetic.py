@@ -46,3 +46,28 @@ def test_norm_along_an_axis_scales_each_slice_by_itself():
 )
 def test_power_of_two_below_is_a_divisor_that_rounds_nothing(x, power):
     assert numerics.power_of_two_below(jnp.float32(x)) == power
+
+
+def test_numbers_are_replaced_where_a_condition_holds():
+    x = jnp.array([1.0, jnp.nan, -3.0])
+    got = numerics.replaced(jnp.array([False, True, True]), x, 7)
+    np.testing.assert_array_equal(got, [1.0, 7.0, 7.0])
+    assert got.dtype == x.dtype
+    broadcast = numerics.replaced(jnp.array([[True], [False]]), x, 0)
+    np.testing.assert_array_equal(broadcast, [[0, 0, 0], x])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_clipping_passes_on_nan_and_infinities_where_its_condition_fails(dtype):
+    x = jnp.array([1.0, jnp.inf, -jnp.inf, jnp.inf, jnp.nan, -9.0], dtype)
+    condition = jnp.array([True, True, True, False, True, True])
+    got = numerics.clipped(condition, x, 4.0)
+    np.testing.assert_array_equal(got.astype("float32"), [1, 4, -4, np.inf, np.nan, -4])
+    assert got.dtype == x.dtype
+
+
+def test_a_replacement_is_one_equation_and_no_function_of_its_own():
+    """`jnp.where` is a jitted function, traced and batched apart for each shape."""
+    x = jnp.ones(3)
+    program = jax.make_jaxpr(numerics.square_root)(x)
+    assert "jit" not in str(program)
