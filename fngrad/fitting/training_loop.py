@@ -9,7 +9,7 @@ chunk it reads the metrics, moves the progress bar and looks for an interrupt
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -45,6 +45,7 @@ from fngrad.fitting.loops import (
 from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Outputs, Reporting
+from fngrad.fitting.result import FitResult
 from fngrad.fitting.resume import (
     Start,
     begin_or_resume,
@@ -54,18 +55,9 @@ from fngrad.fitting.resume import (
 from fngrad.fitting.session import Callback, Plan, Session
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
-from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
 from fngrad.training import Step, TrainState
-
-
-class FitResult(NamedTuple):
-    """What `fit` returns."""
-
-    state: TrainState  # the last one, in memory of its own
-    history: History
-    stopped: str  # completed, early_stopping, callback, interrupted or exhausted
 
 
 def fit(

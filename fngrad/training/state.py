@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 import fngrad.numerics as numerics
+import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
+from fngrad.programs.printed import preformatted, shown
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Key, ModelState, OptState, Params, Path, Tree
 
@@ -20,6 +22,12 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: OptState
     model_state: ModelState  # () unless the loss carries one
+
+    def __repr__(self) -> str:
+        return shown(self, _text)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 def init_state(
@@ -84,3 +92,28 @@ def _is_strong_and_here(x: Any) -> bool:
         return False
     # jax.device_put does not copy a key that is on several devices.
     return not tree.is_key(x) or len(x.sharding.device_set) == 1
+
+
+def _text(state: TrainState) -> str:
+    """Return the step, a table of the parameters, and what else there is in bytes."""
+    params = leaf_tables.leaves_of(state.params)
+    rest = ""
+    for name, part in (
+        ("opt_state", state.opt_state),
+        ("model_state", state.model_state),
+    ):
+        if leaves := leaf_tables.leaves_of(part):
+            rest += f"; {name} {sum(leaf.bytes for leaf in leaves):,} bytes"
+    head = f"TrainState({step_text(state.step)}): {leaf_tables.amount(params)}{rest}"
+    return f"{head}\n{leaf_tables.table(params, most=leaf_tables.MOST)}"
+
+
+def step_text(step: Any) -> str:
+    """Write a step that is there as a number, any other by its shape and dtype."""
+    is_array = isinstance(step, jax.Array) and not isinstance(step, Tracer)
+    is_here = is_array and not step.is_deleted() and step.is_fully_addressable
+    if is_here and step.shape == ():
+        return f"step={int(step)}"
+    if hasattr(step, "dtype"):
+        return f"step={step.dtype}{list(step.shape)}"
+    return f"step={step!r}"
