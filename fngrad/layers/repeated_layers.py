@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import fngrad.tree as tree
 from fngrad.layers.combinators import describe, lift, without_state
 from fngrad.layers.core import Layer, StatefulLayer, check_sizes, keys
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.rematerialization import (
     CheckpointPolicy,
     check_layer,
@@ -94,6 +95,7 @@ def repeat(
         own_keys = None if key is None else keys(key, count)
         return jax.lax.scan(one, x, (params, model_state, own_keys), length=count)
 
+    made_of(apply, Parts("repeat", inner=block, count=count))
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
     return without_state(init, apply, ())

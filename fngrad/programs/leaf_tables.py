@@ -42,18 +42,27 @@ def amount(leaves: list[Leaf], what: str = "parameters") -> str:
     return f"{count:,} {word}, {size:,} bytes"
 
 
-def table(leaves: list[Leaf], *, most: int | None = None, share: bool = False) -> str:
+def table(
+    leaves: list[Leaf],
+    *,
+    most: int | None = None,
+    share: bool = False,
+    total: bool = False,
+) -> str:
     """Return one line per leaf: path, shape, dtype, how many numbers, bytes.
 
     Args:
         leaves: of a tree.
         most: lines; the last of them says how many leaves are left out. ``None``: all.
         share: whether to show each leaf's part of all numbers, in percent.
+        total: whether a last line has the sums.
     """
     head = ["leaf", "shape", "dtype", "count", "bytes", *(["share"] if share else [])]
     whole = sum(leaf.count for leaf in leaves)
     kept = leaves if most is None or len(leaves) <= most else leaves[: most - 1]
     rows = [head, *(_row(leaf, whole, share) for leaf in kept)]
+    if total:
+        rows.append(["total", amount(leaves)])
     text = text_tables.table(rows, left=3)
     left_out = len(leaves) - len(kept)
     return text + (f"\n... and {left_out} more leaves" if left_out else "")
