@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 from fngrad.logging.history import History
-from fngrad.programs.printed import preformatted, shown
+from fngrad.programs.printed import preformatted, scalar_text, shown
 from fngrad.training import TrainState
-from fngrad.training.state import step_text
 
 
 class FitResult(NamedTuple):
@@ -24,5 +23,5 @@ class FitResult(NamedTuple):
 
 
 def _text(result: FitResult) -> str:
-    head = f"FitResult({step_text(result.state.step)}): {result.stopped}"
+    head = f"FitResult(step={scalar_text(result.state.step)}): {result.stopped}"
     return f"{head}\n{result.history.summary()}" if result.history else head

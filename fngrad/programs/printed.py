@@ -11,6 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import numpy as np
+from jax.core import Tracer
+
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _AS_FIELDS = contextvars.ContextVar("as_fields", default=False)
 
@@ -44,6 +48,20 @@ def recorded(value: Any) -> str:
     """
     with _as_fields():
         return _ADDRESS.sub("", repr(value))
+
+
+def scalar_text(x: Any) -> str:
+    """Write a scalar as a number if its value is there, else its dtype and shape.
+
+    Traced, donated and abstract arrays, those of other processes and those with axes
+    have no value to show.
+    """
+    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    is_here = is_array and not x.is_deleted() and x.is_fully_addressable
+    if (is_here or isinstance(x, np.ndarray | np.generic)) and x.shape == ():
+        value = x.item()
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else repr(x)
 
 
 def preformatted(*texts: str) -> str:

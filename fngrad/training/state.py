@@ -9,7 +9,7 @@ from jax.core import Tracer
 import fngrad.numerics as numerics
 import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
-from fngrad.programs.printed import preformatted, shown
+from fngrad.programs.printed import preformatted, scalar_text, shown
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Key, ModelState, OptState, Params, Path, Tree
 
@@ -104,16 +104,6 @@ def _text(state: TrainState) -> str:
     ):
         if leaves := leaf_tables.leaves_of(part):
             rest += f"; {name} {sum(leaf.bytes for leaf in leaves):,} bytes"
-    head = f"TrainState({step_text(state.step)}): {leaf_tables.amount(params)}{rest}"
+    amount = leaf_tables.amount(params)
+    head = f"TrainState(step={scalar_text(state.step)}): {amount}{rest}"
     return f"{head}\n{leaf_tables.table(params, most=leaf_tables.MOST)}"
-
-
-def step_text(step: Any) -> str:
-    """Write a step that is there as a number, any other by its shape and dtype."""
-    is_array = isinstance(step, jax.Array) and not isinstance(step, Tracer)
-    is_here = is_array and not step.is_deleted() and step.is_fully_addressable
-    if is_here and step.shape == ():
-        return f"step={int(step)}"
-    if hasattr(step, "dtype"):
-        return f"step={step.dtype}{list(step.shape)}"
-    return f"step={step!r}"
