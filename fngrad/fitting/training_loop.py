@@ -167,7 +167,8 @@ def fit(
         early_stopping: when to end a run that no longer improves.
         log_every: the number of steps between calls of loggers and callbacks, which
             are also called at evaluations and at the end. ``None`` means about a
-            hundred times per run, 100 to 1000 steps apart.
+            hundred times per run, 100 to 1000 steps apart, or oftener if a run would
+            have fewer than 20 records; without a known last step, every 100 steps.
         loggers: called as ``logger(step, values)`` with floats by name. One with
             ``close`` is closed at the end of a run that began. One with ``cut``, as
             those of `fngrad.logging` have, is called as ``logger.cut(step)`` when the
@@ -306,8 +307,8 @@ def _fit(
     intervals.stops(feed, 0)  # raises before anything is written
     checkpoints = opened(stack, reporting.run_dir, rules)
     start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
-    log_every = start.log_every(intervals.log_every, reporting.has_listeners)
-    stops = intervals._replace(log_every=log_every).stops(feed, start.step)
+    stops = intervals.stops(feed, start.step)
+    stops = start.logging_at(stops, intervals.log_every, reporting.has_listeners)
     if stopped := stopped_before(start, stops, evaluation):
         return FitResult(start.state, start.history, stopped)
     print_resumed(start, stops, rules.folder)

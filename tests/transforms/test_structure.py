@@ -20,7 +20,7 @@ Transform
         freeze
       **
         momentum
-          trace                   damp_first=True, dampening=0, decay=0.9, nesterov=False
+          trace     damp_first=True, dampening=0, decay=0.9, nesterov=False
           scale                   step_size=2
         scale_by_learning_rate    learning_rate=cosine"""
 
