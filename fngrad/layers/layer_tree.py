@@ -123,8 +123,9 @@ def nodes(
     name = full_name(layer)
     yield Node(path, depth, name, layer, params, state, bool(children))
     for child in children:
-        inside = (at_place(tree, child.place) for tree in (params, state))
-        yield from nodes(original(child.layer), *inside, child.path, depth + 1)
+        entry = original(child.layer)
+        own, own_state = at_place(params, child.place), at_place(state, child.place)
+        yield from nodes(entry, own, own_state, child.path, depth + 1)
 
 
 def at_place(a: Any, place: int | str | None) -> Any:

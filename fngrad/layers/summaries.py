@@ -135,9 +135,10 @@ def _collect(
             times *= parts.count
         inside = layer_tree.original(parts.inner)
     for child in parts.children:
-        own = (layer_tree.at_place(tree, child.place) for tree in (params, state))
+        own = layer_tree.at_place(params, child.place)
+        own_state = layer_tree.at_place(state, child.place)
         entry = layer_tree.original(child.layer)
-        z = _collect(lines, entry, *own, x, child.path, depth + 1, times)
+        z = _collect(lines, entry, own, own_state, x, child.path, depth + 1, times)
         x = z if parts.in_turn else x
     return y
 

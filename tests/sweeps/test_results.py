@@ -3,6 +3,7 @@
 import numpy as np
 
 from fngrad.sweeps.results.result import SweepResult
+from fngrad.sweeps.results.tables import summary
 
 TEXT = """\
 SweepResult: 3 points, 2 seeds, 1 of 6 lanes diverged
@@ -20,3 +21,15 @@ def test_a_sweep_shows_its_columns_and_its_last_metrics():
     assert repr(result) == TEXT
     assert f">{TEXT}</pre>" in result._repr_html_()
     assert len(tuple(result)) == 5
+
+
+def test_a_table_shows_its_text_everywhere():
+    points = {"rate": np.array([0.1, 1.0])}
+    losses = np.arange(6.0).reshape(2, 3)
+    none = np.full((2, 3), -1)
+    result = SweepResult(
+        points, None, {"loss": losses}, none, {"metric": ("loss", "min")}
+    )
+    ranked = summary(result)
+    assert repr(ranked) == str(ranked)
+    assert ranked._repr_html_().startswith("<pre")
