@@ -3,7 +3,8 @@
 import numpy as np
 
 from fngrad.sweeps.results.result import SweepResult
-from fngrad.sweeps.results.tables import summary
+from fngrad.sweeps.results.statistics import Summary
+from fngrad.sweeps.results.tables import Table
 
 TEXT = """\
 SweepResult: 3 points, 2 seeds, 1 of 6 lanes diverged
@@ -24,12 +25,9 @@ def test_a_sweep_shows_its_columns_and_its_last_metrics():
 
 
 def test_a_table_shows_its_text_everywhere():
-    points = {"rate": np.array([0.1, 1.0])}
-    losses = np.arange(6.0).reshape(2, 3)
-    none = np.full((2, 3), -1)
-    result = SweepResult(
-        points, None, {"loss": losses}, none, {"metric": ("loss", "min")}
-    )
-    ranked = summary(result)
+    ones = np.ones(1)
+    found = Summary(("loss", "min"), 3, np.array([0]), *[ones] * 5, ("few seeds",))
+    ranked = Table(found, [{"point": 0, "median": 1.0}])
     assert repr(ranked) == str(ranked)
+    assert "! few seeds" in repr(ranked)
     assert ranked._repr_html_().startswith("<pre")
