@@ -3,8 +3,6 @@
 import numpy as np
 
 from fngrad.sweeps.results.result import SweepResult
-from fngrad.sweeps.results.statistics import Summary
-from fngrad.sweeps.results.tables import Table
 
 TEXT = """\
 SweepResult: 3 points, 2 seeds, 1 of 6 lanes diverged
@@ -22,12 +20,3 @@ def test_a_sweep_shows_its_columns_and_its_last_metrics():
     assert repr(result) == TEXT
     assert f">{TEXT}</pre>" in result._repr_html_()
     assert len(tuple(result)) == 5
-
-
-def test_a_table_shows_its_text_everywhere():
-    ones = np.ones(1)
-    found = Summary(("loss", "min"), 3, np.array([0]), *[ones] * 5, ("few seeds",))
-    ranked = Table(found, [{"point": 0, "median": 1.0}])
-    assert repr(ranked) == str(ranked)
-    assert "! few seeds" in repr(ranked)
-    assert ranked._repr_html_().startswith("<pre")
