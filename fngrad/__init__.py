@@ -28,6 +28,7 @@ from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.session import STOP
 from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.layers.summaries import summary
 from fngrad.logging.history import History
 from fngrad.optimizers import (
     REGISTRY,
@@ -324,6 +325,7 @@ __all__ = [
     "stack_leaves",
     "steps",
     "stochastic_round",
+    "summary",
     "sweep",
     "sweeps",
     "trace",

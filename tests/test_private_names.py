@@ -20,7 +20,7 @@ EXCEPTIONS = {
     ),
 }
 OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}  # public, as documented
-OF_NOTEBOOKS = {"_repr_png_"}  # IPython's documented protocol
+OF_NOTEBOOKS = {"_repr_html_", "_repr_png_"}  # IPython's documented protocol
 IN_TEXT = re.compile(r"\b(?:jax|jaxlib|orbax|matplotlib|numpy)(?:\.\w+)*?\._[a-z]\w*")
 
 

@@ -16,10 +16,10 @@ from jax.core import Tracer
 
 import fngrad.tree as tree
 from fngrad.checkpoint.errors import CheckpointError
+from fngrad.programs.printed import recorded
 from fngrad.types import Path
 
 _LONG = 1000  # characters of text per node; of longer texts the rest is a checksum
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -144,8 +144,8 @@ def _collect(node: Any, prefix: tuple[Any, ...], found: dict[Path, str]) -> None
 
 
 def _text_of(aux: Any) -> str:
-    text = _ADDRESS.sub("", repr(aux))
-    text = _BRACES.sub(_in_order, text)  # the order of a set differs between processes
+    # The order of a set differs between processes.
+    text = _BRACES.sub(_in_order, recorded(aux))
     if len(text) <= _LONG:
         return text
     return f"{text[:_LONG]}... ({len(text)} characters, {zlib.crc32(text.encode())})"

@@ -28,9 +28,11 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
+import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
 from fngrad.data.maps import MAPS, call_map, check_map, takes_key
+from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
 from fngrad.sharding.meshes import mesh_of
 from fngrad.types import Batch, Key
@@ -66,6 +68,11 @@ class Dataset:
             f"Dataset({self.size} examples, batch_size={self.batch_size}, "
             f"shuffle={self.shuffle}, remainder={self.remainder!r}){names}"
         )
+
+    def _repr_html_(self) -> str:
+        leaves = leaf_tables.leaves_of(self.arrays)
+        table = leaf_tables.table(leaves, most=leaf_tables.MOST)
+        return preformatted(repr(self), *([table] if leaves else []))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -10,6 +10,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.data.dataset import num_examples
 from fngrad.numerics.array_inputs import unmasked
+from fngrad.programs.printed import preformatted
 
 Arrays = TypeVar("Arrays")
 
@@ -27,6 +28,9 @@ class Splits(NamedTuple):
     def __repr__(self) -> str:
         sizes = (f"{name}={_length(part)}" for name, part in self._asdict().items())
         return f"Splits({', '.join(sizes)} examples)"
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 def split(

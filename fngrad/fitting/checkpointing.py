@@ -166,6 +166,8 @@ class Saver:
         self._checkpoints = checkpoints
         self._stops = stops
         self._notes = {"identity": start.identity, "log_every": stops.log_every}
+        if stops.log_until is not None:
+            self._notes["log_until"] = stops.log_until
         known = start.notes.get("best")
         self._best = BestValue(*rules.best, notes=known) if rules.best else None
         self.step = start.step  # of the last checkpoint; at first, of the start

@@ -24,6 +24,7 @@ class Stops(NamedTuple):
     log_every: int
     next_evaluation: Callable[[int], int] | None  # the first one after a step
     save_every: int | None
+    log_until: int | None = None  # the end for which log_every was chosen by default
 
     def next_after(self, now: int) -> int:
         """Return the next step after ``now`` at which the host acts."""
@@ -74,7 +75,7 @@ class Intervals(NamedTuple):
         last = _last_step(feed, self.num_steps, self.num_epochs)
         log_every = self.log_every
         if log_every is None:
-            log_every = min(max(100, (last - first) // 100), 1000)
+            log_every = _log_every(last, last - first)
         return Stops(
             first,
             last,
@@ -82,6 +83,17 @@ class Intervals(NamedTuple):
             next_evaluation=_next_evaluation(feed, self.eval_every),
             save_every=None if self.save_every is None else int(self.save_every),
         )
+
+
+def _log_every(last: int, count: int) -> int:
+    """Return after how many steps to log by default.
+
+    A run of unknown length may be short.
+    """
+    if last == ENDLESS:
+        return 100
+    hundredth = min(max(100, count // 100), 1000)
+    return max(1, min(hundredth, count // 20))
 
 
 def _next_multiple(now: int, every: int) -> int:

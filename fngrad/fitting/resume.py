@@ -71,21 +71,28 @@ class Start(NamedTuple):
         is_unlogged = self.report and not self.report.is_logged
         return self.step - 1 if is_unlogged else self.step
 
-    def log_every(self, log_every: int | None, has_listeners: bool) -> int | None:
-        """Return after how many steps to log: as given, or as the checkpoint has it.
+    def logging_at(
+        self, stops: Stops, log_every: int | None, has_listeners: bool
+    ) -> Stops:
+        """Return when to log: as given, as the checkpoint has it, or by default.
 
         Callbacks may change the state, so a resumed run calls them at the same steps.
+        A run that is extended has another default.
 
         Args:
+            stops: with the default.
             log_every: of `fngrad.fit`.
             has_listeners: whether there are loggers or callbacks.
         """
         if log_every is not None:
-            return log_every
+            return stops
         saved = self.notes.get("log_every", ENDLESS)
-        if saved != ENDLESS:
-            return saved
-        return None if has_listeners else ENDLESS
+        until = self.notes.get("log_until")
+        if saved != ENDLESS and (until is None or stops.last <= until):
+            return stops._replace(log_every=saved, log_until=until)
+        if has_listeners:
+            return stops._replace(log_until=stops.last)
+        return stops._replace(log_every=ENDLESS)
 
 
 def identity(config: Any, feed: Feed, state: TrainState) -> dict[str, Any]:

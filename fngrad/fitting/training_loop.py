@@ -9,7 +9,7 @@ chunk it reads the metrics, moves the progress bar and looks for an interrupt
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -45,6 +45,7 @@ from fngrad.fitting.loops import (
 from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Outputs, Reporting
+from fngrad.fitting.result import FitResult
 from fngrad.fitting.resume import (
     Start,
     begin_or_resume,
@@ -54,18 +55,9 @@ from fngrad.fitting.resume import (
 from fngrad.fitting.session import Callback, Plan, Session
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
-from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
 from fngrad.training import Step, TrainState
-
-
-class FitResult(NamedTuple):
-    """What `fit` returns."""
-
-    state: TrainState  # the last one, in memory of its own
-    history: History
-    stopped: str  # completed, early_stopping, callback, interrupted or exhausted
 
 
 def fit(
@@ -177,7 +169,8 @@ def fit(
         early_stopping: when to end a run that no longer improves.
         log_every: the number of steps between calls of loggers and callbacks, which
             are also called at evaluations and at the end. ``None`` means about a
-            hundred times per run, 100 to 1000 steps apart.
+            hundred times per run, 100 to 1000 steps apart, or oftener if a run would
+            have fewer than 20 records; without a known last step, every 100 steps.
         loggers: called as ``logger(step, values)`` with floats by name. One with
             ``close`` is closed at the end of a run that began. One with ``cut``, as
             those of `fngrad.logging` have, is called as ``logger.cut(step)`` when the
@@ -316,8 +309,8 @@ def _fit(
     intervals.stops(feed, 0)  # raises before anything is written
     checkpoints = opened(stack, reporting.run_dir, rules)
     start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
-    log_every = start.log_every(intervals.log_every, reporting.has_listeners)
-    stops = intervals._replace(log_every=log_every).stops(feed, start.step)
+    stops = intervals.stops(feed, start.step)
+    stops = start.logging_at(stops, intervals.log_every, reporting.has_listeners)
     if stopped := stopped_before(start, stops, evaluation):
         start.history.notes["seconds"] = spent.seconds()
         return FitResult(start.state, start.history, stopped)

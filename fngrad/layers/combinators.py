@@ -31,6 +31,16 @@ from fngrad.layers.core import (
     at,
     no_params,
 )
+from fngrad.layers.layer_tree import (
+    IDENTITY,
+    Child,
+    Parts,
+    lifted_from,
+    made_of,
+    original,
+    parts_of,
+    same_parts,
+)
 from fngrad.layers.one_program import plain
 from fngrad.types import Key, ModelState, Params, Path
 
@@ -86,6 +96,8 @@ def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
             new_states.append(new_state)
         return x, _pack(children, new_states)
 
+    name = "serial" if children else IDENTITY
+    made_of(apply, Parts(name, _shown(children)))
     return _layer(
         children, StatefulLayer(_init(children), apply), [*entries, *named.values()]
     )
@@ -140,6 +152,7 @@ def parallel(
         outputs, new_states = zip(*results, strict=True)
         return combine(outputs), _pack(children, new_states)
 
+    made_of(apply, Parts("parallel", _shown(children), in_turn=False))
     return _layer(
         children, StatefulLayer(_init(children), apply), [*entries, *named.values()]
     )
@@ -186,6 +199,7 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
         y = tree.cast_real(y, x.dtype) if tree.is_real(x) else y
         return x + y, new_state
 
+    made_of(apply, Parts("residual", inner=inner))
     if isinstance(inner, StatefulLayer):
         return StatefulLayer(inner.init, apply)
     init = inner.init if isinstance(inner, Layer) else no_params
@@ -215,6 +229,12 @@ def _children(
     return tuple(children)
 
 
+def _shown(children: tuple[_Child, ...]) -> tuple[Child, ...]:
+    """Return the children to show; an identity, such as no dropout, is left out."""
+    entries = [Child(c.path, c.place, original(c.layer)) for c in children]
+    return tuple(c for c in entries if parts_of(c.layer).name != IDENTITY)
+
+
 def _has_place(entry: LayerLike) -> bool:
     is_layer = isinstance(entry, Layer | StatefulLayer)
     return is_layer and entry.init is not no_params
@@ -229,18 +249,19 @@ def lift(entry: LayerLike) -> StatefulLayer:
     if isinstance(entry, StatefulLayer):
         return entry
     if isinstance(entry, Layer):
-        return StatefulLayer(
-            lambda key: (plain(entry.init)(key), ()),
+        apply = lifted_from(
             lambda params, state, x, *, key=None: (
                 entry.apply(params, x, key=key),
                 state,
             ),
+            entry,
         )
+        return StatefulLayer(lambda key: (plain(entry.init)(key), ()), apply)
     if callable(entry):
-        return StatefulLayer(
-            lambda key: ((), ()),
-            lambda params, state, x, *, key=None: (entry(x), state),
+        apply = lifted_from(
+            lambda params, state, x, *, key=None: (entry(x), state), entry
         )
+        return StatefulLayer(lambda key: ((), ()), apply)
     raise TypeError(
         f"need a layer or a function of x, got {type(entry).__name__}: {entry!r}"
     )
@@ -265,9 +286,11 @@ def without_state(
     init: Callable[[Key], Params], apply: Callable[..., Any], empty: ModelState
 ) -> Layer:
     """Return the layer of a stateful ``apply`` whose state is always ``empty``."""
-    return Layer(
-        init, lambda params, x, *, key=None: apply(params, empty, x, key=key)[0]
-    )
+
+    def stateless(params: Params, x: Any, *, key: Key | None = None) -> Any:
+        return apply(params, empty, x, key=key)[0]
+
+    return Layer(init, same_parts(stateless, apply))
 
 
 def _init(

@@ -34,6 +34,7 @@ from fngrad.layers.initializers import (
     dense_params,
     dense_shapes,
 )
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.numerics.convolutions import (
     IMPLEMENTATIONS,
     Geometry,
@@ -174,7 +175,7 @@ def max_pool(
 
         return with_narrow_residuals(largest, (), x)
 
-    return _pool(pool, window, stride, padding)
+    return _pool("max_pool", pool, window, stride, padding)
 
 
 def avg_pool(
@@ -209,7 +210,7 @@ def avg_pool(
         count = _reduce_window(sizes, where, 0.0, lax.add, jnp.ones_like(wide))
         return (total / count).astype(x.dtype)
 
-    return _pool(pool, window, stride, padding)
+    return _pool("avg_pool", pool, window, stride, padding)
 
 
 def global_max_pool(x: jax.Array) -> jax.Array:
@@ -225,6 +226,7 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 
 
 def _pool(
+    name: str,
     reduce: Callable[[jax.Array, Sizes, Geometry], jax.Array],
     window: Any,
     stride: Any,
@@ -232,8 +234,8 @@ def _pool(
 ) -> Layer:
     if isinstance(padding, str):
         _padding(padding, 1)
-    for name, sizes in ("window", window), ("stride", 1 if stride is None else stride):
-        _per_axis(name, sizes, len(_each(sizes, 1)))
+    for what, sizes in ("window", window), ("stride", 1 if stride is None else stride):
+        _per_axis(what, sizes, len(_each(sizes, 1)))
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         x = float_array(x)
@@ -244,7 +246,7 @@ def _pool(
         where = _geometry(x, sizes, strides, _padding(padding, rank), (1,) * rank)
         return reduce(x, sizes, where)
 
-    return Layer(no_params, apply)
+    return Layer(no_params, made_of(apply, Parts(name)))
 
 
 def _reduce_window(

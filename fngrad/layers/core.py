@@ -25,10 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.layers.layer_tree as layer_tree
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.one_program import as_one_program
 from fngrad.numerics.precision import is_narrow
+from fngrad.programs.printed import preformatted, shown
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
@@ -45,6 +47,12 @@ class Layer(_Layer):
     def __new__(cls, init: Callable[..., Params], apply: Callable[..., Any]) -> "Layer":
         """Make a layer whose ``init`` explains a missing key and is one program."""
         return super().__new__(cls, _whole(init), apply)
+
+    def __repr__(self) -> str:
+        return shown(self, layer_tree.text)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 class _StatefulLayer(NamedTuple):
@@ -65,6 +73,12 @@ class StatefulLayer(_StatefulLayer):
     ) -> "StatefulLayer":
         """Make a layer whose ``init`` explains a missing key and is one program."""
         return super().__new__(cls, _whole(init), apply)
+
+    def __repr__(self) -> str:
+        return shown(self, layer_tree.text)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 # For a model state that is missing, or in the place of the parameters.

@@ -28,6 +28,7 @@ from fngrad.layers.core import (
     float_array_of,
 )
 from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.types import Key, ModelState, Params, Path
 
 _ORTHOGONAL = initializers.orthogonal()
@@ -100,7 +101,8 @@ def gru(
         it in: the reset gate acts after the product $U_n h$, and the roles of z and
         1 - z are swapped, as in cuDNN and torch.
     """
-    return _scan(_gru_unit(in_size, hidden_size, input_init, hidden_init), reverse)
+    unit = _gru_unit(in_size, hidden_size, input_init, hidden_init)
+    return _scan("gru", unit, reverse)
 
 
 def gru_cell(
@@ -130,7 +132,8 @@ def gru_cell(
         >>> y.shape
         (4,)
     """
-    return _cell(_gru_unit(in_size, hidden_size, input_init, hidden_init))
+    unit = _gru_unit(in_size, hidden_size, input_init, hidden_init)
+    return _cell("gru_cell", unit)
 
 
 def lstm(
@@ -176,7 +179,7 @@ def lstm(
         network architectures", for its bias.
     """
     unit = _lstm_unit(in_size, hidden_size, forget_bias, input_init, hidden_init)
-    return _scan(unit, reverse)
+    return _scan("lstm", unit, reverse)
 
 
 def lstm_cell(
@@ -208,7 +211,8 @@ def lstm_cell(
         >>> state.cell.shape
         (4,)
     """
-    return _cell(_lstm_unit(in_size, hidden_size, forget_bias, input_init, hidden_init))
+    unit = _lstm_unit(in_size, hidden_size, forget_bias, input_init, hidden_init)
+    return _cell("lstm_cell", unit)
 
 
 def _from_state(params: Params, h: jax.Array, from_input: jax.Array) -> jax.Array:
@@ -317,7 +321,7 @@ def _hidden(state: Any) -> jax.Array:
     return state.hidden if isinstance(state, LSTMState) else state
 
 
-def _cell(unit: _Unit) -> StatefulLayer:
+def _cell(name: str, unit: _Unit) -> StatefulLayer:
     in_size = unit.shapes["input/weight"][0]
 
     def init(key: Key) -> tuple[Params, ModelState]:
@@ -333,10 +337,10 @@ def _cell(unit: _Unit) -> StatefulLayer:
         state = unit.step(params, state, from_input)
         return _hidden(state), tree.cast_like(state, model_state)
 
-    return StatefulLayer(init, apply)
+    return StatefulLayer(init, made_of(apply, Parts(name)))
 
 
-def _scan(unit: _Unit, reverse: bool) -> Layer:
+def _scan(name: str, unit: _Unit, reverse: bool) -> Layer:
     in_size = unit.shapes["input/weight"][0]
 
     def apply(
@@ -368,4 +372,4 @@ def _scan(unit: _Unit, reverse: bool) -> Layer:
         _, y = lax.scan(one, state, (from_inputs, is_real), reverse=reverse)
         return y
 
-    return Layer(unit.init, apply)
+    return Layer(unit.init, made_of(apply, Parts(name)))

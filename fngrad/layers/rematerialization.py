@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 import jax
 
 from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.programs.signatures import name_of, parameters
 
 _L = TypeVar("_L", bound=Layer | StatefulLayer)
@@ -72,7 +73,7 @@ def rematerialized(
     if not remat:
         return layer
     again = jax.checkpoint(layer.apply, policy=policy, prevent_cse=not in_loop)
-    return type(layer)(layer.init, again)
+    return type(layer)(layer.init, made_of(again, Parts("remat", inner=layer)))
 
 
 def check_layer(layer: Any, purpose: str) -> None:

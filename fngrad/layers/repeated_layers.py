@@ -14,6 +14,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.combinators import describe, lift, without_state
 from fngrad.layers.core import Layer, StatefulLayer, check_sizes
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.one_program import plain
 from fngrad.layers.rematerialization import (
     CheckpointPolicy,
@@ -110,6 +111,7 @@ def repeat(
 
         return jax.lax.scan(one, x, (params, model_state, places))
 
+    made_of(apply, Parts("repeat", inner=block, count=count))
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
     return without_state(init, apply, ())

@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 
 import fngrad.logging.plots as plots
+import fngrad.programs.curves as curves
+import fngrad.programs.text_tables as text_tables
 from fngrad.logging.quantities import LOSS, MAX_PANELS, NORM, by_quantity
+from fngrad.metrics.directions import known_direction
+from fngrad.programs.printed import preformatted
 
 _MEANS = 25  # windows of a running mean in a curve; a shorter curve has none
+_SHOWN = 12  # metrics in the text of a history
 
 
 class History(Mapping[str, np.ndarray]):
@@ -177,8 +182,42 @@ class History(Mapping[str, np.ndarray]):
 
     def __repr__(self) -> str:
         last = {name: self.last(name) for name in self if np.ndim(self.last(name)) == 0}
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in last.items())
-        return f"History({shown})"
+        texts = [f"{name}={value:.4g}" for name, value in last.items()]
+        more = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
+        return f"History({', '.join([*texts[:_SHOWN], *more])})"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the last and the best values, and the curve of the loss."""
+        return preformatted(self.summary()) + self.curve()
+
+    def summary(self) -> str:
+        """Return a table of all scalars: how many records, the last, the best.
+
+        Whether the smallest or the largest value is the best is known from the name.
+
+        Example:
+            >>> import numpy as np
+            >>> from fngrad.logging.history import History
+            >>> history = History()
+            >>> losses = np.array([0.5, 0.25, 0.375])
+            >>> history.extend(np.array([1, 2, 3]), {"loss": losses, "rate": losses})
+            >>> print(history.summary())
+            metric  records   last  best  at step
+            loss          3  0.375  0.25        2
+            rate          3  0.375
+        """
+        rows = [["metric", "records", "last", "best", "at step"]]
+        for name in self._scalars():
+            curve = self[name]
+            row = [name, str(len(curve)), f"{self.last(name):.4g}"]
+            rows.append([*row, *_best(name, self.steps(name), curve)])
+        return text_tables.table(rows, left=1)
+
+    def curve(self, name: str = "loss") -> str:
+        """Return the curve of a scalar as SVG; the empty string if there is none."""
+        if name not in self or np.ndim(self.last(name)) != 0:
+            return ""
+        return curves.svg(name, self.steps(name), self[name])
 
     def _column(self, columns: dict[str, "_Column"], name: str) -> "_Column":
         if name not in columns:
@@ -211,6 +250,17 @@ class _Column:
             self._buffer = room
         self._buffer[self._size : size] = rows
         self._size = size
+
+
+def _best(name: str, steps: np.ndarray, curve: np.ndarray) -> list[str]:
+    """Return a metric's best value and its step, or two empty texts."""
+    mode = known_direction(name)
+    finite = np.flatnonzero(np.isfinite(curve))
+    if mode is None or not finite.size:
+        return ["", ""]
+    pick = np.argmin if mode == "min" else np.argmax
+    at = finite[pick(curve[finite])]
+    return [f"{curve[at]:.4g}", str(steps[at])]
 
 
 def _with_means(panel: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -8,6 +8,7 @@ import jax
 
 import fngrad.layers as layers
 from fngrad.layers.core import Layer
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.models.arguments import check_sequence, optional_dropout
 from fngrad.types import Key, Params, Scalar
 
@@ -76,7 +77,8 @@ def rnn(
     ) -> jax.Array:
         return model(length).apply(params, x, key=key)
 
-    return Layer(model(None).init, apply)
+    whole = model(None)
+    return Layer(whole.init, made_of(apply, Parts("rnn", inner=whole)))
 
 
 def _padded(layer: Layer, length: int | jax.Array | None) -> Layer:

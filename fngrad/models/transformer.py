@@ -137,8 +137,8 @@ def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
         >>> import fngrad.models as models
         >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
         >>> rule = models.transformer_rule()
-        >>> rule("blocks/mlp/shrink/weight", np.zeros((6, 8, 4)), mesh)
-        PartitionSpec(None, 'model', None)
+        >>> tuple(rule("blocks/mlp/shrink/weight", np.zeros((6, 8, 4)), mesh))
+        (None, 'model', None)
 
     References:
         Shoeybi et al., Megatron-LM, 2019, section 3, https://arxiv.org/abs/1909.08053.

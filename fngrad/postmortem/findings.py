@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fngrad.programs.printed import preformatted, shown
 from fngrad.types import Path
 
 _SHOWN = 4  # leaves, rows and norms in the text
@@ -49,6 +50,12 @@ class Autopsy(NamedTuple):
         width = max((len(name) for name, _ in pairs), default=0)
         facts = [f"  {name:<{width}}  {text}" for name, text in pairs]
         return "\n".join([f"{head}: {self.explanation}", *facts])
+
+    def __repr__(self) -> str:
+        return shown(self, str)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 def _facts(found: Autopsy) -> Iterator[tuple[str, str]]:

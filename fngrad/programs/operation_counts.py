@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.programs.jaxprs as jaxprs
+import fngrad.programs.text_tables as text_tables
+from fngrad.programs.printed import preformatted
 from fngrad.programs.signatures import check_function
 
 
@@ -29,6 +31,13 @@ class Costs(NamedTuple):
     def flops(self) -> int:
         """All floating point operations."""
         return self.products + self.others
+
+    def _repr_html_(self) -> str:
+        *numbers, uncounted = zip(self._fields, self, strict=True)
+        rows = [[name, f"{number:,}"] for name, number in numbers]
+        if uncounted[1]:
+            rows.append([uncounted[0], str(uncounted[1])])
+        return preformatted(text_tables.table(rows, left=1))
 
 
 def costs(fn: Callable[..., Any], *args: Any) -> Costs:

@@ -11,7 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import fngrad.tree as tree
 from fngrad.programs.text_tables import table
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, batch_devices, check_mesh
-from fngrad.sharding.rules import Rule, check_rule, checked_spec, misfit, replicated
+from fngrad.sharding.rules import (
+    Rule,
+    axes_of,
+    check_rule,
+    checked_spec,
+    misfit,
+    replicated,
+)
 from fngrad.types import Batch, Path, Tree
 
 
@@ -40,8 +47,8 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
         >>> state = fg.init_state({"w": jnp.ones((8, 8))}, optimizer, key=0)
         >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
         >>> where = fg.sharding.shardings(state, mesh, fg.sharding.fsdp(min_size=1))
-        >>> where.params["w"].spec, where.step.spec
-        (PartitionSpec(None, 'data'), PartitionSpec())
+        >>> tuple(where.params["w"].spec), tuple(where.step.spec)
+        ((None, 'data'), ())
     """
     check_mesh(mesh)
     check_rule(rule)
@@ -69,6 +76,7 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
 
 def _owner(path: Path, leaf: Any, params: dict[Path, Any]) -> Path | None:
     """Return the path of the parameter to which a leaf of the state belongs."""
+    path = path.removesuffix("/leaves")  # of a stack, see `fngrad.layerwise`
     owners = [
         name
         for name, param in params.items()
@@ -180,17 +188,25 @@ def describe(state: Tree) -> str:
         >>> mesh = fg.sharding.make_mesh(data=1)
         >>> params = fg.sharding.shard_state({"w": jnp.ones((8, 8))}, mesh)
         >>> print(fg.sharding.describe(params))
-        path    shape  split            bytes per device  bytes
-        w      (8, 8)  PartitionSpec()               256    256
-        total                                        256    256
+        path   shape   split  bytes per device  bytes
+        w      (8, 8)  whole               256    256
+        total                              256    256
     """
     rows, sums = [], np.zeros(2, int)
     for path, leaf in tree.leaf_paths(state).items():
         sharding = getattr(leaf, "sharding", None)
         part = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
         sizes = [math.prod(shape) * leaf.dtype.itemsize for shape in (part, leaf.shape)]
-        split = getattr(sharding, "spec", "one device")
-        rows.append([path, str(leaf.shape), str(split), *map(str, sizes)])
+        split = _split_text(getattr(sharding, "spec", None))
+        rows.append([path, str(leaf.shape), split, *map(str, sizes)])
         sums += sizes
     head = ["path", "shape", "split", "bytes per device", "bytes"]
     return table([head, *rows, ["total", "", "", *map(str, sums)]], left=3)
+
+
+def _split_text(spec: PartitionSpec | None) -> str:
+    """Return the mesh axes of each axis, such as ``-, data``."""
+    if spec is None:
+        return "one device"
+    axes = ["*".join(axes_of(entry)) or "-" for entry in spec]
+    return ", ".join(axes) if set(axes) - {"-"} else "whole"

@@ -47,8 +47,8 @@ def fsdp(
         >>> import fngrad as fg
         >>> rule = fg.sharding.fsdp(min_size=8)
         >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
-        >>> rule("weight", np.zeros((3, 8)), mesh), rule("bias", np.zeros(4), mesh)
-        (PartitionSpec(None, 'data'), PartitionSpec())
+        >>> tuple(rule("weight", np.zeros((3, 8)), mesh))
+        (None, 'data')
 
     References:
         Zhao et al., PyTorch FSDP, 2023, https://arxiv.org/abs/2304.11277. Rajbhandari
@@ -95,8 +95,8 @@ def by_path(
         >>> from jax.sharding import PartitionSpec as P
         >>> rule = fg.sharding.by_path([("**/expand/weight", P(None, "model"))])
         >>> mesh = jax.sharding.AbstractMesh((4,), ("model",))
-        >>> rule("mlp/expand/weight", np.zeros((2, 8)), mesh)
-        PartitionSpec(None, 'model')
+        >>> tuple(rule("mlp/expand/weight", np.zeros((2, 8)), mesh))
+        (None, 'model')
     """
     chosen = [_entry(entry) for entry in entries]
 

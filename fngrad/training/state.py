@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 import fngrad.numerics as numerics
+import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
+from fngrad.programs.printed import preformatted, scalar_text, shown
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Key, ModelState, OptState, Params, Path, Tree
 
@@ -20,6 +22,12 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: OptState
     model_state: ModelState  # () unless the loss carries one
+
+    def __repr__(self) -> str:
+        return shown(self, _text)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 def init_state(
@@ -84,3 +92,18 @@ def _is_strong_and_here(x: Any) -> bool:
         return False
     # jax.device_put does not copy a key that is on several devices.
     return not tree.is_key(x) or len(x.sharding.device_set) == 1
+
+
+def _text(state: TrainState) -> str:
+    """Return the step, a table of the parameters, and what else there is in bytes."""
+    params = leaf_tables.leaves_of(state.params)
+    rest = ""
+    for name, part in (
+        ("opt_state", state.opt_state),
+        ("model_state", state.model_state),
+    ):
+        if leaves := leaf_tables.leaves_of(part):
+            rest += f"; {name} {sum(leaf.bytes for leaf in leaves):,} bytes"
+    amount = leaf_tables.amount(params)
+    head = f"TrainState(step={scalar_text(state.step)}): {amount}{rest}"
+    return f"{head}\n{leaf_tables.table(params, most=leaf_tables.MOST)}"

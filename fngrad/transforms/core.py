@@ -24,7 +24,9 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.transforms.chain_inputs as chain_inputs
 import fngrad.tree as tree
+from fngrad.programs.printed import preformatted, shown
 from fngrad.programs.signatures import name_of
+from fngrad.transforms.structure import name_of_part, text_of_parts
 from fngrad.types import Metrics, OptState, Params, Path, Reported, Tree, Updates
 
 
@@ -42,6 +44,12 @@ class Transform(NamedTuple):
     parts: tuple["Transform", ...] = ()  # of a chain, which are taken over by others
     report: Callable[..., Reported] | None = None  # the update with metrics
     trainable: Callable[[Path, Any], bool] | None = None  # None: every leaf
+
+    def __repr__(self) -> str:
+        return shown(self, text_of_parts)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 UpdateFn: TypeAlias = Callable[[Transform, Updates, OptState, Params], Reported]
@@ -331,19 +339,10 @@ def _parts_of(transform: TransformLike) -> tuple[Transform, ...]:
             got += f" {name_of(transform)}: call what makes a transform, as in "
             got += "fngrad.sgd(0.1); a loss comes before the optimizer"
         raise TypeError(f"need a transform, an object with init and update, got {got}")
-    chain_inputs.check_signatures(_name_of(transform), transform)
+    chain_inputs.check_signatures(name_of_part(transform), transform)
     if isinstance(transform, Transform):
-        return (transform._replace(name=transform.name or _name_of(transform)),)
+        return (transform._replace(name=transform.name or name_of_part(transform)),)
     return (_adopt(transform),)
-
-
-def _name_of(transform: TransformLike) -> str:
-    """Name a part after the function or the class that defines its ``init``."""
-    init = transform.init
-    qualname = getattr(init, "__qualname__", type(transform).__qualname__)
-    inside = f".{getattr(init, '__name__', '')}"
-    maker = qualname.removesuffix(inside).removesuffix(".<locals>").split(".")[-1]
-    return maker.replace("<lambda>", "transform")
 
 
 def _adopt(foreign: TransformLike) -> Transform:
@@ -356,7 +355,7 @@ def _adopt(foreign: TransformLike) -> Transform:
         updates, new = chain_inputs.updated(name, made, updates, state)
         return tree.widen(updates), jax.tree.map(_as_dtype_of, new, state)
 
-    name = _name_of(foreign)
+    name = name_of_part(foreign)
     return Transform(foreign.init, update, name)
 
 

@@ -57,3 +57,11 @@ def test_a_broken_scikit_learn_is_not_reported_as_missing(monkeypatch, tmp_path)
 def test_a_missing_extra_is_named_by_its_distribution():
     with pytest.raises(ImportError, match="need not-there for this: pip install"):
         optional_imports.import_extra("not_there", "data", "not-there")
+
+
+def test_a_dataset_shows_its_arrays_in_a_notebook():
+    arrays = {"x": np.zeros((4, 3), np.float32), "y": np.zeros(4, np.int32)}
+    html = data.from_arrays(arrays, 2)._repr_html_()
+    assert "Dataset(4 examples, batch_size=2" in html
+    assert "x     (4, 3)  float32     12     48" in html
+    assert "validation=None" in data.Splits({}, {}, {})._repr_html_()

@@ -51,8 +51,9 @@ def test_where_a_run_saves_does_not_change_what_callbacks_see(tmp_path):
         callbacks = [lambda step, state, values: steps.append(step)]
         return quiet_fit(num_steps=250, callbacks=callbacks, **options)
 
-    plain = fit_watched("plain")
+    plain = fit_watched("plain", log_every=100)
     killer = {"loggers": [kill_at(200)], "checkpoint_dir": tmp_path, "save_every": 70}
+    killer["log_every"] = 100  # kept by the call that resumes
     with pytest.raises(KilledError):
         fit_watched("saved", **killer)
     resumed = fit_watched("saved", checkpoint_dir=tmp_path)

@@ -88,7 +88,7 @@ def test_a_callback_must_not_return_a_state_of_an_earlier_step():
         return state._replace(step=state.step - 1)
 
     with pytest.raises(ValueError, match=r"need a state of step 4 or later .* step 3"):
-        quiet_fit(num_steps=4, callbacks=[rewind])
+        quiet_fit(num_steps=4, log_every=4, callbacks=[rewind])
 
 
 def test_callbacks_may_stop_the_run():

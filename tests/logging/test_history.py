@@ -23,3 +23,30 @@ def test_a_history_grows_by_blocks_of_any_size_and_can_be_truncated():
     assert history.last("a") == 1.5
     with pytest.raises(KeyError, match="got 'c'"):
         history.steps("c")
+
+
+def test_a_history_of_many_metrics_is_short():
+    history = History()
+    history.extend(np.array([1]), {f"m{i}": np.array([0.5]) for i in range(15)})
+    assert repr(history).endswith("m10=0.5, m11=0.5, and 3 more)")
+
+
+def test_the_best_value_is_known_from_the_name():
+    history = History()
+    values = np.array([0.5, np.nan, 0.75, 0.25])
+    names = ("val/loss", "val/accuracy", "own")
+    history.extend(np.array([2, 4, 6, 8]), dict.fromkeys(names, values))
+    assert history.summary().splitlines()[1:] == [
+        "val/loss            4  0.25  0.25        8",
+        "val/accuracy        4  0.25  0.75        6",
+        "own                 4  0.25",
+    ]
+
+
+def test_a_notebook_shows_a_table_and_the_curve_of_the_loss():
+    history = History()
+    history.extend(np.array([1, 2]), {"loss": np.array([2.0, 1.0])})
+    html = history._repr_html_()
+    assert "<polyline" in html
+    assert "metric  records" in html
+    assert History()._repr_html_().count("svg") == 0

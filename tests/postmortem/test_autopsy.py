@@ -287,3 +287,14 @@ def test_of_a_switch_between_platforms_one_branch_is_evaluated():
     np.testing.assert_allclose(y.array, np.sin(1.0), rtol=1e-6)
     assert not interpreter.origins  # the logarithm of zero is in the other branch
     assert len(evaluated) <= 6  # checkpoint, platform_index, cond, cos, sin
+
+
+def test_an_autopsy_shows_its_text_everywhere():
+    def loss_fn(params, batch):
+        return jnp.log(params["shift"]).sum()
+
+    found = examine(loss_fn, {"shift": jnp.array([2.0, 0.0])})
+    assert repr(found) == str(found)
+    assert "log(0) = -inf" in found._repr_html_()
+    assert "<module>" not in found._repr_html_()
+    assert len(tuple(found)) == 13

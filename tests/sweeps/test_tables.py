@@ -56,6 +56,12 @@ def test_the_text_is_aligned_and_ends_with_the_warnings():
     assert "with 50 % confidence" in str(table(result(), level=0.5))
 
 
+def test_a_table_shows_its_text_everywhere():
+    ranked = table(result())
+    assert repr(ranked) == str(ranked)
+    assert ranked._repr_html_().startswith("<pre")
+
+
 def test_the_text_says_how_many_points_are_shown():
     opening = "val/loss, smallest median over 6 seeds first, 2 of 4 points\n"
     whole = table(result())

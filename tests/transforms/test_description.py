@@ -1,18 +1,26 @@
 """The table of leaves that `describe` prints."""
 
+import inspect
+
+import jax
 import jax.numpy as jnp
 import pytest
 
-from fngrad.optimizers import adam, sgd
+from fngrad.optimizers import REGISTRY, adam, adamw, muon, sgd
+from fngrad.schedules import warmup_cosine
+from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.core import (
     chain,
     named,
 )
+from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.description import describe
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.momentum_buffers import trace
+from fngrad.transforms.nonfinite_updates import skip_nonfinite
 from fngrad.transforms.quantize import quantize_state
 from fngrad.transforms.scaling import scale
+from fngrad.transforms.stacking import stack_leaves
 
 
 @pytest.mark.parametrize("shallow_first", [True, False])
@@ -44,3 +52,99 @@ def test_the_table_shows_moments_in_few_bits(bits, size):
     optimizer = quantize_state(adam(0.1), bits=bits)
     table = describe(optimizer, {"w": jnp.ones((64, 64))})
     assert f"scale_by_adam/mu, scale_by_adam/nu: {size} bytes" in table
+
+
+GROUPS = """\
+leaf    shape   dtype    group  learning rate  decay  trainable  state
+embed   (5, 2)  float32  embed  none           none   no         none
+head/b  (3,)    float32  **     warmup_cosine  none   yes        trace/trace: 12 bytes
+head/w  (2, 3)  float32  **     warmup_cosine  0.1    yes        trace/trace: 24 bytes
+total   19 parameters, 9 trainable, 48 bytes of state"""
+
+LEAVES = {
+    "embed": jnp.ones((5, 2)),
+    "head": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)},
+}
+
+
+def cell(table, leaf, column):
+    """Return what stands in a column of the line of a leaf."""
+    lines = table.splitlines()
+    at = lines[0].index(column)
+    (line,) = [line for line in lines if line.split()[0] == leaf]
+    return line[at:].split("  ")[0]
+
+
+def test_the_table_tells_groups_learning_rates_and_decay():
+    rate = warmup_cosine(0.0, 0.1, 2, 8)
+    rule = chain(trace(0.9), add_decayed_weights(0.1, "**/w"), sgd(rate))
+    table = describe(partition([("embed", freeze()), ("**", rule)]), LEAVES)
+    assert table == GROUPS
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_optimizer_tells_its_learning_rate(name):
+    table = describe(REGISTRY[name](0.125), LEAVES)
+    for leaf in ("embed", "head/b", "head/w"):
+        assert cell(table, leaf, "learning rate") == "0.125"
+
+
+DECAYING = [
+    name
+    for name, factory in REGISTRY.items()
+    if "weight_decay" in inspect.signature(factory).parameters
+]
+
+
+@pytest.mark.parametrize("name", DECAYING)
+def test_every_optimizer_tells_its_decay(name):
+    factory = REGISTRY[name]
+    decays = describe(factory(0.125, weight_decay=0.25), LEAVES)
+    assert cell(decays, "head/w", "decay") == "0.25"
+    assert cell(decays, "embed", "decay") == "0.25"
+    plain = describe(factory(0.125, weight_decay=0.0), LEAVES)
+    assert cell(plain, "head/w", "decay") == "none"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda rule: rule,
+        stack_leaves,
+        skip_nonfinite,
+        lambda rule: accumulate(rule, 2),
+        lambda rule: named("all", rule),
+        lambda rule: chain(sgd(1.0), named("all", chain(rule, scale(1.0)))),
+        quantize_state,
+    ],
+    ids=["bare", "stacked", "skipping", "accumulated", "named", "nested", "coded"],
+)
+def test_wrappers_do_not_hide_what_is_inside(wrap):
+    rule = adamw(0.5, weight_decay=0.25, mask=lambda path, leaf: leaf.ndim > 1)
+    table = describe(wrap(rule), LEAVES)
+    assert cell(table, "head/w", "decay") == "0.25"
+    assert cell(table, "head/b", "decay") == "none"
+    assert cell(table, "head/w", "learning rate").endswith("0.5")
+
+
+def test_groups_of_stacks_are_chosen_as_in_training():
+    table = describe(stack_leaves(muon(0.5)), LEAVES)
+    assert cell(table, "head/w", "group") == "selected"
+    assert cell(table, "head/b", "group") == "rest"
+
+
+def test_hyperparameters_without_a_value_show_their_dtype():
+    texts = []
+    jax.eval_shape(lambda r: texts.append(describe(sgd(r), LEAVES)), jnp.float32(1))
+    assert cell(texts[0], "head/w", "learning rate") == "float32[]"
+
+
+def test_foreign_transforms_are_described_without_numbers():
+    class Foreign:
+        def init(self, params):
+            return ()
+
+        def update(self, updates, state, params):
+            return updates, state
+
+    assert cell(describe(Foreign(), LEAVES), "embed", "learning rate") == "none"

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import fngrad.programs.text_tables as text_tables
+from fngrad.programs.printed import preformatted, shown
 from fngrad.training.divergence import CHECKED, is_bad
 
 
@@ -20,6 +22,12 @@ class SweepResult(NamedTuple):
     history: dict[str, np.ndarray]  # (P, S, ...) by metric
     diverged_at: np.ndarray  # int32, (P, S); -1 where the lane did not diverge
     notes: dict[str, Any]  # see `fngrad.sweep`
+
+    def __repr__(self) -> str:
+        return shown(self, _text)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
 
 def check_pair(outputs: Any, form: str) -> tuple[Any, dict[str, Any]]:
@@ -99,6 +107,36 @@ def stack_histories(
     """
     names = dict.fromkeys(name for history in histories for name in history)
     return {name: _stack(name, histories) for name in names}
+
+
+def _text(result: SweepResult) -> str:
+    """Return the numbers of points and seeds, the range of columns and last values."""
+    lanes = np.asarray(result.diverged_at)
+    points, seeds = lanes.shape
+    head = (
+        f"SweepResult: {points} points, {seeds} seeds, "
+        f"{np.sum(lanes >= 0)} of {lanes.size} lanes diverged"
+    )
+    rows = [["", "from", "to", "shape"]]
+    rows += [[name, *_range(column)] for name, column in result.points.items()]
+    rows += [
+        [f"{name}, last", *_range(last_values(curves))[:2], str(np.shape(curves))]
+        for name, curves in result.history.items()
+        if np.ndim(curves) in (2, 3)
+    ]
+    return f"{head}\n{text_tables.table(rows)}"
+
+
+def _range(values: np.ndarray) -> list[str]:
+    """Return the smallest and largest finite value and the shape, as text."""
+    values = np.asarray(values)
+    if values.dtype.kind in "biuf":
+        finite = values[np.isfinite(values)]
+        ends = [finite.min(), finite.max()] if finite.size else [np.nan, np.nan]
+        texts = [f"{end:.4g}" for end in ends]
+    else:
+        texts = [f"{len(set(map(str, values.ravel())))} values", ""]
+    return [*texts, str(values.shape)]
 
 
 def _stack(name: str, histories: Sequence[dict[str, np.ndarray]]) -> np.ndarray:

@@ -12,6 +12,7 @@ import fngrad.numerics as numerics
 import fngrad.programs.text_tables as text_tables
 import fngrad.sweeps.results.statistics as statistics
 from fngrad.metrics.directions import Directed, Metric, directed
+from fngrad.programs.printed import preformatted, shown
 from fngrad.programs.text_tables import short_text
 from fngrad.sweeps.results.result import SweepResult, last_values
 from fngrad.sweeps.results.statistics import Comparison, Summary
@@ -43,6 +44,12 @@ class Table(NamedTuple):
         )
         doubts = [f"! {doubt}" for doubt in self.summary.warnings]
         return "\n".join([opening, ranking, legend, *doubts])
+
+    def __repr__(self) -> str:
+        return shown(self, str)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
 
     def to_csv(self) -> str:
         """Return the rows as comma-separated values, with a header line."""

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import inspect
 import itertools
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import fngrad.tree as tree
 from fngrad.files.locks import Lock
 from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric, directed
+from fngrad.programs.printed import recorded
 from fngrad.sweeps.results.result import (
     SweepResult,
     diverged_at,
@@ -271,8 +271,7 @@ def _description(
         "keys": digest(lanes.keys),
         "args": digest(lanes.args),
         "static": [
-            {name: re.sub(r" at 0x\w+", "", repr(x)) for name, x in values.items()}
-            for values in combinations
+            {name: recorded(x) for name, x in values.items()} for values in combinations
         ],
         "outputs": [describe_shapes(out.outputs) for out in outlines],
         "train_fn": [out.fingerprint for out in outlines],

@@ -1,0 +1,176 @@
+"""A table of a model's layers, or of the leaves of its parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad.layers.layer_tree as layer_tree
+import fngrad.programs.leaf_tables as leaf_tables
+import fngrad.programs.text_tables as text_tables
+from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.programs.operation_counts import costs
+from fngrad.types import Path
+
+
+class _Line(NamedTuple):
+    """A layer of the table."""
+
+    label: str
+    output: str
+    leaves: list[leaf_tables.Leaf]  # of the parameters
+    flops: int
+
+
+def summary(model: Any, example: Any = None) -> str:
+    r"""Return a table of a model's layers, or of the leaves of its parameters.
+
+    A layer has one line for itself and one for each layer inside of it: the shape of
+    its output, its parameters, their bytes and share, and the FLOPs of the forward pass
+    of one example, counted as `costs` does. Inside a `repeat` parameters and FLOPs are
+    those of all its passes. Only shapes are read; the model runs without a key.
+
+    Args:
+        model: a layer or a stateful layer; or parameters, any tree of arrays or
+            ShapeDtypeStructs.
+        example: what the layer takes, without a batch axis: arrays or
+            ShapeDtypeStructs. For a layer alone.
+
+    Raises:
+        TypeError: if a layer comes without an example, or anything else with one.
+        ValueError: if there are no parameters to list; or from the layer, with its path
+            in front, if the example does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> model = fg.models.mlp((4, 3, 1))
+        >>> print(fg.summary(model, jnp.ones(4)))
+        layer              output  parameters  bytes    share  FLOPs
+        serial             (1,)            19     76  100.0 %     37
+          layers/0 linear  (3,)            15     60   78.9 %     27
+          entry 1 relu     (3,)             0      0    0.0 %      3
+          layers/1 linear  (1,)             4     16   21.1 %      7
+        total              19 parameters, 76 bytes, 37 FLOPs forward
+        >>> print(fg.summary(model.init(jax.random.key(0))["layers"][0]))
+        leaf    shape   dtype    count  bytes   share
+        bias    (3,)    float32      3     12  20.0 %
+        weight  (4, 3)  float32     12     48  80.0 %
+        total   15 parameters, 60 bytes
+    """
+    if isinstance(model, Layer | StatefulLayer):
+        return _of_layer(model, example)
+    if example is not None:
+        raise TypeError(
+            f"need a layer where there is an example, got {type(model).__name__}; "
+            "fngrad.summary(params) takes parameters alone"
+        )
+    if callable(model) or hasattr(model, "init"):
+        raise TypeError(f"need a layer or parameters, got {type(model).__name__}")
+    return _of_params(model)
+
+
+def _of_params(params: Any) -> str:
+    leaves = leaf_tables.leaves_of(params)
+    if not leaves:
+        raise ValueError("need parameters, at least one array, got an empty tree")
+    return leaf_tables.table(leaves, share=True, total=True)
+
+
+def _of_layer(layer: Layer | StatefulLayer, example: Any) -> str:
+    if example is None:
+        raise TypeError(
+            "need an example for a layer: fngrad.summary(model, x) with one x, without "
+            "a batch axis; fngrad.summary(params) takes parameters alone"
+        )
+    params, state = layer_tree.abstract_init(layer)
+    x = jax.tree.map(_abstract, example)
+    lines: list[_Line] = []
+    _collect(lines, layer, params, state, x, "", 0, 1)
+    whole = lines[0]
+    count = sum(leaf.count for leaf in whole.leaves)
+    rows = [["layer", "output", "parameters", "bytes", "share", "FLOPs"]]
+    rows += [_row(line, count) for line in lines]
+    totals = [leaf_tables.amount(whole.leaves)]
+    if leaves := leaf_tables.leaves_of(state):
+        totals.append(f"model_state {sum(leaf.bytes for leaf in leaves):,} bytes")
+    totals.append(f"{whole.flops:,} FLOPs forward")
+    return text_tables.table([*rows, ["total", ", ".join(totals)]], left=2)
+
+
+def _collect(
+    lines: list[_Line],
+    layer: Any,
+    params: Any,
+    state: Any,
+    x: Any,
+    path: Path,
+    depth: int,
+    times: int,
+) -> Any:
+    """Add the lines of a layer and of those inside of it; return its abstract output.
+
+    Args:
+        lines: of the table.
+        layer: a layer or a function of x.
+        params: of one pass through the layer, abstract.
+        state: likewise.
+        x: the input, abstract.
+        path: of the layer in its combinator.
+        depth: how many combinators it is in.
+        times: how many passes the loops around it make.
+    """
+    y, flops = _forward(layer, params, state, x)
+    label = f"{path} {layer_tree.full_name(layer)}".strip()
+    leaves = [
+        leaf._replace(count=leaf.count * times, bytes=leaf.bytes * times)
+        for leaf in leaf_tables.leaves_of(params)
+    ]
+    lines.append(_Line("  " * depth + label, _shapes(y), leaves, flops * times))
+    inside = layer
+    while (parts := layer_tree.parts_of(inside)).inner is not None:
+        if parts.count is not None:
+            params, state = _one_pass(params), _one_pass(state)
+            times *= parts.count
+        inside = layer_tree.original(parts.inner)
+    for child in parts.children:
+        own = layer_tree.at_place(params, child.place)
+        own_state = layer_tree.at_place(state, child.place)
+        entry = layer_tree.original(child.layer)
+        z = _collect(lines, entry, own, own_state, x, child.path, depth + 1, times)
+        x = z if parts.in_turn else x
+    return y
+
+
+def _forward(layer: Any, params: Any, state: Any, x: Any) -> tuple[Any, int]:
+    """Return a layer's abstract output, and the FLOPs of its forward pass."""
+    if isinstance(layer, StatefulLayer):
+        args = (params, state, x)
+        y, _ = jax.eval_shape(layer.apply, *args)
+        return y, costs(layer.apply, *args).flops
+    args = (params, x) if isinstance(layer, Layer) else (x,)
+    apply = layer.apply if isinstance(layer, Layer) else layer
+    return jax.eval_shape(apply, *args), costs(apply, *args).flops
+
+
+def _one_pass(a: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), a)
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    if isinstance(dtype, np.dtype):
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype)
+
+
+def _shapes(y: Any) -> str:
+    return ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(y))
+
+
+def _row(line: _Line, whole: int) -> list[str]:
+    count = sum(leaf.count for leaf in line.leaves)
+    size = sum(leaf.bytes for leaf in line.leaves)
+    numbers = [f"{count:,}", f"{size:,}", leaf_tables.percent(count, whole)]
+    return [line.label, line.output, *numbers, f"{line.flops:,}"]
