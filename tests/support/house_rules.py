@@ -35,7 +35,8 @@ HOUSE = (
         "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
         "(`operation_counts`), arguments recognized by name "
         "(`signatures`), settings of JAX in another thread (`thread_settings`), "
-        "`optional_imports`, `text_tables`",
+        "`optional_imports`, `text_tables`, "
+        "what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
     ),
     (
         0,
@@ -51,7 +52,7 @@ HOUSE = (
         "correction, look-ahead of a debiased average), `momentum_buffers` (heavy "
         "ball, Nesterov), `clipping`, `decay`, `noise`, `masking` (groups, `freeze`), "
         "`tunable_hyperparameters`, wrappers, `queries` of a state, "
-        "`evaluation_point`, `description`, `laws`",
+        "`evaluation_point`, `description`, `structure`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
     (
@@ -69,7 +70,8 @@ HOUSE = (
     (
         1,
         "layers/",
-        "linear, conv, pooling, norms, attention, recurrent, embedding, combinators",
+        "linear, conv, pooling, norms, attention, recurrent, embedding, combinators; "
+        "`layer_tree` (its `repr`), `summaries`",
     ),
     (
         1,
