@@ -82,7 +82,7 @@ def count(tokens: np.ndarray, vocab_size: int, context: int) -> Counts:
 
 def probabilities(model: NGrams, tokens: np.ndarray) -> np.ndarray:
     """Return the probability of each token after the first ``model.context``."""
-    shares, buckets = _shares(model, tokens)
+    shares, buckets = shares_of(model, tokens)
     return _mixtures(model, shares, buckets)[-1]
 
 
@@ -104,7 +104,7 @@ def tuned(model: NGrams, tokens: np.ndarray) -> np.ndarray:
     A prior of half an event on either side keeps each weight below 1, so that nothing
     has the probability 0.
     """
-    shares, buckets = _shares(model, tokens)
+    shares, buckets = shares_of(model, tokens)
     for _ in range(EM_STEPS):
         mixtures = _mixtures(model, shares, buckets)
         weights = np.empty_like(model.weights)
@@ -128,7 +128,7 @@ def _codes(tokens: np.ndarray, size: int, vocab_size: int) -> np.ndarray:
     return codes
 
 
-def _shares(model: NGrams, tokens: np.ndarray) -> tuple[Any, Any]:
+def shares_of(model: NGrams, tokens: np.ndarray) -> tuple[Any, Any]:
     """Return N(hc) / N(h) and the bucket of N(h), per length of context.
 
     The bucket is 0 for an unseen context, else 1 more than the rounded log2 of N(h).

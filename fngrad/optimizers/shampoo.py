@@ -105,23 +105,11 @@ def scale_by_shampoo(
         weights = _weights(numerics.hyper(b2, state.step), state.step, bias_correction)
         mesh = auto_mesh_of(updates, state, params)
         gradients, updates = updates, tree.map_leaves(shrunk_leaf, updates)
-        statistics = map_matrices(
-            lambda place, g, axes: _observe(place, g, axes, weights),
-            updates,
-            state.statistics,
-            mesh=mesh,
-        )
+        observe = functools.partial(_observe, weights)
+        statistics = map_matrices(observe, updates, state.statistics, mesh=mesh)
         is_due = state.step % update_every == 0
-        roots = _follow(
-            is_due,
-            state.roots,
-            updates,
-            statistics,
-            weights.seen,
-            ridge,
-            power,
-            mesh=mesh,
-        )
+        scales = _Scales(weights.seen, ridge, power)
+        roots = _follow(is_due, state.roots, updates, statistics, scales, mesh=mesh)
         nu, target = state.nu, gradients
         if graft == "diagonal":
             nu = jax.tree.map(weights.accumulate_square, nu, updates)
@@ -269,7 +257,7 @@ def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
     return tuple(jnp.zeros(shape, dtype) for shape in shapes)
 
 
-def _observe(place: Place, g: jax.Array, axes: Axes, weights: _Weights) -> Axes:
+def _observe(weights: _Weights, place: Place, g: jax.Array, axes: Axes) -> Axes:
     g = jnp.atleast_1d(g)
     if any(s.ndim == 2 for s in axes):
         g = place.gather(g)
@@ -287,6 +275,14 @@ def _saturated(s: jax.Array) -> jax.Array:
     return s * jnp.where(is_full, limit / jnp.where(is_full, trace, 1), 1)
 
 
+class _Scales(NamedTuple):
+    """What the roots of statistics depend on."""
+
+    seen: jax.Array  # the sum of the statistics' weights
+    ridge: jax.Array
+    power: jax.Array | None
+
+
 # Jitted, or a step outside jit would compile the branches each time.
 @functools.partial(jax.jit, static_argnames="mesh")
 def _follow(
@@ -294,16 +290,14 @@ def _follow(
     roots: Updates,
     updates: Updates,
     statistics: Updates,
-    seen: jax.Array,
-    ridge: jax.Array,
-    power: jax.Array | None,
+    scales: _Scales,
     *,
     mesh: AnyMesh | None,
 ) -> Updates:
     """Return the statistics' roots if they are due, else the old ones."""
 
     def invert(place: Place, g: jax.Array, axes: Axes) -> Axes:
-        return place.gather(_inverse_roots(place.gather(axes), seen, ridge, power))
+        return place.gather(_inverse_roots(place.gather(axes), *scales))
 
     return lax.cond(
         is_due,

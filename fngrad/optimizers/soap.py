@@ -114,9 +114,8 @@ def scale_by_soap(
         nu = average_square(beta_2, state.nu, rotated)
         if skip_first:
             mu, nu = tree.where(state.step == 0, (state.mu, state.nu), (mu, nu))
-        mu_hat = remove_bias(mu, beta_1, t)
+        mu_hat, nu_hat = remove_bias(mu, beta_1, t), remove_bias(nu, beta_2, t)
         mu_hat = map_matrices(_rotate, mu_hat, state.bases, mesh=mesh)
-        nu_hat = remove_bias(nu, beta_2, t)
         direction = divide_by_root(mu_hat, nu_hat, 0, numerics.hyper(eps, state.step))
         new_updates = map_matrices(_multiply, direction, state.bases, mesh=mesh)
         is_due = (state.step > 0) & ((t + 1) % every == 0)

@@ -155,3 +155,14 @@ def test_the_sizes_are_what_they_are_called(name, millions):
     params = jax.eval_shape(model.init, jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(params))
     assert count == pytest.approx(1e6 * millions, rel=0.25)
+
+
+def test_a_text_names_the_axes_of_a_mesh():
+    assert char_transformer.mesh_of(None) is None
+    assert dict(char_transformer.mesh_of("data=1,model=1").shape) == {
+        "data": 1,
+        "model": 1,
+    }
+    for text in ("8", "data", "data=x", ""):
+        with pytest.raises(ValueError, match="need axes of a mesh, as in data=4,model"):
+            char_transformer.mesh_of(text)

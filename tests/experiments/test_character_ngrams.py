@@ -58,7 +58,7 @@ def test_em_raises_the_probability_of_the_text_at_every_step(monkeypatch):
 
     def objective(model):
         """Return the log probability with the prior on the weights that are used."""
-        _, buckets = ngrams._shares(model, TOKENS[cut:])
+        _, buckets = ngrams.shares_of(model, TOKENS[cut:])
         used = [model.weights[k][np.unique(b[b > 0])] for k, b in enumerate(buckets)]
         prior = sum(0.5 * np.sum(np.log(w * (1 - w))) for w in used)
         return prior + np.sum(np.log(ngrams.probabilities(model, TOKENS[cut:])))
