@@ -266,7 +266,8 @@ def mesh_of(text: str | None) -> jax.sharding.Mesh | None:
     parts = [part.partition("=") for part in text.split(",")]
     if not all(name and size.lstrip("-").isdigit() for name, _, size in parts):
         raise ValueError(f"need axes of a mesh, as in data=4,model=2, got {text!r}")
-    return fg.sharding.make_mesh(**{name: int(size) for name, _, size in parts})
+    axes: Any = {name: int(size) for name, _, size in parts}
+    return fg.sharding.make_mesh(**axes)
 
 
 def steps_of(config: Config, size: Size) -> int:

@@ -18,7 +18,7 @@ BATCH_AXIS = "data"  # of a mesh, over which the first axis of a batch is split
 AnyMesh: TypeAlias = Mesh | AbstractMesh
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, **axes: int) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     """Arrange devices along named axes.
 
     Args:

@@ -53,7 +53,7 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
     check_mesh(mesh)
     check_rule(rule)
     is_state = hasattr(state, "params") and hasattr(state, "opt_state")
-    params = tree.leaf_paths(state.params if is_state else state)
+    params = tree.leaf_paths(getattr(state, "params", state) if is_state else state)
     specs = {path: checked_spec(rule, path, x, mesh) for path, x in params.items()}
 
     def spec_of(path: Path, leaf: Any) -> PartitionSpec:
@@ -176,7 +176,7 @@ def check_batch(batch: Batch, mesh: AnyMesh) -> None:
             )
 
 
-def describe(state: Tree) -> str:
+def describe(state: Any) -> str:
     """Return a table of a state's leaves: how each is split, its bytes per device.
 
     Args:

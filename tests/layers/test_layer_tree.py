@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.core import Tracer
 
 import fngrad as fg
 import fngrad.layers as layers
@@ -106,7 +107,7 @@ def test_nothing_is_drawn_until_a_layer_is_shown_and_then_only_shapes():
     assert seen == []
     with jax.transfer_guard("disallow_explicit"):
         assert "own_apply  6  w (2, 3)" in repr(layer)
-    assert isinstance(seen[0], jax.core.Tracer)
+    assert isinstance(seen[0], Tracer)
 
 
 def test_a_layer_whose_init_fails_shows_its_names():

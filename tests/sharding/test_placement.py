@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import fngrad as fg
 import fngrad.sharding as sharding
+from fngrad.sharding.placement import check_batch
 
 MESH = AbstractMesh((4,), ("data",))
 HERE = sharding.make_mesh(jax.devices()[:1])
@@ -130,9 +131,9 @@ def test_a_batch_is_split_along_its_first_axis():
     assert batch["x"].sharding.spec == P("data")
     assert batch["scale"].sharding.spec == P()
     with pytest.raises(ValueError, match="multiple of the 4 devices of the mesh axis"):
-        fg.sharding.placement.check_batch({"x": np.ones((6, 3))}, MESH)
+        check_batch({"x": np.ones((6, 3))}, MESH)
     by_model = AbstractMesh((4,), ("model",))
-    assert fg.sharding.placement.check_batch({"x": np.ones((6, 3))}, by_model) is None
+    assert check_batch({"x": np.ones((6, 3))}, by_model) is None
 
 
 def test_the_table_counts_the_bytes_of_one_device():

@@ -53,6 +53,13 @@ def shape_text(dtype, shape) -> str:
     return f"{dtype}[{','.join(map(str, sorted(shape)))}]"
 
 
+def flops(compiled) -> float:
+    """Return the FLOPs of one device."""
+    analysis = compiled.cost_analysis()
+    assert analysis is not None
+    return analysis["flops"]
+
+
 def bytes_here(a) -> int:
     """Return the bytes of a tree on one device."""
     return sum(
