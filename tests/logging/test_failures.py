@@ -178,8 +178,9 @@ def test_a_picture_that_cannot_be_written_warns(tmp_path):
 def test_a_run_whose_picture_and_manifest_cannot_be_written_is_not_lost(tmp_path):
     def block(step: int, state: Any, values: Any) -> None:
         (tmp_path / "curves.png").mkdir(exist_ok=True)
-        (tmp_path / "manifest.json").unlink(missing_ok=True)
-        (tmp_path / "manifest.json").mkdir(exist_ok=True)
+        if not (tmp_path / "manifest.json").is_dir():
+            (tmp_path / "manifest.json").unlink(missing_ok=True)
+            (tmp_path / "manifest.json").mkdir()
 
     with pytest.warns(UserWarning, match="is not written") as warned:
         result = quiet_fit(num_steps=20, run_dir=tmp_path, callbacks=[block])
