@@ -34,7 +34,7 @@ from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
 from fngrad.data.maps import MAPS, call_map, check_map, takes_key
 from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
-from fngrad.sharding.meshes import mesh_of
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
@@ -299,7 +299,7 @@ def _indices(order: Dataset, step: jax.Array) -> jax.Array:
         epochs = epoch + is_next.astype(jnp.uint32)
         position = permute(order.key, epochs, position, order.size)
     # Whole on every device, or each walk of the permutation would reduce over them.
-    return constrained(position.astype(jnp.int32), WHOLE, mesh_of(order))
+    return constrained(position.astype(jnp.int32), WHOLE, auto_mesh_of(order))
 
 
 def _locate(order: Dataset, step: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -28,7 +28,7 @@ from fngrad.fitting.inputs import Feed
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.compilations import Compilations, calls_again
 from fngrad.sharding.constraints import split
-from fngrad.sharding.meshes import mesh_of
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.training import Step, TrainState, snapshot
 from fngrad.types import Batch
 
@@ -251,7 +251,6 @@ def _probe_seconds(compiling: float, seconds: float) -> float:
 
 def _record(step: Step, carry: Carry, batch: Batch) -> Carry:
     row = carry.state.step % ROWS
-    batch = split(batch, mesh_of(carry))
     # Barriers keep XLA from fusing the step with the loop, which changes its rounding.
     state, metrics = _barrier(step(*_barrier((carry.state, batch))))
     rows = {}
@@ -320,7 +319,7 @@ def _programs(step: Step, static: Any, placement: Placement) -> _Programs:
 
     def one(argument: Any, carry: Carry) -> Carry:
         batch = batch_at(static, argument, carry.state.step)
-        return placed(_record(step, carry, batch))
+        return placed(_record(step, carry, split(batch, auto_mesh_of(carry))))
 
     def many(argument: Any, carry: Carry, length: jax.Array) -> Carry:
         end = jax.lax.fori_loop(0, length, lambda _, c: one(argument, c), carry)

@@ -51,12 +51,6 @@ def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def whole(a: Tree) -> Tree:
-    """Return arrays that every device of their mesh holds, if they are on one."""
-    mesh = mesh_of(a)
-    return jax.tree.map(lambda x: constrained(x, WHOLE, mesh), a)
-
-
 def undivided(x: jax.Array, mesh: AnyMesh | None) -> jax.Array:
     """Return an array not split along its first axis; XLA chooses for the others.
 
@@ -67,8 +61,11 @@ def undivided(x: jax.Array, mesh: AnyMesh | None) -> jax.Array:
 
 
 def split(batch: Batch, mesh: AnyMesh | None) -> Batch:
-    """Return a batch split over the devices where its size allows, else whole."""
-    if mesh is None:
+    """Return a batch split over the devices where its size allows, else whole.
+
+    On a mesh without the axis "data" it stays as it is.
+    """
+    if mesh is None or BATCH_AXIS not in mesh.shape:
         return batch
     return jax.tree.map(lambda x: constrained(x, batch_spec(x, mesh), mesh), batch)
 

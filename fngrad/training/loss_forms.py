@@ -15,7 +15,7 @@ import fngrad.sharding.constraints as constraints
 import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
-from fngrad.sharding.meshes import mesh_of
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
@@ -238,7 +238,7 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
                 value.model_state,
             ), None
 
-        mesh = mesh_of(params, batch)
+        mesh = auto_mesh_of(params, batch)
         batch = constraints.split(batch, mesh)
         cut = tree.map_with_path(
             lambda path, x: _cut(path, x, parts, interleaved=mesh is not None), batch

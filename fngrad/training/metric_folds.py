@@ -18,7 +18,7 @@ from fngrad.metrics import Accumulator, Mean
 from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
 from fngrad.programs.signatures import bind, check_function, kind_of, parameters
 from fngrad.sharding.constraints import split
-from fngrad.sharding.meshes import mesh_of
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.types import Batch, ModelState, Params
 
 _FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
@@ -70,7 +70,7 @@ def accumulated(
     call = bind(metric_fn, ("model_state",), _FORMS)
     source = _source_of(arrays)
     full, rest = divmod(source.size, batch_size)
-    mesh = mesh_of(params)
+    mesh = auto_mesh_of(params)
 
     def measure(start: jax.Array | int, count: int) -> dict[str, Accumulator]:
         batch = split(source.read(start, count), mesh)

@@ -16,7 +16,7 @@ import fngrad.training.step_metrics as step_metrics
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.dataset import Dataset
 from fngrad.sharding.constraints import split
-from fngrad.sharding.meshes import mesh_of
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
@@ -74,7 +74,7 @@ def run(
         )
 
     def advance(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        batch = split(batch_at(data, state.step), mesh_of(state))
+        batch = split(batch_at(data, state.step), auto_mesh_of(state))
         return call_step(step, state, batch)
 
     if metric_fn is None:

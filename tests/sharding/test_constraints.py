@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fngrad as fg
 import fngrad.layers as layers
 import fngrad.sharding as sharding
 import fngrad.tree as tree
-from fngrad.sharding.constraints import placed, split, whole
+from fngrad.sharding.constraints import placed, split
 from fngrad.sharding.rules import rule_of
 
 HERE = sharding.make_mesh(jax.devices()[:1])
@@ -88,7 +88,6 @@ def test_without_a_mesh_the_program_is_that_of_the_loss():
     assert sharding.gathered(loss, None) is loss
     assert placed(params, RULE) is params
     assert split(batch, None) is batch
-    jax.tree.map(np.testing.assert_array_equal, whole(params), params)
 
 
 def test_the_step_without_a_rule_is_the_same_function_on_one_device():
@@ -214,3 +213,21 @@ def test_keys_and_model_states_reach_the_loss():
     want, _ = stateful(jnp.ones(4), jnp.float32(1), jnp.ones(2), jax.random.key(0))
     assert value == want
     assert after == 2
+
+
+def test_a_batch_stays_where_it_is_on_a_mesh_without_the_axis_data():
+    mesh = AbstractMesh((8,), ("model",))
+    found = constraints_of(lambda b: split(b, mesh), {"x": jnp.ones((16, 2))})
+    assert found == []
+
+
+def test_programs_under_explicit_axes_are_left_to_jax():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    params, batch = problem()
+    data = fg.data.from_arrays(batch, 8)
+    step = fg.make_step(loss, fg.sgd(0.1), micro_batches=2)
+    state = fg.init_state(params, fg.sgd(0.1), 0)
+    with jax.set_mesh(mesh):
+        after, _ = jax.jit(lambda s, d: fg.run(step, s, d, 2))(state, data)
+    want, _ = jax.jit(lambda s, d: fg.run(step, s, d, 2))(state, data)
+    jax.tree.map(np.testing.assert_allclose, after.params, want.params)
