@@ -34,6 +34,11 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    # The longest come first: at the end they would be left to one worker.
+    items.sort(key=lambda item: item.path.name != "test_on_eight_devices.py")
+
+
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays, so collections of garbage skip it
 
