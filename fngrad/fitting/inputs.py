@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 import fngrad.numerics.array_inputs as array_inputs
@@ -25,7 +26,7 @@ from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import check_batch, shard_batch
 from fngrad.training import Step, TrainState, call_step, check_order
 from fngrad.training.metric_folds import check_examples
-from fngrad.types import Batch
+from fngrad.types import Batch, Path
 
 
 class Feed:
@@ -174,8 +175,16 @@ class Feed:
 
 
 def _place(batch: Batch, mesh: Mesh | None) -> Batch:
-    """Return a batch with JAX's arrays, those of another library too, on a mesh."""
-    batch = tree.map_with_path(array_inputs.of_another_library, batch)
+    """Return a batch in memory of its own, arrays of another library too, on a mesh.
+
+    JAX may read NumPy's memory while a step runs, which an iterable may refill by then.
+    """
+
+    def own(path: Path, x: Any) -> Any:
+        x = array_inputs.of_another_library(path, x)
+        return np.array(x) if isinstance(x, np.ndarray) else x
+
+    batch = tree.map_with_path(own, batch)
     return batch if mesh is None else shard_batch(batch, mesh)
 
 

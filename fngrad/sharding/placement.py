@@ -103,6 +103,8 @@ def shard_state(state: Tree, mesh: Mesh, rule: Rule = replicated) -> Tree:
 
 def put(x: Any, sharding: NamedSharding) -> jax.Array:
     """Return an array in memory of its own, where a sharding says."""
+    if not isinstance(x, jax.Array):
+        x = np.array(x)  # JAX may share NumPy's memory even if told not to
     if tree.is_key(x):  # which jax.device_put does not copy
         data = put(jax.random.key_data(x), NamedSharding(sharding.mesh, sharding.spec))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))

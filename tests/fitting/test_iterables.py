@@ -147,3 +147,37 @@ def test_a_checkpoint_without_an_iterators_state_warns(tmp_path):
 
     with pytest.warns(UserWarning, match="taken from its beginning"):
         fit(Full(), 4, checkpoint_dir=tmp_path)
+
+
+def aligned(shape):
+    """Return zeros at an address of which JAX can share the memory."""
+    size = int(np.prod(shape)) * 4
+    raw = np.zeros(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(np.float32).reshape(shape)
+
+
+@pytest.mark.parametrize("mesh", [None, fg.sharding.make_mesh(jax.devices()[:1])])
+def test_a_buffer_that_is_filled_again_trains_as_new_arrays(mesh):
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(64, 512)).astype(np.float32) for _ in range(30)]
+
+    def refilled():
+        buffer = aligned((64, 512))
+        for batch in batches:
+            buffer[:] = batch
+            yield buffer
+
+    def loss(w, x):
+        for _ in range(3):
+            x = jax.numpy.tanh(x @ w)
+        return jax.numpy.mean((x - 1) ** 2)
+
+    step = fg.make_step(loss, fg.sgd(0.5))
+    ends = []
+    for data in (batches, refilled()):
+        state = fg.init_state(0.05 * jax.numpy.eye(512), fg.sgd(0.5), 0)
+        with pytest.warns(UserWarning, match="cannot be asked for again"):
+            result = fg.fit(step, state, data, mesh=mesh, progress=False)
+        ends.append(np.asarray(result.state.params))
+    np.testing.assert_array_equal(*ends)

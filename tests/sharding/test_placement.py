@@ -149,3 +149,12 @@ def test_the_table_counts_the_bytes_of_one_device():
     assert sum(int(row[-1]) for row in rows) == int(total[-1])
     assert sum(int(row[-2]) for row in rows) == int(total[-2])
     assert "one device" in sharding.describe({"w": jnp.ones(2)})
+
+
+def test_a_placed_state_does_not_share_numpys_memory():
+    raw = np.zeros(64 * 4 + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    x = raw[begin : begin + 256].view(np.float32)
+    placed = sharding.shard_state({"w": x}, HERE)
+    x[:] = 7
+    np.testing.assert_array_equal(placed["w"], 0)
