@@ -5,12 +5,13 @@ they are traced; so a step finds it without an argument.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 BATCH_AXIS = "data"  # of a mesh, over which the first axis of a batch is split
@@ -22,7 +23,8 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     """Arrange devices along named axes.
 
     Args:
-        devices: by default all that JAX finds, `jax.devices()`.
+        devices: in this order; by default all that JAX finds, in the order in which
+            neighbors along the mesh are neighbors on a TPU.
         axes: the size of each axis by name; one may be -1, which takes what is left.
             The batch is split over ``data``. Without any all devices are on ``data``.
 
@@ -30,7 +32,7 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
         A mesh with Auto axes: XLA places what nothing constrains.
 
     Raises:
-        TypeError: if a size is not an int.
+        TypeError: if a size is not an int, or the devices are not devices.
         ValueError: if a size is neither positive nor -1, more than one is -1, or their
             product is not the number of devices.
 
@@ -39,19 +41,40 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
         >>> dict(fg.sharding.make_mesh(data=1).shape)
         {'data': 1}
     """
-    grid = np.array(jax.devices() if devices is None else devices)
+    found = _checked_devices(jax.devices() if devices is None else devices)
     axes = axes or {BATCH_AXIS: -1}
     sizes = [_size(name, size) for name, size in axes.items()]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1:
         raise ValueError(f"need at most one axis of size -1, got {axes}")
-    sizes = [grid.size // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != grid.size:
+    sizes = [len(found) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(found):
         raise ValueError(
-            f"need axes whose sizes multiply to the {grid.size} devices, got {axes}; "
-            'on a CPU XLA_FLAGS="--xla_force_host_platform_device_count=8" makes 8'
+            f"need axes whose sizes multiply to the {len(found)} devices, got {axes}; "
+            f"{_way_out(math.prod(sizes), len(found))}"
         )
-    return Mesh(grid.reshape(sizes), tuple(axes))  # Auto with every version of JAX
+    if devices is None:
+        grid = create_device_mesh(sizes, found, allow_split_physical_axes=True)
+    else:
+        grid = np.array(found).reshape(sizes)
+    return Mesh(grid, tuple(axes))  # Auto with every version of JAX
+
+
+def _checked_devices(devices: Any) -> list[Any]:
+    found = [*devices] if isinstance(devices, Iterable) else [devices]
+    if not all(isinstance(device, jax.Device) for device in found):
+        raise TypeError(
+            f"need a sequence of devices, such as jax.devices()[:4], got {devices!r}; "
+            "sizes are given by name: make_mesh(data=8)"
+        )
+    return found
+
+
+def _way_out(wanted: int, found: int) -> str:
+    if 0 < wanted < found:
+        return f"make_mesh(jax.devices()[:{wanted}], ...) takes some of the devices"
+    flag = "--xla_force_host_platform_device_count"
+    return f'on a CPU XLA_FLAGS="{flag}={max(wanted, 2)}" makes more'
 
 
 def _size(name: str, size: Any) -> int:
@@ -78,6 +101,20 @@ def check_mesh(mesh: Any) -> None:
         raise ValueError(
             f"need a mesh with Auto axes, got {kinds} for {mesh.axis_names}; "
             "fngrad.sharding.make_mesh makes one"
+        )
+
+
+def check_devices(mesh: Any) -> None:
+    """Raise unless arrays can be placed on a mesh.
+
+    Raises:
+        TypeError: if it is not a mesh, or an abstract one.
+        ValueError: as `check_mesh`.
+    """
+    check_mesh(mesh)
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"need a mesh of devices, as fngrad.sharding.make_mesh makes, got {mesh}"
         )
 
 

@@ -10,12 +10,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
 from fngrad.programs.text_tables import table
-from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, batch_devices, check_mesh
+from fngrad.sharding.meshes import (
+    BATCH_AXIS,
+    AnyMesh,
+    batch_devices,
+    check_devices,
+    check_mesh,
+    mesh_of,
+)
 from fngrad.sharding.rules import (
     Rule,
     axes_of,
+    check_globs,
     check_rule,
     checked_spec,
+    fitting_spec,
     misfit,
     replicated,
 )
@@ -38,7 +47,8 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
 
     Raises:
         TypeError: if the mesh or the rule is something else.
-        ValueError: if the mesh has Explicit axes, or a spec does not fit a parameter.
+        ValueError: if the mesh has Explicit axes, a spec does not fit a parameter, or
+            a glob of `by_path` selects none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -53,7 +63,9 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
     check_mesh(mesh)
     check_rule(rule)
     is_state = hasattr(state, "params") and hasattr(state, "opt_state")
-    params = tree.leaf_paths(getattr(state, "params", state) if is_state else state)
+    given: Any = getattr(state, "params", state) if is_state else state
+    check_globs(rule, given)
+    params = tree.leaf_paths(given)
     specs = {path: checked_spec(rule, path, x, mesh) for path, x in params.items()}
 
     def spec_of(path: Path, leaf: Any) -> PartitionSpec:
@@ -66,8 +78,7 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
         owner = _owner(path, leaf, params)
         if owner is not None:
             return specs[owner]
-        spec = rule(path, leaf, mesh)
-        return PartitionSpec() if misfit(spec, np.shape(leaf), mesh) else spec
+        return fitting_spec(rule, path, leaf, mesh)
 
     return tree.map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_of(path, leaf)), state
@@ -98,6 +109,7 @@ def shard_state(state: Tree, mesh: Mesh, rule: Rule = replicated) -> Tree:
         TypeError: as `shardings`.
         ValueError: as `shardings`.
     """
+    check_devices(mesh)
     return jax.tree.map(put, state, shardings(state, mesh, rule))
 
 
@@ -136,6 +148,7 @@ def init_sharded(make: Callable[[], Tree], mesh: Mesh, rule: Rule = replicated) 
         >>> int(state.step)
         0
     """
+    check_devices(mesh)
     where = shardings(jax.eval_shape(make), mesh, rule)
     return jax.jit(make, out_shardings=where)()
 
@@ -150,11 +163,32 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
         ValueError: if the mesh has Explicit axes, or the number of devices does not
             divide the first axis of a leaf; its path is named.
     """
-    check_mesh(mesh)
+    check_devices(mesh)
     check_batch(batch, mesh)
     return jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, batch_spec(x, mesh))), batch
     )
+
+
+def beside(params: Tree, arrays: Tree) -> Tree:
+    """Return arrays whole on every device of the mesh that parameters are on, if any.
+
+    Those that are on a mesh stay, and so does all beside parameters of one device.
+    """
+    mesh = mesh_of(params)
+    if not isinstance(mesh, Mesh):
+        return arrays
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def place(x: Any) -> Any:
+        return x if is_on_a_mesh(x) else jax.device_put(x, whole)
+
+    return jax.tree.map(place, arrays)
+
+
+def is_on_a_mesh(x: Any) -> bool:
+    """Return whether an array is placed on a mesh."""
+    return isinstance(getattr(x, "sharding", None), NamedSharding)
 
 
 def batch_spec(x: Any, mesh: AnyMesh) -> PartitionSpec:
@@ -175,6 +209,7 @@ def check_batch(batch: Batch, mesh: AnyMesh) -> None:
             raise ValueError(
                 f"need a batch whose first axis is a multiple of the {count} devices "
                 f"of the mesh axis {BATCH_AXIS!r}, got shape {np.shape(x)} at {path!r}"
+                "; choose another batch_size, and drop a smaller last batch"
             )
 
 

@@ -4,6 +4,8 @@ A rule is a function ``(path, leaf, mesh) -> PartitionSpec`` of a parameter, whi
 optimizer's state follows (`fngrad.sharding.placement`).
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -13,6 +15,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
+from fngrad.programs.signatures import name_of, takes
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh
 from fngrad.types import Params, Path, Selector
 
@@ -40,6 +43,7 @@ def fsdp(
             along another axis of the leaf.
 
     Raises:
+        TypeError: if ``within`` is not a rule.
         ValueError: when the rule is applied, if the mesh does not have the axis.
 
     Example:
@@ -55,25 +59,34 @@ def fsdp(
         et al., ZeRO, 2020, stage 3, https://arxiv.org/abs/1910.02054.
     """
 
-    def rule(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
-        if axis not in mesh.shape:
+    check_rule(within)
+    return _FullyShardedData(axis, min_size, within)
+
+
+class _FullyShardedData(NamedTuple):
+    axis: str
+    min_size: int
+    within: Rule
+
+    def __call__(self, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+        if self.axis not in mesh.shape:
             raise ValueError(
-                f"need a mesh with the axis {axis!r}, got {tuple(mesh.axis_names)}"
+                f"need a mesh with the axis {self.axis!r}, got {tuple(mesh.axis_names)}"
             )
-        count, shape = mesh.shape[axis], np.shape(leaf)
-        spec = within(path, leaf, mesh)
+        count, shape = mesh.shape[self.axis], np.shape(leaf)
+        spec = _spec(self.within, path, leaf, mesh)
+        if math.prod(shape) < self.min_size or misfit(spec, shape, mesh):
+            return spec
         entries = [*spec, *[None] * (len(shape) - len(spec))]
         fits = [
             i
             for i, (size, entry) in enumerate(zip(shape, entries, strict=True))
             if entry is None and size and size % count == 0
         ]
-        if math.prod(shape) < min_size or not fits:
+        if not fits:
             return spec
-        entries[max(fits, key=lambda i: (shape[i], i))] = axis
+        entries[max(fits, key=lambda i: (shape[i], i))] = self.axis
         return PartitionSpec(*entries)
-
-    return rule
 
 
 def by_path(
@@ -87,7 +100,9 @@ def by_path(
         otherwise: the rule for the other leaves.
 
     Raises:
-        TypeError: if an entry is not a pair of a glob or predicate and a spec.
+        TypeError: if an entry is not a pair of a glob or predicate and a spec, or
+            ``otherwise`` is not a rule.
+        ValueError: from `shardings`, if a glob selects no parameter.
 
     Example:
         >>> import jax, numpy as np
@@ -98,33 +113,54 @@ def by_path(
         >>> tuple(rule("mlp/expand/weight", np.zeros((2, 8)), mesh))
         (None, 'model')
     """
-    chosen = [_entry(entry) for entry in entries]
-
-    def rule(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
-        specs = (spec for selects, spec in chosen if selects(path, leaf))
-        spec = next(specs, None)
-        return otherwise(path, leaf, mesh) if spec is None else spec
-
-    return rule
+    check_rule(otherwise)
+    return _ByPath(tuple(_entry(entry) for entry in entries), otherwise)
 
 
-def _entry(entry: Any) -> tuple[Callable[[Path, Any], bool], PartitionSpec]:
+class _ByPath(NamedTuple):
+    entries: tuple[tuple[Selector, PartitionSpec], ...]
+    otherwise: Rule
+
+    def __call__(self, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+        for selector, spec in self.entries:
+            if tree.selector_predicate(selector)(path, leaf):
+                return spec
+        return _spec(self.otherwise, path, leaf, mesh)
+
+
+def _entry(entry: Any) -> tuple[Selector, PartitionSpec]:
     is_pair = isinstance(entry, tuple) and len(entry) == 2
     if not is_pair or not isinstance(entry[1], PartitionSpec):
         raise TypeError(f"need pairs (glob, PartitionSpec), got {entry!r}")
-    return tree.selector_predicate(entry[0]), entry[1]
+    tree.selector_predicate(entry[0])  # raises unless it is a selector
+    return entry
+
+
+def check_globs(rule: Rule | None, params: Params) -> None:
+    """Raise if a glob of a rule, or of a rule inside of it, selects no parameter.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if isinstance(rule, _FullyShardedData):
+        check_globs(rule.within, params)
+    elif isinstance(rule, _ByPath):
+        for selector, _ in rule.entries:
+            tree.check_mask(selector, params)
+        check_globs(rule.otherwise, params)
 
 
 def check_rule(rule: Any) -> None:
-    """Raise unless a rule is a function.
+    """Raise unless a rule is a function of a path, a leaf and a mesh.
 
     Raises:
-        TypeError: if it is anything else.
+        TypeError: if it is anything else, such as ``fsdp`` without parentheses.
     """
-    if not callable(rule):
+    if not (callable(rule) and takes(rule, 3)):
+        got = name_of(rule) if callable(rule) else repr(rule)
         raise TypeError(
             "need a rule (path, leaf, mesh) -> PartitionSpec, such as "
-            f"fngrad.sharding.fsdp(), got {rule!r}"
+            f"fngrad.sharding.fsdp(), got {got}"
         )
 
 
@@ -135,12 +171,27 @@ def checked_spec(rule: Rule, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionS
         TypeError: if the rule returns something else.
         ValueError: if the spec does not fit the leaf or the mesh; the path is named.
     """
-    spec = rule(path, leaf, mesh)
-    if not isinstance(spec, PartitionSpec):
-        raise TypeError(f"need a PartitionSpec from a rule, got {spec!r} for {path!r}")
+    spec = _spec(rule, path, leaf, mesh)
     problem = misfit(spec, np.shape(leaf), mesh)
     if problem:
         raise ValueError(f"need a spec that fits {path!r}, got {spec}: {problem}")
+    return spec
+
+
+def fitting_spec(rule: Rule, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+    """Return the spec of a leaf by a rule; that of a whole leaf if it does not fit.
+
+    Raises:
+        TypeError: if the rule returns something else.
+    """
+    spec = _spec(rule, path, leaf, mesh)
+    return PartitionSpec() if misfit(spec, np.shape(leaf), mesh) else spec
+
+
+def _spec(rule: Rule, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+    spec = rule(path, leaf, mesh)
+    if not isinstance(spec, PartitionSpec):
+        raise TypeError(f"need a PartitionSpec from a rule, got {spec!r} for {path!r}")
     return spec
 
 
@@ -166,13 +217,18 @@ def axes_of(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-class PlacedSo(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PlacedSo:
     """The rule that splits each leaf as it is split already."""
 
     specs: tuple[tuple[Path, PartitionSpec], ...]
 
+    @functools.cached_property
+    def _by_path(self) -> dict[Path, PartitionSpec]:
+        return dict(self.specs)
+
     def __call__(self, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
-        return dict(self.specs)[path]
+        return self._by_path[path]
 
 
 def rule_of(params: Params) -> PlacedSo | None:

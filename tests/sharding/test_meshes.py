@@ -45,6 +45,33 @@ def test_sizes_that_do_not_fit_are_refused(axes, error, message):
         sharding.make_mesh(DEVICES, **axes)
 
 
+@pytest.mark.parametrize("devices", [8, {"data": 8}, ["cpu"], "data=8"])
+def test_what_is_not_a_sequence_of_devices_is_refused(devices):
+    message = r"need a sequence of devices, .* by name: make_mesh\(data=8\)"
+    with pytest.raises(TypeError, match=message):
+        sharding.make_mesh(devices)
+
+
+def test_messages_say_how_to_take_fewer_devices_or_to_make_more():
+    with pytest.raises(ValueError, match=r"got {'data': 4}; make_mesh\(.*\[:4\], "):
+        sharding.make_mesh(DEVICES, data=4)
+    with pytest.raises(ValueError, match=r"device_count=16.* makes more"):
+        sharding.make_mesh(DEVICES, data=16)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda mesh: sharding.shard_state({"w": jnp.ones(4)}, mesh),
+        lambda mesh: sharding.shard_batch({"x": jnp.ones(4)}, mesh),
+        lambda mesh: sharding.init_sharded(lambda: {"w": jnp.ones(4)}, mesh),
+    ],
+)
+def test_arrays_need_a_mesh_of_devices(place):
+    with pytest.raises(TypeError, match=r"need a mesh of devices, .* AbstractMesh"):
+        place(AbstractMesh((4,), ("data",)))
+
+
 def test_arrays_say_on_which_mesh_they_are():
     x = jax.device_put(jnp.ones(4), NamedSharding(MESH, P()))
     assert mesh_of({"a": np.ones(2), "b": x}) == MESH

@@ -103,3 +103,35 @@ def test_wrong_rules_are_refused():
         sharding.shardings({"w": np.zeros(4)}, DATA, "fsdp")
     with pytest.raises(ValueError, match="need a mesh with the axis 'model'"):
         sharding.shardings({"w": np.zeros(4)}, DATA, sharding.fsdp("model"))
+    for rule in (sharding.fsdp, sharding.by_path, models.transformer_rule):
+        with pytest.raises(TypeError, match=f"need a rule .* got {rule.__name__}$"):
+            sharding.shardings({"w": np.zeros(4)}, DATA, rule)
+        with pytest.raises(TypeError, match="need a rule"):
+            sharding.fsdp(within=rule)
+        with pytest.raises(TypeError, match="need a rule"):
+            sharding.by_path([], otherwise=rule)
+
+
+def test_a_spec_that_fsdp_would_split_further_is_refused_if_it_does_not_fit():
+    within = sharding.by_path([("w", P(None, None, "model"))])
+    with pytest.raises(ValueError, match=r"fits 'w', got .*: the leaf has 2 axes"):
+        sharding.shardings({"w": np.zeros((8, 8))}, BOTH, sharding.fsdp(within=within))
+
+
+def test_a_glob_that_selects_no_parameter_is_refused():
+    typo = sharding.by_path([("wieght", P("data"))])
+    params = {"layer": {"weight": np.zeros((4, 8))}}
+    for rule in (
+        typo,
+        sharding.fsdp(within=typo),
+        sharding.by_path([("**/weight", P("data"))], otherwise=typo),
+    ):
+        with pytest.raises(ValueError, match="glob that selects a leaf, got 'wieght'"):
+            sharding.shardings(params, DATA, rule)
+
+
+def test_equal_rules_are_equal():
+    entries = [("**/weight", P("data"))]
+    assert sharding.fsdp() == sharding.fsdp() != sharding.fsdp("model")
+    assert sharding.by_path(entries) == sharding.by_path(entries)
+    assert hash(sharding.by_path(entries)) == hash(sharding.by_path(entries))
