@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 
-import fngrad.numerics as numerics
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.sources import Source
 from fngrad.programs.signatures import check_function, parameters
 from fngrad.sharding.constraints import gathered
+from fngrad.sharding.meshes import auto_mesh_of
+from fngrad.sharding.placement import beside
 from fngrad.sharding.rules import Rule, rule_of
 from fngrad.training.metric_folds import (
     accumulated,
     arrays_of,
+    divisible_batch_size,
     fold,
     merge,
     values_of,
@@ -53,7 +55,9 @@ def evaluate(
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset or a source, whose
             examples are read once each, in the order of its arrays and through its
             maps.
-        batch_size: how many examples to evaluate at once, >= 1; at most n are used.
+        batch_size: how many examples to evaluate at once, >= 1; at most n are used. If
+            the parameters are on a mesh it is rounded up to a multiple of the devices,
+            and each computes its part.
         precision: in which dtype ``metric_fn`` computes, see `fngrad.mixed_precision`.
 
     Returns:
@@ -84,7 +88,7 @@ def evaluate(
     else:
         rule = rule_of(point[0])
         program, leaves = _program_over(fold, metric_fn, data, precision, rule)
-        values = program(*point, leaves, batch_size)
+        values = program(*point, beside(point[0], leaves), batch_size)
     values = jax.device_get(values)
     return {
         name: float(value) if np.ndim(value) == 0 else np.asarray(value)
@@ -118,14 +122,14 @@ def _over_source(
     precision: Precision,
 ) -> dict[str, jax.Array]:
     """Return the metrics over examples that are read on the host, batch by batch."""
-    batch_size = numerics.check_count("batch_size", batch_size, 1)
+    batch_size = divisible_batch_size(batch_size, auto_mesh_of(point[0]))
     merged, rule = None, rule_of(point[0])
     for start in range(0, source.size, batch_size):
         examples = source.part(start, min(batch_size, source.size - start))
         program, leaves = _program_over(
             accumulated, metric_fn, examples, precision, rule
         )
-        part = program(*point, leaves, batch_size)
+        part = program(*point, beside(point[0], leaves), batch_size)
         merged = part if merged is None else _merge(merged, part)
     return _values_of(merged)
 

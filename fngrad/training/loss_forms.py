@@ -15,7 +15,7 @@ import fngrad.sharding.constraints as constraints
 import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
-from fngrad.sharding.meshes import auto_mesh_of
+from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, batch_devices
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
@@ -239,11 +239,10 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
             ), None
 
         mesh = auto_mesh_of(params, batch)
+        devices = 1 if mesh is None else batch_devices(mesh)
         batch = constraints.split(batch, mesh)
-        cut = tree.map_with_path(
-            lambda path, x: _cut(path, x, parts, interleaved=mesh is not None), batch
-        )
-        first = jax.tree.map(lambda x: x[0], cut)
+        stacked = tree.map_with_path(lambda p, x: cut(p, x, parts, devices), batch)
+        first = jax.tree.map(lambda x: x[0], stacked)
         like = jax.eval_shape(
             lambda part, key, model_state: _terms(
                 *gradient(params, trainable, part, key, model_state, scale)
@@ -253,7 +252,7 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
             model_state,
         )
         zero = tree.zeros_like(like)
-        inputs = (cut, jnp.arange(parts))
+        inputs = (stacked, jnp.arange(parts))
         ((loss, metrics, grads), model_state), _ = jax.lax.scan(
             accumulate, (zero, model_state), inputs
         )
@@ -270,11 +269,11 @@ def _terms(value: Value, grads: Any) -> tuple[jax.Array, Metrics, Any]:
     return tree.widen((value.loss, metrics, grads))
 
 
-def _cut(path: Path, x: jax.Array, parts: int, *, interleaved: bool) -> jax.Array:
+def cut(path: Path, x: jax.Array, parts: int, devices: int) -> jax.Array:
     """Return the parts of a batch, stacked.
 
-    On a mesh part i has rows i, i + parts, and so on, some of each device's; else every
-    part would be on a few devices only.
+    On several devices part i has rows i, i + parts, and so on, some of each device's;
+    else every part would be on a few devices only.
     """
     if x.ndim == 0 or x.shape[0] % parts:
         raise ValueError(
@@ -282,6 +281,12 @@ def _cut(path: Path, x: jax.Array, parts: int, *, interleaved: bool) -> jax.Arra
             f"got shape {x.shape} at {path!r}"
         )
     size = x.shape[0] // parts
-    if interleaved:
+    if x.shape[0] % devices == 0 and size % devices:
+        raise ValueError(
+            f"need micro-batches whose size is a multiple of the {devices} devices of "
+            f"the mesh axis {BATCH_AXIS!r}, got {size} rows in each of {parts} for "
+            f"shape {x.shape} at {path!r}; choose fewer micro_batches or a larger batch"
+        )
+    if devices > 1:
         return x.reshape(size, parts, *x.shape[1:]).swapaxes(0, 1)
     return x.reshape(parts, size, *x.shape[1:])

@@ -1,7 +1,7 @@
 """Metrics over examples as a fold: accumulators of batches, merged in their order."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from fngrad.metrics import Accumulator, Mean
 from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
 from fngrad.programs.signatures import bind, check_function, kind_of, parameters
 from fngrad.sharding.constraints import split
-from fngrad.sharding.meshes import auto_mesh_of
+from fngrad.sharding.meshes import AnyMesh, auto_mesh_of, batch_devices
 from fngrad.types import Batch, ModelState, Params
 
 _FORMS = "need metric_fn(params, batch) or metric_fn(params, batch, model_state)"
@@ -66,11 +66,12 @@ def accumulated(
 ) -> dict[str, Accumulator]:
     """Return the accumulators of which `fold` returns the values."""
     check_function(metric_fn)
-    batch_size = numerics.check_count("batch_size", batch_size, 1)
+    mesh = auto_mesh_of(params)
+    batch_size = divisible_batch_size(batch_size, mesh)
     call = bind(metric_fn, ("model_state",), _FORMS)
     source = _source_of(arrays)
     full, rest = divmod(source.size, batch_size)
-    mesh = auto_mesh_of(params)
+    odd = rest % _devices(mesh)
 
     def measure(start: jax.Array | int, count: int) -> dict[str, Accumulator]:
         batch = split(source.read(start, count), mesh)
@@ -80,9 +81,26 @@ def accumulated(
     parts = []
     if full:
         parts.append(_merge_over(lambda i: measure(i * batch_size, batch_size), full))
-    if rest:
-        parts.append(measure(full * batch_size, rest))
-    return parts[0] if len(parts) == 1 else merge(*parts)
+    if rest > odd:
+        parts.append(measure(full * batch_size, rest - odd))
+    if odd:  # examples that every device computes, since they cannot be divided
+        parts.append(measure(source.size - odd, odd))
+    return reduce(merge, parts)
+
+
+def divisible_batch_size(batch_size: Any, mesh: AnyMesh | None) -> int:
+    """Return the smallest multiple of a mesh's devices that is not below a batch size.
+
+    Raises:
+        ValueError: if the batch size is not an int >= 1.
+    """
+    devices = _devices(mesh)
+    parts, rest = divmod(numerics.check_count("batch_size", batch_size, 1), devices)
+    return (parts + bool(rest)) * devices
+
+
+def _devices(mesh: AnyMesh | None) -> int:
+    return 1 if mesh is None else batch_devices(mesh)
 
 
 def values_of(parts: dict[str, Accumulator]) -> dict[str, jax.Array]:

@@ -67,7 +67,10 @@ def make_step(
         metrics: ``"norms"`` includes the global norms, ``"loss"`` does not.
         micro_batches: into how many equal parts the batch is cut. Gradients, loss and
             metrics are averaged over the parts, which run one after another, so that
-            the activations of one part at a time are in memory.
+            the activations of one part at a time are in memory. Each part has a key of
+            its own and its own batch statistics. Its examples are consecutive; on
+            several devices part i has examples i, i + ``micro_batches`` and so on, some
+            of each device's.
         precision: in which dtype the loss computes, such as ``"bfloat16"``, or a
             `fngrad.Policy`; parameters, gradients, the optimizer's state and metrics
             keep theirs (see `fngrad.mixed_precision`). ``"float16"`` needs an optimizer

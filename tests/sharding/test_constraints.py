@@ -13,6 +13,8 @@ import fngrad.sharding as sharding
 import fngrad.tree as tree
 from fngrad.sharding.constraints import placed, split
 from fngrad.sharding.rules import rule_of
+from fngrad.training.loss_forms import cut
+from fngrad.training.metric_folds import accumulated
 
 HERE = sharding.make_mesh(jax.devices()[:1])
 EIGHT = AbstractMesh((4, 2), ("data", "model"))
@@ -164,9 +166,8 @@ def test_a_stack_split_along_its_layers_is_gathered_at_once():
     assert {depth for depth, _ in found} == {0}
 
 
-def test_micro_batches_take_some_rows_of_every_device():
+def test_micro_batches_have_consecutive_rows_on_one_device():
     params, batch = problem()
-    step = fg.make_step(loss, fg.sgd(0.1), micro_batches=2)
     one = fg.init_state(params, fg.sgd(0.1), 0)
     seen = []
 
@@ -175,15 +176,63 @@ def test_micro_batches_take_some_rows_of_every_device():
         return loss(params, batch)
 
     step = jax.jit(fg.make_step(watched, fg.sgd(0.1), micro_batches=2))
-    rows = batch["x"][:, 0]
-    for state, parts in (
-        (one, (rows[:8], rows[8:])),
-        (sharding.shard_state(one, HERE), (rows[::2], rows[1::2])),
-    ):
+    rows = np.asarray(batch["x"][:, 0])
+    ends = []
+    for state in (one, sharding.shard_state(one, HERE)):
         seen.clear()
-        jax.block_until_ready(step(state, batch))
+        after, metrics = step(state, batch)
         jax.effects_barrier()
-        np.testing.assert_array_equal(np.stack(seen), np.stack(parts))
+        np.testing.assert_array_equal(np.stack(seen), [rows[:8], rows[8:]])
+        ends.append((after.params, metrics))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_micro_batches_are_some_rows_of_every_device():
+    rows = jnp.arange(16)
+    whole = cut("x", rows, 2, devices=4)
+    np.testing.assert_array_equal(whole, [rows[::2], rows[1::2]])
+
+
+@pytest.mark.parametrize(("parts", "fits"), [(2, True), (4, True), (8, False)])
+def test_micro_batches_that_the_devices_do_not_divide_are_refused(parts, fits):
+    params, batch = problem()
+    step = fg.make_step(loss, fg.sgd(0.1), micro_batches=parts)
+    state = abstract(fg.init_state(params, fg.sgd(0.1), 0))
+    if fits:
+        assert constraints_of(step, state, batch)
+        return
+    with pytest.raises(ValueError, match=r"a multiple of the 4 devices .*got 2 rows"):
+        jax.eval_shape(step, state, batch)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "counts"),
+    [
+        (16, 8, [8]),
+        (20, 8, [8, 4]),
+        (21, 6, [8, 4, 1]),  # a batch size of 6 is rounded up to 8
+        (7, 100, [4, 3]),
+        (3, 8, [3]),
+    ],
+)
+def test_evaluations_divide_all_batches_but_the_last_few_examples(
+    size, batch_size, counts
+):
+    seen = []
+
+    def metric_fn(params, batch):
+        seen.append((len(batch), jax.typeof(batch).sharding))
+        return {"x": batch * jnp.sum(params)}
+
+    def evaluated(params, x):
+        return accumulated(metric_fn, params, (), x, batch_size)["x"].value()
+
+    params = abstract(jnp.ones((8, 8)))
+    found = constraints_of(evaluated, params, jnp.arange(float(size)))
+    assert [n for n, _ in dict.fromkeys(seen)] == counts
+    specs = {spec for _, spec in found}
+    assert (P("data") in specs) == (size >= 4)
+    assert (P() in specs) == bool(size % 4)
 
 
 def test_a_batch_that_does_not_divide_stays_whole():
