@@ -1,6 +1,5 @@
 """A run on a mesh: its state, data and evaluation are placed before it begins."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -10,10 +9,11 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
 from fngrad.fitting.inputs import check_state
-from fngrad.sharding.meshes import BATCH_AXIS, check_mesh
-from fngrad.sharding.placement import put, shard_state, shardings
+from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, check_devices
+from fngrad.sharding.placement import is_on_a_mesh, put, shard_state, shardings
 from fngrad.sharding.rules import Rule, axes_of, replicated
 from fngrad.training import Step, TrainState
+from fngrad.training.metric_folds import check_examples
 from fngrad.types import Path
 
 _REMEDY = "shard_state(state, mesh, rule) and make_step(rule=rule) share one rule"
@@ -21,18 +21,24 @@ _REMEDY = "shard_state(state, mesh, rule) and make_step(rule=rule) share one rul
 
 def placed_run(
     mesh: Mesh | None, step: Step, state: TrainState, data: Any, eval_data: Any
-) -> tuple[TrainState, Any, Any]:
-    """Return state and data on a mesh; as they are without one.
+) -> tuple[Mesh | None, TrainState, Any, Any]:
+    """Return the mesh of a run, and its state and data on it.
+
+    Without a mesh it is that of the state; if the state has none, all stay as they are.
 
     Raises:
-        TypeError: as `placed_state`.
+        TypeError: as `placed_state`, or if ``eval_data`` cannot be evaluated.
         ValueError: as `placed_state`.
         RuntimeError: as `placed_state`.
     """
     if mesh is None:
-        return state, data, eval_data
+        found = auto_mesh_of(state)
+        mesh = found if isinstance(found, Mesh) else None
+    if mesh is None:
+        return None, state, data, eval_data
     state = placed_state(step, state, mesh)
-    return state, placed_data(data, mesh), placed_data(eval_data, mesh)
+    data, eval_data = placed_data(data, mesh), placed_examples(eval_data, mesh)
+    return mesh, state, data, eval_data
 
 
 def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
@@ -51,13 +57,13 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
             the state is on another mesh or placed by another rule.
         RuntimeError: as `check_state`.
     """
-    check_mesh(mesh)
+    check_devices(mesh)
     check_state(state)
     rule = getattr(step, "rule", None)
     found = {
         path: leaf.sharding
         for path, leaf in tree.leaf_paths(state).items()
-        if isinstance(getattr(leaf, "sharding", None), NamedSharding)
+        if is_on_a_mesh(leaf)
     }
     if not found:
         return shard_state(state, mesh, rule or replicated)
@@ -97,21 +103,31 @@ def _check_placement(
 
 
 def placed_data(data: Any, mesh: Mesh) -> Any:
-    """Return arrays, a dataset or a source on a mesh; anything else as it is.
+    """Return the data of a run on a mesh: a dataset or a source.
+
+    Functions and iterables stay as they are.
+    """
+    is_placed = isinstance(data, Dataset | Source)
+    return placed_examples(data, mesh) if is_placed else data
+
+
+def placed_examples(data: Any, mesh: Mesh) -> Any:
+    """Return arrays, a dataset or a source on a mesh.
 
     Arrays are whole on every device, which takes its part of each batch from them;
     those on the mesh already stay where they are. A source puts its part of a batch on
-    each device. An iterable is not touched.
+    each device.
+
+    Raises:
+        TypeError: as `check_examples`.
     """
+    check_examples(data)
     if isinstance(data, Source):
         return data.on(mesh)
-    if isinstance(data, Iterable) and not isinstance(data, Dataset | Mapping):
-        return data
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path: Path, x: Any) -> Any:
-        is_there = isinstance(getattr(x, "sharding", None), NamedSharding)
-        if is_there or not hasattr(x, "dtype"):
+        if is_on_a_mesh(x) or not hasattr(x, "dtype"):
             return x
         return put(x if tree.is_key(x) else array_inputs.array(path, x), whole)
 

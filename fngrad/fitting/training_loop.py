@@ -197,11 +197,11 @@ def fit(
             times both on copies of the state and takes the faster. ``history.notes``
             and the manifest record which and why; a later call with the same
             ``run_dir`` or checkpoints takes the same.
-        mesh: the devices to train on, see `fngrad.sharding.make_mesh`. The state is
-            placed by the step's ``rule``, or else is whole on every device; one that is
-            on the mesh stays there. Batches are split over the axis ``data``, by which
-            their size must be divisible, and so are those of an evaluation; arrays are
-            copied to every device once.
+        mesh: the devices to train on, see `fngrad.sharding.make_mesh`; by default those
+            of the state. The state is placed by the step's ``rule``, or else is whole
+            on every device; one that is on the mesh stays there. Batches are split over
+            the axis ``data``, by which their size must be divisible; arrays are copied
+            to every device once.
         progress: whether to show a progress bar, if tqdm is installed. Its rate and
             remaining time leave compiling out.
 
@@ -264,7 +264,7 @@ def fit(
         reporting.check(state)
         exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
         interrupted = stack.enter_context(handled_signals(exits=exits))
-        state, data, eval_data = placed_run(mesh, step, state, data, eval_data)
+        mesh, state, data, eval_data = placed_run(mesh, step, state, data, eval_data)
         feed = checked_feed(step, data, eval_data, loop, mesh)
         evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
         guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)

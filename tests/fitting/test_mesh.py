@@ -9,6 +9,7 @@ from linear_regression import DATA, OPTIMIZER, STEP, first_state, loss_fn
 
 import fngrad as fg
 import fngrad.sharding as sharding
+from fngrad.fitting.mesh import placed_run
 
 HERE = sharding.make_mesh(jax.devices()[:1])
 RULE = sharding.fsdp(min_size=1)
@@ -84,6 +85,51 @@ def test_evaluations_take_their_rows_on_the_mesh():
     assert runs[1].history["val/loss"] == pytest.approx(runs[0].history["val/loss"])
 
 
+@pytest.mark.parametrize("given", [HERE, None], ids=["given", "the state's"])
+def test_data_and_evaluations_are_placed_once_on_the_mesh(given):
+    state = sharding.shard_state(first_state(), HERE)
+    examples = [np.ones((3, 2)), (jnp.ones(3), DATA)]  # any tree of arrays
+    mesh, _, data, eval_data = placed_run(given, STEP, state, DATA, examples)
+    assert mesh == HERE
+    for leaf in jax.tree.leaves((data, eval_data)):
+        assert leaf.sharding.mesh == HERE
+    again = placed_run(given, STEP, state, data, eval_data)
+    for a, b in zip(
+        jax.tree.leaves(again[2:]), jax.tree.leaves((data, eval_data)), strict=True
+    ):
+        assert a is b
+
+
+def test_without_a_mesh_nothing_is_placed():
+    state = first_state()
+    assert placed_run(None, STEP, state, DATA, [1]) == (None, state, DATA, [1])
+
+
+def test_a_state_on_a_mesh_trains_there_without_another_argument():
+    state = sharding.shard_state(first_state(), HERE)
+    end = fit(state=state, mesh=None)
+    np.testing.assert_allclose(end.history["loss"], fit().history["loss"], rtol=1e-6)
+    split = sharding.shard_state(first_state(), HERE, RULE)
+    with pytest.raises(ValueError, match="need a step with a rule for a state that"):
+        fit(STEP, split, mesh=None)
+
+
+def test_evaluation_data_of_any_tree_are_taken_where_they_are():
+    def metric_fn(params, batch):
+        x, y = batch
+        return {"loss": jnp.atleast_1d(loss_fn(params, {"x": x, "y": y}))}
+
+    pair = jax.device_put(
+        (DATA.arrays["x"][:1], DATA.arrays["y"][:1]), jax.devices()[0]
+    )
+    want = fit(mesh=None, metric_fn=metric_fn, eval_data=pair).history["val/loss"]
+    for arrays in (pair, [*pair]):
+        got = fit(metric_fn=metric_fn, eval_data=arrays).history["val/loss"]
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+    state = fit().state
+    assert fg.evaluate(metric_fn, state, pair)["loss"] == pytest.approx(want[-1])
+
+
 def test_a_state_placed_by_another_rule_is_refused():
     whole = sharding.shard_state(first_state(), HERE)
     split = sharding.shard_state(first_state(), HERE, RULE)
@@ -94,6 +140,8 @@ def test_a_state_placed_by_another_rule_is_refused():
         fit(STEP, sharding.shard_state(first_state(), other))
     with pytest.raises(TypeError, match="need a mesh, got str"):
         fit(mesh="data")
+    with pytest.raises(TypeError, match=r"need a mesh of devices, .* AbstractMesh"):
+        fit(mesh=HERE.abstract_mesh)
     assert fit(RULED, split).state.step == 4
     assert fit(STEP, whole).state.step == 4
 
