@@ -32,7 +32,8 @@ characters: see `experiments.character_ngrams`; the length of their contexts is 
 on the last tenth of the training text. Tokens per second are those of `fngrad.fit`
 without compiling and evaluating. Utilization is the FLOPs of the loss's gradient, as
 `fngrad.costs` counts its products (without what is computed again), per second, over
-the rate of a product of two square matrices, timed before and after the training.
+the rate of a product of two square matrices, timed before and after the training, times
+the number of chips (the virtual devices of a CPU are one chip).
 
 The run folder (``runs/char_transformer/...``) holds config.json, manifest.json with the
 results, metrics.jsonl, curves.png, sample.txt, and ``model/``, the weights.
@@ -218,6 +219,11 @@ def peak(dtype: Any, size: int = 1024, repeats: int = 20) -> float:
     return 2 * size**3 / min(times[1:])
 
 
+def chips(mesh: jax.sharding.Mesh | None) -> int:
+    """Return how many chips a mesh has; virtual devices of a CPU share one."""
+    return 1 if mesh is None or jax.default_backend() == "cpu" else mesh.size
+
+
 def seconds(fn: Any) -> float:
     """Return the seconds of one call, until its arrays are ready."""
     start = time.perf_counter()
@@ -277,12 +283,13 @@ def steps_of(config: Config, size: Size) -> int:
     return 5 if size.deep and jax.default_backend() == "cpu" else size.steps
 
 
-def train(config: Config, size: Size, text: Text, folder: Path) -> Any:
-    """Train; return the model and what `fit` returns."""
+def train(
+    config: Config, size: Size, text: Text, folder: Path, mesh: Any = None
+) -> Any:
+    """Train, on a mesh if there is one; return the model and what `fit` returns."""
     model = make_model(size, text.vocab_size, remat=True)
     num_steps = steps_of(config, size)
     optimizer = make_optimizer(size, num_steps)
-    mesh = mesh_of(config.mesh)
     split_by = fg.sharding.fsdp(within=fg.models.transformer_rule())
     step = fg.make_step(
         loss_of(model),
@@ -338,6 +345,7 @@ def speed(
 
 def main(config: Config) -> dict[str, Any]:
     """Train, score, time and sample the model; return the results."""
+    mesh = mesh_of(config.mesh)
     size, text = SIZES[config.size], split(topics())
     data = windows(text.train, size, config.seed)
     folder = new_folder(config, data)
@@ -345,8 +353,9 @@ def main(config: Config) -> dict[str, Any]:
     bits = baselines(config, text, scored)
     dtype = jnp.dtype(config.precision or "float32")
     before = peak(dtype)
-    model, result = train(config, size, text, folder.path)
-    fast = speed(size, text, result, max(before, peak(dtype)))
+    model, result = train(config, size, text, folder.path, mesh)
+    most = max(before, peak(dtype)) * chips(mesh)
+    fast = speed(size, text, result, most)
     params = fg.eval_params(result.state)
     count = sum(x.size for x in jax.tree.leaves(params))
     bits["transformer"] = result.history.last("val/bits_per_character")
@@ -358,6 +367,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{int(result.state.step)} steps at {fast['tokens_per_second']:.0f} tokens/s: "
         f"{100 * fast['utilization']:.1f} % of {fast['peak'] / 1e9:.0f} GFLOP/s, "
         f"the rate of a {dtype} product of 1024x1024 matrices in this run"
+        + (f", times {chips(mesh)} chips" if chips(mesh) > 1 else "")
     )
     sample = generate(model, params, config, size, text)
     print(f"a sample at temperature {config.temperature:g}:\n{sample}")

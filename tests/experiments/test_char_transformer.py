@@ -107,6 +107,21 @@ def test_utilization_counts_each_product_forward_and_twice_backward(text):
     assert found["utilization"] == pytest.approx(2 * 3 * forward / 1e9)
 
 
+def test_a_mesh_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path):
+    config = char_transformer.Config(mesh="data=1000", runs=tmp_path)
+    with pytest.raises(ValueError, match="need axes whose sizes multiply to"):
+        char_transformer.main(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("backend", "count"), [("cpu", 1), ("tpu", 8)])
+def test_utilization_is_of_all_chips_of_a_mesh(backend, count, monkeypatch):
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert char_transformer.chips(mesh) == count
+    assert char_transformer.chips(None) == 1
+
+
 @pytest.mark.slow
 def test_the_run_folder_holds_results_curves_a_sample_and_the_model(
     tiny, tmp_path, capsys
