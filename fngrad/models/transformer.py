@@ -127,7 +127,8 @@ def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
     is the head, ``output`` and ``shrink`` by rows.
 
     Args:
-        axis: of the mesh; its size should divide the number of heads.
+        axis: of the mesh; its size should divide the number of heads. A mesh without it
+            splits nothing by this rule.
         otherwise: the rule for the other leaves, and for matrices that the axis does
             not divide. ``fngrad.sharding.fsdp(within=transformer_rule())`` splits all
             of them over ``data`` too.

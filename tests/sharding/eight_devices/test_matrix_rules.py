@@ -106,6 +106,28 @@ def test_a_stack_that_the_devices_do_not_divide_equals_one_device():
 
 
 @pytest.mark.parametrize("name", RULES)
+def test_a_stack_of_one_matrix_per_device_equals_one_device(name):
+    """Square gradients of full rank, since noise in a null space is scaled up."""
+    optimizer = fg.stack_leaves(RULES[name]())
+    one = fg.init_state(matrices(((16, 16),) * 8), optimizer, key=0)
+    many = sharding.shard_state(one, MESH, RULE)
+    rng = np.random.default_rng(2)
+
+    @jax.jit
+    def update(state, grads):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = fg.apply_updates(state.params, updates)
+        state = state._replace(params=params, opt_state=opt_state)
+        return placed(state, RULE), updates
+
+    for _ in range(3):
+        grads = [np.float32(g) for g in rng.normal(size=(8, 16, 16))]
+        (one, want), (many, got) = update(one, grads), update(many, grads)
+        for a, b in zip(want, got, strict=True):
+            assert np.max(np.abs(np.subtract(a, b))) < 1e-3 * np.max(np.abs(a))
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_a_matrix_is_gathered_once_for_each_use(name):
     expected = {"all-gather": len(SMALL) * GATHERS[name]}
     assert exchanges(updates(name, "alone")) == expected
