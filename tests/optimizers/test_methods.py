@@ -2,11 +2,13 @@
 
 import ast
 import collections
+import inspect
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 import fngrad as fg
@@ -151,6 +153,60 @@ REPEATED = {
         "Differs from it in: the sign.",
     ),
 }
+
+
+OTHER_DEFAULTS = {"scale_by_ademamix": {"alpha"}}  # as in optax
+
+
+def recipe_of(part: str) -> Callable[..., Any] | None:
+    return RULES.get(part.removeprefix("scale_by_"))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_and_its_recipe_have_the_same_defaults(name: str):
+    recipe = recipe_of(name)
+    if recipe is None:
+        return
+    own, theirs = (inspect.signature(f).parameters for f in (PARTS[name], recipe))
+    alike = own.keys() & theirs.keys() - OTHER_DEFAULTS.get(name, set())
+    for argument in alike:
+        assert own[argument].default == theirs[argument].default, argument
+
+
+# Prodigy and D-Adaptation scale the rate that they find, Adadelta its own units.
+RATES = {
+    "adadelta": 1.0,
+    "adafactor": None,  # its own schedule
+    "dadapt_adamw": 1.0,
+    "dadapt_sgd": 1.0,
+    "dog": 1.0,
+    "prodigy": 1.0,
+    "schedule_free_adamw": 0.0025,
+    "schedule_free_sgd": 1.0,
+}
+
+
+def test_rules_have_a_learning_rate_by_default_only_where_their_paper_has_one():
+    rates = {
+        name: inspect.signature(rule).parameters["learning_rate"].default
+        for name, rule in REGISTRY.items()
+    }
+    found = {
+        name: rate
+        for name, rate in rates.items()
+        if rate is not inspect.Parameter.empty
+    }
+    assert found == RATES
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_state_of_a_part_is_below_its_own_name(name: str):
+    signature = inspect.signature(PARTS[name])
+    needed = [a for a in signature.parameters.values() if a.default is a.empty]
+    if needed:
+        return
+    state = PARTS[name]().init({"w": jnp.ones((2, 2))})
+    assert [*state] in ([name], [])
 
 
 @pytest.mark.parametrize("evasion", REPEATED)
