@@ -63,6 +63,7 @@ USES = {
 SLOW = ("a map of evaluate's data", "a map of fit's data", "a map of fit's eval_data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in USES]
 )

@@ -16,6 +16,7 @@ README = read("README.md")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(capsys, tmp_path, monkeypatch):
     assert len(BLOCKS) == 8
     monkeypatch.chdir(tmp_path)  # it leaves a run folder

@@ -53,6 +53,7 @@ def test_the_metric_scores_the_characters_that_the_ngrams_score(text):
     np.testing.assert_array_equal(np.concatenate(seen), tokens[scored])
 
 
+@pytest.mark.slow
 def test_bits_per_character_are_the_mean_surprise_in_bits(text):
     length = TINY.length
     model = char_transformer.make_model(TINY, text.vocab_size, remat=False)

@@ -122,6 +122,7 @@ def test_the_saved_network_is_the_best_one(run):
     assert np.mean(logits.argmax(axis=1) == test["y"]) > 0.8
 
 
+@pytest.mark.slow
 def test_the_printed_lines_load_the_best_network_and_say_which_it_is(run, printed):
     result, _, folder = run
     rows = csv.DictReader((folder / "table.csv").read_text().splitlines())

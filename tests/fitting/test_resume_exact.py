@@ -178,6 +178,7 @@ def test_a_state_with_everything_in_it_resumes_exactly(loop, tmp_path):
     assert_resumes(tmp_path, step, state, noisy, metric_fn, loop=loop)
 
 
+@pytest.mark.slow
 def test_a_run_over_eight_devices_resumes_exactly():
     flags = "--xla_force_host_platform_device_count=8"
     folders = (Path(__file__).parent, TESTS, TESTS / "support", TESTS.parent)

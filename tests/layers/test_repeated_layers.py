@@ -246,6 +246,7 @@ def trained(scan, remat):
     return jax.jit(step)(state, TOKENS)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scan", "remat"),
     [(True, True), (False, True), (True, jax.checkpoint_policies.dots_saveable)],
