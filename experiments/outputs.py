@@ -1,6 +1,5 @@
 """What every experiment leaves: a dated run folder, figures, a table, its programs."""
 
-import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ FOLDER = Path(__file__).parent.name
 
 def new_folder(config: Any, data: fg.Dataset | None = None) -> fg.logging.RunFolder:
     """Make ``config.runs / date-time``, with config.json and manifest.json in it."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     fingerprint = None if data is None else data.fingerprint()
-    return fg.logging.RunFolder(config.runs / now, config=config, data=fingerprint)
+    path = fg.logging.new_run(config.runs)
+    return fg.logging.RunFolder(path, config=config, data=fingerprint)
 
 
 def new_figure(width: float, height: float) -> Any:
