@@ -153,6 +153,13 @@ HOUSE = (
         "points are drawn and searched (`searching/`), results (`results/`: `tables`, "
         "`statistics`, `pictures`; when a lane diverged, in `result`)",
     ),
+    (
+        8,
+        "commands/",
+        "the command line, one command per file; what a run folder says "
+        "(`run_records`)",
+    ),
+    (9, "__main__", "`python -m fngrad`"),
 )
 LAST_PURE_FLOOR = 4
 IMPURE = {  # on a pure floor, with the reason

@@ -1,0 +1,1 @@
+"""What the command line `fngrad` does, one command per file."""
