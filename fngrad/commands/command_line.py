@@ -40,11 +40,15 @@ def _run(arguments: Sequence[str]) -> int:
     from fngrad.commands.new import new
     from fngrad.commands.optimizers import optimizers
     from fngrad.commands.plot import plot
+    from fngrad.commands.reporting import report
     from fngrad.commands.resume import resume
     from fngrad.commands.runs import runs
     from fngrad.commands.show import show
 
-    functions = (runs, show, compare, plot, resume, clean, new, optimizers)
+    functions = (
+        *(runs, show, compare, plot, report),
+        *(resume, clean, new, optimizers),
+    )
     return tyro.extras.subcommand_cli_from_dict(
         {function.__name__: function for function in functions},
         prog="fngrad",

@@ -27,7 +27,7 @@ def show(run: Path, /, *, json: bool = False) -> int:
 
 def text(record: RunRecord) -> str:
     """Return the sections of a run as text, each with its title."""
-    parts = {"": head(record), **sections(record)}
+    parts = {"": text_tables.table(facts(record)), **sections(record)}
     if record.history:
         parts["metrics"] = record.history.summary()
     if record.manifest.get("autopsy"):
@@ -37,8 +37,8 @@ def text(record: RunRecord) -> str:
     )
 
 
-def head(record: RunRecord) -> str:
-    """Return the first lines: what the run is and how it stands."""
+def facts(record: RunRecord) -> list[list[str]]:
+    """Return what the run is and how it stands, as rows of a name and a value."""
     reason = f": {record.reason}" if record.reason not in ("", record.status) else ""
     resumed = [
         texts.moment(str(call.get("time")))
@@ -52,7 +52,7 @@ def head(record: RunRecord) -> str:
         ["duration", texts.duration(record.seconds)],
         ["steps", str(record.step)],
     ]
-    return text_tables.table([row for row in rows if row[1]])
+    return [row for row in rows if row[1]]
 
 
 def sections(record: RunRecord) -> dict[str, str]:
@@ -73,15 +73,15 @@ def sections(record: RunRecord) -> dict[str, str]:
 
 def environment(record: RunRecord) -> list[list[str]]:
     """Return what the run ran on, as rows of a name and a value."""
-    facts = record.manifest
-    rows = [[n, str(facts[n])] for n in _ENVIRONMENT if facts.get(n) is not None]
-    versions = facts.get("versions") or {}
+    found = record.manifest
+    rows = [[n, str(found[n])] for n in _ENVIRONMENT if found.get(n) is not None]
+    versions = found.get("versions") or {}
     rows += [[n, str(v)] for n, v in versions.items() if v is not None]
-    git = facts.get("git")
+    git = found.get("git")
     if git:
         changed = ", with changes" if git.get("dirty") else ""
         rows.append(["git", f"{git.get('commit')}{changed}"])
-    names = {**(facts.get("flags") or {}), **(facts.get("environment") or {})}
+    names = {**(found.get("flags") or {}), **(found.get("environment") or {})}
     rows += [[name, str(value)] for name, value in names.items() if value]
     return rows
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -301,6 +302,20 @@ def test_a_new_experiment_trains_sweeps_and_is_listed(folder, capsys, monkeypatc
     status, lines, _ = run(capsys, "runs", "runs/first")
     assert (status, len(lines)) == (0, 2)
     assert lines[1].split()[1] == "completed"
+
+
+def test_the_installed_command_is_this_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["scripts"] == {"fngrad": f"{main.__module__}:main"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_can_complete_commands_and_options(shell, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--tyro-print-completion", shell])
+    assert not exit_.value.code
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("compare", "optimizers", "--where"))
 
 
 def test_the_module_is_the_command_without_a_terminal(folder):
