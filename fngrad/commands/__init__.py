@@ -1,1 +1,1 @@
-"""What the command line `fngrad` does, one command per file."""
+"""The commands of the command line `fngrad`, one per file."""

@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with status 2 if the arguments are wrong, 0 after ``--help``.
     """
     try:
-        return _run(sys.argv[1:] if arguments is None else arguments)
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:  # `fngrad runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

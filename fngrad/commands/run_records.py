@@ -1,4 +1,4 @@
-"""What a run folder says: its status, config, metrics and checkpoints; read only."""
+"""What is recorded in run folders: status, config, metrics, checkpoints."""
 
 import datetime
 import json
@@ -30,7 +30,7 @@ DEFAULT_METRICS = ("val/loss", "val/accuracy", "loss")
 
 
 class RunRecord(NamedTuple):
-    """What a run folder says."""
+    """What is recorded in a run folder."""
 
     path: Path
     name: str
@@ -60,7 +60,7 @@ class RunRecord(NamedTuple):
         end = _time(self.manifest.get("ended"))
         if self.status == "running":
             end = datetime.datetime.now(datetime.UTC)
-        if end is None and self.status == "failed":  # killed: the last sign of life
+        if end is None and self.status == "failed":  # killed
             end = _last_change(self.path)
         return None if begin is None or end is None else (end - begin).total_seconds()
 
@@ -94,7 +94,7 @@ class RunRecord(NamedTuple):
 
 
 def read_run(path: str | Path, name: str | None = None) -> RunRecord:
-    """Return what a run folder says.
+    """Return what is recorded in a run folder.
 
     Args:
         path: the folder.
@@ -179,11 +179,11 @@ def find_runs(folder: str | Path) -> Iterator[Path]:
 
 
 def read_runs(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
-    """Return what the runs at or below a folder say, and which cannot be read.
+    """Return the records of the runs at or below a folder.
 
     Returns:
-        The runs, named by their paths relative to the folder, and for each run with a
-        damaged file the error's text.
+        The records, named by their paths relative to the folder, and one error text per
+        run that cannot be read.
 
     Raises:
         ValueError: if it is not a folder.
@@ -198,7 +198,7 @@ def read_runs(folder: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 
 def read_named(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """Return what runs say, named by their paths without what all have in common.
+    """Return the records of runs, named by their paths without the common beginning.
 
     Raises:
         ValueError: if one is not a run folder, or a file of it is damaged.

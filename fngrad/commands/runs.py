@@ -37,7 +37,7 @@ def runs(
             val/score:max where the name does not say which way is better.
         sort: by name, status, started, duration, step, last, best (the best first) or
             a key of the config.
-        reverse: the other way round.
+        reverse: list in reverse order.
         where: conditions on the config, the name or the status, such as
             learning_rate=0.1 or status!=running; all must hold.
         json: print JSON.
@@ -59,7 +59,7 @@ def runs(
 
 
 def row_of(record: RunRecord, metric: str | None) -> dict[str, Any]:
-    """Return what the table and the JSON say of a run."""
+    """Return the entries of the table and of the JSON for a run."""
     name, mode = run_records.parsed_metric(metric or "")
     best = record.best(name, mode)
     return {

@@ -1,4 +1,4 @@
-"""`fngrad show`: everything that one run folder says."""
+"""`fngrad show`: everything that is recorded in one run folder."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def text(record: RunRecord) -> str:
 
 
 def facts(record: RunRecord) -> list[list[str]]:
-    """Return what the run is and how it stands, as rows of a name and a value."""
+    """Return path, status, times and steps, as rows of a name and a value."""
     reason = f": {record.reason}" if record.reason not in ("", record.status) else ""
     resumed = [
         texts.moment(str(call.get("time")))

@@ -65,7 +65,7 @@ class Lock:
     def __enter__(self) -> "Lock":
         file = self._open()
         try:
-            _take(file, self._path)
+            _take_patiently(file, self._path)
         except BlockingIOError:
             holder = _read(self._path)
             os.close(file)
@@ -109,8 +109,8 @@ class Lock:
 def is_in_use(folder: str | Path, *, name: str = ".lock") -> bool:
     """Return whether a process holds the `Lock` of a folder; write nothing.
 
-    To find out, it holds a shared lock for some microseconds; a `Lock` that is entered
-    just then is refused. On a file system without locks the answer is no.
+    This holds a shared lock for some microseconds, which a `Lock` that is entered just
+    then waits for. On a file system without locks the answer is no.
 
     Args:
         folder: what may be locked; it need not exist.
@@ -197,6 +197,15 @@ def _unlock(file: int) -> None:
         msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
 
 
+def _take_patiently(file: int, path: Path) -> None:
+    """Take the lock; wait for one that `is_in_use` holds."""
+    try:
+        _take(file, path)
+    except BlockingIOError:
+        time.sleep(0.02)
+        _take(file, path)
+
+
 def _take(file: int, path: Path) -> None:
     try:
         _lock(file)
@@ -208,7 +217,7 @@ def _take(file: int, path: Path) -> None:
         warnings.warn(
             f"the file system of {str(path)!r} has no locks: a second process could "
             "write there at the same time",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -1,4 +1,4 @@
-"""The commands print what run folders say, and exit with a status."""
+"""The commands print what is recorded, and exit with a status."""
 
 import json
 import os

@@ -192,7 +192,7 @@ def in_browser(page: pathlib.Path, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium: no page is looked at")
+@pytest.mark.skipif(not BROWSER, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [1200, 500])
 def test_in_a_browser_nothing_is_missing_and_nothing_overlaps(run, tmp_path, width):
     from matplotlib.image import imread

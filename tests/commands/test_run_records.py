@@ -1,4 +1,4 @@
-"""What a run folder says is read from its files and its lock."""
+"""The record of a run is read from its files and its lock."""
 
 import math
 
@@ -98,7 +98,7 @@ def test_checkpoints_are_found_in_a_run_that_was_moved(tmp_path):
     assert run_records.read_run(moved).steps == [3]
 
 
-def test_a_damaged_run_hides_no_others(tmp_path):
+def test_the_other_runs_are_read_if_one_is_damaged(tmp_path):
     write_run(tmp_path / "a")
     (write_run(tmp_path / "b") / "manifest.json").write_text("{")
     records, problems = run_records.read_runs(tmp_path)

@@ -156,7 +156,7 @@ HOUSE = (
     (
         8,
         "commands/",
-        "the command line; what a run folder says (`run_records`)",
+        "the command line; what is recorded in run folders (`run_records`)",
     ),
     (9, "__main__", "`python -m fngrad`"),
 )
