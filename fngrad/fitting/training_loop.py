@@ -142,7 +142,8 @@ def fit(
         eval_data: what to evaluate: arrays, a dataset or a source.
         eval_every: the number of steps between evaluations, or ``"epoch"``. There is
             also one at the end of a run that completes or exhausts its data.
-        run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png.
+        run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png,
+            such as a fresh one from `fngrad.logging.new_run`; see ``fngrad runs``.
             If it has records of steps that this run would make again, the call is
             refused; a run that resumes from a checkpoint removes them instead.
         config: what config.json holds: a dataclass, a NamedTuple or a dict. A run is

@@ -30,7 +30,12 @@ def run(tmp_path):
     """Return a run that failed, with names that need escapes and long values."""
     return write_run(
         tmp_path / "run <1>",
-        {"rate": 0.1, "note": "a & b", "path": "x/" * 150, **dict.fromkeys("abc", 1)},
+        {
+            "<k>": 0.1,
+            "note": "a & b",
+            "path": "x/" * 150,
+            **dict.fromkeys("abc", 1),
+        },
         stopped=None,
         failure="NonFiniteError: the loss is NaN",
         autopsy=AUTOPSY,
@@ -89,7 +94,14 @@ def test_the_page_of_a_run_holds_everything_in_one_file(run, capsys, tmp_path):
         *("run", "metrics", "autopsy", "curves", "pictures"),
         *("where the time went", "config", "environment"),
     ]
-    for text in ("run <1>", AUTOPSY, "a & b", "NonFiniteError: the loss", "2.50 s"):
+    for text in (
+        "run <1>",
+        "<k>",
+        AUTOPSY,
+        "a & b",
+        "NonFiniteError: the loss",
+        "2.50 s",
+    ):
         assert text in elements.text
     images = [attributes["src"] for tag, attributes in elements.tags if tag == "img"]
     assert len(images) == 3  # loss with val/loss, val/score, and the one in the folder
