@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fngrad as fg
+import fngrad.logging.manifest as facts
 import fngrad.programs.text_tables as text_tables
 from fngrad.programs.optional_imports import import_extra
 
@@ -32,7 +33,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:
     """Write results into the manifest and figures beside it; print the folder."""
-    folder.update_manifest(results=results)
+    folder.update_manifest(results=results, ended=facts.now())
     for name, figure in figures.items():
         figure.savefig(folder.path / f"{name}.png", dpi=120)
     print(f"run folder: {folder.path}")

@@ -33,7 +33,7 @@ td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
   grid-template-columns: repeat(auto-fill, minmax(min(430px, 100%), 1fr)); }
 .pictures img { width: 100%; max-width: 640px; display: block; margin: 0 auto; }
 .pictures + .pictures { margin-top: 14px; }
-.wide { grid-template-columns: 1fr; } .wide img { max-width: 900px; }
+.wide { grid-template-columns: 1fr; } .wide img { max-width: 1120px; }
 pre { margin: 0; overflow-x: auto; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono",
   monospace; }
 .bar { display: flex; height: 22px; border-radius: 5px; overflow: hidden;

@@ -28,8 +28,8 @@ def report(folder: Path, /, *, output: Output = None) -> int:
     """Write one page of HTML about a run or a sweep; it opens offline.
 
     The page holds config, environment, metrics, curves, norms, where the time went,
-    the autopsy if there is one, other pictures in the folder, and the tables and
-    pictures of sweeps whose folder it is or that are inside it.
+    autopsy and results if there are any, other pictures in the folder, and the tables
+    and pictures of sweeps whose folder it is or that are inside it.
 
     Args:
         folder: of the run or the sweep.
@@ -85,13 +85,14 @@ def _run(record: RunRecord) -> list[Section | list[Section]]:
             Section("metrics", _metrics(record)),
         ],
         Section("autopsy", pages.preformatted(str(facts.get("autopsy") or ""))),
+        Section("results", pages.pairs(show.results(record))),
         Section(
             "curves",
             pages.pictures(list(_drawn(history, curves)))
             + pages.note(f"constant: {text}" if text else ""),
         ),
         Section("norms", pages.pictures(list(_drawn(history, norms)))),
-        Section("pictures", pages.pictures(list(_found(record.path)), is_wide=True)),
+        Section("pictures", _found(record)),
         [
             Section("where the time went", pages.shares(spent)),
             Section("config", pages.pairs(config)),
@@ -129,11 +130,24 @@ def _drawn(history: History, groups: dict[str, list[str]]) -> Iterator[Picture]:
             yield Picture(f"curves of {', '.join(names)}", png(history.plot(*names)))
 
 
-def _found(folder: Path) -> Iterator[Picture]:
-    """Yield the pictures in a folder, without the curves that `fit` draws."""
-    for path in sorted(folder.glob("*.png")):
-        if path.stem != "curves":
-            yield Picture(path.stem, path.read_bytes())
+def _found(record: RunRecord) -> str:
+    """Return the pictures in the folder, without those that the page draws anew."""
+    drawn = {"curves"} if record.history else set()
+    if any(record.path.glob(f"*/{saved.NAME}")):
+        drawn |= {"curves", "sensitivity", "heat_map", "parallel_coordinates"}
+    paths = [
+        path for path in sorted(record.path.glob("*.png")) if path.stem not in drawn
+    ]
+    found = [Picture(path.stem, path.read_bytes()) for path in paths]
+    wide = [picture for picture in found if _is_wide(picture.png)]
+    narrow = [picture for picture in found if picture not in wide]
+    return pages.pictures(narrow) + pages.pictures(wide, is_wide=True)
+
+
+def _is_wide(png: bytes) -> bool:
+    """Return whether a picture needs the width of the page, by its PNG header."""
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    return width > 1.7 * height
 
 
 def _sweep(name: str, result: SweepResult) -> list[Section]:

@@ -292,6 +292,18 @@ def differing(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
+def varying(records: Sequence[RunRecord]) -> list[str]:
+    """Return the keys of the config that have different values in two of the runs.
+
+    A key that a run lacks is not different there: another experiment has other keys.
+    """
+    return [
+        key
+        for key in differing(records)
+        if len({repr(r.config[key]) for r in records if key in r.config}) > 1
+    ]
+
+
 def _texts(records: list[dict[str, Any]]) -> list[str]:
     found = {
         name: None

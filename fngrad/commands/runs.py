@@ -52,7 +52,7 @@ def runs(
     if json:
         print(texts.json_text(rows))
     elif rows:
-        print(table(rows, run_records.differing(records), chosen))
+        print(table(rows, run_records.varying(records), chosen))
     else:
         print(f"no runs in {str(folder)!r}", file=sys.stderr)
     return 1 if problems or not rows else 0

@@ -6,6 +6,8 @@ import fngrad.commands.run_records as run_records
 import fngrad.commands.texts as texts
 import fngrad.programs.text_tables as text_tables
 from fngrad.commands.run_records import RunRecord
+from fngrad.logging.differences import flatten
+from fngrad.programs.text_tables import short_text
 
 _ENVIRONMENT = (
     *("command", "cwd", "python", "platform", "backend", "device_kind"),
@@ -52,13 +54,14 @@ def facts(record: RunRecord) -> list[list[str]]:
         ["duration", texts.duration(record.seconds)],
         ["steps", str(record.step)],
     ]
-    return [row for row in rows if row[1]]
+    return [row for row in rows if row[1] not in ("", "-", "0")]
 
 
 def sections(record: RunRecord) -> dict[str, str]:
-    """Return config, environment, checkpoints and seconds as text, by title."""
+    """Return config, results, environment and the rest as text, by title."""
     tables = {
         "config": [[key, str(value)] for key, value in record.config.items()],
+        "results": results(record),
         "environment": environment(record),
         "checkpoints": [
             ["folder", str(record.checkpoints)],
@@ -84,6 +87,13 @@ def environment(record: RunRecord) -> list[list[str]]:
     names = {**(found.get("flags") or {}), **(found.get("environment") or {})}
     rows += [[name, str(value)] for name, value in names.items() if value]
     return rows
+
+
+def results(record: RunRecord) -> list[list[str]]:
+    """Return what an experiment recorded at its end, as rows of a name and a value."""
+    found = record.manifest.get("results")
+    leaves = flatten(found, "results") if found else {}
+    return [[k.removeprefix("results."), short_text(x)] for k, x in leaves.items()]
 
 
 def time_spent(record: RunRecord) -> list[list[str]]:

@@ -15,6 +15,7 @@ import pytest
 from run_folders import write_run
 
 import fngrad as fg
+import fngrad.logging.plots as plots
 import fngrad.sweeps.results.saved as saved
 from fngrad.commands.command_line import main
 from fngrad.commands.reporting import page_of
@@ -82,8 +83,9 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_the_page_of_a_run_holds_everything_in_one_file(run, capsys, tmp_path):
-    (run / "own.png").write_bytes(b"\x89PNG own")
-    (run / "curves.png").write_bytes(b"\x89PNG drawn anew")
+    own = plots.png(plots.empty_figure(3.0, 1.0))
+    for name in ("own", "curves"):
+        (run / f"{name}.png").write_bytes(own)
     output = tmp_path / "pages" / "page.html"
     assert main(["report", str(run), "-o", str(output)]) == 0
     assert capsys.readouterr().out == f"{output}\n"
@@ -107,7 +109,7 @@ def test_the_page_of_a_run_holds_everything_in_one_file(run, capsys, tmp_path):
     assert len(images) == 3  # loss with val/loss, val/score, and the one in the folder
     prefix = "data:image/png;base64,"
     assert all(image.startswith(prefix) for image in images)
-    assert base64.b64decode(images[-1].removeprefix(prefix)) == b"\x89PNG own"
+    assert base64.b64decode(images[-1].removeprefix(prefix)) == own
     assert not {tag for tag, _ in elements.tags} & {"script", "link", "iframe"}
     assert not re.search(r"(src|href)=.?http|url\(", page)
 
@@ -115,6 +117,15 @@ def test_the_page_of_a_run_holds_everything_in_one_file(run, capsys, tmp_path):
 def test_a_run_without_records_has_a_page_too(tmp_path):
     folder = write_run(tmp_path / "a", losses=(), seconds={})
     assert re.findall("<h2>(.*?)</h2>", page_of(folder)) == ["run", "environment"]
+
+
+def test_the_results_of_an_experiment_and_its_own_curves_are_shown(tmp_path):
+    results = {"adam": {"rate": 0.1, "accuracy": 0.97654321}}
+    folder = write_run(tmp_path / "a", losses=(), results=results)
+    (folder / "curves.png").write_bytes(plots.png(plots.empty_figure(1.0, 1.0)))
+    page = page_of(folder)
+    assert "<tr><th>adam.accuracy</th><td>0.9765</td></tr>" in page
+    assert page.count("<img") == 1
 
 
 def test_the_page_of_a_run_with_a_sweep_inside_shows_both(run):
