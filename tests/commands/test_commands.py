@@ -304,6 +304,17 @@ def test_a_new_experiment_trains_sweeps_and_is_listed(folder, capsys, monkeypatc
     assert lines[1].split()[1] == "completed"
 
 
+@pytest.mark.parametrize("module", ["tyro", "matplotlib"])
+def test_a_missing_library_is_named_with_the_extra(folder, capsys, monkeypatch, module):
+    for name in [n for n in sys.modules if n.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    status, _, error = run(capsys, "plot", folder / "a")
+    extra = {"tyro": "cli", "matplotlib": "plot"}[module]
+    assert status == 1
+    assert f'need {module} for this: pip install "fngrad[{extra}]"' in error
+
+
 def test_the_installed_command_is_this_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["scripts"] == {"fngrad": f"{main.__module__}:main"}
