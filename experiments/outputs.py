@@ -1,12 +1,12 @@
 """What every experiment leaves: a dated run folder, figures, a table, its programs."""
 
-import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fngrad as fg
+import fngrad.logging.manifest as facts
 import fngrad.programs.text_tables as text_tables
 from fngrad.programs.optional_imports import import_extra
 
@@ -15,9 +15,9 @@ FOLDER = Path(__file__).parent.name
 
 def new_folder(config: Any, data: fg.Dataset | None = None) -> fg.logging.RunFolder:
     """Make ``config.runs / date-time``, with config.json and manifest.json in it."""
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     fingerprint = None if data is None else data.fingerprint()
-    return fg.logging.RunFolder(config.runs / now, config=config, data=fingerprint)
+    path = fg.logging.new_run(config.runs)
+    return fg.logging.RunFolder(path, config=config, data=fingerprint)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -33,7 +33,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:
     """Write results into the manifest and figures beside it; print the folder."""
-    folder.update_manifest(results=results)
+    folder.update_manifest(results=results, ended=facts.now())
     for name, figure in figures.items():
         figure.savefig(folder.path / f"{name}.png", dpi=120)
     print(f"run folder: {folder.path}")

@@ -65,7 +65,7 @@ class Lock:
     def __enter__(self) -> "Lock":
         file = self._open()
         try:
-            _take(file, self._path)
+            _take_patiently(file, self._path)
         except BlockingIOError:
             holder = _read(self._path)
             os.close(file)
@@ -104,6 +104,44 @@ class Lock:
             raise LockError(
                 f"need a folder that can be written, got {str(self.folder)!r}: {error}"
             ) from error
+
+
+def is_in_use(folder: str | Path, *, name: str = ".lock") -> bool:
+    """Return whether a process holds the `Lock` of a folder; write nothing.
+
+    This holds a shared lock for some microseconds, which a `Lock` that is entered just
+    then waits for. On a file system without locks the answer is no.
+
+    Args:
+        folder: what may be locked; it need not exist.
+        name: the file in it that would be locked.
+
+    Example:
+        >>> import tempfile
+        >>> from fngrad.files.locks import Lock, is_in_use
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with Lock(folder):
+        ...         print(is_in_use(folder))
+        ...     print(is_in_use(folder))
+        True
+        False
+    """
+    try:
+        is_windows = sys.platform == "win32"
+        file = os.open(Path(folder) / name, os.O_RDWR if is_windows else os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        _lock(file, is_shared=True)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    else:
+        _unlock(file)
+        return False
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager
@@ -159,6 +197,15 @@ def _unlock(file: int) -> None:
         msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
 
 
+def _take_patiently(file: int, path: Path) -> None:
+    """Take the lock; wait for one that `is_in_use` holds."""
+    try:
+        _take(file, path)
+    except BlockingIOError:
+        time.sleep(0.02)
+        _take(file, path)
+
+
 def _take(file: int, path: Path) -> None:
     try:
         _lock(file)
@@ -170,16 +217,17 @@ def _take(file: int, path: Path) -> None:
         warnings.warn(
             f"the file system of {str(path)!r} has no locks: a second process could "
             "write there at the same time",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
-def _lock(file: int) -> None:
+def _lock(file: int, is_shared: bool = False) -> None:
     """Lock an open file, or raise BlockingIOError if another process has it."""
     if sys.platform != "win32":
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
         return
     import msvcrt
 

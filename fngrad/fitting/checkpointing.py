@@ -7,7 +7,7 @@ import time
 import warnings
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
@@ -19,9 +19,11 @@ from fngrad.files.locks import Lock
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
-from fngrad.fitting.resume import Start
+from fngrad.fitting.resume import Resume, Start
 from fngrad.fitting.validation import check_measured
 from fngrad.logging.history import History
+from fngrad.logging.progress import print_to_stderr
+from fngrad.logging.run_names import move_aside
 from fngrad.metrics.directions import directed
 from fngrad.programs.optional_imports import import_extra
 from fngrad.training import TrainState
@@ -43,7 +45,7 @@ class SaveRules(NamedTuple):
     """The arguments of `fngrad.fit` that say what is saved, when and where."""
 
     folder: Path | None  # None: nothing is saved
-    resume: Literal["auto", "never", "must"]
+    resume: Resume
     every: int | None  # steps
     minutes: float | None
     keep: int  # how many of the newest stay
@@ -60,7 +62,7 @@ class SaveRules(NamedTuple):
             ValueError: if one is or does.
             ImportError: if something is to be saved and orbax-checkpoint is missing.
         """
-        check_option("resume", self.resume, ("auto", "never", "must"))
+        check_option("resume", self.resume, get_args(Resume))
         check_option("on_save_error", self.on_error, ("raise", "warn"))
         if self.every is not None:
             numerics.check_count("save_every", self.every, 1)
@@ -301,8 +303,14 @@ class Saver:
 def opened(
     stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules
 ) -> Checkpoints | None:
-    """Lock the folders for this process, and open the one of checkpoints."""
+    """Lock the folders for this process, and open the one of checkpoints.
+
+    With ``resume="overwrite"``, what they hold is moved aside first.
+    """
     folders = [folder for folder in (run_dir, rules.folder) if folder is not None]
+    if rules.resume == "overwrite":
+        for old, new in move_aside(run_dir, rules.folder).items():
+            print_to_stderr(f"fit: moved the old {old} to {new}")
     for folder in {folder.resolve(): folder for folder in folders}.values():
         stack.enter_context(Lock(folder))
     if rules.folder is None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+import fngrad.logging.manifest as facts
 from fngrad.checkpoint import steps as saved_steps
 from fngrad.files.json_values import to_json
 from fngrad.fitting.checkpointing import SaveRules
@@ -105,6 +106,8 @@ class Outputs(contextlib.ExitStack):
                 data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
             )
+            self.folder.record(stopped=None, failure=None, autopsy=None, ended=None)
+            self.push(self._record_failure)
             self._loggers.append(jsonl(self.folder.metrics))
         for logger in self._loggers:
             if getattr(logger, "close", None):
@@ -141,9 +144,7 @@ class Outputs(contextlib.ExitStack):
         self._left_out = self._spent.compiling
         if self.folder:
             saved = self._checkpoints and str(self._checkpoints)
-            self.folder.record(
-                loop=loop, loop_reason=reason, checkpoints=saved, stopped=None
-            )
+            self.folder.record(loop=loop, loop_reason=reason, checkpoints=saved)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -217,13 +218,25 @@ class Outputs(contextlib.ExitStack):
             else:
                 _warn(f"the end of the records by {_name(logger)}", failure)
 
+    def _record_failure(self, kind: Any, error: Any, _: Any) -> None:
+        """Record the exception that ends the run, with its autopsy, if there is one."""
+        if self.folder is None or error is None:
+            return
+        found = getattr(error, "autopsy", None)
+        self.folder.record(
+            failure=f"{kind.__name__}: {error}",
+            autopsy=None if found is None else str(found),
+            ended=facts.now(),
+            seconds=self._spent.seconds(),
+        )
+
     def finish(self, history: History, stopped: str, step: int) -> None:
         """Record how the run ended, and draw its learning curves."""
         if self.folder is None:
             return
         names = ("compile_count", "compile_seconds", "rollbacks")
         notes = {name: history.notes[name] for name in names if name in history.notes}
-        self.folder.record(stopped=stopped, step=step, **notes)
+        self.folder.record(stopped=stopped, step=step, ended=facts.now(), **notes)
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
         self.folder.record(seconds=self._spent.seconds())
@@ -263,6 +276,6 @@ def _check_continues(run_dir: Path, recorded: int, first: int) -> None:
             f"need another run folder, or the state of step {recorded} that the run in "
             f"{str(run_dir)!r} has reached, got step {first}"
             + (f"; its checkpoints were in {folder!r}" if folder else "")
-            + "; to overwrite that run, delete its folder first: "
-            f"shutil.rmtree({str(run_dir)!r})"
+            + '; fngrad.logging.new_run("runs") names a fresh folder, and '
+            'fit(..., resume="overwrite") moves the old run aside'
         )

@@ -6,7 +6,7 @@ checkpoint.
 """
 
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
@@ -21,6 +21,8 @@ from fngrad.logging.differences import check_unchanged
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.training import TrainState, snapshot
+
+Resume: TypeAlias = Literal["auto", "never", "must", "overwrite"]
 
 
 class PendingReport(NamedTuple):
@@ -120,7 +122,7 @@ def identity(config: Any, feed: Feed, state: TrainState) -> dict[str, Any]:
 
 def begin_or_resume(
     checkpoints: Checkpoints | None,
-    resume: Literal["auto", "never", "must"],
+    resume: Resume,
     state: TrainState,
     feed: Feed,
     config: Any,
@@ -195,8 +197,9 @@ def _refuse_any(checkpoints: Checkpoints) -> None:
     if steps:
         raise ValueError(
             f'need a folder without checkpoints for resume="never", got '
-            f"{str(checkpoints.folder)!r} with one of step {steps[-1]}: take another "
-            'folder, remove this one, or continue its run with resume="auto"'
+            f"{str(checkpoints.folder)!r} with one of step {steps[-1]}: "
+            'fngrad.logging.new_run("runs") names a fresh run folder, '
+            'resume="overwrite" moves the old run aside, resume="auto" continues it'
         )
 
 

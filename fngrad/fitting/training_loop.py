@@ -47,6 +47,7 @@ from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Outputs, Reporting
 from fngrad.fitting.result import FitResult
 from fngrad.fitting.resume import (
+    Resume,
     Start,
     begin_or_resume,
     print_resumed,
@@ -73,7 +74,7 @@ def fit(
     run_dir: Any = None,
     config: Any = None,
     checkpoint_dir: Any = None,
-    resume: Literal["auto", "never", "must"] = "auto",
+    resume: Resume = "auto",
     save_every: int | None = None,
     save_minutes: float | None = None,
     keep: int = 2,
@@ -141,14 +142,17 @@ def fit(
         eval_data: what to evaluate: arrays, a dataset or a source.
         eval_every: the number of steps between evaluations, or ``"epoch"``. There is
             also one at the end of a run that completes or exhausts its data.
-        run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png.
+        run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png,
+            such as a fresh one from `fngrad.logging.new_run`; see ``fngrad runs``.
             If it has records of steps that this run would make again, the call is
             refused; a run that resumes from a checkpoint removes them instead.
         config: what config.json holds: a dataclass, a NamedTuple or a dict. A run is
             not resumed with a different one.
         checkpoint_dir: folder for checkpoints, see above.
         resume: ``auto`` resumes from a checkpoint if there is one; ``must`` raises if
-            there is none; ``never`` raises if there is one. On resuming, the values of
+            there is none; ``never`` raises if there is one; ``overwrite`` moves the old
+            run folder and checkpoint folder aside, to ``<name>.1`` or the next free
+            number, says so on stderr, and begins anew. On resuming, the values of
             ``state`` are ignored and only its structure is used; config, data, batch
             size and key must be those of the checkpoint. The batches of an iterable
             without a state are taken from its beginning, with a warning; ``must``

@@ -3,6 +3,7 @@
 import fngrad.logging.plots as plots
 from fngrad.logging.progress import ProgressBar
 from fngrad.logging.run_folder import RunFolder
+from fngrad.logging.run_names import new_run
 from fngrad.logging.writers import (
     FileLogger,
     Logger,
@@ -19,6 +20,7 @@ __all__ = [
     "RunFolder",
     "csv",
     "jsonl",
+    "new_run",
     "plots",
     "read_jsonl",
     "tensorboard",

@@ -22,7 +22,7 @@ def check_unchanged(what: str, known: dict[str, Any], wanted: dict[str, Any]) ->
         ValueError: need the config unchanged, or another folder, got differences: \
 a.b was 1, is 2
     """
-    left, right = _flatten(known), _flatten(wanted)
+    left, right = flatten(known), flatten(wanted)
     differing = [
         f"{key} was {_show(left, key)}, is {_show(right, key)}"
         for key in sorted(left.keys() | right.keys())
@@ -39,11 +39,21 @@ def _show(leaves: dict[str, Any], key: str) -> str:
     return repr(leaves[key]) if key in leaves else "absent"
 
 
-def _flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of nested JSON objects by dotted key."""
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested JSON objects by dotted key.
+
+    Args:
+        value: a JSON object; an empty one inside it is a leaf.
+        name: of the object itself, the beginning of every key.
+
+    Example:
+        >>> from fngrad.logging.differences import flatten
+        >>> flatten({"rate": 0.1, "model": {"width": 8}})
+        {'rate': 0.1, 'model.width': 8}
+    """
     if not isinstance(value, dict) or (name and not value):
         return {name: value}
     leaves: dict[str, Any] = {}
     for key, item in value.items():
-        leaves |= _flatten(item, f"{name}.{key}" if name else key)
+        leaves |= flatten(item, f"{name}.{key}" if name else key)
     return leaves

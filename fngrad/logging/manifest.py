@@ -44,10 +44,11 @@ def collect() -> dict[str, Any]:
 
     Returns:
         ``python, platform, versions, backend, device_kind, device_count,
-        process_count, float32_products, flags, environment, git, command, freeze``. The
-        version of a library that is not installed as a package is None; so is ``git``
-        outside a repository. ``dirty`` says whether tracked files differ from the
-        commit; it is None where git cannot tell, as without a work tree.
+        process_count, float32_products, flags, environment, git, command, executable,
+        cwd, freeze``. The version of a library that is not installed as a package is
+        None; so is ``git`` outside a repository. ``dirty`` says whether tracked files
+        differ from the commit; it is None where git cannot tell, as without a work
+        tree.
         ``float32_products`` is `float32_products` of this process.
     """
     backend = jax.default_backend()
@@ -66,6 +67,8 @@ def collect() -> dict[str, Any]:
         "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         "git": _git(),
         "command": shlex.join(sys.orig_argv),
+        "executable": sys.executable,
+        "cwd": os.getcwd(),
         "freeze": [f"{name}=={version}" for name, version in freeze.items()],
     }
 

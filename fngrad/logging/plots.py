@@ -163,7 +163,7 @@ def empty_figure(width: float, height: float) -> Any:
     """
     figure_type = import_extra("matplotlib.figure", "plot").Figure
     backend = import_extra("matplotlib.backends.backend_agg", "plot")
-    shown_type = type("Figure", (figure_type,), {"_repr_png_": _png})
+    shown_type = type("Figure", (figure_type,), {"_repr_png_": png})
     shown = shown_type(figsize=(width, height), layout="constrained")
     backend.FigureCanvasAgg(shown)
     return shown
@@ -300,7 +300,8 @@ def write(drawing: Any, path: str | Path, dpi: int = 150) -> Path:
     return path
 
 
-def _png(drawing: Any) -> bytes:
+def png(drawing: Any) -> bytes:
+    """Return a figure of matplotlib as a PNG, as notebooks show it."""
     return _drawn(drawing, "png", 150)
 
 

@@ -6,6 +6,7 @@ points; `table`, `compare` and `pictures` show the results.
 
 import fngrad.sweeps.results.pictures as pictures
 from fngrad.sweeps.results.result import SweepResult
+from fngrad.sweeps.results.saved import load
 from fngrad.sweeps.results.statistics import Comparison, Summary
 from fngrad.sweeps.results.tables import Table, best_point, compare, summary, table
 from fngrad.sweeps.running.runner import sweep
@@ -48,6 +49,7 @@ __all__ = [
     "grid",
     "learning_rate_range_test",
     "lineage",
+    "load",
     "log_uniform",
     "pictures",
     "population_based_training",

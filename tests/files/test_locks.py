@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -150,3 +151,17 @@ def test_an_error_in_the_block_releases_the_lock(tmp_path):
         raise ZeroDivisionError
     with Lock(tmp_path):
         pass
+
+
+def test_a_lock_waits_for_a_reader_that_asks_whether_it_is_held(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    with Lock(tmp_path):
+        assert locks.is_in_use(tmp_path)
+    assert not locks.is_in_use(tmp_path)
+    assert not locks.is_in_use(tmp_path / "not_there")
+    reader = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(reader))
+    with Lock(tmp_path):
+        assert locks.is_in_use(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock"]

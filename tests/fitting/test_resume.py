@@ -190,7 +190,7 @@ def test_records_of_a_run_that_was_never_saved_are_not_cut(tmp_path):
     quiet_fit(num_steps=6, run_dir=tmp_path, log_every=2)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(
-        ValueError, match=r"need another run folder, or the state .*rmtree"
+        ValueError, match=r"need another run folder, or the state .*new_run"
     ):
         quiet_fit(num_steps=9, run_dir=tmp_path, log_every=2, save_every=2)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -202,7 +202,7 @@ def test_records_of_a_completed_run_without_its_checkpoints_are_not_cut(tmp_path
     before = (tmp_path / "metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(
-        ValueError, match=r"need another run folder, or the state .*rmtree"
+        ValueError, match=r"need another run folder, or the state .*new_run"
     ):
         saving_fit(None, run_dir=tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

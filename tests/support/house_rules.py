@@ -153,6 +153,12 @@ HOUSE = (
         "points are drawn and searched (`searching/`), results (`results/`: `tables`, "
         "`statistics`, `pictures`; when a lane diverged, in `result`)",
     ),
+    (
+        8,
+        "commands/",
+        "the command line; what is recorded in run folders (`run_records`)",
+    ),
+    (9, "__main__", "`python -m fngrad`"),
 )
 LAST_PURE_FLOOR = 4
 IMPURE = {  # on a pure floor, with the reason

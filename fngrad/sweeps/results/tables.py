@@ -35,15 +35,18 @@ class Table(NamedTuple):
         opening = f"{name}, {word} median over {seeds} seeds first"
         if len(self.rows) < len(self.summary.order):
             opening += f", {len(self.rows)} of {len(self.summary.order)} points"
-        shown = [_texts(row) for row in self.rows]
-        lines = [list(row.values()) for row in shown]
-        ranking = text_tables.table([list(shown[0]), *lines], left=1)
+        ranking = text_tables.table(self.cells(), left=1)
         legend = (
             f"interval: holds the median with {100 * self.level:g} % confidence; "
             "P(best): the probability that the point is the best"
         )
         doubts = [f"! {doubt}" for doubt in self.summary.warnings]
         return "\n".join([opening, ranking, legend, *doubts])
+
+    def cells(self) -> list[list[str]]:
+        """Return the lines of the table as texts; the first is the head."""
+        texts = [_texts(row) for row in self.rows]
+        return [list(texts[0]), *(list(row.values()) for row in texts)]
 
     def __repr__(self) -> str:
         return shown(self, str)

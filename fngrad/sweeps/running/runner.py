@@ -26,6 +26,7 @@ from fngrad.sweeps.results.result import (
     last_values,
     stack_histories,
 )
+from fngrad.sweeps.results.saved import save
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.lane_training import Training
 from fngrad.sweeps.running.program import Lanes, Outline, is_key, outline
@@ -83,8 +84,9 @@ def sweep(
             fast. A block that does not fit in memory is narrowed, with a warning.
         chunk: how many lanes are saved at a time, rounded up to whole blocks; ``None``
             saves about a hundred times.
-        folder: where chunks are saved, so that the same call resumes a killed sweep.
-            The folder is locked while the sweep runs: one process at a time.
+        folder: where chunks are saved, so that the same call resumes a killed sweep,
+            and the result, for `fngrad.sweeps.load`. The folder is locked while the
+            sweep runs: one process at a time.
         devices: where lanes are trained; all devices of this process by default.
         progress: whether to show a progress bar.
 
@@ -142,14 +144,17 @@ def sweep(
         results, how = _train(
             sweeps, outlines, saved, mode=mode, chunk=chunk, progress=progress
         )
-    notes = {
-        "metric": metric,
-        "keys": keys,
-        "static": list(static or {}),
-        **how,
-        "seconds": time.perf_counter() - begin,
-    }
-    return _gather(results, columns, combinations, notes)
+        notes = {
+            "metric": metric,
+            "keys": keys,
+            "static": list(static or {}),
+            **how,
+            "seconds": time.perf_counter() - begin,
+        }
+        result = _gather(results, columns, combinations, notes)
+        if saved is not None:
+            save(saved.path, result)
+    return result
 
 
 def _train(

@@ -1,0 +1,98 @@
+"""`fngrad clean`: which checkpoints can be deleted, and deleting them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import fngrad.checkpoint.step_folders as step_folders
+import fngrad.commands.run_records as run_records
+import fngrad.commands.texts as texts
+import fngrad.numerics as numerics
+import fngrad.programs.text_tables as text_tables
+from fngrad.checkpoint.reading import completed, recorded_best_paths
+from fngrad.checkpoint.writing import locked
+from fngrad.files.locks import is_in_use
+from fngrad.logging.run_folder import read_manifest
+
+
+class Superfluous(NamedTuple):
+    """A checkpoint that can be deleted."""
+
+    path: Path
+    step: int
+    size: int  # bytes
+
+
+def clean(
+    folder: Path = Path("runs"), /, *, keep: int = 1, delete: bool = False
+) -> int:
+    """List the checkpoints that can be deleted, or delete them.
+
+    Of every run the newest checkpoints and that of the best evaluation are kept. Runs
+    that are running are left alone, and so are damaged checkpoints.
+
+    Args:
+        folder: of runs, or of one run.
+        keep: how many of the newest checkpoints of each run to keep.
+        delete: delete them; without it nothing is changed.
+    """
+    numerics.check_count("keep", keep, 1)
+    rows, total = [["checkpoint", "step", "size"]], 0
+    for run in run_records.find_runs(folder):
+        if is_in_use(run):
+            print(f"left alone, as it is running: {run}")
+            continue
+        checkpoints = run_records.checkpoint_folder(run, read_manifest(run))
+        if checkpoints is None:
+            continue
+        found = (
+            _deleted(checkpoints, keep) if delete else superfluous(checkpoints, keep)
+        )
+        rows += [[str(x.path), str(x.step), texts.size(x.size)] for x in found]
+        total += sum(x.size for x in found)
+    if len(rows) > 1:
+        print(text_tables.table(rows, left=1))
+    what = "deleted" if delete else "can be deleted"
+    more = "; --delete deletes them" if len(rows) > 1 and not delete else ""
+    print(f"{len(rows) - 1} checkpoints {what}, {texts.size(total)}{more}")
+    return 0
+
+
+def superfluous(folder: Path, keep: int) -> list[Superfluous]:
+    """Return the complete checkpoints but the newest and the best, oldest first.
+
+    Args:
+        folder: of checkpoints.
+        keep: how many of the newest steps are kept.
+
+    Raises:
+        CheckpointError: if a step may be complete, but cannot be read here or now.
+    """
+    found = completed(folder)
+    newest = {each.folder.step: each.folder.path for each in found}
+    kept = {*list(newest.values())[-keep:], *recorded_best_paths(folder)[:1]}
+    return [
+        Superfluous(each.folder.path, each.folder.step, _size(each.folder.path))
+        for each in found
+        if each.folder.path not in kept
+    ]
+
+
+def _deleted(folder: Path, keep: int) -> list[Superfluous]:
+    """Delete what is superfluous, and what killed writers left; return it."""
+    with locked(folder):
+        step_folders.sweep(folder)
+        found = superfluous(folder, keep)
+        for each in found:
+            step_folders.delete(each.path)
+    return found
+
+
+def _size(folder: Path) -> int:
+    return sum(_sizes(folder))
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.stat().st_size

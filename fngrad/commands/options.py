@@ -1,0 +1,10 @@
+"""Options that commands share. Importing this needs tyro, from the extra ``cli``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fngrad.programs.optional_imports import import_extra
+
+conf = import_extra("tyro.conf", "cli")
+
+Output = Annotated[Path | None, conf.arg(aliases=["-o"])]
