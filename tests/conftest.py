@@ -2,8 +2,8 @@
 
 What one test compiled, every later one takes from a folder that lives as long as the
 run, or from `JAX_COMPILATION_CACHE_DIR` where that is set. Unless ``XLA_FLAGS`` is set,
-XLA compiles with its older emitters, without optimization and in one unit, in a third
-of the time. The gate runs the slow tests with XLA's defaults, as users have them.
+XLA compiles with its older emitters, with little optimization and in one unit, in half
+the time. The gate runs the slow tests with XLA's defaults, as users have them.
 """
 
 import gc
@@ -23,7 +23,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 COMPILED = "FNGRAD_TESTS_COMPILED"  # passes the folder to xdist's workers
 QUICK = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
 KNOWN = (0, 10)  # the newest line of JAX that has these flags; XLA aborts at others

@@ -149,10 +149,11 @@ def make_loop(
         placement: of the carry.
     """
     programs, argument = _programs(step, feed.static, placement), feed.argument
+    queued = jax.block_until_ready if _deadlocks(placement) else lambda carry: carry
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
-            carry = programs.one(argument, carry)
+            carry = queued(programs.one(argument, carry))
         return carry, length
 
     def scan(carry: Carry, length: int) -> tuple[Carry, int]:
@@ -163,11 +164,21 @@ def make_loop(
     def consume(carry: Carry, length: int) -> tuple[Carry, int]:
         made = 0
         for batch in itertools.islice(feed.batches, length):
-            carry = programs.fed(carry, batch)
+            carry = queued(programs.fed(carry, batch))
             made += 1
         return carry, made
 
     return consume if feed.comes_from_host else {"python": dispatch, "scan": scan}[name]
+
+
+def _deadlocks(placement: Placement) -> bool:
+    """Return whether steps must not be queued: on several devices of one CPU.
+
+    XLA runs the programs of all its devices on the threads of one pool. Those of later
+    steps can take all threads, and then the collectives of an earlier one never meet.
+    """
+    devices = set().union(*(x.device_set for x in placement or ()))
+    return len(devices) > 1 and all(device.platform == "cpu" for device in devices)
 
 
 def choose(

@@ -1,8 +1,10 @@
 """A run on a mesh: its state, data and evaluation are placed before it begins."""
 
+import warnings
 from typing import Any
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
@@ -24,21 +26,71 @@ def placed_run(
 ) -> tuple[Mesh | None, TrainState, Any, Any]:
     """Return the mesh of a run, and its state and data on it.
 
-    Without a mesh it is that of the state; if the state has none, all stay as they are.
+    Without a mesh it is that of the state or the one of `jax.set_mesh`; if there is
+    none, all stay as they are.
 
     Raises:
         TypeError: as `placed_state`, or if ``eval_data`` cannot be evaluated.
         ValueError: as `placed_state`.
         RuntimeError: as `placed_state`.
     """
+    mesh = _mesh_of_state(state) if mesh is None else _checked_mesh(mesh)
     if mesh is None:
-        found = auto_mesh_of(state)
-        mesh = found if isinstance(found, Mesh) else None
-    if mesh is None:
+        _warn_of_idle_devices(step)
         return None, state, data, eval_data
     state = placed_state(step, state, mesh)
     data, eval_data = placed_data(data, mesh), placed_examples(eval_data, mesh)
+    _warn_if_whole(step, state.params, mesh)
     return mesh, state, data, eval_data
+
+
+def _mesh_of_state(state: TrainState) -> Mesh | None:
+    """Return the mesh that a state is on, or else the one of `jax.set_mesh`, if any."""
+    found = auto_mesh_of(state)
+    if isinstance(found, AbstractMesh):
+        found = jax.sharding.get_mesh()
+    return found if isinstance(found, Mesh) and not found.empty else None
+
+
+def _checked_mesh(mesh: Any) -> Mesh:
+    """Return a mesh that was asked for.
+
+    Raises:
+        TypeError: as `check_devices`.
+        ValueError: as `check_devices`, or if batches cannot be split over it.
+    """
+    check_devices(mesh)
+    if BATCH_AXIS not in mesh.shape:
+        raise ValueError(
+            f"need a mesh with the axis {BATCH_AXIS!r}, over which batches are split, "
+            f"got {dict(mesh.shape)}; make_mesh({BATCH_AXIS}=1, ...) splits none"
+        )
+    return mesh
+
+
+def _warn_of_idle_devices(step: Step) -> None:
+    if getattr(step, "rule", None) is not None and jax.device_count() > 1:
+        warnings.warn(
+            f"the step has a rule, but trains on one of {jax.device_count()} devices: "
+            "pass fit(mesh=fngrad.sharding.make_mesh())",
+            stacklevel=4,
+        )
+
+
+def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
+    """Warn if a rule that should split parameters splits none of them."""
+    rule = getattr(step, "rule", None)
+    if rule is None or rule is replicated or mesh.size == 1:
+        return
+    leaves = jax.tree.leaves(params)
+    if leaves and all(leaf.sharding.is_fully_replicated for leaf in leaves):
+        largest = max(leaf.size for leaf in leaves)
+        warnings.warn(
+            "the step's rule splits no parameter, every device holds all of them: the "
+            f"largest has {largest} entries; fsdp(min_size=) says from how many on a "
+            "leaf is split",
+            stacklevel=4,
+        )
 
 
 def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
@@ -57,7 +109,6 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
             the state is on another mesh or placed by another rule.
         RuntimeError: as `check_state`.
     """
-    check_devices(mesh)
     check_state(state)
     rule = getattr(step, "rule", None)
     found = {
@@ -71,7 +122,8 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
         if sharding.mesh != mesh:
             raise ValueError(
                 f"need a state on the mesh {dict(mesh.shape)}, got {path!r} on "
-                f"another, {dict(sharding.mesh.shape)}"
+                f"another, {dict(sharding.mesh.shape)}: shard_state(state, mesh, rule) "
+                "moves it"
             )
     if hasattr(step, "rule"):
         _check_placement(state, found, mesh, rule)

@@ -202,10 +202,10 @@ def fit(
             and the manifest record which and why; a later call with the same
             ``run_dir`` or checkpoints takes the same.
         mesh: the devices to train on, see `fngrad.sharding.make_mesh`; by default those
-            of the state. The state is placed by the step's ``rule``, or else is whole
-            on every device; one that is on the mesh stays there. Batches are split over
-            the axis ``data``, by which their size must be divisible; arrays are copied
-            to every device once.
+            of the state, or of `jax.set_mesh`. The state is placed by the step's
+            ``rule``, or else is whole on every device; one that is on the mesh stays
+            there. Batches are split over the axis ``data``, by which their size must be
+            divisible; arrays are copied to every device once.
         progress: whether to show a progress bar, if tqdm is installed. Its rate and
             remaining time leave compiling out.
 

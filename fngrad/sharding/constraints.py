@@ -14,7 +14,8 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
 from fngrad.programs.signatures import (
@@ -48,6 +49,8 @@ def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.
     """Return an array placed so; as it is without a mesh."""
     if mesh is None:
         return x
+    if isinstance(mesh, Mesh) and not isinstance(x, Tracer):
+        return jax.device_put(x, NamedSharding(mesh, spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 

@@ -7,7 +7,7 @@ optimizer's state follows (`fngrad.sharding.placement`).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -114,6 +114,11 @@ def by_path(
         (None, 'model')
     """
     check_rule(otherwise)
+    if isinstance(entries, Mapping):
+        raise TypeError(
+            "need pairs (glob, PartitionSpec), the first of which decides, got a "
+            f"{type(entries).__name__}: pass [*entries.items()]"
+        )
     return _ByPath(tuple(_entry(entry) for entry in entries), otherwise)
 
 
@@ -159,8 +164,8 @@ def check_rule(rule: Any) -> None:
     if not (callable(rule) and takes(rule, 3)):
         got = name_of(rule) if callable(rule) else repr(rule)
         raise TypeError(
-            "need a rule (path, leaf, mesh) -> PartitionSpec, such as "
-            f"fngrad.sharding.fsdp(), got {got}"
+            "need a rule (path, leaf, mesh) -> PartitionSpec, such as what "
+            f"fngrad.sharding.fsdp() returns, got {got}"
         )
 
 

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
+from jax.sharding import Mesh
 
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
-from fngrad.sharding.constraints import gathered, placed
+from fngrad.sharding.constraints import gathered, placed, split
+from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.rules import Rule
 from fngrad.training.precision import Precision, mixed_precision
 from fngrad.training.state import TrainState
@@ -162,6 +164,9 @@ def begin(
         ValueError: if the optimizer has two parts `fngrad.loss_scaling`.
     """
     trainable, key = open_step(transform, state)
+    mesh = auto_mesh_of(state.params)
+    if isinstance(mesh, Mesh):  # not traced: JAX refuses arrays of other devices
+        batch = split(batch, mesh)
     scale = scale_in_force(state.opt_state)
     value, grads = gradient(
         state.params, trainable, batch, key, state.model_state, scale

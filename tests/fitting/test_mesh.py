@@ -146,6 +146,28 @@ def test_a_state_placed_by_another_rule_is_refused():
     assert fit(STEP, whole).state.step == 4
 
 
+def test_a_mesh_without_the_axis_of_the_batch_is_refused():
+    other = sharding.make_mesh(jax.devices()[:1], dp=1)
+    with pytest.raises(ValueError, match=r"'data', .* got {'dp': 1}; .*data=1"):
+        fit(mesh=other)
+    assert fit(mesh=sharding.make_mesh(jax.devices()[:1], data=1, model=1))
+
+
+def test_the_mesh_in_force_is_that_of_a_run():
+    with jax.set_mesh(HERE):
+        mesh, *_ = placed_run(None, RULED, first_state(), DATA, None)
+        assert mesh == HERE
+        end = fit(RULED, mesh=None).state
+    assert jax.tree.leaves(end.params)[0].sharding.mesh == HERE
+
+
+def test_a_step_without_jit_places_its_batch():
+    state = sharding.shard_state(first_state(), HERE, RULE)
+    after, metrics = RULED(state, jax.tree.map(np.asarray, DATA.batch(0)))
+    assert metrics["loss"] == pytest.approx(fit().history["loss"][0], rel=1e-6)
+    assert jax.tree.leaves(after.params)[0].sharding.mesh == HERE
+
+
 def test_a_step_of_ones_own_takes_the_state_as_it_is():
     split = sharding.shard_state(first_state(), HERE, RULE)
     step = fg.steps.sam(sharding.gathered(loss_fn, RULE), OPTIMIZER)

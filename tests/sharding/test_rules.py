@@ -97,9 +97,11 @@ def test_a_spec_that_does_not_fit_is_refused_with_the_path(spec, message):
 def test_wrong_rules_are_refused():
     with pytest.raises(TypeError, match="pairs \\(glob, PartitionSpec\\), got"):
         sharding.by_path([("**", "data")])
+    with pytest.raises(TypeError, match=r"got a dict: pass \[\*entries.items\(\)\]"):
+        sharding.by_path({"**": P("data")})
     with pytest.raises(TypeError, match="need a PartitionSpec from a rule, got None"):
         sharding.shardings({"w": np.zeros(4)}, DATA, lambda *_: None)
-    with pytest.raises(TypeError, match=r"fngrad.sharding.fsdp\(\), got 'fsdp'"):
+    with pytest.raises(TypeError, match=r"fsdp\(\) returns, got 'fsdp'"):
         sharding.shardings({"w": np.zeros(4)}, DATA, "fsdp")
     with pytest.raises(ValueError, match="need a mesh with the axis 'model'"):
         sharding.shardings({"w": np.zeros(4)}, DATA, sharding.fsdp("model"))

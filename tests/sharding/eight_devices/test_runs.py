@@ -107,7 +107,7 @@ def test_a_run_moves_between_numbers_of_devices(tmp_path):
     ends = []
     for steps, mesh in ((3, FLAT), (6, None), (9, few), (12, FLAT)):
         result = fg.fit(
-            step,
+            STEPS["one device"] if mesh is None else step,
             first_state(),
             DATA,
             num_steps=steps,
@@ -165,6 +165,29 @@ def test_what_the_mesh_cannot_do_is_refused():
         fg.fit(STEPS["fsdp"], other, DATA, num_steps=2, mesh=FLAT, progress=False)
     with pytest.raises(ValueError, match="a step with a rule for a state that is"):
         fg.fit(STEPS["one device"], other, DATA, num_steps=2, mesh=FLAT)
+
+
+def test_long_runs_do_not_deadlock():
+    """XLA aborts the process if the steps of a run are queued on one CPU's devices."""
+    steps = {"num_steps": 400, "loop": "python"}
+    assert fit("fsdp", **steps).state.step == 400
+    source = fg.data.from_source(ARRAYS, 100, 16, seed=1)
+    assert fit("fsdp", data=source, **steps).state.step == 400
+
+
+def test_devices_left_idle_are_warned_about():
+    with pytest.warns(UserWarning, match="on one of 8 devices: pass fit\\(mesh="):
+        fg.fit(STEPS["fsdp"], first_state(), DATA, num_steps=1, progress=False)
+    whole = fg.make_step(loss_fn, OPTIMIZER, rule=sharding.fsdp())
+    with pytest.warns(UserWarning, match="splits no parameter.* has 512 entries"):
+        fit("fsdp", step=whole, num_steps=1)
+
+
+def test_a_step_without_jit_takes_a_batch_of_one_device():
+    state = sharding.shard_state(first_state(), FLAT, RULE)
+    state, metrics = STEPS["fsdp"](state, DATA.batch(0))
+    assert metrics["loss"] == pytest.approx(WANTED.history["loss"][0], rel=1e-4)
+    assert "data" in jax.tree.leaves(state.params)[1].sharding.spec
 
 
 LOSS = sharding.gathered(loss_fn, RULE)
