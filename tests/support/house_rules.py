@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("fngrad", "experiments", "tests")
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"),
+    "COMING_FROM.md",
     *FOLDERS,
 }
 
