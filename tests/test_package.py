@@ -28,8 +28,9 @@ EXTRAS = {
     "test": {
         *("pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"),
         "grain",  # its datasets are refused with advice
+        *("nbclient", "ipykernel"),  # run the tutorial
     },
-    "dev": {"ruff", "pyright"},
+    "dev": {"ruff", "pyright", "pdoc"},
 }
 LIST_MODULES = "import sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
 

@@ -33,9 +33,6 @@ import fngrad.tree as tree
 from fngrad.types import Key, Params, Path, Scalar
 
 __all__ = [
-    "GLOROT",
-    "HE",
-    "ZEROS",
     "Initializer",
     "constant",
     "glorot_normal",
