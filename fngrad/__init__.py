@@ -7,7 +7,6 @@ can be jitted, differentiated, batched, replayed and tested.
 
 __version__ = "0.1.0"
 
-import functools
 from typing import TYPE_CHECKING
 
 import fngrad.checkpoint as checkpoint
@@ -165,6 +164,26 @@ if TYPE_CHECKING:
     from fngrad.postmortem import Autopsy, autopsy
     from fngrad.sweeps.results.result import SweepResult
     from fngrad.sweeps.running.runner import sweep
+else:
+    __getattr__ = imported_later(
+        globals(),
+        {
+            "Autopsy": "fngrad.postmortem",
+            "Backpropagation": "fngrad.backpropagation",
+            "GradientNorms": "fngrad.backpropagation",
+            "SweepResult": "fngrad.sweeps",
+            "autopsy": "fngrad.postmortem",
+            "backprop": "fngrad.backpropagation",
+            "closed_form": "fngrad.closed_form",
+            "curvature": "fngrad.curvature",
+            "gradcheck": "fngrad.gradcheck",
+            "gradient_norms": "fngrad.backpropagation",
+            "landscapes": "fngrad.landscapes",
+            "steps": "fngrad.steps",
+            "sweep": "fngrad.sweeps",
+            "sweeps": "fngrad.sweeps",
+        },
+    )
 
 __all__ = [
     "REGISTRY",
@@ -334,23 +353,6 @@ __all__ = [
     "yogi",
 ]
 
-__getattr__ = imported_later(
-    globals(),
-    {
-        "Autopsy": "fngrad.postmortem",
-        "Backpropagation": "fngrad.backpropagation",
-        "GradientNorms": "fngrad.backpropagation",
-        "SweepResult": "fngrad.sweeps",
-        "autopsy": "fngrad.postmortem",
-        "backprop": "fngrad.backpropagation",
-        "closed_form": "fngrad.closed_form",
-        "curvature": "fngrad.curvature",
-        "gradcheck": "fngrad.gradcheck",
-        "gradient_norms": "fngrad.backpropagation",
-        "landscapes": "fngrad.landscapes",
-        "steps": "fngrad.steps",
-        "sweep": "fngrad.sweeps",
-        "sweeps": "fngrad.sweeps",
-    },
-)
-__dir__ = functools.partial(sorted, __all__)
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -19,6 +19,16 @@ import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
 from fngrad.types import Scalar, Tree
 
+__all__ = [
+    "LinearFit",
+    "linear_regression",
+    "newton",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 class LinearFit(NamedTuple):
     """A fitted linear map, ``y = x @ weights + intercept``."""

@@ -153,8 +153,17 @@ BAD_IMPORTS = [
 GOOD_IMPORTS = ["import fngrad.tree as tree", 'import_extra("matplotlib", "plot")']
 BAD_DOCSTRINGS = ["x = 1", '"""Doc."""\ndef f(): pass', '"""Doc."""\nclass A: x = 1']
 GOOD_DOCSTRINGS = ["", '"""Doc."""\ndef _f(): pass', '"""Doc."""\nx = 1']
-BAD_REEXPORTS = ["def f(): pass", "x = 1", "if True:\n    import a", "f()"]
-GOOD_REEXPORTS = ['"""Doc."""\nimport a\nfrom b import c\n__all__ = ["c"]']
+BAD_REEXPORTS = [
+    "def f(): pass",
+    "x = 1",
+    "x: int = 1",
+    "if True:\n    import a",
+    "f()",
+]
+GOOD_REEXPORTS = [
+    '"""Doc."""\nimport a\nfrom b import c\n__all__ = ["c"]',
+    "def __dir__() -> list[str]:\n    return sorted(__all__)",
+]
 
 RULES = [
     (purity_complaints, BAD_PURITY, GOOD_PURITY),

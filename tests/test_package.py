@@ -1,12 +1,15 @@
 """What is installed and imported: versions, extras, the face, the gate."""
 
+import importlib
 import itertools
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
 import pytest
 
@@ -25,8 +28,9 @@ EXTRAS = {
     "test": {
         *("pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"),
         "grain",  # its datasets are refused with advice
+        *("nbclient", "ipykernel"),  # run the tutorial
     },
-    "dev": {"ruff", "pyright"},
+    "dev": {"ruff", "pyright", "pdoc"},
 }
 LIST_MODULES = "import sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
 
@@ -125,3 +129,47 @@ def test_nothing_caps_jax_or_replaces_an_accelerators_install():
 def test_the_gate_runs_what_the_readme_says(in_readme: str, in_gate: str):
     assert in_gate in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert in_readme in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+NAMESPACES = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
+    for path in ROOT.glob("fngrad/**/*.py")
+    if "\n__all__ = [" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("path", NAMESPACES)
+def test_dir_of_a_namespace_lists_only_its_public_names(path: str):
+    module = importlib.import_module(path.replace("/", "."))
+    assert dir(module) == sorted(module.__all__)
+    modules = (getattr(module, name) for name in dir(module))
+    names = {m.__name__ for m in modules if isinstance(m, types.ModuleType)}
+    assert all(name.startswith("fngrad.") for name in names)
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_dir_of_every_namespace_of_the_face_is_tested():
+    of_face = {name: getattr(fngrad, name) for name in fngrad.__all__}
+    found = {n for n, m in of_face.items() if isinstance(m, types.ModuleType)}
+    assert {"checkpoint", "closed_form", "layers", "tree"} <= found
+    assert {f"fngrad/{name}" for name in found} <= set(NAMESPACES)
+
+
+@pytest.mark.skipif(
+    shutil.which("pyright", path=os.path.dirname(sys.executable)) is None,
+    reason="pyright comes with the extra dev",
+)
+def test_the_type_of_every_public_name_is_known():
+    scripts = os.path.dirname(sys.executable)  # whose libraries are to be found
+    pyright = os.path.join(scripts, "pyright")
+    done = subprocess.run(
+        [pyright, "--verifytypes", "fngrad", "--ignoreexternal"],
+        cwd=ROOT,
+        env=os.environ
+        | {"PATH": os.pathsep.join([scripts, os.environ["PATH"]])}
+        | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "Type completeness score: 100%" in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout

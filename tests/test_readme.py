@@ -42,7 +42,12 @@ def test_it_is_read_in_five_minutes():
 
 LINKS = [
     (page, link)
-    for page in ("README.md", "tests/README.md", "experiments/benchmarks/README.md")
+    for page in (
+        "README.md",
+        "COMING_FROM.md",
+        "tests/README.md",
+        "experiments/benchmarks/README.md",
+    )
     for link in sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", read(page))))
 ]
 

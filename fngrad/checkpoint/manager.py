@@ -61,7 +61,7 @@ class Checkpoints:
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
         check_local("a folder of checkpoints", folder)
-        self.folder = Path(folder).absolute()  # the working folder may change
+        self.folder: Path = Path(folder).absolute()  # the working folder may change
         self._rule = Retention(keep, best)
         self._damaged: dict[Path, str] = {}
         self._writing: Future[None] | None = None

@@ -5,6 +5,6 @@ from typing import Annotated
 
 from fngrad.programs.optional_imports import import_extra
 
-conf = import_extra("tyro.conf", "cli")
+_conf = import_extra("tyro.conf", "cli")
 
-Output = Annotated[Path | None, conf.arg(aliases=["-o"])]
+Output = Annotated[Path | None, _conf.arg(aliases=["-o"])]

@@ -66,3 +66,7 @@ __all__ = [
     "step_jacobian",
     "trace",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

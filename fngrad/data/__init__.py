@@ -23,3 +23,7 @@ __all__ = [
     "standardize",
     "windows",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,7 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-IDX_DTYPES = {
+IDX_DTYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),
     0x09: np.dtype(">i1"),
     0x0B: np.dtype(">i2"),

@@ -57,7 +57,7 @@ class Lock:
         self, folder: str | Path, *, name: str = ".lock", purpose: str = "this run"
     ):
         check_local("a folder", folder)
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self._path = self.folder / name
         self._purpose = purpose
         self._file: int | None = None

@@ -172,7 +172,7 @@ class Saver:
             self._notes["log_until"] = stops.log_until
         known = start.notes.get("best")
         self._best = BestValue(*rules.best, notes=known) if rules.best else None
-        self.step = start.step  # of the last checkpoint; at first, of the start
+        self.step: int = start.step  # of the last checkpoint; at first, of the start
         self._saved_at = time.monotonic()
         self._improved = False
         self._waiting: _Snapshot | None = None

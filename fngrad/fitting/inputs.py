@@ -44,12 +44,13 @@ class Feed:
     """
 
     def __init__(self, data: Any, mesh: Mesh | None = None):
-        self.data, self.mesh = data, mesh
+        self.data: Any = data
+        self.mesh: Mesh | None = mesh
         check_foreign(data)
-        self.is_dataset = isinstance(data, Dataset)
-        self.is_source = isinstance(data, Source)
+        self.is_dataset: bool = isinstance(data, Dataset)
+        self.is_source: bool = isinstance(data, Source)
         self.failure: BaseException | None = None  # raised while a batch was read
-        self.is_iterable = isinstance(data, Iterable) and not self.is_dataset
+        self.is_iterable: bool = isinstance(data, Iterable) and not self.is_dataset
         self.batches: Iterator[Batch] = iter(())  # of what comes from the host
         self._iterable: Batches | None = None
         self._ahead: Generator[Batch, None, None] | None = None  # of a source

@@ -30,7 +30,7 @@ class Batches:
         self._place = place
         self._pending = self._state()  # until the first batch is asked for
         for first in self._iterator:
-            self.first = place(first)
+            self.first: Batch = place(first)
             break
         else:
             raise ValueError("need an iterable with at least one batch, got none")

@@ -93,7 +93,7 @@ class Outputs(contextlib.ExitStack):
         self._checkpoints = rules.folder
         self._on_error = rules.on_error
         self._failed: set[int] = set()  # loggers whose failure was warned about
-        self.folder = None
+        self.folder: RunFolder | None = None
         run_dir, may_cut = reporting.run_dir, bool(start.notes)
         if run_dir is not None:
             may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))

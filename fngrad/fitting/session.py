@@ -29,6 +29,7 @@ from fngrad.fitting.nonfinite import (
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import PendingReport, Start
 from fngrad.fitting.validation import Evaluation
+from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState, snapshot
 
@@ -70,8 +71,8 @@ class Session:
     """
 
     def __init__(self, plan: Plan, start: Start, carry: Carry, advance: Advance):
-        self.carry = carry
-        self.history = start.history
+        self.carry: Carry = carry
+        self.history: History = start.history
         self._plan = plan
         self._advance = advance
         self._patience = self._make_patience(start.notes.get("patience"))

@@ -9,6 +9,7 @@ chunk it reads the metrics, moves the progress bar and looks for an interrupt
 
 import contextlib
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import jax
@@ -71,9 +72,9 @@ def fit(
     metric_fn: Callable[..., Any] | None = None,
     eval_data: Any = None,
     eval_every: Literal["epoch"] | int = "epoch",
-    run_dir: Any = None,
+    run_dir: str | PathLike[str] | None = None,
     config: Any = None,
-    checkpoint_dir: Any = None,
+    checkpoint_dir: str | PathLike[str] | None = None,
     resume: Resume = "auto",
     save_every: int | None = None,
     save_minutes: float | None = None,

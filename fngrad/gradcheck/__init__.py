@@ -23,3 +23,7 @@ __all__ = [
     "finite_difference_gradient",
     "taylor_test",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

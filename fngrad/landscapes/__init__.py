@@ -43,3 +43,7 @@ __all__ = [
     "rosenbrock",
     "two_minima",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

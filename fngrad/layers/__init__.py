@@ -65,3 +65,7 @@ __all__ = [
     "stack_layers",
     "unstack_layers",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -44,6 +44,10 @@ class Layer(_Layer):
 
     __slots__ = ()
 
+    # Said again for the API pages, which leave out the fields of a private class.
+    init: Callable[..., Params]
+    apply: Callable[..., Any]
+
     def __new__(cls, init: Callable[..., Params], apply: Callable[..., Any]) -> "Layer":
         """Make a layer whose ``init`` explains a missing key and is one program."""
         return super().__new__(cls, _whole(init), apply)
@@ -65,6 +69,9 @@ class StatefulLayer(_StatefulLayer):
     """A layer that carries a state from call to call, such as running statistics."""
 
     __slots__ = ()
+
+    init: Callable[..., tuple[Params, ModelState]]
+    apply: Callable[..., tuple[Any, ModelState]]
 
     def __new__(
         cls,

@@ -32,6 +32,28 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.types import Key, Params, Path, Scalar
 
+__all__ = [
+    "Initializer",
+    "constant",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "normal",
+    "ones",
+    "orthogonal",
+    "truncated_normal",
+    "uniform",
+    "zeros",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 Initializer: TypeAlias = Callable[[Key, tuple[int, ...], Any], jax.Array]
 
 _STDDEV_WITHIN_TWO = 0.87962566103423978  # of a standard normal cut off at two

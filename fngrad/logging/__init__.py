@@ -25,3 +25,7 @@ __all__ = [
     "read_jsonl",
     "tensorboard",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

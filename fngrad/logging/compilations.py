@@ -28,8 +28,8 @@ class Compilations:
 
     def begin_run(self) -> None:
         """Reset the counts; programs of earlier runs stay compiled."""
-        self.count = 0
-        self.seconds = 0.0  # tracing, compiling and dispatching those calls
+        self.count: int = 0
+        self.seconds: float = 0.0  # tracing, compiling and dispatching those calls
         self._called: set[str] = set()
 
     def program(

@@ -25,7 +25,7 @@ class History(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:
-        self.notes = notes or {}
+        self.notes: dict[str, Any] = notes or {}
         self._steps: dict[str, _Column] = {}
         self._values: dict[str, _Column] = {}
 

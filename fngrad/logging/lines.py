@@ -44,8 +44,8 @@ class LineFile:
     """
 
     def __init__(self, path: str | Path, openings: Sequence[str]):
-        self.path = Path(os.path.realpath(path))
-        self.version = 0  # increases each time that the file is opened
+        self.path: Path = Path(os.path.realpath(path))
+        self.version: int = 0  # increases each time that the file is opened
         self._is_closed = False
         self._file = self._open()
         try:

@@ -16,6 +16,22 @@ from fngrad.files.atomic_writes import write_atomically
 from fngrad.logging.decimation import decimate
 from fngrad.programs.optional_imports import import_extra, literal
 
+__all__ = [
+    "curves",
+    "empty_figure",
+    "figure",
+    "png",
+    "running_mean",
+    "summarize",
+    "wrapped",
+    "write",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 Run: TypeAlias = tuple[Any, Any]  # steps and values, each of shape (points,)
 Panel: TypeAlias = Mapping[str, Sequence[Run]]  # label -> one run per seed
 

@@ -58,7 +58,7 @@ class RunFolder:
         extra: dict[str, Any] | None = None,
     ):
         check_local("a run folder", path)
-        self.path = Path(os.path.abspath(path))
+        self.path: Path = Path(os.path.abspath(path))
         wanted = _as_dict("config", {} if config is None else config)
         more = _as_dict("extra", extra or {})
         known, old = _read(self._config_path), _read(self._manifest_path)

@@ -74,3 +74,7 @@ __all__ = [
     "softmax_cross_entropy_with_integer_labels",
     "squared_error",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -55,3 +55,7 @@ __all__ = [
     "r2",
     "top_k_accuracy",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,3 +14,7 @@ from fngrad.models.rnn import rnn
 from fngrad.models.transformer import transformer, transformer_rule
 
 __all__ = ["cnn", "logistic", "mlp", "rnn", "transformer", "transformer_rule"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

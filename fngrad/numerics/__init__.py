@@ -94,3 +94,7 @@ __all__ = [
     "times_ratio",
     "two_sum",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

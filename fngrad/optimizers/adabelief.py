@@ -27,8 +27,8 @@ class ScaleByBeliefState(NamedTuple):
     mu: Updates  # average of g
     nu: Updates  # average of |g - mu|**2, real
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_belief(

@@ -26,7 +26,7 @@ class ScaleByAdadeltaState(NamedTuple):
     e_g: Updates  # average of |g|**2, real
     e_x: Updates  # average of |u|**2, real
 
-    non_negative = ("e_g", "e_x")
+    non_negative = ("e_g", "e_x")  # type: tuple[str, ...]
 
 
 def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Transform:

@@ -40,7 +40,7 @@ class ScaleByFactoredRmsState(NamedTuple):
     nu: Updates  # average of |g|**2 where a leaf is not factored, else None
     factors: Updates  # Factors where a leaf is factored, else None
 
-    non_negative = ("nu",)
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_factored_rms(

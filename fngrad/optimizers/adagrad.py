@@ -24,7 +24,7 @@ class ScaleByRssState(NamedTuple):
     step: jax.Array  # int32, shape ()
     sum_of_squares: Updates  # real also for complex parameters
 
-    non_negative = ("sum_of_squares",)
+    non_negative = ("sum_of_squares",)  # type: tuple[str, ...]
 
 
 def scale_by_rss(

@@ -25,8 +25,8 @@ class ScaleByAdamaxState(NamedTuple):
     mu: Updates  # average of g
     nu: Updates  # decayed maximum of |g|, real
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_adamax(

@@ -30,8 +30,8 @@ class ScaleByAdanState(NamedTuple):
     nu: Updates  # average of |g + b2 (change of g)|**2, real
     gradient: Updates  # the last g
 
-    signed = ("mu", "delta")
-    non_negative = ("nu",)
+    signed = ("mu", "delta")  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_adan(

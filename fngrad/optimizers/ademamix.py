@@ -30,8 +30,8 @@ class ScaleByAdemamixState(NamedTuple):
     slow: Updates  # slow average of g
     nu: Updates  # average of |g|**2, real
 
-    signed = ("mu", "slow")
-    non_negative = ("nu",)
+    signed = ("mu", "slow")  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_ademamix(

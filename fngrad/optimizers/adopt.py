@@ -27,8 +27,8 @@ class ScaleByAdoptState(NamedTuple):
     mu: Updates  # average of normalized gradients
     nu: Updates  # average of |g|**2 that begins at the first, real
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def fourth_root(step: jax.Array) -> jax.Array:

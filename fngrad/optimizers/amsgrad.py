@@ -30,8 +30,8 @@ class ScaleByAmsgradState(NamedTuple):
     nu: Updates  # average of |g|**2, real
     nu_max: Updates  # largest nu so far; of debiased nu with "before_max"
 
-    signed = ("mu",)
-    non_negative = ("nu", "nu_max")
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu", "nu_max")  # type: tuple[str, ...]
 
 
 def scale_by_amsgrad(

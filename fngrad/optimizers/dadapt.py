@@ -40,8 +40,8 @@ class ScaleByDadaptAdamState(NamedTuple):
     nu: Updates  # average of g**2
     grad_sum: Updates  # slower average of the step size times g
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 class ScaleByDadaptSgdState(NamedTuple):

@@ -19,7 +19,7 @@ class ScaleByLionState(NamedTuple):
     step: jax.Array  # int32, shape ()
     mu: Updates  # average of g
 
-    signed = ("mu",)
+    signed = ("mu",)  # type: tuple[str, ...]
 
 
 def scale_by_lion(b1: Hyper = 0.9, b2: Hyper = 0.99) -> Transform:

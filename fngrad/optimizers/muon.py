@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
@@ -37,7 +38,7 @@ class ScaleByMuonState(NamedTuple):
 
     step: jax.Array  # int32, shape ()
     mu: Updates  # average of g
-    signed = ("mu",)
+    signed = ("mu",)  # type: tuple[str, ...]
 
 
 def orthogonalize(
@@ -46,7 +47,7 @@ def orthogonalize(
     ns_steps: int = 5,
     eps: Scalar = 1e-8,
     *,
-    ns_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Bring the singular values of a matrix near one, by Newton-Schulz iterations.
 
@@ -119,7 +120,7 @@ def scale_by_muon(
     debias: bool = True,
     adaptive: bool = False,
     consistent_rms: Hyper | None = None,
-    ns_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
 ) -> Transform:
     r"""Orthogonalize the momentum of every leaf: Muon's direction.
 
@@ -199,7 +200,7 @@ def muon(
     debias: bool = True,
     adaptive: bool = False,
     consistent_rms: Hyper | None = None,
-    ns_dtype: Any = None,
+    ns_dtype: DTypeLike | None = None,
     matrices: Selector | None = None,
     adam_learning_rate: Hyper | None = None,
     adam_b1: Hyper = 0.9,

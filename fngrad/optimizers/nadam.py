@@ -28,8 +28,8 @@ class ScaleByNadamState(NamedTuple):
     mu: Updates  # average of g
     nu: Updates  # average of |g|**2, real
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_nadam(

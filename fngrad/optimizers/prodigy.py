@@ -49,8 +49,8 @@ class ScaleByProdigyState(NamedTuple):
     nu: Updates  # average of (d g)**2
     params0: Params  # the first parameters
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 class _Values(NamedTuple):

@@ -28,7 +28,7 @@ class ScaleByRmsState(NamedTuple):
     step: jax.Array  # int32, shape ()
     nu: Updates  # average of |g|**2, real
 
-    non_negative = ("nu",)
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 class ScaleByStddevState(NamedTuple):
@@ -38,8 +38,8 @@ class ScaleByStddevState(NamedTuple):
     mu: Updates  # average of g
     variance: Updates  # average of |g|**2 minus |average of g|**2, real
 
-    signed = ("mu",)
-    non_negative = ("variance",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("variance",)  # type: tuple[str, ...]
 
 
 def scale_by_rms(

@@ -37,7 +37,7 @@ class ScaleByShampooState(NamedTuple):
     statistics: Updates  # a tuple per leaf: (n, n) for each axis, (n,) if diagonal
     roots: Updates  # their inverse roots, in the same form
     nu: Updates  # sum or average of g**2, for the diagonal graft; else ()
-    non_negative = ("nu",)
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_shampoo(

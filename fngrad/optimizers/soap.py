@@ -37,8 +37,8 @@ class ScaleBySoapState(NamedTuple):
     nu: Updates  # average of the squares of g in the eigenbases
     statistics: Updates  # a tuple per leaf: (n, n) for each axis, None if left alone
     bases: Updates  # their eigenvectors, in columns
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_soap(

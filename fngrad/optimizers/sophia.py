@@ -26,7 +26,7 @@ class ScaleBySophiaState(NamedTuple):
     mu: Updates  # average of g
     hessian: Updates  # average of the estimates of the Hessian's diagonal
 
-    signed = ("mu",)
+    signed = ("mu",)  # type: tuple[str, ...]
 
 
 def scale_by_sophia(

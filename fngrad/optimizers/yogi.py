@@ -26,8 +26,8 @@ class ScaleByYogiState(NamedTuple):
     mu: Updates  # average of g
     nu: Updates  # moves towards |g|**2 by a share of |g|**2, real
 
-    signed = ("mu",)
-    non_negative = ("nu",)
+    signed = ("mu",)  # type: tuple[str, ...]
+    non_negative = ("nu",)  # type: tuple[str, ...]
 
 
 def scale_by_yogi(

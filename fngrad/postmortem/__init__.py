@@ -4,3 +4,7 @@ from fngrad.postmortem.diagnosis import autopsy
 from fngrad.postmortem.findings import Autopsy
 
 __all__ = ["Autopsy", "autopsy"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

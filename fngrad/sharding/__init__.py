@@ -24,3 +24,7 @@ __all__ = [
     "shard_state",
     "shardings",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -27,3 +27,7 @@ __all__ = [
     "skip_bad_steps",
     "sophia",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -16,7 +16,7 @@ nesting a chain or replacing a float by a schedule does not change a leaf's path
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class Transform(NamedTuple):
     init: Callable[[Params], OptState]
     update: Callable[[Updates, OptState, Params], tuple[Updates, OptState]]
     name: str = ""  # keys the state and the report in a chain
-    parts: tuple["Transform", ...] = ()  # of a chain, which are taken over by others
+    parts: tuple[Self, ...] = ()  # of a chain, which are taken over by others
     report: Callable[..., Reported] | None = None  # the update with metrics
     trainable: Callable[[Path, Any], bool] | None = None  # None: every leaf
 

@@ -23,7 +23,7 @@ class TraceState(NamedTuple):
     step: jax.Array  # int32, shape ()
     trace: Updates  # decayed sum of gradients
 
-    signed = ("trace",)
+    signed = ("trace",)  # type: tuple[str, ...]
 
 
 class EmaState(NamedTuple):
@@ -32,7 +32,7 @@ class EmaState(NamedTuple):
     step: jax.Array  # int32, shape ()
     ema: Updates  # average of the updates, biased towards zero
 
-    signed = ("ema",)
+    signed = ("ema",)  # type: tuple[str, ...]
 
 
 def trace(

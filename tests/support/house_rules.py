@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("fngrad", "experiments", "tests")
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"),
+    "COMING_FROM.md",
     *FOLDERS,
 }
 
@@ -362,14 +363,16 @@ def docstring_complaints(module: str, source: ast.Module) -> Complaints:
 
 
 def reexport_complaints(package: str, source: ast.Module) -> Complaints:
-    """Require that a folder's ``__init__`` holds only imports and dunder names."""
+    """Require that a folder's ``__init__`` holds imports and dunder names only."""
     for node in source.body:
         if isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING":
             continue  # imported later
         targets = node.targets if isinstance(node, ast.Assign) else []
         is_dunder = targets and all(_dotted(t).startswith("__") for t in targets)
+        is_listing = isinstance(node, ast.FunctionDef) and node.name == "__dir__"
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if not (isinstance(node, ast.Import | ast.ImportFrom) or is_dunder or is_text):
+        is_import = isinstance(node, ast.Import | ast.ImportFrom)
+        if not (is_import or is_dunder or is_listing or is_text):
             yield f"{package}:{node.lineno} does more than re-export"
 
 

@@ -22,6 +22,18 @@ from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.statistics import Summary
 from fngrad.sweeps.results.tables import describe_point, records, summary
 
+__all__ = [
+    "heat_map",
+    "loss_curves",
+    "parallel_coordinates",
+    "rate_curve",
+    "sensitivity",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 def loss_curves(
     result: SweepResult,

@@ -27,8 +27,10 @@ class LaneOutputs:
             jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
             for leaf in leaves
         ]
-        self.leaves = [np.zeros((count, *x.shape), x.dtype) for x in hosts]
-        self.done = np.zeros(count, bool)
+        self.leaves: list[np.ndarray] = [
+            np.zeros((count, *x.shape), x.dtype) for x in hosts
+        ]
+        self.done: np.ndarray = np.zeros(count, bool)
 
     def put(self, lanes: np.ndarray, leaves: list[np.ndarray]) -> None:
         """Store the outputs of lanes; the padding of a block is dropped."""

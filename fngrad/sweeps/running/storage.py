@@ -42,7 +42,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any]):
-        self.path = Path(path).absolute()  # the process may change its directory
+        self.path: Path = Path(path).absolute()  # the process may change its directory
         self._lanes = self.path / "lanes"
         self._lanes.mkdir(parents=True, exist_ok=True)
         for partial in self._lanes.glob(".*.tmp"):  # of a process that was killed
