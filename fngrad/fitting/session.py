@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fngrad.checkpoint import Saved, rebuild
+from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import check_like, check_state
@@ -75,6 +76,7 @@ class Session:
         self._plan = plan
         self._advance = advance
         self._patience = self._make_patience(start.notes.get("patience"))
+        self._best = self._make_best(start.notes)
         self._now = plan.stops.first
         self._logged = self._evaluated = self._now
         self._pending = start.report  # what an earlier call left to do at this step
@@ -144,6 +146,12 @@ class Session:
                 self._save(saver)
             if stopped:
                 return stopped
+        elif plan.evaluation and plan.evaluation.begins and self._is_untouched:
+            stopped = self._report(evaluates=True)
+            if saver:
+                self._save(saver)
+            if stopped:
+                return stopped
         while self._now < plan.stops.last:
             if interrupted.is_set():
                 return "interrupted"
@@ -164,6 +172,11 @@ class Session:
             elif saver:
                 saver.catch_up(self.carry.state, self.history)
         return "completed"
+
+    @property
+    def _is_untouched(self) -> bool:
+        """Whether the run is at step 0, with nothing recorded."""
+        return self._now == 0 and not self.history
 
     def _train(self, goal: int) -> bool:
         """Make a chunk of steps, up to ``goal``; return whether the data sufficed."""
@@ -238,6 +251,9 @@ class Session:
         self._logged = self._evaluated = saved.step
         self._scores = saved.metrics
         self._patience = self._make_patience(saved.notes["patience"])
+        if self.history.best and self.history.best.step > saved.step:
+            self.history.best = saver.read_best(saved, state)
+        self._best = self._make_best(saved.notes)
         self._save(saver)
         self._wait(saver)
 
@@ -245,6 +261,13 @@ class Session:
         """Return the patience as an earlier call or a checkpoint left it."""
         evaluation = self._plan.evaluation
         return Patience(evaluation.early_stopping if evaluation else None, notes)
+
+    def _make_best(self, notes: dict[str, Any]) -> BestSoFar:
+        """Return the best evaluation as an earlier call or a checkpoint left it."""
+        evaluation, saver = self._plan.evaluation, self._plan.saver
+        rule = evaluation.watched if evaluation else None
+        is_saved = saver is None or saver.keeps(rule)
+        return BestSoFar(rule, is_saved, self.history, notes)
 
     def _save(self, saver: Saver) -> None:
         leaf = self._bad_leaf()
@@ -259,9 +282,11 @@ class Session:
             "patience": self._patience.notes(),
             "look": self._pending,
             "iterator": self._plan.guard.feed.notes(),
+            **self._best.notes(),
         }
+        more = self._best.content()
         with self._plan.spent.on("saving"):
-            saver.save(self.carry.state, self.history, values, progress)
+            saver.save(self.carry.state, self.history, values, progress, more)
 
     def _wait(self, saver: Saver) -> None:
         with self._plan.spent.on("saving"):
@@ -312,6 +337,8 @@ class Session:
         if self._plan.saver:
             self._plan.saver.update_best(values)
         self._patience.update(values)
+        with self._plan.spent.on("saving"):
+            self._best.update(values, self._now, self.carry.state)
         self._evaluated, self._scores = self._now, values
         self.history.extend(
             np.array([self._now]),
@@ -320,7 +347,9 @@ class Session:
         return values
 
     def _last_values(self) -> Values:
-        return {name: self.history.last(name) for name in self._plan.metrics}
+        """Return the newest metrics of the step; none before the first."""
+        names = [name for name in self._plan.metrics if name in self.history]
+        return {name: self.history.last(name) for name in names}
 
     def _call_back(self, report: PendingReport, values: Values) -> Stop | None:
         for called, callback in enumerate(self._plan.callbacks):
@@ -332,6 +361,7 @@ class Session:
             if answer is not None:
                 _check_answer(answer, self._now)
                 check_like(self.carry.state, answer)
+                self._best.replace(self._now)
                 placed = placed_like(snapshot(answer), self.carry.state)
                 self.carry = Carry(placed, self.carry.rows)
                 self._now = int(answer.step)
