@@ -1,9 +1,8 @@
 """The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
-import enum
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,17 @@ from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
 from fngrad.fitting.early_stopping import Patience, Values
-from fngrad.fitting.inputs import check_like, check_state
+from fngrad.fitting.hooks import (
+    STOP as STOP,
+)
+from fngrad.fitting.hooks import (
+    Callback,
+    Hooks,
+    RunView,
+    Stop,
+    check_answer,
+)
+from fngrad.fitting.inputs import check_like
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
@@ -34,17 +43,6 @@ from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
-
-
-class Stop(enum.Enum):
-    """The type of `STOP`."""
-
-    STOP = enum.auto()
-
-
-STOP = Stop.STOP  # what a callback returns to end the run
-
-Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
 
 
 class Plan(NamedTuple):
@@ -74,6 +72,7 @@ class Session:
         self.carry = carry
         self.history = start.history
         self._plan = plan
+        self._hooks = Hooks(plan.callbacks)
         self._advance = advance
         self._patience = self._make_patience(start.notes.get("patience"))
         self._best = self._make_best(start.notes)
@@ -91,7 +90,9 @@ class Session:
         saver = self._plan.saver
         if saver and self._plan.guard.policy == "rollback" and not saver.newest():
             self._save(saver)
-        stopped = self._run_to_end(interrupted)
+        with self._hooks.ending():
+            self._advance = self._hooks.begin(self._view(), self._advance)
+            stopped = self._run_to_end(interrupted)
         is_unseen = self._plan.evaluation and self._now > self._evaluated
         evaluates = stopped == "exhausted" and is_unseen
         if evaluates:
@@ -155,7 +156,8 @@ class Session:
         while self._now < plan.stops.last:
             if interrupted.is_set():
                 return "interrupted"
-            is_whole = self._train(plan.stops.next_after(self._now))
+            goal = self._hooks.goal(self._now, plan.stops.next_after(self._now))
+            is_whole = self._train(goal)
             if self._bad is not None:
                 self._recover(self._bad, interrupted)
                 continue
@@ -171,7 +173,15 @@ class Session:
                 self._save(saver)
             elif saver:
                 saver.catch_up(self.carry.state, self.history)
+            if self._hooks.stop(self._now) and self._now < plan.stops.last:
+                return "callback"
         return "completed"
+
+    def _view(self) -> RunView:
+        plan, folder = self._plan, self._plan.outputs.folder
+        names = frozenset(plan.metrics)
+        path, show = folder and folder.path, plan.outputs.print
+        return RunView(self._now, path, names, self.history, plan.spent, show)
 
     @property
     def _is_untouched(self) -> bool:
@@ -359,7 +369,7 @@ class Session:
             if answer is STOP:
                 return STOP
             if answer is not None:
-                _check_answer(answer, self._now)
+                check_answer(answer, self._now)
                 check_like(self.carry.state, answer)
                 self._best.replace(self._now)
                 placed = placed_like(snapshot(answer), self.carry.state)
@@ -383,18 +393,3 @@ def next_chunk(chunk: int, length: int, seconds: float) -> int:
 
 def _listed(rates: list[float]) -> str:
     return ", ".join(f"{rate:.6g}" for rate in rates)
-
-
-def _check_answer(answer: Any, now: int) -> None:
-    """Raise unless what a callback returned is a state to continue from."""
-    if not isinstance(answer, TrainState):
-        raise TypeError(
-            "need None, a TrainState or fngrad.STOP from a callback, "
-            f"got {type(answer).__name__}"
-        )
-    check_state(answer)
-    if int(answer.step) < now:  # the steps after it would be recorded twice
-        raise ValueError(
-            f"need a state of step {now} or later from a callback, got step "
-            f"{int(answer.step)}; keep the step: state._replace(step=current.step)"
-        )

@@ -23,6 +23,7 @@ from fngrad.fitting.checkpointing import (
     opened,
 )
 from fngrad.fitting.early_stopping import EarlyStopping
+from fngrad.fitting.hooks import Callback
 from fngrad.fitting.inputs import check_backend, check_step, checked_feed
 from fngrad.fitting.interrupts import (
     DEFAULT_EXIT_SIGNALS,
@@ -52,7 +53,7 @@ from fngrad.fitting.resume import (
     print_resumed,
     stopped_before,
 )
-from fngrad.fitting.session import Callback, Plan, Session
+from fngrad.fitting.session import Plan, Session
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.time_spent import TimeSpent
