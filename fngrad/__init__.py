@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import fngrad.checkpoint as checkpoint
 import fngrad.data as data
+import fngrad.fitting.callbacks as callbacks
 import fngrad.layers as layers
 import fngrad.logging as logging
 import fngrad.losses as losses
@@ -23,8 +24,8 @@ from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
 from fngrad.fitting.checkpointing import SaveError
 from fngrad.fitting.early_stopping import EarlyStopping
+from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
-from fngrad.fitting.session import STOP
 from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.layers.core import Layer, StatefulLayer
 from fngrad.layers.summaries import summary
@@ -225,6 +226,7 @@ __all__ = [
     "average_params",
     "backprop",
     "cache_compilations",
+    "callbacks",
     "cautious",
     "centralize",
     "chain",

@@ -16,15 +16,17 @@ from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.writing import DEFAULT_BEST
 from fngrad.files.local_paths import check_local
 from fngrad.files.locks import Lock
+from fngrad.fitting.best import read_best
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.resume import Resume, Start
 from fngrad.fitting.validation import check_measured
+from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.run_names import move_aside
-from fngrad.metrics.directions import directed
+from fngrad.metrics.directions import Directed, directed
 from fngrad.programs.optional_imports import import_extra
 from fngrad.training import TrainState
 
@@ -95,20 +97,14 @@ class SaveRules(NamedTuple):
             measured: the names of the run's metrics; None without evaluations.
 
         Raises:
-            ValueError: if ``best`` is not measured, or its direction is unknown; or if
-                it is not the default and nothing is saved.
+            ValueError: if ``best`` is not measured, or its direction is unknown.
         """
         if self.best is None:
             return self
         if measured is not None and self.best != DEFAULT_BEST:
             name = self.best if isinstance(self.best, str) else self.best[0]
             check_measured("keep_best", name, measured)
-        best = directed(self.best, "keep_best")
-        if best != DEFAULT_BEST and self.folder is None:
-            raise ValueError(
-                f"need checkpoints for keep_best={best!r}, got none: give {_NEEDED}"
-            )
-        return self._replace(best=best)
+        return self._replace(best=directed(self.best, "keep_best"))
 
     @property
     def seconds(self) -> float | None:
@@ -192,6 +188,14 @@ class Saver:
         if self._best and (self._best.is_in(values) or not is_default):
             self._improved = self._best.update(values)
 
+    def keeps(self, rule: Directed | None) -> bool:
+        """Return whether each evaluation that is the best by a rule is saved."""
+        return rule is not None and self._rules.best == rule
+
+    def read_best(self, saved: Saved, like: TrainState) -> BestEvaluation | None:
+        """Return the best evaluation up to a checkpoint, see `read_best`."""
+        return read_best(saved, self._checkpoints, like)
+
     def is_due(self, now: int) -> bool:
         """Return whether to save at a step, after its evaluation."""
         return now != self.step and (self._improved or self._is_asked_for(now))
@@ -207,6 +211,7 @@ class Saver:
         history: History,
         values: Values,
         progress: dict[str, Any],
+        more: dict[str, Any],
     ) -> None:
         """Write a checkpoint, which replaces one of the same step.
 
@@ -215,6 +220,7 @@ class Saver:
             history: all that was recorded.
             values: floats by name, if this step was evaluated; else empty.
             progress: further notes for a later call.
+            more: further parts, trees of arrays by name.
 
         Raises:
             SaveError: if this checkpoint or the one before could not be written, and
@@ -226,7 +232,7 @@ class Saver:
         self._improved = False
         best = self._best.notes() if self._best else None
         notes = {"best": best, "history": history.notes, **self._notes, **progress}
-        content = {"state": state, "history": history.to_arrays()}
+        content = {"state": state, "history": history.to_arrays(), **more}
         if not may_wait:
             self.wait(state, history)
         try:

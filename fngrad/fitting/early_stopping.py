@@ -15,9 +15,9 @@ Values = dict[str, Any]  # metrics by name
 class EarlyStopping(NamedTuple):
     """End a run when a metric has not improved for some evaluations.
 
-    The run ends with its last state, not its best one; ``fit(keep_best=...)`` keeps a
-    checkpoint of the best. A run whose patience ends at its last step counts as
-    stopped early.
+    The run ends with its last state; ``fit(restore_best=True)`` returns the best one,
+    which is also in ``history.best``. A run whose patience ends at its last step counts
+    as stopped early.
     """
 
     metric: str = "val/loss"  # its name in the history

@@ -1,7 +1,9 @@
 """What a run returns."""
 
+import warnings
 from typing import NamedTuple
 
+from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
 from fngrad.programs.printed import preformatted, scalar_text, shown
 from fngrad.training import TrainState
@@ -20,6 +22,29 @@ class FitResult(NamedTuple):
     def _repr_html_(self) -> str:
         curve = getattr(self.history, "curve", str)
         return preformatted(repr(self)) + curve()
+
+
+def finished(
+    state: TrainState, history: History, stopped: str, evaluation: Evaluation | None
+) -> FitResult:
+    """Return the result of a run, with the best state if that is to be restored.
+
+    Args:
+        state: the last one.
+        history: all that was recorded.
+        stopped: why the run ended.
+        evaluation: of the run; it says whether to restore the best state.
+    """
+    best = history.best
+    if evaluation is not None and evaluation.restores:
+        if best is not None and best.by == evaluation.watched:
+            return FitResult(best.state, history, stopped)
+        warnings.warn(
+            "restore_best=True returns the last state: no evaluation was made, or none "
+            "had a number as its metric",
+            stacklevel=4,
+        )
+    return FitResult(state, history, stopped)
 
 
 def _text(result: FitResult) -> str:

@@ -13,6 +13,7 @@ import jax
 import fngrad.tree as tree
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
 from fngrad.files.json_values import from_json_number, to_json
+from fngrad.fitting.best import read_best
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Stops
@@ -154,7 +155,7 @@ def begin_or_resume(
     wanted = identity(config, feed, state)
     saved = checkpoints.newest()
     if saved is not None:
-        return _resumed(f"{str(checkpoints.folder)!r}", saved, state, feed, wanted)
+        return _resumed(checkpoints, saved, state, feed, wanted)
     _refuse_damaged(checkpoints)
     if resume == "must":
         raise FileNotFoundError(
@@ -165,8 +166,13 @@ def begin_or_resume(
 
 
 def _resumed(
-    where: str, saved: Saved, state: TrainState, feed: Feed, wanted: dict[str, Any]
+    checkpoints: Checkpoints,
+    saved: Saved,
+    state: TrainState,
+    feed: Feed,
+    wanted: dict[str, Any],
 ) -> Start:
+    where = f"{str(checkpoints.folder)!r}"
     if not saved.notes or "identity" not in saved.notes:
         raise ValueError(
             f"need a folder that fit wrote its checkpoints to, got {where}, written by "
@@ -189,6 +195,7 @@ def _resumed(
     history = History.from_leaf_paths(
         saved.under("history"), {**notes, "resumed": resumed}
     )
+    history.best = read_best(saved, checkpoints, state)
     return Start(rebuild(saved, state, "state"), history, wanted, saved.notes)
 
 

@@ -1,17 +1,27 @@
 """The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
-import enum
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fngrad.checkpoint import Saved, rebuild
+from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
 from fngrad.fitting.early_stopping import Patience, Values
-from fngrad.fitting.inputs import check_like, check_state
+from fngrad.fitting.hooks import (
+    STOP as STOP,
+)
+from fngrad.fitting.hooks import (
+    Callback,
+    Hooks,
+    RunView,
+    Stop,
+    check_answer,
+)
+from fngrad.fitting.inputs import check_like
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
@@ -34,17 +44,6 @@ from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
-
-
-class Stop(enum.Enum):
-    """The type of `STOP`."""
-
-    STOP = enum.auto()
-
-
-STOP = Stop.STOP  # what a callback returns to end the run
-
-Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
 
 
 class Plan(NamedTuple):
@@ -74,8 +73,10 @@ class Session:
         self.carry: Carry = carry
         self.history: History = start.history
         self._plan = plan
+        self._hooks = Hooks(plan.callbacks)
         self._advance = advance
         self._patience = self._make_patience(start.notes.get("patience"))
+        self._best = self._make_best(start.notes)
         self._now = plan.stops.first
         self._logged = self._evaluated = self._now
         self._pending = start.report  # what an earlier call left to do at this step
@@ -90,7 +91,9 @@ class Session:
         saver = self._plan.saver
         if saver and self._plan.guard.policy == "rollback" and not saver.newest():
             self._save(saver)
-        stopped = self._run_to_end(interrupted)
+        with self._hooks.ending():
+            self._advance = self._hooks.begin(self._view(), self._advance)
+            stopped = self._run_to_end(interrupted)
         is_unseen = self._plan.evaluation and self._now > self._evaluated
         evaluates = stopped == "exhausted" and is_unseen
         if evaluates:
@@ -145,10 +148,17 @@ class Session:
                 self._save(saver)
             if stopped:
                 return stopped
+        elif plan.evaluation and plan.evaluation.begins and self._is_untouched:
+            stopped = self._report(evaluates=True)
+            if saver:
+                self._save(saver)
+            if stopped:
+                return stopped
         while self._now < plan.stops.last:
             if interrupted.is_set():
                 return "interrupted"
-            is_whole = self._train(plan.stops.next_after(self._now))
+            goal = self._hooks.goal(self._now, plan.stops.next_after(self._now))
+            is_whole = self._train(goal)
             if self._bad is not None:
                 self._recover(self._bad, interrupted)
                 continue
@@ -164,7 +174,20 @@ class Session:
                 self._save(saver)
             elif saver:
                 saver.catch_up(self.carry.state, self.history)
+            if self._hooks.stop(self._now) and self._now < plan.stops.last:
+                return "callback"
         return "completed"
+
+    def _view(self) -> RunView:
+        plan, folder = self._plan, self._plan.outputs.folder
+        names = frozenset(plan.metrics)
+        path, show = folder and folder.path, plan.outputs.print
+        return RunView(self._now, path, names, self.history, plan.spent, show)
+
+    @property
+    def _is_untouched(self) -> bool:
+        """Whether the run is at step 0, with nothing recorded."""
+        return self._now == 0 and not self.history
 
     def _train(self, goal: int) -> bool:
         """Make a chunk of steps, up to ``goal``; return whether the data sufficed."""
@@ -239,6 +262,9 @@ class Session:
         self._logged = self._evaluated = saved.step
         self._scores = saved.metrics
         self._patience = self._make_patience(saved.notes["patience"])
+        if self.history.best and self.history.best.step > saved.step:
+            self.history.best = saver.read_best(saved, state)
+        self._best = self._make_best(saved.notes)
         self._save(saver)
         self._wait(saver)
 
@@ -246,6 +272,13 @@ class Session:
         """Return the patience as an earlier call or a checkpoint left it."""
         evaluation = self._plan.evaluation
         return Patience(evaluation.early_stopping if evaluation else None, notes)
+
+    def _make_best(self, notes: dict[str, Any]) -> BestSoFar:
+        """Return the best evaluation as an earlier call or a checkpoint left it."""
+        evaluation, saver = self._plan.evaluation, self._plan.saver
+        rule = evaluation.watched if evaluation else None
+        is_saved = saver is None or saver.keeps(rule)
+        return BestSoFar(rule, is_saved, self.history, notes)
 
     def _save(self, saver: Saver) -> None:
         leaf = self._bad_leaf()
@@ -260,9 +293,11 @@ class Session:
             "patience": self._patience.notes(),
             "look": self._pending,
             "iterator": self._plan.guard.feed.notes(),
+            **self._best.notes(),
         }
+        more = self._best.content()
         with self._plan.spent.on("saving"):
-            saver.save(self.carry.state, self.history, values, progress)
+            saver.save(self.carry.state, self.history, values, progress, more)
 
     def _wait(self, saver: Saver) -> None:
         with self._plan.spent.on("saving"):
@@ -313,6 +348,8 @@ class Session:
         if self._plan.saver:
             self._plan.saver.update_best(values)
         self._patience.update(values)
+        with self._plan.spent.on("saving"):
+            self._best.update(values, self._now, self.carry.state)
         self._evaluated, self._scores = self._now, values
         self.history.extend(
             np.array([self._now]),
@@ -321,7 +358,9 @@ class Session:
         return values
 
     def _last_values(self) -> Values:
-        return {name: self.history.last(name) for name in self._plan.metrics}
+        """Return the newest metrics of the step; none before the first."""
+        names = [name for name in self._plan.metrics if name in self.history]
+        return {name: self.history.last(name) for name in names}
 
     def _call_back(self, report: PendingReport, values: Values) -> Stop | None:
         for called, callback in enumerate(self._plan.callbacks):
@@ -331,8 +370,9 @@ class Session:
             if answer is STOP:
                 return STOP
             if answer is not None:
-                _check_answer(answer, self._now)
+                check_answer(answer, self._now)
                 check_like(self.carry.state, answer)
+                self._best.replace(self._now)
                 placed = placed_like(snapshot(answer), self.carry.state)
                 self.carry = Carry(placed, self.carry.rows)
                 self._now = int(answer.step)
@@ -354,18 +394,3 @@ def next_chunk(chunk: int, length: int, seconds: float) -> int:
 
 def _listed(rates: list[float]) -> str:
     return ", ".join(f"{rate:.6g}" for rate in rates)
-
-
-def _check_answer(answer: Any, now: int) -> None:
-    """Raise unless what a callback returned is a state to continue from."""
-    if not isinstance(answer, TrainState):
-        raise TypeError(
-            "need None, a TrainState or fngrad.STOP from a callback, "
-            f"got {type(answer).__name__}"
-        )
-    check_state(answer)
-    if int(answer.step) < now:  # the steps after it would be recorded twice
-        raise ValueError(
-            f"need a state of step {now} or later from a callback, got step "
-            f"{int(answer.step)}; keep the step: state._replace(step=current.step)"
-        )

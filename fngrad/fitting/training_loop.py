@@ -24,6 +24,7 @@ from fngrad.fitting.checkpointing import (
     opened,
 )
 from fngrad.fitting.early_stopping import EarlyStopping
+from fngrad.fitting.hooks import Callback
 from fngrad.fitting.inputs import check_backend, check_step, checked_feed
 from fngrad.fitting.interrupts import (
     DEFAULT_EXIT_SIGNALS,
@@ -46,7 +47,7 @@ from fngrad.fitting.loops import (
 from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Outputs, Reporting
-from fngrad.fitting.result import FitResult
+from fngrad.fitting.result import FitResult, finished
 from fngrad.fitting.resume import (
     Resume,
     Start,
@@ -54,7 +55,7 @@ from fngrad.fitting.resume import (
     print_resumed,
     stopped_before,
 )
-from fngrad.fitting.session import Callback, Plan, Session
+from fngrad.fitting.session import Plan, Session
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.time_spent import TimeSpent
@@ -82,6 +83,8 @@ def fit(
     keep_best: Metric | None = DEFAULT_BEST,
     on_save_error: Literal["raise", "warn"] = "raise",
     early_stopping: EarlyStopping | None = None,
+    restore_best: bool = False,
+    eval_first: bool = False,
     log_every: int | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
@@ -162,16 +165,23 @@ def fit(
             about 0.1 s each however small the state is, see `fngrad.checkpoint.save`.
         save_minutes: the number of minutes between checkpoints.
         keep: how many of the newest checkpoints to keep.
-        keep_best: keep the checkpoint of the best evaluation too: the best by a metric
-            whose name implies its direction (see `fngrad.metrics.directions`), or by a
-            pair ``(metric, "min" or "max")``. ``None`` keeps no best one; the default
-            is ignored if that metric is not measured.
+        keep_best: keep the best evaluation: its checkpoint, if any are written, and in
+            ``history.best`` its step, its metrics and a copy of its state on the host.
+            It is the best by a metric whose name implies its direction (see
+            `fngrad.metrics.directions`), or by a pair ``(metric, "min" or "max")``. The
+            default is ignored if that metric is not measured. With the default or
+            ``None``, ``history.best`` is the best by the metric of early stopping; with
+            ``None`` and without early stopping none is kept.
         on_save_error: what happens if a checkpoint cannot be written, as on a full
             disk. ``raise`` ends the run with the state in the error; ``warn``
             continues; either way the last good checkpoint remains. The same holds for
             loggers and metrics.jsonl. A failure to write a picture or a manifest is
             always a warning.
         early_stopping: when to end a run that no longer improves.
+        restore_best: whether to return the state of ``history.best`` instead of the
+            last one, which checkpoints keep.
+        eval_first: whether to evaluate the state of step 0 too. Loggers and callbacks
+            then get the evaluation's metrics alone at step 0.
         log_every: the number of steps between calls of loggers and callbacks, which
             are also called at evaluations and at the end. ``None`` means about a
             hundred times per run, 100 to 1000 steps apart, or oftener if a run would
@@ -211,7 +221,7 @@ def fit(
             remaining time leave compiling out.
 
     Returns:
-        The last state, the history of all metrics, and why the run ended:
+        The last state, or the best, the history of all metrics, and why the run ended:
         ``"completed"``, ``"early_stopping"``, ``"callback"``, ``"interrupted"``, or
         ``"exhausted"`` if the data ended. ``history.notes["seconds"]`` and the
         manifest say what this call's wall time was spent on, by the parts of
@@ -271,16 +281,13 @@ def fit(
         interrupted = stack.enter_context(handled_signals(exits=exits))
         mesh, state, data, eval_data = placed_run(mesh, step, state, data, eval_data)
         feed = checked_feed(step, data, eval_data, loop, mesh)
-        evaluation = Evaluation.of(metric_fn, eval_data, early_stopping)
+        evaluation = Evaluation.of(
+            metric_fn, eval_data, early_stopping, eval_first, restore_best
+        )
         guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
         guard.check_rollback(is_saved=bool(rules.folder))
-        intervals = Intervals(
-            num_steps=num_steps,
-            num_epochs=num_epochs,
-            log_every=log_every,
-            eval_every=eval_every if evaluation else None,
-            save_every=save_every,
-        )
+        every = eval_every if evaluation else None
+        intervals = Intervals(num_steps, num_epochs, log_every, every, save_every)
         return _fit(
             intervals=intervals,
             rules=rules,
@@ -310,7 +317,9 @@ def _fit(
     state, feed = guard.state, guard.feed
     stack.callback(feed.close)
     metrics = check_step(guard.step, state, feed)
-    rules = rules.resolved(evaluation and evaluation.measured(state, metrics))
+    measured = evaluation and evaluation.measured(state, metrics)
+    rules = rules.resolved(measured)
+    evaluation = evaluation and evaluation.watching(rules.best, DEFAULT_BEST, measured)
     intervals.stops(feed, 0)  # raises before anything is written
     checkpoints = opened(stack, reporting.run_dir, rules)
     start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
@@ -318,7 +327,7 @@ def _fit(
     stops = start.logging_at(stops, intervals.log_every, reporting.has_listeners)
     if stopped := stopped_before(start, stops, evaluation):
         start.history.notes["seconds"] = spent.seconds()
-        return FitResult(start.state, start.history, stopped)
+        return finished(start.state, start.history, stopped, evaluation)
     print_resumed(start, stops, rules.folder)
     outputs = Outputs(
         reporting=reporting,
@@ -362,8 +371,8 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
     try:
         stopped = session.run(interrupted)
         notes.update(compilations.notes())
-        result = FitResult(session.carry.state, session.history, stopped)
-        outputs.finish(result.history, stopped, int(result.state.step))
+        state, history = session.carry.state, session.history
+        outputs.finish(history, stopped, int(state.step))
         outputs.close()
     except BaseException as error:
         notes.update(compilations.notes())
@@ -371,13 +380,13 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         notes["seconds"] = plan.spent.seconds()
         raise
     if interrupted.raised is not None:
-        attach(interrupted.raised, result.state, result.history)
+        attach(interrupted.raised, state, history)
     elif interrupted.is_set():
-        reached = int(result.state.step)
+        reached = int(state.step)
         is_saved = plan.saver is not None and plan.saver.has(reached)
         print_interrupted(interrupted.terminated, reached, is_saved)
     notes["seconds"] = plan.spent.seconds()
-    return result
+    return finished(state, history, stopped, plan.evaluation)
 
 
 def _decided(loop: Any, start: Start, outputs: Outputs) -> Choice | None:

@@ -5,38 +5,85 @@ from typing import Any, NamedTuple
 
 import fngrad.training.evaluation as training_evaluation
 from fngrad.fitting.early_stopping import EarlyStopping, Values
-from fngrad.metrics.directions import direction
+from fngrad.metrics.directions import Directed, direction
 from fngrad.training import TrainState
 
 
 class Evaluation(NamedTuple):
-    """What a run evaluates, and its rule for early stopping."""
+    """What a run evaluates, its rule for early stopping, and what it does with both."""
 
     metric_fn: Callable[..., Any]
     data: Any
     early_stopping: EarlyStopping | None
+    begins: bool = False  # with an evaluation of the state of step 0
+    restores: bool = False  # the state of the best evaluation at the end
+    watched: Directed | None = None  # by which metric an evaluation is the best
 
     @classmethod
     def of(
-        cls, metric_fn: Any, data: Any, early_stopping: EarlyStopping | None
+        cls,
+        metric_fn: Any,
+        data: Any,
+        early_stopping: EarlyStopping | None,
+        eval_first: bool = False,
+        restore_best: bool = False,
     ) -> "Evaluation | None":
         """Return the evaluation that these arguments ask for, if any.
 
         Raises:
             ValueError: if one is given without another that it needs, or early
                 stopping is out of range.
-            TypeError: if ``early_stopping`` is not an `EarlyStopping`.
+            TypeError: if ``early_stopping`` is not an `EarlyStopping`, or an argument
+                that must be a bool is not.
         """
+        flags = {"eval_first": eval_first, "restore_best": restore_best}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"need {name}=True or False, got {flag!r}")
         if (metric_fn is None) != (data is None):
             raise ValueError("need both metric_fn and eval_data, or neither")
-        if early_stopping is None:
-            return None if metric_fn is None else cls(metric_fn, data, None)
+        asked = [f"{name}=True" for name, flag in flags.items() if flag]
+        if early_stopping is not None:
+            asked = ["early stopping", *asked]
         if metric_fn is None:
-            raise ValueError("need metric_fn and eval_data for early stopping")
-        if not isinstance(early_stopping, EarlyStopping):
-            raise TypeError(f"need an EarlyStopping, got {early_stopping!r}")
-        early_stopping.check()
-        return cls(metric_fn, data, early_stopping)
+            if asked:
+                raise ValueError(f"need metric_fn and eval_data for {asked[0]}")
+            return None
+        if early_stopping is not None:
+            if not isinstance(early_stopping, EarlyStopping):
+                raise TypeError(f"need an EarlyStopping, got {early_stopping!r}")
+            early_stopping.check()
+        return cls(metric_fn, data, early_stopping, eval_first, restore_best)
+
+    def watching(
+        self, kept: Directed | None, default: Directed, measured: set[str]
+    ) -> "Evaluation":
+        """Return the evaluation with the metric that decides which one is the best.
+
+        It is that of ``keep_best``; where that is the default, or None, it is that of
+        early stopping.
+
+        Args:
+            kept: ``keep_best`` with its direction.
+            default: the default of ``keep_best``, which needs not be measured.
+            measured: the names of the run's metrics.
+
+        Raises:
+            ValueError: if ``restore_best`` is given and nothing decides.
+        """
+        rule, watched = self.early_stopping, kept
+        if rule is not None and kept in (None, default):
+            watched = rule.metric, direction(rule.metric, rule.mode)
+        if watched is not None and watched[0] not in measured:
+            watched = None
+        if self.restores and watched is None:
+            raise ValueError(
+                "need a metric that decides which evaluation is the best for "
+                f"restore_best=True, got keep_best={kept!r} and the metrics "
+                f'{sorted(measured)}; give keep_best=(metric, "min" or "max") or '
+                "early_stopping=fngrad.EarlyStopping(metric)"
+            )
+        return self._replace(watched=watched)
 
     def measured(self, state: TrainState, metrics: dict[str, Any]) -> set[str]:
         """Return the names of all scalars of a run, by tracing.

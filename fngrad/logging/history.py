@@ -8,6 +8,7 @@ import numpy as np
 import fngrad.logging.plots as plots
 import fngrad.programs.curves as curves
 import fngrad.programs.text_tables as text_tables
+from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.quantities import LOSS, MAX_PANELS, NORM, by_quantity
 from fngrad.metrics.directions import known_direction
 from fngrad.programs.printed import preformatted
@@ -21,11 +22,14 @@ class History(Mapping[str, np.ndarray]):
 
     Training metrics are recorded at every step, evaluation metrics (``val/...``) at
     every evaluation. ``notes`` holds facts of the run: which loop ran and why, how long
-    compiling took, and what the time was spent on.
+    compiling took, and what the time was spent on. ``best`` is the best evaluation,
+    with its step, its metrics and a copy of its state on the host, see `fngrad.fit`;
+    None if nothing decided which is the best.
     """
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:
         self.notes: dict[str, Any] = notes or {}
+        self.best: BestEvaluation | None = None
         self._steps: dict[str, _Column] = {}
         self._values: dict[str, _Column] = {}
 

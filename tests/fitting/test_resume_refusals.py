@@ -156,14 +156,12 @@ def test_a_missing_library_raises_before_the_run(tmp_path, monkeypatch):
     assert not (tmp_path / "a").exists()
 
 
-def test_keep_best_needs_checkpoints(tmp_path):
+def test_keep_best_without_checkpoints_keeps_it_on_the_host(tmp_path):
     options = {
         "checkpoint_dir": None,
         "save_every": None,
         "keep_best": ("val/loss", "max"),
     }
-    with pytest.raises(
-        ValueError, match=r"need checkpoints for keep_best=.*, got none"
-    ):
-        saving_fit(tmp_path, **options, run_dir=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    result = saving_fit(tmp_path, **options, run_dir=tmp_path / "run")
+    assert result.history.best.by == ("val/loss", "max")
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -140,7 +140,8 @@ HOUSE = (
         "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
         "(batches; which steps, states and data are refused), `mesh` (a run on several "
-        "devices), `intervals` (when to "
+        "devices), `callbacks` (`max_minutes`, `profile`, `spike`) and their `hooks`, "
+        "`best` (which evaluation), `intervals` (when to "
         "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
         "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
         "are refused), `early_stopping`, `validation` (the `val/` metrics), "

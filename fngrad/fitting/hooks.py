@@ -1,0 +1,126 @@
+"""What a callback may do: answer at reports, and act before and after each chunk.
+
+A plain callback is called at reports only. One that is a `Hook` is also called before
+and after every chunk of steps, which takes about a quarter of a second, and says where
+a chunk must end. How a run is cut into chunks never changes its bits.
+"""
+
+import contextlib
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fngrad.fitting.early_stopping import Values
+from fngrad.fitting.inputs import check_state
+from fngrad.fitting.loops import Advance
+from fngrad.logging.history import History
+from fngrad.logging.time_spent import TimeSpent
+from fngrad.training import TrainState
+
+
+class Stop(enum.Enum):
+    """The type of `STOP`."""
+
+    STOP = enum.auto()
+
+
+STOP = Stop.STOP  # what a callback returns to end the run
+
+Callback = Callable[[int, TrainState, Values], TrainState | Stop | None]
+
+
+class RunView(NamedTuple):
+    """What a hook sees of a run that begins."""
+
+    first: int  # the step where the call begins
+    folder: Path | None  # ``run_dir``
+    metrics: frozenset[str]  # the names of the step's metrics
+    history: History  # which grows during the run
+    spent: TimeSpent
+    print: Callable[[str], None]  # a line on stderr, above the progress bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """A callback that acts before and after each chunk of steps."""
+
+    name: str
+    begin: Callable[[RunView], None]  # before the first step; may raise
+    before: Callable[[int], int | None] = lambda now: None  # where a chunk must end
+    after: Callable[[int], Stop | None] = lambda now: None
+    around: Callable[[Advance], Advance] = lambda advance: advance  # wraps the loop
+    end: Callable[[], None] = lambda: None  # however the run ends
+
+    def __call__(
+        self, step: int, state: TrainState, values: Values
+    ) -> TrainState | Stop | None:
+        return None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Hooks:
+    """The hooks among the callbacks of a run.
+
+    Args:
+        callbacks: of the run; the others are ignored.
+    """
+
+    def __init__(self, callbacks: Sequence[Any]):
+        self._hooks = [each for each in callbacks if isinstance(each, Hook)]
+
+    def begin(self, run: RunView, advance: Advance) -> Advance:
+        """Tell every hook that the run begins; return the loop as they wrap it."""
+        for hook in self._hooks:
+            hook.begin(run)
+            advance = hook.around(advance)
+        return advance
+
+    def goal(self, now: int, goal: int) -> int:
+        """Return where the next chunk must end: at ``goal`` or before.
+
+        Args:
+            now: how many steps have been made.
+            goal: where the run itself stops next.
+        """
+        asked = [hook.before(now) for hook in self._hooks]
+        return min([goal, *(step for step in asked if step is not None)])
+
+    def stop(self, now: int) -> bool:
+        """Call every hook after a chunk; return whether one of them ends the run."""
+        answers = [hook.after(now) for hook in self._hooks]
+        return STOP in answers
+
+    def ending(self) -> contextlib.ExitStack:
+        """Return a context that tells every hook when the run has ended."""
+        stack = contextlib.ExitStack()
+        for hook in self._hooks:
+            stack.callback(hook.end)
+        return stack
+
+
+def check_answer(answer: Any, now: int) -> None:
+    """Raise unless what a callback returned is a state to continue from.
+
+    Args:
+        answer: a value that is neither None nor `STOP`.
+        now: how many steps have been made.
+
+    Raises:
+        TypeError: if it is not a state.
+        ValueError: if it is of an earlier step.
+    """
+    if not isinstance(answer, TrainState):
+        raise TypeError(
+            "need None, a TrainState or fngrad.STOP from a callback, "
+            f"got {type(answer).__name__}"
+        )
+    check_state(answer)
+    if int(answer.step) < now:  # the steps after it would be recorded twice
+        raise ValueError(
+            f"need a state of step {now} or later from a callback, got step "
+            f"{int(answer.step)}; keep the step: state._replace(step=current.step)"
+        )

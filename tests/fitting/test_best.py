@@ -1,0 +1,192 @@
+"""The best evaluation of a run: `history.best`, `restore_best`, `eval_first`."""
+
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_regression import ARRAYS, DATA, PARAMS, first_state, metric_fn, quiet_fit
+from resuming import WATCHED, bits, killed_fit, saving_fit
+
+import fngrad as fg
+import fngrad.tree as tree
+from fngrad.fitting.session import STOP
+
+WORST = ("val/loss", "max")  # the first evaluation, so that the best is not the last
+WATCHED_FIT = {k: v for k, v in WATCHED.items() if k != "log_every"}
+AVERAGED = fg.chain(fg.sgd(0.05), fg.ema_params(0.5))
+
+
+def leaf_bits(state):
+    return {path: bits(leaf) for path, leaf in tree.leaf_paths(state).items()}
+
+
+def assert_same_best(got, expected):
+    assert (got.step, got.metrics, got.by) == (
+        expected.step,
+        expected.metrics,
+        expected.by,
+    )
+    assert leaf_bits(got.state) == leaf_bits(expected.state)
+
+
+def loss_with_statistics(params, batch, model_state):
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    seen = 0.5 * model_state + 0.5 * jnp.mean(batch["y"])
+    return jnp.mean(error**2), ({}, seen)
+
+
+def metric_with_statistics(params, batch, model_state):
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"] - model_state
+    return {"loss": error**2}
+
+
+def test_the_best_state_evaluates_to_the_reported_number_exactly():
+    step = fg.make_step(loss_with_statistics, AVERAGED)
+    state = fg.init_state(PARAMS, AVERAGED, 0, jnp.zeros(()))
+    result = fg.fit(
+        step,
+        state,
+        DATA,
+        num_steps=20,
+        metric_fn=metric_with_statistics,
+        eval_data=ARRAYS,
+        eval_every=5,
+        keep_best=WORST,
+        loop="python",
+        progress=False,
+    )
+    best = result.history.best
+    losses = result.history["val/loss"]
+    assert best.step == result.history.steps("val/loss")[np.argmax(losses)] < 20
+    again = fg.evaluate(metric_with_statistics, best.state, ARRAYS)
+    assert again["loss"] == best.metrics["val/loss"] == np.max(losses)
+    assert int(best.state.step) == best.step
+    assert best.metrics["loss"] == result.history["loss"][best.step - 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "by"),
+    [
+        ({}, ("val/loss", "min")),
+        ({"keep_best": None}, None),
+        ({"keep_best": WORST}, WORST),
+        ({"early_stopping": fg.EarlyStopping("loss", mode="max")}, ("loss", "max")),
+        (
+            {"keep_best": None, "early_stopping": fg.EarlyStopping("val/loss")},
+            ("val/loss", "min"),
+        ),
+        (
+            {"keep_best": WORST, "early_stopping": fg.EarlyStopping("val/loss")},
+            WORST,
+        ),
+    ],
+)
+def test_keep_best_decides_before_early_stopping(options, by):
+    best = quiet_fit(num_steps=10, **WATCHED_FIT, **options).history.best
+    assert (best and best.by) == by
+
+
+def test_restore_best_returns_the_best_state_and_keeps_the_last_checkpoint(tmp_path):
+    options = {"keep_best": WORST, "restore_best": True, "num_steps": 10}
+    result = saving_fit(tmp_path, **options)
+    assert int(result.state.step) == result.history.best.step == 5
+    assert_same_best_state(result)
+    assert fg.checkpoint.latest_step(tmp_path) == 10
+    again = saving_fit(tmp_path, **options)  # there is nothing left to do
+    assert int(again.state.step) == 5
+    assert_same_best_state(again)
+
+
+def assert_same_best_state(result):
+    assert leaf_bits(result.state) == leaf_bits(result.history.best.state)
+
+
+def replace(step, state, values):
+    """Replace the state after the evaluation that is the best, as a callback may."""
+    if step == 5:
+        halved = jax.tree.map(lambda x: x / 2, state.params)
+        return state._replace(params=halved)
+    return None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep_best": WORST},
+        {"keep_best": WORST, "callbacks": [replace]},
+        {"early_stopping": fg.EarlyStopping("val/loss", 9, "max")},
+        {"early_stopping": fg.EarlyStopping("loss", 9, "max"), "keep_best": WORST},
+    ],
+    ids=["checkpoint", "replaced", "early stopping", "both"],
+)
+def test_a_resumed_run_ends_with_the_same_best(tmp_path, options):
+    expected = saving_fit(tmp_path / "whole", **options).history.best
+    assert expected.step == 5
+    killed_fit(tmp_path / "killed", at=13, **options)
+    resumed = saving_fit(tmp_path / "killed", **options)
+    assert resumed.history.notes["resumed"] == [12]
+    assert_same_best(resumed.history.best, expected)
+
+
+def test_a_lost_best_is_searched_anew_with_a_warning(tmp_path):
+    options = {"keep_best": WORST, "keep": 9}
+    killed_fit(tmp_path, at=13, **options)
+    shutil.rmtree(tmp_path / "00000005")
+    with pytest.warns(UserWarning, match="of step 5, has no undamaged checkpoint"):
+        resumed = saving_fit(tmp_path, **options)
+    assert resumed.history.best.step == 20  # of 15 and 20, the larger loss
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric_fn": None, "eval_data": None}, "need metric_fn and eval_data for re"),
+        (
+            {"keep_best": None},
+            "restore_best=True, got keep_best=None",
+        ),
+        (
+            {"metric_fn": lambda p, b: {"x": b["y"]}},
+            "'val/x'.; give keep",
+        ),
+        ({"restore_best": 1}, "need restore_best=True or False, got 1"),
+        ({"eval_first": "yes"}, "need eval_first=True or False, got 'yes'"),
+    ],
+)
+def test_restoring_without_a_metric_to_watch_is_refused(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        quiet_fit(num_steps=2, **WATCHED_FIT | {"restore_best": True} | options)
+
+
+def test_restoring_without_an_evaluation_warns():
+    options = WATCHED_FIT | {"callbacks": [lambda *_: STOP], "log_every": 1}
+    with pytest.warns(UserWarning, match="no evaluation was made"):
+        result = quiet_fit(num_steps=9, restore_best=True, **options)
+    assert int(result.state.step) == 1
+
+
+def test_the_first_state_is_evaluated_on_request(tmp_path):
+    seen = []
+    options = {"callbacks": [lambda step, _, values: seen.append((step, set(values)))]}
+    options |= {"eval_first": True, "keep_best": WORST}
+    result = saving_fit(tmp_path / "whole", **options)
+    np.testing.assert_array_equal(result.history.steps("val/loss"), [0, 5, 10, 15, 20])
+    first = fg.evaluate(metric_fn, first_state(), ARRAYS)["loss"]
+    assert result.history["val/loss"][0] == result.history.best.metrics["val/loss"]
+    assert result.history["val/loss"][0] == first
+    assert seen[0] == (0, {"val/loss"})
+    assert seen[1][0] == 3
+    killed_fit(tmp_path / "killed", at=0, **options)
+    resumed = saving_fit(tmp_path / "killed", **options)
+    assert_same_best(resumed.history.best, result.history.best)
+    np.testing.assert_array_equal(
+        resumed.history["val/loss"], result.history["val/loss"]
+    )
+
+
+def test_a_history_with_a_best_evaluation_can_be_pickled():
+    history = quiet_fit(num_steps=5, **WATCHED_FIT).history
+    assert_same_best(pickle.loads(pickle.dumps(history)).best, history.best)
