@@ -1,6 +1,5 @@
 """A trace of some steps of a run, and a table of where their time went."""
 
-import os
 from pathlib import Path
 
 import jax
@@ -88,7 +87,7 @@ class _Trace:
                 f"profile({self._first}, {self._last}, folder)"
             )
         self._run = run
-        self._folder = self._given or Path(os.fspath(run.folder), "profile")
+        self._folder = self._given or Path(run.folder or "", "profile")
 
     def before(self, now: int) -> int | None:
         self._now = now

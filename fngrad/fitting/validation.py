@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
         return cls(metric_fn, data, early_stopping, eval_first, restore_best)
 
     def watching(
-        self, kept: Directed | None, default: Directed, measured: set[str]
+        self, kept: Directed | None, default: Directed, measured: set[str] | None
     ) -> "Evaluation":
         """Return the evaluation with the metric that decides which one is the best.
 
@@ -74,13 +74,14 @@ class Evaluation(NamedTuple):
         rule, watched = self.early_stopping, kept
         if rule is not None and kept in (None, default):
             watched = rule.metric, direction(rule.metric, rule.mode)
-        if watched is not None and watched[0] not in measured:
+        names = measured or set()
+        if watched is not None and watched[0] not in names:
             watched = None
         if self.restores and watched is None:
             raise ValueError(
                 "need a metric that decides which evaluation is the best for "
                 f"restore_best=True, got keep_best={kept!r} and the metrics "
-                f'{sorted(measured)}; give keep_best=(metric, "min" or "max") or '
+                f'{sorted(names)}; give keep_best=(metric, "min" or "max") or '
                 "early_stopping=fngrad.EarlyStopping(metric)"
             )
         return self._replace(watched=watched)
