@@ -22,7 +22,7 @@ __all__ = ["max_minutes", "profile", "spike"]
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted(__all__)
 
 
 def max_minutes(minutes: float, *, clock: Callable[[], float] = time.monotonic) -> Hook:

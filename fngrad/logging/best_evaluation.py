@@ -34,7 +34,7 @@ class BestEvaluation:
     ):
         self.step = step
         self.by = by
-        self.metrics = dict(metrics)
+        self.metrics: dict[str, Any] = dict(metrics)
         leaves, self._structure = jax.tree.flatten(state)
         self._leaves = [_HostLeaf(leaf) for leaf in leaves]
 
