@@ -51,6 +51,7 @@ def listing() -> str:
         lines.append(textwrap.indent(_wrapped(claim), "    "))
         minutes = entry(docstring, "Minutes")
         lines += [f"    minutes: {minutes}"] if minutes else []
+    lines += ["", "tutorial.ipynb, a notebook: from a gradient by hand to a sweep"]
     return "\n".join(lines)
 
 

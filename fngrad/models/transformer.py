@@ -43,7 +43,7 @@ def transformer(
 
     the middle two ``num_layers`` times. Attention is causal: the logits at position t
     depend on tokens 0 to t. Weights are drawn with standard deviation 0.02, those that
-    end a residual branch with $0.02 / \sqrt{2\, \text{num\_layers}}$.
+    end a residual branch with $0.02 / \sqrt{2 n}$ for $n$ layers.
 
     Parameters: ``tokens``, ``positions``, ``blocks/layers/0/attention/...``,
     ``blocks/layers/0/mlp/...``, ``norm``, ``head``; with ``scan`` the blocks' are

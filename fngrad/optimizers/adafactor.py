@@ -144,8 +144,8 @@ def adafactor(
     Then, for each leaf,
 
     $$\hat u_t = u_t / \max(1, \operatorname{rms}(u_t) / d)$$
-    $$w_{t+1} = w_t - \alpha_t \max(\epsilon_2, \operatorname{rms}(w_t))\,\hat u_t
-      - \lambda_t\,w_t$$
+    $$w_{t+1} = w_t - \alpha_t \max(\epsilon_2, \operatorname{rms}(w_t))\,\hat u_t -
+      \lambda_t\,w_t$$
 
     With ``momentum`` $\beta$ the update, apart from the decay, is replaced by its
     exponential average.

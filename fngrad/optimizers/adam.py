@@ -99,8 +99,8 @@ def adam(
       w_{t+1} = w_t - \alpha_t\,u_t$$
 
     With ``nesterov``
-    $\hat\mu_t = \beta_1 \mu_t / (1 - \beta_1^{t+1})
-    + (1 - \beta_1) g_t / (1 - \beta_1^t)$.
+    $\hat\mu_t = \beta_1 \mu_t / (1 - \beta_1^{t+1}) +
+    (1 - \beta_1) g_t / (1 - \beta_1^t)$.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -109,7 +109,7 @@ def adopt(
     The first gradient only sets $\nu_0 = |g_0|^2$; its update is zero. Then, for
     $t = 1, 2, \dots$, with $c_t = t^{1/4}$
 
-    $$n_t = \operatorname{clip}\!\left(
+    $$n_t = \operatorname{clip}\left(
       \frac{g_t}{\max(\sqrt{\nu_{t-1}}, \epsilon)},\ -c_t,\ c_t\right)$$
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,n_t, \qquad
       \nu_t = \beta_2\,\nu_{t-1} + (1 - \beta_2)\,|g_t|^2$$

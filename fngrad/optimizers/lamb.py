@@ -28,8 +28,8 @@ def lamb(
 
     or, with ``decay_outside``,
 
-    $$w_{t+1} = w_t
-      - \alpha_t \Big(\frac{\|w_t\|}{\|r_t\|}\,r_t + \lambda\,w_t\Big)$$
+    $$w_{t+1} = w_t -
+      \alpha_t \Big(\frac{\|w_t\|}{\|r_t\|}\,r_t + \lambda\,w_t\Big)$$
 
     Where either norm is zero, their ratio counts as 1. Without decay a leaf's norm
     changes by at most the factor $1 \pm \alpha_t$ per step.

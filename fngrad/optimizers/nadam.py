@@ -124,8 +124,8 @@ def nadam(
 
     $$\beta(t) = \beta_1\,(1 - \tfrac12\,0.96^{t \psi})$$
     $$u_t = \frac{1}{\sqrt{\hat\nu_t + \bar\epsilon} + \epsilon}
-      \left[\frac{\beta(t+1)\,\mu_t}{1 - \pi_{t+1}}
-      + \frac{(1 - \beta(t))\,g_t}{1 - \pi_t}\right], \qquad
+      \left[\frac{\beta(t+1)\,\mu_t}{1 - \pi_{t+1}} +
+      \frac{(1 - \beta(t))\,g_t}{1 - \pi_t}\right], \qquad
       w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 
     Four rules are in use:

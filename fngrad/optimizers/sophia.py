@@ -102,7 +102,7 @@ def sophia(
 
     $$\mu_t = \beta_1\,\mu_{t-1} + (1 - \beta_1)\,g_t, \qquad
       h_t = \beta_2\,h_{t-k} + (1 - \beta_2)\,\hat h_t$$
-    $$u_t = \mathrm{clip}\!\left(
+    $$u_t = \mathrm{clip}\left(
       \frac{\mu_t}{\max(\gamma\,h_t, \epsilon)}, \rho\right), \qquad
       w_{t+1} = w_t - \alpha_t\,(u_t + \lambda\,w_t)$$
 

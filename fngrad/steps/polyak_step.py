@@ -26,21 +26,21 @@ def polyak(
 ) -> Step:
     r"""Multiply the optimizer's update by Polyak's step size.
 
-    $$\gamma_t = \min\!\Big(
-        \frac{L(w_t) - L^*}{\|g_t\|^2 + \epsilon}, \gamma_{\max}\Big), \qquad
+    $$\gamma_t = \min\Big(
+        \frac{L(w_t) - L^\ast}{\|g_t\|^2 + \epsilon}, \gamma_{\max}\Big), \qquad
       w_{t+1} = w_t + \gamma_t\,u_t$$
 
     Where the gradient and $\epsilon$ are zero, $\gamma_t$ is zero. On convex losses
-    with known $L^*$ gradient descent needs no learning rate; with a wrong $L^*$ it
+    with known $L^\ast$ gradient descent needs no learning rate; with a wrong one it
     diverges or stalls.
 
     Args:
         loss_fn: as for `fngrad.make_step`.
         optimizer: a transform; ``None`` means ``sgd(1.0)``, $u_t = -g_t$.
-        f_min: $L^*$, in units of the loss.
+        f_min: $L^\ast$, in units of the loss.
         max_learning_rate: $\gamma_{\max}$ > 0.
         eps: $\epsilon$ >= 0, in squared gradient units.
-        variant: where the loss is below $L^*$, ``"sps+"`` takes no step and ``"sps"``
+        variant: below $L^\ast$ ``"sps+"`` takes no step and ``"sps"``
             a step uphill.
 
     Returns:

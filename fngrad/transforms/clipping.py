@@ -112,7 +112,7 @@ def adaptive_clip(
 
     For every unit with parameters $w$ and update $u$
 
-    $$u \leftarrow u \min\!\Big(1, \lambda\,\frac{\max(\|w\|, \epsilon)}{\|u\|}\Big)$$
+    $$u \leftarrow u \min\Big(1, \lambda\,\frac{\max(\|w\|, \epsilon)}{\|u\|}\Big)$$
 
     Args:
         clipping: $\lambda$ >= 0, a ratio.

@@ -55,8 +55,8 @@ def loss_scaling(
     is doubled:
 
     $$S_{t+1} = \begin{cases}
-        \max(S_t / 2, S_{\min}) & g_t \text{ not finite} \\
-        \min(2 S_t, 2^{24}) & \text{the } k\text{-th finite step in a row} \\
+        \max(S_t / 2, S_{\min}) & g_t \text{ not finite} \cr
+        \min(2 S_t, 2^{24}) & \text{the } k\text{-th finite step in a row} \cr
         S_t & \text{else.} \end{cases}$$
 
     A skipped step has the updates zero, keeps every bit of the state of ``inner``, and

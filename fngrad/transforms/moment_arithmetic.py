@@ -150,8 +150,8 @@ def look_ahead(
 ) -> Updates:
     r"""Return the debiased average, one step ahead with ``nesterov``.
 
-    $$\hat\mu_t = \frac{\beta\,\mu_t}{1 - \beta^{t+1}}
-      + \frac{(1 - \beta)\,g_t}{1 - \beta^t}$$
+    $$\hat\mu_t = \frac{\beta\,\mu_t}{1 - \beta^{t+1}} +
+      \frac{(1 - \beta)\,g_t}{1 - \beta^t}$$
 
     Without ``debias`` both denominators are 1; without ``nesterov`` it is
     $\mu_t / (1 - \beta^t)$.

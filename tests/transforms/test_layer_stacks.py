@@ -7,6 +7,7 @@ import pytest
 
 import fngrad as fg
 import fngrad.layers as layers
+from fngrad.transforms.evaluation_point import evaluation_point
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 LAYER = layers.serial(
@@ -66,10 +67,7 @@ def test_updates_are_those_of_layers_one_by_one(name):
         whole, states = after_updates(
             fg.layerwise(optimizer, STACKS), stacked(params), stacked(grads)
         )
-        points = [
-            fg.transforms.evaluation_point.evaluation_point(s, p)
-            for s, p in ((state, single), (states, whole))
-        ]
+        points = [evaluation_point(s, p) for s, p in ((state, single), (states, whole))]
         return (single, whole), points
 
     (single, whole), (point, points) = both(params, grads)
