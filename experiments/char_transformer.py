@@ -42,6 +42,7 @@ results, metrics.jsonl, curves.png, sample.txt, and ``model/``, the weights.
 import dataclasses
 import functools
 import pydoc_data.topics
+import re
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -261,19 +262,28 @@ def generate(
     return "".join(text.alphabet[int(i)] for i in drawn(params, keys))
 
 
-def mesh_of(text: str | None) -> jax.sharding.Mesh | None:
+def mesh_of(text: str | None, batch_size: int) -> jax.sharding.Mesh | None:
     """Return the mesh that a text such as ``data=4,model=2`` means; None without one.
 
     Raises:
-        ValueError: if the text has another form, or the axes do not fit the devices.
+        ValueError: if the text has another form, or the axes do not fit the devices or
+            the batches.
     """
     if text is None:
         return None
-    parts = [part.partition("=") for part in text.split(",")]
-    if not all(name and size.lstrip("-").isdigit() for name, _, size in parts):
-        raise ValueError(f"need axes of a mesh, as in data=4,model=2, got {text!r}")
-    axes: Any = {name: int(size) for name, _, size in parts}
-    return fg.sharding.make_mesh(**axes)
+    form = r"\s*data=(-?\d+)\s*(?:,\s*model=(-?\d+)\s*)?"
+    found = re.fullmatch(form, text)
+    if found is None:
+        raise ValueError(f"need a mesh data=8 or data=4,model=2, got {text!r}")
+    sizes = [int(size) for size in found.groups() if size is not None]
+    axes: Any = dict(zip(("data", "model"), sizes, strict=False))
+    mesh = fg.sharding.make_mesh(**axes)
+    if batch_size % mesh.shape["data"]:
+        raise ValueError(
+            f"need a size of the axis data that divides batches of {batch_size}, got "
+            f"{mesh.shape['data']}"
+        )
+    return mesh
 
 
 def steps_of(config: Config, size: Size) -> int:
@@ -345,8 +355,8 @@ def speed(
 
 def main(config: Config) -> dict[str, Any]:
     """Train, score, time and sample the model; return the results."""
-    mesh = mesh_of(config.mesh)
-    size, text = SIZES[config.size], split(topics())
+    size = SIZES[config.size]
+    mesh, text = mesh_of(config.mesh, size.batch_size), split(topics())
     data = windows(text.train, size, config.seed)
     folder = new_folder(config, data)
     _, scored = held_out_windows(text.held_out, size.length)

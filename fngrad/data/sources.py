@@ -25,7 +25,7 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
 from fngrad.programs.signatures import name_of, takes
 from fngrad.programs.thread_settings import with_settings_of_this_thread
-from fngrad.sharding.meshes import check_mesh
+from fngrad.sharding.meshes import check_devices
 from fngrad.sharding.placement import batch_spec
 from fngrad.types import Batch
 
@@ -140,10 +140,10 @@ class Source:
         """Return the source that puts each device's part of a batch on that device.
 
         Raises:
-            TypeError: if it is not a mesh.
+            TypeError: if it is not a mesh of devices.
             ValueError: if the mesh has Explicit axes.
         """
-        check_mesh(mesh)
+        check_devices(mesh)
         return dataclasses.replace(self, mesh=mesh)
 
     def reseed(self, seed: int | jax.Array) -> "Source":

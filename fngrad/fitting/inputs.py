@@ -23,7 +23,7 @@ from fngrad.data.sources import Source, check_foreign
 from fngrad.fitting.dataset_reader import DatasetReader, batch_program
 from fngrad.fitting.iterables import Batches
 from fngrad.programs.signatures import batch_of
-from fngrad.sharding.placement import check_batch, is_on_a_mesh, shard_batch
+from fngrad.sharding.placement import check_batch, is_on, shard_batch
 from fngrad.training import Step, TrainState, call_step, check_order
 from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch, Path
@@ -186,7 +186,7 @@ def _place(batch: Batch, mesh: Mesh | None) -> Batch:
         return np.array(x) if isinstance(x, np.ndarray) else x
 
     batch = tree.map_with_path(own, batch)
-    if mesh is None or all(map(is_on_a_mesh, jax.tree.leaves(batch))):
+    if mesh is None or all(is_on(mesh, x) for x in jax.tree.leaves(batch)):
         return batch
     return shard_batch(batch, mesh)
 

@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
+import numpy as np
+
 import fngrad.tree as tree
 from fngrad.types import Batch
 
@@ -70,14 +73,29 @@ class Batches:
 
 def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
     """Yield batches; warn about each new shape or dtype, which compiles again."""
-    seen = [first]
+    seen = [_outlined(first)]
     for batch in batches:
         differences = [tree.mismatch(known, batch) for known in seen]
         if all(differences):
-            seen.append(batch)
+            seen.append(_outlined(batch))
             warnings.warn(
                 f"the step compiles again for a batch unlike the first: "
                 f"{differences[0]}",
                 stacklevel=2,
             )
         yield batch
+
+
+def _outlined(batch: Batch) -> Batch:
+    """Return shapes and dtypes of a batch, whose arrays need not be kept for them."""
+
+    def outline(x: Any) -> Any:
+        if isinstance(x, jax.Array):
+            return jax.eval_shape(lambda x: x, x)
+        return (
+            np.broadcast_to(np.zeros((), x.dtype), x.shape)
+            if hasattr(x, "dtype")
+            else x
+        )
+
+    return jax.tree.map(outline, batch)

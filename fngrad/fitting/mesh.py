@@ -12,8 +12,8 @@ from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
 from fngrad.fitting.inputs import check_state
 from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, check_devices
-from fngrad.sharding.placement import is_on_a_mesh, put, shard_state, shardings
-from fngrad.sharding.rules import Rule, axes_of, replicated
+from fngrad.sharding.placement import is_on, is_on_a_mesh, put, shard_state, shardings
+from fngrad.sharding.rules import Rule, axes_of, replicated, rule_of
 from fngrad.training import Step, TrainState
 from fngrad.training.metric_folds import check_examples
 from fngrad.types import Path
@@ -96,7 +96,8 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
 def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     """Return the first state of a run on a mesh, placed by the step's rule.
 
-    A state that is on the mesh already stays where it is.
+    What is on the mesh already stays where it is. Where the step has no rule, other
+    leaves follow the parameters.
 
     Args:
         step: from `fngrad.make_step`, which keeps its ``rule``, or any other.
@@ -120,14 +121,16 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
         return shard_state(state, mesh, rule or replicated)
     for path, sharding in found.items():
         if sharding.mesh != mesh:
+            shapes = dict(mesh.shape), dict(sharding.mesh.shape)
+            other = "one of other devices" if shapes[0] == shapes[1] else str(shapes[1])
             raise ValueError(
-                f"need a state on the mesh {dict(mesh.shape)}, got {path!r} on "
-                f"another, {dict(sharding.mesh.shape)}: shard_state(state, mesh, rule) "
-                "moves it"
+                f"need a state on the mesh {shapes[0]}, got {path!r} on another, "
+                f"{other}: shard_state(state, mesh, rule) moves it"
             )
     if hasattr(step, "rule"):
         _check_placement(state, found, mesh, rule)
-    return state
+    where = shardings(state, mesh, rule or rule_of(state.params) or replicated)
+    return jax.tree.map(lambda x, s: x if is_on_a_mesh(x) else put(x, s), state, where)
 
 
 def _check_placement(
@@ -167,8 +170,8 @@ def placed_examples(data: Any, mesh: Mesh) -> Any:
     """Return arrays, a dataset or a source on a mesh.
 
     Arrays are whole on every device, which takes its part of each batch from them;
-    those on the mesh already stay where they are. A source puts its part of a batch on
-    each device.
+    those on this mesh already stay where they are. A source puts its part of a batch
+    on each device.
 
     Raises:
         TypeError: as `check_examples`.
@@ -179,7 +182,7 @@ def placed_examples(data: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(path: Path, x: Any) -> Any:
-        if is_on_a_mesh(x) or not hasattr(x, "dtype"):
+        if is_on(mesh, x) or not hasattr(x, "dtype"):
             return x
         return put(x if tree.is_key(x) else array_inputs.array(path, x), whole)
 

@@ -1,7 +1,7 @@
 """A decoder-only transformer over tokens, with norms before the branches."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from fngrad.layers.core import Layer, check_sizes
 from fngrad.layers.rematerialization import CheckpointPolicy, rematerialized
 from fngrad.models.arguments import Activation, optional_dropout
 from fngrad.sharding.meshes import AnyMesh
-from fngrad.sharding.rules import Rule, misfit, replicated
+from fngrad.sharding.rules import Rule, check_rule, misfit, replicated
 from fngrad.types import Path, Scalar
 
 # The layers whose matrices `transformer_rule` splits, and how.
@@ -145,18 +145,24 @@ def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
         Shoeybi et al., Megatron-LM, 2019, section 3, https://arxiv.org/abs/1909.08053.
     """
 
-    def rule(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
+    check_rule(otherwise)
+    return _TransformerRule(axis, otherwise)
+
+
+class _TransformerRule(NamedTuple):
+    axis: str
+    otherwise: Rule
+
+    def __call__(self, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
         *_, layer, name = ("", "", *path.split("/"))
         rank, spec = np.ndim(leaf), None
         if layer in _BY_COLUMNS and rank:
-            spec = PartitionSpec(*[None] * (rank - 1), axis)
+            spec = PartitionSpec(*[None] * (rank - 1), self.axis)
         elif layer in _BY_ROWS and name == "weight" and rank > 1:
-            spec = PartitionSpec(*[None] * (rank - 2), axis, None)
+            spec = PartitionSpec(*[None] * (rank - 2), self.axis, None)
         if spec is None or misfit(spec, np.shape(leaf), mesh):
-            return otherwise(path, leaf, mesh)
+            return self.otherwise(path, leaf, mesh)
         return spec
-
-    return rule
 
 
 def _branch(

@@ -5,7 +5,7 @@ they are traced; so a step finds it without an argument.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -51,7 +51,7 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     if math.prod(sizes) != len(found):
         raise ValueError(
             f"need axes whose sizes multiply to the {len(found)} devices, got {axes}; "
-            f"{_way_out(math.prod(sizes), len(found))}"
+            f"{_way_out(math.prod(sizes) or known, len(found))}"
         )
     if devices is None:
         grid = create_device_mesh(sizes, found, allow_split_physical_axes=True)
@@ -61,8 +61,9 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
 
 
 def _checked_devices(devices: Any) -> list[Any]:
-    found = [*devices] if isinstance(devices, Iterable) else [devices]
-    if not all(isinstance(device, jax.Device) for device in found):
+    grid = np.asarray(devices, object)
+    found = list(grid.flat)
+    if not (grid.ndim and found and all(isinstance(d, jax.Device) for d in found)):
         raise TypeError(
             f"need a sequence of devices, such as jax.devices()[:4], got {devices!r}; "
             "sizes are given by name: make_mesh(data=8)"

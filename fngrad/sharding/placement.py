@@ -13,10 +13,10 @@ from fngrad.programs.text_tables import table
 from fngrad.sharding.meshes import (
     BATCH_AXIS,
     AnyMesh,
+    auto_mesh_of,
     batch_devices,
     check_devices,
     check_mesh,
-    mesh_of,
 )
 from fngrad.sharding.rules import (
     Rule,
@@ -48,7 +48,7 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
     Raises:
         TypeError: if the mesh or the rule is something else.
         ValueError: if the mesh has Explicit axes, a spec does not fit a parameter, or
-            a glob of `by_path` selects none.
+            a glob of `by_path` selects no leaf.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,7 +64,7 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
     check_rule(rule)
     is_state = hasattr(state, "params") and hasattr(state, "opt_state")
     given: Any = getattr(state, "params", state) if is_state else state
-    check_globs(rule, given)
+    check_globs(rule, given, state)
     params = tree.leaf_paths(given)
     specs = {path: checked_spec(rule, path, x, mesh) for path, x in params.items()}
 
@@ -173,15 +173,16 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 def beside(params: Tree, arrays: Tree) -> Tree:
     """Return arrays whole on every device of the mesh that parameters are on, if any.
 
-    Those that are on a mesh stay, and so does all beside parameters of one device.
+    Those that are on this mesh stay, and so does all beside parameters of one device,
+    or along Explicit axes.
     """
-    mesh = mesh_of(params)
+    mesh = auto_mesh_of(params)
     if not isinstance(mesh, Mesh):
         return arrays
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(x: Any) -> Any:
-        return x if is_on_a_mesh(x) else jax.device_put(x, whole)
+        return x if is_on(mesh, x) else jax.device_put(x, whole)
 
     return jax.tree.map(place, arrays)
 
@@ -189,6 +190,11 @@ def beside(params: Tree, arrays: Tree) -> Tree:
 def is_on_a_mesh(x: Any) -> bool:
     """Return whether an array is placed on a mesh."""
     return isinstance(getattr(x, "sharding", None), NamedSharding)
+
+
+def is_on(mesh: Mesh, x: Any) -> bool:
+    """Return whether an array is placed on this mesh."""
+    return is_on_a_mesh(x) and x.sharding.mesh == mesh
 
 
 def batch_spec(x: Any, mesh: AnyMesh) -> PartitionSpec:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
 from fngrad.programs.signatures import name_of, takes
-from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh
+from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, auto_mesh_of
 from fngrad.types import Params, Path, Selector
 
 Rule: TypeAlias = Callable[[Path, Any, AnyMesh], PartitionSpec]
@@ -77,6 +78,8 @@ class _FullyShardedData(NamedTuple):
         spec = _spec(self.within, path, leaf, mesh)
         if math.prod(shape) < self.min_size or misfit(spec, shape, mesh):
             return spec
+        if any(self.axis in axes_of(entry) for entry in spec):
+            return spec
         entries = [*spec, *[None] * (len(shape) - len(spec))]
         fits = [
             i
@@ -102,7 +105,8 @@ def by_path(
     Raises:
         TypeError: if an entry is not a pair of a glob or predicate and a spec, or
             ``otherwise`` is not a rule.
-        ValueError: from `shardings`, if a glob selects no parameter.
+        ValueError: from `shardings`, if a glob selects neither a parameter, by its own
+            path, nor a leaf of the state, such as ``opt_state/**``.
 
     Example:
         >>> import jax, numpy as np
@@ -141,18 +145,24 @@ def _entry(entry: Any) -> tuple[Selector, PartitionSpec]:
     return entry
 
 
-def check_globs(rule: Rule | None, params: Params) -> None:
-    """Raise if a glob of a rule, or of a rule inside of it, selects no parameter.
+def check_globs(rule: Any, params: Params, state: Any) -> None:
+    """Raise if a glob of a rule, or of a rule among its fields, selects no leaf.
+
+    Args:
+        rule: its globs see the paths of parameters and those of the whole state.
+        params: the parameters.
+        state: the state that has them.
 
     Raises:
         ValueError: if there is one.
     """
-    if isinstance(rule, _FullyShardedData):
-        check_globs(rule.within, params)
-    elif isinstance(rule, _ByPath):
+    if isinstance(rule, _ByPath):
         for selector, _ in rule.entries:
-            tree.check_mask(selector, params)
-        check_globs(rule.otherwise, params)
+            if not any(jax.tree.leaves(tree.selected(selector, state))):
+                tree.check_mask(selector, params)
+    if isinstance(rule, tuple):
+        for field in filter(callable, rule):
+            check_globs(field, params, state)
 
 
 def check_rule(rule: Any) -> None:
@@ -204,6 +214,11 @@ def misfit(spec: PartitionSpec, shape: tuple[int, ...], mesh: AnyMesh) -> str | 
     """Return why an array cannot be split so, or None if it can."""
     if len(spec) > len(shape):
         return f"the leaf has {len(shape)} axes"
+    if any(entry is PartitionSpec.UNCONSTRAINED for entry in spec):
+        return "a leaf that is kept has no unconstrained axis"
+    used = [name for entry in spec for name in axes_of(entry)]
+    if len(used) != len(set(used)):
+        return "an axis of the mesh splits two axes"
     for size, entry in zip(shape, spec, strict=False):
         names = axes_of(entry)
         unknown = [name for name in names if name not in mesh.shape]
@@ -224,7 +239,7 @@ def axes_of(entry: Any) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedSo:
-    """The rule that splits each leaf as it is split already."""
+    """The rule that splits parameters as they are split already; the rest is whole."""
 
     specs: tuple[tuple[Path, PartitionSpec], ...]
 
@@ -233,13 +248,17 @@ class PlacedSo:
         return dict(self.specs)
 
     def __call__(self, path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
-        return self._by_path[path]
+        return self._by_path.get(path, PartitionSpec())
 
 
 def rule_of(params: Params) -> PlacedSo | None:
-    """Return the rule by which parameters are placed; None if not all are on a mesh."""
+    """Return the rule by which parameters are placed.
+
+    None if not all are on a mesh, or along Explicit axes, where JAX places all.
+    """
     found = {path: _sharding_of(x) for path, x in tree.leaf_paths(params).items()}
-    if not all(isinstance(x, NamedSharding) for x in found.values()):
+    is_placed = all(isinstance(x, NamedSharding) for x in found.values())
+    if not is_placed or auto_mesh_of(params) is None:
         return None
     return PlacedSo(tuple((path, x.spec) for path, x in found.items()))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.sources import Source
@@ -122,7 +123,10 @@ def _over_source(
     precision: Precision,
 ) -> dict[str, jax.Array]:
     """Return the metrics over examples that are read on the host, batch by batch."""
-    batch_size = divisible_batch_size(batch_size, auto_mesh_of(point[0]))
+    mesh = auto_mesh_of(point[0])
+    batch_size = divisible_batch_size(batch_size, mesh)
+    if isinstance(mesh, Mesh) and source.mesh is None:
+        source = source.on(mesh)
     merged, rule = None, rule_of(point[0])
     for start in range(0, source.size, batch_size):
         examples = source.part(start, min(batch_size, source.size - start))

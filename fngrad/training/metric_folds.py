@@ -48,7 +48,8 @@ def fold(
         params: the model's parameters.
         model_state: the value of an argument named ``model_state``.
         arrays: a pytree of arrays of shape ``(n, ...)``, or a dataset.
-        batch_size: how many examples to evaluate at once, >= 1.
+        batch_size: how many examples to evaluate at once, >= 1; on a mesh it is rounded
+            up to a multiple of the devices.
 
     Raises:
         TypeError: as for `evaluate`.

@@ -15,7 +15,7 @@ import fngrad.training.metric_folds as metric_folds
 import fngrad.training.step_metrics as step_metrics
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.dataset import Dataset
-from fngrad.sharding.constraints import split
+from fngrad.sharding.constraints import gathered, split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.state import TrainState
@@ -85,7 +85,7 @@ def run(
     def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
         state, history = jax.lax.scan(advance, state, None, length)
         scores = metric_folds.fold(
-            metric_fn,
+            gathered(metric_fn, getattr(step, "rule", None)),
             evaluation_point.eval_params(state),
             state.model_state,
             metric_folds.arrays_of(eval_data),

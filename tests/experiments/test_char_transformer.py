@@ -174,11 +174,18 @@ def test_the_sizes_are_what_they_are_called(name, millions):
 
 
 def test_a_text_names_the_axes_of_a_mesh():
-    assert char_transformer.mesh_of(None) is None
-    assert dict(char_transformer.mesh_of("data=1,model=1").shape) == {
+    assert char_transformer.mesh_of(None, 32) is None
+    assert dict(char_transformer.mesh_of("data=1, model=1", 32).shape) == {
         "data": 1,
         "model": 1,
     }
-    for text in ("8", "data", "data=x", ""):
-        with pytest.raises(ValueError, match="need axes of a mesh, as in data=4,model"):
-            char_transformer.mesh_of(text)
+    for text in ("8", "data", "data=x", "", "model=1", "data=1,data=1", "data=--1"):
+        with pytest.raises(ValueError, match="need a mesh data=8 or data=4,model=2"):
+            char_transformer.mesh_of(text, 32)
+
+
+def test_a_mesh_that_does_not_divide_the_batches_is_refused(monkeypatch):
+    three = jax.sharding.AbstractMesh((3,), ("data",))
+    monkeypatch.setattr(fg.sharding, "make_mesh", lambda **axes: three)
+    with pytest.raises(ValueError, match="divides batches of 32, got 3"):
+        char_transformer.mesh_of("data=3", 32)

@@ -108,26 +108,12 @@ def test_without_a_mesh_nothing_is_placed():
 def test_a_state_on_a_mesh_trains_there_without_another_argument():
     state = sharding.shard_state(first_state(), HERE)
     end = fit(state=state, mesh=None)
+    for leaf in jax.tree.leaves(end.state):
+        assert leaf.sharding.mesh == HERE
     np.testing.assert_allclose(end.history["loss"], fit().history["loss"], rtol=1e-6)
     split = sharding.shard_state(first_state(), HERE, RULE)
     with pytest.raises(ValueError, match="need a step with a rule for a state that"):
         fit(STEP, split, mesh=None)
-
-
-def test_evaluation_data_of_any_tree_are_taken_where_they_are():
-    def metric_fn(params, batch):
-        x, y = batch
-        return {"loss": jnp.atleast_1d(loss_fn(params, {"x": x, "y": y}))}
-
-    pair = jax.device_put(
-        (DATA.arrays["x"][:1], DATA.arrays["y"][:1]), jax.devices()[0]
-    )
-    want = fit(mesh=None, metric_fn=metric_fn, eval_data=pair).history["val/loss"]
-    for arrays in (pair, [*pair]):
-        got = fit(metric_fn=metric_fn, eval_data=arrays).history["val/loss"]
-        np.testing.assert_allclose(got, want, rtol=1e-6)
-    state = fit().state
-    assert fg.evaluate(metric_fn, state, pair)["loss"] == pytest.approx(want[-1])
 
 
 def test_a_state_placed_by_another_rule_is_refused():

@@ -221,7 +221,7 @@ def test_evaluations_divide_all_batches_but_the_last_few_examples(
     seen = []
 
     def metric_fn(params, batch):
-        seen.append((len(batch), jax.typeof(batch).sharding))
+        seen.append(len(batch))
         return {"x": batch * jnp.sum(params)}
 
     def evaluated(params, x):
@@ -229,7 +229,7 @@ def test_evaluations_divide_all_batches_but_the_last_few_examples(
 
     params = abstract(jnp.ones((8, 8)))
     found = constraints_of(evaluated, params, jnp.arange(float(size)))
-    assert [n for n, _ in dict.fromkeys(seen)] == counts
+    assert [*dict.fromkeys(seen)] == counts
     specs = {spec for _, spec in found}
     assert (P("data") in specs) == (size >= 4)
     assert (P() in specs) == bool(size % 4)
@@ -249,6 +249,27 @@ def test_a_placed_state_says_its_rule():
     assert rule is not None
     assert rule("in", params["in"], HERE) == P(None, "data")
     assert hash(rule) == hash(rule_of(sharding.shard_state(params, HERE, RULE)))
+
+
+def test_an_evaluation_inside_of_run_gathers_parameters_as_the_step_does():
+    params, batch = problem()
+    step = fg.make_step(loss, fg.sgd(0.1), rule=RULE)
+    state = abstract(fg.init_state(params, fg.sgd(0.1), 0))
+    data = fg.data.from_arrays(batch, 8)
+
+    def metric_fn(params, batch):
+        return {"loss": jnp.atleast_1d(loss(params, batch))}
+
+    def program(state, **options):
+        return fg.run(step, state, data, 1, **options)
+
+    def gathered_whole(**options):
+        specs = [s for _, s in constraints_of(lambda s: program(s, **options), state)]
+        return sum(spec == P(None, None) for spec in specs)
+
+    one = jax.tree.map(lambda x: x[:1], batch)
+    evaluation = {"metric_fn": metric_fn, "eval_data": one}
+    assert gathered_whole(**evaluation) == gathered_whole() + 2
 
 
 def test_keys_and_model_states_reach_the_loss():

@@ -45,7 +45,7 @@ def test_sizes_that_do_not_fit_are_refused(axes, error, message):
         sharding.make_mesh(DEVICES, **axes)
 
 
-@pytest.mark.parametrize("devices", [8, {"data": 8}, ["cpu"], "data=8"])
+@pytest.mark.parametrize("devices", [8, {"data": 8}, ["cpu"], "data=8", []])
 def test_what_is_not_a_sequence_of_devices_is_refused(devices):
     message = r"need a sequence of devices, .* by name: make_mesh\(data=8\)"
     with pytest.raises(TypeError, match=message):
@@ -55,6 +55,8 @@ def test_what_is_not_a_sequence_of_devices_is_refused(devices):
 def test_messages_say_how_to_take_fewer_devices_or_to_make_more():
     with pytest.raises(ValueError, match=r"got {'data': 4}; make_mesh\(.*\[:4\], "):
         sharding.make_mesh(DEVICES, data=4)
+    with pytest.raises(ValueError, match=r"device_count=32"):
+        sharding.make_mesh(DEVICES, data=-1, model=32)
     with pytest.raises(ValueError, match=r"device_count=16.* makes more"):
         sharding.make_mesh(DEVICES, data=16)
 

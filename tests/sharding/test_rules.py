@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+import fngrad as fg
 import fngrad.models as models
 import fngrad.sharding as sharding
 from fngrad.sharding.rules import checked_spec
@@ -86,11 +87,13 @@ def test_the_transformers_rule_leaves_to_another_what_does_not_divide():
         (P(None, None, "data"), "the leaf has 2 axes"),
         (P("model"), r"the mesh has the axes \('data',\)"),
         (P("data"), r"4 devices do not divide an axis of shape \(6, 8\)"),
+        (P("data", "data"), "an axis of the mesh splits two axes"),
+        (P(P.UNCONSTRAINED), r"has no unconstrained axis"),
     ],
 )
 def test_a_spec_that_does_not_fit_is_refused_with_the_path(spec, message):
     rule = sharding.by_path([("**", spec)])
-    with pytest.raises(ValueError, match=f"fits 'a/w', got .*: {message}"):
+    with pytest.raises(ValueError, match=f"fits 'a/w', got .*: .*{message}"):
         checked_spec(rule, "a/w", np.zeros((6, 8)), DATA)
 
 
@@ -112,6 +115,8 @@ def test_wrong_rules_are_refused():
             sharding.fsdp(within=rule)
         with pytest.raises(TypeError, match="need a rule"):
             sharding.by_path([], otherwise=rule)
+        with pytest.raises(TypeError, match="need a rule"):
+            models.transformer_rule(otherwise=rule)
 
 
 def test_a_spec_that_fsdp_would_split_further_is_refused_if_it_does_not_fit():
@@ -120,12 +125,30 @@ def test_a_spec_that_fsdp_would_split_further_is_refused_if_it_does_not_fit():
         sharding.shardings({"w": np.zeros((8, 8))}, BOTH, sharding.fsdp(within=within))
 
 
+def test_fsdp_splits_no_leaf_twice_over_its_axis():
+    within = sharding.by_path([("w", P("data"))])
+    rule = sharding.fsdp(min_size=1, within=within)
+    assert checked_spec(rule, "w", np.zeros((4, 8)), DATA) == P("data")
+
+
+def test_globs_see_the_leaves_of_the_optimizer_too():
+    optimizer = fg.adafactor(0.1, min_dim_size_to_factor=1)
+    state = fg.init_state({"w": np.zeros((8, 8), np.float32)}, optimizer, 0)
+    with pytest.raises(ValueError, match="glob that selects a leaf"):
+        sharding.shardings(state, DATA, sharding.by_path([("opt_state/rwo", P())]))
+    paths = fg.tree.leaf_paths(state)
+    glob = next(path for path in paths if path.startswith("opt_state") and "w" in path)
+    rule = sharding.by_path([(glob, P())], otherwise=sharding.fsdp(min_size=1))
+    assert sharding.shardings(state, DATA, rule).params["w"].spec == P(None, "data")
+
+
 def test_a_glob_that_selects_no_parameter_is_refused():
     typo = sharding.by_path([("wieght", P("data"))])
     params = {"layer": {"weight": np.zeros((4, 8))}}
     for rule in (
         typo,
         sharding.fsdp(within=typo),
+        models.transformer_rule(otherwise=typo),
         sharding.by_path([("**/weight", P("data"))], otherwise=typo),
     ):
         with pytest.raises(ValueError, match="glob that selects a leaf, got 'wieght'"):
@@ -136,4 +159,5 @@ def test_equal_rules_are_equal():
     entries = [("**/weight", P("data"))]
     assert sharding.fsdp() == sharding.fsdp() != sharding.fsdp("model")
     assert sharding.by_path(entries) == sharding.by_path(entries)
+    assert models.transformer_rule() == models.transformer_rule()
     assert hash(sharding.by_path(entries)) == hash(sharding.by_path(entries))

@@ -183,6 +183,59 @@ def test_devices_left_idle_are_warned_about():
         fit("fsdp", step=whole, num_steps=1)
 
 
+def pair_metric(params, batch):
+    return metric_fn(params, dict(zip(("x", "y"), batch, strict=True)))
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_evaluation_data_of_any_tree_and_place_are_taken(kind):
+    pair = kind(jax.device_put(list(ARRAYS.values()), jax.devices()[1]))
+    want = WANTED.history["val/loss"][-1]
+    result = fit("fsdp", metric_fn=pair_metric, eval_data=pair)
+    assert result.history["val/loss"][-1] == pytest.approx(want, rel=1e-4)
+    few = NamedSharding(sharding.make_mesh(jax.devices()[:4]), P())
+    for data in (pair, jax.device_put(pair, few)):
+        found = fg.evaluate(pair_metric, result.state, data)["loss"]
+        assert found == pytest.approx(want, rel=1e-4)
+
+
+def test_data_on_other_devices_are_placed_on_those_of_the_run():
+    few = NamedSharding(sharding.make_mesh(jax.devices()[:4]), P())
+    data = jax.device_put(DATA, few)
+    with pytest.warns(UserWarning, match="cannot be asked for again"):
+        listed = fit("fsdp", data=[data.batch(i) for i in range(12)])
+    for result in (listed, fit("fsdp", data=data)):
+        np.testing.assert_allclose(
+            result.history["loss"], WANTED.history["loss"], rtol=1e-4
+        )
+
+
+def test_leaves_that_are_not_placed_follow_the_rule():
+    state = first_state()
+    state = state._replace(params=sharding.shard_state(state.params, FLAT, RULE))
+    end = fg.fit(STEPS["fsdp"], state, DATA, num_steps=2, progress=False).state
+    where = sharding.shardings(end, FLAT, RULE)
+    for leaf, place in zip(jax.tree.leaves(end), jax.tree.leaves(where), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def test_a_source_is_read_in_parts_for_an_evaluation(monkeypatch):
+    state = sharding.shard_state(WANTED.state, FLAT, RULE)
+    seen = []
+
+    source = fg.data.from_source(ARRAYS, 100, 5)
+    part = type(source).part
+
+    def spied(self, start, count):
+        found = part(self, start, count)
+        seen.append(found.arrays["x"].sharding.spec)
+        return found
+
+    monkeypatch.setattr(type(source), "part", spied)
+    fg.evaluate(metric_fn, state, source, batch_size=30)
+    assert seen == [P("data")] * 3 + [P()]
+
+
 def test_a_step_without_jit_takes_a_batch_of_one_device():
     state = sharding.shard_state(first_state(), FLAT, RULE)
     state, metrics = STEPS["fsdp"](state, DATA.batch(0))
