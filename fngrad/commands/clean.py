@@ -1,17 +1,20 @@
 """`fngrad clean`: which checkpoints can be deleted, and deleting them."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.step_folders as step_folders
 import fngrad.commands.run_records as run_records
 import fngrad.commands.texts as texts
 import fngrad.numerics as numerics
 import fngrad.programs.text_tables as text_tables
+from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.reading import completed, recorded_best_paths
 from fngrad.checkpoint.writing import locked
-from fngrad.files.locks import is_in_use
+from fngrad.files.locks import Lock, LockError, is_in_use
 from fngrad.logging.run_folder import read_manifest
 
 
@@ -28,8 +31,9 @@ def clean(
 ) -> int:
     """List the checkpoints that can be deleted, or delete them.
 
-    Of every run the newest checkpoints and that of the best evaluation are kept. Runs
-    that are running are left alone, and so are damaged checkpoints.
+    Of every run the newest checkpoints whose files are whole, and that of the best
+    evaluation, are kept. Runs that are running are left alone, and so are damaged
+    checkpoints, and checkpoints of which none is whole.
 
     Args:
         folder: of runs, or of one run.
@@ -39,15 +43,18 @@ def clean(
     numerics.check_count("keep", keep, 1)
     rows, total = [["checkpoint", "step", "size"]], 0
     for run in run_records.find_runs(folder):
-        if is_in_use(run):
-            print(f"left alone, as it is running: {run}")
-            continue
         checkpoints = run_records.checkpoint_folder(run, read_manifest(run))
         if checkpoints is None:
             continue
-        found = (
-            _deleted(checkpoints, keep) if delete else superfluous(checkpoints, keep)
-        )
+        if is_in_use(run) or is_in_use(checkpoints):
+            print(f"left alone, as it is running: {run}")
+            continue
+        try:
+            take = _deleted if delete else superfluous
+            found = take(checkpoints, keep)
+        except (LockError, CheckpointError) as error:
+            print(f"left alone: {run}: {error}")
+            continue
         rows += [[str(x.path), str(x.step), texts.size(x.size)] for x in found]
         total += sum(x.size for x in found)
     if len(rows) > 1:
@@ -59,7 +66,7 @@ def clean(
 
 
 def superfluous(folder: Path, keep: int) -> list[Superfluous]:
-    """Return the complete checkpoints but the newest and the best, oldest first.
+    """Return the checkpoints but the newest whole ones and the best, oldest first.
 
     Args:
         folder: of checkpoints.
@@ -70,7 +77,19 @@ def superfluous(folder: Path, keep: int) -> list[Superfluous]:
     """
     found = completed(folder)
     newest = {each.folder.step: each.folder.path for each in found}
-    kept = {*list(newest.values())[-keep:], *recorded_best_paths(folder)[:1]}
+    damaged: set[Path] = set()
+
+    def whole(paths: Iterable[Path]) -> Iterator[Path]:
+        for path in paths:
+            if _is_whole(path):
+                yield path
+            else:
+                damaged.add(path)
+
+    kept = set(itertools.islice(whole(reversed(newest.values())), keep))
+    if not kept:
+        return []
+    kept |= {*itertools.islice(whole(recorded_best_paths(folder)), 1), *damaged}
     return [
         Superfluous(each.folder.path, each.folder.step, _size(each.folder.path))
         for each in found
@@ -78,9 +97,29 @@ def superfluous(folder: Path, keep: int) -> list[Superfluous]:
     ]
 
 
+def _is_whole(path: Path) -> bool:
+    """Return whether the files of a checkpoint hold what was written.
+
+    Raises:
+        UnreadableError: if one cannot be read here or now.
+    """
+    try:
+        manifest.check_files(path, manifest.read(path))
+    except UnreadableError:
+        raise
+    except CheckpointError:
+        return False
+    return True
+
+
 def _deleted(folder: Path, keep: int) -> list[Superfluous]:
-    """Delete what is superfluous, and what killed writers left; return it."""
-    with locked(folder):
+    """Delete what is superfluous, and what killed writers left; return it.
+
+    Raises:
+        LockError: if a run uses the folder.
+        CheckpointError: if a process writes to it, or a step cannot be read now.
+    """
+    with Lock(folder), locked(folder):
         step_folders.sweep(folder)
         found = superfluous(folder, keep)
         for each in found:

@@ -24,7 +24,7 @@ from fngrad.types import Mode
 
 Status = Literal["running", "completed", "interrupted", "failed", "unknown"]
 STATUSES = ("running", "completed", "interrupted", "failed", "unknown")
-_ENDED_WELL = ("completed", "early_stopping", "callback", "exhausted")
+_ENDED_WELL = ("completed", "early_stopping", "exhausted")  # nothing is left to do
 _PRUNED = {"checkpoints", "lanes", "__pycache__", "node_modules", "venv"}
 DEFAULT_METRICS = ("val/loss", "val/accuracy", "loss")
 

@@ -16,7 +16,7 @@ from fngrad.checkpoint.device_transfer import HostTree, take
 from fngrad.checkpoint.writing import DEFAULT_BEST
 from fngrad.files.local_paths import check_local
 from fngrad.files.locks import Lock
-from fngrad.fitting.best import read_best
+from fngrad.fitting.best import NOTE, read_best
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
@@ -166,7 +166,8 @@ class Saver:
         self._notes = {"identity": start.identity, "log_every": stops.log_every}
         if stops.log_until is not None:
             self._notes["log_until"] = stops.log_until
-        known = start.notes.get("best")
+        is_lost = NOTE in start.notes and start.history.best is None
+        known = None if is_lost else start.notes.get("best")
         self._best = BestValue(*rules.best, notes=known) if rules.best else None
         self.step: int = start.step  # of the last checkpoint; at first, of the start
         self._saved_at = time.monotonic()
@@ -180,12 +181,10 @@ class Saver:
     def update_best(self, values: Values) -> None:
         """Record an evaluation: its state is saved if it is the best so far.
 
-        Raises:
-            ValueError: if the metric of ``keep_best``, when it is not the default, is
-                not among the values.
+        The default metric need not be measured, and at step 0 there are none of the
+        step.
         """
-        is_default = self._rules.best == DEFAULT_BEST
-        if self._best and (self._best.is_in(values) or not is_default):
+        if self._best and self._best.is_in(values):
             self._improved = self._best.update(values)
 
     def keeps(self, rule: Directed | None) -> bool:

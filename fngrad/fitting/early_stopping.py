@@ -123,12 +123,8 @@ class Patience:
         return self._rule is not None and self._waited >= self._rule.patience
 
     def update(self, values: Values) -> None:
-        """Count an evaluation.
-
-        Raises:
-            ValueError: if the rule's metric is not among the values.
-        """
-        if self._best is not None:
+        """Count an evaluation; at step 0 there are no metrics of the step to count."""
+        if self._best is not None and self._best.is_in(values):
             self._waited = 0 if self._best.update(values) else self._waited + 1
 
     def notes(self) -> dict[str, Any] | None:

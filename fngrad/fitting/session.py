@@ -265,6 +265,7 @@ class Session:
         if self.history.best and self.history.best.step > saved.step:
             self.history.best = saver.read_best(saved, state)
         self._best = self._make_best(saved.notes)
+        self._best.replace(saved.step)  # this step is saved again with another rate
         self._save(saver)
         self._wait(saver)
 

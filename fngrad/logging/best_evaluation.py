@@ -36,11 +36,17 @@ class BestEvaluation:
         self.by = by
         self.metrics: dict[str, Any] = dict(metrics)
         leaves, self._structure = jax.tree.flatten(state)
+        for leaf in leaves:
+            if isinstance(leaf, jax.Array) and not tree.is_key(leaf):
+                leaf.copy_to_host_async()
         self._leaves = [_HostLeaf(leaf) for leaf in leaves]
 
     @property
     def state(self) -> TrainState:
-        """A new copy of the state, on the devices that the original was on."""
+        """A new copy of the state, on the devices that the original was on.
+
+        After pickling it is on the default device.
+        """
         return self._structure.unflatten([leaf.placed() for leaf in self._leaves])
 
     def __repr__(self) -> str:
@@ -56,6 +62,9 @@ class _HostLeaf:
         self._data = np.array(leaf if self._impl is None else jax.random.key_data(leaf))
         is_committed = isinstance(leaf, jax.Array) and leaf.committed
         self._sharding = leaf.sharding if is_committed else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_sharding": None}  # devices cannot be pickled
 
     def placed(self) -> jax.Array:
         leaf = jax.device_put(self._data, self._sharding, may_alias=False)

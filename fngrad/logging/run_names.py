@@ -1,5 +1,6 @@
 """Fresh names for run folders, and moving an old run aside."""
 
+import contextlib
 import datetime
 import itertools
 import os
@@ -9,10 +10,11 @@ from pathlib import Path
 
 from fngrad.files.json_values import write_json
 from fngrad.files.local_paths import check_local
-from fngrad.files.locks import Lock
+from fngrad.files.locks import Lock, LockError, is_in_use
 from fngrad.logging.run_folder import read_manifest
 
 RESUMED = "FNGRAD_RESUME"  # the environment variable of `fngrad resume`
+_TAKEN: set[str] = set()  # the folder that it named, once `new_run` returned it
 
 
 def new_run(folder: str | Path) -> Path:
@@ -45,7 +47,7 @@ def new_run(folder: str | Path) -> Path:
     parent = Path(folder)
     resumed = os.environ.get(RESUMED)
     if resumed and Path(resumed).parent == parent.resolve():
-        del os.environ[RESUMED]
+        _TAKEN.add(os.environ.pop(RESUMED))
         return parent / Path(resumed).name
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     parent.mkdir(parents=True, exist_ok=True)
@@ -68,17 +70,27 @@ def move_aside(run: Path | None, checkpoints: Path | None) -> dict[Path, Path]:
         checkpoints: their folder, which may be in that of the run.
 
     Returns:
-        The new paths by the old ones, without folders that are empty or do not exist.
+        The new paths by the old ones, without folders that hold neither records of a
+        run nor checkpoints.
 
     Raises:
-        LockError: if a process uses a folder.
+        LockError: if a process uses a folder, or one in it; then nothing is moved.
         ValueError: if the current folder is one of them or inside.
         OSError: if a folder cannot be renamed.
     """
-    if run is not None and os.environ.get(RESUMED) == str(run.resolve()):
+    resumed = {os.environ.get(RESUMED), *_TAKEN}
+    if run is not None and str(run.resolve()) in resumed:
         return {}
-    folders = [folder for folder in (run, checkpoints) if folder is not None]
-    moved = {folder: new for folder in folders if (new := _moved(folder))}
+    given = [folder for folder in (run, checkpoints) if folder is not None]
+    folders = {f: Path(os.path.abspath(f)) for f in given if _holds_a_run(f)}
+    for folder in folders.values():
+        _check_movable(folder)
+    with contextlib.ExitStack() as locks:  # all of them before anything is moved
+        for folder in folders.values():
+            locks.enter_context(Lock(folder))
+        if sys.platform == "win32":  # which cannot rename a folder with open files
+            locks.close()
+        moved = _renamed(folders)
     if run in moved and checkpoints in moved:
         manifest = read_manifest(moved[run])
         new = {**manifest, "checkpoints": str(moved[checkpoints])}
@@ -86,23 +98,45 @@ def move_aside(run: Path | None, checkpoints: Path | None) -> dict[Path, Path]:
     return moved
 
 
-def _moved(folder: Path) -> Path | None:
-    folder = Path(os.path.abspath(folder))
-    if not folder.is_dir() or not os.listdir(folder):
-        return None
+def _holds_a_run(folder: Path) -> bool:
+    """Return whether a folder holds records of a run, or checkpoints."""
+    if not folder.is_dir():
+        return False
+    names = os.listdir(folder)
+    records = {"manifest.json", "metrics.jsonl"}
+    return bool(records & {*names}) or any(name[:8].isdecimal() for name in names)
+
+
+def _check_movable(folder: Path) -> None:
     if Path.cwd().is_relative_to(folder.resolve()):
         raise ValueError(
             f"need a folder that can be moved aside, got {str(folder)!r}, which holds "
             "the current folder: give each run a folder of its own, as "
             'fngrad.logging.new_run("runs") makes one'
         )
-    unused = next(path for path in _numbered(folder, ".", 1) if not path.exists())
-    with Lock(folder):
-        if sys.platform != "win32":
+    for lock in folder.rglob(".lock"):
+        if is_in_use(lock.parent):
+            raise LockError(
+                f"need a folder that can be moved aside, got {str(folder)!r}, in which "
+                f"{str(lock.parent)!r} is in use: wait until that run ends"
+            )
+
+
+def _renamed(folders: dict[Path, Path]) -> dict[Path, Path]:
+    """Rename all folders, or none."""
+    moved: dict[Path, Path] = {}
+    try:
+        for given, folder in folders.items():
+            if not folder.exists():  # it was in one that is moved
+                continue
+            unused = next(p for p in _numbered(folder, ".", 1) if not p.exists())
             os.rename(folder, unused)
-    if sys.platform == "win32":  # which cannot rename a folder with open files
-        os.rename(folder, unused)
-    return unused
+            moved[given] = unused
+    except OSError:
+        for given, unused in moved.items():
+            os.rename(unused, folders[given])
+        raise
+    return moved
 
 
 def _numbered(path: Path, separator: str, first: int = 0) -> Iterator[Path]:

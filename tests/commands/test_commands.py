@@ -263,6 +263,41 @@ def test_clean_deletes_all_but_the_newest_and_the_best(folder, capsys):
     assert not list(checkpoints.glob(".*.writing"))
 
 
+def spoil(path):
+    file = max(path.rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else -1)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+def test_clean_keeps_the_newest_checkpoint_that_is_whole(folder, capsys):
+    checkpoints = folder / "a" / "checkpoints"
+    for step in (1, 2, 3, 4):
+        checkpoint.save(checkpoints, np.arange(999.0), step=step)
+    spoil(checkpoints / "00000004")
+    run(capsys, "clean", folder / "a", "--delete")
+    assert sorted(path.name for path in checkpoints.glob("0*")) == [
+        "00000003",  # the newest whole one, and
+        "00000004",  # the damaged one, which is left alone
+    ]
+    spoil(checkpoints / "00000003")
+    run(capsys, "clean", folder / "a", "--delete")
+    assert len(list(checkpoints.glob("0*"))) == 2
+
+
+def test_clean_leaves_alone_checkpoints_that_another_run_uses(folder, capsys):
+    checkpoints = folder / "a" / "checkpoints"
+    for step in (1, 2, 3):
+        checkpoint.save(checkpoints, np.zeros(2), step=step)
+    with Lock(checkpoints):
+        _, lines, _ = run(capsys, "clean", folder / "a", "--delete")
+    assert lines[0].startswith("left alone")
+    with Lock(checkpoints, name=".writing"):
+        _, lines, _ = run(capsys, "clean", folder / "a", "--delete")
+    assert lines[0].startswith("left alone")
+    assert checkpoint.steps(checkpoints) == [1, 2, 3]
+
+
 def test_the_optimizers_are_listed_with_their_papers(capsys):
     status, lines, _ = run(capsys, "optimizers", "--json")
     assert status == 0

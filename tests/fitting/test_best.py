@@ -138,6 +138,8 @@ def test_a_lost_best_is_searched_anew_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="of step 5, has no undamaged checkpoint"):
         resumed = saving_fit(tmp_path, **options)
     assert resumed.history.best.step == 20  # of 15 and 20, the larger loss
+    again = saving_fit(tmp_path, **options)  # warns of no further loss
+    assert_same_best(again.history.best, resumed.history.best)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,20 @@ def test_the_first_state_is_evaluated_on_request(tmp_path):
     )
 
 
-def test_a_history_with_a_best_evaluation_can_be_pickled():
-    history = quiet_fit(num_steps=5, **WATCHED_FIT).history
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"early_stopping": fg.EarlyStopping("loss", patience=9)},
+        {"keep_best": ("loss", "min")},
+    ],
+)
+def test_the_first_evaluation_has_no_metric_of_a_step_to_watch(options, tmp_path):
+    result = saving_fit(tmp_path, eval_first=True, **options)
+    assert result.stopped == "completed"
+    assert result.history.best.step > 0
+
+
+@pytest.mark.parametrize("mesh", [None, fg.sharding.make_mesh(jax.devices()[:1])])
+def test_a_history_with_a_best_evaluation_can_be_pickled(mesh):
+    history = quiet_fit(num_steps=5, mesh=mesh, **WATCHED_FIT).history
     assert_same_best(pickle.loads(pickle.dumps(history)).best, history.best)

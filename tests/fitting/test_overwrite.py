@@ -12,7 +12,7 @@ import fngrad.checkpoint as checkpoint
 from fngrad.commands.run_records import read_run
 from fngrad.files.locks import Lock, LockError
 from fngrad.fitting.training_loop import fit
-from fngrad.logging.run_names import RESUMED
+from fngrad.logging.run_names import RESUMED, new_run
 from fngrad.training import make_step
 
 
@@ -82,6 +82,35 @@ def test_a_folder_in_use_or_around_the_current_one_is_not_moved(tmp_path, monkey
     with pytest.raises(ValueError, match="holds the current folder"):
         quiet_fit(num_steps=4, run_dir=".", resume="overwrite")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_is_moved_if_a_part_or_a_run_inside_is_in_use(tmp_path):
+    options = {"run_dir": tmp_path / "a", "checkpoint_dir": tmp_path / "saved"}
+    quiet_fit(num_steps=4, **options)
+    with Lock(tmp_path / "saved"), pytest.raises(LockError, match="in use"):
+        quiet_fit(num_steps=4, resume="overwrite", **options)
+    quiet_fit(num_steps=4, run_dir=tmp_path)
+    with Lock(tmp_path / "a"), pytest.raises(LockError, match="in use"):
+        quiet_fit(num_steps=4, run_dir=tmp_path, resume="overwrite")
+    assert (tmp_path / "a").is_dir()
+    assert not (tmp_path / "a.1").exists()
+    assert not tmp_path.with_name(f"{tmp_path.name}.1").exists()
+
+
+def test_a_folder_without_a_run_is_not_moved(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    quiet_fit(num_steps=4, run_dir=tmp_path, resume="overwrite")
+    assert "moved" not in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_resumed_run_that_new_run_names_is_not_moved(tmp_path, monkeypatch):
+    run = new_run(tmp_path)
+    options = {"save_every": 2, "resume": "overwrite"}
+    quiet_fit(num_steps=4, run_dir=run, **options)
+    monkeypatch.setenv(RESUMED, str(run.resolve()))
+    result = quiet_fit(num_steps=6, run_dir=new_run(tmp_path), **options)
+    assert result.history.notes["resumed"] == [4]
 
 
 def test_the_manifest_says_how_a_run_ended(tmp_path):
