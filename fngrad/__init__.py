@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING
 
+import fngrad.callbacks as callbacks
 import fngrad.checkpoint as checkpoint
 import fngrad.data as data
-import fngrad.fitting.callbacks as callbacks
 import fngrad.layers as layers
 import fngrad.logging as logging
 import fngrad.losses as losses

@@ -151,7 +151,7 @@ def test_dir_of_a_namespace_lists_only_its_public_names(path: str):
 def test_dir_of_every_namespace_of_the_face_is_tested():
     of_face = (getattr(fngrad, name) for name in fngrad.__all__)
     found = {m.__name__ for m in of_face if isinstance(m, types.ModuleType)}
-    assert {"fngrad.closed_form", "fngrad.fitting.callbacks", "fngrad.tree"} <= found
+    assert {"fngrad.closed_form", "fngrad.callbacks", "fngrad.tree"} <= found
     assert {name.replace(".", "/") for name in found} <= set(NAMESPACES)
 
 

@@ -140,7 +140,7 @@ HOUSE = (
         "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
         "(batches; which steps, states and data are refused), `mesh` (a run on several "
-        "devices), `callbacks` (`max_minutes`, `profile`, `spike`) and their `hooks`, "
+        "devices), `hooks` of callbacks, `profiling`, `spikes`, "
         "`best` (which evaluation), `intervals` (when to "
         "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
         "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
@@ -157,8 +157,9 @@ HOUSE = (
     ),
     (
         8,
-        "commands/",
-        "the command line; what is recorded in run folders (`run_records`)",
+        "callbacks commands/",
+        "`max_minutes`, `profile`, `spike`; the command line, and what is recorded in "
+        "run folders (`run_records`)",
     ),
     (9, "__main__", "`python -m fngrad`"),
 )
