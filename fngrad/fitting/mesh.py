@@ -48,7 +48,8 @@ def _mesh_of_state(state: TrainState) -> Mesh | None:
     """Return the mesh that a state is on, or else the one of `jax.set_mesh`, if any."""
     found = auto_mesh_of(state)
     if isinstance(found, AbstractMesh):
-        found = jax.sharding.get_mesh()
+        get_mesh = getattr(jax.sharding, "get_mesh", None)  # JAX 0.7 has none
+        found = get_mesh and get_mesh()
     return found if isinstance(found, Mesh) and not found.empty else None
 
 
