@@ -12,9 +12,7 @@ from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.hooks import (
-    STOP as STOP,
-)
-from fngrad.fitting.hooks import (
+    STOP,
     Callback,
     Hooks,
     RunView,
@@ -142,14 +140,9 @@ class Session:
 
     def _run_to_end(self, interrupted: Interruption) -> str:
         plan, saver = self._plan, self._plan.saver
-        if self._pending:
-            stopped = self._report(self._pending.evaluates)
-            if saver:
-                self._save(saver)
-            if stopped:
-                return stopped
-        elif plan.evaluation and plan.evaluation.begins and self._is_untouched:
-            stopped = self._report(evaluates=True)
+        begins = plan.evaluation and plan.evaluation.begins and self._is_untouched
+        if self._pending or begins:
+            stopped = self._report(not self._pending or self._pending.evaluates)
             if saver:
                 self._save(saver)
             if stopped:

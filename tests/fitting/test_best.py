@@ -12,7 +12,7 @@ from resuming import WATCHED, bits, killed_fit, saving_fit
 
 import fngrad as fg
 import fngrad.tree as tree
-from fngrad.fitting.session import STOP
+from fngrad.fitting.hooks import STOP
 
 WORST = ("val/loss", "max")  # the first evaluation, so that the best is not the last
 WATCHED_FIT = {k: v for k, v in WATCHED.items() if k != "log_every"}

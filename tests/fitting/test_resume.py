@@ -23,7 +23,7 @@ import fngrad.checkpoint as checkpoint
 from fngrad.files.locks import LockError
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveError
 from fngrad.fitting.early_stopping import EarlyStopping
-from fngrad.fitting.session import STOP
+from fngrad.fitting.hooks import STOP
 from fngrad.logging import read_jsonl
 
 

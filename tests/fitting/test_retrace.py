@@ -8,7 +8,7 @@ from linear_regression import DATA, OPTIMIZER, STEP, first_state, loss_fn, quiet
 
 import fngrad.data.dataset as dataset
 import fngrad.fitting.loops as loops
-from fngrad.fitting.session import STOP
+from fngrad.fitting.hooks import STOP
 from fngrad.fitting.training_loop import fit
 from fngrad.logging.compilations import Compilations
 from fngrad.logging.run_folder import read_manifest

@@ -24,8 +24,8 @@ from linear_regression import (
 
 import fngrad.data.dataset as dataset
 from fngrad.fitting.early_stopping import EarlyStopping
+from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
-from fngrad.fitting.session import STOP
 from fngrad.training import snapshot
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
