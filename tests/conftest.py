@@ -13,6 +13,7 @@ import signal
 import tempfile
 
 import chex
+import fast_cases
 import float64_mode
 import jax
 import pytest
@@ -45,7 +46,9 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
+    fast_cases.mark_slow(items)
     # The longest come first: at the end they would be left to one worker.
     items.sort(key=lambda item: item.path.name != "test_on_eight_devices.py")
 

@@ -1,0 +1,96 @@
+"""How many cases of an expensive test are fast; the gate runs them all.
+
+``tests/fast_cases.toml`` holds, for each test whose cases take long together, how many
+of them the fast tests run: a random sample, the same in every run. To make the table
+anew on a quiet machine::
+
+    pytest -n 2 -m "" --junitxml=times.xml
+    python tests/support/fast_cases.py times.xml
+"""
+
+import collections
+import pathlib
+import random
+import sys
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+TESTS = pathlib.Path(__file__).parents[1]
+TABLE = TESTS / "fast_cases.toml"
+SECONDS = 0.5  # that the cases of one test may take together
+SINGLE = 2.0  # seconds that a test without cases may take
+# Most faults in the arithmetic of a rule are found by these alone.
+WHOLE = {
+    ("optimizers/test_updates.py", "test_updates_in_float64_are_the_oracles"),
+    ("optimizers/test_updates.py", "test_every_argument_changes_the_updates"),
+}
+HEADER = """\
+# The number of cases that are fast, of each test whose cases take long together.
+# Made by tests/support/fast_cases.py.
+"""
+
+
+def table() -> dict[str, dict[str, int]]:
+    """Return the number of fast cases by file and test."""
+    return tomllib.loads(TABLE.read_text())
+
+
+def mark_slow(items: Iterable[Any]) -> None:
+    """Mark the collected cases as slow that are not in their test's sample."""
+    cases = collections.defaultdict(list)
+    for item in items:
+        if hasattr(item, "originalname") and item.get_closest_marker("slow") is None:
+            file = item.path.relative_to(TESTS).as_posix()
+            cases[file, item.originalname].append(item)
+    numbers = table()
+    for (file, test), found in cases.items():
+        number = numbers.get(file, {}).get(test, len(found))
+        for i in set(range(len(found))) - sample(len(found), number, test):
+            found[i].add_marker("slow")
+
+
+def sample(count: int, number: int, seed: str) -> set[int]:
+    """Return the indices of `number` cases out of `count`."""
+    return set(random.Random(seed).sample(range(count), min(number, count)))
+
+
+def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str, int]]:
+    """Return how many cases fit, by file and test, from the seconds of each case."""
+    made: dict[str, dict[str, int]] = {}
+    for (file, test), seconds in sorted(times.items()):
+        if (file, test) in WHOLE:
+            continue
+        count, total = len(seconds), sum(seconds)
+        if count == 1:
+            fit = int(total < SINGLE)
+        else:
+            fit = max(1, round(count * SECONDS / max(total, SECONDS)))
+        if fit < count and total > 1.5 * SECONDS:
+            made.setdefault(file, {})[test] = fit
+    return made
+
+
+def read(report: str) -> dict[tuple[str, str], list[float]]:
+    """Return the seconds of each case from a report of JUnit's kind."""
+    times = collections.defaultdict(list)
+    for case in ElementTree.parse(report).iter("testcase"):
+        file = case.get("classname", "").replace(".", "/") + ".py"
+        test = case.get("name", "").partition("[")[0]
+        if file.startswith("tests/"):
+            times[file.removeprefix("tests/"), test].append(float(case.get("time", 0)))
+    return times
+
+
+def text(numbers: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the table as TOML."""
+    parts = [HEADER]
+    for file, tests in numbers.items():
+        lines = [f"{test} = {number}\n" for test, number in tests.items()]
+        parts.append(f'["{file}"]\n' + "".join(lines))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    TABLE.write_text(text(numbers(read(sys.argv[1]))))
