@@ -3,7 +3,8 @@
 What one test compiled, every later one takes from a folder that lives as long as the
 run, or from `JAX_COMPILATION_CACHE_DIR` where that is set. Unless ``XLA_FLAGS`` is set,
 XLA compiles with its older emitters, with little optimization and in one unit, in half
-the time. The gate runs the slow tests with XLA's defaults, as users have them.
+the time. With ``-m xla_defaults`` it compiles as for users: those tests, among them the
+slow ones of the experiments, run only so.
 """
 
 import gc
@@ -31,7 +32,7 @@ KNOWN = (0, 10)  # the newest line of JAX that has these flags; XLA aborts at ot
 
 
 def pytest_configure(config):
-    if jax.__version_info__[:2] <= KNOWN:
+    if jax.__version_info__[:2] <= KNOWN and not _compiles_by_default(config):
         os.environ.setdefault("XLA_FLAGS", QUICK)  # before JAX starts its backend
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "worksteal"  # neighbors share programs
@@ -41,14 +42,25 @@ def pytest_configure(config):
         jax.config.update("jax_compilation_cache_dir", folder)
 
 
+def _compiles_by_default(config):
+    return config.option.markexpr == "xla_defaults"
+
+
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput") and COMPILED in os.environ:
         shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     fast_cases.mark_slow(items)
+    for item in items:
+        if item.path.parent.name == "experiments" and item.get_closest_marker("slow"):
+            item.add_marker("xla_defaults")
+    if not _compiles_by_default(config):
+        left = [x for x in items if x.get_closest_marker("xla_defaults")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [x for x in items if not x.get_closest_marker("xla_defaults")]
     # The longest come first: at the end they would be left to one worker.
     items.sort(key=lambda item: item.path.name != "test_on_eight_devices.py")
 

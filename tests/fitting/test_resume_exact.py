@@ -80,7 +80,7 @@ def assert_optimizer_resumes(folder, optimizer, loss_fn=loss_fn, **options):
     assert_resumes(folder, step, fg.init_state(params, optimizer, 3), **options)
 
 
-@pytest.mark.slow
+@pytest.mark.xla_defaults
 @pytest.mark.parametrize("loop", ["python", "scan"])
 @pytest.mark.parametrize("name", fg.REGISTRY)
 def test_every_optimizer_resumes_exactly(name, loop, tmp_path):
@@ -109,7 +109,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.xla_defaults
 @pytest.mark.parametrize("name", WRAPPED)
 def test_every_wrapper_resumes_exactly(name, tmp_path):
     assert_optimizer_resumes(tmp_path, WRAPPED[name]())

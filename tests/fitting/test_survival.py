@@ -126,7 +126,7 @@ def wait_for_a_checkpoint(child, folder, beyond=0):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.xla_defaults
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_that_is_killed_25_times_ends_with_the_same_bits(tmp_path, seed):
     rng = random.Random(seed)

@@ -266,7 +266,7 @@ OTHERWISE = {"adan", "shampoo"}
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in OTHERWISE else name
+        pytest.param(name, marks=[pytest.mark.xla_defaults] * (name in OTHERWISE))
         for name in REGISTRY
     ],
 )
