@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 from jax.core import Tracer
@@ -26,10 +26,17 @@ from fngrad.programs.signatures import (
 )
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, mesh_of
 from fngrad.sharding.placement import batch_spec, shardings
-from fngrad.sharding.rules import Rule, axes_of, check_rule, checked_spec
+from fngrad.sharding.rules import (
+    Rule,
+    axes_of,
+    check_rule,
+    checked_spec,
+    rule_of_function,
+)
 from fngrad.types import Batch, Params, Path, Tree
 
 WHOLE = PartitionSpec()
+_Step = TypeVar("_Step", bound=Callable[[Any, Any], tuple[Any, Any]])
 
 
 class _Gathered(NamedTuple):
@@ -81,6 +88,26 @@ def placed(state: Tree, rule: Rule | None) -> Tree:
     return jax.lax.with_sharding_constraint(state, shardings(state, mesh, rule))
 
 
+def placing(step: _Step, loss_fn: Callable[..., Any]) -> _Step:
+    """Return a step that places its new state by the rule of a loss from `gathered`.
+
+    The step keeps the rule as its attribute ``rule``, for ``fit(mesh=)``. Of another
+    loss it is the step itself.
+    """
+    found = rule_of_function(loss_fn)
+    if found is None:
+        return step
+    (rule,) = found
+
+    @functools.wraps(step)
+    def on_mesh(state: Tree, batch: Batch) -> tuple[Tree, Any]:
+        new_state, metrics = step(state, batch)
+        return placed(new_state, rule), metrics
+
+    on_mesh.rule = rule  # type: ignore[attr-defined]
+    return cast(_Step, on_mesh)
+
+
 def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., Any]:
     r"""Return a loss that gathers its parameters for use and computes on its part.
 
@@ -96,7 +123,8 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
 
     ``make_step(rule=)`` calls it. For the steps of `fngrad.steps` call it yourself, and
     inside of `fngrad.mixed_precision`, so that what is gathered is narrow:
-    ``mixed_precision(gathered(loss_fn, rule), "bfloat16")``.
+    ``mixed_precision(gathered(loss_fn, rule), "bfloat16")``. They find the rule on the
+    loss, place the state by it, and pass it on to ``fit(mesh=)``.
 
     Args:
         loss_fn: takes the parameters and the batch, and by name ``key`` and
@@ -128,6 +156,7 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
             return loss_fn(*bound.args, **bound.kwargs)
 
     on_mesh.__signature__ = signature  # type: ignore[attr-defined]
+    on_mesh.rule = rule  # type: ignore[attr-defined]  # for the steps of this loss
     return on_mesh
 
 

@@ -28,6 +28,26 @@ def replicated(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
     return PartitionSpec()
 
 
+def rule_of_function(fn: Any) -> tuple[Rule | None] | None:
+    """Return the attribute ``rule`` of a step or a loss, in a tuple.
+
+    It is found through `functools.partial` and `functools.wraps`, too. None means that
+    there is none, ``(None,)`` that the step was made without a rule.
+    """
+    while fn is not None:
+        if hasattr(fn, "rule"):
+            return (fn.rule,)
+        is_partial = isinstance(fn, functools.partial)
+        fn = fn.func if is_partial else getattr(fn, "__wrapped__", None)
+    return None
+
+
+def rule_of_step(step: Any) -> Rule | None:
+    """Return the rule of a step, or None."""
+    found = rule_of_function(step)
+    return found and found[0]
+
+
 def fsdp(
     axis: str = BATCH_AXIS, min_size: int = 2**12, *, within: Rule = replicated
 ) -> Rule:

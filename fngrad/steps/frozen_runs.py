@@ -1,5 +1,7 @@
 """Steps that keep the last good state of a run that diverges."""
 
+import functools
+
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.training import Step, TrainState
@@ -46,6 +48,7 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
     """
     numerics.check_number("bound", bound, optional=True)
 
+    @functools.wraps(step)
     def frozen(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         is_good = ~has_diverged(metrics, bound) & tree.stays_finite(state, new_state)

@@ -14,6 +14,7 @@ import fngrad.numerics as numerics
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.optimizers.sgd import sgd
+from fngrad.sharding.constraints import placing
 from fngrad.steps.core import move_by
 from fngrad.steps.linearized_residuals import (
     Jacobian,
@@ -108,7 +109,7 @@ def gauss_newton(
         move = _move(transform, state, start, direction)
         return finish(state, start, move)
 
-    return step
+    return placing(step, residual_fn)
 
 
 def levenberg_marquardt(
@@ -197,7 +198,7 @@ def levenberg_marquardt(
         more = {"damping": damping, "gain_ratio": ratio, "is_accepted": is_accepted}
         return finish(state, start, move, more)
 
-    return step
+    return placing(step, residual_fn)
 
 
 def _read_problem(

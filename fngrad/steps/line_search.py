@@ -11,6 +11,7 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
+from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace
 from fngrad.steps.line_search_conditions import Found, Point, backtrack, strong_wolfe
 from fngrad.training import Step, TrainState, begin, finish
@@ -167,7 +168,7 @@ def line_search(
         move = Move(params, opt_state, updates, _with_kept(reports, state.opt_state))
         return finish(state, start, move, _of_search(length, found))
 
-    return step
+    return placing(step, loss_fn)
 
 
 def _of_search(length: jax.Array, found: Found) -> Metrics:

@@ -1,5 +1,6 @@
 """Metrics for `fngrad.reduce_on_plateau`: from every step, or from in between."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,7 @@ def plateau(step: Step, metric: Metric = "loss") -> Step:
 
     name, mode = (metric, None) if isinstance(metric, str) else directed(metric)
 
+    @functools.wraps(step)
     def watched(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         if name not in metrics:

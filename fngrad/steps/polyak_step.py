@@ -9,6 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.tree as tree
 from fngrad.optimizers.sgd import sgd
+from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.training.step_metrics import Move
@@ -97,7 +98,7 @@ def polyak(
         move = Move(params, opt_state, updates, reports)
         return finish(state, start, move, {"step_length": length})
 
-    return step
+    return placing(step, loss_fn)
 
 
 def _length(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.tree as tree
+from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace, move_by
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.transforms.core import TransformLike, chain
@@ -77,7 +78,7 @@ def sam(
         more = {"sharpness": value.loss - start.value.loss}
         return finish(state, start, move, more)
 
-    return step
+    return placing(step, loss_fn)
 
 
 def _ascent(

@@ -9,6 +9,7 @@ import fngrad.training.loss_forms as loss_forms
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
+from fngrad.sharding.constraints import placing
 from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.training.loss_forms import Gradient
@@ -91,7 +92,7 @@ def sophia(
         move = move_by(transform, estimated, start.trainable, start.grads)
         return finish(state, start, move)
 
-    return step
+    return placing(step, loss_fn)
 
 
 def _draw(distribution: str, key: Key, like: Params) -> Updates:

@@ -15,7 +15,7 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
-from fngrad.sharding.constraints import gathered, placed, split
+from fngrad.sharding.constraints import gathered, placing, split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.rules import Rule
 from fngrad.training.precision import Precision, mixed_precision
@@ -133,11 +133,10 @@ def make_step(
         )
         params = apply_updates(state.params, updates)
         move = Move(params, opt_state, updates, reports)
-        new_state, values = finish(state, start, move, norms=metrics == "norms")
-        return placed(new_state, rule), values
+        return finish(state, start, move, norms=metrics == "norms")
 
-    step.rule = rule  # type: ignore[attr-defined]  # for fit(mesh=)
-    return step
+    step.rule = None  # type: ignore[attr-defined]  # unless the loss has one
+    return placing(step, loss_fn)
 
 
 def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:

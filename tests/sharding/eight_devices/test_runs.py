@@ -1,5 +1,7 @@
 """Runs, evaluations, checkpoints and curvature on eight devices."""
 
+import functools
+
 import eight_devices
 import jax
 import jax.numpy as jnp
@@ -293,6 +295,19 @@ def test_steps_of_every_kind_take_a_gathered_loss(name):
             state, _ = step(state, given)
         ends.append(state.params)
     assert eight_devices.farthest(*ends) < 1e-4
+
+
+def test_a_run_is_split_by_the_rule_of_the_steps_loss():
+    plain, ruled = (fg.steps.sam(loss, OPTIMIZER) for loss in (loss_fn, LOSS))
+    many = fit("fsdp", step=functools.partial(ruled))
+    one = fit("one device", step=plain)
+    assert eight_devices.farthest(one.state.params, many.state.params) < 1e-4
+    wanted = sharding.shardings(many.state, FLAT, RULE)
+    placed = jax.tree.map(
+        lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), many.state, wanted
+    )
+    assert all(jax.tree.leaves(placed))
+    assert many.history.notes["compile_count"] == 1
 
 
 def model_fn(params, batch):

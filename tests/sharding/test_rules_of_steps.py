@@ -1,0 +1,72 @@
+"""A step keeps the rule of its loss, whatever it is wrapped in."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from linear_regression import DATA, OPTIMIZER, first_state, loss_fn
+
+import fngrad as fg
+import fngrad.sharding as sharding
+from fngrad.fitting.mesh import placed_run
+from fngrad.sharding.rules import rule_of_function, rule_of_step
+
+HERE = sharding.make_mesh(jax.devices()[:1])
+RULE = sharding.fsdp(min_size=1)
+GATHERED = sharding.gathered(loss_fn, RULE)
+
+
+def residuals(params, batch):
+    return jnp.zeros(3)
+
+
+OF_A_LOSS = {
+    "make_step": lambda loss: fg.make_step(loss, OPTIMIZER),
+    "sam": lambda loss: fg.steps.sam(loss, OPTIMIZER),
+    "sophia": lambda loss: fg.steps.sophia(loss, fg.sophia(0.1)),
+    "polyak": lambda loss: fg.steps.polyak(loss),
+    "line_search": lambda loss: fg.steps.line_search(loss, fg.sgd(1.0)),
+    "gauss_newton": lambda loss: fg.steps.gauss_newton(
+        sharding.gathered(residuals, RULE)
+    ),
+    "levenberg_marquardt": lambda loss: fg.steps.levenberg_marquardt(
+        sharding.gathered(residuals, RULE), OPTIMIZER
+    ),
+}
+WRAPPED = {
+    "partial": lambda step: functools.partial(step),
+    "jit": jax.jit,
+    "wraps": lambda step: functools.wraps(step)(lambda *args: step(*args)),
+    "plateau": fg.steps.plateau,
+    "freeze_diverged": fg.steps.freeze_diverged,
+    "skip_bad_steps": fg.steps.skip_bad_steps,
+    "partial of jit": lambda step: functools.partial(jax.jit(step)),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_LOSS)
+def test_a_step_has_the_rule_of_its_loss(name):
+    assert rule_of_step(OF_A_LOSS[name](GATHERED)) is RULE
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_wrapped_step_keeps_its_rule(wrap):
+    assert rule_of_step(wrap(fg.make_step(loss_fn, OPTIMIZER, rule=RULE))) is RULE
+    assert rule_of_step(wrap(fg.steps.sam(GATHERED, OPTIMIZER))) is RULE
+
+
+def test_a_narrow_loss_keeps_its_rule():
+    assert rule_of_step(fg.mixed_precision(GATHERED, "bfloat16")) is RULE
+    assert rule_of_function(fg.make_step(loss_fn, OPTIMIZER)) == (None,)
+    assert rule_of_function(lambda state, batch: (state, {})) is None
+
+
+@pytest.mark.parametrize("name", ["make_step", "sam"])
+def test_fit_splits_the_state_by_the_rule_of_the_loss(name):
+    step = functools.partial(OF_A_LOSS[name](GATHERED))
+    mesh, state, *_ = placed_run(HERE, step, first_state(), DATA, None)
+    assert mesh == HERE
+    want = jax.tree.map(lambda s: s.spec, sharding.shardings(state, HERE, RULE))
+    assert jax.tree.map(lambda x: x.sharding.spec, state) == want
+    assert want != jax.tree.map(lambda _: jax.sharding.PartitionSpec(), state)
