@@ -23,7 +23,17 @@ _LOSSLESS = "surrogateescape"  # keeps the bytes that another program wrote
 
 
 class Logger(Protocol):
-    """The type of a logger: takes a step and the metrics by name, as floats."""
+    """The type of a logger: takes a step and the metrics by name, as floats.
+
+    `fngrad.fit` calls these methods too, if a logger has them:
+
+    - ``configure(config)`` before the first step, if there is a ``config``;
+    - ``cut(step)`` when the run returns to that step, after a rollback or from a
+      checkpoint: later steps will be logged again;
+    - ``images(step, images)`` and ``histograms(step, histograms)`` for the callbacks
+      `fngrad.callbacks.images` and `fngrad.callbacks.histograms`;
+    - ``close()`` at the end of a run that began, or ``fail()`` if an exception ends it.
+    """
 
     def __call__(self, step: int, values: dict[str, Any], /) -> None: ...
 
@@ -39,6 +49,7 @@ class FileLogger:
     write: Callable[[int, Mapping[str, Any]], None]
     close: Callable[[], None]
     cut: Callable[[int], None] | None = None
+    name: str = "FileLogger"  # in messages
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         self.write(step, values)
@@ -115,7 +126,7 @@ def jsonl(
             if len(left) < len(lines):
                 file.replace("".join(f"{line}\n" for line in left).encode())
 
-    return FileLogger(write, file.close, cut)
+    return FileLogger(write, file.close, cut, f"jsonl({str(path)!r})")
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -187,7 +198,7 @@ def csv(path: str | Path) -> FileLogger:
             if len(left) < len(rows):
                 file.replace(_table(left))
 
-    return FileLogger(write, file.close, cut)
+    return FileLogger(write, file.close, cut, f"csv({str(path)!r})")
 
 
 def tensorboard(folder: str | Path) -> FileLogger:
@@ -233,7 +244,7 @@ def tensorboard(folder: str | Path) -> FileLogger:
         close()
         open_one(purge_step=step + 1)
 
-    return FileLogger(write, close, cut)
+    return FileLogger(write, close, cut, f"tensorboard({str(folder)!r})")
 
 
 def _record(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
