@@ -81,7 +81,7 @@ class Outputs(contextlib.ExitStack):
         spent: TimeSpent,
     ):
         super().__init__()
-        self._loggers = Loggers(reporting.loggers)
+        self.loggers: Loggers = Loggers(reporting.loggers)
         self._records: RunRecords | None = None
         self._bar = ProgressBar(None, enabled=False)
         self._stops, self._spent = stops, spent
@@ -106,14 +106,14 @@ class Outputs(contextlib.ExitStack):
             file = jsonl(self.folder.metrics)
             self._records = RunRecords(file, rules.on_error)
             self.push(self._records.close)
-        self.push(self._loggers.close)
+        self.push(self.loggers.close)
         try:
             if may_cut and run_dir is not None:
                 file.cut(start.logged)
             if may_cut:
-                self._loggers.call("cut", start.logged)
+                self.loggers.call("cut", start.logged)
             if reporting.config is not None:
-                self._loggers.call("configure", reporting.config)
+                self.loggers.call("configure", reporting.config)
             if reporting.progress:
                 self._open_bar()
         except BaseException:
@@ -181,7 +181,7 @@ class Outputs(contextlib.ExitStack):
         self._bar.advance(step - now)
         if self._records:
             self._records.cut(step)
-        self._loggers.call("cut", step)
+        self.loggers.call("cut", step)
 
     def log(self, step: int, values: Values) -> None:
         """Pass scalars to the run folder and to every logger.
@@ -192,7 +192,7 @@ class Outputs(contextlib.ExitStack):
         """
         if self._records:
             self._records.log(step, values)
-        self._loggers.log(step, values)
+        self.loggers.log(step, values)
 
     def _record_failure(self, kind: Any, error: Any, _: Any) -> None:
         """Record the exception that ends the run, with its autopsy, if there is one."""

@@ -43,6 +43,10 @@ class Loggers:
 
         self._each(f"in {method}", call)
 
+    def take(self, method: str) -> bool:
+        """Return whether a logger that is left has a method."""
+        return any(getattr(logger, method, None) for logger in self._loggers)
+
     def close(self, kind: Any, error: Any, _: Any) -> None:
         """Close every logger that can be; the arguments are those of ``__exit__``."""
         for logger in self._to_close:

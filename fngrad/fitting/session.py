@@ -172,10 +172,19 @@ class Session:
         return "completed"
 
     def _view(self) -> RunView:
-        plan, folder = self._plan, self._plan.outputs.folder
-        names = frozenset(plan.metrics)
-        path, show = folder and folder.path, plan.outputs.print
-        return RunView(self._now, path, names, self.history, plan.spent, show)
+        plan, outputs = self._plan, self._plan.outputs
+        return RunView(
+            first=self._now,
+            folder=outputs.folder and outputs.folder.path,
+            metrics=frozenset(plan.metrics),
+            history=self.history,
+            spent=plan.spent,
+            print=outputs.print,
+            step=plan.guard.step,
+            state=self.carry.state,
+            feed=plan.guard.feed,
+            loggers=outputs.loggers,
+        )
 
     @property
     def _is_untouched(self) -> bool:

@@ -9,7 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.tree as tree
 from fngrad.steps.core import displace, move_by
-from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Hyper, LossFn, Metrics, Params, Updates
 
@@ -77,7 +77,7 @@ def sam(
         more = {"sharpness": value.loss - start.value.loss}
         return finish(state, start, move, more)
 
-    return step
+    return with_gradients(step, transform, gradient)
 
 
 def _ascent(

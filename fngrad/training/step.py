@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
+import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
 from fngrad.sharding.constraints import gathered, placed, split
 from fngrad.sharding.meshes import auto_mesh_of
@@ -137,6 +138,23 @@ def make_step(
         return placed(new_state, rule), values
 
     step.rule = rule  # type: ignore[attr-defined]  # for fit(mesh=)
+    return with_gradients(step, transform, gradient)
+
+
+def with_gradients(
+    step: Step, transform: Transform, gradient: loss_forms.Gradient
+) -> Step:
+    """Return a step with an attribute ``gradients``, for histograms of them.
+
+    ``step.gradients(state, batch)`` is the gradient of the loss at the parameters, with
+    the key of the step, and ``None`` for leaves that are not trained.
+    """
+
+    def gradients(state: TrainState, batch: Batch) -> Any:
+        start = begin(transform, gradient, state, batch)
+        return tree.keep(start.trainable, start.grads)
+
+    step.gradients = gradients  # type: ignore[attr-defined]
     return step
 
 
