@@ -88,12 +88,17 @@ def trackio(project: str, **options: Any) -> MediaLogger:
     service = _Service(
         library,
         lambda **again: library.init(project=project, **{**options, **again}),
-        lambda run: {"name": run.name, "resume": "must"},
+        lambda run: {"name": run.name, "resume": "must", "config": _own(run.config)},
         lambda run, step, values: run.log(values, step=step),
         lambda run, config: run.config.update(config),
         lambda run, has_failed: run.finish(),
     )
     return _logger(service, f"trackio({project!r})")
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config, without trackio's entries, for the run that continues."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 class _Service(NamedTuple):

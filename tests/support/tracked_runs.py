@@ -26,12 +26,16 @@ def pixels(path: Any) -> np.ndarray:
 
 
 def wandb_run(folder: pathlib.Path) -> Found:
-    """Read an offline run of W&B."""
+    """Read an offline run of W&B, which has one file per process or continuation."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    paths = sorted(
+        folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime
+    )
+    assert len({path.name for path in paths}) == 1  # the id
     found = Found({}, {}, {}, {}, [])
-    for data in _log_records(path.read_bytes()):
+    records = ((path, data) for path in paths for data in _records(path.read_bytes()))
+    for path, data in records:
         record = Record.FromString(data)
         for update in (*record.run.config.update, *record.config.update):
             key = update.key or "/".join(update.nested_key)
@@ -94,12 +98,17 @@ def mlflow_run(folder: pathlib.Path, experiment: str) -> Found:
     )
 
 
-def tensorboard_run(folder: pathlib.Path) -> Found:
-    """Read all event files with TensorBoard's own reader."""
+def tensorboard_events(folder: pathlib.Path) -> Any:
+    """Return TensorBoard's own reader of a folder, which has read all of it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     everything = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
-    events = EventAccumulator(str(folder), size_guidance=everything).Reload()
+    return EventAccumulator(str(folder), size_guidance=everything).Reload()
+
+
+def tensorboard_run(folder: pathlib.Path) -> Found:
+    """Read all event files with TensorBoard's own reader."""
+    events = tensorboard_events(folder)
     tags = events.Tags()
     scalars = {
         tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]
@@ -114,8 +123,8 @@ def tensorboard_run(folder: pathlib.Path) -> Found:
         value = events.Histograms(tag)[-1].histogram_value
         edges = [value.min, *value.bucket_limit]
         histograms[tag] = vars(value) | {"counts": value.bucket, "edges": edges}
-    (text,) = events.Tensors("config/text_summary")
-    config = json.loads(text.tensor_proto.string_val[0])
+    (tag,) = tags["tensors"]
+    config = json.loads(events.Tensors(tag)[-1].tensor_proto.string_val[0])
     return Found(scalars, images, histograms, config, [])
 
 
@@ -131,7 +140,7 @@ def _sort(found: Found, step: Any, items: dict[str, Any], folder: Any, path: str
             found.histograms[key] = {"counts": value["values"], "edges": value["bins"]}
 
 
-def _log_records(content: bytes):
+def _records(content: bytes):
     """Yield the records of a file in LevelDB's log format, after W&B's header.
 
     Blocks of 32 KiB hold pieces: a checksum, a length, a kind (1 whole, 2 first,
