@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fngrad.fitting.early_stopping import Values
-from fngrad.fitting.inputs import Feed, check_state
+from fngrad.fitting.inputs import check_state
 from fngrad.fitting.loops import Advance
+from fngrad.fitting.nonfinite import Guard
 from fngrad.fitting.recording import Loggers
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
-from fngrad.training import Step, TrainState
+from fngrad.training import TrainState
 
 
 class Stop(enum.Enum):
@@ -41,9 +42,8 @@ class RunView(NamedTuple):
     history: History  # which grows during the run
     spent: TimeSpent
     print: Callable[[str], None]  # a line on stderr, above the progress bar
-    step: Step
     state: TrainState  # where the call begins; the first step may be given its memory
-    feed: Feed
+    guard: Guard  # has the step and the data
     loggers: Loggers
 
 

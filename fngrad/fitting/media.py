@@ -113,14 +113,14 @@ def histograms(
     """
     every = numerics.check_count("every", every, 1)
     bins = numerics.check_count("bins", bins, 1, 512)
-    of = (of,) if isinstance(of, str) else tuple(of)
-    for kind in of:
+    kinds: tuple[str, ...] = (of,) if isinstance(of, str) else tuple(of)
+    for kind in kinds:
         check_option("of", kind, KINDS)
-    if not of:
+    if not kinds:
         raise ValueError(f"need at least one of {KINDS} in of, got none")
-    counter = _Histograms(mask, every, of, bins)
+    counter = _Histograms(mask, every, kinds, bins)
     return Hook(
-        f"histograms({mask!r}, {every=}, {of=})",
+        f"histograms({mask!r}, {every=}, of={kinds})",
         begin=counter.begin,
         before=counter.before,
         after=counter.after,
@@ -207,7 +207,8 @@ class _Histograms(_EverySoMany):
             chosen = _chosen(self._mask, state.params)
             self._before = {path: jnp.copy(leaf) for path, leaf in chosen.items()}
         if "gradients" in self._of and self._run is not None:
-            gradients = _gradients(self._run, state, self._now)
+            # Waited for: XLA deadlocks where programs of several CPU devices queue up.
+            gradients = jax.block_until_ready(_gradients(self._run, state, self._now))
             mask = tree.selected(self._mask, state.params)
             self._gradients = tree.leaf_paths(tree.floats(_kept(mask, gradients)))
 
@@ -252,12 +253,12 @@ def _difference(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _check_gradients(run: RunView) -> None:
-    if not hasattr(run.step, "gradients"):
+    if not hasattr(run.guard.step, "gradients"):
         raise ValueError(
             "need a step of fngrad.make_step, or of fngrad.steps with a gradient, for "
             'histograms of "gradients", got another; "updates" needs none'
         )
-    if run.feed.is_iterable and not run.feed.is_source:
+    if run.guard.feed.is_iterable and not run.guard.feed.is_source:
         raise ValueError(
             'need a dataset, a source or a function of the step for "gradients", got '
             "an iterable: its batches cannot be asked for again"
@@ -266,7 +267,7 @@ def _check_gradients(run: RunView) -> None:
 
 def _gradients(run: RunView, state: TrainState, step: int) -> Any:
     """Return the gradient of the step that comes next."""
-    feed, gradients = run.feed, getattr(run.step, "gradients", None)
+    feed, gradients = run.guard.feed, getattr(run.guard.step, "gradients", None)
     assert gradients is not None
     if feed.is_source:
         batch = feed.data.batch(step)

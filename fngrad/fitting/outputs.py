@@ -16,7 +16,14 @@ from fngrad.fitting.inputs import Feed, check_functions
 from fngrad.fitting.intervals import ENDLESS, Stops
 from fngrad.fitting.recording import Loggers, RunRecords
 from fngrad.fitting.resume import Start
-from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
+from fngrad.logging import (
+    FileLogger,
+    Logger,
+    ProgressBar,
+    RunFolder,
+    jsonl,
+    read_jsonl,
+)
 from fngrad.logging.history import History
 from fngrad.logging.progress import COMPILING, TRAINING, print_to_stderr
 from fngrad.logging.run_folder import read_manifest
@@ -89,6 +96,7 @@ class Outputs(contextlib.ExitStack):
         self._makes_first_step = self._makes_first_evaluation = True
         self._checkpoints = rules.folder
         self.folder: RunFolder | None = None
+        file: FileLogger | None = None
         run_dir, may_cut = reporting.run_dir, bool(start.notes)
         if run_dir is not None:
             may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
@@ -108,7 +116,7 @@ class Outputs(contextlib.ExitStack):
             self.push(self._records.close)
         self.push(self.loggers.close)
         try:
-            if may_cut and run_dir is not None:
+            if may_cut and file and file.cut:
                 file.cut(start.logged)
             if may_cut:
                 self.loggers.call("cut", start.logged)

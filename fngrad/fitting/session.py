@@ -173,18 +173,10 @@ class Session:
 
     def _view(self) -> RunView:
         plan, outputs = self._plan, self._plan.outputs
-        return RunView(
-            first=self._now,
-            folder=outputs.folder and outputs.folder.path,
-            metrics=frozenset(plan.metrics),
-            history=self.history,
-            spent=plan.spent,
-            print=outputs.print,
-            step=plan.guard.step,
-            state=self.carry.state,
-            feed=plan.guard.feed,
-            loggers=outputs.loggers,
-        )
+        folder = outputs.folder and outputs.folder.path
+        metrics, state = frozenset(plan.metrics), self.carry.state
+        seen = (self._now, folder, metrics, self.history, plan.spent, outputs.print)
+        return RunView(*seen, state, plan.guard, outputs.loggers)
 
     @property
     def _is_untouched(self) -> bool:

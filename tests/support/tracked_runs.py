@@ -1,5 +1,6 @@
 """What experiment trackers have on disk, read back: scalars, media, the config."""
 
+import importlib
 import json
 import pathlib
 import struct
@@ -27,8 +28,7 @@ def pixels(path: Any) -> np.ndarray:
 
 def wandb_run(folder: pathlib.Path) -> Found:
     """Read an offline run of W&B, which has one file per process or continuation."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     paths = sorted(
         folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime
     )
@@ -36,7 +36,7 @@ def wandb_run(folder: pathlib.Path) -> Found:
     found = Found({}, {}, {}, {}, [])
     records = ((path, data) for path in paths for data in _records(path.read_bytes()))
     for path, data in records:
-        record = Record.FromString(data)
+        record = messages.Record.FromString(data)
         for update in (*record.run.config.update, *record.config.update):
             key = update.key or "/".join(update.nested_key)
             if not key.startswith("_"):
