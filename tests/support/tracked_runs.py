@@ -4,6 +4,7 @@ import importlib
 import json
 import pathlib
 import struct
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,22 @@ def pixels(path: Any) -> np.ndarray:
 
 
 def wandb_run(folder: pathlib.Path) -> Found:
-    """Read an offline run of W&B, which has one file per process or continuation."""
+    """Read an offline run of W&B, which has one file per process or continuation.
+
+    W&B writes a file in a process of its own, which ends it a moment after
+    ``run.finish()`` has returned.
+    """
+    for _ in range(1000):
+        found, files = _wandb_run(folder)
+        if len(found.status) == files:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"a file of {folder} does not say how its run ended")
+
+
+def _wandb_run(folder: pathlib.Path) -> tuple[Found, int]:
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    paths = sorted(
-        folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda p: p.stat().st_mtime
-    )
+    paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({path.name for path in paths}) == 1  # the id
     found = Found({}, {}, {}, {}, [])
     records = ((path, data) for path in paths for data in _records(path.read_bytes()))
@@ -51,7 +63,7 @@ def wandb_run(folder: pathlib.Path) -> Found:
                 place = place.setdefault(name, {})
             place[key] = json.loads(item.value_json)
         _sort(found, items.pop("step", None), items, path.parent / "files", "path")
-    return found
+    return found, len(paths)
 
 
 def trackio_run(folder: pathlib.Path, project: str) -> Found:
