@@ -129,7 +129,6 @@ class RunRecords:
         except Exception as error:
             text = f"{name_of(self._logger)} could not be written at step {step}"
             if self._on_error == "raise":
-                self._waiting.clear()  # the next call of fit completes this step
                 add_note(error, f"{text}; {_REMEDY}")
                 raise
             if not self._has_warned:

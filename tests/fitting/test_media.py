@@ -1,5 +1,7 @@
 """Histograms and images of a run reach every logger that takes them."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from linear_regression import ARRAYS, DATA, first_state, loss_fn, quiet_fit
 from resuming import FULL, assert_same_run, reached
 
 import fngrad as fg
+from fngrad.fitting.loops import Carry
+from fngrad.fitting.recording import Loggers
 from fngrad.logging.histograms import histogram_of
 
 RATE = 0.05
@@ -68,11 +72,12 @@ SOURCE = fg.data.from_source(jax.tree.map(np.asarray, ARRAYS), 20, 6, seed=1)
 @pytest.mark.parametrize("loop", ["python", "scan"])
 def test_histograms_are_of_the_step_that_they_name(loop):
     logger = Media()
-    watch = fg.callbacks.histograms(every=3, of=OF, bins=8)
-    result = sgd_fit(loggers=[logger], callbacks=[watch], loop=loop, log_every=5)
-    assert sorted(logger.found) == [3, 6]
-    assert logger.scalars == [5, 7]
-    for step, (before, after) in states_before([3, 6]).items():
+    watch = fg.callbacks.histograms(every=7, of=OF, bins=8)
+    options = {"loop": loop, "num_steps": 15, "log_every": 100}
+    result = sgd_fit(loggers=[logger], callbacks=[watch], **options)
+    assert sorted(logger.found) == [7, 14]
+    assert logger.scalars == [15]
+    for step, (before, after) in states_before([7, 14]).items():
         found = logger.found[step]
         assert sorted(found) == sorted(f"{of}/{leaf}" for of in OF for leaf in "wb")
         gradient = reference_gradient(before, step)
@@ -84,8 +89,7 @@ def test_histograms_are_of_the_step_that_they_name(loop):
                 np.testing.assert_allclose(got.edges, exact, rtol=1e-5, atol=1e-7)
                 assert got.counts.sum() == x.size
                 np.testing.assert_allclose(got.mean, x.mean(), rtol=1e-5, atol=1e-7)
-    plain = sgd_fit(loop=loop)
-    assert_same_run(result, plain)
+    assert_same_run(result, sgd_fit(**options))
 
 
 def test_gradients_of_a_source_and_of_a_skipped_step():
@@ -104,15 +108,16 @@ def test_gradients_of_a_source_and_of_a_skipped_step():
 
 
 def test_leaves_that_are_not_trained_have_no_gradient_and_complex_ones_two_parts():
-    def loss(params, batch):
-        return jnp.abs(params["z"]) ** 2 + params["w"] * params["frozen"]
+    def loss(params, batch, key):
+        noise = jax.random.normal(key)
+        return jnp.abs(params["z"]) ** 2 + params["w"] * params["frozen"] * noise
 
     optimizer = fg.partition([("frozen", fg.freeze()), ("**", fg.sgd(0.1))])
     params = {"z": jnp.complex64(1 + 2j), "w": jnp.ones(()), "frozen": jnp.ones(())}
-    logger = Media()
+    logger, state = Media(), fg.init_state(params, optimizer, key=0)
     fg.fit(
         fg.make_step(loss, optimizer),
-        fg.init_state(params, optimizer, key=0),
+        state,
         lambda step: step,
         num_steps=1,
         loggers=[logger],
@@ -125,6 +130,8 @@ def test_leaves_that_are_not_trained_have_no_gradient_and_complex_ones_two_parts
         *(f"params/{name}" for name in ("frozen", *names)),
     ]
     assert logger.found[1]["gradients/z/imag"].mean == 4  # the steepest ascent
+    noise = jax.random.normal(jax.random.fold_in(state.key, 0))  # as in the step
+    assert logger.found[1]["gradients/w"].mean == float(noise)
 
 
 def test_images_are_of_the_state_after_the_step():
@@ -145,6 +152,20 @@ def test_what_is_due_at_the_step_that_ends_a_run_is_logged():
         callbacks=[watch, lambda step, *_: fg.STOP],
     )
     assert (ended.stopped, sorted(logger.found)) == ("callback", [3])
+
+
+def test_what_was_due_before_a_rollback_is_not_logged():
+    logger, state = Media(), first_state()
+    watch = fg.callbacks.histograms(every=4)
+    watch.begin(SimpleNamespace(loggers=Loggers([logger]), state=state))
+    advance = watch.around(lambda carry, length: (carry, length))
+    for now, due, end in ((0, 4, 4), (4, 8, 8), (2, 4, 3)):  # from 8 it returns to 2
+        assert watch.before(now) == due
+        advance(Carry(state, {}), end - now)
+        if end != 8:  # not finite: no report follows
+            watch.after(end)
+    watch.end()
+    assert sorted(logger.found) == [4]
 
 
 def test_a_logger_that_fails_at_histograms_is_left_out_and_others_are_told():
