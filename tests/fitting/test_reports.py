@@ -75,6 +75,38 @@ def test_a_logger_that_raises_warns_once_and_is_left_out(mode):
     ]
 
 
+class Ending:
+    """A logger that keeps how it was ended."""
+
+    def __init__(self, at=100):
+        self.at, self.ended = at, []
+
+    def __call__(self, step, values):
+        if step >= self.at:
+            raise FULL
+
+    def close(self):
+        self.ended.append("closed")
+
+    def fail(self):
+        self.ended.append("failed")
+
+
+def test_loggers_are_closed_or_told_that_an_exception_ended_the_run():
+    good, bad = Ending(), Ending()
+    quiet_fit(num_steps=2, loggers=[good])
+    with pytest.raises(OwnError):
+        quiet_fit(num_steps=2, loggers=[bad], callbacks=[raise_at(2, OwnError())])
+    assert (good.ended, bad.ended) == (["closed"], ["failed"])
+
+
+def test_a_logger_that_was_left_out_is_closed():
+    logger = Ending(at=1)
+    with pytest.warns(UserWarning, match="without the logger Ending"):
+        quiet_fit(num_steps=2, log_every=1, loggers=[logger])
+    assert logger.ended == ["closed"]
+
+
 class BrokenCut(FullLogger):
     def cut(self, step):
         raise FULL
@@ -103,22 +135,28 @@ def test_a_logger_that_cannot_be_closed_is_a_warning():
     assert result.stopped == "completed"
 
 
-def fail_writes(monkeypatch, *steps):
-    """Make the file of records full at these steps."""
-    write = LineFile.append
+def fail_writes(monkeypatch, fails):
+    """Let the file of records be full where ``fails(tries)`` is true.
+
+    Return the steps of all tries.
+    """
+    tries, write = [], LineFile.append
 
     def append(file, data):
-        if json.loads(data)["step"] in steps:
+        tries.append(json.loads(data)["step"])
+        if fails(tries):
             raise FULL
         write(file, data)
 
     monkeypatch.setattr(LineFile, "append", append)
+    monkeypatch.setattr(RunFolder, "draw", lambda *_: None)  # takes a second
+    return tries
 
 
 def test_a_record_of_the_run_folder_that_cannot_be_written_ends_the_run(
     tmp_path, monkeypatch
 ):
-    fail_writes(monkeypatch, 2)
+    fail_writes(monkeypatch, lambda tries: tries[-1] == 2)
     with pytest.raises(OSError, match="No space") as caught:
         quiet_fit(num_steps=4, log_every=1, run_dir=tmp_path)
     assert int(reached(caught).state.step) == 2
@@ -129,16 +167,7 @@ def test_a_record_of_the_run_folder_that_cannot_be_written_ends_the_run(
 def test_records_of_the_run_folder_are_kept_until_they_can_be_written(
     tmp_path, monkeypatch
 ):
-    tries = []
-    write = LineFile.append
-
-    def append(file, data):
-        tries.append(json.loads(data)["step"])
-        if tries in ([1, 2], [1, 2, 2]):
-            raise FULL
-        write(file, data)
-
-    monkeypatch.setattr(LineFile, "append", append)
+    tries = fail_writes(monkeypatch, lambda tries: tries in ([1, 2], [1, 2, 2]))
     with pytest.warns(UserWarning, match="metrics") as warned:
         quiet_fit(num_steps=4, log_every=1, run_dir=tmp_path, on_save_error="warn")
     assert tries == [1, 2, 2, 2, 3, 4]
@@ -148,7 +177,7 @@ def test_records_of_the_run_folder_are_kept_until_they_can_be_written(
 
 
 def test_records_that_are_lost_at_the_end_are_named(tmp_path, monkeypatch):
-    fail_writes(monkeypatch, 3, 4)
+    fail_writes(monkeypatch, lambda tries: tries[-1] >= 3)
     with pytest.warns(UserWarning, match="metrics") as warned:
         quiet_fit(num_steps=4, log_every=1, run_dir=tmp_path, on_save_error="warn")
     assert [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
