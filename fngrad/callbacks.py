@@ -1,4 +1,4 @@
-"""Callbacks for `fngrad.fit`: a time limit, a trace, a watch for spikes.
+"""Callbacks for `fngrad.fit`: a time limit, a trace, spikes, histograms, images.
 
 fg.fit(..., callbacks=[fg.callbacks.max_minutes(50), fg.callbacks.spike()])
 """
@@ -15,10 +15,11 @@ import numpy as np
 import fngrad.numerics as numerics
 from fngrad.fitting.hooks import STOP, Hook, RunView, Stop
 from fngrad.fitting.inputs import check_option
+from fngrad.fitting.media import histograms, images
 from fngrad.fitting.profiling import profile
 from fngrad.fitting.spikes import spikes
 
-__all__ = ["max_minutes", "profile", "spike"]
+__all__ = ["histograms", "images", "max_minutes", "profile", "spike"]
 
 
 def __dir__() -> list[str]:

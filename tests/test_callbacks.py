@@ -31,7 +31,8 @@ def test_arguments_stay_few():
 
 
 def test_the_namespace_lists_only_callbacks():
-    assert dir(fg.callbacks) == ["max_minutes", "profile", "spike"]
+    names = ["histograms", "images", "max_minutes", "profile", "spike"]
+    assert dir(fg.callbacks) == names
 
 
 def test_a_time_limit_ends_the_run_and_the_same_call_trains_on(tmp_path):

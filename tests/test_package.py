@@ -23,14 +23,23 @@ EXTRAS = {
     "cli": {"tyro", "tqdm"},
     "plot": {"matplotlib"},
     "tensorboard": {"tensorboardX"},
+    "images": {"pillow"},
     "cache": {"filelock"},
+    "wandb": {"wandb"},
+    "trackio": {"trackio"},
+    "mlflow": {"mlflow-skinny"},
     "preflight": {"libtpu"},
     "test": {
         *("pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"),
         "grain",  # its datasets are refused with advice
         *("nbclient", "ipykernel"),  # run the tutorial
+        *("tensorboard", "wandb", "trackio", "mlflow-skinny"),  # read logs back
     },
     "dev": {"ruff", "pyright", "pdoc"},
+}
+NOT_IN_ALL = {
+    *("wandb", "trackio", "mlflow"),  # each installs dozens of libraries
+    *("preflight", "test", "dev"),
 }
 LIST_MODULES = "import sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
 
@@ -95,7 +104,7 @@ def test_the_extras_are_those_of_the_design():
     assert {e: {name_of(r) for r in reqs} for e, reqs in extras.items()} == EXTRAS
     inside = re.fullmatch(r"fngrad\[(.*)\]", everything)
     assert inside
-    assert set(inside[1].split(",")) == EXTRAS.keys() - {"preflight", "test", "dev"}
+    assert set(inside[1].split(",")) == EXTRAS.keys() - NOT_IN_ALL
 
 
 def test_every_library_of_an_extra_for_users_is_imported():

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.inputs import check_state
 from fngrad.fitting.loops import Advance
+from fngrad.fitting.nonfinite import Guard
+from fngrad.fitting.recording import Loggers
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState
@@ -40,6 +42,9 @@ class RunView(NamedTuple):
     history: History  # which grows during the run
     spent: TimeSpent
     print: Callable[[str], None]  # a line on stderr, above the progress bar
+    state: TrainState  # where the call begins; the first step may be given its memory
+    guard: Guard  # has the step and the data
+    loggers: Loggers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """What a run reports to: the progress bar, the run folder, the loggers."""
 
 import contextlib
-import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +13,22 @@ from fngrad.files.json_values import to_json
 from fngrad.fitting.checkpointing import SaveRules
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.inputs import Feed, check_functions
-from fngrad.fitting.interrupts import add_note
 from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.recording import Loggers, RunRecords
 from fngrad.fitting.resume import Start
-from fngrad.logging import Logger, ProgressBar, RunFolder, jsonl, read_jsonl
+from fngrad.logging import (
+    FileLogger,
+    Logger,
+    ProgressBar,
+    RunFolder,
+    jsonl,
+    read_jsonl,
+)
 from fngrad.logging.history import History
 from fngrad.logging.progress import COMPILING, TRAINING, print_to_stderr
 from fngrad.logging.run_folder import read_manifest
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.training import TrainState
-
-_REMEDY = 'on_save_error="warn" would continue the run without it'
 
 
 class Reporting(NamedTuple):
@@ -85,15 +88,15 @@ class Outputs(contextlib.ExitStack):
         spent: TimeSpent,
     ):
         super().__init__()
-        self._loggers = list(reporting.loggers)
+        self.loggers: Loggers = Loggers(reporting.loggers)
+        self._records: RunRecords | None = None
         self._bar = ProgressBar(None, enabled=False)
         self._stops, self._spent = stops, spent
         self._left_out = spent.compiling
         self._makes_first_step = self._makes_first_evaluation = True
         self._checkpoints = rules.folder
-        self._on_error = rules.on_error
-        self._failed: set[int] = set()  # loggers whose failure was warned about
         self.folder: RunFolder | None = None
+        file: FileLogger | None = None
         run_dir, may_cut = reporting.run_dir, bool(start.notes)
         if run_dir is not None:
             may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
@@ -108,13 +111,17 @@ class Outputs(contextlib.ExitStack):
             )
             self.folder.record(stopped=None, failure=None, autopsy=None, ended=None)
             self.push(self._record_failure)
-            self._loggers.append(jsonl(self.folder.metrics))
-        for logger in self._loggers:
-            if getattr(logger, "close", None):
-                self.push(functools.partial(self._close, logger))
+            file = jsonl(self.folder.metrics)
+            self._records = RunRecords(file, rules.on_error)
+            self.push(self._records.close)
+        self.push(self.loggers.close)
         try:
+            if may_cut and file and file.cut:
+                file.cut(start.logged)
             if may_cut:
-                self._cut(start.logged)
+                self.loggers.call("cut", start.logged)
+            if reporting.config is not None:
+                self.loggers.call("configure", reporting.config)
             if reporting.progress:
                 self._open_bar()
         except BaseException:
@@ -180,43 +187,20 @@ class Outputs(contextlib.ExitStack):
     def roll_back(self, now: int, step: int) -> None:
         """Move the bar back, and cut what loggers hold of later steps."""
         self._bar.advance(step - now)
-        self._cut(step)
-
-    def _cut(self, step: int) -> None:
-        for logger in self._loggers:
-            cut = getattr(logger, "cut", None)
-            if cut:
-                cut(step)
+        if self._records:
+            self._records.cut(step)
+        self.loggers.call("cut", step)
 
     def log(self, step: int, values: Values) -> None:
-        """Pass scalars to every logger.
+        """Pass scalars to the run folder and to every logger.
 
         Raises:
-            Exception: what a logger raises, unless ``on_save_error="warn"``.
+            Exception: why metrics.jsonl cannot be written, unless
+                ``on_save_error="warn"``.
         """
-        for place, logger in enumerate(self._loggers):
-            try:
-                logger(step, values)
-            except Exception as error:
-                if self._on_error == "raise":
-                    add_note(error, f"raised by {_name(logger)}; {_REMEDY}")
-                    raise
-                if place not in self._failed:
-                    self._failed.add(place)
-                    _warn(f"the record of step {step} by {_name(logger)}", error)
-
-    def _close(self, logger: Any, kind: Any, error: Any, _: Any) -> None:
-        try:
-            logger.close()
-        except Exception as failure:
-            text = f"{_name(logger)} could not be closed"
-            if error is not None:
-                add_note(error, f"{text}: {type(failure).__name__}: {failure}")
-            elif self._on_error == "raise":
-                add_note(failure, f"{text}; {_REMEDY}")
-                raise
-            else:
-                _warn(f"the end of the records by {_name(logger)}", failure)
+        if self._records:
+            self._records.log(step, values)
+        self.loggers.log(step, values)
 
     def _record_failure(self, kind: Any, error: Any, _: Any) -> None:
         """Record the exception that ends the run, with its autopsy, if there is one."""
@@ -240,18 +224,6 @@ class Outputs(contextlib.ExitStack):
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
         self.folder.record(seconds=self._spent.seconds())
-
-
-def _warn(what: str, error: Exception) -> None:
-    warnings.warn(
-        f"the run continues, but {what} could not be written: "
-        f"{type(error).__name__}: {error}",
-        stacklevel=3,
-    )
-
-
-def _name(logger: Any) -> str:
-    return f"the logger {getattr(logger, '__name__', type(logger).__name__)}"
 
 
 def _died_unsaved(run_dir: Path) -> bool:

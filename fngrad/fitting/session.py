@@ -172,10 +172,11 @@ class Session:
         return "completed"
 
     def _view(self) -> RunView:
-        plan, folder = self._plan, self._plan.outputs.folder
-        names = frozenset(plan.metrics)
-        path, show = folder and folder.path, plan.outputs.print
-        return RunView(self._now, path, names, self.history, plan.spent, show)
+        plan, outputs = self._plan, self._plan.outputs
+        folder = outputs.folder and outputs.folder.path
+        metrics, state = frozenset(plan.metrics), self.carry.state
+        seen = (self._now, folder, metrics, self.history, plan.spent, outputs.print)
+        return RunView(*seen, state, plan.guard, outputs.loggers)
 
     @property
     def _is_untouched(self) -> bool:

@@ -175,8 +175,8 @@ def fit(
         on_save_error: what happens if a checkpoint cannot be written, as on a full
             disk. ``raise`` ends the run with the state in the error; ``warn``
             continues; either way the last good checkpoint remains. The same holds for
-            loggers and metrics.jsonl. A failure to write a picture or a manifest is
-            always a warning.
+            metrics.jsonl, whose records ``warn`` keeps until they can be written. A
+            failure to write a picture or a manifest is always a warning.
         early_stopping: when to end a run that no longer improves.
         restore_best: whether to return the state of ``history.best`` instead of the
             last one, which checkpoints keep.
@@ -186,10 +186,9 @@ def fit(
             are also called at evaluations and at the end. ``None`` means about a
             hundred times per run, 100 to 1000 steps apart, or oftener if a run would
             have fewer than 20 records; without a known last step, every 100 steps.
-        loggers: called as ``logger(step, values)`` with floats by name. One with
-            ``close`` is closed at the end of a run that began. One with ``cut``, as
-            those of `fngrad.logging` have, is called as ``logger.cut(step)`` when the
-            run returns to that step, since later steps will be logged again.
+        loggers: called as ``logger(step, values)`` with floats by name, and by the
+            other methods of `fngrad.logging.Logger` that they have. One that raises is
+            left out from then on, with one warning; the run continues.
         callbacks: called as ``callback(step, state, values)``; each may return a new
             state, of this step or a later one, or ``fngrad.STOP``. The state is valid
             during the call only; keep a ``fngrad.snapshot`` of it.
@@ -246,7 +245,7 @@ def fit(
             or another process uses a folder (`fngrad.files.locks.LockError`).
         ImportError: if checkpoints are to be written and orbax-checkpoint is missing.
         SystemExit: if one of ``exit_signals`` came and checkpoints are written.
-        Exception: whatever a callback, a logger or the data raise.
+        Exception: whatever a callback or the data raise.
 
     Example:
         >>> import jax.numpy as jnp

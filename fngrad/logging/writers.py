@@ -8,8 +8,6 @@ import csv as csv_format
 import dataclasses
 import io
 import json
-import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +15,22 @@ from typing import Any, Protocol
 from fngrad.files.json_values import from_json_number, to_json
 from fngrad.files.local_paths import check_local
 from fngrad.logging.lines import LineFile
-from fngrad.programs.optional_imports import import_extra
 
 _LOSSLESS = "surrogateescape"  # keeps the bytes that another program wrote
 
 
 class Logger(Protocol):
-    """The type of a logger: takes a step and the metrics by name, as floats."""
+    """The type of a logger: takes a step and the metrics by name, as floats.
+
+    `fngrad.fit` calls these methods too, if a logger has them:
+
+    - ``configure(config)`` before the first step, if there is a ``config``;
+    - ``cut(step)`` when the run returns to that step, after a rollback or from a
+      checkpoint: later steps will be logged again;
+    - ``images(step, images)`` and ``histograms(step, histograms)`` for the callbacks
+      `fngrad.callbacks.images` and `fngrad.callbacks.histograms`;
+    - ``close()`` at the end of a run that began, or ``fail()`` if an exception ends it.
+    """
 
     def __call__(self, step: int, values: dict[str, Any], /) -> None: ...
 
@@ -39,6 +46,7 @@ class FileLogger:
     write: Callable[[int, Mapping[str, Any]], None]
     close: Callable[[], None]
     cut: Callable[[int], None] | None = None
+    name: str = "FileLogger"  # in messages
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
         self.write(step, values)
@@ -115,7 +123,7 @@ def jsonl(
             if len(left) < len(lines):
                 file.replace("".join(f"{line}\n" for line in left).encode())
 
-    return FileLogger(write, file.close, cut)
+    return FileLogger(write, file.close, cut, f"jsonl({str(path)!r})")
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -173,7 +181,7 @@ def csv(path: str | Path) -> FileLogger:
         return not new
 
     def write(step: int, values: Mapping[str, Any]) -> None:
-        record = {_in_utf8(n): x for n, x in _record(step, values).items()}
+        record = {in_utf8(n): x for n, x in _record(step, values).items()}
         while True:
             with file.own():
                 if is_wide_enough(record):
@@ -187,64 +195,29 @@ def csv(path: str | Path) -> FileLogger:
             if len(left) < len(rows):
                 file.replace(_table(left))
 
-    return FileLogger(write, file.close, cut)
+    return FileLogger(write, file.close, cut, f"csv({str(path)!r})")
 
 
-def tensorboard(folder: str | Path) -> FileLogger:
-    """Log to TensorBoard event files, without TensorFlow: one curve per name.
-
-    Each logger writes a file of its own. ``cut(step)`` makes TensorBoard hide the
-    records of later steps in earlier files.
-
-    Args:
-        folder: the one for ``tensorboard --logdir``; it is made.
+def floats_of(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a record as Python numbers, without the step.
 
     Raises:
-        ImportError: if tensorboardX is missing
-            (``pip install "fngrad[tensorboard]"``).
-        OSError: if the folder cannot be made.
-        TypeError: at a call, if a value is not a number; its name is given.
+        ValueError: if a value is called ``step``.
+        TypeError: if one is not a number; its name is given.
     """
-    make_writer = import_extra("tensorboardX", "tensorboard").SummaryWriter
-    where = os.path.realpath(folder)
-    Path(where).mkdir(parents=True, exist_ok=True)
-    writers: list[Any] = []  # the open one, or none
+    record = _record(step, values)
+    return {name: from_json_number(record[name]) for name in values}
 
-    def open_one(purge_step: int | None = None) -> Any:
-        # Without a suffix two files of the same second would have the same name, and
-        # the second would replace the first.
-        suffix = f".{time.time_ns()}.{os.getpid()}"
-        writers.append(
-            make_writer(where, purge_step=purge_step, filename_suffix=suffix)
-        )
-        return writers[0]
 
-    def write(step: int, values: Mapping[str, Any]) -> None:
-        record = _record(step, values)
-        writer = writers[0] if writers else open_one()
-        for name in values:
-            writer.add_scalar(_in_utf8(name), from_json_number(record[name]), step)
-
-    def close() -> None:
-        while writers:
-            writers.pop().close()
-
-    def cut(step: int) -> None:
-        close()
-        open_one(purge_step=step + 1)
-
-    return FileLogger(write, close, cut)
+def in_utf8(name: str) -> str:
+    """Return a name with what UTF-8 cannot encode, such as surrogates, escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _record(step: int, values: Mapping[str, Any]) -> dict[str, Any]:
     if "step" in values:
         raise ValueError(f"need values that are not called 'step', got {list(values)}")
     return {"step": int(step), **{name: _number(name, values[name]) for name in values}}
-
-
-def _in_utf8(name: str) -> str:
-    """Return a name with what UTF-8 cannot encode, such as surrogates, escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _number(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ import fngrad.tree as tree
 from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace
 from fngrad.steps.line_search_conditions import Found, Point, backtrack, strong_wolfe
-from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.training.step_metrics import LossAtStart, Move
 from fngrad.transforms.core import (
     Transform,
@@ -168,7 +168,7 @@ def line_search(
         move = Move(params, opt_state, updates, _with_kept(reports, state.opt_state))
         return finish(state, start, move, _of_search(length, found))
 
-    return placing(step, loss_fn)
+    return placing(with_gradients(step, transform, gradient), loss_fn)
 
 
 def _of_search(length: jax.Array, found: Found) -> Metrics:

@@ -11,7 +11,7 @@ import fngrad.tree as tree
 from fngrad.optimizers.sgd import sgd
 from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace
-from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.training.step_metrics import Move
 from fngrad.transforms.core import TransformLike, chain, update_and_report
 from fngrad.types import Batch, Hyper, LossFn, Metrics
@@ -98,7 +98,7 @@ def polyak(
         move = Move(params, opt_state, updates, reports)
         return finish(state, start, move, {"step_length": length})
 
-    return placing(step, loss_fn)
+    return placing(with_gradients(step, transform, gradient), loss_fn)
 
 
 def _length(

@@ -10,7 +10,7 @@ import fngrad.training.loss_forms as loss_forms
 import fngrad.tree as tree
 from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace, move_by
-from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Hyper, LossFn, Metrics, Params, Updates
 
@@ -78,7 +78,7 @@ def sam(
         more = {"sharpness": value.loss - start.value.loss}
         return finish(state, start, move, more)
 
-    return placing(step, loss_fn)
+    return placing(with_gradients(step, transform, gradient), loss_fn)
 
 
 def _ascent(

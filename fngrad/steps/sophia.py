@@ -11,7 +11,7 @@ import fngrad.tree as tree
 from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
 from fngrad.sharding.constraints import placing
 from fngrad.steps.core import move_by
-from fngrad.training import Step, TrainState, begin, finish
+from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.training.loss_forms import Gradient
 from fngrad.training.step_metrics import LossAtStart
 from fngrad.transforms.core import TransformLike, chain
@@ -92,7 +92,7 @@ def sophia(
         move = move_by(transform, estimated, start.trainable, start.grads)
         return finish(state, start, move)
 
-    return placing(step, loss_fn)
+    return placing(with_gradients(step, transform, gradient), loss_fn)
 
 
 def _draw(distribution: str, key: Key, like: Params) -> Updates:

@@ -3,7 +3,14 @@
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.scan import run
 from fngrad.training.state import TrainState, init_state, snapshot
-from fngrad.training.step import Step, begin, finish, make_step, open_step
+from fngrad.training.step import (
+    Step,
+    begin,
+    finish,
+    make_step,
+    open_step,
+    with_gradients,
+)
 
 __all__ = [
     "Step",
@@ -18,6 +25,7 @@ __all__ = [
     "open_step",
     "run",
     "snapshot",
+    "with_gradients",
 ]
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
+import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
 from fngrad.sharding.constraints import gathered, placing, split
 from fngrad.sharding.meshes import auto_mesh_of
@@ -136,7 +137,24 @@ def make_step(
         return finish(state, start, move, norms=metrics == "norms")
 
     step.rule = None  # type: ignore[attr-defined]  # unless the loss has one
-    return placing(step, loss_fn)
+    return placing(with_gradients(step, transform, gradient), loss_fn)
+
+
+def with_gradients(
+    step: Step, transform: Transform, gradient: loss_forms.Gradient
+) -> Step:
+    """Return a step with an attribute ``gradients``, for histograms of them.
+
+    ``step.gradients(state, batch)`` is the gradient of the loss at the parameters, with
+    the key of the step, and ``None`` for leaves that are not trained.
+    """
+
+    def gradients(state: TrainState, batch: Batch) -> Any:
+        start = begin(transform, gradient, state, batch)
+        return tree.keep(start.trainable, start.grads)
+
+    step.gradients = gradients  # type: ignore[attr-defined]
+    return step
 
 
 def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:

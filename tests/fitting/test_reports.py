@@ -1,5 +1,6 @@
 """A failure to report, as on a full disk, loses no training."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import pytest
 from linear_regression import quiet_fit
 from resuming import FULL, WATCHED, OwnError, raise_at, reached
 
-from fngrad.logging import RunFolder
+from fngrad.logging import RunFolder, read_jsonl
 from fngrad.logging.history import History
+from fngrad.logging.lines import LineFile
 
 
 def fail(*_, **__):
@@ -56,44 +58,133 @@ class FullLogger:
             raise FULL
 
 
-def test_a_logger_that_fails_ends_the_run_by_default():
-    other, logger = [], FullLogger()
-    with pytest.raises(OSError, match="No space") as caught:
-        quiet_fit(
-            num_steps=4,
-            log_every=1,
-            loggers=[lambda step, _: other.append(step), logger],
-        )
-    assert (other, int(reached(caught).state.step)) == ([1, 2], 2)
-    assert any(
-        'the logger FullLogger; on_save_error="warn" would continue' in words
-        for words in caught.value.__notes__
-    )
-
-
-def test_a_logger_that_fails_is_a_warning_where_that_is_asked_for():
+@pytest.mark.parametrize("mode", ["raise", "warn"])
+def test_a_logger_that_raises_warns_once_and_is_left_out(mode):
     other, logger = [], FullLogger(closes=False)
     with pytest.warns(UserWarning, match="FullLogger") as warned:
         result = quiet_fit(
             num_steps=4,
             log_every=1,
             loggers=[logger, lambda step, _: other.append(step)],
-            on_save_error="warn",
+            on_save_error=mode,
         )
-    assert (result.stopped, other, logger.heard) == ("completed", *2 * ([1, 2, 3, 4],))
-    assert [str(w.message).partition(":")[0] for w in warned] == [
-        "the run continues, but the record of step 2 by the logger FullLogger could "
-        "not be written",
-        "the run continues, but the end of the records by the logger FullLogger could "
-        "not be written",
+    assert (result.stopped, other, logger.heard) == ("completed", [1, 2, 3, 4], [1, 2])
+    assert [str(w.message) for w in warned] == [
+        "the run continues without the logger FullLogger, which raised at step 2 and "
+        "is left out from now on: OSError: [Errno 28] No space left on device"
     ]
 
 
-def test_a_logger_that_cannot_be_closed_ends_the_run_with_its_state():
+class Ending:
+    """A logger that keeps how it was ended."""
+
+    def __init__(self, at=100):
+        self.at, self.ended = at, []
+
+    def __call__(self, step, values):
+        if step >= self.at:
+            raise FULL
+
+    def close(self):
+        self.ended.append("closed")
+
+    def fail(self):
+        self.ended.append("failed")
+
+
+def test_loggers_are_closed_or_told_that_an_exception_ended_the_run():
+    good, bad = Ending(), Ending()
+    quiet_fit(num_steps=2, loggers=[good])
+    with pytest.raises(OwnError):
+        quiet_fit(num_steps=2, loggers=[bad], callbacks=[raise_at(2, OwnError())])
+    assert (good.ended, bad.ended) == (["closed"], ["failed"])
+
+
+def test_a_logger_that_was_left_out_is_closed():
+    logger = Ending(at=1)
+    with pytest.warns(UserWarning, match="without the logger Ending"):
+        quiet_fit(num_steps=2, log_every=1, loggers=[logger])
+    assert logger.ended == ["closed"]
+
+
+class BrokenCut(FullLogger):
+    def cut(self, step):
+        raise FULL
+
+    def configure(self, config):
+        raise FULL
+
+
+@pytest.mark.parametrize("method", ["cut", "configure"])
+def test_whatever_method_of_a_logger_raises_it_is_left_out(method, tmp_path):
+    logger = BrokenCut(at=100)
+    options = {"checkpoint_dir": tmp_path, "log_every": 1}
+    if method == "cut":
+        quiet_fit(num_steps=2, **options)
+    else:
+        options["config"] = {"rate": 0.1}
+    with pytest.warns(UserWarning, match=f"BrokenCut, which raised in {method} and"):
+        result = quiet_fit(num_steps=4, loggers=[logger], **options)
+    assert (result.stopped, logger.heard) == ("completed", [])
+
+
+def test_a_logger_that_cannot_be_closed_is_a_warning():
     logger = FullLogger(at=100, closes=False)
+    with pytest.warns(UserWarning, match="FullLogger could not be closed: OSError"):
+        result = quiet_fit(num_steps=4, log_every=1, loggers=[logger])
+    assert result.stopped == "completed"
+
+
+def fail_writes(monkeypatch, fails):
+    """Let the file of records be full where ``fails(tries)`` is true.
+
+    Return the steps of all tries.
+    """
+    tries, write = [], LineFile.append
+
+    def append(file, data):
+        tries.append(json.loads(data)["step"])
+        if fails(tries):
+            raise FULL
+        write(file, data)
+
+    monkeypatch.setattr(LineFile, "append", append)
+    monkeypatch.setattr(RunFolder, "draw", lambda *_: None)  # takes a second
+    return tries
+
+
+def test_a_record_of_the_run_folder_that_cannot_be_written_ends_the_run(
+    tmp_path, monkeypatch
+):
+    fail_writes(monkeypatch, lambda tries: tries[-1] == 2)
     with pytest.raises(OSError, match="No space") as caught:
-        quiet_fit(num_steps=4, log_every=1, loggers=[logger])
-    assert int(reached(caught).state.step) == 4
+        quiet_fit(num_steps=4, log_every=1, run_dir=tmp_path)
+    assert int(reached(caught).state.step) == 2
+    (note,) = [x for x in caught.value.__notes__ if "could not be written" in x]
+    assert "metrics.jsonl') could not be written at step 2; on_save_error=" in note
+
+
+def test_records_of_the_run_folder_are_kept_until_they_can_be_written(
+    tmp_path, monkeypatch
+):
+    tries = fail_writes(monkeypatch, lambda tries: tries in ([1, 2], [1, 2, 2]))
+    with pytest.warns(UserWarning, match="metrics") as warned:
+        quiet_fit(num_steps=4, log_every=1, run_dir=tmp_path, on_save_error="warn")
+    assert tries == [1, 2, 2, 2, 3, 4]
+    assert [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    (text,) = [str(w.message) for w in warned]
+    assert "metrics.jsonl') could not be written at step 2; what it lacks is" in text
+
+
+def test_records_that_are_lost_at_the_end_are_named(tmp_path, monkeypatch):
+    fail_writes(monkeypatch, lambda tries: tries[-1] >= 3)
+    with pytest.warns(UserWarning, match="metrics") as warned:
+        quiet_fit(num_steps=4, log_every=1, run_dir=tmp_path, on_save_error="warn")
+    assert [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert len(warned) == 2
+    assert "') lacks the records of the steps [3, 4], which its" in str(
+        warned[1].message
+    )
 
 
 def test_a_logger_that_cannot_be_closed_does_not_hide_what_ended_the_run():

@@ -131,8 +131,8 @@ HOUSE = (
     (
         6,
         "logging/",
-        "`history`, metrics.jsonl, CSV files and their header, TensorBoard "
-        "(`writers`), `plots`, the `run_folder` and its `manifest`, the `progress` "
+        "`history`, JSONL, CSV (`writers`), TensorBoard, W&B, trackio, MLflow, "
+        "`histograms`, `plots`, the `run_folder` and its `manifest`, the `progress` "
         "bar and its text, `compilations` (a step that compiles again), `time_spent`",
     ),
     (
@@ -140,13 +140,13 @@ HOUSE = (
         "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
         "(batches; which steps, states and data are refused), `mesh` (a run on several "
-        "devices), `hooks` of callbacks, `profiling`, `spikes`, "
+        "devices), `hooks` of callbacks, `profiling`, `spikes`, `media`, "
         "`best` (which evaluation), `intervals` (when to "
         "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
         "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
         "are refused), `early_stopping`, `validation` (the `val/` metrics), "
-        "`nonfinite` (a NaN, rollbacks), `outputs` (what `loggers`, `callbacks` and "
-        "`progress` may be), `interrupts` (SIGTERM's exit status)",
+        "`nonfinite` (a NaN, rollbacks), `outputs`, `recording` (what `loggers`, "
+        "`callbacks` and `progress` may be), `interrupts` (SIGTERM's exit status)",
     ),
     (
         7,
@@ -158,8 +158,8 @@ HOUSE = (
     (
         8,
         "callbacks commands/",
-        "`max_minutes`, `profile`, `spike`; the command line, and what is recorded in "
-        "run folders (`run_records`)",
+        "`max_minutes`, `profile`, `spike`, `images`, `histograms`; the command line, "
+        "what run folders record (`run_records`)",
     ),
     (9, "__main__", "`python -m fngrad`"),
 )
