@@ -11,7 +11,7 @@ import fngrad.tree as tree
 from fngrad.optimizers.sgd import sgd
 from fngrad.steps.core import displace
 from fngrad.training import Step, TrainState, begin, finish
-from fngrad.training.step_metrics import Move
+from fngrad.training.step_metrics import Move, WhichMetrics, check_metrics
 from fngrad.transforms.core import TransformLike, chain, update_and_report
 from fngrad.types import Batch, Hyper, LossFn, Metrics
 
@@ -23,6 +23,8 @@ def polyak(
     max_learning_rate: Hyper = 1.0,
     eps: Hyper = 0.0,
     variant: Literal["sps", "sps+"] = "sps",
+    *,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Multiply the optimizer's update by Polyak's step size.
 
@@ -42,6 +44,7 @@ def polyak(
         eps: $\epsilon$ >= 0, in squared gradient units.
         variant: below $L^\ast$ ``"sps+"`` takes no step and ``"sps"``
             a step uphill.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step` and ``step_length``,
@@ -69,6 +72,7 @@ def polyak(
     numerics.check_number("f_min", f_min)
     numerics.check_positive("max_learning_rate", max_learning_rate)
     numerics.check_number("eps", eps, low=0.0)
+    metrics = check_metrics(metrics)
     transform = chain(sgd(1.0) if optimizer is None else optimizer)
     gradient = loss_forms.gradient_fn(loss_fn)
 
@@ -95,7 +99,8 @@ def polyak(
             length = length * factor
         params = displace(state.params, start.trainable, updates)
         move = Move(params, opt_state, updates, reports)
-        return finish(state, start, move, {"step_length": length})
+        more = {"step_length": length}
+        return finish(state, start, move, more, metrics=metrics)
 
     return step
 

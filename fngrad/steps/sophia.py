@@ -12,7 +12,7 @@ from fngrad.optimizers.sophia import ScaleBySophiaState, add_estimate
 from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish
 from fngrad.training.loss_forms import Gradient
-from fngrad.training.step_metrics import LossAtStart
+from fngrad.training.step_metrics import LossAtStart, WhichMetrics, check_metrics
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
 
@@ -24,6 +24,8 @@ def sophia(
     optimizer: TransformLike,
     update_interval: int = 10,
     distribution: Literal["normal", "rademacher"] = "normal",
+    *,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Give `fngrad.sophia` its estimates of the Hessian's diagonal (Sophia-H).
 
@@ -41,6 +43,7 @@ def sophia(
         update_interval: k >= 1.
         distribution: of the entries of $u$; ``"rademacher"`` ($\pm 1$) has the lower
             variance, which is zero if the Hessian is diagonal.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`.
@@ -67,6 +70,7 @@ def sophia(
         raise ValueError(
             f'need distribution="normal" or "rademacher", got {distribution=}'
         )
+    metrics = check_metrics(metrics)
     transform = chain(optimizer)
     gradient = loss_forms.gradient_fn(loss_fn)
 
@@ -89,7 +93,7 @@ def sophia(
         seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
         estimated = state._replace(opt_state=seen)
         move = move_by(transform, estimated, start.trainable, start.grads)
-        return finish(state, start, move)
+        return finish(state, start, move, metrics=metrics)
 
     return step
 

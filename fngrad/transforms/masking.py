@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+import fngrad.transforms.structure as structure
 import fngrad.tree as tree
 from fngrad.transforms.core import (
     Transform,
@@ -93,7 +94,7 @@ def masked(
     """
     rest = freeze() if otherwise is None else otherwise
     groups = [(mask, inner), ("**", rest)]
-    return _grouped("masked", ["selected", "rest"], groups)
+    return _grouped("masked", list(structure.MASKED), groups)
 
 
 def freeze() -> Transform:

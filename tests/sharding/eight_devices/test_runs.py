@@ -37,9 +37,9 @@ def metric_fn(params, batch):
 
 
 STEPS = {
-    name: fg.make_step(loss_fn, OPTIMIZER, rule=rule)
+    name: fg.make_step(loss_fn, OPTIMIZER, rule=rule, metrics=["layers/*"])
     for name, (_, rule) in PLACEMENTS.items()
-} | {"one device": fg.make_step(loss_fn, OPTIMIZER)}
+} | {"one device": fg.make_step(loss_fn, OPTIMIZER, metrics=["layers/*"])}
 
 
 def first_state():
@@ -61,7 +61,7 @@ def test_a_run_is_that_of_one_device_and_compiles_once(placement, loop):
     result = fit(
         placement, loop=loop, metric_fn=metric_fn, eval_data=ARRAYS, eval_every=6
     )
-    for name in ("loss", "val/loss", "grad_norm"):
+    for name in ("loss", "val/loss", "grad_norm", "grad_norm/layers/0"):
         np.testing.assert_allclose(
             result.history[name], WANTED.history[name], rtol=1e-4
         )
