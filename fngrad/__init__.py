@@ -28,7 +28,6 @@ from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.layers.core import Layer, StatefulLayer
-from fngrad.layers.summaries import summary
 from fngrad.logging.history import History
 from fngrad.optimizers import (
     REGISTRY,
@@ -105,6 +104,7 @@ from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.training.evaluation import evaluate
 from fngrad.training.precision import Policy, mixed_precision
+from fngrad.training.summaries import StepSummary, summary
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
@@ -202,6 +202,7 @@ __all__ = [
     "Policy",
     "SaveError",
     "StatefulLayer",
+    "StepSummary",
     "SweepResult",
     "TrainState",
     "Transform",

@@ -14,8 +14,9 @@ def by_quantity(
 
     A metric and its ``val/`` counterpart are one quantity, and so are all norms: names
     of which ``norm`` is a word, such as ``grad_norm`` and ``norm_before``. The parts of
-    a metric, such as ``grad_norm/layers/0``, are a quantity of its name. If that leaves more than `MAX_PANELS` groups, metrics are grouped by the last part of their
-    names, after the last slash; if there are still too many, without its numbers.
+    a metric, such as ``grad_norm/layers/0``, are a quantity of its name. If that leaves
+    more than `MAX_PANELS` groups, metrics are grouped by the last part of their names,
+    after the last slash; if there are still too many, without its numbers.
 
     Args:
         names: of scalars.
