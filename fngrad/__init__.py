@@ -23,6 +23,7 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
 from fngrad.fitting.checkpointing import SaveError
+from fngrad.fitting.dry_runs import DryRun, dry_run
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
@@ -193,6 +194,7 @@ __all__ = [
     "Backpropagation",
     "Costs",
     "Dataset",
+    "DryRun",
     "EarlyStopping",
     "FitResult",
     "GradientNorms",
@@ -246,6 +248,7 @@ __all__ = [
     "describe",
     "describe_quantization",
     "dog",
+    "dry_run",
     "ema",
     "ema_params",
     "eval_params",

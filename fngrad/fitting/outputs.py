@@ -94,12 +94,9 @@ class Outputs(contextlib.ExitStack):
         self._on_error = rules.on_error
         self._failed: set[int] = set()  # loggers whose failure was warned about
         self.folder: RunFolder | None = None
-        run_dir, may_cut = reporting.run_dir, bool(start.notes)
+        run_dir = reporting.run_dir
+        may_cut = may_cut_records(run_dir, rules, start)
         if run_dir is not None:
-            may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
-            recorded = _last_recorded(run_dir / "metrics.jsonl")
-            if not may_cut:
-                _check_continues(run_dir, recorded, start.logged)
             self.folder = RunFolder(
                 run_dir,
                 config=reporting.config,
@@ -252,6 +249,23 @@ def _warn(what: str, error: Exception) -> None:
 
 def _name(logger: Any) -> str:
     return f"the logger {getattr(logger, '__name__', type(logger).__name__)}"
+
+
+def may_cut_records(run_dir: Path | None, rules: SaveRules, start: Start) -> bool:
+    """Return whether a run may remove the records of steps that it makes again.
+
+    It may if it resumes from a checkpoint, or the run in its folder died before it
+    wrote one. Nothing is written.
+
+    Raises:
+        ValueError: if it may not, and there are such records.
+    """
+    if start.notes or run_dir is None:
+        return bool(start.notes)
+    if rules.folder and _died_unsaved(run_dir):
+        return True
+    _check_continues(run_dir, _last_recorded(run_dir / "metrics.jsonl"), start.logged)
+    return False
 
 
 def _died_unsaved(run_dir: Path) -> bool:

@@ -74,6 +74,18 @@ def test_a_run_is_that_of_one_device_and_compiles_once(placement, loop):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
+def test_a_dry_run_has_the_memory_of_one_device_and_compiles_for_the_run():
+    mesh, rule = PLACEMENTS["fsdp"]
+    step, state = fg.make_step(loss_fn, OPTIMIZER, rule=rule), first_state()
+    found = fg.dry_run(step, state, DATA, num_steps=3, mesh=mesh)
+    one = eight_devices.bytes_here(sharding.shard_state(state, mesh, rule))
+    assert one <= found.memory.aliased < sum(x.nbytes for x in jax.tree.leaves(state))
+    assert not any(
+        isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(state)
+    )
+    assert fit("fsdp", step=step, num_steps=3).history.notes["compile_count"] == 0
+
+
 def test_reading_a_batch_takes_no_collective():
     data = jax.device_put(DATA, NamedSharding(FLAT, P()))
     step = jax.device_put(jnp.uint32(3), NamedSharding(FLAT, P()))
