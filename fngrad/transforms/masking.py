@@ -36,7 +36,8 @@ def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
         A chain of one part, ``partition``. Its state has one entry per group, keyed
         by the glob (``group 0`` and so on for other selectors), without the leaves of
         other groups. A transform sees only its group: a global norm is the group's
-        norm.
+        norm. The metrics of a step have each group's learning rate, as
+        ``learning_rate/embed/**``.
 
     Raises:
         TypeError: if ``groups`` is a dict, or contains an object of another type than

@@ -68,7 +68,7 @@ def check_mask(mask: Selector | None, params: Params) -> None:
         )
 
 
-def by_layer(globs: Sequence[str], a: Tree) -> dict[Path, list[Any]]:
+def by_layer(globs: Sequence[str], a: Any) -> dict[Path, list[Any]]:
     """Return the leaves of each layer that a glob selects, by the layer's path.
 
     A layer is a leaf, or a tree inside of ``a``. Of layers inside each other a glob

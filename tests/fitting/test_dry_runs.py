@@ -115,8 +115,9 @@ def test_it_counts_what_fit_makes(options):
     assert found.steps == len(history.get("loss", ()))
     assert found.evaluations == len(history.get("val/loss", ()))
     assert found.examples == 6
-    expected = found.compile_seconds + found.steps * found.step_seconds
-    expected += found.evaluations * found.evaluation_seconds
+    made = found.steps or 0, found.evaluations or 0
+    each = found.step_seconds, found.evaluation_seconds
+    expected = found.compile_seconds + np.dot(made, each)
     assert found.seconds == pytest.approx(expected)
 
 

@@ -69,6 +69,22 @@ def test_norms_by_layer_change_no_bit_of_the_step():
         np.testing.assert_array_equal(by_layer[1][name], value, err_msg=name)
 
 
+def test_norms_by_layer_reach_the_history_and_loggers():
+    logged = {}
+    step = fg.make_step(half_square, fg.sgd(RATE), metrics=["head"])
+    history = fg.fit(
+        step,
+        fg.init_state(PARAMS, fg.sgd(RATE), 0),
+        lambda t: jnp.float32(1),
+        num_steps=2,
+        loggers=[lambda step, values: logged.update({step: values})],
+        progress=False,
+    ).history
+    norms = np.sqrt(5) * (1 - RATE) ** np.arange(2)
+    np.testing.assert_allclose(history["grad_norm/head"], norms, rtol=1e-6)
+    assert logged[2]["grad_norm/head"] == history.last("grad_norm/head")
+
+
 @pytest.mark.parametrize(
     ("globs", "layers"),
     [
