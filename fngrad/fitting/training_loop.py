@@ -91,7 +91,7 @@ def fit(
     step in flight, prints what is saved and returns what was reached; a second Ctrl-C
     raises KeyboardInterrupt at once. A ``jax.transfer_guard`` of the caller is
     suspended during the call, since `fit` itself moves batches and metrics.
-    `fngrad.dry_run` takes the same arguments, and tells what the run would take.
+    `fngrad.dry_run` takes the same arguments and measures what the run would take.
 
     *Checkpoints.* They are written if ``checkpoint_dir`` is given, or ``run_dir`` with
     ``save_every`` or ``save_minutes``: at these intervals (every 10 minutes if neither

@@ -30,7 +30,7 @@ def memory_of(compiled: Any) -> Memory:
     """Return the memory of a compiled program, from ``jit(f).lower(x).compile()``.
 
     Raises:
-        RuntimeError: if the backend does not say.
+        RuntimeError: if the backend does not report it.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -41,7 +41,7 @@ def memory_of(compiled: Any) -> Memory:
     """
     found = compiled.memory_analysis()
     if found is None:
-        raise RuntimeError("need a backend that tells the memory of a program")
+        raise RuntimeError("need a backend that reports a program's memory, got none")
     return Memory(
         arguments=found.argument_size_in_bytes,
         outputs=found.output_size_in_bytes,

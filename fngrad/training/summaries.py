@@ -62,8 +62,7 @@ def summary(model: Any, example: Any = None, batch: Batch = None) -> str | StepS
     the body of a loop once. Its memory is that of the compiled program on each device:
     arguments, outputs, temporaries, and which outputs are in the memory of the donated
     state. On a mesh, state and batch must be there, as `fngrad.sharding.shard_state`
-    and `fngrad.sharding.shard_batch` place them. What `fngrad.fit` takes beyond the
-    step is told by `fngrad.dry_run`.
+    and `fngrad.sharding.shard_batch` place them. For a whole run, see `fngrad.dry_run`.
 
     Args:
         model: a layer or a stateful layer; or parameters, any tree of arrays or
