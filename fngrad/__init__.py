@@ -23,12 +23,12 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
 from fngrad.fitting.checkpointing import SaveError
+from fngrad.fitting.dry_runs import DryRun, dry_run
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.layers.core import Layer, StatefulLayer
-from fngrad.layers.summaries import summary
 from fngrad.logging.history import History
 from fngrad.optimizers import (
     REGISTRY,
@@ -105,6 +105,7 @@ from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
 from fngrad.training.evaluation import evaluate
 from fngrad.training.precision import Policy, mixed_precision
+from fngrad.training.summaries import StepSummary, summary
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.averages import average_params, ema_params, lookahead
 from fngrad.transforms.blocks import clip_by_block_rms, scale_by_param_block_rms
@@ -193,6 +194,7 @@ __all__ = [
     "Backpropagation",
     "Costs",
     "Dataset",
+    "DryRun",
     "EarlyStopping",
     "FitResult",
     "GradientNorms",
@@ -202,6 +204,7 @@ __all__ = [
     "Policy",
     "SaveError",
     "StatefulLayer",
+    "StepSummary",
     "SweepResult",
     "TrainState",
     "Transform",
@@ -245,6 +248,7 @@ __all__ = [
     "describe",
     "describe_quantization",
     "dog",
+    "dry_run",
     "ema",
     "ema_params",
     "eval_params",

@@ -17,7 +17,7 @@ from fngrad.commands.run_records import RunRecord
 from fngrad.files.atomic_writes import write_atomically
 from fngrad.logging.history import History
 from fngrad.logging.plots import png
-from fngrad.logging.quantities import NORM, by_quantity
+from fngrad.logging.quantities import by_quantity, is_norm
 from fngrad.sweeps.results import pictures, tables
 from fngrad.sweeps.results.result import SweepResult
 
@@ -73,8 +73,8 @@ def _run(record: RunRecord) -> list[Section | list[Section]]:
         quantity: [name for name in group if name not in constant]
         for quantity, group in groups.items()
     }
-    norms = {q: g for q, g in varying.items() if q == NORM}
-    curves = {q: g for q, g in varying.items() if q != NORM and q != "is_finite"}
+    norms = {q: g for q, g in varying.items() if is_norm(q)}
+    curves = {q: g for q, g in varying.items() if not (is_norm(q) or q == "is_finite")}
     text = ", ".join(f"{n} = {history.last(n):.4g}" for n in constant)
     seconds = (facts.get("seconds") or {}).items()
     spent = [(part, value, f"{value:.2f} s") for part, value in seconds if value]

@@ -69,11 +69,7 @@ class Lock:
         except BlockingIOError:
             holder = _read(self._path)
             os.close(file)
-            raise LockError(
-                f"need a folder for {self._purpose} that nobody else writes to, got "
-                f"{str(self.folder)!r} in use by {holder}: wait until it ends, stop "
-                "it, or use another folder"
-            ) from None
+            raise self._in_use_by(holder) from None
         except BaseException:
             os.close(file)
             raise
@@ -90,6 +86,34 @@ class Lock:
             _HELD.discard(self)
             _let_go(file)
 
+    def check(self) -> None:
+        """Raise if another process holds the lock, or the folder cannot be written.
+
+        Nothing is written.
+
+        Raises:
+            LockError: if so, as on entering.
+        """
+        if is_in_use(self.folder, name=self._path.name):
+            raise self._in_use_by(_read(self._path))
+        existing = self.folder.absolute()
+        while not existing.exists():
+            existing = existing.parent
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            raise self._not_writable(f"{str(existing)!r} is not a writable folder")
+
+    def _in_use_by(self, holder: str) -> LockError:
+        return LockError(
+            f"need a folder for {self._purpose} that nobody else writes to, got "
+            f"{str(self.folder)!r} in use by {holder}: wait until it ends, stop "
+            "it, or use another folder"
+        )
+
+    def _not_writable(self, reason: Any) -> LockError:
+        return LockError(
+            f"need a folder that can be written, got {str(self.folder)!r}: {reason}"
+        )
+
     def _forget(self) -> None:
         """Close a forked child's copy of the file; the parent keeps the lock."""
         if self._file is not None:
@@ -101,9 +125,7 @@ class Lock:
             self.folder.mkdir(parents=True, exist_ok=True)
             return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise LockError(
-                f"need a folder that can be written, got {str(self.folder)!r}: {error}"
-            ) from error
+            raise self._not_writable(error) from error
 
 
 def is_in_use(folder: str | Path, *, name: str = ".lock") -> bool:

@@ -70,7 +70,7 @@ class Feed:
                     "batches from an iterable cannot be asked for again, so this run "
                     "cannot be resumed exactly; a dataset or a function of the step "
                     "can",
-                    stacklevel=3,
+                    stacklevel=5,
                 )
             self._first = self._iterable.first
             self.batches = self._until_failure(iter(self._iterable))

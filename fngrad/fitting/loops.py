@@ -27,6 +27,7 @@ from fngrad.fitting.dataset_reader import batch_at
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.compilations import Compilations, calls_again
+from fngrad.programs.compiled_memory import Memory, memory_of
 from fngrad.sharding.constraints import split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.training import Step, TrainState, snapshot
@@ -171,6 +172,33 @@ def make_loop(
     return consume if feed.comes_from_host else {"python": dispatch, "scan": scan}[name]
 
 
+def memory(
+    name: Literal["python", "scan"],
+    step: Step,
+    feed: Feed,
+    carry: Carry,
+) -> Memory:
+    """Return what the program of a loop takes on each device; compile it, run nothing.
+
+    Args:
+        name: of the loop, as for `make_loop`; a call of it does not compile again.
+        step: what it drives.
+        feed: the data.
+        carry: where the run begins.
+    """
+    programs, argument = (
+        _programs(step, feed.static, placement_of(carry)),
+        feed.argument,
+    )
+    if feed.comes_from_host:
+        lowered = programs.fed.lower(carry, feed.arrays)
+    elif name == "scan":
+        lowered = programs.many.lower(argument, carry, np.int32(1))
+    else:
+        lowered = programs.one.lower(argument, carry)
+    return memory_of(lowered.compile())
+
+
 def _deadlocks(placement: Placement) -> bool:
     """Return whether steps must not be queued: on several devices of one CPU.
 
@@ -307,9 +335,9 @@ def begin_compilations(
 
 
 class _Programs(NamedTuple):
-    one: Callable[[Any, Carry], Carry]  # (data, carry) -> carry
-    many: Callable[[Any, Carry, Any], Carry]  # (data, carry, steps) -> carry
-    fed: Callable[[Carry, Batch], Carry]
+    one: Any  # (data, carry) -> carry, see `Compilations.program`
+    many: Any  # (data, carry, steps) -> carry
+    fed: Any  # (carry, batch) -> carry
     compilations: Compilations
 
 

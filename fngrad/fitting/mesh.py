@@ -81,7 +81,7 @@ def _warn_of_idle_devices(step: Step) -> None:
         warnings.warn(
             f"the step has a rule, but trains on one of {jax.device_count()} devices: "
             "pass fit(mesh=fngrad.sharding.make_mesh())",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -97,7 +97,7 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
             "the step's rule splits no parameter, every device holds all of them: the "
             f"largest has {largest} entries; fsdp(min_size=) says from how many on a "
             "leaf is split",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

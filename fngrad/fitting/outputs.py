@@ -97,12 +97,9 @@ class Outputs(contextlib.ExitStack):
         self._checkpoints = rules.folder
         self.folder: RunFolder | None = None
         file: FileLogger | None = None
-        run_dir, may_cut = reporting.run_dir, bool(start.notes)
+        run_dir = reporting.run_dir
+        may_cut = may_cut_records(run_dir, rules, start)
         if run_dir is not None:
-            may_cut = may_cut or (rules.folder and _died_unsaved(run_dir))
-            recorded = _last_recorded(run_dir / "metrics.jsonl")
-            if not may_cut:
-                _check_continues(run_dir, recorded, start.logged)
             self.folder = RunFolder(
                 run_dir,
                 config=reporting.config,
@@ -224,6 +221,23 @@ class Outputs(contextlib.ExitStack):
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
         self.folder.record(seconds=self._spent.seconds())
+
+
+def may_cut_records(run_dir: Path | None, rules: SaveRules, start: Start) -> bool:
+    """Return whether a run may remove the records of steps that it makes again.
+
+    It may if it resumes from a checkpoint, or the run in its folder died before it
+    wrote one. Nothing is written.
+
+    Raises:
+        ValueError: if it may not, and there are such records.
+    """
+    if start.notes or run_dir is None:
+        return bool(start.notes)
+    if rules.folder and _died_unsaved(run_dir):
+        return True
+    _check_continues(run_dir, _last_recorded(run_dir / "metrics.jsonl"), start.logged)
+    return False
 
 
 def _died_unsaved(run_dir: Path) -> bool:

@@ -15,27 +15,18 @@ from typing import Any, Literal
 import jax
 from jax.sharding import Mesh
 
-from fngrad.files.local_paths import absolute
-from fngrad.fitting.checkpointing import (
-    DEFAULT_BEST,
-    Saver,
-    SaveRules,
-    checkpoint_folder,
-    opened,
-)
+from fngrad.fitting.arguments import Arguments, Run
+from fngrad.fitting.checkpointing import DEFAULT_BEST, Saver, opened
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback
-from fngrad.fitting.inputs import check_backend, check_step, checked_feed
 from fngrad.fitting.interrupts import (
     DEFAULT_EXIT_SIGNALS,
     Interruption,
     SignalName,
     attach,
-    exit_numbers,
     handled_signals,
     print_interrupted,
 )
-from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.loops import (
     Choice,
     begin,
@@ -44,9 +35,8 @@ from fngrad.fitting.loops import (
     make_loop,
     placement_of,
 )
-from fngrad.fitting.mesh import placed_run
-from fngrad.fitting.nonfinite import Guard, Policy
-from fngrad.fitting.outputs import Outputs, Reporting
+from fngrad.fitting.nonfinite import Policy
+from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.result import FitResult, finished
 from fngrad.fitting.resume import (
     Resume,
@@ -56,7 +46,6 @@ from fngrad.fitting.resume import (
     stopped_before,
 )
 from fngrad.fitting.session import Plan, Session
-from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
@@ -102,6 +91,7 @@ def fit(
     step in flight, prints what is saved and returns what was reached; a second Ctrl-C
     raises KeyboardInterrupt at once. A ``jax.transfer_guard`` of the caller is
     suspended during the call, since `fit` itself moves batches and metrics.
+    `fngrad.dry_run` takes the same arguments and measures what the run would take.
 
     *Checkpoints.* They are written if ``checkpoint_dir`` is given, or ``run_dir`` with
     ``save_every`` or ``save_minutes``: at these intervals (every 10 minutes if neither
@@ -261,69 +251,27 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
+    arguments = Arguments(**locals())
     with TimeSpent().listening() as spent, contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
-        check_backend(require)
-        rules = SaveRules(
-            folder=checkpoint_folder(checkpoint_dir, run_dir, save_every, save_minutes),
-            resume=resume,
-            every=save_every,
-            minutes=save_minutes,
-            keep=keep,
-            best=keep_best,
-            on_error=on_save_error,
-        )
-        rules.check(evaluates=metric_fn is not None)
-        reporting = Reporting(absolute(run_dir), config, loggers, callbacks, progress)
-        reporting.check(state)
-        exits = exit_numbers(exit_signals, is_saved=bool(rules.folder))
+        rules, reporting, exits = arguments.destinations()
         interrupted = stack.enter_context(handled_signals(exits=exits))
-        mesh, state, data, eval_data = placed_run(mesh, step, state, data, eval_data)
-        feed = checked_feed(step, data, eval_data, loop, mesh)
-        evaluation = Evaluation.of(
-            metric_fn, eval_data, early_stopping, eval_first, restore_best
-        )
-        guard = Guard.of(on_nonfinite, rollback_factor, step, state, feed)
-        guard.check_rollback(is_saved=bool(rules.folder))
-        every = eval_every if evaluation else None
-        intervals = Intervals(num_steps, num_epochs, log_every, every, save_every)
-        return _fit(
-            intervals=intervals,
-            rules=rules,
-            reporting=reporting,
-            evaluation=evaluation,
-            guard=guard,
-            loop=loop,
-            interrupted=interrupted,
-            spent=spent,
-            stack=stack,
-        )
+        run = arguments.run(rules, reporting)
+        return _fit(run, interrupted, spent, stack)
 
 
 def _fit(
-    *,
-    intervals: Intervals,
-    rules: SaveRules,
-    reporting: Reporting,
-    evaluation: Evaluation | None,
-    guard: Guard,
-    loop: Any,
-    interrupted: Interruption,
-    spent: TimeSpent,
-    stack: contextlib.ExitStack,
+    run: Run, interrupted: Interruption, spent: TimeSpent, stack: contextlib.ExitStack
 ) -> FitResult:
     """Check what tracing reveals, find where the call begins, and train from there."""
-    state, feed = guard.state, guard.feed
-    stack.callback(feed.close)
-    metrics = check_step(guard.step, state, feed)
-    measured = evaluation and evaluation.measured(state, metrics)
-    rules = rules.resolved(measured)
-    evaluation = evaluation and evaluation.watching(rules.best, DEFAULT_BEST, measured)
-    intervals.stops(feed, 0)  # raises before anything is written
+    stack.callback(run.guard.feed.close)
+    run = run.traced()
+    rules, reporting, evaluation = run.rules, run.reporting, run.evaluation
+    state, feed = run.guard.state, run.guard.feed
     checkpoints = opened(stack, reporting.run_dir, rules)
     start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
-    stops = intervals.stops(feed, start.step)
-    stops = start.logging_at(stops, intervals.log_every, reporting.has_listeners)
+    stops = run.intervals.stops(feed, start.step)
+    stops = start.logging_at(stops, run.intervals.log_every, reporting.has_listeners)
     if stopped := stopped_before(start, stops, evaluation):
         start.history.notes["seconds"] = spent.seconds()
         return finished(start.state, start.history, stopped, evaluation)
@@ -338,16 +286,16 @@ def _fit(
         spent=spent,
     )
     plan = Plan(
-        metrics=metrics,
+        metrics=run.metrics,
         stops=stops,
         outputs=stack.enter_context(outputs),
         evaluation=evaluation,
         callbacks=reporting.callbacks,
         saver=Saver(rules, checkpoints, stops, start) if checkpoints else None,
-        guard=guard,
+        guard=run.guard,
         spent=spent,
     )
-    return _train(plan, start, loop, interrupted)
+    return _train(plan, start, run.loop, interrupted)
 
 
 def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> FitResult:

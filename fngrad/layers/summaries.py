@@ -23,62 +23,25 @@ class _Line(NamedTuple):
     flops: int
 
 
-def summary(model: Any, example: Any = None) -> str:
-    r"""Return a table of a model's layers, or of the leaves of its parameters.
-
-    A layer has one line for itself and one for each layer inside of it: the shape of
-    its output, its parameters, their bytes and share, and the FLOPs of the forward pass
-    of one example, counted as `costs` does. Inside a `repeat` parameters and FLOPs are
-    those of all its passes. Only shapes are read; the model runs without a key.
-
-    Args:
-        model: a layer or a stateful layer; or parameters, any tree of arrays or
-            ShapeDtypeStructs.
-        example: what the layer takes, without a batch axis: arrays or
-            ShapeDtypeStructs. For a layer alone.
+def leaf_table(params: Any) -> str:
+    """Return a table of the leaves of parameters, see `fngrad.summary`.
 
     Raises:
-        TypeError: if a layer comes without an example, or anything else with one.
-        ValueError: if there are no parameters to list; or from the layer, with its path
-            in front, if the example does not fit.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import fngrad as fg
-        >>> model = fg.models.mlp((4, 3, 1))
-        >>> print(fg.summary(model, jnp.ones(4)))
-        layer              output  parameters  bytes    share  FLOPs
-        serial             (1,)            19     76  100.0 %     37
-          layers/0 linear  (3,)            15     60   78.9 %     27
-          entry 1 relu     (3,)             0      0    0.0 %      3
-          layers/1 linear  (1,)             4     16   21.1 %      7
-        total              19 parameters, 76 bytes, 37 FLOPs forward
-        >>> print(fg.summary(model.init(jax.random.key(0))["layers"][0]))
-        leaf    shape   dtype    count  bytes   share
-        bias    (3,)    float32      3     12  20.0 %
-        weight  (4, 3)  float32     12     48  80.0 %
-        total   15 parameters, 60 bytes
+        ValueError: if there are none.
     """
-    if isinstance(model, Layer | StatefulLayer):
-        return _of_layer(model, example)
-    if example is not None:
-        raise TypeError(
-            f"need a layer where there is an example, got {type(model).__name__}; "
-            "fngrad.summary(params) takes parameters alone"
-        )
-    if callable(model) or hasattr(model, "init"):
-        raise TypeError(f"need a layer or parameters, got {type(model).__name__}")
-    return _of_params(model)
-
-
-def _of_params(params: Any) -> str:
     leaves = leaf_tables.leaves_of(params)
     if not leaves:
         raise ValueError("need parameters, at least one array, got an empty tree")
     return leaf_tables.table(leaves, share=True, total=True)
 
 
-def _of_layer(layer: Layer | StatefulLayer, example: Any) -> str:
+def layer_table(layer: Layer | StatefulLayer, example: Any) -> str:
+    """Return a table of a layer and of those inside of it, see `fngrad.summary`.
+
+    Raises:
+        TypeError: if there is no example.
+        ValueError: from the layer, if the example does not fit.
+    """
     if example is None:
         raise TypeError(
             "need an example for a layer: fngrad.summary(model, x) with one x, without "

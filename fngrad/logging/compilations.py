@@ -66,6 +66,7 @@ class Compilations:
             self._called.add(name)
             return made
 
+        call.lower = jitted.lower  # type: ignore[attr-defined]
         return call
 
     def notes(self) -> dict[str, Any]:

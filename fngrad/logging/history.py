@@ -9,7 +9,13 @@ import fngrad.logging.plots as plots
 import fngrad.programs.curves as curves
 import fngrad.programs.text_tables as text_tables
 from fngrad.logging.best_evaluation import BestEvaluation
-from fngrad.logging.quantities import LOSS, MAX_PANELS, NORM, by_quantity
+from fngrad.logging.quantities import (
+    LOSS,
+    MAX_PANELS,
+    by_quantity,
+    is_norm,
+    wholes_of,
+)
 from fngrad.metrics.directions import known_direction
 from fngrad.programs.printed import preformatted
 
@@ -146,7 +152,7 @@ class History(Mapping[str, np.ndarray]):
             KeyError: if a name was not recorded.
             ValueError: if there is nothing to draw.
         """
-        groups = by_quantity(names or self._scalars())
+        groups = by_quantity(names or self._scalars(), self)
         constant = [q for q, group in groups.items() if self._is_constant(q, group)]
         if names or len(constant) == len(groups):
             constant = []
@@ -161,11 +167,10 @@ class History(Mapping[str, np.ndarray]):
         lists = [("constant", texts), ("not drawn", left)]
         width = plots.LETTERS * min(len(panels), plots.PANELS_IN_A_ROW)
         title = [plots.wrapped(f"{w}: {_few(t)}", width) for w, t in lists if t]
-        logarithmic = [
-            quantity
-            for quantity, ratio in ((NORM, 1.0), (LOSS, 10.0))
-            if _is_logarithmic(panels.get(quantity, {}), ratio)
-        ]
+        ratios = {
+            q: 10.0 if q == LOSS else 1.0 for q in panels if q == LOSS or is_norm(q)
+        }
+        logarithmic = [q for q, x in ratios.items() if _is_logarithmic(panels[q], x)]
         text = "\n".join(title)
         return plots.figure(panels, log_scale=logarithmic, title=text, pale=pale)
 
@@ -174,8 +179,14 @@ class History(Mapping[str, np.ndarray]):
 
     def _scalars(self) -> list[str]:
         """Return the names of scalars; ``is_finite`` only if there are no others."""
-        found = [n for n in self if np.ndim(self.last(n)) == 0]
+        found = self._wholes_first()
         return [n for n in found if n != "is_finite"] or found
+
+    def _wholes_first(self) -> list[str]:
+        """Return the names of scalars, those of layers and groups at the end."""
+        found = [name for name in self if np.ndim(self.last(name)) == 0]
+        parts = wholes_of(found)
+        return sorted(found, key=lambda name: name in parts)
 
     def _is_constant(self, quantity: str, names: list[str]) -> bool:
         """Return whether a quantity, unless a loss or an evaluation, never changes."""
@@ -185,8 +196,7 @@ class History(Mapping[str, np.ndarray]):
         return all(len(c) > 1 and np.all(c == c[0]) for c in curves)
 
     def __repr__(self) -> str:
-        last = {name: self.last(name) for name in self if np.ndim(self.last(name)) == 0}
-        texts = [f"{name}={value:.4g}" for name, value in last.items()]
+        texts = [f"{name}={self.last(name):.4g}" for name in self._wholes_first()]
         more = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
         return f"History({', '.join([*texts[:_SHOWN], *more])})"
 
@@ -198,6 +208,7 @@ class History(Mapping[str, np.ndarray]):
         """Return a table of all scalars: how many records, the last, the best.
 
         Whether the smallest or the largest value is the best is known from the name.
+        Of metrics by layer or group it has the first 12.
 
         Example:
             >>> import numpy as np
@@ -211,11 +222,15 @@ class History(Mapping[str, np.ndarray]):
             rate          3  0.375
         """
         rows = [["metric", "records", "last", "best", "at step"]]
-        for name in self._scalars():
+        names = self._scalars()
+        parts = list(wholes_of(names))
+        left_out = parts[_SHOWN:]
+        for name in (name for name in names if name not in left_out):
             curve = self[name]
             row = [name, str(len(curve)), f"{self.last(name):.4g}"]
             rows.append([*row, *_best(name, self.steps(name), curve)])
-        return text_tables.table(rows, left=1)
+        more = f"\n... and {len(left_out)} more by layer or group" if left_out else ""
+        return text_tables.table(rows, left=1) + more
 
     def curve(self, name: str = "loss") -> str:
         """Return the curve of a scalar as SVG; the empty string if there is none."""

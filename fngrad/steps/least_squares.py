@@ -27,7 +27,13 @@ from fngrad.steps.linearized_residuals import (
     unflatten,
 )
 from fngrad.training import Step, TrainState, finish, open_step
-from fngrad.training.step_metrics import LossAtStart, Move
+from fngrad.training.step_metrics import (
+    LossAtStart,
+    Move,
+    WhichMetrics,
+    check_metrics,
+    groups_of,
+)
 from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.damping import DampingState
 from fngrad.types import Batch, Hyper, Metrics, Updates
@@ -48,6 +54,7 @@ def gauss_newton(
     solver: Solver = "dense",
     jacobian: Jacobian | None = None,
     cg_tolerance: float = 1e-6,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Solve the linearized least-squares problem in every step.
 
@@ -71,6 +78,7 @@ def gauss_newton(
         jacobian: whether the dense solver takes n derivatives in forward mode or m in
             reverse mode; ``None`` means the smaller number.
         cg_tolerance: > 0, the relative residual of the normal equations.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`, with
@@ -101,13 +109,14 @@ def gauss_newton(
     """
     numerics.check_number("damping", damping, low=0.0)
     problem = _read_problem(residual_fn, solver, jacobian, cg_tolerance)
+    metrics = check_metrics(metrics)
     transform = chain(sgd(1.0) if optimizer is None else optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         start, model = _begin(problem, transform, state, batch)
         direction = model.solve(numerics.hyper(damping, state.step))
         move = _move(transform, state, start, direction)
-        return finish(state, start, move)
+        return finish(state, start, move, metrics=metrics)
 
     return placing(step, residual_fn)
 
@@ -119,6 +128,7 @@ def levenberg_marquardt(
     solver: Solver = "dense",
     jacobian: Jacobian | None = None,
     cg_tolerance: float = 1e-6,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Gauss-Newton with adaptive damping, which rejects steps that raise the loss.
 
@@ -144,6 +154,7 @@ def levenberg_marquardt(
         solver: as for `gauss_newton`.
         jacobian: as for `gauss_newton`.
         cg_tolerance: as for `gauss_newton`.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `gauss_newton`, ``damping`` ($\mu_t$),
@@ -174,6 +185,7 @@ def levenberg_marquardt(
         available without the matrix.
     """
     problem = _read_problem(residual_fn, solver, jacobian, cg_tolerance)
+    metrics = check_metrics(metrics)
     transform = chain(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -196,7 +208,7 @@ def levenberg_marquardt(
             opt_state=opt_state,
         )
         more = {"damping": damping, "gain_ratio": ratio, "is_accepted": is_accepted}
-        return finish(state, start, move, more)
+        return finish(state, start, move, more, metrics=metrics)
 
     return placing(step, residual_fn)
 
@@ -228,7 +240,8 @@ def _begin(
         cg_tolerance=problem.cg_tolerance,
     )
     grads = _unflatten(model.gradient, trainable, state)
-    return LossAtStart(trainable, key, model.value, grads), model
+    groups = groups_of(transform)
+    return LossAtStart(trainable, key, model.value, grads, groups=groups), model
 
 
 def _unflatten(x: jax.Array, trainable: Any, state: TrainState) -> Updates:

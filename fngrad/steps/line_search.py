@@ -15,7 +15,7 @@ from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace
 from fngrad.steps.line_search_conditions import Found, Point, backtrack, strong_wolfe
 from fngrad.training import Step, TrainState, begin, finish, with_gradients
-from fngrad.training.step_metrics import LossAtStart, Move
+from fngrad.training.step_metrics import LossAtStart, Move, WhichMetrics, check_metrics
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -64,6 +64,7 @@ def line_search(
     decrease_factor: Hyper = 0.8,
     increase_factor: Hyper | None = None,
     max_learning_rate: Hyper | None = None,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Multiply the optimizer's update by a length that decreases the loss enough.
 
@@ -96,6 +97,7 @@ def line_search(
         increase_factor: > 1; how a length grows, between steps (armijo, ``None``
             means 1.5) or within a search (strong Wolfe, 2).
         max_learning_rate: the longest length > 0; ``None`` means 1 (armijo) or 1e10.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`, ``step_length`` ($a$, 0
@@ -125,21 +127,18 @@ def line_search(
         (``scale_by_backtracking_linesearch``). Differs from it in: if no length is good
         enough the step is zero, and directions uphill are replaced.
     """
-    is_armijo = condition == "armijo"
+    growth, longest = (1.5, 1.0) if condition == "armijo" else (2.0, 1e10)
     rule = _Rule(
         condition,
         numerics.check_count("max_evaluations", max_evaluations, 1),
         slope_rtol=slope_rtol,
         curv_rtol=curv_rtol,
         decrease_factor=decrease_factor,
-        increase_factor=(1.5 if is_armijo else 2.0)
-        if increase_factor is None
-        else increase_factor,
-        max_learning_rate=(1.0 if is_armijo else 1e10)
-        if max_learning_rate is None
-        else max_learning_rate,
+        increase_factor=growth if increase_factor is None else increase_factor,
+        max_learning_rate=longest if max_learning_rate is None else max_learning_rate,
     )
     _check(rule)
+    metrics = check_metrics(metrics)
     transform = chain(optimizer)
     gradient = loss_forms.gradient_fn(loss_fn)
     value_at = loss_forms.value_fn(loss_fn)
@@ -166,7 +165,8 @@ def line_search(
         length = found.a / unit
         opt_state = _remember(opt_state, length)
         move = Move(params, opt_state, updates, _with_kept(reports, state.opt_state))
-        return finish(state, start, move, _of_search(length, found))
+        more = _of_search(length, found)
+        return finish(state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

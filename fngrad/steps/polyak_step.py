@@ -12,7 +12,7 @@ from fngrad.optimizers.sgd import sgd
 from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace
 from fngrad.training import Step, TrainState, begin, finish, with_gradients
-from fngrad.training.step_metrics import Move
+from fngrad.training.step_metrics import Move, WhichMetrics, check_metrics
 from fngrad.transforms.core import TransformLike, chain, update_and_report
 from fngrad.types import Batch, Hyper, LossFn, Metrics
 
@@ -24,6 +24,8 @@ def polyak(
     max_learning_rate: Hyper = 1.0,
     eps: Hyper = 0.0,
     variant: Literal["sps", "sps+"] = "sps",
+    *,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Multiply the optimizer's update by Polyak's step size.
 
@@ -43,6 +45,7 @@ def polyak(
         eps: $\epsilon$ >= 0, in squared gradient units.
         variant: below $L^\ast$ ``"sps+"`` takes no step and ``"sps"``
             a step uphill.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step` and ``step_length``,
@@ -70,6 +73,7 @@ def polyak(
     numerics.check_number("f_min", f_min)
     numerics.check_positive("max_learning_rate", max_learning_rate)
     numerics.check_number("eps", eps, low=0.0)
+    metrics = check_metrics(metrics)
     transform = chain(sgd(1.0) if optimizer is None else optimizer)
     gradient = loss_forms.gradient_fn(loss_fn)
 
@@ -96,7 +100,8 @@ def polyak(
             length = length * factor
         params = displace(state.params, start.trainable, updates)
         move = Move(params, opt_state, updates, reports)
-        return finish(state, start, move, {"step_length": length})
+        more = {"step_length": length}
+        return finish(state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

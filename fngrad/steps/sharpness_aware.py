@@ -11,6 +11,7 @@ import fngrad.tree as tree
 from fngrad.sharding.constraints import placing
 from fngrad.steps.core import displace, move_by
 from fngrad.training import Step, TrainState, begin, finish, with_gradients
+from fngrad.training.step_metrics import WhichMetrics, check_metrics
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Hyper, LossFn, Metrics, Params, Updates
 
@@ -20,6 +21,8 @@ def sam(
     optimizer: TransformLike,
     rho: Hyper = 0.05,
     adaptive: bool = False,
+    *,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Sharpness-aware minimization: step by the gradient at a point uphill.
 
@@ -37,6 +40,7 @@ def sam(
         rho: $\rho$ >= 0, in units of the parameters (without a unit if adaptive); a
             number, a scalar array, or a schedule of ``state.step``.
         adaptive: whether the ball scales with the weights (ASAM).
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step` (``grad_norm`` is that of
@@ -63,6 +67,7 @@ def sam(
         in: no $\eta$ is added to $|w|$, and biases are treated as weights.
     """
     numerics.check_number("rho", rho, low=0.0)
+    metrics = check_metrics(metrics)
     transform = chain(optimizer)
     gradient = loss_forms.gradient_fn(loss_fn)
 
@@ -76,7 +81,7 @@ def sam(
         )
         move = move_by(transform, state, start.trainable, grads)
         more = {"sharpness": value.loss - start.value.loss}
-        return finish(state, start, move, more)
+        return finish(state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

@@ -13,7 +13,7 @@ from fngrad.sharding.constraints import placing
 from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.training.loss_forms import Gradient
-from fngrad.training.step_metrics import LossAtStart
+from fngrad.training.step_metrics import LossAtStart, WhichMetrics, check_metrics
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Key, LossFn, Metrics, OptState, Params, Updates
 
@@ -25,6 +25,8 @@ def sophia(
     optimizer: TransformLike,
     update_interval: int = 10,
     distribution: Literal["normal", "rademacher"] = "normal",
+    *,
+    metrics: WhichMetrics = "norms",
 ) -> Step:
     r"""Give `fngrad.sophia` its estimates of the Hessian's diagonal (Sophia-H).
 
@@ -42,6 +44,7 @@ def sophia(
         update_interval: k >= 1.
         distribution: of the entries of $u$; ``"rademacher"`` ($\pm 1$) has the lower
             variance, which is zero if the Hessian is diagonal.
+        metrics: as for `fngrad.make_step`.
 
     Returns:
         A step; its metrics are those of `fngrad.make_step`.
@@ -68,6 +71,7 @@ def sophia(
         raise ValueError(
             f'need distribution="normal" or "rademacher", got {distribution=}'
         )
+    metrics = check_metrics(metrics)
     transform = chain(optimizer)
     gradient = loss_forms.gradient_fn(loss_fn)
 
@@ -90,7 +94,7 @@ def sophia(
         seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
         estimated = state._replace(opt_state=seen)
         move = move_by(transform, estimated, start.trainable, start.grads)
-        return finish(state, start, move)
+        return finish(state, start, move, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

@@ -6,7 +6,7 @@ the next state and the metrics (`finish`). The key of step t is
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -21,7 +21,7 @@ from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.rules import Rule
 from fngrad.training.precision import Precision, mixed_precision
 from fngrad.training.state import TrainState
-from fngrad.training.step_metrics import LossAtStart, Move
+from fngrad.training.step_metrics import LossAtStart, Move, WhichMetrics
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -45,7 +45,7 @@ def make_step(
     loss_fn: LossFn,
     optimizer: TransformLike,
     *,
-    metrics: Literal["norms", "loss"] = "norms",
+    metrics: WhichMetrics = "norms",
     micro_batches: int = 1,
     precision: Precision = None,
     remat: CheckpointPolicy | None = None,
@@ -67,7 +67,11 @@ def make_step(
             ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
             with defaults keep them.
         optimizer: a transform.
-        metrics: ``"norms"`` includes the global norms, ``"loss"`` does not.
+        metrics: ``"norms"`` includes the global norms, ``"loss"`` does not. A list of
+            globs over the paths of the parameters, such as ``["blocks/*", "head"]``,
+            includes the global norms and those of every layer that a glob selects, a
+            leaf or a tree of trainable leaves; of layers inside each other a glob
+            selects the innermost, so that ``["**"]`` means every leaf.
         micro_batches: into how many equal parts the batch is cut. Gradients, loss and
             metrics are averaged over the parts, which run one after another, so that
             the activations of one part at a time are in memory. Each part has a key of
@@ -89,21 +93,23 @@ def make_step(
 
     Returns:
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
-        ``learning_rate`` in force, if the optimizer reports one (the first, if groups
-        differ); ``is_finite``, whether the loss is finite, and with norms those of
-        gradient and update too; it is true also where `skip_nonfinite` skipped the
-        step within its limit; ``grad_norm``, ``update_norm`` and ``param_norm``, over
-        trainable leaves; the transforms' reports, by part; the user's own.
+        ``learning_rate`` in force, if the optimizer reports one (the first, if there
+        are several), and that of each group of a `fngrad.partition`, such as
+        ``learning_rate/head/**``; ``is_finite``, whether the loss is finite, and with
+        norms those of gradient and update too; it is true also where `skip_nonfinite`
+        skipped the step within its limit; ``grad_norm``, ``update_norm`` and
+        ``param_norm``, over trainable leaves, and by layer, such as
+        ``grad_norm/blocks/0``; the transforms' reports, by part; the user's own.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature, the precision another type, or
-            ``remat`` or ``rule`` is not a function; while tracing, if the loss returns
-            another form, or the state is not a TrainState.
-        ValueError: if ``metrics`` is unknown, ``micro_batches`` below 1, or the
-            precision unknown; while tracing, if the batch cannot be cut into equal
+        TypeError: if ``loss_fn`` has another signature, ``metrics`` or the precision
+            another type, or ``remat`` or ``rule`` is not a function; while tracing, if
+            the loss returns another form, or the state is not a TrainState.
+        ValueError: if ``metrics`` is unknown or empty, ``micro_batches`` below 1, or
+            the precision unknown; while tracing, if the batch cannot be cut into equal
             parts, a loss or metric is not a scalar, the model state's structure
-            differs, a metric's name is taken, or the optimizer has two parts
-            `fngrad.loss_scaling`.
+            differs, a metric's name is taken, a glob of ``metrics`` selects no layer,
+            or the optimizer has two parts `fngrad.loss_scaling`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,9 +123,21 @@ def make_step(
         >>> state, metrics = step(state, batch)
         >>> print(state.params, metrics["loss"])
         1.0 10.0
+
+        The norms of every layer of a network:
+
+        >>> import jax
+        >>> model = fg.models.mlp((1, 2, 1))
+        >>> def loss_fn(params, batch):
+        ...     y = jax.vmap(model.apply, (None, 0))(params, batch["x"][:, None])
+        ...     return jnp.mean((y[:, 0] - batch["y"]) ** 2)
+        >>> step = fg.make_step(loss_fn, optimizer, metrics=["layers/*"])
+        >>> state = fg.init_state(model.init(jax.random.key(0)), optimizer, key=0)
+        >>> state, metrics = step(state, batch)
+        >>> print([name for name in metrics if name.startswith("grad_norm")])
+        ['grad_norm', 'grad_norm/layers/0', 'grad_norm/layers/1']
     """
-    if metrics not in ("norms", "loss"):
-        raise ValueError(f'need metrics="norms" or "loss", got {metrics=}')
+    metrics = step_metrics.check_metrics(metrics)
     micro_batches = numerics.check_count("micro_batches", micro_batches, 1)
     transform = chain(optimizer)
     loss_forms.check_loss(loss_fn)
@@ -134,7 +152,7 @@ def make_step(
         )
         params = apply_updates(state.params, updates)
         move = Move(params, opt_state, updates, reports)
-        return finish(state, start, move, norms=metrics == "norms")
+        return finish(state, start, move, metrics=metrics)
 
     step.rule = None  # type: ignore[attr-defined]  # unless the loss has one
     return placing(with_gradients(step, transform, gradient), loss_fn)
@@ -188,7 +206,8 @@ def begin(
     value, grads = gradient(
         state.params, trainable, batch, key, state.model_state, scale
     )
-    return LossAtStart(trainable, key, value, grads, scale)
+    groups = step_metrics.groups_of(transform)
+    return LossAtStart(trainable, key, value, grads, scale, groups)
 
 
 def finish(
@@ -197,9 +216,13 @@ def finish(
     move: Move,
     more: Metrics | None = None,
     *,
-    norms: bool = True,
+    metrics: WhichMetrics = "norms",
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state and the metrics of a step, with ``more`` among them."""
+    """Return the next state and the metrics of a step, with ``more`` among them.
+
+    Raises:
+        ValueError: if two metrics have one name, or a glob selects no layer.
+    """
     new_state = TrainState(
         numerics.next_step(state.step),
         state.key,
@@ -207,7 +230,7 @@ def finish(
         move.opt_state,
         start.value.model_state,
     )
-    metrics = step_metrics.standard_metrics(
-        start, move, params=state.params, more=more or {}, norms=norms
+    values = step_metrics.standard_metrics(
+        start, move, params=state.params, more=more or {}, metrics=metrics
     )
-    return new_state, metrics
+    return new_state, values

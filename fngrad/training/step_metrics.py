@@ -1,14 +1,20 @@
 """The metrics of a training step: scalars by name."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.transforms.queries as queries
+import fngrad.transforms.structure as structure
 import fngrad.tree as tree
 from fngrad.training.loss_forms import Value
-from fngrad.types import Key, Metrics, OptState, Params, Updates
+from fngrad.transforms.core import Transform
+from fngrad.types import Key, Metrics, OptState, Params, Path, Updates
+
+# Global norms, none, or global norms and those of the layers that globs select.
+WhichMetrics: TypeAlias = Literal["norms", "loss"] | Sequence[str]
 
 
 class LossAtStart(NamedTuple):
@@ -19,6 +25,7 @@ class LossAtStart(NamedTuple):
     value: Value  # at the parameters
     grads: Updates  # at the parameters; zero for leaves that are not trained
     scale: jax.Array | None = None  # of the loss; see `fngrad.loss_scaling`
+    groups: tuple[tuple[str, str], ...] = ()  # see `groups_of`
 
 
 class Move(NamedTuple):
@@ -30,8 +37,43 @@ class Move(NamedTuple):
     reports: Metrics  # of the optimizer
 
 
+def check_metrics(metrics: WhichMetrics) -> WhichMetrics:
+    """Return the argument ``metrics`` of a step, which `fngrad.make_step` describes.
+
+    Raises:
+        TypeError: if it is not a string or a list of strings.
+        ValueError: if it is an unknown string, or an empty list.
+    """
+    if isinstance(metrics, str):
+        if metrics not in ("norms", "loss"):
+            raise ValueError(
+                f'need metrics="norms" or "loss", got {metrics=}; globs over the paths '
+                f"of layers are given as a list: metrics=[{metrics!r}]"
+            )
+        return metrics
+    is_list = isinstance(metrics, list | tuple)
+    if not is_list or not all(isinstance(glob, str) for glob in metrics):
+        raise TypeError(
+            'need metrics="norms" or "loss", or a list of globs over the paths of '
+            f"layers, got {metrics!r}"
+        )
+    if not metrics:
+        raise ValueError(f'need at least one glob, or metrics="norms", got {metrics=}')
+    return tuple(metrics)
+
+
+def groups_of(transform: Transform) -> tuple[tuple[str, str], ...]:
+    """Return the part and the glob of every group of the partitions of an optimizer."""
+    return tuple(structure.partitions_of(transform))
+
+
 def standard_metrics(
-    start: LossAtStart, move: Move, *, params: Params, more: Metrics, norms: bool
+    start: LossAtStart,
+    move: Move,
+    *,
+    params: Params,
+    more: Metrics,
+    metrics: WhichMetrics,
 ) -> Metrics:
     """Return the metrics of a step, see `fngrad.make_step`.
 
@@ -40,10 +82,10 @@ def standard_metrics(
         move: the updates, and the optimizer's reports.
         params: the parameters before the step.
         more: further metrics of the step.
-        norms: whether to include the global norms.
+        metrics: which norms to include, from `check_metrics`.
 
     Raises:
-        ValueError: if two metrics have one name.
+        ValueError: if two metrics have one name, or a glob selects no layer.
     """
     trainable, loss = start.trainable, start.value.loss
     vectors = {
@@ -51,19 +93,30 @@ def standard_metrics(
         "update_norm": move.updates,
         "param_norm": params,
     }
+    kept = {name: tree.keep(trainable, x) for name, x in vectors.items()}
     sizes: Metrics = {}
     is_finite = jnp.isfinite(loss)
-    if norms:
-        sizes = {k: tree.norm(tree.keep(trainable, x)) for k, x in vectors.items()}
+    if metrics != "loss":
+        sizes = {name: tree.norm(x) for name, x in kept.items()}
         is_finite &= jnp.isfinite(sizes["grad_norm"])
         is_finite &= jnp.isfinite(sizes["update_norm"])
         added = [sizes["update_norm"]]  # finite where the updates are
     else:
-        added = jax.tree.leaves(tree.keep(trainable, move.updates))
+        added = jax.tree.leaves(kept["update_norm"])
     is_sound = _is_sound(is_finite, move.reports, added)
-    reports = _with_learning_rate(move.reports)
-    groups = [{"loss": loss}, reports, {"is_finite": is_sound}, sizes, more]
+    reports = _with_learning_rates(move.reports, start.groups)
+    by_layer = {} if isinstance(metrics, str) else _norms_by_layer(metrics, kept)
+    groups = [{"loss": loss}, reports, {"is_finite": is_sound}, sizes, by_layer, more]
     return union([*groups, start.value.metrics])
+
+
+def _norms_by_layer(globs: Sequence[str], vectors: dict[str, Any]) -> Metrics:
+    """Return the norms of trees by name, such as ``grad_norm/blocks/0``."""
+    return {
+        f"{name}/{path}": tree.norm(leaves)
+        for name, x in vectors.items()
+        for path, leaves in tree.by_layer(globs, x).items()
+    }
 
 
 def union(groups: list[Metrics]) -> Metrics:
@@ -83,14 +136,33 @@ def union(groups: list[Metrics]) -> Metrics:
     return together
 
 
-def _with_learning_rate(reports: Metrics) -> Metrics:
-    """Return the reports, the first learning rate under the name ``learning_rate``."""
+def _with_learning_rates(
+    reports: Metrics, groups: tuple[tuple[str, str], ...]
+) -> Metrics:
+    """Return the reports, with the learning rates in force under short names.
+
+    The first is ``learning_rate``, the first of each group ``learning_rate/<group>``.
+    """
     in_force = queries.reported(reports, "scale_by_learning_rate/learning_rate")
-    rates = list(in_force or queries.reported(reports, "learning_rate"))
-    return {
-        "learning_rate" if path in rates[:1] else path: value
-        for path, value in reports.items()
-    }
+    rates = [*in_force, *queries.reported(reports, "learning_rate")]
+    first: dict[str, Path] = {}  # by group
+    for path in rates:
+        first.setdefault(_group_of(path, groups), path)
+    names = {path: f"learning_rate/{group}" for group, path in first.items() if group}
+    left = [path for path in reports if path in names or path not in rates[:1]]
+    told = {names.get(path, path): reports[path] for path in left}
+    return {"learning_rate": reports[rates[0]], **told} if rates else told
+
+
+def _group_of(path: Path, groups: tuple[tuple[str, str], ...]) -> str:
+    """Return the group of a report, ``outer/inner`` for a group inside of a group."""
+    labels: list[str] = []
+    rest = f"/{path}"
+    while found := [group for group in groups if f"/{'/'.join(group)}/" in rest]:
+        part, label = min(found, key=lambda group: rest.index(f"/{'/'.join(group)}/"))
+        labels.append(label)
+        rest = "/" + rest.split(f"/{part}/{label}/", 1)[1]
+    return "/".join(labels)
 
 
 def _is_sound(is_finite: jax.Array, reports: Metrics, added: list) -> jax.Array:

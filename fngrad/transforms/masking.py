@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+import fngrad.transforms.structure as structure
 import fngrad.tree as tree
 from fngrad.transforms.core import (
     Transform,
@@ -35,7 +36,8 @@ def partition(groups: Sequence[tuple[Selector, TransformLike]]) -> Transform:
         A chain of one part, ``partition``. Its state has one entry per group, keyed
         by the glob (``group 0`` and so on for other selectors), without the leaves of
         other groups. A transform sees only its group: a global norm is the group's
-        norm.
+        norm. The metrics of a step have each group's learning rate, as
+        ``learning_rate/embed/**``.
 
     Raises:
         TypeError: if ``groups`` is a dict, or contains an object of another type than
@@ -93,7 +95,7 @@ def masked(
     """
     rest = freeze() if otherwise is None else otherwise
     groups = [(mask, inner), ("**", rest)]
-    return _grouped("masked", ["selected", "rest"], groups)
+    return _grouped("masked", list(structure.MASKED), groups)
 
 
 def freeze() -> Transform:

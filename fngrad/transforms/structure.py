@@ -16,12 +16,13 @@ from fngrad.types import Path
 # Functions that a factory passes to `from_report`, `wrapper` or `stateless`.
 _PASSED_ON = ("report", "advance", "change")
 _SETTINGS = ("sign", "reported")  # of `scale_by_learning_rate`, no hyperparameters
+MASKED = ("selected", "rest")  # the labels of the groups of `masked`
 
 
 class Group(NamedTuple):
     """Transforms inside of a part, and which leaves they get."""
 
-    label: str  # the glob of a `partition`; empty for a wrapper
+    label: str  # the glob of a `partition`, of `MASKED`; empty for a wrapper
     takes: Callable[[Path, Any], bool] | None  # None: every leaf
     inner: Any  # a transform
 
@@ -71,11 +72,26 @@ def hyperparameters_of(part: Any) -> dict[str, Any]:
 def groups_of(part: Any) -> list[Group]:
     """Return the transforms inside of a part, with the leaves that each gets."""
     variables = variables_of(part)
-    if groups := variables.get("groups"):
+    groups = variables.get("groups")
+    if isinstance(groups, list) and all(hasattr(group, "takes") for group in groups):
         return [Group(group.key, group.takes, group.inner) for group in groups]
     found = [value for value in variables.values() if isinstance(value, type(part))]
     unique = {id(transform.init): transform for transform in found}
     return [Group("", None, transform) for transform in unique.values()]
+
+
+def partitions_of(transform: Any) -> Iterator[tuple[str, str]]:
+    """Yield the part and the glob of every group of a `partition`, outer ones first."""
+    for part in parts_of(transform):
+        if part is not transform and is_composed(part):
+            yield from partitions_of(part)
+            continue
+        groups = groups_of(part)
+        labels = tuple(group.label for group in groups)
+        if labels != MASKED:
+            yield from ((part.name, label) for label in labels if label)
+        for group in groups:
+            yield from partitions_of(group.inner)
 
 
 def text_of_parts(transform: Any) -> str:

@@ -23,6 +23,7 @@ from fngrad.tree.paths import (
     path_string,
 )
 from fngrad.tree.selection import (
+    by_layer,
     check_mask,
     floats,
     keep,
@@ -57,6 +58,7 @@ __all__ = [
     "abs_square",
     "add",
     "average",
+    "by_layer",
     "cast_like",
     "cast_real",
     "check_floats",

@@ -4,7 +4,7 @@ A *mask* is a selector, or ``None``, which selects all leaves.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 import fngrad.programs.signatures as signatures
 from fngrad.tree.dtypes import is_float
-from fngrad.tree.paths import leaf_paths
+from fngrad.tree.paths import leaf_paths, path_string
 from fngrad.tree.stacks import map_selected
 from fngrad.types import Params, Path, Selector, Tree
 
@@ -66,6 +66,43 @@ def check_mask(mask: Selector | None, params: Params) -> None:
             f"need a glob that selects a leaf, got {mask!r} for the leaves {paths}"
             f"{at_any_depth(mask, paths)}"
         )
+
+
+def by_layer(globs: Sequence[str], a: Any) -> dict[Path, list[Any]]:
+    """Return the leaves of each layer that a glob selects, by the layer's path.
+
+    A layer is a leaf, or a tree inside of ``a``. Of layers inside each other a glob
+    selects the innermost, so that ``"**"`` means every leaf.
+
+    Args:
+        globs: over the paths of layers, such as ``"blocks/*"`` and ``"**/weight"``.
+        a: the tree.
+
+    Raises:
+        ValueError: if a glob selects no layer.
+
+    Example:
+        >>> import fngrad.tree as tree
+        >>> params = {"blocks": [{"w": 1.0, "b": 2.0}, {"w": 3.0, "b": 4.0}]}
+        >>> tree.by_layer(["blocks/*", "**/w"], params)["blocks/0"]
+        [2.0, 1.0]
+    """
+    inside: dict[Path, list[Any]] = {}
+    for entries, leaf in jax.tree_util.tree_flatten_with_path(a)[0]:
+        for end in range(1, len(entries) + 1):
+            inside.setdefault(path_string(entries[:end]), []).append(leaf)
+    chosen: set[Path] = set()
+    for glob in globs:
+        takes = selector_predicate(glob)
+        found = [path for path in inside if takes(path, None)]
+        outer = {prefix for path in found for prefix in _prefixes(path)[1:]}
+        if not found:
+            raise ValueError(
+                f"need globs that select a layer, got {glob!r} for {list(inside)}"
+                f"{at_any_depth(glob, list(inside))}"
+            )
+        chosen.update(path for path in found if path not in outer)
+    return {path: leaves for path, leaves in inside.items() if path in chosen}
 
 
 def at_any_depth(glob: str, paths: list[Path]) -> str:

@@ -138,10 +138,11 @@ def test_bad_arguments_raise_before_anything_is_written(tmp_path, name):
 
     step = fg.make_step(counted, OPTIMIZER)
     state = fg.init_state(jnp.zeros(()), OPTIMIZER, 0)
-    with pytest.raises(kind, match=message):
-        fg.fit(step, state, run_dir=tmp_path / "run", progress=False, **given)
-    assert not list(tmp_path.iterdir())
-    assert len(batches) <= 1  # traced, not run
+    for call in (fg.fit, fg.dry_run):
+        with pytest.raises(kind, match=message):
+            call(step, state, run_dir=tmp_path / "run", progress=False, **given)
+        assert not list(tmp_path.iterdir())
+        assert len(batches) <= 1  # traced, not run
 
 
 @pytest.mark.parametrize("url", ["gs://b/run", "s3://b/run", "hdfs://h/r", "file:///r"])

@@ -50,3 +50,16 @@ def test_a_notebook_shows_a_table_and_the_curve_of_the_loss():
     assert "<polyline" in html
     assert "metric  records" in html
     assert History()._repr_html_().count("svg") == 0
+
+
+def test_metrics_by_layer_come_last_and_their_number_is_told():
+    history = History()
+    layers = [f"grad_norm/layers/{i}" for i in range(14)]
+    names = ["grad_norm", *layers, "loss"]
+    values = dict.fromkeys(names, np.array([0.5]))
+    history.extend(np.array([1]), values)
+    assert repr(history).startswith("History(grad_norm=0.5, loss=0.5, grad_norm/la")
+    lines = history.summary().splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["grad_norm", "loss", layers[0]]
+    assert lines[-1] == "... and 2 more by layer or group"
+    assert len(lines) == 1 + 2 + 12 + 1

@@ -153,6 +153,18 @@ def test_only_norms_are_norms():
     assert set(groups) == set(names[5:])
 
 
+def test_norms_by_layer_share_a_panel_and_rates_by_group_that_of_the_rate():
+    layers = [f"grad_norm/layers/{n}" for n in range(3)]
+    rates = ["learning_rate", "learning_rate/**", "learning_rate/head"]
+    curves = {n: noisy(9) for n in ["loss", "grad_norm", *layers, *rates]}
+    figure = recorded(curves).plot()
+    panels = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert panels.keys() == {"loss", "norm", "grad_norm", "learning_rate"}
+    assert len(panels["grad_norm"].lines) == len(panels["learning_rate"].lines) == 3
+    assert panels["grad_norm"].get_yscale() == panels["norm"].get_yscale()
+    assert len(recorded(curves).plot(*layers).axes) == 1
+
+
 def test_a_normalized_score_has_a_linear_axis_of_its_own():
     curves = {"grad_norm": [1.0, 0.1], "normalized_score": [0.2, 0.7]}
     figure = recorded(curves).plot()

@@ -1,6 +1,7 @@
 """What XLA makes of a step on eight devices: FLOPs, collectives, memory."""
 
 import functools
+import itertools
 import logging
 
 import eight_devices
@@ -70,6 +71,18 @@ def test_each_device_does_an_eighth_of_the_work(network):
     many, _, _ = compiled(network, "fsdp")
     flops = [eight_devices.flops(c) for c in (one, many)]
     assert flops[1] <= 1.1 / 8 * flops[0]
+
+
+def test_a_summary_has_the_bytes_of_one_device_and_the_operations_of_all():
+    _, state, batch = compiled("mlp", "fsdp")
+    _, loss_fn, _ = mlp()
+    found = fg.summary(fg.make_step(loss_fn, OPTIMIZER, rule=RULE), state, batch)
+    one = eight_devices.bytes_here(state)
+    assert found.memory.aliased == one
+    assert found.memory.arguments == one + eight_devices.bytes_here(batch)
+    assert found.devices == 8
+    pairs = sum(a * b for a, b in itertools.pairwise(WIDTHS))
+    assert found.costs.products == 2 * 64 * (3 * pairs - WIDTHS[0] * WIDTHS[1])
 
 
 def shapes_of(params):

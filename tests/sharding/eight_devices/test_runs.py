@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import fngrad as fg
 import fngrad.curvature as curvature
 import fngrad.sharding as sharding
+from fngrad.fitting.loops import ROWS
 from fngrad.sharding.constraints import split
 
 PLACEMENTS = eight_devices.placements()
@@ -39,9 +40,9 @@ def metric_fn(params, batch):
 
 
 STEPS = {
-    name: fg.make_step(loss_fn, OPTIMIZER, rule=rule)
+    name: fg.make_step(loss_fn, OPTIMIZER, rule=rule, metrics=["layers/*"])
     for name, (_, rule) in PLACEMENTS.items()
-} | {"one device": fg.make_step(loss_fn, OPTIMIZER)}
+} | {"one device": fg.make_step(loss_fn, OPTIMIZER, metrics=["layers/*"])}
 
 
 def first_state():
@@ -63,7 +64,7 @@ def test_a_run_is_that_of_one_device_and_compiles_once(placement, loop):
     result = fit(
         placement, loop=loop, metric_fn=metric_fn, eval_data=ARRAYS, eval_every=6
     )
-    for name in ("loss", "val/loss", "grad_norm"):
+    for name in ("loss", "val/loss", "grad_norm", "grad_norm/layers/0"):
         np.testing.assert_allclose(
             result.history[name], WANTED.history[name], rtol=1e-4
         )
@@ -74,6 +75,18 @@ def test_a_run_is_that_of_one_device_and_compiles_once(placement, loop):
         jax.tree.leaves(result.state), jax.tree.leaves(where), strict=True
     ):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def test_a_dry_run_has_the_memory_of_one_device_and_compiles_for_the_run():
+    mesh, rule = PLACEMENTS["fsdp"]
+    step, state = fg.make_step(loss_fn, OPTIMIZER, rule=rule), first_state()
+    found = fg.dry_run(step, state, DATA, num_steps=3, mesh=mesh)
+    one = eight_devices.bytes_here(sharding.shard_state(state, mesh, rule))
+    assert found.memory.aliased == one + 4 * ROWS * len(found.metrics)
+    assert not any(
+        isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(state)
+    )
+    assert fit("fsdp", step=step, num_steps=3).history.notes["compile_count"] == 0
 
 
 def test_reading_a_batch_takes_no_collective():

@@ -1,0 +1,145 @@
+"""The arguments of `fngrad.fit`, and a run whose arguments were checked."""
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from fngrad.files.local_paths import absolute
+from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
+from fngrad.fitting.early_stopping import EarlyStopping
+from fngrad.fitting.hooks import Callback
+from fngrad.fitting.inputs import check_backend, check_step, checked_feed
+from fngrad.fitting.interrupts import SignalName, exit_numbers
+from fngrad.fitting.intervals import Intervals
+from fngrad.fitting.mesh import placed_run
+from fngrad.fitting.nonfinite import Guard, Policy
+from fngrad.fitting.outputs import Reporting
+from fngrad.fitting.resume import Resume
+from fngrad.fitting.validation import Evaluation
+from fngrad.logging import Logger
+from fngrad.training import Step, TrainState
+
+
+class Run(NamedTuple):
+    """A run whose arguments were checked."""
+
+    intervals: Intervals
+    rules: SaveRules
+    reporting: Reporting
+    evaluation: Evaluation | None
+    guard: Guard  # with step, state and data
+    loop: Any
+    metrics: dict[str, Any]  # the shapes and dtypes of the step's; empty if not traced
+
+    def traced(self) -> "Run":
+        """Check what tracing reveals, and complete what depends on it.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: see `fngrad.fit`.
+        """
+        state, feed = self.guard.state, self.guard.feed
+        metrics = check_step(self.guard.step, state, feed)
+        evaluation = self.evaluation
+        measured = evaluation and evaluation.measured(state, metrics)
+        rules = self.rules.resolved(measured)
+        if evaluation is not None:
+            evaluation = evaluation.watching(rules.best, DEFAULT_BEST, measured)
+        self.intervals.stops(feed, 0)  # raises before anything is written
+        return self._replace(rules=rules, evaluation=evaluation, metrics=metrics)
+
+
+class Arguments(NamedTuple):
+    """The arguments of `fngrad.fit`, which describes them."""
+
+    step: Step
+    state: TrainState
+    data: Any
+    num_steps: int | None
+    num_epochs: int | None
+    metric_fn: Callable[..., Any] | None
+    eval_data: Any
+    eval_every: Any
+    run_dir: str | PathLike[str] | None
+    config: Any
+    checkpoint_dir: str | PathLike[str] | None
+    resume: Resume
+    save_every: int | None
+    save_minutes: float | None
+    keep: int
+    keep_best: Any
+    on_save_error: Any
+    early_stopping: EarlyStopping | None
+    restore_best: bool
+    eval_first: bool
+    log_every: int | None
+    loggers: Sequence[Logger]
+    callbacks: Sequence[Callback]
+    exit_signals: Sequence[SignalName]
+    on_nonfinite: Policy
+    rollback_factor: float
+    require: str | None
+    loop: Any
+    mesh: Mesh | None
+    progress: bool
+
+    def destinations(self) -> tuple[SaveRules, Reporting, tuple[int, ...]]:
+        """Return what is saved and reported, and the signals that end the process.
+
+        Raises:
+            ValueError, TypeError, RuntimeError, ImportError: see `fngrad.fit`.
+        """
+        check_backend(self.require)
+        rules = SaveRules(
+            folder=checkpoint_folder(
+                self.checkpoint_dir, self.run_dir, self.save_every, self.save_minutes
+            ),
+            resume=self.resume,
+            every=self.save_every,
+            minutes=self.save_minutes,
+            keep=self.keep,
+            best=self.keep_best,
+            on_error=self.on_save_error,
+        )
+        rules.check(evaluates=self.metric_fn is not None)
+        reporting = Reporting(
+            absolute(self.run_dir),
+            self.config,
+            self.loggers,
+            self.callbacks,
+            self.progress,
+        )
+        reporting.check(self.state)
+        exits = exit_numbers(self.exit_signals, is_saved=bool(rules.folder))
+        return rules, reporting, exits
+
+    def run(self, rules: SaveRules, reporting: Reporting) -> Run:
+        """Return the run with its state and data placed; read the first batch.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: see `fngrad.fit`.
+        """
+        mesh, state, data, eval_data = placed_run(
+            self.mesh, self.step, self.state, self.data, self.eval_data
+        )
+        feed = checked_feed(self.step, data, eval_data, self.loop, mesh)
+        evaluation = Evaluation.of(
+            self.metric_fn,
+            eval_data,
+            self.early_stopping,
+            self.eval_first,
+            self.restore_best,
+        )
+        guard = Guard.of(
+            self.on_nonfinite, self.rollback_factor, self.step, state, feed
+        )
+        guard.check_rollback(is_saved=bool(rules.folder))
+        intervals = Intervals(
+            self.num_steps,
+            self.num_epochs,
+            self.log_every,
+            self.eval_every if evaluation else None,
+            self.save_every,
+        )
+        return Run(intervals, rules, reporting, evaluation, guard, self.loop, {})

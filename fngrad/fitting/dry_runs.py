@@ -1,0 +1,328 @@
+"""A run that is tried before it is made: what it would take, with nothing written."""
+
+import contextlib
+import datetime
+import inspect
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+import fngrad.programs.text_tables as text_tables
+from fngrad.checkpoint import Checkpoints
+from fngrad.files.locks import Lock
+from fngrad.fitting.arguments import Arguments, Run
+from fngrad.fitting.inputs import Feed
+from fngrad.fitting.interrupts import Interruption
+from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.loops import (
+    Advance,
+    Carry,
+    begin,
+    make_loop,
+    memory,
+    placement_of,
+)
+from fngrad.fitting.outputs import Outputs, Reporting, may_cut_records
+from fngrad.fitting.resume import Start, begin_or_resume
+from fngrad.fitting.session import Plan, Session, next_chunk
+from fngrad.fitting.training_loop import fit
+from fngrad.fitting.validation import Evaluation
+from fngrad.logging.history import History
+from fngrad.logging.time_spent import TimeSpent
+from fngrad.programs.compiled_memory import Memory
+from fngrad.programs.operation_counts import Costs, costs
+from fngrad.programs.printed import preformatted, shown
+from fngrad.types import Batch
+
+TIMED = 0.25  # seconds for steps that are made only to be timed
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class DryRun(NamedTuple):
+    """What a run would take; see `fngrad.dry_run`."""
+
+    steps: int | None  # that are to be made; None until an iterable ends
+    evaluations: int | None  # that are to be made; None if the steps are unknown
+    examples: int | None  # in a batch; None if its arrays have no common first axis
+    costs: Costs  # of one step, on all devices together
+    memory: Memory  # bytes on each device: of the step's program, with its data
+    compile_seconds: float  # tracing and compiling, the evaluation too
+    step_seconds: float  # of a step once it is compiled
+    evaluation_seconds: float  # of an evaluation once it is compiled; 0 without one
+    metrics: dict[str, float]  # of the step and the evaluation that were made
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate of the whole run: compiling, steps, evaluations."""
+        if self.steps is None or self.evaluations is None:
+            return None
+        evaluations = self.evaluations * self.evaluation_seconds
+        return self.compile_seconds + self.steps * self.step_seconds + evaluations
+
+    def __repr__(self) -> str:
+        return shown(self, _text)
+
+    def _repr_html_(self) -> str:
+        return preformatted(repr(self))
+
+
+def _with_the_arguments_of(
+    model: Callable[_P, Any],
+) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
+    """Give a function of any arguments the signature of another one."""
+
+    def decorate(fn: Callable[..., _T]) -> Callable[_P, _T]:
+        returned = inspect.signature(fn).return_annotation
+        signature = inspect.signature(model).replace(return_annotation=returned)
+        fn.__signature__ = signature  # type: ignore[attr-defined]
+        return fn
+
+    return decorate
+
+
+@_with_the_arguments_of(fit)
+def dry_run(*args: Any, **options: Any) -> DryRun:
+    """Try a run with the arguments of `fngrad.fit`, and write nothing.
+
+    It checks all arguments as `fngrad.fit` does, traces and compiles the step and the
+    evaluation, makes one step and one evaluation on a copy of the state, and further
+    steps, for about a quarter of a second, to time them. What it accepts, `fit`
+    accepts. Folders are not made, nor are those that exist changed: a checkpoint that
+    the run would resume from is read, and the step is made from there. Loggers and
+    callbacks are checked and not called. No signal is handled.
+
+    The program of ``loop="python"`` is measured, unless ``loop="scan"`` asks for the
+    other. It stays compiled for a call of `fngrad.fit` in the same process. Writing
+    checkpoints, pictures and logs, callbacks, and choosing between the loops take time
+    that is not in the estimate.
+
+    Args:
+        args: ``step, state, data``, as for `fngrad.fit`. An iterator that gives each
+            batch once is refused, unless it has ``get_state`` and ``set_state``, by
+            which it is set back; a list or a loader, which makes a new iterator for
+            each loop, is read from its beginning.
+        options: all others, as for `fngrad.fit`.
+
+    Returns:
+        How many steps, evaluations and examples there would be, the FLOPs of a step,
+        the bytes of its program on each device, the seconds that compiling, a step and
+        an evaluation took, the estimate of all ``seconds``, and the metrics.
+
+    Raises:
+        TypeError: as `fngrad.fit`, or if the data can be read only once.
+        ValueError, RuntimeError, ImportError, FileNotFoundError: as `fngrad.fit`.
+        NonFiniteError: if the step that is made is not finite, see ``on_nonfinite``.
+        Exception: whatever the data raise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> def loss_fn(w, batch):
+        ...     return jnp.mean((batch["x"] * w - batch["y"]) ** 2)
+        >>> arrays = {"x": jnp.arange(8.0), "y": 3.0 * jnp.arange(8.0)}
+        >>> data = fg.data.from_arrays(arrays, batch_size=4)
+        >>> optimizer = fg.sgd(0.01)
+        >>> step = fg.make_step(loss_fn, optimizer)
+        >>> state = fg.init_state(jnp.array(0.0), optimizer, key=0)
+        >>> found = fg.dry_run(step, state, data, num_epochs=20, run_dir="runs/a")
+        >>> found.steps, found.examples, found.seconds > 0
+        (40, 4, True)
+    """
+    bound = inspect.signature(fit).bind(*args, **options)
+    bound.apply_defaults()
+    arguments = Arguments(**bound.arguments)
+    with TimeSpent().listening() as spent, contextlib.ExitStack() as stack:
+        stack.enter_context(jax.transfer_guard("allow"))
+        stack.enter_context(_set_back(arguments.data))
+        rules, reporting, _ = arguments.destinations()
+        run = arguments.run(rules, reporting)
+        stack.callback(run.guard.feed.close)
+        run = run.traced()
+        return _made(run, _start(run), spent, stack)
+
+
+@contextlib.contextmanager
+def _set_back(data: Any) -> Generator[None, None, None]:
+    """Set an iterator back to where it was.
+
+    Raises:
+        TypeError: if it has no state to be set.
+    """
+    if not isinstance(data, Iterator):
+        yield
+        return
+    if not (hasattr(data, "get_state") and hasattr(data, "set_state")):
+        raise TypeError(
+            "need data for a dry run that can be read again, got the iterator "
+            f"{type(data).__name__}, whose first batches the run would miss: pass a "
+            "dataset, a function of the step, a list or a loader"
+        )
+    iterator: Any = data
+    state = iterator.get_state()
+    try:
+        yield
+    finally:
+        iterator.set_state(state)
+
+
+def _start(run: Run) -> Start:
+    """Return where the run would begin; read its folders and write nothing.
+
+    Raises:
+        ValueError, RuntimeError, FileNotFoundError: see `fngrad.fit`.
+    """
+    rules, reporting, guard = run.rules, run.reporting, run.guard
+    for folder in (reporting.run_dir, rules.folder):
+        if folder is not None:
+            Lock(folder).check()
+    found = None
+    if rules.folder is not None and rules.resume != "overwrite":  # moved aside
+        found = Checkpoints(rules.folder, keep=rules.keep)
+    start = begin_or_resume(
+        found, rules.resume, guard.state, guard.feed, reporting.config
+    )
+    if rules.resume != "overwrite":
+        may_cut_records(reporting.run_dir, rules, start)
+    return start
+
+
+def _made(
+    run: Run, start: Start, spent: TimeSpent, stack: contextlib.ExitStack
+) -> DryRun:
+    """Make a step and an evaluation, and time further steps."""
+    step, feed = run.guard.step, run.guard.feed
+    stops = run.intervals.stops(feed, start.step)
+    name = "scan" if run.loop == "scan" else "python"
+    carry = begin(start.state, run.metrics, feed.arrays)
+    advance = make_loop(name, step, feed, placement_of(carry))
+    taken = memory(name, step, feed, carry)
+    plan = _plan(run, start, stops, spent, stack)
+    session = Session(plan, start._replace(notes={}), carry, advance)
+    session.run(Interruption())
+    seconds, now = spent.seconds(), stops.first + 1
+    state = run.guard.state
+    batch = feed.abstract_batch(state.step)
+    step_seconds = _step_seconds(session.carry, advance, feed, now, stops.last)
+    return DryRun(
+        steps=None if stops.last == ENDLESS else max(stops.last - stops.first, 0),
+        evaluations=_evaluations(stops, run.evaluation),
+        examples=_examples(batch),
+        costs=costs(step, state, batch),
+        memory=taken,
+        compile_seconds=seconds["tracing"] + seconds["compiling"],
+        step_seconds=seconds["stepping"] if step_seconds is None else step_seconds,
+        evaluation_seconds=seconds["evaluating"],
+        metrics=_scalars(session.history, now),
+    )
+
+
+def _plan(run: Run, start: Start, stops: Stops, spent: TimeSpent, stack: Any) -> Plan:
+    """Return the plan of one step and one evaluation, which reports to nobody."""
+    outputs = Outputs(
+        reporting=Reporting(None, None, (), (), False),
+        rules=run.rules,
+        feed=run.guard.feed,
+        stops=stops,
+        start=start,
+        key=run.guard.state.key,
+        spent=spent,
+    )
+    evaluation = run.evaluation and Evaluation(
+        run.evaluation.metric_fn, run.evaluation.data, early_stopping=None
+    )
+    return Plan(
+        metrics=run.metrics,
+        stops=stops._replace(last=stops.first + 1),
+        outputs=stack.enter_context(outputs),
+        evaluation=evaluation,
+        callbacks=(),
+        saver=None,
+        guard=run.guard,
+        spent=spent,
+    )
+
+
+def _step_seconds(
+    carry: Carry, advance: Advance, feed: Feed, now: int, last: int
+) -> float | None:
+    """Return the seconds of a step, in the longest chunk that was timed.
+
+    It is None if the run or its data have no further step.
+
+    Raises:
+        Exception: what the data raise.
+    """
+    chunk, spent, found = 1, 0.0, None
+    while now < last and spent < TIMED:
+        length = min(chunk, last - now)
+        feed.seek(now)
+        began = time.perf_counter()
+        carry, made = advance(carry, length)
+        jax.block_until_ready(carry)
+        seconds = time.perf_counter() - began
+        if feed.failure is not None:
+            raise feed.failure
+        if made < length:
+            break
+        now, spent, found = now + made, spent + seconds, seconds / made
+        chunk = next_chunk(chunk, length, seconds)
+    return found
+
+
+def _evaluations(stops: Stops, evaluation: Evaluation | None) -> int | None:
+    """Return how many evaluations are to be made; None if the end is unknown."""
+    if evaluation is None or stops.next_evaluation is None:
+        return 0
+    if stops.last == ENDLESS:
+        return None
+    now = stops.first
+    count = int(evaluation.begins and now == 0)
+    while now < stops.last:
+        now = min(stops.next_evaluation(now), stops.last)
+        count += 1
+    return count
+
+
+def _examples(batch: Batch) -> int | None:
+    """Return the length of the first axis that all arrays of a batch share."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _scalars(history: History, now: int) -> dict[str, float]:
+    """Return the scalars that were recorded at a step."""
+    names = [name for name in history if history.steps(name)[-1] == now]
+    last = {name: history.last(name) for name in names}
+    return {name: value for name, value in last.items() if np.ndim(value) == 0}
+
+
+def _text(it: DryRun) -> str:
+    steps = "unknown steps" if it.steps is None else f"{it.steps:,} steps"
+    batches = "" if it.examples is None else f" of {it.examples:,} examples"
+    total = "" if it.seconds is None else f", about {_duration(it.seconds)}"
+    rate = it.costs.flops / max(it.step_seconds, 1e-9)
+    work = f"{it.costs.flops:,} FLOPs, {rate:.2g} per second"
+    rows = [
+        ["compiling", _duration(it.compile_seconds), ""],
+        ["step", _duration(it.step_seconds), work],
+    ]
+    if it.evaluations != 0:
+        times = "" if it.evaluations is None else f"{it.evaluations:,} times"
+        rows.append(["evaluation", _duration(it.evaluation_seconds), times])
+    table = text_tables.table([*rows, *it.memory.rows()])
+    return f"DryRun: {steps}{batches}{total}\n{table}"
+
+
+def _duration(seconds: float) -> str:
+    """Write a time, such as ``12.3 ms``, ``4.56 s`` or ``1:02:03``."""
+    if seconds >= 100:
+        return str(datetime.timedelta(seconds=round(seconds)))
+    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+    size, unit = next((u for u in units if seconds >= u[0]), units[-1])
+    return f"{seconds / size:.3g} {unit}"
