@@ -5,7 +5,6 @@ fg.fit(..., callbacks=[fg.callbacks.max_minutes(50), fg.callbacks.spike()])
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from fngrad.fitting.hooks import STOP, Hook, RunView, Stop
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.profiling import profile
 from fngrad.fitting.spikes import spikes
+from fngrad.programs.caller_warnings import warn
 
 __all__ = ["max_minutes", "profile", "spike"]
 
@@ -136,9 +136,8 @@ class _Watch:
         self._warned[name] = last
         if before is None or not 0 <= step - before <= self._window:
             median = np.median(values[index - self._window : index])
-            warnings.warn(
+            warn(
                 f"{name} is {values[index]:.4g} at step {step}, far above {median:.4g},"
-                f" its median over the {self._window} steps before",
-                stacklevel=6,
+                f" its median over the {self._window} steps before"
             )
         return True

@@ -1,6 +1,5 @@
 """The best evaluation so far: which metric decides, what a checkpoint holds of it."""
 
-import warnings
 from typing import Any
 
 from fngrad.checkpoint import Checkpoints, Saved, rebuild
@@ -9,6 +8,7 @@ from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.history import History
 from fngrad.metrics.directions import Directed
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState
 
 PART = "best"  # of a checkpoint, see `BestSoFar.content`
@@ -97,10 +97,9 @@ def read_best(
     is_here = known["is_part"] or step == saved.step
     found = saved if is_here else checkpoints.at(step)
     if found is None:
-        warnings.warn(
+        warn(
             f"the best evaluation, of step {step}, has no undamaged checkpoint; the "
-            f"best is taken from the evaluations after step {saved.step}",
-            stacklevel=5,
+            f"best is taken from the evaluations after step {saved.step}"
         )
         return None
     metrics = {name: from_json_number(x) for name, x in known["metrics"].items()}

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import math
 import time
-import warnings
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -27,6 +26,7 @@ from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.run_names import move_aside
 from fngrad.metrics.directions import Directed, directed
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.optional_imports import import_extra
 from fngrad.training import TrainState
 
@@ -302,7 +302,7 @@ class Saver:
         self._warn(error)
 
     def _warn(self, error: CheckpointError) -> None:
-        warnings.warn(f"the run continues without a checkpoint: {error}", stacklevel=3)
+        warn(f"the run continues without a checkpoint: {error}")
 
 
 def opened(

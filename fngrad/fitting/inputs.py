@@ -7,7 +7,6 @@ once; the others can return the batch of any step again.
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
 from fngrad.fitting.dataset_reader import DatasetReader, batch_program
 from fngrad.fitting.iterables import Batches
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import check_batch, is_on, shard_batch
 from fngrad.training import Step, TrainState, call_step, check_order
@@ -66,11 +66,10 @@ class Feed:
             place = functools.partial(_place, mesh=mesh)
             self._iterable = Batches(data, place)
             if not self._iterable.is_stateful:
-                warnings.warn(
+                warn(
                     "batches from an iterable cannot be asked for again, so this run "
                     "cannot be resumed exactly; a dataset or a function of the step "
-                    "can",
-                    stacklevel=3,
+                    "can"
                 )
             self._first = self._iterable.first
             self.batches = self._until_failure(iter(self._iterable))

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from fngrad.logging.history import History
 from fngrad.logging.progress import COMPILING, TRAINING, print_to_stderr
 from fngrad.logging.run_folder import read_manifest
 from fngrad.logging.time_spent import TimeSpent
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState
 
 _REMEDY = 'on_save_error="warn" would continue the run without it'
@@ -243,10 +243,9 @@ class Outputs(contextlib.ExitStack):
 
 
 def _warn(what: str, error: Exception) -> None:
-    warnings.warn(
+    warn(
         f"the run continues, but {what} could not be written: "
-        f"{type(error).__name__}: {error}",
-        stacklevel=3,
+        f"{type(error).__name__}: {error}"
     )
 
 

@@ -5,7 +5,6 @@ earlier call. The run's *identity* (config, data, batch, key) must be that of th
 checkpoint.
 """
 
-import warnings
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -21,6 +20,7 @@ from fngrad.fitting.validation import Evaluation
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState, snapshot
 
 Resume: TypeAlias = Literal["auto", "never", "must", "overwrite"]
@@ -185,10 +185,9 @@ def _resumed(
             f"{where}, or another folder, got the state of step {int(state.step)}"
         )
     if not feed.resume(saved.notes.get("iterator")):
-        warnings.warn(
+        warn(
             f"the run continues at step {saved.step}, but the iterable's batches are "
-            "taken from its beginning",
-            stacklevel=4,
+            "taken from its beginning"
         )
     notes = saved.notes["history"]
     resumed = [*notes.get("resumed", []), saved.step]

@@ -1,7 +1,6 @@
 """The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +38,7 @@ from fngrad.fitting.resume import PendingReport, Start
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
@@ -277,10 +277,7 @@ class Session:
     def _save(self, saver: Saver) -> None:
         leaf = self._bad_leaf()
         if leaf:
-            warnings.warn(
-                f"the state of step {self._now} is not saved: {leaf!r} is not finite",
-                stacklevel=2,
-            )
+            warn(f"the state of step {self._now} is not saved: {leaf!r} is not finite")
             return
         values = self._scores if self._evaluated == self._now else {}
         progress = {

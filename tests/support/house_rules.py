@@ -325,6 +325,15 @@ def import_style_complaints(module: str, source: ast.AST) -> Complaints:
             yield f"{module}:{line} imports {target}"
 
 
+def warning_complaints(module: str, source: ast.AST) -> Complaints:
+    """Require `caller_warnings.warn`, which finds the caller's line by itself."""
+    for node in ast.walk(source):
+        name = _dotted(node.func) if isinstance(node, ast.Call) else ""
+        is_import = isinstance(node, ast.ImportFrom) and node.module == "warnings"
+        if is_import or name.startswith("warnings.warn"):
+            yield f"{module}:{getattr(node, 'lineno', 0)} warns past caller_warnings"
+
+
 def _docstring(node: ast.AST) -> ast.Expr | None:
     body = getattr(node, "body", None)
     first = body[0] if isinstance(body, list) and body else None
