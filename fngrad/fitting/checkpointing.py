@@ -164,6 +164,7 @@ class Saver:
         self._checkpoints = checkpoints
         self._stops = stops
         self._notes = {"identity": start.identity, "log_every": stops.log_every}
+        self._notes["programs"] = start.programs
         if stops.log_until is not None:
             self._notes["log_until"] = stops.log_until
         is_lost = NOTE in start.notes and start.history.best is None

@@ -18,7 +18,6 @@ from fngrad.fitting.hooks import (
     Stop,
     check_answer,
 )
-from fngrad.fitting.inputs import check_like
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
@@ -35,6 +34,7 @@ from fngrad.fitting.nonfinite import (
 )
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import PendingReport, Start
+from fngrad.fitting.step_checks import check_like
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent

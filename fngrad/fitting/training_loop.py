@@ -25,7 +25,7 @@ from fngrad.fitting.checkpointing import (
 )
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback
-from fngrad.fitting.inputs import check_backend, check_step, checked_feed
+from fngrad.fitting.inputs import check_backend, checked_feed
 from fngrad.fitting.interrupts import (
     DEFAULT_EXIT_SIGNALS,
     Interruption,
@@ -37,7 +37,6 @@ from fngrad.fitting.interrupts import (
 )
 from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.loops import (
-    Choice,
     begin,
     begin_compilations,
     choose,
@@ -46,7 +45,8 @@ from fngrad.fitting.loops import (
 )
 from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
-from fngrad.fitting.outputs import Outputs, Reporting
+from fngrad.fitting.outputs import Outputs, Reporting, decided_loop
+from fngrad.fitting.program_changes import record
 from fngrad.fitting.result import FitResult, finished
 from fngrad.fitting.resume import (
     Resume,
@@ -56,6 +56,7 @@ from fngrad.fitting.resume import (
     stopped_before,
 )
 from fngrad.fitting.session import Plan, Session
+from fngrad.fitting.step_checks import check_step
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.time_spent import TimeSpent
@@ -316,13 +317,17 @@ def _fit(
     """Check what tracing reveals, find where the call begins, and train from there."""
     state, feed = guard.state, guard.feed
     stack.callback(feed.close)
-    metrics = check_step(guard.step, state, feed)
-    measured = evaluation and evaluation.measured(state, metrics)
-    rules = rules.resolved(measured)
-    evaluation = evaluation and evaluation.watching(rules.best, DEFAULT_BEST, measured)
+    traced = check_step(guard.step, state, feed)
+    measured = evaluation and evaluation.measured(state, traced.metrics)
+    names = measured and measured.names
+    rules = rules.resolved(names)
+    evaluation = evaluation and evaluation.watching(rules.best, DEFAULT_BEST, names)
     intervals.stops(feed, 0)  # raises before anything is written
     checkpoints = opened(stack, reporting.run_dir, rules)
-    start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
+    programs = record(traced, state, measured, feed.mesh) if checkpoints else {}
+    start = begin_or_resume(
+        checkpoints, rules.resume, state, feed, reporting.config, programs
+    )
     stops = intervals.stops(feed, start.step)
     stops = start.logging_at(stops, intervals.log_every, reporting.has_listeners)
     if stopped := stopped_before(start, stops, evaluation):
@@ -339,7 +344,7 @@ def _fit(
         spent=spent,
     )
     plan = Plan(
-        metrics=metrics,
+        metrics=traced.metrics,
         stops=stops,
         outputs=stack.enter_context(outputs),
         evaluation=evaluation,
@@ -359,7 +364,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
     placement = placement_of(carry)
     compilations = begin_compilations(step, feed, placement)
     remaining = plan.stops.last - plan.stops.first
-    choice = _decided(loop, start, outputs) or choose(
+    choice = decided_loop(loop, start, outputs) or choose(
         step, feed, carry, remaining, interrupted
     )
     if not interrupted.is_set():  # otherwise the choice may have been cut short
@@ -387,14 +392,3 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         print_interrupted(interrupted.terminated, reached, is_saved)
     notes["seconds"] = plan.spent.seconds()
     return finished(state, history, stopped, plan.evaluation)
-
-
-def _decided(loop: Any, start: Start, outputs: Outputs) -> Choice | None:
-    """Return the loop that was asked for or that an earlier call chose, if any."""
-    if loop != "auto":
-        return Choice(loop, "asked for")
-    if start.notes:
-        notes = start.history.notes
-        return Choice(**{field: notes[field] for field in Choice._fields})
-    recorded = outputs.recorded_loop()
-    return Choice(recorded, "recorded in the run folder") if recorded else None
