@@ -161,7 +161,9 @@ def fit(
             ``state`` are ignored and only its structure is used; config, data, batch
             size and key must be those of the checkpoint. The batches of an iterable
             without a state are taken from its beginning, with a warning; ``must``
-            refuses one.
+            refuses one. A warning says which of loss, optimizer, ``metric_fn`` and
+            ``eval_data`` are others than before; ``must`` refuses those too
+            (`fngrad.fitting.program_changes`).
         save_every: the number of steps between checkpoints. A thread writes them, for
             about 0.1 s each however small the state is, see `fngrad.checkpoint.save`.
         save_minutes: the number of minutes between checkpoints.

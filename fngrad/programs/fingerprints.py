@@ -13,6 +13,7 @@ what reads it sees its dtype and shape only.
 
 import dataclasses
 import enum
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ def of_array(x: Any) -> str:
     shape alone.
     """
     if tree.is_key(x):
-        return digest("key", str(x.dtype), of_array(jax.random.key_data(x)))
+        return digest("key", _named(x.dtype), of_array(jax.random.key_data(x)))
     if isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable):
         return digest("absent", *_outline(x))
     host = np.asarray(x)
@@ -169,8 +170,10 @@ class _Walk:
             return None
         if isinstance(value, enum.Enum):
             return value.name
-        if isinstance(value, np.dtype | type):
-            return getattr(value, "name", None) or getattr(value, "__name__", "")
+        if isinstance(value, np.dtype):
+            return _named(value)
+        if isinstance(value, type):
+            return value.__name__
         if _is_jaxpr(value):
             count = len(getattr(value, "jaxpr", value).invars)
             return self.outputs(value, [digest("operand", i) for i in range(count)])
@@ -208,4 +211,9 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _outline(x: Any) -> tuple[str, tuple[int, ...]]:
-    return str(getattr(x, "dtype", "")), tuple(getattr(x, "shape", ()))
+    return _named(getattr(x, "dtype", None)), tuple(getattr(x, "shape", ()))
+
+
+@functools.cache
+def _named(dtype: Any) -> str:
+    return str(dtype)  # slow
