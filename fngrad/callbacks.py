@@ -126,7 +126,7 @@ class _Watch:
     def _first_spike(self, name: str, new: int) -> bool:
         """Warn of the first spike among the new values; return whether there is one."""
         assert self._run is not None
-        values, steps = self._run.history[name], self._run.history.steps(name)
+        steps, values = self._run.history.tail(name, self._window + new)
         at = np.flatnonzero(spikes(values, new, self._window, self._factor))
         if not at.size:
             return False

@@ -59,6 +59,26 @@ class History(Mapping[str, np.ndarray]):
         value = self._column(self._values, name).last()
         return float(value) if value.ndim == 0 else value.copy()
 
+    def tail(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the steps and the values of the newest ``count`` records, or of all.
+
+        They alone are copied, whatever the length of the history.
+
+        Raises:
+            KeyError: if it was not recorded.
+
+        Example:
+            >>> import numpy as np
+            >>> from fngrad.logging.history import History
+            >>> history = History()
+            >>> history.extend(np.arange(1, 6), {"loss": np.array([5, 4, 3, 2, 1])})
+            >>> history.tail("loss", 2)
+            (array([4, 5]), array([2, 1]))
+        """
+        columns = self._column(self._steps, name), self._column(self._values, name)
+        steps, values = (column.tail(count) for column in columns)
+        return steps, values
+
     def extend(self, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Record a block: ``steps`` has shape (n,), each value (n, ...)."""
         steps = np.asarray(steps)
@@ -237,7 +257,10 @@ class _Column:
         self._size = len(rows)
 
     def read(self) -> np.ndarray:
-        return self._buffer[: self._size].copy()
+        return self.tail(self._size)
+
+    def tail(self, count: int) -> np.ndarray:
+        return self._buffer[max(self._size - count, 0) : self._size].copy()
 
     def last(self) -> np.ndarray:
         return self._buffer[self._size - 1]
