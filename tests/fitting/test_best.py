@@ -132,14 +132,19 @@ def test_a_resumed_run_ends_with_the_same_best(tmp_path, options):
 
 
 def test_a_lost_best_is_searched_anew_with_a_warning(tmp_path):
-    options = {"keep_best": WORST, "keep": 9}
+    # Only its being the best saves step 21, and the last checkpoint is another one.
+    options = {"keep_best": WORST, "eval_every": 7}
     killed_fit(tmp_path, at=13, **options)
-    shutil.rmtree(tmp_path / "00000005")
-    with pytest.warns(UserWarning, match="of step 5, has no undamaged checkpoint"):
-        resumed = saving_fit(tmp_path, **options)
-    assert resumed.history.best.step == 20  # of 15 and 20, the larger loss
-    again = saving_fit(tmp_path, **options)  # warns of no further loss
+    shutil.rmtree(tmp_path / "00000007")
+    with pytest.warns(UserWarning, match="of step 7, has no undamaged checkpoint"):
+        resumed = saving_fit(tmp_path, 24, **options)
+    assert resumed.history.best.step == 21  # of 14, 21 and 24, the largest loss
+    again = saving_fit(tmp_path, 30, **options)  # warns of no further loss
+    assert again.history.notes["resumed"] == [12, 24]
     assert_same_best(again.history.best, resumed.history.best)
+    assert leaf_bits(again.history.best.state) == leaf_bits(
+        quiet_fit(num_steps=21).state
+    )
 
 
 @pytest.mark.parametrize(
