@@ -11,17 +11,17 @@ from typing import Any, Literal, NamedTuple, get_args
 import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
 from fngrad.checkpoint.array_files import check_folder
-from fngrad.checkpoint.device_transfer import HostTree, take
+from fngrad.checkpoint.device_transfer import HostTree, joined, take
 from fngrad.checkpoint.writing import DEFAULT_BEST
 from fngrad.files.local_paths import check_local
 from fngrad.files.locks import Lock
 from fngrad.fitting.best import NOTE, read_best
+from fngrad.fitting.best_evaluation import BestEvaluation
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.resume import Resume, Start
 from fngrad.fitting.validation import check_measured
-from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.run_names import move_aside
@@ -211,7 +211,7 @@ class Saver:
         history: History,
         values: Values,
         progress: dict[str, Any],
-        more: dict[str, Any],
+        parts: dict[str, HostTree],
     ) -> None:
         """Write a checkpoint, which replaces one of the same step.
 
@@ -220,7 +220,7 @@ class Saver:
             history: all that was recorded.
             values: floats by name, if this step was evaluated; else empty.
             progress: further notes for a later call.
-            more: further parts, trees of arrays by name.
+            parts: further parts by name; the state among them is not copied again.
 
         Raises:
             SaveError: if this checkpoint or the one before could not be written, and
@@ -232,12 +232,14 @@ class Saver:
         self._improved = False
         best = self._best.notes() if self._best else None
         notes = {"best": best, "history": history.notes, **self._notes, **progress}
-        content = {"state": state, "history": history.to_arrays(), **more}
         if not may_wait:
             self.wait(state, history)
         try:
+            content = {"state": parts.get("state") or take(state), **parts}
+            content["history"] = take(history.to_arrays())
             # A deep copy, since the run changes its notes later.
-            self._waiting = _Snapshot(now, take(content), values, copy.deepcopy(notes))
+            kept = copy.deepcopy(notes)
+            self._waiting = _Snapshot(now, joined(content), values, kept)
         except CheckpointError as error:
             self._fail(error, state, history)
         self.catch_up(state, history)

@@ -286,9 +286,11 @@ class Session:
             "iterator": self._plan.guard.feed.notes(),
             **self._best.notes(),
         }
-        more = self._best.content()
+        parts = self._best.content()
+        if (taken := self._best.state_at(self._now)) is not None:
+            parts["state"] = taken
         with self._plan.spent.on("saving"):
-            saver.save(self.carry.state, self.history, values, progress, more)
+            saver.save(self.carry.state, self.history, values, progress, parts)
 
     def _wait(self, saver: Saver) -> None:
         with self._plan.spent.on("saving"):

@@ -1,20 +1,33 @@
 """The metrics of a run: NumPy arrays by name, each with its steps."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 import fngrad.logging.plots as plots
 import fngrad.programs.curves as curves
 import fngrad.programs.text_tables as text_tables
-from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.quantities import LOSS, MAX_PANELS, NORM, by_quantity
-from fngrad.metrics.directions import known_direction
+from fngrad.metrics.directions import Directed, known_direction
 from fngrad.programs.printed import preformatted
+from fngrad.training import TrainState
 
 _MEANS = 25  # windows of a running mean in a curve; a shorter curve has none
 _SHOWN = 12  # metrics in the text of a history
+
+
+class Best(Protocol):
+    """The best evaluation of a run."""
+
+    step: int  # how many steps had been made
+    metrics: dict[str, Any]  # floats by name, as loggers get them
+    by: Directed  # the metric that decides, and its direction
+
+    @property
+    def state(self) -> TrainState:
+        """A new copy of the state that was evaluated."""
+        ...
 
 
 class History(Mapping[str, np.ndarray]):
@@ -29,7 +42,7 @@ class History(Mapping[str, np.ndarray]):
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:
         self.notes: dict[str, Any] = notes or {}
-        self.best: BestEvaluation | None = None
+        self.best: Best | None = None
         self._steps: dict[str, _Column] = {}
         self._values: dict[str, _Column] = {}
 
