@@ -83,8 +83,10 @@ def of_array(x: Any) -> str:
     if isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable):
         return digest("absent", *_outline(x))
     host = np.asarray(x)
-    content = hashlib.blake2b(host.tobytes(), digest_size=8)
-    return digest("array", *_outline(host), content.hexdigest())
+    flat = np.ascontiguousarray(host).reshape(-1)
+    content = flat.view(np.uint8).data if flat.dtype.itemsize else b""
+    text = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return digest("array", *_outline(host), text)
 
 
 class _Walk:
