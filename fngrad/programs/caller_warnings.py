@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import sys
+import inspect
 import warnings
 from types import FrameType
 
@@ -23,7 +23,8 @@ def warn(message: str) -> None:
     Lines of the modules that call functions for them, such as `contextlib`, are left
     out too. A thread of the package has no other lines, so there it is the outermost.
     """
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
+    assert frame is not None
     while _is_internal(frame) and frame.f_back is not None:
         frame = frame.f_back
     warnings.warn_explicit(
