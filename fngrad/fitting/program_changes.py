@@ -6,10 +6,11 @@ compares them with its own. Nothing is compared if another version of JAX, NumPy
 fngrad, another backend, mesh or setting of JAX was used, and no loss over another
 number of micro-batches.
 
-Of the loss its value counts, not how its gradient is computed, so rematerialization may
-change. A step that evaluates the loss again, such as a line search, counts this as part
-of its optimizer. Loss and optimizer are not told apart in a step that names no gradient
-in its program, as those of fngrad do.
+The fingerprint of a loss covers its value, not how its gradient is computed, so
+rematerialization may change. Where a step evaluates the loss again, as a line search
+does, this counts as part of the optimizer. Loss and optimizer are told apart by the
+gradients that a program names, as the steps of fngrad do; another step is compared as a
+whole.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import numpy as np
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
+from fngrad.files.json_values import from_json_number, to_json
 from fngrad.fitting.step_checks import TracedStep
 from fngrad.fitting.validation import Measured
 from fngrad.programs.caller_warnings import warn
@@ -55,7 +57,7 @@ def record(
             "step": _of_step(step),
             "evaluation": _of_evaluation(measured) if measured else None,
         }
-    except Exception:  # of a program unlike those of the versions of JAX so far
+    except Exception:  # a later JAX may trace what is unknown here
         found = {"made_by": None}
     return {**found, "hyperparameters": _values(state)}
 
@@ -99,10 +101,11 @@ def check(
     now, before = _values(state), known["hyperparameters"]
     for path, value in wanted["hyperparameters"].items():
         if path in now and value not in (now[path], before.get(path, value)):
+            kept, given = (from_json_number(x) for x in (now[path], value))
             warn(
                 f"the run continues with the checkpoint's {path.rpartition('/')[2]}, "
-                f"{now[path]:.6g}, not with {value:.6g} of the given state; in a "
-                "callback fngrad.set_hyperparameters changes it"
+                f"{kept:.6g}, not with {given:.6g} of the given state; in a callback "
+                "fngrad.set_hyperparameters changes it"
             )
 
 
@@ -175,9 +178,11 @@ def _of_data(data: Any) -> str:
     return digest([(p, of_array(x)) for p, x in tree.leaf_paths(leaves).items()])
 
 
-def _values(state: TrainState) -> dict[str, float]:
+def _values(state: TrainState) -> dict[str, Any]:
     return {
-        f"{path}/{name}": float(value) for path, name, value in hyperparameters(state)
+        f"{path}/{name}": to_json(value)
+        for path, name, value in hyperparameters(state)
+        if not np.iscomplexobj(value)
     }
 
 

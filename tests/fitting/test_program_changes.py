@@ -325,3 +325,17 @@ def test_a_hyperparameter_of_the_state_is_the_checkpoints_with_a_warning(tmp_pat
     text = "the checkpoint's learning_rate, 0.25, not with 0.125"
     with pytest.warns(UserWarning, match=text):
         go_on(0.125, 3, resume="must")
+
+
+def test_hyperparameters_that_json_cannot_hold_are_compared_too():
+    def clipped(bound):
+        clip = fg.tunable(fg.clip_by_global_norm, max_norm=bound)
+        return fg.chain(clip, momentum(0.05))
+
+    state = fg.init_state(PARAMS, clipped(float("inf")), 0)
+    known = json.loads(json.dumps(recorded(optimizer=clipped(float("inf")))))
+    assert list(known["hyperparameters"].values()) == ["Infinity"]
+    check = functools.partial(program_changes.check, "", known, may_change=True)
+    check(recorded(optimizer=clipped(float("inf"))), state)
+    with pytest.warns(UserWarning, match="max_norm, inf, not with 0.25 of"):
+        check(recorded(optimizer=clipped(0.25)), state)
