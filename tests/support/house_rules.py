@@ -36,7 +36,7 @@ HOUSE = (
         "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
         "(`operation_counts`), arguments recognized by name "
         "(`signatures`), settings of JAX in another thread (`thread_settings`), "
-        "`optional_imports`, `text_tables`, "
+        "`optional_imports`, `text_tables`, `fingerprints`, `caller_warnings`, "
         "what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
     ),
     (
@@ -139,8 +139,8 @@ HOUSE = (
         7,
         "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
-        "(batches; which steps, states and data are refused), `mesh` (a run on several "
-        "devices), `hooks` of callbacks, `profiling`, `spikes`, "
+        "(batches; refused states and data), `step_checks`, `program_changes`, `mesh` "
+        "(a run on several devices), `hooks` of callbacks, `profiling`, `spikes`, "
         "`best` (which evaluation), `intervals` (when to "
         "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
         "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
