@@ -5,7 +5,6 @@ fg.fit(..., callbacks=[fg.callbacks.max_minutes(50), fg.callbacks.spike()])
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from fngrad.fitting.inputs import check_option
 from fngrad.fitting.media import histograms, images
 from fngrad.fitting.profiling import profile
 from fngrad.fitting.spikes import spikes
+from fngrad.programs.caller_warnings import warn
 
 __all__ = ["histograms", "images", "max_minutes", "profile", "spike"]
 
@@ -127,7 +127,7 @@ class _Watch:
     def _first_spike(self, name: str, new: int) -> bool:
         """Warn of the first spike among the new values; return whether there is one."""
         assert self._run is not None
-        values, steps = self._run.history[name], self._run.history.steps(name)
+        steps, values = self._run.history.tail(name, self._window + new)
         at = np.flatnonzero(spikes(values, new, self._window, self._factor))
         if not at.size:
             return False
@@ -137,9 +137,8 @@ class _Watch:
         self._warned[name] = last
         if before is None or not 0 <= step - before <= self._window:
             median = np.median(values[index - self._window : index])
-            warnings.warn(
+            warn(
                 f"{name} is {values[index]:.4g} at step {step}, far above {median:.4g},"
-                f" its median over the {self._window} steps before",
-                stacklevel=6,
+                f" its median over the {self._window} steps before"
             )
         return True

@@ -30,6 +30,7 @@ from house_rules import (
     reexport_complaints,
     root_complaints,
     top_level_complaints,
+    warning_complaints,
 )
 
 SOURCES = {
@@ -81,6 +82,12 @@ def test_the_lower_floors_are_pure():
 )
 def test_the_package_keeps_the_rule(rule: Callable[..., Complaints]):
     _check([c for module, source in SOURCES.items() for c in rule(module, source)])
+
+
+def test_every_warning_shows_the_callers_line():
+    own = "fngrad.programs.caller_warnings"
+    assert list(warning_complaints(own, SOURCES[own]))
+    _check([c for m in SOURCES if m != own for c in warning_complaints(m, SOURCES[m])])
 
 
 def test_a_folders_init_only_reexports():
@@ -164,6 +171,8 @@ GOOD_REEXPORTS = [
     '"""Doc."""\nimport a\nfrom b import c\n__all__ = ["c"]',
     "def __dir__() -> list[str]:\n    return sorted(__all__)",
 ]
+BAD_WARNINGS = ["warnings.warn('')", "from warnings import warn"]
+GOOD_WARNINGS = ["warn('')", "import warnings\nwarnings.catch_warnings()"]
 
 RULES = [
     (purity_complaints, BAD_PURITY, GOOD_PURITY),
@@ -171,6 +180,7 @@ RULES = [
     (import_style_complaints, BAD_IMPORTS, GOOD_IMPORTS),
     (docstring_complaints, BAD_DOCSTRINGS, GOOD_DOCSTRINGS),
     (reexport_complaints, BAD_REEXPORTS, GOOD_REEXPORTS),
+    (warning_complaints, BAD_WARNINGS, GOOD_WARNINGS),
 ]
 
 

@@ -11,7 +11,9 @@ from linear_regression import DATA, quiet_fit
 from resuming import assert_same_run, saving_fit
 
 import fngrad as fg
+from fngrad.fitting.hooks import RunView
 from fngrad.fitting.spikes import spikes
+from fngrad.logging.history import History
 
 
 class Clock:
@@ -75,6 +77,27 @@ def test_a_profile_needs_a_folder():
         quiet_fit(num_steps=8, callbacks=[fg.callbacks.profile(3, 5)])
 
 
+def test_a_profile_that_traced_nothing_says_so(tmp_path):
+    late = fg.callbacks.profile(3, 5, tmp_path)
+    text = r"profile\(3, 5\) traced nothing: .* the run ended at step 3$"
+    with pytest.warns(UserWarning, match=text):
+        ended = quiet_fit(num_steps=3, callbacks=[late])
+    beyond = fg.callbacks.profile(1, 2, tmp_path)  # an earlier call may have traced
+    quiet_fit(state=ended.state, num_steps=4, callbacks=[beyond])
+
+
+def test_a_profile_whose_folder_cannot_be_made_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    seen = []
+    callbacks = [
+        fg.callbacks.profile(3, 5, tmp_path / "file"),
+        lambda *a: seen.append(a),
+    ]
+    with pytest.raises(FileExistsError, match="file"):
+        quiet_fit(num_steps=4, callbacks=callbacks, log_every=1)
+    assert not seen
+
+
 def reference_spikes(values, window, factor):
     found = []
     for at, value in enumerate(values):
@@ -120,6 +143,32 @@ def test_a_spike_warns_once_per_window():
     assert all("at step 16, far above" in text for text in texts)
     loss = result.history["loss"][15]
     assert f"loss is {loss:.4g}" in texts[0]
+
+
+def test_a_watch_reads_no_more_of_the_history_than_a_window():
+    """Whole columns would be copied for every chunk."""
+    history = History()
+    values = np.ones(5000)
+    values[[4300, 4995]] = 9.0
+    history.extend(np.arange(1, 5001), {"loss": values})
+    history.__class__ = TailOnly
+    watch = fg.callbacks.spike(window=8)
+    watch.begin(RunView(4990, None, frozenset({"loss"}), history, None, print))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="loss is 9 at step 4996, far above 1,"):
+        watch.after(5000)
+
+
+class TailOnly(History):
+    """A history of which only a few records may be read."""
+
+    def tail(self, name, count):
+        assert count == 18
+        return super().tail(name, count)
+
+    def steps(self, name):
+        raise AssertionError
+
+    __getitem__ = steps
 
 
 def test_a_spike_ends_the_run_on_request():

@@ -58,6 +58,27 @@ def take(a: Any) -> HostTree:
     )
 
 
+def joined(parts: dict[str, HostTree]) -> HostTree:
+    """Return the tree that `take` makes of a dict of the trees, which it shares.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad.checkpoint.device_transfer import joined, take
+        >>> a, b = {"w": jnp.ones(2)}, jnp.zeros(())
+        >>> list(joined({"b": take(b), "a": take(a)}).leaves)
+        ['a/w', 'b']
+    """
+
+    def below(part: str, path: Path) -> Path:
+        return f"{part}/{path}" if path else part
+
+    trees = sorted(parts.items())
+    return HostTree(
+        {below(part, path): x for part, a in trees for path, x in a.leaves.items()},
+        {below(part, path): x for part, a in trees for path, x in a.static.items()},
+    )
+
+
 def paths_of(a: Any) -> dict[Path, Any]:
     """Return the leaves by path.
 
@@ -99,7 +120,7 @@ def place(path: Path, leaf: Leaf, like: Any) -> Any:
         raise CheckpointError(
             f"need jax_enable_x64 to restore leaf {path!r} of dtype {leaf.dtype}"
         )
-    sharding = _sharding(like)
+    sharding = committed_to(like)
     if leaf.key_impl is not None:
         keys = jax.random.wrap_key_data(jnp.array(leaf.data), impl=leaf.key_impl)
         return keys if sharding is None else jax.device_put(keys, sharding)
@@ -220,8 +241,11 @@ def _take(leaf: Any) -> Leaf:
     return Leaf(host, dtype, shape, None, sharding)
 
 
-def _sharding(like: Any) -> Any:
-    """Return the sharding that an array is committed to; None if JAX may choose."""
+def committed_to(like: Any) -> Any:
+    """Return the sharding that an array is committed to; None if JAX may choose.
+
+    Of what is not an array it is its ``sharding``, if there is one.
+    """
     if isinstance(like, jax.Array):
         return like.sharding if like.committed else None
     return getattr(like, "sharding", None)

@@ -7,7 +7,6 @@ the checkpoint.
 
 import concurrent.futures
 import threading
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.retention import Retention, retain
 from fngrad.checkpoint.writing import DEFAULT_BEST, write_step
 from fngrad.files.local_paths import check_local
+from fngrad.programs.caller_warnings import warn
 
 
 class Checkpoints:
@@ -196,7 +196,7 @@ def _finish_writes() -> None:
         try:
             checkpoints.wait()
         except (CheckpointError, ImportError) as error:
-            warnings.warn(f"a checkpoint was not written: {error}", stacklevel=1)
+            warn(f"a checkpoint was not written: {error}")
 
 
 # At exit Python first makes every executor refuse work, also those that orbax writes

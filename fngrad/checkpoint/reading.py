@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint.device_transfer import Leaf
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.step_folders import StepFolder
+from fngrad.programs.caller_warnings import warn
 from fngrad.types import Path as LeafPath
 
 _ATTEMPTS = 10  # to read from a folder in which a writer deletes steps
@@ -165,10 +165,7 @@ def first_good(
                 if isinstance(error, UnreadableError):
                     raise
                 skipped[path] = str(error)
-                warnings.warn(
-                    f"the checkpoint {path} is damaged and is not used: {error}",
-                    stacklevel=3,
-                )
+                warn(f"the checkpoint {path} is damaged and is not used: {error}")
         else:
             return None
     raise CheckpointError(

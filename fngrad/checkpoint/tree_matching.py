@@ -1,6 +1,5 @@
 """Put saved leaves into a tree, or name what differs."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from fngrad.checkpoint.device_transfer import (
 )
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.reading import Saved
+from fngrad.programs.caller_warnings import warn
 from fngrad.types import Path, Tree
 
 _SHOWN = 4  # leaves per kind of difference
@@ -202,11 +202,10 @@ def _accept_kept(
                 f"abstract leaf at {_below(path, part)!r}"
             )
     if kept:
-        warnings.warn(
+        warn(
             f"restored {len(wanted) - len(kept)} of {len(wanted)} leaves from "
             f"{saved.path}; kept as they are: {_some(dict.fromkeys(kept, ''), part)}"
-            f"{_step_too(saved, wanted, kept, part)}",
-            stacklevel=4,
+            f"{_step_too(saved, wanted, kept, part)}"
         )
 
 

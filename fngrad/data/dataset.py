@@ -18,7 +18,6 @@ over becomes part of the program.
 import dataclasses
 import hashlib
 import numbers
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
 from fngrad.data.maps import MAPS, call_map, check_map, takes_key
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
 from fngrad.sharding.meshes import auto_mesh_of
@@ -247,11 +247,10 @@ def from_arrays(
     order = order_of(num_examples(arrays), batch_size, seed, shuffle, remainder)
     for path, leaf in tree.leaf_paths(arrays).items():
         if isinstance(leaf, np.memmap):
-            warnings.warn(
+            warn(
                 f"the memory map at {path!r}, {leaf.nbytes} bytes, is copied into "
                 "memory as a whole; fngrad.data.from_source reads it batch by batch, "
-                "and np.asarray of it is copied without this warning",
-                stacklevel=2,
+                "and np.asarray of it is copied without this warning"
             )
     return dataclasses.replace(order, arrays=tree.map_with_path(_to_device, arrays))
 

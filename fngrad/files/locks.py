@@ -14,12 +14,12 @@ import os
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fngrad.files.local_paths import check_local
+from fngrad.programs.caller_warnings import warn
 
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _LOCKED_BYTE = 1 << 30  # beyond the text: Windows prevents reading locked bytes
@@ -236,10 +236,9 @@ def _take(file: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise LockError(f"need a lock on {str(path)!r}, got {error}") from error
-        warnings.warn(
+        warn(
             f"the file system of {str(path)!r} has no locks: a second process could "
-            "write there at the same time",
-            stacklevel=5,
+            "write there at the same time"
         )
 
 

@@ -10,13 +10,15 @@ from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback
-from fngrad.fitting.inputs import check_backend, check_step, checked_feed
+from fngrad.fitting.inputs import check_backend, checked_feed
 from fngrad.fitting.interrupts import SignalName, exit_numbers
 from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Reporting
+from fngrad.fitting.program_changes import record
 from fngrad.fitting.resume import Resume
+from fngrad.fitting.step_checks import check_step
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.training import Step, TrainState
@@ -32,6 +34,7 @@ class Run(NamedTuple):
     guard: Guard  # with step, state and data
     loop: Any
     metrics: dict[str, Any]  # the shapes and dtypes of the step's; empty if not traced
+    programs: dict[str, Any]  # their fingerprints, if the run is saved
 
     def traced(self) -> "Run":
         """Check what tracing reveals, and complete what depends on it.
@@ -40,14 +43,20 @@ class Run(NamedTuple):
             ValueError, TypeError, RuntimeError: see `fngrad.fit`.
         """
         state, feed = self.guard.state, self.guard.feed
-        metrics = check_step(self.guard.step, state, feed)
-        evaluation = self.evaluation
-        measured = evaluation and evaluation.measured(state, metrics)
-        rules = self.rules.resolved(measured)
+        step, evaluation = check_step(self.guard.step, state, feed), self.evaluation
+        measured = evaluation and evaluation.measured(state, step.metrics)
+        names = measured and measured.names
+        rules = self.rules.resolved(names)
         if evaluation is not None:
-            evaluation = evaluation.watching(rules.best, DEFAULT_BEST, measured)
+            evaluation = evaluation.watching(rules.best, DEFAULT_BEST, names)
         self.intervals.stops(feed, 0)  # raises before anything is written
-        return self._replace(rules=rules, evaluation=evaluation, metrics=metrics)
+        is_saved = rules.folder is not None
+        return self._replace(
+            rules=rules,
+            evaluation=evaluation,
+            metrics=step.metrics,
+            programs=record(step, state, measured, feed.mesh) if is_saved else {},
+        )
 
 
 class Arguments(NamedTuple):
@@ -142,4 +151,4 @@ class Arguments(NamedTuple):
             self.eval_every if evaluation else None,
             self.save_every,
         )
-        return Run(intervals, rules, reporting, evaluation, guard, self.loop, {})
+        return Run(intervals, rules, reporting, evaluation, guard, self.loop, {}, {})

@@ -1,14 +1,15 @@
 """The best evaluation so far: which metric decides, what a checkpoint holds of it."""
 
-import warnings
 from typing import Any
 
 from fngrad.checkpoint import Checkpoints, Saved, rebuild
+from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.files.json_values import from_json_number
+from fngrad.fitting.best_evaluation import BestEvaluation
 from fngrad.fitting.early_stopping import BestValue, Values
-from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.history import History
 from fngrad.metrics.directions import Directed
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState
 
 PART = "best"  # of a checkpoint, see `BestSoFar.content`
@@ -46,19 +47,22 @@ class BestSoFar:
             history.best = known = None
             self._value = BestValue(*rule) if rule else None
         self._is_part = bool(known and known["is_part"]) or not has_checkpoint
+        self._taken: BestEvaluation | None = None  # whose state the run has at its step
 
     def update(self, values: Values, step: int, state: TrainState) -> None:
         """Record an evaluation; its state is copied if it is the best so far."""
         if not (self._rule and self._value and self._value.is_in(values)):
             return
         if self._value.update(values):
-            self._history.best = BestEvaluation(step, values, state, self._rule)
+            self._taken = BestEvaluation(step, values, state, self._rule)
+            self._history.best = self._taken
             self._is_part = not self._has_checkpoint
 
     def replace(self, step: int) -> None:
         """Record that a callback replaced the state of a step."""
         best = self._history.best
         self._is_part |= best is not None and best.step == step
+        self._taken = None
 
     def notes(self) -> dict[str, Any]:
         """Return what a later call needs, in JSON's types."""
@@ -68,13 +72,21 @@ class BestSoFar:
         found = {"step": best.step, "metrics": best.metrics, "is_part": self._is_part}
         return {NOTE: {**self._value.notes(), **found}}
 
-    def content(self) -> dict[str, Any]:
+    def state_at(self, step: int) -> HostTree | None:
+        """Return the run's state at a step, if the best evaluation has copied it."""
+        taken = self._taken
+        return taken.host if taken is not None and taken.step == step else None
+
+    def content(self) -> dict[str, HostTree]:
         """Return the part of a checkpoint that holds the best state, if it is needed.
 
         The best state that is a checkpoint of its own needs none.
         """
         best = self._history.best
-        return {PART: best.state} if best and self._is_part else {}
+        if not self._is_part or best is None:
+            return {}
+        assert isinstance(best, BestEvaluation)
+        return {PART: best.host}
 
 
 def read_best(
@@ -97,10 +109,9 @@ def read_best(
     is_here = known["is_part"] or step == saved.step
     found = saved if is_here else checkpoints.at(step)
     if found is None:
-        warnings.warn(
+        warn(
             f"the best evaluation, of step {step}, has no undamaged checkpoint; the "
-            f"best is taken from the evaluations after step {saved.step}",
-            stacklevel=5,
+            f"best is taken from the evaluations after step {saved.step}"
         )
         return None
     metrics = {name: from_json_number(x) for name, x in known["metrics"].items()}

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import math
 import time
-import warnings
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,21 +11,22 @@ from typing import Any, Literal, NamedTuple, get_args
 import fngrad.numerics as numerics
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved
 from fngrad.checkpoint.array_files import check_folder
-from fngrad.checkpoint.device_transfer import HostTree, take
+from fngrad.checkpoint.device_transfer import HostTree, joined, take
 from fngrad.checkpoint.writing import DEFAULT_BEST
 from fngrad.files.local_paths import check_local
 from fngrad.files.locks import Lock
 from fngrad.fitting.best import NOTE, read_best
+from fngrad.fitting.best_evaluation import BestEvaluation
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.resume import Resume, Start
 from fngrad.fitting.validation import check_measured
-from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.run_names import move_aside
 from fngrad.metrics.directions import Directed, directed
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.optional_imports import import_extra
 from fngrad.training import TrainState
 
@@ -164,6 +164,7 @@ class Saver:
         self._checkpoints = checkpoints
         self._stops = stops
         self._notes = {"identity": start.identity, "log_every": stops.log_every}
+        self._notes["programs"] = start.programs
         if stops.log_until is not None:
             self._notes["log_until"] = stops.log_until
         is_lost = NOTE in start.notes and start.history.best is None
@@ -210,7 +211,7 @@ class Saver:
         history: History,
         values: Values,
         progress: dict[str, Any],
-        more: dict[str, Any],
+        parts: dict[str, HostTree],
     ) -> None:
         """Write a checkpoint, which replaces one of the same step.
 
@@ -219,7 +220,7 @@ class Saver:
             history: all that was recorded.
             values: floats by name, if this step was evaluated; else empty.
             progress: further notes for a later call.
-            more: further parts, trees of arrays by name.
+            parts: further parts by name; the state among them is not copied again.
 
         Raises:
             SaveError: if this checkpoint or the one before could not be written, and
@@ -231,12 +232,14 @@ class Saver:
         self._improved = False
         best = self._best.notes() if self._best else None
         notes = {"best": best, "history": history.notes, **self._notes, **progress}
-        content = {"state": state, "history": history.to_arrays(), **more}
         if not may_wait:
             self.wait(state, history)
         try:
+            content = {"state": parts.get("state") or take(state), **parts}
+            content["history"] = take(history.to_arrays())
             # A deep copy, since the run changes its notes later.
-            self._waiting = _Snapshot(now, take(content), values, copy.deepcopy(notes))
+            kept = copy.deepcopy(notes)
+            self._waiting = _Snapshot(now, joined(content), values, kept)
         except CheckpointError as error:
             self._fail(error, state, history)
         self.catch_up(state, history)
@@ -302,7 +305,7 @@ class Saver:
         self._warn(error)
 
     def _warn(self, error: CheckpointError) -> None:
-        warnings.warn(f"the run continues without a checkpoint: {error}", stacklevel=3)
+        warn(f"the run continues without a checkpoint: {error}")
 
 
 def opened(

@@ -184,7 +184,7 @@ def _start(run: Run) -> Start:
     if rules.folder is not None and rules.resume != "overwrite":  # moved aside
         found = Checkpoints(rules.folder, keep=rules.keep)
     start = begin_or_resume(
-        found, rules.resume, guard.state, guard.feed, reporting.config
+        found, rules.resume, guard.state, guard.feed, reporting.config, run.programs
     )
     if rules.resume != "overwrite":
         may_cut_records(reporting.run_dir, rules, start)

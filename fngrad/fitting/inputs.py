@@ -7,7 +7,6 @@ once; the others can return the batch of any step again.
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +21,10 @@ from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source, check_foreign
 from fngrad.fitting.dataset_reader import DatasetReader, batch_program
 from fngrad.fitting.iterables import Batches
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.signatures import batch_of
-from fngrad.sharding.placement import check_batch, is_on, shard_batch
-from fngrad.training import Step, TrainState, call_step, check_order
+from fngrad.sharding.placement import is_on, shard_batch
+from fngrad.training import TrainState, check_order
 from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch, Path
 
@@ -66,11 +66,10 @@ class Feed:
             place = functools.partial(_place, mesh=mesh)
             self._iterable = Batches(data, place)
             if not self._iterable.is_stateful:
-                warnings.warn(
+                warn(
                     "batches from an iterable cannot be asked for again, so this run "
                     "cannot be resumed exactly; a dataset or a function of the step "
-                    "can",
-                    stacklevel=5,
+                    "can"
                 )
             self._first = self._iterable.first
             self.batches = self._until_failure(iter(self._iterable))
@@ -326,47 +325,6 @@ def check_not_donated(name: str, a: Any) -> None:
             )
 
 
-def check_step(step: Step, state: TrainState, feed: Feed) -> dict[str, Any]:
-    """Trace a step without running it; return its metrics' shapes and dtypes.
-
-    A step that changed a shape, dtype or weak type of the state would compile again
-    at every call.
-
-    Raises:
-        ValueError: if the step changes a leaf of the state (it is named), or a metric
-            is not a real scalar, or is called ``step`` or ``val/...``; or if the mesh
-            cannot split the batch.
-        TypeError: if it is a loss or another function that is not a step; see
-            `check_state`.
-        RuntimeError: see `check_state`.
-    """
-    check_state(state)
-    check_hashable(step, feed.static)
-    batch = feed.abstract_batch(state.step)
-    if feed.mesh is not None:
-        check_batch(batch, feed.mesh)
-    shapes = functools.partial(jax.eval_shape, jax.jit(step))
-    new_state, metrics = call_step(step, state, batch, shapes)
-    check_like(state, new_state)
-    if not metrics:
-        raise ValueError("need at least one metric from the step, got none")
-    taken = [name for name in metrics if name == "step" or name.startswith("val/")]
-    if taken:
-        raise ValueError(
-            f"need metric names that are not taken, got {taken} from the step: "
-            "'step' is the counter of steps, and 'val/...' are the metrics of an "
-            "evaluation"
-        )
-    for name, metric in metrics.items():
-        is_complex = jnp.issubdtype(metric.dtype, jnp.complexfloating)
-        if metric.shape != () or is_complex:
-            raise ValueError(
-                "need real scalar metrics from the step, got "
-                f"{metric.dtype}{list(metric.shape)} for {name!r}"
-            )
-    return metrics
-
-
 def check_hashable(*functions: Any) -> None:
     """Raise unless functions can be hashed, as the cache of programs needs.
 
@@ -377,22 +335,4 @@ def check_hashable(*functions: Any) -> None:
         if getattr(function, "__hash__", None) is None:
             raise TypeError(
                 f"need functions that can be hashed, got {type(function).__name__}"
-            )
-
-
-def check_like(state: TrainState, new_state: TrainState) -> None:
-    """Raise unless a new state has the structure, shapes and dtypes of the old.
-
-    Raises:
-        ValueError: if it does not, or a leaf is weakly typed; the leaf is named.
-    """
-    difference = tree.mismatch(state, new_state)
-    if difference:
-        raise ValueError(f"need a state like the one before: {difference}")
-    for path, leaf in tree.leaf_paths(new_state).items():
-        if getattr(leaf, "weak_type", False):
-            raise ValueError(
-                "need strongly typed arrays in a new state, got a weak "
-                f"{leaf.dtype} at {path!r}, which would compile another program; "
-                "jnp.asarray(x, dtype) gives it a type"
             )

@@ -6,7 +6,6 @@ holds it, and a run continues with the batch that would have come next.
 
 import base64
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 import fngrad.tree as tree
+from fngrad.programs.caller_warnings import warn
 from fngrad.types import Batch
 
 
@@ -78,10 +78,9 @@ def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:
         differences = [tree.mismatch(known, batch) for known in seen]
         if all(differences):
             seen.append(_outlined(batch))
-            warnings.warn(
+            warn(
                 f"the step compiles again for a batch unlike the first: "
-                f"{differences[0]}",
-                stacklevel=2,
+                f"{differences[0]}"
             )
         yield batch
 

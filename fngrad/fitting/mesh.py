@@ -1,6 +1,5 @@
 """A run on a mesh: its state, data and evaluation are placed before it begins."""
 
-import warnings
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
 from fngrad.fitting.inputs import check_state
+from fngrad.programs.caller_warnings import warn
 from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, check_devices
 from fngrad.sharding.placement import is_on, is_on_a_mesh, put, shard_state, shardings
 from fngrad.sharding.rules import (
@@ -78,10 +78,9 @@ def _checked_mesh(mesh: Any) -> Mesh:
 
 def _warn_of_idle_devices(step: Step) -> None:
     if rule_of_step(step) is not None and jax.device_count() > 1:
-        warnings.warn(
+        warn(
             f"the step has a rule, but trains on one of {jax.device_count()} devices: "
-            "pass fit(mesh=fngrad.sharding.make_mesh())",
-            stacklevel=5,
+            "pass fit(mesh=fngrad.sharding.make_mesh())"
         )
 
 
@@ -93,11 +92,10 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
     leaves = jax.tree.leaves(params)
     if leaves and all(leaf.sharding.is_fully_replicated for leaf in leaves):
         largest = max(leaf.size for leaf in leaves)
-        warnings.warn(
+        warn(
             "the step's rule splits no parameter, every device holds all of them: the "
             f"largest has {largest} entries; fsdp(min_size=) says from how many on a "
-            "leaf is split",
-            stacklevel=5,
+            "leaf is split"
         )
 
 

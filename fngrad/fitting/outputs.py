@@ -14,6 +14,7 @@ from fngrad.fitting.checkpointing import SaveRules
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.inputs import Feed, check_functions
 from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.loops import Choice
 from fngrad.fitting.recording import Loggers, RunRecords
 from fngrad.fitting.resume import Start
 from fngrad.logging import (
@@ -221,6 +222,17 @@ class Outputs(contextlib.ExitStack):
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
         self.folder.record(seconds=self._spent.seconds())
+
+
+def decided_loop(loop: Any, start: Start, outputs: Outputs) -> Choice | None:
+    """Return the loop that was asked for or that an earlier call chose, if any."""
+    if loop != "auto":
+        return Choice(loop, "asked for")
+    if start.notes:
+        notes = start.history.notes
+        return Choice(**{field: notes[field] for field in Choice._fields})
+    recorded = outputs.recorded_loop()
+    return Choice(recorded, "recorded in the run folder") if recorded else None
 
 
 def may_cut_records(run_dir: Path | None, rules: SaveRules, start: Start) -> bool:

@@ -10,6 +10,7 @@ from fngrad.files.atomic_writes import write_atomically
 from fngrad.files.local_paths import check_local
 from fngrad.fitting.hooks import Hook, RunView
 from fngrad.fitting.loops import Advance, Carry
+from fngrad.programs.caller_warnings import warn
 
 TABLE = "time.txt"
 _ROWS = {  # parts of `fngrad.logging.time_spent` by row
@@ -43,11 +44,12 @@ def profile(first: int, last: int, folder: str | Path | None = None) -> Hook:
 
     Returns:
         A callback of `fngrad.fit`. A run that resumes after ``first`` traces from
-        there.
+        there. A run that ends before a step was traced ends with a warning.
 
     Raises:
         ValueError: if the steps are out of range or the folder is a URL; when the run
             begins, if there is neither a folder nor a ``run_dir``.
+        OSError: when the run begins, if the folder cannot be made.
 
     Example:
         >>> import fngrad as fg
@@ -65,7 +67,7 @@ def profile(first: int, last: int, folder: str | Path | None = None) -> Hook:
         before=trace.before,
         after=trace.after,
         around=trace.around,
-        end=trace.stop,
+        end=trace.end,
     )
 
 
@@ -76,6 +78,7 @@ class _Trace:
         self._run: RunView | None = None
         self._now = 0
         self._began_at: int | None = None  # while it is written: the step
+        self._has_traced = False  # or an earlier call has
         self._parts: dict[str, float] = {}  # seconds when it began
         self._host = self._device = 0.0
         self._made = 0  # steps since then
@@ -86,8 +89,10 @@ class _Trace:
                 f"need run_dir for profile({self._first}, {self._last}), or a folder: "
                 f"profile({self._first}, {self._last}, folder)"
             )
-        self._run = run
         self._folder = self._given or Path(run.folder or "", "profile")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._run = run
+        self._now, self._has_traced = run.first, run.first >= self._last
 
     def before(self, now: int) -> int | None:
         self._now = now
@@ -96,9 +101,8 @@ class _Trace:
         if now >= self._last:
             return None
         if self._began_at is None and self._run is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-            self._began_at = now
+            self._began_at, self._has_traced = now, True
             self._parts = self._run.spent.seconds()
             self._host = self._device = 0.0
             self._made = 0
@@ -122,8 +126,17 @@ class _Trace:
         return annotated
 
     def after(self, now: int) -> None:
+        self._now = now
         if self._began_at is not None and now >= self._last:
             self.stop()
+
+    def end(self) -> None:
+        self.stop()
+        if self._run is not None and not self._has_traced:
+            warn(
+                f"profile({self._first}, {self._last}) traced nothing: it begins after "
+                f"step {self._first}, and the run ended at step {self._now}"
+            )
 
     def stop(self) -> None:
         if self._began_at is None or self._run is None:

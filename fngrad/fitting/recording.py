@@ -7,13 +7,13 @@ what cannot be written is kept and written later, or ends the run.
 
 import collections
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.interrupts import add_note
 from fngrad.logging import FileLogger, Logger
+from fngrad.programs.caller_warnings import warn
 
 _REMEDY = 'on_save_error="warn" would continue the run without it'
 
@@ -149,4 +149,4 @@ def name_of(logger: Any) -> str:
 
 
 def _warn(text: str, error: Exception) -> None:
-    warnings.warn(f"{text}: {type(error).__name__}: {error}", stacklevel=3)
+    warn(f"{text}: {type(error).__name__}: {error}")

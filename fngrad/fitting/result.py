@@ -1,10 +1,10 @@
 """What a run returns."""
 
-import warnings
 from typing import NamedTuple
 
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.printed import preformatted, scalar_text, shown
 from fngrad.training import TrainState
 
@@ -39,10 +39,9 @@ def finished(
     if evaluation is not None and evaluation.restores:
         if best is not None and best.by == evaluation.watched:
             return FitResult(best.state, history, stopped)
-        warnings.warn(
+        warn(
             "restore_best=True returns the last state: no evaluation was made, or none "
-            "had a number as its metric",
-            stacklevel=4,
+            "had a number as its metric"
         )
     return FitResult(state, history, stopped)
 

@@ -5,7 +5,6 @@ earlier call. The run's *identity* (config, data, batch, key) must be that of th
 checkpoint.
 """
 
-import warnings
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -17,10 +16,12 @@ from fngrad.fitting.best import read_best
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.program_changes import check as check_programs
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState, snapshot
 
 Resume: TypeAlias = Literal["auto", "never", "must", "overwrite"]
@@ -57,6 +58,7 @@ class Start(NamedTuple):
     history: History
     identity: dict[str, Any]  # what must be unchanged to resume the run
     notes: dict[str, Any]  # of the checkpoint; empty without one
+    programs: dict[str, Any] | None = None  # see `fngrad.fitting.program_changes`
 
     @property
     def step(self) -> int:
@@ -127,6 +129,7 @@ def begin_or_resume(
     state: TrainState,
     feed: Feed,
     config: Any,
+    programs: dict[str, Any],
 ) -> Start:
     """Return where the call begins.
 
@@ -136,12 +139,13 @@ def begin_or_resume(
         state: the caller's; a checkpoint must have its structure.
         feed: the data.
         config: the caller's.
+        programs: of the run.
 
     Raises:
         FileNotFoundError: if ``resume="must"`` and there is no checkpoint.
         CheckpointError: if all checkpoints are damaged.
         ValueError: if ``resume="never"`` and there is a checkpoint, if a checkpoint is
-            of another run, or if the state is of a later step.
+            of another run, or if the state is of a later step; or as `check_programs`.
     """
     if checkpoints is None:
         return Start(snapshot(state), History(), {}, {})
@@ -155,14 +159,18 @@ def begin_or_resume(
     wanted = identity(config, feed, state)
     saved = checkpoints.newest()
     if saved is not None:
-        return _resumed(checkpoints, saved, state, feed, wanted)
+        start = _resumed(checkpoints, saved, state, feed, wanted)
+        where, known = f"{str(checkpoints.folder)!r}", saved.notes.get("programs")
+        may_change = resume != "must"
+        check_programs(where, known, programs, start.state, may_change=may_change)
+        return start._replace(programs=programs)
     _refuse_damaged(checkpoints)
     if resume == "must":
         raise FileNotFoundError(
             f'need a checkpoint in {str(checkpoints.folder)!r} for resume="must", got '
             'none: check the path, or begin a new run with resume="auto"'
         )
-    return Start(snapshot(state), History(), wanted, {})
+    return Start(snapshot(state), History(), wanted, {}, programs)
 
 
 def _resumed(
@@ -185,10 +193,9 @@ def _resumed(
             f"{where}, or another folder, got the state of step {int(state.step)}"
         )
     if not feed.resume(saved.notes.get("iterator")):
-        warnings.warn(
+        warn(
             f"the run continues at step {saved.step}, but the iterable's batches are "
-            "taken from its beginning",
-            stacklevel=4,
+            "taken from its beginning"
         )
     notes = saved.notes["history"]
     resumed = [*notes.get("resumed", []), saved.step]

@@ -1,7 +1,6 @@
 """The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from fngrad.fitting.hooks import (
     Stop,
     check_answer,
 )
-from fngrad.fitting.inputs import check_like
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import Stops
 from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
@@ -36,9 +34,11 @@ from fngrad.fitting.nonfinite import (
 )
 from fngrad.fitting.outputs import Outputs
 from fngrad.fitting.resume import PendingReport, Start
+from fngrad.fitting.step_checks import check_like
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
 from fngrad.logging.time_spent import TimeSpent
+from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState, snapshot
 
 CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
@@ -278,10 +278,7 @@ class Session:
     def _save(self, saver: Saver) -> None:
         leaf = self._bad_leaf()
         if leaf:
-            warnings.warn(
-                f"the state of step {self._now} is not saved: {leaf!r} is not finite",
-                stacklevel=2,
-            )
+            warn(f"the state of step {self._now} is not saved: {leaf!r} is not finite")
             return
         values = self._scores if self._evaluated == self._now else {}
         progress = {
@@ -290,9 +287,11 @@ class Session:
             "iterator": self._plan.guard.feed.notes(),
             **self._best.notes(),
         }
-        more = self._best.content()
+        parts = self._best.content()
+        if (taken := self._best.state_at(self._now)) is not None:
+            parts["state"] = taken
         with self._plan.spent.on("saving"):
-            saver.save(self.carry.state, self.history, values, progress, more)
+            saver.save(self.carry.state, self.history, values, progress, parts)
 
     def _wait(self, saver: Saver) -> None:
         with self._plan.spent.on("saving"):

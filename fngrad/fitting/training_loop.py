@@ -28,7 +28,6 @@ from fngrad.fitting.interrupts import (
     print_interrupted,
 )
 from fngrad.fitting.loops import (
-    Choice,
     begin,
     begin_compilations,
     choose,
@@ -36,7 +35,7 @@ from fngrad.fitting.loops import (
     placement_of,
 )
 from fngrad.fitting.nonfinite import Policy
-from fngrad.fitting.outputs import Outputs
+from fngrad.fitting.outputs import Outputs, decided_loop
 from fngrad.fitting.result import FitResult, finished
 from fngrad.fitting.resume import (
     Resume,
@@ -150,7 +149,9 @@ def fit(
             ``state`` are ignored and only its structure is used; config, data, batch
             size and key must be those of the checkpoint. The batches of an iterable
             without a state are taken from its beginning, with a warning; ``must``
-            refuses one.
+            refuses one. A warning says which of loss, optimizer, ``metric_fn`` and
+            ``eval_data`` are others than before; ``must`` refuses those too
+            (`fngrad.fitting.program_changes`).
         save_every: the number of steps between checkpoints. A thread writes them, for
             about 0.1 s each however small the state is, see `fngrad.checkpoint.save`.
         save_minutes: the number of minutes between checkpoints.
@@ -269,7 +270,9 @@ def _fit(
     rules, reporting, evaluation = run.rules, run.reporting, run.evaluation
     state, feed = run.guard.state, run.guard.feed
     checkpoints = opened(stack, reporting.run_dir, rules)
-    start = begin_or_resume(checkpoints, rules.resume, state, feed, reporting.config)
+    start = begin_or_resume(
+        checkpoints, rules.resume, state, feed, reporting.config, run.programs
+    )
     stops = run.intervals.stops(feed, start.step)
     stops = start.logging_at(stops, run.intervals.log_every, reporting.has_listeners)
     if stopped := stopped_before(start, stops, evaluation):
@@ -306,7 +309,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
     placement = placement_of(carry)
     compilations = begin_compilations(step, feed, placement)
     remaining = plan.stops.last - plan.stops.first
-    choice = _decided(loop, start, outputs) or choose(
+    choice = decided_loop(loop, start, outputs) or choose(
         step, feed, carry, remaining, interrupted
     )
     if not interrupted.is_set():  # otherwise the choice may have been cut short
@@ -334,14 +337,3 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         print_interrupted(interrupted.terminated, reached, is_saved)
     notes["seconds"] = plan.spent.seconds()
     return finished(state, history, stopped, plan.evaluation)
-
-
-def _decided(loop: Any, start: Start, outputs: Outputs) -> Choice | None:
-    """Return the loop that was asked for or that an earlier call chose, if any."""
-    if loop != "auto":
-        return Choice(loop, "asked for")
-    if start.notes:
-        notes = start.history.notes
-        return Choice(**{field: notes[field] for field in Choice._fields})
-    recorded = outputs.recorded_loop()
-    return Choice(recorded, "recorded in the run folder") if recorded else None

@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 import fngrad.training.evaluation as training_evaluation
 from fngrad.fitting.early_stopping import EarlyStopping, Values
 from fngrad.metrics.directions import Directed, direction
+from fngrad.programs.jaxprs import Program
 from fngrad.training import TrainState
+
+
+class Measured(NamedTuple):
+    """What a run measures."""
+
+    names: set[str]  # of its scalars, those of the step too
+    program: Program  # of the evaluation
+    shapes: dict[str, Any]  # and dtypes of the metrics that it returns
+    data: Any  # that it reads
 
 
 class Evaluation(NamedTuple):
@@ -86,8 +96,8 @@ class Evaluation(NamedTuple):
             )
         return self._replace(watched=watched)
 
-    def measured(self, state: TrainState, metrics: dict[str, Any]) -> set[str]:
-        """Return the names of all scalars of a run, by tracing.
+    def measured(self, state: TrainState, metrics: dict[str, Any]) -> Measured:
+        """Return what a run measures, by tracing.
 
         Args:
             state: what will be evaluated.
@@ -98,14 +108,15 @@ class Evaluation(NamedTuple):
                 whose direction is unknown; or as `fngrad.evaluate`.
             TypeError: as `fngrad.evaluate`.
         """
-        shapes = training_evaluation.shapes(self.metric_fn, state, self.data)
+        traced = training_evaluation.traced(self.metric_fn, state, self.data)
+        program, shapes = traced
         scalars = [f"val/{name}" for name, shape in shapes.items() if shape.ndim == 0]
         names = {*metrics, *scalars}
         rule = self.early_stopping
         if rule is not None:
             check_measured("early_stopping", rule.metric, names)
             direction(rule.metric, rule.mode)
-        return names
+        return Measured(names, program, shapes, self.data)
 
     def values(self, state: TrainState) -> Values:
         """Return the metrics of a state, with the prefix ``val/``."""

@@ -2,7 +2,6 @@
 
 import functools
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 from jax.core import Tracer
 
 import fngrad.tree as tree
+from fngrad.programs.caller_warnings import warn
 from fngrad.types import Path
 
 
@@ -77,10 +77,7 @@ class Compilations:
         now = {path: _kind(leaf) for path, leaf in tree.leaf_paths(arguments).items()}
         before = self._arguments.get(name)
         if warns and before is not None and name in self._called:
-            warnings.warn(
-                f"the step was compiled again: {_difference(before, now)}",
-                stacklevel=2,
-            )
+            warn(f"the step was compiled again: {_difference(before, now)}")
         self._arguments[name] = now
         self._traces += 1
         self.count += 1

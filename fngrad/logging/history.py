@@ -1,14 +1,13 @@
 """The metrics of a run: NumPy arrays by name, each with its steps."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 import fngrad.logging.plots as plots
 import fngrad.programs.curves as curves
 import fngrad.programs.text_tables as text_tables
-from fngrad.logging.best_evaluation import BestEvaluation
 from fngrad.logging.quantities import (
     LOSS,
     MAX_PANELS,
@@ -16,11 +15,25 @@ from fngrad.logging.quantities import (
     is_norm,
     wholes_of,
 )
-from fngrad.metrics.directions import known_direction
+from fngrad.metrics.directions import Directed, known_direction
 from fngrad.programs.printed import preformatted
+from fngrad.training import TrainState
 
 _MEANS = 25  # windows of a running mean in a curve; a shorter curve has none
 _SHOWN = 12  # metrics in the text of a history
+
+
+class Best(Protocol):
+    """The best evaluation of a run."""
+
+    step: int  # how many steps had been made
+    metrics: dict[str, Any]  # floats by name, as loggers get them
+    by: Directed  # the metric that decides, and its direction
+
+    @property
+    def state(self) -> TrainState:
+        """A new copy of the state that was evaluated."""
+        ...
 
 
 class History(Mapping[str, np.ndarray]):
@@ -35,7 +48,7 @@ class History(Mapping[str, np.ndarray]):
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:
         self.notes: dict[str, Any] = notes or {}
-        self.best: BestEvaluation | None = None
+        self.best: Best | None = None
         self._steps: dict[str, _Column] = {}
         self._values: dict[str, _Column] = {}
 
@@ -64,6 +77,26 @@ class History(Mapping[str, np.ndarray]):
         """
         value = self._column(self._values, name).last()
         return float(value) if value.ndim == 0 else value.copy()
+
+    def tail(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the steps and the values of the newest ``count`` records, or of all.
+
+        They alone are copied, whatever the length of the history.
+
+        Raises:
+            KeyError: if it was not recorded.
+
+        Example:
+            >>> import numpy as np
+            >>> from fngrad.logging.history import History
+            >>> history = History()
+            >>> history.extend(np.arange(1, 6), {"loss": np.array([5, 4, 3, 2, 1])})
+            >>> history.tail("loss", 2)
+            (array([4, 5]), array([2, 1]))
+        """
+        columns = self._column(self._steps, name), self._column(self._values, name)
+        steps, values = (column.tail(count) for column in columns)
+        return steps, values
 
     def extend(self, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Record a block: ``steps`` has shape (n,), each value (n, ...)."""
@@ -252,7 +285,10 @@ class _Column:
         self._size = len(rows)
 
     def read(self) -> np.ndarray:
-        return self._buffer[: self._size].copy()
+        return self.tail(self._size)
+
+    def tail(self, count: int) -> np.ndarray:
+        return self._buffer[max(self._size - count, 0) : self._size].copy()
 
     def last(self) -> np.ndarray:
         return self._buffer[self._size - 1]

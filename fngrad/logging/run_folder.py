@@ -14,6 +14,7 @@ from fngrad.files.json_values import to_json, write_json
 from fngrad.files.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
 from fngrad.logging.progress import print_to_stderr
+from fngrad.programs.caller_warnings import warn
 
 
 class RunFolder:
@@ -173,9 +174,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _warn(path: Path, error: Exception) -> None:
-    warnings.warn(
-        f"{str(path)!r} is not written: {type(error).__name__}: {error}", stacklevel=3
-    )
+    warn(f"{str(path)!r} is not written: {type(error).__name__}: {error}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -3,13 +3,14 @@
 import functools
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 import fngrad.numerics as numerics
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
 from fngrad.training import Step, TrainState
 from fngrad.training.divergence import has_diverged
-from fngrad.types import Batch, Metrics
+from fngrad.types import Batch, Metrics, Path
 
 
 def skip_bad_steps(step: Step) -> Step:
@@ -52,6 +53,7 @@ def skip_bad_steps(step: Step) -> Step:
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         is_good = ~has_diverged(metrics) & tree.stays_finite(state, new_state)
+        new_state = tree.map_with_path(_named, new_state)
         kept = state._replace(step=numerics.next_step(state.step))
         # Unlike a select, a branch is not fused with the operations that precede it.
         chosen = jax.lax.cond(is_good, lambda: new_state, lambda: kept)
@@ -59,3 +61,8 @@ def skip_bad_steps(step: Step) -> Step:
         return chosen, {**metrics, "is_finite": is_good}
 
     return guarded
+
+
+def _named(path: Path, x: jax.Array) -> jax.Array:
+    """Name a leaf of the state that a step returns in the traced program."""
+    return x if tree.is_key(x) else checkpoint_name(x, f"state/{path}")

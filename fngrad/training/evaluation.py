@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.sources import Source
 from fngrad.programs.signatures import check_function, parameters
@@ -97,19 +98,27 @@ def evaluate(
     }
 
 
-def shapes(
+def traced(
     metric_fn: Callable[..., dict[str, Any]],
     state_or_params: Any,
     data: Any,
     *,
     batch_size: int = 256,
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes and dtypes of the metrics of `evaluate`, by tracing."""
+) -> tuple[jaxprs.Program, dict[str, Any]]:
+    """Return the program of `evaluate`, and its metrics' shapes and dtypes.
+
+    The program reads the leaves of parameters, model state and data, in this order.
+    """
     if isinstance(data, Source):
         data = data.part(0, min(batch_size, data.size))
     point = _point(metric_fn, state_or_params)
     program, leaves = _program_over(fold, metric_fn, data)
-    return program.eval_shape(*point, leaves, batch_size)
+
+    def measure(point: Any, leaves: Any) -> dict[str, jax.Array]:
+        return program(*point, leaves, batch_size)
+
+    made, structure = jaxprs.trace(measure, point, leaves)
+    return made, structure.unflatten(made.closed.out_avals)
 
 
 _merge, _values_of = jax.jit(merge), jax.jit(values_of)

@@ -11,8 +11,13 @@ from linear_regression import ARRAYS, DATA, PARAMS, first_state, metric_fn, quie
 from resuming import WATCHED, bits, killed_fit, saving_fit
 
 import fngrad as fg
+import fngrad.checkpoint.device_transfer as device_transfer
+import fngrad.fitting.best_evaluation as best_evaluation
+import fngrad.fitting.checkpointing as checkpointing
 import fngrad.tree as tree
+from fngrad.checkpoint.reading import load
 from fngrad.fitting.hooks import STOP
+from fngrad.training import TrainState
 
 WORST = ("val/loss", "max")  # the first evaluation, so that the best is not the last
 WATCHED_FIT = {k: v for k, v in WATCHED.items() if k != "log_every"}
@@ -131,15 +136,61 @@ def test_a_resumed_run_ends_with_the_same_best(tmp_path, options):
     assert_same_best(resumed.history.best, expected)
 
 
+@pytest.fixture
+def copied(monkeypatch):
+    """The steps whose states are copied to the host."""
+    steps = []
+
+    def recording(a):
+        steps.extend([int(a.step)] if isinstance(a, TrainState) else [])
+        return device_transfer.take(a)
+
+    for module in (best_evaluation, checkpointing):
+        monkeypatch.setattr(module, "take", recording)
+    return steps
+
+
+def test_a_best_evaluation_and_its_checkpoint_share_one_copy(tmp_path, copied):
+    options = {"keep_best": ("val/loss", "min"), "eval_every": 4, "keep": 9}
+    result = saving_fit(tmp_path, 10, **options)
+    assert fg.checkpoint.steps(tmp_path) == [4, 8, 10]
+    assert result.history.best.step == 8
+    assert copied == [4, 8, 10]
+    restored = fg.checkpoint.restore(tmp_path, first_state(), step=8)
+    assert leaf_bits(restored) == leaf_bits(result.history.best.state)
+
+
+def test_a_state_that_a_callback_replaced_is_copied_anew(tmp_path, copied):
+    result = saving_fit(tmp_path, 5, keep_best=WORST, callbacks=[replace])
+    assert copied == [4, 5, 5]
+    restored = fg.checkpoint.restore(tmp_path, first_state())
+    assert leaf_bits(restored) == leaf_bits(result.state)
+    assert leaf_bits(restored) != leaf_bits(result.history.best.state)
+
+
+def test_the_best_state_goes_into_checkpoints_from_the_host(tmp_path, monkeypatch):
+    state = property(lambda self: pytest.fail("it went back to the device"))
+    monkeypatch.setattr(best_evaluation.BestEvaluation, "state", state)
+    stopping = fg.EarlyStopping("val/loss", 9, "max")  # not what checkpoints go by
+    saving_fit(tmp_path, 8, early_stopping=stopping)
+    saved = load(tmp_path / "00000008")
+    assert [saved.leaves[f"{part}/step"].data for part in ("best", "state")] == [5, 8]
+
+
 def test_a_lost_best_is_searched_anew_with_a_warning(tmp_path):
-    options = {"keep_best": WORST, "keep": 9}
+    # Only its being the best saves step 21, and the last checkpoint is another one.
+    options = {"keep_best": WORST, "eval_every": 7}
     killed_fit(tmp_path, at=13, **options)
-    shutil.rmtree(tmp_path / "00000005")
-    with pytest.warns(UserWarning, match="of step 5, has no undamaged checkpoint"):
-        resumed = saving_fit(tmp_path, **options)
-    assert resumed.history.best.step == 20  # of 15 and 20, the larger loss
-    again = saving_fit(tmp_path, **options)  # warns of no further loss
+    shutil.rmtree(tmp_path / "00000007")
+    with pytest.warns(UserWarning, match="of step 7, has no undamaged checkpoint"):
+        resumed = saving_fit(tmp_path, 24, **options)
+    assert resumed.history.best.step == 21  # of 14, 21 and 24, the largest loss
+    again = saving_fit(tmp_path, 30, **options)  # warns of no further loss
+    assert again.history.notes["resumed"] == [12, 24]
     assert_same_best(again.history.best, resumed.history.best)
+    assert leaf_bits(again.history.best.state) == leaf_bits(
+        quiet_fit(num_steps=21).state
+    )
 
 
 @pytest.mark.parametrize(

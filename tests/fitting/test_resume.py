@@ -147,7 +147,8 @@ def test_the_best_value_is_remembered(tmp_path):
     options = {"keep": 9, "keep_best": DEFAULT_BEST}
     saving_fit(tmp_path, 8, metric_fn=worse_from(0), **options)
     assert checkpoint.steps(tmp_path) == [4, 5, 8]
-    saving_fit(tmp_path, 20, metric_fn=worse_from(1), **options)
+    with pytest.warns(UserWarning, match="another metric_fn than before"):
+        saving_fit(tmp_path, 20, metric_fn=worse_from(1), **options)
     assert checkpoint.steps(tmp_path) == [4, 5, 8, 12, 16, 20]  # neither 10 nor 15
 
 

@@ -36,7 +36,7 @@ HOUSE = (
         "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
         "(`operation_counts`), arguments recognized by name "
         "(`signatures`), settings of JAX in another thread (`thread_settings`), "
-        "`optional_imports`, `text_tables`, "
+        "`optional_imports`, `text_tables`, `fingerprints`, `caller_warnings`, "
         "what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
     ),
     (
@@ -139,9 +139,10 @@ HOUSE = (
         7,
         "fitting/",
         "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
-        "(batches; which steps, states and data are refused), `mesh` (a run on several "
-        "devices), `hooks` of callbacks, `profiling`, `spikes`, `media`, "
-        "`best` (which evaluation), `intervals` (when to "
+        "(batches; refused states and data), `step_checks`, `program_changes`, `mesh` "
+        "(a run on several devices), `hooks` of callbacks, `profiling`, `spikes`, "
+        "`media`, "
+        "`best`, `intervals` (when to "
         "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
         "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
         "are refused), `early_stopping`, `validation` (the `val/` metrics), "
@@ -323,6 +324,15 @@ def import_style_complaints(module: str, source: ast.AST) -> Complaints:
     for line, target in imports_of(source, set()):
         if target.partition(".")[0] in BANNED_LIBRARIES:
             yield f"{module}:{line} imports {target}"
+
+
+def warning_complaints(module: str, source: ast.AST) -> Complaints:
+    """Require `caller_warnings.warn`, which finds the caller's line by itself."""
+    for node in ast.walk(source):
+        name = _dotted(node.func) if isinstance(node, ast.Call) else ""
+        is_import = isinstance(node, ast.ImportFrom) and node.module == "warnings"
+        if is_import or name.startswith("warnings.warn"):
+            yield f"{module}:{getattr(node, 'lineno', 0)} warns past caller_warnings"
 
 
 def _docstring(node: ast.AST) -> ast.Expr | None:

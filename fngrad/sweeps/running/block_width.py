@@ -9,13 +9,13 @@ time to compile hardly depends on the width
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 
 import fngrad.numerics as numerics
+from fngrad.programs.caller_warnings import warn
 from fngrad.sweeps.running.program import Block, Lanes, compile_block
 from fngrad.sweeps.running.width_timing import heaviest_loop
 
@@ -94,10 +94,9 @@ def fitting_block(lanes: Lanes, width: int) -> Block:
     block, budget = compile_block(lanes, width), memory_budget(lanes.devices)
     while block.bytes > budget and block.width > 1:
         smaller = max(1, min(block.width // 2, block.width * budget // block.bytes))
-        warnings.warn(
+        warn(
             f"a block of {block.width} lanes needs {_gib(block.bytes)} of a device, "
-            f"{_gib(budget)} may be used: continuing with {smaller} lanes",
-            stacklevel=4,
+            f"{_gib(budget)} may be used: continuing with {smaller} lanes"
         )
         narrow, spent = compile_block(lanes, smaller), block.compile_seconds
         block = narrow._replace(compile_seconds=spent + narrow.compile_seconds)

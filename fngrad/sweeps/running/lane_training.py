@@ -6,7 +6,6 @@ If memory runs out, training continues in narrower blocks.
 import contextlib
 import functools
 import time
-import warnings
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 
 from fngrad.logging import ProgressBar
+from fngrad.programs.caller_warnings import warn
 from fngrad.sweeps.running.block_width import (
     Choice,
     Mode,
@@ -64,11 +64,10 @@ class Training(NamedTuple):
                 if not is_out_of_memory(error) or block.width == 1:
                     raise
                 how["width"] = block.width // 2
-                warnings.warn(
+                warn(
                     f"out of memory in a block of {block.width} lanes: continuing with "
                     f"{how['width']}, which may round differently; "
-                    f"{self.collected.done.sum()} lanes are done",
-                    stacklevel=3,
+                    f"{self.collected.done.sum()} lanes are done"
                 )
         return how
 

@@ -12,7 +12,6 @@ import io
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
 from fngrad.logging.compilations import watched_values
+from fngrad.programs.caller_warnings import warn
 from fngrad.sweeps.results.result import check_pair
 from fngrad.tree import is_key
 from fngrad.types import Key
@@ -193,10 +193,9 @@ def _watched() -> Iterator[None]:
     finally:
         if printed.getvalue():
             sys.stdout.write(printed.getvalue())
-            warnings.warn(
+            warn(
                 "train_fn prints while it is traced: once per program, not once per "
-                "training. Return values in the history instead",
-                stacklevel=5,
+                "training. Return values in the history instead"
             )
 
 

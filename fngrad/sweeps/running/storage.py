@@ -9,7 +9,6 @@ of its bytes in its name.
 import hashlib
 import io
 import json
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import fngrad.tree as tree
 from fngrad.files.atomic_writes import write_atomically
 from fngrad.files.json_values import to_json, write_json
+from fngrad.programs.caller_warnings import warn
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.program import to_host
 
@@ -92,10 +92,7 @@ class Folder:
         for file, first, end, checksum in self._files(combination):
             data = file.read_bytes()
             if f"{zlib.crc32(data):08x}" != checksum:
-                warnings.warn(
-                    f"{file} is damaged: its {end - first} lanes are trained again",
-                    stacklevel=4,
-                )
+                warn(f"{file} is damaged: its {end - first} lanes are trained again")
                 file.unlink()
                 continue
             with np.load(io.BytesIO(data)) as parts:

@@ -1,11 +1,10 @@
 """The best evaluation of a run, with a copy of its state on the host."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-import fngrad.tree as tree
+from fngrad.checkpoint.device_transfer import HostTree, committed_to, place, take
 from fngrad.metrics.directions import Directed
 from fngrad.training import TrainState
 
@@ -22,7 +21,7 @@ class BestEvaluation:
     Example:
         >>> import jax.numpy as jnp
         >>> import fngrad as fg
-        >>> from fngrad.logging.best_evaluation import BestEvaluation
+        >>> from fngrad.fitting.best_evaluation import BestEvaluation
         >>> state = fg.init_state(jnp.ones(2), fg.sgd(0.1), key=0)
         >>> best = BestEvaluation(0, {"val/loss": 0.5}, state, ("val/loss", "min"))
         >>> best, best.state.params
@@ -36,10 +35,12 @@ class BestEvaluation:
         self.by = by
         self.metrics: dict[str, Any] = dict(metrics)
         leaves, self._structure = jax.tree.flatten(state)
-        for leaf in leaves:
-            if isinstance(leaf, jax.Array) and not tree.is_key(leaf):
-                leaf.copy_to_host_async()
-        self._leaves = [_HostLeaf(leaf) for leaf in leaves]
+        self._places = [_Place(committed_to(leaf)) for leaf in leaves]
+        self.host: HostTree = take(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Devices cannot be pickled.
+        return self.__dict__ | {"_places": [_Place(None)] * len(self._places)}
 
     @property
     def state(self) -> TrainState:
@@ -47,27 +48,15 @@ class BestEvaluation:
 
         After pickling it is on the default device.
         """
-        return self._structure.unflatten([leaf.placed() for leaf in self._leaves])
+        pairs = zip(self.host.leaves.items(), self._places, strict=True)
+        return self._structure.unflatten(
+            [place(path, leaf, where) for (path, leaf), where in pairs]
+        )
 
     def __repr__(self) -> str:
         values = [f", {name}={value:.4g}" for name, value in self.metrics.items()]
         return f"BestEvaluation(step={self.step}{''.join(values)})"
 
 
-class _HostLeaf:
-    """An array on the host, in memory of its own."""
-
-    def __init__(self, leaf: Any):
-        self._impl = jax.random.key_impl(leaf) if tree.is_key(leaf) else None
-        self._data = np.array(leaf if self._impl is None else jax.random.key_data(leaf))
-        is_committed = isinstance(leaf, jax.Array) and leaf.committed
-        self._sharding = leaf.sharding if is_committed else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sharding": None}  # devices cannot be pickled
-
-    def placed(self) -> jax.Array:
-        leaf = jax.device_put(self._data, self._sharding, may_alias=False)
-        if self._impl is None:
-            return leaf
-        return jax.random.wrap_key_data(leaf, impl=self._impl)
+class _Place(NamedTuple):
+    sharding: Any  # that an array is committed to; None: the default device

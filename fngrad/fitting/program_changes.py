@@ -1,0 +1,206 @@
+"""What a run computes, and what of it changed since its checkpoint.
+
+A checkpoint records fingerprints of the programs that `fit` traces anyway: of the loss,
+the optimizer and the metrics, and of the evaluation's data. The call that resumes
+compares them with its own. Nothing is compared if another version of JAX, NumPy or
+fngrad, another backend, mesh or setting of JAX was used, and no loss over another
+number of micro-batches.
+
+The fingerprint of a loss covers its value, not how its gradient is computed, so
+rematerialization may change. Where a step evaluates the loss again, as a line search
+does, this counts as part of the optimizer. Loss and optimizer are told apart by the
+gradients that a program names, as the steps of fngrad do; another step is compared as a
+whole.
+"""
+
+import dataclasses
+import importlib.metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import fngrad.tree as tree
+from fngrad.data.dataset import Dataset
+from fngrad.data.sources import Source
+from fngrad.files.json_values import from_json_number, to_json
+from fngrad.fitting.step_checks import TracedStep
+from fngrad.fitting.validation import Measured
+from fngrad.programs.caller_warnings import warn
+from fngrad.programs.fingerprints import digest, fingerprints, of_array
+from fngrad.training import TrainState
+from fngrad.training.metric_folds import arrays_of
+from fngrad.transforms.tunable_hyperparameters import hyperparameters
+
+_SETTINGS = (  # of JAX, which programs depend on
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_disable_jit",
+    "jax_threefry_partitionable",
+)
+
+
+def record(
+    step: TracedStep, state: TrainState, measured: Measured | None, mesh: Any
+) -> dict[str, Any]:
+    """Return what a checkpoint records of a run's programs, in JSON's types.
+
+    Args:
+        step: traced, as the run uses it.
+        state: the caller's.
+        measured: the metrics and their data, if the run evaluates.
+        mesh: of the run.
+    """
+    try:
+        found = {
+            "made_by": _made_by(mesh),
+            "step": _of_step(step),
+            "evaluation": _of_evaluation(measured) if measured else None,
+        }
+    except Exception:  # a later JAX may trace what is unknown here
+        found = {"made_by": None}
+    return {**found, "hyperparameters": _values(state)}
+
+
+def check(
+    where: str,
+    known: dict[str, Any] | None,
+    wanted: dict[str, Any],
+    state: TrainState,
+    *,
+    may_change: bool,
+) -> None:
+    """Warn if a run goes on with another loss, optimizer, metric or evaluation data.
+
+    A hyperparameter that `tunable` keeps is part of the state, of which the
+    checkpoint's is used; a warning says so if the caller gives another.
+
+    Args:
+        where: the folder, for the message.
+        known: what the checkpoint records; None if it is of an earlier version.
+        wanted: the caller's.
+        state: that of the checkpoint.
+        may_change: whether to warn; otherwise the change is refused.
+
+    Raises:
+        ValueError: if something changed that must not.
+    """
+    if known is None:
+        return
+    changed = " and ".join(_changed(known, wanted))
+    if changed and not may_change:
+        raise ValueError(
+            f'need the {changed} of the run in {where} for resume="must", got another; '
+            'resume="auto" continues with it, with a warning'
+        )
+    if changed:
+        warn(
+            f"the run in {where} continues with another {changed} than before; "
+            'resume="must" would refuse it'
+        )
+    now, before = _values(state), known["hyperparameters"]
+    for path, value in wanted["hyperparameters"].items():
+        if path in now and value not in (now[path], before.get(path, value)):
+            kept, given = (from_json_number(x) for x in (now[path], value))
+            warn(
+                f"the run continues with the checkpoint's {path.rpartition('/')[2]}, "
+                f"{kept:.6g}, not with {given:.6g} of the given state; in a callback "
+                "fngrad.set_hyperparameters changes it"
+            )
+
+
+def _made_by(mesh: Any) -> dict[str, Any]:
+    settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
+    return {
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "fngrad": _version("fngrad"),
+        "backend": jax.default_backend(),
+        "mesh": None if mesh is None else {str(k): n for k, n in mesh.shape.items()},
+        **{name: None if x is None else str(x) for name, x in settings.items()},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # it runs from its source
+
+
+def _of_step(step: TracedStep) -> dict[str, Any]:
+    """Return the fingerprints of loss and optimizer, or of a step as a whole.
+
+    The optimizer's is that of the new parameters and of its own new state, as functions
+    of any gradient.
+    """
+    closed = step.program.closed
+    found = fingerprints(closed, step.inputs, cuts=_is_of_the_loss)
+    results = zip(step.outputs, closed.out_avals, found.outputs, strict=False)
+    made = {path: x for path, aval, x in results if not tree.is_key(aval)}
+    made |= {path: found.named[path][0] for path in made.keys() & found.named.keys()}
+    loss = sorted(found.named.get("loss", []))
+    if not any(name.startswith("gradient/") for name in found.named):
+        return {"step": digest(loss, sorted(made.items()))}
+    of_model = {path for path in made if path.startswith("state/model_state")}
+    learned = sorted((path, made[path]) for path in made.keys() - of_model)
+    return {
+        "loss": digest(loss, sorted((path, made[path]) for path in of_model)),
+        "optimizer": digest(learned),
+        "micro_batches": found.lengths.get("loss", 1),
+    }
+
+
+def _is_of_the_loss(name: str) -> bool:
+    return name == "loss" or name.startswith("gradient/")
+
+
+def _of_evaluation(measured: Measured) -> dict[str, Any]:
+    program, data = measured.program.closed, measured.data
+    inputs = [str(i) for i in range(len(program.in_avals))]
+    names = sorted(measured.shapes)
+    found = fingerprints(program, inputs).outputs
+    return {
+        "metric_fn": dict(zip(names, found, strict=True)),
+        "data_shapes": digest([str(aval) for aval in program.in_avals]),
+        "data": _of_data(data),
+    }
+
+
+def _of_data(data: Any) -> str:
+    """Return the fingerprint of examples, whatever the order in which they are read."""
+    if isinstance(data, Source):
+        order = dataclasses.replace(data.order, key=jax.random.key(0), batch_size=1)
+        order = dataclasses.replace(order, shuffle=False, remainder="wrap")
+        return dataclasses.replace(data, order=order).fingerprint()
+    arrays = arrays_of(data)
+    leaves = arrays.arrays if isinstance(arrays, Dataset) else arrays
+    return digest([(p, of_array(x)) for p, x in tree.leaf_paths(leaves).items()])
+
+
+def _values(state: TrainState) -> dict[str, Any]:
+    return {
+        f"{path}/{name}": to_json(value)
+        for path, name, value in hyperparameters(state)
+        if not np.iscomplexobj(value)
+    }
+
+
+def _changed(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Return the names of what differs, where it can be compared."""
+    if known["made_by"] is None or known["made_by"] != wanted["made_by"]:
+        return []
+    old, new = known["step"], wanted["step"]
+    changed = []
+    if old.get("micro_batches", 1) == new.get("micro_batches", 1):
+        parts = [name for name in ("loss", "optimizer") if name in old and name in new]
+        parts = parts or ["step"]
+        changed = [name for name in parts if old.get(name) != new.get(name)]
+    old, new = known["evaluation"], wanted["evaluation"]
+    if old and new:
+        metrics = [(x, new["metric_fn"].get(n, x)) for n, x in old["metric_fn"].items()]
+        if old["data_shapes"] == new["data_shapes"] and any(x != y for x, y in metrics):
+            changed.append("metric_fn")
+        if old["data"] != new["data"]:
+            changed.append("eval_data")
+    return changed

@@ -1,0 +1,221 @@
+r"""Fingerprints of the values that a traced program computes.
+
+The *fingerprint* of a value is a hash of how it is computed from the program's inputs:
+of its operation, the operation's static parameters, and the fingerprints of what it
+reads. Constants enter by their bytes. So it does not depend on the order of the
+equations, on what else the program computes, on names, addresses and lines of source,
+on functions that are jitted inside it, on rematerialization, or on where arrays are
+placed.
+
+A value that the program names with `jax.ad_checkpoint.checkpoint_name` may be *cut*:
+what reads it sees its dtype and shape only.
+"""
+
+import dataclasses
+import enum
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec, Sharding
+
+import fngrad.tree as tree
+
+_CALLS = {  # what they call is part of the program, wherever it stands
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
+_IDENTITIES = {"sharding_constraint", "layout_constraint", "optimization_barrier"}
+_COSMETIC = {"name", "debug_info", "sharding", "out_sharding"}  # parameters
+
+
+class Fingerprints(NamedTuple):
+    """The fingerprints of a program's values."""
+
+    outputs: list[str]  # of the results' leaves
+    named: dict[str, list[str]]  # of the values with a name, in no particular order
+    lengths: dict[str, int]  # how often the loops around a named value run
+
+
+def fingerprints(
+    closed: Any, inputs: Sequence[str], cuts: Callable[[str], bool] = lambda name: False
+) -> Fingerprints:
+    """Return the fingerprints of a program's values.
+
+    Args:
+        closed: a ``ClosedJaxpr``.
+        inputs: what identifies each leaf of the arguments, such as its path.
+        cuts: whether to cut a value with this name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.programs.fingerprints import fingerprints
+        >>> def of(fn):
+        ...     return fingerprints(jax.make_jaxpr(fn)(1.0, 2.0), ["x", "y"]).outputs
+        >>> twice = of(lambda x, y: (x * y, y / 3.0))
+        >>> twice == of(jax.jit(lambda x, y: (x * y, y / 3.0)))
+        True
+        >>> [a == b for a, b in zip(twice, of(lambda x, y: (x * y, y / 4.0)))]
+        [True, False]
+    """
+    walk = _Walk(cuts)
+    outputs = walk.outputs(closed, [digest("input", name) for name in inputs])
+    return Fingerprints(outputs, walk.named, walk.lengths)
+
+
+def digest(*parts: Any) -> str:
+    """Return 16 hex digits for text, ints and tuples of them."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def of_array(x: Any) -> str:
+    """Return the fingerprint of an array: of its dtype, shape and bytes.
+
+    One whose values are not here, as on devices of other processes, counts by dtype and
+    shape alone.
+    """
+    if tree.is_key(x):
+        return digest("key", _named(x.dtype), of_array(jax.random.key_data(x)))
+    if isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable):
+        return digest("absent", *_outline(x))
+    host = np.asarray(x)
+    flat = np.ascontiguousarray(host).reshape(-1)
+    content = flat.view(np.uint8).data if flat.dtype.itemsize else b""
+    text = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return digest("array", *_outline(host), text)
+
+
+class _Walk:
+    def __init__(self, cuts: Callable[[str], bool]):
+        self.named: dict[str, list[str]] = {}
+        self.lengths: dict[str, int] = {}
+        self._cuts, self._length = cuts, 1
+        self._constants: dict[int, tuple[Any, str]] = {}  # by id, kept alive
+
+    def outputs(self, closed: Any, inputs: Sequence[str]) -> list[str]:
+        """Return the fingerprints of what a closed or an open jaxpr returns."""
+        jaxpr = getattr(closed, "jaxpr", closed)
+        constants = map(self._constant, getattr(closed, "consts", ()))
+        values = dict(zip(jaxpr.constvars, constants, strict=True))
+        values |= dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def read(variable: Any) -> str:
+            if not hasattr(variable, "val"):
+                return values[variable]
+            return of_array(np.asarray(variable.val, variable.aval.dtype))
+
+        for equation in jaxpr.eqns:
+            made = self._made(equation, [read(v) for v in equation.invars])
+            values.update(zip(equation.outvars, made, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    def _constant(self, x: Any) -> str:
+        if id(x) not in self._constants:
+            self._constants[id(x)] = x, of_array(x)
+        return self._constants[id(x)][1]
+
+    def _made(self, equation: Any, inputs: list[str]) -> list[str]:
+        """Return the fingerprints of an equation's results."""
+        name, parameters = equation.primitive.name, equation.params
+        if name in _IDENTITIES or _keeps_precision(equation):
+            return inputs
+        if name == "name":
+            return self._mark(parameters["name"], inputs, equation.outvars[0].aval)
+        if name in _CALLS and (inner := list(_jaxprs(parameters))):
+            return self.outputs(inner[0], inputs)
+        if name == "scan":
+            return self._scan(parameters, inputs)
+        if name == "cond":
+            index, *operands = inputs
+            branches = (self.outputs(b, operands) for b in parameters["branches"])
+            pairs = zip(*branches, strict=True)
+            return [digest("cond", index, values) for values in pairs]
+        settings = [
+            (key, self._text(value))
+            for key, value in sorted(parameters.items())
+            if key not in _COSMETIC
+        ]
+        whole = digest(name, settings, inputs)
+        return [
+            digest(whole, i, *_outline(v.aval)) for i, v in enumerate(equation.outvars)
+        ]
+
+    def _mark(self, name: str, inputs: list[str], aval: Any) -> list[str]:
+        self.named.setdefault(name, []).extend(inputs)
+        self.lengths[name] = max(self.lengths.get(name, 1), self._length)
+        return [digest("cut", *_outline(aval))] if self._cuts(name) else inputs
+
+    def _scan(self, parameters: dict[str, Any], inputs: list[str]) -> list[str]:
+        """Return a fingerprint for each result, whatever else the loop stacks."""
+        count, length = parameters["num_carry"], parameters["length"]
+        shared = parameters["num_consts"]
+        first, stacks = inputs[shared : shared + count], inputs[shared + count :]
+        carry = [digest("carry", i, x) for i, x in enumerate(first)]
+        entries = [digest("entry", x) for x in stacks]
+        outside, self._length = self._length, self._length * length
+        body = [*inputs[:shared], *carry, *entries]
+        made = self.outputs(parameters["jaxpr"], body)
+        self._length = outside
+        loop = digest("scan", length, parameters["reverse"], made[:count])
+        return [digest(loop, i < count, x) for i, x in enumerate(made)]
+
+    def _text(self, value: Any, depth: int = 0) -> Any:
+        """Return what identifies a static parameter; of functions and others nothing.
+
+        What is not recognized must count for nothing, as its text may hold an address.
+        """
+        if depth > 8 or isinstance(value, Sharding | Mesh | PartitionSpec):
+            return None
+        if isinstance(value, enum.Enum):
+            return value.name
+        if isinstance(value, np.dtype):
+            return _named(value)
+        if isinstance(value, type):
+            return value.__name__
+        if _is_jaxpr(value):
+            count = len(getattr(value, "jaxpr", value).invars)
+            return self.outputs(value, [digest("operand", i) for i in range(count)])
+        if isinstance(value, np.ndarray | np.generic | jax.Array):
+            return of_array(value)
+        if value is None or isinstance(value, bool | int | float | complex | str):
+            return repr(value)
+        if isinstance(value, dict):
+            items = ((str(k), self._text(v, depth + 1)) for k, v in value.items())
+            return sorted(items, key=repr)
+        if isinstance(value, set | frozenset):
+            return sorted((self._text(item, depth + 1) for item in value), key=repr)
+        if isinstance(value, list | tuple):
+            return [self._text(item, depth + 1) for item in value]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names = (field.name for field in dataclasses.fields(value))
+            return [self._text(getattr(value, name, None), depth + 1) for name in names]
+        return None
+
+
+def _keeps_precision(equation: Any) -> bool:
+    """Return whether an equation is a rounding to its own dtype, as of a residual."""
+    if equation.primitive.name != "reduce_precision":
+        return False
+    own, asked = jnp.finfo(equation.outvars[0].aval.dtype), equation.params
+    return (own.nexp, own.nmant) == (asked["exponent_bits"], asked["mantissa_bits"])
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    return filter(_is_jaxpr, parameters.values())
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def _outline(x: Any) -> tuple[str, tuple[int, ...]]:
+    return _named(getattr(x, "dtype", None)), tuple(getattr(x, "shape", ()))
+
+
+@functools.cache
+def _named(dtype: Any) -> str:
+    return str(dtype)  # slow

@@ -1,0 +1,341 @@
+"""A run says what of its programs changed since its checkpoint, and nothing else."""
+
+import collections
+import functools
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_regression import (
+    ARRAYS,
+    DATA,
+    PARAMS,
+    loss_fn,
+    metric_fn,
+    squared_errors,
+)
+
+import fngrad as fg
+import fngrad.fitting.program_changes as program_changes
+import fngrad.sharding as sharding
+from fngrad.fitting.inputs import Feed
+from fngrad.fitting.mesh import placed_run
+from fngrad.fitting.step_checks import check_step
+from fngrad.fitting.validation import Evaluation
+from fngrad.optimizers import adamw, momentum
+from fngrad.steps.skipping import skip_bad_steps
+
+
+def recorded(
+    loss=loss_fn,
+    optimizer=None,
+    metric=metric_fn,
+    eval_data=ARRAYS,
+    wrap=lambda step: step,
+    mesh=None,
+    **options,
+):
+    optimizer = optimizer or momentum(0.05)
+    step = wrap(fg.make_step(loss, optimizer, **options))
+    state = fg.init_state(PARAMS, optimizer, 0)
+    placed = placed_run(mesh, step, state, DATA, eval_data)
+    mesh, state, data, eval_data = placed
+    traced = check_step(step, state, Feed(data, mesh))
+    evaluation = Evaluation.of(metric, eval_data, None)
+    assert evaluation
+    measured = evaluation.measured(state, traced.metrics)
+    record = program_changes.record(traced, state, measured, mesh)
+    assert record["made_by"]
+    return record
+
+
+FIRST = recorded()
+
+
+def changed(record, known=FIRST):
+    """Return what a warning says has changed."""
+    state = fg.init_state(PARAMS, momentum(0.05), 0)
+    check = functools.partial(
+        program_changes.check, "'runs'", known, record, state, may_change=True
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check()
+    return [
+        str(warning.message).partition("another ")[2].partition(" than")[0]
+        for warning in caught
+    ]
+
+
+def with_metrics(params, batch):
+    errors = squared_errors(params, batch)
+    return jnp.mean(errors), {"worst": jnp.max(errors)}
+
+
+def in_any_order(params, batch):
+    parts = {"weights": params["w"], "more": params["w"] * 2.0, "no": params["b"]}
+    assert sum(x.size for x in map(parts.get, set(parts))) == 5  # type: ignore
+    return loss_fn(params, batch)
+
+
+def closing_over(teacher):
+    def loss(params, batch):
+        return jnp.mean(squared_errors(params, batch)) + jnp.sum(params["w"] * teacher)
+
+    return loss
+
+
+def of_layers(remat):
+    """A loss over a loop of layers, whose backward pass may compute them again."""
+    body = jax.checkpoint(jnp.tanh) if remat else jnp.tanh
+
+    def loss(params, batch):
+        x, _ = jax.lax.scan(
+            lambda x, _: (body(x * params["b"]), None), batch["x"], None, 3
+        )
+        return jnp.mean((x @ params["w"] - batch["y"]) ** 2)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, {}),
+        ({"loss": jax.jit(loss_fn)}, {}),
+        ({"loss": lambda p, batch: loss_fn(p, batch)}, {}),
+        ({"loss": with_metrics}, {}),
+        ({"loss": in_any_order}, {}),
+        ({"loss": closing_over(np.ones(2))}, {"loss": closing_over(jnp.ones(2))}),
+        ({"loss": of_layers(True)}, {"loss": of_layers(False)}),
+        ({"remat": jax.checkpoint_policies.dots_saveable}, {}),
+        ({"metrics": "loss"}, {}),
+        ({"wrap": skip_bad_steps}, {}),
+        ({"wrap": jax.jit}, {}),
+        ({"micro_batches": 2}, {}),
+        ({"metric": jax.jit(metric_fn)}, {}),
+        ({"metric": lambda p, b: metric_fn(p, b) | {"more": squared_errors(p, b)}}, {}),
+        ({"eval_data": fg.data.from_arrays(ARRAYS, 5, seed=3)}, {}),
+    ],
+)
+def test_what_computes_the_same_is_not_called_a_change(options, known):
+    record = recorded(**{"loss": loss_fn} | options)
+    assert changed(record, recorded(**known) if known else FIRST) == []
+
+
+def kept(step):
+    return jnp.where(step < 9, 0.05, 0.05)
+
+
+def halved(step):
+    return jnp.where(step < 9, 0.05, 0.025)
+
+
+def of_scaled(factor):
+    return lambda params, batch: factor * loss_fn(params, batch)
+
+
+CHANGED = {key: -2 * x for key, x in ARRAYS.items()}
+SHORTER = {key: x[:9] for key, x in ARRAYS.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "known", "names"),
+    [
+        ({"loss": of_scaled(2.0)}, {}, "loss"),
+        (
+            {"loss": closing_over(np.ones(2))},
+            {"loss": closing_over(np.zeros(2))},
+            "loss",
+        ),
+        ({"optimizer": momentum(0.06)}, {}, "optimizer"),
+        (
+            {"optimizer": momentum(lambda t: 0.05 * 0.9 ** t.astype(jnp.float32))},
+            {},
+            "optimizer",
+        ),
+        (
+            {"optimizer": fg.chain(fg.clip_by_global_norm(1.0), momentum(0.05))},
+            {},
+            "optimizer",
+        ),
+        (
+            {"optimizer": adamw(0.1, weight_decay=0.1)},
+            {"optimizer": adamw(0.1, weight_decay=0.2)},
+            "optimizer",
+        ),
+        (
+            {"loss": of_scaled(2.0), "optimizer": momentum(0.06), "eval_data": CHANGED},
+            {},
+            "loss and optimizer and eval_data",
+        ),
+        ({"loss": of_scaled(2.0), "wrap": skip_bad_steps}, {}, "loss"),
+        ({"optimizer": momentum(0.06), "wrap": skip_bad_steps}, {}, "optimizer"),
+        ({"wrap": lambda step: lambda s, b: step(s, b)}, {}, ""),
+        ({"metric": lambda p, b: {"loss": 2 * squared_errors(p, b)}}, {}, "metric_fn"),
+        ({"eval_data": CHANGED}, {}, "eval_data"),
+        ({"eval_data": SHORTER}, {}, "eval_data"),
+    ],
+)
+def test_what_changed_is_named(options, known, names):
+    record = recorded(**options)
+    assert (
+        changed(record, recorded(**known) if known else FIRST) == [names][: len(names)]
+    )
+
+
+def test_a_step_without_named_gradients_is_compared_as_a_whole():
+    def step(state, batch):
+        params = jax.tree.map(lambda x: factor * x, state.params)
+        return state._replace(step=state.step + 1, params=params), {"loss": state.step}
+
+    def wrapped(_):
+        return lambda state, batch: step(state, batch)
+
+    factor = 2.0
+    known = recorded(wrap=wrapped)
+    assert changed(recorded(wrap=wrapped), known) == []
+    factor = 3.0
+    assert changed(recorded(wrap=wrapped), known) == ["step"]
+    assert changed(FIRST, known) == ["step"]
+
+
+@pytest.mark.parametrize("name", ["jax", "numpy", "fngrad", "backend", "mesh"])
+def test_programs_that_other_versions_traced_are_not_compared(name):
+    known = {**FIRST, "made_by": {**FIRST["made_by"], name: "another"}}
+    assert changed(recorded(loss=of_scaled(2.0), eval_data=CHANGED), known) == []
+
+
+def test_checkpoints_without_fingerprints_are_not_compared():
+    assert changed(recorded(loss=of_scaled(2.0)), known=None) == []
+
+
+def test_a_program_that_cannot_be_read_is_not_compared(monkeypatch):
+    monkeypatch.setattr(program_changes, "fingerprints", lambda *a, **k: 1 / 0)
+    state = fg.init_state(PARAMS, momentum(0.05), 0)
+    traced = check_step(fg.make_step(loss_fn, momentum(0.05)), state, Feed(DATA))
+    record = program_changes.record(traced, state, None, None)
+    assert changed(record) == changed(FIRST, record) == []
+
+
+def test_a_mesh_changes_no_fingerprint_of_loss_or_optimizer():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    assert recorded(mesh=mesh)["step"] == recorded()["step"]
+
+
+def of_many_operations(params, batch, key):
+    x = jax.nn.relu(batch["x"]) + jax.random.normal(key, batch["x"].shape)
+    x = jnp.sort(jnp.where(x > 0, jax.nn.logsumexp(x), x), axis=0)[jnp.array([2, 0])]
+    x, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c), c), x, None, 3)
+    x = jax.lax.cond(x[0, 0] > 0, jnp.sin, jax.nn.gelu, x)
+    x = jax.lax.while_loop(lambda y: y[0, 0] > 9, lambda y: y / 2, x)
+    return in_any_order(params, batch) + jnp.mean(x @ params["w"] + jnp.arange(2.0))
+
+
+def test_another_process_records_the_same():
+    script = (
+        "import json, test_program_changes as t; "
+        "print(json.dumps(t.recorded(loss=t.of_many_operations)))"
+    )
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
+    path = os.pathsep.join([*folders, *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = recorded(loss=of_many_operations)
+    there = json.loads(done.stdout)
+    assert {k: there[k] for k in ("step", "evaluation")} == {
+        k: here[k] for k in ("step", "evaluation")
+    }
+
+
+def resumed(folder, loss=loss_fn, optimizer=None, *, num_steps, state=None, **options):
+    optimizer = optimizer or momentum(0.05)
+    step = fg.make_step(loss, optimizer)
+    state = fg.init_state(PARAMS, optimizer, 0) if state is None else state
+    options = {"metric_fn": metric_fn, "eval_data": ARRAYS, "eval_every": 2} | options
+    return fg.fit(
+        step,
+        state,
+        DATA,
+        num_steps=num_steps,
+        checkpoint_dir=folder,
+        progress=False,
+        **options,
+    )
+
+
+def test_a_run_that_goes_on_with_another_loss_says_so_once(tmp_path):
+    resumed(tmp_path, num_steps=2)
+    another = {"loss": of_scaled(2.0), "num_steps": 4}
+    refused = r'need the loss of the run in .* for resume="must", got another'
+    with pytest.raises(ValueError, match=refused):
+        resumed(tmp_path, **another, resume="must")
+    with pytest.warns(UserWarning, match="continues with another loss than before"):
+        resumed(tmp_path, **another)
+    another["num_steps"] = 6
+    result = resumed(tmp_path, **another, resume="must", loop="scan", log_every=1)
+    assert result.state.step == 6
+
+
+def test_the_programs_are_traced_once_more_by_nobody(tmp_path):
+    counts = []
+    for folder in (None, tmp_path):
+        traced = collections.Counter()
+
+        def loss(params, batch, traced=traced):
+            traced["loss"] += 1
+            return loss_fn(params, batch)
+
+        def metric(params, batch, traced=traced):
+            traced["metric"] += 1
+            return metric_fn(params, batch)
+
+        resumed(folder, loss, num_steps=3, metric_fn=metric)
+        counts.append(dict(traced))
+    # The step once for its shapes and once in the loop's program.
+    assert counts == [{"loss": 2, "metric": 1}] * 2
+
+
+def test_a_hyperparameter_of_the_state_is_the_checkpoints_with_a_warning(tmp_path):
+    def optimizer(rate):
+        return fg.tunable(momentum, learning_rate=rate)
+
+    def lower(step, state, values):
+        return fg.set_hyperparameters(state, learning_rate=0.25)
+
+    def go_on(rate, num_steps, **options):
+        nothing = {"metric_fn": None, "eval_data": None, "eval_every": "epoch"}
+        options = nothing | options | {"num_steps": num_steps}
+        return resumed(tmp_path, optimizer=optimizer(rate), **options)
+
+    first = go_on(0.5, 1, callbacks=[lower])
+    go_on(0.5, 2, state=first.state)
+    text = "the checkpoint's learning_rate, 0.25, not with 0.125"
+    with pytest.warns(UserWarning, match=text):
+        go_on(0.125, 3, resume="must")
+
+
+def test_hyperparameters_that_json_cannot_hold_are_compared_too():
+    def clipped(bound):
+        clip = fg.tunable(fg.clip_by_global_norm, max_norm=bound)
+        return fg.chain(clip, momentum(0.05))
+
+    state = fg.init_state(PARAMS, clipped(float("inf")), 0)
+    known = json.loads(json.dumps(recorded(optimizer=clipped(float("inf")))))
+    assert list(known["hyperparameters"].values()) == ["Infinity"]
+    check = functools.partial(program_changes.check, "", known, may_change=True)
+    check(recorded(optimizer=clipped(float("inf"))), state)
+    with pytest.warns(UserWarning, match="max_norm, inf, not with 0.25 of"):
+        check(recorded(optimizer=clipped(0.25)), state)
