@@ -45,6 +45,7 @@ LINKS = [
     for page in (
         "README.md",
         "COMING_FROM.md",
+        "RECIPES.md",
         "tests/README.md",
         "experiments/benchmarks/README.md",
     )
