@@ -153,7 +153,8 @@ def test_a_watch_reads_no_more_of_the_history_than_a_window():
     history.extend(np.arange(1, 5001), {"loss": values})
     history.__class__ = TailOnly
     watch = fg.callbacks.spike(window=8)
-    watch.begin(RunView(4990, None, frozenset({"loss"}), history, None, print))  # type: ignore[arg-type]
+    seen = dict.fromkeys(RunView._fields) | {"first": 4990, "history": history}
+    watch.begin(RunView(**seen | {"metrics": frozenset({"loss"}), "print": print}))
     with pytest.warns(UserWarning, match="loss is 9 at step 4996, far above 1,"):
         watch.after(5000)
 
