@@ -1,16 +1,16 @@
 """How many cases of an expensive test are fast; the gate runs them all.
 
 ``tests/fast_cases.toml`` holds, for each test whose cases take long together, how many
-of them the fast tests run: a random sample, the same in every run. To make the table
-anew on a quiet machine::
+of them the fast tests run: a random sample that a new case hardly changes. To make the
+table anew on a quiet machine::
 
     pytest -n 2 -m "" --junitxml=times.xml
     python tests/support/fast_cases.py times.xml
 """
 
 import collections
+import hashlib
 import pathlib
-import random
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -37,23 +37,29 @@ def table() -> dict[str, dict[str, int]]:
     return tomllib.loads(TABLE.read_text())
 
 
-def mark_slow(items: Iterable[Any]) -> None:
-    """Mark the collected cases as slow that are not in their test's sample."""
+def mark_slow(items: Iterable[Any]) -> int:
+    """Mark the collected cases as slow that are not in their test's sample.
+
+    Returns:
+        How many cases it marked.
+    """
     cases = collections.defaultdict(list)
     for item in items:
         if hasattr(item, "originalname") and item.get_closest_marker("slow") is None:
             file = item.path.relative_to(TESTS).as_posix()
             cases[file, item.originalname].append(item)
-    numbers = table()
+    numbers, count = table(), 0
     for (file, test), found in cases.items():
         number = numbers.get(file, {}).get(test, len(found))
-        for i in set(range(len(found))) - sample(len(found), number, test):
-            found[i].add_marker("slow")
+        for item in sorted(found, key=_order)[number:]:
+            item.add_marker("slow")
+            count += 1
+    return count
 
 
-def sample(count: int, number: int, seed: str) -> set[int]:
-    """Return the indices of `number` cases out of `count`."""
-    return set(random.Random(seed).sample(range(count), min(number, count)))
+def _order(item: Any) -> bytes:
+    """Return a random number of a case, which depends on its name alone."""
+    return hashlib.sha256(item.name.encode("utf-8", "backslashreplace")).digest()
 
 
 def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str, int]]:
