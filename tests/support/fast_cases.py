@@ -11,6 +11,7 @@ table anew on a quiet machine::
 import collections
 import hashlib
 import pathlib
+import re
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -19,13 +20,15 @@ from typing import Any
 
 TESTS = pathlib.Path(__file__).parents[1]
 TABLE = TESTS / "fast_cases.toml"
-SECONDS = 0.5  # that the cases of one test may take together
-SINGLE = 2.0  # seconds that a test without cases may take
-# Most faults in the arithmetic of a rule are found by these alone.
-WHOLE = {
-    ("optimizers/test_updates.py", "test_updates_in_float64_are_the_oracles"),
-    ("optimizers/test_updates.py", "test_every_argument_changes_the_updates"),
-}
+SECONDS = 0.25  # that the cases of one test may take together
+SINGLE = 0.8  # seconds that a test without cases may take
+# Comparisons with what was computed otherwise stay whole: most faults in arithmetic are
+# found by them.
+ORACLE = re.compile(
+    r"oracle(?!s_rounded)|formula|equals_the_reference|its_definition|every_argument"
+    r"|closed_form|loop_over|equals_a_loop|scipy|counted_by_hand|float64s"
+)
+LONG = 3.0  # seconds that the only case of such a comparison may take
 HEADER = """\
 # The number of cases that are fast, of each test whose cases take long together.
 # Made by tests/support/fast_cases.py.
@@ -66,9 +69,9 @@ def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str,
     """Return how many cases fit, by file and test, from the seconds of each case."""
     made: dict[str, dict[str, int]] = {}
     for (file, test), seconds in sorted(times.items()):
-        if (file, test) in WHOLE:
-            continue
         count, total = len(seconds), sum(seconds)
+        if ORACLE.search(test) and (count > 1 or total < LONG):
+            continue
         if count == 1:
             fit = int(total < SINGLE)
         else:
