@@ -3,8 +3,9 @@
 What one test compiled, every later one takes from a folder that lives as long as the
 run, or from `JAX_COMPILATION_CACHE_DIR` where that is set. Unless ``XLA_FLAGS`` is set,
 XLA compiles with its older emitters, with little optimization and in one unit, in half
-the time. With ``-m xla_defaults`` it compiles as for users: those tests, among them the
-slow ones of the experiments, run only so.
+the time. With ``-m xla_defaults`` it compiles as for users. The tests marked so compare
+bits, which depend on how XLA compiles, or are what users run: the slow ones among them,
+such as the experiments, run only with these defaults.
 """
 
 import gc
@@ -28,6 +29,7 @@ QUICK = (
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
+LEFT = pytest.StashKey[int]()
 KNOWN = (0, 10)  # the newest line of JAX that has these flags; XLA aborts at others
 
 
@@ -53,16 +55,20 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(config, items):
-    fast_cases.mark_slow(items)
+    config.stash[LEFT] = fast_cases.mark_slow(items)
     for item in items:
-        if item.path.parent.name == "experiments" and item.get_closest_marker("slow"):
+        is_slow = item.get_closest_marker("slow") is not None
+        if is_slow and item.path.parent.name == "experiments":
             item.add_marker("xla_defaults")
-    if not _compiles_by_default(config):
-        left = [x for x in items if x.get_closest_marker("xla_defaults")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [x for x in items if not x.get_closest_marker("xla_defaults")]
+        needs_defaults = item.get_closest_marker("xla_defaults") is not None
+        if is_slow and needs_defaults and not _compiles_by_default(config):
+            item.add_marker(pytest.mark.skip("runs with -m xla_defaults"))
     # The longest come first: at the end they would be left to one worker.
     items.sort(key=lambda item: item.path.name != "test_on_eight_devices.py")
+
+
+def pytest_report_collectionfinish(config):
+    return f"{config.stash[LEFT]} cases are left to -m slow, see tests/fast_cases.toml"
 
 
 def pytest_collection_finish():

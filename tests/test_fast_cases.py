@@ -7,26 +7,29 @@ import pathlib
 import fast_cases
 
 TESTS = pathlib.Path(__file__).parent
+LAWS = "optimizers/test_laws.py"
 
 
 def test_every_entry_is_a_test():
     for file, tests in fast_cases.table().items():
-        tree = ast.parse((TESTS / file).read_text())
+        tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         there = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
         assert set(tests) <= there, file
 
 
-def test_the_oracles_are_compared_whole():
-    for file, test in fast_cases.WHOLE:
-        assert test not in fast_cases.table().get(file, {})
-        assert test in (TESTS / file).read_text()
+def test_comparisons_with_oracles_stay_whole():
+    updates = fast_cases.table()["optimizers/test_updates.py"]
+    assert set(updates) == {"test_updates_in_lower_precision_are_the_oracles_rounded"}
+    seconds = {("a/test_x.py", "test_it_is_the_oracles"): [2.0] * 9}
+    assert fast_cases.numbers(seconds) == {}
 
 
 class Item:
     """A collected case."""
 
-    def __init__(self, test, file="optimizers/test_laws.py", slow=False):
-        self.originalname, self.path, self.slow = test, TESTS / file, slow
+    def __init__(self, test, case=0, slow=False):
+        self.originalname, self.name = test, f"{test}[{case}]"
+        self.path, self.slow = TESTS / LAWS, slow
 
     def get_closest_marker(self, name):
         return self.slow or None
@@ -36,32 +39,48 @@ class Item:
         self.slow = True
 
 
+def cases(test, count):
+    return [Item(test, case) for case in range(count)]
+
+
+def fast(items):
+    return {item.name for item in items if not item.slow}
+
+
 def test_a_sample_of_the_cases_stays_fast(monkeypatch):
-    entries = {"optimizers/test_laws.py": {"test_a": 2, "test_b": 0, "test_c": 9}}
+    entries = {LAWS: {"test_a": 2, "test_b": 0, "test_c": 9}}
     monkeypatch.setattr(fast_cases, "table", lambda: entries)
-    items = {t: [Item(t) for _ in range(6)] for t in ("test_a", "test_b", "test_c")}
-    items["test_d"] = [Item("test_d"), Item("test_d", slow=True)]
-    items["doctest"] = [object()]
-    for _ in range(2):  # what is slow already is no case
-        fast_cases.mark_slow(itertools.chain(*items.values()))
-    assert [
-        sum(not i.slow for i in items[t]) for t in entries["optimizers/test_laws.py"]
-    ] == [2, 0, 6]
-    assert [i.slow for i in items["test_d"]] == [False, True]
-    again = [Item("test_a") for _ in range(6)]
-    fast_cases.mark_slow(again)
-    assert [i.slow for i in again] == [i.slow for i in items["test_a"]]
+    items = {test: cases(test, 6) for test in ("test_a", "test_b", "test_c")}
+    items["test_d"] = [Item("test_d"), Item("test_d", 1, slow=True)]
+    doctest = object()
+    everything = [doctest, *itertools.chain(*items.values())]
+    assert fast_cases.mark_slow(everything) == 10
+    assert fast_cases.mark_slow(everything) == 0  # what is slow already is no case
+    sizes = {test: len(fast(found)) for test, found in items.items()}
+    assert sizes == {"test_a": 2, "test_b": 0, "test_c": 6, "test_d": 1}
+
+
+def test_a_new_case_replaces_at_most_one(monkeypatch):
+    monkeypatch.setattr(fast_cases, "table", lambda: {LAWS: {"test_a": 10}})
+    before, after = cases("test_a", 50), cases("test_a", 51)
+    for found in (before, after):
+        fast_cases.mark_slow(reversed(found))  # whatever their order
+    assert len(fast(before) & fast(after)) >= 9
 
 
 def test_the_table_is_made_from_the_times_of_a_report(tmp_path):
     report = tmp_path / "times.xml"
-    cases = [("tests.a.test_x", f"test_many[{i}]", 0.1) for i in range(20)]
-    cases += [("tests.a.test_x", f"test_few[{i}]", 3.0) for i in range(2)]
-    cases += [("tests.a.test_x", "test_long", 2.5), ("tests.a.test_x", "test_short", 1)]
-    cases += [("fngrad.tree", "fngrad.tree.norm", 9.0)]
-    rows = "".join(
-        f'<testcase classname="{c}" name="{n}" time="{t}"/>' for c, n, t in cases
+    rows = [("tests.a.test_x", f"test_many[{i}]", 0.1) for i in range(20)]
+    rows += [("tests.a.test_x", f"test_few[{i}]", 3.0) for i in range(2)]
+    rows += [
+        ("tests.a.test_x", "test_long", 9.0),
+        ("tests.a.test_x", "test_short", 0.1),
+    ]
+    rows += [("fngrad.tree", "fngrad.tree.norm", 9.0)]
+    text = "".join(
+        f'<testcase classname="{c}" name="{n}" time="{t}"/>' for c, n, t in rows
     )
-    report.write_text(f"<testsuites><testsuite>{rows}</testsuite></testsuites>")
+    report.write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
+    many = round(20 * fast_cases.SECONDS / 2.0)
     made = fast_cases.numbers(fast_cases.read(str(report)))
-    assert made == {"a/test_x.py": {"test_few": 1, "test_long": 0, "test_many": 5}}
+    assert made == {"a/test_x.py": {"test_few": 1, "test_long": 0, "test_many": many}}

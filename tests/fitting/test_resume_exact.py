@@ -15,6 +15,8 @@ from resuming import KilledError, assert_same_run, kill_at
 import fngrad as fg
 import fngrad.layers as layers
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 NUM_STEPS, SAVE_EVERY = 9, 4
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -80,7 +82,7 @@ def assert_optimizer_resumes(folder, optimizer, loss_fn=loss_fn, **options):
     assert_resumes(folder, step, fg.init_state(params, optimizer, 3), **options)
 
 
-@pytest.mark.xla_defaults
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["python", "scan"])
 @pytest.mark.parametrize("name", fg.REGISTRY)
 def test_every_optimizer_resumes_exactly(name, loop, tmp_path):
@@ -109,7 +111,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.xla_defaults
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_every_wrapper_resumes_exactly(name, tmp_path):
     assert_optimizer_resumes(tmp_path, WRAPPED[name]())

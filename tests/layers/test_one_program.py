@@ -14,6 +14,8 @@ import fngrad.numerics as numerics
 from fngrad.layers import initializers
 from fngrad.layers.one_program import plain
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 DRAWN = [
     *("he_normal", "he_uniform", "glorot_normal", "lecun_uniform", "orthogonal"),
     *("normal", "truncated_normal", "uniform", "zeros", "ones"),

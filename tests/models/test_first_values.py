@@ -13,6 +13,8 @@ import pytest
 import fngrad.models as models
 from fngrad.data import from_arrays
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 MODELS = {
     "mlp": lambda: models.mlp((64, 128, 128, 10)),
     "logistic": lambda: models.logistic(64, 10),

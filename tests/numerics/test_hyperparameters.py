@@ -7,6 +7,8 @@ import pytest
 
 import fngrad.numerics as numerics
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float64(0.5), np.float32(0.5)])
 def test_hyper_is_a_strong_scalar_of_the_default_float(value):

@@ -263,10 +263,11 @@ def test_a_sweep_equals_runs_one_by_one_that_compile_once(name):
 OTHERWISE = {"adan", "shampoo"}
 
 
+@pytest.mark.xla_defaults
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.xla_defaults] * (name in OTHERWISE))
+        pytest.param(name, marks=[pytest.mark.slow] * (name in OTHERWISE))
         for name in REGISTRY
     ],
 )
@@ -286,6 +287,7 @@ def test_a_constant_and_an_argument_of_the_program_give_the_same_bits(name):
         state = new_state
 
 
+@pytest.mark.xla_defaults
 @pytest.mark.parametrize(
     ("factory", "numbers"),
     [

@@ -13,6 +13,8 @@ from fngrad.steps import freeze_diverged
 from fngrad.sweeps.results.result import diverged_at
 from fngrad.training import init_state, make_step, run
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 BAD = 3  # the point whose rate is 1e6
 
 

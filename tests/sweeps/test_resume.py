@@ -20,6 +20,8 @@ import fngrad.sweeps.running.program as program
 from fngrad.files.locks import Lock, LockError
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 
 def quiet_sweep(fn=light, **options):
     return any_sweep(fn=fn, **options)

@@ -20,6 +20,8 @@ from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import scale
 from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
 
+pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
+
 
 def test_a_tunable_has_the_bits_of_constant_hyperparameters():
     baked = rmsprop(3e-3, decay=0.95, momentum=0.9, centered=True)
