@@ -48,6 +48,7 @@ def placed_run(
     state = placed_state(step, state, mesh)
     data, eval_data = placed_data(data, mesh), placed_examples(eval_data, mesh)
     _warn_if_whole(step, state.params, mesh)
+    _warn_without_batch_axis(mesh)
     return mesh, state, data, eval_data
 
 
@@ -96,6 +97,16 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
             "the step's rule splits no parameter, every device holds all of them: the "
             f"largest has {largest} entries; fsdp(min_size=) says from how many on a "
             "leaf is split"
+        )
+
+
+def _warn_without_batch_axis(mesh: Mesh) -> None:
+    """Warn if no axis of the state's mesh is that of the batch."""
+    if BATCH_AXIS not in mesh.shape and mesh.size > 1:
+        warn(
+            f"the mesh of the state, {dict(mesh.shape)}, has no axis {BATCH_AXIS!r}: "
+            f"each of its {mesh.size} devices computes the whole batch; "
+            "fngrad.sharding.make_mesh() makes one whose devices divide it"
         )
 
 

@@ -14,6 +14,7 @@ import fngrad as fg
 import fngrad.curvature as curvature
 import fngrad.sharding as sharding
 from fngrad.fitting.loops import ROWS
+from fngrad.fitting.mesh import placed_run
 from fngrad.sharding.constraints import split
 
 PLACEMENTS = eight_devices.placements()
@@ -200,6 +201,13 @@ def test_devices_left_idle_are_warned_about():
 
 def pair_metric(params, batch):
     return metric_fn(params, dict(zip(("x", "y"), batch, strict=True)))
+
+
+def test_a_mesh_that_does_not_split_the_batch_is_warned_about():
+    mesh = jax.sharding.Mesh(jax.devices(), ("model",))
+    state = sharding.shard_state(first_state(), mesh, sharding.replicated)
+    with pytest.warns(UserWarning, match="has no axis 'data': each of its 8 devices"):
+        placed_run(None, STEPS["one device"], state, DATA, None)
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
