@@ -68,7 +68,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_report_collectionfinish(config):
-    return f"{config.stash[LEFT]} cases are left to -m slow, see tests/fast_cases.toml"
+    left = config.stash.get(LEFT, 0)  # absent where the collection failed
+    return f"{left} cases are left to -m slow, see tests/fast_cases.toml"
 
 
 def pytest_collection_finish():
