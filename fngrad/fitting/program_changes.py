@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
@@ -31,7 +32,9 @@ from fngrad.programs.fingerprints import digest, fingerprints, of_array
 from fngrad.training import TrainState
 from fngrad.training.metric_folds import arrays_of
 from fngrad.transforms.tunable_hyperparameters import hyperparameters
+from fngrad.types import Path
 
+_FORMAT = 2  # counts up when the fingerprints of an unchanged run change
 _SETTINGS = (  # of JAX, which programs depend on
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -115,6 +118,7 @@ def _made_by(mesh: Any) -> dict[str, Any]:
         "jax": jax.__version__,
         "numpy": np.__version__,
         "fngrad": _version("fngrad"),
+        "fingerprints": _FORMAT,
         "backend": jax.default_backend(),
         "mesh": None if mesh is None else {str(k): n for k, n in mesh.shape.items()},
         **{name: None if x is None else str(x) for name, x in settings.items()},
@@ -167,15 +171,36 @@ def _of_evaluation(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _of_data(data: Any) -> str:
-    """Return the fingerprint of examples, whatever the order in which they are read."""
+def _of_data(data: Any) -> dict[str, str]:
+    """Return the fingerprint of examples by their kind, in any order of reading.
+
+    Only data of one kind have the same fingerprint where they are the same: the bytes
+    of arrays are hashed as JAX reads them, those before a map are others than those
+    after it, and a source is known by few examples or by its identity.
+    """
     if isinstance(data, Source):
+        kind = "source" if data.identity is None else "source with an identity"
+        kind += " and maps" if data.order.maps else ""
         order = dataclasses.replace(data.order, key=jax.random.key(0), batch_size=1)
         order = dataclasses.replace(order, shuffle=False, remainder="wrap")
-        return dataclasses.replace(data, order=order).fingerprint()
+
+        def read(indices: np.ndarray) -> Any:
+            return tree.map_with_path(_as_read, data.read(indices))
+
+        return {kind: dataclasses.replace(data, order=order, read=read).fingerprint()}
     arrays = arrays_of(data)
-    leaves = arrays.arrays if isinstance(arrays, Dataset) else arrays
-    return digest([(p, of_array(x)) for p, x in tree.leaf_paths(leaves).items()])
+    is_plain = not isinstance(arrays, Dataset)
+    leaves = tree.leaf_paths(arrays if is_plain else arrays.arrays)
+    found = [(path, of_array(_as_read(path, x))) for path, x in leaves.items()]
+    return {"arrays" if is_plain else "dataset": digest(found)}
+
+
+def _as_read(path: Path, x: Any) -> Any:
+    """Return an array in the dtype in which JAX reads it."""
+    x = x if tree.is_key(x) else array_inputs.array(path, x)
+    if isinstance(x, jax.Array):
+        return x
+    return np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def _values(state: TrainState) -> dict[str, Any]:
@@ -201,6 +226,6 @@ def _changed(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         metrics = [(x, new["metric_fn"].get(n, x)) for n, x in old["metric_fn"].items()]
         if old["data_shapes"] == new["data_shapes"] and any(x != y for x, y in metrics):
             changed.append("metric_fn")
-        if old["data"] != new["data"]:
+        if any(old["data"].get(k, x) != x for k, x in new["data"].items()):
             changed.append("eval_data")
     return changed

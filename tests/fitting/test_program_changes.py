@@ -122,7 +122,6 @@ def of_layers(remat):
         ({"micro_batches": 2}, {}),
         ({"metric": jax.jit(metric_fn)}, {}),
         ({"metric": lambda p, b: metric_fn(p, b) | {"more": squared_errors(p, b)}}, {}),
-        ({"eval_data": fg.data.from_arrays(ARRAYS, 5, seed=3)}, {}),
     ],
 )
 def test_what_computes_the_same_is_not_called_a_change(options, known):
@@ -130,12 +129,49 @@ def test_what_computes_the_same_is_not_called_a_change(options, known):
     assert changed(record, recorded(**known) if known else FIRST) == []
 
 
-def kept(step):
-    return jnp.where(step < 9, 0.05, 0.05)
+def doubled(batch):
+    return {key: 2 * x for key, x in batch.items()}
 
 
-def halved(step):
-    return jnp.where(step < 9, 0.05, 0.025)
+def from_source(arrays, batch_size=5, **options):
+    return fg.data.from_source(arrays, 20, batch_size, **options)
+
+
+# Evaluation data in many forms; those of one kind can be compared.
+FORMS = {
+    "arrays": [
+        lambda x: x,
+        lambda x: jax.tree.map(jnp.asarray, x),
+        lambda x: {key: leaf.astype(">f8") for key, leaf in x.items()},
+        lambda x: fg.data.from_arrays(x, 5, seed=3),
+    ],
+    "mapped arrays": [lambda x: fg.data.from_arrays(x, 5).map(doubled)],
+    "source": [
+        from_source,
+        lambda x: from_source(x, batch_size=4, seed=3),
+        lambda x: from_source(lambda i: {key: leaf[i] for key, leaf in x.items()}),
+    ],
+    "mapped source": [lambda x: from_source(x).map(doubled)],
+    "source with an identity": [lambda x: from_source(x, fingerprint=str(x["x"][0]))],
+}
+DOUBLE = {key: np.asarray(x, np.float64) + 1e-9 for key, x in ARRAYS.items()}
+SINGLE = {key: np.float32(x) for key, x in DOUBLE.items()}
+EVALUATED = {  # by form, in both precisions
+    f"{kind} {i}": (kind, recorded(eval_data=form(SINGLE)), form)
+    for kind, forms in FORMS.items()
+    for i, form in enumerate(forms)
+}
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_evaluation_data_are_compared_as_arrays_of_jax(name):
+    kind, single, form = EVALUATED[name]
+    if "identity" not in name:
+        assert changed(recorded(eval_data=form(DOUBLE)), single) == []
+    others = recorded(eval_data=form(jax.tree.map(lambda x: -x, DOUBLE)))
+    for known_kind, known, _ in EVALUATED.values():
+        assert changed(single, known) == []
+        assert changed(others, known) == ["eval_data"] * (known_kind == kind)
 
 
 def of_scaled(factor):
