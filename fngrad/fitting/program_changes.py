@@ -3,14 +3,16 @@
 A checkpoint records fingerprints of the programs that `fit` traces anyway: of the loss,
 the optimizer and the metrics, and of the evaluation's data. The call that resumes
 compares them with its own. Nothing is compared if another version of JAX, NumPy or
-fngrad, another backend, mesh or setting of JAX was used, and no loss over another
-number of micro-batches.
+fngrad, another backend, mesh or setting of JAX was used; a warning says so if a program
+cannot be read. With another number of micro-batches the loss is not compared, nor the
+optimizer if parameters are narrower than float32. Evaluation data are compared with
+data of their kind: arrays, a dataset with maps, or a source.
 
 The fingerprint of a loss covers its value, not how its gradient is computed, so
-rematerialization may change. Where a step evaluates the loss again, as a line search
-does, this counts as part of the optimizer. Loss and optimizer are told apart by the
-gradients that a program names, as the steps of fngrad do; another step is compared as a
-whole.
+rematerialization may change. Where a step evaluates the loss again, as
+`fngrad.steps.sam` and a line search do, this counts as part of the optimizer, with the
+gradient if it has one. Loss and optimizer are told apart by the gradients that a
+program names, as the steps of fngrad do; another step is compared as a whole.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from fngrad.data.sources import Source
 from fngrad.files.json_values import from_json_number, to_json
 from fngrad.fitting.step_checks import TracedStep
 from fngrad.fitting.validation import Measured
+from fngrad.numerics.precision import is_narrow
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.fingerprints import digest, fingerprints, of_array
 from fngrad.training import TrainState
@@ -136,27 +139,33 @@ def _of_step(step: TracedStep) -> dict[str, Any]:
     """Return the fingerprints of loss and optimizer, or of a step as a whole.
 
     The optimizer's is that of the new parameters and of its own new state, as functions
-    of any gradient.
+    of any gradient, and of where else the loss is evaluated.
     """
     closed = step.program.closed
     found = fingerprints(closed, step.inputs, cuts=_is_of_the_loss)
-    results = zip(step.outputs, closed.out_avals, found.outputs, strict=False)
+    results = [*zip(step.outputs, closed.out_avals, found.outputs, strict=False)]
     made = {path: x for path, aval, x in results if not tree.is_key(aval)}
     made |= {path: found.named[path][0] for path in made.keys() & found.named.keys()}
-    loss = sorted(found.named.get("loss", []))
+    first, *others = found.named.get("loss", [""])
     if not any(name.startswith("gradient/") for name in found.named):
-        return {"step": digest(loss, sorted(made.items()))}
+        return {"step": digest(first, others, sorted(made.items()))}
     of_model = {path for path in made if path.startswith("state/model_state")}
     learned = sorted((path, made[path]) for path in made.keys() - of_model)
     return {
-        "loss": digest(loss, sorted((path, made[path]) for path in of_model)),
-        "optimizer": digest(learned),
+        "loss": digest(first, sorted((path, made[path]) for path in of_model)),
+        "optimizer": digest(others, learned),
         "micro_batches": found.lengths.get("loss", 1),
+        "is_narrow": any(
+            is_narrow(aval.dtype)
+            for path, aval, _ in results
+            if path.startswith("state/params")
+        ),
     }
 
 
 def _is_of_the_loss(name: str) -> bool:
-    return name == "loss" or name.startswith("gradient/")
+    kind = name.partition("/")[0]
+    return kind in ("loss", "mean_loss", "gradient", "mean_gradient")
 
 
 def _of_evaluation(measured: Measured) -> dict[str, Any]:
@@ -216,11 +225,12 @@ def _changed(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     if known["made_by"] is None or known["made_by"] != wanted["made_by"]:
         return []
     old, new = known["step"], wanted["step"]
-    changed = []
-    if old.get("micro_batches", 1) == new.get("micro_batches", 1):
-        parts = [name for name in ("loss", "optimizer") if name in old and name in new]
-        parts = parts or ["step"]
-        changed = [name for name in parts if old.get(name) != new.get(name)]
+    parts = [name for name in ("loss", "optimizer") if name in old and name in new]
+    parts = parts or ["step"]
+    if old.get("micro_batches", 1) != new.get("micro_batches", 1):
+        # Averages are wide: where parameters are narrow, other gradients are not.
+        parts = [] if new.get("is_narrow") else [x for x in parts if x != "loss"]
+    changed = [name for name in parts if old.get(name) != new.get(name)]
     old, new = known["evaluation"], wanted["evaluation"]
     if old and new:
         metrics = [(x, new["metric_fn"].get(n, x)) for n, x in old["metric_fn"].items()]

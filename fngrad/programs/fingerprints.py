@@ -7,8 +7,8 @@ equations, on what else the program computes, on names, addresses and lines of s
 on functions that are jitted inside it, on rematerialization, or on where arrays are
 placed.
 
-A value that the program names with `jax.ad_checkpoint.checkpoint_name` may be *cut*:
-what reads it sees its dtype and shape only.
+The first value that the program names so with `jax.ad_checkpoint.checkpoint_name` may
+be *cut*: what reads it sees its dtype and shape only.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Fingerprints(NamedTuple):
     """The fingerprints of a program's values."""
 
     outputs: list[str]  # of the results' leaves
-    named: dict[str, list[str]]  # of the values with a name, in no particular order
+    named: dict[str, list[str]]  # of the values with a name, as they are traced
     lengths: dict[str, int]  # how often the loops around a named value run
 
 
@@ -49,7 +49,10 @@ def fingerprints(
     Args:
         closed: a ``ClosedJaxpr``.
         inputs: what identifies each leaf of the arguments, such as its path.
-        cuts: whether to cut a value with this name.
+        cuts: whether to cut the first value with this name.
+
+    Returns:
+        The fingerprints of the program's results, and of the values that it names.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -145,9 +148,10 @@ class _Walk:
         ]
 
     def _mark(self, name: str, inputs: list[str], aval: Any) -> list[str]:
+        is_cut = self._cuts(name) and name not in self.named
         self.named.setdefault(name, []).extend(inputs)
         self.lengths[name] = max(self.lengths.get(name, 1), self._length)
-        return [digest("cut", *_outline(aval))] if self._cuts(name) else inputs
+        return [digest("cut", *_outline(aval))] if is_cut else inputs
 
     def _scan(self, parameters: dict[str, Any], inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""

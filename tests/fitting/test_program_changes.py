@@ -25,6 +25,7 @@ from linear_regression import (
 import fngrad as fg
 import fngrad.fitting.program_changes as program_changes
 import fngrad.sharding as sharding
+import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.step_checks import check_step
@@ -40,11 +41,13 @@ def recorded(
     eval_data=ARRAYS,
     wrap=lambda step: step,
     mesh=None,
+    make=fg.make_step,
+    params=PARAMS,
     **options,
 ):
     optimizer = optimizer or momentum(0.05)
-    step = wrap(fg.make_step(loss, optimizer, **options))
-    state = fg.init_state(PARAMS, optimizer, 0)
+    step = wrap(make(loss, optimizer, **options))
+    state = fg.init_state(params, optimizer, 0)
     placed = placed_run(mesh, step, state, DATA, eval_data)
     mesh, state, data, eval_data = placed
     traced = check_step(step, state, Feed(data, mesh))
@@ -105,6 +108,15 @@ def of_layers(remat):
     return loss
 
 
+FROZEN = fg.partition([("b", fg.freeze()), ("*", momentum(0.05))])
+PARTLY = fg.chain(fg.clip_by_global_norm(1.0), FROZEN)
+NARROW = {
+    "params": tree.cast_real(PARAMS, jnp.bfloat16),
+    "loss": lambda params, batch: loss_fn(tree.widen(params), batch),
+    "metric": lambda params, batch: metric_fn(tree.widen(params), batch),
+}
+
+
 @pytest.mark.parametrize(
     ("options", "known"),
     [
@@ -120,6 +132,8 @@ def of_layers(remat):
         ({"wrap": skip_bad_steps}, {}),
         ({"wrap": jax.jit}, {}),
         ({"micro_batches": 2}, {}),
+        ({"optimizer": PARTLY, "micro_batches": 2}, {"optimizer": PARTLY}),
+        ({**NARROW, "micro_batches": 2}, NARROW),
         ({"metric": jax.jit(metric_fn)}, {}),
         ({"metric": lambda p, b: metric_fn(p, b) | {"more": squared_errors(p, b)}}, {}),
     ],
@@ -179,6 +193,10 @@ def of_scaled(factor):
 
 
 CHANGED = {key: -2 * x for key, x in ARRAYS.items()}
+SAM = {"make": fg.steps.sam}
+SOPHIA = {"make": fg.steps.sophia, "optimizer": fg.sophia(0.1)}
+SEARCH = {"make": fg.steps.line_search, "optimizer": fg.sgd(1.0)}
+POLYAK = {"make": fg.steps.polyak, "optimizer": fg.sgd(1.0)}
 SHORTER = {key: x[:9] for key, x in ARRAYS.items()}
 
 
@@ -218,6 +236,19 @@ SHORTER = {key: x[:9] for key, x in ARRAYS.items()}
         ({"metric": lambda p, b: {"loss": 2 * squared_errors(p, b)}}, {}, "metric_fn"),
         ({"eval_data": CHANGED}, {}, "eval_data"),
         ({"eval_data": SHORTER}, {}, "eval_data"),
+        ({"loss": of_scaled(2.0), "micro_batches": 2}, {"micro_batches": 2}, "loss"),
+        ({"optimizer": momentum(0.06), "micro_batches": 2}, {}, "optimizer"),
+        # What evaluates the loss twice uses it in its rule.
+        ({**SAM, "loss": of_scaled(2.0)}, SAM, "loss and optimizer"),
+        ({**SAM, "optimizer": momentum(0.06)}, SAM, "optimizer"),
+        ({**SAM, "rho": 0.1}, SAM, "optimizer"),
+        ({**SAM, "adaptive": True}, SAM, "optimizer"),
+        ({**SOPHIA, "loss": of_scaled(2.0)}, SOPHIA, "loss and optimizer"),
+        ({**SOPHIA, "optimizer": fg.sophia(0.2)}, SOPHIA, "optimizer"),
+        ({**SEARCH, "loss": of_scaled(2.0)}, SEARCH, "loss and optimizer"),
+        ({**SEARCH, "slope_rtol": 0.2}, SEARCH, "optimizer"),
+        ({**POLYAK, "loss": of_scaled(2.0)}, POLYAK, "loss"),
+        ({**POLYAK, "f_min": -1.0}, POLYAK, "optimizer"),
     ],
 )
 def test_what_changed_is_named(options, known, names):
