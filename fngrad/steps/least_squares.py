@@ -32,7 +32,6 @@ from fngrad.training.step_metrics import (
     Move,
     WhichMetrics,
     check_metrics,
-    groups_of,
 )
 from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.damping import DampingState
@@ -116,7 +115,7 @@ def gauss_newton(
         start, model = _begin(problem, transform, state, batch)
         direction = model.solve(numerics.hyper(damping, state.step))
         move = _move(transform, state, start, direction)
-        return finish(state, start, move, metrics=metrics)
+        return finish(transform, state, start, move, metrics=metrics)
 
     return placing(step, residual_fn)
 
@@ -208,7 +207,7 @@ def levenberg_marquardt(
             opt_state=opt_state,
         )
         more = {"damping": damping, "gain_ratio": ratio, "is_accepted": is_accepted}
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(step, residual_fn)
 
@@ -240,8 +239,7 @@ def _begin(
         cg_tolerance=problem.cg_tolerance,
     )
     grads = _unflatten(model.gradient, trainable, state)
-    groups = groups_of(transform)
-    return LossAtStart(trainable, key, model.value, grads, groups=groups), model
+    return LossAtStart(trainable, key, model.value, grads), model
 
 
 def _unflatten(x: jax.Array, trainable: Any, state: TrainState) -> Updates:

@@ -166,7 +166,7 @@ def line_search(
         opt_state = _remember(opt_state, length)
         move = Move(params, opt_state, updates, _with_kept(reports, state.opt_state))
         more = _of_search(length, found)
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

@@ -101,7 +101,7 @@ def polyak(
         params = displace(state.params, start.trainable, updates)
         move = Move(params, opt_state, updates, reports)
         more = {"step_length": length}
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

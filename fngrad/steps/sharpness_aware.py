@@ -81,7 +81,7 @@ def sam(
         )
         move = move_by(transform, state, start.trainable, grads)
         more = {"sharpness": value.loss - start.value.loss}
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

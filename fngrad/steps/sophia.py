@@ -94,7 +94,7 @@ def sophia(
         seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
         estimated = state._replace(opt_state=seen)
         move = move_by(transform, estimated, start.trainable, start.grads)
-        return finish(state, start, move, metrics=metrics)
+        return finish(transform, state, start, move, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

@@ -152,7 +152,7 @@ def make_step(
         )
         params = apply_updates(state.params, updates)
         move = Move(params, opt_state, updates, reports)
-        return finish(state, start, move, metrics=metrics)
+        return finish(transform, state, start, move, metrics=metrics)
 
     step.rule = None  # type: ignore[attr-defined]  # unless the loss has one
     return placing(with_gradients(step, transform, gradient), loss_fn)
@@ -206,11 +206,11 @@ def begin(
     value, grads = gradient(
         state.params, trainable, batch, key, state.model_state, scale
     )
-    groups = step_metrics.groups_of(transform)
-    return LossAtStart(trainable, key, value, grads, scale, groups)
+    return LossAtStart(trainable, key, value, grads, scale)
 
 
 def finish(
+    transform: Transform,
     state: TrainState,
     start: LossAtStart,
     move: Move,
@@ -231,6 +231,11 @@ def finish(
         start.value.model_state,
     )
     values = step_metrics.standard_metrics(
-        start, move, params=state.params, more=more or {}, metrics=metrics
+        transform,
+        start,
+        move,
+        params=state.params,
+        more=more or {},
+        metrics=metrics,
     )
     return new_state, values
