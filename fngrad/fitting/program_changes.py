@@ -56,6 +56,10 @@ def record(
         state: the caller's.
         measured: the metrics and their data, if the run evaluates.
         mesh: of the run.
+
+    Returns:
+        The fingerprints, by what they are of, and the hyperparameters in the state.
+        Where a program cannot be read, the error instead of fingerprints.
     """
     try:
         found = {
@@ -63,8 +67,8 @@ def record(
             "step": _of_step(step),
             "evaluation": _of_evaluation(measured) if measured else None,
         }
-    except Exception:  # a later JAX may trace what is unknown here
-        found = {"made_by": None}
+    except Exception as error:  # a later JAX may trace what is unknown here
+        found = {"made_by": None, "error": f"{type(error).__name__}: {error}"}
     return {**found, "hyperparameters": _values(state)}
 
 
@@ -78,6 +82,7 @@ def check(
 ) -> None:
     """Warn if a run goes on with another loss, optimizer, metric or evaluation data.
 
+    A warning also says so if they cannot be compared, as a program cannot be read.
     A hyperparameter that `tunable` keeps is part of the state, of which the
     checkpoint's is used; a warning says so if the caller gives another.
 
@@ -93,6 +98,13 @@ def check(
     """
     if known is None:
         return
+    errors = [x.get("error", "") for x in (wanted, known) if x["made_by"] is None]
+    if errors:
+        warn(
+            "cannot compare loss, optimizer and metrics with those of the run in "
+            f'{where}, so that resume="must" refuses none: reading the programs raised '
+            f"{errors[0]}"
+        )
     changed = " and ".join(_changed(known, wanted))
     if changed and not may_change:
         raise ValueError(

@@ -284,12 +284,19 @@ def test_checkpoints_without_fingerprints_are_not_compared():
     assert changed(recorded(loss=of_scaled(2.0)), known=None) == []
 
 
-def test_a_program_that_cannot_be_read_is_not_compared(monkeypatch):
+def test_a_program_that_cannot_be_read_is_not_compared_with_a_warning(monkeypatch):
     monkeypatch.setattr(program_changes, "fingerprints", lambda *a, **k: 1 / 0)
     state = fg.init_state(PARAMS, momentum(0.05), 0)
     traced = check_step(fg.make_step(loss_fn, momentum(0.05)), state, Feed(DATA))
     record = program_changes.record(traced, state, None, None)
-    assert changed(record) == changed(FIRST, record) == []
+    check = functools.partial(program_changes.check, "'runs'", state=state)
+    told = "those of the run in 'runs', so that resume=\"must\" refuses none"
+    why = "reading the programs raised ZeroDivisionError: division by zero"
+    for known, wanted in [(record, FIRST), (FIRST, record), (record, record)]:
+        for may_change in (True, False):
+            with pytest.warns(UserWarning, match=f"{told}: {why}$") as caught:
+                check(known, wanted, may_change=may_change)
+            assert len(caught) == 1
 
 
 def test_a_mesh_changes_no_fingerprint_of_loss_or_optimizer():
