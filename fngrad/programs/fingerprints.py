@@ -30,6 +30,7 @@ _CALLS = {  # what they call is part of the program, wherever it stands
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
 _IDENTITIES = {"sharding_constraint", "layout_constraint", "optimization_barrier"}
+_PLAIN = {type(None), bool, int, float, complex, str}
 _COSMETIC = {"name", "debug_info", "sharding", "out_sharding"}  # parameters
 
 
@@ -86,10 +87,16 @@ def of_array(x: Any) -> str:
     if isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable):
         return digest("absent", *_outline(x))
     host = np.asarray(x)
+    if host.shape == ():
+        return _of_number(host)
     flat = np.ascontiguousarray(host).reshape(-1)
     content = flat.view(np.uint8).data if flat.dtype.itemsize else b""
     text = hashlib.blake2b(content, digest_size=8).hexdigest()
     return digest("array", *_outline(host), text)
+
+
+def _of_number(x: np.ndarray) -> str:
+    return digest("number", _named(x.dtype), x.tobytes())
 
 
 class _Walk:
@@ -109,7 +116,7 @@ class _Walk:
         def read(variable: Any) -> str:
             if not hasattr(variable, "val"):
                 return values[variable]
-            return of_array(np.asarray(variable.val, variable.aval.dtype))
+            return _of_number(np.asarray(variable.val, variable.aval.dtype))
 
         for equation in jaxpr.eqns:
             made = self._made(equation, [read(v) for v in equation.invars])
@@ -140,12 +147,12 @@ class _Walk:
         settings = [
             (key, self._text(value))
             for key, value in sorted(parameters.items())
-            if key not in _COSMETIC
+            if value is not None and key not in _COSMETIC
         ]
-        whole = digest(name, settings, inputs)
-        return [
-            digest(whole, i, *_outline(v.aval)) for i, v in enumerate(equation.outvars)
-        ]
+        outlines = [_outline(v.aval) for v in equation.outvars]
+        whole = digest(name, settings, inputs, outlines)
+        count = len(outlines)
+        return [whole] if count == 1 else [digest(whole, i) for i in range(count)]
 
     def _mark(self, name: str, inputs: list[str], aval: Any) -> list[str]:
         is_cut = self._cuts(name) and name not in self.named
@@ -172,6 +179,10 @@ class _Walk:
 
         What is not recognized must count for nothing, as its text may hold an address.
         """
+        if type(value) in _PLAIN:
+            return repr(value)
+        if type(value) is tuple and all(type(item) is int for item in value):
+            return repr(value)
         if depth > 8 or isinstance(value, Sharding | Mesh | PartitionSpec):
             return None
         if isinstance(value, enum.Enum):
@@ -185,7 +196,7 @@ class _Walk:
             return self.outputs(value, [digest("operand", i) for i in range(count)])
         if isinstance(value, np.ndarray | np.generic | jax.Array):
             return of_array(value)
-        if value is None or isinstance(value, bool | int | float | complex | str):
+        if isinstance(value, bool | int | float | complex | str):
             return repr(value)
         if isinstance(value, dict):
             items = ((str(k), self._text(v, depth + 1)) for k, v in value.items())
