@@ -3,10 +3,13 @@
 A checkpoint records fingerprints of the programs that `fit` traces anyway: of the loss,
 the optimizer and the metrics, and of the evaluation's data. The call that resumes
 compares them with its own. Nothing is compared if another version of JAX, NumPy or
-fngrad, another backend, mesh or setting of JAX was used; a warning says so if a program
+fngrad, another backend or setting of JAX was used; a warning says so if a program
 cannot be read. With another number of micro-batches the loss is not compared, nor the
-optimizer if parameters are narrower than float32. Evaluation data are compared with
-data of their kind: arrays, a dataset with maps, or a source.
+optimizer if parameters are narrower than float32. On another mesh, or on one device
+instead of a mesh, only the evaluation's data and the loss without micro-batches are:
+rules of whole matrices, micro-batches and evaluations depend on the number of devices.
+Evaluation data are compared with data of their kind: arrays, a dataset with maps, or a
+source.
 
 The fingerprint of a loss covers its value, not how its gradient is computed, so
 rematerialization may change. Where a step evaluates the loss again, as
@@ -63,7 +66,10 @@ def record(
     """
     try:
         found = {
-            "made_by": _made_by(mesh),
+            "made_by": _made_by(),
+            "mesh": None
+            if mesh is None
+            else {str(k): n for k, n in mesh.shape.items()},
             "step": _of_step(step),
             "evaluation": _of_evaluation(measured) if measured else None,
         }
@@ -127,7 +133,7 @@ def check(
             )
 
 
-def _made_by(mesh: Any) -> dict[str, Any]:
+def _made_by() -> dict[str, Any]:
     settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
     return {
         "jax": jax.__version__,
@@ -135,7 +141,6 @@ def _made_by(mesh: Any) -> dict[str, Any]:
         "fngrad": _version("fngrad"),
         "fingerprints": _FORMAT,
         "backend": jax.default_backend(),
-        "mesh": None if mesh is None else {str(k): n for k, n in mesh.shape.items()},
         **{name: None if x is None else str(x) for name, x in settings.items()},
     }
 
@@ -236,18 +241,30 @@ def _changed(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """Return the names of what differs, where it can be compared."""
     if known["made_by"] is None or known["made_by"] != wanted["made_by"]:
         return []
+    is_same_mesh = known["mesh"] == wanted["mesh"]
     old, new = known["step"], wanted["step"]
-    parts = [name for name in ("loss", "optimizer") if name in old and name in new]
-    parts = parts or ["step"]
-    if old.get("micro_batches", 1) != new.get("micro_batches", 1):
-        # Averages are wide: where parameters are narrow, other gradients are not.
-        parts = [] if new.get("is_narrow") else [x for x in parts if x != "loss"]
+    parts = _comparable_parts(old, new, is_same_mesh)
     changed = [name for name in parts if old.get(name) != new.get(name)]
     old, new = known["evaluation"], wanted["evaluation"]
     if old and new:
+        is_same_program = is_same_mesh and old["data_shapes"] == new["data_shapes"]
         metrics = [(x, new["metric_fn"].get(n, x)) for n, x in old["metric_fn"].items()]
-        if old["data_shapes"] == new["data_shapes"] and any(x != y for x, y in metrics):
+        if is_same_program and any(x != y for x, y in metrics):
             changed.append("metric_fn")
         if any(old["data"].get(k, x) != x for k, x in new["data"].items()):
             changed.append("eval_data")
     return changed
+
+
+def _comparable_parts(
+    old: dict[str, Any], new: dict[str, Any], is_same_mesh: bool
+) -> list[str]:
+    """Return what of two steps has the same fingerprint where it is the same."""
+    parts = [name for name in ("loss", "optimizer") if name in old and name in new]
+    counts = old.get("micro_batches", 1), new.get("micro_batches", 1)
+    if not is_same_mesh:
+        return [name for name in parts if name == "loss" and counts == (1, 1)]
+    if counts[0] == counts[1]:
+        return parts or ["step"]
+    # Averages are wide: where parameters are narrow, other gradients are not.
+    return [name for name in parts if name == "optimizer" and not new["is_narrow"]]

@@ -274,7 +274,7 @@ def test_a_step_without_named_gradients_is_compared_as_a_whole():
     assert changed(FIRST, known) == ["step"]
 
 
-@pytest.mark.parametrize("name", ["jax", "numpy", "fngrad", "backend", "mesh"])
+@pytest.mark.parametrize("name", ["jax", "numpy", "fngrad", "backend"])
 def test_programs_that_other_versions_traced_are_not_compared(name):
     known = {**FIRST, "made_by": {**FIRST["made_by"], name: "another"}}
     assert changed(recorded(loss=of_scaled(2.0), eval_data=CHANGED), known) == []
@@ -299,9 +299,18 @@ def test_a_program_that_cannot_be_read_is_not_compared_with_a_warning(monkeypatc
             assert len(caught) == 1
 
 
-def test_a_mesh_changes_no_fingerprint_of_loss_or_optimizer():
+def test_on_another_mesh_the_loss_and_the_evaluation_data_are_compared():
     mesh = sharding.make_mesh(jax.devices()[:1])
-    assert recorded(mesh=mesh)["step"] == recorded()["step"]
+    known = recorded(mesh=mesh)
+    others = {
+        "optimizer": momentum(0.06),
+        "metric": lambda p, b: {"loss": 2 * squared_errors(p, b)},
+    }
+    assert changed(recorded(mesh=mesh, **others), known) == ["optimizer and metric_fn"]
+    assert changed(recorded(**others), known) == []
+    others |= {"loss": of_scaled(2.0), "eval_data": CHANGED}
+    assert changed(recorded(**others), known) == ["loss and eval_data"]
+    assert changed(recorded(**others, micro_batches=2), known) == ["eval_data"]
 
 
 def of_many_operations(params, batch, key):
