@@ -64,12 +64,11 @@ def record(
         The fingerprints, by what they are of, and the hyperparameters in the state.
         Where a program cannot be read, the error instead of fingerprints.
     """
+    shape = None if mesh is None else {str(k): n for k, n in mesh.shape.items()}
     try:
         found = {
             "made_by": _made_by(),
-            "mesh": None
-            if mesh is None
-            else {str(k): n for k, n in mesh.shape.items()},
+            "mesh": shape,
             "step": _of_step(step),
             "evaluation": _of_evaluation(measured) if measured else None,
         }

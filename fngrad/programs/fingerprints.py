@@ -175,9 +175,9 @@ class _Walk:
         return [digest(loop, i < count, x) for i, x in enumerate(made)]
 
     def _text(self, value: Any, depth: int = 0) -> Any:
-        """Return what identifies a static parameter; of functions and others nothing.
+        """Return what identifies a static parameter; None for an unknown object.
 
-        What is not recognized must count for nothing, as its text may hold an address.
+        The text of a function or of another object may hold an address.
         """
         if type(value) in _PLAIN:
             return repr(value)

@@ -84,10 +84,12 @@ def gauss_newton(
         ``loss`` $= \tfrac12 \|r\|^2$ and ``grad_norm`` $= \|J^\top r\|$.
 
     Raises:
-        TypeError: if ``residual_fn`` has another signature; while tracing, if it
-            returns another form, or parameters or residuals are complex.
-        ValueError: if a number is out of range, or ``solver`` or ``jacobian`` is
-            unknown; while tracing, if no leaf is trainable.
+        TypeError: if ``residual_fn`` has another signature, or ``metrics`` another
+            type; while tracing, if it returns another form, or parameters or residuals
+            are complex.
+        ValueError: if a number is out of range, ``solver`` or ``jacobian`` is unknown,
+            or ``metrics`` is unknown or empty; while tracing, if no leaf is trainable,
+            or a glob of ``metrics`` selects no layer.
 
     Example:
         >>> import jax.numpy as jnp

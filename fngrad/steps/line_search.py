@@ -105,8 +105,9 @@ def line_search(
         number of lengths tried).
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if the condition is unknown, or a number is out of range.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if the condition is unknown, a number is out of range, or
+            ``metrics`` is unknown or empty; while tracing, as for `fngrad.make_step`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -52,8 +52,9 @@ def polyak(
         $\gamma_t$. Hyperparameters may be schedules of ``state.step``.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if a number is out of range, or the variant is unknown.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if a number is out of range, the variant is unknown, or ``metrics``
+            is unknown or empty; while tracing, as for `fngrad.make_step`.
 
     Example:
         >>> import jax.numpy as jnp

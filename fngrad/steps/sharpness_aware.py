@@ -47,8 +47,9 @@ def sam(
         $g_t$) and ``sharpness``, $L(w_t + \epsilon_t) - L(w_t)$.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if ``rho`` is negative.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if ``rho`` is negative, or ``metrics`` is unknown or empty; while
+            tracing, as for `fngrad.make_step`.
 
     Example:
         >>> import jax.numpy as jnp

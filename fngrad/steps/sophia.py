@@ -50,10 +50,11 @@ def sophia(
         A step; its metrics are those of `fngrad.make_step`.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if ``update_interval`` is below 1, or the distribution is unknown;
-            while tracing, if the optimizer has no part ``scale_by_sophia``, or one for
-            other leaves.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if ``update_interval`` is below 1, the distribution is unknown, or
+            ``metrics`` is unknown or empty; while tracing, as for `fngrad.make_step`,
+            or if the optimizer has no part ``scale_by_sophia``, or one for other
+            leaves.
 
     Example:
         >>> import jax.numpy as jnp

@@ -372,7 +372,7 @@ def test_a_run_that_goes_on_with_another_loss_says_so_once(tmp_path):
     assert result.state.step == 6
 
 
-def test_the_programs_are_traced_once_more_by_nobody(tmp_path):
+def test_recording_fingerprints_traces_no_program_again(tmp_path):
     counts = []
     for folder in (None, tmp_path):
         traced = collections.Counter()
