@@ -158,8 +158,8 @@ def make_step(
         move = Move(params, opt_state, updates, reports)
         return finish(transform, state, start, move, metrics=metrics)
 
-    step = with_rule(with_gradients(step, transform, gradient), None)
-    return placing(step, loss_fn)  # the rule of the loss, if it has one
+    ours = with_rule(with_gradients(step, transform, gradient), None)
+    return placing(ours, loss_fn)  # by the rule of the loss, if it has one
 
 
 def with_gradients(

@@ -77,7 +77,7 @@ class Penalized:
 def test_an_attribute_rule_of_the_user_is_not_a_rule():
     model = Penalized()
     step = functools.partial(fg.make_step(model, OPTIMIZER))
-    step.rule = "l2"
+    step.__dict__["rule"] = "l2"
     for each in (step, fg.steps.sam(model, OPTIMIZER)):
         assert rule_of_function(each) is None
         assert placed_run(HERE, each, first_state(), DATA, None)[0] == HERE
