@@ -17,6 +17,7 @@ from fngrad.fitting.hooks import Hook, RunView
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.loops import Advance, Carry
 from fngrad.logging.histograms import BINS, Histogram, histogram
+from fngrad.programs.step_wrappers import gradients_of
 from fngrad.sharding.constraints import split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.placement import shard_batch
@@ -253,7 +254,7 @@ def _difference(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _check_gradients(run: RunView) -> None:
-    if not hasattr(run.guard.step, "gradients"):
+    if gradients_of(run.guard.step) is None:
         raise ValueError(
             "need a step of fngrad.make_step, or of fngrad.steps with a gradient, for "
             'histograms of "gradients", got another; "updates" needs none'
@@ -267,7 +268,7 @@ def _check_gradients(run: RunView) -> None:
 
 def _gradients(run: RunView, state: TrainState, step: int) -> Any:
     """Return the gradient of the step that comes next."""
-    feed, gradients = run.guard.feed, getattr(run.guard.step, "gradients", None)
+    feed, gradients = run.guard.feed, gradients_of(run.guard.step)
     assert gradients is not None
     if feed.is_source:
         batch = feed.data.batch(step)

@@ -16,10 +16,10 @@ from fngrad.sharding.placement import is_on, is_on_a_mesh, put, shard_state, sha
 from fngrad.sharding.rules import (
     Rule,
     axes_of,
+    made_with,
     replicated,
     rule_of,
     rule_of_function,
-    rule_of_step,
 )
 from fngrad.training import Step, TrainState
 from fngrad.training.metric_folds import check_examples
@@ -78,7 +78,7 @@ def _checked_mesh(mesh: Any) -> Mesh:
 
 
 def _warn_of_idle_devices(step: Step) -> None:
-    if rule_of_step(step) is not None and jax.device_count() > 1:
+    if rule_of_function(step) is not None and jax.device_count() > 1:
         warn(
             f"the step has a rule, but trains on one of {jax.device_count()} devices: "
             "pass fit(mesh=fngrad.sharding.make_mesh())"
@@ -87,7 +87,7 @@ def _warn_of_idle_devices(step: Step) -> None:
 
 def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
     """Warn if a rule that should split parameters splits none of them."""
-    rule = rule_of_step(step)
+    rule = rule_of_function(step)
     if rule is None or rule is replicated or mesh.size == 1:
         return
     leaves = jax.tree.leaves(params)
@@ -117,7 +117,7 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     leaves follow the parameters.
 
     Args:
-        step: from `fngrad.make_step` or `fngrad.steps`, which keep their ``rule``, also
+        step: from `fngrad.make_step` or `fngrad.steps`, which keep their rule, also
             inside of `functools.partial` and `functools.wraps`; or any other.
         state: on one device, or on the mesh.
         mesh: with Auto axes.
@@ -129,7 +129,7 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
         RuntimeError: as `check_state`.
     """
     check_state(state)
-    rule = rule_of_step(step)
+    rule = rule_of_function(step)
     found = {
         path: leaf.sharding
         for path, leaf in tree.leaf_paths(state).items()
@@ -145,7 +145,7 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
                 f"need a state on the mesh {shapes[0]}, got {path!r} on another, "
                 f"{other}: shard_state(state, mesh, rule) moves it"
             )
-    if rule_of_function(step) is not None:
+    if made_with(step) is not None:
         _check_placement(state, found, mesh, rule)
     where = shardings(state, mesh, rule or rule_of(state.params) or replicated)
     return jax.tree.map(lambda x, s: x if is_on_a_mesh(x) else put(x, s), state, where)

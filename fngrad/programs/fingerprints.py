@@ -7,8 +7,8 @@ equations, on what else the program computes, on names, addresses and lines of s
 on functions that are jitted inside it, on rematerialization, or on where arrays are
 placed.
 
-A value that the program names with `jax.ad_checkpoint.checkpoint_name` may be *cut*:
-what reads it sees its dtype and shape only.
+The first value that the program names so with `jax.ad_checkpoint.checkpoint_name` may
+be *cut*: what reads it sees its dtype and shape only.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ _CALLS = {  # what they call is part of the program, wherever it stands
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
 _IDENTITIES = {"sharding_constraint", "layout_constraint", "optimization_barrier"}
+_PLAIN = {type(None), bool, int, float, complex, str}
 _COSMETIC = {"name", "debug_info", "sharding", "out_sharding"}  # parameters
 
 
@@ -37,7 +38,7 @@ class Fingerprints(NamedTuple):
     """The fingerprints of a program's values."""
 
     outputs: list[str]  # of the results' leaves
-    named: dict[str, list[str]]  # of the values with a name, in no particular order
+    named: dict[str, list[str]]  # of the values with a name, as they are traced
     lengths: dict[str, int]  # how often the loops around a named value run
 
 
@@ -49,7 +50,10 @@ def fingerprints(
     Args:
         closed: a ``ClosedJaxpr``.
         inputs: what identifies each leaf of the arguments, such as its path.
-        cuts: whether to cut a value with this name.
+        cuts: whether to cut the first value with this name.
+
+    Returns:
+        The fingerprints of the program's results, and of the values that it names.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,10 +87,16 @@ def of_array(x: Any) -> str:
     if isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable):
         return digest("absent", *_outline(x))
     host = np.asarray(x)
+    if host.shape == ():
+        return _of_number(host)
     flat = np.ascontiguousarray(host).reshape(-1)
     content = flat.view(np.uint8).data if flat.dtype.itemsize else b""
     text = hashlib.blake2b(content, digest_size=8).hexdigest()
     return digest("array", *_outline(host), text)
+
+
+def _of_number(x: np.ndarray) -> str:
+    return digest("number", _named(x.dtype), x.tobytes())
 
 
 class _Walk:
@@ -106,7 +116,7 @@ class _Walk:
         def read(variable: Any) -> str:
             if not hasattr(variable, "val"):
                 return values[variable]
-            return of_array(np.asarray(variable.val, variable.aval.dtype))
+            return _of_number(np.asarray(variable.val, variable.aval.dtype))
 
         for equation in jaxpr.eqns:
             made = self._made(equation, [read(v) for v in equation.invars])
@@ -137,17 +147,18 @@ class _Walk:
         settings = [
             (key, self._text(value))
             for key, value in sorted(parameters.items())
-            if key not in _COSMETIC
+            if value is not None and key not in _COSMETIC
         ]
-        whole = digest(name, settings, inputs)
-        return [
-            digest(whole, i, *_outline(v.aval)) for i, v in enumerate(equation.outvars)
-        ]
+        outlines = [_outline(v.aval) for v in equation.outvars]
+        whole = digest(name, settings, inputs, outlines)
+        count = len(outlines)
+        return [whole] if count == 1 else [digest(whole, i) for i in range(count)]
 
     def _mark(self, name: str, inputs: list[str], aval: Any) -> list[str]:
+        is_cut = self._cuts(name) and name not in self.named
         self.named.setdefault(name, []).extend(inputs)
         self.lengths[name] = max(self.lengths.get(name, 1), self._length)
-        return [digest("cut", *_outline(aval))] if self._cuts(name) else inputs
+        return [digest("cut", *_outline(aval))] if is_cut else inputs
 
     def _scan(self, parameters: dict[str, Any], inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""
@@ -164,10 +175,14 @@ class _Walk:
         return [digest(loop, i < count, x) for i, x in enumerate(made)]
 
     def _text(self, value: Any, depth: int = 0) -> Any:
-        """Return what identifies a static parameter; of functions and others nothing.
+        """Return what identifies a static parameter; None for an unknown object.
 
-        What is not recognized must count for nothing, as its text may hold an address.
+        The text of a function or of another object may hold an address.
         """
+        if type(value) in _PLAIN:
+            return repr(value)
+        if type(value) is tuple and all(type(item) is int for item in value):
+            return repr(value)
         if depth > 8 or isinstance(value, Sharding | Mesh | PartitionSpec):
             return None
         if isinstance(value, enum.Enum):
@@ -181,7 +196,7 @@ class _Walk:
             return self.outputs(value, [digest("operand", i) for i in range(count)])
         if isinstance(value, np.ndarray | np.generic | jax.Array):
             return of_array(value)
-        if value is None or isinstance(value, bool | int | float | complex | str):
+        if isinstance(value, bool | int | float | complex | str):
             return repr(value)
         if isinstance(value, dict):
             items = ((str(k), self._text(v, depth + 1)) for k, v in value.items())

@@ -24,6 +24,7 @@ from fngrad.programs.signatures import (
     operands,
     parameters,
 )
+from fngrad.programs.step_wrappers import wraps_step
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, mesh_of
 from fngrad.sharding.placement import batch_spec, shardings
 from fngrad.sharding.rules import (
@@ -32,6 +33,7 @@ from fngrad.sharding.rules import (
     check_rule,
     checked_spec,
     rule_of_function,
+    with_rule,
 )
 from fngrad.types import Batch, Params, Path, Tree
 
@@ -91,21 +93,18 @@ def placed(state: Tree, rule: Rule | None) -> Tree:
 def placing(step: _Step, loss_fn: Callable[..., Any]) -> _Step:
     """Return a step that places its new state by the rule of a loss from `gathered`.
 
-    The step keeps the rule as its attribute ``rule``, for ``fit(mesh=)``. Of another
-    loss it is the step itself.
+    The step keeps the rule, for ``fit(mesh=)``. Of another loss it is the step itself.
     """
-    found = rule_of_function(loss_fn)
-    if found is None:
+    rule = rule_of_function(loss_fn)
+    if rule is None:
         return step
-    (rule,) = found
 
-    @functools.wraps(step)
+    @wraps_step(step)
     def on_mesh(state: Tree, batch: Batch) -> tuple[Tree, Any]:
         new_state, metrics = step(state, batch)
         return placed(new_state, rule), metrics
 
-    on_mesh.rule = rule  # type: ignore[attr-defined]
-    return cast(_Step, on_mesh)
+    return cast(_Step, with_rule(on_mesh, rule))
 
 
 def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., Any]:
@@ -132,15 +131,25 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
         rule: that of the state, see `shard_state`; None changes nothing.
 
     Returns:
-        A function with the arguments of ``loss_fn``.
+        A function with the arguments of ``loss_fn``; a loss that this rule gathers
+        already is returned as it is.
 
     Raises:
         TypeError: if the rule is not a function, or ``loss_fn`` takes other arguments.
-        ValueError: while tracing on a mesh, if a spec does not fit a parameter.
+        ValueError: if another rule gathers the loss already; while tracing on a mesh,
+            if a spec does not fit a parameter.
     """
     if rule is None:
         return loss_fn
     check_rule(rule)
+    known = rule_of_function(loss_fn)
+    if known is not None and known != rule:
+        raise ValueError(
+            f"need one rule, got a loss that {known!r} gathers and rule={rule!r}: "
+            "leave out one of gathered(loss_fn, rule) and make_step(rule=)"
+        )
+    if known is not None:
+        return loss_fn
     params, batch = operands(loss_fn, OF_A_LOSS, OF_A_LOSS_OR_METRIC)
     signature = inspect.Signature(list(parameters(loss_fn).values()))
 
@@ -156,8 +165,7 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
             return loss_fn(*bound.args, **bound.kwargs)
 
     on_mesh.__signature__ = signature  # type: ignore[attr-defined]
-    on_mesh.rule = rule  # type: ignore[attr-defined]  # for the steps of this loss
-    return on_mesh
+    return with_rule(on_mesh, rule)  # for the steps of this loss
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, auto_mesh_of
 from fngrad.types import Params, Path, Selector
 
 Rule: TypeAlias = Callable[[Path, Any, AnyMesh], PartitionSpec]
+_Fn = TypeVar("_Fn", bound=Callable[..., Any])
+_MADE_WITH = "_fngrad_made_with"
 
 
 def replicated(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
@@ -28,24 +30,36 @@ def replicated(path: Path, leaf: Any, mesh: AnyMesh) -> PartitionSpec:
     return PartitionSpec()
 
 
-def rule_of_function(fn: Any) -> tuple[Rule | None] | None:
-    """Return the attribute ``rule`` of a step or a loss, in a tuple.
+class MadeWith(NamedTuple):
+    """What is known of a step or loss that fngrad made."""
 
-    It is found through `functools.partial` and `functools.wraps`, too. None means that
-    there is none, ``(None,)`` that the step was made without a rule.
+    rule: Rule | None  # by which it gathers parameters, and a step places them
+
+
+def with_rule(fn: _Fn, rule: Rule | None) -> _Fn:
+    """Return a step or loss that keeps the rule that it was made with."""
+    setattr(fn, _MADE_WITH, MadeWith(rule))
+    return fn
+
+
+def made_with(fn: Any) -> MadeWith | None:
+    """Return what is known of a step or loss; None of one that fngrad did not make.
+
+    It is found through `functools.partial` and `functools.wraps`, too.
     """
     while fn is not None:
-        if hasattr(fn, "rule"):
-            return (fn.rule,)
+        found = getattr(fn, _MADE_WITH, None)
+        if isinstance(found, MadeWith):
+            return found
         is_partial = isinstance(fn, functools.partial)
         fn = fn.func if is_partial else getattr(fn, "__wrapped__", None)
     return None
 
 
-def rule_of_step(step: Any) -> Rule | None:
-    """Return the rule of a step, or None."""
-    found = rule_of_function(step)
-    return found and found[0]
+def rule_of_function(fn: Any) -> Rule | None:
+    """Return the rule that a step or loss was made with, or None."""
+    found = made_with(fn)
+    return found.rule if found else None
 
 
 def fsdp(

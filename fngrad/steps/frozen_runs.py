@@ -1,9 +1,8 @@
 """Steps that keep the last good state of a run that diverges."""
 
-import functools
-
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.programs.step_wrappers import wraps_step
 from fngrad.training import Step, TrainState
 from fngrad.training.divergence import has_diverged
 from fngrad.types import Batch, Metrics, Scalar
@@ -48,7 +47,7 @@ def freeze_diverged(step: Step, bound: Scalar | None = None) -> Step:
     """
     numerics.check_number("bound", bound, optional=True)
 
-    @functools.wraps(step)
+    @wraps_step(step)
     def frozen(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         is_good = ~has_diverged(metrics, bound) & tree.stays_finite(state, new_state)

@@ -32,7 +32,6 @@ from fngrad.training.step_metrics import (
     Move,
     WhichMetrics,
     check_metrics,
-    groups_of,
 )
 from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.damping import DampingState
@@ -85,10 +84,12 @@ def gauss_newton(
         ``loss`` $= \tfrac12 \|r\|^2$ and ``grad_norm`` $= \|J^\top r\|$.
 
     Raises:
-        TypeError: if ``residual_fn`` has another signature; while tracing, if it
-            returns another form, or parameters or residuals are complex.
-        ValueError: if a number is out of range, or ``solver`` or ``jacobian`` is
-            unknown; while tracing, if no leaf is trainable.
+        TypeError: if ``residual_fn`` has another signature, or ``metrics`` another
+            type; while tracing, if it returns another form, or parameters or residuals
+            are complex.
+        ValueError: if a number is out of range, ``solver`` or ``jacobian`` is unknown,
+            or ``metrics`` is unknown or empty; while tracing, if no leaf is trainable,
+            or a glob of ``metrics`` selects no layer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,7 +117,7 @@ def gauss_newton(
         start, model = _begin(problem, transform, state, batch)
         direction = model.solve(numerics.hyper(damping, state.step))
         move = _move(transform, state, start, direction)
-        return finish(state, start, move, metrics=metrics)
+        return finish(transform, state, start, move, metrics=metrics)
 
     return placing(step, residual_fn)
 
@@ -208,7 +209,7 @@ def levenberg_marquardt(
             opt_state=opt_state,
         )
         more = {"damping": damping, "gain_ratio": ratio, "is_accepted": is_accepted}
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(step, residual_fn)
 
@@ -240,8 +241,7 @@ def _begin(
         cg_tolerance=problem.cg_tolerance,
     )
     grads = _unflatten(model.gradient, trainable, state)
-    groups = groups_of(transform)
-    return LossAtStart(trainable, key, model.value, grads, groups=groups), model
+    return LossAtStart(trainable, key, model.value, grads), model
 
 
 def _unflatten(x: jax.Array, trainable: Any, state: TrainState) -> Updates:

@@ -105,8 +105,9 @@ def line_search(
         number of lengths tried).
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if the condition is unknown, or a number is out of range.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if the condition is unknown, a number is out of range, or
+            ``metrics`` is unknown or empty; while tracing, as for `fngrad.make_step`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -166,7 +167,7 @@ def line_search(
         opt_state = _remember(opt_state, length)
         move = Move(params, opt_state, updates, _with_kept(reports, state.opt_state))
         more = _of_search(length, found)
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

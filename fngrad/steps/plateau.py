@@ -1,11 +1,11 @@
 """Metrics for `fngrad.reduce_on_plateau`: from every step, or from in between."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import fngrad.transforms.queries as queries
 from fngrad.metrics.directions import Metric, directed, direction
+from fngrad.programs.step_wrappers import wraps_step
 from fngrad.training import Step, TrainState
 from fngrad.transforms.plateau import ReduceOnPlateauState, add_observation
 from fngrad.types import Batch, Metrics, Scalar, Tree
@@ -65,7 +65,7 @@ def plateau(step: Step, metric: Metric = "loss") -> Step:
 
     name, mode = (metric, None) if isinstance(metric, str) else directed(metric)
 
-    @functools.wraps(step)
+    @wraps_step(step)
     def watched(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         if name not in metrics:

@@ -52,8 +52,9 @@ def polyak(
         $\gamma_t$. Hyperparameters may be schedules of ``state.step``.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if a number is out of range, or the variant is unknown.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if a number is out of range, the variant is unknown, or ``metrics``
+            is unknown or empty; while tracing, as for `fngrad.make_step`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,7 +102,7 @@ def polyak(
         params = displace(state.params, start.trainable, updates)
         move = Move(params, opt_state, updates, reports)
         more = {"step_length": length}
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

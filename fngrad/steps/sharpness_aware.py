@@ -47,8 +47,9 @@ def sam(
         $g_t$) and ``sharpness``, $L(w_t + \epsilon_t) - L(w_t)$.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if ``rho`` is negative.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if ``rho`` is negative, or ``metrics`` is unknown or empty; while
+            tracing, as for `fngrad.make_step`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,7 +82,7 @@ def sam(
         )
         move = move_by(transform, state, start.trainable, grads)
         more = {"sharpness": value.loss - start.value.loss}
-        return finish(state, start, move, more, metrics=metrics)
+        return finish(transform, state, start, move, more, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

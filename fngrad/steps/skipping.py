@@ -1,13 +1,12 @@
 """Steps that skip a bad batch."""
 
-import functools
-
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 import fngrad.numerics as numerics
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
+from fngrad.programs.step_wrappers import wraps_step
 from fngrad.training import Step, TrainState
 from fngrad.training.divergence import has_diverged
 from fngrad.types import Batch, Metrics, Path
@@ -49,7 +48,7 @@ def skip_bad_steps(step: Step) -> Step:
         3.0 3 [False  True False]
     """
 
-    @functools.wraps(step)
+    @wraps_step(step)
     def guarded(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new_state, metrics = step(state, batch)
         is_good = ~has_diverged(metrics) & tree.stays_finite(state, new_state)

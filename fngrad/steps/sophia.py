@@ -50,10 +50,11 @@ def sophia(
         A step; its metrics are those of `fngrad.make_step`.
 
     Raises:
-        TypeError: if ``loss_fn`` has another signature.
-        ValueError: if ``update_interval`` is below 1, or the distribution is unknown;
-            while tracing, if the optimizer has no part ``scale_by_sophia``, or one for
-            other leaves.
+        TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
+        ValueError: if ``update_interval`` is below 1, the distribution is unknown, or
+            ``metrics`` is unknown or empty; while tracing, as for `fngrad.make_step`,
+            or if the optimizer has no part ``scale_by_sophia``, or one for other
+            leaves.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +95,7 @@ def sophia(
         seen = jax.lax.cond(is_due, refresh, lambda s: s, state.opt_state)
         estimated = state._replace(opt_state=seen)
         move = move_by(transform, estimated, start.trainable, start.grads)
-        return finish(state, start, move, metrics=metrics)
+        return finish(transform, state, start, move, metrics=metrics)
 
     return placing(with_gradients(step, transform, gradient), loss_fn)
 

@@ -256,9 +256,17 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
         ((loss, metrics, grads), model_state), _ = jax.lax.scan(
             accumulate, (zero, model_state), inputs
         )
+        loss = checkpoint_name(loss, "mean_loss")
+        named = tree.map_with_path(_named_mean, tree.keep(trainable, grads))
+        grads = tree.merge(named, tree.zeros_like(grads))
         return Value(loss, metrics, model_state), grads
 
     return averaged
+
+
+def _named_mean(path: Path, grad: jax.Array) -> jax.Array:
+    """Name an averaged gradient, for `fngrad.fitting.program_changes`."""
+    return checkpoint_name(grad, f"mean_gradient/{path}")
 
 
 def _terms(value: Value, grads: Any) -> tuple[jax.Array, Metrics, Any]:

@@ -17,7 +17,7 @@ import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.dataset import Dataset
 from fngrad.sharding.constraints import gathered, split
 from fngrad.sharding.meshes import auto_mesh_of
-from fngrad.sharding.rules import rule_of_step
+from fngrad.sharding.rules import rule_of_function
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
@@ -86,7 +86,7 @@ def run(
     def block(state: TrainState, length: int) -> tuple[TrainState, Any]:
         state, history = jax.lax.scan(advance, state, None, length)
         scores = metric_folds.fold(
-            gathered(metric_fn, rule_of_step(step)),
+            gathered(metric_fn, rule_of_function(step)),
             evaluation_point.eval_params(state),
             state.model_state,
             metric_folds.arrays_of(eval_data),

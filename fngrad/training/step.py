@@ -16,9 +16,10 @@ import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
+from fngrad.programs.step_wrappers import own_gradients
 from fngrad.sharding.constraints import gathered, placing, split
 from fngrad.sharding.meshes import auto_mesh_of
-from fngrad.sharding.rules import Rule
+from fngrad.sharding.rules import Rule, with_rule
 from fngrad.training.precision import Precision, mixed_precision
 from fngrad.training.state import TrainState
 from fngrad.training.step_metrics import LossAtStart, Move, WhichMetrics
@@ -100,16 +101,19 @@ def make_step(
         skipped the step within its limit; ``grad_norm``, ``update_norm`` and
         ``param_norm``, over trainable leaves, and by layer, such as
         ``grad_norm/blocks/0``; the transforms' reports, by part; the user's own.
+        ``step.gradients(state, batch)`` is the gradient of the loss in that step, None
+        for leaves that are not trained.
 
     Raises:
         TypeError: if ``loss_fn`` has another signature, ``metrics`` or the precision
             another type, or ``remat`` or ``rule`` is not a function; while tracing, if
             the loss returns another form, or the state is not a TrainState.
-        ValueError: if ``metrics`` is unknown or empty, ``micro_batches`` below 1, or
-            the precision unknown; while tracing, if the batch cannot be cut into equal
-            parts, a loss or metric is not a scalar, the model state's structure
-            differs, a metric's name is taken, a glob of ``metrics`` selects no layer,
-            or the optimizer has two parts `fngrad.loss_scaling`.
+        ValueError: if ``metrics`` is unknown or empty, ``micro_batches`` below 1, the
+            precision unknown, or another rule gathers the loss already; while tracing,
+            if the batch cannot be cut into equal parts, a loss or metric is not a
+            scalar, the model state's structure differs, a metric's name is taken, a
+            glob of ``metrics`` selects no layer, or the optimizer has two parts
+            `fngrad.loss_scaling`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,10 +156,10 @@ def make_step(
         )
         params = apply_updates(state.params, updates)
         move = Move(params, opt_state, updates, reports)
-        return finish(state, start, move, metrics=metrics)
+        return finish(transform, state, start, move, metrics=metrics)
 
-    step.rule = None  # type: ignore[attr-defined]  # unless the loss has one
-    return placing(with_gradients(step, transform, gradient), loss_fn)
+    ours = with_rule(with_gradients(step, transform, gradient), None)
+    return placing(ours, loss_fn)  # by the rule of the loss, if it has one
 
 
 def with_gradients(
@@ -171,8 +175,7 @@ def with_gradients(
         start = begin(transform, gradient, state, batch)
         return tree.keep(start.trainable, start.grads)
 
-    step.gradients = gradients  # type: ignore[attr-defined]
-    return step
+    return own_gradients(step, gradients)
 
 
 def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
@@ -206,11 +209,11 @@ def begin(
     value, grads = gradient(
         state.params, trainable, batch, key, state.model_state, scale
     )
-    groups = step_metrics.groups_of(transform)
-    return LossAtStart(trainable, key, value, grads, scale, groups)
+    return LossAtStart(trainable, key, value, grads, scale)
 
 
 def finish(
+    transform: Transform,
     state: TrainState,
     start: LossAtStart,
     move: Move,
@@ -231,6 +234,11 @@ def finish(
         start.value.model_state,
     )
     values = step_metrics.standard_metrics(
-        start, move, params=state.params, more=more or {}, metrics=metrics
+        transform,
+        start,
+        move,
+        params=state.params,
+        more=more or {},
+        metrics=metrics,
     )
     return new_state, values

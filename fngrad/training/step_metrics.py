@@ -25,7 +25,6 @@ class LossAtStart(NamedTuple):
     value: Value  # at the parameters
     grads: Updates  # at the parameters; zero for leaves that are not trained
     scale: jax.Array | None = None  # of the loss; see `fngrad.loss_scaling`
-    groups: tuple[tuple[str, str], ...] = ()  # see `groups_of`
 
 
 class Move(NamedTuple):
@@ -62,12 +61,8 @@ def check_metrics(metrics: WhichMetrics) -> WhichMetrics:
     return tuple(metrics)
 
 
-def groups_of(transform: Transform) -> tuple[tuple[str, str], ...]:
-    """Return the part and the glob of every group of the partitions of an optimizer."""
-    return tuple(structure.partitions_of(transform))
-
-
 def standard_metrics(
+    transform: Transform,
     start: LossAtStart,
     move: Move,
     *,
@@ -78,6 +73,7 @@ def standard_metrics(
     """Return the metrics of a step, see `fngrad.make_step`.
 
     Args:
+        transform: the optimizer, for the names of its groups.
         start: the loss, its gradient, and which leaves the norms cover.
         move: the updates, and the optimizer's reports.
         params: the parameters before the step.
@@ -104,10 +100,11 @@ def standard_metrics(
     else:
         added = jax.tree.leaves(kept["update_norm"])
     is_sound = _is_sound(is_finite, move.reports, added)
-    reports = _with_learning_rates(move.reports, start.groups)
+    groups = [*structure.partitions_of(transform)]
+    reports = _with_learning_rates(move.reports, groups)
     by_layer = {} if isinstance(metrics, str) else _norms_by_layer(metrics, kept)
-    groups = [{"loss": loss}, reports, {"is_finite": is_sound}, sizes, by_layer, more]
-    return union([*groups, start.value.metrics])
+    ours = [{"loss": loss}, reports, {"is_finite": is_sound}, sizes, by_layer, more]
+    return union([*ours, start.value.metrics])
 
 
 def _norms_by_layer(globs: Sequence[str], vectors: dict[str, Any]) -> Metrics:
@@ -136,9 +133,7 @@ def union(groups: list[Metrics]) -> Metrics:
     return together
 
 
-def _with_learning_rates(
-    reports: Metrics, groups: tuple[tuple[str, str], ...]
-) -> Metrics:
+def _with_learning_rates(reports: Metrics, groups: list[tuple[str, str]]) -> Metrics:
     """Return the reports, with the learning rates in force under short names.
 
     The first is ``learning_rate``, the first of each group ``learning_rate/<group>``.
@@ -154,12 +149,17 @@ def _with_learning_rates(
     return {"learning_rate": reports[rates[0]], **told} if rates else told
 
 
-def _group_of(path: Path, groups: tuple[tuple[str, str], ...]) -> str:
-    """Return the group of a report, ``outer/inner`` for a group inside of a group."""
+def _group_of(path: Path, groups: list[tuple[str, str]]) -> str:
+    """Return the group of a report, ``outer/inner`` for a group inside of a group.
+
+    Of the globs "*" and "*/w", the path of a report may begin with both: the longest is
+    that of its group.
+    """
     labels: list[str] = []
     rest = f"/{path}"
     while found := [group for group in groups if f"/{'/'.join(group)}/" in rest]:
-        part, label = min(found, key=lambda group: rest.index(f"/{'/'.join(group)}/"))
+        places = ((rest.index(f"/{'/'.join(g)}/"), -len(g[1]), g) for g in found)
+        _, _, (part, label) = min(places)
         labels.append(label)
         rest = "/" + rest.split(f"/{part}/{label}/", 1)[1]
     return "/".join(labels)

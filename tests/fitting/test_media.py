@@ -1,5 +1,6 @@
 """Histograms and images of a run reach every logger that takes them."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +14,9 @@ import fngrad as fg
 from fngrad.fitting.loops import Carry
 from fngrad.fitting.recording import Loggers
 from fngrad.logging.histograms import histogram_of
+from fngrad.programs.step_wrappers import gradients_of
+from fngrad.steps.frozen_runs import freeze_diverged
+from fngrad.steps.skipping import skip_bad_steps
 
 RATE = 0.05
 SGD = fg.sgd(RATE)
@@ -224,6 +228,20 @@ def histogram_fit(mask="**", of="params", **options):
 def test_what_cannot_be_counted_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_gradients_are_found_through_wrappers_of_fngrad_alone():
+    def scaled(step):
+        return functools.wraps(step)(lambda s, b: step(s, jax.tree.map(jnp.sin, b)))
+
+    step = fg.steps.plateau(freeze_diverged(skip_bad_steps(SGD_STEP)))
+    for found in (step, jax.jit(step), fg.steps.plateau(jax.jit(step))):
+        assert gradients_of(found) is gradients_of(SGD_STEP) is not None
+    for other in (scaled, lambda step: jax.jit(scaled(step)), functools.partial):
+        assert gradients_of(other(step)) is None
+        assert gradients_of(fg.steps.plateau(other(step))) is None
+    with pytest.raises(ValueError, match='histograms of "gradients", got another'):
+        histogram_fit(of="gradients", step=scaled(SGD_STEP))
 
 
 def test_images_need_a_function():

@@ -102,6 +102,20 @@ def test_what_reads_a_cut_value_does_not_see_how_it_was_computed():
     assert sines.outputs != cosines.outputs
 
 
+def test_only_the_first_value_with_a_name_is_cut():
+    def program(first, second):
+        def at(x, y):
+            x = checkpoint_name(first(x), "g")
+            return x, checkpoint_name(second(x), "g")
+
+        return of(at, lambda name: True)
+
+    sines, cosines = program(jnp.sin, jnp.exp), program(jnp.cos, jnp.exp)
+    assert sines == cosines._replace(named=sines.named)
+    assert sines.named["g"][1] == cosines.named["g"][1]
+    assert sines.outputs[1] != program(jnp.sin, jnp.tanh).outputs[1]
+
+
 def test_a_result_of_a_loop_counts_whatever_else_the_loop_stacks():
     def stacking(*more):
         def body(carry, entry):

@@ -36,7 +36,8 @@ HOUSE = (
         "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
         "(`operation_counts`), arguments recognized by name "
         "(`signatures`), settings of JAX in another thread (`thread_settings`), "
-        "`optional_imports`, `text_tables`, `fingerprints`, `caller_warnings`, "
+        "`step_wrappers`, `optional_imports`, `text_tables`, `fingerprints`, "
+        "`caller_warnings`, "
         "what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
     ),
     (

@@ -234,6 +234,10 @@ GROUPED = {
             "learning_rate/blocks/0/**": 0.1,
         },
     ),
+    "a glob that begins with another": (
+        fg.partition([("**", fg.sgd(0.1)), ("**/w", fg.sgd(0.2))]),
+        {"learning_rate": 0.1, "learning_rate/**": 0.1, "learning_rate/**/w": 0.2},
+    ),
     "none": (fg.sgd(0.1), {"learning_rate": 0.1}),
     "masked": (fg.masked(fg.sgd(0.1), "head/**"), {"learning_rate": 0.1}),
 }

@@ -141,6 +141,17 @@ def test_a_run_moves_between_numbers_of_devices(tmp_path):
     )
     devices = jax.tree.leaves(ends[-1].state.params)[0].sharding.device_set
     assert len(devices) == 8
+    another = fg.make_step(lambda p, batch: 2 * loss_fn(p, batch), OPTIMIZER)
+    with pytest.raises(ValueError, match="need the loss of the run in"):
+        fg.fit(
+            another,
+            first_state(),
+            DATA,
+            num_steps=15,
+            checkpoint_dir=tmp_path,
+            resume="must",
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("size", [96, 100, 5])
