@@ -8,12 +8,14 @@ a chunk must end. How a run is cut into chunks never changes its bits.
 import contextlib
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.inputs import check_state
+from fngrad.fitting.interrupts import add_note
 from fngrad.fitting.loops import Advance
 from fngrad.fitting.nonfinite import Guard
 from fngrad.fitting.recording import Loggers
@@ -100,11 +102,24 @@ class Hooks:
         return STOP in answers
 
     def ending(self) -> contextlib.ExitStack:
-        """Return a context that tells every hook when the run has ended."""
+        """Return a context that calls the end of every hook, however the run ends.
+
+        After an exception, a failure of a hook is a note on it.
+        """
         stack = contextlib.ExitStack()
         for hook in self._hooks:
-            stack.callback(hook.end)
+            stack.push(functools.partial(_end, hook))
         return stack
+
+
+def _end(hook: Hook, kind: Any, error: Any, _: Any) -> None:
+    try:
+        hook.end()
+    except Exception as failure:
+        if error is None:
+            raise
+        text = f"{type(failure).__name__}: {failure}"
+        add_note(error, f"the callback {hook.name} could not end: {text}")
 
 
 def check_answer(answer: Any, now: int) -> None:

@@ -158,14 +158,14 @@ class _EverySoMany:
         self._now = now
         if self._due and self._due[0] > now:  # the run has rolled back
             self._due = None
-        if self._run is None or not self._run.loggers.take(self._method):
+        if not self._is_taken:
             return None
         due = (now // self._every + 1) * self._every
         return due - 1 if self._needs_step and now < due - 1 else due
 
     def around(self, advance: Advance) -> Advance:
         def watched(carry: Carry, length: int) -> tuple[Carry, int]:
-            is_due = (self._now + length) % self._every == 0
+            is_due = self._is_taken and (self._now + length) % self._every == 0
             if is_due:
                 self._prepare(carry.state)
             carry, made = advance(carry, length)
@@ -180,9 +180,15 @@ class _EverySoMany:
 
     def log(self) -> None:
         """Log what is due, if anything is."""
-        if self._due is not None and self._run is not None:
-            (step, state), self._due = self._due, None
+        due, self._due = self._due, None
+        if due is not None and self._run is not None and self._is_taken:
+            step, state = due
             self._run.loggers.call(self._method, step, self._make(state))
+
+    @property
+    def _is_taken(self) -> bool:
+        """Whether a logger that takes them is left."""
+        return self._run is not None and self._run.loggers.take(self._method)
 
     def _prepare(self, state: TrainState) -> None:
         """Take what is needed of the state before the step that is due."""
