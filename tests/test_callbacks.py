@@ -4,6 +4,7 @@ import gzip
 import inspect
 import json
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,9 @@ def test_a_watch_reads_no_more_of_the_history_than_a_window():
     history.extend(np.arange(1, 5001), {"loss": values})
     history.__class__ = TailOnly
     watch = fg.callbacks.spike(window=8)
-    watch.begin(RunView(4990, None, frozenset({"loss"}), history, None, print))  # type: ignore[arg-type]
+    unused: Any = None
+    metrics, rest = frozenset({"loss"}), 3 * [unused]
+    watch.begin(RunView(4990, None, metrics, history, unused, print, *rest))
     with pytest.warns(UserWarning, match="loss is 9 at step 4996, far above 1,"):
         watch.after(5000)
 

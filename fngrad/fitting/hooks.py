@@ -54,7 +54,8 @@ class Hook:
     """A callback that acts before and after each chunk of steps."""
 
     name: str
-    begin: Callable[[RunView], None]  # before the first step; may raise
+    begin: Callable[[RunView], None]  # before the first step
+    check: Callable[[RunView], None] = lambda run: None  # may refuse; writes nothing
     before: Callable[[int], int | None] = lambda now: None  # where a chunk must end
     after: Callable[[int], Stop | None] = lambda now: None
     around: Callable[[Advance], Advance] = lambda advance: advance  # wraps the loop
@@ -78,6 +79,11 @@ class Hooks:
 
     def __init__(self, callbacks: Sequence[Any]):
         self._hooks = [each for each in callbacks if isinstance(each, Hook)]
+
+    def check(self, run: RunView) -> None:
+        """Raise what a hook raises that cannot take part in the run; write nothing."""
+        for hook in self._hooks:
+            hook.check(run)
 
     def begin(self, run: RunView, advance: Advance) -> Advance:
         """Tell every hook that the run begins; return the loop as they wrap it."""

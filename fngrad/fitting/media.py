@@ -59,6 +59,7 @@ def images(image_fn: Callable[[TrainState], Mapping[str, Any]], *, every: int) -
     return Hook(
         f"images({every=})",
         begin=timer.begin,
+        check=timer.check,
         before=timer.before,
         after=timer.after,
         around=timer.around,
@@ -122,6 +123,7 @@ def histograms(
     return Hook(
         f"histograms({mask!r}, {every=}, of={kinds})",
         begin=counter.begin,
+        check=counter.check,
         before=counter.before,
         after=counter.after,
         around=counter.around,
@@ -146,12 +148,14 @@ class _EverySoMany:
         self._now = 0
         self._due: tuple[int, TrainState] | None = None
 
-    def begin(self, run: RunView) -> None:
+    def check(self, run: RunView) -> None:
         if not run.loggers.take(self._method):
             raise ValueError(
                 f"need a logger that takes {self._method}, such as "
                 f"fngrad.logging.tensorboard(folder), for the callback {self._method}"
             )
+
+    def begin(self, run: RunView) -> None:
         self._run, self._due = run, None
 
     def before(self, now: int) -> int | None:
@@ -202,8 +206,8 @@ class _Histograms(_EverySoMany):
         self._before: dict[Path, jax.Array] = {}
         self._gradients: dict[Path, jax.Array] = {}
 
-    def begin(self, run: RunView) -> None:
-        super().begin(run)
+    def check(self, run: RunView) -> None:
+        super().check(run)
         tree.check_mask(self._mask, run.state.params)
         if "gradients" in self._of:
             _check_gradients(run)

@@ -253,7 +253,7 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
-    arguments = Arguments(**locals())
+    arguments = Arguments.among(locals())
     with TimeSpent().listening() as spent, contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
         rules, reporting, exits = arguments.destinations()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from linear_regression import ARRAYS, DATA, first_state, loss_fn, quiet_fit
-from resuming import FULL, assert_same_run, reached
+from resuming import FULL, OwnError, assert_same_run, raise_at, reached
 
 import fngrad as fg
 from fngrad.fitting.hooks import Hook
@@ -197,11 +197,11 @@ def test_an_image_function_does_not_hide_the_exception_that_ends_the_run():
     def refuse(state):
         raise ValueError("not an image")
 
-    batch = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), DATA.batch(0))
     draw, others = fg.callbacks.images(refuse, every=1), []
     other = Hook("other", begin=lambda run: None, end=lambda: others.append("ended"))
-    with pytest.raises(fg.NonFiniteError) as caught:
-        sgd_fit(lambda step: batch, loggers=[Media()], callbacks=[other, draw])
+    callbacks = [other, draw, raise_at(1, OwnError())]
+    with pytest.raises(OwnError) as caught:
+        sgd_fit(log_every=1, loggers=[Media()], callbacks=callbacks)
     note = "fit: the callback images(every=1) could not end: ValueError: not an image"
     assert note in reached(caught).__notes__
     assert others == ["ended"]
