@@ -94,7 +94,7 @@ def spike(
         metrics = [metrics]
     watch = _Watch(float(factor), window, metrics, action)
     name = f"spike({factor=}, {window=}, {action=})"
-    return Hook(name, begin=watch.begin, after=watch.after)
+    return Hook(name, begin=watch.begin, check=watch.check, after=watch.after)
 
 
 class _Watch:
@@ -106,15 +106,20 @@ class _Watch:
         self._seen = 0  # the last step that was examined
         self._warned: dict[str, int] = {}  # at which step, by metric
 
-    def begin(self, run: RunView) -> None:
+    def check(self, run: RunView) -> None:
         missing = [name for name in self._asked or () if name not in run.metrics]
-        found = [name for name in ("loss", "grad_norm") if name in run.metrics]
-        self._names = list(self._asked or found)
-        if missing or not self._names:
+        if missing or not self._watched(run):
             raise ValueError(
                 f"need metrics of the step for spike, among {sorted(run.metrics)}, got "
                 f"metrics={self._asked!r}"
             )
+
+    def _watched(self, run: RunView) -> list[str]:
+        found = [name for name in ("loss", "grad_norm") if name in run.metrics]
+        return list(self._asked or found)
+
+    def begin(self, run: RunView) -> None:
+        self._names = self._watched(run)
         self._run, self._seen, self._warned = run, run.first, {}
 
     def after(self, now: int) -> Stop | None:

@@ -51,6 +51,17 @@ def is_url(path: Any) -> bool:
     return bool(_URL.match(text) or is_short)
 
 
+def not_writable(folder: Path) -> OSError | None:
+    """Return the error if a folder cannot be made or written; write nothing."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        return None
+    kind = PermissionError if existing.is_dir() else FileExistsError
+    return kind(f"{str(existing)!r} is not a writable folder")
+
+
 def absolute(path: Any) -> Path | None:
     """Return an absolute path, which stays when the working folder changes."""
     return None if path is None else Path(path).absolute()

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fngrad.files.local_paths import check_local
+from fngrad.files.local_paths import check_local, not_writable
 from fngrad.programs.caller_warnings import warn
 
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -96,11 +96,9 @@ class Lock:
         """
         if is_in_use(self.folder, name=self._path.name):
             raise self._in_use_by(_read(self._path))
-        existing = self.folder.absolute()
-        while not existing.exists():
-            existing = existing.parent
-        if not (existing.is_dir() and os.access(existing, os.W_OK)):
-            raise self._not_writable(f"{str(existing)!r} is not a writable folder")
+        error = not_writable(self.folder)
+        if error is not None:
+            raise self._not_writable(error)
 
     def _in_use_by(self, holder: str) -> LockError:
         return LockError(

@@ -1,15 +1,15 @@
 """The arguments of `fngrad.fit`, and a run whose arguments were checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jax.sharding import Mesh
 
 from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.early_stopping import EarlyStopping
-from fngrad.fitting.hooks import Callback
+from fngrad.fitting.hooks import Callback, Hooks, RunView
 from fngrad.fitting.inputs import check_backend, checked_feed
 from fngrad.fitting.interrupts import SignalName, exit_numbers
 from fngrad.fitting.intervals import Intervals
@@ -17,10 +17,15 @@ from fngrad.fitting.mesh import placed_run
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Reporting
 from fngrad.fitting.program_changes import record
+from fngrad.fitting.recording import Loggers
 from fngrad.fitting.resume import Resume
 from fngrad.fitting.step_checks import check_step
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
+from fngrad.logging.history import History
+from fngrad.logging.progress import print_to_stderr
+from fngrad.logging.time_spent import TimeSpent
+from fngrad.metrics.directions import Metric
 from fngrad.training import Step, TrainState
 
 
@@ -50,6 +55,7 @@ class Run(NamedTuple):
         if evaluation is not None:
             evaluation = evaluation.watching(rules.best, DEFAULT_BEST, names)
         self.intervals.stops(feed, 0)  # raises before anything is written
+        self._check_hooks(step.metrics)
         is_saved = rules.folder is not None
         return self._replace(
             rules=rules,
@@ -57,6 +63,21 @@ class Run(NamedTuple):
             metrics=step.metrics,
             programs=record(step, state, measured, feed.mesh) if is_saved else {},
         )
+
+    def _check_hooks(self, metrics: dict[str, Any]) -> None:
+        state = self.guard.state
+        view = RunView(
+            first=int(state.step),
+            folder=self.reporting.run_dir,
+            metrics=frozenset(metrics),
+            history=History(),
+            spent=TimeSpent(),
+            print=print_to_stderr,
+            state=state,
+            guard=self.guard,
+            loggers=Loggers(self.reporting.loggers),
+        )
+        Hooks(self.reporting.callbacks).check(view)
 
 
 class Arguments(NamedTuple):
@@ -69,7 +90,7 @@ class Arguments(NamedTuple):
     num_epochs: int | None
     metric_fn: Callable[..., Any] | None
     eval_data: Any
-    eval_every: Any
+    eval_every: Literal["epoch"] | int
     run_dir: str | PathLike[str] | None
     config: Any
     checkpoint_dir: str | PathLike[str] | None
@@ -77,8 +98,8 @@ class Arguments(NamedTuple):
     save_every: int | None
     save_minutes: float | None
     keep: int
-    keep_best: Any
-    on_save_error: Any
+    keep_best: Metric | None
+    on_save_error: Literal["raise", "warn"]
     early_stopping: EarlyStopping | None
     restore_best: bool
     eval_first: bool
@@ -89,9 +110,14 @@ class Arguments(NamedTuple):
     on_nonfinite: Policy
     rollback_factor: float
     require: str | None
-    loop: Any
+    loop: Literal["auto", "python", "scan"]
     mesh: Mesh | None
     progress: bool
+
+    @classmethod
+    def among(cls, values: Mapping[str, Any]) -> "Arguments":
+        """Return the arguments among the local variables of a function, by name."""
+        return cls(**{name: values[name] for name in cls._fields})
 
     def destinations(self) -> tuple[SaveRules, Reporting, tuple[int, ...]]:
         """Return what is saved and reported, and the signals that end the process.

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import inspect
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -17,6 +17,7 @@ from fngrad.fitting.arguments import Arguments, Run
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.interrupts import Interruption
 from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.iterables import set_back
 from fngrad.fitting.loops import (
     Advance,
     Carry,
@@ -26,11 +27,12 @@ from fngrad.fitting.loops import (
     placement_of,
 )
 from fngrad.fitting.outputs import Outputs, Reporting, may_cut_records
-from fngrad.fitting.resume import Start, begin_or_resume
+from fngrad.fitting.resume import Start, begin_or_resume, stopped_before
 from fngrad.fitting.session import Plan, Session, next_chunk
 from fngrad.fitting.training_loop import fit
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
+from fngrad.logging.run_folder import check_continues, config_entries
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.programs.compiled_memory import Memory
 from fngrad.programs.operation_counts import Costs, costs
@@ -38,6 +40,7 @@ from fngrad.programs.printed import preformatted, shown
 from fngrad.types import Batch
 
 TIMED = 0.25  # seconds for steps that are made only to be timed
+LONG = 1.0  # seconds of an evaluation that is not made again to be timed
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -50,10 +53,10 @@ class DryRun(NamedTuple):
     evaluations: int | None  # that are to be made; None if the steps are unknown
     examples: int | None  # in a batch; None if its arrays have no common first axis
     costs: Costs  # of one step, on all devices together
-    memory: Memory  # bytes on each device: of the step's program, with its data
+    memory: Memory | None  # bytes on each device: of the step's program, with its data
     compile_seconds: float  # tracing and compiling, the evaluation too
     step_seconds: float  # of a step once it is compiled
-    evaluation_seconds: float  # of an evaluation once it is compiled; 0 without one
+    evaluation_seconds: float  # of a second evaluation, if there is time; 0 without
     metrics: dict[str, float]  # of the step and the evaluation that were made
 
     @property
@@ -92,9 +95,9 @@ def dry_run(*args: Any, **options: Any) -> DryRun:
     It checks all arguments as `fngrad.fit` does, traces and compiles the step and the
     evaluation, makes one step and one evaluation on a copy of the state, and further
     steps, for about a quarter of a second, to time them. What it accepts, `fit`
-    accepts. Folders are not made, nor are those that exist changed: a checkpoint that
-    the run would resume from is read, and the step is made from there. Loggers and
-    callbacks are checked and not called. No signal is handled.
+    accepts. No folder is made or changed: a checkpoint that the run would resume from
+    is read, and the step is made from there. Loggers and callbacks are checked and not
+    called. No signal is handled.
 
     The program of ``loop="python"`` is measured, unless ``loop="scan"`` asks for the
     other. It stays compiled for a call of `fngrad.fit` in the same process. Writing
@@ -103,15 +106,17 @@ def dry_run(*args: Any, **options: Any) -> DryRun:
 
     Args:
         args: ``step, state, data``, as for `fngrad.fit`. An iterator that gives each
-            batch once is refused, unless it has ``get_state`` and ``set_state``, by
-            which it is set back; a list or a loader, which makes a new iterator for
-            each loop, is read from its beginning.
+            batch once is refused, as is an iterable whose loops share one, unless it
+            has ``get_state`` and ``set_state``, by which it is set back; a list or a
+            loader, which makes a new iterator for each loop, is read from its
+            beginning.
         options: all others, as for `fngrad.fit`.
 
     Returns:
         How many steps, evaluations and examples there would be, the FLOPs of a step,
-        the bytes of its program on each device, the seconds that compiling, a step and
-        an evaluation took, the estimate of all ``seconds``, and the metrics.
+        the bytes of its program on each device, or None if the backend does not report
+        them, the seconds that compiling, a step and an evaluation took, the estimate of
+        all ``seconds``, and the metrics.
 
     Raises:
         TypeError: as `fngrad.fit`, or if the data can be read only once.
@@ -135,39 +140,15 @@ def dry_run(*args: Any, **options: Any) -> DryRun:
     """
     bound = inspect.signature(fit).bind(*args, **options)
     bound.apply_defaults()
-    arguments = Arguments(**bound.arguments)
+    arguments = Arguments.among(bound.arguments)
     with TimeSpent().listening() as spent, contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
-        stack.enter_context(_set_back(arguments.data))
+        stack.enter_context(set_back(arguments.data))
         rules, reporting, _ = arguments.destinations()
         run = arguments.run(rules, reporting)
         stack.callback(run.guard.feed.close)
         run = run.traced()
         return _made(run, _start(run), spent, stack)
-
-
-@contextlib.contextmanager
-def _set_back(data: Any) -> Generator[None, None, None]:
-    """Set an iterator back to where it was.
-
-    Raises:
-        TypeError: if it has no state to be set.
-    """
-    if not isinstance(data, Iterator):
-        yield
-        return
-    if not (hasattr(data, "get_state") and hasattr(data, "set_state")):
-        raise TypeError(
-            "need data for a dry run that can be read again, got the iterator "
-            f"{type(data).__name__}, whose first batches the run would miss: pass a "
-            "dataset, a function of the step, a list or a loader"
-        )
-    iterator: Any = data
-    state = iterator.get_state()
-    try:
-        yield
-    finally:
-        iterator.set_state(state)
 
 
 def _start(run: Run) -> Start:
@@ -183,12 +164,25 @@ def _start(run: Run) -> Start:
     found = None
     if rules.folder is not None and rules.resume != "overwrite":  # moved aside
         found = Checkpoints(rules.folder, keep=rules.keep)
-    start = begin_or_resume(
+    return begin_or_resume(
         found, rules.resume, guard.state, guard.feed, reporting.config, run.programs
     )
-    if rules.resume != "overwrite":
-        may_cut_records(reporting.run_dir, rules, start)
-    return start
+
+
+def _check_run_dir(run: Run, start: Start) -> None:
+    """Raise unless the run folder can take the records of the run.
+
+    Raises:
+        ValueError, TypeError: see `fngrad.fit`.
+    """
+    folder, config = run.reporting.run_dir, run.reporting.config
+    if folder is not None:
+        config_entries(config)
+    if run.rules.resume == "overwrite":  # it is moved aside
+        return
+    may_cut_records(folder, run.rules, start)
+    if folder is not None:
+        check_continues(folder, config=config, data=run.guard.feed.fingerprint)
 
 
 def _made(
@@ -197,6 +191,11 @@ def _made(
     """Make a step and an evaluation, and time further steps."""
     step, feed = run.guard.step, run.guard.feed
     stops = run.intervals.stops(feed, start.step)
+    steps, evaluations = _steps(stops), _evaluations(stops, start, run.evaluation)
+    if stopped_before(start, stops, run.evaluation):
+        steps = evaluations = 0
+    else:
+        _check_run_dir(run, start)
     name = "scan" if run.loop == "scan" else "python"
     carry = begin(start.state, run.metrics, feed.arrays)
     advance = make_loop(name, step, feed, placement_of(carry))
@@ -207,16 +206,19 @@ def _made(
     seconds, now = spent.seconds(), stops.first + 1
     state = run.guard.state
     batch = feed.abstract_batch(state.step)
+    evaluation_seconds = _evaluation_seconds(
+        session.carry, plan.evaluation, seconds["evaluating"]
+    )
     step_seconds = _step_seconds(session.carry, advance, feed, now, stops.last)
     return DryRun(
-        steps=None if stops.last == ENDLESS else max(stops.last - stops.first, 0),
-        evaluations=_evaluations(stops, run.evaluation),
+        steps=steps,
+        evaluations=evaluations,
         examples=_examples(batch),
         costs=costs(step, state, batch),
         memory=taken,
         compile_seconds=seconds["tracing"] + seconds["compiling"],
         step_seconds=seconds["stepping"] if step_seconds is None else step_seconds,
-        evaluation_seconds=seconds["evaluating"],
+        evaluation_seconds=evaluation_seconds,
         metrics=_scalars(session.history, now),
     )
 
@@ -274,18 +276,38 @@ def _step_seconds(
     return found
 
 
-def _evaluations(stops: Stops, evaluation: Evaluation | None) -> int | None:
+def _evaluation_seconds(
+    carry: Carry, evaluation: Evaluation | None, first: float
+) -> float:
+    """Return the seconds of a second evaluation, or of the first if that took long.
+
+    A first one also loads its programs and makes its buffers.
+    """
+    if evaluation is None or first > LONG:
+        return first
+    began = time.perf_counter()
+    jax.block_until_ready(evaluation.values(carry.state))
+    return time.perf_counter() - began
+
+
+def _steps(stops: Stops) -> int | None:
+    """Return how many steps are to be made; None if the end is unknown."""
+    return None if stops.last == ENDLESS else max(stops.last - stops.first, 0)
+
+
+def _evaluations(
+    stops: Stops, start: Start, evaluation: Evaluation | None
+) -> int | None:
     """Return how many evaluations are to be made; None if the end is unknown."""
-    if evaluation is None or stops.next_evaluation is None:
+    if evaluation is None:
         return 0
     if stops.last == ENDLESS:
         return None
-    now = stops.first
-    count = int(evaluation.begins and now == 0)
-    while now < stops.last:
-        now = min(stops.next_evaluation(now), stops.last)
-        count += 1
-    return count
+    if start.report:  # an earlier call has not completed its last step
+        is_due = start.report.evaluates and start.report.values is None
+    else:
+        is_due = evaluation.begins and stops.first == 0 and not start.history
+    return stops.evaluations() + int(is_due)
 
 
 def _examples(batch: Batch) -> int | None:
@@ -315,7 +337,7 @@ def _text(it: DryRun) -> str:
     if it.evaluations != 0:
         times = "" if it.evaluations is None else f"{it.evaluations:,} times"
         rows.append(["evaluation", _duration(it.evaluation_seconds), times])
-    table = text_tables.table([*rows, *it.memory.rows()])
+    table = text_tables.table([*rows, *(it.memory.rows() if it.memory else [])])
     return f"DryRun: {steps}{batches}{total}\n{table}"
 
 

@@ -8,12 +8,14 @@ a chunk must end. How a run is cut into chunks never changes its bits.
 import contextlib
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.inputs import check_state
+from fngrad.fitting.interrupts import add_note
 from fngrad.fitting.loops import Advance
 from fngrad.fitting.nonfinite import Guard
 from fngrad.fitting.recording import Loggers
@@ -52,7 +54,8 @@ class Hook:
     """A callback that acts before and after each chunk of steps."""
 
     name: str
-    begin: Callable[[RunView], None]  # before the first step; may raise
+    begin: Callable[[RunView], None]  # before the first step
+    check: Callable[[RunView], None] = lambda run: None  # may refuse; writes nothing
     before: Callable[[int], int | None] = lambda now: None  # where a chunk must end
     after: Callable[[int], Stop | None] = lambda now: None
     around: Callable[[Advance], Advance] = lambda advance: advance  # wraps the loop
@@ -77,6 +80,11 @@ class Hooks:
     def __init__(self, callbacks: Sequence[Any]):
         self._hooks = [each for each in callbacks if isinstance(each, Hook)]
 
+    def check(self, run: RunView) -> None:
+        """Raise what a hook raises that cannot take part in the run; write nothing."""
+        for hook in self._hooks:
+            hook.check(run)
+
     def begin(self, run: RunView, advance: Advance) -> Advance:
         """Tell every hook that the run begins; return the loop as they wrap it."""
         for hook in self._hooks:
@@ -100,11 +108,24 @@ class Hooks:
         return STOP in answers
 
     def ending(self) -> contextlib.ExitStack:
-        """Return a context that tells every hook when the run has ended."""
+        """Return a context that calls the end of every hook, however the run ends.
+
+        After an exception, a failure of a hook is a note on it.
+        """
         stack = contextlib.ExitStack()
         for hook in self._hooks:
-            stack.callback(hook.end)
+            stack.push(functools.partial(_end, hook))
         return stack
+
+
+def _end(hook: Hook, kind: Any, error: Any, _: Any) -> None:
+    try:
+        hook.end()
+    except Exception as failure:
+        if error is None:
+            raise
+        text = f"{type(failure).__name__}: {failure}"
+        add_note(error, f"the callback {hook.name} could not end: {text}")
 
 
 def check_answer(answer: Any, now: int) -> None:

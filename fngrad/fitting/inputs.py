@@ -262,23 +262,54 @@ def check_functions(name: str, functions: Any, *arguments: Any) -> None:
     for function in functions:
         if not callable(function):
             raise TypeError(f"need functions in {name}, got {function!r}")
-        try:
-            signature = inspect.signature(function)
-        except ValueError:  # a builtin
-            continue
-        try:
-            signature.bind(*arguments)
-        except TypeError as error:
-            raise TypeError(
-                f"need functions of {len(arguments)} arguments in {name}, {FORMS[name]}"
-                f", got {function!r} with the arguments {signature}: {error}"
-            ) from None
+        _check_call(
+            f"functions of {len(arguments)} arguments in {name}, {FORMS[name]}",
+            function,
+            arguments,
+        )
+
+
+def check_methods(loggers: Sequence[Any]) -> None:
+    """Raise unless the optional methods of loggers take what they will be called with.
+
+    Raises:
+        TypeError: if one does not.
+    """
+    for logger in loggers:
+        for form in METHODS:
+            name, _, rest = form.partition("(")
+            method = getattr(logger, name, None)
+            if method is None:
+                continue
+            what = f"loggers whose optional method {name} is called as logger.{form}"
+            if not callable(method):
+                raise TypeError(f"need {what}, got {method!r} in {logger!r}")
+            arguments = [each for each in rest.rstrip(")").split(", ") if each]
+            _check_call(what, method, arguments)
+
+
+def _check_call(what: str, function: Callable[..., Any], arguments: Any) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"need {what}, got {function!r} with the arguments {signature}: {error}"
+        ) from None
 
 
 FORMS = {
     "callbacks": "callback(step, state, values)",
     "loggers": "logger(step, values)",
 }
+
+METHODS = (  # of loggers, see `fngrad.logging.Logger`
+    *("configure(config)", "cut(step)", "images(step, images)"),
+    *("histograms(step, histograms)", "close()", "fail()", "kill()"),
+)
 
 
 def check_state(state: TrainState) -> None:

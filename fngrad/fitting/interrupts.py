@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -41,6 +41,13 @@ class Interruption:
     def is_set(self) -> bool:
         """Return whether the run was asked to stop."""
         return self._is_set
+
+    @property
+    def ending(self) -> Literal["close", "fail", "kill"]:
+        """The method that ends a logger, if nothing raises before."""
+        if self.raised is not None:
+            return "fail"
+        return "close" if self.terminated is None else "kill"
 
 
 def exit_numbers(names: Sequence[SignalName], *, is_saved: bool) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 Epochs become steps here; a dataset says how many steps an epoch has.
 """
 
+import bisect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ class Stops(NamedTuple):
     next_evaluation: Callable[[int], int] | None  # the first one after a step
     save_every: int | None
     log_until: int | None = None  # the end for which log_every was chosen by default
+    evaluations_until: Callable[[int], int] | None = None  # how many up to a step
 
     def next_after(self, now: int) -> int:
         """Return the next step after ``now`` at which the host acts."""
@@ -54,6 +56,13 @@ class Stops(NamedTuple):
             return False
         return now == self.last or self.next_evaluation(now - 1) == now
 
+    def evaluations(self) -> int:
+        """Return how many evaluations are due after the first step."""
+        if self.evaluations_until is None or self.first >= self.last:
+            return 0
+        before_last = self.evaluations_until(self.last - 1)
+        return before_last + 1 - self.evaluations_until(self.first)
+
 
 class Intervals(NamedTuple):
     """The arguments of `fngrad.fit` that say when the host acts and the run ends."""
@@ -81,6 +90,7 @@ class Intervals(NamedTuple):
             last,
             log_every=numerics.check_count("log_every", log_every, 1),
             next_evaluation=_next_evaluation(feed, self.eval_every),
+            evaluations_until=_evaluations_until(feed, self.eval_every),
             save_every=None if self.save_every is None else int(self.save_every),
         )
 
@@ -136,6 +146,19 @@ def _next_evaluation(feed: Feed, every: Any) -> Callable[[int], int] | None:
     if number is None or number < 1:
         raise ValueError(f'need eval_every="epoch" or an int >= 1, got {every!r}')
     return lambda now: _next_multiple(now, number)
+
+
+def _evaluations_until(feed: Feed, every: Any) -> Callable[[int], int] | None:
+    if every is None:
+        return None
+    if every == "epoch":
+        return lambda now: _epochs_until(feed.data, now)
+    return lambda now: now // numerics.check_count("eval_every", every, 1)
+
+
+def _epochs_until(data: Any, now: int) -> int:
+    """Return how many epochs have ended at a step; each has a step or more."""
+    return bisect.bisect_right(range(now + 2), now, key=data.steps) - 1
 
 
 def _next_epoch_end(data: Any, now: int) -> int:

@@ -5,6 +5,8 @@ holds it, and a run continues with the batch that would have come next.
 """
 
 import base64
+import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 
 import fngrad.tree as tree
+from fngrad.data.dataset import Dataset
 from fngrad.programs.caller_warnings import warn
 from fngrad.types import Batch
 
@@ -41,7 +44,7 @@ class Batches:
     @property
     def is_stateful(self) -> bool:
         """Whether the iterator has a state that can be saved and set."""
-        return all(hasattr(self._iterator, f"{do}_state") for do in ("get", "set"))
+        return _is_stateful(self._iterator)
 
     def __iter__(self) -> Iterator[Batch]:
         return _warn_of_shapes(self._from_first(), self.first)
@@ -63,12 +66,46 @@ class Batches:
         """Return the batches that follow a state, from `notes`."""
         text = notes.get("base64")
         state = notes["json"] if text is None else base64.b64decode(text)
-        self._iterator.set_state(state)  # type: ignore[attr-defined]
+        self._iterator.set_state(copy.deepcopy(state))  # type: ignore[attr-defined]
         self._pending = None
         return _warn_of_shapes(map(self._place, self._iterator), self.first)
 
     def _state(self) -> Any:
-        return self._iterator.get_state() if self.is_stateful else None  # type: ignore[attr-defined]
+        """Return a copy of the state, which the iterator may go on to change."""
+        return _state_of(self._iterator) if self.is_stateful else None
+
+
+def set_back(data: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a context after which the batches that were read in it come again.
+
+    Data that make a new iterator for each loop need nothing.
+
+    Raises:
+        TypeError: if all loops share an iterator, which has no state to be set.
+    """
+    is_iterable = isinstance(data, Iterable) and not isinstance(data, Dataset)
+    if not is_iterable or hasattr(data, "dtype"):
+        return contextlib.nullcontext()
+    iterator = iter(data)
+    if iterator is not iter(data):
+        return contextlib.nullcontext()
+    if not _is_stateful(iterator):
+        raise TypeError(
+            "need data for a dry run that can be read again, got the iterator "
+            f"{type(iterator).__name__}, whose first batches the run would miss: pass "
+            "a dataset, a function of the step, a list or a loader"
+        )
+    stack = contextlib.ExitStack()
+    stack.callback(iterator.set_state, _state_of(iterator))  # type: ignore[attr-defined]
+    return stack
+
+
+def _is_stateful(iterator: Any) -> bool:
+    return all(hasattr(iterator, f"{do}_state") for do in ("get", "set"))
+
+
+def _state_of(iterator: Any) -> Any:
+    return copy.deepcopy(iterator.get_state())
 
 
 def _warn_of_shapes(batches: Iterator[Batch], first: Batch) -> Iterator[Batch]:

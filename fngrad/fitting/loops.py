@@ -177,8 +177,10 @@ def memory(
     step: Step,
     feed: Feed,
     carry: Carry,
-) -> Memory:
+) -> Memory | None:
     """Return what the program of a loop takes on each device; compile it, run nothing.
+
+    It is None if the backend does not report it.
 
     Args:
         name: of the loop, as for `make_loop`; a call of it does not compile again.

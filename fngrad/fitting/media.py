@@ -60,6 +60,7 @@ def images(image_fn: Callable[[TrainState], Mapping[str, Any]], *, every: int) -
     return Hook(
         f"images({every=})",
         begin=timer.begin,
+        check=timer.check,
         before=timer.before,
         after=timer.after,
         around=timer.around,
@@ -123,6 +124,7 @@ def histograms(
     return Hook(
         f"histograms({mask!r}, {every=}, of={kinds})",
         begin=counter.begin,
+        check=counter.check,
         before=counter.before,
         after=counter.after,
         around=counter.around,
@@ -147,26 +149,28 @@ class _EverySoMany:
         self._now = 0
         self._due: tuple[int, TrainState] | None = None
 
-    def begin(self, run: RunView) -> None:
+    def check(self, run: RunView) -> None:
         if not run.loggers.take(self._method):
             raise ValueError(
                 f"need a logger that takes {self._method}, such as "
                 f"fngrad.logging.tensorboard(folder), for the callback {self._method}"
             )
+
+    def begin(self, run: RunView) -> None:
         self._run, self._due = run, None
 
     def before(self, now: int) -> int | None:
         self._now = now
         if self._due and self._due[0] > now:  # the run has rolled back
             self._due = None
-        if self._run is None or not self._run.loggers.take(self._method):
+        if not self._is_taken:
             return None
         due = (now // self._every + 1) * self._every
         return due - 1 if self._needs_step and now < due - 1 else due
 
     def around(self, advance: Advance) -> Advance:
         def watched(carry: Carry, length: int) -> tuple[Carry, int]:
-            is_due = (self._now + length) % self._every == 0
+            is_due = self._is_taken and (self._now + length) % self._every == 0
             if is_due:
                 self._prepare(carry.state)
             carry, made = advance(carry, length)
@@ -181,9 +185,15 @@ class _EverySoMany:
 
     def log(self) -> None:
         """Log what is due, if anything is."""
-        if self._due is not None and self._run is not None:
-            (step, state), self._due = self._due, None
+        due, self._due = self._due, None
+        if due is not None and self._run is not None and self._is_taken:
+            step, state = due
             self._run.loggers.call(self._method, step, self._make(state))
+
+    @property
+    def _is_taken(self) -> bool:
+        """Whether a logger that takes them is left."""
+        return self._run is not None and self._run.loggers.take(self._method)
 
     def _prepare(self, state: TrainState) -> None:
         """Take what is needed of the state before the step that is due."""
@@ -197,8 +207,8 @@ class _Histograms(_EverySoMany):
         self._before: dict[Path, jax.Array] = {}
         self._gradients: dict[Path, jax.Array] = {}
 
-    def begin(self, run: RunView) -> None:
-        super().begin(run)
+    def check(self, run: RunView) -> None:
+        super().check(run)
         tree.check_mask(self._mask, run.state.params)
         if "gradients" in self._of:
             _check_gradients(run)

@@ -12,7 +12,7 @@ from fngrad.checkpoint import steps as saved_steps
 from fngrad.files.json_values import to_json
 from fngrad.fitting.checkpointing import SaveRules
 from fngrad.fitting.early_stopping import Values
-from fngrad.fitting.inputs import Feed, check_functions
+from fngrad.fitting.inputs import Feed, check_functions, check_methods
 from fngrad.fitting.intervals import ENDLESS, Stops
 from fngrad.fitting.loops import Choice
 from fngrad.fitting.recording import Loggers, RunRecords
@@ -50,6 +50,7 @@ class Reporting(NamedTuple):
         if not isinstance(self.progress, bool):
             raise TypeError(f"need progress=True or False, got {self.progress!r}")
         check_functions("loggers", self.loggers, 0, {})
+        check_methods(self.loggers)
         check_functions("callbacks", self.callbacks, 0, state, {})
         to_json({} if self.config is None else self.config, "config")
 

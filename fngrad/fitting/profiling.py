@@ -7,7 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.programs.text_tables as text_tables
 from fngrad.files.atomic_writes import write_atomically
-from fngrad.files.local_paths import check_local
+from fngrad.files.local_paths import check_local, not_writable
 from fngrad.fitting.hooks import Hook, RunView
 from fngrad.fitting.loops import Advance, Carry
 from fngrad.programs.caller_warnings import warn
@@ -64,6 +64,7 @@ def profile(first: int, last: int, folder: str | Path | None = None) -> Hook:
     return Hook(
         f"profile({first}, {last})",
         begin=trace.begin,
+        check=trace.check,
         before=trace.before,
         after=trace.after,
         around=trace.around,
@@ -83,13 +84,21 @@ class _Trace:
         self._host = self._device = 0.0
         self._made = 0  # steps since then
 
-    def begin(self, run: RunView) -> None:
+    def check(self, run: RunView) -> None:
         if self._given is None and run.folder is None:
             raise ValueError(
                 f"need run_dir for profile({self._first}, {self._last}), or a folder: "
                 f"profile({self._first}, {self._last}, folder)"
             )
-        self._folder = self._given or Path(run.folder or "", "profile")
+        error = not_writable(self._where(run))
+        if error is not None:
+            raise error
+
+    def _where(self, run: RunView) -> Path:
+        return self._given or Path(run.folder or "", "profile")
+
+    def begin(self, run: RunView) -> None:
+        self._folder = self._where(run)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._now, self._has_traced = run.first, run.first >= self._last

@@ -1,4 +1,4 @@
-"""Who is told what a run records, and what happens if one of them fails.
+"""The loggers and the record file of a run, and what happens if one of them fails.
 
 A logger that raises is left out from then on, with one warning: a run does not end
 because a server cannot be reached. The records of the run folder are data of the run:
@@ -7,6 +7,7 @@ what cannot be written is kept and written later, or ends the run.
 
 import collections
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from fngrad.fitting.interrupts import add_note
 from fngrad.logging import FileLogger, Logger
 from fngrad.programs.caller_warnings import warn
 
+CLOSE_SECONDS = 5.0  # how long the end of a run waits for a logger that was left out
 _REMEDY = 'on_save_error="warn" would continue the run without it'
 
 
@@ -28,6 +30,7 @@ class Loggers:
     def __init__(self, loggers: Sequence[Logger]):
         self._loggers: list[Any] = list(loggers)
         self._to_close: list[Any] = list(loggers)  # those left out too
+        self.ending: Literal["close", "fail", "kill"] = "close"  # without an exception
 
     def log(self, step: int, values: Values) -> None:
         """Pass scalars to every logger."""
@@ -48,18 +51,25 @@ class Loggers:
         return any(getattr(logger, method, None) for logger in self._loggers)
 
     def close(self, kind: Any, error: Any, _: Any) -> None:
-        """Close every logger that can be; the arguments are those of ``__exit__``."""
+        """Close every logger that can be; the arguments are those of ``__exit__``.
+
+        One that was left out, because its service may not answer, is closed in a thread
+        that the end of the run waits for no longer than CLOSE_SECONDS.
+        """
+        ending = self.ending if error is None else "fail"
         for logger in self._to_close:
-            ending = getattr(logger, "fail", None) if error is not None else None
-            end = ending or getattr(logger, "close", None)
+            end = getattr(logger, ending, None) or getattr(logger, "close", None)
+            is_left_out = not any(logger is x for x in self._loggers)
             try:
-                if end:
+                if end and is_left_out:
+                    _call_in_time(end)
+                elif end:
                     end()
             except Exception as failure:
                 text = f"{name_of(logger)} could not be closed"
                 if error is not None:
                     add_note(error, f"{text}: {type(failure).__name__}: {failure}")
-                elif any(logger is x for x in self._loggers):
+                elif not is_left_out:
                     _warn(f"the run has ended, but {text}", failure)
 
     def _each(self, when: str, call: Callable[[Any], None]) -> None:
@@ -70,6 +80,23 @@ class Loggers:
                 self._loggers = [x for x in self._loggers if x is not logger]
                 text = f"which raised {when} and is left out from now on"
                 _warn(f"the run continues without {name_of(logger)}, {text}", error)
+
+
+def _call_in_time(fn: Callable[[], Any]) -> None:
+    """Call a function in a thread, and wait for it no longer than CLOSE_SECONDS."""
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            fn()
+        except BaseException as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=call, name="fngrad-close", daemon=True)
+    thread.start()
+    thread.join(CLOSE_SECONDS)
+    if failures:
+        raise failures[0]
 
 
 class RunRecords:

@@ -150,7 +150,7 @@ def fit(
             size and key must be those of the checkpoint. The batches of an iterable
             without a state are taken from its beginning, with a warning; ``must``
             refuses one. A warning says which of loss, optimizer, ``metric_fn`` and
-            ``eval_data`` are others than before; ``must`` refuses those too
+            ``eval_data`` have changed; ``must`` refuses that too
             (`fngrad.fitting.program_changes`).
         save_every: the number of steps between checkpoints. A thread writes them, for
             about 0.1 s each however small the state is, see `fngrad.checkpoint.save`.
@@ -177,9 +177,10 @@ def fit(
             are also called at evaluations and at the end. ``None`` means about a
             hundred times per run, 100 to 1000 steps apart, or oftener if a run would
             have fewer than 20 records; without a known last step, every 100 steps.
-        loggers: called as ``logger(step, values)`` with floats by name, and by the
-            other methods of `fngrad.logging.Logger` that they have. One that raises is
-            left out from then on, with one warning; the run continues.
+        loggers: called as ``logger(step, values)`` with floats by name. The other
+            methods of `fngrad.logging.Logger` are called too, where a logger has them.
+            One that raises is left out from then on, with one warning; the run
+            continues.
         callbacks: called as ``callback(step, state, values)``; each may return a new
             state, of this step or a later one, or ``fngrad.STOP``. The state is valid
             during the call only; keep a ``fngrad.snapshot`` of it.
@@ -252,7 +253,7 @@ def fit(
         >>> print(f"{result.state.params:.3f}", result.stopped)
         3.000 completed
     """
-    arguments = Arguments(**locals())
+    arguments = Arguments.among(locals())
     with TimeSpent().listening() as spent, contextlib.ExitStack() as stack:
         stack.enter_context(jax.transfer_guard("allow"))
         rules, reporting, exits = arguments.destinations()
@@ -323,6 +324,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         notes.update(compilations.notes())
         state, history = session.carry.state, session.history
         outputs.finish(history, stopped, int(state.step))
+        outputs.loggers.ending = interrupted.ending
         outputs.close()
     except BaseException as error:
         notes.update(compilations.notes())

@@ -19,6 +19,8 @@ class Histogram(NamedTuple):
     mean: float  # of the finite entries; 0 without any
     rms: float  # the root of the mean square of the finite entries
     nonfinite: int  # how many entries are NaN or infinite, in no bin
+    low: float  # the least finite entry; 0 without any
+    high: float  # the greatest
 
 
 def histogram(x: Any, bins: int = BINS) -> Histogram:
@@ -32,7 +34,7 @@ def histogram(x: Any, bins: int = BINS) -> Histogram:
     0.5 below to 0.5 above it.
 
     Args:
-        x: real numbers, of any shape.
+        x: real numbers, of any shape: an array, or lists of numbers.
         bins: how many bins, >= 1.
 
     Returns:
@@ -50,18 +52,18 @@ def histogram(x: Any, bins: int = BINS) -> Histogram:
         [1 2 0 1] [0. 1. 2. 3. 4.]
     """
     bins = numerics.check_count("bins", bins, 1)
-    dtype = jnp.result_type(x)
+    array = _as_array(x)
+    dtype = array.dtype
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"need real numbers for a histogram, got {dtype}")
-    entries = np.asarray(jax.device_get(x)).astype(np.float64).ravel()
+    entries = np.asarray(jax.device_get(array)).astype(np.float64).ravel()
     finite = entries[np.isfinite(entries)]
     scale = np.max(np.abs(finite), initial=0.0) or 1.0
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
+    first, last = (low, high) if low < high else (low - 0.5, high + 0.5)
     share = np.arange(bins + 1) / bins
-    between = low * (1 - share) + high * share  # high - low might overflow
-    edges = np.sort(np.clip(between, low, high))
+    between = first * (1 - share) + last * share  # last - first might overflow
+    edges = np.sort(np.clip(between, first, last))
     counts, _ = np.histogram(finite, edges)
     parts = finite / scale  # whose squares do not overflow
     size = max(finite.size, 1)
@@ -71,7 +73,23 @@ def histogram(x: Any, bins: int = BINS) -> Histogram:
         mean=float(parts.sum() / size * scale),
         rms=float(np.sqrt(parts @ parts / size) * scale),
         nonfinite=entries.size - finite.size,
+        low=float(low),
+        high=float(high),
     )
+
+
+def _as_array(x: Any) -> Any:
+    """Return numbers, or lists of them, as an array.
+
+    Raises:
+        TypeError: if they have none.
+    """
+    if hasattr(x, "dtype"):
+        return x
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # lists of different lengths
+        raise TypeError(f"need real numbers for a histogram, got {error}") from None
 
 
 def histogram_of(name: str, value: Any) -> Histogram:

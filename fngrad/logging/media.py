@@ -35,6 +35,7 @@ class MediaLogger(FileLogger):
     histograms: Callable[[int, Mapping[str, Any]], None]  # or arrays, by name
     configure: Callable[[Any], None]
     fail: Callable[[], None]  # closes after an exception
+    kill: Callable[[], None]  # closes after a signal that ends the process
 
     def __exit__(self, kind: Any, *error: Any) -> None:
         (self.close if kind is None else self.fail)()
@@ -75,10 +76,20 @@ def as_image(name: str, value: Any) -> np.ndarray:
     return np.rint(255 * image).astype(np.uint8)
 
 
-def nonfinite_counts(histograms: Mapping[str, Histogram]) -> dict[str, int]:
-    """Return how many entries histograms leave out, where there are any, by name."""
-    return {
-        f"{name}/nonfinite": found.nonfinite
-        for name, found in histograms.items()
-        if found.nonfinite
-    }
+class NonfiniteCounts:
+    """How many entries histograms leave out, by name.
+
+    A name without any is left out, unless it had some before: a curve must return to 0.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def of(self, histograms: Mapping[str, Histogram]) -> dict[str, int]:
+        """Return the counts of histograms, under ``<name>/nonfinite``."""
+        self._seen |= {name for name, x in histograms.items() if x.nonfinite}
+        return {
+            f"{name}/nonfinite": found.nonfinite
+            for name, found in histograms.items()
+            if name in self._seen
+        }

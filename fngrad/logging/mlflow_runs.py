@@ -1,14 +1,17 @@
 """Runs of MLflow."""
 
+import functools
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fngrad.files.json_values import to_json
-from fngrad.logging.histograms import histogram_of
-from fngrad.logging.media import MediaLogger, as_image, nonfinite_counts
-from fngrad.logging.writers import floats_of
+import numpy as np
+
+from fngrad.logging.histograms import Histogram
+from fngrad.logging.media import MediaLogger
+from fngrad.logging.tracked_runs import Status, TrackedRun
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.optional_imports import import_extra
 
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # per request
@@ -25,12 +28,24 @@ def mlflow(
 ) -> MediaLogger:
     """Log to a run of MLflow.
 
-    The run begins at this call and ends with the run of `fngrad.fit`, as failed if an
-    exception ended that. MLflow keeps what was logged: after a rollback it holds the
-    abandoned steps too. It has no histograms; they are JSON artifacts, one per name and
-    step, with counts, edges, mean and root mean square. The config becomes parameters,
-    whose nested names are joined by dots and whose values are cut after 500 characters,
-    and the artifact ``config.json``, which is whole.
+    The run begins at the first record, the config included, and ends with the run of
+    `fngrad.fit`: as failed if an exception ended that, and as killed after one of its
+    ``exit_signals``. A second run of `fit` with the same logger continues it. MLflow
+    keeps what was logged: after a rollback it holds the abandoned steps too. It has no
+    histograms; they are JSON artifacts, one per name and step, with counts, edges, mean
+    and root mean square. The config becomes parameters, whose nested names are joined
+    by dots and whose values are cut after 500 characters, and the artifact
+    ``config.json``, which is whole. A parameter keeps its first value; one that has
+    changed is named in a warning.
+
+    MLflow's file store keeps a metric as a file. Where a name is the beginning of
+    another, as ``grad_norm`` is of ``grad_norm/body``, that one is ``grad_norm.body``.
+
+    Each record is a request, for which the run waits. If the server cannot be reached,
+    MLflow tries again for minutes before it raises and the logger is left out. The
+    environment variables ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` (7),
+    ``MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR`` (2) and ``MLFLOW_HTTP_REQUEST_TIMEOUT``
+    (120 seconds) shorten that.
 
     Args:
         experiment: its name; it is made if needed.
@@ -50,77 +65,124 @@ def mlflow(
         TypeError: at a call, if a value is not a number; its name is given.
         ValueError: at a call, if two names of a record differ only in characters that
             MLflow does not allow, or an image is not one, see `fngrad.logging.media`.
-        Exception: whatever MLflow raises.
+        Exception: at a call, whatever MLflow raises.
 
     References:
         https://mlflow.org/docs/latest/ml/tracking
     """
     library = import_extra("mlflow", "mlflow", "mlflow-skinny")
     client = library.MlflowClient(tracking_uri)
-    if run_id is None:
-        run_id = _new_run(client, experiment, run_name, tags)
-    run = _Run(library, client, run_id)
-    run.open()
-    return MediaLogger(
-        run.write,
-        lambda: run.end("FINISHED"),
-        name=f"mlflow({experiment!r})",
-        images=run.images,
-        histograms=run.histograms,
-        configure=run.configure,
-        fail=lambda: run.end("FAILED"),
-    )
+    new = functools.partial(_new_run, client, experiment, run_name, tags)
+    return _Mlflow(library, client, new, run_id).logger(f"mlflow({experiment!r})")
 
 
-class _Run:
-    def __init__(self, library: Any, client: Any, run_id: str):
-        self._library, self._client, self._id = library, client, run_id
-        self._is_open = False
+class _Mlflow(TrackedRun):
+    def __init__(self, library: Any, client: Any, new: Callable[[], str], known: Any):
+        super().__init__()
+        self._library, self._client, self._new = library, client, new
+        self._run = known  # the id, if the run exists
+        self._metrics, self._param_keys = _Keys(), _Keys()
+        self._params: dict[str, str] = {}  # that the run has
 
-    def open(self) -> None:
-        if not self._is_open:
-            self._client.update_run(self._id, status="RUNNING")
-            self._is_open = True
+    def _begin(self, last: str | None) -> str:
+        if last is None:
+            return self._new()
+        self._client.update_run(last, status="RUNNING")
+        known = self._client.get_run(last).data
+        self._params = dict(known.params)
+        self._metrics, self._param_keys = _Keys(known.metrics), _Keys(known.params)
+        return last
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        self.open()
+    def _log(self, run: str, step: int, values: Mapping[str, Any]) -> None:
         now = time.time_ns() // 1_000_000
         metrics = [
             self._library.entities.Metric(name, float(value), now, step)
-            for name, value in _named(floats_of(step, values)).items()
+            for name, value in self._metrics.of(values).items()
         ]
         for some in _parts(metrics, _MOST_METRICS):
-            self._client.log_batch(self._id, metrics=some)
+            self._client.log_batch(run, metrics=some)
 
-    def images(self, step: int, images: Mapping[str, Any]) -> None:
-        self.open()
-        for name, image in _named(images).items():
-            pixels = as_image(name, image)
-            self._client.log_image(self._id, pixels, key=name, step=step)
+    def _log_images(self, run: str, step: int, images: dict[str, np.ndarray]) -> None:
+        for name, pixels in _named(images).items():
+            self._client.log_image(run, pixels, key=name, step=step)
 
-    def histograms(self, step: int, histograms: Mapping[str, Any]) -> None:
-        self.open()
-        found = {name: histogram_of(name, x) for name, x in histograms.items()}
-        for name, x in _named(found).items():
+    def _log_histograms(
+        self, run: str, step: int, histograms: dict[str, Histogram]
+    ) -> None:
+        for name, x in _named(histograms).items():
             lists = {"counts": x.counts.tolist(), "edges": x.edges.tolist()}
             content = {"step": step, **x._asdict(), **lists}
             path = f"histograms/{name}/step_{step:09d}.json"
-            self._client.log_dict(self._id, content, path)
-        self.write(step, nonfinite_counts(found))
+            self._client.log_dict(run, content, path)
 
-    def configure(self, config: Any) -> None:
-        self.open()
-        plain = to_json(config, "config")
-        flat = _named(_flat(plain)).items()
-        params = [self._library.entities.Param(k, str(x)[:_LONGEST]) for k, x in flat]
+    def _configure(self, run: str, config: Any) -> None:
+        self._client.log_dict(run, config, "config.json")
+        flat = self._param_keys.of(_flat(config))
+        wanted = {name: str(value)[:_LONGEST] for name, value in flat.items()}
+        old = self._params
+        new = {name: text for name, text in wanted.items() if name not in old}
+        params = [self._library.entities.Param(*pair) for pair in new.items()]
         for some in _parts(params, _MOST_PARAMS):
-            self._client.log_batch(self._id, params=some)
-        self._client.log_dict(self._id, plain, "config.json")
+            self._client.log_batch(run, params=some)
+        self._params = {**old, **new}
+        if changed := [name for name in wanted if self._params[name] != wanted[name]]:
+            warn(
+                f"MLflow keeps the first values of the parameters {changed}, which have"
+                " others now: config.json of the run holds these"
+            )
 
-    def end(self, status: str) -> None:
-        if self._is_open:
-            self._is_open = False
-            self._client.set_terminated(self._id, status)
+    def _finish(self, run: str, status: Status) -> None:
+        self._client.set_terminated(run, status.upper())
+
+
+class _Keys:
+    """Gives each name a key that is not also the folder of another.
+
+    MLflow's file store keeps a metric or a parameter as a file, so ``a`` and ``a/b``
+    get the keys ``a`` and ``a.b``; after ``a/b``, ``a`` gets ``a.value``.
+
+    Args:
+        known: keys that are taken.
+
+    Example:
+        >>> from fngrad.logging.mlflow_runs import _Keys
+        >>> _Keys().of({"grad_norm/body": 1.0, "grad_norm": 2.0, "val/loss": 3.0})
+        {'grad_norm.body': 1.0, 'grad_norm': 2.0, 'val/loss': 3.0}
+    """
+
+    def __init__(self, known: Iterable[str] = ()):
+        self._keys: dict[str, str] = {}
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        for key in known:
+            self._take(key)
+
+    def of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values by key.
+
+        Raises:
+            ValueError: if two names have the same key.
+        """
+        named = _named(values)
+        for name in sorted(named):  # a folder's name before those in it
+            if name not in self._keys:
+                self._keys[name] = self._take(self._free(name))
+        found = {self._keys[name]: value for name, value in named.items()}
+        _check_all_differ(found, values)
+        return found
+
+    def _free(self, name: str) -> str:
+        first, *others = name.split("/")
+        key = first
+        for word in others:
+            key += ("." if key in self._files else "/") + word
+        return f"{key}.value" if key in self._folders else key
+
+    def _take(self, key: str) -> str:
+        self._files.add(key)
+        words = key.split("/")
+        self._folders |= {"/".join(words[:n]) for n in range(1, len(words))}
+        return key
 
 
 def _new_run(
@@ -145,12 +207,16 @@ def _allowed(name: str) -> str:
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     allowed = {_allowed(name): value for name, value in values.items()}
-    if len(allowed) < len(values):
+    _check_all_differ(allowed, values)
+    return allowed
+
+
+def _check_all_differ(keys: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    if len(keys) < len(names):
         raise ValueError(
             "need names that differ in letters, digits or one of '_-. /', got "
-            f"{sorted(values)}"
+            f"{sorted(names)}"
         )
-    return allowed
 
 
 def _flat(config: Any, before: str = "") -> dict[str, Any]:

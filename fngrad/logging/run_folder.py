@@ -60,14 +60,10 @@ class RunFolder:
     ):
         check_local("a run folder", path)
         self.path: Path = Path(os.path.abspath(path))
-        wanted = _as_dict("config", {} if config is None else config)
+        wanted = config_entries(config)
         more = _as_dict("extra", extra or {})
+        check_continues(self.path, config=config, data=data)
         known, old = _read(self._config_path), _read(self._manifest_path)
-        if known is not None:
-            check_unchanged(f"config in {str(self.path)!r}", known, wanted)
-        if old is not None and None not in (old.get("data"), data):
-            was, wanted_data = {"data": old["data"]}, {"data": data}
-            check_unchanged(f"data in {str(self.path)!r}", was, wanted_data)
         current = {"seed": wanted.get("seed"), "data": data, **facts.collect(), **more}
         _make_folder(self.path)
         _write(
@@ -148,6 +144,35 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ValueError: if it is not a JSON object.
     """
     return _read(Path(path) / "manifest.json") or {}
+
+
+def check_continues(path: Path, *, config: Any, data: str | None) -> None:
+    """Raise unless a folder is new, or holds a run with this config and these data.
+
+    Nothing is written.
+
+    Args:
+        path, config, data: as for `RunFolder`.
+
+    Raises:
+        ValueError, TypeError: as `RunFolder`.
+    """
+    wanted = config_entries(config)
+    known, old = _read(path / "config.json"), read_manifest(path)
+    if known is not None:
+        check_unchanged(f"config in {str(path)!r}", known, wanted)
+    if None not in (old.get("data"), data):
+        was, wanted_data = {"data": old["data"]}, {"data": data}
+        check_unchanged(f"data in {str(path)!r}", was, wanted_data)
+
+
+def config_entries(config: Any) -> dict[str, Any]:
+    """Return what ``config.json`` holds.
+
+    Raises:
+        TypeError: if the config is of another type, or holds what JSON cannot.
+    """
+    return _as_dict("config", {} if config is None else config)
 
 
 def _as_dict(name: str, value: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fngrad.files.json_values import to_json
 from fngrad.logging.histograms import histogram_of
-from fngrad.logging.media import MediaLogger, as_image, nonfinite_counts
+from fngrad.logging.media import MediaLogger, NonfiniteCounts, as_image
 from fngrad.logging.writers import floats_of, in_utf8
 from fngrad.programs.optional_imports import import_extra
 
@@ -43,6 +43,7 @@ def tensorboard(folder: str | Path) -> MediaLogger:
         histograms=events.histograms,
         configure=events.configure,
         fail=events.close,
+        kill=events.close,
     )
 
 
@@ -50,6 +51,7 @@ class _Events:
     def __init__(self, make_writer: Callable[..., Any], folder: str):
         self._make_writer, self._folder = make_writer, folder
         self._writer: Any = None  # opened by the first record
+        self._nonfinite = NonfiniteCounts()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in floats_of(step, values).items():
@@ -71,20 +73,23 @@ class _Events:
 
     def histograms(self, step: int, histograms: Mapping[str, Any]) -> None:
         found = {name: histogram_of(name, x) for name, x in histograms.items()}
-        for name, (counts, edges, mean, rms, _) in found.items():
-            size = int(counts.sum())
+        for name, x in found.items():
+            size = int(x.counts.sum())
+            limits, counts = x.edges[1:].tolist(), x.counts.tolist()
+            if x.low == x.high:  # TensorBoard widens what has one value itself
+                limits, counts = [x.high], [size]
             self._opened().add_histogram_raw(
                 in_utf8(name),
-                min=edges[0],
-                max=edges[-1],
+                min=x.low,
+                max=x.high,
                 num=size,
-                sum=mean * size,
-                sum_squares=rms * rms * size,
-                bucket_limits=edges[1:].tolist(),
-                bucket_counts=counts.tolist(),
+                sum=x.mean * size,
+                sum_squares=x.rms * x.rms * size,
+                bucket_limits=limits,
+                bucket_counts=counts,
                 global_step=step,
             )
-        self.write(step, nonfinite_counts(found))
+        self.write(step, self._nonfinite.of(found))
 
     def configure(self, config: Any) -> None:
         text = json.dumps(to_json(config, "config"), indent=2)

@@ -29,7 +29,10 @@ class Logger(Protocol):
       checkpoint: later steps will be logged again;
     - ``images(step, images)`` and ``histograms(step, histograms)`` for the callbacks
       `fngrad.callbacks.images` and `fngrad.callbacks.histograms`;
-    - ``close()`` at the end of a run that began, or ``fail()`` if an exception ends it.
+    - ``close()`` at the end of a run that began; instead of it ``fail()`` if an
+      exception ends the run, and ``kill()`` if one of the ``exit_signals`` does.
+
+    A method of another signature is refused before the run begins.
     """
 
     def __call__(self, step: int, values: dict[str, Any], /) -> None: ...

@@ -22,7 +22,7 @@ class StepSummary(NamedTuple):
     """What one call of a step takes; see `fngrad.summary`."""
 
     costs: Costs  # operations, of all devices together
-    memory: Memory  # bytes on each device, of the compiled program
+    memory: Memory | None  # bytes on each device; None if the backend reports none
     devices: int  # on which the program runs
 
     def __repr__(self) -> str:
@@ -38,7 +38,7 @@ class StepSummary(NamedTuple):
         rows = [["FLOPs", f"{self.costs.flops:,}", f"{products} {where}".strip()]]
         if self.costs.uncounted:
             rows.append(["  uncounted", str(self.costs.uncounted)])
-        return rows + self.memory.rows()
+        return rows + (self.memory.rows() if self.memory else [])
 
 
 @overload

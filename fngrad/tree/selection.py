@@ -72,7 +72,8 @@ def by_layer(globs: Sequence[str], a: Any) -> dict[Path, list[Any]]:
     """Return the leaves of each layer that a glob selects, by the layer's path.
 
     A layer is a leaf, or a tree inside of ``a``. Of layers inside each other a glob
-    selects the innermost, so that ``"**"`` means every leaf.
+    selects the innermost, so that ``"**"`` means every leaf; it fits any tree, also an
+    array, which has no layer.
 
     Args:
         globs: over the paths of layers, such as ``"blocks/*"`` and ``"**/weight"``.
@@ -96,7 +97,7 @@ def by_layer(globs: Sequence[str], a: Any) -> dict[Path, list[Any]]:
         takes = selector_predicate(glob)
         found = [path for path in inside if takes(path, None)]
         outer = {prefix for path in found for prefix in _prefixes(path)[1:]}
-        if not found:
+        if not found and glob != "**":
             raise ValueError(
                 f"need globs that select a layer, got {glob!r} for {list(inside)}"
                 f"{at_any_depth(glob, list(inside))}"

@@ -32,6 +32,16 @@ def misspelt(w, batch):
     return {"loss": batch["X"] * w}
 
 
+class Logs:
+    """A logger with further attributes."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __call__(self, step, values):
+        raise AssertionError("called before the run is refused")
+
+
 class NotCallable:
     """Not a logger: it has no ``__call__``."""
 
@@ -102,6 +112,21 @@ FAULTS = {
         {"loggers": [lambda step, state, values: None]},
         TypeError,
         r"need functions of 2 arguments in loggers, logger\(step, val",
+    ),
+    "a logger whose configure has another signature": (
+        {"loggers": [Logs(configure=lambda config, name: None)], "config": {}},
+        TypeError,
+        r"need loggers whose optional method configure is called as logger\.configure",
+    ),
+    "a logger whose cut takes nothing": (
+        {"loggers": [Logs(cut=lambda: None)]},
+        TypeError,
+        r"method cut is called as logger\.cut\(step\), got .*arguments \(\)",
+    ),
+    "a logger whose images are not a method": (
+        {"loggers": [Logs(images=[])]},
+        TypeError,
+        r"called as logger\.images\(step, images\), got \[\] in .*Logs",
     ),
     "a logger that is not a function": (
         {"loggers": [NotCallable()]},

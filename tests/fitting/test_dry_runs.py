@@ -1,8 +1,10 @@
-"""A dry run accepts what fit accepts, tells what it would take, and writes nothing."""
+"""A dry run accepts what fit accepts, measures what it takes, and writes nothing."""
 
 import inspect
 import pathlib
 import threading
+import time
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,11 @@ from linear_regression import (
 
 import fngrad as fg
 from fngrad.files.locks import Lock
+from fngrad.fitting.arguments import Arguments
 from fngrad.fitting.dry_runs import dry_run
+from fngrad.fitting.iterables import Batches
+from fngrad.fitting.validation import Evaluation
+from fngrad.logging import RunFolder
 
 HOST = jax.tree.map(np.asarray, ARRAYS)
 EVALUATED = {"metric_fn": metric_fn, "eval_data": ARRAYS, "eval_every": 5}
@@ -115,10 +121,8 @@ def test_it_counts_what_fit_makes(options):
     assert found.steps == len(history.get("loss", ()))
     assert found.evaluations == len(history.get("val/loss", ()))
     assert found.examples == 6
-    made = found.steps or 0, found.evaluations or 0
-    each = found.step_seconds, found.evaluation_seconds
-    expected = found.compile_seconds + np.dot(made, each)
-    assert found.seconds == pytest.approx(expected)
+    seconds = {"compile_seconds": 1.5, "step_seconds": 0.25, "evaluation_seconds": 2}
+    assert found._replace(steps=8, evaluations=3, **seconds).seconds == 9.5
 
 
 def test_costs_and_memory_are_those_of_the_step_with_its_data():
@@ -150,28 +154,163 @@ def test_an_iterator_that_gives_each_batch_once_is_refused_and_not_read():
         dry(batches)
     assert not given
 
+    class Shared:
+        def __iter__(self):
+            return batches
+
+    with pytest.raises(TypeError, match="got the iterator generator"):
+        dry(Shared())
+    assert not given
+
+
+class Counting:
+    """An iterator whose state is the dict that it goes on to change."""
+
+    def __init__(self):
+        self.state = {"step": 0}
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.state["step"] += 1
+        return jax.tree.map(np.asarray, DATA.batch(self.state["step"]))
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
 
 def test_an_iterator_with_a_state_is_set_back():
-    class Counting:
-        step = 0
-
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            self.step += 1
-            return jax.tree.map(np.asarray, DATA.batch(self.step))
-
-        def get_state(self):
-            return self.step
-
-        def set_state(self, step):
-            self.step = step
-
-    batches = Counting()
+    batches, shared = Counting(), Counting()
     next(batches)
     dry(batches)
-    assert batches.step == 1
+    assert batches.state == {"step": 1}
+
+    class Shared:
+        def __iter__(self):
+            return shared
+
+    dry(Shared())
+    assert shared.state == {"step": 0}
+
+
+def test_checkpoints_hold_the_state_before_the_batch_not_the_one_after():
+    batches = Batches(Counting(), lambda batch: batch)
+    assert batches.notes() == {"json": {"step": 0}}
+    next(iter(batches))
+    saved = batches.notes()
+    assert saved == {"json": {"step": 1}}
+    for _ in range(2):  # as often as a run rolls back to one checkpoint
+        next(batches.resume(saved))
+        assert saved == {"json": {"step": 1}}
+
+
+def no_images(state):
+    raise AssertionError("called before the run is refused")
+
+
+REFUSED = {
+    "histograms for nobody": (
+        {"callbacks": [fg.callbacks.histograms(every=1)]},
+        ValueError,
+        "need a logger that takes histograms",
+    ),
+    "images for nobody": (
+        {"callbacks": [fg.callbacks.images(no_images, every=1)]},
+        ValueError,
+        "need a logger that takes images",
+    ),
+    "spikes of nothing": (
+        {"callbacks": [fg.callbacks.spike(metrics="los")]},
+        ValueError,
+        "need metrics of the step for spike",
+    ),
+    "a profile without a folder": (
+        {"callbacks": [fg.callbacks.profile(0, 1)], "run_dir": None},
+        ValueError,
+        r"need run_dir for profile\(0, 1\)",
+    ),
+    "a profile in a file": (
+        {"callbacks": [fg.callbacks.profile(0, 1, __file__)]},
+        FileExistsError,
+        "is not a writable folder",
+    ),
+    "a config without names": (
+        {"config": [0.05]},
+        TypeError,
+        "need a dataclass, NamedTuple or dict as config",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_fit_refuses_is_refused_before_a_run_folder_is_made(name, tmp_path):
+    changes, kind, message = REFUSED[name]
+    for run in (dry, quiet_fit):
+        with pytest.raises(kind, match=message):
+            run(num_steps=2, **{"run_dir": tmp_path / "run"} | changes)
+        assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_the_folder_of_another_run_without_checkpoints_is_refused(tmp_path):
+    options = {"run_dir": tmp_path, "config": {"rate": 0.05}}
+    RunFolder(tmp_path, config=options["config"], data=DATA.fingerprint())
+    before = files_below(tmp_path)
+    other = fg.data.from_arrays({"x": ARRAYS["x"], "y": -ARRAYS["y"]}, batch_size=6)
+    for run in (dry, quiet_fit):
+        with pytest.raises(ValueError, match=r"rate was 0\.05, is 0\.1"):
+            run(num_steps=4, **options | {"config": {"rate": 0.1}})
+        with pytest.raises(ValueError, match="data was"):
+            run(data=other, num_steps=4, **options)
+        if run is dry:
+            assert files_below(tmp_path) == before
+    assert dry(num_steps=4, **options).steps == 4
+
+
+def test_a_run_that_early_stopping_has_ended_has_no_step_left(tmp_path, capsys):
+    stopping = fg.EarlyStopping(patience=1, min_delta=1e3)
+    options = {**EVALUATED, "checkpoint_dir": tmp_path, "early_stopping": stopping}
+    stopped = quiet_fit(num_steps=50, **options)
+    assert stopped.stopped == "early_stopping"
+    found = dry(num_steps=50, **options)
+    assert (found.steps, found.evaluations) == (0, 0)
+    assert found.seconds == found.compile_seconds
+    done = dry(num_steps=0, eval_first=True, **EVALUATED)
+    assert (done.steps, done.evaluations) == (0, 0)
+    assert "early stopping ended the run at step 10" in capsys.readouterr().err
+
+
+def test_a_short_evaluation_is_timed_when_it_is_made_again(monkeypatch):
+    pauses, values = [0.5, 0.0], Evaluation.values  # the first loads programs
+
+    def slow_at_first(self, state):
+        time.sleep(pauses.pop(0))
+        return values(self, state)
+
+    monkeypatch.setattr(Evaluation, "values", slow_at_first)
+    found = dry(**EVALUATED)
+    assert not pauses
+    assert found.evaluation_seconds < 0.5
+
+
+def test_a_backend_that_reports_no_memory_has_no_rows_of_it(monkeypatch):
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda self: None)
+    for found in (dry(), fg.summary(STEP, first_state(), DATA.batch(0))):
+        assert found.memory is None
+        assert "FLOPs" in repr(found)
+        assert "memory" not in repr(found)
+
+
+def test_the_arguments_have_the_names_and_types_of_those_of_fit():
+    hints = typing.get_type_hints(fg.fit)
+    hints.pop("return")
+    assert typing.get_type_hints(Arguments) == hints
+    assert list(Arguments._fields) == list(inspect.signature(fg.fit).parameters)
+    given = dict.fromkeys(Arguments._fields) | {"another local": 1}
+    assert Arguments.among(given)._asdict().items() <= given.items()
 
 
 def test_errors_of_the_data_and_of_the_step_are_those_of_fit():

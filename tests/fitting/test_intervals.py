@@ -1,9 +1,10 @@
 """The steps at which a run is logged by default."""
 
 import pytest
-from linear_regression import DATA, quiet_fit
+from linear_regression import ARRAYS, DATA, quiet_fit
 from resuming import KilledError, kill_at
 
+from fngrad.data.dataset import from_arrays
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Intervals
 
@@ -37,6 +38,21 @@ def test_a_run_of_unknown_length_is_logged_every_hundred_steps():
     batches = (DATA.batch(i) for i in range(3))
     stops = intervals.stops(Feed(batches), 0)
     assert (stops.log_every, stops.last) == (100, ENDLESS)
+
+
+@pytest.mark.parametrize("remainder", ["drop", "wrap"])
+@pytest.mark.parametrize("every", ["epoch", 1, 4])
+def test_evaluations_are_counted_as_a_run_makes_them(every, remainder):
+    data = from_arrays(ARRAYS, batch_size=6, remainder=remainder)
+    for first in range(12):
+        for last in range(first, 24):
+            stops = Intervals(last, None, None, every, None).stops(Feed(data), first)
+            made = [
+                now for now in range(first + 1, last + 1) if stops.evaluates_at(now)
+            ]
+            assert stops.evaluations() == len(made)
+    stops = Intervals(ENDLESS - 1, None, None, every, None).stops(Feed(data), 0)
+    assert stops.evaluations() >= ENDLESS // 4  # each counted alone would take hours
 
 
 def test_a_small_run_is_logged_twenty_times():

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from linear_regression import ARRAYS, DATA, first_state, loss_fn, quiet_fit
-from resuming import FULL, assert_same_run, reached
+from resuming import FULL, OwnError, assert_same_run, raise_at, reached
 
 import fngrad as fg
+from fngrad.fitting.hooks import Hook
 from fngrad.fitting.loops import Carry
 from fngrad.fitting.recording import Loggers
 from fngrad.logging.histograms import histogram_of
@@ -194,6 +195,44 @@ def test_an_exception_of_an_image_function_keeps_the_state():
     with pytest.raises(OSError, match="No space") as caught:
         quiet_fit(num_steps=4, loggers=[Media()], callbacks=[draw])
     assert int(reached(caught).state.step) == 2
+
+
+def test_an_image_function_does_not_hide_the_exception_that_ends_the_run():
+    def refuse(state):
+        raise ValueError("not an image")
+
+    draw, others = fg.callbacks.images(refuse, every=1), []
+    other = Hook("other", begin=lambda run: None, end=lambda: others.append("ended"))
+    callbacks = [other, draw, raise_at(1, OwnError())]
+    with pytest.raises(OwnError) as caught:
+        sgd_fit(log_every=1, loggers=[Media()], callbacks=callbacks)
+    note = "fit: the callback images(every=1) could not end: ValueError: not an image"
+    assert note in reached(caught).__notes__
+    assert others == ["ended"]
+
+
+def test_nothing_is_made_for_a_logger_that_was_left_out():
+    drawn = []
+
+    def draw(state):
+        drawn.append(int(state.step))
+        return {}
+
+    class Images(Media):
+        def __call__(self, step, values):
+            if step == self.fails_at:
+                raise FULL
+
+    logger = Images(fails_at=4)
+    count = fg.callbacks.histograms(every=2, of=["updates"])
+    with pytest.warns(UserWarning, match="Images, which raised at step 4 and is left"):
+        sgd_fit(
+            num_steps=8,
+            log_every=4,
+            loggers=[logger],
+            callbacks=[fg.callbacks.images(draw, every=2), count],
+        )
+    assert drawn == sorted(logger.found) == [2]
 
 
 def own_step(state, batch):

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from linear_regression import quiet_fit
 from resuming import FULL, WATCHED, OwnError, raise_at, reached
 
+import fngrad.fitting.recording as recording
 from fngrad.logging import RunFolder, read_jsonl
 from fngrad.logging.history import History
 from fngrad.logging.lines import LineFile
@@ -104,6 +106,20 @@ def test_a_logger_that_was_left_out_is_closed():
     logger = Ending(at=1)
     with pytest.warns(UserWarning, match="without the logger Ending"):
         quiet_fit(num_steps=2, log_every=1, loggers=[logger])
+    assert logger.ended == ["closed"]
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_logger_that_was_left_out(monkeypatch):
+    monkeypatch.setattr(recording, "CLOSE_SECONDS", 0.01)
+    answers, logger = threading.Event(), Ending(at=1)
+    vars(logger)["close"] = lambda: answers.wait() and logger.ended.append("closed")
+    with pytest.warns(UserWarning, match="without the logger Ending"):
+        quiet_fit(num_steps=2, log_every=1, loggers=[logger])
+    (closing,) = [t for t in threading.enumerate() if t.name == "fngrad-close"]
+    assert closing.daemon  # the process may end meanwhile
+    assert logger.ended == []
+    answers.set()
+    closing.join()
     assert logger.ended == ["closed"]
 
 

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM while checkpoints are written."""
 
+import contextlib
+import functools
 import json
 import os
 import signal
@@ -147,6 +149,42 @@ def test_what_a_users_handler_raises_waits_for_the_checkpoint(
         saving_fit(tmp_path, callbacks=[send(number, 9)])
     assert int(reached(caught).state.step) == 9 == checkpoint.latest_step(tmp_path)
     assert len(reached(caught).history["loss"]) == 9
+
+
+class Ends:
+    """A logger that keeps how it was ended."""
+
+    def __init__(self, methods=("close", "fail", "kill")):
+        self.ended = []
+        for name in methods:
+            setattr(self, name, functools.partial(self.ended.append, name))
+
+    def __call__(self, step, values):
+        pass
+
+
+def own_handler_raises(number, frame):
+    raise OwnError(number)
+
+
+@pytest.mark.parametrize(
+    ("number", "handler", "expected"),
+    [
+        (signal.SIGTERM, None, "kill"),
+        (signal.SIGINT, None, "close"),
+        (signal.SIGTERM, own_handler_raises, "fail"),
+    ],
+)
+def test_loggers_are_told_how_a_signal_ends_the_run(
+    number, handler, expected, tmp_path, install
+):
+    if handler:
+        install(number, handler)
+    whole, simple = Ends(), Ends(["close"])
+    with contextlib.suppress(SystemExit, OwnError):
+        options = {"num_steps": 6, "callbacks": [send(number, 3)]}
+        saving_fit(tmp_path, loggers=[whole, simple], **options)
+    assert (whole.ended, simple.ended) == ([expected], ["close"])
 
 
 def test_an_interrupt_ends_a_nested_run_and_the_outer_one(tmp_path):

@@ -23,6 +23,8 @@ ARRAYS = {
     "not finite": np.array([1.0, np.nan, np.inf, 2.0, -np.inf, 1.5]),
     "nothing finite": np.array([np.nan, np.inf]),
     "empty": np.zeros((0, 3)),
+    "a list": [1.0, 2, [3.0][0]],
+    "a float": 1.5,
 }
 
 
@@ -47,6 +49,7 @@ def test_edges_mean_and_rms_are_those_of_the_entries(x):
     if not finite.size:
         finite = np.zeros(1, np.longdouble)
     low, high = finite.min(), finite.max()
+    assert (found.low, found.high) == (low, high)
     half = 0.5 if low == high else 0.0
     expected = np.linspace(low - half, high + half, 11)
     largest = float(np.abs(finite).max())
@@ -67,6 +70,12 @@ def test_other_arrays_are_refused_by_name(x):
     message = f"need real numbers for a histogram, got {x.dtype} at 'w'"
     with pytest.raises(TypeError, match=message):
         histogram_of("w", x)
+
+
+@pytest.mark.parametrize("x", [[[1.0], [1.0, 2.0]], ["a"], [1j], None])
+def test_what_is_not_numbers_is_refused(x):
+    with pytest.raises(TypeError, match="need real numbers for a histogram, got"):
+        logging.histogram(x)
 
 
 def test_a_histogram_needs_a_bin():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tracked_runs
-from linear_regression import quiet_fit
+from linear_regression import DATA, STEP, first_state, quiet_fit
 from resuming import KilledError, OwnError, kill_at, raise_at, saving_fit
 
 import fngrad as fg
@@ -28,6 +28,7 @@ LIBRARIES = {
     "trackio": ("trackio",),
     "mlflow": ("mlflow",),
 }
+WANDB_STATUSES = {"finished": [0], "failed": [1], "killed": ["preempting", 1]}
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +85,16 @@ class Tracker:
     def config(self):
         return (CONFIG, FLAT) if self.kind == "mlflow" else CONFIG
 
-    def statuses(self, *codes):
-        """Return what the reader should find where a run ended with these codes."""
+    def statuses(self, *endings):
+        """Return what the reader should find of a run that ended in these ways."""
         if self.kind == "mlflow":
-            return ["FAILED" if codes[-1] else "FINISHED"]
-        return list(codes) if self.kind == "wandb" else []
+            return [endings[-1].upper()]
+        if self.kind == "wandb":
+            return [status for each in endings for status in WANDB_STATUSES[each]]
+        return None  # there is none to record it in
+
+    def key(self, name):
+        return name.replace("a/b", "a.b") if self.kind == "mlflow" else name
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -100,27 +106,31 @@ def test_what_was_logged_is_read_back(tracker):
     with tracker.make() as logger:
         logger.configure(CONFIG)
         logger(1, {"loss": 0.5, "val/worst": float("nan")})
-        logger(7, {"loss": jnp.float32(0.25), "high": np.inf})
+        logger(7, {"loss": jnp.float32(0.25), "high": np.inf, "a": 1, "a/b": 2})
         logger.images(7, {"sample": PIXELS, "gray": GRAY})
         logger.histograms(7, {"layer/w": ENTRIES, "b": jnp.zeros(3, jnp.bfloat16)})
+        logger.histograms(8, {"layer/w": ENTRIES[:4]})
     found = tracker.read()
     assert found.config == tracker.config
-    assert found.status == tracker.statuses(0)
+    assert found.status == tracker.statuses("finished")
     assert found.scalars["loss"] == [(1, 0.5), (7, 0.25)]
     assert found.scalars["high"] == [(7, np.inf)]
-    assert found.scalars["layer/w/nonfinite"] == [(7, 1)]
+    assert found.scalars["a"] == [(7, 1)]
+    assert found.scalars[tracker.key("a/b")] == [(7, 2)]
+    assert found.scalars["layer/w/nonfinite"] == [(7, 1), (8, 0)]
+    assert "b/nonfinite" not in found.scalars
     ((step, worst),) = found.scalars["val/worst"]
     assert step == 1
     assert np.isnan(worst)
     np.testing.assert_array_equal(found.images["sample"], PIXELS)
     gray = np.rint(255 * GRAY).astype(np.uint8)[..., None].repeat(3, axis=-1)
     np.testing.assert_array_equal(found.images["gray"], gray)
-    finite = ENTRIES[np.isfinite(ENTRIES)].astype(np.float64)
-    counts, edges = np.histogram(finite, bins=64)
+    counts, edges = np.histogram(ENTRIES[:4].astype(np.float64), bins=64)
     weights, zeros = found.histograms["layer/w"], found.histograms["b"]
     np.testing.assert_array_equal(weights["counts"], counts)
     np.testing.assert_allclose(weights["edges"], edges, rtol=0, atol=1e-6)
-    assert (zeros["edges"][0], zeros["edges"][-1]) == (-0.5, 0.5)
+    widest = (0, 0) if tracker.kind == "tensorboard" else (-0.5, 0.5)
+    assert (zeros["edges"][0], zeros["edges"][-1]) == widest
     assert sum(zeros["counts"]) == max(zeros["counts"]) == 3
 
 
@@ -140,7 +150,21 @@ def test_a_closed_logger_continues_its_run_which_fails_with_an_exception(tracker
     found = tracker.read()
     assert found.scalars["loss"] == [(1, 0.5), (2, 0.25)]
     assert found.config == tracker.config
-    assert found.status == tracker.statuses(0, 1)
+    assert found.status == tracker.statuses("finished", "failed")
+
+
+def test_a_run_begins_at_the_first_record_and_may_be_killed(tracker):
+    logger = tracker.make()
+    done = quiet_fit(num_steps=1)
+    assert quiet_fit(done.state, num_steps=1, loggers=[logger]).stopped == "completed"
+    fg.dry_run(STEP, first_state(), DATA, num_steps=1, loggers=[logger])
+    with pytest.raises(ValueError, match="need one of num_steps and num_epochs"):
+        quiet_fit(loggers=[logger])
+    logger(1, {"loss": 0.5})
+    logger.kill()
+    found = tracker.read()  # the only run
+    assert found.scalars["loss"] == [(1, 0.5)]
+    assert found.status == tracker.statuses("killed")
 
 
 def weights(state):
@@ -166,7 +190,7 @@ def test_fit_tells_all_trackers_at_once_but_one_that_raises(offline, tmp_path):
         assert found.scalars["loss"] == list(zip([1, 2, 3], losses, strict=True))
         assert sum(found.histograms["params/w"]["counts"]) == 2
         assert found.images["weights"].shape == (1, 2, 3)
-        assert found.status == tracker.statuses(0)
+        assert found.status == tracker.statuses("finished")
 
 
 def test_tensorboard_shows_a_resumed_run_once_for_its_own_reader(tmp_path):
@@ -224,6 +248,32 @@ def test_names_that_mlflow_does_not_allow_get_underscores(offline, tmp_path):
 
 
 ALLOWED = ("cost__x__", "_/a", "a/_/b")
+
+
+def test_names_that_are_folders_of_others_get_keys_that_last(offline, tmp_path):
+    tracker = Tracker("mlflow", tmp_path, offline)
+    with tracker.make() as logger:
+        logger.configure({"c": 1, "c/d": 2, "rate": 0.1, "size": 3})
+        logger(1, {"x/y": 0.0, "a/b": 1.0, "a": 2.0, "a/b/c": 3.0})
+        logger(2, {"x": 4.0})
+        with pytest.raises(ValueError, match="need names that differ in letters"):
+            logger(3, {"a": 0.0, "a/b": 1.0, "a.b": 2.0})
+    with pytest.warns(UserWarning, match=r"keeps .* the parameters \['rate'\], which"):
+        logger.configure({"c": 1, "c/d": 2, "rate": 0.2, "more": 4})
+    logger(3, {"x": 5.0, "a/b": 6.0})
+    logger.close()
+    assert tracker.read().scalars == {
+        "a": [(1, 2.0)],
+        "a.b": [(1, 1.0), (3, 6.0)],
+        "a.b.c": [(1, 3.0)],
+        "x/y": [(1, 0.0)],
+        "x.value": [(2, 4.0), (3, 5.0)],
+    }
+    params = {"c": "1", "c.d": "2", "rate": "0.1", "size": "3", "more": "4"}
+    assert tracker.read().config == (
+        {"c": 1, "c/d": 2, "rate": 0.2, "more": 4},
+        params,
+    )
 
 
 def test_mlflow_gets_no_more_metrics_and_params_than_a_request_may_have(monkeypatch):

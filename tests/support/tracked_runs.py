@@ -17,7 +17,7 @@ class Found(NamedTuple):
     images: dict[str, np.ndarray]  # the last of each name
     histograms: dict[str, dict[str, list[float]]]  # with counts and edges
     config: Any
-    status: Any
+    status: Any  # how the run ended; None if the tracker does not record it
 
 
 def pixels(path: Any) -> np.ndarray:
@@ -35,7 +35,7 @@ def wandb_run(folder: pathlib.Path) -> Found:
     """
     for _ in range(1000):
         found, files = _wandb_run(folder)
-        if len(found.status) == files:
+        if sum(status != "preempting" for status in found.status) == files:
             return found
         time.sleep(0.02)
     raise AssertionError(f"a file of {folder} does not say how its run ended")
@@ -55,6 +55,8 @@ def _wandb_run(folder: pathlib.Path) -> tuple[Found, int]:
                 found.config[key] = json.loads(update.value_json)
         if record.WhichOneof("record_type") == "exit":
             found.status.append(record.exit.exit_code)
+        if record.WhichOneof("record_type") == "preempting":
+            found.status.append("preempting")
         items: dict[str, Any] = {}
         for item in record.history.item:
             *outer, key = list(item.nested_key) or [item.key]
@@ -73,7 +75,7 @@ def trackio_run(folder: pathlib.Path, project: str) -> Found:
 
     (run,) = trackio.Api().runs(project)
     config = {k: v for k, v in (run.config or {}).items() if not k.startswith("_")}
-    found = Found({}, {}, {}, config, [])
+    found = Found({}, {}, {}, config, None)
     for record in SQLiteStorage.get_logs(project, run.name):
         step = record.pop("step")
         record.pop("timestamp")
@@ -104,7 +106,8 @@ def mlflow_run(folder: pathlib.Path, experiment: str) -> Found:
         )
         for path in sorted(artifacts.glob("histograms/**/*.json"))
     }
-    config = json.loads((artifacts / "config.json").read_text())
+    path = artifacts / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else None
     return Found(
         scalars, images, histograms, (config, run.data.params), [run.info.status]
     )
@@ -135,9 +138,10 @@ def tensorboard_run(folder: pathlib.Path) -> Found:
         value = events.Histograms(tag)[-1].histogram_value
         edges = [value.min, *value.bucket_limit]
         histograms[tag] = vars(value) | {"counts": value.bucket, "edges": edges}
-    (tag,) = tags["tensors"]
-    config = json.loads(events.Tensors(tag)[-1].tensor_proto.string_val[0])
-    return Found(scalars, images, histograms, config, [])
+    config = None
+    for tag in tags["tensors"]:
+        config = json.loads(events.Tensors(tag)[-1].tensor_proto.string_val[0])
+    return Found(scalars, images, histograms, config, None)
 
 
 def _sort(found: Found, step: Any, items: dict[str, Any], folder: Any, path: str):

@@ -287,3 +287,13 @@ def test_only_partitions_have_groups():
         return fg.Transform(lambda params: (), lambda u, s, p: (u, groups and s))
 
     assert not [*partitions_of(with_groups(3)), *partitions_of(with_groups([3]))]
+
+
+def test_the_only_leaf_of_an_array_is_not_a_layer_but_every_leaf():
+    norms = {}
+    for metrics in (("**",), "norms"):
+        step = fg.make_step(half_square, fg.sgd(RATE), metrics=metrics)
+        state = fg.init_state(jnp.array([3.0, 4.0]), fg.sgd(RATE), 0)
+        norms[metrics] = step(state, jnp.float32(1))[1]
+    assert norms["norms"] == norms["**",]
+    assert norms["norms"]["grad_norm"] == 5
