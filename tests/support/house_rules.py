@@ -10,6 +10,7 @@ FOLDERS = ("fngrad", "experiments", "tests")
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"),
     "COMING_FROM.md",
+    "RECIPES.md",
     *FOLDERS,
 }
 
