@@ -233,10 +233,8 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
             k_part = jax.random.fold_in(key, index)
             value, grads = gradient(params, trainable, part, k_part, model_state, scale)
             term = _terms(value, grads)
-            return (
-                tree.add(total, tree.scale(1 / parts, term)),
-                value.model_state,
-            ), None
+            total = tree.add(total, tree.scale(1 / parts, term))
+            return (total, value.model_state), None
 
         mesh = auto_mesh_of(params, batch)
         devices = 1 if mesh is None else batch_devices(mesh)
@@ -258,8 +256,8 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
         )
         loss = checkpoint_name(loss, "mean_loss")
         named = tree.map_with_path(_named_mean, tree.keep(trainable, grads))
-        grads = tree.merge(named, tree.zeros_like(grads))
-        return Value(loss, metrics, model_state), grads
+        value = Value(loss, metrics, model_state)
+        return value, tree.merge(named, tree.zeros_like(grads))
 
     return averaged
 

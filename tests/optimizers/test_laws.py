@@ -259,8 +259,7 @@ def test_a_sweep_equals_runs_one_by_one_that_compile_once(name):
         assert moved or lane == 0 or argument in SILENT, f"{argument} is ignored"
 
 
-# With the quick settings of the fast tests XLA rounds a constant's products otherwise.
-OTHERWISE = {"adan", "shampoo"}
+OTHERWISE = {"adan", "shampoo"}  # with XLA's quick settings rounding differs
 
 
 @pytest.mark.xla_defaults

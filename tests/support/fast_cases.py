@@ -21,7 +21,7 @@ from typing import Any
 TESTS = pathlib.Path(__file__).parents[1]
 TABLE = TESTS / "fast_cases.toml"
 SECONDS = 0.25  # that the cases of one test may take together
-SINGLE = 1.5  # seconds that a test without cases may take
+SINGLE = 1.0  # seconds that a test without cases may take
 # Comparisons with what was computed otherwise stay whole: most faults in arithmetic are
 # found by them.
 ORACLE = re.compile(

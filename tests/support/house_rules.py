@@ -9,9 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDERS = ("fngrad", "experiments", "tests")
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"),
-    "COMING_FROM.md",
-    "RECIPES.md",
-    *FOLDERS,
+    *("COMING_FROM.md", "RECIPES.md", *FOLDERS),
 }
 
 # A floor, the files and folders on it, and what they hold: the README's map is made
