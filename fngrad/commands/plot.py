@@ -13,9 +13,10 @@ def plot(run: Path, /, *, metric: tuple[str, ...] = (), output: Output = None) -
     Args:
         run: its folder.
         metric: what to draw; by default every scalar.
-        output: the picture (.png, .pdf, .svg); by default curves.png in the folder.
+        output: the picture (.png, .pdf, .svg); by default plot.png in the folder,
+            where `fngrad.fit` writes curves.png, of all steps.
     """
     record = run_records.read_run(run)
-    path = output or record.path / "curves.png"
+    path = output or record.path / "plot.png"
     print(plots.write(record.history.plot(*metric), path))
     return 0

@@ -104,6 +104,11 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
         ValueError: if it is not a run folder, or one of its files is damaged.
     """
     path = Path(path)
+    if not is_run(path) and (path / "sweep.json").is_file():
+        raise ValueError(
+            f"need a run folder, got {str(path)!r}, the folder of a sweep: "
+            "`fngrad report` shows it"
+        )
     if not is_run(path):
         raise ValueError(
             f"need a run folder, with manifest.json or metrics.jsonl, got "

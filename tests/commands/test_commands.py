@@ -190,6 +190,10 @@ def test_curves_are_drawn_as_a_picture(folder, capsys, tmp_path):
         status, lines, _ = run(capsys, *arguments)
         assert status == 0
         assert str(tmp_path / "x") in lines[-1]
+    before = sorted(path.name for path in (folder / "a").iterdir())
+    assert run(capsys, "plot", folder / "a", "--metric", "loss")[0] == 0
+    after = sorted(path.name for path in (folder / "a").iterdir())
+    assert after == sorted([*before, "plot.png"])  # beside what fit has drawn
     pictures = sorted((tmp_path / "x").iterdir())
     assert [p.read_bytes()[:4] for p in pictures] == 2 * [b"\x89PNG"]
 

@@ -143,3 +143,9 @@ def test_the_metric_shown_by_default_is_an_evaluation():
 def test_a_folder_without_a_run_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"need a run folder.*fngrad runs FOLDER"):
         run_records.read_run(tmp_path)
+
+
+def test_the_folder_of_a_sweep_is_not_a_run(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match="the folder of a sweep: `fngrad report`"):
+        run_records.read_run(tmp_path)

@@ -146,8 +146,8 @@ HOUSE = (
         "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
         "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
         "are refused), `early_stopping`, `validation` (the `val/` metrics), "
-        "`nonfinite` (a NaN, rollbacks), `outputs`, `recording` (what `loggers`, "
-        "`callbacks` and `progress` may be), `interrupts` (SIGTERM's exit status)",
+        "`nonfinite` (a NaN, rollbacks), `outputs`, `recording` "
+        "(`loggers`, `callbacks`, `progress`), `interrupts` (SIGTERM's exit status)",
     ),
     (
         7,
