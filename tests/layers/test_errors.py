@@ -117,7 +117,7 @@ def test_every_layer_is_a_scope_of_the_program():
 
 
 def test_activations_are_found_in_jax():
-    with pytest.raises(AttributeError, match="a layer, so use jax.nn.relu"):
+    with pytest.raises(AttributeError, match=r"a layer, so use jax\.nn\.relu"):
         layers.relu  # noqa: B018
-    with pytest.raises(AttributeError, match="no attribute 'convolution'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'convolution'$"):
         layers.convolution  # noqa: B018
