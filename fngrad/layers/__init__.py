@@ -1,9 +1,5 @@
 """Layers: pairs of pure functions on one example, and how they compose."""
 
-from typing import TYPE_CHECKING, Any
-
-import jax
-
 import fngrad.layers.initializers as initializers
 from fngrad.layers.attention import multi_head_attention
 from fngrad.layers.combinators import parallel, residual, serial
@@ -73,13 +69,3 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-if not TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """Say where an activation function is."""
-        text = f"module 'fngrad.layers' has no attribute {name!r}"
-        if hasattr(jax.nn, name):
-            text += f"; any function is a layer, so use jax.nn.{name}"
-        raise AttributeError(text)

@@ -114,10 +114,3 @@ def test_every_layer_is_a_scope_of_the_program():
     assert "layers/1" not in scopes["dot_general"]
     assert "entry 1" in scopes["sin"]
     assert "entry 0" not in scopes["sin"]
-
-
-def test_activations_are_found_in_jax():
-    with pytest.raises(AttributeError, match=r"a layer, so use jax\.nn\.relu"):
-        layers.relu  # noqa: B018
-    with pytest.raises(AttributeError, match=r"no attribute 'convolution'$"):
-        layers.convolution  # noqa: B018
