@@ -26,7 +26,7 @@ class Histogram(NamedTuple):
 def histogram(x: Any, bins: int = BINS) -> Histogram:
     r"""Count the entries of an array in bins of equal width.
 
-    $$c_i = |\{j : e_i \le x_j \lt e_{i+1}\}|, \quad
+    $$c_i = \sum_j [e_i \le x_j \lt e_{i+1}], \quad
       e_i = \min x + \tfrac{i}{n} (\max x - \min x)$$
 
     The last bin includes its right edge. The array is copied to the host and counted in
