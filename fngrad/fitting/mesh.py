@@ -48,7 +48,7 @@ def placed_run(
     state = placed_state(step, state, mesh)
     data, eval_data = placed_data(data, mesh), placed_examples(eval_data, mesh)
     _warn_if_whole(step, state.params, mesh)
-    _warn_without_batch_axis(mesh)
+    _warn_without_batch_axis(mesh, data)
     return mesh, state, data, eval_data
 
 
@@ -100,9 +100,13 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
         )
 
 
-def _warn_without_batch_axis(mesh: Mesh) -> None:
-    """Warn if no axis of the state's mesh is that of the batch."""
-    if BATCH_AXIS not in mesh.shape and mesh.size > 1:
+def _warn_without_batch_axis(mesh: Mesh, data: Any) -> None:
+    """Warn if nothing splits the batch: no axis of the state's mesh, nor the user."""
+    is_split = any(
+        is_on_a_mesh(x) and not x.sharding.is_fully_replicated
+        for x in jax.tree.leaves(data)
+    )
+    if BATCH_AXIS not in mesh.shape and mesh.size > 1 and not is_split:
         warn(
             f"the mesh of the state, {dict(mesh.shape)}, has no axis {BATCH_AXIS!r}: "
             f"each of its {mesh.size} devices computes the whole batch; "

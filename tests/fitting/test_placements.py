@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import fngrad as fg
 
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "the mesh of the state")  # has no axis "data"
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("d", "m"))
 on = lambda *axes: NamedSharding(mesh, P(*axes))
 logger, compiled = logging.getLogger("jax"), []

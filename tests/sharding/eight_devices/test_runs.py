@@ -219,6 +219,9 @@ def test_a_mesh_that_does_not_split_the_batch_is_warned_about():
     state = sharding.shard_state(first_state(), mesh, sharding.replicated)
     with pytest.warns(UserWarning, match="has no axis 'data': each of its 8 devices"):
         placed_run(None, STEPS["one device"], state, DATA, None)
+    rows = jax.sharding.NamedSharding(mesh, P("model"))
+    split_by_the_user = jax.device_put({"x": X[:96], "y": X[:96]}, rows)
+    placed_run(None, STEPS["one device"], state, split_by_the_user, None)
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
