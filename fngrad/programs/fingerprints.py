@@ -192,7 +192,8 @@ class _Walk:
         if isinstance(value, type):
             return value.__name__
         if _is_jaxpr(value):
-            count = len(getattr(value, "jaxpr", value).invars)
+            jaxpr: Any = getattr(value, "jaxpr", value)
+            count = len(jaxpr.invars)
             return self.outputs(value, [digest("operand", i) for i in range(count)])
         if isinstance(value, np.ndarray | np.generic | jax.Array):
             return of_array(value)
