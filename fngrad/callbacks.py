@@ -94,7 +94,7 @@ def spike(
         metrics = [metrics]
     watch = _Watch(float(factor), window, metrics, action)
     name = f"spike({factor=}, {window=}, {action=})"
-    return Hook(name, begin=watch.begin, check=watch.check, after=watch.after)
+    return Hook.of(name, watch)
 
 
 class _Watch:

@@ -61,6 +61,12 @@ class Hook:
     around: Callable[[Advance], Advance] = lambda advance: advance  # wraps the loop
     end: Callable[[], None] = lambda: None  # however the run ends
 
+    @classmethod
+    def of(cls, name: str, part: Any) -> "Hook":
+        """Return the hook whose functions are the methods of an object."""
+        fields = [each.name for each in dataclasses.fields(cls) if each.name != "name"]
+        return cls(name, **{f: getattr(part, f) for f in fields if hasattr(part, f)})
+
     def __call__(
         self, step: int, state: TrainState, values: Values
     ) -> TrainState | Stop | None:
@@ -124,8 +130,7 @@ def _end(hook: Hook, kind: Any, error: Any, _: Any) -> None:
     except Exception as failure:
         if error is None:
             raise
-        text = f"{type(failure).__name__}: {failure}"
-        add_note(error, f"the callback {hook.name} could not end: {text}")
+        add_note(error, f"the callback {hook.name} could not end", failure)
 
 
 def check_answer(answer: Any, now: int) -> None:

@@ -202,9 +202,10 @@ def attach(error: BaseException, state: TrainState | None, history: History) -> 
                 add_note(error, f"its class does not accept the attribute {name!r}")
 
 
-def add_note(error: BaseException, text: str) -> None:
-    """Add a line to the message of an exception."""
-    error.add_note(f"fit: {text}")
+def add_note(error: BaseException, text: str, failure: Exception | None = None) -> None:
+    """Add a line to the message of an exception, with what failed because of it."""
+    cause = "" if failure is None else f": {type(failure).__name__}: {failure}"
+    error.add_note(f"fit: {text}{cause}")
 
 
 def is_donated(state: TrainState) -> bool:

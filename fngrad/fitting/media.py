@@ -57,15 +57,7 @@ def images(image_fn: Callable[[TrainState], Mapping[str, Any]], *, every: int) -
             f"need a function state -> images by name, got {type(image_fn).__name__}"
         )
     timer = _EverySoMany("images", every, image_fn)
-    return Hook(
-        f"images({every=})",
-        begin=timer.begin,
-        check=timer.check,
-        before=timer.before,
-        after=timer.after,
-        around=timer.around,
-        end=timer.log,
-    )
+    return Hook.of(f"images({every=})", timer)
 
 
 def histograms(
@@ -121,15 +113,7 @@ def histograms(
     if not kinds:
         raise ValueError(f"need at least one of {KINDS} in of, got none")
     counter = _Histograms(mask, every, kinds, bins)
-    return Hook(
-        f"histograms({mask!r}, {every=}, of={kinds})",
-        begin=counter.begin,
-        check=counter.check,
-        before=counter.before,
-        after=counter.after,
-        around=counter.around,
-        end=counter.log,
-    )
+    return Hook.of(f"histograms({mask!r}, {every=}, of={kinds})", counter)
 
 
 class _EverySoMany:
@@ -181,9 +165,9 @@ class _EverySoMany:
         return watched
 
     def after(self, now: int) -> None:
-        self.log()
+        self.end()
 
-    def log(self) -> None:
+    def end(self) -> None:
         """Log what is due, if anything is."""
         due, self._due = self._due, None
         if due is not None and self._run is not None and self._is_taken:

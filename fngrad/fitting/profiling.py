@@ -61,15 +61,7 @@ def profile(first: int, last: int, folder: str | Path | None = None) -> Hook:
     if folder is not None:
         check_local("folder", folder)
     trace = _Trace(first, last, None if folder is None else Path(folder).absolute())
-    return Hook(
-        f"profile({first}, {last})",
-        begin=trace.begin,
-        check=trace.check,
-        before=trace.before,
-        after=trace.after,
-        around=trace.around,
-        end=trace.end,
-    )
+    return Hook.of(f"profile({first}, {last})", trace)
 
 
 class _Trace:

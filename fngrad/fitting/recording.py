@@ -68,7 +68,7 @@ class Loggers:
             except Exception as failure:
                 text = f"{name_of(logger)} could not be closed"
                 if error is not None:
-                    add_note(error, f"{text}: {type(failure).__name__}: {failure}")
+                    add_note(error, text, failure)
                 elif not is_left_out:
                     _warn(f"the run has ended, but {text}", failure)
 
@@ -142,7 +142,7 @@ class RunRecords:
 
     def _end(self, text: str, failure: Exception, error: Any) -> None:
         if error is not None:
-            add_note(error, f"{text}: {type(failure).__name__}: {failure}")
+            add_note(error, text, failure)
         elif self._on_error == "raise":
             add_note(failure, f"{text}; {_REMEDY}")
             raise failure
