@@ -175,14 +175,14 @@ def _check_run_dir(run: Run, start: Start) -> None:
     Raises:
         ValueError, TypeError: see `fngrad.fit`.
     """
-    folder, config = run.reporting.run_dir, run.reporting.config
-    if folder is not None:
-        config_entries(config)
+    folder = run.reporting.run_dir
+    if folder is None:
+        return
+    config = config_entries(run.reporting.config)
     if run.rules.resume == "overwrite":  # it is moved aside
         return
     may_cut_records(folder, run.rules, start)
-    if folder is not None:
-        check_continues(folder, config=config, data=run.guard.feed.fingerprint)
+    check_continues(folder, config=config, data=run.guard.feed.fingerprint)
 
 
 def _made(

@@ -62,8 +62,7 @@ class RunFolder:
         self.path: Path = Path(os.path.abspath(path))
         wanted = config_entries(config)
         more = _as_dict("extra", extra or {})
-        check_continues(self.path, config=config, data=data)
-        known, old = _read(self._config_path), _read(self._manifest_path)
+        known, old = check_continues(self.path, config=wanted, data=data)
         current = {"seed": wanted.get("seed"), "data": data, **facts.collect(), **more}
         _make_folder(self.path)
         _write(
@@ -146,24 +145,31 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return _read(Path(path) / "manifest.json") or {}
 
 
-def check_continues(path: Path, *, config: Any, data: str | None) -> None:
+def check_continues(
+    path: Path, *, config: dict[str, Any], data: str | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Raise unless a folder is new, or holds a run with this config and these data.
 
     Nothing is written.
 
     Args:
-        path, config, data: as for `RunFolder`.
+        path: as for `RunFolder`.
+        config: from `config_entries`.
+        data: as for `RunFolder`.
+
+    Returns:
+        The config and the manifest that are there; None where there is none.
 
     Raises:
-        ValueError, TypeError: as `RunFolder`.
+        ValueError: as `RunFolder`.
     """
-    wanted = config_entries(config)
-    known, old = _read(path / "config.json"), read_manifest(path)
+    known, old = _read(path / "config.json"), _read(path / "manifest.json")
     if known is not None:
-        check_unchanged(f"config in {str(path)!r}", known, wanted)
-    if None not in (old.get("data"), data):
+        check_unchanged(f"config in {str(path)!r}", known, config)
+    if old is not None and None not in (old.get("data"), data):
         was, wanted_data = {"data": old["data"]}, {"data": data}
         check_unchanged(f"data in {str(path)!r}", was, wanted_data)
+    return known, old
 
 
 def config_entries(config: Any) -> dict[str, Any]:
