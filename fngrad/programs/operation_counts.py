@@ -75,6 +75,11 @@ def costs(fn: Callable[..., Any], *args: Any) -> Costs:
     """
     check_function(fn)
     program, _ = jaxprs.trace(fn, *args)
+    return costs_of(program)
+
+
+def costs_of(program: jaxprs.Program) -> Costs:
+    """Count the operations and bytes of a traced program, as `costs` does."""
     uncounted: Counter[str] = Counter()
     inside = _count(program.closed.jaxpr, uncounted)
     moved = sum(map(_bytes, [*program.inputs, *program.outputs]))

@@ -10,7 +10,8 @@ import fngrad.programs.text_tables as text_tables
 from fngrad.data.dataset import Dataset
 from fngrad.layers.core import Layer, StatefulLayer
 from fngrad.programs.compiled_memory import Memory, memory_of
-from fngrad.programs.operation_counts import Costs, costs
+from fngrad.programs.jaxprs import Program
+from fngrad.programs.operation_counts import Costs, costs_of
 from fngrad.programs.printed import preformatted, shown
 from fngrad.training.run_checks import call_step, check_order
 from fngrad.training.state import TrainState
@@ -136,15 +137,17 @@ def _of_step(step: Any, state: TrainState, batch: Batch) -> StepSummary:
             "need a batch for the summary of a step, got a dataset: "
             "fngrad.summary(step, state, data.batch(0))"
         )
-    lowered: list[Any] = []
+    made: list[Any] = []
 
     def call(state: TrainState, batch: Batch) -> Any:
         program: Callable[..., Any] = jax.jit(step, donate_argnums=0)
-        lowered.append(program.lower(state, batch))
-        return lowered[0].out_info
+        made.append(program.trace(state, batch))
+        return made[0].out_info
 
     call_step(step, state, batch, call)
-    compiled = lowered[0].compile()
+    (traced,) = made
+    compiled = traced.lower().compile()
     shardings = jax.tree.leaves(compiled.input_shardings)
     devices = set().union(*(sharding.device_set for sharding in shardings))
-    return StepSummary(costs(step, state, batch), memory_of(compiled), len(devices))
+    counted = costs_of(Program(traced.jaxpr))
+    return StepSummary(counted, memory_of(compiled), len(devices))
