@@ -1,5 +1,6 @@
 """A run on a mesh: its state, data and evaluation are placed before it begins."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -102,11 +103,11 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
 
 def _warn_without_batch_axis(mesh: Mesh, data: Any) -> None:
     """Warn if nothing splits the batch: no axis of the state's mesh, nor the user."""
-    is_split = any(
-        is_on_a_mesh(x) and not x.sharding.is_fully_replicated
-        for x in jax.tree.leaves(data)
-    )
-    if BATCH_AXIS not in mesh.shape and mesh.size > 1 and not is_split:
+    if BATCH_AXIS in mesh.shape or mesh.size == 1:
+        return
+    # An iterator is not a tree: JAX deprecates one as a leaf.
+    leaves = jax.tree.leaves(data) if isinstance(data, Dataset | Sequence) else []
+    if not any(is_on_a_mesh(x) and not x.sharding.is_fully_replicated for x in leaves):
         warn(
             f"the mesh of the state, {dict(mesh.shape)}, has no axis {BATCH_AXIS!r}: "
             f"each of its {mesh.size} devices computes the whole batch; "

@@ -47,9 +47,10 @@ def test_iterables_and_functions_and_sources_run_on_a_mesh():
     source = fg.data.from_source(
         host, DATA.size, DATA.batch_size, seed=DATA.key, shuffle=DATA.shuffle
     )
+    batches = [DATA.batch(i) for i in range(4)]
     with pytest.warns(UserWarning, match="cannot be asked for again"):
-        listed = fit(data=[DATA.batch(i) for i in range(4)])
-    for result in (listed, fit(data=DATA.batch), fit(data=source)):
+        listed, generated = fit(data=batches), fit(data=(b for b in batches))
+    for result in (listed, generated, fit(data=DATA.batch), fit(data=source)):
         np.testing.assert_allclose(result.history["loss"], want, rtol=1e-6)
         assert result.history.notes["compile_count"] <= 1
 

@@ -221,7 +221,8 @@ def test_a_mesh_that_does_not_split_the_batch_is_warned_about():
         placed_run(None, STEPS["one device"], state, DATA, None)
     rows = jax.sharding.NamedSharding(mesh, P("model"))
     split_by_the_user = jax.device_put({"x": X[:96], "y": X[:96]}, rows)
-    placed_run(None, STEPS["one device"], state, split_by_the_user, None)
+    for data in ([split_by_the_user], fg.data.from_arrays(split_by_the_user, 8)):
+        placed_run(None, STEPS["one device"], state, data, None)
 
 
 @pytest.mark.parametrize("kind", [tuple, list])
