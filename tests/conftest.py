@@ -3,9 +3,9 @@
 What one test compiled, every later one takes from a folder that lives as long as the
 run, or from `JAX_COMPILATION_CACHE_DIR` where that is set. Unless ``XLA_FLAGS`` is set,
 XLA compiles without optimization, with its older emitters and in one unit, in a third
-of the time. With ``-m xla_defaults`` it compiles as for users. The tests marked so compare
-bits, which depend on how XLA compiles, or are what users run: the slow ones among them,
-such as the experiments, run only with these defaults.
+of the time. With ``-m xla_defaults`` it compiles as for users. The tests marked so
+compare bits, which depend on how XLA compiles, or are what users run: the slow ones
+among them, such as the experiments, run only with these defaults.
 """
 
 import gc
@@ -19,6 +19,7 @@ import fast_cases
 import float64_mode
 import jax
 import pytest
+from known_skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
