@@ -197,6 +197,20 @@ def test_a_step_must_return_a_state_and_metrics(train):
         train(lambda state, batch: None)
 
 
+@both
+@pytest.mark.parametrize("together", [lambda *x: x, lambda *x: {"a": x[0], "b": x[1]}])
+def test_several_states_are_told_to_be_one(together, train):
+    states = together(STATE, STATE)
+    message = (
+        rf"need a TrainState from fngrad\.init_state, got {type(states).__name__}: one "
+        r"TrainState holds several models.*fngrad\.partition gives each its own"
+    )
+    with pytest.raises(TypeError, match=message):
+        train(state=states)
+    with pytest.raises(TypeError, match=r"init_state, got dict\b(?!:)"):
+        train(state={"w": STATE.params})
+
+
 SWAPPED = {
     "make_step": (
         lambda: fg.make_step(OPTIMIZER, squared_error),

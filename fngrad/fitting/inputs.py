@@ -24,7 +24,7 @@ from fngrad.fitting.iterables import Batches
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import is_on, shard_batch
-from fngrad.training import TrainState, check_order
+from fngrad.training import TrainState, check_order, check_train_state
 from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch, Path
 
@@ -320,10 +320,7 @@ def check_state(state: TrainState) -> None:
         RuntimeError: if a leaf was donated.
         ValueError: if it holds the states of many runs.
     """
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
-        )
+    check_train_state(state)
     for path, leaf in tree.leaf_paths(state).items():
         if not hasattr(leaf, "dtype"):
             raise TypeError(

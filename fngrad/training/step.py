@@ -21,7 +21,7 @@ from fngrad.sharding.constraints import gathered, placing, split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.rules import Rule, with_rule
 from fngrad.training.precision import Precision, mixed_precision
-from fngrad.training.state import TrainState
+from fngrad.training.state import TrainState, check_train_state
 from fngrad.training.step_metrics import LossAtStart, Move, WhichMetrics
 from fngrad.transforms.core import (
     Transform,
@@ -184,10 +184,7 @@ def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
     Raises:
         TypeError: if the state is not a TrainState.
     """
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from init_state, got {type(state).__name__}"
-        )
+    check_train_state(state)
     key = jax.random.fold_in(state.key, state.step)
     return trainable_leaves(transform, state.params), key
 

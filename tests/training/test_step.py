@@ -170,7 +170,8 @@ def test_arguments_of_make_step_and_init_state_are_checked():
 
 
 def test_an_object_that_is_not_a_state_is_refused():
-    with pytest.raises(TypeError, match="need a TrainState from init_state, got dict"):
+    message = r"need a TrainState from fngrad\.init_state, got dict"
+    with pytest.raises(TypeError, match=message):
         make_step(loss_fn, sgd(0.1))(PARAMS, BATCH)
 
 
