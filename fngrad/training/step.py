@@ -66,7 +66,9 @@ def make_step(
             a real scalar, the metrics a dict of scalars. Arguments named ``key`` (a
             new key per step) and ``model_state`` are recognized by name; with
             ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
-            with defaults keep them.
+            with defaults keep them. `fngrad.fit` warns of a step that leaves all of
+            ``model_state`` as it was, as layers without a key do; where that is meant,
+            ``warnings.filterwarnings("ignore", "the step returns model_state")``.
         optimizer: a transform.
         metrics: ``"norms"`` includes the global norms, ``"loss"`` does not. A list of
             globs over the paths of the parameters, such as ``["blocks/*", "head"]``,
