@@ -141,7 +141,7 @@ def _results(equation: Any, inputs: list[int | None]) -> list[int | None]:
 def _kept(body: Any, shared: int, inputs: list[int | None]) -> list[int | None]:
     """Return which argument each result of a loop is: what its body passes on."""
     passed = enumerate(passed_through(body), shared)
-    return [inputs[i] if i == at else None for at, i in passed]
+    return [inputs[at] if i == at else None for at, i in passed]
 
 
 def operations(program: Program) -> Iterator[Operation]:
