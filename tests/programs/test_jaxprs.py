@@ -81,7 +81,9 @@ def through(x, y):
         return (kept, total + entry), None
 
     (x, total), _ = jax.lax.scan(body, (x, y), jnp.stack([y, y]))
-    x, _ = jax.lax.while_loop(lambda c: c[1] < 9, lambda c: (c[0], c[1] + y), (x, y))
+    x, _ = jax.lax.while_loop(
+        lambda c: c[1] < 9 * y, lambda c: (c[0], c[1] + y), (x, y)
+    )
     return jax.lax.cond(y > 0, lambda: (x, total), lambda: (x, y))
 
 
