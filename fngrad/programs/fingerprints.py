@@ -24,7 +24,13 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec, Sharding
 
 import fngrad.tree as tree
-from fngrad.programs.jaxprs import CALLS, IDENTITIES, inner_jaxprs, is_jaxpr
+from fngrad.programs.jaxprs import (
+    CALLS,
+    IDENTITIES,
+    inner_jaxprs,
+    is_jaxpr,
+    scan_counts,
+)
 
 _PLAIN = {type(None), bool, int, float, complex, str}
 _COSMETIC = {"name", "debug_info", "sharding", "out_sharding"}  # parameters
@@ -134,7 +140,7 @@ class _Walk:
         if name in CALLS and (inner := inner_jaxprs(parameters)):
             return self.outputs(inner[0], inputs)
         if name == "scan":
-            return self._scan(parameters, inputs)
+            return self._scan(equation, inputs)
         if name == "cond":
             index, *operands = inputs
             branches = (self.outputs(b, operands) for b in parameters["branches"])
@@ -156,10 +162,10 @@ class _Walk:
         self.lengths[name] = max(self.lengths.get(name, 1), self._length)
         return [digest("cut", *_outline(aval))] if is_cut else inputs
 
-    def _scan(self, parameters: dict[str, Any], inputs: list[str]) -> list[str]:
+    def _scan(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""
-        count, length = parameters["num_carry"], parameters["length"]
-        shared = parameters["num_consts"]
+        shared, count = scan_counts(equation)
+        parameters, length = equation.params, equation.params["length"]
         first, stacks = inputs[shared : shared + count], inputs[shared + count :]
         carry = [digest("carry", i, x) for i, x in enumerate(first)]
         entries = [digest("entry", x) for x in stacks]

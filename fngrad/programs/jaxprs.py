@@ -85,6 +85,23 @@ def inner_jaxprs(parameters: dict[str, Any]) -> list[Any]:
     return list(filter(is_jaxpr, parameters.values()))
 
 
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """Return how many inputs of a scan are shared by its steps, and how many carried.
+
+    They come first, then what it scans over, which has one axis more than the body
+    reads; the names of the parameters that count them differ between versions of JAX.
+    """
+    (body,) = inner_jaxprs(equation.params)
+    body = getattr(body, "jaxpr", body)
+
+    def whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carried = whole(equation.outvars, body.outvars)
+    return whole(equation.invars, body.invars) - carried, carried
+
+
 def passed_through(closed: Any) -> list[int | None]:
     """Return which argument each result of a program is, whatever its values.
 
@@ -127,7 +144,7 @@ def _results(equation: Any, inputs: list[int | None]) -> list[int | None]:
     if name in CALLS:
         return through(inner_jaxprs(parameters)[0], inputs)
     if name == "scan":
-        return _kept(parameters["jaxpr"], parameters["num_consts"], inputs)
+        return _kept(parameters["jaxpr"], scan_counts(equation)[0], inputs)
     if name == "while":
         inputs = inputs[parameters["cond_nconsts"] :]
         return _kept(parameters["body_jaxpr"], parameters["body_nconsts"], inputs)

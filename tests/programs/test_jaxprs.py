@@ -94,6 +94,18 @@ def test_arguments_that_are_passed_on_are_found():
     assert jaxprs.passed_through(stacked(1.0, jnp.ones(3))) == [0, 1]
 
 
+def test_the_inputs_of_a_scan_are_counted_by_their_kinds():
+    def fn(shared, first, second, rows):
+        def body(carry, row):
+            return (carry[0] + row * shared, carry[1] * row), row + shared
+
+        return jax.lax.scan(body, (first, second), rows)
+
+    closed = jax.make_jaxpr(fn)(1.0, 2.0, 3.0, jnp.ones(4))
+    (scan,) = (e for e in closed.jaxpr.eqns if e.primitive.name == "scan")
+    assert jaxprs.scan_counts(scan) == (1, 2)
+
+
 def test_what_a_loop_exchanges_or_a_branch_changes_is_not_passed_on():
     def exchanged(x, y):
         return jax.lax.fori_loop(0, 3, lambda i, c: (c[1], c[0]), (x, y))
