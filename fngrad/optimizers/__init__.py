@@ -11,8 +11,8 @@ To add an optimizer:
 4. Write its oracle in float64 NumPy, from the paper, in one of
    ``tests/support/oracles*.py``, and a row per argument in the table of its test.
 
-``tests/optimizers/test_methods.py`` fails if ``NAME`` or ``scale_by_NAME`` is defined in
-another file or is not exported, or if the file states a displayed formula or a link
+``tests/optimizers/test_methods.py`` fails if ``NAME`` or ``scale_by_NAME`` is defined
+in another file or is not exported, or if the file states a displayed formula or a link
 twice.
 """
 
