@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import textwrap
 import time
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from fngrad.files.compilation_cache import CompilationCache, current_cache
 from fngrad.files.json_values import to_json
 from fngrad.programs.platforms import check_backend
 from fngrad.programs.printed import preformatted, shown
+
+_WIDTH = 80  # of the text of a finding
 
 
 class Diagnosis(NamedTuple):
@@ -63,8 +66,8 @@ def doctor(*, require: str | None = None) -> Diagnosis:
     variables that were set too late, full memory, and devices that compute wrong
     numbers: products, sums, random bits, a scan and a training step are compared with
     known values. It measures how fast the device multiplies and copies, against the
-    peak of its chip. This takes about ten seconds. Only warnings are left to judgment:
-    a problem is wrong for sure, and each names its way out.
+    peak of its chip. This takes about ten seconds. A problem is wrong for sure, a
+    warning is left to your judgment; both name the way out.
 
     Args:
         require: the backend to require, as for `fngrad.fit`: ``"cpu"``, ``"gpu"`` or
@@ -80,9 +83,13 @@ def doctor(*, require: str | None = None) -> Diagnosis:
 
     Example:
         >>> import fngrad as fg
-        >>> found = fg.doctor()
-        >>> found.devices.platform, [each.passed for each in found.self_test][:3]
-        ('cpu', [True, True, True])
+        >>> fg.doctor()  # doctest: +SKIP
+        Diagnosis: all is well
+        ok  backend        tpu
+        ok  devices        1 x TPU v5 lite (v5e), 15.7 GiB each
+        ok  versions       jax 0.7.2, jaxlib 0.7.2, libtpu 0.0.23, numpy 2.1.3, fngrad
+                           0.1.0, Python 3.13.0
+        ...
     """
     try:
         check_backend(require)
@@ -186,9 +193,10 @@ def _text(found: Diagnosis) -> str:
     rows = []
     for each in found.findings:
         status = each.status.upper() if each.status == PROBLEM else each.status
-        rows.append([status, each.subject, each.text])
-        if each.way_out:
-            rows.append(["", "", f"-> {each.way_out}"])
+        first, *others = textwrap.wrap(each.text, _WIDTH, break_long_words=False)
+        rows.append([status, each.subject, first])
+        others += [f"-> {each.way_out}"] if each.way_out else []
+        rows += [["", "", line] for line in others]
     return f"Diagnosis: {', '.join(told) or 'all is well'}\n{text_tables.table(rows)}"
 
 

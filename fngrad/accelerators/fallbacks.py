@@ -149,5 +149,5 @@ def reason_against(platform: str) -> str:
     try:
         jax.devices(platform)
     except RuntimeError as error:
-        return str(error).partition("\n")[0]
+        return str(error).partition("\n")[0].partition(". Available backends")[0]
     return ""

@@ -8,6 +8,7 @@ import jax
 
 from fngrad.accelerators.chips import GIB, chip_of_kind
 from fngrad.accelerators.findings import OK, WARNING, Finding
+from fngrad.programs.units import size_text
 
 _LITTLE = 1.0 * GIB  # of memory, in which imports and compilers soon fail
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, v2 and v1
@@ -92,7 +93,7 @@ def judge_devices(found: Devices) -> list[Finding]:
         text += f" of {found.process_count} processes, {found.local_count} of this one"
     findings = []
     if found.memory is not None:
-        text += f", {found.memory / GIB:.2f} GiB each"
+        text += f", {size_text(found.memory)} each"
         if 2 * (found.in_use or 0) > found.memory:
             findings.append(_full(found))
     findings.append(Finding(OK, "devices", text))
@@ -104,8 +105,8 @@ def judge_devices(found: Devices) -> list[Finding]:
 
 
 def _full(found: Devices) -> Finding:
-    used, whole = (found.in_use or 0) / GIB, (found.memory or 0) / GIB
-    text = f"{used:.2f} of {whole:.2f} GiB of a device are in use"
+    used, whole = size_text(found.in_use or 0), size_text(found.memory or 0)
+    text = f"{used} of {whole} of a device are in use"
     return Finding(WARNING, "memory", text, "delete arrays, or restart this process")
 
 
@@ -113,7 +114,7 @@ def judge_memory(found: HostMemory | None) -> Finding:
     """Return what is to be said about the memory of the host."""
     if found is None:
         return Finding(OK, "host memory", "not told by this system")
-    text = f"{found.available / GIB:.1f} of {found.total / GIB:.1f} GiB available"
+    text = f"{size_text(found.available)} of {size_text(found.total)} available"
     if found.available < _LITTLE:
         way_out = "end other processes; larger data stay on disk: fg.data.from_source"
         return Finding(WARNING, "host memory", text, way_out)

@@ -9,6 +9,7 @@ import jax
 from fngrad.accelerators.findings import OK, WARNING, Finding
 from fngrad.files.compilation_cache import CompilationCache
 from fngrad.logging.manifest import float32_products
+from fngrad.programs.units import size_text
 
 _VARIABLES = re.compile(
     r"(JAX|XLA|LIBTPU|TPU|COLAB_TPU)_\w+|CUDA_VISIBLE_DEVICES|NVIDIA_TF32_OVERRIDE"
@@ -53,8 +54,10 @@ def _without_effect(
 ) -> Iterator[Finding]:
     for name, value in variables.items():
         flag = name.lower()
-        now = getattr(in_force, flag, None)
-        if name.startswith("JAX_") and value and not _says(value, now):
+        if not value or not name.startswith("JAX_") or not hasattr(in_force, flag):
+            continue
+        now = getattr(in_force, flag)
+        if not _says(value, now):
             yield Finding(
                 WARNING,
                 "variables",
@@ -79,7 +82,7 @@ def _says(text: str, value: Any) -> bool:
         return (text.lower() in _TRUE) == value
     if isinstance(value, int | float):
         return _number(text) in (None, float(value))
-    return not isinstance(value, str) or text == value
+    return text == value if isinstance(value, str) else value is not None
 
 
 def _number(text: str) -> float | None:
@@ -129,5 +132,5 @@ def judge_cache(cache: CompilationCache) -> Finding:
         return Finding(WARNING, "compile cache", text, way_out)
     held = ""
     if cache.entries is not None and cache.size is not None:
-        held = f", {cache.entries} programs, {cache.size / 2**20:.1f} MiB"
+        held = f", {cache.entries} programs, {size_text(cache.size)}"
     return Finding(OK, "compile cache", f"{cache.folder}{held}")

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import operator
+import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -141,11 +142,13 @@ def judge_versions(
         required: what JAX asks for, by `asked_versions`.
         backend: of ``jax.default_backend()``.
     """
-    found = [*_moved(installed, loaded), *_unfit(installed, required, backend)]
-    if found:
-        return found
-    text = ", ".join(f"{name} {version}" for name, version in installed.items())
-    return [Finding(OK, "versions", f"{text}, Python {sys.version.split()[0]}")]
+    listed = {**installed, "Python": platform.python_version()}
+    text = ", ".join(f"{name} {version}" for name, version in listed.items())
+    return [
+        *_moved(installed, loaded),
+        *_unfit(installed, required, backend),
+        Finding(OK, "versions", text),
+    ]
 
 
 def _moved(
