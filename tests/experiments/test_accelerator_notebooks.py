@@ -63,6 +63,17 @@ def test_the_installation_is_held_to_the_versions_of_the_image(name, image, caps
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("origin", "count"), [(None, 1), ("fngrad/__init__.py", 0)])
+def test_it_installs_unless_fngrad_is_there_and_not_its_folder_alone(
+    name, image, monkeypatch, origin, count
+):
+    found = types.SimpleNamespace(origin=origin)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    install(name, image.folder)
+    assert len(image.commands) == count
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_installation_that_moves_jax_stops_the_notebook(name, image):
     image.moved["jax"] = "0.10.2"
     with pytest.raises(
