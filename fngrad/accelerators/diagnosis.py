@@ -34,13 +34,13 @@ class Diagnosis(NamedTuple):
     """What `fngrad.doctor` found; ``print`` shows a table, the problems first."""
 
     findings: list[Finding]  # the worst first
-    devices: hardware.Devices
+    devices: hardware.Devices | None  # None if JAX does not start
     host_memory: hardware.HostMemory | None  # None where Linux does not tell it
     versions: dict[str, str]  # by package
     variables: dict[str, str]  # of the environment, which JAX, XLA and libtpu read
     matmul_precision: str | None  # jax_default_matmul_precision
     cache: CompilationCache
-    self_test: list[Outcome]
+    self_test: list[Outcome]  # empty if JAX does not start
     speed: Speed | None  # None if it could not be measured
 
     @property
@@ -78,8 +78,8 @@ def doctor(*, require: str | None = None) -> Diagnosis:
         problem, ``to_json()`` returns everything.
 
     Raises:
-        RuntimeError: if JAX runs on another backend than the required one, with the
-            reason where it is known.
+        RuntimeError: if JAX runs on another backend than the required one, or on none,
+            with the reason where it is known.
 
     Example:
         >>> import fngrad as fg
@@ -91,11 +91,10 @@ def doctor(*, require: str | None = None) -> Diagnosis:
                            0.1.0, Python 3.13.0
         ...
     """
-    try:
-        check_backend(require)
-    except RuntimeError as error:
+    wrong = _required(require)
+    if wrong:
         causes = [_line(each) for each in _backend() if each.status != OK]
-        raise RuntimeError("\n".join([str(error), *causes])) from None
+        raise RuntimeError("\n".join([wrong[0].text, *causes]))
     return diagnose()
 
 
@@ -105,37 +104,28 @@ def diagnose(require: str | None = None) -> Diagnosis:
     Args:
         require: as for `fngrad.doctor`.
     """
-    config: Any = jax.config  # type checkers do not know its settings
-    devices, memory = hardware.find_devices(), hardware.host_memory()
+    devices = hardware.find_devices() if fallbacks.start_failure() is None else None
+    platform = "" if devices is None else devices.platform
+    host_memory, cache = hardware.host_memory(), current_cache()
     installed = versions.installed_versions()
     variables = settings.relevant_variables(os.environ)
     precision = settings.matmul_precision()
-    cache = current_cache()
-    began = time.perf_counter()
-    outcomes = self_test(devices.platform, precision)
-    seconds = time.perf_counter() - began
-    speed, speed_findings = _speed()
+    outcomes, speed, computed = _computed(platform, precision)
+    loaded, asked = versions.loaded_versions(), versions.asked_versions()
     findings = [
         *_required(require),
         *_backend(),
-        *hardware.judge_devices(devices),
-        *versions.judge_versions(
-            installed,
-            versions.loaded_versions(),
-            versions.asked_versions(),
-            devices.platform,
-        ),
-        hardware.judge_memory(memory),
-        settings.judge_precision(devices.platform, precision),
-        *settings.judge_settings(variables, config, _cpu_devices()),
+        *(() if devices is None else hardware.judge_devices(devices)),
+        *versions.judge_versions(installed, loaded, asked, platform),
+        hardware.judge_memory(host_memory),
+        *settings.judge_settings(variables, jax.config, _cpu_devices()),
         settings.judge_cache(cache),
-        *judge_tests(outcomes, seconds),
-        *speed_findings,
+        *computed,
     ]
     return Diagnosis(
         findings=worst_first(findings),
         devices=devices,
-        host_memory=memory,
+        host_memory=host_memory,
         versions=installed,
         variables=variables,
         matmul_precision=precision,
@@ -155,6 +145,12 @@ def _required(require: str | None) -> list[Finding]:
 
 
 def _backend() -> list[Finding]:
+    """Return what is to be said about the platform; nothing else can if none starts."""
+    failure = fallbacks.start_failure()
+    if failure is not None:
+        text = f"JAX does not start: {failure}"
+        way_out = "unset JAX_PLATFORMS, or install what it names"
+        return [Finding(PROBLEM, "backend", text, way_out)]
     config: Any = jax.config  # type checkers do not know its settings
     found = fallbacks.signs(os.environ)
     platforms = {each.platform for each in found}
@@ -167,21 +163,32 @@ def _backend() -> list[Finding]:
     )
 
 
-def _cpu_devices() -> int:
-    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave out the CPU
-        return len(jax.local_devices(backend="cpu"))
-    return 0
-
-
-def _speed() -> tuple[Speed | None, list[Finding]]:
+def _computed(
+    platform: str, precision: str | None
+) -> tuple[list[Outcome], Speed | None, list[Finding]]:
+    """Test the devices and measure one, if a platform started."""
+    if not platform:
+        return [], None, []
+    began = time.perf_counter()
+    outcomes = self_test(platform, precision)
+    findings = [
+        settings.judge_precision(platform, precision),
+        *judge_tests(outcomes, time.perf_counter() - began),
+    ]
     try:
-        found = measure_speed(jax.local_devices()[0])
+        speed = measure_speed(jax.local_devices()[0])
     except RuntimeError as error:  # mostly: no memory is left
         first = str(error).partition("\n")[0]
         text = f"it could not be measured: {first}"
         way_out = "free the memory of the device, or restart this process"
-        return None, [Finding(WARNING, "speed", text, way_out)]
-    return found, [judge_speed(found)]
+        return outcomes, None, [*findings, Finding(WARNING, "speed", text, way_out)]
+    return outcomes, speed, [*findings, judge_speed(speed)]
+
+
+def _cpu_devices() -> int:
+    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave out the CPU
+        return len(jax.local_devices(backend="cpu"))
+    return 0
 
 
 def _text(found: Diagnosis) -> str:

@@ -82,6 +82,21 @@ def _has_tpu(root: Path) -> bool:
     return False
 
 
+def start_failure() -> str | None:
+    """Return JAX's reason if it starts on no platform, as with a wrong JAX_PLATFORMS.
+
+    Example:
+        >>> from fngrad.accelerators.fallbacks import start_failure
+        >>> start_failure() is None
+        True
+    """
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 def judge_backend(
     backend: str,
     asked: str | None,

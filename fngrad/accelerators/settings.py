@@ -40,7 +40,7 @@ def judge_settings(
     Args:
         variables: of `relevant_variables`.
         in_force: ``jax.config``.
-        cpu_devices: how many devices JAX has on the CPU.
+        cpu_devices: how many devices JAX has on the CPU; 0 if it does not use it.
     """
     found = list(_without_effect(variables, in_force, cpu_devices))
     if found:
@@ -66,7 +66,7 @@ def _without_effect(
                 f"set it before the import, or jax.config.update({flag!r}, ...)",
             )
     counts = _CPU_DEVICES.findall(variables.get("XLA_FLAGS", ""))
-    if counts and int(counts[-1]) != cpu_devices:
+    if counts and cpu_devices not in (0, int(counts[-1])):
         yield Finding(
             WARNING,
             "variables",

@@ -38,14 +38,16 @@ def check_backend(required: str | None) -> None:
         required: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
 
     Raises:
-        RuntimeError: if it runs on another.
+        RuntimeError: if it runs on another, or cannot start.
 
     Example:
         >>> from fngrad.programs.platforms import check_backend
         >>> check_backend(None)
     """
+    if required is None:
+        return
     backend = jax.default_backend()
-    if required is not None and required != backend:
+    if required != backend:
         raise RuntimeError(
             f"need the backend {required!r}, got {backend!r}: JAX found no "
             f"{required}, or the installed jaxlib does not support it"

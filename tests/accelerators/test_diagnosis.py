@@ -2,6 +2,10 @@
 
 import html
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -15,6 +19,7 @@ from fngrad.accelerators.self_test import Outcome
 from fngrad.accelerators.speed import Speed
 from fngrad.commands.command_line import main
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHIP = Sign("tpu", "/dev/accel0")
 
 
@@ -90,6 +95,34 @@ def test_a_problem_comes_first_with_its_way_out_and_exits_with_1(
     found = json.loads(shown)
     assert (status, found["is_well"]) == (1, False)
     assert words in found["findings"][0]["text"]
+
+
+def test_a_platform_that_does_not_start_is_a_problem(well, monkeypatch, capsys):
+    def devices(*args):
+        raise RuntimeError("Unable to initialize backend 'tpu': no libtpu.so\nmore")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    status, shown = run(capsys, "--json")
+    found = json.loads(shown)
+    assert (status, found["devices"], found["self_test"]) == (1, None, [])
+    assert found["findings"][0]["text"] == (
+        "JAX does not start: Unable to initialize backend 'tpu': no libtpu.so"
+    )
+    assert "JAX_PLATFORMS" in found["findings"][0]["way_out"]
+    assert {"jax", "jaxlib"} <= found["versions"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() == "tpu", reason="there is a TPU")
+def test_a_process_that_asks_for_a_tpu_that_is_not_there_is_told_so():
+    done = subprocess.run(
+        [sys.executable, "-m", "fngrad", "doctor", "--require", "tpu"],
+        env=os.environ | {"JAX_PLATFORMS": "tpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "JAX does not start: Unable to initialize backend 'tpu'" in done.stdout
 
 
 def test_a_warning_exits_with_0(well, monkeypatch, capsys):
