@@ -119,6 +119,7 @@ def diagnose(require: str | None = None) -> Diagnosis:
         *versions.judge_versions(installed, loaded, asked, platform),
         hardware.judge_memory(host_memory),
         *settings.judge_settings(variables, jax.config, _cpu_devices()),
+        *settings.judge_flags(jax.config, platform),
         settings.judge_cache(cache),
         *computed,
     ]

@@ -1,6 +1,7 @@
 """The devices and the memory of this machine."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from fngrad.accelerators.chips import GIB, chip_of_kind
 from fngrad.accelerators.findings import OK, WARNING, Finding
 from fngrad.programs.units import size_text
 
+_SHARE = 0.6  # of a chip's memory; JAX takes three quarters of a GPU's by default
 _LITTLE = 1.0 * GIB  # of memory, in which imports and compilers soon fail
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, v2 and v1
 
@@ -96,6 +98,7 @@ def judge_devices(found: Devices) -> list[Finding]:
         text += f", {size_text(found.memory)} each"
         if 2 * (found.in_use or 0) > found.memory:
             findings.append(_full(found))
+        findings += _limited(found.kind, found.memory)
     findings.append(Finding(OK, "devices", text))
     if found.platform != "cpu" and found.chip is None:
         way_out = "compare the speed below with the maker's data sheet"
@@ -108,6 +111,14 @@ def _full(found: Devices) -> Finding:
     used, whole = size_text(found.in_use or 0), size_text(found.memory or 0)
     text = f"{used} of {whole} of a device are in use"
     return Finding(WARNING, "memory", text, "delete arrays, or restart this process")
+
+
+def _limited(kind: str, memory: int) -> Iterator[Finding]:
+    chip = chip_of_kind(kind)
+    if chip is not None and memory < _SHARE * chip.memory:
+        text = f"programs may use {size_text(memory)} of {size_text(chip.memory)}"
+        way_out = "XLA_PYTHON_CLIENT_MEM_FRACTION sets the share; a slice has no more"
+        yield Finding(WARNING, "memory", text, way_out)
 
 
 def judge_memory(found: HostMemory | None) -> Finding:

@@ -15,6 +15,13 @@ _VARIABLES = re.compile(
     r"(JAX|XLA|LIBTPU|TPU|COLAB_TPU)_\w+|CUDA_VISIBLE_DEVICES|NVIDIA_TF32_OVERRIDE"
 )
 _TRUE = {"y", "yes", "t", "true", "on", "1"}  # as JAX reads them
+_SLOW = {  # flags of debugging, and why they cost time
+    "jax_disable_jit": "every operation is a program of its own",
+    "jax_debug_nans": "the host waits for every result and checks it",
+    "jax_debug_infs": "the host waits for every result and checks it",
+    "jax_check_tracer_leaks": "every trace is checked",
+    "jax_enable_checks": "every trace is checked",
+}
 _CPU_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 
 
@@ -74,6 +81,27 @@ def _without_effect(
             f"{cpu_devices}: the variable was set after JAX started",
             "set it before the import of jax, and restart the notebook's kernel",
         )
+
+
+def judge_flags(in_force: Any, backend: str) -> list[Finding]:
+    """Return the flags that make a training slow.
+
+    Args:
+        in_force: ``jax.config``.
+        backend: of ``jax.default_backend()``.
+    """
+    slow = {name: why for name, why in _SLOW.items() if getattr(in_force, name, False)}
+    if backend in ("tpu", "gpu") and getattr(in_force, "jax_enable_x64", False):
+        slow["jax_enable_x64"] = f"a {backend.upper()} is slow in float64"
+    return [
+        Finding(
+            WARNING,
+            "flags",
+            f"{name} is on: {why}",
+            f"jax.config.update({name!r}, False)",
+        )
+        for name, why in slow.items()
+    ]
 
 
 def _says(text: str, value: Any) -> bool:

@@ -60,6 +60,13 @@ def test_a_device_that_others_fill_is_a_warning():
     assert "10.0 GiB of 15.8 GiB of a device are in use" in found[0].text
 
 
+@pytest.mark.parametrize(("memory", "count"), [(60e9, 0), (10e9, 1)])
+def test_a_small_share_of_a_chip_is_a_warning(memory, count):
+    kind = "NVIDIA H100 80GB HBM3"
+    found = judge_devices(Devices("gpu", kind, "H100", 1, 1, 1, int(memory), 0))
+    assert statuses(found) == ["warning"] * count + ["ok"]
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"), [("max", (16, 8)), (str(4 * GIB), (4, 4)), (None, (16, 8))]
 )

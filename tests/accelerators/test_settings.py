@@ -10,6 +10,7 @@ import pytest
 
 from fngrad.accelerators.settings import (
     judge_cache,
+    judge_flags,
     judge_precision,
     judge_settings,
     relevant_variables,
@@ -92,6 +93,23 @@ def test_a_variable_that_is_set_after_the_import_is_found():
             text=True,
         )
         assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "backend", "count"),
+    [
+        ("jax_disable_jit", "cpu", 1),
+        ("jax_debug_nans", "tpu", 1),
+        ("jax_enable_x64", "tpu", 1),
+        ("jax_enable_x64", "cpu", 0),
+        ("jax_numpy_rank_promotion", "tpu", 0),
+    ],
+)
+def test_flags_that_make_a_training_slow_are_warnings(flag, backend, count):
+    found = judge_flags(types.SimpleNamespace(**{flag: True}), backend)
+    assert [each.status for each in found] == ["warning"] * count
+    assert all(each.way_out == f"jax.config.update('{flag}', False)" for each in found)
+    assert judge_flags(types.SimpleNamespace(**{flag: False}), backend) == []
 
 
 @pytest.mark.parametrize(
