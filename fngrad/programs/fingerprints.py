@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec, Sharding
 
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 
 _CALLS = {  # what they call is part of the program, wherever it stands
@@ -138,7 +139,7 @@ class _Walk:
         if name in _CALLS and (inner := list(_jaxprs(parameters))):
             return self.outputs(inner[0], inputs)
         if name == "scan":
-            return self._scan(parameters, inputs)
+            return self._scan(equation, inputs)
         if name == "cond":
             index, *operands = inputs
             branches = (self.outputs(b, operands) for b in parameters["branches"])
@@ -160,10 +161,11 @@ class _Walk:
         self.lengths[name] = max(self.lengths.get(name, 1), self._length)
         return [digest("cut", *_outline(aval))] if is_cut else inputs
 
-    def _scan(self, parameters: dict[str, Any], inputs: list[str]) -> list[str]:
+    def _scan(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""
-        count, length = parameters["num_carry"], parameters["length"]
-        shared = parameters["num_consts"]
+        parameters = equation.params
+        shared, count = jaxprs.scan_counts(equation)
+        length = parameters["length"]
         first, stacks = inputs[shared : shared + count], inputs[shared + count :]
         carry = [digest("carry", i, x) for i, x in enumerate(first)]
         entries = [digest("entry", x) for x in stacks]
