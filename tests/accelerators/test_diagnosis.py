@@ -28,11 +28,15 @@ def well(monkeypatch):
     """Let a machine be well, whatever it is, and compute nothing."""
     monkeypatch.setattr(fallbacks, "signs", lambda environment: [])
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    asked = jax.config.jax_platforms  # pyright: ignore
+    jax.config.update("jax_platforms", None)
     monkeypatch.setattr(
         diagnosis, "self_test", lambda *args: [Outcome("matmul", True, 0.25)]
     )
     fast = Speed("float32", 1e11, 2e10, None, None)
     monkeypatch.setattr(diagnosis, "measure_speed", lambda device: fast)
+    yield
+    jax.config.update("jax_platforms", asked)
 
 
 def run(capsys, *arguments):
