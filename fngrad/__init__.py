@@ -157,6 +157,7 @@ if TYPE_CHECKING:
     import fngrad.landscapes as landscapes
     import fngrad.steps as steps
     import fngrad.sweeps as sweeps
+    from fngrad.accelerators.diagnosis import Diagnosis, doctor
     from fngrad.backpropagation import (
         Backpropagation,
         GradientNorms,
@@ -172,12 +173,14 @@ else:
         {
             "Autopsy": "fngrad.postmortem",
             "Backpropagation": "fngrad.backpropagation",
+            "Diagnosis": "fngrad.accelerators.diagnosis",
             "GradientNorms": "fngrad.backpropagation",
             "SweepResult": "fngrad.sweeps",
             "autopsy": "fngrad.postmortem",
             "backprop": "fngrad.backpropagation",
             "closed_form": "fngrad.closed_form",
             "curvature": "fngrad.curvature",
+            "doctor": "fngrad.accelerators.diagnosis",
             "gradcheck": "fngrad.gradcheck",
             "gradient_norms": "fngrad.backpropagation",
             "landscapes": "fngrad.landscapes",
@@ -194,6 +197,7 @@ __all__ = [
     "Backpropagation",
     "Costs",
     "Dataset",
+    "Diagnosis",
     "DryRun",
     "EarlyStopping",
     "FitResult",
@@ -247,6 +251,7 @@ __all__ = [
     "data",
     "describe",
     "describe_quantization",
+    "doctor",
     "dog",
     "dry_run",
     "ema",

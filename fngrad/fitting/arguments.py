@@ -10,7 +10,7 @@ from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback, Hooks, RunView
-from fngrad.fitting.inputs import check_backend, checked_feed
+from fngrad.fitting.inputs import checked_feed
 from fngrad.fitting.interrupts import SignalName, exit_numbers
 from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.mesh import placed_run, warn_of_hidden_rules
@@ -26,6 +26,7 @@ from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
+from fngrad.programs.platforms import check_backend
 from fngrad.sharding.constraints import rules_in_use
 from fngrad.training import Step, TrainState
 

@@ -219,20 +219,6 @@ def checked_feed(
     return feed
 
 
-def check_backend(required: str | None) -> None:
-    """Raise unless JAX runs on the required backend; ``None`` allows any.
-
-    Raises:
-        RuntimeError: if it runs on another.
-    """
-    backend = jax.default_backend()
-    if required is not None and required != backend:
-        raise RuntimeError(
-            f"need the backend {required!r}, got {backend!r}: JAX found no "
-            f"{required}, or the installed jaxlib does not support it"
-        )
-
-
 def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise unless a value is one of those allowed.
 

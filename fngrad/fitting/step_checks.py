@@ -89,8 +89,13 @@ def _is_unchanged(part: Path, paths: list[Path], program: jaxprs.Program) -> boo
         program: of the step.
     """
     leaves = [i for i, x in enumerate(paths) if x == part or x.startswith(f"{part}/")]
-    passed = jaxprs.passed_through(program.closed) if leaves else []
-    return bool(leaves) and all(passed[i] == i for i in leaves)
+    if not leaves:
+        return False
+    try:
+        passed = jaxprs.passed_through(program.closed)
+    except Exception:  # a later JAX may trace what is unknown here
+        return False
+    return all(passed[i] == i for i in leaves)
 
 
 def check_like(state: TrainState, new_state: TrainState) -> None:

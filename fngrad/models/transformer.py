@@ -134,10 +134,10 @@ def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
             of them over ``data`` too.
 
     Example:
-        >>> import jax, numpy as np
-        >>> import fngrad.models as models
-        >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
-        >>> rule = models.transformer_rule()
+        >>> import numpy as np
+        >>> import fngrad as fg
+        >>> mesh = fg.sharding.abstract_mesh(data=4, model=2)
+        >>> rule = fg.models.transformer_rule()
         >>> tuple(rule("blocks/mlp/shrink/weight", np.zeros((6, 8, 4)), mesh))
         (None, 'model', None)
 

@@ -23,14 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec, Sharding
 
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
-from fngrad.programs.jaxprs import (
-    CALLS,
-    IDENTITIES,
-    inner_jaxprs,
-    is_jaxpr,
-    scan_counts,
-)
 
 _PLAIN = {type(None), bool, int, float, complex, str}
 _COSMETIC = {"name", "debug_info", "sharding", "out_sharding"}  # parameters
@@ -133,11 +127,11 @@ class _Walk:
     def _made(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return the fingerprints of an equation's results."""
         name, parameters = equation.primitive.name, equation.params
-        if name in IDENTITIES or _keeps_precision(equation):
+        if name in jaxprs.IDENTITIES or _keeps_precision(equation):
             return inputs
         if name == "name":
             return self._mark(parameters["name"], inputs, equation.outvars[0].aval)
-        if name in CALLS and (inner := inner_jaxprs(parameters)):
+        if name in jaxprs.CALLS and (inner := jaxprs.inner_jaxprs(parameters)):
             return self.outputs(inner[0], inputs)
         if name == "scan":
             return self._scan(equation, inputs)
@@ -164,8 +158,9 @@ class _Walk:
 
     def _scan(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""
-        shared, count = scan_counts(equation)
-        parameters, length = equation.params, equation.params["length"]
+        parameters = equation.params
+        shared, count = jaxprs.scan_counts(equation)
+        length = parameters["length"]
         first, stacks = inputs[shared : shared + count], inputs[shared + count :]
         carry = [digest("carry", i, x) for i, x in enumerate(first)]
         entries = [digest("entry", x) for x in stacks]
@@ -193,7 +188,7 @@ class _Walk:
             return _named(value)
         if isinstance(value, type):
             return value.__name__
-        if is_jaxpr(value):
+        if jaxprs.is_jaxpr(value):
             jaxpr: Any = getattr(value, "jaxpr", value)
             count = len(jaxpr.invars)
             return self.outputs(value, [digest("operand", i) for i in range(count)])

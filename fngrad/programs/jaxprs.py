@@ -65,6 +65,22 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     return Program(closed), jax.tree.structure(result)
 
 
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """Return how many inputs of a scan its steps share, and how many it carries.
+
+    They come first, in this order; the rest have an axis more than a step reads, as
+    the results after the carry have. Versions of JAX name these numbers differently.
+    """
+    body = called(equation.params["jaxpr"])
+    carried = _of_equal_rank(equation.outvars, body.outputs)
+    return _of_equal_rank(equation.invars, body.inputs) - carried, carried
+
+
+def _of_equal_rank(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    pairs = zip(outer, inner, strict=True)
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+
 def is_variable(output: Any) -> bool:
     """Return whether an output is a variable, not a Literal."""
     return not _is_literal(output)
@@ -83,23 +99,6 @@ def is_jaxpr(value: Any) -> bool:
 def inner_jaxprs(parameters: dict[str, Any]) -> list[Any]:
     """Return the jaxprs among the parameters of an equation."""
     return list(filter(is_jaxpr, parameters.values()))
-
-
-def scan_counts(equation: Any) -> tuple[int, int]:
-    """Return how many inputs of a scan are shared by its steps, and how many carried.
-
-    They come first, then what it scans over, which has one axis more than the body
-    reads; the names of the parameters that count them differ between versions of JAX.
-    """
-    (body,) = inner_jaxprs(equation.params)
-    body = getattr(body, "jaxpr", body)
-
-    def whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-        pairs = zip(outside, inside, strict=True)
-        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
-
-    carried = whole(equation.outvars, body.outvars)
-    return whole(equation.invars, body.invars) - carried, carried
 
 
 def passed_through(closed: Any) -> list[int | None]:

@@ -8,6 +8,7 @@ import pytest
 
 import fngrad as fg
 import fngrad.layers as layers
+import fngrad.programs.jaxprs as jaxprs
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.step_checks import check_step
 
@@ -88,6 +89,11 @@ def test_a_model_state_that_is_not_read_is_warned_about():
 
 def test_a_model_state_that_changes_in_part_is_not_warned_about():
     assert warned(in_part) == []
+
+
+def test_a_program_that_cannot_be_read_is_not_warned_about(monkeypatch):
+    monkeypatch.setattr(jaxprs, "scan_counts", {}.__getitem__)
+    assert warned(evaluates, STEPS["micro-batches"]) == []
 
 
 def test_fit_warns_once_at_the_callers_line_and_can_be_silenced():
