@@ -17,6 +17,9 @@ KNOWN = (
     "Chromium is not installed",  # the gate says so
     "comes with the extra dev",  # which the other lines of JAX do without
     "JAX 0.7 does not tell its devices",
+    "JAX 0.7 fuses less of an update",
+    "there is a TPU",
+    "need libtpu",  # which one stage of the gate has
     "mounting a small file system is not permitted here",
 )
 
