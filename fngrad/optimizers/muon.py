@@ -291,7 +291,7 @@ def muon(
     )
     numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
     numerics.check_number("adam_weight_decay", adam_weight_decay)
-    if mask is not None and not isinstance(mask, str):
+    if mask is not None and not tree.globs_of(mask):
         # A tree of all leaves does not fit one group of them.
         mask = tree.selector_predicate(mask)
     rule = scale_by_muon(
