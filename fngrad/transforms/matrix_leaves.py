@@ -66,13 +66,14 @@ def _of_vectors(matrices: Shapes, rest: Shapes) -> str:
     for path in rest:
         by_node.setdefault(_node_of(path), []).append(path)
     for path, shape in matrices.items():
-        for other in by_node.get(_node_of(path), []):
-            if _are_stacked(shape, rest[other]):
-                return (
-                    f"muon takes {path!r} of shape {shape} for a matrix; beside "
-                    f"{other!r} of shape {rest[other]}, which AdamW trains, it looks "
-                    f"like {shape[0]} stacked vectors; {_way_out(path, matrices | rest)}"
-                )
+        beside = by_node.get(_node_of(path), [])
+        other = next((p for p in beside if _are_stacked(shape, rest[p])), None)
+        if other is not None:
+            return (
+                f"muon takes {path!r} of shape {shape} for a matrix; beside {other!r} "
+                f"of shape {rest[other]}, which AdamW trains, it looks like {shape[0]} "
+                f"stacked vectors; {_way_out(path, matrices | rest)}"
+            )
     return ""
 
 
