@@ -98,7 +98,8 @@ def make_step(
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
         ``learning_rate`` in force, if the optimizer reports one (the first, if there
         are several), and that of each group of a `fngrad.partition`, such as
-        ``learning_rate/head/**``; ``is_finite``, whether the loss is finite, and with
+        ``learning_rate/head/**``; where groups may have different ones there is no
+        ``learning_rate``; ``is_finite``, whether the loss is finite, and with
         norms those of gradient and update too; it is true also where `skip_nonfinite`
         skipped the step within its limit, while the loss and ``grad_norm`` are what
         they were, NaN perhaps: ``skip_nonfinite/consecutive`` above 0 tells that the
