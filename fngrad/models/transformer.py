@@ -64,7 +64,9 @@ def transformer(
             with a key.
         causal: whether position t attends to positions 0 to t only.
         scan: whether the blocks run in one loop of the program, which then compiles in
-            the same time for any number of them; best with ``remat``.
+            the same time for any number of them; best with ``remat``. An optimizer that
+            treats whole leaves needs ``fngrad.layerwise(fngrad.muon(0.02),
+            "blocks/**")``.
         remat: whether the backward pass computes each block again from its input, to
             keep less in memory; or one of `jax.checkpoint_policies`.
 
