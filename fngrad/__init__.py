@@ -147,7 +147,11 @@ from fngrad.transforms.scaling import (
 from fngrad.transforms.stacking import stack, stack_leaves
 from fngrad.transforms.step_length import scale_by_step_length
 from fngrad.transforms.trust_ratio import scale_by_trust_ratio
-from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import (
+    hyperparameters,
+    set_hyperparameters,
+    tunable,
+)
 from fngrad.tree import split
 
 if TYPE_CHECKING:
@@ -263,6 +267,7 @@ __all__ = [
     "gradcheck",
     "gradient_norms",
     "half_life_warmup",
+    "hyperparameters",
     "identity",
     "init_state",
     "lamb",

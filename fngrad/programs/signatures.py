@@ -113,8 +113,8 @@ def check_predicate(fn: Callable[..., Any]) -> None:
         raise TypeError(
             "need a function (path, leaf) -> bool, which is called leaf by leaf, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}: for a mask of "
-            "all parameters pass its result, mask(params), or a function such as "
-            "lambda path, leaf: leaf.ndim > 1"
+            'all parameters pass its result, mask(params), or a glob, "**/weight", or '
+            'a function such as lambda path, leaf: path.endswith("weight")'
         )
 
 

@@ -80,7 +80,9 @@ def make_step(
             the activations of one part at a time are in memory. Each part has a key of
             its own and its own batch statistics. Its examples are consecutive; on
             several devices part i has examples i, i + ``micro_batches`` and so on, some
-            of each device's.
+            of each device's. Every part counts the same: a masked mean, ``sum(l * w) /
+            sum(w)``, is then not that of the batch; put ``w / w.mean()`` into the batch
+            as its weights and return ``mean(l * w)``.
         precision: in which dtype the loss computes, such as ``"bfloat16"``, or a
             `fngrad.Policy`; parameters, gradients, the optimizer's state and metrics
             keep theirs (see `fngrad.mixed_precision`). ``"float16"`` needs an optimizer
@@ -98,9 +100,12 @@ def make_step(
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
         ``learning_rate`` in force, if the optimizer reports one (the first, if there
         are several), and that of each group of a `fngrad.partition`, such as
-        ``learning_rate/head/**``; ``is_finite``, whether the loss is finite, and with
+        ``learning_rate/head/**``; where groups may have different ones there is no
+        ``learning_rate``; ``is_finite``, whether the loss is finite, and with
         norms those of gradient and update too; it is true also where `skip_nonfinite`
-        skipped the step within its limit; ``grad_norm``, ``update_norm`` and
+        skipped the step within its limit, while the loss and ``grad_norm`` are what
+        they were, NaN perhaps: ``skip_nonfinite/consecutive`` above 0 tells that the
+        step was skipped; ``grad_norm``, ``update_norm`` and
         ``param_norm``, over trainable leaves, and by layer, such as
         ``grad_norm/blocks/0``; the transforms' reports, by part; the user's own.
         ``step.gradients(state, batch)`` is the gradient of the loss in that step, None
