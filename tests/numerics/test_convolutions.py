@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from float64_mode import x64
+from jax import export
 
 from fngrad.numerics.convolutions import Geometry, convolve
 
@@ -232,7 +233,7 @@ CANONICAL, SWAPPED = "[0, i, o]", "[0, o, i]"
 def test_an_exported_program_holds_what_its_platforms_take(platforms):
     x, kernel, where = problem("sequence", np.float32)
     slope = jax.jit(jax.grad(summed(where, None)))
-    exported = jax.export.export(slope, platforms=platforms)(x, kernel)
+    exported = export.export(slope, platforms=platforms)(x, kernel)
     assert (SWAPPED in exported.mlir_module()) == (platforms != ("cpu",))
     if "cpu" in platforms:
         got = exported.call(x, kernel)
