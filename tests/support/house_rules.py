@@ -36,8 +36,7 @@ HOUSE = (
         "(`operation_counts`), arguments recognized by name "
         "(`signatures`), settings of JAX in another thread (`thread_settings`), "
         "`step_wrappers`, `optional_imports`, `text_tables`, `fingerprints`, "
-        "`caller_warnings`, "
-        "what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
+        "`caller_warnings`, what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
     ),
     (
         0,
@@ -133,21 +132,18 @@ HOUSE = (
         "logging/",
         "`history`, JSONL, CSV (`writers`), TensorBoard, W&B, trackio, MLflow, "
         "`histograms`, `plots`, the `run_folder` and its `manifest`, the `progress` "
-        "bar and its text, `compilations` (a step that compiles again), `time_spent`",
+        "bar and its text, `compilations`, `time_spent`",
     ),
     (
         7,
         "fitting/",
-        "`fit` (`training_loop`) and its parts: `session` (the run itself), `inputs` "
-        "(batches; refused states and data), `step_checks`, `program_changes`, `mesh` "
-        "(a run on several devices), `hooks` of callbacks, `profiling`, `spikes`, "
-        "`media`, "
-        "`best`, `intervals` (when to "
-        "log, evaluate, end), `loops` (how `auto` decides), `checkpointing` (when a "
-        "checkpoint is saved; `keep`, `save_minutes`), `resume` (which checkpoints "
-        "are refused), `early_stopping`, `validation` (the `val/` metrics), "
-        "`nonfinite` (a NaN, rollbacks), `outputs`, `recording` "
-        "(`loggers`, `callbacks`, `progress`), `interrupts` (SIGTERM's exit status)",
+        "`fit` (`training_loop`) and its parts: `session`, `inputs` (batches; refused "
+        "states and data), `step_checks`, `program_changes`, `mesh`, `hooks` of "
+        "callbacks, `profiling`, `spikes`, `media`, `best`, `intervals` (when to log, "
+        "evaluate, end), `loops`, `checkpointing` (when a checkpoint is saved; `keep`, "
+        "`save_minutes`), `resume` (which checkpoints are refused), `early_stopping`, "
+        "`validation` (the `val/` metrics), `nonfinite` (a NaN, rollbacks), `outputs`, "
+        "`recording` (`loggers`, `callbacks`, `progress`), `interrupts`",
     ),
     (
         7,
@@ -156,6 +152,7 @@ HOUSE = (
         "points are drawn and searched (`searching/`), results (`results/`: `tables`, "
         "`statistics`, `pictures`; when a lane diverged, in `result`)",
     ),
+    (7, "accelerators/", "peaks of `chips`; what a step takes on a TPU not here"),
     (
         8,
         "callbacks commands/",
