@@ -23,13 +23,13 @@ class Chip(NamedTuple):
 # Peaks: https://docs.cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e and
 # .../tpu7x, whose "bidirectional" bandwidth counts both directions. The links of v4
 # are six of 50 GB/s: Jouppi et al. 2023, https://arxiv.org/abs/2304.01433. The memory
-# is what libtpu 0.0.42 says that a program may use when one takes more.
+# is what the compiler of libtpu 0.0.42 leaves to a program.
 TPUS = {
-    "v4": Chip("v4", 275e12, 1228e9, 31.75 * GIB, 300e9),
+    "v4": Chip("v4", 275e12, 1228e9, 30.75 * GIB, 300e9),
     "v5e": Chip("v5e", 197e12, 819e9, 15.75 * GIB, 200e9),
-    "v5p": Chip("v5p", 459e12, 2765e9, 95 * GIB, 600e9),
+    "v5p": Chip("v5p", 459e12, 2765e9, 95.74 * GIB, 600e9),
     "v6e": Chip("v6e", 918e12, 1638e9, 31.25 * GIB, 400e9),
-    "tpu7x": Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, 96 * GIB, 300e9),
+    "tpu7x": Chip("tpu7x", 2307e12 / 2, 7380e9 / 2, 94.75 * GIB, 300e9),
 }
 
 # Peaks without sparsity, memory as sold, and half of the links' bandwidth, which

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.step_folders as step_folders
 import fngrad.commands.run_records as run_records
-import fngrad.commands.texts as texts
 import fngrad.numerics as numerics
 import fngrad.programs.text_tables as text_tables
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
@@ -16,6 +15,7 @@ from fngrad.checkpoint.reading import completed, recorded_best_paths
 from fngrad.checkpoint.writing import locked
 from fngrad.files.locks import Lock, LockError, is_in_use
 from fngrad.logging.run_folder import read_manifest
+from fngrad.programs.units import size_text
 
 
 class Superfluous(NamedTuple):
@@ -55,13 +55,13 @@ def clean(
         except (LockError, CheckpointError) as error:
             print(f"left alone: {run}: {error}")
             continue
-        rows += [[str(x.path), str(x.step), texts.size(x.size)] for x in found]
+        rows += [[str(x.path), str(x.step), size_text(x.size)] for x in found]
         total += sum(x.size for x in found)
     if len(rows) > 1:
         print(text_tables.table(rows, left=1))
     what = "deleted" if delete else "can be deleted"
     more = "; --delete deletes them" if len(rows) > 1 and not delete else ""
-    print(f"{len(rows) - 1} checkpoints {what}, {texts.size(total)}{more}")
+    print(f"{len(rows) - 1} checkpoints {what}, {size_text(total)}{more}")
     return 0
 
 

@@ -40,21 +40,6 @@ def moment(text: str) -> str:
     return found.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def size(count: int) -> str:
-    """Return a number of bytes in the largest unit in which it is at least one.
-
-    Example:
-        >>> from fngrad.commands.texts import size
-        >>> size(512), size(1536), size(3 << 30)
-        ('512 B', '1.5 KiB', '3.0 GiB')
-    """
-    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while number >= 1024 and len(units) > 1:
-        number /= 1024
-        units.pop(0)
-    return f"{number:.0f} B" if units[0] == "B" else f"{number:.1f} {units[0]}"
-
-
 def cell(value: Any) -> str:
     """Return a value for a table, shortened; "-" for None.
 

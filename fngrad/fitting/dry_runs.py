@@ -1,7 +1,6 @@
 """A run that is tried before it is made: what it would take, with nothing written."""
 
 import contextlib
-import datetime
 import inspect
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from fngrad.logging.time_spent import TimeSpent
 from fngrad.programs.compiled_memory import Memory
 from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.printed import preformatted, shown
+from fngrad.programs.units import seconds_text
 from fngrad.types import Batch
 
 TIMED = 0.25  # seconds for steps that are made only to be timed
@@ -327,24 +327,15 @@ def _scalars(history: History, now: int) -> dict[str, float]:
 def _text(it: DryRun) -> str:
     steps = "unknown steps" if it.steps is None else f"{it.steps:,} steps"
     batches = "" if it.examples is None else f" of {it.examples:,} examples"
-    total = "" if it.seconds is None else f", about {_duration(it.seconds)}"
+    total = "" if it.seconds is None else f", about {seconds_text(it.seconds)}"
     rate = it.costs.flops / max(it.step_seconds, 1e-9)
     work = f"{it.costs.flops:,} FLOPs, {rate:.2g} per second"
     rows = [
-        ["compiling", _duration(it.compile_seconds), ""],
-        ["step", _duration(it.step_seconds), work],
+        ["compiling", seconds_text(it.compile_seconds), ""],
+        ["step", seconds_text(it.step_seconds), work],
     ]
     if it.evaluations != 0:
         times = "" if it.evaluations is None else f"{it.evaluations:,} times"
-        rows.append(["evaluation", _duration(it.evaluation_seconds), times])
+        rows.append(["evaluation", seconds_text(it.evaluation_seconds), times])
     table = text_tables.table([*rows, *(it.memory.rows() if it.memory else [])])
     return f"DryRun: {steps}{batches}{total}\n{table}"
-
-
-def _duration(seconds: float) -> str:
-    """Write a time, such as ``12.3 ms``, ``4.56 s`` or ``1:02:03``."""
-    if seconds >= 100:
-        return str(datetime.timedelta(seconds=round(seconds)))
-    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
-    size, unit = next((u for u in units if seconds >= u[0]), units[-1])
-    return f"{seconds / size:.3g} {unit}"
