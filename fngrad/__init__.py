@@ -157,6 +157,8 @@ if TYPE_CHECKING:
     import fngrad.landscapes as landscapes
     import fngrad.steps as steps
     import fngrad.sweeps as sweeps
+    from fngrad.accelerators.preflight_report import Preflight
+    from fngrad.accelerators.preflighting import preflight
     from fngrad.backpropagation import (
         Backpropagation,
         GradientNorms,
@@ -173,6 +175,7 @@ else:
             "Autopsy": "fngrad.postmortem",
             "Backpropagation": "fngrad.backpropagation",
             "GradientNorms": "fngrad.backpropagation",
+            "Preflight": "fngrad.accelerators.preflight_report",
             "SweepResult": "fngrad.sweeps",
             "autopsy": "fngrad.postmortem",
             "backprop": "fngrad.backpropagation",
@@ -181,6 +184,7 @@ else:
             "gradcheck": "fngrad.gradcheck",
             "gradient_norms": "fngrad.backpropagation",
             "landscapes": "fngrad.landscapes",
+            "preflight": "fngrad.accelerators.preflighting",
             "steps": "fngrad.steps",
             "sweep": "fngrad.sweeps",
             "sweeps": "fngrad.sweeps",
@@ -202,6 +206,7 @@ __all__ = [
     "Layer",
     "NonFiniteError",
     "Policy",
+    "Preflight",
     "SaveError",
     "StatefulLayer",
     "StepSummary",
@@ -284,6 +289,7 @@ __all__ = [
     "novograd",
     "orthogonalize",
     "partition",
+    "preflight",
     "prodigy",
     "proximal_decay",
     "quantize_state",

@@ -1,0 +1,149 @@
+"""A step as a program of another platform, made here, which another process compiles.
+
+A step is a function, often a closure, and cannot be sent to a process; its program can.
+`jax.export` lowers it for a platform that is not here, on a mesh without devices, and
+keeps what matters to the compiler: shardings and constraints by the names of the mesh's
+axes, donation, and the names of operations. The exported program takes and returns
+flat tuples, so that no type of the user's has to be imported to read it. It is pickled:
+JAX's own form of it needs another library, and it is read at once by the same JAX.
+"""
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax import export
+from jax.sharding import AbstractMesh, NamedSharding
+
+import fngrad.tree as tree
+from fngrad.programs.jaxprs import Program
+from fngrad.sharding.placement import batch_spec, check_batch, shardings
+from fngrad.sharding.rules import Rule, replicated, rule_of_function
+from fngrad.training.run_checks import call_step, check_order
+from fngrad.training.state import TrainState
+from fngrad.training.step import Step
+from fngrad.types import Batch
+from fngrad.types import Path as LeafPath
+
+
+class PlacedStep(NamedTuple):
+    """A step, traced on a mesh without devices."""
+
+    program: Any  # jitted: (leaves of the state, of the batch) -> (same, metrics)
+    traced: Any
+    state: dict[LeafPath, Any]  # abstract, with shardings
+    batch: dict[LeafPath, Any]
+    mesh: AbstractMesh
+    rule: Rule | None  # that the step was made with
+
+    @property
+    def jaxpr(self) -> Program:
+        """What the step computes, on all devices together."""
+        return Program(self.traced.jaxpr)
+
+    def exported(self, platform: str) -> Any:
+        """Return the program of a platform.
+
+        Raises:
+            Exception: whatever JAX raises if the step has no such program.
+        """
+        leaves = tuple(self.state.values()), tuple(self.batch.values())
+        return export.export(self.program, platforms=[platform])(*leaves)
+
+
+def placed_step(
+    step: Step, state: TrainState, batch: Batch, axes: dict[str, int]
+) -> PlacedStep:
+    """Trace a step on a mesh, with state and batch where `fngrad.fit` places them.
+
+    Args:
+        step: its rule says where the state is.
+        state: arrays or ShapeDtypeStructs.
+        batch: the same; it is split over the axis "data".
+        axes: sizes of the mesh by name.
+
+    Raises:
+        TypeError: if it is not a step, or the state not a TrainState.
+        ValueError: if the devices do not divide the batch, or the rule does not fit.
+    """
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
+    check_order(step, batch)
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
+        )
+    check_batch(batch, mesh)
+    state, batch, rule = abstract(state), abstract(batch), rule_of_function(step)
+    placed = jax.tree.map(_placed, state, shardings(state, mesh, rule or replicated))
+    split = jax.tree.map(
+        lambda x: _placed(x, NamedSharding(mesh, batch_spec(x, mesh))), batch
+    )
+    program = jax.jit(_flat(step, placed, split), donate_argnums=0)
+    leaves = tuple(jax.tree.leaves(placed)), tuple(jax.tree.leaves(split))
+    made: list[Any] = []
+
+    def trace(_: Any, __: Any) -> Any:
+        made.append(program.trace(*leaves))
+        return made[0].out_info
+
+    call_step(step, placed, split, trace)
+    states, batches = tree.leaf_paths(placed), tree.leaf_paths(split)
+    return PlacedStep(program, made[0], states, batches, mesh, rule)
+
+
+def _flat(step: Step, state: TrainState, batch: Batch) -> Callable[..., Any]:
+    """Return a step from and to tuples of leaves."""
+    structures = jax.tree.structure(state), jax.tree.structure(batch)
+
+    def flat(states: Any, batches: Any) -> Any:
+        arguments = (
+            structure.unflatten(leaves)
+            for structure, leaves in zip(structures, (states, batches), strict=True)
+        )
+        made = step(*arguments)
+        if not isinstance(made, tuple) or len(made) != 2:
+            return made  # `call_step` explains it
+        return tuple(tuple(jax.tree.leaves(part)) for part in made)
+
+    return flat
+
+
+def abstract(a: Any) -> Any:
+    """Return shapes and dtypes alone: an array may be on devices of this machine."""
+    found = jax.eval_shape(lambda a: a, a)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def write_request(path: Path, placed: PlacedStep, topology: dict[str, Any]) -> None:
+    """Write what the process that compiles needs; see `compile_worker`.
+
+    Args:
+        path: of the file.
+        placed: the step.
+        topology: arguments of JAX's get_topology_desc.
+
+    Raises:
+        Exception: whatever JAX raises if the step has no program for a TPU.
+    """
+    exported = placed.exported("tpu")
+    request = {
+        # The function that makes its gradient cannot be pickled.
+        "step": dataclasses.replace(exported, _get_vjp=None),
+        "topology": topology,
+        "axes": dict(placed.mesh.shape),
+        "state": [_described(x) for x in placed.state.values()],
+        "batch": [_described(x) for x in placed.batch.values()],
+        "x64": bool(jax.config.jax_enable_x64),
+    }
+    path.write_bytes(pickle.dumps(request))
+
+
+def _described(x: Any) -> tuple[Any, Any, Any]:
+    return x.shape, x.dtype, x.sharding.spec
