@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import fngrad.sharding as sharding
-from fngrad.accelerators.preflight_report import Change, Preflight
+from fngrad.accelerators.preflight_report import SHORT, Change, Preflight
 from fngrad.programs.units import size_text
 from fngrad.transforms.quantize import quantize_state
 
@@ -39,7 +39,8 @@ def remat(it: Preflight) -> Change:
 
 def bfloat16(it: Preflight) -> Change:
     """The loss in bfloat16."""
-    why = 'half of the bytes of activations: make_step(precision="bfloat16")'
+    gathered = ", and of what is gathered" if it.devices > 1 else ""
+    why = f'half of the bytes of activations{gathered}: make_step(precision="bfloat16")'
     return Change("bfloat16", why, "precision", "bfloat16")
 
 
@@ -55,6 +56,12 @@ def fully_sharded(it: Preflight) -> Change:
     why = f"each device keeps a part of the {size_text(it.state.bytes)} of the state"
     what = "make_step(rule=fngrad.sharding.fsdp())"
     return Change("FSDP", f"{why}: {what}", "rule", sharding.fsdp())
+
+
+def steps_per_start(it: Preflight) -> Change:
+    """Many steps in one program."""
+    why = 'steps are shorter than the start of a program: fit(loop="scan")'
+    return Change("one program for many steps", why, "", None)
 
 
 def more_devices(it: Preflight) -> Change:
@@ -109,6 +116,8 @@ def _for_placement(it: Preflight) -> Iterator[Change]:
 
 
 def _for_speed(it: Preflight, *, has_rule: bool, is_wide: bool) -> Iterator[Change]:
+    if it.times and it.times.overlapped < SHORT:
+        yield steps_per_start(it)
     if it.times is None or it.times.bound == "compute":
         return
     if is_wide and (it.times.bound == "memory" or has_rule):

@@ -140,7 +140,7 @@ def write_request(path: Path, placed: PlacedStep, topology: dict[str, Any]) -> N
         "axes": dict(placed.mesh.shape),
         "state": [_described(x) for x in placed.state.values()],
         "batch": [_described(x) for x in placed.batch.values()],
-        "x64": bool(jax.config.jax_enable_x64),
+        "x64": jax.config.read("jax_enable_x64"),
     }
     path.write_bytes(pickle.dumps(request))
 

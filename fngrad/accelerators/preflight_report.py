@@ -15,6 +15,7 @@ from fngrad.programs.units import seconds_text, size_text
 
 Verdict = Literal["fits", "does not fit", "does not compile", "lowers"]
 MOST_PATHS = 3  # in a line
+SHORT = 1e-4  # seconds of a step beside which starting its program takes long
 _DERIVED = ("devices", "fits", "utilization")
 
 
@@ -118,8 +119,8 @@ def _memory(it: Preflight) -> list[list[str]]:
 
 def _work(it: Preflight) -> list[list[str]]:
     share = 100 * it.costs.products / max(it.costs.flops, 1)
-    together = " on all devices together" if it.devices > 1 else ""
-    what = f"{share:.0f} % in matrix products{together}"
+    together = "on all devices together, " if it.devices > 1 else ""
+    what = f"{together}{share:.0f} % in matrix products"
     rows = [["FLOPs", f"{it.costs.flops:.3g}", what]]
     if it.costs.uncounted:
         rows.append(["  uncounted", "", str(it.costs.uncounted)])
@@ -140,16 +141,20 @@ def _times(it: Preflight) -> list[list[str]]:
     overlap = f"if all overlap{rate}; {seconds_text(times.apart)} if nothing does"
     rows = [["step", seconds_text(times.overlapped), overlap]]
     for name, value in times._asdict().items():
+        if name == "network" and it.devices == 1:
+            continue
         is_bound = "what bounds it" if name == times.bound else ""
         rows.append([f"  {name}", seconds_text(value), is_bound])
+    if times.overlapped < SHORT:
+        rows.append(["  start", "", "of a program: tens of microseconds more"])
     used = f"{100 * times.utilization:.3g} %"
-    return [*rows, ["utilization", used, "of the peak FLOPs in bfloat16, at most"]]
+    return [*rows, ["utilization", used, "of the peak FLOPs, at most"]]
 
 
 def _state(state: StatePlacement, devices: int) -> list[list[str]]:
-    each = " on each device" if devices > 1 else ""
+    each = "on each device, " if devices > 1 else ""
     parts = f"{size_text(state.params_bytes)} of them parameters"
-    rows = [["state", size_text(state.bytes), f"{parts}{each}"]]
+    rows = [["state", size_text(state.bytes), f"{each}{parts}"]]
     if state.copied is not None:
         copied = f"not wholly: {_paths(state.copied)}" if state.copied else "wholly"
         rows.append(["  donated", "", copied])
