@@ -12,7 +12,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from jax import export
@@ -132,7 +132,7 @@ def write_request(path: Path, placed: PlacedStep, topology: dict[str, Any]) -> N
     Raises:
         Exception: whatever JAX raises if the step has no program for a TPU.
     """
-    exported = placed.exported("tpu")
+    exported, config = placed.exported("tpu"), cast(Any, jax.config)
     request = {
         # The function that makes its gradient cannot be pickled.
         "step": dataclasses.replace(exported, _get_vjp=None),
@@ -140,7 +140,7 @@ def write_request(path: Path, placed: PlacedStep, topology: dict[str, Any]) -> N
         "axes": dict(placed.mesh.shape),
         "state": [_described(x) for x in placed.state.values()],
         "batch": [_described(x) for x in placed.batch.values()],
-        "x64": jax.config.read("jax_enable_x64"),
+        "x64": config.jax_enable_x64,
     }
     path.write_bytes(pickle.dumps(request))
 

@@ -83,8 +83,8 @@ def planned(where: str, given: Mapping[str, Any]) -> Plan:
             + (f": there is no file {file!r}" if file and name else "")
         )
     make: Any = getattr(_module(path), name, None)
-    if not callable(make):
-        raise ValueError(f"need a function {name!r} in {file}, found none")
+    if make is None:
+        raise ValueError(f"need a function {name!r} in {file}, got none")
     taken = accepted(make)
     strange = [argument for argument in given if argument not in taken]
     if strange:

@@ -57,10 +57,9 @@ def preflight(
         json: print JSON.
         time_limit: seconds for each compilation.
     """
-    if not jax.config.read(
-        "jax_platforms"
-    ):  # only shapes are read, and a TPU is left alone
-        jax.config.update("jax_platforms", "cpu")
+    config: Any = jax.config
+    if not config.jax_platforms:  # only shapes are read, and a TPU is left alone
+        config.update("jax_platforms", "cpu")
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "precision": precision,
