@@ -57,6 +57,7 @@ def compiled_elsewhere(
         environment = {
             **ENVIRONMENT,
             "TPU_LOG_DIR": name,
+            "XLA_FLAGS": "",  # which are for this machine's backend
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # it cannot load such programs
         }
         ended = run_isolated(command, folder, environment, time_limit)

@@ -188,7 +188,7 @@ def _attempt(what: str, plan: Plan, options: dict[str, Any], run: Run) -> Attemp
 
 def table_of(found: list[Attempt]) -> str:
     """Return a table of attempts, one line each."""
-    head = ["change", "memory", "step", "utilization", "examples/s", ""]
+    head = ["change", "memory", "step", "utilization", "examples/s", "verdict"]
     return text_tables.table([head, *map(_row, found)])
 
 
