@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fngrad.accelerators.compile_worker as compile_worker
-from fngrad.accelerators.exported_steps import PlacedStep, write_request
+from fngrad.accelerators.exported_steps import (
+    PlacedStep,
+    why_not_exported,
+    write_request,
+)
 from fngrad.accelerators.isolated_processes import run_isolated
 from fngrad.accelerators.targets import ENVIRONMENT, Target
 from fngrad.programs.compiled_memory import Memory
@@ -51,7 +55,7 @@ def compiled_elsewhere(
         try:
             write_request(folder / "request.pickle", placed, target.topology)
         except Exception as error:  # JAX has several types for what it cannot export
-            return refused(f"{type(error).__name__}: {error}")
+            return refused(why_not_exported(placed, error))
         # -P: a file jax.py in the current folder is not JAX.
         command = [sys.executable, "-P", str(worker), name]
         environment = {

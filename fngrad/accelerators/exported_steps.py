@@ -145,5 +145,16 @@ def write_request(path: Path, placed: PlacedStep, topology: dict[str, Any]) -> N
     path.write_bytes(pickle.dumps(request))
 
 
+def why_not_exported(placed: PlacedStep, error: Exception) -> str:
+    """Return why a step has no program of another platform, in words."""
+    text = f"{type(error).__name__}: {error}"
+    if placed.traced.jaxpr.effects:
+        return (
+            "the step calls Python while it runs (jax.debug.print, a callback), which "
+            f"no program for another platform can: leave it out\n{text}"
+        )
+    return text
+
+
 def _described(x: Any) -> tuple[Any, Any, Any]:
     return x.shape, x.dtype, x.sharding.spec

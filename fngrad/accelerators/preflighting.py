@@ -18,7 +18,12 @@ from fngrad.accelerators.compiled_elsewhere import (
     compiled_elsewhere,
     refused,
 )
-from fngrad.accelerators.exported_steps import PlacedStep, abstract, placed_step
+from fngrad.accelerators.exported_steps import (
+    PlacedStep,
+    abstract,
+    placed_step,
+    why_not_exported,
+)
 from fngrad.accelerators.preflight_report import Preflight, Verdict
 from fngrad.accelerators.roofline import times_on
 from fngrad.accelerators.state_placement import placement_after, placement_before
@@ -146,7 +151,7 @@ def _lowered(placed: PlacedStep, target: Target) -> Compiled:
     try:
         placed.exported(target.platform)
     except Exception as error:  # JAX has several types for what it cannot export
-        return refused(f"{type(error).__name__}: {error}")
+        return refused(why_not_exported(placed, error))
     return refused("")
 
 
