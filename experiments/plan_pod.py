@@ -19,11 +19,11 @@ each part of the batch, which split the layers as well (`models.transformer_rule
 
 Every line is a preflight (`fngrad.preflight`): libtpu compiles the step for those
 chips. Memory is the compiler's plan for it, and so are the collectives and their bytes.
-Times are those of a roofline: the longest of FLOPs at the chip's peak, bytes at its
-memory's bandwidth and bytes at its links' bandwidth. What it can't show: how much of
-these peaks the program reaches, and how well its parts overlap; the loss; the speed of
-the input. The FLOPs are those of the program, with what remat computes again (a
-quarter).
+Times are those of a roofline: FLOPs at the chip's peak, bytes at its memory's bandwidth
+and bytes at the bandwidth of all its links; a step takes the longest of them if all
+overlap, and their sum if nothing does. What it can't show: how much of these peaks the
+program reaches; the loss; the speed of the input. The FLOPs are those of the program,
+with what remat computes again (a quarter).
 
 It needs libtpu, in the version that JAX pins; without it, it says how to install it.
 
@@ -146,23 +146,19 @@ def row_of(line: Line) -> list[str]:
     cells = [line.size, line.split, str(line.chips), memory]
     if it.times is None:
         return [*cells, "-", "-", "-", it.verdict]
-    seconds = it.times.overlapped
-    used = f"{100 * it.times.utilization:.0f} %"
-    rate = f"{line.tokens / seconds / 1e3:.0f}k"
-    return [*cells, seconds_text(seconds), used, rate, bound_of(it)]
-
-
-def bound_of(it: fg.Preflight) -> str:
-    """Return the verdict, what bounds a step, and each part's time."""
-    assert it.times is not None
-    parts = (f"{n} {seconds_text(x)}" for n, x in it.times._asdict().items())
-    return f"{it.verdict}, {it.times.bound}: {', '.join(parts)}"
+    times = it.times
+    seconds = [seconds_text(times.overlapped), seconds_text(times.apart)]
+    used = f"{100 * times.compute / times.apart:.0f} to {100 * times.utilization:.0f} %"
+    rate = f"{line.tokens / times.overlapped / 1e3:.0f}k"
+    parts = (f"{name} {seconds_text(x)}" for name, x in times._asdict().items())
+    cells += [" to ".join(seconds), used, rate]
+    return [*cells, f"{it.verdict}; {', '.join(parts)}"]
 
 
 def picture(lines: list[Line], memory: float) -> Any:
     """Return a figure of memory, step time and utilization over chips."""
     figure = new_figure(12, 3.6)
-    names = ("memory per chip (GiB)", "step (s)", "utilization (%)")
+    names = [*values_of(lines[0])]
     for axes, name in zip(figure.subplots(1, 3), names, strict=True):
         for size, split in dict.fromkeys((x.size, x.split) for x in lines):
             own = [x for x in lines if (x.size, x.split) == (size, split)]
@@ -185,8 +181,8 @@ def values_of(line: Line) -> dict[str, float | None]:
     it = line.report
     return {
         "memory per chip (GiB)": it.needed and it.needed / 2**30,
-        "step (s)": it.times and it.times.overlapped,
-        "utilization (%)": it.times and 100 * it.times.utilization,
+        "step if nothing overlaps (s)": it.times and it.times.apart,
+        "utilization then (%)": it.times and 100 * it.times.compute / it.times.apart,
     }
 
 
@@ -199,7 +195,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         for target in config.targets
         for line in plan(config, size, target)
     ]
-    head = ["model", "split", "chips", "memory", "step", "used", "tokens/s", "bound by"]
+    head = ["model", "split", "chips", "memory", "step", "used", "tokens/s", "verdict"]
     print(table(head, [row_of(line) for line in lines]))
     results = [
         {"size": x.size, "split": x.split, "tokens": x.tokens, **x.report.as_json()}

@@ -134,3 +134,9 @@ def test_a_program_without_any_exchanges_nothing():
     traffic = traffic_of(program("ROOT %a = f32[8]{0} add(%p, %p)"), 1)
     assert traffic == ({}, 0)
     assert traffic.bytes == 0
+
+
+def test_a_repeated_collective_counts_as_often_as_its_most_frequent_place():
+    again = "%a = bf16[8,64]{1,0} all-reduce(%y), channel_id=9, replica_groups={{0,1}}"
+    traffic = traffic_of(program(WHILE, again, before=LOOP), 8)
+    assert traffic.collectives["all-reduce"].count == 6
