@@ -9,6 +9,8 @@ JAX's own form of it needs another library, and it is read at once by the same J
 """
 
 import dataclasses
+import io
+import operator
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 from jax import export
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 import fngrad.tree as tree
 from fngrad.programs.jaxprs import Program
@@ -69,7 +71,8 @@ def placed_step(
         TypeError: if it is not a step, or the state not a TrainState.
         ValueError: if the devices do not divide the batch, or the rule does not fit.
     """
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
+    auto = (AxisType.Auto,) * len(axes)  # newer JAX makes Explicit ones
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=auto)
     check_order(step, batch)
     if not isinstance(state, TrainState):
         raise TypeError(
@@ -82,7 +85,11 @@ def placed_step(
         lambda x: _placed(x, NamedSharding(mesh, batch_spec(x, mesh))), batch
     )
     program = jax.jit(_flat(step, placed, split), donate_argnums=0)
-    leaves = tuple(jax.tree.leaves(placed)), tuple(jax.tree.leaves(split))
+    states, batches = (
+        {path: _raw(x) for path, x in tree.leaf_paths(a).items()}
+        for a in (placed, split)
+    )
+    leaves = tuple(states.values()), tuple(batches.values())
     made: list[Any] = []
 
     def trace(_: Any, __: Any) -> Any:
@@ -90,25 +97,52 @@ def placed_step(
         return made[0].out_info
 
     call_step(step, placed, split, trace)
-    states, batches = tree.leaf_paths(placed), tree.leaf_paths(split)
     return PlacedStep(program, made[0], states, batches, mesh, rule)
 
 
 def _flat(step: Step, state: TrainState, batch: Batch) -> Callable[..., Any]:
-    """Return a step from and to tuples of leaves."""
-    structures = jax.tree.structure(state), jax.tree.structure(batch)
+    """Return a step from and to tuples of leaves, of keys their data.
 
-    def flat(states: Any, batches: Any) -> Any:
+    Typed keys of an exported program have shardings of a wrong rank in JAX 0.7.
+    """
+    structures = jax.tree.structure(state), jax.tree.structure(batch)
+    kinds = [[*map(_key_kind, jax.tree.leaves(a))] for a in (state, batch)]
+
+    def flat(*given: Any) -> Any:
         arguments = (
-            structure.unflatten(leaves)
-            for structure, leaves in zip(structures, (states, batches), strict=True)
+            structure.unflatten(map(_typed, leaves, kind))
+            for structure, leaves, kind in zip(structures, given, kinds, strict=True)
         )
         made = step(*arguments)
         if not isinstance(made, tuple) or len(made) != 2:
             return made  # `call_step` explains it
-        return tuple(tuple(jax.tree.leaves(part)) for part in made)
+        return tuple(tuple(map(_data, jax.tree.leaves(part))) for part in made)
 
     return flat
+
+
+def _key_kind(x: Any) -> Any:
+    """Return the generator of an abstract key, and None of any other array."""
+    if not tree.is_key(x):
+        return None
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), x)
+    return found[0]
+
+
+def _typed(x: jax.Array, kind: Any) -> jax.Array:
+    return x if kind is None else jax.random.wrap_key_data(x, impl=kind)
+
+
+def _data(x: Any) -> Any:
+    return jax.random.key_data(x) if tree.is_key(x) else x
+
+
+def _raw(x: Any) -> Any:
+    """Return the data of an abstract key, and any other abstract array as it is."""
+    if not tree.is_key(x):
+        return x
+    return _placed(jax.eval_shape(jax.random.key_data, x), x.sharding)
 
 
 def abstract(a: Any) -> Any:
@@ -142,7 +176,25 @@ def write_request(path: Path, placed: PlacedStep, topology: dict[str, Any]) -> N
         "batch": [_described(x) for x in placed.batch.values()],
         "x64": config.jax_enable_x64,
     }
-    path.write_bytes(pickle.dumps(request))
+    path.write_bytes(pickled(request))
+
+
+def pickled(a: Any) -> bytes:
+    """Return what `pickle.loads` reads, though JAX 0.7 cannot pickle its shardings."""
+    found = io.BytesIO()
+    _Pickler(found).dump(a)
+    return found.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    """One for shardings of the compiler, too."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Say how an object is made again; leave all others to pickle."""
+        if type(obj).__name__ == "HloSharding":
+            made = operator.methodcaller("from_proto", obj.to_proto())
+            return made, (type(obj),)
+        return NotImplemented
 
 
 def why_not_exported(placed: PlacedStep, error: Exception) -> str:
