@@ -14,6 +14,11 @@ FOLDER = Path(__file__).parent
 # Modules that experiments share.
 TOOLS = {"character_ngrams", "critical_points", "noise_floors", "outputs", "races"}
 TOOLS |= {"cold_start_networks", "cold_start_scripts", "timing"}
+NOTEBOOKS = (
+    ("tutorial", "from a gradient by hand to a sweep"),
+    ("colab_tpu", "on a TPU of Colab, with checkpoints on Google Drive"),
+    ("kaggle_tpu", "on the eight TPU devices of Kaggle"),
+)
 
 
 def experiments() -> dict[str, str]:
@@ -51,7 +56,7 @@ def listing() -> str:
         lines.append(textwrap.indent(_wrapped(claim), "    "))
         minutes = entry(docstring, "Minutes")
         lines += [f"    minutes: {minutes}"] if minutes else []
-    lines += ["", "tutorial.ipynb, a notebook: from a gradient by hand to a sweep"]
+    lines += ["", *(f"{name}.ipynb, a notebook: {what}" for name, what in NOTEBOOKS)]
     return "\n".join(lines)
 
 

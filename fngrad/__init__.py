@@ -147,7 +147,11 @@ from fngrad.transforms.scaling import (
 from fngrad.transforms.stacking import stack, stack_leaves
 from fngrad.transforms.step_length import scale_by_step_length
 from fngrad.transforms.trust_ratio import scale_by_trust_ratio
-from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import (
+    hyperparameters,
+    set_hyperparameters,
+    tunable,
+)
 from fngrad.tree import split
 
 if TYPE_CHECKING:
@@ -157,6 +161,7 @@ if TYPE_CHECKING:
     import fngrad.landscapes as landscapes
     import fngrad.steps as steps
     import fngrad.sweeps as sweeps
+    from fngrad.accelerators.diagnosis import Diagnosis, doctor
     from fngrad.accelerators.preflight_report import Preflight
     from fngrad.accelerators.preflighting import preflight
     from fngrad.backpropagation import (
@@ -174,6 +179,7 @@ else:
         {
             "Autopsy": "fngrad.postmortem",
             "Backpropagation": "fngrad.backpropagation",
+            "Diagnosis": "fngrad.accelerators.diagnosis",
             "GradientNorms": "fngrad.backpropagation",
             "Preflight": "fngrad.accelerators.preflight_report",
             "SweepResult": "fngrad.sweeps",
@@ -181,6 +187,7 @@ else:
             "backprop": "fngrad.backpropagation",
             "closed_form": "fngrad.closed_form",
             "curvature": "fngrad.curvature",
+            "doctor": "fngrad.accelerators.diagnosis",
             "gradcheck": "fngrad.gradcheck",
             "gradient_norms": "fngrad.backpropagation",
             "landscapes": "fngrad.landscapes",
@@ -198,6 +205,7 @@ __all__ = [
     "Backpropagation",
     "Costs",
     "Dataset",
+    "Diagnosis",
     "DryRun",
     "EarlyStopping",
     "FitResult",
@@ -252,6 +260,7 @@ __all__ = [
     "data",
     "describe",
     "describe_quantization",
+    "doctor",
     "dog",
     "dry_run",
     "ema",
@@ -263,6 +272,7 @@ __all__ = [
     "gradcheck",
     "gradient_norms",
     "half_life_warmup",
+    "hyperparameters",
     "identity",
     "init_state",
     "lamb",

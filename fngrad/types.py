@@ -4,7 +4,7 @@ Every tree is a pytree of arrays; its name says which role it has. A *path* is t
 position of a leaf in its tree, written ``layers/0/weight``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
@@ -26,8 +26,8 @@ Scalar: TypeAlias = float | jax.Array
 Schedule: TypeAlias = Callable[[jax.Array], Scalar]  # step, int32 () -> value
 Hyper: TypeAlias = float | jax.Array | Schedule
 
-# A tree of bools (a prefix will do), a glob over paths, or a predicate.
-Selector: TypeAlias = Any | str | Callable[[Path, Any], bool]
+# A tree of bools (a prefix will do), a glob over paths or several, or a predicate.
+Selector: TypeAlias = Any | str | Sequence[str] | Callable[[Path, Any], bool]
 
 # (params, batch) -> loss, or more: see fngrad.training.make_step.
 LossFn: TypeAlias = Callable[..., Any]

@@ -2,10 +2,10 @@
 
 What one test compiled, every later one takes from a folder that lives as long as the
 run, or from `JAX_COMPILATION_CACHE_DIR` where that is set. Unless ``XLA_FLAGS`` is set,
-XLA compiles with its older emitters, with little optimization and in one unit, in half
-the time. With ``-m xla_defaults`` it compiles as for users. The tests marked so compare
-bits, which depend on how XLA compiles, or are what users run: the slow ones among them,
-such as the experiments, run only with these defaults.
+XLA compiles without optimization, with its older emitters and in one unit, in a third
+of the time. With ``-m xla_defaults`` it compiles as for users. The tests marked so
+compare bits, which depend on how XLA compiles, or are what users run: the slow ones
+among them, such as the experiments, run only with these defaults.
 """
 
 import gc
@@ -19,23 +19,25 @@ import fast_cases
 import float64_mode
 import jax
 import pytest
+from known_skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 COMPILED = "FNGRAD_TESTS_COMPILED"  # passes the folder to xdist's workers
-QUICK = (
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
-    "--xla_cpu_parallel_codegen_split_count=1"
-)
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+OLDER_EMITTERS = " --xla_cpu_use_fusion_emitters=false"
 LEFT = pytest.StashKey[int]()
-KNOWN = (0, 10)  # the newest line of JAX that has these flags; XLA aborts at others
+# The newest lines of JAX that have these flags; XLA aborts at others.
+KNOWN, KNOWN_EMITTERS = (0, 12), (0, 10)
 
 
 def pytest_configure(config):
-    if jax.__version_info__[:2] <= KNOWN and not _compiles_by_default(config):
-        os.environ.setdefault("XLA_FLAGS", QUICK)  # before JAX starts its backend
+    line = jax.__version_info__[:2]
+    if line <= KNOWN and not _compiles_by_default(config):
+        flags = QUICK + (OLDER_EMITTERS if line <= KNOWN_EMITTERS else "")
+        os.environ.setdefault("XLA_FLAGS", flags)  # before JAX starts its backend
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "worksteal"  # neighbors share programs
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore

@@ -52,13 +52,27 @@ def counts(w, batch):
 TRACED = [
     (
         branches,
-        r"branches \(test_messages\.py, line \d+\), got a Python if.*jnp\.where",
+        r"branches \(test_messages\.py, line \d+\), .* got a Python if.*jnp\.where",
     ),
-    (converts, r"converts \(.*got float\(\), int\(\).*x\.astype\(dtype\)"),
-    (takes_item, r"takes_item \(.*\.item\(\).*x\.astype\(dtype\)"),
-    (uses_numpy, r"uses_numpy \(.*got NumPy on one.*in jax\.numpy"),
-    (selects, r"selects \(.*got an index of bools.*jnp\.where\(mask, x, 0\)"),
-    (counts, r"counts \(.*got range\(\).*jax\.lax\.fori_loop"),
+    (
+        converts,
+        r"converts \(.*got an array that Python needs as a number, as float\(x\)"
+        r".*x\.astype\(dtype\)",
+    ),
+    (takes_item, r"takes_item \(.*x\.item\(\).*x\.astype\(dtype\)"),
+    (
+        uses_numpy,
+        r"uses_numpy \(.*got an array as the argument of a NumPy function"
+        r".*in jax\.numpy",
+    ),
+    (
+        selects,
+        r"selects \(.*got an array of bools as an index.*jnp\.where\(mask, x, 0\)",
+    ),
+    (
+        counts,
+        r"counts \(.*got an array as the argument of range\(\).*jax\.lax\.fori_loop",
+    ),
 ]
 
 
@@ -99,7 +113,7 @@ def rolling(step):
 BATCHES = [
     (branching, "a Python if"),
     (slicing, r"a bound of a slice.*dynamic_slice_in_dim"),
-    (drawing, r"int\(\)"),
+    (drawing, r"int\(x\)"),
     (rolling, "NumPy"),
 ]
 
@@ -181,6 +195,20 @@ def test_a_step_must_return_a_state_and_metrics(train):
         TypeError, match=r"\(state, metrics\), got NoneType from <lambda>"
     ):
         train(lambda state, batch: None)
+
+
+@both
+@pytest.mark.parametrize("together", [lambda *x: x, lambda *x: {"a": x[0], "b": x[1]}])
+def test_several_states_are_told_to_be_one(together, train):
+    states = together(STATE, STATE)
+    message = (
+        rf"need a TrainState from fngrad\.init_state, got {type(states).__name__}: one "
+        r"TrainState holds several models.*fngrad\.partition gives each its own"
+    )
+    with pytest.raises(TypeError, match=message):
+        train(state=states)
+    with pytest.raises(TypeError, match=r"init_state, got dict\b(?!:)"):
+        train(state={"w": STATE.params})
 
 
 SWAPPED = {

@@ -105,6 +105,53 @@ def test_a_loss_of_three_arrays_is_told_to_unpack_its_batch():
         fg.make_step(loss_fn, fg.sgd(0.1))
 
 
+def loss_of(*names):
+    """Return a loss with arguments of these names."""
+    return eval(f"lambda {', '.join(names)}: 0.0")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("params batch rng", "rng is recognized by its name, so call it key$"),
+        ("params dropout_key batch", "dropout_key is .*, so call it key$"),
+        ("params batch batch_stats", "batch_stats is .*, so call it model_state$"),
+        ("state batch rng", "rng is .*, so call it key$"),
+        ("params batch rng key", "key takes the place of rng$"),
+        ("params batch rngs seed", "key takes the place of rngs and seed$"),
+        (
+            "params state x y",
+            r"state is .* call it model_state; .* \(params, batch\) .* x, y = batch$",
+        ),
+    ],
+)
+def test_an_argument_that_flax_names_otherwise_is_told_its_name(names, words):
+    with pytest.raises(TypeError, match=re.compile(f"]: {words}", re.DOTALL)):
+        fg.make_step(loss_of(*names.split()), fg.sgd(0.1))
+
+
+def test_a_metric_is_told_that_it_has_no_key():
+    metric_fn = loss_of("params", "batch", "rng")
+    with pytest.raises(TypeError, match=r"no key is given here, so leave out rng\b"):
+        fg.evaluate(metric_fn, PARAMS, {"x": LOGITS})
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_an_old_key_is_told_the_ways_out(is_traced):
+    words = jax.random.PRNGKey(0)
+
+    def state(words):
+        return fg.init_state(PARAMS, fg.sgd(0.1), words)
+
+    ways_out = (
+        r"got the raw words uint32\[2\], as jax\.random\.PRNGKey .*: pass the int "
+        r"itself, jax\.random\.key\(seed\), or jax\.random\.wrap_key_data\(words\)"
+    )
+    with pytest.raises(TypeError, match=ways_out):
+        jax.eval_shape(state, words) if is_traced else state(words)
+    assert state(jax.random.wrap_key_data(words)).key == state(0).key
+
+
 def swapped(updates, state, params):
     return state, updates
 

@@ -30,9 +30,7 @@ from fngrad.accelerators.state_placement import placement_after, placement_befor
 from fngrad.accelerators.step_work import bytes_on_device, has_wide_products, work_of
 from fngrad.accelerators.targets import (
     Target,
-    check_libtpu,
-    libtpu_pin,
-    libtpu_version,
+    check_installed_libtpu,
     parsed_target,
 )
 from fngrad.programs.operation_counts import costs_of
@@ -112,7 +110,7 @@ def preflight(
     """
     found = parsed_target(target)
     if found.platform == "tpu":
-        check_libtpu(libtpu_version(), libtpu_pin())
+        check_installed_libtpu()
     sizes = mesh_axes(axes, found)
     placed = placed_step(step, state, batch, sizes)
     if found.platform == "tpu":

@@ -6,6 +6,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from fngrad.accelerators.chips import TPUS, Chip
+from fngrad.accelerators.versions import fits, required_parts, version_of
 
 _FORM = re.compile(rf"({'|'.join(TPUS)}):(\d+(?:x\d+)+)")
 _FLAT = ("v5e", "v6e")  # a torus of two axes; the others have three
@@ -85,66 +86,33 @@ def _check_sides(text: str, kind: str, sides: list[int]) -> None:
         )
 
 
-def libtpu_pin(requirements: list[str] | None = None) -> str | None:
-    """Return the version of libtpu that the installed JAX asks for.
-
-    Args:
-        requirements: of JAX; by default those in its metadata.
-
-    Returns:
-        Such as ``0.0.42.*``; None if JAX pins none.
-
-    Example:
-        >>> from fngrad.accelerators.targets import libtpu_pin
-        >>> libtpu_pin(['numpy>=2.0', 'libtpu==0.0.42.*; extra == "tpu"'])
-        '0.0.42.*'
-    """
-    if requirements is None:
-        requirements = importlib.metadata.requires("jax") or []
-    found = (re.match(r"libtpu\s*==\s*([\w.*]+)", each) for each in requirements)
-    return next((match[1] for match in found if match), None)
-
-
-def libtpu_version() -> str | None:
-    """Return the version of the installed libtpu; None if there is none."""
-    try:
-        return importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def is_pinned(version: str, pin: str | None) -> bool:
-    """Return whether a version is one that a pin allows.
-
-    Example:
-        >>> from fngrad.accelerators.targets import is_pinned
-        >>> is_pinned("0.0.42.1", "0.0.42.*"), is_pinned("0.0.4", "0.0.42.*")
-        (True, False)
-    """
-    if pin is None or version == pin:
-        return True
-    return pin.endswith(".*") and f"{version}.".startswith(pin[:-1])
-
-
-def check_libtpu(version: str | None, pin: str | None) -> None:
-    """Raise unless libtpu is there and is the one that JAX pins.
+def check_libtpu(version: str | None, asked: str) -> None:
+    """Raise unless libtpu is there and is the one that JAX asks for.
 
     Another one may miscompile or crash; and no extra of a package can follow the
     installed JAX, so the command is given here.
 
     Args:
-        version: of the installed libtpu.
-        pin: of the installed JAX.
+        version: of the installed libtpu; None if there is none.
+        asked: the condition in JAX's metadata, such as ``==0.0.42.*``.
 
     Raises:
         ImportError: if it is missing or another version; the message has the command.
     """
-    if version is not None and is_pinned(version, pin):
+    if version is not None and fits(version, asked) is not False:
         return
-    wanted = f"libtpu=={pin}" if pin else "libtpu"
     jax = importlib.metadata.version("jax")
     raise ImportError(
-        f"need {wanted}, the compiler that jax {jax} pins, got "
-        f'{version or "none"}: pip install "{wanted}"',
+        f"need libtpu{asked}, the compiler that jax {jax} pins, got "
+        f'{version or "none"}: pip install "libtpu{asked}"',
         name="libtpu",
     )
+
+
+def check_installed_libtpu() -> None:
+    """Raise unless the libtpu that the installed JAX asks for is installed.
+
+    Raises:
+        ImportError: as `check_libtpu`.
+    """
+    check_libtpu(version_of("libtpu"), required_parts("jax").get("libtpu", ""))

@@ -39,6 +39,7 @@ def _run(arguments: Sequence[str]) -> int:
     tyro = import_extra("tyro", "cli")
     from fngrad.commands.clean import clean
     from fngrad.commands.compare import compare
+    from fngrad.commands.diagnosing import doctor
     from fngrad.commands.new import new
     from fngrad.commands.optimizers import optimizers
     from fngrad.commands.plot import plot
@@ -50,12 +51,12 @@ def _run(arguments: Sequence[str]) -> int:
 
     functions = (
         *(runs, show, compare, plot, report),
-        *(resume, clean, new, optimizers, preflight),
+        *(resume, clean, new, optimizers, doctor, preflight),
     )
     return tyro.extras.subcommand_cli_from_dict(
         {function.__name__: function for function in functions},
         prog="fngrad",
-        description="Training runs and optimizers, from the command line.",
+        description="Training runs, optimizers and devices, from the command line.",
         args=list(arguments),
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
     )

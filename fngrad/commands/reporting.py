@@ -116,7 +116,8 @@ def _metrics(record: RunRecord) -> str:
         best = record.best(*run_records.parsed_metric(name))
         cells = [texts.cell(best[0]), str(best[1])] if best else ["", ""]
         rows.append([name, texts.cell(record.last(name)), *cells])
-    return pages.table(["metric", "last", "best", "at step"], rows)
+    table = pages.table(["metric", "last", "best", "at step"], rows)
+    return table + pages.note(show.thinned(record))
 
 
 def _is_constant(history: History, name: str) -> bool:

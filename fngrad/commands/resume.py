@@ -26,7 +26,8 @@ def resume(run: Path, /, *, dry: bool = False) -> int:
 
     `fngrad.fit` resumes from the newest checkpoint if it is given the same run folder;
     `fngrad.logging.new_run` returns that of this run. The exit status is that of the
-    command; 1 if it cannot be resumed, 0 if the run is complete.
+    command; 1 if it cannot be resumed, 0 if the run is complete. One that a callback
+    ended, such as `fngrad.callbacks.max_minutes`, goes on.
 
     Args:
         run: its folder.
@@ -39,7 +40,7 @@ def resume(run: Path, /, *, dry: bool = False) -> int:
         print(f"{RESUMED}={shlex.quote(str(record.path.resolve()))} \\")
         print(f"  {shlex.join(command.arguments)}")
         return 0
-    if record.status == "completed":
+    if record.is_done:
         print(f"nothing to do: {record.path} is complete at step {record.step}")
         return 0
     return _run(command, {RESUMED: str(record.path.resolve())})

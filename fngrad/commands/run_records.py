@@ -24,7 +24,8 @@ from fngrad.types import Mode
 
 Status = Literal["running", "completed", "interrupted", "failed", "unknown"]
 STATUSES = ("running", "completed", "interrupted", "failed", "unknown")
-_ENDED_WELL = ("completed", "early_stopping", "exhausted")  # nothing is left to do
+_DELIBERATE = "callback"  # it returned fngrad.STOP, as when its time was up
+_ENDED_WELL = ("completed", "early_stopping", "exhausted", _DELIBERATE)
 _PRUNED = {"checkpoints", "lanes", "__pycache__", "node_modules", "venv"}
 DEFAULT_METRICS = ("val/loss", "val/accuracy", "loss")
 
@@ -63,6 +64,11 @@ class RunRecord(NamedTuple):
         if end is None and self.status == "failed":  # killed
             end = _last_change(self.path)
         return None if begin is None or end is None else (end - begin).total_seconds()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do; the same call goes on after `fngrad.STOP`."""
+        return self.status == "completed" and self.reason != _DELIBERATE
 
     def last(self, metric: str) -> float | None:
         """Return the newest record of a scalar; None if there is none."""
@@ -133,7 +139,8 @@ def read_run(path: str | Path, name: str | None = None) -> RunRecord:
 def status_of(manifest: dict[str, Any], *, is_running: bool) -> tuple[Status, str]:
     """Return the status of a run, and why it ended.
 
-    A run without a recorded end that no process works on was killed, and so has failed.
+    A run that a callback ended is completed, as that is what it asked for. A run
+    without a recorded end that no process works on was killed, and so has failed.
 
     Args:
         manifest: of the run.

@@ -28,8 +28,9 @@ def runs(
     """List the runs at or below a folder, with what differs in their configs.
 
     A run that no process works on and whose end is not recorded was killed: it is
-    listed as failed. The duration is that from the first start to the end. The exit
-    status is 1 if no run is found or one cannot be read.
+    listed as failed. One that a callback ended by fngrad.STOP is completed. The
+    duration is that from the first start to the end. The exit status is 1 if no run is
+    found or one cannot be read.
 
     Args:
         folder: where to look.

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 import fngrad.commands.run_records as run_records
 import fngrad.commands.texts as texts
 import fngrad.programs.text_tables as text_tables
@@ -31,7 +33,8 @@ def text(record: RunRecord) -> str:
     """Return the sections of a run as text, each with its title."""
     parts = {"": text_tables.table(facts(record)), **sections(record)}
     if record.history:
-        parts["metrics"] = record.history.summary()
+        lines = (record.history.summary(), thinned(record))
+        parts["metrics"] = "\n".join(filter(None, lines))
     if record.manifest.get("autopsy"):
         parts["autopsy"] = str(record.manifest["autopsy"])
     return "\n\n".join(
@@ -87,6 +90,19 @@ def environment(record: RunRecord) -> list[list[str]]:
     names = {**(found.get("flags") or {}), **(found.get("environment") or {})}
     rows += [[name, str(value)] for name, value in names.items() if value]
     return rows
+
+
+def thinned(record: RunRecord) -> str:
+    """Return how many steps of `fngrad.fit` have records, if some have none."""
+    names = [n for n in record.history if not n.startswith("val/") and "[" not in n]
+    steps = max((record.history.steps(n) for n in names), key=len, default=np.array([]))
+    gaps = np.diff(steps) if len(steps) > 1 else steps
+    if "stopped" not in record.manifest or not np.any(gaps > 1):
+        return ""
+    return (
+        f"metrics.jsonl has records of {len(steps)} of {record.step} steps: "
+        "fngrad.fit(log_every=1) would record all"
+    )
 
 
 def results(record: RunRecord) -> list[list[str]]:

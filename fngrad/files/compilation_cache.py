@@ -10,18 +10,34 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from fngrad.files.local_paths import is_url
+from fngrad.files.local_paths import is_url, not_writable
 from fngrad.programs.optional_imports import import_extra
 
 MAX_BYTES = 1 << 30  # of all entries; older ones are dropped
 _ENTRIES = "*-cache"  # one file per program, as JAX names it
 _TRIMMED = ".trimmed"  # its modification time says when entries were last dropped
 _SECONDS_BETWEEN_TRIMS = 24 * 3600.0
+
+
+class CompilationCache(NamedTuple):
+    """Where JAX keeps compiled programs in this process."""
+
+    folder: str | None  # a path or a URL; None if it keeps none
+    is_on: bool  # False where ``jax_enable_compilation_cache`` is
+    entries: int | None  # programs; None where there is no local folder
+    size: int | None  # bytes of them
+
+    @property
+    def is_writable(self) -> bool | None:
+        """Whether programs can be added; None where there is no local folder."""
+        if self.entries is None or self.folder is None:
+            return None
+        return not_writable(Path(self.folder)) is None
 
 
 def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
@@ -83,6 +99,28 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     reset_cache()  # the first compilation of a process fixes the folder
     return path
+
+
+def current_cache() -> CompilationCache:
+    """Return where this process keeps compiled programs, and how much is there.
+
+    Example:
+        >>> from fngrad.files.compilation_cache import current_cache
+        >>> current_cache().is_on
+        True
+    """
+    config: Any = jax.config  # type checkers do not know its settings
+    folder = config.jax_compilation_cache_dir or None
+    entries = size = None
+    if folder is not None and not is_url(folder):
+        entries = size = 0
+        for path in Path(folder).glob(_ENTRIES):
+            with contextlib.suppress(OSError):  # another process may drop it
+                size += path.stat().st_size
+                entries += 1
+    return CompilationCache(
+        folder, bool(config.jax_enable_compilation_cache), entries, size
+    )
 
 
 def _user_folder() -> Path:

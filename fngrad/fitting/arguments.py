@@ -10,10 +10,10 @@ from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback, Hooks, RunView
-from fngrad.fitting.inputs import check_backend, checked_feed
+from fngrad.fitting.inputs import checked_feed
 from fngrad.fitting.interrupts import SignalName, exit_numbers
 from fngrad.fitting.intervals import Intervals
-from fngrad.fitting.mesh import placed_run
+from fngrad.fitting.mesh import placed_run, warn_of_hidden_rules
 from fngrad.fitting.nonfinite import Guard, Policy
 from fngrad.fitting.outputs import Reporting
 from fngrad.fitting.program_changes import record
@@ -26,6 +26,8 @@ from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
+from fngrad.programs.platforms import check_backend
+from fngrad.sharding.constraints import rules_in_use
 from fngrad.training import Step, TrainState
 
 
@@ -48,17 +50,20 @@ class Run(NamedTuple):
             ValueError, TypeError, RuntimeError: see `fngrad.fit`.
         """
         state, feed = self.guard.state, self.guard.feed
-        step, evaluation = check_step(self.guard.step, state, feed), self.evaluation
+        with rules_in_use() as rules:
+            step = check_step(self.guard.step, state, feed)
+        warn_of_hidden_rules(self.guard.step, state.params, rules)
+        evaluation = self.evaluation
         measured = evaluation and evaluation.measured(state, step.metrics)
         names = measured and measured.names
-        rules = self.rules.resolved(names)
+        save_rules = self.rules.resolved(names)
         if evaluation is not None:
-            evaluation = evaluation.watching(rules.best, DEFAULT_BEST, names)
+            evaluation = evaluation.watching(save_rules.best, DEFAULT_BEST, names)
         self.intervals.stops(feed, 0)  # raises before anything is written
         self._check_hooks(step.metrics)
-        is_saved = rules.folder is not None
+        is_saved = save_rules.folder is not None
         return self._replace(
-            rules=rules,
+            rules=save_rules,
             evaluation=evaluation,
             metrics=step.metrics,
             programs=record(step, state, measured, feed.mesh) if is_saved else {},

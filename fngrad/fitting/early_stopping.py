@@ -122,6 +122,16 @@ class Patience:
         """Whether the run should end."""
         return self._rule is not None and self._waited >= self._rule.patience
 
+    @property
+    def state(self) -> str:
+        """How long the metric has not improved, and for how long it may, in words."""
+        if self._rule is None:
+            return "without a rule"
+        return (
+            f"{self._rule.metric} has not improved in the last {self._waited} "
+            f"evaluations, with patience={self._rule.patience}"
+        )
+
     def update(self, values: Values) -> None:
         """Count an evaluation; at step 0 there are no metrics of the step to count."""
         if self._best is not None and self._best.is_in(values):

@@ -24,7 +24,7 @@ from fngrad.fitting.iterables import Batches
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import is_on, shard_batch
-from fngrad.training import TrainState, check_order
+from fngrad.training import TrainState, check_order, check_train_state
 from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch, Path
 
@@ -219,20 +219,6 @@ def checked_feed(
     return feed
 
 
-def check_backend(required: str | None) -> None:
-    """Raise unless JAX runs on the required backend; ``None`` allows any.
-
-    Raises:
-        RuntimeError: if it runs on another.
-    """
-    backend = jax.default_backend()
-    if required is not None and required != backend:
-        raise RuntimeError(
-            f"need the backend {required!r}, got {backend!r}: JAX found no "
-            f"{required}, or the installed jaxlib does not support it"
-        )
-
-
 def check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise unless a value is one of those allowed.
 
@@ -320,10 +306,7 @@ def check_state(state: TrainState) -> None:
         RuntimeError: if a leaf was donated.
         ValueError: if it holds the states of many runs.
     """
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
-        )
+    check_train_state(state)
     for path, leaf in tree.leaf_paths(state).items():
         if not hasattr(leaf, "dtype"):
             raise TypeError(

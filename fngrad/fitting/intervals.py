@@ -10,8 +10,10 @@ from typing import Any, Literal, NamedTuple
 import fngrad.numerics as numerics
 from fngrad.fitting.inputs import Feed
 from fngrad.numerics import MAX_STEP
+from fngrad.programs.caller_warnings import warn
 
 ENDLESS = MAX_STEP  # the last step of a run over an iterable without num_steps
+_REPEATING = "an iterable that repeats, such as `while True: yield from loader`"
 
 
 class Stops(NamedTuple):
@@ -95,6 +97,15 @@ class Intervals(NamedTuple):
         )
 
 
+def warn_if_short(stops: Stops, now: int) -> None:
+    """Warn if the data ended at a step before the last that was asked for."""
+    if now < stops.last != ENDLESS:
+        warn(
+            f"the run ended at step {now} of num_steps={stops.last}, since the data "
+            f"ended there: to go on, pass {_REPEATING}"
+        )
+
+
 def _log_every(last: int, count: int) -> int:
     """Return after how many steps to log by default.
 
@@ -120,7 +131,7 @@ def _last_step(feed: Feed, num_steps: int | None, num_epochs: int | None) -> int
     if num_epochs is None:
         return numerics.check_count("num_steps", _whole(num_steps), 0, MAX_STEP)
     num_epochs = numerics.check_count("num_epochs", _whole(num_epochs))
-    _require_epochs(feed, "num_epochs")
+    _require_epochs(feed, "num_epochs", _in_steps(feed, num_epochs))
     steps = feed.data.steps(num_epochs)
     if steps > MAX_STEP:
         raise ValueError(
@@ -140,7 +151,8 @@ def _next_evaluation(feed: Feed, every: Any) -> Callable[[int], int] | None:
     if every is None:
         return None
     if every == "epoch":
-        _require_epochs(feed, 'eval_every="epoch"')
+        remedy = "eval_every=20 evaluates every 20 steps"
+        _require_epochs(feed, 'eval_every="epoch", the default', remedy)
         return lambda now: _next_epoch_end(feed.data, now)
     number = numerics.as_int(every)
     if number is None or number < 1:
@@ -168,6 +180,19 @@ def _next_epoch_end(data: Any, now: int) -> int:
     return data.steps(epoch)
 
 
-def _require_epochs(feed: Feed, what: str) -> None:
+def _require_epochs(feed: Feed, what: str, remedy: str) -> None:
     if not hasattr(feed.data, "steps_per_epoch"):
-        raise ValueError(f"need a dataset for {what}, got {type(feed.data).__name__}")
+        got = type(feed.data).__name__
+        raise ValueError(f"need a dataset for {what}, got {got}: {remedy}")
+
+
+def _in_steps(feed: Feed, num_epochs: int) -> str:
+    """Return how to make some passes over data that have no epochs."""
+    if not feed.is_iterable:
+        return "num_steps= counts the batches of a function of the step"
+    try:
+        count = len(feed.data)
+    except TypeError:  # of unknown length
+        return f"num_steps= counts the batches of {_REPEATING}"
+    passes = f"num_steps={num_epochs} * {count} makes {num_epochs} passes"
+    return f"{passes} over its {count} batches, with {_REPEATING}"

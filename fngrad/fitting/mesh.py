@@ -24,7 +24,7 @@ from fngrad.sharding.rules import (
 )
 from fngrad.training import Step, TrainState
 from fngrad.training.metric_folds import check_examples
-from fngrad.types import Path
+from fngrad.types import Params, Path
 
 _REMEDY = "shard_state(state, mesh, rule) and make_step(rule=rule) share one rule"
 
@@ -98,6 +98,25 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
             "the step's rule splits no parameter, every device holds all of them: the "
             f"largest has {largest} entries; fsdp(min_size=) says from how many on a "
             "leaf is split"
+        )
+
+
+def warn_of_hidden_rules(step: Step, params: Params, rules: list[Rule]) -> None:
+    """Warn if a loss in a step has a rule, of which the step does not know.
+
+    Args:
+        step: of the run.
+        params: on the mesh of the run.
+        rules: those of the losses that were traced in the step.
+    """
+    leaves = jax.tree.leaves(params)
+    is_whole = all(x.is_fully_replicated and len(x.devices()) > 1 for x in leaves)
+    split = [rule for rule in rules if rule is not replicated]
+    if split and is_whole and rule_of_function(step) is None:
+        warn(
+            f"the loss has the rule {split[0]!r}, but a function around it hides it "
+            "from the step: every device holds all of the state; pass "
+            "make_step(rule=rule), or keep the rule by functools.wraps(loss_fn)"
         )
 
 

@@ -107,6 +107,7 @@ class Outputs(contextlib.ExitStack):
                 config=reporting.config,
                 data=feed.fingerprint,
                 extra={"seed": jax.random.key_data(key).tolist()},
+                age=sum(spent.seconds().values()),
             )
             self.folder.record(stopped=None, failure=None, autopsy=None, ended=None)
             self.push(self._record_failure)
@@ -222,7 +223,7 @@ class Outputs(contextlib.ExitStack):
         self.folder.record(stopped=stopped, step=step, ended=facts.now(), **notes)
         if history.keys() - {"is_finite"}:
             self.folder.draw(self.folder.curves.stem, history.plot)
-        self.folder.record(seconds=self._spent.seconds())
+        self.folder.record(seconds=self._spent.seconds(), ended=facts.now())
 
 
 def decided_loop(loop: Any, start: Start, outputs: Outputs) -> Choice | None:

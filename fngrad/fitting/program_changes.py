@@ -40,6 +40,7 @@ from fngrad.training.metric_folds import arrays_of
 from fngrad.transforms.tunable_hyperparameters import hyperparameters
 from fngrad.types import Path
 
+TRAINS_ANEW = 'resume="overwrite" moves the old run aside and trains anew'
 _FORMAT = 2  # counts up when the fingerprints of an unchanged run change
 _SETTINGS = (  # of JAX, which programs depend on
     "jax_enable_x64",
@@ -114,12 +115,12 @@ def check(
     if changed and not may_change:
         raise ValueError(
             f'need the {changed} of the run in {where} for resume="must", got another; '
-            'resume="auto" continues with it, with a warning'
+            f'resume="auto" continues with it, with a warning; {TRAINS_ANEW}'
         )
     if changed:
         warn(
             f"the run in {where} continues with another {changed} than before; "
-            'resume="must" would refuse it'
+            f'resume="must" would refuse it, {TRAINS_ANEW}'
         )
     now, before = _values(state), known["hyperparameters"]
     for path, value in wanted["hyperparameters"].items():

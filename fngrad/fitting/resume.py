@@ -16,6 +16,7 @@ from fngrad.fitting.best import read_best
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.program_changes import TRAINS_ANEW
 from fngrad.fitting.program_changes import check as check_programs
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.differences import check_unchanged
@@ -228,8 +229,8 @@ def _refuse_damaged(checkpoints: Checkpoints) -> None:
         raise CheckpointError(
             f"need an undamaged checkpoint in {str(checkpoints.folder)!r} to resume "
             f"from, got {len(damaged)} damaged, the newest {newest.name!r}: {reason}; "
-            "to start a new run, move that folder away or take another; nothing in it "
-            "was changed"
+            'resume="overwrite" moves them aside and starts a new run; nothing was '
+            "changed"
         )
 
 
@@ -239,17 +240,20 @@ def stopped_before(
     """Return why the call has nothing to do, if so, and print it to stderr."""
     if start.report and stops.first <= stops.last:
         return None
+    anew = f"; {TRAINS_ANEW}" if start.notes else ""
     if stops.first >= stops.last:
         print_to_stderr(
             f"fit: nothing to do, the state is at step {stops.first} and the run "
             f"ends at step {stops.last}: num_steps and num_epochs count from step 0; "
-            'raise them to train on; to fine-tune, restore only part="params"',
+            'raise them to train on; to fine-tune, restore only part="params"' + anew
         )
         return "completed"
     rule = evaluation.early_stopping if evaluation else None
-    if Patience(rule, start.notes.get("patience")).is_over:
+    patience = Patience(rule, start.notes.get("patience"))
+    if patience.is_over:
         print_to_stderr(
-            f"fit: nothing to do, early stopping ended the run at step {stops.first}"
+            f"fit: nothing to do, early stopping ends the run at step {stops.first}: "
+            f"{patience.state}; more patience trains on{anew}"
         )
         return "early_stopping"
     return None

@@ -19,7 +19,7 @@ from fngrad.fitting.hooks import (
     check_answer,
 )
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
-from fngrad.fitting.intervals import Stops
+from fngrad.fitting.intervals import Stops, warn_if_short
 from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
 from fngrad.fitting.nonfinite import (
     MAX_ROLLBACKS,
@@ -102,6 +102,8 @@ class Session:
             if evaluates or self._now != saver.step:
                 self._save(saver)
             self._wait(saver)
+        if stopped == "exhausted":
+            warn_if_short(self._plan.stops, self._now)
         return stopped
 
     def attach_to(self, error: BaseException) -> None:

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed, check_hashable, check_state
+from fngrad.programs.caller_warnings import warn
 from fngrad.sharding.placement import check_batch
 from fngrad.training import Step, TrainState, call_step
 from fngrad.types import Path
+
+_UNCHANGED = (
+    "the step returns model_state unchanged, so that statistics such as those of "
+    "batch_norm stay as they are: layers train if they are given a key, as of "
+    "loss_fn(params, model_state, batch, key), and evaluate without one"
+)
 
 
 class TracedStep(NamedTuple):
@@ -26,7 +33,7 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
     """Trace a step without running it.
 
     A step that changed a shape, dtype or weak type of the state would compile again
-    at every call.
+    at every call. A warning says so if all of the model state stays as it is.
 
     Raises:
         ValueError: if the step changes a leaf of the state (it is named), or a metric
@@ -68,7 +75,27 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
             )
     paths = [f"state/{path}" for path in tree.leaf_paths(state)]
     inputs = [*paths, *(f"batch/{i}" for i in range(len(jax.tree.leaves(batch))))]
+    if _is_unchanged("state/model_state", paths, programs[-1]):
+        warn(_UNCHANGED)
     return TracedStep(programs[-1], inputs, paths, metrics)
+
+
+def _is_unchanged(part: Path, paths: list[Path], program: jaxprs.Program) -> bool:
+    """Return whether a part of the state has leaves, which a step all returns as given.
+
+    Args:
+        part: its path.
+        paths: of the state's leaves, the first arguments and results of the program.
+        program: of the step.
+    """
+    leaves = [i for i, x in enumerate(paths) if x == part or x.startswith(f"{part}/")]
+    if not leaves:
+        return False
+    try:
+        passed = jaxprs.passed_through(program.closed)
+    except Exception:  # a later JAX may trace what is unknown here
+        return False
+    return all(passed[i] == i for i in leaves)
 
 
 def check_like(state: TrainState, new_state: TrainState) -> None:

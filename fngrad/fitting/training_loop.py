@@ -127,7 +127,8 @@ def fit(
             state; else a warning says that such a run cannot be resumed exactly.
         num_steps: the step at which the run ends, counted from step 0, not from the
             call; a state that is there already is returned, with a message on stderr.
-            ``None`` with an iterable means until it ends.
+            ``None`` with an iterable means until it ends; one that ends before
+            ``num_steps`` ends the run, with a warning.
         num_epochs: the same in epochs, which are passes over a dataset.
         metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``. It
             computes in the parameters' dtypes, also where the step has a ``precision``;

@@ -1,5 +1,7 @@
 """Layers: pairs of pure functions on one example, and how they compose."""
 
+from typing import TYPE_CHECKING
+
 import fngrad.layers.initializers as initializers
 from fngrad.layers.attention import multi_head_attention
 from fngrad.layers.combinators import parallel, residual, serial
@@ -69,3 +71,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

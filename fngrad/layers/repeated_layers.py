@@ -50,7 +50,8 @@ def repeat(
     momentum, RMSProp, Adam, Lion) take the same steps as with `serial`. Rules that
     treat matrices or whole leaves do not: Muon, Shampoo, SOAP, Adafactor, SM3, LAMB,
     LARS, NovoGrad: for Muon a stack of biases is a matrix, and one of weights is left
-    to Adam. `fngrad.layerwise` gives them each layer by itself.
+    to Adam, with a warning. ``fngrad.layerwise(fngrad.muon(0.02), "blocks/**")`` gives
+    it each layer by itself.
 
     Args:
         block: keeps the shape and dtype of x. Its ``init`` is traced.

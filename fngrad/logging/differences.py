@@ -19,8 +19,8 @@ def check_unchanged(what: str, known: dict[str, Any], wanted: dict[str, Any]) ->
         >>> check_unchanged("config", {"a": {"b": 1}}, {"a": {"b": 2}})
         Traceback (most recent call last):
         ...
-        ValueError: need the config unchanged, or another folder, got differences: \
-a.b was 1, is 2
+        ValueError: need the config unchanged, another folder, or fit(..., \
+resume="overwrite"), got differences: a.b was 1, is 2
     """
     left, right = flatten(known), flatten(wanted)
     differing = [
@@ -30,8 +30,8 @@ a.b was 1, is 2
     ]
     if differing:
         raise ValueError(
-            f"need the {what} unchanged, or another folder, "
-            f"got differences: {'; '.join(differing)}"
+            f"need the {what} unchanged, another folder, or fit(..., "
+            f'resume="overwrite"), got differences: {"; ".join(differing)}'
         )
 
 

@@ -95,9 +95,10 @@ def float32_products(backend: str, precision: str | None) -> str:
     return f"{known} ({asked})" if known else asked  # the name of an algorithm
 
 
-def now() -> str:
-    """Return the time in UTC, to the second, in ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def now(ago: float = 0.0) -> str:
+    """Return the time in UTC some seconds ago, to the millisecond, in ISO 8601."""
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago)
+    return moment.isoformat(timespec="milliseconds")
 
 
 def _freeze() -> dict[str, str]:

@@ -33,6 +33,7 @@ class RunFolder:
         data: the data's fingerprint.
         extra: more entries for the manifest, such as ``{"seed": 0}``; without a seed
             there, the config's ``seed`` is recorded.
+        age: how many seconds ago the run began, or went on.
 
     Raises:
         ValueError: if the folder holds a run with another config or other data; every
@@ -57,7 +58,9 @@ class RunFolder:
         config: Any = None,
         data: str | None = None,
         extra: dict[str, Any] | None = None,
+        age: float = 0.0,
     ):
+        time = facts.now(age)
         check_local("a run folder", path)
         self.path: Path = Path(os.path.abspath(path))
         wanted = config_entries(config)
@@ -67,7 +70,7 @@ class RunFolder:
         _make_folder(self.path)
         _write(
             self._manifest_path,
-            _started(current) if old is None else _resumed(old, current),
+            _started(current, time) if old is None else _resumed(old, current, time),
         )
         if known is None:
             _write(self._config_path, wanted)
@@ -220,13 +223,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _started(current: dict[str, Any]) -> dict[str, Any]:
-    return {"started": facts.now(), "resumed": [], **current}
+def _started(current: dict[str, Any], time: str) -> dict[str, Any]:
+    return {"started": time, "resumed": [], **current}
 
 
-def _resumed(old: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+def _resumed(old: dict[str, Any], current: dict[str, Any], time: str) -> dict[str, Any]:
     changed = {key: value for key, value in current.items() if old.get(key) != value}
-    return {
-        **old,
-        "resumed": [*old.get("resumed", []), {"time": facts.now(), **changed}],
-    }
+    resumed = [*old.get("resumed", []), {"time": time, **changed}]
+    return {**old, "resumed": resumed}

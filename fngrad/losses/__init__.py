@@ -36,6 +36,8 @@ Logits of ``-inf`` mean impossible classes: where their label is zero they contr
 nothing. A logit of ``+inf`` gives NaN in a softmax.
 """
 
+from typing import TYPE_CHECKING
+
 from fngrad.losses.classification import (
     focal,
     hinge,
@@ -78,3 +80,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

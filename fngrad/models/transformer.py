@@ -1,4 +1,4 @@
-"""A decoder-only transformer over tokens, with norms before the branches."""
+"""A transformer over tokens, with norms before the branches."""
 
 import math
 from typing import Any, NamedTuple
@@ -31,19 +31,21 @@ def transformer(
     hidden_size: int | None = None,
     activation: Activation = jax.nn.gelu,
     dropout_rate: Scalar | None = None,
+    causal: bool = True,
     scan: bool = False,
     remat: bool | CheckpointPolicy = False,
 ) -> Layer:
-    r"""Return a decoder-only language model, ``(length,)`` -> ``(length, vocab)``.
+    r"""Return a language model, ``(length,)`` -> ``(length, vocab)``.
 
     Pre-norm: with learned positions $p$,
 
     $$h = E_x + p, \quad h \leftarrow h + \text{attend}(\text{norm}(h)), \quad
     h \leftarrow h + W_2\, \sigma(W_1 \text{norm}(h)), \quad y = W \text{norm}(h),$$
 
-    the middle two ``num_layers`` times. Attention is causal: the logits at position t
-    depend on tokens 0 to t. Weights are drawn with standard deviation 0.02, those that
-    end a residual branch with $0.02 / \sqrt{2 n}$ for $n$ layers.
+    the middle two ``num_layers`` times. Attention is causal, as in a decoder: the
+    logits at position t depend on tokens 0 to t; without ``causal`` they depend on all,
+    as in an encoder. Weights are drawn with standard deviation 0.02, those that end a
+    residual branch with $0.02 / \sqrt{2 n}$ for $n$ layers.
 
     Parameters: ``tokens``, ``positions``, ``blocks/layers/0/attention/...``,
     ``blocks/layers/0/mlp/...``, ``norm``, ``head``; with ``scan`` the blocks' are
@@ -60,8 +62,11 @@ def transformer(
         activation: $\sigma$.
         dropout_rate: in [0, 1], of embeddings, attention weights and residual branches,
             with a key.
+        causal: whether position t attends to positions 0 to t only.
         scan: whether the blocks run in one loop of the program, which then compiles in
-            the same time for any number of them; best with ``remat``.
+            the same time for any number of them; best with ``remat``. An optimizer that
+            treats whole leaves needs ``fngrad.layerwise(fngrad.muon(0.02),
+            "blocks/**")``.
         remat: whether the backward pass computes each block again from its input, to
             keep less in memory; or one of `jax.checkpoint_policies`.
 
@@ -91,7 +96,7 @@ def transformer(
     attend = layers.multi_head_attention(
         features,
         num_heads,
-        causal=True,
+        causal=causal,
         dropout_rate=dropout_rate,
         weight_init=draw,
         output_init=draw_last,
@@ -134,10 +139,10 @@ def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
             of them over ``data`` too.
 
     Example:
-        >>> import jax, numpy as np
-        >>> import fngrad.models as models
-        >>> mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
-        >>> rule = models.transformer_rule()
+        >>> import numpy as np
+        >>> import fngrad as fg
+        >>> mesh = fg.sharding.abstract_mesh(data=4, model=2)
+        >>> rule = fg.models.transformer_rule()
         >>> tuple(rule("blocks/mlp/shrink/weight", np.zeros((6, 8, 4)), mesh))
         (None, 'model', None)
 

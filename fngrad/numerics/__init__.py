@@ -28,7 +28,6 @@ from fngrad.numerics.checks import (
 )
 from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
-from fngrad.numerics.hyperparameters import hyper, hypers, scalar, scaled
 from fngrad.numerics.norms import (
     bounded,
     divided,
@@ -43,6 +42,7 @@ from fngrad.numerics.norms import (
     times_ratio,
 )
 from fngrad.numerics.precision import as_double, double_precision
+from fngrad.numerics.scalar_hyperparameters import hyper, hypers, scalar, scaled
 from fngrad.numerics.seeds import check_seed, key
 from fngrad.numerics.softmax import exponentials, surprise
 

@@ -47,10 +47,19 @@ def key(seed: int | jax.Array) -> jax.Array:
     if isinstance(seed, np.ndarray) and _is_integer_scalar(seed):
         seed = int(seed)
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool):
-        raise TypeError(
-            f"need an int or a typed key (jax.random.key(seed)), got {seed!r}"
-        )
+        raise TypeError(f"need an int or a typed key, got {_described(seed)}")
     return _key_of_int(int(seed))
+
+
+def _described(seed: Any) -> str:
+    """Return what was given for a key, with the ways out."""
+    if getattr(seed, "dtype", None) == jnp.uint32 and jnp.ndim(seed):
+        return (
+            f"the raw words uint32{list(jnp.shape(seed))}, as jax.random.PRNGKey makes "
+            "them: pass the int itself, jax.random.key(seed), or "
+            "jax.random.wrap_key_data(words)"
+        )
+    return f"{seed!r}: jax.random.key(seed) makes a key of an int"
 
 
 def check_seed(seed: Any) -> None:

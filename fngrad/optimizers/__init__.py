@@ -1,4 +1,20 @@
-"""Optimizers, one method per file: state, transform, recipe, equations and source."""
+"""Optimizers, one method per file: state, transform, recipe, equations and source.
+
+To add an optimizer:
+
+1. Write ``fngrad/optimizers/NAME.py``: the state, ``scale_by_NAME``, and ``NAME`` with
+   equations and paper; ``adan.py`` is a model.
+2. Import ``NAME`` into ``registry.py`` and list it in ``REGISTRY``: the laws, resuming,
+   quantizing and the other tests of every rule then run on it.
+3. Export ``NAME`` from here, and ``NAME`` and ``scale_by_NAME`` from ``fngrad``: an
+   import and a sorted entry of ``__all__`` in each. Add its name to the README's list.
+4. Write its oracle in float64 NumPy, from the paper, in one of
+   ``tests/support/oracles*.py``, and a row per argument in the table of its test.
+
+``tests/optimizers/test_methods.py`` fails if ``NAME`` or ``scale_by_NAME`` is defined
+in another file or is not exported, or if the file states a displayed formula or a link
+twice.
+"""
 
 from fngrad.optimizers.adabelief import adabelief
 from fngrad.optimizers.adadelta import adadelta

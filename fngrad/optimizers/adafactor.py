@@ -148,7 +148,8 @@ def adafactor(
       \lambda_t\,w_t$$
 
     With ``momentum`` $\beta$ the update, apart from the decay, is replaced by its
-    exponential average.
+    exponential average. Stacked layers (`fngrad.layers.repeat`, ``scan=True``) count as
+    one leaf, a stack of vectors as a matrix; `fngrad.layerwise` treats each by itself.
 
     The learning rates of the field:
 

@@ -32,7 +32,9 @@ def lamb(
       \alpha_t \Big(\frac{\|w_t\|}{\|r_t\|}\,r_t + \lambda\,w_t\Big)$$
 
     Where either norm is zero, their ratio counts as 1. Without decay a leaf's norm
-    changes by at most the factor $1 \pm \alpha_t$ per step.
+    changes by at most the factor $1 \pm \alpha_t$ per step. Stacked layers
+    (`fngrad.layers.repeat`, ``scan=True``) have one norm for all; `fngrad.layerwise`
+    gives each its own.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

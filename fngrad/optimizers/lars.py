@@ -108,7 +108,8 @@ def lars(
       w_{t+1} = w_t - b_t$$
 
     or, with ``nesterov``, $w_{t+1} = w_t - \beta\,b_t - \alpha_t\,u_t$. Where either
-    of the compared norms is zero, $\rho_t = 1$.
+    of the compared norms is zero, $\rho_t = 1$. Stacked layers (`fngrad.layers.repeat`,
+    ``scan=True``) have one norm for all; `fngrad.layerwise` gives each its own.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.decay import add_decayed_weights
@@ -21,6 +22,7 @@ class ScaleByMadgradState(NamedTuple):
     start: Params  # the parameters that the first update saw, at least float32
     weighted_sum: Updates  # of g
     sum_of_squares: Updates  # weighted, of |g|**2; real
+    chain_order = queries.LAST_CHANGE  # type: int
 
 
 def scale_by_madgrad(

@@ -24,6 +24,7 @@ from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.masking import masked
+from fngrad.transforms.matrix_leaves import warning_of_stacks
 from fngrad.transforms.moment_arithmetic import check_decay, look_ahead
 from fngrad.types import Hyper, Params, Path, Scalar, Selector, Updates
 
@@ -126,7 +127,7 @@ def scale_by_muon(
 
     Returns $s\,o_t$ of `muon`; see there for the equations and the references. Leaves
     have two axes, (in, out), or more, (..., in, out), of which all but the last are
-    flattened for the iterations.
+    flattened for the iterations; stacked layers need `fngrad.layerwise`.
 
     Args:
         ns_coeffs: the coefficients, see `orthogonalize`.
@@ -233,6 +234,11 @@ def muon(
     device orthogonalizes its share if the size of the mesh axis "data" divides their
     number.
 
+    Layers that are stacked in one array, as those of `fngrad.layers.repeat` and of
+    models with ``scan=True``, need `fngrad.layerwise`: without it a stack of biases
+    counts as a matrix, and a stack of matrices is left to AdamW. Where leaves look like
+    that, ``init`` warns.
+
     For another rule for the rest, or other groups, put
     ``chain(scale_by_muon(), add_decayed_weights(l), scale_by_learning_rate(a))`` into
     a `partition`.
@@ -273,6 +279,7 @@ def muon(
         >>> import fngrad as fg
         >>> optimizer = fg.muon(0.02, matrices="layers/*/weight")
         >>> like_adam = fg.muon(1e-3, consistent_rms=0.2, weight_decay=0.1)
+        >>> of_scanned_blocks = fg.layerwise(fg.muon(0.02), "blocks/**")
 
     References:
         Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024,
@@ -291,7 +298,7 @@ def muon(
     )
     numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
     numerics.check_number("adam_weight_decay", adam_weight_decay)
-    if mask is not None and not isinstance(mask, str):
+    if mask is not None and not tree.globs_of(mask):
         # A tree of all leaves does not fit one group of them.
         mask = tree.selector_predicate(mask)
     rule = scale_by_muon(
@@ -316,7 +323,8 @@ def muon(
         nesterov=nesterov,
     )
     is_orthogonalized = _has_two_axes if matrices is None else matrices
-    return masked(orthogonalized, is_orthogonalized, otherwise=rest)
+    groups = masked(orthogonalized, is_orthogonalized, otherwise=rest)
+    return warning_of_stacks(groups, is_orthogonalized)
 
 
 def _unit(*arrays: jax.Array) -> jax.Array:

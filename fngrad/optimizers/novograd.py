@@ -90,7 +90,9 @@ def novograd(
     $$\mu_t = \beta_1\,\mu_{t-1} + u_t + \lambda\,w_t, \qquad
       w_{t+1} = w_t - \alpha_t\,\mu_t$$
 
-    It keeps one moment of the size of the parameters, where Adam keeps two.
+    It keeps one moment of the size of the parameters, where Adam keeps two. Stacked
+    layers (`fngrad.layers.repeat`, ``scan=True``) have one norm for all;
+    `fngrad.layerwise` gives each its own.
 
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a

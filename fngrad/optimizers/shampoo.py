@@ -160,6 +160,10 @@ def shampoo(
     equal matrices, each device decomposes its share if the size of the mesh axis "data"
     divides their number.
 
+    A stack of layers, as those of `fngrad.layers.repeat` and of models with
+    ``scan=True``, is one leaf with a matrix for the axis of the layers too;
+    `fngrad.layerwise` gives each layer its own matrices.
+
     The defaults are the paper's rule. Networks are mostly trained with
     ``b2=0.99, momentum=0.9, graft="diagonal", update_every=10``, and Adam's learning
     rates.
@@ -199,6 +203,7 @@ def shampoo(
         >>> print(updates.round(3) + 0.0)  # the first update is -U V' of the gradient
         [[-1.  0.]
          [ 0.  1.]]
+        >>> of_scanned_blocks = fg.layerwise(fg.shampoo(1.0), "blocks/**")
 
     References:
         Gupta, Koren and Singer, Shampoo: preconditioned stochastic tensor optimization,

@@ -96,6 +96,9 @@ def sm3(
     $$\mu_t(r) = \mu_{t-1}(r) + \max_{i \in r} |g_t(i)|^2, \qquad
       s_t(i) = \min_{r \ni i} \mu_t(r)$$
 
+    In stacked layers (`fngrad.layers.repeat`, ``scan=True``) each layer is a slice of
+    one leaf; `fngrad.layerwise` treats each by itself.
+
     Args:
         learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a
             schedule.

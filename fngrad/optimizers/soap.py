@@ -163,6 +163,10 @@ def soap(
     bases, and its average of squares is not. A leaf of more axes has one statistic per
     axis. Without rotated axes, as for vectors, this is Adam.
 
+    A stack of layers, as those of `fngrad.layers.repeat` and of models with
+    ``scan=True``, is one leaf that is rotated along the axis of the layers too;
+    `fngrad.layerwise` gives each layer its own bases.
+
     On a mesh (`fngrad.sharding`) every device decomposes every statistic, which is
     gathered once for it, and keeps its part of the basis; where `stack_leaves` stacks
     equal matrices, each device decomposes its share if the size of the mesh axis "data"
@@ -193,6 +197,7 @@ def soap(
     Example:
         >>> import fngrad as fg
         >>> optimizer = fg.soap(3e-3, precondition_frequency=10, mask="**/weight")
+        >>> of_scanned_blocks = fg.layerwise(fg.soap(3e-3), "blocks/**")
 
     References:
         Vyas et al., SOAP: improving and stabilizing Shampoo using Adam, 2024,

@@ -16,7 +16,7 @@ from fngrad.postmortem.findings import Autopsy
 from fngrad.postmortem.replay import Replay, outputs_of, replay
 from fngrad.postmortem.root_cause import RootCause, find_root_cause
 from fngrad.postmortem.source_locations import layer_of, lines_of
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, check_train_state
 from fngrad.types import Path
 
 MAX_STEPS = 10_000  # to repeat when ``at`` is None
@@ -94,10 +94,7 @@ def _diagnose(
 
 
 def _check(state: TrainState, data: Any, at: int | None) -> None:
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
-        )
+    check_train_state(state)
     if jnp.shape(state.step) != ():
         raise ValueError(
             f"need the state of one run, got step with shape {jnp.shape(state.step)}"

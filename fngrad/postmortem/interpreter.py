@@ -246,17 +246,7 @@ def _derived(array: Any, sources: frozenset[Location]) -> Value:
 def _scan(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
     """Iterate a scan; what it scans over has one axis more than its body reads."""
     closed, length = equation.params["jaxpr"], equation.params["length"]
-    inner = jaxprs.called(closed)
-    over = [
-        np.ndim(x.array) > len(variable.aval.shape)
-        for x, variable in zip(inputs, inner.inputs, strict=True)
-    ]
-    stacks = [
-        len(out.aval.shape) > len(variable.aval.shape)
-        for out, variable in zip(equation.outvars, inner.outputs, strict=True)
-    ]
-    num_carry = stacks.count(False)
-    first = over.count(False) - num_carry
+    first, num_carry = jaxprs.scan_counts(equation)
     consts, carry, xs = inputs[:first], inputs[first:], inputs[first + num_carry :]
     carry = carry[:num_carry]
     rows: list[list[Value]] = [[]] * length

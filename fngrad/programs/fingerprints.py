@@ -15,7 +15,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec, Sharding
 
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 
-_CALLS = {  # what they call is part of the program, wherever it stands
-    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
-    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-}
-_IDENTITIES = {"sharding_constraint", "layout_constraint", "optimization_barrier"}
 _PLAIN = {type(None), bool, int, float, complex, str}
 _COSMETIC = {"name", "debug_info", "sharding", "out_sharding"}  # parameters
 
@@ -131,14 +127,14 @@ class _Walk:
     def _made(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return the fingerprints of an equation's results."""
         name, parameters = equation.primitive.name, equation.params
-        if name in _IDENTITIES or _keeps_precision(equation):
+        if name in jaxprs.IDENTITIES or _keeps_precision(equation):
             return inputs
         if name == "name":
             return self._mark(parameters["name"], inputs, equation.outvars[0].aval)
-        if name in _CALLS and (inner := list(_jaxprs(parameters))):
+        if name in jaxprs.CALLS and (inner := jaxprs.inner_jaxprs(parameters)):
             return self.outputs(inner[0], inputs)
         if name == "scan":
-            return self._scan(parameters, inputs)
+            return self._scan(equation, inputs)
         if name == "cond":
             index, *operands = inputs
             branches = (self.outputs(b, operands) for b in parameters["branches"])
@@ -160,10 +156,11 @@ class _Walk:
         self.lengths[name] = max(self.lengths.get(name, 1), self._length)
         return [digest("cut", *_outline(aval))] if is_cut else inputs
 
-    def _scan(self, parameters: dict[str, Any], inputs: list[str]) -> list[str]:
+    def _scan(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""
-        count, length = parameters["num_carry"], parameters["length"]
-        shared = parameters["num_consts"]
+        parameters = equation.params
+        shared, count = jaxprs.scan_counts(equation)
+        length = parameters["length"]
         first, stacks = inputs[shared : shared + count], inputs[shared + count :]
         carry = [digest("carry", i, x) for i, x in enumerate(first)]
         entries = [digest("entry", x) for x in stacks]
@@ -191,7 +188,7 @@ class _Walk:
             return _named(value)
         if isinstance(value, type):
             return value.__name__
-        if _is_jaxpr(value):
+        if jaxprs.is_jaxpr(value):
             jaxpr: Any = getattr(value, "jaxpr", value)
             count = len(jaxpr.invars)
             return self.outputs(value, [digest("operand", i) for i in range(count)])
@@ -218,14 +215,6 @@ def _keeps_precision(equation: Any) -> bool:
         return False
     own, asked = jnp.finfo(equation.outvars[0].aval.dtype), equation.params
     return (own.nexp, own.nmant) == (asked["exponent_bits"], asked["mantissa_bits"])
-
-
-def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
-    return filter(_is_jaxpr, parameters.values())
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
 def _outline(x: Any) -> tuple[str, tuple[int, ...]]:

@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+CALLS = {  # what they call is part of the program, wherever it stands
+    *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
+IDENTITIES = {"sharding_constraint", "layout_constraint", "optimization_barrier"}
+_COPIES = {*IDENTITIES, "name", "copy", "copy_p"}  # and what returns equal values
 _CALLER = -1  # the reader of the program's outputs
 
 
@@ -59,6 +65,22 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     return Program(closed), jax.tree.structure(result)
 
 
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """Return how many inputs of a scan its steps share, and how many it carries.
+
+    They come first, in this order; the rest have an axis more than a step reads, as
+    the results after the carry have. Versions of JAX name these numbers differently.
+    """
+    body = called(equation.params["jaxpr"])
+    carried = _of_equal_rank(equation.outvars, body.outputs)
+    return _of_equal_rank(equation.invars, body.inputs) - carried, carried
+
+
+def _of_equal_rank(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    pairs = zip(outer, inner, strict=True)
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+
 def is_variable(output: Any) -> bool:
     """Return whether an output is a variable, not a Literal."""
     return not _is_literal(output)
@@ -67,6 +89,75 @@ def is_variable(output: Any) -> bool:
 def read(values: dict[Any, Any], variable: Any) -> Any:
     """Return the value of a variable, or of a Literal."""
     return variable.val if _is_literal(variable) else values[variable]
+
+
+def is_jaxpr(value: Any) -> bool:
+    """Return whether a parameter of an equation is a closed or an open jaxpr."""
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def inner_jaxprs(parameters: dict[str, Any]) -> list[Any]:
+    """Return the jaxprs among the parameters of an equation."""
+    return list(filter(is_jaxpr, parameters.values()))
+
+
+def passed_through(closed: Any) -> list[int | None]:
+    """Return which argument each result of a program is, whatever its values.
+
+    Args:
+        closed: a closed or an open jaxpr.
+
+    Returns:
+        For each result the index of the argument's leaf that it returns unchanged, also
+        through calls, loops and branches; None for one that is computed.
+
+    Example:
+        >>> import jax
+        >>> from fngrad.programs.jaxprs import passed_through
+        >>> swap = jax.jit(lambda x, y: (y, x, x + y))
+        >>> passed_through(jax.make_jaxpr(swap)(1.0, 2.0))
+        [1, 0, None]
+    """
+    jaxpr = getattr(closed, "jaxpr", closed)
+    known: dict[Any, int] = {v: i for i, v in enumerate(jaxpr.invars)}
+
+    def index(variable: Any) -> int | None:
+        return None if hasattr(variable, "val") else known.get(variable)
+
+    for equation in jaxpr.eqns:
+        results = _results(equation, [index(v) for v in equation.invars])
+        pairs = zip(equation.outvars, results, strict=False)
+        known.update((made, i) for made, i in pairs if i is not None)
+    return [index(v) for v in jaxpr.outvars]
+
+
+def _results(equation: Any, inputs: list[int | None]) -> list[int | None]:
+    """Return which argument each result is, from those that the inputs are."""
+    name, parameters = equation.primitive.name, equation.params
+
+    def through(inner: Any, given: list[int | None]) -> list[int | None]:
+        return [None if i is None else given[i] for i in passed_through(inner)]
+
+    if name in _COPIES:
+        return inputs
+    if name in CALLS:
+        return through(inner_jaxprs(parameters)[0], inputs)
+    if name == "scan":
+        return _kept(parameters["jaxpr"], scan_counts(equation)[0], inputs)
+    if name == "while":
+        inputs = inputs[parameters["cond_nconsts"] :]
+        return _kept(parameters["body_jaxpr"], parameters["body_nconsts"], inputs)
+    if name == "cond":
+        branches = (through(each, inputs[1:]) for each in parameters["branches"])
+        results = zip(*branches, strict=True)
+        return [each[0] if len({*each}) == 1 else None for each in results]
+    return []
+
+
+def _kept(body: Any, shared: int, inputs: list[int | None]) -> list[int | None]:
+    """Return which argument each result of a loop is: what its body passes on."""
+    passed = enumerate(passed_through(body), shared)
+    return [inputs[at] if i == at else None for at, i in passed]
 
 
 def operations(program: Program) -> Iterator[Operation]:

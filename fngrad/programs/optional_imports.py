@@ -5,6 +5,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from fngrad.programs.names_elsewhere import missing_from
+
 
 def import_extra(
     module: str, extra: str, distribution: str | None = None
@@ -74,11 +76,11 @@ def imported_later(
         (3.0, 2.0, 1)
     """
 
+    missing = missing_from(namespace["__name__"])
+
     def get(name: str) -> Any:
         if name not in modules:
-            raise AttributeError(
-                f"module {namespace['__name__']!r} has no attribute {name!r}"
-            )
+            missing(name)
         module = importlib.import_module(modules[name])
         is_module = modules[name].rpartition(".")[2] == name
         namespace[name] = module if is_module else getattr(module, name)

@@ -1,4 +1,4 @@
-"""Functions with another implementation on CPU, chosen when a program is lowered."""
+"""Platforms: which one is required, and what has another implementation on CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,3 +29,26 @@ def by_platform(
         return lax.platform_dependent(*args, cpu=cpu, default=default)
 
     return jax.checkpoint(chosen, prevent_cse=False)
+
+
+def check_backend(required: str | None) -> None:
+    """Raise unless JAX runs on the required backend; ``None`` allows any.
+
+    Args:
+        required: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+
+    Raises:
+        RuntimeError: if it runs on another, or cannot start.
+
+    Example:
+        >>> from fngrad.programs.platforms import check_backend
+        >>> check_backend(None)
+    """
+    if required is None:
+        return
+    backend = jax.default_backend()
+    if required != backend:
+        raise RuntimeError(
+            f"need the backend {required!r}, got {backend!r}: JAX found no "
+            f"{required}, or the installed jaxlib does not support it"
+        )

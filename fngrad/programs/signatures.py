@@ -20,29 +20,44 @@ import jax.numpy as jnp
 
 _BATCH_NAMES = ("batch", "data", "examples")
 _PARAMS_NAMES = ("params", "parameters", "weights", "w", "theta", "model")
-# By JAX's error: the operation that needs a traced value, and its replacement.
+# By JAX's error: what needed the value of an array, and its replacement.
 _TRACED: dict[type[Exception], tuple[str, str]] = {
     jax.errors.TracerBoolConversionError: (
-        "a Python if, while, and, or, bool() or max()",
+        "a Python if, while, and, or, bool() or max() of an array",
         "jnp.where(condition, a, b) chooses between arrays, jax.lax.cond between "
         "computations",
     ),
     jax.errors.TracerIntegerConversionError: (
-        "range(), an index or a bound of a slice",
+        "an array as the argument of range(), the index of a list or a bound of a "
+        "slice",
         "jnp.asarray(x)[i] takes a traced index, jax.lax.dynamic_slice_in_dim a "
         "traced start, jax.lax.fori_loop a traced length",
     ),
     jax.errors.TracerArrayConversionError: (
-        "NumPy",
-        "the function of that name in jax.numpy takes its place",
+        "an array as the argument of a NumPy function",
+        "the function of the same name in jax.numpy takes traced arrays",
     ),
     jax.errors.NonConcreteBooleanIndexError: (
-        "an index of bools, whose shape depends on values,",
+        "an array of bools as an index, such as x[x > 0], where the values decide how "
+        "many entries there are",
         "jnp.where(mask, x, 0), or where= of the losses and metrics, keeps the shape",
     ),
     jax.errors.ConcretizationTypeError: (
-        "float(), int(), .item() or a shape",
-        "x.astype(dtype) converts an array and keeps it traced",
+        "an array that Python needs as a number, as float(x), int(x), x.item() and "
+        "jnp.zeros(x) do",
+        "x.astype(dtype) converts an array that is traced; a shape is made of Python "
+        "ints",
+    ),
+}
+# What other libraries call the arguments that are recognized by name.
+_ELSEWHERE = {
+    "key": (
+        *("rng", "rngs", "rng_key", "prng", "prng_key", "random_key", "seed"),
+        *("dropout_rng", "dropout_key"),
+    ),
+    "model_state": (
+        *("batch_stats", "state", "states", "variables", "buffers", "net_state"),
+        *("extra_state", "aux_state", "extra_variables"),
     ),
 }
 
@@ -98,8 +113,8 @@ def check_predicate(fn: Callable[..., Any]) -> None:
         raise TypeError(
             "need a function (path, leaf) -> bool, which is called leaf by leaf, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}: for a mask of "
-            "all parameters pass its result, mask(params), or a function such as "
-            "lambda path, leaf: leaf.ndim > 1"
+            'all parameters pass its result, mask(params), or a glob, "**/weight", or '
+            'a function such as lambda path, leaf: path.endswith("weight")'
         )
 
 
@@ -148,9 +163,8 @@ def explained(fn: Callable[..., Any], more: str = "") -> Iterator[None]:
             raise
         operation, remedy = kinds[0]
         raise TypeError(
-            f"need operations of jax.numpy on traced arrays in {_where(fn, error)}, "
-            f"got {operation} on one, whose value is not known while it is traced: "
-            f"{remedy}{more}"
+            f"need operations of jax.numpy in {_where(fn, error)}, whose arrays have "
+            f"no values while JAX traces it, got {operation}: {remedy}{more}"
         ) from error
 
 
@@ -213,15 +227,34 @@ def _indexes_by_string(error: Exception) -> bool:
     )
 
 
-def _unpacking(required: list[str]) -> str:
-    """Return how a function of several arrays takes them as one batch."""
+def _way_out(given: Mapping[str, Any], required: list[str], names: Any) -> str:
+    """Return how a function of more arguments takes them, by what they are called.
+
+    Args:
+        given: all of its arguments, by name.
+        required: the names of those that were taken for parameters and batch.
+        names: those by which arguments are recognized.
+    """
     if len(required) < 3:
         return ""
-    params, *arrays = required
-    return (
-        f": the batch is one argument; take ({params}, batch) and unpack it, "
-        f"{', '.join(arrays)} = batch"
-    )
+    hints, rest = [], list(required)
+    for name, aliases in _ELSEWHERE.items():
+        found = [x for x in rest if x == name or x in aliases]
+        if name == "model_state":  # also a name for parameters, which come first
+            found = [x for x in found if x != rest[0]]
+        rest = [x for x in rest if x not in found]
+        if found and name not in names:
+            hints.append(f"no {name} is given here, so leave out {' and '.join(found)}")
+        elif len(found) == 1 and name not in given:
+            hints.append(f"{found[0]} is recognized by its name, so call it {name}")
+        elif found:
+            hints.append(f"{name} takes the place of {' and '.join(found)}")
+    if len(rest) > 2:
+        hints.append(
+            f"the batch is one argument, so take ({rest[0]}, batch) and unpack it, "
+            f"{', '.join(rest[1:])} = batch"
+        )
+    return f": {'; '.join(hints)}" if hints else ""
 
 
 OF_A_LOSS = ("key", "model_state")  # recognized by name
@@ -292,7 +325,7 @@ def operands(
     if len(required) != 2 or is_variadic:
         raise TypeError(
             f"{forms}, got {name_of(fn)} with the arguments {list(arguments)}"
-            f"{_unpacking(required)}"
+            f"{_way_out(arguments, required, by_name)}"
         )
     if required[0] in _BATCH_NAMES and required[1] in _PARAMS_NAMES:
         raise TypeError(

@@ -12,6 +12,8 @@ The weights of an interpolation $l\,a + d\,b$ are the fractions ahead ($l$) and 
 ($d$), which makes both ends exact.
 """
 
+from typing import TYPE_CHECKING
+
 from fngrad.schedules.decay import (
     constant,
     cosine,
@@ -47,3 +49,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

@@ -1,7 +1,7 @@
 """Where arrays are: meshes of devices, rules for parameters, states placed by them."""
 
 from fngrad.sharding.constraints import gathered
-from fngrad.sharding.meshes import make_mesh
+from fngrad.sharding.meshes import abstract_mesh, make_mesh
 from fngrad.sharding.placement import (
     describe,
     init_sharded,
@@ -13,6 +13,7 @@ from fngrad.sharding.rules import Rule, by_path, fsdp, replicated
 
 __all__ = [
     "Rule",
+    "abstract_mesh",
     "by_path",
     "describe",
     "fsdp",

@@ -53,6 +53,19 @@ _GATHERED: ContextVar[dict[int, _Gathered] | None] = ContextVar(
     "gathered", default=None
 )
 
+_RULES: ContextVar[list[Rule] | None] = ContextVar("rules", default=None)
+
+
+@contextlib.contextmanager
+def rules_in_use() -> Iterator[list[Rule]]:
+    """Yield a list to which each loss that is traced on a mesh adds its rule."""
+    rules: list[Rule] = []
+    token = _RULES.set(rules)
+    try:
+        yield rules
+    finally:
+        _RULES.reset(token)
+
 
 def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.Array:
     """Return an array placed so; as it is without a mesh."""
@@ -160,6 +173,8 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
         mesh = mesh_of(given[params], given[batch])
         if mesh is None:
             return loss_fn(*args, **kwargs)
+        if (rules := _RULES.get()) is not None:
+            rules.append(rule)
         given[batch] = split(given[batch], mesh)
         with _gathering(given[params], rule, mesh) as given[params]:
             return loss_fn(*bound.args, **bound.kwargs)

@@ -60,6 +60,32 @@ def make_mesh(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     return Mesh(grid, tuple(axes))  # Auto with every version of JAX
 
 
+def abstract_mesh(**axes: int) -> AbstractMesh:
+    """Return a mesh without devices, on which shardings are planned.
+
+    Args:
+        axes: the size of each axis by name.
+
+    Returns:
+        A mesh with Auto axes, as `make_mesh` returns.
+
+    Raises:
+        TypeError: if a size is not an int.
+        ValueError: if a size is not positive, or there is no axis.
+
+    Example:
+        >>> import fngrad as fg
+        >>> mesh = fg.sharding.abstract_mesh(data=4, model=2)
+        >>> dict(mesh.shape), mesh.size
+        ({'data': 4, 'model': 2}, 8)
+    """
+    sizes = [_size(name, size) for name, size in axes.items()]
+    if not sizes or -1 in sizes:
+        raise ValueError(f"need an axis, and sizes >= 1, got {axes}")
+    kinds = (AxisType.Auto,) * len(sizes)  # newer versions of JAX have Explicit ones
+    return AbstractMesh(tuple(sizes), tuple(axes), axis_types=kinds)
+
+
 def _checked_devices(devices: Any) -> list[Any]:
     grid = np.asarray(devices, object)
     found = list(grid.flat)

@@ -51,11 +51,11 @@ def shardings(state: Tree, mesh: AnyMesh, rule: Rule = replicated) -> Tree:
             a glob of `by_path` selects no leaf.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax.numpy as jnp
         >>> import fngrad as fg
         >>> optimizer = fg.momentum(0.1)
         >>> state = fg.init_state({"w": jnp.ones((8, 8))}, optimizer, key=0)
-        >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
+        >>> mesh = fg.sharding.abstract_mesh(data=4)
         >>> where = fg.sharding.shardings(state, mesh, fg.sharding.fsdp(min_size=1))
         >>> tuple(where.params["w"].spec), tuple(where.step.spec)
         ((None, 'data'), ())

@@ -82,10 +82,10 @@ def fsdp(
         ValueError: when the rule is applied, if the mesh does not have the axis.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import numpy as np
         >>> import fngrad as fg
         >>> rule = fg.sharding.fsdp(min_size=8)
-        >>> mesh = jax.sharding.AbstractMesh((4,), ("data",))
+        >>> mesh = fg.sharding.abstract_mesh(data=4)
         >>> tuple(rule("weight", np.zeros((3, 8)), mesh))
         (None, 'data')
 
@@ -143,11 +143,11 @@ def by_path(
             path, nor a leaf of the state, such as ``opt_state/**``.
 
     Example:
-        >>> import jax, numpy as np
+        >>> import numpy as np
         >>> import fngrad as fg
         >>> from jax.sharding import PartitionSpec as P
         >>> rule = fg.sharding.by_path([("**/expand/weight", P(None, "model"))])
-        >>> mesh = jax.sharding.AbstractMesh((4,), ("model",))
+        >>> mesh = fg.sharding.abstract_mesh(model=4)
         >>> tuple(rule("mlp/expand/weight", np.zeros((2, 8)), mesh))
         (None, 'model')
     """

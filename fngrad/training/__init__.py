@@ -2,7 +2,12 @@
 
 from fngrad.training.run_checks import batch_at, call_step, check_order
 from fngrad.training.scan import run
-from fngrad.training.state import TrainState, init_state, snapshot
+from fngrad.training.state import (
+    TrainState,
+    check_train_state,
+    init_state,
+    snapshot,
+)
 from fngrad.training.step import (
     Step,
     begin,
@@ -19,6 +24,7 @@ __all__ = [
     "begin",
     "call_step",
     "check_order",
+    "check_train_state",
     "finish",
     "init_state",
     "make_step",

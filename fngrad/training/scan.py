@@ -19,7 +19,7 @@ from fngrad.sharding.constraints import gathered, split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.rules import rule_of_function
 from fngrad.training.run_checks import batch_at, call_step, check_order
-from fngrad.training.state import TrainState
+from fngrad.training.state import TrainState, check_train_state
 from fngrad.training.step import Step
 from fngrad.types import Metrics
 
@@ -57,7 +57,8 @@ def run(
 
     Raises:
         TypeError: if ``data`` is neither a dataset nor a function, ``step`` is a loss
-            or another function that is not a step, or a function cannot be traced.
+            or another function that is not a step, ``state`` is not a TrainState, or a
+            function cannot be traced.
         ValueError: if ``num_steps`` is negative, ``eval_every`` below 1, or only one
             of ``metric_fn`` and ``eval_data`` is given.
     """
@@ -67,6 +68,7 @@ def run(
     if eval_every is not None:
         eval_every = numerics.check_count("eval_every", eval_every, 1)
     check_order(step, data)
+    check_train_state(state)
     if not (isinstance(data, Dataset) or callable(data)):
         raise TypeError(
             f"need a dataset or a function of the step, got {type(data).__name__}: "

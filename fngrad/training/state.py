@@ -65,6 +65,26 @@ def init_state(
     )
 
 
+def check_train_state(state: Any) -> None:
+    """Raise unless a state is a TrainState.
+
+    Raises:
+        TypeError: if it is another object, such as a tuple of several states.
+    """
+    if isinstance(state, TrainState):
+        return
+    parts = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, TrainState))
+    remedy = ""
+    if any(isinstance(part, TrainState) for part in parts):
+        remedy = (
+            ": one TrainState holds several models, its params and opt_state are dicts "
+            "with an entry for each; fngrad.partition gives each its own optimizer"
+        )
+    raise TypeError(
+        f"need a TrainState from fngrad.init_state, got {type(state).__name__}{remedy}"
+    )
+
+
 def snapshot(state: Tree) -> Tree:
     """Return a state with a copy of every array, without weak types.
 

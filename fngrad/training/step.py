@@ -21,7 +21,7 @@ from fngrad.sharding.constraints import gathered, placing, split
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.rules import Rule, with_rule
 from fngrad.training.precision import Precision, mixed_precision
-from fngrad.training.state import TrainState
+from fngrad.training.state import TrainState, check_train_state
 from fngrad.training.step_metrics import LossAtStart, Move, WhichMetrics
 from fngrad.transforms.core import (
     Transform,
@@ -66,7 +66,9 @@ def make_step(
             a real scalar, the metrics a dict of scalars. Arguments named ``key`` (a
             new key per step) and ``model_state`` are recognized by name; with
             ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
-            with defaults keep them.
+            with defaults keep them. `fngrad.fit` warns of a step that leaves all of
+            ``model_state`` as it was, as layers without a key do; where that is meant,
+            ``warnings.filterwarnings("ignore", "the step returns model_state")``.
         optimizer: a transform.
         metrics: ``"norms"`` includes the global norms, ``"loss"`` does not. A list of
             globs over the paths of the parameters, such as ``["blocks/*", "head"]``,
@@ -78,7 +80,9 @@ def make_step(
             the activations of one part at a time are in memory. Each part has a key of
             its own and its own batch statistics. Its examples are consecutive; on
             several devices part i has examples i, i + ``micro_batches`` and so on, some
-            of each device's.
+            of each device's. Every part counts the same: a masked mean, ``sum(l * w) /
+            sum(w)``, is then not that of the batch; put ``w / w.mean()`` into the batch
+            as its weights and return ``mean(l * w)``.
         precision: in which dtype the loss computes, such as ``"bfloat16"``, or a
             `fngrad.Policy`; parameters, gradients, the optimizer's state and metrics
             keep theirs (see `fngrad.mixed_precision`). ``"float16"`` needs an optimizer
@@ -96,9 +100,12 @@ def make_step(
         ``step(state, batch) -> (state, metrics)``. The metrics are scalars: ``loss``;
         ``learning_rate`` in force, if the optimizer reports one (the first, if there
         are several), and that of each group of a `fngrad.partition`, such as
-        ``learning_rate/head/**``; ``is_finite``, whether the loss is finite, and with
+        ``learning_rate/head/**``; where groups may have different ones there is no
+        ``learning_rate``; ``is_finite``, whether the loss is finite, and with
         norms those of gradient and update too; it is true also where `skip_nonfinite`
-        skipped the step within its limit; ``grad_norm``, ``update_norm`` and
+        skipped the step within its limit, while the loss and ``grad_norm`` are what
+        they were, NaN perhaps: ``skip_nonfinite/consecutive`` above 0 tells that the
+        step was skipped; ``grad_norm``, ``update_norm`` and
         ``param_norm``, over trainable leaves, and by layer, such as
         ``grad_norm/blocks/0``; the transforms' reports, by part; the user's own.
         ``step.gradients(state, batch)`` is the gradient of the loss in that step, None
@@ -184,10 +191,7 @@ def open_step(transform: Transform, state: TrainState) -> tuple[Any, Key]:
     Raises:
         TypeError: if the state is not a TrainState.
     """
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from init_state, got {type(state).__name__}"
-        )
+    check_train_state(state)
     key = jax.random.fold_in(state.key, state.step)
     return trainable_leaves(transform, state.params), key
 

@@ -100,8 +100,7 @@ def standard_metrics(
     else:
         added = jax.tree.leaves(kept["update_norm"])
     is_sound = _is_sound(is_finite, move.reports, added)
-    groups = [*structure.partitions_of(transform)]
-    reports = _with_learning_rates(move.reports, groups)
+    reports = _with_learning_rates(move.reports, transform)
     by_layer = {} if isinstance(metrics, str) else _norms_by_layer(metrics, kept)
     ours = [{"loss": loss}, reports, {"is_finite": is_sound}, sizes, by_layer, more]
     return union([*ours, start.value.metrics])
@@ -133,20 +132,26 @@ def union(groups: list[Metrics]) -> Metrics:
     return together
 
 
-def _with_learning_rates(reports: Metrics, groups: list[tuple[str, str]]) -> Metrics:
+def _with_learning_rates(reports: Metrics, transform: Transform) -> Metrics:
     """Return the reports, with the learning rates in force under short names.
 
-    The first is ``learning_rate``, the first of each group ``learning_rate/<group>``.
+    The first of each group is ``learning_rate/<group>``. The first of all is
+    ``learning_rate``, unless groups may have different ones.
     """
+    groups = [*structure.partitions_of(transform)]
     in_force = queries.reported(reports, "scale_by_learning_rate/learning_rate")
     rates = [*in_force, *queries.reported(reports, "learning_rate")]
     first: dict[str, Path] = {}  # by group
     for path in rates:
         first.setdefault(_group_of(path, groups), path)
     names = {path: f"learning_rate/{group}" for group, path in first.items() if group}
-    left = [path for path in reports if path in names or path not in rates[:1]]
+    is_one = len(first) < 2 or (
+        set(rates) == in_force.keys() and structure.has_one_learning_rate(transform)
+    )
+    short = rates[:1] if is_one else []
+    left = [path for path in reports if path in names or path not in short]
     told = {names.get(path, path): reports[path] for path in left}
-    return {"learning_rate": reports[rates[0]], **told} if rates else told
+    return {"learning_rate": reports[rates[0]], **told} if short else told
 
 
 def _group_of(path: Path, groups: list[tuple[str, str]]) -> str:

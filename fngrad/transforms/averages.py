@@ -49,6 +49,7 @@ class EmaParamsState(NamedTuple):
     step: jax.Array  # int32, shape ()
     log_rest: jax.Array  # float, shape (); log of 1 - the sum of weights so far
     average: Params  # None for integer leaves
+    chain_order = queries.AFTER_STEP  # type: int
 
     def eval_params(self, params: Params) -> Params:
         """Return the average, or the parameters while it is empty."""
@@ -154,8 +155,9 @@ def ema_params(
     With ``debias`` the average begins at $\bar w_0 = 0$ and is divided by
     $1 - \prod \beta$, the sum of its weights; without, it begins at the first
     parameters. `fngrad.eval_params` gives the average, or the parameters while it is
-    empty. It belongs last in a chain, after the learning rate. Inside `accumulate` it
-    counts updates.
+    empty. It belongs last in a chain, after the learning rate; a chain with a part
+    after it that changes the updates raises at ``init``. Inside `accumulate` it counts
+    updates.
 
     Args:
         decay: $\beta$, in [0, 1) with ``debias``, else in [0, 1]; may be a schedule,
@@ -226,6 +228,7 @@ class AverageParamsState(NamedTuple):
 
     step: jax.Array  # int32, shape ()
     average: Params  # of the parameters after each step
+    chain_order = queries.AFTER_STEP  # type: int
 
     def eval_params(self, params: Params) -> Params:
         """Return the average."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.programs.signatures as signatures
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.types import OptState, Params, Path, Reported, Updates
 
@@ -109,6 +110,47 @@ def check_state(state: OptState) -> None:
                 f"need jax arrays in the state, got {type(leaf).__name__} at {path!r}; "
                 "use jnp.asarray in init"
             )
+
+
+def check_parts(states: list[tuple[str, OptState]]) -> None:
+    """Raise unless the parts of a chain can stand in their order under their names.
+
+    Args:
+        states: the name and the state of each part.
+
+    Raises:
+        ValueError: if two parts with state have one name, or a part that belongs last
+            is followed by one that does not, or belongs before it.
+    """
+    names = [name for name, _ in states]
+    for name, state in states:
+        if names.count(name) > 1 and not is_stateless(state):
+            raise ValueError(
+                f"two parts with state are called {name!r}; name them: "
+                f'chain(named("first", {name}(...)), ...)'
+            )
+    last, order = "", 0
+    for name, state in states:
+        if queries.chain_order(state) < order:
+            raise ValueError(
+                f"need {last!r} last in a chain, where the updates are what is added "
+                f"to the parameters, got {name!r} after it: "
+                f"chain(..., {name}(...), {last}(...))"
+            )
+        latest = latest_order(state)
+        if latest > order:
+            last, order = name, latest
+
+
+def latest_order(state: OptState) -> int:
+    """Return the highest ``chain_order`` in a state, also inside of wrappers."""
+    found = queries.find(state, lambda node: queries.chain_order(node) > 0)
+    return max(map(queries.chain_order, found), default=0)
+
+
+def is_stateless(state: OptState) -> bool:
+    """Return whether a state is that of a part without one."""
+    return isinstance(state, tuple) and len(state) == 0
 
 
 def updated(

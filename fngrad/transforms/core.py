@@ -82,9 +82,10 @@ def chain(*transforms: TransformLike) -> Transform:
         TypeError: if an argument has no ``init`` and ``update``; at ``init``, if a
             trainable leaf is not a float or complex array; at ``update``, if a
             gradient is not one, or the parameters are missing.
-        ValueError: at ``init``, if two stateful parts have one name, or there are no
-            parameters; at ``update``, if the trees do not fit; at ``report``, if two
-            metrics have one name.
+        ValueError: at ``init``, if two stateful parts have one name, a part that
+            belongs last, such as `ema_params`, is followed by one that changes the
+            updates, or there are no parameters; at ``update``, if the trees do not
+            fit; at ``report``, if two metrics have one name.
 
     Example:
         >>> import jax.numpy as jnp
@@ -262,8 +263,10 @@ def compose(parts: tuple[Transform, ...]) -> Transform:
 
     def init(params: Params) -> OptState:
         states = [(part.name, part.init(params)) for part in parts]
-        _check_names(states)
-        return {name: state for name, state in states if not _is_stateless(state)}
+        chain_inputs.check_parts(
+            [s for p, s in zip(parts, states, strict=True) if not _is_identity(p)]
+        )
+        return {n: state for n, state in states if not chain_inputs.is_stateless(state)}
 
     def advance(
         update_fn: UpdateFn, updates: Updates, state: OptState, params: Params
@@ -368,18 +371,8 @@ _IDENTITY = Transform(
 )
 
 
-def _is_stateless(state: OptState) -> bool:
-    return isinstance(state, tuple) and len(state) == 0
-
-
-def _check_names(states: list[tuple[str, OptState]]) -> None:
-    names = [name for name, _ in states]
-    for name, state in states:
-        if names.count(name) > 1 and not _is_stateless(state):
-            raise ValueError(
-                f"two parts with state are called {name!r}; name them: "
-                f'chain(named("first", {name}(...)), ...)'
-            )
+def _is_identity(part: Transform) -> bool:
+    return part.update is _IDENTITY.update
 
 
 def _all_trainable(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 import fngrad.numerics as numerics
+import fngrad.transforms.queries as queries
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.scaling import check_learning_rate, scale_by_learning_rate
@@ -21,6 +22,7 @@ class ProximalDecayState(NamedTuple):
     """State of `proximal_decay`."""
 
     step: jax.Array  # int32, shape ()
+    chain_order = queries.LAST_CHANGE  # type: int
 
 
 def add_decayed_weights(weight_decay: Hyper, mask: Selector | None = None) -> Transform:

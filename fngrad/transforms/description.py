@@ -13,7 +13,7 @@ from fngrad.transforms.core import (
     chain,
     trainable_leaves,
 )
-from fngrad.transforms.quantized_update import is_short
+from fngrad.transforms.leaf_states import num_bytes, stack_name, state_by_leaf
 from fngrad.types import Params, Path
 
 
@@ -21,9 +21,10 @@ def describe(optimizer: TransformLike, params: Params) -> str:
     """Return a table of what an optimizer does with each parameter.
 
     One line per leaf: path, shape, dtype, its group if there are any, learning rate and
-    weight decay, whether it is trainable, and the state kept for it, with its bytes.
-    The last line has the totals. A schedule is given by its name, a hyperparameter of
-    `tunable` by its first value.
+    weight decay, whether it is trainable, and the state kept for it, with its bytes; of
+    the stacks of `stack_leaves` its share. A line ``(shared)`` has the arrays that
+    belong to no leaf, without counters and other scalars. The last line has the totals.
+    A schedule is given by its name, a hyperparameter of `tunable` by its first value.
 
     Args:
         optimizer: a transform.
@@ -42,14 +43,10 @@ def describe(optimizer: TransformLike, params: Params) -> str:
         total  12 parameters, 2 trainable, 28 bytes of state
     """
     state = jax.eval_shape(optimizer.init, params)
-    arrays, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_short)
     leaves = tree.leaf_paths(params)
     is_trainable = tree.leaf_paths(trainable_leaves(chain(optimizer), params))
     trainable = {p: leaf for p, leaf in leaves.items() if is_trainable[p]}
-    by_path = {
-        tree.path_string(path).removesuffix("/leaves"): array for path, array in arrays
-    }
-    kept = _state_by_leaf(by_path, leaves)
+    kept = state_by_leaf(state, params)
     facts = {path: _facts(optimizer, path, leaf) for path, leaf in leaves.items()}
     has_groups = any(fact.groups for fact in facts.values())
     head = ["group"] * has_groups + ["learning rate", "decay", "trainable", "state"]
@@ -60,7 +57,9 @@ def describe(optimizer: TransformLike, params: Params) -> str:
         numbers = numbers if path in trainable else [[], []]
         texts = [_joined(some) for some in ([groups] * has_groups + numbers)]
         first = [path, str(leaf.shape), str(leaf.dtype), *texts]
-        rows.append([*first, answer, _sum_up(kept[path])])
+        rows.append([*first, answer, _sum_up(kept.of_leaves[path])])
+    if kept.shared:
+        rows.append(["(shared)", _sum_up(kept.shared)])
     sizes = [sum(x.size for x in some.values()) for some in (leaves, trainable)]
     total = (
         f"{sizes[0]} parameters, {sizes[1]} trainable, "
@@ -86,8 +85,6 @@ def _facts(transform: Any, path: Path, leaf: Any) -> _Facts:
         if part is not transform and structure.is_composed(part):
             _extend(facts, _facts(part, path, leaf))
             continue
-        if part.name == "stack_leaves":  # its selectors get the name of a stack
-            path = f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
         values = structure.hyperparameters_of(part)
         if "learning_rate" in values:
             facts.rates.append(structure.value_text(values["learning_rate"]))
@@ -95,12 +92,23 @@ def _facts(transform: Any, path: Path, leaf: Any) -> _Facts:
         decay = structure.value_text(values.get("weight_decay", 0))
         if decay != "0" and _takes(mask, path, leaf):
             facts.decays.append(decay)
+        seen = _seen_inside(part, path, leaf)
         for group in structure.groups_of(part):
-            if group.takes is None or group.takes(path, leaf):
+            if group.takes is None or group.takes(*seen):
                 facts.groups.extend([group.label] if group.label else [])
-                _extend(facts, _facts(group.inner, path, leaf))
+                _extend(facts, _facts(group.inner, *seen))
                 break
     return facts
+
+
+def _seen_inside(part: Transform, path: Path, leaf: Any) -> tuple[Path, Any]:
+    """Return the path and the leaf that the selectors inside of a part get."""
+    wrapper = structure.name_of_part(part)
+    if wrapper == "stack_leaves":
+        return stack_name(leaf), leaf
+    if wrapper == "layerwise" and structure.variables_of(part)["selects"](path, leaf):
+        return path, jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return path, leaf
 
 
 def _extend(facts: _Facts, more: _Facts) -> None:
@@ -117,31 +125,8 @@ def _joined(texts: list[str]) -> str:
     return ", ".join(dict.fromkeys(texts)) or "none"
 
 
-def _state_by_leaf(
-    state: dict[Path, Any], leaves: dict[Path, Any]
-) -> dict[Path, dict[str, Any]]:
-    """Return each parameter's state: arrays of its shape whose path ends in its own."""
-    kept: dict[Path, dict[str, Any]] = {path: {} for path in leaves}
-    for full, leaf in state.items():
-        owners = [
-            path
-            for path, param in leaves.items()
-            if f"/{full}".endswith(f"/{path}") or not path
-            if leaf.shape == param.shape
-        ]
-        if owners:
-            owner = max(owners, key=len)
-            kept[owner][full.removesuffix(owner).removesuffix("/")] = leaf
-    return kept
-
-
-def _sum_up(kept: dict[str, Any]) -> str:
+def _sum_up(kept: dict[Path, int]) -> str:
     if not kept:
         return "none"
-    names = ["/".join(prefix.split("/")[-2:]) for prefix in kept]
-    return f"{', '.join(names)}: {num_bytes(kept)} bytes"
-
-
-def num_bytes(a: Any) -> int:
-    """Return the size of a tree's arrays, which may be abstract, in bytes."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(a))
+    names = ["/".join(path.split("/")[-2:]) for path in kept]
+    return f"{', '.join(names)}: {sum(kept.values())} bytes"

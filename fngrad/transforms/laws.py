@@ -229,13 +229,17 @@ def _check_unit(subject: _Subject) -> None:
 
 
 def _check_associativity(subject: _Subject) -> None:
-    first = named("before", scale_by_learning_rate(0.5))
-    last = named("after", scale_by_learning_rate(2.0))
+    a = named("first", scale_by_learning_rate(0.5))
+    b = named("second", scale_by_learning_rate(2.0))
+    three = a, subject.transform, b
+    state = subject.chained.init(subject.params)
+    if chain_inputs.latest_order(state):  # it belongs last
+        three = a, b, subject.transform
     left, right = (
         _loop(chained.update, chained, subject.params, subject.gradients)
         for chained in (
-            chain(chain(first, subject.transform), last),
-            chain(first, chain(subject.transform, last)),
+            chain(chain(*three[:2]), three[2]),
+            chain(three[0], chain(*three[1:])),
         )
     )
     _require_same(left, right, 0.0)

@@ -40,7 +40,9 @@ def skip_nonfinite(inner: TransformLike, max_consecutive: int = 10) -> Transform
     belongs to the loss function, and is not checked.
 
     It reports ``consecutive`` and ``total``, the skips including this step's,
-    ``gave_up``, 0 or 1, and the metrics of ``inner``.
+    ``gave_up``, 0 or 1, and the metrics of ``inner``. ``consecutive`` above 0, in the
+    metrics of a step ``skip_nonfinite/consecutive``, tells that this step was skipped;
+    ``is_finite`` does not, and loss and ``grad_norm`` are NaN or infinite as they were.
 
     Args:
         inner: usually a whole optimizer.

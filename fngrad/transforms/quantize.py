@@ -21,7 +21,7 @@ from fngrad.transforms.core import (
     unwrap,
     wrapper,
 )
-from fngrad.transforms.description import num_bytes
+from fngrad.transforms.leaf_states import num_bytes
 from fngrad.transforms.quantized_update import (
     Short,
     decode,

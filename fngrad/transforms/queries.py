@@ -2,7 +2,8 @@
 
 A part of an optimizer keeps its state in a class of its own, so states are found by
 class or by a predicate, wherever wrappers and groups put them (`find`, `replace`).
-What a state class declares is read from it: which fields are moments (`moment_kinds`);
+What a state class declares is read from it: which fields are moments (`moment_kinds`),
+and where in a chain its part belongs (`chain_order`);
 `fngrad.transforms.evaluation_point` reads its method ``eval_params``. Reports are found
 by the end of their path (`reported`).
 """
@@ -19,6 +20,9 @@ from fngrad.types import Metrics, OptState, Path, Tree
 Kind: TypeAlias = type | Callable[[Any], bool]  # of nodes: a class or a predicate
 
 KINDS = ("signed", "non_negative")  # how a state class declares its moments
+# How it declares, as ``chain_order``, that its part belongs last in a chain: to make
+# the last change of the updates, or to see the parameters after the step.
+LAST_CHANGE, AFTER_STEP = 1, 2
 
 
 def find(state: Any, kind: Kind) -> list[Any]:
@@ -99,6 +103,11 @@ def moment_kinds(state: OptState, globs: Mapping[str, tuple[str, ...]]) -> Any:
             )
         chosen = tree.map_with_path(_assign(kind, selects), chosen)
     return chosen
+
+
+def chain_order(node: Any) -> int:
+    """Return the ``chain_order`` of a node of a state, 0 if it may stand anywhere."""
+    return getattr(type(node), "chain_order", 0)
 
 
 def _assign(kind: str, selects: Callable[[Path, Any], bool]) -> Callable[..., str]:

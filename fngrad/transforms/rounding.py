@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.transforms.queries as queries
 from fngrad.numerics.stochastic_rounding import round_stochastically
 from fngrad.transforms.core import Transform, chain
 from fngrad.types import Key, Params, Updates
@@ -16,6 +17,7 @@ class StochasticRoundState(NamedTuple):
 
     step: jax.Array  # int32, shape ()
     key: Key  # the same at every step
+    chain_order = queries.LAST_CHANGE  # type: int
 
 
 def stochastic_round(key: int | Key) -> Transform:

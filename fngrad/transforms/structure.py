@@ -94,6 +94,17 @@ def partitions_of(transform: Any) -> Iterator[tuple[str, str]]:
             yield from partitions_of(group.inner)
 
 
+def has_one_learning_rate(transform: Any) -> bool:
+    """Return whether all parts `scale_by_learning_rate` have one rate at every step.
+
+    They do if each was made with the same number, array or schedule. A wrapper inside
+    of a group may count the steps of a schedule otherwise, so that one is different.
+    """
+    rates = [*_learning_rates(transform, is_wrapped=False)]
+    is_number = isinstance(rates[0], numbers.Real)
+    return all(x is rates[0] or (is_number and x == rates[0]) for x in rates)
+
+
 def text_of_parts(transform: Any) -> str:
     """Return one line per part of a transform, what is inside of a part indented."""
     rows = list(_rows(transform, 1))
@@ -109,6 +120,20 @@ def value_text(value: Any) -> str:
     if isinstance(value, numbers.Real):
         return f"{value:.4g}"
     return scalar_text(value)
+
+
+def _learning_rates(transform: Any, is_wrapped: bool) -> Iterator[Any]:
+    """Yield the rates as they were given, a new object for one that is not known."""
+    for part in parts_of(transform):
+        if part is not transform and is_composed(part):
+            yield from _learning_rates(part, is_wrapped)
+            continue
+        if part.name == "scale_by_learning_rate":
+            rate = hyperparameters_of(part).get("learning_rate")
+            is_known = rate is not None and not (callable(rate) and is_wrapped)
+            yield rate if is_known else object()
+        for group in groups_of(part):
+            yield from _learning_rates(group.inner, is_wrapped or not group.label)
 
 
 def _rows(transform: Any, depth: int) -> Iterator[list[str]]:

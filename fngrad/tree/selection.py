@@ -22,9 +22,9 @@ def select(selector: Selector, a: Tree) -> Tree:
 
     Args:
         selector: a glob over paths (``*`` stays within a segment, ``**`` spans
-            segments), a predicate ``(path, leaf) -> bool``, or a tree of bools with
-            the structure of ``a`` or a prefix of it. A callable pytree is not taken
-            for a predicate.
+            segments), a list or tuple of globs, of which any selects, a predicate
+            ``(path, leaf) -> bool``, or a tree of bools with the structure of ``a`` or
+            a prefix of it. A callable pytree is not taken for a predicate.
         a: the tree; its leaves may be abstract.
 
     Raises:
@@ -38,6 +38,8 @@ def select(selector: Selector, a: Tree) -> Tree:
         >>> params = {"embed": {"weight": jnp.ones(2)}, "head": jnp.ones(3)}
         >>> tree.select("embed/**", params)
         {'embed': {'weight': True}, 'head': False}
+        >>> tree.select(["**/weight", "head"], params)
+        {'embed': {'weight': True}, 'head': True}
     """
     predicate = selector_predicate(selector)
     if _is_bool_tree(selector):
@@ -51,7 +53,7 @@ def selected(mask: Selector | None, params: Params) -> Any:
 
 
 def check_mask(mask: Selector | None, params: Params) -> None:
-    """Raise unless a mask fits the parameters, and a glob selects a leaf.
+    """Raise unless a mask fits the parameters, and each of its globs selects a leaf.
 
     ``"**"`` fits any parameters, also none.
 
@@ -59,13 +61,30 @@ def check_mask(mask: Selector | None, params: Params) -> None:
         TypeError: if the mask is not a selector.
         ValueError: if a glob selects no leaf, or a tree of bools does not fit.
     """
-    is_any = any(jax.tree.leaves(selected(mask, params)))
-    if isinstance(mask, str) and mask != "**" and not is_any:
-        paths = list(leaf_paths(params))
-        raise ValueError(
-            f"need a glob that selects a leaf, got {mask!r} for the leaves {paths}"
-            f"{at_any_depth(mask, paths)}"
-        )
+    selected(mask, params)
+    for glob in globs_of(mask):
+        if glob != "**" and not any(jax.tree.leaves(select(glob, params))):
+            paths = list(leaf_paths(params))
+            raise ValueError(
+                f"need a glob that selects a leaf, got {glob!r} for the leaves {paths}"
+                f"{at_any_depth(glob, paths)}"
+            )
+
+
+def globs_of(selector: Selector | None) -> tuple[str, ...]:
+    """Return the globs of a selector, none if it is something else.
+
+    Example:
+        >>> from fngrad.tree.selection import globs_of
+        >>> globs_of("**"), globs_of(["head", "**/weight"]), globs_of([True])
+        (('**',), ('head', '**/weight'), ())
+    """
+    if isinstance(selector, str):
+        return (selector,)
+    is_list = isinstance(selector, list | tuple)
+    if not is_list or not all(isinstance(glob, str) for glob in selector):
+        return ()
+    return tuple(selector)
 
 
 def by_layer(globs: Sequence[str], a: Any) -> dict[Path, list[Any]]:
@@ -122,16 +141,17 @@ def at_any_depth(glob: str, paths: list[Path]) -> str:
 
 def selector_predicate(selector: Selector) -> Callable[[Path, Any], bool]:
     """Return the predicate ``(path, leaf) -> bool`` of any selector."""
-    if isinstance(selector, str):
-        pattern = re.compile(_glob_to_regex(selector))
+    globs = globs_of(selector)
+    if globs:
+        pattern = re.compile("|".join(map(_glob_to_regex, globs)))
         return lambda path, leaf: pattern.fullmatch(path) is not None
     if _is_bool_tree(selector):
         return _bool_tree_predicate(selector)
     if callable(selector) and jax.tree_util.all_leaves([selector]):
         return _checked_predicate(selector)
     raise TypeError(
-        "need a selector: a glob over paths, a tree of bools, or a function "
-        f"(path, leaf) -> bool, got {selector!r}"
+        "need a selector: a glob over paths, a list of globs, a tree of bools, or a "
+        f"function (path, leaf) -> bool, got {selector!r}"
     )
 
 

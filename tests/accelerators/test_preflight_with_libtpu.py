@@ -14,7 +14,7 @@ import pytest
 
 import fngrad as fg
 from fngrad.accelerators.chips import GIB, TPUS
-from fngrad.accelerators.targets import check_libtpu, libtpu_pin, libtpu_version
+from fngrad.accelerators.targets import check_installed_libtpu
 
 pytestmark = pytest.mark.slow
 FSDP = fg.sharding.fsdp()
@@ -23,7 +23,7 @@ FSDP = fg.sharding.fsdp()
 @pytest.fixture(scope="module", autouse=True)
 def _libtpu():
     try:
-        check_libtpu(libtpu_version(), libtpu_pin())
+        check_installed_libtpu()
     except ImportError as error:
         if os.environ.get("FNGRAD_NEED_LIBTPU") == "1":
             raise

@@ -7,6 +7,7 @@ import pytest
 
 import fngrad as fg
 import fngrad.accelerators.preflighting as preflighting
+import fngrad.accelerators.targets as targets
 from fngrad.accelerators.compiled_elsewhere import Compiled, refused
 from fngrad.accelerators.preflighting import mesh_axes
 from fngrad.accelerators.targets import parsed_target
@@ -37,7 +38,7 @@ def test_a_platform_has_as_many_devices_as_the_axes_say():
 
 @pytest.mark.parametrize("target", ["cuda", "v5e:1x1"])
 def test_what_cannot_be_exported_has_a_reason(target, monkeypatch):
-    monkeypatch.setattr(preflighting, "check_libtpu", lambda version, pin: None)
+    monkeypatch.setattr(preflighting, "check_installed_libtpu", lambda: None)
     step, state, batch = planned_networks.mlp()
 
     def printing(state, batch):
@@ -54,7 +55,7 @@ def test_what_cannot_be_exported_has_a_reason(target, monkeypatch):
 @pytest.fixture
 def compiler(monkeypatch):
     """Return a function that sets what the compiler of TPUs says, without one."""
-    monkeypatch.setattr(preflighting, "check_libtpu", lambda version, pin: None)
+    monkeypatch.setattr(preflighting, "check_installed_libtpu", lambda: None)
 
     def says(answer):
         monkeypatch.setattr(preflighting, "compiled_elsewhere", lambda *_: answer)
@@ -136,8 +137,10 @@ def test_axes_are_sizes_by_name(axes):
 
 
 def test_a_missing_libtpu_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(preflighting, "libtpu_version", lambda: None)
-    monkeypatch.setattr(preflighting, "libtpu_pin", lambda: "0.0.42.*")
+    monkeypatch.setattr(targets, "version_of", lambda name: None)
+    monkeypatch.setattr(
+        targets, "required_parts", lambda name: {"libtpu": "==0.0.42.*"}
+    )
     with pytest.raises(ImportError, match=r'pip install "libtpu==0\.0\.42\.\*"'):
         fg.preflight(*planned_networks.mlp())
 

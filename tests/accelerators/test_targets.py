@@ -1,7 +1,6 @@
 """Which targets there are, and which libtpu compiles for them."""
 
 import importlib.metadata
-import re
 
 import pytest
 
@@ -65,37 +64,12 @@ def test_a_target_is_text():
         parsed_target(8)  # type: ignore[arg-type]
 
 
-def test_the_pin_is_that_of_the_installed_jax():
-    pin = targets.libtpu_pin()
-    assert pin is not None
-    assert re.fullmatch(r"\d+(\.\d+)*(\.\*)?", pin)
-    lines = importlib.metadata.requires("jax") or []
-    assert any(f"libtpu=={pin}" in line.replace(" ", "") for line in lines)
-    assert targets.libtpu_pin(["numpy", "libtpu-nightly==0.1"]) is None
-
-
-@pytest.mark.parametrize(
-    ("version", "pin", "fits"),
-    [
-        ("0.0.42", "0.0.42.*", True),
-        ("0.0.42.1", "0.0.42.*", True),
-        ("0.0.420", "0.0.42.*", False),
-        ("0.0.50", "0.0.42.*", False),
-        ("0.0.21.1", "0.0.21.1", True),
-        ("0.0.21.2", "0.0.21.1", False),
-        ("9.9", None, True),
-    ],
-)
-def test_a_version_is_pinned_or_not(version, pin, fits):
-    assert targets.is_pinned(version, pin) is fits
-
-
 def test_a_missing_or_unfit_libtpu_is_refused_with_the_command():
-    targets.check_libtpu("0.0.42.1", "0.0.42.*")
+    targets.check_libtpu("0.0.42.1", "==0.0.42.*")
     jax = importlib.metadata.version("jax")
     for version in (None, "0.0.50"):
         with pytest.raises(ImportError) as caught:
-            targets.check_libtpu(version, "0.0.42.*")
+            targets.check_libtpu(version, "==0.0.42.*")
         text = str(caught.value)
         assert f"jax {jax} pins, got {version or 'none'}" in text
         assert text.endswith('pip install "libtpu==0.0.42.*"')

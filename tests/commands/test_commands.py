@@ -229,12 +229,25 @@ def test_resume_runs_the_recorded_command_in_its_folder(folder, capsys, monkeypa
     assert len(ran) == 2
 
 
-def test_a_complete_run_is_not_run_again(folder, capsys):
-    path = write_run(folder / "d", cwd=".")
+@pytest.mark.parametrize("stopped", ["completed", "early_stopping", "exhausted"])
+def test_a_complete_run_is_not_run_again(folder, capsys, stopped):
+    path = write_run(folder / "d", cwd=".", stopped=stopped)
     checkpoint.save(path / "checkpoints", np.zeros(2), step=30)
     status, lines, _ = run(capsys, "resume", path)
     assert (status, len(lines)) == (0, 1)
     assert "complete at step 30" in lines[0]
+
+
+def test_a_run_that_a_callback_ended_is_completed_and_goes_on(
+    folder, capsys, monkeypatch
+):
+    path = write_run(folder / "d", cwd=".", stopped="callback")  # as by max_minutes
+    checkpoint.save(path / "checkpoints", np.zeros(2), step=30)
+    _, lines, _ = run(capsys, "runs", "--where", "status=completed")
+    assert rows_of(lines) == ["b", "d", "a"]
+    assert "status    completed: callback" in run(capsys, "show", path)[1]
+    monkeypatch.setattr(os, "execvpe", lambda *arguments: 7)
+    assert run(capsys, "resume", path)[0] == 7
 
 
 def test_a_run_of_a_notebook_is_not_resumed(folder, capsys):

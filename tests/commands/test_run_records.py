@@ -18,7 +18,7 @@ KILLED = {"stopped": None, "ended": None}
     [
         ({"stopped": "completed"}, "completed", "completed"),
         ({"stopped": "early_stopping"}, "completed", "early_stopping"),
-        ({"stopped": "callback"}, "interrupted", "callback"),  # as by max_minutes
+        ({"stopped": "callback"}, "completed", "callback"),
         ({"stopped": "exhausted"}, "completed", "exhausted"),
         ({"stopped": "interrupted"}, "interrupted", "interrupted"),
         ({"stopped": None}, "failed", "killed"),

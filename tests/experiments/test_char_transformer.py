@@ -117,7 +117,7 @@ def test_a_mesh_that_cannot_be_made_is_refused_before_anything_is_written(tmp_pa
 
 @pytest.mark.parametrize(("backend", "count"), [("cpu", 1), ("tpu", 8)])
 def test_utilization_is_of_all_chips_of_a_mesh(backend, count, monkeypatch):
-    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    mesh = fg.sharding.abstract_mesh(data=4, model=2)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert char_transformer.chips(mesh) == count
     assert char_transformer.chips(None) == 1
@@ -185,7 +185,7 @@ def test_a_text_names_the_axes_of_a_mesh():
 
 
 def test_a_mesh_that_does_not_divide_the_batches_is_refused(monkeypatch):
-    three = jax.sharding.AbstractMesh((3,), ("data",))
+    three = fg.sharding.abstract_mesh(data=3)
     monkeypatch.setattr(fg.sharding, "make_mesh", lambda **axes: three)
     with pytest.raises(ValueError, match="divides batches of 32, got 3"):
         char_transformer.mesh_of("data=3", 32)

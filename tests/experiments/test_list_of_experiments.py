@@ -36,6 +36,12 @@ def test_the_list_has_names_claims_and_minutes(capsys):
         assert f"minutes: {command.entry(docstring, 'Minutes')}" in shown
 
 
+def test_the_list_ends_with_every_notebook():
+    lines = command.listing().splitlines()[-len(command.NOTEBOOKS) :]
+    files = sorted(path.name for path in command.FOLDER.glob("*.ipynb"))
+    assert sorted(line.partition(",")[0] for line in lines) == files
+
+
 def test_an_entry_ends_where_the_next_begins():
     docstring = (
         "Title.\n\nClaim: one\n    two.\nMinutes: under one.\nExpected: much\n"

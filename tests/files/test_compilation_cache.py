@@ -277,3 +277,20 @@ def test_a_marker_of_another_user_does_no_harm(tmp_path, monkeypatch, settings):
 
     monkeypatch.setattr(pathlib.Path, "touch", refuse)
     assert fg.cache_compilations(tmp_path) == str(tmp_path)
+
+
+def test_the_current_cache_is_told_with_its_entries(tmp_path, settings):
+    for name, size in (("a-cache", 3), ("b-cache", 4), ("b-atime", 5)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    jax.config.update(FOLDER, str(tmp_path))
+    found = compilation_cache.current_cache()
+    assert found == (str(tmp_path), True, 2, 7)
+    assert found.is_writable
+    jax.config.update(FOLDER, str(tmp_path / "a-cache"))  # a file
+    found = compilation_cache.current_cache()
+    assert (found.entries, found.is_writable) == (0, False)
+    for folder in (None, "gs://bucket/a"):
+        jax.config.update(FOLDER, folder)
+        found = compilation_cache.current_cache()
+        assert found == (folder, True, None, None)
+        assert found.is_writable is None

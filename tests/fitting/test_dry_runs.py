@@ -280,7 +280,7 @@ def test_a_run_that_early_stopping_has_ended_has_no_step_left(tmp_path, capsys):
     assert found.seconds == found.compile_seconds
     done = dry(num_steps=0, eval_first=True, **EVALUATED)
     assert (done.steps, done.evaluations) == (0, 0)
-    assert "early stopping ended the run at step 10" in capsys.readouterr().err
+    assert "early stopping ends the run at step 10" in capsys.readouterr().err
 
 
 def test_a_short_evaluation_is_timed_when_it_is_made_again(monkeypatch):

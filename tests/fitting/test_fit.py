@@ -73,6 +73,7 @@ def test_a_run_longer_than_the_metric_buffer_loses_no_record():
     )
 
 
+@pytest.mark.filterwarnings("ignore:the step returns model_state")
 def test_the_callers_arrays_are_never_donated():
     tied = jnp.ones(2)
     params = {"w": tied, "b": jnp.zeros(())}

@@ -136,6 +136,74 @@ def test_an_iterable_without_a_state_has_no_notes():
     assert batches.notes() is None
 
 
+class Loader:
+    """Gives its batches once in each loop."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return iter([HOST] * self.count)
+
+
+def test_data_that_end_before_the_steps_are_warned_about():
+    warnings.filterwarnings("ignore", "batches from an iterable")
+    message = "ended at step 3 of num_steps=5.*`while True: yield from loader`"
+    with pytest.warns(UserWarning, match=message) as caught:
+        result = fit(Loader(3), 5)
+    assert result.stopped == "exhausted"
+    assert {w.filename for w in caught} == {__file__}
+    for enough in (None, 3, 2):
+        assert int(fit(Loader(3), enough).state.step) == (enough or 3)
+
+    def repeated():
+        while True:
+            yield from Loader(3)
+
+    assert fit(repeated(), 5).stopped == "completed"
+
+
+NO_EPOCHS = {
+    "loader": (
+        lambda: Loader(3),
+        r"got Loader: num_steps=4 \* 3 makes 4 passes over its 3 batches, with an "
+        "iterable that repeats, such as `while True: yield from loader`",
+    ),
+    "iterator": (
+        lambda: iter(Loader(3)),
+        "got list_iterator: num_steps= counts the batches of an iterable that repeats",
+    ),
+    "function": (
+        lambda: lambda step: HOST,
+        "got function: num_steps= counts the batches of a function of the step",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_EPOCHS)
+def test_data_without_epochs_are_told_their_steps(kind):
+    warnings.filterwarnings("ignore", "batches from an iterable")
+    make, message = NO_EPOCHS[kind]
+    with pytest.raises(ValueError, match=f"need a dataset for num_epochs, {message}"):
+        fit(make(), None, num_epochs=4)
+
+
+def test_data_without_epochs_are_told_how_to_be_evaluated():
+    warnings.filterwarnings("ignore", "batches from an iterable")
+    evaluated = {"metric_fn": lambda p, b: {"y": b["y"]}, "eval_data": HOST}
+    message = (
+        r'need a dataset for eval_every="epoch", the default, got generator: '
+        r"eval_every=20 evaluates every 20 steps"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit((HOST for _ in range(9)), 9, **evaluated)
+    result = fit((HOST for _ in range(9)), 9, eval_every=3, **evaluated)
+    assert result.history.steps("val/y").tolist() == [3, 6, 9]
+
+
 def test_a_checkpoint_without_an_iterators_state_warns(tmp_path):
     with pytest.warns(UserWarning, match="cannot be asked for again"):
         fit([HOST] * 3, 3, checkpoint_dir=tmp_path)

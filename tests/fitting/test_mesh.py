@@ -32,6 +32,11 @@ def test_a_run_on_a_mesh_of_one_device_is_the_run_without(step, loop):
         assert leaf.sharding.mesh == HERE
 
 
+def test_on_one_device_a_hidden_rule_is_no_warning():
+    gathered = sharding.gathered(loss_fn, RULE)
+    fit(fg.make_step(lambda params, batch: gathered(params, batch), OPTIMIZER))
+
+
 def test_the_callers_state_stays_where_it_was():
     state = first_state()
     fit(state=state)

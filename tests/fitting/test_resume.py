@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import threading
 import warnings
 
@@ -79,7 +80,10 @@ def test_a_resumed_run_keeps_its_log_interval(tmp_path):
 def test_a_completed_run_returns_its_state_and_history(tmp_path, capsys):
     first = saving_fit(tmp_path)
     again = saving_fit(tmp_path)
-    assert "nothing to do, the state is at step 20" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "nothing to do, the state is at step 20" in told
+    assert 'raise them to train on; to fine-tune, restore only part="params"' in told
+    assert 'resume="overwrite" moves the old run aside and trains anew' in told
     assert (again.stopped, again.history.notes["resumed"]) == ("completed", [20])
     assert_same_run(again, first)
 
@@ -96,11 +100,29 @@ def test_a_run_that_early_stopping_ended_stays_ended(tmp_path, capsys):
     assert (first.stopped, int(first.state.step)) == ("early_stopping", 15)
     again = saving_fit(tmp_path, early_stopping=rule)
     assert again.stopped == "early_stopping"
-    assert "early stopping ended the run at step 15" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "early stopping ends the run at step 15: val/loss has not" in told
+    assert "in the last 2 evaluations, with patience=2; more patience" in told
+    assert 'resume="overwrite" moves the old run aside and trains anew' in told
     assert_same_run(again, first)
     patient = rule._replace(patience=3)
     further = saving_fit(tmp_path, early_stopping=patient)
     assert (further.stopped, int(further.state.step)) == ("early_stopping", 20)
+
+
+def test_a_run_that_a_signal_ended_may_be_over_with_less_patience(tmp_path, capsys):
+    def interrupt(step, state, values):
+        if step == 15:
+            signal.raise_signal(signal.SIGINT)
+
+    rule = EarlyStopping(patience=9, min_delta=1e9)
+    first = saving_fit(tmp_path, callbacks=[interrupt], early_stopping=rule)
+    assert first.stopped == "interrupted"
+    capsys.readouterr()
+    again = saving_fit(tmp_path, early_stopping=rule._replace(patience=1))
+    assert (again.stopped, int(again.state.step)) == ("early_stopping", 15)
+    told = capsys.readouterr().err
+    assert "has not improved in the last 2 evaluations, with patience=1;" in told
 
 
 def test_patience_is_remembered(tmp_path):

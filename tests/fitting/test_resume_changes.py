@@ -35,7 +35,11 @@ def test_a_run_that_goes_on_with_another_loss_says_so_once(tmp_path):
     refused = r'need the loss of the run in .* for resume="must", got another'
     with pytest.raises(ValueError, match=refused):
         resumed(tmp_path, **another, resume="must")
-    with pytest.warns(UserWarning, match="continues with another loss than before"):
+    told = (
+        'continues with another loss than before; resume="must" would refuse it, '
+        'resume="overwrite" moves the old run aside and trains anew'
+    )
+    with pytest.warns(UserWarning, match=told):
         resumed(tmp_path, **another)
     another["num_steps"] = 6
     result = resumed(tmp_path, **another, resume="must", loop="scan", log_every=1)

@@ -1,5 +1,6 @@
 """What `fit` reports of its time: the notes, the manifest, the progress bar."""
 
+import datetime
 import functools
 import io
 import json
@@ -98,7 +99,13 @@ def test_the_manifest_tells_the_same_and_a_resumed_call_counts_anew(tmp_path):
     seconds = first.history.notes["seconds"]
     assert tuple(seconds) == PARTS
     assert sum(seconds.values()) == pytest.approx(wall, rel=0.2)
-    recorded = json.loads((tmp_path / "manifest.json").read_text())["seconds"]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    recorded = manifest["seconds"]
+    begins, ends = (
+        datetime.datetime.fromisoformat(manifest[name]) for name in ("started", "ended")
+    )
+    duration = (ends - begins).total_seconds()
+    assert sum(recorded.values()) - 0.01 <= duration <= wall + 0.01
     del seconds["other"], recorded["other"]  # the manifest is written a little earlier
     assert recorded == seconds
     begin = time.perf_counter()

@@ -338,6 +338,7 @@ def test_rules_of_single_entries_see_no_difference_in_a_stack(rule):
 
 
 # As the docstring of repeat says.
+@pytest.mark.filterwarnings("ignore:muon takes 'bias'")
 @pytest.mark.parametrize("rule", [fg.muon, fg.soap, fg.adafactor, fg.sm3, fg.lamb])
 def test_rules_of_whole_leaves_see_one_leaf_in_a_stack(rule):
     assert differs_by_layout(rule(0.1))

@@ -180,10 +180,10 @@ def run_git(*arguments: str) -> str:
 def test_an_equal_config_continues_the_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(manifest, "now", lambda: "first")
+    monkeypatch.setattr(manifest, "now", lambda ago: "first")
     folder = RunFolder(tmp_path / "run", config=Config(), data="abc")
     folder.update_manifest(loop="scan")
-    monkeypatch.setattr(manifest, "now", lambda: "second")
+    monkeypatch.setattr(manifest, "now", lambda ago: "second")
     monkeypatch.setenv("XLA_FLAGS", "--other")
     again = RunFolder(tmp_path / "run", config=Config(), data="abc")
     facts = again.manifest

@@ -238,6 +238,15 @@ def test_transformer_does_not_look_ahead():
     assert np.all(np.abs(one[3:] - other[3:]).max(-1) > 1e-3)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_transformer_that_is_not_causal_looks_ahead(scan):
+    model = models.transformer(7, 6, causal=False, scan=scan, **TRANSFORMER_OPTIONS)
+    apply, params = jax.jit(model.apply), filled(model)
+    one = apply(params, jnp.array([3, 1, 4, 1, 5]))
+    other = apply(params, jnp.array([3, 1, 4, 1, 6]))
+    assert np.all(np.abs(one - other).max(-1) > 1e-3)
+
+
 def test_transformer_has_its_sizes_and_paths():
     shapes = tree.leaf_paths(
         jax.eval_shape(

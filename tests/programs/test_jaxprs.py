@@ -70,3 +70,48 @@ def test_slices_can_close_over_tracers():
 
     got = jax.jit(jax.vmap(scaled))(jnp.array([1.0, 3.0]), jnp.ones((2, 4)))
     np.testing.assert_array_equal(got[0][:, 0], [1.0, 3.0])
+
+
+def through(x, y):
+    """Pass x on through a call, a loop, branches and a barrier; compute the second."""
+    x = jax.jit(jax.checkpoint(lambda x: jax.lax.optimization_barrier(x)))(x)
+
+    def body(carry, entry):
+        kept, total = carry
+        return (kept, total + entry), None
+
+    (x, total), _ = jax.lax.scan(body, (x, y), jnp.stack([y, y]))
+    x, _ = jax.lax.while_loop(
+        lambda c: c[1] < 9 * y, lambda c: (c[0], c[1] + y), (x, y)
+    )
+    return jax.lax.cond(y > 0, lambda: (x, total), lambda: (x, y))
+
+
+def test_arguments_that_are_passed_on_are_found():
+    closed = jax.make_jaxpr(through)(1.0, 2.0)
+    assert jaxprs.passed_through(closed) == [0, None]
+    stacked = jax.make_jaxpr(lambda x, y: jax.lax.scan(lambda *c: c, x, y))
+    assert jaxprs.passed_through(stacked(1.0, jnp.ones(3))) == [0, 1]
+
+
+def test_the_inputs_of_a_scan_are_counted_by_their_kinds():
+    def fn(shared, first, second, rows):
+        def body(carry, row):
+            return (carry[0] + row * shared, carry[1] * row), row + shared
+
+        return jax.lax.scan(body, (first, second), rows)
+
+    closed = jax.make_jaxpr(fn)(1.0, 2.0, 3.0, jnp.ones(4))
+    (scan,) = (e for e in closed.jaxpr.eqns if e.primitive.name == "scan")
+    assert jaxprs.scan_counts(scan) == (1, 2)
+
+
+def test_what_a_loop_exchanges_or_a_branch_changes_is_not_passed_on():
+    def exchanged(x, y):
+        return jax.lax.fori_loop(0, 3, lambda i, c: (c[1], c[0]), (x, y))
+
+    def chosen(x, y):
+        return jax.lax.cond(y > 0, lambda: x, lambda: y), 1.0, x * 1.0, y
+
+    for fn, want in ((exchanged, [None, None]), (chosen, [None, None, None, 1])):
+        assert jaxprs.passed_through(jax.make_jaxpr(fn)(1.0, 2.0)) == want

@@ -20,7 +20,7 @@ def products(fn, *args):
     return fg.costs(fn, *args).products
 
 
-def of_layer(layer, *shape, batch=None, dtype=float):
+def of_layer(layer, *shape, dtype=jnp.float32):
     """Return the products of a layer's ``apply`` on one example."""
     params = jax.eval_shape(layer.init, KEY)
     return products(layer.apply, params, jax.ShapeDtypeStruct(shape, dtype))
@@ -61,13 +61,13 @@ def test_the_products_of_a_transformer_are_those_counted_by_hand(scan):
     model = models.transformer(
         11, 6, features=8, num_heads=2, num_layers=4, scan=scan, remat=scan
     )
-    assert of_layer(model, 5, dtype=int) == 2 * (4 * BLOCK + 5 * 8 * 11)
+    assert of_layer(model, 5, dtype=jnp.int32) == 2 * (4 * BLOCK + 5 * 8 * 11)
 
 
 def test_the_products_of_a_recurrent_model_are_those_counted_by_hand():
     model = models.rnn(3, (4,), 2)
     params = jax.eval_shape(model.init, KEY)
-    x = jax.ShapeDtypeStruct((5, 3), float)
+    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
     pairs = 5 * 3 * 4 * (3 + 4) + 4 * 2
     assert products(model.apply, params, x) == 2 * pairs
 
@@ -109,7 +109,7 @@ def test_groups_divide_the_products_of_a_convolution():
 def test_a_gradient_takes_twice_the_products_more():
     layer = layers.conv(2, 3, 3, stride=2)
     params = jax.eval_shape(layer.init, KEY)
-    x = jax.ShapeDtypeStruct((6, 6, 2), float)
+    x = jax.ShapeDtypeStruct((6, 6, 2), jnp.float32)
 
     def loss(params, x):
         return jnp.sum(jnp.sin(layer.apply(params, x)))

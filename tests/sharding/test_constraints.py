@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fngrad as fg
@@ -17,7 +17,7 @@ from fngrad.training.loss_forms import cut
 from fngrad.training.metric_folds import accumulated
 
 HERE = sharding.make_mesh(jax.devices()[:1])
-EIGHT = AbstractMesh((4, 2), ("data", "model"))
+EIGHT = sharding.abstract_mesh(data=4, model=2)
 RULE = sharding.fsdp(min_size=8)
 
 
@@ -286,7 +286,7 @@ def test_keys_and_model_states_reach_the_loss():
 
 
 def test_a_batch_stays_where_it_is_on_a_mesh_without_the_axis_data():
-    mesh = AbstractMesh((8,), ("model",))
+    mesh = sharding.abstract_mesh(model=8)
     found = constraints_of(lambda b: split(b, mesh), {"x": jnp.ones((16, 2))})
     assert found == []
 

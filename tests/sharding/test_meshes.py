@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fngrad.sharding as sharding
@@ -71,7 +71,7 @@ def test_messages_say_how_to_take_fewer_devices_or_to_make_more():
 )
 def test_arrays_need_a_mesh_of_devices(place):
     with pytest.raises(TypeError, match=r"need a mesh of devices, .* AbstractMesh"):
-        place(AbstractMesh((4,), ("data",)))
+        place(sharding.abstract_mesh(data=4))
 
 
 def test_arrays_say_on_which_mesh_they_are():
@@ -116,4 +116,15 @@ def test_explicit_axes_are_refused():
         mesh_of(x)
     with pytest.raises(TypeError, match="need a mesh, got int: "):
         check_mesh(8)
-    assert check_mesh(AbstractMesh((4,), ("data",))) is None
+    assert check_mesh(sharding.abstract_mesh(data=4)) is None
+
+
+def test_a_mesh_without_devices_has_auto_axes_of_any_size():
+    mesh = sharding.abstract_mesh(data=4, model=2)
+    assert dict(mesh.shape) == {"data": 4, "model": 2}
+    assert check_mesh(mesh) is None
+    for axes in ({}, {"data": -1}, {"data": 0}):
+        with pytest.raises(ValueError, match="size"):
+            sharding.abstract_mesh(**axes)
+    with pytest.raises(TypeError, match="need an int as the size of axis 'data'"):
+        sharding.abstract_mesh(data=2.0)  # type: ignore[arg-type]

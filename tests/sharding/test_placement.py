@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 import fngrad as fg
 import fngrad.sharding as sharding
 from fngrad.sharding.placement import check_batch
 
-MESH = AbstractMesh((4,), ("data",))
+MESH = sharding.abstract_mesh(data=4)
 HERE = sharding.make_mesh(jax.devices()[:1])
 RULE = sharding.fsdp(min_size=64)
 PARAMS = {"deep": {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}, "w": jnp.ones((16, 8))}
@@ -132,7 +131,7 @@ def test_a_batch_is_split_along_its_first_axis():
     assert batch["scale"].sharding.spec == P()
     with pytest.raises(ValueError, match="multiple of the 4 devices of the mesh axis"):
         check_batch({"x": np.ones((6, 3))}, MESH)
-    by_model = AbstractMesh((4,), ("model",))
+    by_model = sharding.abstract_mesh(model=4)
     assert check_batch({"x": np.ones((6, 3))}, by_model) is None
 
 

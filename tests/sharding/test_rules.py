@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 import fngrad as fg
@@ -11,8 +10,8 @@ import fngrad.models as models
 import fngrad.sharding as sharding
 from fngrad.sharding.rules import checked_spec
 
-DATA = AbstractMesh((4,), ("data",))
-BOTH = AbstractMesh((4, 2), ("data", "model"))
+DATA = sharding.abstract_mesh(data=4)
+BOTH = sharding.abstract_mesh(data=4, model=2)
 
 
 @pytest.mark.parametrize(

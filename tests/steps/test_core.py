@@ -205,7 +205,8 @@ def test_key_metrics_and_model_state_work_in_every_step(name):
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_refuses_other_states_and_losses(name):
     optimizer, build, _ = STEPS[name]
-    with pytest.raises(TypeError, match="need a TrainState from init_state, got dict"):
+    message = r"need a TrainState from fngrad\.init_state, got dict"
+    with pytest.raises(TypeError, match=message):
         build(function_of(name), optimizer)({}, BATCH)
     with pytest.raises(TypeError, match="two required arguments"):
         build(lambda params: 0.0, optimizer)

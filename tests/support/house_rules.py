@@ -374,8 +374,8 @@ def docstring_complaints(module: str, source: ast.Module) -> Complaints:
 def reexport_complaints(package: str, source: ast.Module) -> Complaints:
     """Require that a folder's ``__init__`` holds imports and dunder names only."""
     for node in source.body:
-        if isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING":
-            continue  # imported later
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue  # imported later, or hidden from type checkers
         targets = node.targets if isinstance(node, ast.Assign) else []
         is_dunder = targets and all(_dotted(t).startswith("__") for t in targets)
         is_listing = isinstance(node, ast.FunctionDef) and node.name == "__dir__"

@@ -47,7 +47,7 @@ def test_rows_are_ranked_and_have_every_column():
 def test_the_text_is_aligned_and_ends_with_the_warnings():
     shown = str(table(result()))
     opening, head, *lines, legend, doubt = shown.splitlines()
-    assert opening == "val/loss, smallest median over 6 seeds first"
+    assert opening == "last val/loss, smallest median over 6 seeds first"
     columns = "rank rate optimizer median interval P(best) % diverged"
     assert head.split() == columns.split()
     assert len({len(line) for line in [head, *lines]}) == 1
@@ -63,7 +63,7 @@ def test_a_table_shows_its_text_everywhere():
 
 
 def test_the_text_says_how_many_points_are_shown():
-    opening = "val/loss, smallest median over 6 seeds first, 2 of 4 points\n"
+    opening = "last val/loss, smallest median over 6 seeds first, 2 of 4 points\n"
     whole = table(result())
     for short in (table(result(), top=2), whole._replace(rows=whole.rows[:2])):
         assert str(short).startswith(opening)

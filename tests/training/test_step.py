@@ -11,8 +11,9 @@ import fngrad.tree as tree
 from fngrad.optimizers import adam, sgd
 from fngrad.training import init_state, make_step, run, snapshot
 from fngrad.transforms.clipping import clip_by_global_norm
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, chain, named
 from fngrad.transforms.masking import freeze, partition
+from fngrad.transforms.scaling import scale_by_learning_rate
 from fngrad.transforms.tunable_hyperparameters import tunable
 
 X = jnp.arange(12.0).reshape(6, 2) / 10
@@ -69,9 +70,9 @@ def test_the_learning_rate_is_the_first_in_force():
     def scheduled(learning_rate):
         return sgd(lambda step: learning_rate / (step.astype(float) + 1))
 
-    groups = partition([("w", sgd(0.3)), ("**", sgd(0.2))])
+    group = chain(sgd(0.3), named("after", scale_by_learning_rate(0.5)))
     for optimizer, expected in (
-        (groups, 0.3),
+        (partition([("w", group), ("**", freeze())]), 0.3),
         (tunable(scheduled, learning_rate=0.1), 0.05),
     ):
         step = make_step(loss_fn, optimizer)
@@ -170,7 +171,8 @@ def test_arguments_of_make_step_and_init_state_are_checked():
 
 
 def test_an_object_that_is_not_a_state_is_refused():
-    with pytest.raises(TypeError, match="need a TrainState from init_state, got dict"):
+    message = r"need a TrainState from fngrad\.init_state, got dict"
+    with pytest.raises(TypeError, match=message):
         make_step(loss_fn, sgd(0.1))(PARAMS, BATCH)
 
 

@@ -228,6 +228,9 @@ def test_min_size_leaves_small_moments_in_float32():
     assert {path.split("/")[-1] for path in moments_of(state)} == {"w"}
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="JAX 0.7 fuses less of an update"
+)
 def test_an_update_holds_no_temporary_arrays():
     assert temporary_bytes(short(adam(0.1))) < ENTRIES * 2
 

@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fngrad.optimizers import REGISTRY, adam, adamw, muon, sgd
+from fngrad.optimizers import REGISTRY, adam, adamw, lbfgs, muon, sgd, shampoo
 from fngrad.schedules import warmup_cosine
 from fngrad.transforms.accumulation import accumulate
 from fngrad.transforms.core import (
+    Transform,
     chain,
     named,
 )
 from fngrad.transforms.decay import add_decayed_weights
 from fngrad.transforms.description import describe
+from fngrad.transforms.layer_stacks import layerwise
+from fngrad.transforms.leaf_states import num_bytes, state_by_leaf
 from fngrad.transforms.masking import freeze, partition
 from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.nonfinite_updates import skip_nonfinite
@@ -148,3 +151,67 @@ def test_foreign_transforms_are_described_without_numbers():
             return updates, state
 
     assert cell(describe(Foreign(), LEAVES), "embed", "learning rate") == "none"
+
+
+STACKED = {
+    "head": jnp.ones((3, 2)),
+    "layers": {"b": jnp.ones((6, 3)), "w": jnp.ones((6, 3, 3))},
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda rule: rule, lambda rule: named("own", rule)])
+def test_groups_of_layers_are_chosen_as_in_training(wrap):
+    rule = muon(0.5, weight_decay=0.25, adam_learning_rate=0.125)
+    table = describe(wrap(layerwise(rule, "layers/**")), STACKED)
+    for leaf, group, rate, decay, state in (
+        ("head", "selected", "0.5", "0.25", "scale_by_muon/mu: 24 bytes"),
+        ("layers/w", "selected", "0.5", "0.25", "scale_by_muon/mu: 216 bytes"),
+        (
+            *("layers/b", "rest", "0.125", "none"),
+            "scale_by_adam/mu, scale_by_adam/nu: 144 bytes",
+        ),
+    ):
+        columns = ("group", "learning rate", "decay", "state")
+        assert [cell(table, leaf, c) for c in columns] == [group, rate, decay, state]
+
+
+def test_what_follows_stacks_sees_the_paths_of_leaves():
+    optimizer = chain(stack_leaves(trace(0.9)), add_decayed_weights(0.1, "head/w"))
+    assert cell(describe(optimizer, LEAVES), "head/w", "decay") == "0.1"
+    assert cell(describe(optimizer, LEAVES), "head/b", "decay") == "none"
+
+
+def test_state_of_other_shapes_is_told():
+    both = "scale_by_shampoo/statistics, scale_by_shampoo/roots"
+    table = describe(shampoo(0.5), LEAVES)
+    assert cell(table, "head/w", "state") == f"{both}: {2 * (4 + 9) * 4} bytes"
+    assert cell(table, "head/b", "state") == f"{both}: 24 bytes"
+    assert "statistics/0, statistics/1" in describe(shampoo(0.5), jnp.ones((2, 3)))
+
+
+def test_leaves_have_their_share_of_stacks():
+    params = {"a": jnp.ones(3), "b": jnp.ones(3), "c": jnp.ones((2, 2))}
+    table = describe(stack_leaves(adam(0.5)), params)
+    moments = "scale_by_adam/mu, scale_by_adam/nu"
+    for leaf, size in (("a", 24), ("b", 24), ("c", 32)):
+        assert cell(table, leaf, "state") == f"{moments}: {size} bytes"
+
+
+def test_arrays_of_no_leaf_are_told():
+    history = Transform(
+        init=lambda params: {"norms": jnp.zeros(5), "step": jnp.zeros((), jnp.int32)},
+        update=lambda updates, state, params: (updates, state),
+        name="history",
+    )
+    table = describe(chain(history, sgd(0.5)), LEAVES)
+    assert table.splitlines()[-2].split("  ") == ["(shared)", "history/norms: 20 bytes"]
+    assert "(shared)" not in describe(adam(0.5), LEAVES)
+
+
+@pytest.mark.parametrize("name", [*REGISTRY, "lbfgs"])
+def test_every_array_is_told_once(name):
+    state = (REGISTRY | {"lbfgs": lbfgs})[name](0.125).init(LEAVES)
+    of_leaves, shared = state_by_leaf(state, LEAVES)
+    told = [*shared.values(), *(n for own in of_leaves.values() for n in own.values())]
+    scalars = [x for x in jax.tree.leaves(state) if x.ndim == 0]
+    assert num_bytes(state) - num_bytes(scalars) <= sum(told) <= num_bytes(state)

@@ -9,16 +9,22 @@ from parameter_groups import GRADS, PARAMS, apply
 
 import fngrad.tree as tree
 from fngrad.optimizers import adam, rmsprop, sgd
+from fngrad.training import init_state
 from fngrad.transforms.core import (
     apply_updates,
     chain,
+    named,
     report,
 )
 from fngrad.transforms.masking import partition
 from fngrad.transforms.momentum_buffers import trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.scaling import scale
-from fngrad.transforms.tunable_hyperparameters import set_hyperparameters, tunable
+from fngrad.transforms.tunable_hyperparameters import (
+    hyperparameters,
+    set_hyperparameters,
+    tunable,
+)
 
 pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
 
@@ -112,3 +118,72 @@ def test_tunables_report_their_values():
     optimizer = tunable(sgd, learning_rate=0.1)
     told = report(optimizer, GRADS, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(told["tunable/learning_rate"], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [
+        (lambda: tunable(adam), r"got \{\}"),
+        (lambda: tunable(adam(1e-3)), "got Transform"),
+        (lambda: tunable(sgd, learning_rate=lambda step: 0.1), "schedule is not kept"),
+        (
+            lambda: set_hyperparameters(adam(1e-3).init(PARAMS), learning_rate=1.0),
+            "dict",
+        ),
+    ],
+    ids=["no arguments", "an optimizer", "a schedule", "a state without one"],
+)
+def test_what_is_not_tunable_says_how_it_would_be(made, got):
+    with pytest.raises((TypeError, ValueError), match=got) as error:
+        made()
+    assert "fngrad.tunable(fngrad.adam, learning_rate=1e-3)" in str(error.value)
+
+
+def test_a_schedule_is_not_kept_and_the_message_says_so():
+    state = tunable(adam, learning_rate=lambda step: 0.1, b1=0.9).init(PARAMS)
+    message = (
+        r"keeps, \['b1'\], got \['learning_rate'\]; .*not what it got as a schedule"
+    )
+    with pytest.raises(ValueError, match=message):
+        set_hyperparameters(state, learning_rate=1.0)
+
+
+def rates(state):
+    return {path: float(value) for path, _, value in hyperparameters(state)}
+
+
+def test_one_group_is_set_by_its_glob():
+    def rule():
+        return tunable(sgd, learning_rate=0.5)
+
+    groups = [("embed/**", rule()), ("**/bias", named("own", rule())), ("**", rule())]
+    optimizer = partition(groups)
+    state = init_state(PARAMS, optimizer, 0)
+    start = "opt_state/partition/"
+    embed, bias, rest = (
+        start + end for end in ("embed/**/tunable", "**/bias/own", "**/tunable")
+    )
+    for group, path in (("embed/**", embed), ("**", rest), ("own", bias)):
+        changed = rates(set_hyperparameters(state, group, learning_rate=0.25))
+        assert changed == {embed: 0.5, bias: 0.5, rest: 0.5} | {path: 0.25}
+    with pytest.raises(ValueError, match=r"got 'bias'.*partition/embed/\*\*/tunable"):
+        set_hyperparameters(state, "bias", learning_rate=0.25)
+    with pytest.raises(
+        ValueError, match=r"in the group 'own' keeps, \['learning_rate'"
+    ):
+        set_hyperparameters(state, "own", momentum=0.25)
+
+
+def test_a_group_inside_a_tunable_is_set():
+    def outer(factor):
+        inner = partition(
+            [("embed/**", tunable(sgd, learning_rate=0.5)), ("**", sgd(1))]
+        )
+        return chain(inner, scale(factor))
+
+    state = tunable(outer, factor=2.0).init(PARAMS)
+    changed = rates(set_hyperparameters(state, "embed/**", learning_rate=0.25))
+    assert changed == {
+        "tunable": 2.0,
+        "tunable/inner/partition/embed/**/tunable": 0.25,
+    }

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fngrad as fg
 import fngrad.tree as tree
 
 PARAMS = {
@@ -39,6 +40,32 @@ def selected(selector):
 )
 def test_a_glob_selects_by_path(glob, expected):
     assert selected(glob) == expected
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_any_of_several_globs_selects(kind):
+    globs = kind(["embed/**", "layers/?/bias"])
+    assert selected(globs) == {"embed/weight", "layers/0/bias", "layers/1/bias"}
+    tree.check_mask(globs, PARAMS)
+    with pytest.raises(ValueError, match=r"got 'weight'.*'\*\*/weight'"):
+        tree.check_mask(kind(["embed/**", "weight"]), PARAMS)
+
+
+def test_several_globs_are_a_mask_of_every_rule():
+    params = {"w": jnp.ones((2, 2)), "out": {"w": jnp.ones(2), "b": jnp.ones(2)}}
+    zeros = tree.zeros_like(params)
+    for optimizer in (
+        fg.adamw(0.5, weight_decay=1.0, mask=["w", "out/b"]),
+        fg.partition([(["w", "out/b"], fg.sgd(0.5)), ("**", fg.freeze())]),
+        fg.masked(fg.sgd(0.5), ("w", "out/b")),
+    ):
+        grads = zeros if len(optimizer.parts) > 1 else params
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        np.testing.assert_array_equal(updates["w"], np.full((2, 2), -0.5))
+        np.testing.assert_array_equal(updates["out"]["b"], [-0.5, -0.5])
+        np.testing.assert_array_equal(updates["out"]["w"], [0.0, 0.0])
+    with pytest.raises(ValueError, match="selects a leaf, got 'out/x'"):
+        fg.muon(0.1, weight_decay=1.0, mask=["w", "out/x"]).init(params)
 
 
 def test_a_star_at_the_root_selects_a_single_leaf():
@@ -89,6 +116,9 @@ def test_a_mask_function_of_another_signature_is_refused():
         tree.select(lambda path, leaf: {"embed": True}, PARAMS)
     with pytest.raises(TypeError, match="need a selector"):
         tree.select(3, PARAMS)
+    # The axes of stacked layers' biases are two: the way out is by path.
+    with pytest.raises(TypeError, match=r'"\*\*/weight".*path\.endswith'):
+        tree.select(lambda params: params, PARAMS)
 
 
 def test_split_and_rebuild_are_inverse():

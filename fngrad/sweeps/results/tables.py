@@ -32,7 +32,7 @@ class Table(NamedTuple):
         name, mode = self.summary.metric
         seeds = self.summary.seeds
         word = "smallest" if mode == "min" else "largest"
-        opening = f"{name}, {word} median over {seeds} seeds first"
+        opening = f"last {name}, {word} median over {seeds} seeds first"
         if len(self.rows) < len(self.summary.order):
             opening += f", {len(self.rows)} of {len(self.summary.order)} points"
         ranking = text_tables.table(self.cells(), left=1)
@@ -195,7 +195,8 @@ def table(
 ) -> Table:
     """Return the points of a sweep in a table, the best first.
 
-    As text it has the hyperparameters, the median over seeds and its interval, the
+    As text it has the hyperparameters, the median over seeds of the metric's last
+    value and its interval, the
     probability that the point is best (in percent) and the number of lanes that
     diverged, followed by a legend and by warnings about the best point. A median is
     infinite if half the lanes diverged.
@@ -222,7 +223,7 @@ def table(
         ...     return (), {"val/loss": (point["rate"] - 0.2) ** 2}
         >>> result = sweep(train_fn, grid(rate=[0.1, 0.2, 0.4]), 5, progress=False)
         >>> print(table(result, top=2))
-        val/loss, smallest median over 5 seeds first, 2 of 3 points
+        last val/loss, smallest median over 5 seeds first, 2 of 3 points
         rank  rate   median           interval  P(best) %  diverged
         1      0.2    0.000      0.000 - 0.000      100.0         0
         2      0.1  0.01000  0.01000 - 0.01000        0.0         0

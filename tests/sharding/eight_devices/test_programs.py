@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
 import fngrad as fg
 import fngrad.sharding as sharding
@@ -203,7 +202,7 @@ def test_one_step_compiles_for_devices_that_are_not_there():
     state = jax.eval_shape(
         lambda: fg.init_state(model.init(jax.random.key(0)), OPTIMIZER, 0)
     )
-    mesh = AbstractMesh((16,), ("data",))
+    mesh = sharding.abstract_mesh(data=16)
     where = sharding.shardings(state, mesh, RULE)
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where

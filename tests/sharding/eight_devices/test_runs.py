@@ -210,6 +210,15 @@ def test_devices_left_idle_are_warned_about():
         fit("fsdp", step=whole, num_steps=1)
 
 
+def test_a_rule_that_a_function_hides_from_the_step_is_warned_about():
+    gathered = sharding.gathered(loss_fn, RULE)
+    plain = fg.make_step(lambda params, batch: gathered(params, batch), OPTIMIZER)
+    with pytest.warns(UserWarning, match="has the rule .* hides it from the step"):
+        fit("fsdp", step=plain, num_steps=1)
+    kept = functools.wraps(gathered)(lambda params, batch: gathered(params, batch))
+    fit("fsdp", step=fg.make_step(kept, OPTIMIZER), num_steps=1)
+
+
 def pair_metric(params, batch):
     return metric_fn(params, dict(zip(("x", "y"), batch, strict=True)))
 
