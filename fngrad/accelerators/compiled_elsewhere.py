@@ -28,6 +28,7 @@ class Compiled(NamedTuple):
 
     refusal: str  # why there is no program; else empty
     is_too_large: bool  # whether that is for its memory
+    is_unanswered: bool  # whether the compiler crashed or hung instead
     needed: int | None  # bytes on each device that a refused program takes, if it says
     memory: Memory | None
     peak: int | None  # bytes at once: another estimate
@@ -67,7 +68,8 @@ def compiled_elsewhere(
         ended = run_isolated(command, folder, environment, time_limit)
         if ended.problem:
             what = f"the process that compiles gave no answer: {ended.problem}"
-            return refused(f"{what}\n{ended.output}".strip())
+            failed = refused(f"{what}\n{ended.output}".strip())
+            return failed._replace(is_too_large=False, is_unanswered=True)
         answer = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
         program = folder / "program.txt"
         text = program.read_text(encoding="utf-8") if program.exists() else ""
@@ -88,7 +90,7 @@ def refused(text: str, seconds: float | None = None) -> Compiled:
     if is_too_large and said:
         needed = round(float(said[1]) * _UNITS[said[2]])
     short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    return Compiled(short, is_too_large, needed, None, None, [], "", seconds)
+    return Compiled(short, is_too_large, False, needed, None, None, [], "", seconds)
 
 
 def _compiled(answer: dict[str, Any], program: str) -> Compiled:
@@ -98,4 +100,4 @@ def _compiled(answer: dict[str, Any], program: str) -> Compiled:
     memory = Memory(**{name: answer[name] for name in Memory._fields})
     peak, stays = answer["peak"] or None, answer["stays"]
     needed = max(memory.total, peak or 0)
-    return Compiled("", False, needed, memory, peak, stays, program, seconds)
+    return Compiled("", False, False, needed, memory, peak, stays, program, seconds)

@@ -13,7 +13,7 @@ from fngrad.programs.operation_counts import Costs
 from fngrad.programs.printed import preformatted, shown
 from fngrad.programs.units import seconds_text, size_text
 
-Verdict = Literal["fits", "does not fit", "does not compile", "lowers"]
+Verdict = Literal["fits", "does not fit", "does not compile", "no answer", "lowers"]
 MOST_PATHS = 3  # in a line
 SHORT = 1e-4  # seconds of a step beside which starting its program takes long
 _DERIVED = ("devices", "fits", "utilization")
@@ -33,7 +33,8 @@ class Preflight(NamedTuple):
 
     target: str
     axes: dict[str, int]  # of the mesh
-    verdict: Verdict  # "lowers": for a platform that nothing compiles for here
+    # "no answer": the compiler crashed or hung; "lowers": nothing compiles here for it
+    verdict: Verdict
     reason: str  # why not, in the compiler's words; else empty
     chip: Chip | None
     memory: Memory | None  # on each device, as the compiler planned it
@@ -56,7 +57,8 @@ class Preflight(NamedTuple):
     @property
     def fits(self) -> bool | None:
         """Whether it compiles and its memory is enough; None if that is not known."""
-        return None if self.verdict == "lowers" else self.verdict == "fits"
+        is_known = self.verdict not in ("lowers", "no answer")
+        return self.verdict == "fits" if is_known else None
 
     @property
     def utilization(self) -> float | None:

@@ -154,6 +154,8 @@ def _lowered(placed: PlacedStep, target: Target) -> Compiled:
 
 
 def _verdict(target: Target, compiled: Compiled) -> Verdict:
+    if compiled.is_unanswered:
+        return "no answer"
     if compiled.is_too_large:
         return "does not fit"
     if compiled.refusal:

@@ -64,6 +64,7 @@ def test_a_refusal_for_memory_has_its_number(compiled):
     )
     found = compiled(answering(refusal=text))
     assert (found.refusal, found.is_too_large) == (text, True)
+    assert not found.is_unanswered
     assert found.needed == round(52.94 * GIB)
     assert found.memory is None
 
@@ -100,6 +101,7 @@ def test_long_refusals_are_cut():
 def test_a_crash_a_failure_and_a_hang_are_told_apart(compiled, code, problem):
     found = compiled(code, time_limit=1.0 if "sleep" in code else 60.0)
     assert problem in found.refusal
+    assert found.is_unanswered
     assert not found.is_too_large
 
 

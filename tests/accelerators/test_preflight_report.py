@@ -133,6 +133,7 @@ def test_json_holds_what_is_derived_and_no_functions():
         ("fits", True),
         ("does not fit", False),
         ("does not compile", False),
+        ("no answer", None),
         ("lowers", None),
     ],
 )

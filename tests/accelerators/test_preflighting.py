@@ -74,7 +74,7 @@ def test_times_come_from_the_work_and_the_traffic(compiler):
     memory = Memory(GIB, GIB, GIB, GIB)
     step, state, batch = planned_networks.mlp()
     stays = [True] * len(jax.tree.leaves(state))
-    compiler(Compiled("", False, 2 * GIB, memory, None, stays, PROGRAM, 1.0))
+    compiler(Compiled("", False, False, 2 * GIB, memory, None, stays, PROGRAM, 1.0))
     found = fg.preflight(step, state, batch, "v5e:2x4")
     assert found.verdict == "fits"
     assert found.traffic is not None
@@ -90,7 +90,9 @@ def test_a_program_of_more_than_the_memory_does_not_fit(compiler):
     memory = Memory(GIB, GIB, GIB, GIB)
     step, state, batch = planned_networks.mlp()
     stays = [True] * len(jax.tree.leaves(state))
-    compiler(Compiled("", False, 16 * GIB, memory, 16 * GIB, stays, PROGRAM, 1.0))
+    compiler(
+        Compiled("", False, False, 16 * GIB, memory, 16 * GIB, stays, PROGRAM, 1.0)
+    )
     assert fg.preflight(step, state, batch).verdict == "does not fit"
 
 
@@ -108,6 +110,13 @@ def test_a_refusal_for_memory_does_not_fit_and_another_does_not_compile(compiler
         [],
     )
     assert "INTERNAL: a defect" in repr(found)
+
+
+def test_a_compiler_that_crashed_or_hung_gave_no_answer(compiler):
+    compiler(refused("it was stopped")._replace(is_unanswered=True))
+    found = fg.preflight(*planned_networks.mlp())
+    assert (found.verdict, found.fits) == ("no answer", None)
+    assert "it was stopped" in repr(found)
 
 
 @pytest.mark.parametrize(
