@@ -162,6 +162,8 @@ if TYPE_CHECKING:
     import fngrad.steps as steps
     import fngrad.sweeps as sweeps
     from fngrad.accelerators.diagnosis import Diagnosis, doctor
+    from fngrad.accelerators.preflight_report import Preflight
+    from fngrad.accelerators.preflighting import preflight
     from fngrad.backpropagation import (
         Backpropagation,
         GradientNorms,
@@ -179,6 +181,7 @@ else:
             "Backpropagation": "fngrad.backpropagation",
             "Diagnosis": "fngrad.accelerators.diagnosis",
             "GradientNorms": "fngrad.backpropagation",
+            "Preflight": "fngrad.accelerators.preflight_report",
             "SweepResult": "fngrad.sweeps",
             "autopsy": "fngrad.postmortem",
             "backprop": "fngrad.backpropagation",
@@ -188,6 +191,7 @@ else:
             "gradcheck": "fngrad.gradcheck",
             "gradient_norms": "fngrad.backpropagation",
             "landscapes": "fngrad.landscapes",
+            "preflight": "fngrad.accelerators.preflighting",
             "steps": "fngrad.steps",
             "sweep": "fngrad.sweeps",
             "sweeps": "fngrad.sweeps",
@@ -210,6 +214,7 @@ __all__ = [
     "Layer",
     "NonFiniteError",
     "Policy",
+    "Preflight",
     "SaveError",
     "StatefulLayer",
     "StepSummary",
@@ -294,6 +299,7 @@ __all__ = [
     "novograd",
     "orthogonalize",
     "partition",
+    "preflight",
     "prodigy",
     "proximal_decay",
     "quantize_state",

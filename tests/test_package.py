@@ -28,7 +28,6 @@ EXTRAS = {
     "wandb": {"wandb"},
     "trackio": {"trackio"},
     "mlflow": {"mlflow-skinny"},
-    "preflight": {"libtpu"},
     "test": {
         *("pytest", "pytest-xdist", "chex", "hypothesis", "scipy", "equinox"),
         "grain",  # its datasets are refused with advice
@@ -39,7 +38,7 @@ EXTRAS = {
 }
 NOT_IN_ALL = {
     *("wandb", "trackio", "mlflow"),  # each installs dozens of libraries
-    *("preflight", "test", "dev"),
+    *("test", "dev"),
 }
 LIST_MODULES = "import sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
 
@@ -113,7 +112,7 @@ def test_every_library_of_an_extra_for_users_is_imported():
     for path in [*ROOT.glob("fngrad/**/*.py"), *ROOT.glob("experiments/**/*.py")]:
         for module, extra, library in call.findall(path.read_text(encoding="utf-8")):
             imported.setdefault(extra, set()).add(library or module.split(".")[0])
-    for extra in EXTRAS.keys() - {"preflight", "test", "dev"}:
+    for extra in EXTRAS.keys() - {"test", "dev"}:
         assert EXTRAS[extra] <= imported[extra], extra
 
 
@@ -122,6 +121,11 @@ def test_nothing_caps_jax_or_replaces_an_accelerators_install():
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     for requirement in itertools.chain.from_iterable(groups):
         assert not re.match(r"jax(lib)?\s*(\[|.*<|.*==|.*~=)", requirement), requirement
+
+
+def test_no_extra_installs_a_libtpu_other_than_that_of_the_installed_jax():
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    assert "libtpu" not in map(name_of, itertools.chain.from_iterable(extras))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Accelerators: what chips can do, and what a step would take on one that is not here.
+"""Accelerators: whether those here work, and what a step takes on one that is not.
 
-`fngrad.preflight` compiles for a TPU without one.
+`fngrad.doctor` looks at devices, versions and speed; `fngrad.preflight` compiles a step
+for a TPU without one. Both know the peaks of `chips`.
 """

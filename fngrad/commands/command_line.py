@@ -43,6 +43,7 @@ def _run(arguments: Sequence[str]) -> int:
     from fngrad.commands.new import new
     from fngrad.commands.optimizers import optimizers
     from fngrad.commands.plot import plot
+    from fngrad.commands.preflighting import preflight
     from fngrad.commands.reporting import report
     from fngrad.commands.resume import resume
     from fngrad.commands.runs import runs
@@ -50,7 +51,7 @@ def _run(arguments: Sequence[str]) -> int:
 
     functions = (
         *(runs, show, compare, plot, report),
-        *(resume, clean, new, optimizers, doctor),
+        *(resume, clean, new, optimizers, doctor, preflight),
     )
     return tyro.extras.subcommand_cli_from_dict(
         {function.__name__: function for function in functions},

@@ -182,7 +182,7 @@ def _equation(equation: Any, uncounted: Counter[str]) -> _Sum:
         return _Sum(others=_reduction(equation))
     if name == "custom_linear_solve":
         return _count(parameters["jaxprs"].solve.jaxpr, uncounted)
-    inside = [_count(inner, uncounted) for inner in _inner(parameters)]
+    inside = [_count(inner, uncounted) for inner in called_programs(parameters)]
     if not inside:
         return _Sum(others=_entries(equation))
     if name == "while":
@@ -198,8 +198,8 @@ def _times(name: str, parameters: dict[str, Any]) -> int:
     return parameters["mesh"].size if name == "shard_map" else 1
 
 
-def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
-    """Yield the programs that an equation calls."""
+def called_programs(parameters: dict[str, Any]) -> Iterator[Any]:
+    """Yield the programs that an equation calls, from its parameters."""
     for value in parameters.values():
         for item in value if isinstance(value, list | tuple) else [value]:
             jaxpr = getattr(item, "jaxpr", item)
