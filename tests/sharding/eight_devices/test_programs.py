@@ -193,7 +193,8 @@ def test_a_state_made_in_place_is_never_whole_on_a_device():
     large = [x for x in jax.tree.leaves(state) if x.size >= 8 * 64]
     whole = sum(x.size * x.dtype.itemsize for x in large)
     assert eight_devices.bytes_here(large) == whole // 8
-    jax.tree.map(np.testing.assert_array_equal, state.params, plain.params)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2**-22)
+    jax.tree.map(close, state.params, plain.params)  # as XLA rounds in two programs
 
 
 def test_one_step_compiles_for_devices_that_are_not_there():
