@@ -89,7 +89,7 @@ def tunable(factory: Callable[..., TransformLike], **hyperparameters: Any) -> Tr
 
 
 def set_hyperparameters(
-    state: Tree, group: str | None = None, /, **values: Scalar
+    state: Tree, group: str | None = None, **values: Scalar
 ) -> Tree:
     """Return the state with new values for hyperparameters that `tunable` keeps.
 

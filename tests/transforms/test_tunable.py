@@ -164,7 +164,7 @@ def test_one_group_is_set_by_its_glob():
         start + end for end in ("embed/**/tunable", "**/bias/own", "**/tunable")
     )
     for group, path in (("embed/**", embed), ("**", rest), ("own", bias)):
-        changed = rates(set_hyperparameters(state, group, learning_rate=0.25))
+        changed = rates(set_hyperparameters(state, group=group, learning_rate=0.25))
         assert changed == {embed: 0.5, bias: 0.5, rest: 0.5} | {path: 0.25}
     with pytest.raises(ValueError, match=r"got 'bias'.*partition/embed/\*\*/tunable"):
         set_hyperparameters(state, "bias", learning_rate=0.25)
