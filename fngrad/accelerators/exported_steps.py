@@ -18,14 +18,15 @@ from typing import Any, NamedTuple, cast
 
 import jax
 from jax import export
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 
 import fngrad.tree as tree
 from fngrad.programs.jaxprs import Program
+from fngrad.sharding.meshes import abstract_mesh
 from fngrad.sharding.placement import batch_spec, check_batch, shardings
 from fngrad.sharding.rules import Rule, replicated, rule_of_function
 from fngrad.training.run_checks import call_step, check_order
-from fngrad.training.state import TrainState
+from fngrad.training.state import TrainState, check_train_state
 from fngrad.training.step import Step
 from fngrad.types import Batch
 from fngrad.types import Path as LeafPath
@@ -71,13 +72,9 @@ def placed_step(
         TypeError: if it is not a step, or the state not a TrainState.
         ValueError: if the devices do not divide the batch, or the rule does not fit.
     """
-    auto = (AxisType.Auto,) * len(axes)  # newer JAX makes Explicit ones
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=auto)
+    mesh = abstract_mesh(**axes)
     check_order(step, batch)
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"need a TrainState from fngrad.init_state, got {type(state).__name__}"
-        )
+    check_train_state(state)
     check_batch(batch, mesh)
     state, batch, rule = abstract(state), abstract(batch), rule_of_function(step)
     placed = jax.tree.map(_placed, state, shardings(state, mesh, rule or replicated))

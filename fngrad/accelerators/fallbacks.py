@@ -33,6 +33,7 @@ class Sign(NamedTuple):
     platform: str  # "tpu" or "gpu"
     text: str  # such as "/dev/accel0"
     is_library: bool = False  # which may be installed without the device
+    is_variable: bool = False  # which may be set without it
 
 
 def signs(environment: Mapping[str, str], root: Path = Path("/")) -> list[Sign]:
@@ -55,12 +56,12 @@ def _all(environment: Mapping[str, str], root: Path) -> Iterator[Sign]:
         if importlib.util.find_spec(name) is not None
     ]
     variables = [
-        Sign("tpu" if _TPU_VARIABLES.fullmatch(name) else "gpu", name)
+        Sign("tpu" if _TPU_VARIABLES.fullmatch(name) else "gpu", name, is_variable=True)
         for name in sorted(environment)
         if _TPU_VARIABLES.fullmatch(name) or name == _GPU_VARIABLE
     ]
     on_bus = [Sign("tpu", "a TPU on the PCI bus")] if _has_tpu(root) else []
-    others = {each.platform for each in (*libraries, *variables, *on_bus)}
+    others = {each.platform for each in (*variables, *on_bus)}
     for platform, patterns in (("tpu", _TPU_FILES), ("gpu", _GPU_FILES)):
         for pattern in patterns:
             for path in sorted((root / "dev").glob(pattern)):
@@ -136,8 +137,9 @@ def _not_used(
         way_out = "unset it before jax is imported"
         text += f": jax_platforms={asked} (JAX_PLATFORMS) asks for it"
         return Finding(WARNING, "backend", text, way_out)
-    if all(each.is_library for each in seen):
-        text = f"cpu; {names} {verb} installed, and no {name} was found"
+    if all(each.is_library or each.is_variable for each in seen):
+        how = "installed" if all(each.is_library for each in seen) else "set"
+        text = f"cpu; {names} {verb} {how}, and no {name} was found"
         return Finding(WARNING, "backend", text, f"if there is a {name}: {reason}")
     text = f"THE {name} IS NOT USED: {text}{': ' if reason else ''}{reason}"
     if not has_library:

@@ -13,7 +13,10 @@ from fngrad.programs.units import size_text
 
 _SHARE = 0.6  # of a chip's memory; JAX takes three quarters of a GPU's by default
 _LITTLE = 1.0 * GIB  # of memory, in which imports and compilers soon fail
-_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, v2 and v1
+_LIMITS = {  # of control groups, v2 and v1, and what is used
+    "memory.max": "memory.current",
+    "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes",
+}
 
 
 class Devices(NamedTuple):
@@ -78,10 +81,12 @@ def host_memory(root: Path = Path("/")) -> HostMemory | None:
         )
     except (OSError, KeyError, ValueError):
         return None
-    for name in _LIMITS:
+    for limits in _LIMITS.items():
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            limit = int((root / "sys/fs/cgroup" / name).read_text())
-            total, available = min(total, limit), min(available, limit)
+            limit, used = (
+                int((root / "sys/fs/cgroup" / name).read_text()) for name in limits
+            )
+            total, available = min(total, limit), min(available, limit - used)
     return HostMemory(total, available)
 
 

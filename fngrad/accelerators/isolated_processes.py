@@ -14,7 +14,7 @@ class Ended(NamedTuple):
     """How a process ended."""
 
     problem: str  # in words; empty if its exit status is 0
-    output: str  # the last lines that it wrote to stderr
+    output: str  # the last lines that it wrote
 
 
 def run_isolated(

@@ -105,9 +105,8 @@ def _required(
     """
     found = {}
     for name, parameter in inspect.signature(make).parameters.items():
-        is_named = parameter.kind in (
-            *(parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD),
-        )
+        named = (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        is_named = parameter.kind in named
         if not is_named or parameter.default is not parameter.empty or name in given:
             continue
         if name not in _UNCHANGED:
@@ -132,7 +131,7 @@ def accepted(make: Callable[..., Any]) -> list[str]:
 
 def _module(path: Path) -> Any:
     """Import a file; what stands beside it, and in this folder, it can import."""
-    for folder in (str(path.resolve().parent), ""):
+    for folder in ("", str(path.resolve().parent)):  # the last is searched first
         if folder not in sys.path:
             sys.path.insert(0, folder)
     name = f"_preflight_{path.stem}"
@@ -160,7 +159,10 @@ def attempts(plan: Plan, first: Preflight, run: Run) -> Iterator[Attempt]:
     if not first.fits:
         changes = [change for change in changes if change.what != "larger batch"]
     for change in changes:
-        yield _attempt(change.what, plan, {change.argument: change.value}, run)
+        attempt = _attempt(change.what, plan, {change.argument: change.value}, run)
+        yield attempt
+        if attempt.report and attempt.report.verdict == "no answer":
+            return  # each of the others could take as long
     together = [change for change in changes if change.argument != "batch_size"]
     if len(together) > 1:
         options = {change.argument: change.value for change in together}

@@ -131,7 +131,8 @@ def mesh_axes(axes: Mapping[str, int] | None, target: Target) -> dict[str, int]:
     if not isinstance(sizes, Mapping) or not sizes:
         raise TypeError(f'need axes by name, such as {{"data": 8}}, got {axes!r}')
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1 != -size:
+        is_int = isinstance(size, int) and not isinstance(size, bool)
+        if not is_int or (size < 1 and size != -1):
             raise TypeError(f"need an int >= 1 or -1 as axis {name!r}, got {size!r}")
     free = [name for name, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)

@@ -13,7 +13,10 @@ from fngrad.numerics import MAX_STEP
 from fngrad.programs.caller_warnings import warn
 
 ENDLESS = MAX_STEP  # the last step of a run over an iterable without num_steps
-_REPEATING = "an iterable that repeats, such as `while True: yield from loader`"
+_REPEATING = (
+    "an iterable that repeats, such as `while True: yield from loader`, if the loader "
+    "can be iterated again"
+)
 
 
 class Stops(NamedTuple):

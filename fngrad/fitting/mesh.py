@@ -111,8 +111,15 @@ def warn_of_hidden_rules(step: Step, params: Params, rules: list[Rule]) -> None:
     """
     leaves = jax.tree.leaves(params)
     is_whole = all(x.is_fully_replicated and len(x.devices()) > 1 for x in leaves)
-    split = [rule for rule in rules if rule is not replicated]
-    if split and is_whole and rule_of_function(step) is None:
+    if not rules or not leaves or not is_whole or rule_of_function(step) is not None:
+        return
+    mesh = leaves[0].sharding.mesh
+    split = [
+        rule
+        for rule in rules
+        if any(tuple(s.spec) for s in jax.tree.leaves(shardings(params, mesh, rule)))
+    ]
+    if split:
         warn(
             f"the loss has the rule {split[0]!r}, but a function around it hides it "
             "from the step: every device holds all of the state; pass "

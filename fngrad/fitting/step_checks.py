@@ -16,7 +16,8 @@ from fngrad.types import Path
 _UNCHANGED = (
     "the step returns model_state unchanged, so that statistics such as those of "
     "batch_norm stay as they are: layers train if they are given a key, as of "
-    "loss_fn(params, model_state, batch, key), and evaluate without one"
+    "loss_fn(params, model_state, batch, key), and evaluate without one; where that is "
+    'meant, warnings.filterwarnings("ignore", "the step returns model_state")'
 )
 
 

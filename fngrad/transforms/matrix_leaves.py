@@ -12,14 +12,16 @@ from fngrad.transforms.core import Transform, chain
 from fngrad.types import OptState, Params, Path, Selector
 
 Shapes = dict[Path, tuple[int, ...]]
+_VECTORS = ("bias", "scale")  # how layers call them
 
 
 def warning_of_stacks(groups: Transform, matrices: Selector) -> Transform:
     """Return Muon's groups, with a warning at ``init`` about leaves that may be stacks.
 
     It warns, once per transform, if no leaf is a matrix though one has three axes or
-    more, or if a matrix has the shape of stacked vectors: (layers, n) beside a leaf of
-    shape (layers, n, m) or (layers, m, n) in the same node.
+    more, or if matrices have the shape of stacked vectors: (layers, n) beside a leaf of
+    shape (layers, n, m) or (layers, m, n) in the same node. One alone may be a matrix
+    beside another array, unless it is called bias or scale.
 
     Args:
         groups: a chain of one part.
@@ -53,10 +55,14 @@ def _of_no_matrix(matrices: Shapes, rest: Shapes) -> str:
     long = [path for path, shape in rest.items() if len(shape) > 2]
     if matrices or not long:
         return ""
+    path, shape = long[0], rest[long[0]]
+    glob = f"**/{path.rpartition('/')[2]}" if "/" in path else path
+    kernels = f'for kernels, matrices="{glob}" takes all axes but the last as one'
+    ways_out = [_way_out(path, rest), kernels]
     return (
         "muon found no matrix among its leaves and trains all of them with AdamW, "
-        f"also {long[0]!r} of shape {rest[long[0]]}; {_way_out(long[0], rest)}; for "
-        'kernels, matrices="**/weight" takes all axes but the last as one'
+        f"also {path!r} of shape {shape}; "
+        f"{'; '.join(ways_out if len(shape) == 3 else reversed(ways_out))}"
     )
 
 
@@ -65,10 +71,16 @@ def _of_vectors(matrices: Shapes, rest: Shapes) -> str:
     by_node: dict[Path, list[Path]] = {}
     for path in rest:
         by_node.setdefault(_node_of(path), []).append(path)
-    for path, shape in matrices.items():
-        beside = by_node.get(_node_of(path), [])
-        other = next((p for p in beside if _are_stacked(shape, rest[p])), None)
-        if other is not None:
+    found = [
+        (path, other)
+        for path, shape in matrices.items()
+        for other in by_node.get(_node_of(path), [])
+        if _are_stacked(shape, rest[other])
+    ]
+    layers = [matrices[path][0] for path in dict(found)]
+    for path, other in found:
+        shape = matrices[path]
+        if layers.count(shape[0]) > 1 or path.rpartition("/")[2] in _VECTORS:
             return (
                 f"muon takes {path!r} of shape {shape} for a matrix; beside {other!r} "
                 f"of shape {rest[other]}, which AdamW trains, it looks like {shape[0]} "

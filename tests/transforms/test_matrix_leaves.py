@@ -93,9 +93,19 @@ def test_a_transform_warns_once():
         of_shapes(kernel=(3, 3, 1, 2), head=(8, 2)),
         of_shapes(kernel=(3, 4, 5), head=(5, 3)),  # a convolution of one axis
         of_shapes(tensor=(4, 4, 4), weight=(4, 4)),  # may be one bilinear layer
+        of_shapes(w=(3, 16, 32), proj=(3, 32)),  # a matrix beside a kernel
         of_shapes(bias=(3,), scale=()),
     ],
-    ids=["cnn", "transformer", "mlp", "kernels", "1d", "bilinear", "no matrix"],
+    ids=[
+        "cnn",
+        "transformer",
+        "mlp",
+        "kernels",
+        "1d",
+        "bilinear",
+        "beside",
+        "no matrix",
+    ],
 )
 def test_what_is_not_stacked_is_not_told(params):
     silent(fg.muon(0.1), params)
