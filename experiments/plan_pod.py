@@ -12,8 +12,9 @@ Expected: at 1 B parameters 3.6 GiB per chip on 8 chips, 2.7 on 16, 1.9 on 64 an
           on 256 with ``fsdp``; 5.5, 4.4, 3.6 and 3.4 with ``fsdp x 4``; a step of
           169 ms if all overlaps, and if nothing does of 283 to 299 ms (57 to 60 % of
           the peak) and of 314 and 315 ms (54 %). At 7 B parameters 17.6 and 18.2 GiB of
-          15.75 on 8 chips, 10.8 and 15.6 on 16, where a step takes 1.1 s if all
-          overlaps and 1.7 and 1.6 s if nothing does (65 and 68 %).
+          15.75 on 8 chips, 10.8 and 15.6 on 16, 6.4 and 10.1 on 64, 5.1 and 8.8
+          on 256, where a step takes 1.1 s if all overlaps and 1.7 and 1.6 s if nothing
+          does (65 and 68 %).
 
 The architecture is that of `experiments.char_transformer`, its blocks in one loop with
 remat, the loss in bfloat16, AdamW's state in float32: 12 bytes per parameter. Batches
