@@ -171,7 +171,8 @@ def picture(lines: list[Line], memory: float) -> Any:
             known = [(chips, y) for chips, y in points if y is not None]
             style = "o-" if split == "fsdp" else "s--"
             axes.plot(*zip(*known, strict=True), style, label=f"{size}, {split}")
-        axes.set(xlabel="chips", ylabel=name, xscale="log", ylim=(0, None))
+        top = 1.1 * axes.get_ylim()[1]  # or a flat curve would touch the frame
+        axes.set(xlabel="chips", ylabel=name, xscale="log", ylim=(0, top))
         ticks = sorted({x.chips for x in lines})
         axes.set_xticks(ticks, [str(chips) for chips in ticks], minor=False)
         axes.minorticks_off()
