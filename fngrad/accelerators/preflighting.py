@@ -7,9 +7,6 @@ there, `compile_worker` what is done there.
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import jax
 
 from fngrad.accelerators.advice import advised
 from fngrad.accelerators.collectives import traffic_of
@@ -33,6 +30,7 @@ from fngrad.accelerators.targets import (
     check_installed_libtpu,
     parsed_target,
 )
+from fngrad.data.dataset import batch_size_of
 from fngrad.programs.operation_counts import costs_of
 from fngrad.sharding.meshes import BATCH_AXIS
 from fngrad.training.state import TrainState
@@ -192,7 +190,7 @@ def _report(
         needed=compiled.needed,
         arguments=sum(map(bytes_on_device, given)),
         costs=total,
-        examples=_examples(batch),
+        examples=batch_size_of(batch),
         traffic=traffic,
         times=None,
         state=placement,
@@ -206,10 +204,3 @@ def _report(
     has_rule = placed.rule is not None
     changes = advised(report, has_rule=has_rule, is_wide=has_wide_products(placed))
     return report._replace(changes=changes)
-
-
-def _examples(batch: Any) -> int | None:
-    """Return the length of the first axis that all arrays of a batch share."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    return lengths.pop() if len(lengths) == 1 else None

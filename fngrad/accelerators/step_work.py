@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+import fngrad.programs.jaxprs as jaxprs
 from fngrad.accelerators.exported_steps import PlacedStep
-from fngrad.programs.operation_counts import Costs, called_programs, costs
+from fngrad.programs.operation_counts import Costs, called_programs, product_bytes_of
 from fngrad.sharding.meshes import batch_devices
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
@@ -37,7 +38,7 @@ def work_of(
         step, state, batch: what it is made of, abstract.
     """
     devices, parts = placed.mesh.size, batch_devices(placed.mesh)
-    product_bytes = total.bytes - _whole_bytes(placed)
+    product_bytes = product_bytes_of(placed.jaxpr)
     if parts > 1:
         product_bytes = _bytes_of_part(step, state, batch, parts) or product_bytes
     kept = sum(bytes_on_device(x) for x in placed.state.values())
@@ -67,12 +68,6 @@ def _widths(jaxpr: Any) -> Iterator[int]:
             yield from _widths(called)
 
 
-def _whole_bytes(placed: PlacedStep) -> int:
-    """Return the bytes of all arguments and results, which `costs` counts too."""
-    variables = placed.jaxpr.inputs, placed.jaxpr.outputs
-    return sum(_size(v.aval) for each in variables for v in each)
-
-
 def _bytes_of_part(
     step: Step, state: TrainState, batch: Batch, parts: int
 ) -> int | None:
@@ -88,12 +83,7 @@ def _bytes_of_part(
 
     smaller = jax.tree.map(part, batch)
     try:
-        found = costs(step, state, smaller)
-        outputs = jax.eval_shape(step, state, smaller)
+        program, _ = jaxprs.trace(step, state, smaller)
     except Exception:  # its own, whatever it is
         return None
-    return found.bytes - sum(map(_size, jax.tree.leaves((state, smaller, outputs))))
-
-
-def _size(x: Any) -> int:
-    return math.prod(x.shape) * x.dtype.itemsize
+    return product_bytes_of(program)

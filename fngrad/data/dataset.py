@@ -341,6 +341,13 @@ def num_examples(arrays: Any) -> int:
     return n
 
 
+def batch_size_of(batch: Batch) -> int | None:
+    """Return the length of the first axis of all arrays, None if they share none."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
+    lengths = {shape[0] if shape else None for shape in shapes}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
 def _batch_size(batch_size: Any, n: int) -> int:
     b = numerics.as_int(batch_size)
     if b is None:

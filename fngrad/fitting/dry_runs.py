@@ -11,6 +11,7 @@ import numpy as np
 
 import fngrad.programs.text_tables as text_tables
 from fngrad.checkpoint import Checkpoints
+from fngrad.data.dataset import batch_size_of
 from fngrad.files.locks import Lock
 from fngrad.fitting.arguments import Arguments, Run
 from fngrad.fitting.inputs import Feed
@@ -37,7 +38,6 @@ from fngrad.programs.compiled_memory import Memory
 from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.printed import preformatted, shown
 from fngrad.programs.units import seconds_text
-from fngrad.types import Batch
 
 TIMED = 0.25  # seconds for steps that are made only to be timed
 LONG = 1.0  # seconds of an evaluation that is not made again to be timed
@@ -213,7 +213,7 @@ def _made(
     return DryRun(
         steps=steps,
         evaluations=evaluations,
-        examples=_examples(batch),
+        examples=batch_size_of(batch),
         costs=costs(step, state, batch),
         memory=taken,
         compile_seconds=seconds["tracing"] + seconds["compiling"],
@@ -308,13 +308,6 @@ def _evaluations(
     else:
         is_due = evaluation.begins and stops.first == 0 and not start.history
     return stops.evaluations() + int(is_due)
-
-
-def _examples(batch: Batch) -> int | None:
-    """Return the length of the first axis that all arrays of a batch share."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _scalars(history: History, now: int) -> dict[str, float]:

@@ -86,6 +86,11 @@ def costs_of(program: jaxprs.Program) -> Costs:
     return Costs(*inside[:2], inside.bytes + moved, dict(uncounted))
 
 
+def product_bytes_of(program: jaxprs.Program) -> int:
+    """Count the bytes of the operands and results of products, in loops by lengths."""
+    return _count(program.closed.jaxpr, Counter()).bytes
+
+
 class _Sum(NamedTuple):
     """Costs of a part of a program."""
 
@@ -202,9 +207,8 @@ def called_programs(parameters: dict[str, Any]) -> Iterator[Any]:
     """Yield the programs that an equation calls, from its parameters."""
     for value in parameters.values():
         for item in value if isinstance(value, list | tuple) else [value]:
-            jaxpr = getattr(item, "jaxpr", item)
-            if hasattr(jaxpr, "eqns"):
-                yield jaxpr
+            if jaxprs.is_jaxpr(item):
+                yield getattr(item, "jaxpr", item)
 
 
 def _dot(equation: Any) -> int:
