@@ -52,7 +52,7 @@ class Run(NamedTuple):
         state, feed = self.guard.state, self.guard.feed
         with rules_in_use() as rules:
             step = check_step(self.guard.step, state, feed)
-        warn_of_hidden_rules(self.guard.step, state.params, rules)
+        warn_of_hidden_rules(self.guard.step, state.params, rules, feed.mesh)
         evaluation = self.evaluation
         measured = evaluation and evaluation.measured(state, step.metrics)
         names = measured and measured.names

@@ -1,6 +1,6 @@
 """A run on a mesh: its state, data and evaluation are placed before it begins."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
     if rule is None or rule is replicated or mesh.size == 1:
         return
     leaves = jax.tree.leaves(params)
-    if leaves and all(leaf.sharding.is_fully_replicated for leaf in leaves):
+    if leaves and _are_whole(leaf.sharding for leaf in leaves):
         largest = max(leaf.size for leaf in leaves)
         warn(
             "the step's rule splits no parameter, every device holds all of them: the "
@@ -101,30 +101,34 @@ def _warn_if_whole(step: Step, params: Any, mesh: Mesh) -> None:
         )
 
 
-def warn_of_hidden_rules(step: Step, params: Params, rules: list[Rule]) -> None:
+def warn_of_hidden_rules(
+    step: Step, params: Params, rules: list[Rule], mesh: Mesh | None
+) -> None:
     """Warn if a loss in a step has a rule, of which the step does not know.
 
     Args:
         step: of the run.
-        params: on the mesh of the run.
+        params: on the mesh of the run, if there is one.
         rules: those of the losses that were traced in the step.
+        mesh: of the run.
     """
-    leaves = jax.tree.leaves(params)
-    is_whole = all(x.is_fully_replicated and len(x.devices()) > 1 for x in leaves)
-    if not rules or not leaves or not is_whole or rule_of_function(step) is not None:
+    if mesh is None or mesh.size == 1 or rule_of_function(step) is not None:
         return
-    mesh = leaves[0].sharding.mesh
-    split = [
-        rule
-        for rule in rules
-        if any(tuple(s.spec) for s in jax.tree.leaves(shardings(params, mesh, rule)))
-    ]
-    if split:
-        warn(
-            f"the loss has the rule {split[0]!r}, but a function around it hides it "
-            "from the step: every device holds all of the state; pass "
-            "make_step(rule=rule), or keep the rule by functools.wraps(loss_fn)"
-        )
+    if not _are_whole(leaf.sharding for leaf in jax.tree.leaves(params)):
+        return
+    for rule in rules:
+        if not _are_whole(jax.tree.leaves(shardings(params, mesh, rule))):
+            warn(
+                f"the loss has the rule {rule!r}, but a function around it hides it "
+                "from the step: every device holds all of the state; pass "
+                "make_step(rule=rule), or keep the rule by functools.wraps(loss_fn)"
+            )
+            return
+
+
+def _are_whole(where: Iterable[Any]) -> bool:
+    """Return whether shardings split nothing."""
+    return all(sharding.is_fully_replicated for sharding in where)
 
 
 def _warn_without_batch_axis(mesh: Mesh, data: Any) -> None:

@@ -217,6 +217,9 @@ def test_a_rule_that_a_function_hides_from_the_step_is_warned_about():
         fit("fsdp", step=plain, num_steps=1)
     kept = functools.wraps(gathered)(lambda params, batch: gathered(params, batch))
     fit("fsdp", step=fg.make_step(kept, OPTIMIZER), num_steps=1)
+    splits_none = sharding.gathered(loss_fn, sharding.fsdp(min_size=2**20))
+    hidden = fg.make_step(lambda p, batch: splits_none(p, batch), OPTIMIZER)
+    fit("fsdp", step=hidden, num_steps=1)  # there is nothing to warn of
 
 
 def pair_metric(params, batch):
