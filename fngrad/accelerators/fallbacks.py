@@ -138,7 +138,8 @@ def _not_used(
         text += f": jax_platforms={asked} (JAX_PLATFORMS) asks for it"
         return Finding(WARNING, "backend", text, way_out)
     if all(each.is_library or each.is_variable for each in seen):
-        how = "installed" if all(each.is_library for each in seen) else "set"
+        is_set = any(each.is_variable for each in seen)
+        how = "installed or set" if is_set else "installed"
         text = f"cpu; {names} {verb} {how}, and no {name} was found"
         return Finding(WARNING, "backend", text, f"if there is a {name}: {reason}")
     text = f"THE {name} IS NOT USED: {text}{': ' if reason else ''}{reason}"

@@ -13,10 +13,16 @@ from fngrad.programs.units import size_text
 
 _SHARE = 0.6  # of a chip's memory; JAX takes three quarters of a GPU's by default
 _LITTLE = 1.0 * GIB  # of memory, in which imports and compilers soon fail
-_LIMITS = {  # of control groups, v2 and v1, and what is used
-    "memory.max": "memory.current",
-    "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes",
-}
+# Control groups, v2 and v1: the limit, what is used, and what of it can go, by its name
+# in memory.stat.
+_GROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
 
 
 class Devices(NamedTuple):
@@ -81,13 +87,15 @@ def host_memory(root: Path = Path("/")) -> HostMemory | None:
         )
     except (OSError, KeyError, ValueError):
         return None
-    for limits in _LIMITS.items():
-        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            limit, used = (
-                int((root / "sys/fs/cgroup" / name).read_text()) for name in limits
-            )
-            total, available = min(total, limit), min(available, limit - used)
-    return HostMemory(total, available)
+    for limit_file, use_file, reclaimable in _GROUPS:
+        path = root / "sys/fs/cgroup" / limit_file
+        with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
+            total = min(total, int(path.read_text()))
+            kept = int((root / "sys/fs/cgroup" / use_file).read_text())
+            lines = (path.parent / "memory.stat").read_text().splitlines()
+            stat = dict(map(str.split, lines))
+            available = min(available, total - kept + int(stat.get(reclaimable, 0)))
+    return HostMemory(total, min(total, available))
 
 
 def judge_devices(found: Devices) -> list[Finding]:

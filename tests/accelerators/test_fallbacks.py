@@ -67,6 +67,24 @@ def test_a_device_that_is_passed_on_is_a_tpu_beside_another_sign(tmp_path):
     assert found == [("tpu", "/dev/vfio/0"), ("tpu", "TPU_WORKER_ID")]
 
 
+def test_another_device_that_is_passed_on_is_no_tpu_beside_a_library(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name == "libtpu" or None
+    )
+    make(tmp_path, "dev/vfio/0")
+    assert signs({}, tmp_path) == [LIBTPU]
+
+
+def test_a_variable_alone_is_a_warning(tmp_path):
+    (found,) = judged(signs({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path))
+    assert found.status == "warning"
+    assert found.text == (
+        "cpu; CUDA_VISIBLE_DEVICES is installed or set, and no GPU was found"
+    )
+
+
 @pytest.mark.parametrize(
     ("vendor", "device", "count"),
     [("0x1ae0\n", "0x0063\n", 1), ("0x1ae0", "0x0042", 0), ("0x8086", "0x0063", 0)],

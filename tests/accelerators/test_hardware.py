@@ -68,7 +68,7 @@ def test_a_small_share_of_a_chip_is_a_warning(memory, count):
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [("max", (16, 8)), (str(4 * GIB), (4, 1)), (None, (16, 8))]
+    ("limit", "expected"), [("max", (16, 8)), (str(4 * GIB), (4, 2)), (None, (16, 8))]
 )
 def test_the_memory_of_the_host_is_that_of_its_container(tmp_path, limit, expected):
     (tmp_path / "proc").mkdir()
@@ -78,6 +78,8 @@ def test_the_memory_of_the_host_is_that_of_its_container(tmp_path, limit, expect
         (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
         (tmp_path / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
         (tmp_path / "sys/fs/cgroup/memory.current").write_text(f"{3 * GIB}\n")
+        stat = f"anon {GIB}\ninactive_file {GIB}\nactive_file {GIB}\n"
+        (tmp_path / "sys/fs/cgroup/memory.stat").write_text(stat)
     assert hardware.host_memory(tmp_path) == tuple(GIB * n for n in expected)
 
 
