@@ -143,6 +143,13 @@ def test_a_step_that_does_not_fit_is_not_tried_with_more(mlp_plan):
     assert "larger batch" not in names
 
 
+def test_a_compiler_without_an_answer_is_not_asked_again(mlp_plan):
+    first = run(mlp_plan.step())._replace(verdict="fits")
+    unanswered = first._replace(verdict="no answer")
+    found = [a.what for a in attempts(mlp_plan, first, lambda made: unanswered)]
+    assert found == ["smaller batch"]
+
+
 def test_attempts_are_a_table(mlp_plan):
     report = run(planned_networks.mlp())
     timed = report._replace(
