@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
@@ -167,8 +168,8 @@ def _project(
 ) -> tuple[Sequence[jax.Array], jax.Array]:
     """Return maps of x to one size, and which positions are not finite before or after.
 
-    With a mask their entries become 0: a weight of 0 times an infinity would be NaN,
-    forward and backward. `_spoil` puts the NaN back where it belongs.
+    With a mask these become 0: a weight of 0 times an infinity would be NaN, forward
+    and backward. `_spoil` puts the NaN back where it belongs.
     """
     if allowed is None:
         return [dense(params, x) for params in maps], jnp.zeros(len(x), bool)
@@ -176,13 +177,13 @@ def _project(
     cleared = [_clear(dense(params, x)) for params in maps]
     images, are_bad = zip(*cleared, strict=True)
     is_bad_image = functools.reduce(jnp.logical_or, are_bad)
-    return images, jnp.any(is_bad, axis=-1) | jnp.any(is_bad_image, axis=-1)
+    return images, is_bad | is_bad_image
 
 
 def _clear(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return x with 0 for entries that are not finite, and which ones these are."""
-    is_bad = ~jnp.isfinite(x)
-    return numerics.replaced(is_bad, x, 0), is_bad
+    """Return x with 0 in the rows that are not finite, and which rows these are."""
+    is_bad = ~jnp.all(jnp.isfinite(x), axis=-1)
+    return numerics.replaced(is_bad[:, None], x, 0), is_bad
 
 
 def _output(
@@ -197,7 +198,7 @@ def _output(
         return dense(params, heads)
     is_over |= jnp.any(allowed & is_bad[None], axis=(0, 2))
     heads, is_bad_head = _clear(heads)
-    return _spoil(dense(params, heads), is_over | jnp.any(is_bad_head, axis=-1))
+    return _spoil(dense(params, heads), is_over | is_bad_head)
 
 
 def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
@@ -223,8 +224,8 @@ def _weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Return (kv_heads, group, length, context_length) from q and k by head.
 
-    With a mask, a logit that overflows is left out, and its position is marked in the
-    second result.
+    With a mask, the weights of a position are 0 if one of its logits overflows, and the
+    position is marked in the second result.
     """
 
     def weights_of(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -264,14 +265,32 @@ def _softmax(
         return jax.nn.softmax(logits), jnp.zeros(logits.shape[2], bool)
     heads = logits.shape[0] * logits.shape[1]
     allowed = jnp.broadcast_to(allowed, (heads, *logits.shape[2:]))
-    allowed = allowed.reshape(logits.shape)
-    fits = logits < jnp.inf
-    used = allowed & fits
-    least = float(jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(numerics.replaced(~used, logits, least))
-    return numerics.replaced(~used, weights, 0), jnp.any(
-        allowed & ~fits, axis=(0, 1, 3)
-    )
+    weights, is_over = _masked_softmax(logits, allowed.reshape(logits.shape))
+    return weights, jnp.any(is_over, axis=(0, 1, 3))
+
+
+@jax.custom_jvp
+def _masked_softmax(
+    logits: jax.Array, allowed: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the softmax over what is allowed, and in which rows a logit overflows.
+
+    Such a row is 0, as is one in which nothing is allowed.
+    """
+    weights = jax.nn.softmax(numerics.replaced(~allowed, logits, -jnp.inf))
+    is_nan = jnp.isnan(weights[..., :1])  # the whole row or none of it
+    is_over = is_nan & jnp.any(allowed, axis=-1, keepdims=True)
+    return numerics.replaced(is_nan, weights, 0), is_over
+
+
+@_masked_softmax.defjvp
+def _masked_softmax_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Keep the weights alone: they are 0 where a logit is left out."""
+    weights, is_over = _masked_softmax(*primals)
+    slope = weights * tangents[0]
+    slope -= weights * jnp.sum(slope, axis=-1, keepdims=True)
+    no_slope = np.zeros(is_over.shape, jax.dtypes.float0)
+    return (weights, is_over), (slope, no_slope)
 
 
 def _allowed(

@@ -2,10 +2,12 @@
 
 import re
 
+import float64_mode
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import fngrad.layers as layers
 from fngrad.layers import initializers
@@ -214,3 +216,20 @@ def test_inputs_of_another_shape_are_refused(x, inputs, message):
 def test_a_context_needs_a_feature():
     with pytest.raises(ValueError, match="need an int context_features >= 1, got"):
         layers.multi_head_attention(4, 2, context_features=0)
+
+
+def test_the_gradient_keeps_no_mask_of_the_logits():
+    layer, length = layers.multi_head_attention(4, num_heads=2, causal=True), 16
+    params = jax.eval_shape(layer.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((length, 4), jnp.float32)
+    kept = jax.eval_shape(lambda p, x: jax.vjp(layer.apply, p, x)[1], params, x)
+    of_logits = [a for a in jax.tree.leaves(kept) if a.shape[-2:] == (length, length)]
+    assert [a.dtype for a in of_logits] == [jnp.float32]  # the weights
+
+
+def test_first_and_second_derivatives_are_those_of_finite_differences():
+    layer = layers.multi_head_attention(4, num_heads=2, causal=True)
+    params, x = layer.init(jax.random.key(0)), sequence(1, 5)
+    with float64_mode.x64():
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
+        check_grads(layer.apply, wide, order=2, modes=("fwd", "rev"))
