@@ -23,6 +23,7 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
+from fngrad.data.order_ahead import each_step, next_indices, on_host
 from fngrad.programs.signatures import name_of, takes
 from fngrad.programs.thread_settings import with_settings_of_this_thread
 from fngrad.sharding.meshes import check_devices
@@ -77,7 +78,7 @@ class Source:
             TypeError: if the step is not an integer.
             ValueError: if it is negative or beyond int32.
         """
-        with _on_host():
+        with on_host():
             return np.asarray(self.order.indices(step)).astype(np.int64)
 
     def batch(self, step: int) -> Batch:
@@ -88,7 +89,9 @@ class Source:
             ValueError: as `indices`; or if what was read has not b examples.
             Exception: what ``read`` raises, with a note of the step.
         """
-        indices = self.indices(step)
+        return self._batch(step, self.indices(step))
+
+    def _batch(self, step: int, indices: np.ndarray) -> Batch:
         with self._noting(f"batch {step}"):
             examples = self._examples(indices)
         batch = dataclasses.replace(self.order, arrays=examples)
@@ -109,17 +112,20 @@ class Source:
         return self._ahead(numerics.check_count("start", start))
 
     def _ahead(self, start: int) -> Generator[Batch, None, None]:
-        steps = itertools.count(start)
         if self.prefetch == 0:
-            yield from map(self.batch, steps)
+            yield from map(self.batch, itertools.count(start))
             return
-        read = with_settings_of_this_thread(self.batch)
+        read = with_settings_of_this_thread(self._batch)
+        order = with_settings_of_this_thread(next_indices)
         waiting: collections.deque[Future[Batch]] = collections.deque()
         with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
+            steps = each_step(
+                lambda first: pool.submit(order, self.order, first), start
+            )
             try:
                 while True:
                     while len(waiting) < self.prefetch:
-                        waiting.append(pool.submit(read, next(steps)))
+                        waiting.append(pool.submit(read, *next(steps)))
                     yield waiting.popleft().result()
             finally:
                 for future in waiting:
@@ -266,7 +272,7 @@ def from_source(
     n = numerics.check_count("size", size, 1)
     if not isinstance(fingerprint, str | None):
         raise TypeError(f"need a string as fingerprint, got {fingerprint!r}")
-    with _on_host():
+    with on_host():
         order = order_of(n, batch_size, seed, shuffle, remainder)
     return Source(
         read=_reader(read, n),
@@ -384,11 +390,3 @@ def _to_device(x: Any, mesh: Mesh | None) -> jax.Array:
     return jax.device_put(
         np.array(x, dtype), NamedSharding(mesh, batch_spec(x, mesh)), may_alias=False
     )
-
-
-def _on_host() -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which the order is computed on the CPU, if JAX has one."""
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS names others only
-        return contextlib.nullcontext()

@@ -1,5 +1,6 @@
 """Sources: the batches of arrays in memory, from disk, ahead of the steps."""
 
+import itertools
 import threading
 from collections import UserDict
 
@@ -11,6 +12,7 @@ import pytest
 
 import fngrad as fg
 import fngrad.data as data
+import fngrad.data.order_ahead as order_ahead
 from fngrad.data.sources import Source
 from fngrad.numerics.precision import double_precision
 
@@ -377,3 +379,20 @@ def test_a_memory_map_is_not_copied_as_a_whole_without_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"map at 'x', 264 bytes, .*from_source"):
         data.from_arrays({"x": maps["x"]}, 4)
     data.from_arrays({"x": np.asarray(maps["x"])}, 4)
+
+
+def test_one_program_orders_many_steps_as_each_is_ordered(monkeypatch):
+    calls, program = [], order_ahead._indices
+
+    def counted(order, steps):
+        calls.append(len(steps))
+        return program(order, steps)
+
+    monkeypatch.setattr(order_ahead, "_indices", counted)
+    source = data.from_source(lambda indices: {"i": indices}, 13, 5, seed=3)
+    got = [b["i"] for b in itertools.islice(source.batches(817), 2000)]
+    assert len(calls) <= 4
+    assert min(calls) > 800
+    some = range(0, 2000, 97)
+    expected = [source.indices(817 + t) for t in some]
+    np.testing.assert_array_equal([got[t] for t in some], expected)
