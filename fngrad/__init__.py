@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import fngrad.callbacks as callbacks
 import fngrad.checkpoint as checkpoint
 import fngrad.data as data
+import fngrad.distributed as distributed
 import fngrad.layers as layers
 import fngrad.logging as logging
 import fngrad.losses as losses
@@ -260,6 +261,7 @@ __all__ = [
     "data",
     "describe",
     "describe_quantization",
+    "distributed",
     "doctor",
     "dog",
     "dry_run",

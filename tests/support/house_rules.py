@@ -115,9 +115,9 @@ HOUSE = (
     ),
     (
         5,
-        "files/",
+        "files/ distributed",
         "one writer per folder (`locks`), `atomic_writes`, JSON, local paths, compiled "
-        "programs on disk (`compilation_cache`)",
+        "programs on disk (`compilation_cache`); processes, and what they agree on",
     ),
     (
         6,

@@ -1,0 +1,160 @@
+"""Several processes that run one program: who is first, and what all agree on.
+
+JAX connects the processes of a program (its multi-controller runtime): each sees all
+devices and must start the same computations in the same order. What depends on one
+process alone, such as its clock or a signal it got, must therefore be agreed on before
+it decides what is computed: `Processes.agree`, `Processes.any`.
+"""
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+import fngrad.numerics as numerics
+
+_T = TypeVar("_T")
+_NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
+
+
+class Processes(NamedTuple):
+    """The processes of this program, as seen from this one."""
+
+    rank: int  # of this process, from 0
+    count: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process owns what there is once: folders, prints, loggers."""
+        return self.rank == 0
+
+    def agree(self, value: _T) -> _T:
+        """Return the value that the first process passed.
+
+        All processes call it at the same point of the program and wait for the first.
+
+        Args:
+            value: a number, or a tree of numbers or arrays whose structure, shapes and
+                dtypes are the same in all processes.
+        """
+        if self.count == 1:
+            return value
+        from jax.experimental import multihost_utils
+
+        told = multihost_utils.broadcast_one_to_all(value)
+        return jax.tree.map(_like, value, told)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether any process passed True; all call it and wait for all."""
+        if self.count == 1:
+            return flag
+        from jax.experimental import multihost_utils
+
+        return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def _like(old: Any, new: Any) -> Any:
+    """Return a number as one of Python if it was one."""
+    is_number = isinstance(old, bool | int | float)
+    return type(old)(new) if is_number else np.asarray(new)
+
+
+def processes() -> Processes:
+    """Return the processes of this program; one, unless `initialize` connected more."""
+    return Processes(jax.process_index(), jax.process_count())
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = 100,
+    exit_seconds: int = 10,
+    **options: Any,
+) -> Processes:
+    """Connect the processes of a program; call it first, in each of them.
+
+    Without arguments JAX finds the others on Slurm, Cloud TPU, Kubernetes and by the
+    variable ``JAX_COORDINATOR_ADDRESS``; where there are none, nothing is done, so that
+    a script that begins with this call also runs on one host. An exception that would
+    end one process is printed there and ends it at once: the others, which wait for it
+    in their next computation, then end too, instead of waiting for minutes.
+
+    Args:
+        coordinator_address: ``host:port`` of the first process.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+        heartbeat_seconds: how long a process may be silent, as when it is stopped,
+            until the others end, >= 1.
+        exit_seconds: how long a process that has finished waits for the others to
+            finish, >= 1; before JAX 0.8 it is JAX's own limit.
+        options: further arguments of `jax.distributed.initialize`.
+
+    Returns:
+        The processes.
+
+    Raises:
+        ValueError: if some of the three are given and the rest cannot be found.
+        RuntimeError: if JAX has computed before, or the others do not answer.
+
+    Example:
+        >>> import fngrad as fg
+        >>> fg.distributed.initialize()  # on a laptop
+        Processes(rank=0, count=1)
+    """
+    given = {
+        "coordinator_address": coordinator_address,
+        "num_processes": _given(num_processes, "JAX_NUM_PROCESSES"),
+        "process_id": _given(process_id, "JAX_PROCESS_ID"),
+    }
+    is_alone = not any(value is not None for value in given.values())
+    limits = {
+        "heartbeat_timeout_seconds": numerics.check_count(
+            "heartbeat_seconds", heartbeat_seconds, 1
+        ),
+        "shutdown_timeout_seconds": numerics.check_count(
+            "exit_seconds", exit_seconds, 1
+        ),
+    }
+    known = inspect.signature(jax.distributed.initialize).parameters
+    limits = {name: limit for name, limit in limits.items() if name in known}
+    try:
+        jax.distributed.initialize(**given, **limits, **options)
+    except ValueError as error:
+        if is_alone and _NO_CLUSTER in str(error):
+            return processes()
+        raise
+    sys.excepthook = _end_process
+    return processes()
+
+
+def _given(number: int | None, variable: str) -> int | None:
+    """Return an argument, or else what a variable of the launcher says."""
+    if number is None and variable in os.environ:
+        return int(os.environ[variable])
+    return number
+
+
+def _end_process(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an exception and end the process, without JAX's wait for the others.
+
+    They may be waiting for this one in a computation, which fails once it has ended.
+    """
+    traceback.print_exception(kind, error, trace)
+    rank = jax.process_index()
+    print(
+        f"process {rank} ends at once, so that no other waits for it", file=sys.stderr
+    )
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,54 @@
+"""Several processes: what they agree on, and how one that fails ends all."""
+
+import pytest
+from launched import ends, launch
+
+import fngrad as fg
+
+pytestmark = pytest.mark.slow
+
+BEGIN = """
+import os, signal, sys, time
+import jax, jax.numpy as jnp, numpy as np
+import fngrad as fg
+
+mine = fg.distributed.initialize(heartbeat_seconds=10)
+"""
+
+
+def test_all_agree_on_what_the_first_says():
+    script = """
+value = {"t": mine.rank + 0.25, "n": 7 - mine.rank, "flag": mine.rank == 1}
+value["a"] = np.arange(3, dtype=np.int32) + mine.rank
+agreed = mine.agree(value)
+print(agreed["t"], agreed["n"], agreed["flag"], agreed["a"], mine.any(mine.rank == 1),
+      mine.any(False), mine.is_first, mine)
+"""
+    first, second = ends(launch(BEGIN + script, 2))
+    said = "0.25 7 False [0 1 2] True False"
+    assert f"{said} True Processes(rank=0, count=2)" in first.output
+    assert f"{said} False Processes(rank=1, count=2)" in second.output
+    assert first.status == second.status == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_in_one_process_ends_all_at_once(rank):
+    script = f"""
+for step in range(10_000):
+    if step == 3 and mine.rank == {rank}:
+        raise OSError("the disk of one is full")
+    mine.any(False)
+"""
+    ended = ends(launch(BEGIN + script, 2))
+    assert "OSError: the disk of one is full" in ended[rank].output
+    assert all(each.status != 0 and each.seconds < 60 for each in ended)
+    assert "Connection" in ended[1 - rank].output
+
+
+def test_alone_nothing_is_connected_and_all_is_said_by_oneself():
+    mine = fg.distributed.initialize()
+    assert mine == (0, 1)
+    assert mine.is_first
+    assert mine.agree({"t": 0.5}) == {"t": 0.5}
+    assert mine.any(True)
+    assert not mine.any(False)
