@@ -88,9 +88,8 @@ def running_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Each is rounded once, however many numbers it adds.
     """
-    pairs = lax.optimization_barrier(x), jnp.zeros_like(x)
-    total, rest = lax.associative_scan(add_pairs, pairs)
-    upto = total + rest
+    total, rest = _sums_of_runs(jnp.zeros(x.shape, jnp.int32), x[::-1])
+    upto = (total + rest)[::-1]
     return jnp.concatenate([jnp.zeros_like(x[:1]), upto[:-1]]), upto
 
 
