@@ -180,11 +180,8 @@ def _rows(scores: Any, labels: Any, where: Any, weights: Any) -> Rows:
     y = y.astype(jnp.int32) if y.dtype == bool else numerics.integers("labels", labels)
     mask, w = mask_and_weights(where, weights, y.shape, x.dtype)
     classes = 2 if is_binary else x.shape[-1]
-    x, y, w = (
-        x.reshape(y.size, 1 if is_binary else classes),
-        y.reshape(-1),
-        w.reshape(-1),
-    )
+    x = x.reshape(y.size, 1 if is_binary else classes)
+    y, w = y.reshape(-1), w.reshape(-1)
     if mask is not None:
         mask = mask.reshape(-1)
         x, y = jnp.where(mask[:, None], x, 0), jnp.where(mask, y, 0)
@@ -203,7 +200,7 @@ def _area(parts: Rows | BinnedScores, average: Average, is_binary: bool) -> jax.
     def per_class(t: _Thresholds) -> jax.Array:
         before, upto = running_sums(t.negative)
         below = before[t.first] / 2 + upto[t.last] / 2
-        negatives = upto[-1]
+        negatives = pair_of_sum(t.negative)[0]
         share = numerics.divide(below, negatives)
         area = _share_of(t.positive * share, t.positive)
         return jnp.where(negatives == 0, jnp.nan, area)

@@ -69,6 +69,10 @@ def test_one_kind_of_example_has_no_area():
     assert M.average_precision(X, ones).value() == 1
     assert np.isnan(M.average_precision(X, 0 * ones).value())
     assert np.isnan(M.roc_auc(X, 0 * ones, num_bins=4).value())
+    nothing = np.zeros(0, np.float32), np.zeros(0, int)
+    for metric in (M.roc_auc, M.average_precision):
+        assert np.isnan(metric(*nothing).value())
+    assert np.isnan(M.spearman(nothing[0], nothing[0]).value())
 
 
 def test_a_score_of_nan_or_a_wrong_label_makes_the_metric_nan_unless_left_out():
