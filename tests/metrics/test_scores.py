@@ -129,6 +129,23 @@ def test_evaluation_of_a_source_keeps_the_examples_of_all_batches():
 
 
 @pytest.mark.slow
+def test_lanes_are_added_where_sums_are_kept_and_gathered_where_rows_are():
+    x, y = LOGITS[:36].reshape(4, 9, 5), LABELS[:36].reshape(4, 9)
+    options = {"num_bins": 40, "bounds": (-10, 10)}
+
+    def measured(x, y):
+        sums = [M.matthews(x, y), M.roc_auc(x, y, **options)]
+        rows = jax.lax.all_gather(M.roc_auc(x, y), "lanes", tiled=True)
+        return [part.value() for part in (*jax.lax.psum(sums, "lanes"), rows)]
+
+    got = jax.vmap(measured, axis_name="lanes")(x, y)
+    whole = LOGITS[:36], LABELS[:36]
+    want = [M.matthews(*whole), M.roc_auc(*whole, **options), M.roc_auc(*whole)]
+    for lanes, one in zip(got, want, strict=True):
+        np.testing.assert_allclose(lanes, [one.value()] * 4, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_fit_chooses_the_best_state_by_a_metric_that_keeps_its_examples():
     optimizer = fg.sgd(1.0)
     step = fg.make_step(lambda w, batch: -w, optimizer)
