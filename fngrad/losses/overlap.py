@@ -91,8 +91,8 @@ def focal_tversky(
 ) -> jax.Array:
     r"""Return a power of one minus the Tversky index, in [0, 1].
 
-    $$\left(1 - \frac{\mathrm{TP} + s}{\mathrm{TP} + \alpha\,\mathrm{FN}
-      + (1 - \alpha)\,\mathrm{FP} + s}\right)^{\gamma}$$
+    $$\left(1 - \frac{\mathrm{TP} + s}{\mathrm{TP} + \alpha\,\mathrm{FN} +
+      (1 - \alpha)\,\mathrm{FP} + s}\right)^{\gamma}$$
 
     Args:
         logits: $x$, floats, of which `sigmoid` makes probabilities.
