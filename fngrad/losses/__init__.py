@@ -47,7 +47,16 @@ from fngrad.losses.classification import (
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
-from fngrad.losses.distances import cosine_distance, kl_divergence
+from fngrad.losses.distances import (
+    cosine_distance,
+    kl_divergence,
+    kl_divergence_with_log_targets,
+)
+from fngrad.losses.embeddings import info_nce, triplet
+from fngrad.losses.likelihoods import gaussian_nll
+from fngrad.losses.overlap import dice, focal_tversky
+from fngrad.losses.polynomial import poly_cross_entropy
+from fngrad.losses.ranking import ranking_softmax
 from fngrad.losses.regression import (
     absolute_error,
     huber,
@@ -56,25 +65,38 @@ from fngrad.losses.regression import (
     quantile,
     squared_error,
 )
+from fngrad.losses.robust import pseudo_huber, smooth_l1
 from fngrad.losses.sequences import ctc
+from fngrad.losses.sparsemax import sparsemax
 
 __all__ = [
     "absolute_error",
     "cosine_distance",
     "ctc",
+    "dice",
     "focal",
+    "focal_tversky",
+    "gaussian_nll",
     "hinge",
     "huber",
+    "info_nce",
     "kl_divergence",
+    "kl_divergence_with_log_targets",
     "log_cosh",
     "multiclass_hinge",
     "poisson_nll",
+    "poly_cross_entropy",
+    "pseudo_huber",
     "quantile",
+    "ranking_softmax",
     "sigmoid_binary_cross_entropy",
+    "smooth_l1",
     "smooth_labels",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
+    "sparsemax",
     "squared_error",
+    "triplet",
 ]
 
 

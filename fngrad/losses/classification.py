@@ -22,6 +22,7 @@ from fngrad.losses.core import (
     floats,
     is_moving,
     keep,
+    keep_classes,
     make_masks,
     reduce,
     reduce_entries,
@@ -72,7 +73,7 @@ def softmax_cross_entropy(
     x, y = float_pair(("logits", "labels"), logits, labels)
     axes = class_axes(axis, x.ndim)
     masks = make_masks(where, weights, x.shape, axes)
-    x, y = _keep_classes(masks, axes, x), keep(masks.entry, y)
+    x, y = keep_classes(masks, axes, x), keep(masks.entry, y)
     if not _is_off(label_smoothing):
         y = keep(masks.entry, _smooth(y, label_smoothing, _count(masks, x, axes)))
     loss = keep(masks.example, cross_entropy(axes, x, y))
@@ -114,7 +115,7 @@ def softmax_cross_entropy_with_integer_labels(
     check_smoothing(label_smoothing)
     x = floats("logits", logits)
     masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where, weights)
-    x = _keep_classes(masks, (axis,), x)
+    x = keep_classes(masks, (axis,), x)
     loss = keep(masks.example, cross_entropy_of_index(axis, x, index))
     if not _is_off(label_smoothing):
         alpha = numerics.hyper(label_smoothing).astype(x.dtype)
@@ -269,7 +270,7 @@ def multiclass_hinge(
     """
     x = floats("scores", scores)
     masks, axis, index, is_wrong = _integer_labels(x, labels, axis, where, weights)
-    x = _keep_classes(masks, (axis,), x)
+    x = keep_classes(masks, (axis,), x)
     is_own = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=bool)
     # Subtracted first, a margin of 1 is not rounded away beside large scores.
     ahead = x - jnp.expand_dims(pick(x, index, axis), axis)
@@ -355,14 +356,6 @@ def _integer_labels(
 def _spoil(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
     """Make the losses of wrong examples NaN, and their gradients."""
     return loss * jnp.where(is_wrong, jnp.nan, 1).astype(loss.dtype)
-
-
-def _keep_classes(masks: Masks, axes: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """Make classes that are left out impossible; an example without any is zeros."""
-    if masks.entry is None or masks.example is None:
-        return x
-    kept = jnp.where(masks.entry, x, -jnp.inf)
-    return jnp.where(jnp.expand_dims(masks.example, axes), kept, 0)
 
 
 def _power(base: jax.Array, lack: jax.Array, exponent: jax.Array) -> jax.Array:

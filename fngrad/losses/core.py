@@ -136,6 +136,14 @@ def keep(mask: jax.Array | None, x: jax.Array, fill: float = 0.0) -> jax.Array:
     return x if mask is None else jnp.where(mask, x, fill)
 
 
+def keep_classes(masks: Masks, axes: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """Make classes that are left out impossible; an example without any is zeros."""
+    if masks.entry is None or masks.example is None:
+        return x
+    kept = jnp.where(masks.entry, x, -jnp.inf)
+    return jnp.where(jnp.expand_dims(masks.example, axes), kept, 0)
+
+
 def times(weight: jax.Array, value: jax.Array) -> jax.Array:
     """Return weight * value with 0 * inf = 0, also in the gradients."""
     is_void = (weight == 0) & jnp.isinf(value)

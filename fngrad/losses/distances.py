@@ -56,6 +56,47 @@ def kl_divergence(
     return reduce(loss, masks.example, weights, reduction)
 
 
+def kl_divergence_with_log_targets(
+    log_predictions: Array,
+    log_targets: Array,
+    *,
+    axis: Axis = -1,
+    where: Array | None = None,
+    weights: Array | None = None,
+    reduction: Reduction = "none",
+) -> jax.Array:
+    r"""Return `kl_divergence` to a distribution given by its logarithms, in nats.
+
+    $$\mathrm{KL}(q \,\|\, p) = \sum_k q_k (\log q_k - \log p_k)$$
+
+    Its targets can be the ``log_softmax`` of another model's logits.
+
+    Args:
+        log_predictions: $\log p$, shape ``(..., classes)``.
+        log_targets: $\log q$, of the same shape; ``-inf`` is an impossible class.
+        axis, where, weights, reduction: see `fngrad.losses`.
+
+    Raises:
+        TypeError: if the predictions are not floating, or the targets are complex.
+        ValueError: if shapes do not fit, there is no axis, or the reduction is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from fngrad import losses
+        >>> p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.array([0.0, -jnp.inf])
+        >>> print(losses.kl_divergence_with_log_targets(p, q))
+        0.6931472
+    """
+    names = ("log_predictions", "log_targets")
+    log_p, log_q = float_pair(names, log_predictions, log_targets)
+    axes = class_axes(axis, log_p.ndim)
+    masks = make_masks(where, weights, log_p.shape, axes)
+    q = jnp.exp(keep(masks.entry, log_q, -jnp.inf))
+    log_p = keep(masks.entry, log_p, -jnp.inf)
+    loss = keep(masks.example, _divergence(axes)(log_p, q))
+    return reduce(loss, masks.example, weights, reduction)
+
+
 def cosine_distance(
     predictions: Array,
     targets: Array,

@@ -33,6 +33,11 @@ def cross_entropy_of_index(axis: int, x: jax.Array, index: jax.Array) -> jax.Arr
     return _cross_entropy_of_index(axis, x, index)
 
 
+def missing_probability(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return what the probabilities of the labels lack of 1, the sum of y (1 - p)."""
+    return _missing_probability(axes, x, y)
+
+
 def pick(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
     """Return the entries at the indices along an axis, which is removed."""
     index = jnp.expand_dims(index, axis)
@@ -103,6 +108,31 @@ def _cross_entropy_jvp(
 
 
 _cross_entropy.defjvp(_cross_entropy_jvp, symbolic_zeros=True)
+
+
+def _missing(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.sum(y * _softmax(x, axes).others, axis=axes)
+
+
+_missing_probability = jax.custom_jvp(_missing, nondiff_argnums=(0,))
+
+
+def _missing_probability_jvp(
+    axes: tuple[int, ...], primals: tuple, tangents: tuple
+) -> tuple[jax.Array, Any]:
+    (x, y), (x_dot, y_dot) = primals, tangents
+    softmax = _softmax(x, axes)
+    terms = jnp.zeros_like(x)
+    if is_moving(x_dot):
+        found = y * softmax.p
+        other = jnp.sum(found, axis=axes, keepdims=True) - found
+        terms += softmax.p * (other - y * softmax.others) * x_dot
+    if is_moving(y_dot):
+        terms += softmax.others * y_dot
+    return _missing_probability(axes, x, y), jnp.sum(terms, axis=axes)
+
+
+_missing_probability.defjvp(_missing_probability_jvp, symbolic_zeros=True)
 
 
 def _finite_where_void(y: jax.Array, surprise: jax.Array) -> jax.Array:

@@ -174,6 +174,120 @@ class ConfusionMatrix(_ConfusionMatrix):
         return _rounded(self)[0]
 
 
+class Rows(NamedTuple):
+    """Examples as they were measured, for metrics of their order."""
+
+    x: jax.Array  # scores or predictions, shape (n, columns)
+    y: jax.Array  # labels, shape (n,), or targets, shape (n, columns)
+    weight: jax.Array  # shape (n,), 0 for what does not count
+
+    @property
+    def grows(self) -> bool:
+        """Return True: merging adds rows."""
+        return True
+
+    def merge(self, other: "Rows") -> "Rows":
+        """Return the rows of both parts."""
+        return Rows(*(jnp.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+    def value(self) -> jax.Array:
+        """Return what was measured."""
+        return self.x
+
+
+class _BinnedScores(NamedTuple):
+    positive: jax.Array  # sum of w, shape (columns, bins)
+    negative: jax.Array  # sum of w, shape (columns, bins)
+    rest: tuple[jax.Array, ...]  # of both
+
+
+class BinnedScores(_BinnedScores):
+    """How many positive and negative examples have their score in each bin."""
+
+    __slots__ = ()
+    __getattr__ = _missing
+
+    def __new__(cls, positive: Any, negative: Any, rest: Any = None) -> "BinnedScores":
+        """Take the sums as they are; the default rest is 0."""
+        rest = _rest(rest, positive, negative)
+        return super().__new__(cls, positive, negative, rest)
+
+    def merge(self, other: "BinnedScores") -> "BinnedScores":
+        """Return both parts together."""
+        return BinnedScores(*_merged(self, other))
+
+    def value(self) -> jax.Array:
+        """Return the sums, shape (2, columns, bins)."""
+        return jnp.stack(_rounded(self))
+
+
+class _Correlation(NamedTuple):
+    weight: jax.Array  # sum of w, per output
+    mean_x: jax.Array
+    mean_y: jax.Array
+    xx: jax.Array  # sum of w (x - mean_x)**2, per output
+    yy: jax.Array  # sum of w (y - mean_y)**2, per output
+    xy: jax.Array  # sum of w (x - mean_x) (y - mean_y), per output
+    rest: tuple[jax.Array, ...]  # of all six
+
+
+class Correlation(_Correlation):
+    """Means and centered products of predictions and targets."""
+
+    __slots__ = ()
+    __getattr__ = _missing
+
+    def __new__(
+        cls,
+        weight: Any,
+        mean_x: Any,
+        mean_y: Any,
+        xx: Any,
+        yy: Any,
+        xy: Any,
+        rest: Any = None,
+    ) -> "Correlation":
+        """Take the sums as they are; the default rest is 0."""
+        sums = weight, mean_x, mean_y, xx, yy, xy
+        return super().__new__(cls, *sums, _rest(rest, *sums))
+
+    def merge(self, other: "Correlation") -> "Correlation":
+        """Return both parts together; the means never cancel in float32.
+
+        References:
+            Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
+            computing sample variances, 1979, equations 2.1.
+        """
+        mine, theirs = _pairs(self), _pairs(other)
+        weight, _, _, *products = map(add_pairs, mine, theirs)
+        share = numerics.divide(other.weight, weight[0])
+        deltas = [
+            (b[0] - a[0]) + (b[1] - a[1])
+            for a, b in zip(mine[1:3], theirs[1:3], strict=True)
+        ]
+        means = [
+            add_pairs(mean, _exact(share * delta))
+            for mean, delta in zip(mine[1:3], deltas, strict=True)
+        ]
+        (dx, dy), shift = deltas, self.weight * share
+        xx, yy, xy = (
+            add_pairs(total, _exact(shift * product))
+            for total, product in zip(
+                products, (dx * dx, dy * dy, dx * dy), strict=True
+            )
+        )
+        totals, rest = zip(weight, *means, xx, yy, xy, strict=True)
+        return Correlation._make((*totals, rest))
+
+    def value(self) -> jax.Array:
+        """Return the correlation, the mean over outputs; NaN where one is constant."""
+        weight, _, _, xx, yy, xy = _rounded(self)
+        spread = jnp.sqrt(xx) * jnp.sqrt(yy)
+        is_void = (weight == 0) | (spread == 0)
+        correlation = jnp.clip(xy / jnp.where(is_void, 1, spread), -1, 1)
+        return jnp.mean(jnp.where(is_void, jnp.nan, correlation))
+
+
 def _rest(given: Any, *sums: Any) -> Any:
     """Return the given rest, else zeros like the sums."""
     if given is not None:

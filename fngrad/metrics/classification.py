@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 from fngrad.metrics.accumulators import CalibrationError, ConfusionMatrix, Mean
+from fngrad.metrics.derived import Derived
 from fngrad.metrics.examples import mask_and_weights, mean_of, wide
 from fngrad.metrics.sums import Pair, pair_of_sum, sums_by_index
 
@@ -122,6 +123,47 @@ def calibration_error(
     sums = [per_bin(values) for values in measured]
     (weight, confidence, correct), rest = zip(*sums, strict=True)
     return CalibrationError(weight, confidence, correct, rest)
+
+
+def maximum_calibration_error(
+    logits: Any,
+    labels: Any,
+    *,
+    num_bins: int = 15,
+    where: Any = None,
+    weights: Any = None,
+) -> Derived:
+    r"""Measure the largest distance of confidence from accuracy over the bins.
+
+    $$\max_b\,|\mathrm{accuracy}_b - \mathrm{confidence}_b|$$
+
+    over the bins of `calibration_error` that are not empty.
+
+    Args:
+        logits: floats, shape ``(..., classes)``.
+        labels: integers in [0, classes), shape ``(...)``.
+        num_bins: >= 1.
+        where, weights: see `fngrad.metrics`.
+
+    Raises:
+        TypeError: as `calibration_error`.
+        ValueError: as `calibration_error`.
+
+    References:
+        Guo et al., On calibration of modern neural networks, 2017,
+        https://arxiv.org/abs/1706.04599, equation 5.
+    """
+    bins = calibration_error(
+        logits, labels, num_bins=num_bins, where=where, weights=weights
+    )
+    return Derived(bins, _largest_gap)
+
+
+def _largest_gap(bins: CalibrationError) -> jax.Array:
+    weight = bins.weight + bins.rest[0]
+    gaps = bins.confidence - bins.correct + (bins.rest[1] - bins.rest[2])
+    largest = jnp.max(jnp.abs(numerics.divide(gaps, weight)))
+    return jnp.where(jnp.any(weight != 0), largest, jnp.nan)
 
 
 def confusion_matrix(

@@ -15,10 +15,13 @@ Metric: TypeAlias = str | Directed
 FALLING = (
     *("loss", "error", "perplexity", "nll", "mse", "mae"),
     *("log_loss", "calibration_error", "mean_squared_error", "mean_absolute_error"),
+    *("bits_per_character", "maximum_calibration_error", "rmse", "mape"),
+    "mean_absolute_percentage_error",
 )
 RISING = (
     *("accuracy", "top_k", "top_k_accuracy", "f1", "auroc", "r2"),
-    *("precision", "recall"),
+    *("precision", "recall", "f_beta", "dice", "iou", "matthews", "cohen_kappa"),
+    *("roc_auc", "average_precision", "pearson", "spearman", "ndcg", "psnr", "ssim"),
 )
 
 

@@ -83,6 +83,33 @@ def sums_by_index(
     return total, rest
 
 
+def running_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of what comes before each place, and of that up to it.
+
+    Each is rounded once, however many numbers it adds.
+    """
+    total, rest = _sums_of_runs(jnp.zeros(x.shape, jnp.int32), x[::-1])
+    upto = (total + rest)[::-1]
+    return jnp.concatenate([jnp.zeros_like(x[:1]), upto[:-1]]), upto
+
+
+def ends_of_runs(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return where each number's run of equal ones begins and ends.
+
+    Args:
+        x: sorted, shape ``(n,)``.
+
+    Returns:
+        Two arrays of int32, shape ``(n,)``.
+    """
+    place = jnp.arange(x.size, dtype=jnp.int32)
+    differs = x[1:] != x[:-1]
+    edge = jnp.ones(min(x.size, 1), bool)
+    starts = jnp.where(jnp.concatenate([edge, differs]), place, 0)
+    ends = jnp.where(jnp.concatenate([differs, edge]), place, max(x.size - 1, 0))
+    return lax.cummax(starts), lax.cummin(ends, reverse=True)
+
+
 def _sums_of_runs(index: jax.Array, values: jax.Array) -> Pair:
     """Return at each place the sum from there to the end of its run of equal numbers.
 

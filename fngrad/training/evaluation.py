@@ -24,8 +24,10 @@ from fngrad.sharding.rules import Rule, rule_of
 from fngrad.training.metric_folds import (
     accumulated,
     arrays_of,
+    divided,
     divisible_batch_size,
     fold,
+    joined,
     merge,
     values_of,
 )
@@ -136,15 +138,16 @@ def _over_source(
     batch_size = divisible_batch_size(batch_size, mesh)
     if isinstance(mesh, Mesh) and source.mesh is None:
         source = source.on(mesh)
-    merged, rule = None, rule_of(point[0])
+    merged, rows, rule = None, [], rule_of(point[0])
     for start in range(0, source.size, batch_size):
         examples = source.part(start, min(batch_size, source.size - start))
         program, leaves = _program_over(
             accumulated, metric_fn, examples, precision, rule
         )
-        part = program(*point, beside(point[0], leaves), batch_size)
+        part, growing = divided(program(*point, beside(point[0], leaves), batch_size))
         merged = part if merged is None else _merge(merged, part)
-    return _values_of(merged)
+        rows.append(growing)
+    return _values_of((merged or {}) | joined(rows))
 
 
 def _point(

@@ -1,6 +1,6 @@
 """Metrics over examples as a fold: accumulators of batches, merged in their order."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, num_examples, take
 from fngrad.data.sources import Source
 from fngrad.metrics import Accumulator, Mean
+from fngrad.metrics.derived import grows
 from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
 from fngrad.programs.signatures import bind, check_function, kind_of, parameters
 from fngrad.sharding.constraints import split
@@ -194,17 +195,32 @@ def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def _merge_over(
     measure: Callable[[jax.Array], dict[str, Any]], count: int
 ) -> dict[str, Any]:
-    """Merge the measurements at 0, ..., count - 1, in this order."""
+    """Merge the measurements at 0, ..., count - 1, in this order.
 
-    def step(merged: dict[str, Any], i: jax.Array) -> tuple[dict[str, Any], None]:
-        new = measure(i)
+    What grows is not carried from step to step, which would have to know its last size:
+    its rows are the outputs of the loop.
+    """
+
+    def step(merged: dict[str, Any], i: jax.Array) -> tuple[Any, Any]:
+        new, rows = divided(measure(i))
         both = partial(jnp.where, i == 0)
-        return jax.tree.map(both, new, merge(merged, new)), None
+        return jax.tree.map(both, new, merge(merged, new)), rows
 
     steps = jnp.arange(count, dtype=jnp.int32)
-    blank = tree.zeros_like(jax.eval_shape(measure, steps[0]))
-    merged, _ = lax.scan(step, blank, steps)
-    return merged
+    blank = tree.zeros_like(divided(jax.eval_shape(measure, steps[0]))[0])
+    merged, rows = lax.scan(step, blank, steps)
+    return merged | jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def divided(metrics: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the accumulators that keep their size, and those that grow."""
+    growing = {name: part for name, part in metrics.items() if grows(part)}
+    return {n: part for n, part in metrics.items() if n not in growing}, growing
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return growing accumulators merged, all at once."""
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 
 def _accumulators(metrics: Any, count: int) -> dict[str, Accumulator]:

@@ -165,6 +165,37 @@ def test_label_whose_class_is_left_out_is_nan(loss):
     np.testing.assert_array_equal(np.isnan(got), [False, True, False])
 
 
+def test_smooth_l1_without_a_rounded_tip_is_the_absolute_error():
+    x = np.float32([-2, 0, 3])
+    value = functools.partial(L.smooth_l1, beta=0.0, reduction="sum")
+    got = jax.value_and_grad(value)(x, np.zeros(3, np.float32))
+    assert got[0] == 5
+    np.testing.assert_array_equal(got[1], [-1, 0, 1])
+
+
+def test_overlaps_of_empty_sets():
+    x, y = np.full(4, -200, np.float32), np.zeros(4, np.float32)
+    for smooth, want in ((1.0, 0), (0.0, 0)):
+        value, slope = jax.value_and_grad(L.dice)(x, y, smooth=smooth)
+        assert value == want
+        assert np.all(np.isfinite(slope))
+    np.testing.assert_allclose(L.dice(-x, y, smooth=1.0), 4 / 5)
+    value, slope = jax.value_and_grad(L.focal_tversky)(x, y)
+    assert value == 0
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_sparsemax_of_ties_and_impossible_classes():
+    y = np.float32([1, 0, 0])
+    tied = np.zeros(3, np.float32)  # p is 1/3: half of 4/9 + 1/9 + 1/9
+    np.testing.assert_allclose(L.sparsemax(tied, y), 1 / 3, rtol=1e-6)
+    x = np.float32([0, 0, -np.inf])
+    value, slope = jax.value_and_grad(L.sparsemax)(x, y)
+    assert value == 0.25
+    np.testing.assert_array_equal(slope, [-0.5, 0.5, 0])
+    assert L.sparsemax(x, np.float32([0, 0, 1])) == np.inf
+
+
 def test_smooth_labels_keeps_a_distribution():
     got = L.smooth_labels(np.float32(ONE_HOT), 0.2)
     np.testing.assert_allclose(got, 0.8 * ONE_HOT + 0.05, rtol=1e-6)
@@ -191,6 +222,15 @@ BAD = [
     (lambda: L.focal(X, Y, gamma=-1.0), "gamma=-1.0"),
     (lambda: L.focal(X, Y, alpha=2.0), "alpha=2.0"),
     (lambda: L.cosine_distance(X, Y, epsilon=-1.0), "epsilon=-1.0"),
+    (lambda: L.smooth_l1(X, Y, beta=-1.0), "beta=-1.0"),
+    (lambda: L.pseudo_huber(X, Y, delta=0.0), "need delta > 0, got delta=0.0"),
+    (lambda: L.pseudo_huber(X, Y, delta=np.inf), "delta=inf"),
+    (lambda: L.dice(X, Y, smooth=-1.0), "smooth=-1.0"),
+    (lambda: L.dice(X, Y, axis=None), "need an axis of classes"),
+    (lambda: L.focal_tversky(X, Y, alpha=2.0), "alpha=2.0"),
+    (lambda: L.focal_tversky(X, Y, gamma=0.0), "need gamma > 0, got gamma=0.0"),
+    (lambda: L.poly_cross_entropy(X, Y, epsilon=-2.0), "epsilon=-2.0"),
+    (lambda: L.gaussian_nll(X, Y, Y[:2]), "predictions (3, 4) and log_variances (2"),
     (lambda: L.squared_error(X, Y, axis=2), "got axis=2"),
     (lambda: L.squared_error(X, Y, axis=(0, -2)), "need different axes"),
     (lambda: L.softmax_cross_entropy(X, Y, axis=None), "need an axis of classes"),

@@ -6,157 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import special
-
-from fngrad import losses
-
-RNG = np.random.default_rng(0)
-SHAPE = (3, 4)
-REAL = RNG.normal(size=SHAPE) * 2
-OTHER = RNG.normal(size=SHAPE) * 2
-UNIT = RNG.uniform(0.1, 0.9, size=SHAPE)
-SIMPLEX = UNIT / UNIT.sum(-1, keepdims=True)
-SIGNS = np.where(OTHER > 0, 1.0, -1.0)
-COUNTS = RNG.poisson(2.0, size=SHAPE)
-LABELS = np.array([1, 0, 2])
-ONE_HOT = np.eye(4)[LABELS]
-
-
-def log_softmax(x):
-    return x - special.logsumexp(x, axis=-1, keepdims=True)
-
-
-def sigmoid_focal(x, y, alpha, gamma):
-    p = special.expit(x)
-    p_t = p * y + (1 - p) * (1 - y)
-    bce = -y * np.log(p) - (1 - y) * np.log1p(-p)
-    weight = 1 if alpha is None else alpha * y + (1 - alpha) * (1 - y)
-    return weight * (1 - p_t) ** gamma * bce
-
-
-def huber(x, y, d):
-    r = np.abs(x - y)
-    return np.where(r <= d, r**2 / 2, d * (r - d / 2))
-
-
-def smooth(y, a):
-    return (1 - a) * y + a / y.shape[-1]
-
-
-def cosine(x, y, epsilon):
-    norms = [np.sqrt(np.maximum((v**2).sum(-1), epsilon)) for v in (x, y)]
-    return 1 - (x * y).sum(-1) / (norms[0] * norms[1])
-
-
-def crammer_singer(x, y):
-    return (x + 1 - y).max(-1) - (x * y).sum(-1)
-
-
-L = losses
-INTEGER = L.softmax_cross_entropy_with_integer_labels
-
-# name: (loss, predictions, targets, keywords, the losses by definition)
-ENTRYWISE = {
-    "squared_error": (L.squared_error, REAL, OTHER, {}, (REAL - OTHER) ** 2),
-    "absolute_error": (L.absolute_error, REAL, OTHER, {}, abs(REAL - OTHER)),
-    "huber": (L.huber, REAL, OTHER, {}, huber(REAL, OTHER, 1.0)),
-    "huber delta": (L.huber, REAL, OTHER, {"delta": 2.5}, huber(REAL, OTHER, 2.5)),
-    "log_cosh": (L.log_cosh, REAL, OTHER, {}, np.log(np.cosh(REAL - OTHER))),
-    "quantile": (
-        L.quantile,
-        REAL,
-        OTHER,
-        {"level": 0.2},
-        np.where(OTHER > REAL, 0.2, 0.8) * abs(REAL - OTHER),
-    ),
-    "poisson_nll": (L.poisson_nll, REAL, COUNTS, {}, np.exp(REAL) - COUNTS * REAL),
-    "poisson_nll full": (
-        L.poisson_nll,
-        REAL,
-        COUNTS,
-        {"full": True},
-        np.exp(REAL) - COUNTS * REAL + np.log(special.factorial(COUNTS)),
-    ),
-    "sigmoid_binary_cross_entropy": (
-        L.sigmoid_binary_cross_entropy,
-        REAL,
-        UNIT,
-        {},
-        sigmoid_focal(REAL, UNIT, None, 0),
-    ),
-    "sigmoid_binary_cross_entropy smooth": (
-        L.sigmoid_binary_cross_entropy,
-        REAL,
-        UNIT > 0.5,
-        {"label_smoothing": 0.2},
-        sigmoid_focal(REAL, 0.8 * (UNIT > 0.5) + 0.1, None, 0),
-    ),
-    "focal": (L.focal, REAL, UNIT, {}, sigmoid_focal(REAL, UNIT, None, 2.0)),
-    "focal gamma alpha smooth": (
-        L.focal,
-        REAL,
-        UNIT,
-        {"alpha": 0.3, "gamma": 0.5, "label_smoothing": 0.2},
-        sigmoid_focal(REAL, 0.8 * UNIT + 0.1, 0.3, 0.5),
-    ),
-    "hinge": (L.hinge, REAL, SIGNS, {}, np.maximum(0, 1 - REAL * SIGNS)),
-}
-CLASSWISE = {
-    "softmax_cross_entropy": (
-        L.softmax_cross_entropy,
-        REAL,
-        SIMPLEX,
-        {},
-        -(SIMPLEX * log_softmax(REAL)).sum(-1),
-    ),
-    "softmax_cross_entropy smooth": (
-        L.softmax_cross_entropy,
-        REAL,
-        SIMPLEX,
-        {"label_smoothing": 0.2},
-        -(smooth(SIMPLEX, 0.2) * log_softmax(REAL)).sum(-1),
-    ),
-    "kl_divergence": (
-        L.kl_divergence,
-        log_softmax(REAL),
-        SIMPLEX,
-        {},
-        (SIMPLEX * (np.log(SIMPLEX) - log_softmax(REAL))).sum(-1),
-    ),
-    "cosine_distance": (L.cosine_distance, REAL, OTHER, {}, cosine(REAL, OTHER, 0)),
-    "cosine_distance epsilon": (
-        L.cosine_distance,
-        REAL,
-        OTHER,
-        {"epsilon": 20.0},
-        cosine(REAL, OTHER, 20.0),
-    ),
-}
-LABELLED = {
-    "integer labels": (
-        INTEGER,
-        REAL,
-        LABELS,
-        {},
-        -(ONE_HOT * log_softmax(REAL)).sum(-1),
-    ),
-    "integer labels smooth": (
-        INTEGER,
-        REAL,
-        LABELS,
-        {"label_smoothing": 0.2},
-        -(smooth(ONE_HOT, 0.2) * log_softmax(REAL)).sum(-1),
-    ),
-    "multiclass_hinge": (
-        L.multiclass_hinge,
-        REAL,
-        LABELS,
-        {},
-        crammer_singer(REAL, ONE_HOT),
-    ),
-}
-ALL = ENTRYWISE | CLASSWISE | LABELLED
-WHOLE = CLASSWISE | LABELLED
+from loss_cases import (
+    ALL,
+    CLASSWISE,
+    ENTRYWISE,
+    INTEGER,
+    LABELLED,
+    LABELS,
+    REAL,
+    RNG,
+    SMOOTH,
+    UNIT,
+    WHOLE,
+    L,
+)
 
 
 def single(*arrays):
@@ -313,13 +176,6 @@ def test_gradient_is_the_finite_difference_in_both_modes(name, x64):
     np.testing.assert_allclose(tangent, slope, rtol=1e-7)
 
 
-SMOOTH = [
-    *("squared_error", "log_cosh", "poisson_nll", "sigmoid_binary_cross_entropy"),
-    *("focal", "focal gamma alpha smooth", "softmax_cross_entropy", "kl_divergence"),
-    *("cosine_distance", "integer labels", "integer labels smooth"),
-]
-
-
 @pytest.mark.parametrize("name", SMOOTH)
 def test_second_derivative_is_the_difference_of_gradients(name, x64):
     loss, x, y, keywords, _ = ALL[name]
@@ -350,6 +206,13 @@ def test_hyperparameters_may_be_tracers():
         (L.softmax_cross_entropy, "label_smoothing", 0.3, y),
         (INTEGER, "label_smoothing", 0.3, LABELS),
         (L.cosine_distance, "epsilon", 20.0, y),
+        (L.smooth_l1, "beta", 0.7, y),
+        (L.pseudo_huber, "delta", 0.7, y),
+        (L.dice, "smooth", 0.3, y),
+        (L.focal_tversky, "alpha", 0.3, y),
+        (L.focal_tversky, "gamma", 1.5, y),
+        (L.poly_cross_entropy, "epsilon", 0.5, y),
+        (L.info_nce, "temperature", 0.5, y),
     ]
     for loss, name, value, target in cases:
         got = jax.jit(lambda v, f=loss, n=name, t=target: f(x, t, **{n: v}))(value)
