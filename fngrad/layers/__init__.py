@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import fngrad.layers.initializers as initializers
+from fngrad.layers.adaptive_pooling import adaptive_avg_pool, adaptive_max_pool
 from fngrad.layers.attention import multi_head_attention
 from fngrad.layers.combinators import parallel, residual, serial
 from fngrad.layers.conv import (
@@ -12,6 +13,7 @@ from fngrad.layers.conv import (
     global_max_pool,
     max_pool,
 )
+from fngrad.layers.conv_transpose import conv_transpose
 from fngrad.layers.core import (
     Layer,
     LayerError,
@@ -23,8 +25,9 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.embedding import embedding, positional_embedding
 from fngrad.layers.initializers import Initializer
-from fngrad.layers.linear import dropout, flatten, linear
+from fngrad.layers.linear import drop_path, dropout, flatten, linear
 from fngrad.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
+from fngrad.layers.prelu import prelu
 from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
 from fngrad.layers.rematerialization import remat
 from fngrad.layers.repeated_layers import repeat, stack_layers, unstack_layers
@@ -37,10 +40,14 @@ __all__ = [
     "LayerLike",
     "LayerTypeError",
     "StatefulLayer",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
     "avg_pool",
     "batch_norm",
     "batched",
     "conv",
+    "conv_transpose",
+    "drop_path",
     "dropout",
     "embedding",
     "flatten",
@@ -59,6 +66,7 @@ __all__ = [
     "no_params",
     "parallel",
     "positional_embedding",
+    "prelu",
     "remat",
     "repeat",
     "residual",
