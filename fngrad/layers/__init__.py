@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import fngrad.layers.initializers as initializers
 from fngrad.layers.adaptive_pooling import adaptive_avg_pool, adaptive_max_pool
 from fngrad.layers.attention import multi_head_attention
+from fngrad.layers.bidirectional import bidirectional
 from fngrad.layers.combinators import parallel, residual, serial
 from fngrad.layers.conv import (
     avg_pool,
@@ -31,6 +32,8 @@ from fngrad.layers.prelu import prelu
 from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
 from fngrad.layers.rematerialization import remat
 from fngrad.layers.repeated_layers import repeat, stack_layers, unstack_layers
+from fngrad.layers.spectral_norm import SpectralNormState, spectral_norm
+from fngrad.layers.weight_norm import weight_norm
 
 __all__ = [
     "Initializer",
@@ -39,12 +42,14 @@ __all__ = [
     "LayerError",
     "LayerLike",
     "LayerTypeError",
+    "SpectralNormState",
     "StatefulLayer",
     "adaptive_avg_pool",
     "adaptive_max_pool",
     "avg_pool",
     "batch_norm",
     "batched",
+    "bidirectional",
     "conv",
     "conv_transpose",
     "drop_path",
@@ -72,8 +77,10 @@ __all__ = [
     "residual",
     "rms_norm",
     "serial",
+    "spectral_norm",
     "stack_layers",
     "unstack_layers",
+    "weight_norm",
 ]
 
 

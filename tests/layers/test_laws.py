@@ -30,6 +30,8 @@ LAYERS = {
     "attention": (layers.multi_head_attention(4, 2, causal=True), (3, 4)),
     "gru": (layers.gru(3, 4), (5, 3)),
     "lstm": (layers.lstm(3, 4), (5, 3)),
+    "bidirectional": (layers.bidirectional(layers.gru, 3, 2), (5, 3)),
+    "weight_norm": (layers.weight_norm(layers.linear(4, 3)), (2, 4)),
     "positions": (layers.positional_embedding(6, 4), (5, 4)),
     "parallel": (
         layers.parallel(a=layers.linear(4, 3), b=layers.linear(4, 3), combine=sum),

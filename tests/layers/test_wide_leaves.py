@@ -23,6 +23,7 @@ LAYERS = {
     "batch_norm": (layers.batch_norm(4), (3, 4)),
     "attention": (layers.multi_head_attention(4, 2, causal=True), (3, 4)),
     "attention without a mask": (layers.multi_head_attention(4, 2), (3, 4)),
+    "bidirectional": (layers.bidirectional(layers.gru, 4, 2), (5, 4)),
     "gru": (layers.gru(4, 4), (5, 4)),
     "lstm": (layers.lstm(4, 4), (5, 4)),
     "gru_cell": (layers.gru_cell(4, 4), (4,)),
