@@ -17,6 +17,7 @@ from fngrad.layers.selected_weights import check_matrix, selected_weights
 from fngrad.types import Key, ModelState, Params, Selector
 
 _FIRST_ITERATIONS = 15  # at init, as in torch
+_VECTORS = 2**31 - 1  # their part of the key, beyond those of a combinator's children
 
 
 class SpectralNormState(NamedTuple):
@@ -84,8 +85,8 @@ def spectral_norm(
         key = numerics.key(key)
         params, state = plain(lifted.init)(key)
         chosen = selected_weights(params, select)
-        # The inner layer has the parameters that it has alone: the key is its.
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(chosen))
+        # The inner layer gets the whole key, and so the parameters that it has alone.
+        keys = jax.random.split(jax.random.fold_in(key, _VECTORS), len(chosen))
         by_path = dict(zip(sorted(chosen), keys, strict=True))
 
         def first(path: str, leaf: jax.Array) -> jax.Array | None:

@@ -129,7 +129,7 @@ def test_singular_vectors_are_constants_of_the_gradient():
     w = np.array([[3.0, 1.0], [0.0, 1.0]])
     u = np.array([0.6, 0.8])
     state = layers.SpectralNormState((), {"weight": np.float32(u)})
-    x, c = np.array([1.0, -2.0]), np.array([0.5, 1.5])
+    x, c = np.array([1.0, -2.0]), np.array([0.5, -1.5])
 
     def total(params):
         return layer.apply(params, state, np.float32(x))[0] @ np.float32(c)
