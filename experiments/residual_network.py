@@ -1,13 +1,16 @@
 """Mixup and an average of the parameters on a small residual network: what each adds.
 
-Claim: a residual network of 45 thousand parameters reads 99 % of unseen digits. Mixup
-and an exponential moving average of the parameters, with one of the batch statistics
-that belong to them, make the loss smaller; the accuracies differ by little.
+Claim: a residual network of 0.08 million parameters reads 98 % of unseen digits. Mixup
+does not change the accuracy beyond chance and makes the loss larger, since the network
+becomes less certain. With a learning rate that falls to 0, the averages of the
+parameters and of the batch statistics are as good as the last values.
 
 Command:  python -m experiments.residual_network
           python -m experiments.residual_network --alpha 1.0 --average 0.98
-Minutes:  three to eight of two cores.
-Expected: with both, a test accuracy of about 99 %.
+Minutes:  two of two idle cores.
+Expected: test accuracies of 97.8 +- 0.4 % without mixup and 98.1 +- 0.2 % with it, and
+          losses of 0.072 +- 0.007 and 0.098 +- 0.005 nats, for the last parameters;
+          for their average the same accuracies, and 0.071 and 0.100 nats.
 
 A pre-activation residual network with batch norm learns handwritten digits
 (scikit-learn's, 8x8 pixels). A seed draws the weights and the order of the examples,

@@ -30,6 +30,7 @@ def test_mixup_is_a_mean_of_two_examples_with_one_weight():
     assert weights.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_model_state_averages_the_statistics_of_each_step():
     model = residual_network.make_model(TINY)
     optimizer = residual_network.make_optimizer(TINY, 10)

@@ -67,6 +67,7 @@ def test_weight_norm_of_zeros_is_zero_with_finite_gradients():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_weight_norm_passes_state_and_arguments_on():
     stateful = layers.weight_norm(
         layers.serial(layers.linear(2, 2), layers.batch_norm(2))
@@ -155,6 +156,7 @@ def test_spectral_norm_of_zeros_is_zero_and_keeps_its_vector():
     assert np.linalg.norm(moved.singular["weight"]) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_shares_the_vectors_and_an_inner_state_moves():
     inner = layers.serial(layers.linear(2, 2), layers.batch_norm(2))
     layer = layers.spectral_norm(inner)

@@ -105,8 +105,12 @@ def by_hand(counts, *, bottleneck, classes=1000, width=64):
         (18, (2, 2, 2, 2), None, 11_689_512),
         (34, (3, 4, 6, 3), None, 21_797_672),
         (50, (3, 4, 6, 3), 25_549_352, 25_557_032),
-        (101, (3, 4, 23, 3), 44_541_480, 44_549_160),
-        (152, (3, 8, 36, 3), 60_185_128, 60_192_808),
+        pytest.param(
+            *(101, (3, 4, 23, 3), 44_541_480, 44_549_160), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            *(152, (3, 8, 36, 3), 60_185_128, 60_192_808), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_depth_has_its_published_number_of_parameters(
@@ -127,7 +131,9 @@ def test_every_depth_has_its_published_number_of_parameters(
     [
         (224, "imagenet", 50, [(56, 56, 64), (7, 7, 2048)]),
         (32, "small", 18, [(32, 32, 64), (4, 4, 512)]),
-        (8, "small", 34, [(8, 8, 64), (1, 1, 512)]),
+        pytest.param(
+            *(8, "small", 34, [(8, 8, 64), (1, 1, 512)]), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_stages_halve_the_image(size, stem, depth, expected):
@@ -171,6 +177,7 @@ def outputs_of(rate):
     return jax.jit(layers.batched(model))(params, x, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_drop_path_leaves_branches_out_for_each_example():
     assert len(np.unique(outputs_of(None)[:, 0])) == 1
     # Of three blocks the first always counts, the other two at rates 0.25 and 0.5.

@@ -68,6 +68,7 @@ def test_blocks_in_a_loop_are_the_blocks_one_by_one():
     )
 
 
+@pytest.mark.slow
 def test_a_dropped_path_leaves_the_others_as_they_are():
     make = functools.partial(
         models.vision_transformer, (4, 4, 1), 3, patch_size=2, **TINY
