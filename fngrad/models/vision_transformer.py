@@ -72,7 +72,7 @@ def vision_transformer(
         in_shape: height, width and channels of x; patch_size divides the first two.
         classes: number of logits.
         size: ``"Ti"``, ``"S"`` or ``"B"``: 192, 384 or 768 features, 3, 6 or 12 heads,
-            12 layers; the next but one three arguments replace single numbers.
+            12 layers; features, num_heads and num_layers replace single numbers.
         patch_size: pixels along a patch.
         features: of h.
         num_layers: number of blocks.
