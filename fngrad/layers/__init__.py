@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING
 
 import fngrad.layers.initializers as initializers
+from fngrad.layers.adaptive_pooling import adaptive_avg_pool, adaptive_max_pool
 from fngrad.layers.attention import multi_head_attention
+from fngrad.layers.bidirectional import bidirectional
 from fngrad.layers.combinators import parallel, residual, serial
 from fngrad.layers.conv import (
     avg_pool,
@@ -12,6 +14,7 @@ from fngrad.layers.conv import (
     global_max_pool,
     max_pool,
 )
+from fngrad.layers.conv_transpose import conv_transpose
 from fngrad.layers.core import (
     Layer,
     LayerError,
@@ -23,11 +26,14 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.embedding import embedding, positional_embedding
 from fngrad.layers.initializers import Initializer
-from fngrad.layers.linear import dropout, flatten, linear
+from fngrad.layers.linear import drop_path, dropout, flatten, linear
 from fngrad.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
+from fngrad.layers.prelu import prelu
 from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
 from fngrad.layers.rematerialization import remat
 from fngrad.layers.repeated_layers import repeat, stack_layers, unstack_layers
+from fngrad.layers.spectral_norm import SpectralNormState, spectral_norm
+from fngrad.layers.weight_norm import weight_norm
 
 __all__ = [
     "Initializer",
@@ -36,11 +42,17 @@ __all__ = [
     "LayerError",
     "LayerLike",
     "LayerTypeError",
+    "SpectralNormState",
     "StatefulLayer",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
     "avg_pool",
     "batch_norm",
     "batched",
+    "bidirectional",
     "conv",
+    "conv_transpose",
+    "drop_path",
     "dropout",
     "embedding",
     "flatten",
@@ -59,13 +71,16 @@ __all__ = [
     "no_params",
     "parallel",
     "positional_embedding",
+    "prelu",
     "remat",
     "repeat",
     "residual",
     "rms_norm",
     "serial",
+    "spectral_norm",
     "stack_layers",
     "unstack_layers",
+    "weight_norm",
 ]
 
 

@@ -8,12 +8,11 @@ a pair ``(before, after)`` for each of these axes.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
@@ -22,7 +21,6 @@ from fngrad.layers.core import (
     Layer,
     add_bias,
     check_params,
-    check_sizes,
     float_array,
     no_params,
     with_narrow_residuals,
@@ -35,6 +33,15 @@ from fngrad.layers.initializers import (
     dense_shapes,
 )
 from fngrad.layers.layer_tree import Parts, made_of
+from fngrad.layers.windows import (
+    Padding,
+    Sizes,
+    check_groups,
+    check_image,
+    checked_padding,
+    each_axis,
+    per_axis,
+)
 from fngrad.numerics.convolutions import (
     IMPLEMENTATIONS,
     Geometry,
@@ -44,9 +51,6 @@ from fngrad.numerics.convolutions import (
 )
 from fngrad.programs.platforms import by_platform
 from fngrad.types import Key, Params
-
-Padding: TypeAlias = str | Sequence[tuple[int, int]]
-Sizes: TypeAlias = tuple[int, ...]  # one per axis of the positions
 
 MAX_CUTS = 16  # a larger window is not cut into its entries
 
@@ -108,15 +112,15 @@ def conv(
         >>> jax.jit(layer.apply)(params, jnp.ones((8, 8, 1))).shape
         (4, 4, 4)
     """
-    window = _each(kernel_size, 2)
+    window = each_axis(kernel_size, 2)
     rank = len(window)
     if rank not in (1, 2, 3):
         raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
-    strides = _per_axis("stride", stride, rank)
-    dilations = _per_axis("dilation", dilation, rank)
-    pads = _padding(padding, rank)
-    _per_axis("kernel_size", window, rank)
-    _check_groups(in_channels, out_channels, groups)
+    strides = per_axis("stride", stride, rank)
+    dilations = per_axis("dilation", dilation, rank)
+    pads = checked_padding(padding, rank)
+    per_axis("kernel_size", window, rank)
+    check_groups(in_channels, out_channels, groups)
     if implementation is not None:
         numerics.check_choice("implementation", implementation, IMPLEMENTATIONS)
 
@@ -125,7 +129,7 @@ def conv(
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         check_params(params, shapes)
-        x = _check_image(float_array(x), rank, in_channels)
+        x = check_image(float_array(x), rank, in_channels)
         where = _geometry(x, window, strides, pads, dilations, groups)
         weight = params["weight"]
         y = convolve(x.astype(weight.dtype), weight, where, implementation)
@@ -233,17 +237,19 @@ def _pool(
     padding: Padding,
 ) -> Layer:
     if isinstance(padding, str):
-        _padding(padding, 1)
+        checked_padding(padding, 1)
     for what, sizes in ("window", window), ("stride", 1 if stride is None else stride):
-        _per_axis(what, sizes, len(_each(sizes, 1)))
+        per_axis(what, sizes, len(each_axis(sizes, 1)))
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         x = float_array(x)
-        rank = len(_each(window, x.ndim - 1))
-        x = _check_image(x, rank, None)
-        sizes = _per_axis("window", window, rank)
-        strides = sizes if stride is None else _per_axis("stride", stride, rank)
-        where = _geometry(x, sizes, strides, _padding(padding, rank), (1,) * rank)
+        rank = len(each_axis(window, x.ndim - 1))
+        x = check_image(x, rank, None)
+        sizes = per_axis("window", window, rank)
+        strides = sizes if stride is None else per_axis("stride", stride, rank)
+        where = _geometry(
+            x, sizes, strides, checked_padding(padding, rank), (1,) * rank
+        )
         return reduce(x, sizes, where)
 
     return Layer(no_params, made_of(apply, Parts(name)))
@@ -267,55 +273,6 @@ def _largest_content(window: Sizes, where: Geometry, x: jax.Array) -> jax.Array:
         return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
     return functools.reduce(larger, contents(x, window, where, -jnp.inf))
-
-
-def _each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    """Return one number for each axis."""
-    is_one = isinstance(value, int | np.integer | np.bool_)  # the last is refused
-    return (value,) * rank if is_one else tuple(value)
-
-
-def _per_axis(name: str, value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
-    sizes = _each(value, rank)
-    if len(sizes) != rank:
-        raise ValueError(f"need one {name} for each of {rank} axes, got {value}")
-    return tuple(numerics.check_count(name, size, 1) for size in sizes)
-
-
-def _padding(padding: Padding, rank: int) -> str | list[tuple[int, int]]:
-    if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(
-                'need padding "SAME", "VALID" or pairs (before, after), '
-                f"got {padding!r}"
-            )
-        return padding
-    pairs = [tuple(pair) for pair in padding]
-    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f"need a padding (before, after) for each of {rank} axes, got {padding}"
-        )
-    return [(before, after) for before, after in pairs]
-
-
-def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
-    check_sizes(in_channels=in_channels, out_channels=out_channels, groups=groups)
-    if in_channels % groups or out_channels % groups:
-        raise ValueError(
-            "need groups that divide in_channels and out_channels, "
-            f"got {groups=} {in_channels=} {out_channels=}"
-        )
-
-
-def _check_image(x: jax.Array, rank: int, channels: int | None) -> jax.Array:
-    if rank < 1 or x.ndim != rank + 1 or channels not in (None, x.shape[-1]):
-        positions = {1: ("length",), 2: ("height", "width")}.get(rank, ("...",))
-        need = ", ".join((*positions, str(channels or "channels")))
-        raise ValueError(
-            f"need x of shape ({need}), got shape {x.shape}; layers take one example, "
-            "fngrad.layers.batched makes the batch"
-        )
-    return x
 
 
 def _geometry(

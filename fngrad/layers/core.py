@@ -225,10 +225,16 @@ def along_last(vector: jax.Array, ndim: int) -> jax.Array:
     return vector.reshape((1,) * (ndim - 1) + (-1,))
 
 
-def drop(rate: Scalar, x: jax.Array, key: Key) -> jax.Array:
-    r"""Return x with each entry zero with probability ``rate``, else $x/(1-rate)$."""
+def drop(
+    rate: Scalar, x: jax.Array, key: Key, shape: tuple[int, ...] | None = None
+) -> jax.Array:
+    r"""Return x with each entry zero with probability ``rate``, else $x/(1-rate)$.
+
+    Entries share their fate along the axes in which ``shape`` has 1.
+    """
     keep = 1 - numerics.hyper(rate)
-    is_kept = jax.random.bernoulli(numerics.key(key), keep, x.shape)
+    drawn = x.shape if shape is None else shape
+    is_kept = jax.random.bernoulli(numerics.key(key), keep, drawn)
     factor = numerics.divide(jnp.ones_like(keep), keep)
 
     def kept(factor: jax.Array, x: jax.Array) -> jax.Array:

@@ -20,8 +20,8 @@ References:
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from fngrad.types import Key, Params, Path, Scalar
 __all__ = [
     "Initializer",
     "constant",
+    "delta_orthogonal",
     "glorot_normal",
     "glorot_uniform",
     "he_normal",
@@ -46,6 +47,7 @@ __all__ = [
     "orthogonal",
     "truncated_normal",
     "uniform",
+    "variance_scaling",
     "zeros",
 ]
 
@@ -55,6 +57,10 @@ def __dir__() -> list[str]:
 
 
 Initializer: TypeAlias = Callable[[Key, tuple[int, ...], Any], jax.Array]
+
+Mode: TypeAlias = Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"]
+Distribution: TypeAlias = Literal["truncated_normal", "normal", "uniform"]
+Axes: TypeAlias = int | Sequence[int]
 
 _STDDEV_WITHIN_TWO = 0.87962566103423978  # of a standard normal cut off at two
 
@@ -154,37 +160,157 @@ def constant(value: Scalar) -> Initializer:
     return _scaled(value, jax.nn.initializers.ones)
 
 
-def _variance_scaling(
-    numerator: float,
-    mode: Literal["fan_in", "fan_avg"],
-    distribution: Literal["truncated_normal", "uniform"],
+def variance_scaling(
+    scale: Scalar = 1.0,
+    mode: Mode = "fan_in",
+    distribution: Distribution = "truncated_normal",
+    *,
+    in_axis: Axes = -2,
+    out_axis: Axes = -1,
+    batch_axis: Axes = (),
 ) -> Initializer:
-    """Return JAX's initializer of that name, which draws real numbers flat."""
-    base = jax.nn.initializers.variance_scaling(numerator, mode, distribution)
+    r"""Draw with variance ``scale`` / fan: every fan and distribution by its name.
+
+    ``variance_scaling(2.0)`` is `he_normal`, ``variance_scaling(1.0, "fan_avg",
+    "uniform")`` is `glorot_uniform`, bit for bit.
+
+    Args:
+        scale: at least 0, of the variance, not of the values; may be a tracer.
+        mode: the fan, ``"fan_in"``, ``"fan_out"``, their mean ``"fan_avg"``, or the
+            root of their product, ``"fan_geo_avg"``.
+        distribution: ``"truncated_normal"``, ``"normal"`` or ``"uniform"``.
+        in_axis: the axis or axes of the inputs.
+        out_axis: those of the outputs.
+        batch_axis: axes of weights apart, such as the heads of attention or layers in a
+            stack; all others are a convolution's window.
+
+    Raises:
+        ValueError: if the scale is below 0, or a name is unknown; for a shape that is
+            empty or lacks an axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.layers import initializers
+        >>> draw = initializers.variance_scaling(1.0, "fan_out", batch_axis=0)
+        >>> w = draw(jax.random.key(0), (5, 200, 100), jnp.float32)
+        >>> bool(jnp.abs(jnp.std(w) - 0.1) < 0.002)
+        True
+    """
+    numerics.check_number("scale", scale, low=0.0)
+    numerics.check_choice("mode", mode, get_args(Mode))
+    numerics.check_choice("distribution", distribution, get_args(Distribution))
+    axes = _Axes(*map(_axes, (in_axis, out_axis, batch_axis)))
+    return _scaled(1.0, _variance_scaling(scale, mode, distribution, axes))
+
+
+def delta_orthogonal(scale: Scalar = 1.0) -> Initializer:
+    r"""Draw an orthogonal matrix for the middle of a window, and 0 around it.
+
+    The kernel $W$ of shape ``(*window, inputs, outputs)``, over one to three axes, has
+    $W_{\text{mid}} W_{\text{mid}}^\top = I$ times ``scale`` squared, so that a
+    convolution with stride 1 keeps the norm of what it maps. The middle of an even
+    window is the one before its centre.
+
+    Raises:
+        ValueError: for a shape without a window, or with fewer outputs than inputs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.layers import initializers
+        >>> draw = initializers.delta_orthogonal()
+        >>> w = draw(jax.random.key(0), (3, 2, 4), jnp.float32)
+        >>> print(jnp.sum(w * w, axis=(1, 2)).round(3))
+        [0. 2. 0.]
+
+    References:
+        Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs",
+        algorithm 2, https://arxiv.org/abs/1806.05393
+    """
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        fan_in, fan_out = _fans(shape)
+        if len(shape) not in (3, 4, 5) or 0 in shape or shape[-1] < shape[-2]:
+            raise ValueError(
+                "need a shape (*window, inputs, outputs) with a window of 1 to 3 axes "
+                f"and outputs >= inputs, got {shape}"
+            )
+        outputs = shape[-1]
+        square = orthogonal()(key, (outputs, outputs), dtype)
+        middle = tuple((size - 1) // 2 for size in shape[:-2])
+        return jnp.zeros(shape, dtype).at[middle].set(square[: shape[-2]])
+
+    return _scaled(scale, init)
+
+
+class _Axes(NamedTuple):
+    of_in: tuple[int, ...]
+    of_out: tuple[int, ...]
+    of_batch: tuple[int, ...]
+
+
+_LAST = _Axes((-2,), (-1,), ())
+
+
+def _axes(axes: Axes) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+def _variance_scaling(
+    numerator: Scalar, mode: Mode, distribution: Distribution, axes: _Axes = _LAST
+) -> Initializer:
+    """Return JAX's initializer of that name, which draws real numbers flat."""
+
+    def init(key: Key, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        fan = _FANS[mode](*_fans(shape, axes))
         if jnp.issubdtype(dtype, jnp.complexfloating):
+            base = jax.nn.initializers.variance_scaling(
+                numerator, mode, distribution, *axes
+            )
             return base(key, shape, dtype)
-        fan = fan_in if mode == "fan_in" else (fan_in + fan_out) / 2
-        variance = np.asarray(numerator / fan, dtype)
-        if distribution == "uniform":
-            standard, factor = _symmetric, np.sqrt(np.asarray(3, dtype) * variance)
-        else:
-            standard = _between(-2, 2)
-            factor = np.sqrt(variance) / np.asarray(_STDDEV_WITHIN_TWO, dtype)
+        factor, standard = _factor(numerator, fan, distribution, dtype)
         return numerics.scaled(jnp.asarray(factor), _flat(standard)(key, shape, dtype))
 
     return init
 
 
-def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) < 2 or 0 in shape:
+def _factor(
+    numerator: Scalar, fan: float, distribution: Distribution, dtype: Any
+) -> tuple[Any, Initializer]:
+    """Return the scale of the values, and the standard distribution that it scales."""
+    is_number = isinstance(numerator, int | float)
+    if is_number:
+        variance = np.asarray(numerator / fan, dtype)
+    else:
+        variance = (numerics.hyper(numerator) / fan).astype(dtype)
+    root = (np if is_number else jnp).sqrt
+    if distribution == "uniform":
+        return root(np.asarray(3, dtype) * variance), _symmetric
+    if distribution == "normal":
+        return root(variance), jax.random.normal
+    return root(variance) / np.asarray(_STDDEV_WITHIN_TWO, dtype), _between(-2, 2)
+
+
+_FANS: dict[Mode, Callable[[int, int], float]] = {
+    "fan_in": lambda fan_in, fan_out: fan_in,
+    "fan_out": lambda fan_in, fan_out: fan_out,
+    "fan_avg": lambda fan_in, fan_out: (fan_in + fan_out) / 2,
+    "fan_geo_avg": lambda fan_in, fan_out: math.sqrt(fan_in * fan_out),
+}
+
+
+def _fans(shape: tuple[int, ...], axes: _Axes = _LAST) -> tuple[int, int]:
+    named = [axis for several in axes for axis in several]
+    is_there = all(-len(shape) <= axis < len(shape) for axis in named)
+    places = {axis % len(shape) for axis in named} if is_there else set()
+    if 0 in shape or len(places) < len(named):
+        wanted = "" if axes == _LAST else f", with {axes}"
         raise ValueError(
-            f"need a shape (..., inputs, outputs) without zeros, got {shape}"
+            f"need a shape (..., inputs, outputs) without zeros{wanted}, got {shape}"
         )
-    window = math.prod(shape[:-2])
-    return window * shape[-2], window * shape[-1]
+    of_in, of_out, of_batch = (
+        math.prod(shape[axis] for axis in several) for several in axes
+    )
+    window = math.prod(shape) // (of_in * of_out * of_batch)
+    return window * of_in, window * of_out
 
 
 def _between(lower: float, upper: float) -> Initializer:

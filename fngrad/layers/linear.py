@@ -1,4 +1,4 @@
-"""Affine maps, dropout, and the shape of what goes into them."""
+"""Affine maps, dropout of entries and of whole branches, and flattening."""
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,43 @@ def dropout(rate: Scalar) -> Layer:
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         x = float_array(x)
         return x if key is None else drop(rate, x, key)
+
+    return Layer(no_params, apply)
+
+
+def drop_path(rate: Scalar) -> Layer:
+    r"""Zero the whole of x with probability $p$, else divide it by $1 - p$.
+
+    Also called stochastic depth: at the end of a residual branch it leaves out the
+    branch, for each example by itself. The expectation is x. Without a key nothing is
+    dropped.
+
+    Args:
+        rate: $p$ in [0, 1]; a number, a scalar array or a tracer.
+
+    Raises:
+        ValueError: if the rate is a number outside [0, 1]; at ``apply``, if x is not
+            floating.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import fngrad.layers as layers
+        >>> block = layers.residual(layers.serial(jnp.tanh, layers.drop_path(0.5)))
+        >>> x = jnp.ones((6, 2))
+        >>> y = layers.batched(block)((), x, key=jax.random.key(0))
+        >>> print(jnp.unique(y).round(2))  # 1, or 1 + 2 tanh(1)
+        [1.   2.52]
+
+    References:
+        Huang et al. 2016, "Deep networks with stochastic depth",
+        https://arxiv.org/abs/1603.09382. Differs from it in: the branches that are kept
+        are scaled in training, not all in evaluation.
+    """
+    numerics.check_number("rate", rate, low=0.0, high=1.0)
+
+    def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
+        x = float_array(x)
+        return x if key is None else drop(rate, x, key, shape=(1,) * x.ndim)
 
     return Layer(no_params, apply)
 

@@ -1,6 +1,7 @@
 """Whole models, one architecture per file, each a layer of one example.
 
-Each function returns a `fngrad.layers.Layer` whose x is ONE example. For a batch use
+Each function returns a `fngrad.layers.Layer` whose x is ONE example; `resnet` with
+batch norm returns a `fngrad.layers.StatefulLayer`. For a batch use
 ``jax.vmap(model.apply, (None, 0))(params, x)``, or ``fngrad.layers.batched(model)``,
 which also takes a key and gives each example its own. With a key dropout is applied;
 without one the model is deterministic. A dropout rate may be a tracer; None means no
@@ -10,10 +11,21 @@ dropout.
 from fngrad.models.cnn import cnn
 from fngrad.models.logistic import logistic
 from fngrad.models.mlp import mlp
+from fngrad.models.resnet import resnet
 from fngrad.models.rnn import rnn
 from fngrad.models.transformer import transformer, transformer_rule
+from fngrad.models.vision_transformer import vision_transformer
 
-__all__ = ["cnn", "logistic", "mlp", "rnn", "transformer", "transformer_rule"]
+__all__ = [
+    "cnn",
+    "logistic",
+    "mlp",
+    "resnet",
+    "rnn",
+    "transformer",
+    "transformer_rule",
+    "vision_transformer",
+]
 
 
 def __dir__() -> list[str]:

@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer, check_sizes
-from fngrad.layers.rematerialization import CheckpointPolicy, rematerialized
+from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.models.arguments import Activation, optional_dropout
+from fngrad.models.transformer_blocks import repeated_blocks, transformer_block
 from fngrad.sharding.meshes import AnyMesh
 from fngrad.sharding.rules import Rule, check_rule, misfit, replicated
 from fngrad.types import Path, Scalar
@@ -92,26 +93,17 @@ def transformer(
     check_sizes(num_layers=num_layers)
     dropout = optional_dropout(dropout_rate)
     draw = initializers.normal(0.02)
-    draw_last = initializers.normal(0.02 / math.sqrt(2 * num_layers))
-    attend = layers.multi_head_attention(
+    block = transformer_block(
         features,
         num_heads,
-        causal=causal,
+        hidden_size=hidden_size,
+        activation=activation,
         dropout_rate=dropout_rate,
+        causal=causal,
         weight_init=draw,
-        output_init=draw_last,
+        output_init=initializers.normal(0.02 / math.sqrt(2 * num_layers)),
     )
-    width = 4 * features if hidden_size is None else hidden_size
-    perceptron = {
-        "expand": layers.linear(features, width, weight_init=draw),
-        "activation": activation,
-        "shrink": layers.linear(width, features, weight_init=draw_last),
-    }
-    block = layers.serial(
-        attention=_branch(features, {"attend": attend}, dropout),
-        mlp=_branch(features, perceptron, dropout),
-    )
-    blocks = _blocks(block, num_layers, scan=scan, remat=remat)
+    blocks = repeated_blocks(block, num_layers, scan=scan, remat=remat)
     return layers.serial(
         tokens=layers.embedding(vocab_size, features, weight_init=draw),
         positions=layers.positional_embedding(max_length, features, weight_init=draw),
@@ -168,18 +160,3 @@ class _TransformerRule(NamedTuple):
         if spec is None or misfit(spec, np.shape(leaf), mesh):
             return self.otherwise(path, leaf, mesh)
         return spec
-
-
-def _branch(
-    features: int, inner: dict[str, Layer | Activation], dropout: Layer
-) -> Layer:
-    norm = layers.layer_norm(features)
-    return layers.residual(layers.serial(norm=norm, **inner, dropout=dropout))
-
-
-def _blocks(
-    block: Layer, count: int, *, scan: bool, remat: bool | CheckpointPolicy
-) -> Layer:
-    if scan:
-        return layers.repeat(block, count, remat=remat)
-    return layers.serial(*[rematerialized(block, remat)] * count)

@@ -79,14 +79,19 @@ def native(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def products(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    r"""Return $y_p = \sum_k x_{s p + d k} W_k$ with one product per k, in float32."""
+    r"""Return $y_p = \sum_k x_{s p + d k} W_k$ with one product per k, in float32.
+
+    One matrix product alone is in the dtype of x, as that of a dense layer is.
+    """
+    dtype = x.dtype
     *window, in_size, out_size = kernel.shape
-    weights = tree.widen(kernel).reshape(
-        -1, in_size, geometry.groups, out_size // geometry.groups
-    )
-    parts = contents(tree.widen(x), window, geometry)
+    is_one_matrix = np.prod(window) == 1 and geometry.groups == 1 and in_size > 1
+    if not is_one_matrix:
+        x, kernel = tree.widen(x), tree.widen(kernel)
+    weights = kernel.reshape(-1, in_size, geometry.groups, out_size // geometry.groups)
+    parts = contents(x, window, geometry)
     terms = map(_product, parts, weights)
-    return functools.reduce(jnp.add, terms).astype(x.dtype)
+    return functools.reduce(jnp.add, terms).astype(dtype)
 
 
 def contents(

@@ -78,6 +78,7 @@ def test_a_name_runs_its_experiment_with_its_options(capsys, monkeypatch):
         "naive_or_gradient",
         "noise_floors",
         "races",
+        "residual_network",
         "saddle_points",
         "training_loop",
     ],

@@ -72,17 +72,20 @@ def test_values_reach_their_bound_and_stay_inside(name, bound):
         initializers.truncated_normal,
         initializers.uniform,
         initializers.constant,
+        initializers.delta_orthogonal,
     ],
 )
 def test_scales_multiply_and_can_be_swept(make):
+    shape = (1, 3, 4) if make is initializers.delta_orthogonal else (4, 3)
+
     @jax.jit
     @jax.vmap
     def sweep(scale):
-        return make(scale)(jax.random.key(0), (4, 3), jnp.float32)
+        return make(scale)(jax.random.key(0), shape, jnp.float32)
 
     one, three = sweep(jnp.array([1.0, 3.0]))
     np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
-    alone = make(3.0)(jax.random.key(0), (4, 3), jnp.float32)
+    alone = make(3.0)(jax.random.key(0), shape, jnp.float32)
     np.testing.assert_allclose(three, alone, rtol=1e-5, atol=1e-6)
 
 
@@ -151,3 +154,98 @@ def test_complex_parameters_are_drawn_as_jax_draws_them():
 def test_a_shape_without_inputs_and_outputs_is_refused(shape):
     with pytest.raises(ValueError, match=r"need a shape \(\.\.\., inputs, outputs\)"):
         initializers.glorot_normal()(jax.random.key(0), shape, jnp.float32)
+
+
+# Of the shape (3, 2, 20, 40): window 6, fans 120 and 240; by other axes as they say.
+@pytest.mark.parametrize(
+    ("mode", "axes", "variance"),
+    [
+        ("fan_in", {}, 3 / 120),
+        ("fan_out", {}, 3 / 240),
+        ("fan_avg", {}, 3 / 180),
+        ("fan_geo_avg", {}, 3 / np.sqrt(120 * 240)),
+        ("fan_in", {"in_axis": -1, "out_axis": -2}, 3 / 240),
+        ("fan_out", {"in_axis": 2, "out_axis": (0, 3)}, 3 / (2 * 120)),
+        ("fan_in", {"batch_axis": 0}, 3 / 40),
+        ("fan_out", {"batch_axis": (0, 1)}, 3 / 40),
+    ],
+)
+def test_variance_scaling_divides_by_its_fan(mode, axes, variance):
+    for distribution, most in [
+        ("uniform", np.sqrt(3)),
+        ("truncated_normal", 2 / 0.87962566),
+    ]:
+        make = initializers.variance_scaling(3.0, mode, distribution, **axes)
+        values = np.asarray(make(jax.random.key(0), SHAPE, jnp.float32))
+        bound = most * np.sqrt(variance)
+        assert 0.98 * bound < np.max(np.abs(values)) <= bound * (1 + 1e-6)
+
+
+def test_variance_scaling_has_the_bits_of_the_names():
+    for same, name in [
+        (initializers.variance_scaling(2.0), "he_normal"),
+        (initializers.variance_scaling(1.0, "fan_avg", "uniform"), "glorot_uniform"),
+    ]:
+        got = same(jax.random.key(0), SHAPE, jnp.float32)
+        np.testing.assert_array_equal(got, drawn(name))
+
+
+def test_a_normal_is_not_cut_off_and_its_scale_can_be_swept():
+    make = initializers.variance_scaling(2.0, "fan_out", "normal", batch_axis=0)
+    key = jax.random.key(0)
+    values = make(key, (2, 50, 40), jnp.float32)
+    expected = np.sqrt(2 / 40) * jax.random.normal(key, (4000,))
+    np.testing.assert_allclose(values.ravel(), expected, rtol=1e-6)
+
+    @jax.jit
+    def swept(scale):
+        make = initializers.variance_scaling(scale, "fan_out", "normal", batch_axis=0)
+        return make(key, (2, 50, 40), jnp.float32)
+
+    np.testing.assert_allclose(swept(2.0), values, rtol=1e-6)
+
+
+def test_complex_variance_scaling_is_that_of_jax():
+    args = 1.5, "fan_out", "normal", 0, 1
+    make = initializers.variance_scaling(*args[:3], in_axis=0, out_axis=1)
+    want = jax.nn.initializers.variance_scaling(*args)(
+        jax.random.key(3), (7, 5), jnp.complex64
+    )
+    got = make(jax.random.key(3), (7, 5), jnp.complex64)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": -1.0}, "scale"),
+        ({"mode": "fan"}, "need mode"),
+        ({"distribution": "gamma"}, "need distribution"),
+    ],
+)
+def test_unknown_fans_and_distributions_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        initializers.variance_scaling(**options)
+
+
+@pytest.mark.parametrize("axes", [{"in_axis": 2}, {"in_axis": -1}, {"batch_axis": 1}])
+def test_axes_that_a_shape_lacks_or_has_twice_are_refused(axes):
+    make = initializers.variance_scaling(**axes)
+    with pytest.raises(ValueError, match=r"without zeros, with _?Axes.*got \(2, 3\)"):
+        make(jax.random.key(0), (2, 3), jnp.float32)
+
+
+@pytest.mark.parametrize("window", [(3,), (3, 4), (1, 2, 3)])
+def test_a_delta_orthogonal_kernel_is_an_orthogonal_map_in_its_middle(window):
+    make = initializers.delta_orthogonal()
+    kernel = np.array(make(jax.random.key(0), (*window, 3, 5), jnp.float32))
+    middle = tuple((size - 1) // 2 for size in window)
+    np.testing.assert_allclose(kernel[middle] @ kernel[middle].T, np.eye(3), atol=1e-6)
+    kernel[middle] = 0
+    assert not np.any(kernel)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3, 2), (3, 0, 2), (1, 1, 1, 1, 2, 2)])
+def test_shapes_without_a_window_or_with_fewer_outputs_are_refused(shape):
+    with pytest.raises(ValueError, match=r"need a shape \(\*window, inputs, outputs\)"):
+        initializers.delta_orthogonal()(jax.random.key(0), shape, jnp.float32)

@@ -17,6 +17,11 @@ LAYERS = {
     "dropout": (layers.dropout(0.5), (4,)),
     "conv": (layers.conv(2, 3, 3), (4, 4, 2)),
     "conv over a sequence": (layers.conv(2, 3, (3,)), (5, 2)),
+    "conv_transpose": (layers.conv_transpose(2, 3, 3, stride=2), (3, 3, 2)),
+    "prelu": (layers.prelu(4), (3, 4)),
+    "drop_path": (layers.drop_path(0.5), (4,)),
+    "adaptive_avg_pool": (layers.adaptive_avg_pool(2), (5, 4, 2)),
+    "adaptive_max_pool": (layers.adaptive_max_pool(2), (5, 4, 2)),
     "max_pool": (layers.max_pool(2), (4, 4, 2)),
     "avg_pool": (layers.avg_pool(2, padding="SAME"), (5, 5, 2)),
     "layer_norm": (layers.layer_norm(4), (3, 4)),
@@ -25,6 +30,8 @@ LAYERS = {
     "attention": (layers.multi_head_attention(4, 2, causal=True), (3, 4)),
     "gru": (layers.gru(3, 4), (5, 3)),
     "lstm": (layers.lstm(3, 4), (5, 3)),
+    "bidirectional": (layers.bidirectional(layers.gru, 3, 2), (5, 3)),
+    "weight_norm": (layers.weight_norm(layers.linear(4, 3)), (2, 4)),
     "positions": (layers.positional_embedding(6, 4), (5, 4)),
     "parallel": (
         layers.parallel(a=layers.linear(4, 3), b=layers.linear(4, 3), combine=sum),
@@ -152,7 +159,11 @@ def _without(params):
 
 @pytest.mark.parametrize("change", [_shrunk, _without, lambda params: (params, ())])
 @pytest.mark.parametrize(
-    "name", ["linear", "conv", "layer_norm", "group_norm", "attention", "gru", "lstm"]
+    "name",
+    [
+        *("linear", "conv", "conv_transpose", "prelu", "layer_norm", "group_norm"),
+        *("attention", "gru", "lstm"),
+    ],
 )
 def test_parameters_of_other_shapes_are_refused(name, change):
     layer, shape = LAYERS[name]

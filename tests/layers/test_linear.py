@@ -1,4 +1,4 @@
-"""linear, dropout, flatten."""
+"""linear, dropout, drop_path, flatten, prelu."""
 
 import jax
 import jax.numpy as jnp
@@ -105,3 +105,52 @@ def test_dropout_of_bfloat16_rounds_last():
     expected = (x.astype(jnp.float32) / 0.9).astype(jnp.bfloat16)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y[y != 0], expected[y != 0])
+
+
+def test_drop_path_drops_whole_examples_at_its_rate():
+    x = jnp.full((20_000, 2, 1), 2.0)
+    y = layers.batched(layers.drop_path(0.25))((), x, key=jax.random.key(0))
+    np.testing.assert_array_equal(y[:, 0], y[:, 1])
+    # Standard error of the rate: sqrt(0.25 * 0.75 / 20000) = 0.003.
+    assert abs(np.mean(y == 0) - 0.25) < 0.012
+    np.testing.assert_allclose(np.unique(y), [0.0, 2.0 / 0.75], rtol=1e-6)
+
+
+def test_drop_path_without_a_key_is_the_identity():
+    x = jnp.arange(4.0)
+    np.testing.assert_array_equal(layers.drop_path(0.9).apply((), x), x)
+
+
+def test_drop_path_of_everything_is_zero_with_no_gradient():
+    def total(rate, x):
+        return jnp.sum(layers.drop_path(rate).apply((), x, key=jax.random.key(0)))
+
+    y, grad = jax.value_and_grad(total, 1)(jnp.float32(1.0), jnp.ones(3))
+    assert y == 0
+    np.testing.assert_array_equal(grad, np.zeros(3))
+    with pytest.raises(ValueError, match="rate"):
+        layers.drop_path(1.5)
+
+
+def test_prelu_has_a_slope_below_zero_for_each_channel():
+    layer = layers.prelu(3)
+    params = {"slope": jnp.array([0.5, -1.0, 0.0])}
+    x = jnp.array([[-2.0, -2.0, -2.0], [3.0, 3.0, 0.0]])
+    y = layer.apply(params, x)
+    np.testing.assert_array_equal(y, [[-1.0, 2.0, 0.0], [3.0, 3.0, 0.0]])
+    grad = jax.grad(lambda p: jnp.sum(layer.apply(p, x)))(params)
+    np.testing.assert_array_equal(grad["slope"], [-2.0, -2.0, -2.0])
+    slopes = jax.grad(lambda x: jnp.sum(layer.apply(params, x)))(jnp.zeros(3))
+    np.testing.assert_array_equal(slopes, params["slope"])
+
+
+def test_one_slope_of_a_quarter_is_shared_by_default():
+    layer = layers.prelu()
+    params = layer.init(0)
+    assert params["slope"].shape == ()
+    np.testing.assert_array_equal(
+        layer.apply(params, jnp.array([-4.0, 4.0])), [-1.0, 4.0]
+    )
+    np.testing.assert_array_equal(layer.apply(params, jnp.float32(-8.0)), -2.0)
+    with pytest.raises(ValueError, match="need x with last axis 3"):
+        layers.prelu(3).apply({"slope": jnp.ones(3)}, jnp.ones(2))

@@ -25,6 +25,7 @@ def ones(*shape):
 SHARED = {
     "linear": (layers.linear(2, 3), ones(N, 2)),
     "conv": (layers.conv(1, 2, 3), ones(N, 2, 2, 1)),
+    "prelu": (layers.prelu(2), -ones(N, 2)),
     "positions": (layers.positional_embedding(3, 2), ones(N, 3, 2)),
     "layer_norm": (layers.layer_norm(2), ones(N, 2) * [1.0, 2.0]),
     "rms_norm": (layers.rms_norm(2), ones(N, 2) * [1.0, 2.0]),
@@ -36,6 +37,7 @@ SHARED = {
 POSITIONS = {
     "linear": (layers.linear(2, 3), ones(N, 2)),
     "conv": (layers.conv(1, 2, (3,)), ones(N, 1)),
+    "conv_transpose": (layers.conv_transpose(1, 2, (3,)), ones(N, 1)),
     "gru": (layers.gru(2, 3), ones(N, 2)),
     "lstm": (layers.lstm(2, 3), ones(N, 2)),
 }

@@ -141,3 +141,32 @@ def test_sequences_need_their_shape(kind):
         layer.apply(params, jnp.ones((4, 3)))
     with pytest.raises(ValueError, match="need an int hidden_size >= 1"):
         make_cell(IN, 0)
+
+
+@pytest.mark.parametrize("length", [None, 3])
+def test_both_directions_are_those_of_layers_alone(length):
+    both = layers.bidirectional(layers.lstm, 2, 3, forget_bias=2.0)
+    params = both.init(0)
+    assert np.all(params["backward"]["input"]["bias"][3:6] == 2.0)
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype("f")
+    cut = slice(None, length)
+    ahead = layers.lstm(2, 3).apply(params["forward"], x[cut])
+    back = layers.lstm(2, 3).apply(params["backward"], x[cut][::-1])[::-1]
+    got = jax.jit(both.apply)(params, x, length=length)
+    np.testing.assert_allclose(
+        got[cut], np.concatenate([ahead, back], 1), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(got[len(ahead) :], 0)
+
+
+def test_directions_can_be_added_and_get_no_reverse():
+    both = layers.bidirectional(layers.gru, 2, 3, combine=sum)
+    params, x = both.init(0), jnp.ones((4, 2))
+    apart = layers.bidirectional(layers.gru, 2, 3).apply(params, x)
+    np.testing.assert_allclose(
+        both.apply(params, x), apart[:, :3] + apart[:, 3:], rtol=1e-6
+    )
+    with pytest.raises(TypeError, match="need no reverse"):
+        layers.bidirectional(layers.gru, 2, 3, reverse=True)
+    with pytest.raises(ValueError, match="forward: need x of shape"):
+        both.apply(params, jnp.ones((1, 4, 2)))

@@ -111,3 +111,16 @@ def test_what_has_no_summary_is_explained(name):
     call, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_wrapped_weights_count_as_one_layer_and_directions_as_two():
+    inner = layers.serial(layers.linear(3, 2), jnp.tanh)
+    weighted = fg.summary(layers.weight_norm(inner), jnp.ones(3))
+    assert "weight_norm(serial)  (2,)            10" in weighted  # 6 + 2 and a scale
+    bounded = repr(layers.spectral_norm(inner))
+    assert (
+        "spectral_norm(serial), 8 parameters, 32 bytes; model_state 8 bytes" in bounded
+    )
+    both = rows(fg.summary(layers.bidirectional(layers.gru, 3, 2), jnp.ones((4, 3))))
+    counts = {name: count for name, (count, _) in both.items()}
+    assert counts == {"bidirectional": 84, "forward gru": 42, "backward gru": 42}

@@ -15,12 +15,15 @@ import fngrad.tree as tree
 LAYERS = {
     "linear": (layers.linear(4, 4), (2, 4)),
     "conv": (layers.conv(4, 4, (3,)), (5, 4)),
+    "conv_transpose": (layers.conv_transpose(4, 4, (3,), stride=2), (5, 4)),
+    "prelu": (layers.prelu(4), (3, 4)),
     "layer_norm": (layers.layer_norm(4), (3, 4)),
     "rms_norm": (layers.rms_norm(4), (3, 4)),
     "group_norm": (layers.group_norm(4, 2), (3, 4)),
     "batch_norm": (layers.batch_norm(4), (3, 4)),
     "attention": (layers.multi_head_attention(4, 2, causal=True), (3, 4)),
     "attention without a mask": (layers.multi_head_attention(4, 2), (3, 4)),
+    "bidirectional": (layers.bidirectional(layers.gru, 4, 2), (5, 4)),
     "gru": (layers.gru(4, 4), (5, 4)),
     "lstm": (layers.lstm(4, 4), (5, 4)),
     "gru_cell": (layers.gru_cell(4, 4), (4,)),
@@ -99,7 +102,8 @@ def test_products_with_and_after_a_wide_leaf(name, path):
 
 
 @pytest.mark.parametrize(
-    "name", ["layer_norm", "rms_norm", "group_norm", "batch_norm", "positions"]
+    "name",
+    ["layer_norm", "rms_norm", "group_norm", "batch_norm", "positions", "prelu"],
 )
 def test_what_scales_and_shifts_keeps_the_dtype_of_x(name):
     params, state = drawn(LAYERS[name][0])

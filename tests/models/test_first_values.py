@@ -23,6 +23,12 @@ MODELS = {
     "transformer": lambda: models.transformer(
         65, 32, features=32, num_layers=4, num_heads=4
     ),
+    "resnet": lambda: models.resnet(
+        1, 10, blocks=(1, 1), stem="small", width=8, norm="group", groups=4
+    ),
+    "vision_transformer": lambda: models.vision_transformer(
+        (8, 8, 1), 10, patch_size=4, features=16, num_layers=2, num_heads=2
+    ),
 }
 FIRST = {  # how many numbers, the sum of their sizes, and their product with a wave
     "mlp": (26122, 3015.269509, 27.067868),
@@ -30,6 +36,8 @@ FIRST = {  # how many numbers, the sum of their sizes, and their product with a 
     "cnn": (13706, 1422.690368, -6.324661),
     "rnn": (1418, 288.691351, 5.512337),
     "transformer": (56064, 947.440821, -3.017693),
+    "resnet": (5090, 707.964779, 9.60426),
+    "vision_transformer": (7130, 198.454295, 5.839884),
 }
 ORDERS = {"wrap": "6d0dcd195fc5e20b", "drop": "5a5aea3a1559e49e"}
 

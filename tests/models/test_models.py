@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import erf, log_softmax
+from oracles_models import dense, encoder
 
 import fngrad.layers as layers
 import fngrad.models as models
@@ -27,10 +27,6 @@ def filled(model, scale=0.5):
         lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype),
         jax.eval_shape(model.init, jax.random.key(0)),
     )
-
-
-def dense(params, x):
-    return x @ params["weight"] + params.get("bias", 0.0)
 
 
 def paths_of(model):
@@ -177,38 +173,9 @@ def test_rnn_is_its_layers_in_order(recurrent):
 
 def transformer_oracle(params, tokens, num_heads):
     """Return the logits of one sequence by the formulas of the pre-norm decoder."""
-
-    def norm(p, x):
-        centered = x - x.mean(-1, keepdims=True)
-        return (
-            centered / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
-        )
-
-    def attend(p, x):
-        q, k, v = (
-            dense(p[n], x).reshape(len(x), num_heads, -1)
-            for n in ("query", "key", "value")
-        )
-        logits = np.einsum("thd,shd->hts", q, k) / np.sqrt(q.shape[-1])
-        logits = np.where(np.tri(len(x), dtype=bool), logits, -np.inf)
-        weights = np.exp(log_softmax(logits, axis=-1))
-        return dense(
-            p["output"], np.einsum("hts,shd->thd", weights, v).reshape(x.shape)
-        )
-
-    def gelu(x):
-        return x / 2 * (1 + erf(x / np.sqrt(2)))
-
-    h = (
-        params["tokens"]["weight"][tokens]
-        + params["positions"]["weight"][: len(tokens)]
-    )
-    for block in params["blocks"]["layers"]:
-        p = block["attention"]
-        h = h + attend(p["attend"], norm(p["norm"], h))
-        p = block["mlp"]
-        h = h + dense(p["shrink"], gelu(dense(p["expand"], norm(p["norm"], h))))
-    return dense(params["head"], norm(params["norm"], h))
+    positions = params["positions"]["weight"][: len(tokens)]
+    h = params["tokens"]["weight"][tokens] + positions
+    return dense(params["head"], encoder(params, h, num_heads, causal=True))
 
 
 @functools.cache

@@ -30,6 +30,18 @@ MODELS = {
         models.transformer(5, 6, features=8, num_heads=2, dropout_rate=0.1),
         TOKENS,
     ),
+    "resnet": (
+        models.resnet(
+            1, 3, blocks=(1, 1), stem="small", width=4, norm="group", groups=2
+        ),
+        IMAGES,
+    ),
+    "vision_transformer": (
+        models.vision_transformer(
+            (8, 8, 1), 3, patch_size=4, features=8, num_layers=1, num_heads=2
+        ),
+        IMAGES,
+    ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 

@@ -29,6 +29,18 @@ MODELS = {
         fg.models.transformer(16, 8, features=16, num_heads=2, scan=True, remat=True),
         TOKENS,
     ),
+    "resnet": (
+        fg.models.resnet(
+            1, 8, blocks=(1, 1), stem="small", width=8, norm="group", groups=2
+        ),
+        IMAGES,
+    ),
+    "vision_transformer": (
+        fg.models.vision_transformer(
+            (8, 8, 1), 8, patch_size=2, features=16, num_layers=1, num_heads=2
+        ),
+        IMAGES,
+    ),
 }
 
 
@@ -62,8 +74,14 @@ def run(name, placement):
     return state, float(metrics["loss"])
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("resnet", "vision_transformer")  # to compile: one placement each
+CASES = [
+    *((name, place) for name in MODELS if name not in SLOW for place in PLACEMENTS),
+    *(pytest.param(name, "fsdp", marks=pytest.mark.slow) for name in SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "placement"), CASES)
 def test_equal_to_one_device(name, placement):
     (one, loss), (many, other) = run(name, "one device"), run(name, placement)
     assert other == pytest.approx(loss, rel=1e-5)

@@ -1,0 +1,201 @@
+"""Mixup and an average of the parameters on a small residual network: what each adds.
+
+Claim: a residual network of 0.08 million parameters reads 98 % of unseen digits. Mixup
+does not change the accuracy beyond chance and makes the loss larger, since the network
+becomes less certain. With a learning rate that falls to 0, the averages of the
+parameters and of the batch statistics are as good as the last values.
+
+Command:  python -m experiments.residual_network
+          python -m experiments.residual_network --alpha 1.0 --average 0.98
+Minutes:  two of two idle cores.
+Expected: test accuracies of 97.8 +- 0.4 % without mixup and 98.1 +- 0.2 % with it, and
+          losses of 0.072 +- 0.007 and 0.098 +- 0.005 nats, for the last parameters;
+          for their average the same accuracies, and 0.071 and 0.100 nats.
+
+A pre-activation residual network with batch norm learns handwritten digits
+(scikit-learn's, 8x8 pixels). A seed draws the weights and the order of the examples,
+the same with and without mixup. Mixup replaces an example and its label by a mean of
+two (Zhang et al. 2018, https://arxiv.org/abs/1710.09412): x = w x + (1 - w) x', with
+one w per batch, drawn from Beta(alpha, alpha), and labels likewise.
+
+`fngrad.ema_params` averages the parameters. The statistics of batch norm are those of
+the parameters in training, not of the average, so the model state holds an average of
+them too, which evaluation uses with the averaged parameters. Each network is evaluated
+both ways, on the test split once, after its last step.
+
+The run folder (``runs/residual_network/...``) holds config.json, manifest.json with the
+results, and metrics.jsonl, each network's losses and validation metrics.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fngrad as fg
+import fngrad.tree as tree
+from experiments.outputs import finish, new_folder, run_cli, table
+
+CLASSES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The network, how it is trained, and where the results go."""
+
+    blocks: tuple[int, ...] = (1, 1, 1)  # residual blocks in each stage
+    width: int = 16  # channels of the first stage
+    epochs: int = 30  # of each training
+    batch_size: int = 64  # examples
+    rate: float = 0.05  # the highest learning rate
+    decay: float = 5e-4  # of the weights, in units of the gradient
+    average: float = 0.98  # weight of the past in the averages, per step
+    alpha: float = 0.2  # of mixup's Beta distribution
+    seeds: int = 3  # trainings with mixup, and as many without
+    runs: Path = Path("runs/residual_network")  # where the run folder is made
+
+
+def make_model(config: Config) -> Any:
+    """Return the residual network, a stateful layer of one image."""
+    return fg.models.resnet(
+        1, CLASSES, blocks=config.blocks, stem="small", width=config.width
+    )
+
+
+def mixed_up(alpha: float) -> Callable[[Any, Any], Any]:
+    """Return mixup of a batch with soft labels, as a function of batch and key."""
+
+    def mix(batch: Any, key: jax.Array) -> Any:
+        k_weight, k_order = jax.random.split(key)
+        weight = jax.random.beta(k_weight, alpha, alpha)
+        order = jax.random.permutation(k_order, len(batch["y"]))
+        return jax.tree.map(
+            lambda a: weight * a + (1 - weight) * a[order], with_soft_labels(batch)
+        )
+
+    return mix
+
+
+def with_soft_labels(batch: Any) -> Any:
+    """Return a batch whose labels are probabilities of the classes."""
+    return {"x": batch["x"], "y": jax.nn.one_hot(batch["y"], CLASSES)}
+
+
+def make_loss(model: Any, average: float) -> Any:
+    """Return the loss, in nats; its model state averages the batch statistics."""
+
+    def loss_fn(params: Any, model_state: Any, batch: Any, key: Any) -> Any:
+        logits, now = fg.layers.batched(model)(
+            params, model_state["now"], batch["x"], key=key
+        )
+        loss = fg.losses.softmax_cross_entropy(logits, batch["y"], reduction="mean")
+        mean = tree.average(average, model_state["average"], now)
+        return loss, ({}, {"now": now, "average": mean})
+
+    return loss_fn
+
+
+def make_metric(model: Any, which: str) -> Any:
+    """Return loss and accuracy with the batch statistics ``"now"`` or ``"average"``."""
+
+    def metric_fn(params: Any, batch: Any, model_state: Any) -> dict[str, Any]:
+        logits, _ = fg.layers.batched(model)(params, model_state[which], batch["x"])
+        return {
+            "loss": fg.metrics.log_loss(logits, batch["y"]),
+            "accuracy": fg.metrics.accuracy(logits, batch["y"]),
+        }
+
+    return metric_fn
+
+
+def make_optimizer(config: Config, steps: int) -> fg.Transform:
+    """Return Nesterov momentum with weight decay, and the average of what it gives."""
+    rate = fg.schedules.warmup_cosine(0.0, config.rate, steps // 10, max(steps, 2))
+    return fg.chain(
+        fg.add_decayed_weights(config.decay, mask="**/weight"),
+        fg.momentum(rate, 0.9, nesterov=True),
+        fg.ema_params(config.average),
+    )
+
+
+def first_state(model: Any, optimizer: fg.Transform, seed: int) -> fg.TrainState:
+    """Return the state of a seed; the average begins at the first statistics."""
+    k_params, k_run = jax.random.split(jax.random.key(seed))
+    params, now = model.init(k_params)
+    model_state = {"now": now, "average": jax.tree.map(jnp.copy, now)}
+    return fg.init_state(params, optimizer, k_run, model_state=model_state)
+
+
+def scores(model: Any, state: fg.TrainState, test: Any) -> dict[str, dict[str, float]]:
+    """Return the test metrics of the last parameters and of the average."""
+    metric_fn, model_state = make_metric(model, "now"), state.model_state
+
+    def of_last(params: Any, batch: Any) -> dict[str, Any]:
+        return metric_fn(params, batch, model_state)
+
+    found = {
+        "last": fg.evaluate(of_last, state.params, test),
+        "average": fg.evaluate(make_metric(model, "average"), state, test),
+    }
+    return {name: {k: float(v) for k, v in row.items()} for name, row in found.items()}
+
+
+def report(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Print means and standard errors over the seeds; return the means."""
+    rows, means = [], {}
+    for name, runs in found.items():
+        accuracy = 100 * np.array([run["accuracy"] for run in runs])
+        loss = np.array([run["loss"] for run in runs])
+        error = [np.std(x, ddof=1) / len(x) ** 0.5 for x in (accuracy, loss)]
+        rows.append(
+            [
+                name,
+                f"{accuracy.mean():.2f} +- {error[0]:.2f}",
+                f"{loss.mean():.4f} +- {error[1]:.4f}",
+            ]
+        )
+        means[name] = {"accuracy": float(accuracy.mean() / 100), "loss": loss.mean()}
+    print(table(["parameters", "test accuracy %", "test loss (nats)"], rows))
+    return {name: {k: float(v) for k, v in row.items()} for name, row in means.items()}
+
+
+def main(config: Config) -> dict[str, dict[str, float]]:
+    """Train with and without mixup; print what the average adds to each."""
+    if config.seeds < 2 or config.alpha <= 0:
+        raise SystemExit(
+            f"need two or more seeds and alpha > 0, got {config.seeds=} {config.alpha=}"
+        )
+    splits = fg.data.digits(images=True)
+    data = fg.data.from_arrays(splits.train, config.batch_size)
+    folder = new_folder(config, data)
+    model = make_model(config)
+    optimizer = make_optimizer(config, data.steps(config.epochs))
+    step = fg.make_step(make_loss(model, config.average), optimizer, metrics="loss")
+    found: dict[str, list[dict[str, float]]] = {}
+    for arm, change in (("plain", with_soft_labels), ("mixup", mixed_up(config.alpha))):
+        for seed in range(config.seeds):
+            with fg.logging.jsonl(folder.metrics, {"arm": arm, "seed": seed}) as logger:
+                result = fg.fit(
+                    step,
+                    first_state(model, optimizer, seed),
+                    data.reseed(seed).map(change),
+                    num_epochs=config.epochs,
+                    metric_fn=make_metric(model, "average"),
+                    eval_data=splits.validation,
+                    log_every=data.steps(1),
+                    loggers=[logger],
+                    progress=False,
+                )
+            for name, row in scores(model, result.state, splits.test).items():
+                found.setdefault(f"{arm}, {name}", []).append(row)
+    results = report(found)
+    finish(folder, results)
+    return results
+
+
+if __name__ == "__main__":
+    run_cli(main, Config, __doc__)
