@@ -57,8 +57,10 @@ from fngrad.losses.regression import (
     squared_error,
 )
 from fngrad.losses.sequences import ctc
+from fngrad.losses.weighted_sums import WeightedSum, weighted_sum
 
 __all__ = [
+    "WeightedSum",
     "absolute_error",
     "cosine_distance",
     "ctc",
@@ -75,6 +77,7 @@ __all__ = [
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
     "squared_error",
+    "weighted_sum",
 ]
 
 
