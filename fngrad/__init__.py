@@ -133,6 +133,7 @@ from fngrad.transforms.evaluation_point import eval_params
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.layer_stacks import layerwise
 from fngrad.transforms.masking import freeze, masked, partition
+from fngrad.transforms.metric_windows import recent_values
 from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.nonfinite_updates import skip_nonfinite
@@ -304,6 +305,7 @@ __all__ = [
     "proximal_decay",
     "quantize_state",
     "radam",
+    "recent_values",
     "reduce_on_plateau",
     "report",
     "rmsprop",
