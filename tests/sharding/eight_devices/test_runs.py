@@ -383,21 +383,3 @@ def test_curvature_products_pass_in_forward_mode(name):
     one = jax.jit(lambda p, b: product(fn, p, b))(params, batch)
     many = jax.jit(lambda p, b: product(on_mesh, p, b))
     assert eight_devices.farthest(one, many(split, given)) < 1e-4
-
-
-def test_a_weighted_sum_is_the_mean_over_all_devices_and_parts():
-    batch = jax.tree.map(lambda x: x[:64], ARRAYS)
-    batch["mask"] = np.arange(64) < 13  # on two devices of eight
-
-    def masked(params, batch):
-        losses = jnp.where(batch["mask"], errors(params, batch).mean(1), 0)
-        return fg.losses.weighted_sum(jnp.sum(losses), jnp.sum(batch["mask"]))
-
-    def step(parts):
-        return jax.jit(fg.make_step(masked, OPTIMIZER, micro_batches=parts))
-
-    one, alone = step(1)(first_state(), batch)
-    split = sharding.shard_state(first_state(), FLAT)
-    many, metrics = step(2)(split, sharding.shard_batch(batch, FLAT))
-    np.testing.assert_allclose(metrics["loss"], alone["loss"], rtol=1e-5)
-    assert eight_devices.farthest(one.params, many.params) < 1e-5
