@@ -103,7 +103,9 @@ from fngrad.optimizers.yogi import scale_by_yogi
 from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
+from fngrad.training.differences import central_differences
 from fngrad.training.evaluation import evaluate
+from fngrad.training.evolution import evolution_strategy
 from fngrad.training.precision import Policy, mixed_precision
 from fngrad.training.summaries import StepSummary, summary
 from fngrad.transforms.accumulation import accumulate
@@ -245,6 +247,7 @@ __all__ = [
     "cache_compilations",
     "callbacks",
     "cautious",
+    "central_differences",
     "centralize",
     "chain",
     "check_transform",
@@ -268,6 +271,7 @@ __all__ = [
     "ema_params",
     "eval_params",
     "evaluate",
+    "evolution_strategy",
     "fit",
     "freeze",
     "gradcheck",
