@@ -104,7 +104,9 @@ from fngrad.optimizers.yogi import scale_by_yogi
 from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.optional_imports import imported_later
 from fngrad.training import TrainState, init_state, make_step, run, snapshot
+from fngrad.training.differences import central_differences
 from fngrad.training.evaluation import evaluate
+from fngrad.training.evolution import evolution_strategy
 from fngrad.training.precision import Policy, mixed_precision
 from fngrad.training.summaries import StepSummary, summary
 from fngrad.transforms.accumulation import accumulate
@@ -134,6 +136,7 @@ from fngrad.transforms.evaluation_point import eval_params
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.layer_stacks import layerwise
 from fngrad.transforms.masking import freeze, masked, partition
+from fngrad.transforms.metric_windows import recent_values
 from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.nonfinite_updates import skip_nonfinite
@@ -245,6 +248,7 @@ __all__ = [
     "cache_compilations",
     "callbacks",
     "cautious",
+    "central_differences",
     "centralize",
     "chain",
     "check_transform",
@@ -269,6 +273,7 @@ __all__ = [
     "ema_params",
     "eval_params",
     "evaluate",
+    "evolution_strategy",
     "fit",
     "freeze",
     "gradcheck",
@@ -306,6 +311,7 @@ __all__ = [
     "proximal_decay",
     "quantize_state",
     "radam",
+    "recent_values",
     "reduce_on_plateau",
     "report",
     "rmsprop",

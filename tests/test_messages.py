@@ -345,7 +345,7 @@ def test_an_accumulator_in_the_loss_is_answered_with_its_value(value):
 
     message = {
         "metric": r"scalar metrics, got the accumulator Mean for 'm': \.value\(\)",
-        "pair": r"scalar metrics, got a tuple .* for 'm': .* sum / weight",
+        "pair": r"scalar metrics, got a tuple .* for 'm': .*weighted_sum",
         "loss": r"a scalar loss, got the accumulator Mean: \.value\(\)",
     }
     with pytest.raises(TypeError, match=message[value]):

@@ -18,6 +18,7 @@ from fngrad.types import Path, Tree
 
 _SHOWN = 4  # leaves per kind of difference
 _WIDTH = 60  # characters of a text
+_WAY_OUT = "partial=True takes what fits and keeps the rest"
 
 
 class _Differences(NamedTuple):
@@ -31,7 +32,12 @@ class _Differences(NamedTuple):
 
 
 def rebuild(
-    saved: Saved, like: Tree, part: Path = "state", *, partial: bool = False
+    saved: Saved,
+    like: Tree,
+    part: Path = "state",
+    *,
+    partial: bool = False,
+    way_out: str = _WAY_OUT,
 ) -> Tree:
     """Return a tree like another, with the leaves that were saved.
 
@@ -43,6 +49,7 @@ def rebuild(
         part: the path of ``like`` in the saved tree.
         partial: take the leaves of the same path, shape and dtype, and keep the rest of
             ``like``, with a warning.
+        way_out: what the error says to do if the trees differ.
 
     Raises:
         CheckpointError: if the trees differ (the differences are named); with
@@ -57,7 +64,7 @@ def rebuild(
     old = {p: text for p, text in saved.static.items() if _is_under(p, part)}
     differences = _compare(wanted, have, static, old)
     if any(differences) and not partial:
-        raise CheckpointError(_explain(saved, differences, wanted, part))
+        raise CheckpointError(_explain(saved, differences, wanted, part) + way_out)
     kept = {
         *differences.missing,
         *differences.shape,
@@ -150,7 +157,6 @@ def _explain(
     return (
         f"need the tree that was saved in {saved.path}, got leaves "
         f"{'; '.join(groups)}. {_hint(saved, differences, wanted, part)}"
-        "partial=True takes what fits and keeps the rest"
     )
 
 

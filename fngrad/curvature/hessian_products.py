@@ -8,6 +8,7 @@ Hessians of other functions: `over` ``(f)`` is the mean over many batches, and t
 Hessian of `gauss_newton` ``(model_fn, loss_fn)`` is the Gauss-Newton matrix.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import fngrad.tree as tree
+from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.metrics.sums import add_pairs, pair_of
+from fngrad.programs.signatures import check_function, kind_of, name_of
 from fngrad.types import Batch, Params, Scalar
 
 ScalarFn = Callable[..., jax.Array]  # (params, *args) -> shape ()
@@ -41,12 +44,16 @@ def hvp(f: ScalarFn, params: Params, *args: Any) -> Callable[[Params], Params]:
     Args:
         f: ``(params, *args)`` to a scalar.
         params: $w$, real arrays.
+        args: the rest of the arguments of ``f``, such as the batch. The vector is the
+            argument of the function that is returned.
 
     Returns:
         A function between trees with the structure, shapes and dtypes of ``params``.
 
     Raises:
-        TypeError: if the value of ``f`` is not one float.
+        TypeError: if ``f`` does not take these arguments, or its value is not one
+            float.
+        ValueError: in a call, if the vector is not like ``params``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,12 +66,19 @@ def hvp(f: ScalarFn, params: Params, *args: Any) -> Callable[[Params], Params]:
         Pearlmutter, Fast exact multiplication by the Hessian, 1994,
         https://doi.org/10.1162/neco.1994.6.1.147.
     """
+    _check_arguments(f, params, args)
     _check_scalar(jax.eval_shape(lambda w: f(w, *args), params))
 
     def gradient(w: Params) -> Params:
         return jax.grad(f)(w, *args)
 
-    return lambda v: jax.jvp(gradient, (params,), (v,))[1]
+    def product(v: Params) -> Params:
+        difference = tree.mismatch(params, v)
+        if difference:
+            raise ValueError(f"need a vector like the parameters: {difference}")
+        return jax.jvp(gradient, (params,), (v,))[1]
+
+    return product
 
 
 def gauss_newton(model_fn: Callable[..., Any], loss_fn: ScalarFn) -> ScalarFn:
@@ -220,7 +234,31 @@ def hessian(f: ScalarFn, params: Params, *args: Any) -> jax.Array:
     return (columns + columns.T) / 2
 
 
+def _check_arguments(f: Any, params: Params, args: Sequence[Any]) -> None:
+    check_function(f)
+    try:
+        inspect.signature(f).bind(params, *args)
+    except ValueError:  # a builtin has no signature
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"need the arguments of {name_of(f)} after it, the parameters first, got "
+            f"{1 + len(args)}: {error}; the vector comes last and apart: "
+            "hvp(f, params, *args)(v)"
+        ) from error
+
+
 def _check_scalar(value: Any) -> None:
+    if isinstance(value, WeightedSum):
+        raise TypeError(
+            "need a function whose value is one float, got a WeightedSum: "
+            ".mean() gives the float"
+        )
+    if isinstance(value, tuple):
+        raise TypeError(
+            f"need a function whose value is one float, got {kind_of(value)}: leave "
+            "out the metrics, lambda *args: f(*args)[0]"
+        )
     is_float = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
     if not is_float or value.shape != ():
         raise TypeError(f"need a function whose value is one float, got {value}")

@@ -17,6 +17,7 @@ from fngrad.fitting.hooks import Hook, RunView
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.loops import Advance, Carry
 from fngrad.logging.histograms import BINS, Histogram, histogram
+from fngrad.programs.caller_warnings import warn
 from fngrad.programs.step_wrappers import gradients_of
 from fngrad.sharding.constraints import split
 from fngrad.sharding.meshes import auto_mesh_of
@@ -34,7 +35,8 @@ def images(image_fn: Callable[[TrainState], Mapping[str, Any]], *, every: int) -
     Args:
         image_fn: returns images by name: of shape (height, width) or (height, width,
             channels) with 1, 3 or 4 channels; uint8, or floats in [0, 1].
-        every: the number of steps between them, >= 1.
+        every: the number of steps between them, >= 1; a run that ends before the
+            first ends with a warning.
 
     Returns:
         A callback of `fngrad.fit`.
@@ -85,7 +87,8 @@ def histograms(
         mask: which leaves: a glob over paths, such as ``"**/weight"``, a predicate, or
             a tree of bools. Leaves that are not floats are left out; gradients have
             only those that are trained.
-        every: the number of steps between them, >= 1.
+        every: the number of steps between them, >= 1; a run that ends before the
+            first ends with a warning.
         of: what is counted, one or more of ``"params"``, ``"gradients"``,
             ``"updates"``.
         bins: how many bins, of equal width, from 1 to 512.
@@ -132,6 +135,7 @@ class _EverySoMany:
         self._run: RunView | None = None
         self._now = 0
         self._due: tuple[int, TrainState] | None = None
+        self._was_due = False
 
     def check(self, run: RunView) -> None:
         if not run.loggers.take(self._method):
@@ -141,7 +145,8 @@ class _EverySoMany:
             )
 
     def begin(self, run: RunView) -> None:
-        self._run, self._due = run, None
+        self._run, self._due, self._now = run, None, 0
+        self._was_due = False
 
     def before(self, now: int) -> int | None:
         self._now = now
@@ -160,15 +165,25 @@ class _EverySoMany:
             carry, made = advance(carry, length)
             if is_due and made == length:
                 self._due = self._now + length, carry.state
+                self._was_due = True
             return carry, made
 
         return watched
 
     def after(self, now: int) -> None:
-        self.end()
+        self._now = now
+        self._log_due()
 
     def end(self) -> None:
-        """Log what is due, if anything is."""
+        """Log what is due; warn if nothing ever was."""
+        self._log_due()
+        if self._run and not self._was_due and 0 < self._now < self._every:
+            warn(
+                f"{self._method}(every={self._every}) logged nothing: the run ended at "
+                f"step {self._now}"
+            )
+
+    def _log_due(self) -> None:
         due, self._due = self._due, None
         if due is not None and self._run is not None and self._is_taken:
             step, state = due

@@ -27,6 +27,12 @@ from fngrad.training import TrainState, snapshot
 
 Resume: TypeAlias = Literal["auto", "never", "must", "overwrite"]
 
+_WAYS_ON = (
+    'resume="overwrite" moves the old run aside and starts a new one; to continue with '
+    "another optimizer or model, fngrad.checkpoint.restore(folder, state, "
+    "partial=True) takes what fits, for a run in another folder"
+)
+
 
 class PendingReport(NamedTuple):
     """How far the host has come at a step: it evaluates, logs, then calls back.
@@ -203,8 +209,9 @@ def _resumed(
     history = History.from_leaf_paths(
         saved.under("history"), {**notes, "resumed": resumed}
     )
+    rebuilt = rebuild(saved, state, "state", way_out=_WAYS_ON)
     history.best = read_best(saved, checkpoints, state)
-    return Start(rebuild(saved, state, "state"), history, wanted, saved.notes)
+    return Start(rebuilt, history, wanted, saved.notes)
 
 
 def _refuse_any(checkpoints: Checkpoints) -> None:

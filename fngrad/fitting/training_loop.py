@@ -48,9 +48,11 @@ from fngrad.fitting.session import Plan, Session
 from fngrad.logging import Logger
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
+from fngrad.programs.keywords_elsewhere import OF_FIT, explains_keywords
 from fngrad.training import Step, TrainState
 
 
+@explains_keywords(OF_FIT)
 def fit(
     step: Step,
     state: TrainState,

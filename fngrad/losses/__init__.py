@@ -68,8 +68,10 @@ from fngrad.losses.regression import (
 from fngrad.losses.robust import pseudo_huber, smooth_l1
 from fngrad.losses.sequences import ctc
 from fngrad.losses.sparsemax import sparsemax
+from fngrad.losses.weighted_sums import WeightedSum, weighted_sum
 
 __all__ = [
+    "WeightedSum",
     "absolute_error",
     "cosine_distance",
     "ctc",
@@ -97,6 +99,7 @@ __all__ = [
     "sparsemax",
     "squared_error",
     "triplet",
+    "weighted_sum",
 ]
 
 

@@ -13,9 +13,11 @@ from fngrad.models.arguments import (
     check_sequence,
     optional_dropout,
 )
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Scalar
 
 
+@explains_keywords()
 def cnn(
     in_shape: tuple[int, int, int],
     classes: int,

@@ -3,8 +3,10 @@
 import fngrad.layers as layers
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import Layer
+from fngrad.programs.keywords_elsewhere import explains_keywords
 
 
+@explains_keywords()
 def logistic(in_size: int, classes: int) -> Layer:
     """Return a linear classifier, ``(in_size,) -> (classes,)`` logits.
 

@@ -13,9 +13,11 @@ from fngrad.models.arguments import (
     check_sequence,
     optional_dropout,
 )
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Scalar
 
 
+@explains_keywords()
 def mlp(
     sizes: Sequence[int],
     activation: Activation = jax.nn.relu,

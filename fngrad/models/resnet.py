@@ -15,6 +15,7 @@ from fngrad.models.arguments import (
     optional_drop_path,
     rates_by_depth,
 )
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Scalar
 
 Stem = Literal["imagenet", "small"]
@@ -31,6 +32,7 @@ _DEPTHS = {
 _EXPANSION = 4  # of a bottleneck's output over its width
 
 
+@explains_keywords()
 def resnet(
     in_channels: int,
     classes: int,

@@ -10,9 +10,11 @@ import fngrad.layers as layers
 from fngrad.layers.core import Layer
 from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.models.arguments import check_sequence, optional_dropout
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Key, Params, Scalar
 
 
+@explains_keywords()
 def rnn(
     in_size: int,
     hidden_sizes: Sequence[int],

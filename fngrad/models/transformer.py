@@ -13,6 +13,7 @@ from fngrad.layers.core import Layer, check_sizes
 from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.models.arguments import Activation, optional_dropout
 from fngrad.models.transformer_blocks import repeated_blocks, transformer_block
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.sharding.meshes import AnyMesh
 from fngrad.sharding.rules import Rule, check_rule, misfit, replicated
 from fngrad.types import Path, Scalar
@@ -22,6 +23,7 @@ _BY_COLUMNS = ("query", "key", "value", "expand", "head")
 _BY_ROWS = ("output", "shrink")
 
 
+@explains_keywords()
 def transformer(
     vocab_size: int,
     max_length: int,

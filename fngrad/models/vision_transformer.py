@@ -19,6 +19,7 @@ from fngrad.models.arguments import (
     rates_by_depth,
 )
 from fngrad.models.transformer_blocks import repeated_blocks, transformer_block
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Key, Params, Scalar
 
 Size = Literal["Ti", "S", "B"]
@@ -38,6 +39,7 @@ _SIZES: dict[Size, _Sizes] = {
 }
 
 
+@explains_keywords()
 def vision_transformer(
     in_shape: tuple[int, int, int],
     classes: int,

@@ -16,6 +16,9 @@ in another file or is not exported, or if the file states a displayed formula or
 twice.
 """
 
+from fngrad.optimizers.registry import REGISTRY  # explains the keywords of the rest
+
+# isort: split
 from fngrad.optimizers.adabelief import adabelief
 from fngrad.optimizers.adadelta import adadelta
 from fngrad.optimizers.adafactor import adafactor
@@ -38,7 +41,6 @@ from fngrad.optimizers.nadam import nadam
 from fngrad.optimizers.novograd import novograd
 from fngrad.optimizers.prodigy import prodigy
 from fngrad.optimizers.radam import radam
-from fngrad.optimizers.registry import REGISTRY
 from fngrad.optimizers.rmsprop import rmsprop
 from fngrad.optimizers.rprop import rprop
 from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd

@@ -32,6 +32,7 @@ from fngrad.optimizers.sign_sgd import sign_sgd, signum
 from fngrad.optimizers.sm3 import sm3
 from fngrad.optimizers.soap import soap
 from fngrad.optimizers.yogi import yogi
+from fngrad.programs.keywords_elsewhere import OF_OPTIMIZERS, explain_in_place
 from fngrad.transforms.core import Transform
 
 # Each factory needs only a learning rate. The rules that see the loss (lbfgs,
@@ -76,3 +77,6 @@ REGISTRY: dict[str, Callable[..., Transform]] = {
         dog,
     )
 }
+
+# Before a module outside this package imports a factory.
+explain_in_place(REGISTRY, OF_OPTIMIZERS)

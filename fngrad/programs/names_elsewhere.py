@@ -109,6 +109,7 @@ HERE: Mapping[str, Mapping[str, str]] = {
         "clip_grad_norm_": "fngrad.clip_by_global_norm in a chain",
         "global_norm": "fngrad.tree.norm",
         "incremental_update": "fngrad.tree.average, or fngrad.ema_params in a chain",
+        "periodic_update": "fngrad.tree.where(step % period == 0, new, old)",
         "inject_hyperparams": "fngrad.tunable",
         "multi_transform": "fngrad.partition",
         "no_grad": "jax.lax.stop_gradient",

@@ -14,6 +14,7 @@ from fngrad.steps.polyak_step import polyak
 from fngrad.steps.sharpness_aware import sam
 from fngrad.steps.skipping import skip_bad_steps
 from fngrad.steps.sophia import sophia
+from fngrad.steps.spikes import skip_spikes
 
 __all__ = [
     "freeze_diverged",
@@ -25,6 +26,7 @@ __all__ = [
     "polyak",
     "sam",
     "skip_bad_steps",
+    "skip_spikes",
     "sophia",
 ]
 

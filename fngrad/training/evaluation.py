@@ -52,8 +52,9 @@ def evaluate(
         metric_fn: ``metric_fn(params, batch)``, or with an argument named
             ``model_state``. It returns a dict whose values are: an array with a value
             per example, shape ``(examples, ...)``, which is averaged over the
-            examples; or a tuple (sum, weight), of which the quotient of totals is
-            taken; or an accumulator such as ``metrics.r2(...)``.
+            examples; or a tuple (sum, weight) or a `fngrad.losses.weighted_sum`, of
+            which the quotient of totals is taken; or an accumulator such as
+            ``metrics.r2(...)``.
         state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`,
             or only the parameters.
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset or a source, whose

@@ -4,16 +4,18 @@ Losses of several forms (`FORMS`) are converted to one. The gradient is that of 
 trainable leaves, over the whole batch or averaged over its parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+import fngrad.numerics as numerics
 import fngrad.sharding.constraints as constraints
 import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy
+from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
 from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, batch_devices
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
@@ -23,7 +25,8 @@ need a loss function with two required arguments, in this order, for the paramet
 and the batch, and optional arguments named key and model_state:
   loss_fn(params, batch) -> loss  or  (loss, metrics)
   loss_fn(params, batch, key) -> loss  or  (loss, metrics)
-  loss_fn(params, model_state, batch[, key]) -> (loss, (metrics, model_state))\
+  loss_fn(params, model_state, batch[, key]) -> (loss, (metrics, model_state))
+where loss is a scalar or fngrad.losses.weighted_sum(total, weight)\
 """
 
 
@@ -36,6 +39,7 @@ class Value(NamedTuple):
     loss: jax.Array  # at least float32, shape ()
     metrics: Metrics  # the user's own
     model_state: ModelState  # the new one
+    weights: Metrics = {}  # noqa: RUF012  # by name, of what was a weighted sum
 
 
 # (params, trainable, batch, key, model_state[, scale]) -> the value and its gradient.
@@ -164,9 +168,25 @@ def read_value(out: Any, model_state: ModelState, has_model_state: bool) -> Valu
         model_state = tree.strong(new_model_state)
     else:
         loss, metrics = out if _is_pair(out) else (out, {})
+    if not isinstance(metrics, dict):
+        raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
+    weights, loss, metrics = _divided(loss, metrics)
     _check_loss(loss)
     _check_metrics(metrics)
-    return Value(tree.widen(jnp.asarray(loss)), metrics, model_state)
+    return Value(tree.widen(jnp.asarray(loss)), metrics, model_state, weights)
+
+
+def _divided(loss: Any, metrics: Mapping[str, Any]) -> tuple[Metrics, Any, Metrics]:
+    """Return the weights of the weighted sums by name, and loss and metrics as means.
+
+    The loss is named as among the metrics of a step, where no other has its name.
+    """
+    named = {**metrics, "loss": loss}
+    sums = {k: tree.widen(x) for k, x in named.items() if isinstance(x, WeightedSum)}
+    means: dict[str, Any] = {name: x.mean() for name, x in sums.items()}
+    weights = {k: jnp.asarray(x.weight).astype(means[k].dtype) for k, x in sums.items()}
+    others = {name: means.get(name, x) for name, x in metrics.items()}
+    return weights, means.get("loss", loss), others
 
 
 def _is_pair(out: Any) -> bool:
@@ -200,13 +220,11 @@ def _check_loss(loss: Any) -> None:
 
 
 def _check_metrics(metrics: Any) -> None:
-    if not isinstance(metrics, dict):
-        raise TypeError(f"need a dict of metrics, got {_kind(metrics)}")
     for name, value in metrics.items():
         if not (hasattr(value, "dtype") or isinstance(value, int | float)):
             remedy = f": {_VALUE}" if _is_accumulator(value) else ""
             if type(value) is tuple and len(value) == 2:
-                remedy = ": of a (sum, weight) give sum / weight"
+                remedy = ": of a (sum, weight) give fngrad.losses.weighted_sum(...)"
             raise TypeError(
                 f"need scalar metrics, got {_kind(value)} for {name!r}{remedy}"
             )
@@ -217,7 +235,10 @@ def _check_metrics(metrics: Any) -> None:
 
 
 def _averaged(gradient: Gradient, parts: int) -> Gradient:
-    """Average loss, metrics and gradient over equal parts of the batch."""
+    """Average loss, metrics and gradient over equal parts of the batch.
+
+    A weighted sum counts each part by its weight; the rest counts all the same.
+    """
 
     def averaged(
         params: Params,
@@ -232,8 +253,9 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
             part, index = inputs
             k_part = jax.random.fold_in(key, index)
             value, grads = gradient(params, trainable, part, k_part, model_state, scale)
-            term = _terms(value, grads)
-            total = tree.add(total, tree.scale(1 / parts, term))
+            shares = dict.fromkeys(_names(value), 1 / parts) | value.weights
+            term = _scaled(shares, _terms(value, grads))
+            total = tree.add(total, (term, value.weights))
             return (total, value.model_state), None
 
         mesh = auto_mesh_of(params, batch)
@@ -241,25 +263,37 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
         batch = constraints.split(batch, mesh)
         stacked = tree.map_with_path(lambda p, x: cut(p, x, parts, devices), batch)
         first = jax.tree.map(lambda x: x[0], stacked)
-        like = jax.eval_shape(
-            lambda part, key, model_state: _terms(
-                *gradient(params, trainable, part, key, model_state, scale)
-            ),
-            first,
-            key,
-            model_state,
-        )
-        zero = tree.zeros_like(like)
+
+        def terms(part: Batch, key: Key, model_state: ModelState) -> Any:
+            value, grads = gradient(params, trainable, part, key, model_state, scale)
+            return _terms(value, grads), value.weights
+
+        zero = tree.zeros_like(jax.eval_shape(terms, first, key, model_state))
         inputs = (stacked, jnp.arange(parts))
-        ((loss, metrics, grads), model_state), _ = jax.lax.scan(
+        ((total, weights), model_state), _ = jax.lax.scan(
             accumulate, (zero, model_state), inputs
         )
+        inverse = {k: numerics.divide(jnp.ones_like(w), w) for k, w in weights.items()}
+        loss, metrics, grads = _scaled(inverse, total)
         loss = checkpoint_name(loss, "mean_loss")
         named = tree.map_with_path(_named_mean, tree.keep(trainable, grads))
         value = Value(loss, metrics, model_state)
         return value, tree.merge(named, tree.zeros_like(grads))
 
     return averaged
+
+
+def _names(value: Value) -> list[str]:
+    return ["loss", *value.metrics]
+
+
+def _scaled(factors: Mapping[str, Any], terms: Any) -> Any:
+    """Return loss, metrics and gradient times factors by name; others stay."""
+    loss, metrics, grads = terms
+    if "loss" in factors:
+        loss, grads = tree.scale(factors["loss"], (loss, grads))
+    mine = {k: tree.scale(factors[k], metrics[k]) for k in metrics if k in factors}
+    return loss, {**metrics, **mine}, grads
 
 
 def _named_mean(path: Path, grad: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, num_examples, take
 from fngrad.data.sources import Source
+from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.metrics import Accumulator, Mean
 from fngrad.metrics.derived import grows
 from fngrad.metrics.sums import Pair, pair_of, pair_of_sum
@@ -239,6 +240,8 @@ def _accumulator(name: str, value: Any, count: int) -> Accumulator:
                 _pair(name, *value.rest)
             )
         return jax.tree.map(_settled, value)
+    if isinstance(value, WeightedSum):
+        return _pair(name, value.total, value.weight)
     if type(value) is tuple and len(value) == 2:
         return _pair(name, *value)
     values = _strong(name, value)

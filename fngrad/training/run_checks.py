@@ -7,6 +7,7 @@ import jax
 
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import check_foreign
+from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.programs.signatures import batch_of, explained, kind_of, name_of
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
@@ -80,4 +81,5 @@ def _is_loss(fn: Any, params: Params, batch: Batch) -> bool:
     except Exception:  # it does not take parameters
         return False
     loss = out[0] if isinstance(out, tuple) and len(out) == 2 else out
-    return getattr(loss, "shape", None) == ()
+    is_sum = isinstance(loss, WeightedSum)
+    return is_sum or getattr(loss, "shape", None) == ()

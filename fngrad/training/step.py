@@ -66,8 +66,11 @@ def make_step(
             a real scalar, the metrics a dict of scalars. Arguments named ``key`` (a
             new key per step) and ``model_state`` are recognized by name; with
             ``model_state`` it returns ``(loss, (metrics, model_state))``. Arguments
-            with defaults keep them. `fngrad.fit` warns of a step that leaves all of
-            ``model_state`` as it was, as layers without a key do; where that is meant,
+            with defaults keep them. A loss or a metric that is a mean over a number of
+            tokens that differs between batches may be a
+            `fngrad.losses.weighted_sum`. `fngrad.fit` warns of a step that leaves all
+            of ``model_state`` as it was, as layers without a key do; where that is
+            meant,
             ``warnings.filterwarnings("ignore", "the step returns model_state")``.
         optimizer: a transform.
         metrics: ``"norms"`` includes the global norms, ``"loss"`` does not. A list of
@@ -80,9 +83,9 @@ def make_step(
             the activations of one part at a time are in memory. Each part has a key of
             its own and its own batch statistics. Its examples are consecutive; on
             several devices part i has examples i, i + ``micro_batches`` and so on, some
-            of each device's. Every part counts the same: a masked mean, ``sum(l * w) /
-            sum(w)``, is then not that of the batch; put ``w / w.mean()`` into the batch
-            as its weights and return ``mean(l * w)``.
+            of each device's. Every part counts the same, unless the loss is a
+            `fngrad.losses.weighted_sum`: a masked mean ``sum(l * w) / sum(w)`` is then
+            not that of the batch; return ``weighted_sum(sum(l * w), sum(w))``.
         precision: in which dtype the loss computes, such as ``"bfloat16"``, or a
             `fngrad.Policy`; parameters, gradients, the optimizer's state and metrics
             keep theirs (see `fngrad.mixed_precision`). ``"float16"`` needs an optimizer

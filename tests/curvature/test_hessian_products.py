@@ -1,5 +1,7 @@
 """Products with the Hessian and Gauss-Newton's matrix, and means over batches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import networks
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+import fngrad as fg
 from fngrad import curvature
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -162,3 +165,24 @@ def test_a_mean_over_many_batches_keeps_its_digits(dtype):
     # Each batch's slope is rounded to the dtype of the user's own arithmetic.
     rtol = 1e-4 if dtype is np.float32 else float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(slope, want, rtol=rtol)
+
+
+def test_wrong_arguments_of_a_product_are_explained():
+    def loss(w, batch):
+        return jnp.sum(batch * w**2)
+
+    w, batch = jnp.ones(2), jnp.ones(2)
+    for args in ((), (batch, w)):
+        with pytest.raises(TypeError, match=r"got [13]: .*hvp\(f, params, \*args\)"):
+            curvature.hvp(loss, w, *args)
+    with pytest.raises(TypeError, match="need a function, got"):
+        curvature.hvp(w, loss, batch)
+    with pytest.raises(ValueError, match=r"a vector like the parameters: .*shape"):
+        curvature.hvp(loss, w, batch)(jnp.ones(3))
+    with pytest.raises(ValueError, match="a vector like the parameters"):
+        curvature.hvp(loss, w, batch)({"w": w})
+    with pytest.raises(TypeError, match=r"one float, got a tuple of 2: leave out"):
+        curvature.hvp(lambda w: (jnp.sum(w), {}), w)
+    mean = functools.partial(fg.losses.weighted_sum, weight=3)
+    with pytest.raises(TypeError, match=r"a WeightedSum: \.mean\(\)"):
+        curvature.hvp(lambda w: mean(jnp.sum(w)), w)

@@ -301,3 +301,11 @@ def test_steps_that_see_the_loss_have_the_same_gradients(name):
     got = STEPS[name]().gradients(state, batch)
     want = SGD_STEP.gradients(state, batch)
     np.testing.assert_array_equal(got["w"], want["w"])
+
+
+def test_a_run_that_ends_before_the_first_is_warned_about():
+    watch, logger = fg.callbacks.histograms(every=9), Media()
+    message = r"histograms\(every=9\) logged nothing: the run ended at step 8"
+    with pytest.warns(UserWarning, match=message):
+        quiet_fit(num_steps=8, loggers=[logger], callbacks=[watch])
+    assert not logger.found

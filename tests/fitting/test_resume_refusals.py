@@ -57,7 +57,8 @@ def test_another_optimizer_or_model_is_refused_naming_the_leaf(reached):
     other = adam(0.1)
     step = make_step(lambda p, b: jnp.mean((b["x"] @ p["w"] - b["y"]) ** 2), other)
     options = {"num_steps": 20, "checkpoint_dir": reached, "progress": False}
-    with pytest.raises(checkpoint.CheckpointError, match=r"opt_state/.*another optim"):
+    message = r"opt_state/.*another optim.*resume=.overwrite. moves the old run aside"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
         fit(step, init_state(first_state().params, other, 0), DATA, **options)
     wider = init_state({"w": jnp.zeros(2)}, OPTIMIZER, 0)
     with pytest.raises(checkpoint.CheckpointError, match=r"params/b"):

@@ -163,7 +163,8 @@ BUILDERS = {
 
 
 def test_every_step_that_sees_the_loss_is_tested():
-    wrappers = {"freeze_diverged", "observe", "plateau", "skip_bad_steps"}
+    wrappers = {"freeze_diverged", "observe", "plateau"}
+    wrappers |= {"skip_bad_steps", "skip_spikes"}
     assert wrappers | BUILDERS.keys() == set(steps.__all__)
 
 

@@ -155,3 +155,62 @@ def test_the_laws_hold():
 def test_every_is_an_int_of_at_least_one(every):
     with pytest.raises(ValueError, match=f"need an int every >= 1, got every={every}"):
         accumulate(sgd(0.1), every)
+
+
+def growing(step):
+    """Return 1, 1, 2, 2.6 and then 4 batches for an update."""
+    return jnp.array([1.0, 0.2, 2.0, 2.6, 4.0])[jnp.minimum(step, 4)]
+
+
+def test_a_schedule_gives_each_update_its_number_of_batches(x64):
+    sizes = [1, 1, 2, 3, 4]
+    params, whole = problem(num_batches=3)
+    micro = jax.tree.map(lambda b: b.reshape(-1, 4, b.shape[-1])[:11], whole)
+    adaptive = adam(0.1)
+    got = trained(accumulate(adaptive, growing), params, micro)
+    step = make_step(loss_fn, adaptive, metrics="loss")
+    want, first = init_state(params, adaptive, 0), 0
+    for size in sizes:
+        batch = jax.tree.map(
+            lambda b, i=first, k=size: b[i : i + k].reshape(-1, b.shape[-1]), micro
+        )
+        want, _ = step(want, batch)
+        first += size
+    assert first == 11
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, want.params
+    )
+
+
+def test_a_scheduled_number_of_batches_is_reported_and_compiled_once():
+    optimizer, params = accumulate(sgd(falling), growing), jnp.zeros(2)
+    traces, told = [], []
+
+    @jax.jit
+    def update(gradient, state):
+        traces.append(1)
+        metrics = report(optimizer, gradient, state, params)
+        return optimizer.update(gradient, state, params)[1], metrics
+
+    state = optimizer.init(params)
+    for _ in range(7):
+        state, metrics = update(jnp.ones(2), state)
+        told.append(metrics)
+    assert [int(r["accumulate/every"]) for r in told] == [1, 1, 2, 2, 3, 3, 3]
+    assert [int(r["accumulate/mini_step"]) for r in told] == [0, 0, 0, 1, 0, 1, 2]
+    rates = [r["accumulate/scale_by_learning_rate/learning_rate"] for r in told]
+    np.testing.assert_allclose(rates, 1 / np.array([1, 2, 3, 3, 4, 4, 4]), rtol=1e-6)
+    assert state["accumulate"].step == 4
+    assert len(traces) == 1
+
+
+def test_a_constant_schedule_equals_the_number_bit_by_bit():
+    params, whole = problem(num_batches=1)
+    micro = jax.tree.map(lambda b: b.reshape(-1, 4, b.shape[-1]), whole)
+    number = trained(accumulate(adam(0.1), 2), params, micro)
+    scheduled = trained(accumulate(adam(0.1), lambda step: 2), params, micro)
+    jax.tree.map(np.testing.assert_array_equal, number, scheduled)
+
+
+def test_the_laws_hold_with_a_schedule():
+    check_transform(accumulate(momentum(0.1), growing))

@@ -95,3 +95,27 @@ def test_tensor_parallel_transformers_too(name):
     assert eight_devices.farthest(one.params, many.params) < 1e-4
     specs = {str(x.sharding.spec) for x in jax.tree.leaves(many.params)}
     assert any("model" in spec and "data" in spec for spec in specs)
+
+
+def test_a_weighted_sum_is_the_mean_over_all_devices_and_parts():
+    model = MODELS["logistic"][0]
+    batch = {"x": FLAT, "y": LABELS, "mask": np.arange(16) < 5}  # on three devices
+
+    def masked(params, batch):
+        losses = fg.losses.softmax_cross_entropy_with_integer_labels(
+            jax.vmap(model.apply, (None, 0))(params, batch["x"]),
+            batch["y"],
+            where=batch["mask"],
+        )
+        return fg.losses.weighted_sum(jnp.sum(losses), jnp.sum(batch["mask"]))
+
+    def step(parts):
+        return jax.jit(fg.make_step(masked, OPTIMIZER, micro_batches=parts))
+
+    state = fg.init_state(model.init(jax.random.key(0)), OPTIMIZER, 0)
+    mesh, _ = PLACEMENTS["data parallel"]
+    one, alone = step(1)(state, batch)
+    split = sharding.shard_state(state, mesh)
+    many, metrics = step(2)(split, sharding.shard_batch(batch, mesh))
+    np.testing.assert_allclose(metrics["loss"], alone["loss"], rtol=1e-5)
+    assert eight_devices.farthest(one.params, many.params) < 1e-5
