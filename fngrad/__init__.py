@@ -29,6 +29,7 @@ from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.layers.low_rank_adapters import LoRA, lora
 from fngrad.logging.history import History
 from fngrad.optimizers import (
     REGISTRY,
@@ -212,6 +213,7 @@ __all__ = [
     "GradientNorms",
     "History",
     "Layer",
+    "LoRA",
     "NonFiniteError",
     "Policy",
     "Preflight",
@@ -284,6 +286,7 @@ __all__ = [
     "lion",
     "logging",
     "lookahead",
+    "lora",
     "loss_scaling",
     "losses",
     "madgrad",
