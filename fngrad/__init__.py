@@ -22,6 +22,7 @@ import fngrad.sharding as sharding
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
+from fngrad.files.exported_programs import export, load_exported
 from fngrad.fitting.checkpointing import SaveError
 from fngrad.fitting.dry_runs import DryRun, dry_run
 from fngrad.fitting.early_stopping import EarlyStopping
@@ -269,6 +270,7 @@ __all__ = [
     "ema_params",
     "eval_params",
     "evaluate",
+    "export",
     "fit",
     "freeze",
     "gradcheck",
@@ -284,6 +286,7 @@ __all__ = [
     "layerwise",
     "lbfgs",
     "lion",
+    "load_exported",
     "logging",
     "lookahead",
     "lora",

@@ -27,7 +27,6 @@ from fngrad.files.atomic_writes import write_atomically
 from fngrad.files.local_paths import check_local
 from fngrad.programs.optional_imports import import_extra
 from fngrad.types import Path as LeafPath
-from fngrad.types import Tree
 
 _DTYPES = {  # the format's names and those of NumPy and JAX
     "BOOL": "bool",
@@ -56,7 +55,7 @@ _CHECKSUMS = "fngrad.crc32"  # by name, of an array's dtype, shape and bytes, as
 
 def save_safetensors(
     path: str | os.PathLike[str],
-    params: Tree,
+    params: Any,
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
@@ -117,7 +116,7 @@ def save_safetensors(
 
 def load_safetensors(
     path: str | os.PathLike[str],
-    like: Tree = None,
+    like: Any = None,
     *,
     part: LeafPath | None = None,
     partial: bool = False,
