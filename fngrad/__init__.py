@@ -129,6 +129,7 @@ from fngrad.transforms.core import (
 )
 from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
+from fngrad.transforms.depth import gradual_unfreezing, scale_by_depth
 from fngrad.transforms.description import describe
 from fngrad.transforms.dynamic_loss_scale import loss_scaling
 from fngrad.transforms.evaluation_point import eval_params
@@ -275,6 +276,7 @@ __all__ = [
     "freeze",
     "gradcheck",
     "gradient_norms",
+    "gradual_unfreezing",
     "half_life_warmup",
     "hyperparameters",
     "identity",
@@ -327,6 +329,7 @@ __all__ = [
     "scale_by_block_norm",
     "scale_by_dadapt_adam",
     "scale_by_dadapt_sgd",
+    "scale_by_depth",
     "scale_by_dog",
     "scale_by_factored_rms",
     "scale_by_lars",
