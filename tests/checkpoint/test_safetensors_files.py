@@ -149,20 +149,20 @@ def test_one_array_is_a_tree(tmp_path):
     same_bits(load_safetensors(path, like=jnp.zeros(3)), jnp.ones(3))
 
 
-def test_a_file_that_is_cut_off_is_refused_at_every_length(path):
+def test_a_file_that_is_cut_off_is_refused(path):
     whole = path.read_bytes()
-    for length in range(len(whole)):
+    for length in [*range(0, len(whole), 7), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match="need a whole safetensors file"):
             load_safetensors(path)
 
 
-def test_a_flipped_bit_anywhere_is_refused_or_harmless(path):
+def test_a_flipped_bit_is_refused_or_harmless(path):
     whole = path.read_bytes()
     expected = {k: np.asarray(v) for k, v in load_safetensors(path).items()}
     names = [k for k, v in expected.items() if v.size]
     start = len(whole) - sum(expected[k].nbytes for k in names)
-    for at in range(len(whole)):
+    for at in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
         path.write_bytes(damaged)
