@@ -115,9 +115,9 @@ def topics() -> str:
     return "\n\n".join(dict.fromkeys(texts.split("\n\n")))
 
 
-def split(text: str) -> Text:
-    """Hold out every tenth block; the alphabet is that of the whole text."""
-    alphabet = "".join(sorted(set(text)))
+def split(text: str, characters: set[str] | None = None) -> Text:
+    """Hold out every tenth block; the alphabet is by default the text's characters."""
+    alphabet = "".join(sorted(characters or set(text)))
     number = {character: i for i, character in enumerate(alphabet)}
     tokens = np.array([number[character] for character in text], np.int32)
     is_held_out = np.arange(len(tokens)) // BLOCK % 10 == 9

@@ -23,6 +23,7 @@ import fngrad.sharding as sharding
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
+from fngrad.files.exported_programs import export, load_exported
 from fngrad.fitting.checkpointing import SaveError
 from fngrad.fitting.dry_runs import DryRun, dry_run
 from fngrad.fitting.early_stopping import EarlyStopping
@@ -30,6 +31,7 @@ from fngrad.fitting.hooks import STOP
 from fngrad.fitting.nonfinite import NonFiniteError
 from fngrad.fitting.training_loop import FitResult, fit
 from fngrad.layers.core import Layer, StatefulLayer
+from fngrad.layers.low_rank_adapters import LoRA, lora
 from fngrad.logging.history import History
 from fngrad.optimizers import (
     REGISTRY,
@@ -130,6 +132,7 @@ from fngrad.transforms.core import (
 )
 from fngrad.transforms.damping import adaptive_damping
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
+from fngrad.transforms.depth import gradual_unfreezing, scale_by_depth
 from fngrad.transforms.description import describe
 from fngrad.transforms.dynamic_loss_scale import loss_scaling
 from fngrad.transforms.evaluation_point import eval_params
@@ -216,6 +219,7 @@ __all__ = [
     "GradientNorms",
     "History",
     "Layer",
+    "LoRA",
     "NonFiniteError",
     "Policy",
     "Preflight",
@@ -274,10 +278,12 @@ __all__ = [
     "eval_params",
     "evaluate",
     "evolution_strategy",
+    "export",
     "fit",
     "freeze",
     "gradcheck",
     "gradient_norms",
+    "gradual_unfreezing",
     "half_life_warmup",
     "hyperparameters",
     "identity",
@@ -289,8 +295,10 @@ __all__ = [
     "layerwise",
     "lbfgs",
     "lion",
+    "load_exported",
     "logging",
     "lookahead",
+    "lora",
     "loss_scaling",
     "losses",
     "madgrad",
@@ -329,6 +337,7 @@ __all__ = [
     "scale_by_block_norm",
     "scale_by_dadapt_adam",
     "scale_by_dadapt_sgd",
+    "scale_by_depth",
     "scale_by_dog",
     "scale_by_factored_rms",
     "scale_by_lars",

@@ -25,6 +25,7 @@ EXTRAS = {
     "tensorboard": {"tensorboardX"},
     "images": {"pillow"},
     "cache": {"filelock"},
+    "files": {"safetensors", "flatbuffers"},
     "wandb": {"wandb"},
     "trackio": {"trackio"},
     "mlflow": {"mlflow-skinny"},

@@ -3,6 +3,11 @@
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.manager import Checkpoints
 from fngrad.checkpoint.reading import Saved, latest_step, steps
+from fngrad.checkpoint.safetensors_files import (
+    load_safetensors,
+    safetensors_metadata,
+    save_safetensors,
+)
 from fngrad.checkpoint.saving import restore, save
 from fngrad.checkpoint.tree_matching import rebuild
 
@@ -11,9 +16,12 @@ __all__ = [
     "Checkpoints",
     "Saved",
     "latest_step",
+    "load_safetensors",
     "rebuild",
     "restore",
+    "safetensors_metadata",
     "save",
+    "save_safetensors",
     "steps",
 ]
 

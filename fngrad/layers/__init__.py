@@ -27,6 +27,7 @@ from fngrad.layers.core import (
 from fngrad.layers.embedding import embedding, positional_embedding
 from fngrad.layers.initializers import Initializer
 from fngrad.layers.linear import drop_path, dropout, flatten, linear
+from fngrad.layers.low_rank_adapters import LoRA, LowRank
 from fngrad.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
 from fngrad.layers.prelu import prelu
 from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
@@ -42,6 +43,8 @@ __all__ = [
     "LayerError",
     "LayerLike",
     "LayerTypeError",
+    "LoRA",
+    "LowRank",
     "SpectralNormState",
     "StatefulLayer",
     "adaptive_avg_pool",

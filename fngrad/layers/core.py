@@ -28,6 +28,7 @@ import numpy as np
 import fngrad.layers.layer_tree as layer_tree
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.layers.low_rank_adapters import whole
 from fngrad.layers.one_program import as_one_program
 from fngrad.numerics.precision import is_narrow
 from fngrad.programs.printed import preformatted, shown
@@ -264,7 +265,8 @@ def check_shapes(
     Raises:
         ValueError: if the paths or shapes differ; the message has both, by path.
     """
-    got = {path: np.shape(leaf) for path, leaf in tree.leaf_paths(values).items()}
+    leaves = tree.leaf_paths(whole(values))
+    got = {path: np.shape(leaf) for path, leaf in leaves.items()}
     if got != shapes:
         raise ValueError(f"need {what} of the shapes {shapes}, got {got}{remedy}")
 

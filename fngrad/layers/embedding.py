@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.layers.initializers as initializers
-import fngrad.numerics as numerics
 from fngrad.layers.core import (
     Layer,
     add_shared,
@@ -13,6 +12,7 @@ from fngrad.layers.core import (
     float_array,
 )
 from fngrad.layers.initializers import Initializer, draw
+from fngrad.layers.low_rank_adapters import rows
 from fngrad.types import Key, Params
 
 _SMALL = initializers.normal(0.02)
@@ -62,8 +62,8 @@ def embedding(
         last = min(vocab_size - 1, int(jnp.iinfo(x.dtype).max))
         is_known = (x >= 0) & (x <= last)
         tokens = jnp.where(is_known, x, 0).astype(jnp.int32)
-        rows = numerics.rows(params["weight"], tokens)
-        return jnp.where(is_known[..., None], rows, jnp.nan)
+        found = rows(params["weight"], tokens)
+        return jnp.where(is_known[..., None], found, jnp.nan)
 
     return Layer(init, apply)
 

@@ -51,6 +51,7 @@ HOUSE = (
         "leaves are trainable), `scaling` (learning rates), `moment_arithmetic` (bias "
         "correction, look-ahead of a debiased average), `momentum_buffers` (heavy "
         "ball, Nesterov), `clipping`, `decay`, `noise`, `masking` (groups, `freeze`), "
+        "`depth`, "
         "`tunable_hyperparameters`, wrappers, `queries` of a state, "
         "`evaluation_point`, `description`, `structure`, `laws`",
     ),
@@ -71,7 +72,7 @@ HOUSE = (
         1,
         "layers/",
         "linear, conv, pooling, norms, attention, recurrent, embedding, combinators; "
-        "`layer_tree` (its `repr`), `summaries`",
+        "`low_rank_adapters`; `layer_tree` (its `repr`), `summaries`",
     ),
     (
         1,
@@ -117,7 +118,8 @@ HOUSE = (
         5,
         "files/ distributed",
         "one writer per folder (`locks`), `atomic_writes`, JSON, local paths, compiled "
-        "programs on disk (`compilation_cache`); processes, and what they agree on",
+        "programs on disk (`compilation_cache`), `exported_programs`; processes, and "
+        "what they agree on",
     ),
     (
         6,
@@ -125,7 +127,7 @@ HOUSE = (
         "a state on disk: `saving`, `reading`, copies from and to devices "
         "(`device_transfer`), `retention`, errors for another shape or dtype "
         "(`tree_matching`), checksums (`manifest`), writing in the background "
-        "(`manager`)",
+        "(`manager`), `safetensors_files`",
     ),
     (
         6,

@@ -18,6 +18,7 @@ from fngrad.transforms.clipping import (
 )
 from fngrad.transforms.core import Transform, chain, identity, named
 from fngrad.transforms.decay import add_decayed_weights, proximal_decay
+from fngrad.transforms.depth import gradual_unfreezing, scale_by_depth
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
 from fngrad.transforms.momentum_buffers import ema, trace
@@ -56,6 +57,8 @@ TRANSFORMS = {
     "partition": partition([("layers/**", adam(0.1)), ("**", freeze())]),
     "masked": masked(trace(0.9), "**/weight", otherwise=identity()),
     "freeze": freeze(),
+    "scale_by_depth": scale_by_depth(["layers/**", "**"], 0.5),
+    "gradual_unfreezing": gradual_unfreezing(["layers/**", "**"], 2),
     "named": named("slow", chain(clip(0.5), trace(0.99))),
     "tunable": tunable(rmsprop, learning_rate=0.1, momentum=0.9),
     "chain": chain(clip_by_global_norm(1.0), rmsprop(falling, centered=True)),
