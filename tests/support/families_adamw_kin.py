@@ -43,11 +43,14 @@ FACTORED = Family(
         }
     },
     shape=(3, 2),
+    slow_rows=True,
 )
 MINI = Family(
     oracles_adamw_kin,
     {"adam_mini": {**LAST, **DECAY, "blocks": ({}, (), (("**", 2),))}},
     [("adam_mini", {"blocks": (("**", k),)}) for k in ("entry", "leaf", "input")],
     shape=(1, 6),
+    slow_rows=True,
 )
-FAMILIES = (Family(oracles_adamw_kin, ARGUMENTS, CONVENTIONS), FACTORED, MINI)
+ENTRIES = Family(oracles_adamw_kin, ARGUMENTS, CONVENTIONS, slow_rows=True)
+FAMILIES = (ENTRIES, FACTORED, MINI)
