@@ -57,7 +57,7 @@ def scale_by_kron(
 
     Args:
         b1: $\beta_1$ in [0, 1).
-        preconditioner_update_probability: p in (0, 1]; ``None`` anneals it.
+        preconditioner_update_probability: p in [0, 1]; ``None`` anneals it.
         max_size_triangular: the longest axis with a triangular factor.
         min_ndim_triangular: the fewest axes of a leaf with triangular factors.
         memory_save_mode: ``None``, ``"one_diag"`` or ``"all_diag"``.
@@ -104,17 +104,13 @@ def scale_by_kron(
         mesh = auto_mesh_of(updates, state, params)
         mu = tree.average(decay, state.mu, updates)
         mu_hat = remove_bias(mu, decay, step)
-        chance = (
-            _annealed(step)
-            if preconditioner_update_probability is None
-            else (numerics.hyper(preconditioner_update_probability, step))
-        )
+        chance = _annealed(step)
+        if preconditioner_update_probability is not None:
+            chance = numerics.hyper(preconditioner_update_probability, step)
         waited = numerics.next_step(state.waited)
-        is_due = waited.astype(chance.dtype) * chance >= 1 - 1e-6
-        rates = (
-            numerics.hyper(precond_lr, step),
-            jax.random.fold_in(numerics.key(key), step),
-        )
+        is_due = waited.astype(chance.dtype) * chance >= 1 - 1e-6  # 1/3 is rounded
+        noise_key = jax.random.fold_in(numerics.key(key), step)
+        rates = numerics.hyper(precond_lr, step), noise_key
         seen = mu_hat if momentum_into_precond_update else updates
         factors = _follow(is_due, step, seen, state.factors, rates, mesh=mesh)
         new_updates = map_matrices(_precondition, mu_hat, factors, mesh=mesh)
@@ -176,7 +172,7 @@ def kron(
         b1: $\beta_1$ in [0, 1).
         weight_decay: $\lambda$, decoupled.
         mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
-        preconditioner_update_probability: p in (0, 1], or a schedule; ``None`` anneals
+        preconditioner_update_probability: p in [0, 1], or a schedule; ``None`` anneals
             it as above.
         max_size_triangular: a longer axis has a diagonal factor.
         min_ndim_triangular: a leaf with fewer axes has diagonal factors.
