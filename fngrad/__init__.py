@@ -40,20 +40,25 @@ from fngrad.optimizers import (
     adafactor,
     adagrad,
     adam,
+    adam_mini,
     adamax,
     adamw,
     adan,
     ademamix,
     adopt,
     amsgrad,
+    came,
     dadapt_adamw,
     dadapt_sgd,
     dog,
+    kron,
     lamb,
+    laprop,
     lars,
     lbfgs,
     lion,
     madgrad,
+    mars,
     momentum,
     muon,
     nadam,
@@ -63,14 +68,17 @@ from fngrad.optimizers import (
     rmsprop,
     rprop,
     schedule_free_adamw,
+    schedule_free_radam,
     schedule_free_sgd,
     sgd,
     shampoo,
     sign_sgd,
     signum,
+    simplified_ademamix,
     sm3,
     soap,
     sophia,
+    stable_adamw,
     yogi,
 )
 from fngrad.optimizers.adabelief import scale_by_belief
@@ -78,17 +86,22 @@ from fngrad.optimizers.adadelta import scale_by_adadelta
 from fngrad.optimizers.adafactor import scale_by_factored_rms
 from fngrad.optimizers.adagrad import scale_by_rss
 from fngrad.optimizers.adam import scale_by_adam
+from fngrad.optimizers.adam_mini import scale_by_adam_mini
 from fngrad.optimizers.adamax import scale_by_adamax
 from fngrad.optimizers.adan import scale_by_adan
 from fngrad.optimizers.ademamix import half_life_warmup, scale_by_ademamix
 from fngrad.optimizers.adopt import scale_by_adopt
 from fngrad.optimizers.amsgrad import scale_by_amsgrad
+from fngrad.optimizers.came import scale_by_came
 from fngrad.optimizers.dadapt import scale_by_dadapt_adam, scale_by_dadapt_sgd
 from fngrad.optimizers.dog import scale_by_dog
+from fngrad.optimizers.kron import scale_by_kron
+from fngrad.optimizers.laprop import scale_by_laprop
 from fngrad.optimizers.lars import scale_by_lars
 from fngrad.optimizers.lbfgs import scale_by_lbfgs
 from fngrad.optimizers.lion import scale_by_lion
 from fngrad.optimizers.madgrad import scale_by_madgrad
+from fngrad.optimizers.mars import scale_by_mars
 from fngrad.optimizers.muon import orthogonalize, scale_by_muon
 from fngrad.optimizers.nadam import scale_by_nadam
 from fngrad.optimizers.novograd import scale_by_block_norm
@@ -99,9 +112,11 @@ from fngrad.optimizers.rprop import scale_by_rprop
 from fngrad.optimizers.schedule_free import schedule_free
 from fngrad.optimizers.shampoo import scale_by_shampoo
 from fngrad.optimizers.sign_sgd import scale_by_sign
+from fngrad.optimizers.simplified_ademamix import scale_by_simplified_ademamix
 from fngrad.optimizers.sm3 import scale_by_sm3
 from fngrad.optimizers.soap import scale_by_soap
 from fngrad.optimizers.sophia import scale_by_sophia
+from fngrad.optimizers.stable_adamw import scale_by_stable_adamw
 from fngrad.optimizers.yogi import scale_by_yogi
 from fngrad.programs.operation_counts import Costs, costs
 from fngrad.programs.optional_imports import imported_later
@@ -235,6 +250,7 @@ __all__ = [
     "adafactor",
     "adagrad",
     "adam",
+    "adam_mini",
     "adamax",
     "adamw",
     "adan",
@@ -251,6 +267,7 @@ __all__ = [
     "backprop",
     "cache_compilations",
     "callbacks",
+    "came",
     "cautious",
     "central_differences",
     "centralize",
@@ -288,8 +305,10 @@ __all__ = [
     "hyperparameters",
     "identity",
     "init_state",
+    "kron",
     "lamb",
     "landscapes",
+    "laprop",
     "lars",
     "layers",
     "layerwise",
@@ -303,6 +322,7 @@ __all__ = [
     "losses",
     "madgrad",
     "make_step",
+    "mars",
     "masked",
     "metrics",
     "mixed_precision",
@@ -328,6 +348,7 @@ __all__ = [
     "scale",
     "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adam_mini",
     "scale_by_adamax",
     "scale_by_adan",
     "scale_by_ademamix",
@@ -335,16 +356,20 @@ __all__ = [
     "scale_by_amsgrad",
     "scale_by_belief",
     "scale_by_block_norm",
+    "scale_by_came",
     "scale_by_dadapt_adam",
     "scale_by_dadapt_sgd",
     "scale_by_depth",
     "scale_by_dog",
     "scale_by_factored_rms",
+    "scale_by_kron",
+    "scale_by_laprop",
     "scale_by_lars",
     "scale_by_lbfgs",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_madgrad",
+    "scale_by_mars",
     "scale_by_muon",
     "scale_by_nadam",
     "scale_by_param_block_rms",
@@ -356,15 +381,18 @@ __all__ = [
     "scale_by_schedule",
     "scale_by_shampoo",
     "scale_by_sign",
+    "scale_by_simplified_ademamix",
     "scale_by_sm3",
     "scale_by_soap",
     "scale_by_sophia",
+    "scale_by_stable_adamw",
     "scale_by_stddev",
     "scale_by_step_length",
     "scale_by_trust_ratio",
     "scale_by_yogi",
     "schedule_free",
     "schedule_free_adamw",
+    "schedule_free_radam",
     "schedule_free_sgd",
     "schedules",
     "set_hyperparameters",
@@ -373,12 +401,14 @@ __all__ = [
     "sharding",
     "sign_sgd",
     "signum",
+    "simplified_ademamix",
     "skip_nonfinite",
     "sm3",
     "snapshot",
     "soap",
     "sophia",
     "split",
+    "stable_adamw",
     "stack",
     "stack_leaves",
     "steps",

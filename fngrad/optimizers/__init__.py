@@ -24,18 +24,23 @@ from fngrad.optimizers.adadelta import adadelta
 from fngrad.optimizers.adafactor import adafactor
 from fngrad.optimizers.adagrad import adagrad
 from fngrad.optimizers.adam import adam, adamw
+from fngrad.optimizers.adam_mini import adam_mini
 from fngrad.optimizers.adamax import adamax
 from fngrad.optimizers.adan import adan
 from fngrad.optimizers.ademamix import ademamix
 from fngrad.optimizers.adopt import adopt
 from fngrad.optimizers.amsgrad import amsgrad
+from fngrad.optimizers.came import came
 from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
 from fngrad.optimizers.dog import dog
+from fngrad.optimizers.kron import kron
 from fngrad.optimizers.lamb import lamb
+from fngrad.optimizers.laprop import laprop
 from fngrad.optimizers.lars import lars
 from fngrad.optimizers.lbfgs import lbfgs
 from fngrad.optimizers.lion import lion
 from fngrad.optimizers.madgrad import madgrad
+from fngrad.optimizers.mars import mars
 from fngrad.optimizers.muon import muon
 from fngrad.optimizers.nadam import nadam
 from fngrad.optimizers.novograd import novograd
@@ -43,13 +48,19 @@ from fngrad.optimizers.prodigy import prodigy
 from fngrad.optimizers.radam import radam
 from fngrad.optimizers.rmsprop import rmsprop
 from fngrad.optimizers.rprop import rprop
-from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from fngrad.optimizers.schedule_free import (
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
+)
 from fngrad.optimizers.sgd import momentum, sgd
 from fngrad.optimizers.shampoo import shampoo
 from fngrad.optimizers.sign_sgd import sign_sgd, signum
+from fngrad.optimizers.simplified_ademamix import simplified_ademamix
 from fngrad.optimizers.sm3 import sm3
 from fngrad.optimizers.soap import soap
 from fngrad.optimizers.sophia import sophia
+from fngrad.optimizers.stable_adamw import stable_adamw
 from fngrad.optimizers.yogi import yogi
 
 __all__ = [
@@ -59,20 +70,25 @@ __all__ = [
     "adafactor",
     "adagrad",
     "adam",
+    "adam_mini",
     "adamax",
     "adamw",
     "adan",
     "ademamix",
     "adopt",
     "amsgrad",
+    "came",
     "dadapt_adamw",
     "dadapt_sgd",
     "dog",
+    "kron",
     "lamb",
+    "laprop",
     "lars",
     "lbfgs",
     "lion",
     "madgrad",
+    "mars",
     "momentum",
     "muon",
     "nadam",
@@ -82,14 +98,17 @@ __all__ = [
     "rmsprop",
     "rprop",
     "schedule_free_adamw",
+    "schedule_free_radam",
     "schedule_free_sgd",
     "sgd",
     "shampoo",
     "sign_sgd",
     "signum",
+    "simplified_ademamix",
     "sm3",
     "soap",
     "sophia",
+    "stable_adamw",
     "yogi",
 ]
 

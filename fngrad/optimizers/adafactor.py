@@ -79,7 +79,7 @@ def scale_by_factored_rms(
     shortest = _shortest(factored, min_dim_size_to_factor)
 
     def start(p: jax.Array) -> tuple[jax.Array | None, Factors | None]:
-        return _start(p, _axes(p.shape, longest, shortest))
+        return start_factors(p, factored_axes(p.shape, longest, shortest))
 
     def init(params: Params) -> ScaleByFactoredRmsState:
         nu, factors = tree.map_leaves(start, params, outputs=2)
@@ -94,7 +94,7 @@ def scale_by_factored_rms(
         def divide(
             g: jax.Array, nu: jax.Array | None, factors: Factors | None
         ) -> tuple[jax.Array, jax.Array | None, Factors | None]:
-            axes = _axes(g.shape, longest, shortest)
+            axes = factored_axes(g.shape, longest, shortest)
             g = squarable(g, 1 if axes is None else max(g.shape[i] for i in axes))
             square = tree.abs_square(g) + eps.astype(real_dtype(g))
             if axes is None or factors is None:
@@ -102,7 +102,7 @@ def scale_by_factored_rms(
                 return divide_by_root(g, nu, 0.0, 0.0), nu, None
             means = Factors(jnp.mean(square, axes[1]), jnp.mean(square, axes[0]))
             means = tree.lerp(factors, means, weight)
-            return _divide_by_factors(g, means, axes), None, means
+            return divide_by_factors(g, means, axes), None, means
 
         new_updates, nu, factors = tree.map_leaves(
             divide, updates, state.nu, state.factors, outputs=3
@@ -246,10 +246,16 @@ def _shortest(factored: bool, min_dim_size_to_factor: int) -> float:
     return size if factored else math.inf
 
 
-def _axes(
+def factored_axes(
     shape: tuple[int, ...], longest: bool, shortest: float
 ) -> tuple[int, int] | None:
-    """Return the axes of rows and of columns, or None where a leaf is not factored."""
+    """Return the axes of rows and of columns, or None where a leaf is not factored.
+
+    Args:
+        shape: of the leaf.
+        longest: whether the two longest axes are factored, or the last two.
+        shortest: the least length of both.
+    """
     if len(shape) < 2:
         return None
     order = np.argsort(shape, kind="stable") if longest else np.arange(len(shape))
@@ -257,9 +263,10 @@ def _axes(
     return (row, column) if min(shape[row], shape[column]) >= shortest else None
 
 
-def _start(
+def start_factors(
     p: jax.Array, axes: tuple[int, int] | None
 ) -> tuple[jax.Array | None, Factors | None]:
+    """Return a leaf's second moments of zero: all of them, or their factors."""
     dtype = real_dtype(p)
     if axes is None:
         return jnp.zeros_like(p, dtype=dtype), None
@@ -267,10 +274,13 @@ def _start(
     return None, Factors(jnp.zeros(row, dtype), jnp.zeros(column, dtype))
 
 
-def _divide_by_factors(
+def divide_by_factors(
     g: jax.Array, factors: Factors, axes: tuple[int, int]
 ) -> jax.Array:
-    """Take each root by itself: products and quotients of squares may not fit."""
+    """Divide by the root of what the factors approximate.
+
+    Each root is taken by itself: products and quotients of squares may not fit.
+    """
     row_axis, column_axis = axes
     row = jnp.expand_dims(factors.row, column_axis)
     column = jnp.expand_dims(factors.column, row_axis)

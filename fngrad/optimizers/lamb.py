@@ -18,6 +18,7 @@ def lamb(
     mask: Selector | None = None,
     *,
     decay_outside: bool = False,
+    max_ratio: Hyper | None = None,
 ) -> Transform:
     r"""LAMB: Adam whose step in each leaf is proportional to the leaf's norm.
 
@@ -48,6 +49,9 @@ def lamb(
         decay_outside: whether decay is added after the trust ratio. Keras does so, but
             decays before the step, which makes its $\|w_t\|$ smaller by the factor
             $1 - \alpha_t \lambda$.
+        max_ratio: c >= 0, the largest ratio of the norms: where it is larger, c takes
+            its place. 1 is LAMBC, timm's ``trust_clip``, whose step is at most Adam's.
+            ``None`` sets no bound.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
@@ -66,9 +70,12 @@ def lamb(
         You et al., Large batch optimization for deep learning: training BERT in 76
         minutes, 2020, algorithm 2, https://arxiv.org/abs/1904.00962. Differs from it
         in: the norm of the parameters is not clipped (their $\phi$ is the identity).
+        ``max_ratio``: Fong, Chen and Chen, Improving layer-wise adaptive rate methods
+        using trust ratio clipping, 2020, algorithm 1,
+        https://arxiv.org/abs/2011.13584.
     """
     decay = add_decayed_weights(weight_decay, mask)
-    adapt = scale_by_trust_ratio()
+    adapt = scale_by_trust_ratio(max_ratio=max_ratio)
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         chain(adapt, decay) if decay_outside else chain(decay, adapt),

@@ -101,7 +101,7 @@ def scale_by_radam(
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),
         )
-        r = _rectification(beta_2, state.step, numerics.hyper(threshold, state.step))
+        r = rectification(beta_2, state.step, numerics.hyper(threshold, state.step))
         first = mu_hat if unrectified == "momentum" else tree.zeros_like(mu_hat)
         new_updates = tree.where(r > 0, tree.scale(r, adaptive), first)
         new_state = ScaleByRadamState(numerics.next_step(state.step), mu, nu)
@@ -184,7 +184,7 @@ def radam(
     )
 
 
-def _rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Array:
+def rectification(beta: jax.Array, step: jax.Array, least: jax.Array) -> jax.Array:
     """Return r, and 0 where the average is still too short."""
     # Beyond 80 exp(-rate) is below rounding; the bound keeps beta = 0 finite.
     rate = jnp.minimum(-jnp.log(beta), 80.0)

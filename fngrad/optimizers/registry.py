@@ -7,17 +7,22 @@ from fngrad.optimizers.adadelta import adadelta
 from fngrad.optimizers.adafactor import adafactor
 from fngrad.optimizers.adagrad import adagrad
 from fngrad.optimizers.adam import adam, adamw
+from fngrad.optimizers.adam_mini import adam_mini
 from fngrad.optimizers.adamax import adamax
 from fngrad.optimizers.adan import adan
 from fngrad.optimizers.ademamix import ademamix
 from fngrad.optimizers.adopt import adopt
 from fngrad.optimizers.amsgrad import amsgrad
+from fngrad.optimizers.came import came
 from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
 from fngrad.optimizers.dog import dog
+from fngrad.optimizers.kron import kron
 from fngrad.optimizers.lamb import lamb
+from fngrad.optimizers.laprop import laprop
 from fngrad.optimizers.lars import lars
 from fngrad.optimizers.lion import lion
 from fngrad.optimizers.madgrad import madgrad
+from fngrad.optimizers.mars import mars
 from fngrad.optimizers.muon import muon
 from fngrad.optimizers.nadam import nadam
 from fngrad.optimizers.novograd import novograd
@@ -25,12 +30,18 @@ from fngrad.optimizers.prodigy import prodigy
 from fngrad.optimizers.radam import radam
 from fngrad.optimizers.rmsprop import rmsprop
 from fngrad.optimizers.rprop import rprop
-from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from fngrad.optimizers.schedule_free import (
+    schedule_free_adamw,
+    schedule_free_radam,
+    schedule_free_sgd,
+)
 from fngrad.optimizers.sgd import momentum, sgd
 from fngrad.optimizers.shampoo import shampoo
 from fngrad.optimizers.sign_sgd import sign_sgd, signum
+from fngrad.optimizers.simplified_ademamix import simplified_ademamix
 from fngrad.optimizers.sm3 import sm3
 from fngrad.optimizers.soap import soap
+from fngrad.optimizers.stable_adamw import stable_adamw
 from fngrad.optimizers.yogi import yogi
 from fngrad.programs.keywords_elsewhere import OF_OPTIMIZERS, explain_in_place
 from fngrad.transforms.core import Transform
@@ -56,11 +67,17 @@ REGISTRY: dict[str, Callable[..., Transform]] = {
         adan,
         adopt,
         ademamix,
+        simplified_ademamix,
+        laprop,
+        mars,
+        stable_adamw,
         sign_sgd,
         signum,
         lion,
         rprop,
         adafactor,
+        came,
+        adam_mini,
         sm3,
         novograd,
         lars,
@@ -68,9 +85,11 @@ REGISTRY: dict[str, Callable[..., Transform]] = {
         madgrad,
         shampoo,
         soap,
+        kron,
         muon,
         schedule_free_sgd,
         schedule_free_adamw,
+        schedule_free_radam,
         prodigy,
         dadapt_sgd,
         dadapt_adamw,

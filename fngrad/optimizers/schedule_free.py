@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.rmsprop import scale_by_rms
+from fngrad.optimizers.radam import rectification
+from fngrad.optimizers.rmsprop import ScaleByRmsState, scale_by_rms
 from fngrad.optimizers.sgd import sgd
 from fngrad.transforms.core import (
     Transform,
@@ -24,8 +25,12 @@ from fngrad.transforms.core import (
     wrapper,
 )
 from fngrad.transforms.decay import add_decayed_weights, decaying
-from fngrad.transforms.moment_arithmetic import check_decay
-from fngrad.transforms.scaling import check_learning_rate
+from fngrad.transforms.moment_arithmetic import check_decay, squarable
+from fngrad.transforms.scaling import (
+    check_learning_rate,
+    scale_by_learning_rate,
+    scale_by_schedule,
+)
 from fngrad.types import Hyper, Metrics, OptState, Params, Selector, Updates
 
 
@@ -228,6 +233,100 @@ def schedule_free_adamw(
     rule = scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
     inner = decaying(rule, rate, weight_decay, mask)
     return schedule_free(inner, rate, b1, weight_lr_power)
+
+
+def schedule_free_radam(
+    learning_rate: Hyper = 0.0025,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    weight_lr_power: Hyper = 2.0,
+    *,
+    mask: Selector | None = None,
+    silent_sgd_phase: bool = True,
+) -> Transform:
+    r"""RAdam without a schedule and without a warmup: rectified steps, averaged.
+
+    This is `schedule_free` (see there for the equations and the paper) around the
+    optimizer, with $\nu_t$ as in `schedule_free_adamw` and the rectification $r_t$ of
+    `radam`, where $\rho_t$ is defined,
+
+    $$z_{t+1} = z_t - r_t\,\alpha_t \left(
+      \frac{g_t}{\sqrt{\nu_t / (1 - \beta_2^t)} + \epsilon} + \lambda\,y_t \right)
+      \quad\text{once } \rho_t > 4$$
+
+    and $c_t$ takes the largest $r_t\,\alpha_t$ so far. Before that, for some four
+    steps, nothing moves; without ``silent_sgd_phase`` the steps are then
+    $\alpha_t\,(g_t + \lambda\,y_t)$, of the gradient's size. $r_t$ rises slowly, over
+    about $1 / (1 - \beta_2)$ steps, in place of a warmup.
+
+    The parameters are $y$; evaluate at $x$.
+
+    Args:
+        learning_rate: $\alpha$, a number >= 0, a scalar array or tracer, or a schedule.
+        b1: $\beta_1$ in [0, 1].
+        b2: $\beta_2$ in [0, 1); up to 0.6 nothing is ever rectified.
+        eps: $\epsilon$ >= 0, in gradient units.
+        weight_decay: $\lambda$, taken at $y$.
+        weight_lr_power: $p$ >= 0.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
+        silent_sgd_phase: whether nothing moves before the first rectified step.
+
+    Raises:
+        TypeError: if the learning rate is None or of another type.
+        ValueError: if a number is out of range; at ``init``, if a glob selects no leaf.
+
+    Example:
+        >>> import fngrad as fg
+        >>> optimizer = fg.schedule_free_radam(0.0025, weight_decay=0.1)
+
+    References:
+        ``RAdamScheduleFree`` of the authors' code,
+        https://github.com/facebookresearch/schedule_free. Differs from it in: the
+        weights of the average have no further power of t.
+    """
+    check_decay("b2", b2, corrected=True)
+    check_learning_rate(learning_rate)
+
+    def share(step: jax.Array) -> jax.Array:
+        r = _rectified(b2, step)
+        return jnp.where(r > 0, r, 0.0 if silent_sgd_phase else 1.0)
+
+    def rate(step: jax.Array) -> jax.Array:
+        return numerics.hyper(learning_rate, step) * share(step)
+
+    inner = chain(
+        _gradients_at_first(b2, eps),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_schedule(share),
+        scale_by_learning_rate(learning_rate),
+    )
+    return schedule_free(inner, rate, b1, weight_lr_power)
+
+
+def _gradients_at_first(b2: Hyper, eps: Hyper) -> Transform:
+    """Return Adam's direction without momentum, or the gradient until it is rectified.
+
+    The state is that of `scale_by_rms`.
+    """
+    normalize = scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True)
+    (rule,) = normalize.parts
+
+    def update(
+        updates: Updates, state: ScaleByRmsState, params: Params
+    ) -> tuple[Updates, ScaleByRmsState]:
+        normal, new_state = rule.update(updates, state, params)
+        is_rectified = _rectified(b2, state.step) > 0
+        return tree.where(is_rectified, normal, squarable(updates)), new_state
+
+    return Transform(rule.init, update, name="scale_by_rms")
+
+
+def _rectified(b2: Hyper, step: jax.Array) -> jax.Array:
+    """Return RAdam's factor, and 0 where the variance is infinite."""
+    beta = numerics.hyper(b2, step)
+    return rectification(beta, step, jnp.full((), 4.0, beta.dtype))
 
 
 def _warmed_up(learning_rate: Hyper, warmup_steps: int | None) -> Hyper:

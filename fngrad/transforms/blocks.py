@@ -40,19 +40,23 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
     numerics.check_positive("threshold", threshold)
 
     def clip(u: jax.Array) -> jax.Array:
-        bound = numerics.hyper(threshold)
-        rms, rate = numerics.fitting_norm(_root_mean_square, u)
-        excess = rms / bound.astype(rms.dtype)
-        is_far = excess > numerics.FAR
-        scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
-        excess = rms / scale / bound.astype(rms.dtype)
-        excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
-        u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
-        return u / excess.astype(u.dtype)
+        return clip_rms(u, numerics.hyper(threshold))
 
     return stateless(
         lambda updates, params: tree.map_leaves(clip, updates), "clip_by_block_rms"
     )
+
+
+def clip_rms(u: jax.Array, bound: jax.Array) -> jax.Array:
+    """Return a block with its root mean square clipped to a bound > 0."""
+    rms, rate = numerics.fitting_norm(_root_mean_square, u)
+    excess = rms / bound.astype(rms.dtype)
+    is_far = excess > numerics.FAR
+    scale = jnp.where(is_far, numerics.power_of_two_below(rms), 1)
+    excess = rms / scale / bound.astype(rms.dtype)
+    excess = jnp.where(is_far, excess, jnp.maximum(excess, rate))
+    u = numerics.divided(u * rate.astype(u.dtype), scale.astype(rms.dtype))
+    return u / excess.astype(u.dtype)
 
 
 def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:

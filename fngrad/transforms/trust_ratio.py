@@ -26,6 +26,14 @@ class TrustRatios(NamedTuple):
     def values(self) -> Any:
         return jax.tree.map(lambda a, b, scale: a / b * scale, *self)
 
+    def at_most(self, bound: jax.Array) -> "TrustRatios":
+        """Return the ratios, bounded."""
+
+        def clip(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+            return jnp.minimum(a, bound * (b / scale))
+
+        return self._replace(numerators=jax.tree.map(clip, *self))
+
     def scale(self, updates: Updates) -> Updates:
         return tree.map_leaves(numerics.times_ratio, updates, *self)
 
@@ -41,6 +49,8 @@ def scale_by_trust_ratio(
     trust_coefficient: Hyper = 1.0,
     eps: Hyper = 0.0,
     mask: Selector | None = None,
+    *,
+    max_ratio: Hyper | None = None,
 ) -> Transform:
     r"""Multiply each leaf's update by its trust ratio.
 
@@ -56,6 +66,7 @@ def scale_by_trust_ratio(
         eps: $\epsilon$ >= 0, in units of the updates.
         mask: which leaves are scaled, see `fngrad.tree.select`; ``None`` means all.
             The other leaves' updates pass unchanged.
+        max_ratio: the largest ratio, >= 0; ``None`` sets no bound.
 
     Raises:
         ValueError: if a number is negative; at ``init``, if a glob selects no leaf.
@@ -73,6 +84,7 @@ def scale_by_trust_ratio(
     numerics.check_number("min_norm", min_norm, low=0.0)
     numerics.check_number("trust_coefficient", trust_coefficient, low=0.0)
     numerics.check_number("eps", eps, low=0.0)
+    numerics.check_number("max_ratio", max_ratio, low=0.0, optional=True)
 
     def init(params: Params) -> TrustRatioState:
         tree.check_mask(mask, params)
@@ -88,7 +100,12 @@ def scale_by_trust_ratio(
         update_norms = jax.tree.map(
             lambda u, r: jnp.maximum(u, low * r), update_norms, scales
         )
-        return trust_ratios(coefficient, param_norms, update_norms, outside, scales)
+        ratios = trust_ratios(coefficient, param_norms, update_norms, outside, scales)
+        return (
+            ratios
+            if max_ratio is None
+            else ratios.at_most(numerics.hyper(max_ratio, step))
+        )
 
     def report(
         updates: Updates, state: TrustRatioState, params: Params

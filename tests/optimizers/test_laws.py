@@ -22,9 +22,11 @@ from fngrad.optimizers.adan import scale_by_adan
 from fngrad.optimizers.ademamix import scale_by_ademamix
 from fngrad.optimizers.adopt import scale_by_adopt
 from fngrad.optimizers.amsgrad import scale_by_amsgrad
+from fngrad.optimizers.laprop import scale_by_laprop
 from fngrad.optimizers.lars import scale_by_lars
 from fngrad.optimizers.lion import scale_by_lion
 from fngrad.optimizers.madgrad import scale_by_madgrad
+from fngrad.optimizers.mars import scale_by_mars
 from fngrad.optimizers.muon import scale_by_muon
 from fngrad.optimizers.nadam import scale_by_nadam
 from fngrad.optimizers.novograd import scale_by_block_norm
@@ -33,8 +35,10 @@ from fngrad.optimizers.rmsprop import rmsprop, scale_by_rms, scale_by_stddev
 from fngrad.optimizers.rprop import scale_by_rprop
 from fngrad.optimizers.shampoo import scale_by_shampoo
 from fngrad.optimizers.sign_sgd import scale_by_sign
+from fngrad.optimizers.simplified_ademamix import scale_by_simplified_ademamix
 from fngrad.optimizers.sm3 import scale_by_sm3
 from fngrad.optimizers.soap import scale_by_soap
+from fngrad.optimizers.stable_adamw import scale_by_stable_adamw
 from fngrad.optimizers.yogi import scale_by_yogi
 from fngrad.transforms.clipping import (
     centralize,
@@ -83,7 +87,8 @@ ADAM_RELATIVES = {
     for rule in (
         *(scale_by_adamax, scale_by_amsgrad, scale_by_nadam, scale_by_radam),
         *(scale_by_belief, scale_by_adan, scale_by_adopt, scale_by_ademamix),
-        scale_by_yogi,
+        *(scale_by_yogi, scale_by_laprop, scale_by_mars, scale_by_stable_adamw),
+        scale_by_simplified_ademamix,
     )
 }
 VARIANTS: dict[str, Transform] = {
@@ -179,12 +184,14 @@ MOVING = {
     "lars": {"trust_coefficient": 0.5, "eps": 1.0},
     "adadelta": {"eps": 0.1},
     "adafactor": {"min_scale": 5.0},
+    "mars": {"max_norm": 0.5, "gamma": 1.0, "eps": 0.1},
     "prodigy": {"learning_rate": 1.0, "estim_lr0": 0.01},
     "dadapt_sgd": {"learning_rate": 1.0, "estim_lr0": 0.01, "weight_decay": 0.5},
     "dadapt_adamw": {"learning_rate": 1.0, "estim_lr0": 0.01},
     "dog": {"learning_rate": 10.0, "eps": 1.0},
 }
 STEPS = {"radam": 8, "adopt": 8, "prodigy": 8, "dadapt_sgd": 8, "dadapt_adamw": 8}
+STEPS["schedule_free_radam"] = 8
 # Has an effect only while the learning rate changes.
 SILENT = {"weight_lr_power"}
 # Where a statistic is rank-deficient, rounding determines its basis, and a batched
@@ -383,9 +390,9 @@ def test_a_scan_with_mixed_precision_keeps_every_dtype(name):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} <= {"float32", "int32"}
 
 
-def run_three(transform, params, gradients):
+def run_steps(transform, params, gradients, steps):
     state, visited = transform.init(params), []
-    for _ in range(3):
+    for _ in range(steps):
         updates, state = transform.update(gradients, state, params)
         visited.append(updates)
     return visited
@@ -394,7 +401,9 @@ def run_three(transform, params, gradients):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_an_unselected_leaf_never_receives_its_raw_gradient(name):
     params = jax.tree.map(jnp.asarray, PARAMS)
-    visited = run_three(masked(REGISTRY[name](0.1), "w"), params, params)
+    visited = run_steps(
+        masked(REGISTRY[name](0.1), "w"), params, params, STEPS.get(name, 3)
+    )
     for updates in visited:
         assert updates["b"] == 0
     assert np.all(visited[-1]["w"] != 0)

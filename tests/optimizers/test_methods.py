@@ -25,6 +25,7 @@ SHARED = {
     "signum": "sign_sgd",
     "schedule_free_sgd": "schedule_free",
     "schedule_free_adamw": "schedule_free",
+    "schedule_free_radam": "schedule_free",
     "dadapt_sgd": "dadapt",
     "dadapt_adamw": "dadapt",
 }
@@ -179,6 +180,7 @@ RATES = {
     "dog": 1.0,
     "prodigy": 1.0,
     "schedule_free_adamw": 0.0025,
+    "schedule_free_radam": 0.0025,
     "schedule_free_sgd": 1.0,
 }
 

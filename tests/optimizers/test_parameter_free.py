@@ -21,6 +21,7 @@ from fngrad.optimizers.prodigy import prodigy
 from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
 from fngrad.transforms.core import apply_updates, report
 from fngrad.transforms.evaluation_point import evaluation_point
+from fngrad.transforms.masking import partition
 
 RECIPES = {
     recipe.__name__: recipe
@@ -141,3 +142,30 @@ def test_dogs_average_is_the_oracles():
         given, np.array(at), np.ones(STEPS), **arguments
     )
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_prodigy_in_groups_estimates_a_distance_for_each():
+    rng = np.random.default_rng(0)
+    gradients = {"near": rng.normal(size=(6, 3)) + 1.0}
+    gradients["far"] = 3.0 * rng.normal(size=(6, 2)) - 5.0
+    rule = prodigy(estim_lr0=1e-2)
+    optimizer = partition([("near", rule), ("far", rule)])
+    visited = {name: [] for name in gradients}
+    with x64():
+        params = {name: jnp.ones(g.shape[1]) for name, g in gradients.items()}
+        state = optimizer.init(params)
+        for t in range(6):
+            given = {name: jnp.asarray(g[t]) for name, g in gradients.items()}
+            updates, state = optimizer.update(given, state, params)
+            for name, update in updates.items():
+                visited[name].append((params[name], update))
+            params = apply_updates(params, updates)
+    distances = {}
+    for name, rows in visited.items():
+        places, updates = (np.array(x) for x in zip(*rows, strict=True))
+        want, estimates = oracles_parameter_free.prodigy(
+            gradients[name], places, np.ones(6), estim_lr0=1e-2
+        )
+        np.testing.assert_allclose(updates, want, rtol=1e-9)
+        distances[name] = estimates[-1]
+    assert distances["far"] > 1.5 * distances["near"] > 0.015

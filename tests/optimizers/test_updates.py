@@ -2,6 +2,7 @@
 
 import inspect
 
+import families_adamw_kin
 import families_first_order
 import families_layers
 import families_matrix
@@ -16,6 +17,7 @@ from fngrad.optimizers import REGISTRY
 FAMILIES = (
     *families_first_order.FAMILIES,
     *families_moments.FAMILIES,
+    *families_adamw_kin.FAMILIES,
     *families_signs.FAMILIES,
     *families_layers.FAMILIES,
     *families_matrix.FAMILIES,

@@ -32,6 +32,7 @@ NORMS = Family(
             "weight_decay": ({}, 0.0, 0.1),
             "mask": ({"weight_decay": 0.1}, None, "decayed/**"),
             "decay_outside": ({"weight_decay": 0.1}, False, True),
+            "max_ratio": ({}, None, 0.8),
         },
         "novograd": {
             "learning_rate": ({}, *LR),

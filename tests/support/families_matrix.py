@@ -1,4 +1,4 @@
-"""Muon, Shampoo and SOAP and their arguments, compared matrix by matrix.
+"""Muon, Shampoo, SOAP and Kron and their arguments, compared matrix by matrix.
 
 Gradients are generic: where singular values are equal, zero or 1e12 apart, rounding
 determines the singular vectors, and correct results differ.
@@ -85,6 +85,20 @@ ARGUMENTS: dict[str, Rows] = {
         "skip_first": ({}, True, False),
     },
 }
+ARGUMENTS["kron"] = {
+    "learning_rate": ({}, *LR),
+    "b1": ({}, 0.9, 0.5),
+    "weight_decay": ({}, 0.0, 0.1),
+    "mask": ({"weight_decay": 0.1}, None, "decayed/**"),
+    "preconditioner_update_probability": ({}, None, 0.3),
+    "max_size_triangular": ({}, 8192, 3),
+    "min_ndim_triangular": ({}, 2, 3),
+    "memory_save_mode": ({}, None, "one_diag"),
+    "momentum_into_precond_update": ({}, True, False),
+    "precond_lr": ({}, 0.1, 0.3),
+    "precond_init_scale": ({}, 1.0, 0.1),
+    "key": ({}, 0, 1),
+}
 ROUNDED: list[Case] = [
     ("shampoo", {"graft": "diagonal", "b2": 0.9, "eps": 1e-2, "momentum": 0.9}),
     ("soap", {"precondition_frequency": 1, "skip_first": False}),
@@ -97,6 +111,8 @@ CONVENTIONS: list[Case] = [
     ("shampoo", {"graft": "diagonal"}),
     ("shampoo", {"max_size": 0, "b2": 0.9}),
     ("soap", {"precondition_1d": True, "precondition_frequency": 1}),
+    ("kron", {"memory_save_mode": "all_diag", "precond_lr": 0.5}),
+    ("kron", {"min_ndim_triangular": 1}),
 ]
 
 

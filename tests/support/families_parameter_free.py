@@ -54,6 +54,15 @@ ARGUMENTS: dict[str, Rows] = {
         "b2": ({}, 0.999, 0.9),
         "eps": ({}, 1e-8, 1e-2),
     },
+    "schedule_free_radam": {
+        "learning_rate": AVERAGE["learning_rate"],
+        "b1": AVERAGE["b1"],
+        "b2": ({}, 0.999, 0.9),
+        "eps": ({}, 1e-8, 1e-2),
+        **decay(),
+        "weight_lr_power": ({}, 2.0, 0.0),
+        "silent_sgd_phase": ({}, True, False),
+    },
     "prodigy": {
         **ADAM,
         **ESTIMATE,
@@ -83,6 +92,7 @@ CONVENTIONS: list[Case] = [
     ("schedule_free_sgd", {"b1": 0.0}),
     ("schedule_free_sgd", {"b1": 1.0}),
     ("schedule_free_adamw", {"eps": 0.0, "warmup_steps": 5, "b2": 0.9}),
+    ("schedule_free_radam", {"b2": 0.6, "weight_decay": 0.1}),  # never rectified
     (
         "prodigy",
         {

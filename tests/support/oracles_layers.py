@@ -65,8 +65,10 @@ def lamb(
     eps_root: float = 0.0,
     weight_decay: float = 0.0,
     decay_outside: bool = False,
+    max_ratio: float | None = None,
 ) -> Array:
-    """You et al. 2020, algorithm 2 with phi the identity."""
+    """You et al. 2020, algorithm 2 with phi the identity; Fong et al. 2020."""
+    bound = np.inf if max_ratio is None else max_ratio
     m, v = np.zeros_like(gradients[0]), np.zeros(gradients[0].shape)
     updates = []
     for t, (lr, g, w) in enumerate(
@@ -77,10 +79,10 @@ def lamb(
         root = np.sqrt(v / (1 - b2**t) + eps_root) + eps
         r = m / (1 - b1**t) / np.where(root == 0, np.inf, root)
         if decay_outside:
-            u = ratio(norm(w), norm(r)) * r + weight_decay * w
+            u = min(bound, ratio(norm(w), norm(r))) * r + weight_decay * w
         else:
             u = r + weight_decay * w
-            u = ratio(norm(w), norm(u)) * u
+            u = min(bound, ratio(norm(w), norm(u))) * u
         updates.append(-lr * u)
     return np.array(updates)
 

@@ -1,4 +1,4 @@
-"""Muon, Shampoo and SOAP in float64 NumPy, written from their papers.
+"""Muon, Shampoo, SOAP and Kron in float64 NumPy, written from their papers.
 
 Each oracle takes one leaf: gradients and parameters of shape (steps, *shape), the
 parameters as they were when each gradient was taken, and learning rates of shape
@@ -7,6 +7,7 @@ parameters as they were when each gradient was taken, and learning rates of shap
 
 import math
 
+import jax
 import numpy as np
 import oracles
 
@@ -190,3 +191,77 @@ def turn(x: Array, bases: dict[int, Array], back: bool = False) -> Array:
     for i, q in bases.items():
         x = np.moveaxis(np.tensordot(q if back else q.T, x, axes=(1, i)), 0, i)
     return np.where(np.abs(x) < 1e-14 * np.max(np.abs(x)), 0, x) if bases else x
+
+
+def kron(
+    gradients: Array,
+    params: Array,
+    learning_rates: Array,
+    b1: float = 0.9,
+    weight_decay: float = 0.0,
+    preconditioner_update_probability: float | None = None,
+    max_size_triangular: int = 8192,
+    min_ndim_triangular: int = 2,
+    memory_save_mode: str | None = None,
+    momentum_into_precond_update: bool = True,
+    precond_lr: float = 0.1,
+    precond_init_scale: float = 1.0,
+    key: int = 0,
+) -> Array:
+    """The code of kron_torch, for at most 100 steps, from the same noise."""
+    shape = gradients.shape[1:]
+    diagonal = [
+        memory_save_mode == "all_diag"
+        or len(shape) < min_ndim_triangular
+        or n > max_size_triangular
+        or (memory_save_mode == "one_diag" and i == int(np.argmax(shape)))
+        for i, n in enumerate(shape)
+    ]
+    factors = [precond_init_scale ** (1 / len(shape)) * np.eye(n) for n in shape]
+    m, waited, updates = np.zeros(shape), 0, []
+    for t, (rate, g, w) in enumerate(
+        zip(learning_rates, gradients, params, strict=True)
+    ):
+        m = b1 * m + (1 - b1) * g
+        m_hat = m / (1 - b1 ** (t + 1))
+        waited += 1
+        if waited * (preconditioner_update_probability or 1.0) >= 1:
+            waited = 0
+            k = jax.random.fold_in(jax.random.key(key), t)
+            v = np.asarray(jax.random.normal(k, shape, "float32"), np.float64)
+            x = m_hat if momentum_into_precond_update else g
+            factors = whitened(x, v, factors, diagonal, precond_lr)
+        u = m_hat
+        for axis, q in enumerate(factors):
+            u = mode_product(q.T @ q, u, axis)
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / 1.1)
+        updates.append(-rate * (u + weight_decay * w))
+    return np.array(updates)
+
+
+def whitened(
+    g: Array, noise: Array, factors: list, diagonal: list, rate: float
+) -> list:
+    """Return the factors after one step of the whitening criterion."""
+    a = g + np.sqrt(np.finfo(np.float32).eps) * np.mean(np.abs(g)) * noise
+    b = noise
+    for axis, q in enumerate(factors):
+        a = mode_product(q, a, axis)
+        b = mode_product(np.linalg.inv(q).T, b, axis)
+    renewed = []
+    for axis, (q, is_diagonal) in enumerate(zip(factors, diagonal, strict=True)):
+        rows = [np.moveaxis(x, axis, 0).reshape(len(q), -1) for x in (a, b)]
+        first, second = (x @ x.T for x in rows)
+        if is_diagonal:
+            first, second = (np.diag(np.diag(x)) for x in (first, second))
+        total = first + second
+        longest = total[:, np.argmax(np.sum(total**2, axis=0))] @ total
+        length = np.linalg.norm(longest / np.linalg.norm(longest) @ total)
+        if is_diagonal:
+            length = np.max(total)
+        renewed.append(q - rate * np.triu(first - second) / length @ q)
+    return renewed
+
+
+def mode_product(matrix: Array, x: Array, axis: int) -> Array:
+    return np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)

@@ -8,6 +8,7 @@ estimate used at each step.
 ``weight_decay`` may be a row, for a mask; ``blocks`` are the leaves' columns.
 """
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,35 @@ def schedule_free_adamw(
         directions.append(quotient(g, np.sqrt(v / (1 - b2**t)) + eps))
     steps = rates[:, None] * (np.array(directions) + weight_decay * params)
     return schedule_free(steps, params, rates, b1, weight_lr_power)
+
+
+def schedule_free_radam(
+    gradients: Array,
+    params: Array,
+    learning_rates: Array,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: Any = 0.0,
+    weight_lr_power: float = 2.0,
+    silent_sgd_phase: bool = True,
+) -> Outcome:
+    """Defazio et al. 2024, RAdamScheduleFree of their code."""
+    v, longest = np.zeros(gradients.shape[1]), 2 / (1 - Fraction(b2)) - 1
+    rates, directions = [], []
+    for t, g in enumerate(gradients, start=1):
+        v = b2 * v + (1 - b2) * g * g
+        power = Fraction(b2) ** t
+        rho = longest - 2 * t * power / (1 - power)
+        rect, direction = float(not silent_sgd_phase), g
+        if rho > 4:
+            top = (rho - 4) * (rho - 2) * longest
+            rect = float(top / ((longest - 4) * (longest - 2) * rho)) ** 0.5
+            direction = quotient(g, np.sqrt(v / (1 - b2**t)) + eps)
+        rates.append(learning_rates[t - 1] * rect)
+        directions.append(direction)
+    steps = np.array(rates)[:, None] * (np.array(directions) + weight_decay * params)
+    return schedule_free(steps, params, np.array(rates), b1, weight_lr_power)
 
 
 def adam_factor(betas: tuple[float, float], t: int, is_on: bool) -> float:

@@ -60,6 +60,8 @@ def test_updates_are_those_of_layers_one_by_one(name):
     params, grads = LAYER.init(KEYS[0]), LAYER.init(KEYS[1])
     if name == "soap":  # full rank, or noise in the null space is scaled up
         optimizer = fg.soap(0.1, eps=1e-3)
+    if name == "schedule_free_radam":
+        optimizer = fg.schedule_free_radam(0.1, silent_sgd_phase=False)
 
     @jax.jit
     def both(params, grads):

@@ -38,6 +38,7 @@ def optimizers():
     made = {name: make(RATES.get(name, RATE)) for name, make in fg.REGISTRY.items()}
     # Else the null space of a statistic, which is noise, is scaled up to the rest.
     made["soap"] = fg.soap(RATE, eps=1e-3)
+    made["schedule_free_radam"] = fg.schedule_free_radam(RATE, silent_sgd_phase=False)
     return made | {
         "clipped": clipped,
         "adaptively clipped": fg.chain(fg.adaptive_clip(0.1), adam),
