@@ -126,7 +126,11 @@ from fngrad.transforms.core import (
     report,
 )
 from fngrad.transforms.damping import adaptive_damping
-from fngrad.transforms.decay import add_decayed_weights, proximal_decay
+from fngrad.transforms.decay import (
+    add_cautious_weight_decay,
+    add_decayed_weights,
+    proximal_decay,
+)
 from fngrad.transforms.description import describe
 from fngrad.transforms.dynamic_loss_scale import loss_scaling
 from fngrad.transforms.evaluation_point import eval_params
@@ -232,6 +236,7 @@ __all__ = [
     "adan",
     "adaptive_clip",
     "adaptive_damping",
+    "add_cautious_weight_decay",
     "add_decayed_weights",
     "add_noise",
     "ademamix",

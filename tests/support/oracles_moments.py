@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
-from oracles import Array, quotient
+from oracles import Array, decoupled, quotient
 
 
 def adamax(
@@ -37,6 +37,7 @@ def adamax(
     return descend(directions, params, learning_rates, decoupled)
 
 
+@decoupled
 def amsgrad(
     gradients: Array,
     params: Array,
@@ -135,6 +136,7 @@ def radam(
     return descend(directions, params, learning_rates, decoupled)
 
 
+@decoupled
 def adabelief(
     gradients: Array,
     params: Array,
@@ -192,6 +194,7 @@ def adan(
     return beside / (1 + learning_rates[:, None] * weight_decay * proximal)
 
 
+@decoupled
 def adopt(
     gradients: Array,
     params: Array,
@@ -245,6 +248,7 @@ def ademamix(
     return descend(directions, params, learning_rates, weight_decay)
 
 
+@decoupled
 def yogi(
     gradients: Array,
     params: Array,
