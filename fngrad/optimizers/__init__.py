@@ -22,12 +22,16 @@ from fngrad.optimizers.adafactor import adafactor
 from fngrad.optimizers.adagrad import adagrad
 from fngrad.optimizers.adam import adam, adamw
 from fngrad.optimizers.adamax import adamax
+from fngrad.optimizers.adamc import adamc
+from fngrad.optimizers.adamuon import adamuon
 from fngrad.optimizers.adan import adan
 from fngrad.optimizers.ademamix import ademamix
 from fngrad.optimizers.adopt import adopt
 from fngrad.optimizers.amsgrad import amsgrad
 from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
+from fngrad.optimizers.dion import dion
 from fngrad.optimizers.dog import dog
+from fngrad.optimizers.hyperball import adamh, muonh
 from fngrad.optimizers.lamb import lamb
 from fngrad.optimizers.lars import lars
 from fngrad.optimizers.lbfgs import lbfgs
@@ -35,6 +39,7 @@ from fngrad.optimizers.lion import lion
 from fngrad.optimizers.madgrad import madgrad
 from fngrad.optimizers.muon import muon
 from fngrad.optimizers.nadam import nadam
+from fngrad.optimizers.normuon import normuon
 from fngrad.optimizers.novograd import novograd
 from fngrad.optimizers.prodigy import prodigy
 from fngrad.optimizers.radam import radam
@@ -42,6 +47,7 @@ from fngrad.optimizers.registry import REGISTRY
 from fngrad.optimizers.rmsprop import rmsprop
 from fngrad.optimizers.rprop import rprop
 from fngrad.optimizers.schedule_free import schedule_free_adamw, schedule_free_sgd
+from fngrad.optimizers.scion import scion
 from fngrad.optimizers.sgd import momentum, sgd
 from fngrad.optimizers.shampoo import shampoo
 from fngrad.optimizers.sign_sgd import sign_sgd, signum
@@ -58,6 +64,9 @@ __all__ = [
     "adagrad",
     "adam",
     "adamax",
+    "adamc",
+    "adamh",
+    "adamuon",
     "adamw",
     "adan",
     "ademamix",
@@ -65,6 +74,7 @@ __all__ = [
     "amsgrad",
     "dadapt_adamw",
     "dadapt_sgd",
+    "dion",
     "dog",
     "lamb",
     "lars",
@@ -73,7 +83,9 @@ __all__ = [
     "madgrad",
     "momentum",
     "muon",
+    "muonh",
     "nadam",
+    "normuon",
     "novograd",
     "prodigy",
     "radam",
@@ -81,6 +93,7 @@ __all__ = [
     "rprop",
     "schedule_free_adamw",
     "schedule_free_sgd",
+    "scion",
     "sgd",
     "shampoo",
     "sign_sgd",

@@ -226,6 +226,7 @@ def decaying(
     mask: Selector | None,
     *,
     decoupled: bool = True,
+    cautious: bool = False,
 ) -> Transform:
     """Chain a rule, its weight decay and the learning rate.
 
@@ -236,8 +237,10 @@ def decaying(
         mask: which leaves decay; ``None`` means all.
         decoupled: whether it is added to the rule's direction, as in AdamW, or to the
             gradient that the rule sees: L2 regularization.
+        cautious: whether it is added only where it agrees with the direction.
     """
-    decay = add_decayed_weights(weight_decay, mask)
+    add = add_cautious_weight_decay if cautious else add_decayed_weights
+    decay = add(weight_decay, mask)
     parts = (rule, decay) if decoupled else (decay, rule)
     return chain(*parts, scale_by_learning_rate(learning_rate))
 

@@ -6,6 +6,7 @@ import families_first_order
 import families_layers
 import families_matrix
 import families_moments
+import families_muon
 import families_parameter_free
 import families_signs
 import pytest
@@ -19,6 +20,7 @@ FAMILIES = (
     *families_signs.FAMILIES,
     *families_layers.FAMILIES,
     *families_matrix.FAMILIES,
+    *families_muon.FAMILIES,
     *families_parameter_free.FAMILIES,
 )
 FAMILY_OF = {name: family for family in FAMILIES for name in family.arguments}

@@ -19,6 +19,13 @@ ARGUMENTS: dict[str, Rows] = {
         "eps_in_max": ({"eps": 1e-2, "b2": 0.9}, True, False),
         "decoupled_weight_decay": ({"weight_decay": 0.1}, True, False),
     },
+    "adamc": {
+        **ADAM,
+        "weight_decay": ({}, 1e-4, 0.1),
+        "mask": MASK,
+        "max_learning_rate": ({"weight_decay": 0.1}, None, 0.5),
+        "nesterov": ({}, False, True),
+    },
     "amsgrad": {**ADAM, "debias": ({}, "before_max", "after_max"), **DECAY},
     "nadam": {
         **ADAM,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
-from oracles import Array, decoupled, quotient
+from oracles import Array, adam, decoupled, quotient
 
 
 def adamax(
@@ -305,3 +305,19 @@ def descend(
 ) -> Array:
     """Step against the directions, with decoupled weight decay."""
     return -learning_rates[:, None] * (np.array(directions) + weight_decay * params)
+
+
+def adamc(
+    gradients: Array,
+    params: Array,
+    learning_rates: Array,
+    weight_decay: float = 1e-4,
+    max_learning_rate: float | None = None,
+    **arguments: float,
+) -> Array:
+    """Defazio 2025, algorithm 2; otherwise with the largest rate so far."""
+    largest = np.maximum.accumulate(learning_rates)
+    if max_learning_rate is not None:
+        largest = max_learning_rate
+    plain = adam(gradients, params, learning_rates, **arguments)
+    return plain - (learning_rates**2 / largest)[:, None] * weight_decay * params
