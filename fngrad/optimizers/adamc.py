@@ -48,9 +48,9 @@ def add_corrected_weight_decay(
     """
     check_learning_rate(learning_rate)
     numerics.check_number("weight_decay", weight_decay)
-    numerics.check_number(
-        "max_learning_rate", max_learning_rate, low=0.0, optional=True
-    )
+    if max_learning_rate is not None:
+        numerics.check_number("max_learning_rate", max_learning_rate, low=0.0)
+        numerics.check_positive("max_learning_rate", max_learning_rate)
 
     def init(params: Params) -> CorrectedDecayState:
         tree.check_mask(mask, params)

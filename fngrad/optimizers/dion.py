@@ -54,13 +54,13 @@ def scale_by_dion(
             f"got {rank_fraction=}"
         )
     check_decay("beta", beta, corrected=False)
-    first = numerics.key(key)
+    numerics.key(key)
 
     def start(p: jax.Array) -> jax.Array:
         rows, columns = math.prod(p.shape[:-1]), p.shape[-1]
         rank = math.ceil(rank_fraction * min(rows, columns))
-        dtype = tree.wide_dtype(p.dtype)
-        return jax.random.normal(first, (rows, rank), dtype) / max(rows, 1) ** 0.5
+        basis = jax.random.normal(numerics.key(key), (rows, rank), jnp.float32)
+        return basis.astype(tree.wide_dtype(p.dtype))
 
     def init(params: Params) -> ScaleByDionState:
         tree.check_real("scale_by_dion", params)

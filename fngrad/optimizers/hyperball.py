@@ -57,7 +57,7 @@ def scale_by_hyperball(learning_rate: Hyper) -> Transform:
     check_learning_rate(learning_rate)
 
     def init(params: Params) -> ScaleByHyperballState:
-        radius = tree.map_leaves(lambda w: tree.norm(tree.widen(w)), params)
+        radius = tree.map_leaves(tree.norm, tree.wide_copy(params))
         return ScaleByHyperballState(numerics.first_step(), radius)
 
     def report(

@@ -209,14 +209,10 @@ def decay_after_rate(
     Raises:
         ValueError: as for `optional_decay`.
     """
-    numerics.check_number("weight_decay", weight_decay, optional=True)
     if weight_decay is None:
         return optional_decay(None, mask)
-
-    def negative(step: jax.Array) -> jax.Array:
-        return -numerics.hyper(learning_rate, step) * numerics.hyper(weight_decay, step)
-
-    return optional_decay(negative, mask)
+    numerics.check_number("weight_decay", weight_decay)
+    return (_adding("add_decayed_weights", weight_decay, mask, _add, learning_rate),)
 
 
 def decaying(
@@ -261,9 +257,16 @@ def _add_where(
 
 
 def _adding(
-    name: str, weight_decay: Hyper, mask: Selector | None, add: AddFn
+    name: str,
+    weight_decay: Hyper,
+    mask: Selector | None,
+    add: AddFn,
+    learning_rate: Hyper | None = None,
 ) -> Transform:
-    """Return the part that adds a multiple of the weights."""
+    """Return the part that adds a multiple of the weights.
+
+    With a learning rate it comes after that, and the multiple is minus their product.
+    """
 
     def init(params: Params) -> DecayState:
         tree.check_mask(mask, params)
@@ -273,6 +276,8 @@ def _adding(
         updates: Updates, state: DecayState, params: Params
     ) -> tuple[Updates, DecayState]:
         factor = numerics.hyper(weight_decay, state.step)
+        if learning_rate is not None:
+            factor = -numerics.hyper(learning_rate, state.step) * factor
         new_updates = _add_where(add, updates, params, factor, mask)
         return new_updates, DecayState(numerics.next_step(state.step))
 

@@ -27,6 +27,8 @@ SHARED = {
     "schedule_free_adamw": "schedule_free",
     "dadapt_sgd": "dadapt",
     "dadapt_adamw": "dadapt",
+    "muonh": "hyperball",
+    "adamh": "hyperball",
 }
 SHARED_PARTS = {  # parts of no one method
     "scale_by_learning_rate",

@@ -93,6 +93,7 @@ ROUNDED: list[Case] = [
 CONVENTIONS: list[Case] = [
     *ROUNDED,
     ("muon", {"debias": False, "nesterov": False}),
+    ("muon", {"cautious_weight_decay": True, "weight_decay": 0.1}),
     ("muon", {"debias": False, "consistent_rms": 0.2, "matrices": has_axes}),
     ("muon", {"ns_coeffs": (COEFFICIENTS, CUBIC, COEFFICIENTS), "ns_steps": 2}),
     ("shampoo", {"graft": "diagonal"}),

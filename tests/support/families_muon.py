@@ -62,7 +62,7 @@ ARGUMENTS: dict[str, Rows] = {
     },
 }
 CONVENTIONS: list[Case] = [
-    ("normuon", {"consistent_rms": None, "nesterov": True, "matrices": has_axes}),
+    ("normuon", {"consistent_rms": None, "nesterov": True, "beta2": 0.5}),
     *(("scion", {"balls": balls(n)}) for n in ("image", "column", "row")),
     ("scion", {"balls": balls("one_hot_sign"), "constrained": False}),
     ("scion", {"balls": balls("rms")}),

@@ -203,7 +203,8 @@ def dion(
         return for_the_rest(gradients, params, learning_rates)
     inputs, outputs = size_of(params.shape[1:])
     rank = math.ceil(rank_fraction * min(inputs, outputs))
-    q = np.asarray(jax.random.normal(jax.random.key(key), (inputs, rank)), np.float64)
+    q = jax.random.normal(jax.random.key(key), (inputs, rank), "float32")
+    q = np.asarray(q, np.float64)
     m, directions = np.zeros((outputs, inputs)), []
     for g in gradients.reshape(-1, inputs, outputs):
         b = m + g.T
