@@ -42,6 +42,9 @@ from fngrad.optimizers import (
     adam,
     adam_mini,
     adamax,
+    adamc,
+    adamh,
+    adamuon,
     adamw,
     adan,
     ademamix,
@@ -50,6 +53,7 @@ from fngrad.optimizers import (
     came,
     dadapt_adamw,
     dadapt_sgd,
+    dion,
     dog,
     kron,
     lamb,
@@ -61,7 +65,9 @@ from fngrad.optimizers import (
     mars,
     momentum,
     muon,
+    muonh,
     nadam,
+    normuon,
     novograd,
     prodigy,
     radam,
@@ -70,6 +76,7 @@ from fngrad.optimizers import (
     schedule_free_adamw,
     schedule_free_radam,
     schedule_free_sgd,
+    scion,
     sgd,
     shampoo,
     sign_sgd,
@@ -88,13 +95,17 @@ from fngrad.optimizers.adagrad import scale_by_rss
 from fngrad.optimizers.adam import scale_by_adam
 from fngrad.optimizers.adam_mini import scale_by_adam_mini
 from fngrad.optimizers.adamax import scale_by_adamax
+from fngrad.optimizers.adamc import add_corrected_weight_decay
+from fngrad.optimizers.adamuon import scale_by_adamuon
 from fngrad.optimizers.adan import scale_by_adan
 from fngrad.optimizers.ademamix import half_life_warmup, scale_by_ademamix
 from fngrad.optimizers.adopt import scale_by_adopt
 from fngrad.optimizers.amsgrad import scale_by_amsgrad
 from fngrad.optimizers.came import scale_by_came
 from fngrad.optimizers.dadapt import scale_by_dadapt_adam, scale_by_dadapt_sgd
+from fngrad.optimizers.dion import scale_by_dion
 from fngrad.optimizers.dog import scale_by_dog
+from fngrad.optimizers.hyperball import scale_by_hyperball
 from fngrad.optimizers.kron import scale_by_kron
 from fngrad.optimizers.laprop import scale_by_laprop
 from fngrad.optimizers.lars import scale_by_lars
@@ -102,14 +113,16 @@ from fngrad.optimizers.lbfgs import scale_by_lbfgs
 from fngrad.optimizers.lion import scale_by_lion
 from fngrad.optimizers.madgrad import scale_by_madgrad
 from fngrad.optimizers.mars import scale_by_mars
-from fngrad.optimizers.muon import orthogonalize, scale_by_muon
+from fngrad.optimizers.muon import scale_by_muon
 from fngrad.optimizers.nadam import scale_by_nadam
+from fngrad.optimizers.normuon import scale_by_normuon
 from fngrad.optimizers.novograd import scale_by_block_norm
 from fngrad.optimizers.prodigy import scale_by_prodigy
 from fngrad.optimizers.radam import scale_by_radam
 from fngrad.optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from fngrad.optimizers.rprop import scale_by_rprop
 from fngrad.optimizers.schedule_free import schedule_free
+from fngrad.optimizers.scion import scale_by_lmo
 from fngrad.optimizers.shampoo import scale_by_shampoo
 from fngrad.optimizers.sign_sgd import scale_by_sign
 from fngrad.optimizers.simplified_ademamix import scale_by_simplified_ademamix
@@ -146,7 +159,11 @@ from fngrad.transforms.core import (
     report,
 )
 from fngrad.transforms.damping import adaptive_damping
-from fngrad.transforms.decay import add_decayed_weights, proximal_decay
+from fngrad.transforms.decay import (
+    add_cautious_weight_decay,
+    add_decayed_weights,
+    proximal_decay,
+)
 from fngrad.transforms.depth import gradual_unfreezing, scale_by_depth
 from fngrad.transforms.description import describe
 from fngrad.transforms.dynamic_loss_scale import loss_scaling
@@ -159,6 +176,7 @@ from fngrad.transforms.momentum_buffers import ema, trace
 from fngrad.transforms.noise import add_noise
 from fngrad.transforms.nonfinite_updates import skip_nonfinite
 from fngrad.transforms.plateau import reduce_on_plateau
+from fngrad.transforms.polar_factors import orthogonalize
 from fngrad.transforms.quantize import describe_quantization, quantize_state
 from fngrad.transforms.rounding import stochastic_round
 from fngrad.transforms.scaling import (
@@ -252,10 +270,15 @@ __all__ = [
     "adam",
     "adam_mini",
     "adamax",
+    "adamc",
+    "adamh",
+    "adamuon",
     "adamw",
     "adan",
     "adaptive_clip",
     "adaptive_damping",
+    "add_cautious_weight_decay",
+    "add_corrected_weight_decay",
     "add_decayed_weights",
     "add_noise",
     "ademamix",
@@ -286,6 +309,7 @@ __all__ = [
     "data",
     "describe",
     "describe_quantization",
+    "dion",
     "distributed",
     "doctor",
     "dog",
@@ -329,8 +353,10 @@ __all__ = [
     "models",
     "momentum",
     "muon",
+    "muonh",
     "nadam",
     "named",
+    "normuon",
     "novograd",
     "orthogonalize",
     "partition",
@@ -350,6 +376,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_adam_mini",
     "scale_by_adamax",
+    "scale_by_adamuon",
     "scale_by_adan",
     "scale_by_ademamix",
     "scale_by_adopt",
@@ -360,18 +387,22 @@ __all__ = [
     "scale_by_dadapt_adam",
     "scale_by_dadapt_sgd",
     "scale_by_depth",
+    "scale_by_dion",
     "scale_by_dog",
     "scale_by_factored_rms",
+    "scale_by_hyperball",
     "scale_by_kron",
     "scale_by_laprop",
     "scale_by_lars",
     "scale_by_lbfgs",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_lmo",
     "scale_by_madgrad",
     "scale_by_mars",
     "scale_by_muon",
     "scale_by_nadam",
+    "scale_by_normuon",
     "scale_by_param_block_rms",
     "scale_by_prodigy",
     "scale_by_radam",
@@ -395,6 +426,7 @@ __all__ = [
     "schedule_free_radam",
     "schedule_free_sgd",
     "schedules",
+    "scion",
     "set_hyperparameters",
     "sgd",
     "shampoo",

@@ -29,6 +29,7 @@ from fngrad.numerics.checks import (
 from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
 from fngrad.numerics.norms import (
+    agreement,
     bounded,
     divided,
     fitting_norm,
@@ -52,6 +53,7 @@ __all__ = [
     "LARGE",
     "MAX_STEP",
     "MODES",
+    "agreement",
     "as_double",
     "as_int",
     "bounded",

@@ -175,3 +175,11 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     power = lax.bitcast_convert_type(bits, x.dtype)
     least = float(limits.tiny)
     return jnp.where(jnp.isfinite(x), jnp.clip(power, least, 1 / least), 1)
+
+
+def agreement(u: jax.Array, w: jax.Array) -> jax.Array:
+    """Return a number with the sign of Re(conj(u) w); the product might overflow."""
+    if not jnp.iscomplexobj(u):
+        return jnp.sign(u) * jnp.sign(w)
+    a, b = (divided(x, power_of_two_below(magnitudes(x))) for x in (u, w))
+    return jnp.real(jnp.conj(a) * b)

@@ -26,13 +26,17 @@ from fngrad.optimizers.adagrad import adagrad
 from fngrad.optimizers.adam import adam, adamw
 from fngrad.optimizers.adam_mini import adam_mini
 from fngrad.optimizers.adamax import adamax
+from fngrad.optimizers.adamc import adamc
+from fngrad.optimizers.adamuon import adamuon
 from fngrad.optimizers.adan import adan
 from fngrad.optimizers.ademamix import ademamix
 from fngrad.optimizers.adopt import adopt
 from fngrad.optimizers.amsgrad import amsgrad
 from fngrad.optimizers.came import came
 from fngrad.optimizers.dadapt import dadapt_adamw, dadapt_sgd
+from fngrad.optimizers.dion import dion
 from fngrad.optimizers.dog import dog
+from fngrad.optimizers.hyperball import adamh, muonh
 from fngrad.optimizers.kron import kron
 from fngrad.optimizers.lamb import lamb
 from fngrad.optimizers.laprop import laprop
@@ -43,6 +47,7 @@ from fngrad.optimizers.madgrad import madgrad
 from fngrad.optimizers.mars import mars
 from fngrad.optimizers.muon import muon
 from fngrad.optimizers.nadam import nadam
+from fngrad.optimizers.normuon import normuon
 from fngrad.optimizers.novograd import novograd
 from fngrad.optimizers.prodigy import prodigy
 from fngrad.optimizers.radam import radam
@@ -53,6 +58,7 @@ from fngrad.optimizers.schedule_free import (
     schedule_free_radam,
     schedule_free_sgd,
 )
+from fngrad.optimizers.scion import scion
 from fngrad.optimizers.sgd import momentum, sgd
 from fngrad.optimizers.shampoo import shampoo
 from fngrad.optimizers.sign_sgd import sign_sgd, signum
@@ -72,6 +78,9 @@ __all__ = [
     "adam",
     "adam_mini",
     "adamax",
+    "adamc",
+    "adamh",
+    "adamuon",
     "adamw",
     "adan",
     "ademamix",
@@ -80,6 +89,7 @@ __all__ = [
     "came",
     "dadapt_adamw",
     "dadapt_sgd",
+    "dion",
     "dog",
     "kron",
     "lamb",
@@ -91,7 +101,9 @@ __all__ = [
     "mars",
     "momentum",
     "muon",
+    "muonh",
     "nadam",
+    "normuon",
     "novograd",
     "prodigy",
     "radam",
@@ -100,6 +112,7 @@ __all__ = [
     "schedule_free_adamw",
     "schedule_free_radam",
     "schedule_free_sgd",
+    "scion",
     "sgd",
     "shampoo",
     "sign_sgd",

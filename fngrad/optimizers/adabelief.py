@@ -7,6 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
@@ -17,7 +18,7 @@ from fngrad.transforms.moment_arithmetic import (
     zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 
 class ScaleByBeliefState(NamedTuple):
@@ -91,6 +92,8 @@ def adabelief(
     *,
     nesterov: bool = False,
     accumulate_eps: bool = True,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""AdaBelief: long steps where the gradient is close to its average.
 
@@ -113,10 +116,14 @@ def adabelief(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         nesterov: whether the numerator looks ahead, as in `adam`.
         accumulate_eps: whether $\bar\epsilon$ is added within the recurrence.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -137,5 +144,6 @@ def adabelief(
         scale_by_belief(
             b1, b2, eps, eps_root, nesterov=nesterov, accumulate_eps=accumulate_eps
         ),
+        *optional_decay(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

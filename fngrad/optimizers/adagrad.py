@@ -7,6 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import (
     bounded_squares,
     divide_by_root,
@@ -15,7 +16,7 @@ from fngrad.transforms.moment_arithmetic import (
     squarable,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Scalar, Updates
+from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
 
 class ScaleByRssState(NamedTuple):
@@ -71,6 +72,9 @@ def adagrad(
     initial_accumulator_value: Scalar = 0.1,
     eps: Hyper = 1e-7,
     eps_in_sqrt: bool = True,
+    *,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""Adagrad: each coordinate's step divided by the root of its summed squares.
 
@@ -91,10 +95,15 @@ def adagrad(
         eps: $\epsilon$ >= 0, in squared gradient units if ``eps_in_sqrt``, else in
             gradient units.
         eps_in_sqrt: whether $u_t$ has the first form or the second.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. PyTorch's is L2 regularization:
+            ``chain(add_decayed_weights(l), adagrad(a))``. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is negative.
+        ValueError: if a number is negative; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -113,5 +122,6 @@ def adagrad(
     """
     return chain(
         scale_by_rss(initial_accumulator_value, eps, eps_in_sqrt),
+        *optional_decay(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

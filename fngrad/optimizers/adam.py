@@ -7,7 +7,7 @@ import jax
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
-from fngrad.transforms.decay import decaying
+from fngrad.transforms.decay import decaying, optional_decay
 from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
@@ -88,6 +88,8 @@ def adam(
     eps_root: Hyper = 0.0,
     *,
     nesterov: bool = False,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""Adam: averaged gradients over the root of averaged squares, both debiased.
 
@@ -110,10 +112,15 @@ def adam(
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         nesterov: whether to look ahead (NAdam without its schedule of $\beta_1$).
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. PyTorch's is L2 regularization:
+            ``chain(add_decayed_weights(l), adam(a))``. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,6 +138,7 @@ def adam(
     """
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov),
+        *optional_decay(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
 

@@ -9,6 +9,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.clipping import clip_entries
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import (
     check_moments,
     divide_by_root,
@@ -17,7 +18,7 @@ from fngrad.transforms.moment_arithmetic import (
     zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 
 class ScaleByAdoptState(NamedTuple):
@@ -103,6 +104,8 @@ def adopt(
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: Hyper = fourth_root,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""ADOPT: average gradients, each normalized by the second moment before it.
 
@@ -127,10 +130,15 @@ def adopt(
         nesterov: whether to look ahead.
         use_clipping: whether to clip.
         clip_value_fn: $c$ >= 0, a schedule (or a number); step 0 is the first gradient.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. The authors' code defaults to L2 regularization,
+            ``chain(add_decayed_weights(l), adopt(a))``. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,4 +165,5 @@ def adopt(
         use_clipping=use_clipping,
         clip_value_fn=clip_value_fn,
     )
-    return chain(rule, scale_by_learning_rate(learning_rate))
+    decay = optional_decay(weight_decay, mask)
+    return chain(rule, *decay, scale_by_learning_rate(learning_rate))

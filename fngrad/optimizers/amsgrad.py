@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import (
     average_square,
     check_moments,
@@ -17,7 +18,7 @@ from fngrad.transforms.moment_arithmetic import (
     zero_moment,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 Debias: TypeAlias = Literal["before_max", "after_max", "never"]
 
@@ -101,6 +102,8 @@ def amsgrad(
     eps_root: Hyper = 0.0,
     *,
     debias: Debias = "before_max",
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""AMSGrad: Adam whose denominator never shrinks.
 
@@ -130,11 +133,16 @@ def amsgrad(
         eps: $\epsilon$ >= 0, in gradient units.
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         debias: which of the three rules.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. PyTorch's is L2 regularization:
+            ``chain(add_decayed_weights(l), amsgrad(a))``. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
         ValueError: if a number is out of range, or ``debias`` is not one of the three
-            rules.
+            rules; or there is a mask but no decay; at ``init``, if a glob selects no
+            leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,5 +160,6 @@ def amsgrad(
     """
     return chain(
         scale_by_amsgrad(b1, b2, eps, eps_root, debias=debias),
+        *optional_decay(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

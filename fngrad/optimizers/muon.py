@@ -1,15 +1,8 @@
-r"""Muon: momentum whose singular values are made equal.
-
-The *polar factor* of $X = U \Sigma V^\top$ is $U V^\top$. A *Newton-Schulz* iteration
-approaches it by odd polynomials of $X$, that is by matrix products only. A matrix is
-(in, out); a kernel (width, ..., in, out) counts as a matrix with all axes but the last
-flattened.
-"""
+"""Muon: momentum whose singular values are made equal."""
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +10,20 @@ from jax.typing import DTypeLike
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.numerics.matrix_products import matmul
 from fngrad.optimizers.adam import adamw
 from fngrad.sharding.matrices import Place, map_matrices
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import decaying
-from fngrad.transforms.masking import masked
-from fngrad.transforms.matrix_leaves import warning_of_stacks
+from fngrad.transforms.matrix_leaves import check_axes, mask_of_group, with_rest
 from fngrad.transforms.moment_arithmetic import check_decay, look_ahead
-from fngrad.types import Hyper, Params, Path, Scalar, Selector, Updates
-
-Coefficients = Sequence[Scalar] | Sequence[Sequence[Scalar]] | jax.Array
-
-
-QUINTIC = (3.4445, -4.7750, 2.0315)
+from fngrad.transforms.polar_factors import (
+    QUINTIC,
+    Coefficients,
+    check_coefficients,
+    orthogonalize,
+)
+from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
 
 class ScaleByMuonState(NamedTuple):
@@ -40,75 +32,6 @@ class ScaleByMuonState(NamedTuple):
     step: jax.Array  # int32, shape ()
     mu: Updates  # average of g
     signed = ("mu",)  # type: tuple[str, ...]
-
-
-def orthogonalize(
-    x: jax.Array,
-    ns_coeffs: Coefficients = QUINTIC,
-    ns_steps: int = 5,
-    eps: Scalar = 1e-8,
-    *,
-    ns_dtype: DTypeLike | None = None,
-) -> jax.Array:
-    r"""Bring the singular values of a matrix near one, by Newton-Schulz iterations.
-
-    $$X_0 = \frac{X}{\|X\|_F + \epsilon}, \qquad
-      X_{k+1} = a\,X_k + b\,X_k X_k^\top X_k + c\,(X_k X_k^\top)^2 X_k$$
-
-    The default coefficients let small singular values grow fastest and do not converge:
-    from $\sigma / \|X\|_F \ge 0.006$ five steps end within [0.68, 1.135]. The cubic
-    ``(1.5, -0.5, 0.0)`` converges to the polar factor $U V^\top$, slowly at first. Zero
-    stays zero.
-
-    Args:
-        x: a matrix of shape (rows, columns), real or complex, where $X^\top$ is the
-            conjugate transpose.
-        ns_coeffs: $(a, b, c)$ for all steps, or such a triple for each step, of which
-            the last ``ns_steps`` are used.
-        ns_steps: how many steps.
-        eps: $\epsilon$ >= 0, in units of ``x``.
-        ns_dtype: dtype of the iterations; ``None`` takes that of ``x``. bfloat16 is
-            faster on accelerators and good to about 1 %. The norm is taken in at
-            least float32.
-
-    Returns:
-        A matrix like ``x``.
-
-    Raises:
-        ValueError: if ``x`` does not have two axes, the coefficients are not triples,
-            or there are fewer of them than steps.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import fngrad as fg
-        >>> x = jnp.array([[3.0, 0.0], [0.0, -1.0], [0.0, 0.0]])
-        >>> polar = fg.orthogonalize(x, (1.5, -0.5, 0.0), ns_steps=15)
-        >>> print(polar.round(3) + 0.0)
-        [[ 1.  0.]
-         [ 0. -1.]
-         [ 0.  0.]]
-
-    References:
-        The polynomial: Jordan et al., cited in `muon`. Björck and Bowie, An iterative
-        algorithm for computing the best estimate of an orthogonal matrix, 1971,
-        https://doi.org/10.1137/0708036.
-    """
-    if jnp.ndim(x) != 2:
-        raise ValueError(f"need a matrix, got shape {jnp.shape(x)}")
-    triples = _triples(ns_coeffs, ns_steps)
-    is_tall = x.shape[0] > x.shape[1]
-    y = tree.widen(x)
-    unit = numerics.power_of_two_below(jnp.max(numerics.magnitudes(y), initial=0))
-    y = numerics.divided(y, unit)  # the norm itself may not fit
-    norm = tree.norm(y)
-    total = norm + numerics.hyper(eps).astype(norm.dtype) / unit
-    is_zero = total == 0
-    y = numerics.divided(y, jnp.where(is_zero, 1, total))
-    y = y.astype(x.dtype if ns_dtype is None else ns_dtype)
-    y = y.conj().T if is_tall else y  # the smaller of the two squares
-    for triple in triples:
-        y = _quintic(y, *(numerics.hyper(value).astype(y.dtype) for value in triple))
-    return (y.conj().T if is_tall else y).astype(x.dtype)
 
 
 def scale_by_muon(
@@ -152,11 +75,11 @@ def scale_by_muon(
     check_decay("beta", beta, corrected=True)
     numerics.check_number("eps", eps, low=0.0)
     numerics.check_number("consistent_rms", consistent_rms, low=0.0, optional=True)
-    _triples(ns_coeffs, ns_steps)
+    check_coefficients(ns_coeffs, ns_steps)
 
     def init(params: Params) -> ScaleByMuonState:
         tree.check_real("scale_by_muon", params)
-        _check_axes(params)
+        check_axes("scale_by_muon", params)
         return ScaleByMuonState(numerics.first_step(), tree.wide_zeros_like(params))
 
     def update(
@@ -208,6 +131,7 @@ def muon(
     adam_b2: Hyper = 0.999,
     adam_eps_root: Hyper = 0.0,
     adam_weight_decay: Hyper = 0.0,
+    cautious_weight_decay: bool = False,
 ) -> Transform:
     r"""Muon: orthogonalized momentum for matrices, AdamW for the rest.
 
@@ -267,6 +191,8 @@ def muon(
         adam_b2: AdamW's $\beta_2$ in [0, 1).
         adam_eps_root: AdamW's $\bar\epsilon$ >= 0, in squared gradient units.
         adam_weight_decay: AdamW's $\lambda$.
+        cautious_weight_decay: whether orthogonalized leaves decay only where that
+            agrees with the update, see `fngrad.add_cautious_weight_decay`.
 
     Raises:
         TypeError: if the learning rate is None or of another type; at ``init``, if a
@@ -298,9 +224,6 @@ def muon(
     )
     numerics.check_number("adam_eps_root", adam_eps_root, low=0.0)
     numerics.check_number("adam_weight_decay", adam_weight_decay)
-    if mask is not None and not tree.globs_of(mask):
-        # A tree of all leaves does not fit one group of them.
-        mask = tree.selector_predicate(mask)
     rule = scale_by_muon(
         ns_coeffs,
         ns_steps,
@@ -312,7 +235,13 @@ def muon(
         consistent_rms=consistent_rms,
         ns_dtype=ns_dtype,
     )
-    orthogonalized = decaying(rule, learning_rate, weight_decay, mask)
+    orthogonalized = decaying(
+        rule,
+        learning_rate,
+        weight_decay,
+        mask_of_group(mask),
+        cautious=cautious_weight_decay,
+    )
     rest = adamw(
         learning_rate if adam_learning_rate is None else adam_learning_rate,
         adam_b1,
@@ -322,9 +251,7 @@ def muon(
         adam_weight_decay,
         nesterov=nesterov,
     )
-    is_orthogonalized = _has_two_axes if matrices is None else matrices
-    groups = masked(orthogonalized, is_orthogonalized, otherwise=rest)
-    return warning_of_stacks(groups, is_orthogonalized)
+    return with_rest("muon", orthogonalized, rest, matrices)
 
 
 def _unit(*arrays: jax.Array) -> jax.Array:
@@ -336,42 +263,8 @@ def _unit(*arrays: jax.Array) -> jax.Array:
     return unit.astype(largest.dtype)
 
 
-def _quintic(y: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-    gram = matmul(y, y.conj().T)
-    return a * y + matmul(b * gram + c * matmul(gram, gram), y)
-
-
 def _factor(shape: tuple[int, ...], rms: jax.Array | None) -> Scalar:
     rows, columns = shape
     if rms is None:
         return max(1.0, columns / max(rows, 1)) ** 0.5
     return rms * max(rows, columns) ** 0.5
-
-
-def _triples(ns_coeffs: Coefficients, ns_steps: int) -> Sequence[Any]:
-    """Return the coefficients of each step."""
-    ns_steps = numerics.check_count("ns_steps", ns_steps)
-    first: Any = ns_coeffs[0]
-    table: list[Any] = list(ns_coeffs)
-    if not isinstance(first, Sequence) and jnp.ndim(first) == 0:
-        table = [ns_coeffs] * max(ns_steps, 1)
-    if any(len(triple) != 3 for triple in table):
-        raise ValueError(
-            f"`ns_coeffs` must have three coefficients per step, got {ns_coeffs=}"
-        )
-    if len(table) < ns_steps:
-        raise ValueError(f"need coefficients for {ns_steps=}, got {len(table)}")
-    return table[len(table) - ns_steps :]
-
-
-def _check_axes(params: Params) -> None:
-    for path, leaf in tree.leaf_paths(params).items():
-        if leaf.ndim < 2:
-            raise ValueError(
-                "need leaves of two axes or more for scale_by_muon, "
-                f"got shape {leaf.shape} at {path!r}"
-            )
-
-
-def _has_two_axes(path: Path, leaf: Any) -> bool:
-    return leaf.ndim == 2

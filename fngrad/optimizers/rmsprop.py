@@ -19,7 +19,7 @@ from fngrad.transforms.moment_arithmetic import (
     weight_seen,
 )
 from fngrad.transforms.momentum_buffers import descending
-from fngrad.types import Hyper, Params, Scalar, Updates
+from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
 
 class ScaleByRmsState(NamedTuple):
@@ -169,6 +169,8 @@ def rmsprop(
     bias_correction: bool = False,
     *,
     learning_rate_first: bool = True,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""RMSProp: each coordinate's step over its gradient's recent root mean square.
 
@@ -203,10 +205,15 @@ def rmsprop(
             what leaves it: $b_t = \beta\,b_{t-1} + u_t$,
             $w_{t+1} = w_t - \alpha_t\,b_t$. The two differ only if the learning rate
             changes.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. PyTorch's is L2 regularization:
+            ``chain(add_decayed_weights(l), rmsprop(a))``. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum; or
+            there is a mask but no decay; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -226,5 +233,7 @@ def rmsprop(
     rule = scale_by_stddev if centered else scale_by_rms
     return chain(
         rule(decay, eps, initial_scale, eps_in_sqrt, bias_correction),
-        *descending(learning_rate, momentum, nesterov, learning_rate_first),
+        *descending(
+            learning_rate, momentum, nesterov, learning_rate_first, weight_decay, mask
+        ),
     )

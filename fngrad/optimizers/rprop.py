@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decay_after_rate
 from fngrad.transforms.scaling import check_learning_rate, scale
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 
 class ScaleByRpropState(NamedTuple):
@@ -85,6 +86,9 @@ def rprop(
     eta_plus: Hyper = 1.2,
     min_step_size: Hyper = 1e-6,
     max_step_size: Hyper = 50.0,
+    *,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""Rprop: step sizes that grow until the gradient changes sign.
 
@@ -103,17 +107,23 @@ def rprop(
     shrinks a step.
 
     Args:
-        learning_rate: the first step size, >= 0, in units of the parameters. It is read
-            at the first update only; a schedule counts with its value at step 0.
+        learning_rate: the first step size, >= 0, in units of the parameters. The rule
+            reads it at the first update only; a schedule counts with its value at step
+            0.
         eta_minus: $\eta^-$ in [0, 1].
         eta_plus: $\eta^+$ >= 1.
         min_step_size: $\Delta_{\min}$ >= 0, in units of the parameters.
         max_step_size: $\Delta_{\max}$ >= 0, in units of the parameters.
+        weight_decay: $\lambda$, decoupled: $\lambda\,w_t$ times the learning rate, here
+            that of the present step, is subtracted too, as in `adamw` and Keras.
+            ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type; at ``init``, if a
             parameter is complex.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,4 +149,5 @@ def rprop(
             learning_rate, eta_minus, eta_plus, min_step_size, max_step_size
         ),
         scale(-1.0),
+        *decay_after_rate(learning_rate, weight_decay, mask),
     )

@@ -3,7 +3,7 @@
 import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.momentum_buffers import descending
-from fngrad.types import Hyper
+from fngrad.types import Hyper, Selector
 
 
 def sgd(
@@ -12,6 +12,8 @@ def sgd(
     nesterov: bool = False,
     *,
     learning_rate_first: bool = False,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""Gradient descent; with a momentum, heavy ball or Nesterov's method.
 
@@ -34,10 +36,15 @@ def sgd(
             $b_t = \beta\,b_{t-1} + \alpha_t\,g_t$, as in TensorFlow and Keras, or
             scales what leaves it, as in PyTorch and optax. The two differ only if the
             learning rate changes.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. PyTorch's is L2 regularization:
+            ``chain(add_decayed_weights(l), sgd(a, 0.9))``. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range, or ``nesterov`` has no momentum.
+        ValueError: if a number is out of range, or ``nesterov`` has no momentum; or
+            there is a mask but no decay; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +63,11 @@ def sgd(
         learning rate stays outside the buffer by default, and the look-ahead is written
         for the parameters at which the gradient was taken, as in PyTorch.
     """
-    return chain(*descending(learning_rate, momentum, nesterov, learning_rate_first))
+    return chain(
+        *descending(
+            learning_rate, momentum, nesterov, learning_rate_first, weight_decay, mask
+        )
+    )
 
 
 def momentum(
@@ -65,6 +76,8 @@ def momentum(
     nesterov: bool = False,
     *,
     learning_rate_first: bool = False,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""`sgd` with a momentum: heavy ball, or Nesterov's method.
 
@@ -79,10 +92,15 @@ def momentum(
         momentum: $\beta$ in [0, 1].
         nesterov: whether to look ahead.
         learning_rate_first: whether $\alpha_t$ enters the buffer, see `sgd`.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. PyTorch's differs, see `sgd`. ``None`` adds no
+            part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
@@ -95,5 +113,10 @@ def momentum(
     """
     numerics.check_number("momentum", momentum, 0.0, 1.0)
     return sgd(
-        learning_rate, momentum, nesterov, learning_rate_first=learning_rate_first
+        learning_rate,
+        momentum,
+        nesterov,
+        learning_rate_first=learning_rate_first,
+        weight_decay=weight_decay,
+        mask=mask,
     )

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.transforms.momentum_buffers import ema
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 
 def scale_by_sign() -> Transform:
@@ -41,7 +42,12 @@ def scale_by_sign() -> Transform:
     return chain(Transform(init, update, name="scale_by_sign"))
 
 
-def sign_sgd(learning_rate: Hyper) -> Transform:
+def sign_sgd(
+    learning_rate: Hyper,
+    *,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
+) -> Transform:
     r"""Step by the learning rate along each coordinate, downhill: signSGD.
 
     $$w_{t+1} = w_t - \alpha_t \operatorname{sign}(g_t)$$
@@ -49,11 +55,15 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
     Args:
         learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
             array or tracer, or a schedule.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type; at ``init``, if a
             parameter is complex.
-        ValueError: if a number is negative.
+        ValueError: if a number is negative; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,10 +79,17 @@ def sign_sgd(learning_rate: Hyper) -> Transform:
         2018, algorithm 1, and for `signum` algorithm 2,
         https://arxiv.org/abs/1802.04434.
     """
-    return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
+    decay = optional_decay(weight_decay, mask)
+    return chain(scale_by_sign(), *decay, scale_by_learning_rate(learning_rate))
 
 
-def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
+def signum(
+    learning_rate: Hyper,
+    beta: Hyper = 0.9,
+    *,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
+) -> Transform:
     r"""Step along the signs of the averaged gradient: signSGD with momentum.
 
     $$m_t = \beta\,m_{t-1} + (1 - \beta)\,g_t, \qquad
@@ -82,21 +99,27 @@ def signum(learning_rate: Hyper, beta: Hyper = 0.9) -> Transform:
         learning_rate: $\alpha$, in units of the parameters: a number >= 0, a scalar
             array or tracer, or a schedule.
         beta: $\beta$ in [0, 1].
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type; at ``init``, if a
             parameter is complex.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import fngrad as fg
         >>> optimizer = fg.signum(1e-4, beta=0.95)
 
     References:
-        Algorithm 2 of the paper cited in `sign_sgd`. Differs from it in: weight decay,
-        which `add_decayed_weights` gives.
+        Algorithm 2 of the paper cited in `sign_sgd`.
     """
     check_decay("beta", beta, corrected=False)
     return chain(
-        ema(beta, debias=False), scale_by_sign(), scale_by_learning_rate(learning_rate)
+        ema(beta, debias=False),
+        scale_by_sign(),
+        *optional_decay(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
     )

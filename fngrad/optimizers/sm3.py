@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import divide_by_root, real_dtype, squarable
 from fngrad.transforms.momentum_buffers import averaged
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 
 class ScaleBySm3State(NamedTuple):
@@ -80,6 +81,8 @@ def sm3(
     *,
     eps: Hyper = 1e-8,
     variant: str = "II",
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""SM3: Adagrad with one number for each slice along each axis.
 
@@ -106,10 +109,14 @@ def sm3(
             keeps one, of the size of the parameters.
         eps: $\epsilon$ >= 0, in squared gradient units; the authors' code has 1e-30.
         variant: ``"II"`` or ``"I"``.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range, or ``variant`` is neither of the two.
+        ValueError: if a number is out of range, or ``variant`` is neither of the two;
+            or there is a mask but no decay; at ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,6 +135,7 @@ def sm3(
     return chain(
         scale_by_sm3(eps, variant=variant),
         *averaged(momentum),
+        *optional_decay(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import optional_decay
 from fngrad.transforms.moment_arithmetic import (
     check_moments,
     divide_by_root,
@@ -16,7 +17,7 @@ from fngrad.transforms.moment_arithmetic import (
     squarable,
 )
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Scalar, Updates
+from fngrad.types import Hyper, Params, Scalar, Selector, Updates
 
 
 class ScaleByYogiState(NamedTuple):
@@ -100,6 +101,8 @@ def yogi(
     initial_accumulator_value: Scalar = 1e-6,
     *,
     debias: bool = True,
+    weight_decay: Hyper | None = None,
+    mask: Selector | None = None,
 ) -> Transform:
     r"""Yogi: Adam whose denominator forgets a large gradient slowly.
 
@@ -124,10 +127,14 @@ def yogi(
         eps_root: $\bar\epsilon$ >= 0, in squared gradient units.
         initial_accumulator_value: the start of both averages, >= 0.
         debias: whether both averages are corrected as if they began at zero.
+        weight_decay: $\lambda$, decoupled: $\alpha_t \lambda\,w_t$ is subtracted too,
+            as in `adamw` and Keras. ``None`` adds no part.
+        mask: which leaves decay, see `fngrad.tree.select`; ``None`` means all.
 
     Raises:
         TypeError: if the learning rate is None or of another type.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; or there is a mask but no decay; at
+            ``init``, if a glob selects no leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,4 +154,5 @@ def yogi(
     rule = scale_by_yogi(
         b1, b2, eps, eps_root, initial_accumulator_value, debias=debias
     )
-    return chain(rule, scale_by_learning_rate(learning_rate))
+    decay = optional_decay(weight_decay, mask)
+    return chain(rule, *decay, scale_by_learning_rate(learning_rate))

@@ -70,7 +70,7 @@ def cautious(
     sign = -1 if downhill else 1
 
     def filtered(u: jax.Array, g: jax.Array) -> jax.Array:
-        agrees = sign * _agreement(u, g) > 0
+        agrees = sign * numerics.agreement(u, g) > 0
         count = jnp.sum(agrees).astype(jnp.result_type(float))
         if min_share is None:
             factor = u.size / (count + 1)
@@ -85,15 +85,3 @@ def cautious(
         return tree.map_leaves(filtered, made, updates), new_state, metrics
 
     return chain(wrapper(within.init, advance, "cautious", within.trainable))
-
-
-def _agreement(u: jax.Array, g: jax.Array) -> jax.Array:
-    """Return a number with the sign of Re(conj(u) g); the product might overflow."""
-    if not jnp.iscomplexobj(u):
-        return jnp.sign(u) * jnp.sign(g)
-    a, b = (numerics.divided(x, _power_of_two(x)) for x in (u, g))
-    return jnp.real(jnp.conj(a) * b)
-
-
-def _power_of_two(x: jax.Array) -> jax.Array:
-    return numerics.power_of_two_below(numerics.magnitudes(x))

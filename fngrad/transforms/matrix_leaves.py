@@ -5,18 +5,56 @@ biases looks like a matrix, and a stack of matrices does not.
 """
 
 import functools
+from typing import Any
 
 import fngrad.programs.caller_warnings as caller_warnings
 import fngrad.tree as tree
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, TransformLike, chain
+from fngrad.transforms.masking import masked
 from fngrad.types import OptState, Params, Path, Selector
 
 Shapes = dict[Path, tuple[int, ...]]
 _VECTORS = ("bias", "scale")  # how layers call them
 
 
-def warning_of_stacks(groups: Transform, matrices: Selector) -> Transform:
-    """Return Muon's groups, with a warning at ``init`` about leaves that may be stacks.
+def with_rest(
+    name: str, rule: Transform, rest: TransformLike, matrices: Selector | None
+) -> Transform:
+    """Return a rule for matrices and another for the other leaves, as one optimizer.
+
+    Args:
+        name: how a warning calls it, see `warning_of_stacks`.
+        rule: updates matrices.
+        rest: updates the other leaves.
+        matrices: which leaves are matrices; ``None`` means those of two axes.
+    """
+    is_matrix = _has_two_axes if matrices is None else matrices
+    return warning_of_stacks(name, masked(rule, is_matrix, otherwise=rest), is_matrix)
+
+
+def mask_of_group(mask: Selector | None) -> Selector | None:
+    """Return a mask that fits one group: a tree of all leaves becomes a predicate."""
+    if mask is None or tree.globs_of(mask):
+        return mask
+    return tree.selector_predicate(mask)
+
+
+def check_axes(part: str, params: Params) -> None:
+    """Raise unless every leaf has two axes or more.
+
+    Raises:
+        ValueError: if one has fewer, with its path and the name of the part.
+    """
+    for path, leaf in tree.leaf_paths(params).items():
+        if leaf.ndim < 2:
+            raise ValueError(
+                f"need leaves of two axes or more for {part}, "
+                f"got shape {leaf.shape} at {path!r}"
+            )
+
+
+def warning_of_stacks(name: str, groups: Transform, matrices: Selector) -> Transform:
+    """Return the groups, with a warning at ``init`` about leaves that may be stacks.
 
     It warns, once per transform, if no leaf is a matrix though one has three axes or
     more, or if matrices have the shape of stacked vectors: (layers, n) beside a leaf of
@@ -24,6 +62,7 @@ def warning_of_stacks(groups: Transform, matrices: Selector) -> Transform:
     beside another array, unless it is called bias or scale.
 
     Args:
+        name: of the optimizer.
         groups: a chain of one part.
         matrices: which leaves it orthogonalizes.
     """
@@ -39,7 +78,8 @@ def warning_of_stacks(groups: Transform, matrices: Selector) -> Transform:
         )
         # What `layerwise` or `stack_leaves` holds has another path as a leaf.
         arrays = tree.leaf_paths(params).keys()
-        message = _of_no_matrix(*chosen.values()) or _of_vectors(
+        message = _of_no_matrix(name, *chosen.values()) or _of_vectors(
+            name,
             {path: x for path, x in chosen[True].items() if path in arrays},
             chosen[False],
         )
@@ -50,7 +90,7 @@ def warning_of_stacks(groups: Transform, matrices: Selector) -> Transform:
     return chain(part._replace(init=init))
 
 
-def _of_no_matrix(matrices: Shapes, rest: Shapes) -> str:
+def _of_no_matrix(name: str, matrices: Shapes, rest: Shapes) -> str:
     """Return the warning if no leaf is a matrix, or nothing."""
     long = [path for path, shape in rest.items() if len(shape) > 2]
     if matrices or not long:
@@ -58,15 +98,15 @@ def _of_no_matrix(matrices: Shapes, rest: Shapes) -> str:
     path, shape = long[0], rest[long[0]]
     glob = f"**/{path.rpartition('/')[2]}" if "/" in path else path
     kernels = f'for kernels, matrices="{glob}" takes all axes but the last as one'
-    ways_out = [_way_out(path, rest), kernels]
+    ways_out = [_way_out(name, path, rest), kernels]
     return (
-        "muon found no matrix among its leaves and trains all of them with AdamW, "
+        f"{name} found no matrix among its leaves and trains all of them with AdamW, "
         f"also {path!r} of shape {shape}; "
         f"{'; '.join(ways_out if len(shape) == 3 else reversed(ways_out))}"
     )
 
 
-def _of_vectors(matrices: Shapes, rest: Shapes) -> str:
+def _of_vectors(name: str, matrices: Shapes, rest: Shapes) -> str:
     """Return the warning about the first matrix that looks like vectors, or nothing."""
     by_node: dict[Path, list[Path]] = {}
     for path in rest:
@@ -82,9 +122,9 @@ def _of_vectors(matrices: Shapes, rest: Shapes) -> str:
         shape = matrices[path]
         if layers.count(shape[0]) > 1 or path.rpartition("/")[2] in _VECTORS:
             return (
-                f"muon takes {path!r} of shape {shape} for a matrix; beside {other!r} "
-                f"of shape {rest[other]}, which AdamW trains, it looks like {shape[0]} "
-                f"stacked vectors; {_way_out(path, matrices | rest)}"
+                f"{name} takes {path!r} of shape {shape} for a matrix; beside "
+                f"{other!r} of shape {rest[other]}, which AdamW trains, it looks like "
+                f"{shape[0]} stacked vectors; {_way_out(name, path, matrices | rest)}"
             )
     return ""
 
@@ -103,10 +143,10 @@ def _node_of(path: Path) -> Path:
     return path.rpartition("/")[0]
 
 
-def _way_out(path: Path, leaves: Shapes) -> str:
+def _way_out(name: str, path: Path, leaves: Shapes) -> str:
     return (
         "for stacked layers, as of fngrad.layers.repeat or scan=True, use "
-        f'fngrad.layerwise(fngrad.muon(...), "{_stack_of(path, leaves)}")'
+        f'fngrad.layerwise(fngrad.{name}(...), "{_stack_of(path, leaves)}")'
     )
 
 
@@ -121,3 +161,7 @@ def _stack_of(path: Path, leaves: Shapes) -> str:
             break
         glob = wider
     return glob
+
+
+def _has_two_axes(path: Path, leaf: Any) -> bool:
+    return leaf.ndim == 2

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.decay import decay_after_rate, optional_decay
 from fngrad.transforms.moment_arithmetic import check_decay, remove_bias
 from fngrad.transforms.scaling import scale_by_learning_rate
-from fngrad.types import Hyper, Params, Updates
+from fngrad.types import Hyper, Params, Selector, Updates
 
 
 class TraceState(NamedTuple):
@@ -137,22 +138,30 @@ def descending(
     momentum: Hyper | None,
     nesterov: bool,
     learning_rate_first: bool,
+    weight_decay: Hyper | None,
+    mask: Selector | None,
 ) -> tuple[Transform, ...]:
-    """Return the trace and the learning rate that a recipe ends in.
+    """Return the trace, the decay and the learning rate that a recipe ends in.
 
     Args:
         learning_rate: a number >= 0, a scalar array or tracer, or a schedule.
         momentum: see `traced`.
         nesterov: see `traced`.
         learning_rate_first: whether the learning rate scales what enters the trace, or
-            what leaves it.
+            what leaves it. The decay does not enter the trace either way.
+        weight_decay: see `fngrad.transforms.decay.optional_decay`.
+        mask: which leaves decay.
 
     Raises:
         TypeError: if the learning rate is None.
-        ValueError: as for `traced`, or if the learning rate is negative.
+        ValueError: as for `traced` and `optional_decay`, or if the learning rate is
+            negative.
     """
-    parts = (*traced(momentum, nesterov), scale_by_learning_rate(learning_rate))
-    return parts[::-1] if learning_rate_first else parts
+    rate, buffer = scale_by_learning_rate(learning_rate), traced(momentum, nesterov)
+    if learning_rate_first:
+        decay = decay_after_rate(learning_rate, weight_decay, mask)
+        return (rate, *buffer, *decay)
+    return (*buffer, *optional_decay(weight_decay, mask), rate)
 
 
 def ema(decay: Hyper, debias: bool = True) -> Transform:

@@ -177,6 +177,7 @@ MOVING = {
     "sgd": {"momentum": 0.9},
     "rmsprop": {"momentum": 0.9},
     "amsgrad": {"learning_rate": 3.0},
+    "adamuon": {"learning_rate": 3.0},
     "adopt": {"eps": 0.7},
     "signum": {"learning_rate": 0.85},
     "lion": {"learning_rate": 1.15, "b2": 0.5},

@@ -28,6 +28,8 @@ SHARED = {
     "schedule_free_radam": "schedule_free",
     "dadapt_sgd": "dadapt",
     "dadapt_adamw": "dadapt",
+    "muonh": "hyperball",
+    "adamh": "hyperball",
 }
 SHARED_PARTS = {  # parts of no one method
     "scale_by_learning_rate",

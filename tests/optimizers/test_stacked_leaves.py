@@ -9,9 +9,14 @@ import fngrad.optimizers as optimizers
 import fngrad.tree as tree
 from fngrad.optimizers import REGISTRY
 from fngrad.optimizers.adafactor import scale_by_factored_rms
+from fngrad.optimizers.adamuon import scale_by_adamuon
+from fngrad.optimizers.dion import scale_by_dion
+from fngrad.optimizers.hyperball import scale_by_hyperball
 from fngrad.optimizers.lars import scale_by_lars
 from fngrad.optimizers.muon import scale_by_muon
+from fngrad.optimizers.normuon import scale_by_normuon
 from fngrad.optimizers.novograd import scale_by_block_norm
+from fngrad.optimizers.scion import scale_by_lmo
 from fngrad.optimizers.shampoo import scale_by_shampoo
 from fngrad.optimizers.sm3 import scale_by_sm3
 from fngrad.optimizers.soap import scale_by_soap
@@ -60,6 +65,11 @@ def test_a_stack_of_leaves_is_updated_like_its_leaves_alone(name):
 
 MATRIX_RULES = {
     "muon": scale_by_muon(),
+    "normuon": scale_by_normuon(),
+    "adamuon": scale_by_adamuon(),
+    "dion": scale_by_dion(),
+    "hyperball": scale_by_hyperball(0.1),
+    "scion": scale_by_lmo(),
     "shampoo": scale_by_shampoo(0.9, 1e-3, update_every=2, graft="diagonal"),
     "soap": scale_by_soap(precondition_frequency=2),
 }

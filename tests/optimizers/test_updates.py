@@ -7,10 +7,11 @@ import families_first_order
 import families_layers
 import families_matrix
 import families_moments
+import families_muon
 import families_parameter_free
 import families_signs
 import pytest
-from trajectories import case_id
+from trajectories import DECAY, case_id
 
 from fngrad.optimizers import REGISTRY
 
@@ -21,14 +22,23 @@ FAMILIES = (
     *families_signs.FAMILIES,
     *families_layers.FAMILIES,
     *families_matrix.FAMILIES,
+    *families_muon.FAMILIES,
     *families_parameter_free.FAMILIES,
 )
 FAMILY_OF = {name: family for family in FAMILIES for name in family.arguments}
 
 
 def rows(family, cases):
-    marks = [pytest.mark.slow] if family.slow_rows else []
-    return [pytest.param(*case, marks=marks) for case in cases]
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] * is_slow(family, *case))
+        for case in cases
+    ]
+
+
+def is_slow(family, name, case):
+    """Return whether a row is slow; a shared mask is fast for sgd alone."""
+    shares = family.arguments[name].get("mask") is DECAY["mask"] and name != "sgd"
+    return family.slow_rows or (shares and "mask" in case)
 
 
 CASES = [

@@ -1,7 +1,7 @@
 """SGD, RMSProp, Adagrad, Adam and their arguments."""
 
 import oracles
-from trajectories import LR, Case, Family, Rows
+from trajectories import DECAY, LR, Case, Family, Rows
 
 ARGUMENTS: dict[str, Rows] = {
     "sgd": {
@@ -9,12 +9,14 @@ ARGUMENTS: dict[str, Rows] = {
         "momentum": ({}, None, 0.9),
         "nesterov": ({"momentum": 0.8}, False, True),
         "learning_rate_first": ({"momentum": 0.9}, False, True),
+        **DECAY,
     },
     "momentum": {
         "learning_rate": ({}, *LR),
         "momentum": ({}, 0.9, 0.5),
         "nesterov": ({}, False, True),
         "learning_rate_first": ({}, False, True),
+        **DECAY,
     },
     "rmsprop": {
         "learning_rate": ({}, *LR),
@@ -27,12 +29,14 @@ ARGUMENTS: dict[str, Rows] = {
         "nesterov": ({"momentum": 0.9}, False, True),
         "bias_correction": ({}, False, True),
         "learning_rate_first": ({"momentum": 0.9}, True, False),
+        **DECAY,
     },
     "adagrad": {
         "learning_rate": ({}, *LR),
         "initial_accumulator_value": ({}, 0.1, 1.0),
         "eps": ({}, 1e-7, 1e-2),
         "eps_in_sqrt": ({"eps": 1e-2}, True, False),
+        **DECAY,
     },
     "adam": {
         "learning_rate": ({}, *LR),
@@ -41,6 +45,7 @@ ARGUMENTS: dict[str, Rows] = {
         "eps": ({}, 1e-8, 1e-2),
         "eps_root": ({}, 0.0, 1e-2),
         "nesterov": ({}, False, True),
+        **DECAY,
     },
     "adamw": {
         "learning_rate": ({}, *LR),

@@ -1,7 +1,7 @@
 """LARS, LAMB, NovoGrad, Adafactor and SM3 and their arguments."""
 
 import oracles_layers
-from trajectories import LR, Family
+from trajectories import DECAY, LR, Family
 
 
 def nowhere(path, leaf):
@@ -74,6 +74,7 @@ FACTORS = Family(
             "momentum": ({}, 0.9, None),
             "eps": ({}, 1e-8, 1e-2),
             "variant": ({}, "II", "I"),
+            **DECAY,
         },
     },
     conventions=[

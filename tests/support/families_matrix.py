@@ -55,6 +55,7 @@ ARGUMENTS: dict[str, Rows] = {
         "adam_b2": ({}, 0.999, 0.9),
         "adam_eps_root": ({}, 0.0, 1e-2),
         "adam_weight_decay": ({}, 0.0, 0.1),
+        "cautious_weight_decay": ({"weight_decay": 0.1}, False, True),
     },
     "shampoo": {
         "learning_rate": ({}, *LR),
@@ -106,6 +107,7 @@ ROUNDED: list[Case] = [
 CONVENTIONS: list[Case] = [
     *ROUNDED,
     ("muon", {"debias": False, "nesterov": False}),
+    ("muon", {"cautious_weight_decay": True, "weight_decay": 0.1}),
     ("muon", {"debias": False, "consistent_rms": 0.2, "matrices": has_axes}),
     ("muon", {"ns_coeffs": (COEFFICIENTS, CUBIC, COEFFICIENTS), "ns_steps": 2}),
     ("shampoo", {"graft": "diagonal"}),
@@ -194,7 +196,7 @@ class MatrixFamily(Family):
         arguments = {k: in_dtype(v, dtype) for k, v in arguments.items()}
         if arguments.pop("mask", None) and leaf.startswith("rest"):
             arguments["weight_decay"] = 0.0
-        if name == "muon":
+        if "matrices" in self.arguments[name]:
             order = visit.params.ndim - 1
             takes_more = arguments.pop("matrices", None) is not None
             arguments["is_matrix"] = order > 1 if takes_more else order == 2

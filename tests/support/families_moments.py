@@ -1,7 +1,7 @@
 """Adam's relatives and their arguments."""
 
 import oracles_moments
-from trajectories import LR, Case, Family, Rows
+from trajectories import DECAY, LR, Case, Family, Rows
 
 MASK = ({"weight_decay": 0.1}, None, "decayed/**")
 ADAM: Rows = {
@@ -19,7 +19,14 @@ ARGUMENTS: dict[str, Rows] = {
         "eps_in_max": ({"eps": 1e-2, "b2": 0.9}, True, False),
         "decoupled_weight_decay": ({"weight_decay": 0.1}, True, False),
     },
-    "amsgrad": {**ADAM, "debias": ({}, "before_max", "after_max")},
+    "adamc": {
+        **ADAM,
+        "weight_decay": ({}, 1e-4, 0.1),
+        "mask": MASK,
+        "max_learning_rate": ({"weight_decay": 0.1}, None, 0.5),
+        "nesterov": ({}, False, True),
+    },
+    "amsgrad": {**ADAM, "debias": ({}, "before_max", "after_max"), **DECAY},
     "nadam": {
         **ADAM,
         "weight_decay": ({}, 0.0, 0.1),
@@ -47,6 +54,7 @@ ARGUMENTS: dict[str, Rows] = {
         "eps_root": ({}, 1e-16, 1e-2),
         "nesterov": ({}, False, True),
         "accumulate_eps": ({"eps_root": 1e-2}, True, False),
+        **DECAY,
     },
     "adan": {
         "learning_rate": ({}, *LR),
@@ -67,6 +75,7 @@ ARGUMENTS: dict[str, Rows] = {
         "nesterov": ({}, False, True),
         "use_clipping": ({"eps": 1e-2}, True, False),
         "clip_value_fn": ({}, 1.0, 0.5),
+        **DECAY,
     },
     "ademamix": {
         **ADAM,
@@ -80,6 +89,7 @@ ARGUMENTS: dict[str, Rows] = {
         "eps": ({}, 1e-3, 1e-1),
         "initial_accumulator_value": ({}, 1e-6, 0.1),
         "debias": ({}, True, False),
+        **DECAY,
     },
 }
 CONVENTIONS: list[Case] = [

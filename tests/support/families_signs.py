@@ -1,13 +1,13 @@
 """signSGD, Signum, Lion, Rprop, Adadelta and MADGRAD and their arguments."""
 
 import oracles_signs
-from trajectories import LR, REAL, Family
+from trajectories import DECAY, LR, REAL, Family
 
 SIGNS = Family(
     oracles_signs,
     {
-        "sign_sgd": {"learning_rate": ({}, *LR)},
-        "signum": {"learning_rate": ({}, *LR), "beta": ({}, 0.9, 0.5)},
+        "sign_sgd": {"learning_rate": ({}, *LR), **DECAY},
+        "signum": {"learning_rate": ({}, *LR), "beta": ({}, 0.9, 0.5), **DECAY},
         "lion": {
             "learning_rate": ({}, *LR),
             "b1": ({}, 0.9, 0.5),
@@ -21,6 +21,7 @@ SIGNS = Family(
             "eta_plus": ({}, 1.2, 1.5),
             "min_step_size": ({}, 1e-6, 0.04),
             "max_step_size": ({}, 50.0, 0.11),
+            **DECAY,
         },
     },
     conventions=[("rprop", {"learning_rate": 1e-9})],  # below the smallest step size

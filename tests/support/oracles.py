@@ -5,11 +5,33 @@ they were when each gradient was taken, and learning rates of shape (steps,). It
 returns the updates, shape (steps, size), that are to be added to the parameters.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 Array = np.ndarray
+Oracle = Callable[..., Array]
+
+
+def decoupled(oracle: Oracle) -> Oracle:
+    """Give the oracle of a rule without decay that of Loshchilov and Hutter 2019."""
+
+    @functools.wraps(oracle)
+    def decaying(
+        gradients: Array,
+        params: Array,
+        learning_rates: Array,
+        *arguments: Any,
+        weight_decay: float | None = None,
+        **others: Any,
+    ) -> Array:
+        updates = oracle(gradients, params, learning_rates, *arguments, **others)
+        rates = learning_rates.reshape(-1, *[1] * (params.ndim - 1))
+        return updates - rates * (weight_decay or 0.0) * params
+
+    return decaying
 
 
 def heavy_ball(
@@ -46,6 +68,7 @@ def with_momentum(
     return -lr * np.array(list(heavy_ball(directions, momentum, nesterov)))
 
 
+@decoupled
 def sgd(
     gradients: Array,
     params: Array,
@@ -60,6 +83,7 @@ def sgd(
     )
 
 
+@decoupled
 def momentum(
     gradients: Array,
     params: Array,
@@ -74,6 +98,7 @@ def momentum(
     )
 
 
+@decoupled
 def rmsprop(
     gradients: Array,
     params: Array,
@@ -105,6 +130,7 @@ def rmsprop(
     )
 
 
+@decoupled
 def adagrad(
     gradients: Array,
     params: Array,
@@ -119,6 +145,7 @@ def adagrad(
     return -learning_rates[:, None] * directions
 
 
+@decoupled
 def adam(
     gradients: Array,
     params: Array,
@@ -155,8 +182,10 @@ def adamw(
     nesterov: bool = False,
 ) -> Array:
     """Loshchilov and Hutter 2019, algorithm 2, the decay times the learning rate."""
-    plain = adam(gradients, params, learning_rates, b1, b2, eps, eps_root, nesterov)
-    return plain - learning_rates[:, None] * weight_decay * params
+    arguments = (b1, b2, eps, eps_root, nesterov)
+    return adam(
+        gradients, params, learning_rates, *arguments, weight_decay=weight_decay
+    )
 
 
 def divide_by_root(g: Array, square: Array, eps: float, eps_in_sqrt: bool) -> Array:

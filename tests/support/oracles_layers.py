@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+from oracles import decoupled
 
 Array = np.ndarray
 
@@ -172,6 +173,7 @@ def factored_axes(shape: tuple[int, ...], kind: str) -> list[int]:
     return by_length[-2:]
 
 
+@decoupled
 def sm3(
     gradients: Array,
     params: Array,

@@ -33,6 +33,7 @@ def muon(
     adam_b2: float = 0.999,
     adam_eps_root: float = 0.0,
     adam_weight_decay: float = 0.0,
+    cautious_weight_decay: bool = False,
 ) -> Array:
     """Jordan et al. 2024; the scale of Liu et al. 2025, equation 4."""
     if not is_matrix:
@@ -58,7 +59,9 @@ def muon(
         if adaptive:
             direction = np.sum(m * direction) * direction
         direction = (scale * direction).reshape(shape)
-        updates.append(-learning_rates[t - 1] * (direction + weight_decay * w))
+        decayed = direction * w >= 0 if cautious_weight_decay else 1
+        direction = direction + weight_decay * decayed * w
+        updates.append(-learning_rates[t - 1] * direction)
     return np.array(updates)
 
 

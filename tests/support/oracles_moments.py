@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
-from oracles import Array, quotient
+from oracles import Array, adam, decoupled, quotient
 
 
 def adamax(
@@ -37,6 +37,7 @@ def adamax(
     return descend(directions, params, learning_rates, decoupled)
 
 
+@decoupled
 def amsgrad(
     gradients: Array,
     params: Array,
@@ -135,6 +136,7 @@ def radam(
     return descend(directions, params, learning_rates, decoupled)
 
 
+@decoupled
 def adabelief(
     gradients: Array,
     params: Array,
@@ -192,6 +194,7 @@ def adan(
     return beside / (1 + learning_rates[:, None] * weight_decay * proximal)
 
 
+@decoupled
 def adopt(
     gradients: Array,
     params: Array,
@@ -245,6 +248,7 @@ def ademamix(
     return descend(directions, params, learning_rates, weight_decay)
 
 
+@decoupled
 def yogi(
     gradients: Array,
     params: Array,
@@ -301,3 +305,19 @@ def descend(
 ) -> Array:
     """Step against the directions, with decoupled weight decay."""
     return -learning_rates[:, None] * (np.array(directions) + weight_decay * params)
+
+
+def adamc(
+    gradients: Array,
+    params: Array,
+    learning_rates: Array,
+    weight_decay: float = 1e-4,
+    max_learning_rate: float | None = None,
+    **arguments: float,
+) -> Array:
+    """Defazio 2025, algorithm 2; otherwise with the largest rate so far."""
+    largest = np.maximum.accumulate(learning_rates)
+    if max_learning_rate is not None:
+        largest = max_learning_rate
+    plain = adam(gradients, params, learning_rates, **arguments)
+    return plain - (learning_rates**2 / largest)[:, None] * weight_decay * params

@@ -5,15 +5,18 @@ updates (steps, size).
 """
 
 import numpy as np
+from oracles import decoupled
 
 Array = np.ndarray
 
 
+@decoupled
 def sign_sgd(gradients: Array, params: Array, learning_rates: Array) -> Array:
     """Bernstein et al. 2018, algorithm 1."""
     return -learning_rates[:, None] * np.sign(gradients)
 
 
+@decoupled
 def signum(
     gradients: Array, params: Array, learning_rates: Array, beta: float = 0.9
 ) -> Array:
@@ -42,6 +45,7 @@ def lion(
     return np.array(updates)
 
 
+@decoupled
 def rprop(
     gradients: Array,
     params: Array,

@@ -34,6 +34,10 @@ UNDECAYED = ("complex128", "float16")
 Arguments = dict[str, Any]
 Case = tuple[str, Arguments]
 Rows = dict[str, tuple[Arguments, Any, Any]]
+DECAY: Rows = {  # of rules that do not decay by default
+    "weight_decay": ({}, None, 0.1),
+    "mask": ({"weight_decay": 0.1}, None, "decayed/**"),
+}
 
 
 class Visit(NamedTuple):

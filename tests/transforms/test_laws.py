@@ -17,7 +17,11 @@ from fngrad.transforms.clipping import (
     clip_by_norm,
 )
 from fngrad.transforms.core import Transform, chain, identity, named
-from fngrad.transforms.decay import add_decayed_weights, proximal_decay
+from fngrad.transforms.decay import (
+    add_cautious_weight_decay,
+    add_decayed_weights,
+    proximal_decay,
+)
 from fngrad.transforms.depth import gradual_unfreezing, scale_by_depth
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import freeze, masked, partition
@@ -49,6 +53,7 @@ TRANSFORMS = {
     "adaptive_clip": adaptive_clip(0.1),
     "centralize": centralize(),
     "add_decayed_weights": add_decayed_weights(falling, "**/weight"),
+    "add_cautious_weight_decay": add_cautious_weight_decay(falling, "**/weight"),
     "proximal_decay": proximal_decay(0.1, 0.5, "**/weight"),
     "clip_by_block_rms": clip_by_block_rms(0.5),
     "scale_by_param_block_rms": scale_by_param_block_rms(),
