@@ -19,8 +19,14 @@ import numpy as np
 
 import fngrad.numerics as numerics
 
+__all__ = ["Processes", "initialize", "processes"]
+
 _T = TypeVar("_T")
 _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 class Processes(NamedTuple):

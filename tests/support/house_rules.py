@@ -32,11 +32,9 @@ HOUSE = (
     (
         0,
         "programs/",
-        "traced programs cut into slices (`jaxprs`), their FLOPs and bytes "
-        "(`operation_counts`), arguments recognized by name "
-        "(`signatures`), settings of JAX in another thread (`thread_settings`), "
-        "`step_wrappers`, `optional_imports`, `text_tables`, `fingerprints`, "
-        "`caller_warnings`, what a `repr` shows (`printed`, `curves`, `leaf_tables`)",
+        "`jaxprs` cut and counted (`operation_counts`), `signatures`, "
+        "`thread_settings`, `step_wrappers`, `optional_imports`, `names_elsewhere`, "
+        "`fingerprints`, `caller_warnings`, what a `repr` shows (`printed`)",
     ),
     (
         0,
@@ -47,25 +45,24 @@ HOUSE = (
     (
         1,
         "transforms/",
-        "what belongs to no one method: `core` (`Transform`, `chain`, `report`, which "
-        "leaves are trainable), `scaling` (learning rates), `moment_arithmetic` (bias "
-        "correction, look-ahead of a debiased average), `momentum_buffers` (heavy "
-        "ball, Nesterov), `clipping`, `decay`, `noise`, `masking` (groups, `freeze`), "
-        "`depth`, "
-        "`tunable_hyperparameters`, wrappers, `queries` of a state, "
-        "`evaluation_point`, `description`, `structure`, `laws`",
+        "what belongs to no one method: `core` (`Transform`, `chain`, `report`), "
+        "`scaling` (learning rates), `moment_arithmetic`, `momentum_buffers`, "
+        "`polar_factors`, `clipping`, `decay`, `noise`, `masking` (groups, `freeze`), "
+        "`depth`, `tunable_hyperparameters`, wrappers, `queries` of a state, "
+        "`evaluation_point`, `description`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
     (
         1,
         "losses/",
-        "losses per example: `classification` (label smoothing), `regression`, "
-        "`sequences`; `core` (axes, masks, weights)",
+        "losses per example: `classification`, `regression`, `overlap`, `ranking`, "
+        "`embeddings`, `sequences`; `weighted_sums`; `core` (axes, masks, weights)",
     ),
     (
         1,
         "metrics/",
-        "metrics that fold exactly; whether a metric should fall or rise "
+        "metrics that fold exactly: of classes, their `confusion` and `scores`, "
+        "`correlation`, `ranking`, `images`, `language`; which fall or rise "
         "(`directions`)",
     ),
     (
@@ -87,7 +84,7 @@ HOUSE = (
         "training/",
         "a loss in any form and its gradient (`loss_forms`), its `precision`, `state`, "
         "`step` (`make_step`), `step_metrics`, what counts as `divergence`, "
-        "`evaluation` and its `metric_folds`, a run as one `scan`",
+        "`evaluation`, a run as one `scan`; gradients by `differences`, `evolution`",
     ),
     (
         3,
@@ -106,7 +103,7 @@ HOUSE = (
         "steps/",
         "steps that see the loss: `line_search` and its conditions, SAM "
         "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`; "
-        "`skipping`, `frozen_runs` (`freeze_diverged`)",
+        "`skipping`, `spikes`, `frozen_runs`",
     ),
     (
         4,
@@ -124,10 +121,9 @@ HOUSE = (
     (
         6,
         "checkpoint/",
-        "a state on disk: `saving`, `reading`, copies from and to devices "
-        "(`device_transfer`), `retention`, errors for another shape or dtype "
-        "(`tree_matching`), checksums (`manifest`), writing in the background "
-        "(`manager`), `safetensors_files`",
+        "a state on disk: `saving`, `reading`, `device_transfer`, `retention`, errors "
+        "for another shape or dtype (`tree_matching`), checksums (`manifest`), writing "
+        "in the background (`manager`), `safetensors_files`",
     ),
     (
         6,
@@ -139,13 +135,10 @@ HOUSE = (
     (
         7,
         "fitting/",
-        "`fit` (`training_loop`) and its parts: `session`, `inputs` (batches; refused "
-        "states and data), `step_checks`, `program_changes`, `mesh`, `hooks` of "
-        "callbacks, `profiling`, `spikes`, `media`, `best`, `intervals` (when to log, "
-        "evaluate, end), `loops`, `checkpointing` (when a checkpoint is saved; `keep`, "
-        "`save_minutes`), `resume` (which checkpoints are refused), `early_stopping`, "
-        "`validation` (the `val/` metrics), `nonfinite` (a NaN, rollbacks), `outputs`, "
-        "`recording` (`loggers`, `callbacks`, `progress`), `interrupts`",
+        "`fit` (`training_loop`) and its parts: `session`, `inputs`, `step_checks`, "
+        "`program_changes`, `mesh`, `hooks` of callbacks, `best`, `intervals` (when to "
+        "log, evaluate, end), `loops`, `checkpointing`, `resume`, `validation`, "
+        "`nonfinite` (a NaN, rollbacks), `outputs`, `interrupts`",
     ),
     (
         7,
