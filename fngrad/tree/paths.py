@@ -1,12 +1,14 @@
 """Leaves by path, such as ``layers/0/weight``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fngrad.types import Path, Tree
+
+_SHOWN = 8  # paths that an error names
 
 
 def path_string(path: Any) -> Path:
@@ -49,6 +51,49 @@ def from_leaf_paths(like: Tree, by_path: dict[Path, Any]) -> Tree:
         raise ValueError(f"need the leaves of the tree: {difference}")
     structure = jax.tree.structure(like)
     return structure.unflatten([by_path[path] for path in expected])
+
+
+def get(a: Any, path: Path) -> Any:
+    """Return the leaf at a path.
+
+    Raises:
+        KeyError: if there is none; the paths that are there are named.
+
+    Example:
+        >>> import fngrad.tree as tree
+        >>> tree.get({"layers": [{"weight": 1.0}, {"weight": 2.0}]}, "layers/1/weight")
+        2.0
+    """
+    leaves = leaf_paths(a)
+    _check_paths([path], leaves)
+    return leaves[path]
+
+
+def set(a: Tree, values: dict[Path, Any]) -> Tree:
+    """Return the tree with other leaves at these paths, whatever their shapes.
+
+    Raises:
+        KeyError: if there is no leaf at a path; the paths that are there are named.
+
+    Example:
+        >>> import fngrad.tree as tree
+        >>> tree.set({"head": {"weight": 1.0, "bias": 0.0}}, {"head/bias": 0.5})
+        {'head': {'bias': 0.5, 'weight': 1.0}}
+    """
+    leaves = leaf_paths(a)
+    _check_paths(values, leaves)
+    structure = jax.tree.structure(a)
+    return structure.unflatten([values.get(path, x) for path, x in leaves.items()])
+
+
+def _check_paths(paths: Iterable[Path], leaves: dict[Path, Any]) -> None:
+    for path in paths:
+        if path not in leaves:
+            shown = ", ".join(map(repr, list(leaves)[:_SHOWN]))
+            more = ", ..." if len(leaves) > _SHOWN else ""
+            raise KeyError(
+                f"need the path of a leaf, got {path!r}; there are {shown}{more}"
+            )
 
 
 def map_with_path(fn: Callable[..., Any], a: Tree, *rest: Any) -> Tree:
