@@ -108,8 +108,9 @@ def info_nce(
     Example:
         >>> import jax.numpy as jnp
         >>> from fngrad import losses
-        >>> print(losses.info_nce(jnp.eye(3), jnp.eye(3), temperature=0.25))
-        [0.03597656 0.03597656 0.03597656]
+        >>> loss = losses.info_nce(jnp.eye(3), jnp.eye(3), temperature=0.25)
+        >>> print(loss.shape, f"{loss[0]:.4f}")
+        (3,) 0.0360
 
     References:
         Van den Oord, Li and Vinyals, Representation learning with contrastive

@@ -50,10 +50,11 @@ def poly_cross_entropy(
             epsilon is below -1.
 
     Example:
-        >>>         >>> from fngrad import losses
-        >>> y = jnp.array([1.0, 0.0])
-        >>> print(losses.poly_cross_entropy(jnp.zeros(2), y))
-        1.6931472
+        >>> import jax.numpy as jnp
+        >>> from fngrad import losses
+        >>> loss = losses.poly_cross_entropy(jnp.zeros(2), jnp.array([1.0, 0.0]))
+        >>> print(f"{loss:.4f}")
+        1.6931
 
     References:
         Leng et al., PolyLoss: a polynomial expansion perspective of classification loss

@@ -32,6 +32,7 @@ SHARED = {
     "adamh": "hyperball",
 }
 SHARED_PARTS = {  # parts of no one method
+    "scale_by_depth",
     "scale_by_learning_rate",
     "scale_by_schedule",
     "scale_by_step_length",
