@@ -72,7 +72,13 @@ def _like(old: Any, new: Any) -> Any:
 
 
 def processes() -> Processes:
-    """Return the processes of this program; one, unless `initialize` connected more."""
+    """Return the processes of this program; one, unless `initialize` connected more.
+
+    Example:
+        >>> import fngrad as fg
+        >>> fg.distributed.processes()  # on a laptop
+        Processes(rank=0, count=1)
+    """
     return Processes(jax.process_index(), jax.process_count())
 
 
@@ -109,11 +115,6 @@ def initialize(
     Raises:
         ValueError: if some of the three are given and the rest cannot be found.
         RuntimeError: if JAX has computed before, or the others do not answer.
-
-    Example:
-        >>> import fngrad as fg
-        >>> fg.distributed.initialize()  # on a laptop
-        Processes(rank=0, count=1)
     """
     given = {
         "coordinator_address": coordinator_address,

@@ -20,22 +20,28 @@ class Ended(NamedTuple):
 
 
 def launch(script: str, count: int, *arguments: str, devices: int = 1) -> list:
-    """Start ``count`` processes of a script, connected by variables; return them."""
+    """Start ``count`` processes of a script; return them.
+
+    More than one are connected by variables.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(count),
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
         f"--xla_force_host_platform_device_count={devices}",
+    }
+    peers = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
     }
     return [
         subprocess.Popen(
             [sys.executable, "-u", "-c", script, *arguments],
-            env=environment | {"JAX_PROCESS_ID": str(rank)},
+            env=environment
+            | (peers | {"JAX_PROCESS_ID": str(rank)} if count > 1 else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
