@@ -112,7 +112,6 @@ def spectral_norm(
             singular = _for_each(
                 lambda w, u: _iterated(w, u, iterations), params, singular
             )
-        # A leaf without a vector is as it was.
         bounded = jax.tree.map(
             lambda w, u: w if u is None else _bounded(w, u), params, singular
         )

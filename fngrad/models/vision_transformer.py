@@ -1,5 +1,6 @@
 """A transformer over the patches of an image."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -118,42 +119,19 @@ def vision_transformer(
     check_sizes(classes=classes)
     numerics.check_choice("size", size, get_args(Size))
     numerics.check_choice("pool", pool, get_args(Pool))
-    own = _Sizes(
-        *(
-            default if given is None else given
-            for given, default in zip(
-                (features, num_layers, num_heads), _SIZES[size], strict=True
-            )
-        )
-    )
-    check_sizes(**own._asdict())
-    rates = rates_by_depth(drop_path_rate, own.num_layers)
-    if scan and drop_path_rate is not None:
-        raise ValueError(
-            "need no drop_path_rate with scan, whose blocks have one rate, got "
-            f"{drop_path_rate=}"
-        )
+    own = _own_sizes(_SIZES[size], features, num_layers, num_heads)
     small = initializers.truncated_normal(0.02)
-
-    def block(rate: Scalar | None) -> Layer:
-        return transformer_block(
-            own.features,
-            own.num_heads,
-            hidden_size=hidden_size,
-            activation=activation,
-            dropout_rate=dropout_rate,
-            causal=False,
-            weight_init=small,
-            output_init=initializers.truncated_normal(
-                0.02 / (2 * own.num_layers) ** 0.5
-            ),
-            drop_path_rate=rate,
-        )
-
-    if drop_path_rate is None:
-        blocks = repeated_blocks(block(None), own.num_layers, scan=scan, remat=remat)
-    else:
-        blocks = layers.serial(*[rematerialized(block(r), remat) for r in rates])
+    block = functools.partial(
+        transformer_block,
+        own.features,
+        own.num_heads,
+        hidden_size=hidden_size,
+        activation=activation,
+        dropout_rate=dropout_rate,
+        causal=False,
+        weight_init=small,
+        output_init=initializers.truncated_normal(0.02 / (2 * own.num_layers) ** 0.5),
+    )
     return layers.serial(
         image=_of_shape(tuple(in_shape)),
         patches=layers.conv(
@@ -170,10 +148,38 @@ def vision_transformer(
             length + (pool == "token"), own.features, weight_init=small
         ),
         dropout=optional_dropout(dropout_rate),
-        blocks=blocks,
+        blocks=_blocks(block, own.num_layers, drop_path_rate, scan, remat),
         norm=layers.layer_norm(own.features),
         pool=(lambda h: h[0]) if pool == "token" else layers.global_avg_pool,
         head=layers.linear(own.features, classes, weight_init=initializers.zeros()),
+    )
+
+
+def _own_sizes(published: _Sizes, *given: int | None) -> _Sizes:
+    """Return the published sizes but for those that are given."""
+    pairs = zip(given, published, strict=True)
+    own = _Sizes(*(default if size is None else size for size, default in pairs))
+    check_sizes(**own._asdict())
+    return own
+
+
+def _blocks(
+    block: Callable[..., Layer],
+    count: int,
+    drop_path_rate: Scalar | None,
+    scan: bool,
+    remat: bool | CheckpointPolicy,
+) -> Layer:
+    if drop_path_rate is None:
+        return repeated_blocks(block(), count, scan=scan, remat=remat)
+    if scan:
+        raise ValueError(
+            "need no drop_path_rate with scan, whose blocks have one rate, got "
+            f"{drop_path_rate=}"
+        )
+    rates = rates_by_depth(drop_path_rate, count)
+    return layers.serial(
+        *[rematerialized(block(drop_path_rate=rate), remat) for rate in rates]
     )
 
 

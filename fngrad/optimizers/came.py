@@ -77,9 +77,7 @@ def scale_by_came(
 
     def init(params: Params) -> ScaleByCameState:
         def start(p: jax.Array) -> tuple[Any, Any, Any]:
-            nu, factors = start_factors(p, axes_of(p))
-            residuals = start_factors(p, axes_of(p))[1]
-            return nu, factors, residuals
+            return *start_factors(p, axes_of(p)), start_factors(p, axes_of(p))[1]
 
         nu, factors, residuals = tree.map_leaves(start, params, outputs=3)
         mu = tree.wide_zeros_like(params)
@@ -94,20 +92,17 @@ def scale_by_came(
         )
 
         def direct(
-            g: jax.Array,
-            mu: jax.Array,
-            nu: jax.Array | None,
-            factors: Factors | None,
-            residuals: Factors | None,
+            g: jax.Array, mu: jax.Array, nu: Any, factors: Any, residuals: Any
         ) -> tuple[jax.Array, jax.Array, Any, Any, Any]:
-            axes = axes_of(g)
-            g = squarable(g) if axes is None else shrunk_leaf(g)
-            square = tree.abs_square(g) + inside.astype(real_dtype(g))
-            if axes is None or factors is None or residuals is None:
+            if (axes := axes_of(g)) is None:
+                g = squarable(g)
+                square = tree.abs_square(g) + inside.astype(real_dtype(g))
                 nu = tree.average(beta_2, nu, square)
                 normal = clip_rms(divide_by_root(g, nu, 0.0, 0.0), bound)
                 mu = tree.average(beta_1, mu, normal)
                 return mu, mu, nu, None, None
+            g = shrunk_leaf(g)
+            square = tree.abs_square(g) + inside.astype(real_dtype(g))
             factors = tree.average(beta_2, factors, _means(square, axes))
             normal = clip_rms(divide_by_factors(g, factors, axes), bound)
             mu = tree.average(beta_1, mu, normal)
@@ -115,13 +110,8 @@ def scale_by_came(
             residuals = tree.average(beta_3, residuals, _means(apart, axes))
             return divide_by_factors(mu, residuals, axes), mu, nu, factors, residuals
 
-        new_updates, mu, nu, factors, residuals = tree.map_leaves(
-            direct,
-            *(updates, state.mu, state.nu, state.factors, state.residuals),
-            outputs=5,
-        )
-        step = numerics.next_step(state.step)
-        return new_updates, ScaleByCameState(step, mu, nu, factors, residuals)
+        new_updates, *moments = tree.map_leaves(direct, updates, *state[1:], outputs=5)
+        return new_updates, ScaleByCameState(numerics.next_step(state.step), *moments)
 
     return chain(Transform(init, update, name="scale_by_came"))
 

@@ -91,8 +91,7 @@ def scale_by_dion(
         new_updates, mu, basis = map_matrices(
             direct, updates, state.mu, state.basis, mesh=mesh, outputs=3
         )
-        step = numerics.next_step(state.step)
-        return new_updates, ScaleByDionState(step, mu, basis)
+        return new_updates, ScaleByDionState(numerics.next_step(state.step), mu, basis)
 
     return chain(Transform(init, update, name="scale_by_dion"))
 

@@ -92,9 +92,8 @@ def scale_by_kron(
     def init(params: Params) -> ScaleByKronState:
         tree.check_real("scale_by_kron", params)
         factors, mu = tree.map_leaves(start, params), tree.wide_zeros_like(params)
-        return ScaleByKronState(
-            numerics.first_step(), numerics.first_step(), mu, factors
-        )
+        first = numerics.first_step
+        return ScaleByKronState(first(), first(), mu, factors)
 
     def update(
         updates: Updates, state: ScaleByKronState, params: Params
@@ -104,9 +103,7 @@ def scale_by_kron(
         mesh = auto_mesh_of(updates, state, params)
         mu = tree.average(decay, state.mu, updates)
         mu_hat = remove_bias(mu, decay, step)
-        chance = _annealed(step)
-        if preconditioner_update_probability is not None:
-            chance = numerics.hyper(preconditioner_update_probability, step)
+        chance = _chance(preconditioner_update_probability, step)
         waited = numerics.next_step(state.waited)
         is_due = waited.astype(chance.dtype) * chance >= 1 - 1e-6  # 1/3 is rounded
         noise_key = jax.random.fold_in(numerics.key(key), step)
@@ -214,6 +211,10 @@ def kron(
         key=key,
     )
     return decaying(rule, learning_rate, weight_decay, mask)
+
+
+def _chance(given: Hyper | None, step: jax.Array) -> jax.Array:
+    return _annealed(step) if given is None else numerics.hyper(given, step)
 
 
 def _annealed(step: jax.Array) -> jax.Array:

@@ -40,16 +40,8 @@ from fngrad.optimizers.sm3 import scale_by_sm3
 from fngrad.optimizers.soap import scale_by_soap
 from fngrad.optimizers.stable_adamw import scale_by_stable_adamw
 from fngrad.optimizers.yogi import scale_by_yogi
-from fngrad.transforms.clipping import (
-    centralize,
-    clip,
-    clip_by_global_norm,
-)
-from fngrad.transforms.core import (
-    Transform,
-    apply_updates,
-    chain,
-)
+from fngrad.transforms.clipping import centralize, clip, clip_by_global_norm
+from fngrad.transforms.core import Transform, apply_updates, chain
 from fngrad.transforms.laws import check_transform
 from fngrad.transforms.masking import masked
 from fngrad.transforms.momentum_buffers import ema
@@ -93,9 +85,7 @@ ADAM_RELATIVES = {
 }
 VARIANTS: dict[str, Transform] = {
     "schedule_free_sgd with warmup": optimizers.schedule_free_sgd(0.1, warmup_steps=3),
-    "schedule_free_adamw with decay": optimizers.schedule_free_adamw(
-        0.1, weight_decay=0.1
-    ),
+    "schedule_free_adamw decays": optimizers.schedule_free_adamw(0.1, weight_decay=0.1),
     "prodigy with a mask": optimizers.prodigy(mask="**/weight", weight_decay=0.1),
     "dadapt_adamw without epsilon": optimizers.dadapt_adamw(eps=0.0),
     "dadapt_sgd with momentum": optimizers.dadapt_sgd(momentum=0.9),
