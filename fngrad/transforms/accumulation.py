@@ -91,7 +91,9 @@ def accumulate(inner: TransformLike, every: int | Schedule) -> Transform:
         https://arxiv.org/abs/1711.00489. optax's ``MultiSteps`` calls the schedule
         ``every_k_schedule``; it truncates where this rounds.
     """
-    if not callable(every) and numerics.check_count("every", every, low=1) == 1:
+    if not callable(every):
+        every = numerics.check_count("every", every, low=1)
+    if every == 1:
         return chain(inner)
     within = unwrap(inner)
     # Built once: in eager mode, new functions would compile at every call.
