@@ -18,6 +18,10 @@ EXCEPTIONS = {
         "since the interpreter refuses the executors that orbax writes with before it "
         "joins threads and calls `atexit`; so did orbax's AsyncCheckpointer"
     ),
+    ("fngrad.distributed", "os._exit"): (
+        "public, as documented: a process that fails must not wait for the others at "
+        "its exit"
+    ),
 }
 OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}  # public, as documented
 OF_NOTEBOOKS = {"_repr_html_", "_repr_png_"}  # IPython's documented protocol
