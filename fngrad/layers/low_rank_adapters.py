@@ -94,7 +94,7 @@ def lora(
     r"""Train a low-rank change of matrices that stay as they are.
 
     $$W' = W + s\, A B, \qquad s = \alpha / r \quad (\alpha / \sqrt r
-    \text{ if rank\_stabilized})$$
+    \text{ if stabilized by rank})$$
 
     with $W$ of shape (n, m) frozen, $A$ of shape (n, r), $B$ of shape (r, m). At first
     $A$ is uniform in $\pm 1 / \sqrt n$ and $B$ is zero, so the model computes what it

@@ -87,7 +87,7 @@ def scale_by_depth(layers: Layers, decay: Scalar) -> Transform:
 def gradual_unfreezing(layers: Layers, every: int | jax.Array) -> Transform:
     r"""Train the last layer first, and one more layer after every so many steps.
 
-    $$u_l \leftarrow \begin{cases} u_l & t \ge k\,(L - 1 - l) \\ 0 & \text{else}
+    $$u_l \leftarrow \begin{cases} u_l & t \ge k\,(L - 1 - l) \cr 0 & \text{else}
     \end{cases}$$
 
     for layer $l$ of $L$ at step $t$, the first being 0. A frozen layer stays bit for
