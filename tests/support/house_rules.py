@@ -3,7 +3,6 @@
 import ast
 import fnmatch
 import pathlib
-import re
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -342,15 +341,10 @@ def _is_overload(node: ast.AST) -> bool:
 
 
 def length_complaints(module: str, text: str) -> Complaints:
-    """Count a function's lines without docstrings and blank lines.
-
-    Of an ``__init__`` the lines that hold one exported name alone do not count.
-    """
+    """Count a function's lines without docstrings and blank lines."""
     lines = text.splitlines()
-    names = sum(1 for line in lines if re.fullmatch(r' +"?\w+"?,', line))
-    count = len(lines) - (names if module.endswith("__init__.py") else 0)
-    if count > MAX_FILE:
-        yield f"{module} has {count} lines, more than {MAX_FILE}"
+    if len(lines) > MAX_FILE:
+        yield f"{module} has {len(lines)} lines, more than {MAX_FILE}"
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, Functions):
             continue
