@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import (
     Layer,
@@ -39,11 +38,11 @@ from fngrad.layers.windows import (
     check_groups,
     check_image,
     checked_padding,
+    convolution_windows,
     each_axis,
     per_axis,
 )
 from fngrad.numerics.convolutions import (
-    IMPLEMENTATIONS,
     Geometry,
     contents,
     convolve,
@@ -112,18 +111,11 @@ def conv(
         >>> jax.jit(layer.apply)(params, jnp.ones((8, 8, 1))).shape
         (4, 4, 4)
     """
-    window = each_axis(kernel_size, 2)
+    window, strides, dilations, pads = convolution_windows(
+        kernel_size, stride, padding, dilation, implementation
+    )
     rank = len(window)
-    if rank not in (1, 2, 3):
-        raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
-    strides = per_axis("stride", stride, rank)
-    dilations = per_axis("dilation", dilation, rank)
-    pads = checked_padding(padding, rank)
-    per_axis("kernel_size", window, rank)
     check_groups(in_channels, out_channels, groups)
-    if implementation is not None:
-        numerics.check_choice("implementation", implementation, IMPLEMENTATIONS)
-
     shape = *window, in_channels // groups, out_channels
     shapes = dense_shapes(shape, bias)
 

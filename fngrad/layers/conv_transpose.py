@@ -5,7 +5,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-import fngrad.numerics as numerics
 from fngrad.layers.core import Layer, add_bias, check_params, float_array
 from fngrad.layers.initializers import (
     HE,
@@ -19,12 +18,9 @@ from fngrad.layers.windows import (
     Sizes,
     check_groups,
     check_image,
-    checked_padding,
-    each_axis,
-    per_axis,
+    convolution_windows,
 )
 from fngrad.numerics.convolutions import (
-    IMPLEMENTATIONS,
     Geometry,
     convolve,
     positions,
@@ -94,17 +90,11 @@ def conv_transpose(
         chapter 4, https://arxiv.org/abs/1603.07285. `jax.lax.conv_transpose` takes the
         window from the other end, and pairs are there what is padded around x.
     """
-    window = each_axis(kernel_size, 2)
+    window, strides, dilations, pads = convolution_windows(
+        kernel_size, stride, padding, dilation, implementation
+    )
     rank = len(window)
-    if rank not in (1, 2, 3):
-        raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
-    strides = per_axis("stride", stride, rank)
-    dilations = per_axis("dilation", dilation, rank)
-    pads = checked_padding(padding, rank)
-    per_axis("kernel_size", window, rank)
     check_groups(in_channels, out_channels, groups)
-    if implementation is not None:
-        numerics.check_choice("implementation", implementation, IMPLEMENTATIONS)
     shape = *window, in_channels // groups, out_channels
     shapes = dense_shapes(shape, bias)
     where = _geometry(window, strides, pads, dilations, groups)

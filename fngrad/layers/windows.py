@@ -1,16 +1,52 @@
 """Arguments of layers that slide a window: numbers per axis, padding, groups."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 import fngrad.numerics as numerics
 from fngrad.layers.core import check_sizes
+from fngrad.numerics.convolutions import IMPLEMENTATIONS
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 Sizes: TypeAlias = tuple[int, ...]  # one per axis of the positions
+
+
+class Windows(NamedTuple):
+    """The windows of a convolution."""
+
+    sizes: Sizes
+    strides: Sizes
+    dilations: Sizes
+    padding: str | list[tuple[int, int]]
+
+
+def convolution_windows(
+    kernel_size: int | Sizes,
+    stride: int | Sizes,
+    padding: Padding,
+    dilation: int | Sizes,
+    implementation: str | None,
+) -> Windows:
+    """Return the windows that a convolution's arguments describe.
+
+    Raises:
+        ValueError: if an argument is out of range or unknown, or has another number of
+            axes than the kernel, of 1 to 3.
+    """
+    sizes = each_axis(kernel_size, 2)
+    rank = len(sizes)
+    if rank not in (1, 2, 3):
+        raise ValueError(f"need kernel_size over 1 to 3 axes, got {kernel_size=}")
+    strides = per_axis("stride", stride, rank)
+    dilations = per_axis("dilation", dilation, rank)
+    pads = checked_padding(padding, rank)
+    per_axis("kernel_size", sizes, rank)
+    if implementation is not None:
+        numerics.check_choice("implementation", implementation, IMPLEMENTATIONS)
+    return Windows(sizes, strides, dilations, pads)
 
 
 def each_axis(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
