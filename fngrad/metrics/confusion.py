@@ -36,7 +36,6 @@ class _Outcomes(NamedTuple):
     tp: jax.Array
     fp: jax.Array
     fn: jax.Array
-    total: jax.Array  # of the counts, shape (): NaN where a label is out of range
 
 
 def precision(
@@ -305,8 +304,8 @@ def _average(
     matrix: ConfusionMatrix, average: Average, of_fn: float, of_fp: float
 ) -> jax.Array:
     """Return TP over a weighted sum of TP, FN and FP, averaged over classes."""
-    tp, fp, fn, total = _outcomes(matrix)
-    is_void = jnp.where(jnp.isnan(total) | (total == 0), jnp.nan, 0)
+    shares, void = _shares(matrix)
+    tp, fp, fn = _outcomes(shares)
     is_absent = (tp == 0) & (fp == 0) & (fn == 0)
     support = tp + fn
     if average == "micro":
@@ -314,26 +313,30 @@ def _average(
     scores = numerics.divide(tp, tp + of_fn * fn + of_fp * fp)
     if average in ("none", "binary"):
         scores = jnp.where(is_absent, jnp.nan, scores)
-        return (scores[1] if average == "binary" else scores) + is_void
+        return (scores[1] if average == "binary" else scores) + void
     if average != "micro":
         share = support if average == "weighted" else (~is_absent).astype(tp.dtype)
         scores = numerics.divide(jnp.sum(share * scores), jnp.sum(share))
-    return scores + is_void
+    return scores + void
 
 
-def _outcomes(matrix: ConfusionMatrix) -> _Outcomes:
-    shares, total = _shares(matrix)
-    tp = jnp.diagonal(shares)
+def _outcomes(shares: jax.Array) -> _Outcomes:
     wrong = shares * _others(shares)
-    return _Outcomes(tp, jnp.sum(wrong, axis=0), jnp.sum(wrong, axis=1), total)
+    tp, fp, fn = jnp.diagonal(shares), jnp.sum(wrong, axis=0), jnp.sum(wrong, axis=1)
+    return _Outcomes(tp, fp, fn)
 
 
 def _shares(matrix: ConfusionMatrix) -> tuple[jax.Array, jax.Array]:
-    """Return the counts over their sum, so that products of them fit, and the sum."""
+    """Return the counts over their sum, so that products of them fit, and 0 or NaN.
+
+    It is NaN where nothing is counted, or a label is out of range.
+    """
     counts = matrix.value()
     largest = numerics.divide(counts, jnp.max(counts, keepdims=True))
     total = jnp.sum(largest, keepdims=True)
-    return numerics.divide(largest, total), jnp.sum(counts)
+    count = jnp.sum(counts)
+    void = jnp.where(jnp.isnan(count) | (count == 0), jnp.nan, 0)
+    return numerics.divide(largest, total), void
 
 
 def _others(shares: jax.Array) -> jax.Array:
@@ -342,9 +345,9 @@ def _others(shares: jax.Array) -> jax.Array:
 
 
 def _matthews(matrix: ConfusionMatrix) -> jax.Array:
-    shares, total = _shares(matrix)
+    shares, void = _shares(matrix)
     others = _others(shares)
-    tp, fp, fn, _ = _outcomes(matrix)
+    tp, fp, fn = _outcomes(shares)
     tn = jnp.sum(matrix_products.matmul(others, shares) * others, axis=1)
     covariance = jnp.sum(tp * tn - fp * fn)
     variances = [
@@ -352,8 +355,7 @@ def _matthews(matrix: ConfusionMatrix) -> jax.Array:
         for share in (tp + fn, tp + fp)
     ]
     spread = jnp.sqrt(variances[0]) * jnp.sqrt(variances[1])
-    is_void = jnp.where(jnp.isnan(total) | (total == 0), jnp.nan, 0)
-    return jnp.clip(numerics.divide(covariance, spread), -1, 1) + is_void
+    return jnp.clip(numerics.divide(covariance, spread), -1, 1) + void
 
 
 def _cohen_kappa(matrix: ConfusionMatrix, disagreement: Disagreement) -> jax.Array:
