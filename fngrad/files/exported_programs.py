@@ -158,11 +158,10 @@ def _write(made: jax_export.Exported, path: str | os.PathLike[str]) -> None:
 
 
 def _with_params(fn: Callable[..., Any], params: Params) -> Callable[..., Any]:
-    structure = jax.tree.structure(params)
-    order = list(tree.leaf_paths(params))
+    like = _abstract(params)
 
     def program(by_path: dict[LeafPath, jax.Array], x: Any) -> Any:
-        return fn(structure.unflatten([by_path[path] for path in order]), x)
+        return fn(tree.from_leaf_paths(like, by_path), x)
 
     return program
 
