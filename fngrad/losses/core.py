@@ -320,6 +320,11 @@ def _where_masks(
     )
 
 
+def absolute(x: jax.Array) -> jax.Array:
+    """Return |x| of real numbers, whose slope at 0 is 0; that of `jnp.abs` is 1."""
+    return jnp.sign(x) * x
+
+
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return all(n in (1, m) for n, m in zip(shape, to, strict=True))
 

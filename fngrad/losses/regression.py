@@ -15,6 +15,7 @@ from fngrad.losses.core import (
     Array,
     Axis,
     Reduction,
+    absolute,
     complex_pair,
     excess_over_log,
     float_pair,
@@ -86,7 +87,7 @@ def absolute_error(
     def entry_loss(x: jax.Array, y: jax.Array) -> jax.Array:
         if jnp.iscomplexobj(x):
             return numerics.modulus(x - y)
-        return jnp.sign(x - y) * (x - y)  # jnp.abs has the slope 1 at 0
+        return absolute(x - y)
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
 

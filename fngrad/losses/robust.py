@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.losses.core import Array, Axis, Reduction, float_pair, reduce_entries
+from fngrad.losses.core import (
+    Array,
+    Axis,
+    Reduction,
+    absolute,
+    float_pair,
+    reduce_entries,
+)
 from fngrad.types import Scalar
 
 _NAMES = ("predictions", "targets")
@@ -61,7 +68,7 @@ def smooth_l1(
         is_near = error < bound
         near = jnp.where(is_near, error, 0)
         share = numerics.divide(near, jnp.broadcast_to(bound, near.shape))
-        return jnp.where(is_near, 0.5 * near * share, _magnitude(x - y) - 0.5 * bound)
+        return jnp.where(is_near, 0.5 * near * share, absolute(x - y) - 0.5 * bound)
 
     return reduce_entries(entry_loss, pair, axis, where, weights, reduction)
 
@@ -106,11 +113,6 @@ def pseudo_huber(
     return reduce_entries(
         lambda x, y: _pseudo_huber(x - y, width), pair, axis, where, weights, reduction
     )
-
-
-def _magnitude(x: jax.Array) -> jax.Array:
-    """Return |x|, whose slope at 0 is 0."""
-    return jnp.sign(x) * x
 
 
 class _PseudoHuber(NamedTuple):
