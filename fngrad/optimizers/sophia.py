@@ -175,6 +175,5 @@ def _share_at(bound: jax.Array, ratio: Updates) -> jax.Array:
     def count(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.abs(x) >= bound.astype(x.dtype), dtype=jnp.int32)
 
-    entries = jax.tree.leaves(ratio)
-    at_bound = sum(map(count, entries), jnp.int32(0))
-    return at_bound.astype(float) / sum(x.size for x in entries)
+    at_bound = sum(map(count, jax.tree.leaves(ratio)), jnp.int32(0))
+    return at_bound.astype(float) / tree.size(ratio)

@@ -60,7 +60,7 @@ def describe(optimizer: TransformLike, params: Params) -> str:
         rows.append([*first, answer, _sum_up(kept.of_leaves[path])])
     if kept.shared:
         rows.append(["(shared)", _sum_up(kept.shared)])
-    sizes = [sum(x.size for x in some.values()) for some in (leaves, trainable)]
+    sizes = [tree.size(some) for some in (leaves, trainable)]
     total = (
         f"{sizes[0]} parameters, {sizes[1]} trainable, "
         f"{num_bytes(state)} bytes of state"
