@@ -126,9 +126,7 @@ class Dataset:
             TypeError: if the step is not an integer scalar.
             ValueError: if a Python int is out of range.
         """
-        # Only what decides the order: all datasets of one order share a program.
-        order = dataclasses.replace(self, arrays=(), read=take, maps=())
-        return _indices(order, _step_number(step))
+        return _indices(order_alone(self), _step_number(step))
 
     def map(self, fn: Callable[..., Batch]) -> "Dataset":
         """Return the dataset whose batches are ``fn(batch)``, or ``fn(batch, key)``.
@@ -285,6 +283,11 @@ def order_of(
         read=take,
         maps=(),
     )
+
+
+def order_alone(data: Dataset) -> Dataset:
+    """Return what decides the order: all datasets of one order share a program."""
+    return dataclasses.replace(data, arrays=(), read=take, maps=())
 
 
 @jax.jit

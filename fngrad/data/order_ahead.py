@@ -5,16 +5,14 @@ per batch would hold up each batch for a step.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from typing import Any
 
 import jax
 import numpy as np
 
 import fngrad.numerics as numerics
-from fngrad.data.dataset import Dataset, take
+from fngrad.data.dataset import Dataset, order_alone
 
 INDICES = 4096  # of one program, about
 
@@ -29,22 +27,22 @@ def next_indices(order: Dataset, start: int) -> np.ndarray:
         raise ValueError(f"need 0 <= step <= {numerics.MAX_STEP}, got step={start}")
     count = min(max(1, INDICES // order.batch_size), numerics.MAX_STEP + 1 - start)
     steps = np.arange(start, start + count, dtype=np.uint32)
-    bare = dataclasses.replace(order, arrays=(), read=take, maps=())
     with on_host():
-        return np.asarray(_indices(bare, steps)).astype(np.int64)
+        return np.asarray(_indices(order_alone(order), steps)).astype(np.int64)
 
 
 def each_step(
-    submit: Callable[[int], "Future[np.ndarray]"], start: int
+    begin: Callable[[int], Callable[[], np.ndarray]], start: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the steps from ``start`` on, each with the indices of its batch.
 
-    ``submit`` begins to compute `next_indices`, which is done once ahead.
+    ``begin(start)`` may begin to compute `next_indices`, which what it returns gives;
+    it is called once ahead.
     """
-    ahead = submit(start)
+    ahead = begin(start)
     while True:
-        block = ahead.result()
-        ahead = submit(start + len(block))
+        block = ahead()
+        ahead = begin(start + len(block))
         yield from enumerate(block, start)
         start += len(block)
 

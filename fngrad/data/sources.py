@@ -8,6 +8,7 @@ next batches and put them on the device while the current step runs.
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -113,14 +114,16 @@ class Source:
 
     def _ahead(self, start: int) -> Generator[Batch, None, None]:
         if self.prefetch == 0:
-            yield from map(self.batch, itertools.count(start))
+            order = functools.partial(next_indices, self.order)
+            steps = each_step(lambda first: functools.partial(order, first), start)
+            yield from itertools.starmap(self._batch, steps)
             return
         read = with_settings_of_this_thread(self._batch)
         order = with_settings_of_this_thread(next_indices)
         waiting: collections.deque[Future[Batch]] = collections.deque()
         with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
             steps = each_step(
-                lambda first: pool.submit(order, self.order, first), start
+                lambda first: pool.submit(order, self.order, first).result, start
             )
             try:
                 while True:
