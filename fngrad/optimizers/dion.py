@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
-from fngrad.optimizers.adam import adamw
+from fngrad.optimizers.muon import of_matrices
 from fngrad.sharding.matrices import Place, map_matrices
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.transforms.core import Transform, TransformLike, chain
-from fngrad.transforms.decay import decaying
-from fngrad.transforms.matrix_leaves import check_axes, mask_of_group, with_rest
+from fngrad.transforms.matrix_leaves import check_axes
 from fngrad.transforms.moment_arithmetic import check_decay
 from fngrad.types import Hyper, Key, Params, Scalar, Selector, Updates
 
@@ -158,10 +157,7 @@ def dion(
         rest.
     """
     rule = scale_by_dion(rank_fraction, beta, key=key)
-    of_matrices = decaying(rule, learning_rate, weight_decay, mask_of_group(mask))
-    if rest is None:
-        rest = adamw(learning_rate, weight_decay=0.0)
-    return with_rest("dion", of_matrices, rest, matrices)
+    return of_matrices("dion", rule, learning_rate, weight_decay, mask, matrices, rest)
 
 
 def _power_iteration(

@@ -13,7 +13,7 @@ import fngrad.tree as tree
 from fngrad.optimizers.adam import adamw
 from fngrad.sharding.matrices import Place, map_matrices
 from fngrad.sharding.meshes import auto_mesh_of
-from fngrad.transforms.core import Transform, chain
+from fngrad.transforms.core import Transform, TransformLike, chain
 from fngrad.transforms.decay import decaying
 from fngrad.transforms.matrix_leaves import check_axes, mask_of_group, with_rest
 from fngrad.transforms.moment_arithmetic import check_decay, look_ahead
@@ -235,13 +235,6 @@ def muon(
         consistent_rms=consistent_rms,
         ns_dtype=ns_dtype,
     )
-    orthogonalized = decaying(
-        rule,
-        learning_rate,
-        weight_decay,
-        mask_of_group(mask),
-        cautious=cautious_weight_decay,
-    )
     rest = adamw(
         learning_rate if adam_learning_rate is None else adam_learning_rate,
         adam_b1,
@@ -251,7 +244,46 @@ def muon(
         adam_weight_decay,
         nesterov=nesterov,
     )
-    return with_rest("muon", orthogonalized, rest, matrices)
+    return of_matrices(
+        "muon",
+        rule,
+        learning_rate,
+        weight_decay,
+        mask,
+        matrices,
+        rest,
+        cautious=cautious_weight_decay,
+    )
+
+
+def of_matrices(
+    name: str,
+    rule: Transform,
+    learning_rate: Hyper,
+    weight_decay: Hyper,
+    mask: Selector | None,
+    matrices: Selector | None,
+    rest: TransformLike | None,
+    *,
+    cautious: bool = False,
+) -> Transform:
+    """Return a rule for matrices, with its decay, and one for the rest, in one.
+
+    Args:
+        name: of the optimizer.
+        rule: gives the direction of matrices.
+        learning_rate: of the matrices, and of the rest where it has no rule.
+        weight_decay: of the matrices.
+        mask: which of them decay; ``None`` means all.
+        matrices: which leaves are matrices; ``None`` means those of two axes.
+        rest: the rule for the other leaves; ``None`` means AdamW without decay.
+        cautious: whether the decay is, see `fngrad.add_cautious_weight_decay`.
+    """
+    mask = mask_of_group(mask)
+    decayed = decaying(rule, learning_rate, weight_decay, mask, cautious=cautious)
+    if rest is None:
+        rest = adamw(learning_rate, weight_decay=0.0)
+    return with_rest(name, decayed, rest, matrices)
 
 
 def _unit(*arrays: jax.Array) -> jax.Array:

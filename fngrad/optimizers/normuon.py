@@ -8,12 +8,11 @@ from jax.typing import DTypeLike
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.optimizers.adam import adamw
+from fngrad.optimizers.muon import of_matrices
 from fngrad.sharding.matrices import Place, map_matrices
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.transforms.core import Transform, TransformLike, chain
-from fngrad.transforms.decay import decaying
-from fngrad.transforms.matrix_leaves import check_axes, mask_of_group, with_rest
+from fngrad.transforms.matrix_leaves import check_axes
 from fngrad.transforms.moment_arithmetic import (
     check_decay,
     divide_by_root,
@@ -195,10 +194,9 @@ def normuon(
         consistent_rms=consistent_rms,
         ns_dtype=ns_dtype,
     )
-    of_matrices = decaying(rule, learning_rate, weight_decay, mask_of_group(mask))
-    if rest is None:
-        rest = adamw(learning_rate, weight_decay=0.0)
-    return with_rest("normuon", of_matrices, rest, matrices)
+    return of_matrices(
+        "normuon", rule, learning_rate, weight_decay, mask, matrices, rest
+    )
 
 
 def _length(o: jax.Array, rms: jax.Array | None) -> jax.Array:
