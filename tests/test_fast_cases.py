@@ -5,6 +5,8 @@ import itertools
 import pathlib
 
 import fast_cases
+import jax
+import pytest
 
 TESTS = pathlib.Path(__file__).parent
 LAWS = "optimizers/test_laws.py"
@@ -39,6 +41,11 @@ class Item:
         self.slow = True
 
 
+@pytest.fixture(autouse=True)
+def _all_cases(monkeypatch):
+    monkeypatch.delenv(fast_cases.FEWER, raising=False)
+
+
 def cases(test, count):
     return [Item(test, case) for case in range(count)]
 
@@ -58,6 +65,23 @@ def test_a_sample_of_the_cases_stays_fast(monkeypatch):
     assert fast_cases.mark_slow(everything) == 0  # what is slow already is no case
     sizes = {test: len(fast(found)) for test, found in items.items()}
     assert sizes == {"test_a": 2, "test_b": 0, "test_c": 6, "test_d": 1}
+
+
+def test_other_lines_of_jax_run_a_third_of_the_cases_each(monkeypatch):
+    monkeypatch.setattr(fast_cases, "table", lambda: {LAWS: {"test_a": 9}})
+    monkeypatch.setenv(fast_cases.FEWER, "3")
+    run = []
+    for line in range(3):
+        monkeypatch.setattr(jax, "__version_info__", (0, line, 0))
+        found, one = cases("test_a", 12), [Item("test_b")]
+        fast_cases.mark_slow([*found, *one])
+        assert fast(one) == {one[0].name}
+        run.append(fast(found))
+    monkeypatch.delenv(fast_cases.FEWER)
+    everything = cases("test_a", 12)
+    fast_cases.mark_slow(everything)
+    assert [len(names) for names in run] == [3, 3, 3]
+    assert set().union(*run) == fast(everything)
 
 
 def test_a_new_case_replaces_at_most_one(monkeypatch):
