@@ -20,6 +20,7 @@ import fngrad.metrics as metrics
 import fngrad.models as models
 import fngrad.schedules as schedules
 import fngrad.sharding as sharding
+import fngrad.transforms.projections as projections
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.files.compilation_cache import cache_compilations
@@ -177,6 +178,7 @@ from fngrad.transforms.noise import add_noise
 from fngrad.transforms.nonfinite_updates import skip_nonfinite
 from fngrad.transforms.plateau import reduce_on_plateau
 from fngrad.transforms.polar_factors import orthogonalize
+from fngrad.transforms.projected_updates import project
 from fngrad.transforms.quantize import describe_quantization, quantize_state
 from fngrad.transforms.rounding import stochastic_round
 from fngrad.transforms.scaling import (
@@ -238,7 +240,7 @@ else:
         },
     )
 
-# In full lines: one name per line would take 213.
+# In full lines: one name per line would take 215.
 # fmt: off
 __all__ = [
     "REGISTRY", "STOP", "Autopsy", "Backpropagation", "Costs", "Dataset", "Diagnosis",
@@ -261,8 +263,8 @@ __all__ = [
     "lookahead", "lora", "loss_scaling", "losses", "madgrad", "make_step", "mars",
     "masked", "metrics", "mixed_precision", "models", "momentum", "muon", "muonh",
     "nadam", "named", "normuon", "novograd", "orthogonalize", "partition", "preflight",
-    "prodigy", "proximal_decay", "quantize_state", "radam", "recent_values",
-    "reduce_on_plateau", "report", "rmsprop", "rprop", "run", "scale",
+    "prodigy", "project", "projections", "proximal_decay", "quantize_state", "radam",
+    "recent_values", "reduce_on_plateau", "report", "rmsprop", "rprop", "run", "scale",
     "scale_by_adadelta", "scale_by_adam", "scale_by_adam_mini", "scale_by_adamax",
     "scale_by_adamuon", "scale_by_adan", "scale_by_ademamix", "scale_by_adopt",
     "scale_by_amsgrad", "scale_by_belief", "scale_by_block_norm", "scale_by_came",

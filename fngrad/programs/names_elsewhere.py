@@ -98,6 +98,20 @@ _SCHEDULES: Mapping[str, str] = {
     "sgdr_schedule": "fngrad.schedules.cosine_restarts",
     "warmup_cosine_decay_schedule": "fngrad.schedules.warmup_cosine",
 }
+_PROJECTIONS: Mapping[str, str] = {
+    "MaxNorm": "fngrad.projections.l2_ball in fngrad.project",
+    "NonNeg": "fngrad.projections.non_negative in fngrad.project",
+    "UnitNorm": "fngrad.projections.l2_sphere in fngrad.project",
+    "keep_params_nonnegative": "fngrad.project(fngrad.projections.non_negative)",
+    "projection_box": "fngrad.projections.box",
+    "projection_hypercube": "fngrad.projections.box(x, 0.0, scale)",
+    "projection_l1_ball": "fngrad.projections.l1_ball",
+    "projection_l2_ball": "fngrad.projections.l2_ball",
+    "projection_l2_sphere": "fngrad.projections.l2_sphere",
+    "projection_linf_ball": "fngrad.projections.linf_ball",
+    "projection_non_negative": "fngrad.projections.non_negative",
+    "projection_simplex": "fngrad.projections.simplex",
+}
 _OUR_LOSSES = (  # in optax, at the root
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
@@ -108,6 +122,7 @@ HERE: Mapping[str, Mapping[str, str]] = {
         **_OPTIMIZERS,
         **_LOSSES,
         **_SCHEDULES,
+        **_PROJECTIONS,
         **{name: f"fngrad.losses.{name}" for name in _OUR_LOSSES},
         "DataLoader": "fngrad.data.from_arrays, or from_source for data on disk",
         "GradientTransformation": "fngrad.Transform",
