@@ -1,7 +1,5 @@
 """muP: scales and rates by width, with which the best rate does not move."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
