@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from fngrad.losses.core import (
     Array,
@@ -21,6 +20,7 @@ from fngrad.losses.core import (
     reduce,
     times,
 )
+from fngrad.numerics.simplex import above_threshold
 
 
 def sparsemax(
@@ -75,20 +75,9 @@ def _classes_last(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.moveaxis(x, axes, range(len(outer), x.ndim)).reshape(*outer, -1)
 
 
-def _above(x: jax.Array) -> jax.Array:
-    r"""Return $x - \tau$: probabilities where it is above 0."""
-    x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
-    falling = -jnp.sort(-x, axis=-1)
-    sums = jnp.cumsum(falling, axis=-1)
-    rank = 1 + lax.broadcasted_iota(x.dtype, x.shape, x.ndim - 1)
-    size = jnp.sum(1 + rank * falling > sums, axis=-1, keepdims=True)
-    of_support = jnp.take_along_axis(sums, size - 1, axis=-1)
-    return x - (of_support - 1) / size.astype(x.dtype)
-
-
 @jax.custom_jvp
 def _loss(x: jax.Array, y: jax.Array) -> jax.Array:
-    above = _above(x)
+    above = above_threshold(x)
     gap = jnp.maximum(above, 0) - y
     below = jnp.maximum(-above, 0)
     return jnp.sum(0.5 * gap * gap + times(y, below), axis=-1)
@@ -97,7 +86,7 @@ def _loss(x: jax.Array, y: jax.Array) -> jax.Array:
 @_loss.defjvp
 def _loss_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     (x, y), (x_dot, y_dot) = primals, tangents
-    above = _above(x)
+    above = above_threshold(x)
     by_label = y - jnp.where(jnp.isinf(above), 0, above)
     slope = (jnp.maximum(above, 0) - y) * x_dot + by_label * y_dot
     return _loss(x, y), jnp.sum(slope, axis=-1)

@@ -6,6 +6,7 @@ of `fngrad.make_step`'s. States come from `fngrad.init_state`. `fngrad.mixed_pre
 gives a loss another precision: ``sam(mixed_precision(loss_fn, "bfloat16"), sgd(0.1))``.
 """
 
+from fngrad.steps.differentially_private import differentially_private
 from fngrad.steps.frozen_runs import freeze_diverged
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
 from fngrad.steps.line_search import line_search
@@ -17,6 +18,7 @@ from fngrad.steps.sophia import sophia
 from fngrad.steps.spikes import skip_spikes
 
 __all__ = [
+    "differentially_private",
     "freeze_diverged",
     "gauss_newton",
     "levenberg_marquardt",

@@ -24,6 +24,9 @@ def residuals(params, batch):
 OF_A_LOSS = {
     "make_step": lambda loss: fg.make_step(loss, OPTIMIZER),
     "sam": lambda loss: fg.steps.sam(loss, OPTIMIZER),
+    "differentially_private": lambda loss: fg.steps.differentially_private(
+        loss, OPTIMIZER, 1.0, 1.0
+    ),
     "sophia": lambda loss: fg.steps.sophia(loss, fg.sophia(0.1)),
     "polyak": lambda loss: fg.steps.polyak(loss),
     "line_search": lambda loss: fg.steps.line_search(loss, fg.sgd(1.0)),

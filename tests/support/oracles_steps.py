@@ -157,3 +157,12 @@ def levenberg_marquardt(
             mu, nu = mu * nu, 2 * nu
         points.append(w)
     return points, dampings, accepted
+
+
+def clipped_mean(gradients: Sequence[Array], bound: float) -> tuple[Array, float]:
+    """Abadi et al. 2016, algorithm 1, without noise; and the share that is clipped."""
+    total, clipped = np.zeros_like(gradients[0]), 0
+    for g in gradients:
+        total = total + g / max(1.0, np.linalg.norm(g) / bound)
+        clipped += np.linalg.norm(g) > bound
+    return total / len(gradients), clipped / len(gradients)

@@ -149,7 +149,12 @@ def test_other_metrics_are_refused(metrics, error, message):
         fg.make_step(half_square, fg.sgd(0.1), metrics=metrics)
 
 
+def private(*args, **metrics):
+    return steps.differentially_private(*args, 1.0, 1.0, **metrics)
+
+
 BUILDERS = {
+    "differentially_private": (private, fg.sgd(1.0)),
     "gauss_newton": (steps.gauss_newton, fg.sgd(1.0)),
     "levenberg_marquardt": (
         steps.levenberg_marquardt,
@@ -183,7 +188,7 @@ def test_steps_that_see_the_loss_take_the_same_metrics(name):
         (["head"], {*kinds, *(f"{kind}/head" for kind in kinds)}),
     ):
         step = build(function, optimizer, metrics=metrics)
-        told = jax.eval_shape(step, state, None)[1]
+        told = jax.eval_shape(step, state, jnp.zeros(2))[1]
         assert {name for name in told if name.startswith(kinds)} == expected
     with pytest.raises(ValueError, match="need at least one glob"):
         build(function, optimizer, metrics=[])

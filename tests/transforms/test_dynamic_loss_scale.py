@@ -267,8 +267,9 @@ def test_fit_goes_on_after_an_overflow_and_ends_where_the_scale_gives_up(on_nonf
         fg.steps.line_search,
         functools.partial(fg.steps.line_search, condition="strong_wolfe"),
         fg.steps.sophia,
+        lambda *args: fg.steps.differentially_private(*args, 1e9, 0.0),
     ],
-    ids=["make_step", "sam", "polyak", "armijo", "strong_wolfe", "sophia"],
+    ids=["make_step", "sam", "polyak", "armijo", "strong_wolfe", "sophia", "private"],
 )
 def test_every_step_that_takes_a_gradient_scales_its_loss(make):
     optimizer = loss_scaling(fg.sophia(0.1))
