@@ -96,3 +96,10 @@ def sharpness(image, factor):
             window = image[i - 1 : i + 2, j - 1 : j + 2]
             smooth[i, j] = np.tensordot(kernel / 13, window, 2)
     return np.clip(factor * image + (1 - factor) * smooth, 0, 1)
+
+
+def mixed(x, order, weight):
+    """Return weight x + (1 - weight) x[order], a weight per example."""
+    x = np.asarray(x, np.float64)
+    weight = np.reshape(weight, (-1,) + (1,) * (x.ndim - 1))
+    return weight * x + (1 - weight) * x[order]
