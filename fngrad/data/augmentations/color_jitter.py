@@ -107,8 +107,12 @@ def _changed(
         functools.partial(lambda change, k, x: change(x, k), change, k)
         for change, k in zip(changes, keys, strict=True)
     ]
-    for which in order:
-        x = jax.lax.switch(which, branches, x)
+
+    def change(x: jax.Array, which: jax.Array) -> tuple[jax.Array, None]:
+        return jax.lax.switch(which, branches, x), None
+
+    if branches:  # a loop, so that each change is compiled once
+        x = jax.lax.scan(change, x, order)[0]
     return from_fractions(x, image)
 
 

@@ -73,12 +73,11 @@ def one_of(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from fngrad.data import augmentations
-        >>> mixed = augmentations.one_of(
-        ...     augmentations.mixup(0.8, 3), augmentations.cutmix(1.0, 3)
+        >>> hidden = augmentations.one_of(
+        ...     augmentations.cutout(4), augmentations.random_erasing(1.0)
         ... )
-        >>> batch = {"x": jnp.ones((4, 8, 8, 1)), "y": jnp.array([0, 1, 2, 0])}
-        >>> mixed(batch, jax.random.key(0))["y"].shape
-        (4, 3)
+        >>> hidden({"x": jnp.ones((4, 8, 8, 1))}, jax.random.key(0))["x"].shape
+        (4, 8, 8, 1)
     """
     for fn in maps:
         check_map(fn)

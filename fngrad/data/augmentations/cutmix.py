@@ -15,7 +15,12 @@ from fngrad.data.augmentations.image_batches import (
     replaced,
     selected_images,
 )
-from fngrad.data.augmentations.mixed_labels import TARGETS, Targets, mixed
+from fngrad.data.augmentations.mixed_labels import (
+    TARGETS,
+    Targets,
+    mixed,
+    random_weights,
+)
 from fngrad.data.augmentations.mixup import selected_labels
 from fngrad.types import Batch, Key, Scalar, Selector
 
@@ -98,7 +103,6 @@ def cutmix(
 
 def _random_box(key: Key, alpha: Scalar, limits: tuple[int, int]) -> Box:
     k_area, k_center = jax.random.split(key)
-    concentration = numerics.hyper(alpha)
-    weight = jax.random.beta(k_area, concentration, concentration)
+    weight = random_weights(k_area, alpha, ())
     sides = jnp.sqrt(1 - weight) * jnp.array(limits, weight.dtype)
     return around(random_pixel(k_center, limits), sides.astype(jnp.int32), limits)

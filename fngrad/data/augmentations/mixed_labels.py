@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 from fngrad.data.augmentations.image_batches import mix
-from fngrad.types import Path
+from fngrad.types import Key, Path, Scalar
 
 Targets = Literal["soft", "pairs"]
 TARGETS = ("soft", "pairs")
@@ -36,6 +36,15 @@ class MixedLabels(NamedTuple):
             [1.]
         """
         return mix(loss_fn(self.first), loss_fn(self.second), self.weight)
+
+
+def random_weights(key: Key, alpha: Scalar, shape: tuple[int, ...]) -> jax.Array:
+    """Return weights of the distribution Beta(alpha, alpha).
+
+    A weight is the first of two gamma variables divided by their sum.
+    """
+    logs = jax.random.loggamma(key, numerics.hyper(alpha), (2, *shape))
+    return jax.nn.sigmoid(logs[0] - logs[1])
 
 
 def mixed(

@@ -13,7 +13,12 @@ from fngrad.data.augmentations.image_batches import (
     replaced,
     selected_leaves,
 )
-from fngrad.data.augmentations.mixed_labels import TARGETS, Targets, mixed
+from fngrad.data.augmentations.mixed_labels import (
+    TARGETS,
+    Targets,
+    mixed,
+    random_weights,
+)
 from fngrad.types import Batch, Key, Scalar, Selector
 
 
@@ -81,9 +86,7 @@ def mixup(
         answers = selected_labels(labels, batch)
         n = batch_length(leaves)
         k_weight, k_order = jax.random.split(key)
-        concentration = numerics.hyper(alpha)
-        shape = (n,) if per_example else ()
-        weight = jax.random.beta(k_weight, concentration, concentration, shape)
+        weight = random_weights(k_weight, alpha, (n,) if per_example else ())
         order = jax.random.permutation(k_order, n)
         made: dict[str, Any] = {
             path: mix(leaf, numerics.rows(leaf, order), weight)
