@@ -17,6 +17,8 @@ dtype. A probability, a magnitude or ``alpha`` may be data, also traced.
 `solarize`, `autocontrast` and `equalize` are functions of one image.
 """
 
+from typing import TYPE_CHECKING
+
 from fngrad.data.augmentations.affine import affine, rotate, shear, translate
 from fngrad.data.augmentations.color_jitter import color_jitter
 from fngrad.data.augmentations.colors import (
@@ -77,3 +79,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)
