@@ -110,6 +110,8 @@ _AUGMENTATIONS: Mapping[str, str] = {
     "RandomErasing": "fngrad.data.augmentations.random_erasing",
     "RandomFlip": "fngrad.data.augmentations.horizontal_flip, or vertical_flip",
     "RandomHorizontalFlip": "fngrad.data.augmentations.horizontal_flip",
+    "RandomResizedCrop": "fngrad.data.augmentations.random_resized_crop",
+    "RandomRotation": "fngrad.data.augmentations.per_image with rotate",
     "RandomVerticalFlip": "fngrad.data.augmentations.vertical_flip",
     "label_smoothing": "label_smoothing= of fngrad.losses.softmax_cross_entropy",
 }

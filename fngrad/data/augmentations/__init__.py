@@ -14,7 +14,8 @@ have the shape ``(n, height, width)`` or ``(n, height, width, channels)`` and ke
 dtype. A probability, a magnitude or ``alpha`` may be data, also traced.
 
 `rotate`, `shear`, `translate`, `affine`, `adjust_brightness` and its kin, `posterize`,
-`solarize`, `autocontrast` and `equalize` are functions of one image.
+`solarize`, `autocontrast` and `equalize` are functions of one image; `per_image` makes
+a map of such a function with random numbers.
 """
 
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from fngrad.data.augmentations.colors import (
     adjust_hue,
     adjust_saturation,
 )
-from fngrad.data.augmentations.compositions import one_of, serial
+from fngrad.data.augmentations.compositions import one_of, per_image, serial
 from fngrad.data.augmentations.cutmix import cutmix
 from fngrad.data.augmentations.cutout import cutout
 from fngrad.data.augmentations.flips import horizontal_flip, vertical_flip
@@ -39,6 +40,7 @@ from fngrad.data.augmentations.rand_augment import (
 )
 from fngrad.data.augmentations.random_crop import random_crop
 from fngrad.data.augmentations.random_erasing import random_erasing
+from fngrad.data.augmentations.random_resized_crop import random_resized_crop
 from fngrad.data.augmentations.tones import (
     adjust_sharpness,
     autocontrast,
@@ -63,11 +65,13 @@ __all__ = [
     "horizontal_flip",
     "mixup",
     "one_of",
+    "per_image",
     "posterize",
     "rand_augment",
     "rand_augment_operations",
     "random_crop",
     "random_erasing",
+    "random_resized_crop",
     "rotate",
     "serial",
     "shear",

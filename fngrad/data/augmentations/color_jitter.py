@@ -18,7 +18,7 @@ from fngrad.data.augmentations.image_batches import (
     as_map,
     check_colors,
     from_fractions,
-    per_image,
+    image_map,
     with_fractions,
 )
 from fngrad.types import Batch, Key, Scalar, Selector
@@ -90,7 +90,7 @@ def color_jitter(
         def of_image(image: jax.Array, key: Key) -> jax.Array:
             return _changed(image, key, changes, order)
 
-        return per_image("color_jitter", of_image, images, check_colors)(
+        return image_map("color_jitter", of_image, images, check_colors)(
             batch, k_images
         )
 

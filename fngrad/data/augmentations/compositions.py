@@ -1,4 +1,4 @@
-"""Maps one after the other, and one of several."""
+"""Maps one after the other, one of several, and maps of a function of one image."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,9 +7,39 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.tree as tree
-from fngrad.data.augmentations.image_batches import BatchMap, as_map
+from fngrad.data.augmentations.image_batches import (
+    BatchMap,
+    ImageMap,
+    as_map,
+    image_map,
+)
 from fngrad.data.maps import call_map, check_map, map_keys
-from fngrad.types import Batch, Key
+from fngrad.types import Batch, Key, Selector
+
+
+def per_image(image_fn: ImageMap, *, images: Selector = "x") -> BatchMap:
+    """Apply a function to each image of a batch, each with a key of its own.
+
+    Args:
+        image_fn: a pure function ``(image, key) -> image`` of an image of shape
+            ``(height, width)`` or ``(height, width, channels)``.
+        images: selects leaves of the batch, of one size; those of an example get the
+            same key.
+
+    Returns:
+        A map ``(batch, key) -> batch``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fngrad.data import augmentations
+        >>> def turned(image, key):
+        ...     degrees = jax.random.uniform(key, minval=-15.0, maxval=15.0)
+        ...     return augmentations.rotate(image, degrees)
+        >>> turn = augmentations.per_image(turned)
+        >>> turn({"x": jnp.ones((4, 8, 8, 3))}, jax.random.key(0))["x"].shape
+        (4, 8, 8, 3)
+    """
+    return image_map(getattr(image_fn, "__name__", "per_image"), image_fn, images)
 
 
 def serial(*maps: Callable[..., Batch]) -> BatchMap:

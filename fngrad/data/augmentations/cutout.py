@@ -11,7 +11,7 @@ from fngrad.data.augmentations.image_batches import (
     check_probability,
     filling,
     height_and_width,
-    per_image,
+    image_map,
 )
 from fngrad.types import Key, Scalar, Selector
 
@@ -63,4 +63,4 @@ def cutout(
         box = around(random_pixel(k_center, limits), jnp.array([side, side]), limits)
         return paste(box, filling(fill, image), image)
 
-    return per_image("cutout", hidden, images)
+    return image_map("cutout", hidden, images)

@@ -7,7 +7,7 @@ from fngrad.data.augmentations.image_batches import (
     BatchMap,
     chance,
     check_probability,
-    per_image,
+    image_map,
 )
 from fngrad.types import Key, Scalar, Selector
 
@@ -69,4 +69,4 @@ def _flip(name: str, axis: int, probability: Scalar, images: Selector) -> BatchM
     def flipped(image: jax.Array, key: Key) -> jax.Array:
         return jnp.where(chance(key, probability), jnp.flip(image, axis), image)
 
-    return per_image(name, flipped, images)
+    return image_map(name, flipped, images)

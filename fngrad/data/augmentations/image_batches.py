@@ -23,7 +23,7 @@ ImageMap = Callable[[jax.Array, Key], jax.Array]  # (image, key) -> image
 WHITE = 255  # the largest value of uint8 images
 
 
-def per_image(
+def image_map(
     name: str,
     image_fn: ImageMap,
     images: Selector,

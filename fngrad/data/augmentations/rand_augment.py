@@ -20,7 +20,7 @@ from fngrad.data.augmentations.colors import (
     adjust_contrast,
     adjust_saturation,
 )
-from fngrad.data.augmentations.image_batches import WHITE, BatchMap, per_image
+from fngrad.data.augmentations.image_batches import WHITE, BatchMap, image_map
 from fngrad.data.augmentations.tones import (
     adjust_sharpness,
     autocontrast,
@@ -99,7 +99,7 @@ def rand_augment(
         # A loop, so that the operations are compiled once.
         return jax.lax.scan(one, image, jax.random.split(key, num_ops))[0]
 
-    return per_image("rand_augment", augmented, images)
+    return image_map("rand_augment", augmented, images)
 
 
 def rand_augment_operations(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.data.augmentations.image_batches import BatchMap, filling, per_image
+from fngrad.data.augmentations.image_batches import BatchMap, filling, image_map
 from fngrad.types import Key, Scalar, Selector
 
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
@@ -56,8 +56,8 @@ def random_crop(
         https://arxiv.org/abs/1512.03385.
     """
     numerics.check_choice("padding_mode", padding_mode, _MODES)
-    pads = _pair("padding", padding, low=0)
-    sizes = None if size is None else _pair("size", size, low=1)
+    pads = pair_of("padding", padding, low=0)
+    sizes = None if size is None else pair_of("size", size, low=1)
 
     def cropped(image: jax.Array, key: Key) -> jax.Array:
         padded = _padded(image, pads, padding_mode, fill)
@@ -73,10 +73,15 @@ def random_crop(
         start = (corner[0], corner[1], *[jnp.int32(0)] * (image.ndim - 2))
         return jax.lax.dynamic_slice(padded, start, (*windows, *image.shape[2:]))
 
-    return per_image("random_crop", cropped, images)
+    return image_map("random_crop", cropped, images)
 
 
-def _pair(name: str, value: int | tuple[int, int], low: int) -> tuple[int, int]:
+def pair_of(name: str, value: int | tuple[int, int], low: int) -> tuple[int, int]:
+    """Return a (vertical, horizontal) number of pixels, given as one or two.
+
+    Raises:
+        ValueError: if there is another number of them, or one is below ``low``.
+    """
     pair = value if isinstance(value, tuple) else (value, value)
     if len(pair) != 2:
         raise ValueError(f"need {name} as one int or two, got {value!r}")

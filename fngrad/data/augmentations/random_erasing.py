@@ -7,18 +7,16 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.data.augmentations.boxes import Box, paste
+from fngrad.data.augmentations.boxes import check_interval, paste, random_box
 from fngrad.data.augmentations.image_batches import (
     BatchMap,
     chance,
     check_probability,
     filling,
     height_and_width,
-    per_image,
+    image_map,
 )
 from fngrad.types import Key, Scalar, Selector
-
-_ATTEMPTS = 10  # as in torchvision
 
 
 def random_erasing(
@@ -33,9 +31,9 @@ def random_erasing(
 
     The rectangle covers a part $s$ of the image's area, uniform in ``scale``, with a
     ratio of height to width $r$, log-uniform in ``ratio``: its height is
-    $\sqrt{s H W r}$ and its width $\sqrt{s H W / r}$, rounded. Of ten such draws the
-    first that is smaller than the image in both directions counts; an image for which
-    none is stays whole. The place is uniform among those inside the image.
+    $\sqrt{s H W r}$ and its width $\sqrt{s H W / r}$, rounded, 1 or more. Of ten such
+    draws the first that is smaller than the image in both directions counts; an image
+    for which none is stays whole. The place is uniform among those inside the image.
 
     Args:
         probability: of a rectangle, in [0, 1].
@@ -75,53 +73,12 @@ def random_erasing(
     def erased(image: jax.Array, key: Key) -> jax.Array:
         k_chance, k_box, k_noise = jax.random.split(key, 3)
         limits = height_and_width(image)
-        box, is_found = _random_box(k_box, limits, scale, ratio)
+        box, is_found = random_box(k_box, limits, scale, ratio, is_smaller=True)
         is_erased = chance(k_chance, probability) & is_found
         box = jax.tree.map(lambda edge: jnp.where(is_erased, edge, 0), box)
         return paste(box, _content(fill, image, k_noise), image)
 
-    return per_image("random_erasing", erased, images)
-
-
-def check_interval(
-    name: str, interval: tuple[float, float], low: float, high: float
-) -> None:
-    """Raise unless an interval is ordered and inside of [low, high].
-
-    Raises:
-        ValueError: if it is not.
-    """
-    a, b = interval
-    if not low <= a <= b <= high:
-        raise ValueError(
-            f"need {low:g} <= low <= high <= {high:g} in {name}=(low, high), "
-            f"got {name}={interval}"
-        )
-
-
-def _random_box(
-    key: Key,
-    limits: tuple[int, int],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> tuple[Box, jax.Array]:
-    """Return the first box that fits into the image, and whether there is one."""
-    k_area, k_ratio, k_place = jax.random.split(key, 3)
-    height, width = limits
-    parts = jax.random.uniform(k_area, (_ATTEMPTS,), minval=scale[0], maxval=scale[1])
-    areas = parts * (height * width)
-    logs = jax.random.uniform(
-        k_ratio, (_ATTEMPTS,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
-    )
-    heights = jnp.round(jnp.sqrt(areas * jnp.exp(logs))).astype(jnp.int32)
-    widths = jnp.round(jnp.sqrt(areas / jnp.exp(logs))).astype(jnp.int32)
-    fits = (heights < height) & (widths < width)
-    first = jnp.argmax(fits)
-    tall, wide = heights[first], widths[first]
-    k_top, k_left = jax.random.split(k_place)
-    top = jax.random.randint(k_top, (), 0, height - tall + 1, jnp.int32)
-    left = jax.random.randint(k_left, (), 0, width - wide + 1, jnp.int32)
-    return Box(top, top + tall, left, left + wide), jnp.any(fits)
+    return image_map("random_erasing", erased, images)
 
 
 def _content(fill: Scalar | Literal["noise"], image: jax.Array, key: Key) -> jax.Array:

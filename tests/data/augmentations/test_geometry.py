@@ -200,3 +200,43 @@ def test_affine_maps_are_those_of_pil_within_rounding(method):
     theirs = Image.fromarray(image).rotate(20, how, fillcolor=7)
     difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
     assert difference.max() <= 1
+
+
+# Size of the result, part of the area, ratio; height and width of the box.
+RESIZED = [((6, 9), 0.5, 0.8, 17, 21), ((32, 20), 0.1, 1.0, 8, 8)]
+
+
+@pytest.mark.parametrize(("size", "part", "ratio", "tall", "wide"), RESIZED)
+def test_a_resized_crop_is_that_of_pil(size, part, ratio, tall, wide):
+    Image = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(4).integers(0, 256, (24, 30), np.uint8)
+    picture, how = Image.fromarray(image), Image.Resampling.BILINEAR
+    boxes = [
+        (left, top, left + wide, top + tall)
+        for top in range(25 - tall)
+        for left in range(31 - wide)
+    ]
+    known = np.stack([picture.crop(b).resize(size[::-1], how) for b in boxes])
+    crop = augmentations.random_resized_crop(
+        size, scale=(part, part), ratio=(ratio, ratio)
+    )
+    made = applied(crop, np.repeat(image[None], 200, 0)).astype(int)
+    distances = np.abs(made[:, None] - known.astype(int)[None]).max((2, 3))
+    assert (distances.min(1) <= 1).all()
+    counts = np.bincount(distances.argmin(1), minlength=len(boxes))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_a_resized_crop_that_fits_nowhere_is_central():
+    image = np.arange(24, dtype=np.float32).reshape(2, 12)
+    crop = augmentations.random_resized_crop((2, 2), scale=(1, 1), ratio=(1, 1))
+    np.testing.assert_allclose(applied(crop, image[None])[0], image[:, 5:7])
+
+
+def test_a_function_of_one_image_has_a_key_for_each():
+    def shifted(image, key):
+        return image + jax.random.uniform(key)
+
+    made = applied(augmentations.per_image(shifted), np.zeros((N, 1, 1), np.float32))
+    uniform = scipy.stats.uniform
+    assert scipy.stats.kstest(made.ravel(), uniform.cdf).pvalue > 1e-3
