@@ -19,25 +19,22 @@ two (Zhang et al. 2018, https://arxiv.org/abs/1710.09412): x = w x + (1 - w) x',
 one w per batch, drawn from Beta(alpha, alpha), and labels likewise.
 
 `fngrad.ema_params` averages the parameters. The statistics of batch norm are those of
-the parameters in training, not of the average, so the model state holds an average of
-them too, which evaluation uses with the averaged parameters. Each network is evaluated
-both ways, on the test split once, after its last step.
+the parameters in training, not of the average, so `fngrad.steps.average_model_state`
+averages them too, and evaluation uses both averages. Each network is evaluated both
+ways, on the test split once, after its last step.
 
 The run folder (``runs/residual_network/...``) holds config.json, manifest.json with the
 results, and metrics.jsonl, each network's losses and validation metrics.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fngrad as fg
-import fngrad.tree as tree
 from experiments.outputs import finish, new_folder, run_cli, table
 
 CLASSES = 10
@@ -66,44 +63,29 @@ def make_model(config: Config) -> Any:
     )
 
 
-def mixed_up(alpha: float) -> Callable[[Any, Any], Any]:
-    """Return mixup of a batch with soft labels, as a function of batch and key."""
-
-    def mix(batch: Any, key: jax.Array) -> Any:
-        k_weight, k_order = jax.random.split(key)
-        weight = jax.random.beta(k_weight, alpha, alpha)
-        order = jax.random.permutation(k_order, len(batch["y"]))
-        return jax.tree.map(
-            lambda a: weight * a + (1 - weight) * a[order], with_soft_labels(batch)
-        )
-
-    return mix
-
-
 def with_soft_labels(batch: Any) -> Any:
     """Return a batch whose labels are probabilities of the classes."""
     return {"x": batch["x"], "y": jax.nn.one_hot(batch["y"], CLASSES)}
 
 
-def make_loss(model: Any, average: float) -> Any:
-    """Return the loss, in nats; its model state averages the batch statistics."""
+def make_loss(model: Any) -> Any:
+    """Return the loss, in nats; its model state are the batch statistics."""
 
     def loss_fn(params: Any, model_state: Any, batch: Any, key: Any) -> Any:
-        logits, now = fg.layers.batched(model)(
-            params, model_state["now"], batch["x"], key=key
+        logits, model_state = fg.layers.batched(model)(
+            params, model_state, batch["x"], key=key
         )
         loss = fg.losses.softmax_cross_entropy(logits, batch["y"], reduction="mean")
-        mean = tree.average(average, model_state["average"], now)
-        return loss, ({}, {"now": now, "average": mean})
+        return loss, ({}, model_state)
 
     return loss_fn
 
 
-def make_metric(model: Any, which: str) -> Any:
-    """Return loss and accuracy with the batch statistics ``"now"`` or ``"average"``."""
+def make_metric(model: Any) -> Any:
+    """Return loss and accuracy of a batch."""
 
     def metric_fn(params: Any, batch: Any, model_state: Any) -> dict[str, Any]:
-        logits, _ = fg.layers.batched(model)(params, model_state[which], batch["x"])
+        logits, _ = fg.layers.batched(model)(params, model_state, batch["x"])
         return {
             "loss": fg.metrics.log_loss(logits, batch["y"]),
             "accuracy": fg.metrics.accuracy(logits, batch["y"]),
@@ -123,23 +105,19 @@ def make_optimizer(config: Config, steps: int) -> fg.Transform:
 
 
 def first_state(model: Any, optimizer: fg.Transform, seed: int) -> fg.TrainState:
-    """Return the state of a seed; the average begins at the first statistics."""
+    """Return the state of a seed, with an empty average of the batch statistics."""
     k_params, k_run = jax.random.split(jax.random.key(seed))
-    params, now = model.init(k_params)
-    model_state = {"now": now, "average": jax.tree.map(jnp.copy, now)}
-    return fg.init_state(params, optimizer, k_run, model_state=model_state)
+    params, model_state = model.init(k_params)
+    averaged = fg.steps.with_average(model_state)
+    return fg.init_state(params, optimizer, k_run, model_state=averaged)
 
 
-def scores(model: Any, state: fg.TrainState, test: Any) -> dict[str, dict[str, float]]:
+def scores(metric_fn: Any, state: fg.TrainState, test: Any) -> dict[str, Any]:
     """Return the test metrics of the last parameters and of the average."""
-    metric_fn, model_state = make_metric(model, "now"), state.model_state
-
-    def of_last(params: Any, batch: Any) -> dict[str, Any]:
-        return metric_fn(params, batch, model_state)
-
+    last = state._replace(opt_state=(), model_state=state.model_state.current)
     found = {
-        "last": fg.evaluate(of_last, state.params, test),
-        "average": fg.evaluate(make_metric(model, "average"), state, test),
+        "last": fg.evaluate(metric_fn, last, test),
+        "average": fg.evaluate(metric_fn, state, test),
     }
     return {name: {k: float(v) for k, v in row.items()} for name, row in found.items()}
 
@@ -174,9 +152,12 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     folder = new_folder(config, data)
     model = make_model(config)
     optimizer = make_optimizer(config, data.steps(config.epochs))
-    step = fg.make_step(make_loss(model, config.average), optimizer, metrics="loss")
+    step = fg.make_step(make_loss(model), optimizer, metrics="loss")
+    step = fg.steps.average_model_state(step, config.average)
+    mixup = fg.data.augmentations.mixup(config.alpha, CLASSES, per_example=False)
+    metric_fn = make_metric(model)
     found: dict[str, list[dict[str, float]]] = {}
-    for arm, change in (("plain", with_soft_labels), ("mixup", mixed_up(config.alpha))):
+    for arm, change in (("plain", with_soft_labels), ("mixup", mixup)):
         for seed in range(config.seeds):
             with fg.logging.jsonl(folder.metrics, {"arm": arm, "seed": seed}) as logger:
                 result = fg.fit(
@@ -184,13 +165,13 @@ def main(config: Config) -> dict[str, dict[str, float]]:
                     first_state(model, optimizer, seed),
                     data.reseed(seed).map(change),
                     num_epochs=config.epochs,
-                    metric_fn=make_metric(model, "average"),
+                    metric_fn=metric_fn,
                     eval_data=splits.validation,
                     log_every=data.steps(1),
                     loggers=[logger],
                     progress=False,
                 )
-            for name, row in scores(model, result.state, splits.test).items():
+            for name, row in scores(metric_fn, result.state, splits.test).items():
                 found.setdefault(f"{arm}, {name}", []).append(row)
     results = report(found)
     finish(folder, results)

@@ -1,5 +1,6 @@
 """Data sets: arrays in memory, bundled ones, files, and how to split them."""
 
+import fngrad.data.augmentations as augmentations
 from fngrad.data.arrays import windows
 from fngrad.data.bundled import breast_cancer, diabetes, digits
 from fngrad.data.dataset import Dataset, from_arrays
@@ -11,6 +12,7 @@ __all__ = [
     "Dataset",
     "Source",
     "Splits",
+    "augmentations",
     "breast_cancer",
     "csv_file",
     "diabetes",

@@ -30,7 +30,7 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
-from fngrad.data.maps import MAPS, call_map, check_map, takes_key
+from fngrad.data.maps import MAPS, call_map, check_map, map_keys, takes_key
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
@@ -185,12 +185,10 @@ class Dataset:
         return digest.hexdigest()
 
     def _map_keys(self, step: jax.Array) -> Iterator[Key]:
-        count = sum(takes_key(fn) for fn in self.maps)
-        if count == 0:
+        if not any(takes_key(fn) for fn in self.maps):
             return iter(())
         k_maps = jax.random.fold_in(self.key, MAPS)
-        k_step = jax.random.fold_in(k_maps, step)
-        return iter([k_step] if count == 1 else jax.random.split(k_step, count))
+        return map_keys(self.maps, jax.random.fold_in(k_maps, step))
 
     @property
     def _is_whole(self) -> bool:

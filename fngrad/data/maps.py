@@ -1,8 +1,10 @@
 """Functions that a dataset maps over its batches: their forms and their keys."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import jax
 
 from fngrad.programs.signatures import parameters
 from fngrad.types import Batch, Key
@@ -17,6 +19,14 @@ def call_map(fn: Callable[..., Batch], batch: Batch, keys: Iterator[Key]) -> Bat
         return fn(batch)
     is_key_first = next(iter(parameters(fn))) == "key"
     return fn(next(keys), batch) if is_key_first else fn(batch, key=next(keys))
+
+
+def map_keys(maps: Sequence[Callable[..., Batch]], key: Key) -> Iterator[Key]:
+    """Return a key for each map that takes one; a single map gets the key itself."""
+    count = sum(takes_key(fn) for fn in maps)
+    if count == 0:
+        return iter(())
+    return iter([key] if count == 1 else jax.random.split(key, count))
 
 
 def takes_key(fn: Callable[..., Batch]) -> bool:

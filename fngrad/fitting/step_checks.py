@@ -11,6 +11,7 @@ from fngrad.fitting.inputs import Feed, check_hashable, check_state
 from fngrad.programs.caller_warnings import warn
 from fngrad.sharding.placement import check_batch
 from fngrad.training import Step, TrainState, call_step
+from fngrad.transforms.evaluation_point import keeps_evaluation_state
 from fngrad.types import Path
 
 _UNCHANGED = (
@@ -76,7 +77,10 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
             )
     paths = [f"state/{path}" for path in tree.leaf_paths(state)]
     inputs = [*paths, *(f"batch/{i}" for i in range(len(jax.tree.leaves(batch))))]
-    if _is_unchanged("state/model_state", paths, programs[-1]):
+    part = "state/model_state"
+    if keeps_evaluation_state(state.model_state):
+        part += "/current"
+    if _is_unchanged(part, paths, programs[-1]):
         warn(_UNCHANGED)
     return TracedStep(programs[-1], inputs, paths, metrics)
 

@@ -112,6 +112,23 @@ _PROJECTIONS: Mapping[str, str] = {
     "projection_non_negative": "fngrad.projections.non_negative",
     "projection_simplex": "fngrad.projections.simplex",
 }
+_AUGMENTATIONS: Mapping[str, str] = {
+    "ColorJitter": "fngrad.data.augmentations.color_jitter",
+    "Compose": "fngrad.data.augmentations.serial",
+    "CutMix": "fngrad.data.augmentations.cutmix",
+    "MixUp": "fngrad.data.augmentations.mixup",
+    "Mixup": "fngrad.data.augmentations.mixup",
+    "RandAugment": "fngrad.data.augmentations.rand_augment",
+    "RandomChoice": "fngrad.data.augmentations.one_of",
+    "RandomCrop": "fngrad.data.augmentations.random_crop",
+    "RandomErasing": "fngrad.data.augmentations.random_erasing",
+    "RandomFlip": "fngrad.data.augmentations.horizontal_flip, or vertical_flip",
+    "RandomHorizontalFlip": "fngrad.data.augmentations.horizontal_flip",
+    "RandomResizedCrop": "fngrad.data.augmentations.random_resized_crop",
+    "RandomRotation": "fngrad.data.augmentations.per_image with rotate",
+    "RandomVerticalFlip": "fngrad.data.augmentations.vertical_flip",
+    "label_smoothing": "label_smoothing= of fngrad.losses.softmax_cross_entropy",
+}
 _OUR_LOSSES = (  # in optax, at the root
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
@@ -151,6 +168,7 @@ HERE: Mapping[str, Mapping[str, str]] = {
         "set_to_zero": "fngrad.freeze",
         "value_and_grad": "jax.value_and_grad",
     },
+    "fngrad.data.augmentations": _AUGMENTATIONS,
     "fngrad.layers": {
         "AdaptiveAvgPool2d": "fngrad.layers.adaptive_avg_pool",
         "AdaptiveMaxPool2d": "fngrad.layers.adaptive_max_pool",

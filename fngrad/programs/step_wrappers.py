@@ -20,18 +20,30 @@ def own_gradients(step: _Fn, gradients: Callable[[Any, Any], Any]) -> _Fn:
     return step
 
 
-def wraps_step(step: Callable[..., Any]) -> Callable[[_Fn], _Fn]:
+def wraps_step(
+    step: Callable[..., Any], inner: Callable[[Any], Any] | None = None
+) -> Callable[[_Fn], _Fn]:
     """Return a decorator like `functools.wraps(step)` that keeps a step's gradients.
 
-    The decorated function must call the step with the state and the batch it is given.
+    The decorated function must call the step with the batch it is given, and with the
+    state it is given or with ``inner(state)``.
     """
 
     def decorate(fn: _Fn) -> _Fn:
         functools.update_wrapper(fn, step)
         gradients = gradients_of(step)
-        return fn if gradients is None else own_gradients(fn, gradients)
+        if gradients is None:
+            return fn
+        of_inner = gradients if inner is None else _composed(gradients, inner)
+        return own_gradients(fn, of_inner)
 
     return decorate
+
+
+def _composed(
+    gradients: Callable[[Any, Any], Any], inner: Callable[[Any], Any]
+) -> Callable[[Any, Any], Any]:
+    return lambda state, batch: gradients(inner(state), batch)
 
 
 def gradients_of(step: Any) -> Callable[[Any, Any], Any] | None:

@@ -10,6 +10,11 @@ from fngrad.steps.differentially_private import differentially_private
 from fngrad.steps.frozen_runs import freeze_diverged
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
 from fngrad.steps.line_search import line_search
+from fngrad.steps.model_state_average import (
+    AveragedModelState,
+    average_model_state,
+    with_average,
+)
 from fngrad.steps.plateau import observe, plateau
 from fngrad.steps.polyak_step import polyak
 from fngrad.steps.sharpness_aware import sam
@@ -18,6 +23,8 @@ from fngrad.steps.sophia import sophia
 from fngrad.steps.spikes import skip_spikes
 
 __all__ = [
+    "AveragedModelState",
+    "average_model_state",
     "differentially_private",
     "freeze_diverged",
     "gauss_newton",
@@ -30,6 +37,7 @@ __all__ = [
     "skip_bad_steps",
     "skip_spikes",
     "sophia",
+    "with_average",
 ]
 
 

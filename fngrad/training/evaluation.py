@@ -55,8 +55,8 @@ def evaluate(
             examples; or a tuple (sum, weight) or a `fngrad.losses.weighted_sum`, of
             which the quotient of totals is taken; or an accumulator such as
             ``metrics.r2(...)``.
-        state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`,
-            or only the parameters.
+        state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`
+            and `fngrad.eval_model_state`, or only the parameters.
         data: a pytree of arrays of shape ``(n, ...)``, or a dataset or a source, whose
             examples are read once each, in the order of its arrays and through its
             maps.
@@ -169,7 +169,7 @@ def _point(
     params, model_state = state_or_params, ()
     is_state = hasattr(params, "params") and hasattr(params, "model_state")
     if is_state:
-        model_state = params.model_state
+        model_state = evaluation_point.eval_model_state(params)
         params = evaluation_point.eval_params(params)
     if not is_state and "model_state" in parameters(metric_fn):
         raise TypeError(

@@ -44,7 +44,8 @@ def run(
         state: the first state.
         data: a dataset, or a function ``step -> batch``.
         num_steps: how many steps to make, a Python int >= 0.
-        metric_fn: see `fngrad.evaluate`; its parameters are `fngrad.eval_params`.
+        metric_fn: see `fngrad.evaluate`; its parameters are `fngrad.eval_params`,
+            its model state is `fngrad.eval_model_state`.
             `fngrad.mixed_precision` gives it another precision.
         eval_data: arrays or a dataset, all of which is evaluated.
         eval_every: the number of steps between evaluations; the last evaluation is at
@@ -90,7 +91,7 @@ def run(
         scores = metric_folds.fold(
             gathered(metric_fn, rule_of_function(step)),
             evaluation_point.eval_params(state),
-            state.model_state,
+            evaluation_point.eval_model_state(state),
             metric_folds.arrays_of(eval_data),
         )
         return state, (history, {f"val/{name}": v for name, v in scores.items()})

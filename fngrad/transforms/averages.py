@@ -185,28 +185,47 @@ def ema_params(
     start_step = numerics.check_count("start_step", start_step, low=0)
 
     def init(params: Params) -> EmaParamsState:
-        copy = tree.wide_copy(tree.floats(params))
-        log_rest = jnp.full((), 0.0 if debias else _FULL, jnp.result_type(float))
-        average = tree.zeros_like(copy) if debias else copy
-        return EmaParamsState(numerics.first_step(), log_rest, average)
+        empty = empty_average(params)
+        if debias:
+            return empty
+        full = jnp.full_like(empty.log_rest, _FULL)
+        return empty._replace(
+            log_rest=full, average=tree.wide_copy(tree.floats(params))
+        )
 
     def update(
         updates: Updates, state: EmaParamsState, params: Params
     ) -> tuple[Updates, EmaParamsState]:
         new_params = apply_updates(params, tree.cast_like(updates, params))
-        term = tree.widen(tree.floats(new_params))
         is_due = (state.step - start_step + 1) % every == 0
         beta = numerics.hyper(decay, state.step)
         beta = jnp.where((state.step >= start_step) & is_due, beta, 1)
-        average = tree.average(beta, state.average, term)
+        new_state = with_term(state, new_params, beta)
         if not debias:
-            average = tree.where(state.step < start_step, term, average)
-        log_rest = jnp.maximum(state.log_rest + jnp.log(beta), _FULL)
-        return updates, EmaParamsState(
-            numerics.next_step(state.step), log_rest, average
-        )
+            term = tree.widen(tree.floats(new_params))
+            is_before = state.step < start_step
+            average = tree.where(is_before, term, new_state.average)
+            new_state = new_state._replace(average=average)
+        return updates, new_state
 
     return chain(Transform(init, update, name="ema_params"))
+
+
+def empty_average(values: Params) -> EmaParamsState:
+    """Return the average before its first term, of the floats among some values."""
+    zeros = tree.zeros_like(tree.wide_copy(tree.floats(values)))
+    log_rest = jnp.zeros((), jnp.result_type(float))
+    return EmaParamsState(numerics.first_step(), log_rest, zeros)
+
+
+def with_term(
+    state: EmaParamsState, values: Params, decay: jax.Array
+) -> EmaParamsState:
+    """Return the average with one more term, of the weight 1 - decay."""
+    term = tree.widen(tree.floats(values))
+    average = tree.average(decay, state.average, term)
+    log_rest = jnp.maximum(state.log_rest + jnp.log(decay), _FULL)
+    return EmaParamsState(numerics.next_step(state.step), log_rest, average)
 
 
 def _with_values_of(old: OptState, fresh: OptState) -> OptState:

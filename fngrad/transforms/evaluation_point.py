@@ -2,7 +2,9 @@
 
 Some rules take gradients at one point and provide another for evaluation: an average of
 the parameters, or schedule-free's x. The class of such a rule's state has a method
-``eval_params(self, params) -> params``.
+``eval_params(self, params) -> params``. Likewise the class of a model state that is
+evaluated at another one has a method ``eval_model_state(self) -> model_state``, and in
+its field ``current`` what the loss returned.
 """
 
 from collections.abc import Collection
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
-from fngrad.types import OptState, Params, Path
+from fngrad.types import ModelState, OptState, Params, Path
 
 
 def eval_params(state: Any) -> Params:
@@ -47,6 +49,41 @@ def eval_params(state: Any) -> Params:
             f"need a TrainState or a state with params, got {type(state).__name__}"
         )
     return evaluation_point(getattr(state, "opt_state", ()), state.params)
+
+
+def eval_model_state(state: Any) -> ModelState:
+    """Return the model state that evaluation uses: averaged or plain.
+
+    Args:
+        state: a `fngrad.TrainState`, or anything with a ``model_state``.
+
+    Returns:
+        What the model state keeps for evaluation, as `fngrad.steps.average_model_state`
+        does; the model state itself where it keeps nothing.
+
+    Raises:
+        TypeError: if the state has no ``model_state``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import fngrad as fg
+        >>> state = fg.init_state(jnp.zeros(1), fg.sgd(0.1), 0, model_state=jnp.ones(1))
+        >>> print(fg.eval_model_state(state))
+        [1.]
+    """
+    if not hasattr(state, "model_state"):
+        raise TypeError(
+            f"need a TrainState or a state with model_state, got {type(state).__name__}"
+        )
+    model_state = state.model_state
+    if keeps_evaluation_state(model_state):
+        return model_state.eval_model_state()
+    return model_state
+
+
+def keeps_evaluation_state(model_state: ModelState) -> bool:
+    """Return whether a model state holds another one, for evaluation."""
+    return callable(getattr(type(model_state), "eval_model_state", None))
 
 
 def evaluation_point(opt_state: OptState, params: Params) -> Params:

@@ -8,7 +8,6 @@ import pytest
 
 import experiments.residual_network as residual_network
 import fngrad as fg
-import fngrad.tree as tree
 
 pytest.importorskip("sklearn")
 
@@ -17,35 +16,28 @@ TINY = residual_network.Config(
 )
 
 
-def test_mixup_is_a_mean_of_two_examples_with_one_weight():
-    x = np.arange(12.0, dtype=np.float32).reshape(6, 2)
-    y = np.array([0, 1, 2, 3, 4, 5], np.int32)
-    mix = residual_network.mixed_up(1.0)
-    mixed = jax.jit(mix)({"x": x, "y": y}, jax.random.key(0))
-    labels = np.asarray(mixed["y"], np.float64)
-    np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-6)
-    np.testing.assert_allclose(mixed["x"], labels[:, :6] @ x, rtol=1e-5)
-    weights = np.unique(np.round(labels[(labels > 0) & (labels < 1)], 5))
-    assert len(weights) == 2
-    assert weights.sum() == pytest.approx(1)
-
-
 @pytest.mark.slow
-def test_the_model_state_averages_the_statistics_of_each_step():
+def test_evaluation_uses_both_averages_or_both_last_values():
     model = residual_network.make_model(TINY)
     optimizer = residual_network.make_optimizer(TINY, 10)
     state = residual_network.first_state(model, optimizer, 0)
-    step = fg.make_step(residual_network.make_loss(model, 0.75), optimizer)
-    batch = {
-        "x": np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("f"),
-        "y": np.eye(10, dtype=np.float32)[:4],
-    }
-    before = tree.leaf_paths(state.model_state["average"])
-    state, _ = jax.jit(step)(state, batch)
-    now = tree.leaf_paths(state.model_state["now"])
-    for path, leaf in tree.leaf_paths(state.model_state["average"]).items():
-        expected = 0.75 * before[path] + 0.25 * now[path]
-        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-7)
+    step = fg.make_step(residual_network.make_loss(model), optimizer)
+    step = jax.jit(fg.steps.average_model_state(step, 0.5))
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("f")
+    labels = np.arange(4, dtype=np.int32)
+    for _ in range(3):
+        soft = residual_network.with_soft_labels({"x": x, "y": labels})
+        state, _ = step(state, soft)
+    metric_fn = residual_network.make_metric(model)
+    found = residual_network.scores(metric_fn, state, {"x": x, "y": labels})
+    for name, params, model_state in (
+        ("last", state.params, state.model_state.current),
+        ("average", fg.eval_params(state), fg.eval_model_state(state)),
+    ):
+        values = metric_fn(params, {"x": x, "y": labels}, model_state)
+        loss = np.asarray(values["loss"]).mean()
+        assert found[name]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert found["last"]["loss"] != found["average"]["loss"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,89 @@
+"""Labels of images that are mixed from two."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import fngrad.numerics as numerics
+from fngrad.data.augmentations.image_batches import mix
+from fngrad.types import Key, Path, Scalar
+
+Targets = Literal["soft", "pairs"]
+TARGETS = ("soft", "pairs")
+
+
+class MixedLabels(NamedTuple):
+    """The labels of the two images that make one, and the weight of the first."""
+
+    first: jax.Array  # shape (n, ...)
+    second: jax.Array  # shape (n, ...)
+    weight: jax.Array  # of `first`, in [0, 1], shape (n,)
+
+    def average(self, loss_fn: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        r"""Return $\lambda\,\ell(y_1) + (1 - \lambda)\,\ell(y_2)$ for each example.
+
+        Args:
+            loss_fn: $\ell$, of the labels, with a value per example, shape ``(n,)``.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from fngrad.data.augmentations import MixedLabels
+            >>> first, second = jnp.array([0.0]), jnp.array([4.0])
+            >>> labels = MixedLabels(first, second, jnp.array([0.75]))
+            >>> print(labels.average(lambda y: y))
+            [1.]
+        """
+        return mix(loss_fn(self.first), loss_fn(self.second), self.weight)
+
+
+def random_weights(key: Key, alpha: Scalar, shape: tuple[int, ...]) -> jax.Array:
+    """Return weights of the distribution Beta(alpha, alpha).
+
+    A weight is the first of two gamma variables divided by their sum.
+    """
+    logs = jax.random.loggamma(key, numerics.hyper(alpha), (2, *shape))
+    return jax.nn.sigmoid(logs[0] - logs[1])
+
+
+def mixed(
+    path: Path,
+    labels: jax.Array,
+    order: jax.Array,
+    weight: jax.Array,
+    targets: Targets,
+    num_classes: int | None,
+) -> Any:
+    """Return labels mixed with those of the examples in another order.
+
+    Args:
+        path: of the labels, for messages.
+        labels: shape ``(n, ...)``.
+        order: a permutation of n, int.
+        weight: of the first label, shape ``(n,)`` or ``()``.
+        targets: see `fngrad.data.augmentations.mixup`.
+        num_classes: of integer labels.
+
+    Raises:
+        ValueError: if integer labels are mixed without the number of classes.
+    """
+    if targets == "pairs":
+        n = labels.shape[:1]
+        other = numerics.rows(labels, order)
+        return MixedLabels(labels, other, jnp.broadcast_to(weight, n))
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = _one_hot(path, labels, num_classes)
+    return mix(labels, numerics.rows(labels, order), weight)
+
+
+def _one_hot(path: Path, labels: jax.Array, num_classes: int | None) -> jax.Array:
+    """Return probabilities; NaN for labels out of range."""
+    if num_classes is None:
+        raise ValueError(
+            f"need num_classes to mix the integer labels at {path!r}, or "
+            'targets="pairs", which keeps both labels and their weight'
+        )
+    is_known = (labels >= 0) & (labels < num_classes)
+    one_hot = jax.nn.one_hot(labels, num_classes)
+    return jnp.where(is_known[..., None], one_hot, jnp.nan)
