@@ -16,6 +16,7 @@ from fngrad.postmortem.findings import Autopsy
 from fngrad.postmortem.replay import Replay, outputs_of, replay
 from fngrad.postmortem.root_cause import RootCause, find_root_cause
 from fngrad.postmortem.source_locations import layer_of, lines_of
+from fngrad.programs.equations import name_of
 from fngrad.training import Step, TrainState, check_train_state
 from fngrad.types import Path
 
@@ -125,7 +126,7 @@ def _explained(
     return Autopsy(
         step=int(found.state.step) + 1,
         phase=evidence.phase(found, cause, paths),
-        operation=next((e.primitive.name for e in origin.equations), None),
+        operation=next(map(name_of, origin.equations), None),
         explanation=evidence.explain(origin, first),
         lines=lines_of(origin.equations),
         layer=layer_of(origin.scopes),

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import fngrad.tree as tree
 from fngrad.logging.compilations import watched_values
 from fngrad.programs.caller_warnings import warn
+from fngrad.programs.equations import inner_jaxprs, outside_effects
 from fngrad.sweeps.results.result import check_pair
 from fngrad.tree import is_key
 from fngrad.types import Key
@@ -78,8 +79,8 @@ def outline(lanes: Lanes, metric: str) -> Outline:
             depends on the point.
     """
     first, second = (_trace(lanes) for _ in range(2))
-    if first.jaxpr.effects:
-        names = sorted({str(effect) for effect in first.jaxpr.effects})
+    names = outside_effects(first.jaxpr)
+    if names:
         raise ValueError(
             f"need a pure train_fn, got one with the effects {names}: leave out "
             "jax.debug.print and callbacks, and return values in the history"
@@ -211,11 +212,9 @@ def _fingerprint(jaxpr: Any) -> str:
 def _constants(jaxpr: Any) -> Iterator[Any]:
     """Yield the constants, nested ones too, which the program text does not show."""
     yield from getattr(jaxpr, "consts", ())
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(inner, "eqns") or hasattr(inner, "consts"):
-                    yield from _constants(inner)
+    for equation in jaxpr.eqns:
+        for inner in inner_jaxprs(equation):
+            yield from _constants(inner)
 
 
 def _check_outputs(outputs: Any, metric: str) -> None:
