@@ -134,14 +134,15 @@ class Interpreter:
         location: Location,
         equations: tuple[Any, ...],
     ) -> list[Value]:
-        name, params = name_of(operation.equation), operation.equation.params
+        equation = operation.equation
+        name, params = name_of(equation), parameters_of(equation)
         self._check()
         self._count += 1
         if name in _SILENT:
             return []
         if name == "name":
             self._note(params["name"], inputs[0])
-        inner = program_called(operation.equation)
+        inner = program_called(equation)
         if inner is not None:
             return self._follow(jaxprs.called(inner), inputs, location, equations)
         if name == "cond":

@@ -25,13 +25,18 @@ IDENTITIES = {  # what returns its operands, placed or ordered in another way
     *("reshard", "mesh_cast"),  # along Explicit axes
 }
 COPIES = {*IDENTITIES, "name", "copy", "copy_p"}  # and what returns equal values
+_NAMED = {"CheckpointName": "name", "CheckpointNameFwd": "name"}
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold a call's program
 
 
 def name_of(equation: Any) -> str:
-    """Return the name of an equation's primitive, or of the class in its place."""
+    """Return the name of an equation's primitive, or of the class in its place.
+
+    What `jax.ad_checkpoint.checkpoint_name` makes is a ``name`` under every flag.
+    """
     instance = _instance(equation)
-    return equation.primitive.name if instance is None else type(instance).__name__
+    name = equation.primitive.name if instance is None else type(instance).__name__
+    return _NAMED.get(name, name)
 
 
 def parameters_of(equation: Any) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class _Walk:
 
     def _made(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return the fingerprints of an equation's results, then of its references."""
-        name, parameters = equations.name_of(equation), equation.params
+        name = equations.name_of(equation)
+        parameters = equations.parameters_of(equation)
         if name in equations.IDENTITIES or _keeps_precision(equation):
             return inputs
         if name == "name":
@@ -147,7 +148,7 @@ class _Walk:
             return [digest("cond", index, values) for values in pairs]
         settings = [
             (key, str(value) if written and key == "tree" else self._text(value))
-            for key, value in sorted(equations.parameters_of(equation).items())
+            for key, value in sorted(parameters.items())
             if value is not None and key not in _COSMETIC
         ]
         outlines = [_outline(v.aval) for v in equation.outvars]

@@ -98,7 +98,7 @@ def passed_through(jaxpr: Any) -> list[int | None]:
 
 def _results(equation: Any, inputs: list[int | None]) -> list[int | None]:
     """Return which argument each result is, from those that the inputs are."""
-    name, parameters = equation.primitive.name, equation.params
+    name, parameters = equations.name_of(equation), equation.params
 
     def through(inner: Any, given: list[int | None]) -> list[int | None]:
         return [None if i is None else given[i] for i in passed_through(inner)]
