@@ -266,7 +266,7 @@ def _per_product(equation: Any) -> int:
 
 
 def _reduction(equation: Any) -> int:
-    name, parameters = equation.primitive.name, equation.params
+    name, parameters = equations.name_of(equation), equation.params
     if name in _MOVES or not _is_inexact(equation.outvars[0]):
         return 0
     if name.startswith("scatter"):
@@ -277,7 +277,7 @@ def _reduction(equation: Any) -> int:
 
 
 def _entries(equation: Any) -> int:
-    name = equation.primitive.name
+    name = equations.name_of(equation)
     if name in _MOVES or name.startswith("random_"):
         return 0
     return sum(_size(v) for v in equation.outvars if _is_inexact(v))
