@@ -21,6 +21,7 @@ from jax import export
 from jax.sharding import AbstractMesh, NamedSharding
 
 import fngrad.tree as tree
+from fngrad.programs.equations import outside_effects
 from fngrad.programs.jaxprs import Program
 from fngrad.sharding.meshes import abstract_mesh
 from fngrad.sharding.placement import batch_spec, check_batch, shardings
@@ -197,7 +198,7 @@ class _Pickler(pickle.Pickler):
 def why_not_exported(placed: PlacedStep, error: Exception) -> str:
     """Return why a step has no program of another platform, in words."""
     text = f"{type(error).__name__}: {error}"
-    if placed.traced.jaxpr.effects:
+    if outside_effects(placed.traced.jaxpr):
         return (
             "the step calls Python while it runs (jax.debug.print, a callback), which "
             f"no program for another platform can: leave it out\n{text}"

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+import fngrad.programs.equations as equations
 import fngrad.programs.jaxprs as jaxprs
 from fngrad.accelerators.exported_steps import PlacedStep
-from fngrad.programs.operation_counts import Costs, called_programs, product_bytes_of
+from fngrad.programs.operation_counts import Costs, product_bytes_of
 from fngrad.sharding.meshes import batch_devices
 from fngrad.training.state import TrainState
 from fngrad.training.step import Step
@@ -55,7 +56,7 @@ def bytes_on_device(x: Any) -> int:
 
 def has_wide_products(placed: PlacedStep) -> bool:
     """Return whether most matrix products of a step read float32."""
-    widths = list(_widths(placed.jaxpr.closed.jaxpr))
+    widths = list(_widths(placed.jaxpr.closed))
     return sum(width > 2 for width in widths) > len(widths) / 2
 
 
@@ -64,8 +65,8 @@ def _widths(jaxpr: Any) -> Iterator[int]:
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield max(v.aval.dtype.itemsize for v in equation.invars[:2])
-        for called in called_programs(equation.params):
-            yield from _widths(called)
+        for inner in equations.inner_jaxprs(equation):
+            yield from _widths(inner)
 
 
 def _bytes_of_part(

@@ -47,6 +47,7 @@ _SETTINGS = (  # of JAX, which programs depend on
     "jax_default_matmul_precision",
     "jax_disable_jit",
     "jax_threefry_partitionable",
+    *("jax_remat3", "jax_scan3", "jax_custom_jvp3", "jax_custom_vjp3"),
 )
 
 

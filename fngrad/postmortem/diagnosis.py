@@ -16,6 +16,8 @@ from fngrad.postmortem.findings import Autopsy
 from fngrad.postmortem.replay import Replay, outputs_of, replay
 from fngrad.postmortem.root_cause import RootCause, find_root_cause
 from fngrad.postmortem.source_locations import layer_of, lines_of
+from fngrad.programs.equations import name_of
+from fngrad.sharding.meshes import explicit_context
 from fngrad.training import Step, TrainState, check_train_state
 from fngrad.types import Path
 
@@ -71,7 +73,8 @@ def autopsy(
     _check(state, data, at)
     last = int(state.step) + MAX_STEPS if at is None else at
     # These flags would raise at the very numbers that are searched for.
-    with jax.debug_nans(False), jax.debug_infs(False):
+    flags = jax.debug_nans(False), jax.debug_infs(False)
+    with flags[0], flags[1], explicit_context(state):
         return _diagnose(step, state, data, last, check)
 
 
@@ -125,7 +128,7 @@ def _explained(
     return Autopsy(
         step=int(found.state.step) + 1,
         phase=evidence.phase(found, cause, paths),
-        operation=next((e.primitive.name for e in origin.equations), None),
+        operation=next(map(name_of, origin.equations), None),
         explanation=evidence.explain(origin, first),
         lines=lines_of(origin.equations),
         layer=layer_of(origin.scopes),

@@ -12,6 +12,7 @@ from fngrad.postmortem.interpreter import GRADIENT, INPUT, Origin, is_bad
 from fngrad.postmortem.replay import Replay
 from fngrad.postmortem.root_cause import RootCause
 from fngrad.postmortem.source_locations import phase_of
+from fngrad.programs.equations import name_of
 from fngrad.programs.text_tables import short_text
 from fngrad.types import Params, Path
 
@@ -133,7 +134,7 @@ def explain(origin: Origin, path: Path | None) -> str:
         return f"{path} is not finite in {entries} of {bad.size}"
     location = np.unravel_index(np.argmax(bad), bad.shape)
     result = short_text(output[location].item())
-    name = origin.equations[0].primitive.name
+    name = name_of(origin.equations[0])
     numbers = [np.asarray(x) for x in origin.inputs if _is_numeric(x)]
     if all(x.shape in ((), bad.shape) for x in numbers):
         operands = [short_text((x[location] if x.ndim else x).item()) for x in numbers]

@@ -19,6 +19,13 @@ import numpy as np
 
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
+from fngrad.programs.equations import (
+    is_variable,
+    name_of,
+    parameters_of,
+    program_called,
+    scan_counts,
+)
 from fngrad.programs.jaxprs import Operation, Program
 from fngrad.types import Path
 
@@ -27,19 +34,7 @@ from fngrad.types import Path
 Location: TypeAlias = tuple[int, ...]
 INPUT = -1
 
-CALLS = {  # equations that evaluate an inner program once
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "remat2",
-    "checkpoint",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}
 _SILENT = {"debug_callback", "debug_print"}  # equations that are skipped
-_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold that program
 # Names that `fngrad.training.loss_forms` gives to values.
 GRADIENT, LOSS = "gradient/", "loss"
 
@@ -90,6 +85,7 @@ class Interpreter:
         self._program = program
         self._repaired = frozenset(repaired)
         self._check = check
+        self._written: dict[int, Value] = {}  # of each reference, by its id
         self._count = 0
 
     def run(self, arrays: Sequence[Any]) -> list[Value]:
@@ -117,7 +113,7 @@ class Interpreter:
         known |= zip(program.inputs, inputs, strict=True)
 
         def read(variable: Any) -> Value:
-            if jaxprs.is_variable(variable):
+            if is_variable(variable):
                 return known[variable]
             return _constant(jaxprs.read({}, variable))
 
@@ -138,15 +134,16 @@ class Interpreter:
         location: Location,
         equations: tuple[Any, ...],
     ) -> list[Value]:
-        name, params = operation.equation.primitive.name, operation.equation.params
+        equation = operation.equation
+        name, params = name_of(equation), parameters_of(equation)
         self._check()
         self._count += 1
         if name in _SILENT:
             return []
         if name == "name":
             self._note(params["name"], inputs[0])
-        if name in CALLS:
-            inner = next(params[key] for key in _INNER if key in params)
+        inner = program_called(equation)
+        if inner is not None:
             return self._follow(jaxprs.called(inner), inputs, location, equations)
         if name == "cond":
             branch = params["branches"][int(inputs[0].array)]
@@ -162,19 +159,35 @@ class Interpreter:
         location: Location,
         equations: tuple[Any, ...],
     ) -> list[Value]:
-        operands = [x.array for x in inputs]
-        arrays = operation.run(operands)
-        if location in self._repaired:
-            arrays = [_repair_own(x, inputs) for x in arrays]
+        inputs = [self._written.get(id(x.array), x) for x in inputs]
+        operands = [_content(x.array) for x in inputs]
+        made = self._run(operation, inputs, location)
         sources = _sources(inputs)
         is_constant = all(x.is_constant for x in inputs)
         is_intended = is_constant and any(map(is_bad, operands))
-        if not (sources or is_intended) and any(map(is_bad, arrays)):
+        if not (sources or is_intended) and any(map(is_bad, made)):
             sources = frozenset([location])
-            origin = Origin(location, equations, operands, arrays, self._count)
+            outputs = list(map(_content, made))
+            origin = Origin(location, equations, operands, outputs, self._count)
             self.origins[location] = origin
-        made = [self._derived(x, sources) for x in arrays]
-        return [x._replace(is_constant=is_constant) for x in made]
+        values = [self._derived(x, sources) for x in made]
+        values = [x._replace(is_constant=is_constant) for x in values]
+        count = len(operation.equation.outvars)
+        self._written |= {id(x.array): x for x in values[count:]}
+        return values[:count]
+
+    def _run(
+        self, operation: Operation, inputs: list[Value], location: Location
+    ) -> list[Any]:
+        """Return an equation's outputs, and the references that it may write to."""
+        before = [x._replace(array=_content(x.array)) for x in inputs]
+        made = operation.run([x.array for x in inputs])
+        references = [x.array for x in inputs if isinstance(x.array, jax.Ref)]
+        if location in self._repaired:
+            made = [_repair_own(x, before) for x in made]
+            for reference in references:
+                reference[...] = _repair_own(reference[...], before)
+        return [*made, *references]
 
     def _loop(
         self,
@@ -185,8 +198,9 @@ class Interpreter:
     ) -> list[Value]:
         """Evaluate a loop's body only where its outputs are bad and its inputs good."""
         is_opened = any(other[: len(location)] == location for other in self._repaired)
+        writes = any(isinstance(x.array, jax.Ref) for x in inputs)
         sources = _sources(inputs)
-        if not is_opened:
+        if not (is_opened or writes):  # what writes is evaluated once
             arrays = operation.run([x.array for x in inputs])
             if sources or not any(map(is_bad, arrays)):
                 return [self._derived(x, sources) for x in arrays]
@@ -195,7 +209,7 @@ class Interpreter:
             program = jaxprs.called(closed)
             return self._follow(program, values, (*location, iteration), equations)
 
-        iterate = _LOOPS[operation.equation.primitive.name]
+        iterate = _LOOPS[name_of(operation.equation)]
         return iterate(body, operation.equation, inputs)
 
     def _derived(self, array: Any, sources: frozenset[Location]) -> Value:
@@ -217,7 +231,13 @@ def _constant(array: Any) -> Value:
 
 def is_bad(x: Any) -> bool:
     """Return whether an array has a NaN or an infinity; integers and keys never do."""
+    x = _content(x)
     return tree.is_float(x) and not np.isfinite(np.asarray(x)).all()
+
+
+def _content(x: Any) -> Any:
+    """Return the array that a reference holds; another value as it is."""
+    return x[...] if isinstance(x, jax.Ref) else x
 
 
 def repair(x: Any) -> jax.Array:
@@ -246,22 +266,32 @@ def _derived(array: Any, sources: frozenset[Location]) -> Value:
 def _scan(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
     """Iterate a scan; what it scans over has one axis more than its body reads."""
     closed, length = equation.params["jaxpr"], equation.params["length"]
-    first, num_carry = jaxprs.scan_counts(equation)
+    first, num_carry = scan_counts(equation)
     consts, carry, xs = inputs[:first], inputs[first:], inputs[first + num_carry :]
     carry = carry[:num_carry]
     rows: list[list[Value]] = [[]] * length
     order = range(length)
     for t in reversed(order) if equation.params["reverse"] else order:
-        now = [
-            _derived(_host(x.array)[t, ...], x.sources)._replace(
-                is_constant=x.is_constant
-            )
-            for x in xs
-        ]
-        outputs = body(closed, [*consts, *carry, *now], t)
+        outputs = body(closed, [*consts, *carry, *(_row(x, t) for x in xs)], t)
         carry, rows[t] = outputs[:num_carry], outputs[num_carry:]
     columns = [_stack(column) for column in zip(*rows, strict=True)]
     return [*carry, *columns]
+
+
+def _scan_of_references(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
+    """Iterate a scan whose carry is in references, of the flag ``jax_scan3``."""
+    params = parameters_of(equation)
+    pairs = list(zip(inputs, params["extensives"], strict=True))
+    rows = [
+        body(params["jaxpr"], [_row(x, t) if is_cut else x for x, is_cut in pairs], t)
+        for t in range(params["length"])
+    ]
+    return [_stack(column) for column in zip(*rows, strict=True)]
+
+
+def _row(x: Value, t: int) -> Value:
+    row = _derived(_host(x.array)[t, ...], x.sources)
+    return row._replace(is_constant=x.is_constant)
 
 
 def _stack(column: Sequence[Value]) -> Value:
@@ -288,4 +318,4 @@ def _while(body: Any, equation: Any, inputs: list[Value]) -> list[Value]:
     return carry
 
 
-_LOOPS = {"scan": _scan, "while": _while}
+_LOOPS = {"scan": _scan, "Scan3": _scan_of_references, "while": _while}

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec, Sharding
 
-import fngrad.programs.jaxprs as jaxprs
+import fngrad.programs.equations as equations
 import fngrad.tree as tree
 
 _PLAIN = {type(None), bool, int, float, complex, str}
@@ -39,12 +39,12 @@ class Fingerprints(NamedTuple):
 
 
 def fingerprints(
-    closed: Any, inputs: Sequence[str], cuts: Callable[[str], bool] = lambda name: False
+    jaxpr: Any, inputs: Sequence[str], cuts: Callable[[str], bool] = lambda name: False
 ) -> Fingerprints:
     """Return the fingerprints of a program's values.
 
     Args:
-        closed: a ``ClosedJaxpr``.
+        jaxpr: a traced program with its constants.
         inputs: what identifies each leaf of the arguments, such as its path.
         cuts: whether to cut the first value with this name.
 
@@ -63,7 +63,7 @@ def fingerprints(
         [True, False]
     """
     walk = _Walk(cuts)
-    outputs = walk.outputs(closed, [digest("input", name) for name in inputs])
+    outputs = walk.outputs(jaxpr, [digest("input", name) for name in inputs])
     return Fingerprints(outputs, walk.named, walk.lengths)
 
 
@@ -102,22 +102,25 @@ class _Walk:
         self._cuts, self._length = cuts, 1
         self._constants: dict[int, tuple[Any, str]] = {}  # by id, kept alive
 
-    def outputs(self, closed: Any, inputs: Sequence[str]) -> list[str]:
-        """Return the fingerprints of what a closed or an open jaxpr returns."""
-        jaxpr = getattr(closed, "jaxpr", closed)
-        constants = map(self._constant, getattr(closed, "consts", ()))
+    def outputs(self, jaxpr: Any, inputs: Sequence[str]) -> list[str]:
+        """Return the fingerprints of what a program returns.
+
+        Those of the references among its inputs follow, as the program leaves them.
+        """
+        constants = map(self._constant, getattr(jaxpr, "consts", ()))
         values = dict(zip(jaxpr.constvars, constants, strict=True))
         values |= dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(variable: Any) -> str:
-            if not hasattr(variable, "val"):
+            if equations.is_variable(variable):
                 return values[variable]
             return _of_number(np.asarray(variable.val, variable.aval.dtype))
 
         for equation in jaxpr.eqns:
             made = self._made(equation, [read(v) for v in equation.invars])
-            values.update(zip(equation.outvars, made, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+            written = _references(equation.invars)
+            values.update(zip([*equation.outvars, *written], made, strict=True))
+        return [read(v) for v in [*jaxpr.outvars, *_references(jaxpr.invars)]]
 
     def _constant(self, x: Any) -> str:
         if id(x) not in self._constants:
@@ -125,15 +128,18 @@ class _Walk:
         return self._constants[id(x)][1]
 
     def _made(self, equation: Any, inputs: list[str]) -> list[str]:
-        """Return the fingerprints of an equation's results."""
-        name, parameters = equation.primitive.name, equation.params
-        if name in jaxprs.IDENTITIES or _keeps_precision(equation):
+        """Return the fingerprints of an equation's results, then of its references."""
+        name = equations.name_of(equation)
+        parameters = equations.parameters_of(equation)
+        if name in equations.IDENTITIES or _keeps_precision(equation):
             return inputs
         if name == "name":
             return self._mark(parameters["name"], inputs, equation.outvars[0].aval)
-        if name in jaxprs.CALLS and (inner := jaxprs.inner_jaxprs(parameters)):
-            return self.outputs(inner[0], inputs)
-        if name == "scan":
+        inner = equations.program_called(equation)
+        if inner is not None:
+            return self.outputs(inner, inputs)
+        written = len(_references(equation.invars))
+        if name == "scan" and not written:
             return self._scan(equation, inputs)
         if name == "cond":
             index, *operands = inputs
@@ -141,13 +147,13 @@ class _Walk:
             pairs = zip(*branches, strict=True)
             return [digest("cond", index, values) for values in pairs]
         settings = [
-            (key, self._text(value))
+            (key, str(value) if written and key == "tree" else self._text(value))
             for key, value in sorted(parameters.items())
             if value is not None and key not in _COSMETIC
         ]
         outlines = [_outline(v.aval) for v in equation.outvars]
         whole = digest(name, settings, inputs, outlines)
-        count = len(outlines)
+        count = len(outlines) + written
         return [whole] if count == 1 else [digest(whole, i) for i in range(count)]
 
     def _mark(self, name: str, inputs: list[str], aval: Any) -> list[str]:
@@ -159,7 +165,7 @@ class _Walk:
     def _scan(self, equation: Any, inputs: list[str]) -> list[str]:
         """Return a fingerprint for each result, whatever else the loop stacks."""
         parameters = equation.params
-        shared, count = jaxprs.scan_counts(equation)
+        shared, count = equations.scan_counts(equation)
         length = parameters["length"]
         first, stacks = inputs[shared : shared + count], inputs[shared + count :]
         carry = [digest("carry", i, x) for i, x in enumerate(first)]
@@ -188,10 +194,10 @@ class _Walk:
             return _named(value)
         if isinstance(value, type):
             return value.__name__
-        if jaxprs.is_jaxpr(value):
-            jaxpr: Any = getattr(value, "jaxpr", value)
-            count = len(jaxpr.invars)
-            return self.outputs(value, [digest("operand", i) for i in range(count)])
+        if equations.is_jaxpr(value):
+            jaxpr: Any = value
+            operands = [digest("operand", i) for i in range(len(jaxpr.invars))]
+            return self.outputs(jaxpr, operands)
         if isinstance(value, np.ndarray | np.generic | jax.Array):
             return of_array(value)
         if isinstance(value, bool | int | float | complex | str):
@@ -207,6 +213,10 @@ class _Walk:
             names = (field.name for field in dataclasses.fields(value))
             return [self._text(getattr(value, name, None), depth + 1) for name in names]
         return None
+
+
+def _references(variables: Sequence[Any]) -> list[Any]:
+    return list(filter(equations.is_reference, variables))
 
 
 def _keeps_precision(equation: Any) -> bool:

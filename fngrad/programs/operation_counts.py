@@ -7,12 +7,13 @@ program is needed for it. This one multiplies by the trip count and only traces.
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+import fngrad.programs.equations as equations
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.programs.text_tables as text_tables
 from fngrad.programs.printed import preformatted
@@ -81,14 +82,14 @@ def costs(fn: Callable[..., Any], *args: Any) -> Costs:
 def costs_of(program: jaxprs.Program) -> Costs:
     """Count the operations and bytes of a traced program, as `costs` does."""
     uncounted: Counter[str] = Counter()
-    inside = _count(program.closed.jaxpr, uncounted)
+    inside = _count(program.closed, uncounted)
     moved = sum(map(_bytes, [*program.inputs, *program.outputs]))
     return Costs(*inside[:2], inside.bytes + moved, dict(uncounted))
 
 
 def product_bytes_of(program: jaxprs.Program) -> int:
     """Count the bytes of the operands and results of products, in loops by lengths."""
-    return _count(program.closed.jaxpr, Counter()).bytes
+    return _count(program.closed, Counter()).bytes
 
 
 class _Sum(NamedTuple):
@@ -119,16 +120,25 @@ _MOVES = {
     "device_put",
     "dynamic_slice",
     "dynamic_update_slice",
+    "freeze",
     "gather",
+    "get",
     "imag",
     "iota",
+    "layout_constraint",
+    "mesh_cast",
+    "mutable_array",
     "name",
+    "new_ref",
     "optimization_barrier",
     "pad",
+    "pcast",
     "ppermute",
+    "pvary",
     "real",
     "reduce_precision",
     "reshape",
+    "reshard",
     "rev",
     "scatter",
     "select_n",
@@ -138,6 +148,7 @@ _MOVES = {
     "split",
     "squeeze",
     "stop_gradient",
+    "swap",
     "top_k",
     "transpose",
 }
@@ -172,7 +183,7 @@ def _count(jaxpr: Any, uncounted: Counter[str]) -> _Sum:
 
 
 def _equation(equation: Any, uncounted: Counter[str]) -> _Sum:
-    name, parameters = equation.primitive.name, equation.params
+    name, parameters = equations.name_of(equation), equations.parameters_of(equation)
     if name in _UNCOUNTED:
         uncounted[name] += 1
         return _Sum()
@@ -181,13 +192,13 @@ def _equation(equation: Any, uncounted: Counter[str]) -> _Sum:
         moved = sum(map(_bytes, [*equation.invars, *equation.outvars]))
         return _Sum(count(equation) * _per_product(equation), 0, moved)
     if name == "cond":
-        branches = [_count(b.jaxpr, uncounted) for b in parameters["branches"]]
+        branches = [_count(b, uncounted) for b in parameters["branches"]]
         return max(branches, key=lambda cost: cost.products + cost.others)
     if name.startswith(("reduce", "scatter", "select_and")):
         return _Sum(others=_reduction(equation))
     if name == "custom_linear_solve":
-        return _count(parameters["jaxprs"].solve.jaxpr, uncounted)
-    inside = [_count(inner, uncounted) for inner in called_programs(parameters)]
+        return _count(parameters["jaxprs"].solve, uncounted)
+    inside = [_count(each, uncounted) for each in equations.inner_jaxprs(equation)]
     if not inside:
         return _Sum(others=_entries(equation))
     if name == "while":
@@ -197,18 +208,10 @@ def _equation(equation: Any, uncounted: Counter[str]) -> _Sum:
 
 def _times(name: str, parameters: dict[str, Any]) -> int:
     """Return how often an equation runs the program inside of it."""
-    if name == "scan":
+    if name in equations.SCANS:
         return parameters["length"]
     # What stands in a shard_map is the part of one device.
     return parameters["mesh"].size if name == "shard_map" else 1
-
-
-def called_programs(parameters: dict[str, Any]) -> Iterator[Any]:
-    """Yield the programs that an equation calls, from its parameters."""
-    for value in parameters.values():
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if jaxprs.is_jaxpr(item):
-                yield getattr(item, "jaxpr", item)
 
 
 def _dot(equation: Any) -> int:
@@ -263,7 +266,7 @@ def _per_product(equation: Any) -> int:
 
 
 def _reduction(equation: Any) -> int:
-    name, parameters = equation.primitive.name, equation.params
+    name, parameters = equations.name_of(equation), equation.params
     if name in _MOVES or not _is_inexact(equation.outvars[0]):
         return 0
     if name.startswith("scatter"):
@@ -274,7 +277,7 @@ def _reduction(equation: Any) -> int:
 
 
 def _entries(equation: Any) -> int:
-    name = equation.primitive.name
+    name = equations.name_of(equation)
     if name in _MOVES or name.startswith("random_"):
         return 0
     return sum(_size(v) for v in equation.outvars if _is_inexact(v))

@@ -4,15 +4,17 @@ The batch is split over the axis "data". Arrays say on which mesh they are, also
 they are traced; so a step finds it without an argument.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from jax.core import Tracer
 from jax.experimental.mesh_utils import create_device_mesh
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"  # of a mesh, over which the first axis of a batch is split
 
@@ -168,6 +170,40 @@ def auto_mesh_of(*trees: Any) -> AnyMesh | None:
     return mesh if mesh is not None and _is_auto(mesh) else None
 
 
+def explicit_context(*trees: Any) -> AbstractContextManager[Any]:
+    """Return the context that programs of arrays along Explicit axes are evaluated in.
+
+    Where nothing says on which mesh an equation's result is, as for zeros, JAX reads
+    that of `jax.set_mesh`. The context sets it, unless one is set or all axes are Auto.
+    """
+    mesh = _mesh_in(trees)
+    if not isinstance(mesh, Mesh) or _is_auto(mesh) or _is_any_set():
+        return contextlib.nullcontext()
+    return jax.set_mesh(mesh)
+
+
+def context_of(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Return a context in which a mesh takes the place of that of `jax.set_mesh`.
+
+    Where none is set, it does nothing.
+    """
+    return jax.set_mesh(mesh) if _is_any_set() else contextlib.nullcontext()
+
+
+def off_explicit_axes(mesh: Mesh, a: Any) -> Any:
+    """Return a tree whose arrays along Explicit axes are copied onto another mesh."""
+    whole = PartitionSpec()
+
+    def moved(leaf: Any) -> Any:
+        own = _mesh_of_leaf(leaf)
+        if own is None or _is_auto(own):
+            return leaf
+        gathered = jax.device_put(leaf, NamedSharding(own, whole))  # for JAX 0.7
+        return jax.device_put(gathered, NamedSharding(mesh, whole))
+
+    return jax.tree.map(moved, a)
+
+
 def batch_devices(mesh: AnyMesh) -> int:
     """Return into how many parts a mesh splits a batch."""
     return mesh.shape.get(BATCH_AXIS, 1)
@@ -185,6 +221,10 @@ def _mesh_of_leaf(leaf: Any) -> AnyMesh | None:
         return None if mesh.empty else mesh
     sharding = getattr(leaf, "sharding", None)
     return sharding.mesh if isinstance(sharding, NamedSharding) else None
+
+
+def _is_any_set() -> bool:
+    return not jax.sharding.get_abstract_mesh().empty
 
 
 def _is_auto(mesh: AnyMesh) -> bool:

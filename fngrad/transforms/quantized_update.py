@@ -25,6 +25,7 @@ import fngrad.numerics.stochastic_rounding as stochastic_rounding
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
+from fngrad.programs.equations import is_variable
 from fngrad.types import OptState, Params, Reported, Updates
 
 Short: TypeAlias = low_bit_codes.Coded | stochastic_rounding.Rounded
@@ -151,7 +152,7 @@ def update_coded(
     heads, rest = program.outputs[:count], program.outputs[count:]
     new, reported = rest[: len(old)], rest[len(old) :]
     encoders = _encoders(new, old, step)
-    returned = set(filter(jaxprs.is_variable, heads + reported))
+    returned = set(filter(is_variable, heads + reported))
     encoded: dict[Any, Short] = {}
     for piece in jaxprs.slices(program):
         as_arrays = piece.passed_on | returned

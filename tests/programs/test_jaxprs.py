@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.programs.jaxprs as jaxprs
+from fngrad.programs.equations import scan_counts
 
 
 def run_in_slices(fn, *args):
@@ -101,9 +102,9 @@ def test_the_inputs_of_a_scan_are_counted_by_their_kinds():
 
         return jax.lax.scan(body, (first, second), rows)
 
-    closed = jax.make_jaxpr(fn)(1.0, 2.0, 3.0, jnp.ones(4))
-    (scan,) = (e for e in closed.jaxpr.eqns if e.primitive.name == "scan")
-    assert jaxprs.scan_counts(scan) == (1, 2)
+    jaxpr = jax.make_jaxpr(fn)(1.0, 2.0, 3.0, jnp.ones(4))
+    (scan,) = (e for e in jaxpr.eqns if e.primitive.name == "scan")
+    assert scan_counts(scan) == (1, 2)
 
 
 def test_what_a_loop_exchanges_or_a_branch_changes_is_not_passed_on():

@@ -18,6 +18,7 @@ KNOWN = (
     "comes with the extra dev",  # which the other lines of JAX do without
     "JAX 0.7 does not tell its devices",
     "JAX 0.7 fuses less of an update",
+    "has no flag jax_",  # which newer lines of JAX have
     "there is a TPU",
     "need libtpu",  # which one stage of the gate has
     "mounting a small file system is not permitted here",

@@ -23,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import fngrad.tree as tree
 from fngrad.logging.compilations import watched_values
 from fngrad.programs.caller_warnings import warn
+from fngrad.programs.equations import inner_jaxprs, outside_effects
+from fngrad.sharding.meshes import context_of, off_explicit_axes
 from fngrad.sweeps.results.result import check_pair
 from fngrad.tree import is_key
 from fngrad.types import Key
@@ -78,8 +80,8 @@ def outline(lanes: Lanes, metric: str) -> Outline:
             depends on the point.
     """
     first, second = (_trace(lanes) for _ in range(2))
-    if first.jaxpr.effects:
-        names = sorted({str(effect) for effect in first.jaxpr.effects})
+    names = outside_effects(first.jaxpr)
+    if names:
         raise ValueError(
             f"need a pure train_fn, got one with the effects {names}: leave out "
             "jax.debug.print and callbacks, and return values in the history"
@@ -101,8 +103,9 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     """Compile the program of blocks of a width."""
     begin, devices = time.perf_counter(), lanes.devices
     count = width * len(devices)
-    mesh = Mesh(np.array(devices), ("lanes",))
-    args = jax.device_put(lanes.args, NamedSharding(mesh, PartitionSpec()))
+    mesh = _lane_mesh(devices)
+    args = off_explicit_axes(mesh, lanes.args)
+    args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
     points = jax.tree.map(_canonical, lanes.points)
     seeds = len(lanes.keys)
     key_data = np.asarray(jax.random.key_data(lanes.keys))
@@ -131,7 +134,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     )
     program = jax.jit(sharded)
     nans, infs = watched_values()
-    with jax.disable_jit(False):
+    with jax.disable_jit(False), context_of(mesh):
         lowered = program.lower(*take(np.zeros(count, int)), args)
     is_batched_on_cpu = width > 1 and devices[0].platform == "cpu"
     compiled = lowered.compile(BATCHED_OPTIONS if is_batched_on_cpu else None)
@@ -140,7 +143,11 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     def run(numbers: np.ndarray) -> Any:
         # A program compiled ahead of time cannot locate a NaN.
         call = program if nans or infs else compiled
-        with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.debug_nans(nans))
+            stack.enter_context(jax.debug_infs(infs))
+            stack.enter_context(jax.disable_jit(False))
+            stack.enter_context(context_of(mesh))
             return call(*take(numbers), args)
 
     return Block(run, width, count, compile_seconds=seconds, bytes=_bytes(compiled))
@@ -156,13 +163,19 @@ def to_host(outputs: Any) -> list[np.ndarray]:
 
 def _trace(lanes: Lanes) -> Any:
     point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
-    key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # no key is used
 
     def train(point: Any, key: Key, args: Any) -> Any:
         return lanes.train_fn(point, key, *args)
 
-    with _watched(), jax.disable_jit(False):
-        return jax.jit(train).trace(point, key, lanes.args)
+    mesh = _lane_mesh(lanes.devices)
+    keys, args = off_explicit_axes(mesh, (lanes.keys, lanes.args))
+    with _watched(), jax.disable_jit(False), context_of(mesh):
+        key = jax.eval_shape(lambda keys: keys[0], keys)  # no key is used
+        return jax.jit(train).trace(point, key, args)
+
+
+def _lane_mesh(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.array(devices), ("lanes",))
 
 
 @contextlib.contextmanager
@@ -211,11 +224,9 @@ def _fingerprint(jaxpr: Any) -> str:
 def _constants(jaxpr: Any) -> Iterator[Any]:
     """Yield the constants, nested ones too, which the program text does not show."""
     yield from getattr(jaxpr, "consts", ())
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(inner, "eqns") or hasattr(inner, "consts"):
-                    yield from _constants(inner)
+    for equation in jaxpr.eqns:
+        for inner in inner_jaxprs(equation):
+            yield from _constants(inner)
 
 
 def _check_outputs(outputs: Any, metric: str) -> None:

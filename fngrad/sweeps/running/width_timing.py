@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import fngrad.programs.equations as equations
 import fngrad.programs.jaxprs as jaxprs
 from fngrad.sweeps.running.program import Block, Lanes, compile_block
 
@@ -96,7 +97,7 @@ def heaviest_loop(jaxpr: Any) -> Loop | None:
         return None
     if equation.primitive.name != "scan":
         return heaviest_loop(_inner(equation))
-    body = _open(_inner(equation)).outvars
+    body = _inner(equation).outvars
     carry = body[: _stacked(equation.outvars, body).count(False)]
     return Loop(equation.params["length"], sum(_size(x.aval) for x in carry))
 
@@ -124,7 +125,7 @@ def _evaluate(closed: Any, inputs: list[Any], steps: int) -> list[Any]:
         known |= zip(equation.outvars, run(values), strict=True)
     if loop.primitive.name != "scan":
         return _evaluate(_inner(loop), values, steps)
-    stacked = _stacked(loop.invars, _open(_inner(loop)).invars)
+    stacked = _stacked(loop.invars, _inner(loop).invars)
     cut = [
         x[:steps] if is_stacked else x
         for x, is_stacked in zip(values, stacked, strict=True)
@@ -134,15 +135,14 @@ def _evaluate(closed: Any, inputs: list[Any], steps: int) -> list[Any]:
 
 def _heaviest(closed: Any) -> Any:
     """Return the equation with the most operations in loops, or None."""
-    equations = [e for e in _open(closed).eqns if _holds_loop(e)]
-    return max(equations, key=_weight, default=None)
+    return max(filter(_holds_loop, closed.eqns), key=_weight, default=None)
 
 
 def _holds_loop(equation: Any) -> bool:
     if equation.primitive.name == "scan":
         return True
     inner = _inner(equation)
-    return inner is not None and any(_holds_loop(e) for e in _open(inner).eqns)
+    return inner is not None and any(_holds_loop(e) for e in inner.eqns)
 
 
 def _weight(equation: Any) -> int:
@@ -150,13 +150,14 @@ def _weight(equation: Any) -> int:
     if inner is None:
         return 1
     rounds = equation.params.get("length", 1)
-    return rounds * sum(_weight(e) for e in _open(inner).eqns)
+    return rounds * sum(_weight(e) for e in inner.eqns)
 
 
 def _inner(equation: Any) -> Any:
-    """Return the program inside a scan or a jitted function, else None."""
-    is_plain = equation.primitive.name in ("scan", "jit", "pjit", "closed_call")
-    return equation.params.get("jaxpr") if is_plain else None
+    """Return the program inside a scan or a call, else None."""
+    if equation.primitive.name == "scan":
+        return equation.params["jaxpr"]
+    return equations.program_called(equation)
 
 
 def _stacked(outer: Any, inner: Any) -> list[bool]:
@@ -166,10 +167,6 @@ def _stacked(outer: Any, inner: Any) -> list[bool]:
     """
     pairs = zip(outer, inner, strict=True)
     return [x.aval.ndim > y.aval.ndim for x, y in pairs]
-
-
-def _open(closed: Any) -> Any:
-    return getattr(closed, "jaxpr", closed)
 
 
 def _size(aval: Any) -> int:
