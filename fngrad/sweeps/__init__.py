@@ -5,7 +5,7 @@ points; `table`, `compare` and `pictures` show the results.
 """
 
 import fngrad.sweeps.results.pictures as pictures
-from fngrad.sweeps.results.result import SweepResult
+from fngrad.sweeps.results.result import Failure, SweepResult
 from fngrad.sweeps.results.saved import load
 from fngrad.sweeps.results.statistics import Comparison, Summary
 from fngrad.sweeps.results.tables import Table, best_point, compare, summary, table
@@ -36,6 +36,7 @@ from fngrad.sweeps.searching.successive_halving import (
 
 __all__ = [
     "Comparison",
+    "Failure",
     "Halving",
     "Population",
     "Range",

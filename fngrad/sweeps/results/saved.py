@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fngrad.files.atomic_writes import write_atomically
-from fngrad.sweeps.results.result import SweepResult
+from fngrad.programs.printed import recorded
+from fngrad.sweeps.results.result import Failure, SweepResult
 
 NAME = "result.npz"
 _NOTES = ("metric", "static", "seconds", "restored")
@@ -27,6 +28,10 @@ def save(folder: Path, result: SweepResult) -> None:
     """
     notes = {name: result.notes[name] for name in _NOTES}
     notes["combinations"] = len(result.state) if notes["static"] else None
+    notes["failures"] = [
+        failure._replace(static={n: recorded(x) for n, x in failure.static.items()})
+        for failure in result.notes["failures"]
+    ]
     arrays = {
         **{_POINTS + name: _plain(column) for name, column in result.points.items()},
         **{_HISTORY + name: _plain(x) for name, x in result.history.items()},
@@ -76,6 +81,7 @@ def load(folder: str | Path) -> SweepResult:
         arrays = {name: content[name] for name in content.files}
     notes = json.loads(str(arrays["notes"]))
     combinations = notes.pop("combinations")
+    notes["failures"] = [Failure(*fields) for fields in notes.get("failures", [])]
     return SweepResult(
         points=_under(_POINTS, arrays),
         state=None if combinations is None else [None] * combinations,

@@ -44,9 +44,8 @@ class Training(NamedTuple):
     bar: ProgressBar
     chunk: int | None
 
-    def run(self, mode: Mode) -> dict[str, Any]:
+    def run(self, choice: Choice, is_open: bool) -> dict[str, Any]:
         """Train the lanes that are not done yet; return how they were trained."""
-        choice, is_open = self._choose(mode)
         how = {
             **choice._asdict(),
             "devices": len(self.lanes.devices),
@@ -78,8 +77,8 @@ class Training(NamedTuple):
         how["compile_seconds"] += block.compile_seconds
         return block
 
-    def _choose(self, mode: Mode) -> tuple[Choice, bool]:
-        """Return the first choice, and whether other widths should be timed."""
+    def choose(self, mode: Mode) -> tuple[Choice, bool]:
+        """Return the first choice of a width, and whether others should be timed."""
         recorded = self.folder.mode(self.number) if self.folder else None
         if recorded is None:
             choice = choose(mode, self.lanes, self.jaxpr)

@@ -1,36 +1,30 @@
 """`sweep`: many trainings as one compiled program."""
 
 import contextlib
-import functools
-import inspect
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import fngrad.numerics as numerics
-import fngrad.programs.signatures as signatures
 import fngrad.sweeps.running.block_width as block_width
 import fngrad.tree as tree
 from fngrad.files.locks import Lock
-from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric, directed
-from fngrad.programs.printed import recorded
-from fngrad.sweeps.results.result import (
-    SweepResult,
-    diverged_at,
-    last_values,
-    stack_histories,
-)
+from fngrad.sweeps.results.assembly import Part, assemble
+from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
-from fngrad.sweeps.running.lane_outputs import LaneOutputs
-from fngrad.sweeps.running.lane_training import Training
-from fngrad.sweeps.running.program import Lanes, Outline, is_key, outline
-from fngrad.sweeps.running.storage import Folder, describe_shapes, digest, machine
+from fngrad.sweeps.running.combinations import (
+    combinations,
+    describe,
+    trace_all,
+    train_all,
+)
+from fngrad.sweeps.running.failures import Failures
+from fngrad.sweeps.running.program import Lanes, is_key
+from fngrad.sweeps.running.storage import Folder
 from fngrad.sweeps.searching.points import check_points
 from fngrad.types import Key
 
@@ -75,7 +69,9 @@ def sweep(
         args: what the lanes share, such as data: pytrees of arrays. Arrays that
             train_fn closes over become constants of the program instead.
         static: name -> values of any type, for choices that change the program: an
-            optimizer, a batch size. Every combination is compiled separately.
+            optimizer, a batch size. Every combination is compiled separately. One
+            that raises is left out with a warning, unless all do: its points are NaN
+            in the history and last in a table.
         metric: the name of the metric that ranks points, and ``"min"`` or ``"max"``;
             or a name that implies the direction, see `fngrad.metrics.directions`. Of
             a curve the last value counts.
@@ -94,8 +90,9 @@ def sweep(
         The result. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), the
         metric of each lane; ``keys``; ``static``, the names; ``modes``, one dict per
         combination with the ``width``, the ``reason`` for it, the number of
-        ``devices`` and ``compile_seconds``; ``seconds`` of this call, compilation
-        included; ``restored``, how many lanes were read from the folder.
+        ``devices`` and ``compile_seconds``, None for one that failed; ``failures``, a
+        `fngrad.sweeps.Failure` for each of those; ``seconds`` of this call,
+        compilation included; ``restored``, how many lanes were read from the folder.
 
     Raises:
         ValueError: if an argument is out of range, columns differ in length,
@@ -104,6 +101,7 @@ def sweep(
         TypeError: if points or args are not numeric, ``static`` is not a mapping, or
             ``train_fn`` does not return (state, history) or has a structure that
             depends on the point.
+        Exception: of the first combination of static values, if all of them fail.
         LockError: if another process uses the folder, or it cannot be written.
 
     Example:
@@ -126,70 +124,37 @@ def sweep(
     begin = time.perf_counter()
     metric = directed(metric)
     _check_options(mode, chunk)
-    columns, _ = check_points(points)
+    columns, count = check_points(points)
     keys, devices = seed_keys(keys), _devices(devices)
     _check_args(args)
-    combinations = _combinations({} if static is None else static, columns)
-    _check_takes(train_fn, args, combinations[0])
-    sweeps = [
-        Lanes(functools.partial(train_fn, **values), columns, keys, args, devices)
-        for values in combinations
-    ]
-    outlines = [outline(lanes, metric[0]) for lanes in sweeps]
+    statics = combinations(static, columns)
+    failures = Failures(statics)
+    lanes = Lanes(train_fn, columns, keys, args, devices)
+    found = trace_all(train_fn, lanes, statics, metric[0], failures)
     with contextlib.ExitStack() as stack:
         saved = None
         if folder is not None:
             stack.enter_context(Lock(folder, purpose="this sweep"))
-            saved = Folder(folder, _description(sweeps[0], outlines, combinations))
-        results, how = _train(
-            sweeps, outlines, saved, mode=mode, chunk=chunk, progress=progress
+            saved = Folder(folder, describe(found))
+        outputs, how = train_all(
+            found, failures, saved, mode=mode, chunk=chunk, progress=progress
         )
         notes = {
             "metric": metric,
             "keys": keys,
             "static": list(static or {}),
             **how,
+            "failures": failures.record([count] * len(statics)),
             "seconds": time.perf_counter() - begin,
         }
-        result = _gather(results, columns, combinations, notes)
+        parts = [
+            Part(values, columns, out)
+            for values, out in zip(statics, outputs, strict=True)
+        ]
+        result = assemble(parts, len(keys), notes)
         if saved is not None:
             save(saved.path, result)
     return result
-
-
-def _train(
-    sweeps: list[Lanes],
-    outlines: list[Outline],
-    folder: Folder | None,
-    *,
-    mode: block_width.Mode,
-    chunk: int | None,
-    progress: bool,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Train the lanes that the folder lacks; return outputs per sweep, and notes."""
-    collected = [LaneOutputs(out.outputs, sweeps[0].count) for out in outlines]
-    for number, outputs in enumerate(collected):
-        if folder:
-            folder.restore(number, outputs)
-    restored = sum(int(outputs.done.sum()) for outputs in collected)
-    total = len(collected) * sweeps[0].count
-    bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
-    with bar, _interrupts_report(collected, folder):
-        modes = [
-            Training(
-                number=number,
-                lanes=lanes,
-                jaxpr=outlines[number].jaxpr,
-                collected=collected[number],
-                folder=folder,
-                bar=bar,
-                chunk=chunk,
-            ).run(mode)
-            for number, lanes in enumerate(sweeps)
-        ]
-    seeds = len(sweeps[0].keys)
-    results = [outputs.by_point(seeds) for outputs in collected]
-    return results, {"modes": modes, "restored": restored}
 
 
 def seed_keys(keys: Any) -> Key:
@@ -212,94 +177,6 @@ def seed_keys(keys: Any) -> Key:
     return keys
 
 
-def _gather(
-    results: list[Any],
-    columns: Any,
-    combinations: list[dict[str, Any]],
-    notes: dict[str, Any],
-) -> SweepResult:
-    """Concatenate the results of all combinations along the points."""
-    states = [state for state, _ in results]
-    histories = [history for _, history in results]
-    name, _ = notes["metric"]
-    table = {
-        path: np.concatenate([column] * len(combinations))
-        for path, column in tree.leaf_paths(columns).items()
-    }
-    count = len(next(iter(table.values()))) // len(combinations)
-    for label in combinations[0]:
-        values = [combination[label] for combination in combinations]
-        table[label] = np.repeat(_column(values), count)
-    notes["values"] = np.concatenate([last_values(h[name]) for h in histories])
-    return SweepResult(
-        points=table,
-        state=states if combinations[0] else states[0],
-        history=stack_histories(histories),
-        diverged_at=np.concatenate([diverged_at(h, name) for h in histories]),
-        notes=notes,
-    )
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    """Return values of any type as a column; mixed types as objects."""
-    for kinds in (str, bool, int | float):
-        if all(isinstance(value, kinds) for value in values):
-            return np.array(values)
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
-
-
-@contextlib.contextmanager
-def _interrupts_report(
-    collected: list[LaneOutputs], folder: Folder | None
-) -> Iterator[None]:
-    """Note on a KeyboardInterrupt how many lanes are done and where they are."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        done = np.concatenate([outputs.done for outputs in collected])
-        fate = "lost: a folder would keep them"
-        if folder:
-            fate = f"kept in {folder.path}: the same call continues from there"
-        interrupt.add_note(f"{done.sum()} of {done.size} lanes are {fate}")
-        raise
-
-
-def _description(
-    lanes: Lanes, outlines: list[Outline], combinations: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return everything that determines a sweep's outputs, as JSON values."""
-    return {
-        **machine(),
-        "points": digest(lanes.points),
-        "keys": digest(lanes.keys),
-        "args": digest(lanes.args),
-        "static": [
-            {name: recorded(x) for name, x in values.items()} for values in combinations
-        ],
-        "outputs": [describe_shapes(out.outputs) for out in outlines],
-        "train_fn": [out.fingerprint for out in outlines],
-    }
-
-
-def _combinations(
-    static: Mapping[str, Sequence[Any]], columns: Any
-) -> list[dict[str, Any]]:
-    if not isinstance(static, Mapping):
-        raise TypeError(f"need static={{name: [values]}}, got {static!r}")
-    for name, values in static.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise ValueError(
-                f"need a list of values, at least one, for each name in static, got "
-                f"{name}={values!r}"
-            )
-        if name in tree.leaf_paths(columns):
-            raise ValueError(f"need {name!r} in points or in static, got it in both")
-    products = itertools.product(*static.values())
-    return [dict(zip(static, values, strict=True)) for values in products]
-
-
 def _devices(devices: Sequence[Any] | None) -> list[Any]:
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
@@ -316,22 +193,6 @@ def _check_args(args: Any) -> None:
                 f"need arrays in args, got {type(leaf).__name__} at {path!r}: other "
                 "values belong in static or train_fn"
             )
-
-
-def _check_takes(train_fn: Any, args: tuple[Any, ...], values: Any) -> None:
-    try:
-        inspect.signature(train_fn).bind(None, None, *args, **values)
-    except TypeError as error:
-        names = list(signatures.parameters(train_fn))
-        raise TypeError(
-            "need train_fn(point, key, *args, **static_values) with "
-            f"{len(args)} args and static {list(values)}, got "
-            f"{signatures.name_of(train_fn)} with the arguments {names}, {error}: pass "
-            "arrays that the lanes share as args=(data,), choices such as a width as "
-            "static={'width': [64]}, and bind the rest by functools.partial"
-        ) from error
-    except ValueError:  # a builtin without a signature
-        return
 
 
 def _check_options(mode: block_width.Mode, chunk: int | None) -> None:

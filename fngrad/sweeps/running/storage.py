@@ -25,6 +25,7 @@ from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.program import to_host
 
 FORMAT = 1
+TRACED = ("outputs", "train_fn")  # of every combination, None if tracing it failed
 
 
 class Folder:
@@ -50,8 +51,16 @@ class Folder:
         file = self.path / "sweep.json"
         self._content = {"format": FORMAT, **to_json(dict(description)), "modes": {}}
         if file.exists():
-            _check_same(self._content, _read(file), file)
-            self._content = _read(file)
+            old = _read(file)
+            same = old | {
+                name: _filled(old[name], self._content[name])
+                for name in TRACED
+                if name in old and name in self._content
+            }
+            _check_same(self._content, same, file)
+            self._content = same
+            if same != old:
+                write_json(file, same)
         else:
             self._check_empty(file)
             write_json(file, self._content)
@@ -151,6 +160,13 @@ def _read(file: Path) -> dict[str, Any]:
             f"need a sweep of format {FORMAT} in {file}, got {str(content)[:60]}"
         )
     return content
+
+
+def _filled(old: Any, new: Any) -> Any:
+    """Return what is known of each combination; one that failed may be mended."""
+    if len(old) != len(new):
+        return old
+    return [y if x is None else x for x, y in zip(old, new, strict=True)]
 
 
 def _check_same(new: dict[str, Any], old: dict[str, Any], file: Path) -> None:
