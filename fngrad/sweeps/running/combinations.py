@@ -89,13 +89,14 @@ def trace_all(
 
 
 def describe(found: Sequence[Combination]) -> dict[str, Any]:
-    """Return everything that determines a sweep's outputs, as JSON values."""
+    """Return what determines a lane's outputs besides its point and its key.
+
+    The values are those of JSON, lists of one value per combination.
+    """
     lanes = found[0].lanes
     outlines = [c.outline for c in found]
     return {
         **machine(),
-        "points": digest(lanes.points),
-        "keys": digest(lanes.keys),
         "args": digest(lanes.args),
         "static": [{n: recorded(x) for n, x in c.static.items()} for c in found],
         "outputs": [out and describe_shapes(out.outputs) for out in outlines],
@@ -107,17 +108,20 @@ def train_all(
     found: Sequence[Combination],
     failures: Failures,
     folder: Folder | None,
+    earlier: Callable[[dict[int, LaneOutputs]], dict[int, Any]],
     *,
     mode: block_width.Mode,
     chunk: int | None,
     progress: bool,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Train the lanes that the folder lacks.
+    """Train the lanes that neither the folder nor an earlier sweep has.
 
     Args:
         found: the combinations.
         failures: records those whose training raises.
         folder: where chunks of lanes are read and saved.
+        earlier: puts the lanes that an earlier sweep trained into the outputs, and
+            returns how, by combination.
         mode: the width of the blocks.
         chunk: how many lanes are saved at a time.
         progress: whether to show a bar.
@@ -137,6 +141,7 @@ def train_all(
     for number, outputs in collected.items():
         if folder:
             folder.restore(number, outputs)
+    modes_then = earlier(collected)
     restored = sum(int(outputs.done.sum()) for outputs in collected.values())
     total = sum(c.lanes.count for c in found if c.outline is not None)
     bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
@@ -153,6 +158,7 @@ def train_all(
                 folder=folder,
                 bar=bar,
                 chunk=chunk,
+                recorded=(folder and folder.mode(number)) or modes_then.get(number),
             )
             choice = training.choose(mode)
             modes[number] = failures.attempt(

@@ -43,6 +43,7 @@ class Training(NamedTuple):
     folder: Folder | None
     bar: ProgressBar
     chunk: int | None
+    recorded: dict[str, Any] | None = None  # how lanes that are done were trained
 
     def run(self, choice: Choice, is_open: bool) -> dict[str, Any]:
         """Train the lanes that are not done yet; return how they were trained."""
@@ -68,6 +69,9 @@ class Training(NamedTuple):
                     f"{how['width']}, which may round differently; "
                     f"{self.collected.done.sum()} lanes are done"
                 )
+        if self.folder and self.folder.mode(self.number) is None:
+            self._record(how)
+        self._save(self.lanes.count)  # those of an earlier sweep too
         return how
 
     def _compiled(self, width: int, how: dict[str, Any]) -> Block:
@@ -79,26 +83,25 @@ class Training(NamedTuple):
 
     def choose(self, mode: Mode) -> tuple[Choice, bool]:
         """Return the first choice of a width, and whether others should be timed."""
-        recorded = self.folder.mode(self.number) if self.folder else None
-        if recorded is None:
+        if self.recorded is None:
             choice = choose(mode, self.lanes, self.jaxpr)
             is_cpu = self.lanes.devices[0].platform == "cpu"
             # In a long sweep, training the first block alone costs next to nothing.
             at_once = choice.width * blocks_at_once(self.lanes.devices)
             is_long = self.lanes.count / at_once >= MIN_ROUNDS
             return choice, mode == "auto" and is_cpu and is_long
-        width = recorded["width"]
+        width = self.recorded["width"]
         if mode != "auto" and choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
-                f"need mode={width} or mode='auto' with a folder whose lanes were "
-                f"trained in blocks of {width}, got {mode=}"
+                f"need mode={width} or mode='auto' to continue lanes that were trained "
+                f"in blocks of {width}, got {mode=}"
             )
-        return Choice(width, "recorded in the folder"), False
+        return Choice(width, "recorded with the lanes that are done"), False
 
     def _fastest(self, block: Block, how: dict[str, Any]) -> Block:
         """Train the first block, and time other widths if the rest takes long."""
         started = time.perf_counter()
-        first = np.arange(min(block.lanes, self.lanes.count))
+        first = self._left()[: block.lanes]
         outputs = self._train(block, first)
         blocks = -(-self.lanes.count // block.lanes)
         seconds = time.perf_counter() - started
@@ -115,32 +118,27 @@ class Training(NamedTuple):
             return self._compiled(trial.width, how)
         self._put(first, outputs)
         self._record(how)
-        self._save(0, len(first))
+        self._save(len(first))
         return block
 
     def _run_blocks(self, block: Block) -> None:
         """Train the remaining lanes; completed ones are saved whatever happens."""
         chunk = self.chunk or -(-self.lanes.count // MAX_CHUNKS)
-        begin = end = 0
+        end = 0
         try:
             with contextlib.closing(self._outputs(block)) as blocks:
                 for numbers, outputs in blocks:
-                    if numbers[0] != end:
-                        self._save(begin, end)
-                        begin = int(numbers[0])
                     self._put(numbers, outputs)
                     end = int(numbers[-1]) + 1
-                    if end - begin >= chunk:
-                        self._save(begin, end)
-                        begin = end
+                    if len(self.collected.unsaved(end)) >= chunk:
+                        self._save(end)
         finally:
-            self._save(begin, end)
+            self._save(end)
 
     def _outputs(self, block: Block) -> Generator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield lanes and outputs block by block; several blocks train concurrently."""
-        count, done = self.lanes.count, self.collected.done
-        cuts = range(block.lanes, count, block.lanes)
-        blocks = [n for n in np.split(np.arange(count), cuts) if not done[n].all()]
+        left = self._left()
+        blocks = np.split(left, range(block.lanes, len(left), block.lanes))
         pool = ThreadPoolExecutor(blocks_at_once(self.lanes.devices))
         try:
             outputs = pool.map(functools.partial(self._train, block), blocks)
@@ -150,18 +148,25 @@ class Training(NamedTuple):
 
     def _train(self, block: Block, numbers: np.ndarray) -> list[np.ndarray]:
         """Train lanes; a block that they do not fill repeats the last one."""
-        padded = np.minimum(numbers[0] + np.arange(block.lanes), self.lanes.count - 1)
-        return to_host(block.run(padded))
+        padding = block.lanes - len(numbers)
+        return to_host(block.run(np.pad(numbers, (0, padding), mode="edge")))
+
+    def _left(self) -> np.ndarray:
+        """Return the numbers of the lanes that are not done, ascending."""
+        return np.flatnonzero(~self.collected.done)
 
     def _put(self, numbers: np.ndarray, outputs: list[np.ndarray]) -> None:
-        """Store outputs; a lane that was done already does not advance the bar."""
-        self.bar.advance(int((~self.collected.done[numbers]).sum()))
+        """Store outputs, and advance the bar."""
+        self.bar.advance(len(numbers))
         self.collected.put(numbers, outputs)
 
     def _record(self, how: dict[str, Any]) -> None:
         if self.folder:
             self.folder.record_mode(self.number, how)
 
-    def _save(self, begin: int, end: int) -> None:
-        if self.folder and begin < end:
-            self.folder.save(self.number, begin, end, self.collected)
+    def _save(self, end: int) -> None:
+        """Save the lanes below ``end``, all of which are done, as one file."""
+        unsaved = self.collected.unsaved(end)
+        if self.folder and len(unsaved):
+            first, last = int(unsaved[0]), int(unsaved[-1])
+            self.folder.save(self.number, first, last + 1, self.collected)

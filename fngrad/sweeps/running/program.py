@@ -103,7 +103,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     count = width * len(devices)
     mesh = Mesh(np.array(devices), ("lanes",))
     args = jax.device_put(lanes.args, NamedSharding(mesh, PartitionSpec()))
-    points = jax.tree.map(_canonical, lanes.points)
+    points = jax.tree.map(canonical, lanes.points)
     seeds = len(lanes.keys)
     key_data = np.asarray(jax.random.key_data(lanes.keys))
     implementation = jax.random.key_impl(lanes.keys)
@@ -155,7 +155,7 @@ def to_host(outputs: Any) -> list[np.ndarray]:
 
 
 def _trace(lanes: Lanes) -> Any:
-    point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
+    point = jax.tree.map(lambda x: canonical(x)[0], lanes.points)
     key = jax.eval_shape(lambda keys: keys[0], lanes.keys)  # no key is used
 
     def train(point: Any, key: Key, args: Any) -> Any:
@@ -237,7 +237,8 @@ def _check_outputs(outputs: Any, metric: str) -> None:
         )
 
 
-def _canonical(column: np.ndarray) -> np.ndarray:
+def canonical(column: np.ndarray) -> np.ndarray:
+    """Return a column in the dtype that it has in the program."""
     return column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
 
 

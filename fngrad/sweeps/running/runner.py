@@ -1,6 +1,7 @@
 """`sweep`: many trainings as one compiled program."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from fngrad.sweeps.running.combinations import (
     trace_all,
     train_all,
 )
+from fngrad.sweeps.running.extension import descriptions, earlier_sweep
 from fngrad.sweeps.running.failures import Failures
+from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.program import Lanes, is_key
 from fngrad.sweeps.running.storage import Folder
 from fngrad.sweeps.searching.points import check_points
@@ -40,6 +43,7 @@ def sweep(
     mode: block_width.Mode = "auto",
     chunk: int | None = None,
     folder: str | Path | None = None,
+    extend: SweepResult | str | Path | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -83,6 +87,11 @@ def sweep(
         folder: where chunks are saved, so that the same call resumes a killed sweep,
             and the result, for `fngrad.sweeps.load`. The folder is locked while the
             sweep runs: one process at a time.
+        extend: an earlier sweep of the same ``train_fn`` and ``args``, its result or
+            its folder, to which this one adds points, keys or static values. Pass all
+            of them, the old ones included: a lane that both sweeps have is not
+            trained again, and the result has the bits of one sweep over all in blocks
+            of the recorded width.
         devices: where lanes are trained; all devices of this process by default.
         progress: whether to show a progress bar.
 
@@ -92,12 +101,14 @@ def sweep(
         combination with the ``width``, the ``reason`` for it, the number of
         ``devices`` and ``compile_seconds``, None for one that failed; ``failures``, a
         `fngrad.sweeps.Failure` for each of those; ``seconds`` of this call,
-        compilation included; ``restored``, how many lanes were read from the folder.
+        compilation included; ``restored``, how many lanes were read from the folder or
+        from ``extend``; ``program``, what determined them besides point and key.
 
     Raises:
         ValueError: if an argument is out of range, columns differ in length,
-            ``train_fn`` is not pure or does not record the metric, or the folder holds
-            another sweep.
+            ``train_fn`` is not pure or does not record the metric, the folder holds
+            another sweep, or ``extend`` trained in another way or has none of the
+            lanes.
         TypeError: if points or args are not numeric, ``static`` is not a mapping, or
             ``train_fn`` does not return (state, history) or has a structure that
             depends on the point.
@@ -131,19 +142,22 @@ def sweep(
     failures = Failures(statics)
     lanes = Lanes(train_fn, columns, keys, args, devices)
     found = trace_all(train_fn, lanes, statics, metric[0], failures)
+    program = describe(found)
+    take = _taking(extend, folder, program, lanes)
     with contextlib.ExitStack() as stack:
         saved = None
         if folder is not None:
             stack.enter_context(Lock(folder, purpose="this sweep"))
-            saved = Folder(folder, describe(found))
+            saved = Folder(folder, *descriptions(program, lanes))
         outputs, how = train_all(
-            found, failures, saved, mode=mode, chunk=chunk, progress=progress
+            found, failures, saved, take, mode=mode, chunk=chunk, progress=progress
         )
         notes = {
             "metric": metric,
             "keys": keys,
             "static": list(static or {}),
             **how,
+            "program": program,
             "failures": failures.record([count] * len(statics)),
             "seconds": time.perf_counter() - begin,
         }
@@ -155,6 +169,28 @@ def sweep(
         if saved is not None:
             save(saved.path, result)
     return result
+
+
+def _taking(
+    extend: SweepResult | str | Path | None,
+    folder: str | Path | None,
+    program: dict[str, Any],
+    lanes: Lanes,
+) -> Callable[[dict[int, LaneOutputs]], dict[int, Any]]:
+    """Return a function that takes over the lanes of an earlier sweep."""
+    if extend is None:
+        return lambda collected: {}
+    if (
+        isinstance(extend, str | Path)
+        and folder is not None
+        and Path(folder).resolve() == Path(extend).resolve()
+    ):
+        raise ValueError(
+            "need a folder for the whole sweep other than that of the sweep that it "
+            f"extends, got {str(folder)!r} for both"
+        )
+    earlier = earlier_sweep(extend)
+    return functools.partial(earlier.take, program, lanes)
 
 
 def seed_keys(keys: Any) -> Key:
