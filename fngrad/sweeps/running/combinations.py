@@ -7,18 +7,23 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import fngrad.programs.signatures as signatures
 import fngrad.sweeps.running.block_width as block_width
 import fngrad.tree as tree
 from fngrad.logging import ProgressBar
 from fngrad.programs.printed import recorded
+from fngrad.sweeps.running.block_width import Choice
 from fngrad.sweeps.running.failures import Failures
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.lane_training import Training
-from fngrad.sweeps.running.program import Lanes, Outline, outline
-from fngrad.sweeps.running.storage import Folder, describe_shapes, digest, machine
+from fngrad.sweeps.running.program import Block, Lanes, Outline, outline
+from fngrad.sweeps.running.storage import (
+    Folder,
+    SavedLanes,
+    describe_shapes,
+    digest,
+    machine,
+)
 
 
 class Combination(NamedTuple):
@@ -27,6 +32,8 @@ class Combination(NamedTuple):
     static: dict[str, Any]  # the values, by name
     lanes: Lanes
     outline: Outline | None  # None if tracing failed
+    blocks: dict[int, Block] | None = None  # kept for other points, by width
+    choice: Choice | None = None  # a width that is fixed, not chosen for these lanes
 
 
 def combinations(
@@ -57,137 +64,166 @@ def combinations(
     return [dict(zip(static, values, strict=True)) for values in products]
 
 
-def trace_all(
+def trace(
     train_fn: Callable[..., Any],
     lanes: Lanes,
-    statics: Sequence[dict[str, Any]],
+    statics: Mapping[int, dict[str, Any]],
     metric: str,
     failures: Failures,
-) -> list[Combination]:
-    """Trace the training with each combination of static values.
+) -> dict[int, Combination]:
+    """Trace the training with combinations of static values.
 
     Args:
         train_fn: of the sweep.
         lanes: with any ``train_fn``.
-        statics: the combinations.
+        statics: the combinations, by number.
         metric: which the history must hold.
-        failures: records the combinations whose tracing raises.
+        failures: records the combinations whose tracing raises, with warnings.
 
     Raises:
         TypeError: if ``train_fn`` does not take the arguments.
-        Exception: as tracing, if it fails for all combinations.
+        Exception: as tracing, if all combinations have failed.
     """
-    _check_takes(train_fn, lanes.args, statics[0])
-    found = []
-    for number, values in enumerate(statics):
+    found = {}
+    for number, values in statics.items():
+        _check_takes(train_fn, lanes.args, values)
         own = lanes._replace(train_fn=functools.partial(train_fn, **values))
         traced = failures.attempt(number, outline, own, metric)
-        found.append(Combination(values, own, traced))
+        found[number] = Combination(values, own, traced)
     for number in failures:
-        failures.warn(number)
+        if number in found:
+            failures.warn(number)
     return found
 
 
-def describe(found: Sequence[Combination]) -> dict[str, Any]:
+def describe(args: Any, found: Mapping[int, Combination]) -> dict[str, Any]:
     """Return what determines a lane's outputs besides its point and its key.
 
-    The values are those of JSON, lists of one value per combination.
+    Args:
+        args: what the lanes share.
+        found: the combinations; those values are lists, one entry for each.
+
+    Returns:
+        Name -> values of JSON.
     """
-    lanes = found[0].lanes
-    outlines = [c.outline for c in found]
+    outlines = [c.outline for c in found.values()]
+    statics = [c.static for c in found.values()]
     return {
         **machine(),
-        "args": digest(lanes.args),
-        "static": [{n: recorded(x) for n, x in c.static.items()} for c in found],
+        "args": digest(args),
+        "static": [{n: recorded(x) for n, x in values.items()} for values in statics],
         "outputs": [out and describe_shapes(out.outputs) for out in outlines],
         "train_fn": [out and out.fingerprint for out in outlines],
     }
 
 
-def train_all(
-    found: Sequence[Combination],
-    failures: Failures,
-    folder: Folder | None,
-    earlier: Callable[[dict[int, LaneOutputs]], dict[int, Any]],
-    *,
-    mode: block_width.Mode,
-    chunk: int | None,
-    progress: bool,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Train the lanes that neither the folder nor an earlier sweep has.
-
-    Args:
-        found: the combinations.
-        failures: records those whose training raises.
-        folder: where chunks of lanes are read and saved.
-        earlier: puts the lanes that an earlier sweep trained into the outputs, and
-            returns how, by combination.
-        mode: the width of the blocks.
-        chunk: how many lanes are saved at a time.
-        progress: whether to show a bar.
-
-    Returns:
-        The outputs of each combination, None for one that failed, and notes.
-
-    Raises:
-        Exception: as training, if it fails for all combinations.
-        OSError: if the folder cannot be written.
-    """
+def restore(
+    found: Mapping[int, Combination], folder: SavedLanes | None
+) -> dict[int, LaneOutputs]:
+    """Return the outputs of the combinations that were traced, read from the folder."""
     collected = {
         number: LaneOutputs(c.outline.outputs, c.lanes.count)
-        for number, c in enumerate(found)
+        for number, c in found.items()
         if c.outline is not None
     }
     for number, outputs in collected.items():
         if folder:
             folder.restore(number, outputs)
-    modes_then = earlier(collected)
-    restored = sum(int(outputs.done.sum()) for outputs in collected.values())
-    total = sum(c.lanes.count for c in found if c.outline is not None)
-    bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
-    modes: list[dict[str, Any] | None] = [None] * len(found)
-    with bar, _interrupts_report(collected, folder):
+    return collected
+
+
+def count_done(collected: Mapping[int, LaneOutputs]) -> int:
+    """Return how many lanes are done."""
+    return sum(int(outputs.done.sum()) for outputs in collected.values())
+
+
+def train(
+    found: Mapping[int, Combination],
+    collected: Mapping[int, LaneOutputs],
+    failures: Failures,
+    folder: Folder | None,
+    *,
+    bar: ProgressBar,
+    mode: block_width.Mode,
+    chunk: int | None = None,
+    recorded: Mapping[int, Any] | None = None,
+) -> dict[int, dict[str, Any] | None]:
+    """Train the lanes that are not done.
+
+    Args:
+        found: the combinations, by number.
+        collected: their outputs, to which those of the lanes are added.
+        failures: records the combinations whose training raises, with warnings.
+        folder: where chunks of lanes are saved.
+        bar: shows the progress.
+        mode: the width of the blocks.
+        chunk: how many lanes are saved at a time.
+        recorded: how the lanes that are done were trained, if not by the folder.
+
+    Returns:
+        How each combination was trained, None for one that failed.
+
+    Raises:
+        Exception: as training, if all combinations have failed.
+        OSError: if the folder cannot be written.
+    """
+    modes: dict[int, dict[str, Any] | None] = dict.fromkeys(found)
+    with _interrupts_report(collected, folder):
         for number, outputs in collected.items():
-            lanes, traced = found[number].lanes, found[number].outline
+            then = (folder and folder.mode(number)) or (recorded or {}).get(number)
+            traced = found[number].outline
             assert traced is not None
             training = Training(
                 number=number,
-                lanes=lanes,
+                lanes=found[number].lanes,
                 jaxpr=traced.jaxpr,
+                blocks=found[number].blocks,
                 collected=outputs,
                 folder=folder,
                 bar=bar,
                 chunk=chunk,
-                recorded=(folder and folder.mode(number)) or modes_then.get(number),
+                recorded=then,
             )
-            choice = training.choose(mode)
+            fixed = None if then else found[number].choice
+            choice = (fixed, False) if fixed else training.choose(mode)
             modes[number] = failures.attempt(
                 number, training.run, *choice, fatal=(OSError,)
             )
             if number in failures:
                 failures.warn(number)
-    results = [
-        None
+    return modes
+
+
+def by_point(
+    found: Mapping[int, Combination],
+    collected: Mapping[int, LaneOutputs],
+    failures: Failures,
+) -> dict[int, Any]:
+    """Return the outputs of each combination by point and seed, None if it failed."""
+    return {
+        number: None
         if number in failures
         else collected[number].by_point(len(combination.lanes.keys))
-        for number, combination in enumerate(found)
-    ]
-    return results, {"modes": modes, "restored": restored}
+        for number, combination in found.items()
+    }
 
 
 @contextlib.contextmanager
 def _interrupts_report(
-    collected: dict[int, LaneOutputs], folder: Folder | None
+    collected: Mapping[int, LaneOutputs], folder: Folder | None
 ) -> Iterator[None]:
     """Note on a KeyboardInterrupt how many lanes are done and where they are."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        done = np.concatenate([outputs.done for outputs in collected.values()])
+        done, count = (
+            count_done(collected),
+            sum(x.done.size for x in collected.values()),
+        )
         fate = "lost: a folder would keep them"
         if folder:
             fate = f"kept in {folder.path}: the same call continues from there"
-        interrupt.add_note(f"{done.sum()} of {done.size} lanes are {fate}")
+        interrupt.add_note(f"{done} of {count} lanes are {fate}")
         raise
 
 

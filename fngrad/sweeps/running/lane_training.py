@@ -39,6 +39,7 @@ class Training(NamedTuple):
     number: int  # of the combination
     lanes: Lanes
     jaxpr: Any  # of one lane
+    blocks: dict[int, Block] | None  # the last one, kept for other points, by width
     collected: LaneOutputs
     folder: Folder | None
     bar: ProgressBar
@@ -76,9 +77,14 @@ class Training(NamedTuple):
 
     def _compiled(self, width: int, how: dict[str, Any]) -> Block:
         """Return a block of at most this width, and add up how long it compiled."""
+        if self.blocks and width in self.blocks:
+            return self.blocks[width].of(self.lanes)
         with self.bar.compiling():
             block = fitting_block(self.lanes, width)
         how["compile_seconds"] += block.compile_seconds
+        if self.blocks is not None:
+            self.blocks.clear()
+            self.blocks[width] = block
         return block
 
     def choose(self, mode: Mode) -> tuple[Choice, bool]:

@@ -57,6 +57,17 @@ class Lanes(NamedTuple):
         """The number of lanes, P S."""
         return len(jax.tree.leaves(self.points)[0]) * len(self.keys)
 
+    def take(self) -> Callable[[np.ndarray], Any]:
+        """Return a function of lanes: their points and key data, on the host."""
+        points = jax.tree.map(canonical, self.points)
+        key_data, seeds = np.asarray(jax.random.key_data(self.keys)), len(self.keys)
+
+        def take(numbers: np.ndarray) -> Any:
+            point = jax.tree.map(lambda x: x[numbers // seeds], points)
+            return point, key_data[numbers % seeds]  # seeds vary fastest
+
+        return take
+
 
 class Block(NamedTuple):
     """A compiled program for blocks of one width."""
@@ -66,6 +77,12 @@ class Block(NamedTuple):
     lanes: int  # in all
     compile_seconds: float
     bytes: int  # on each device, without the shared args
+    call: Callable[[Any, Any], Any]  # points and key data -> outputs
+
+    def of(self, lanes: Lanes) -> "Block":
+        """Return the same program for lanes with other points."""
+        take = lanes.take()
+        return self._replace(run=lambda numbers: self.call(*take(numbers)))
 
 
 def outline(lanes: Lanes, metric: str) -> Outline:
@@ -103,15 +120,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     count = width * len(devices)
     mesh = Mesh(np.array(devices), ("lanes",))
     args = jax.device_put(lanes.args, NamedSharding(mesh, PartitionSpec()))
-    points = jax.tree.map(canonical, lanes.points)
-    seeds = len(lanes.keys)
-    key_data = np.asarray(jax.random.key_data(lanes.keys))
-    implementation = jax.random.key_impl(lanes.keys)
-
-    def take(numbers: np.ndarray) -> Any:
-        """Return points and key data on the host; seeds vary fastest."""
-        point = jax.tree.map(lambda x: x[numbers // seeds], points)
-        return point, key_data[numbers % seeds]
+    implementation, take = jax.random.key_impl(lanes.keys), lanes.take()
 
     def block(points: Any, key_data: jax.Array, args: Any) -> Any:
         keys = jax.random.wrap_key_data(key_data, impl=implementation)
@@ -137,13 +146,20 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     compiled = lowered.compile(BATCHED_OPTIONS if is_batched_on_cpu else None)
     seconds = time.perf_counter() - begin
 
-    def run(numbers: np.ndarray) -> Any:
+    def call(points: Any, key_data: Any) -> Any:
         # A program compiled ahead of time cannot locate a NaN.
-        call = program if nans or infs else compiled
+        run = program if nans or infs else compiled
         with jax.debug_nans(nans), jax.debug_infs(infs), jax.disable_jit(False):
-            return call(*take(numbers), args)
+            return run(points, key_data, args)
 
-    return Block(run, width, count, compile_seconds=seconds, bytes=_bytes(compiled))
+    return Block(
+        run=lambda numbers: call(*take(numbers)),
+        width=width,
+        lanes=count,
+        compile_seconds=seconds,
+        bytes=_bytes(compiled),
+        call=call,
+    )
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:

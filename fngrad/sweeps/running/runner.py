@@ -13,15 +13,19 @@ import fngrad.numerics as numerics
 import fngrad.sweeps.running.block_width as block_width
 import fngrad.tree as tree
 from fngrad.files.locks import Lock
+from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric, directed
 from fngrad.sweeps.results.assembly import Part, assemble
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
 from fngrad.sweeps.running.combinations import (
+    by_point,
     combinations,
+    count_done,
     describe,
-    trace_all,
-    train_all,
+    restore,
+    trace,
+    train,
 )
 from fngrad.sweeps.running.extension import descriptions, earlier_sweep
 from fngrad.sweeps.running.failures import Failures
@@ -134,37 +138,50 @@ def sweep(
     """
     begin = time.perf_counter()
     metric = directed(metric)
-    _check_options(mode, chunk)
+    check_options(mode, args)
+    if chunk is not None:
+        numerics.check_count("chunk", chunk, low=1)
     columns, count = check_points(points)
-    keys, devices = seed_keys(keys), _devices(devices)
-    _check_args(args)
+    keys, devices = seed_keys(keys), training_devices(devices)
     statics = combinations(static, columns)
     failures = Failures(statics)
     lanes = Lanes(train_fn, columns, keys, args, devices)
-    found = trace_all(train_fn, lanes, statics, metric[0], failures)
-    program = describe(found)
+    found = trace(train_fn, lanes, dict(enumerate(statics)), metric[0], failures)
+    program = describe(args, found)
     take = _taking(extend, folder, program, lanes)
     with contextlib.ExitStack() as stack:
         saved = None
         if folder is not None:
             stack.enter_context(Lock(folder, purpose="this sweep"))
             saved = Folder(folder, *descriptions(program, lanes))
-        outputs, how = train_all(
-            found, failures, saved, take, mode=mode, chunk=chunk, progress=progress
-        )
+        collected = restore(found, saved)
+        taken = take(collected)
+        restored, total = count_done(collected), lanes.count * len(collected)
+        with ProgressBar(
+            total, restored, "sweep", enabled=progress, unit="lanes"
+        ) as bar:
+            modes = train(
+                found,
+                collected,
+                failures,
+                saved,
+                bar=bar,
+                mode=mode,
+                chunk=chunk,
+                recorded=taken,
+            )
         notes = {
             "metric": metric,
             "keys": keys,
             "static": list(static or {}),
-            **how,
+            "modes": list(modes.values()),
+            "restored": restored,
             "program": program,
             "failures": failures.record([count] * len(statics)),
             "seconds": time.perf_counter() - begin,
         }
-        parts = [
-            Part(values, columns, out)
-            for values, out in zip(statics, outputs, strict=True)
-        ]
+        outputs = by_point(found, collected, failures)
+        parts = [Part(c.static, columns, outputs[n]) for n, c in found.items()]
         result = assemble(parts, len(keys), notes)
         if saved is not None:
             save(saved.path, result)
@@ -213,14 +230,15 @@ def seed_keys(keys: Any) -> Key:
     return keys
 
 
-def _devices(devices: Sequence[Any] | None) -> list[Any]:
+def training_devices(devices: Sequence[Any] | None) -> list[Any]:
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
         raise ValueError("need at least one device, got none")
     return chosen
 
 
-def _check_args(args: Any) -> None:
+def check_options(mode: block_width.Mode, args: Any) -> None:
+    block_width.check_mode(mode)
     if not isinstance(args, tuple):
         raise TypeError(f"need args, a tuple, got {type(args).__name__}: args=(data,)")
     for path, leaf in tree.leaf_paths(args).items():
@@ -229,9 +247,3 @@ def _check_args(args: Any) -> None:
                 f"need arrays in args, got {type(leaf).__name__} at {path!r}: other "
                 "values belong in static or train_fn"
             )
-
-
-def _check_options(mode: block_width.Mode, chunk: int | None) -> None:
-    block_width.check_mode(mode)
-    if chunk is not None:
-        numerics.check_count("chunk", chunk, low=1)
