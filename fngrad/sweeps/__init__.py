@@ -14,6 +14,7 @@ from fngrad.sweeps.searching.learning_rate_range_test import (
     RangeTest,
     learning_rate_range_test,
 )
+from fngrad.sweeps.searching.optuna_search import search
 from fngrad.sweeps.searching.points import (
     Range,
     choice,
@@ -56,6 +57,7 @@ __all__ = [
     "population_based_training",
     "random",
     "rungs",
+    "search",
     "sobol",
     "successive_halving",
     "summary",

@@ -13,6 +13,7 @@ from fngrad.sweeps.results.result import Failure, SweepResult
 
 NAME = "result.npz"
 _NOTES = ("metric", "static", "seconds", "restored")
+_OF_SEARCH = ("counts", "trials")
 _POINTS, _HISTORY = "points/", "history/"
 
 
@@ -27,6 +28,9 @@ def save(folder: Path, result: SweepResult) -> None:
         OSError: if the file cannot be written.
     """
     notes = {name: result.notes[name] for name in _NOTES}
+    notes |= {
+        n: np.asarray(result.notes[n]).tolist() for n in _OF_SEARCH if n in result.notes
+    }
     notes["combinations"] = len(result.state) if notes["static"] else None
     notes["failures"] = [
         failure._replace(static={n: recorded(x) for n, x in failure.static.items()})

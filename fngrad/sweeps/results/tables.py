@@ -157,14 +157,16 @@ def records(result: SweepResult, name: str) -> np.ndarray:
     """
     curves = np.asarray(result.history[name])
     points, _, length = curves.shape[:3]
-    combinations = len(result.state) if result.notes.get("static") else 1
-    if combinations == 1 or length == 0:
+    groups = len(result.state) if result.notes.get("static") else 1
+    if groups == 1 or length == 0:
         return np.full(points, length)
-    blocks = curves.reshape(combinations, -1, length, *curves.shape[3:])
-    others = (1, *range(3, blocks.ndim))
-    seen = ~np.isnan(blocks.astype(np.float64)).all(axis=others)
-    lengths = np.where(seen, np.arange(1, length + 1), 0).max(axis=1)
-    return np.repeat(np.maximum(lengths, 1), points // combinations)
+    counts = result.notes.get("counts", [points // groups] * groups)
+    others = (1, *range(3, curves.ndim))
+    lengths = []
+    for group in np.split(curves, np.cumsum(counts)[:-1]):
+        seen = ~np.isnan(group.astype(np.float64)).all(axis=(0, *others))
+        lengths.append(np.where(seen, np.arange(1, length + 1), 0).max())
+    return np.repeat(np.maximum(lengths, 1), counts)
 
 
 def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from fngrad.sweeps.running.storage import (
     Folder,
     SavedLanes,
     describe_shapes,
-    digest,
     machine,
 )
 
@@ -96,11 +95,11 @@ def trace(
     return found
 
 
-def describe(args: Any, found: Mapping[int, Combination]) -> dict[str, Any]:
+def describe(args: str, found: Mapping[int, Combination]) -> dict[str, Any]:
     """Return what determines a lane's outputs besides its point and its key.
 
     Args:
-        args: what the lanes share.
+        args: the digest of what the lanes share.
         found: the combinations; those values are lists, one entry for each.
 
     Returns:
@@ -110,7 +109,7 @@ def describe(args: Any, found: Mapping[int, Combination]) -> dict[str, Any]:
     statics = [c.static for c in found.values()]
     return {
         **machine(),
-        "args": digest(args),
+        "args": args,
         "static": [{n: recorded(x) for n, x in values.items()} for values in statics],
         "outputs": [out and describe_shapes(out.outputs) for out in outlines],
         "train_fn": [out and out.fingerprint for out in outlines],

@@ -1,8 +1,7 @@
 """Combinations of static values whose training raises, recorded beside the others."""
 
-import itertools
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fngrad.programs.caller_warnings import warn
@@ -65,17 +64,16 @@ class Failures:
             'the traceback is in the result\'s notes["failures"]'
         )
 
-    def record(self, counts: Sequence[int]) -> list[Failure]:
+    def record(self, points: Mapping[int, list[int]]) -> list[Failure]:
         """Return the failures in the order of the combinations.
 
         Args:
-            counts: the number of points of each combination.
+            points: the numbers of the points of each, in the result.
         """
-        ends = list(itertools.accumulate(counts))
         return [
             Failure(
                 static=dict(self._combinations[number]),
-                points=list(range(ends[number] - counts[number], ends[number])),
+                points=points[number],
                 error=_one_line(error),
                 traceback="".join(traceback.format_exception(error)),
             )

@@ -84,7 +84,7 @@ class Training(NamedTuple):
         how["compile_seconds"] += block.compile_seconds
         if self.blocks is not None:
             self.blocks.clear()
-            self.blocks[width] = block
+            self.blocks[block.width] = block
         return block
 
     def choose(self, mode: Mode) -> tuple[Choice, bool]:

@@ -19,6 +19,7 @@ from fngrad.sweeps.results.assembly import Part, assemble
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
 from fngrad.sweeps.running.combinations import (
+    Combination,
     by_point,
     combinations,
     count_done,
@@ -31,7 +32,7 @@ from fngrad.sweeps.running.extension import descriptions, earlier_sweep
 from fngrad.sweeps.running.failures import Failures
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.program import Lanes, is_key
-from fngrad.sweeps.running.storage import Folder
+from fngrad.sweeps.running.storage import Folder, digest
 from fngrad.sweeps.searching.points import check_points
 from fngrad.types import Key
 
@@ -147,45 +148,66 @@ def sweep(
     failures = Failures(statics)
     lanes = Lanes(train_fn, columns, keys, args, devices)
     found = trace(train_fn, lanes, dict(enumerate(statics)), metric[0], failures)
-    program = describe(args, found)
+    program = describe(digest(args), found)
     take = _taking(extend, folder, program, lanes)
     with contextlib.ExitStack() as stack:
         saved = None
         if folder is not None:
             stack.enter_context(Lock(folder, purpose="this sweep"))
             saved = Folder(folder, *descriptions(program, lanes))
-        collected = restore(found, saved)
-        taken = take(collected)
-        restored, total = count_done(collected), lanes.count * len(collected)
-        with ProgressBar(
-            total, restored, "sweep", enabled=progress, unit="lanes"
-        ) as bar:
-            modes = train(
-                found,
-                collected,
-                failures,
-                saved,
-                bar=bar,
-                mode=mode,
-                chunk=chunk,
-                recorded=taken,
-            )
+        outputs, how = _train(
+            found, failures, saved, take, mode=mode, chunk=chunk, progress=progress
+        )
         notes = {
             "metric": metric,
             "keys": keys,
             "static": list(static or {}),
-            "modes": list(modes.values()),
-            "restored": restored,
+            **how,
             "program": program,
-            "failures": failures.record([count] * len(statics)),
+            "failures": failures.record(
+                {n: list(range(n * count, (n + 1) * count)) for n in failures}
+            ),
             "seconds": time.perf_counter() - begin,
         }
-        outputs = by_point(found, collected, failures)
         parts = [Part(c.static, columns, outputs[n]) for n, c in found.items()]
         result = assemble(parts, len(keys), notes)
         if saved is not None:
             save(saved.path, result)
     return result
+
+
+def _train(
+    found: dict[int, Combination],
+    failures: Failures,
+    folder: Folder | None,
+    take: Callable[[dict[int, LaneOutputs]], dict[int, Any]],
+    *,
+    mode: block_width.Mode,
+    chunk: int | None,
+    progress: bool,
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """Train the lanes that neither the folder nor an earlier sweep has.
+
+    Returns:
+        The outputs by combination, point and seed, and notes.
+    """
+    collected = restore(found, folder)
+    taken = take(collected)
+    done = count_done(collected)
+    total = sum(outputs.done.size for outputs in collected.values())
+    with ProgressBar(total, done, "sweep", enabled=progress, unit="lanes") as bar:
+        modes = train(
+            found,
+            collected,
+            failures,
+            folder,
+            bar=bar,
+            mode=mode,
+            chunk=chunk,
+            recorded=taken,
+        )
+    outputs = by_point(found, collected, failures)
+    return outputs, {"modes": list(modes.values()), "restored": done}
 
 
 def _taking(
@@ -231,6 +253,11 @@ def seed_keys(keys: Any) -> Key:
 
 
 def training_devices(devices: Sequence[Any] | None) -> list[Any]:
+    """Return the devices to train on; ``None`` means all of this process.
+
+    Raises:
+        ValueError: if there are none.
+    """
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
         raise ValueError("need at least one device, got none")
@@ -238,6 +265,16 @@ def training_devices(devices: Sequence[Any] | None) -> list[Any]:
 
 
 def check_options(mode: block_width.Mode, args: Any) -> None:
+    """Check what is asked of the lanes.
+
+    Args:
+        mode: the width of the blocks.
+        args: what the lanes share.
+
+    Raises:
+        ValueError: if the mode is none.
+        TypeError: if ``args`` is not a tuple of trees of arrays.
+    """
     block_width.check_mode(mode)
     if not isinstance(args, tuple):
         raise TypeError(f"need args, a tuple, got {type(args).__name__}: args=(data,)")

@@ -49,10 +49,11 @@ class SavedLanes:
                 f"need the folder of a sweep, with {NAME}, got {str(path)!r}"
             )
         self.content: dict[str, Any] = _read(file)
-        if "lanes" not in self.content:
+        if not self.content.get("lanes"):
             raise ValueError(
                 f"need {file} to list the points and keys, which an earlier version of "
-                "fngrad left out: the same call of fngrad.sweep adds them"
+                "fngrad left out: the same call of fngrad.sweep adds them; a search "
+                "has none"
             )
 
     def mode(self, combination: int) -> dict[str, Any] | None:
