@@ -4,8 +4,11 @@ import contextlib
 import functools
 import inspect
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import fngrad.programs.signatures as signatures
 import fngrad.sweeps.running.block_width as block_width
@@ -16,6 +19,7 @@ from fngrad.sweeps.running.block_width import Choice
 from fngrad.sweeps.running.failures import Failures
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.lane_training import Training
+from fngrad.sweeps.running.peers import Peers
 from fngrad.sweeps.running.program import Block, Lanes, Outline, outline
 from fngrad.sweeps.running.storage import (
     Folder,
@@ -131,6 +135,40 @@ def restore(
     return collected
 
 
+def share_done(
+    peers: Peers, collected: Mapping[int, LaneOutputs], modes: Mapping[int, Any]
+) -> dict[int, Any]:
+    """Give all processes the lanes that the first one has.
+
+    Args:
+        peers: the processes.
+        collected: the outputs; those of the other processes are replaced.
+        modes: how the lanes were trained, by combination.
+
+    Returns:
+        The widths of the first one's modes.
+    """
+    if peers.count == 1:
+        return dict(modes)
+    widths = {str(number): mode["width"] for number, mode in modes.items()}
+    known = json.loads(peers.from_first(json.dumps(widths)))
+    for outputs in collected.values():
+        if peers.first(int(outputs.done.any())):
+            leaves = [outputs.done, *outputs.leaves]
+            done, *first = peers.share(leaves, leaves)[0]
+            lanes = np.flatnonzero(done)
+            outputs.put(lanes, [leaf[lanes] for leaf in first])
+    return {int(number): {"width": width} for number, width in known.items()}
+
+
+def recorded_modes(
+    found: Mapping[int, Combination], folder: SavedLanes | None
+) -> dict[int, Any]:
+    """Return how the lanes in the folder were trained, by combination."""
+    modes = {number: folder and folder.mode(number) for number in found}
+    return {number: mode for number, mode in modes.items() if mode}
+
+
 def count_done(collected: Mapping[int, LaneOutputs]) -> int:
     """Return how many lanes are done."""
     return sum(int(outputs.done.sum()) for outputs in collected.values())
@@ -157,7 +195,7 @@ def train(
         bar: shows the progress.
         mode: the width of the blocks.
         chunk: how many lanes are saved at a time.
-        recorded: how the lanes that are done were trained, if not by the folder.
+        recorded: how the lanes that are done were trained.
 
     Returns:
         How each combination was trained, None for one that failed.
@@ -169,7 +207,7 @@ def train(
     modes: dict[int, dict[str, Any] | None] = dict.fromkeys(found)
     with _interrupts_report(collected, folder):
         for number, outputs in collected.items():
-            then = (folder and folder.mode(number)) or (recorded or {}).get(number)
+            then = (recorded or {}).get(number)
             traced = found[number].outline
             assert traced is not None
             training = Training(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.printed import recorded
 from fngrad.sweeps.results.result import Failure
+from fngrad.sweeps.running.peers import PeerEndedError, Peers
 
 _T = TypeVar("_T")
 
@@ -16,10 +17,11 @@ class Failures:
 
     Args:
         combinations: the static values of each, by name.
+        peers: the processes of the sweep; all record a failure of one.
     """
 
-    def __init__(self, combinations: Sequence[dict[str, Any]]):
-        self._combinations = combinations
+    def __init__(self, combinations: Sequence[dict[str, Any]], peers: Peers):
+        self._combinations, self._peers = combinations, peers
         self._errors: dict[int, Exception] = {}
 
     def __iter__(self) -> Iterator[int]:
@@ -46,12 +48,17 @@ class Failures:
         Raises:
             Exception: of the first combination, if all have failed.
         """
+        found, error = None, None
         try:
-            return fn(*args)
-        except (FloatingPointError, *fatal):
+            found = fn(*args)
+        except (FloatingPointError, PeerEndedError, *fatal):
             raise
-        except Exception as error:
-            self._errors[number] = error
+        except Exception as raised:
+            error = raised
+        error = self._peers.settle(error)
+        if error is None:
+            return found
+        self._errors[number] = error
         if len(self._errors) == len(self._combinations):
             raise self._first()
         return None

@@ -21,11 +21,11 @@ from fngrad.sweeps.running.block_width import (
     blocks_at_once,
     choose,
     fitting_block,
-    is_out_of_memory,
     memory_budget,
 )
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
-from fngrad.sweeps.running.program import Block, Lanes, to_host
+from fngrad.sweeps.running.peers import is_out_of_memory
+from fngrad.sweeps.running.program import Block, Lanes, compile_block, to_host
 from fngrad.sweeps.running.storage import Folder
 from fngrad.sweeps.running.width_timing import try_widths
 
@@ -64,6 +64,9 @@ class Training(NamedTuple):
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or block.width == 1:
                     raise
+                known = self.lanes.peers.settle(error)
+                if known is not None and not is_out_of_memory(known):
+                    raise known from error
                 how["width"] = block.width // 2
                 warn(
                     f"out of memory in a block of {block.width} lanes: continuing with "
@@ -81,6 +84,9 @@ class Training(NamedTuple):
             return self.blocks[width].of(self.lanes)
         with self.bar.compiling():
             block = fitting_block(self.lanes, width)
+            least = self.lanes.peers.least(block.width)
+            if least < block.width:
+                block = compile_block(self.lanes, least)
         how["compile_seconds"] += block.compile_seconds
         if self.blocks is not None:
             self.blocks.clear()
@@ -95,7 +101,9 @@ class Training(NamedTuple):
             # In a long sweep, training the first block alone costs next to nothing.
             at_once = choice.width * blocks_at_once(self.lanes.devices)
             is_long = self.lanes.count / at_once >= MIN_ROUNDS
-            return choice, mode == "auto" and is_cpu and is_long
+            peers, is_open = self.lanes.peers, mode == "auto" and is_cpu and is_long
+            choice = choice._replace(width=peers.first(choice.width))
+            return choice, bool(peers.first(is_open))
         width = self.recorded["width"]
         if mode != "auto" and choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
@@ -109,7 +117,8 @@ class Training(NamedTuple):
         started = time.perf_counter()
         first = self._left()[: block.lanes]
         outputs = self._train(block, first)
-        blocks = -(-self.lanes.count // block.lanes)
+        peers = self.lanes.peers
+        blocks = -(-self.lanes.count // (block.lanes * peers.count))
         seconds = time.perf_counter() - started
         rest = seconds * (blocks - 1) / blocks_at_once(self.lanes.devices)
         budget = memory_budget(self.lanes.devices)
@@ -119,9 +128,9 @@ class Training(NamedTuple):
             )
         how["reason"] += f"; {trial.reason}"
         how["compile_seconds"] += trial.compile_seconds
-        how["width"] = trial.width
-        if trial.width != block.width:
-            return self._compiled(trial.width, how)
+        how["width"] = peers.first(trial.width)
+        if how["width"] != block.width:
+            return self._compiled(how["width"], how)
         self._put(first, outputs)
         self._record(how)
         self._save(len(first))
@@ -143,12 +152,18 @@ class Training(NamedTuple):
 
     def _outputs(self, block: Block) -> Generator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield lanes and outputs block by block; several blocks train concurrently."""
-        left = self._left()
+        left, peers = self._left(), self.lanes.peers
         blocks = np.split(left, range(block.lanes, len(left), block.lanes))
         pool = ThreadPoolExecutor(blocks_at_once(self.lanes.devices))
+        like = self.collected.emptied(block.lanes).leaves
         try:
-            outputs = pool.map(functools.partial(self._train, block), blocks)
-            yield from zip(blocks, outputs, strict=True)
+            own = blocks[peers.rank :: peers.count]
+            outputs = pool.map(functools.partial(self._train, block), own)
+            for first in range(0, len(blocks), peers.count):
+                shared = peers.share(next(outputs, []), like)
+                yield from zip(
+                    blocks[first : first + peers.count], shared, strict=False
+                )
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -24,6 +24,7 @@ import fngrad.tree as tree
 from fngrad.logging.compilations import watched_values
 from fngrad.programs.caller_warnings import warn
 from fngrad.sweeps.results.result import check_pair
+from fngrad.sweeps.running.peers import Peers
 from fngrad.tree import is_key
 from fngrad.types import Key
 
@@ -50,12 +51,18 @@ class Lanes(NamedTuple):
     points: Any  # NumPy leaves (P, ...)
     keys: Key  # (S,)
     args: tuple[Any, ...]
-    devices: Sequence[Any]
+    devices: Sequence[Any]  # of this process
+    peers: Peers = Peers()
 
     @property
     def count(self) -> int:
         """The number of lanes, P S."""
         return len(jax.tree.leaves(self.points)[0]) * len(self.keys)
+
+    @property
+    def share(self) -> int:
+        """The lanes of each device of all processes, rounded up."""
+        return -(-self.count // (len(self.devices) * self.peers.count))
 
     def take(self) -> Callable[[np.ndarray], Any]:
         """Return a function of lanes: their points and key data, on the host."""

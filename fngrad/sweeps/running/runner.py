@@ -24,13 +24,16 @@ from fngrad.sweeps.running.combinations import (
     combinations,
     count_done,
     describe,
+    recorded_modes,
     restore,
+    share_done,
     trace,
     train,
 )
-from fngrad.sweeps.running.extension import descriptions, earlier_sweep
+from fngrad.sweeps.running.extension import descriptions, earlier_sweep, whole_digest
 from fngrad.sweeps.running.failures import Failures
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
+from fngrad.sweeps.running.peers import all_peers
 from fngrad.sweeps.running.program import Lanes, is_key
 from fngrad.sweeps.running.storage import Folder, digest
 from fngrad.sweeps.searching.points import check_points
@@ -63,6 +66,11 @@ def sweep(
     reproduces the bits, and so does ``folder``, which records the choice.
 
     `fngrad.steps.freeze_diverged` freezes a lane that diverges.
+
+    In a program of several processes (`fngrad.distributed`) all call this function with
+    the same arguments. Each trains its part of the lanes on its own devices and returns
+    the whole result; the first one owns the folder and the progress bar. A training
+    that raises in one process is recorded by all.
 
     A sweep compiles under ``jax.disable_jit()`` too; to step through one training,
     call ``train_fn(point, key, *args)`` directly.
@@ -101,7 +109,7 @@ def sweep(
         progress: whether to show a progress bar.
 
     Returns:
-        The result. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), the
+        The result, in every process. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), the
         metric of each lane; ``keys``; ``static``, the names; ``modes``, one dict per
         combination with the ``width``, the ``reason`` for it, the number of
         ``devices`` and ``compile_seconds``, None for one that failed; ``failures``, a
@@ -112,13 +120,14 @@ def sweep(
     Raises:
         ValueError: if an argument is out of range, columns differ in length,
             ``train_fn`` is not pure or does not record the metric, the folder holds
-            another sweep, or ``extend`` trained in another way or has none of the
-            lanes.
+            another sweep, ``extend`` trained in another way or has none of the lanes,
+            or processes of one program train different sweeps.
         TypeError: if points or args are not numeric, ``static`` is not a mapping, or
             ``train_fn`` does not return (state, history) or has a structure that
             depends on the point.
         Exception: of the first combination of static values, if all of them fail.
         LockError: if another process uses the folder, or it cannot be written.
+        RuntimeError: if another process of the program has ended.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,18 +154,26 @@ def sweep(
     columns, count = check_points(points)
     keys, devices = seed_keys(keys), training_devices(devices)
     statics = combinations(static, columns)
-    failures = Failures(statics)
-    lanes = Lanes(train_fn, columns, keys, args, devices)
+    peers = all_peers()
+    failures = Failures(statics, peers)
+    lanes = Lanes(train_fn, columns, keys, args, devices, peers)
     found = trace(train_fn, lanes, dict(enumerate(statics)), metric[0], failures)
     program = describe(digest(args), found)
+    peers.check_same(whole_digest(program, lanes))
     take = _taking(extend, folder, program, lanes)
     with contextlib.ExitStack() as stack:
         saved = None
-        if folder is not None:
+        if folder is not None and peers.is_first:
             stack.enter_context(Lock(folder, purpose="this sweep"))
             saved = Folder(folder, *descriptions(program, lanes))
         outputs, how = _train(
-            found, failures, saved, take, mode=mode, chunk=chunk, progress=progress
+            found,
+            failures,
+            saved,
+            take if peers.is_first else lambda collected: {},
+            mode=mode,
+            chunk=chunk,
+            progress=progress and peers.is_first,
         )
         notes = {
             "metric": metric,
@@ -192,7 +209,9 @@ def _train(
         The outputs by combination, point and seed, and notes.
     """
     collected = restore(found, folder)
-    taken = take(collected)
+    peers = next(iter(found.values())).lanes.peers
+    taken = take(collected) | recorded_modes(found, folder)
+    taken = share_done(peers, collected, taken)
     done = count_done(collected)
     total = sum(outputs.done.size for outputs in collected.values())
     with ProgressBar(total, done, "sweep", enabled=progress, unit="lanes") as bar:

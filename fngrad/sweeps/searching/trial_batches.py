@@ -19,6 +19,7 @@ from fngrad.sweeps.running.combinations import (
     Combination,
     count_done,
     describe,
+    recorded_modes,
     restore,
     trace,
     train,
@@ -75,7 +76,7 @@ class Batches:
         self._lanes = lanes._replace(args=args)
         self._statics: list[dict[str, Any]] = []  # of each combination
         self._numbers: dict[str, int] = {}  # of the combinations, by their texts
-        self._failures = Failures(self._statics)
+        self._failures = Failures(self._statics, lanes.peers)
         self._programs: dict[int, Combination] = {}
         self._modes: dict[int, dict[str, Any] | None] = {}
         self._groups: dict[int, list[_Group]] = {}
@@ -181,7 +182,15 @@ class Batches:
         restored = count_done(collected)
         self._restored += restored
         bar.advance(restored)
-        modes = train(able, collected, self._failures, saved, bar=bar, mode=self._mode)
+        modes = train(
+            able,
+            collected,
+            self._failures,
+            saved,
+            bar=bar,
+            mode=self._mode,
+            recorded=recorded_modes(able, saved),
+        )
         for combination, how in modes.items():
             self._keep(combination, how)
         return {c: out for c, out in collected.items() if c not in self._failures}
