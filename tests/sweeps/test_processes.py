@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 BEGIN = """
 import pathlib, sys
-sys.path.insert(0, "tests/support")
+sys.path[:0] = ["tests/support", "tests/sweeps"]
 import jax, jax.numpy as jnp, numpy as np
 import fngrad as fg
 import fngrad.sweeps as sweeps
@@ -48,6 +48,17 @@ sweep("from-folder", 6, 5, extend=folder / f"saved-{mine.count}",
 NAMES = ["many", "uneven", "few", "all-at-once", "small", "again", "larger"]
 
 
+SEARCH = """
+from test_search import searched
+
+result = searched(trials_per_batch=3, num_trials=6, devices=None,
+                  folder=folder / f"search-{mine.count}")
+np.savez(folder / f"search-{mine.rank}-of-{mine.count}.npz",
+         *arrays_of(result), result.points["rate"])
+print("has the study", result.notes["study"] is not None)
+"""
+
+
 def leaves_of(folder, name, rank, count):
     with np.load(folder / f"{name}-{rank}-of-{count}.npz") as content:
         return [content[key] for key in content.files]
@@ -59,17 +70,19 @@ def trained_by(output, name):
 
 
 def test_lanes_are_divided_and_each_process_gets_the_bits_of_one(tmp_path):
-    (alone,) = ends(launch(BEGIN + SAME, 1, str(tmp_path), devices=2))
-    together = ends(launch(BEGIN + SAME, 2, str(tmp_path)))
+    (alone,) = ends(launch(BEGIN + SAME + SEARCH, 1, str(tmp_path), devices=2))
+    together = ends(launch(BEGIN + SAME + SEARCH, 2, str(tmp_path)))
     for each in (alone, *together):
         assert each.status == 0, each.output
-    for name in [*NAMES, "from-folder"]:
+    for name in [*NAMES, "from-folder", "search"]:
         expected = leaves_of(tmp_path, name, 0, 1)
         for rank in (0, 1):
             found = leaves_of(tmp_path, name, rank, 2)
             for x, y in zip(expected, found, strict=True):
                 np.testing.assert_array_equal(x, y, err_msg=name)
     first, second = (each.output for each in together)
+    assert "has the study True" in first
+    assert "has the study False" in second
     counts = {n: (trained_by(first, n)[0], trained_by(second, n)[0]) for n in NAMES}
     assert counts == {
         "many": (128, 128),
@@ -117,6 +130,10 @@ print("width", result.notes["modes"][0]["width"])
 result = sweep("auto", 512, 2, mode="auto")
 print("width by time", result.notes["modes"][0]["reason"])
 try:
+    sweep("elsewhere", 3, 3, devices=jax.devices())
+except ValueError as error:
+    print("refused", error)
+try:
     sweep("differs", 3 + mine.rank, 3)
 except ValueError as error:
     print("refused", error)
@@ -135,6 +152,7 @@ def test_an_error_in_one_process_is_known_to_all(tmp_path):
             in output
         )
         assert "width 2" in output
+        assert "refused need devices of this process, as jax.local_devices()" in output
         assert "too short to pay for trying other widths" in output
         assert "refused need the same sweep, on as many devices, in all" in output
     for name in ("tracing", "running", "narrowed", "auto"):

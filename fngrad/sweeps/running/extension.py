@@ -5,7 +5,6 @@ digests are compared, not their places.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,12 +138,6 @@ def descriptions(
     points, keys = lane_digests(lanes)
     whole = {"points": digest(lanes.points), "keys": digest(lanes.keys)}
     return {**program, **whole}, {"points": points, "keys": keys}
-
-
-def whole_digest(program: Mapping[str, Any], lanes: Lanes) -> str:
-    """Return 16 hex digits of a sweep's description and its number of devices."""
-    described = [*descriptions(program, lanes), len(lanes.devices)]
-    return _digest(json.dumps(described, sort_keys=True).encode())
 
 
 def lane_digests(lanes: Lanes) -> tuple[list[str], list[str]]:

@@ -7,8 +7,10 @@ is recorded by all, and blocks that do not fit in the memory of one are narrowed
 A process that ends takes the others with it, see `fngrad.distributed.initialize`.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -132,17 +134,21 @@ class Peers(NamedTuple):
         data = np.frombuffer(text.encode().ljust(length, b" ")[:length], np.uint8)
         return bytes(self.gather(data)[0]).decode()
 
-    def check_same(self, text: str) -> None:
+    def check_same(self, described: Any) -> None:
         """Check that all processes train the same sweep.
 
         Args:
-            text: 16 hex digits of what determines it.
+            described: what determines it, values of JSON.
 
         Raises:
-            ValueError: if the texts differ.
+            ValueError: if the values differ.
         """
+        if self.count == 1:
+            return
         self.check()
-        texts = self.gather(np.frombuffer(text.encode(), np.uint8))
+        text = json.dumps(described, sort_keys=True)
+        hashed = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        texts = self.gather(np.frombuffer(hashed, np.uint8))
         other = np.flatnonzero((texts != texts[0]).any(axis=-1))
         if other.size:
             raise ValueError(

@@ -30,7 +30,7 @@ from fngrad.sweeps.running.combinations import (
     trace,
     train,
 )
-from fngrad.sweeps.running.extension import descriptions, earlier_sweep, whole_digest
+from fngrad.sweeps.running.extension import descriptions, earlier_sweep
 from fngrad.sweeps.running.failures import Failures
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
 from fngrad.sweeps.running.peers import all_peers
@@ -109,9 +109,9 @@ def sweep(
         progress: whether to show a progress bar.
 
     Returns:
-        The result, in every process. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), the
-        metric of each lane; ``keys``; ``static``, the names; ``modes``, one dict per
-        combination with the ``width``, the ``reason`` for it, the number of
+        The result, in every process. Its ``notes`` hold ``metric``; ``values``, float64
+        (P, S), the metric of each lane; ``keys``; ``static``, the names; ``modes``, one
+        dict per combination with the ``width``, the ``reason`` for it, the number of
         ``devices`` and ``compile_seconds``, None for one that failed; ``failures``, a
         `fngrad.sweeps.Failure` for each of those; ``seconds`` of this call,
         compilation included; ``restored``, how many lanes were read from the folder or
@@ -159,7 +159,7 @@ def sweep(
     lanes = Lanes(train_fn, columns, keys, args, devices, peers)
     found = trace(train_fn, lanes, dict(enumerate(statics)), metric[0], failures)
     program = describe(digest(args), found)
-    peers.check_same(whole_digest(program, lanes))
+    peers.check_same([*descriptions(program, lanes), len(devices)])
     take = _taking(extend, folder, program, lanes)
     with contextlib.ExitStack() as stack:
         saved = None
@@ -275,11 +275,15 @@ def training_devices(devices: Sequence[Any] | None) -> list[Any]:
     """Return the devices to train on; ``None`` means all of this process.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or one is another process's.
     """
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
         raise ValueError("need at least one device, got none")
+    if others := [d for d in chosen if d.process_index != jax.process_index()]:
+        raise ValueError(
+            f"need devices of this process, as jax.local_devices() gives, got {others}"
+        )
     return chosen
 
 

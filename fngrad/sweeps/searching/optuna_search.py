@@ -28,6 +28,7 @@ from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
+from fngrad.sweeps.running.peers import all_peers
 from fngrad.sweeps.running.program import Lanes
 from fngrad.sweeps.running.runner import check_options, seed_keys, training_devices
 from fngrad.sweeps.running.storage import Folder, digest
@@ -58,7 +59,8 @@ def search(
 
     It needs the extra ``search``. The trials of a batch are asked before one of them is
     told, so a batch as large as ``num_trials`` is a random search, and smaller ones
-    learn more often.
+    learn more often. In a program of several processes all call this function; each
+    trains a part of the lanes, and the first one has the study.
 
     Args:
         train_fn: as for `fngrad.sweep`.
@@ -96,7 +98,8 @@ def search(
         ``metric``, ``values``, ``keys``, ``static``, ``modes``, ``failures``,
         ``seconds`` and ``restored`` as those of `fngrad.sweep`, by combination in the
         order of its first use; ``trials``, the study's number of each point;
-        ``counts``, the number of points in each group; and the ``study``.
+        ``counts``, the number of points in each group; and the ``study``, which other
+        processes than the first have not.
 
     Raises:
         ImportError: if Optuna is not installed.
@@ -131,30 +134,33 @@ def search(
     numerics.check_seed(seed)
     if folder is not None and study is not None:
         raise ValueError("need folder or study, got both: a study has its own storage")
-    axes, keys = search_space(space, static), seed_keys(keys)
+    axes, keys, peers = search_space(space, static), seed_keys(keys), all_peers()
+    devices = training_devices(devices)
+    told = {"space": axes.describe(), "metric": metric, "seed": seed}
+    told["keys"] = digest(keys)
+    peers.check_same([told, num_trials, size, len(devices)])
     with contextlib.ExitStack() as stack:
-        if folder is not None:
+        if folder is not None and peers.is_first:
             stack.enter_context(Lock(folder, purpose="this search"))
-            told = {"space": axes.describe(), "metric": metric, "seed": seed}
-            Folder(folder, told | {"keys": digest(keys)}, {})
-        opened = open_study(study, folder, metric, seed)
+            Folder(folder, told, {})
+        opened = open_study(study, folder, metric, seed, peers)
         opened.check_room(num_trials)
         batches = Batches(
             train_fn,
             axes,
-            Lanes(train_fn, {}, keys, args, training_devices(devices)),
+            Lanes(train_fn, {}, keys, args, devices, peers),
             metric=metric,
             mode=mode,
             size=size,
             folder=folder,
         )
-        lanes = num_trials * len(keys)
-        with ProgressBar(lanes, 0, "search", enabled=progress, unit="lanes") as bar:
+        lanes, shown = num_trials * len(keys), progress and peers.is_first
+        with ProgressBar(lanes, 0, "search", enabled=shown, unit="lanes") as bar:
             _run(opened, batches, num_trials, bar)
         notes = {"metric": metric, "keys": keys, "static": list(static or {})}
         notes |= {"study": opened.study, "seconds": time.perf_counter() - begin}
         result = batches.gather(notes)
-        if folder is not None:
+        if folder is not None and peers.is_first:
             save(Path(folder), result)
     return result
 

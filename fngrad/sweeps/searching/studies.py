@@ -1,6 +1,7 @@
 """A study of Optuna: its trials are asked in batches, and told."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 
 from fngrad.metrics.directions import Directed
 from fngrad.programs.optional_imports import import_extra
+from fngrad.sweeps.running.peers import Peers
 
 JOURNAL, BATCH = "study.log", "batch"
 WORDS = {"min": "minimize", "max": "maximize"}
@@ -30,10 +32,13 @@ class Study:
         seed: of the sampler that is made anew for each trial, so that it depends on the
             trials before and the seed alone; ``None`` keeps the study's own sampler.
         resumes: whether the trials of the study are those of this search, in batches.
+        peers: the processes of the search. The study is that of the first, which asks
+            and tells for all; the others have None.
     """
 
-    def __init__(self, study: Any, seed: int | None, resumes: bool):
+    def __init__(self, study: Any, seed: int | None, resumes: bool, peers: Peers):
         self.study: Any = study
+        self._peers = peers
         self._optuna: Any = import_extra("optuna", "search")
         self._seed, self._resumes = seed, resumes
 
@@ -47,6 +52,15 @@ class Study:
             size: how many trials it should have.
             distributions: of Optuna, by name.
         """
+        if self._peers.count == 1:
+            return self._here(number, size, distributions)
+        trials = self._here(number, size, distributions) if self.study else []
+        text = self._peers.from_first(json.dumps(trials))
+        return [Trial(*fields) for fields in json.loads(text)]
+
+    def _here(
+        self, number: int, size: int, distributions: Mapping[str, Any]
+    ) -> list[Trial]:
         found = [t for t in self._trials() if t.user_attrs.get(BATCH) == number]
         trials = [Trial(t.number, t.params, t.state.is_finished()) for t in found]
         if any(trial.is_told for trial in trials):  # after all of them were asked
@@ -70,7 +84,7 @@ class Study:
 
     def tell(self, trial: Trial, value: float | None) -> None:
         """Tell the value of a trial, None if its training raised."""
-        if trial.is_told:
+        if trial.is_told or not self.study:
             return
         if value is None:
             self.study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
@@ -102,13 +116,25 @@ class Study:
 
     def _trials(self) -> list[Any]:
         """Return the trials of this search that are in the storage."""
-        return self.study.get_trials(deepcopy=False) if self._resumes else []
+        is_here = self.study and self._resumes
+        return self.study.get_trials(deepcopy=False) if is_here else []
 
 
 def open_study(
-    study: Any, folder: str | Path | None, metric: Directed, seed: int
+    study: Any,
+    folder: str | Path | None,
+    metric: Directed,
+    seed: int,
+    peers: Peers,
 ) -> Study:
     """Return the user's study, that of the folder, or a new one.
+
+    Args:
+        study: of the user, or None.
+        folder: of the search, or None.
+        metric: which the study should optimize.
+        seed: of a new study's sampler.
+        peers: the processes of the search.
 
     Raises:
         ImportError: if Optuna is not installed.
@@ -123,12 +149,15 @@ def open_study(
                 f"need a study with direction={direction!r}, that of {metric=}, got "
                 f"{directions}"
             )
-        return Study(study, seed=None, resumes=False)
+    if not peers.is_first:
+        return Study(None, seed=None, resumes=False, peers=peers)
+    if study is not None:
+        return Study(study, seed=None, resumes=False, peers=peers)
     storage = None if folder is None else _journal(Path(folder) / JOURNAL)
     made = optuna.create_study(
         storage=storage, study_name="search", direction=direction, load_if_exists=True
     )
-    opened = Study(made, seed=seed, resumes=folder is not None)
+    opened = Study(made, seed=seed, resumes=folder is not None, peers=peers)
     for trial in made.get_trials(deepcopy=False):
         if not trial.state.is_finished() and BATCH not in trial.user_attrs:
             # The process was killed while it asked for this one.

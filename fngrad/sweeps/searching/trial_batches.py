@@ -21,6 +21,7 @@ from fngrad.sweeps.running.combinations import (
     describe,
     recorded_modes,
     restore,
+    share_done,
     trace,
     train,
 )
@@ -176,9 +177,16 @@ class Batches:
             )
             for c, own in points.items()
         }
-        saved = self._saved(number, found)
+        peers = self._lanes.peers
+        digests = [digest(program.lanes.points) for program in found.values()]
+        described = describe(self._args, found) | {"points": digests}
+        peers.check_same(described)
+        saved = None
+        if self._folder is not None and peers.is_first:
+            saved = Folder(self._folder / f"{number:05d}", described, {})
         able = {c: program for c, program in found.items() if c not in self._failures}
         collected = restore(able, saved)
+        recorded = share_done(peers, collected, recorded_modes(able, saved))
         restored = count_done(collected)
         self._restored += restored
         bar.advance(restored)
@@ -189,7 +197,7 @@ class Batches:
             saved,
             bar=bar,
             mode=self._mode,
-            recorded=recorded_modes(able, saved),
+            recorded=recorded,
         )
         for combination, how in modes.items():
             self._keep(combination, how)
@@ -204,17 +212,6 @@ class Batches:
         lanes = program.lanes._replace(points=full)
         choice = block_width.choose(self._mode, lanes, program.outline.jaxpr)
         return program._replace(blocks={}, choice=choice)
-
-    def _saved(self, number: int, found: dict[int, Combination]) -> Folder | None:
-        """Return the folder of a batch."""
-        if self._folder is None:
-            return None
-        points = {
-            "points": [digest(program.lanes.points) for program in found.values()]
-        }
-        return Folder(
-            self._folder / f"{number:05d}", describe(self._args, found) | points, {}
-        )
 
     def _keep(self, combination: int, how: dict[str, Any] | None) -> None:
         """Note how lanes were trained; the next ones are trained in the same way."""
