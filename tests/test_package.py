@@ -26,6 +26,7 @@ EXTRAS = {
     "images": {"pillow"},
     "cache": {"filelock"},
     "files": {"safetensors", "flatbuffers"},
+    "search": {"optuna"},
     "wandb": {"wandb"},
     "trackio": {"trackio"},
     "mlflow": {"mlflow-skinny"},

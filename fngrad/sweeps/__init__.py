@@ -5,7 +5,7 @@ points; `table`, `compare` and `pictures` show the results.
 """
 
 import fngrad.sweeps.results.pictures as pictures
-from fngrad.sweeps.results.result import SweepResult
+from fngrad.sweeps.results.result import Failure, SweepResult
 from fngrad.sweeps.results.saved import load
 from fngrad.sweeps.results.statistics import Comparison, Summary
 from fngrad.sweeps.results.tables import Table, best_point, compare, summary, table
@@ -14,6 +14,7 @@ from fngrad.sweeps.searching.learning_rate_range_test import (
     RangeTest,
     learning_rate_range_test,
 )
+from fngrad.sweeps.searching.optuna_search import search
 from fngrad.sweeps.searching.points import (
     Range,
     choice,
@@ -36,6 +37,7 @@ from fngrad.sweeps.searching.successive_halving import (
 
 __all__ = [
     "Comparison",
+    "Failure",
     "Halving",
     "Population",
     "Range",
@@ -55,6 +57,7 @@ __all__ = [
     "population_based_training",
     "random",
     "rungs",
+    "search",
     "sobol",
     "successive_halving",
     "summary",

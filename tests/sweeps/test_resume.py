@@ -73,7 +73,7 @@ def test_a_flipped_bit_never_becomes_a_result(tmp_path, position):
 
     record = LaneOutputs({"x": jax.ShapeDtypeStruct((2,), np.float32)}, 3)
     record.put(np.arange(3), [np.arange(6, dtype=np.float32).reshape(3, 2)])
-    folder = Folder(tmp_path, {})
+    folder = Folder(tmp_path, {}, {})
     folder.save(0, 0, 3, record)
     (file,) = lanes_of(tmp_path)
     content = bytearray(file.read_bytes())

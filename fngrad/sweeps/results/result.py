@@ -10,11 +10,21 @@ from fngrad.programs.printed import preformatted, shown
 from fngrad.training.divergence import CHECKED, is_bad
 
 
+class Failure(NamedTuple):
+    """A combination of static values whose training raised."""
+
+    static: dict[str, Any]  # its values, by name
+    points: list[int]  # their numbers in the result
+    error: str  # the exception's type and the first line of its message
+    traceback: str  # as Python prints it, with the whole message
+
+
 class SweepResult(NamedTuple):
     """Trainings by point and seed: P points, S seeds.
 
     With ``static`` the points of every combination of static values follow one
-    another, the last name varying fastest.
+    another, the last name varying fastest. The points of a combination that failed
+    have NaN in the history, and None as their state.
     """
 
     points: dict[str, np.ndarray]  # columns (P, ...) by path, static ones too
@@ -95,18 +105,22 @@ def diverged_at(history: dict[str, np.ndarray], metric: str) -> np.ndarray:
 
 
 def stack_histories(
-    histories: Sequence[dict[str, np.ndarray]],
+    histories: Sequence[dict[str, np.ndarray]], lanes: Sequence[tuple[int, int]]
 ) -> dict[str, np.ndarray]:
     """Return one history of all combinations, joined along the points.
 
     If shapes differ, arrays become float and are padded with NaN at the end; a metric
     that a combination lacks is NaN there.
 
+    Args:
+        histories: of each combination; one that failed has none of the metrics.
+        lanes: the numbers of points and seeds of each.
+
     Raises:
         ValueError: if a metric differs in its number of axes.
     """
     names = dict.fromkeys(name for history in histories for name in history)
-    return {name: _stack(name, histories) for name in names}
+    return {name: _stack(name, histories, lanes) for name in names}
 
 
 def _text(result: SweepResult) -> str:
@@ -117,6 +131,8 @@ def _text(result: SweepResult) -> str:
         f"SweepResult: {points} points, {seeds} seeds, "
         f"{np.sum(lanes >= 0)} of {lanes.size} lanes diverged"
     )
+    if failures := result.notes.get("failures"):
+        head += f", {len(failures)} of {len(result.state)} combinations failed"
     rows = [["", "from", "to", "shape"]]
     rows += [[name, *_range(column)] for name, column in result.points.items()]
     rows += [
@@ -139,7 +155,11 @@ def _range(values: np.ndarray) -> list[str]:
     return [*texts, str(values.shape)]
 
 
-def _stack(name: str, histories: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def _stack(
+    name: str,
+    histories: Sequence[dict[str, np.ndarray]],
+    lanes: Sequence[tuple[int, int]],
+) -> np.ndarray:
     found = [history[name] for history in histories if name in history]
     ranks = sorted({x.ndim for x in found})
     if len(ranks) > 1:
@@ -154,9 +174,8 @@ def _stack(name: str, histories: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         return np.concatenate(found)
     dtype = np.result_type(*(x.dtype for x in found), np.float32)
     blocks = []
-    for history in histories:
-        like = next(iter(history.values()))
-        block = np.full((*like.shape[:2], *target), np.nan, dtype)
+    for history, shape in zip(histories, lanes, strict=True):
+        block = np.full((*shape, *target), np.nan, dtype)
         if name in history:
             x = history[name]
             block[tuple(slice(size) for size in x.shape)] = x

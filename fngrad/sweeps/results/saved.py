@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from fngrad.files.atomic_writes import write_atomically
-from fngrad.sweeps.results.result import SweepResult
+from fngrad.programs.printed import recorded
+from fngrad.sweeps.results.result import Failure, SweepResult
 
 NAME = "result.npz"
 _NOTES = ("metric", "static", "seconds", "restored")
+_OF_SEARCH = ("counts", "trials")
 _POINTS, _HISTORY = "points/", "history/"
 
 
@@ -26,7 +28,14 @@ def save(folder: Path, result: SweepResult) -> None:
         OSError: if the file cannot be written.
     """
     notes = {name: result.notes[name] for name in _NOTES}
+    notes |= {
+        n: np.asarray(result.notes[n]).tolist() for n in _OF_SEARCH if n in result.notes
+    }
     notes["combinations"] = len(result.state) if notes["static"] else None
+    notes["failures"] = [
+        failure._replace(static={n: recorded(x) for n, x in failure.static.items()})
+        for failure in result.notes["failures"]
+    ]
     arrays = {
         **{_POINTS + name: _plain(column) for name, column in result.points.items()},
         **{_HISTORY + name: _plain(x) for name, x in result.history.items()},
@@ -76,6 +85,7 @@ def load(folder: str | Path) -> SweepResult:
         arrays = {name: content[name] for name in content.files}
     notes = json.loads(str(arrays["notes"]))
     combinations = notes.pop("combinations")
+    notes["failures"] = [Failure(*fields) for fields in notes.get("failures", [])]
     return SweepResult(
         points=_under(_POINTS, arrays),
         state=None if combinations is None else [None] * combinations,

@@ -97,11 +97,22 @@ def summary(
         key=key,
         tried=result.notes.get("tried"),
     )
+    found = _with_failures(found, result)
     seen = [name for name in result.history if "test" in name.split("/")]
     if seen:
         doubt = f"{', '.join(seen)} was measured at every point: do not select by it"
         found = found._replace(warnings=(*found.warnings, doubt))
     return found
+
+
+def _with_failures(found: Summary, result: SweepResult) -> Summary:
+    """Count the lanes of combinations that failed as such, not as diverged."""
+    doubts, diverged = [], found.diverged.copy()
+    for failure in result.notes.get("failures", []):
+        diverged[failure.points] = 0
+        values = ", ".join(f"{n} {short_text(x)}" for n, x in failure.static.items())
+        doubts.append(f"{values} failed: {failure.error}")
+    return found._replace(diverged=diverged, warnings=(*found.warnings, *doubts))
 
 
 def scores(result: SweepResult, name: str) -> np.ndarray:
@@ -146,14 +157,16 @@ def records(result: SweepResult, name: str) -> np.ndarray:
     """
     curves = np.asarray(result.history[name])
     points, _, length = curves.shape[:3]
-    combinations = len(result.state) if result.notes.get("static") else 1
-    if combinations == 1 or length == 0:
+    groups = len(result.state) if result.notes.get("static") else 1
+    if groups == 1 or length == 0:
         return np.full(points, length)
-    blocks = curves.reshape(combinations, -1, length, *curves.shape[3:])
-    others = (1, *range(3, blocks.ndim))
-    seen = ~np.isnan(blocks.astype(np.float64)).all(axis=others)
-    lengths = np.where(seen, np.arange(1, length + 1), 0).max(axis=1)
-    return np.repeat(np.maximum(lengths, 1), points // combinations)
+    counts = result.notes.get("counts", [points // groups] * groups)
+    others = (1, *range(3, curves.ndim))
+    lengths = []
+    for group in np.split(curves, np.cumsum(counts)[:-1]):
+        seen = ~np.isnan(group.astype(np.float64)).all(axis=(0, *others))
+        lengths.append(np.where(seen, np.arange(1, length + 1), 0).max())
+    return np.repeat(np.maximum(lengths, 1), counts)
 
 
 def best_point(result: SweepResult, metric: Metric | None = None) -> dict[str, Any]:
@@ -199,7 +212,8 @@ def table(
     value and its interval, the
     probability that the point is best (in percent) and the number of lanes that
     diverged, followed by a legend and by warnings about the best point. A median is
-    infinite if half the lanes diverged.
+    infinite if half the lanes diverged. If a combination of static values failed, one
+    more column has its exception.
 
     Args:
         result: from `fngrad.sweep`.
@@ -234,6 +248,8 @@ the point is the best
         top = numerics.check_count("top", top, 1)
     found = summary(result, metric, level=level, resamples=resamples, key=key)
     more = {name: _median(result, name) for name in also}
+    failures = result.notes.get("failures", [])
+    failed = {number: f.error for f in failures for number in f.points}
     rows = []
     for rank, number in enumerate(found.order[:top], start=1):
         row: dict[str, Any] = {"rank": rank, **_values(result, number)}
@@ -242,7 +258,7 @@ the point is the best
         row["P(best) %"] = round(100 * float(found.p_best[number]), 1)
         row["diverged"] = int(found.diverged[number])
         row |= {name: float(values[number]) for name, values in more.items()}
-        rows.append(row)
+        rows.append(row | ({"failed": failed.get(number, "")} if failed else {}))
     return Table(found, rows, level)
 
 
@@ -291,6 +307,7 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
     """Return a row as text, with both ends of the interval in one column."""
     names = list(row)
     measured = {"median", "low", "high", *names[names.index("diverged") + 1 :]}
+    measured -= {"failed"}
     texts = {k: _digits(x) if k in measured else short_text(x) for k, x in row.items()}
     texts["P(best) %"] = f"{row['P(best) %']:.1f}"
     texts["low"] += f" - {texts.pop('high')}"

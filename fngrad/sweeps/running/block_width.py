@@ -12,8 +12,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import jax
-
 import fngrad.numerics as numerics
 from fngrad.programs.caller_warnings import warn
 from fngrad.sweeps.running.program import Block, Lanes, compile_block
@@ -57,7 +55,7 @@ def choose(mode: Mode, lanes: Lanes, jaxpr: Any) -> Choice:
     On a CPU "auto" takes as many lanes as carry about 1 MiB from step to step, 2 to
     64 of them, but few enough that each core gets a block.
     """
-    share = -(-lanes.count // len(lanes.devices))
+    share = lanes.share
     if mode == "map":
         return Choice(1, "asked for")
     if mode == "vmap":
@@ -121,14 +119,6 @@ def memory_budget(devices: Sequence[Any]) -> int:
     else:
         free = _free_host_memory() // (len(devices) * blocks_at_once(devices))
     return int(MEMORY_SHARE * free)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out."""
-    text = str(error).lower()
-    is_from_jax = isinstance(error, jax.errors.JaxRuntimeError)
-    is_full = "resource_exhausted" in text or "out of memory" in text
-    return isinstance(error, MemoryError) or (is_from_jax and is_full)
 
 
 def _cores() -> int:

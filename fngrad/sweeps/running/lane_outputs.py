@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fngrad.sweeps.running.program import is_key
+from fngrad.sweeps.running.program import is_key, to_host
 
 
 class LaneOutputs:
-    """Arrays with the outputs of all lanes, and a mask of those that are done.
+    """Arrays with the outputs of all lanes, and masks of those done and saved.
 
     Args:
         outputs: shapes and dtypes of one lane.
@@ -18,6 +18,7 @@ class LaneOutputs:
     """
 
     def __init__(self, outputs: Any, count: int):
+        self._outputs = outputs
         leaves, self._structure = jax.tree.flatten(outputs)
         self._implementations = [
             jax.random.key_impl(jnp.zeros((), leaf.dtype)) if is_key(leaf) else None
@@ -31,12 +32,34 @@ class LaneOutputs:
             np.zeros((count, *x.shape), x.dtype) for x in hosts
         ]
         self.done: np.ndarray = np.zeros(count, bool)
+        self.saved: np.ndarray = np.zeros(count, bool)  # in the sweep's folder
+
+    def unsaved(self, end: int) -> np.ndarray:
+        """Return the numbers of the lanes below ``end`` that are done, not saved."""
+        return np.flatnonzero(self.done[:end] & ~self.saved[:end])
 
     def put(self, lanes: np.ndarray, leaves: list[np.ndarray]) -> None:
         """Store the outputs of lanes; the padding of a block is dropped."""
         for whole, part in zip(self.leaves, leaves, strict=True):
             whole[lanes] = part[: len(lanes)]
         self.done[lanes] = True
+
+    def put_points(self, state: Any, history: dict[str, Any]) -> None:
+        """Store the outputs of all lanes, as `by_point` returned them.
+
+        Args:
+            state: leaves (P, S, ...).
+            history: also with other metrics, and padded at the end.
+        """
+        own = {name: history[name] for name in self._outputs[1]}
+        for whole, leaf in zip(self.leaves, to_host((state, own)), strict=True):
+            lanes = leaf.reshape(len(whole), *leaf.shape[2:])
+            whole[...] = lanes[(..., *(slice(size) for size in whole.shape[1:]))]
+        self.done[:] = True
+
+    def emptied(self, count: int) -> "LaneOutputs":
+        """Return outputs of the same kind of lanes, none of them done."""
+        return LaneOutputs(self._outputs, count)
 
     def by_point(self, seeds: int) -> Any:
         """Return (state, history) with leaves (P, S, ...): NumPy arrays and keys."""

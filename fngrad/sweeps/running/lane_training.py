@@ -21,11 +21,11 @@ from fngrad.sweeps.running.block_width import (
     blocks_at_once,
     choose,
     fitting_block,
-    is_out_of_memory,
     memory_budget,
 )
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
-from fngrad.sweeps.running.program import Block, Lanes, to_host
+from fngrad.sweeps.running.peers import is_out_of_memory
+from fngrad.sweeps.running.program import Block, Lanes, compile_block, to_host
 from fngrad.sweeps.running.storage import Folder
 from fngrad.sweeps.running.width_timing import try_widths
 
@@ -39,14 +39,15 @@ class Training(NamedTuple):
     number: int  # of the combination
     lanes: Lanes
     jaxpr: Any  # of one lane
+    blocks: dict[int, Block] | None  # the last one, kept for other points, by width
     collected: LaneOutputs
     folder: Folder | None
     bar: ProgressBar
     chunk: int | None
+    recorded: dict[str, Any] | None = None  # how lanes that are done were trained
 
-    def run(self, mode: Mode) -> dict[str, Any]:
+    def run(self, choice: Choice, is_open: bool) -> dict[str, Any]:
         """Train the lanes that are not done yet; return how they were trained."""
-        choice, is_open = self._choose(mode)
         how = {
             **choice._asdict(),
             "devices": len(self.lanes.devices),
@@ -63,45 +64,61 @@ class Training(NamedTuple):
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or block.width == 1:
                     raise
+                known = self.lanes.peers.settle(error)
+                if known is not None and not is_out_of_memory(known):
+                    raise known from error
                 how["width"] = block.width // 2
                 warn(
                     f"out of memory in a block of {block.width} lanes: continuing with "
                     f"{how['width']}, which may round differently; "
                     f"{self.collected.done.sum()} lanes are done"
                 )
+        if self.folder and self.folder.mode(self.number) is None:
+            self._record(how)
+        self._save(self.lanes.count)  # those of an earlier sweep too
         return how
 
     def _compiled(self, width: int, how: dict[str, Any]) -> Block:
         """Return a block of at most this width, and add up how long it compiled."""
+        if self.blocks and width in self.blocks:
+            return self.blocks[width].of(self.lanes)
         with self.bar.compiling():
             block = fitting_block(self.lanes, width)
+            least = self.lanes.peers.least(block.width)
+            if least < block.width:
+                block = compile_block(self.lanes, least)
         how["compile_seconds"] += block.compile_seconds
+        if self.blocks is not None:
+            self.blocks.clear()
+            self.blocks[block.width] = block
         return block
 
-    def _choose(self, mode: Mode) -> tuple[Choice, bool]:
-        """Return the first choice, and whether other widths should be timed."""
-        recorded = self.folder.mode(self.number) if self.folder else None
-        if recorded is None:
+    def choose(self, mode: Mode) -> tuple[Choice, bool]:
+        """Return the first choice of a width, and whether others should be timed."""
+        if self.recorded is None:
             choice = choose(mode, self.lanes, self.jaxpr)
             is_cpu = self.lanes.devices[0].platform == "cpu"
             # In a long sweep, training the first block alone costs next to nothing.
             at_once = choice.width * blocks_at_once(self.lanes.devices)
             is_long = self.lanes.count / at_once >= MIN_ROUNDS
-            return choice, mode == "auto" and is_cpu and is_long
-        width = recorded["width"]
+            peers, is_open = self.lanes.peers, mode == "auto" and is_cpu and is_long
+            choice = choice._replace(width=peers.first(choice.width))
+            return choice, bool(peers.first(is_open))
+        width = self.recorded["width"]
         if mode != "auto" and choose(mode, self.lanes, self.jaxpr).width != width:
             raise ValueError(
-                f"need mode={width} or mode='auto' with a folder whose lanes were "
-                f"trained in blocks of {width}, got {mode=}"
+                f"need mode={width} or mode='auto' to continue lanes that were trained "
+                f"in blocks of {width}, got {mode=}"
             )
-        return Choice(width, "recorded in the folder"), False
+        return Choice(width, "recorded with the lanes that are done"), False
 
     def _fastest(self, block: Block, how: dict[str, Any]) -> Block:
         """Train the first block, and time other widths if the rest takes long."""
         started = time.perf_counter()
-        first = np.arange(min(block.lanes, self.lanes.count))
+        first = self._left()[: block.lanes]
         outputs = self._train(block, first)
-        blocks = -(-self.lanes.count // block.lanes)
+        peers = self.lanes.peers
+        blocks = -(-self.lanes.count // (block.lanes * peers.count))
         seconds = time.perf_counter() - started
         rest = seconds * (blocks - 1) / blocks_at_once(self.lanes.devices)
         budget = memory_budget(self.lanes.devices)
@@ -111,58 +128,66 @@ class Training(NamedTuple):
             )
         how["reason"] += f"; {trial.reason}"
         how["compile_seconds"] += trial.compile_seconds
-        how["width"] = trial.width
-        if trial.width != block.width:
-            return self._compiled(trial.width, how)
+        how["width"] = peers.first(trial.width)
+        if how["width"] != block.width:
+            return self._compiled(how["width"], how)
         self._put(first, outputs)
         self._record(how)
-        self._save(0, len(first))
+        self._save(len(first))
         return block
 
     def _run_blocks(self, block: Block) -> None:
         """Train the remaining lanes; completed ones are saved whatever happens."""
         chunk = self.chunk or -(-self.lanes.count // MAX_CHUNKS)
-        begin = end = 0
+        end = 0
         try:
             with contextlib.closing(self._outputs(block)) as blocks:
                 for numbers, outputs in blocks:
-                    if numbers[0] != end:
-                        self._save(begin, end)
-                        begin = int(numbers[0])
                     self._put(numbers, outputs)
                     end = int(numbers[-1]) + 1
-                    if end - begin >= chunk:
-                        self._save(begin, end)
-                        begin = end
+                    if len(self.collected.unsaved(end)) >= chunk:
+                        self._save(end)
         finally:
-            self._save(begin, end)
+            self._save(end)
 
     def _outputs(self, block: Block) -> Generator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield lanes and outputs block by block; several blocks train concurrently."""
-        count, done = self.lanes.count, self.collected.done
-        cuts = range(block.lanes, count, block.lanes)
-        blocks = [n for n in np.split(np.arange(count), cuts) if not done[n].all()]
+        left, peers = self._left(), self.lanes.peers
+        blocks = np.split(left, range(block.lanes, len(left), block.lanes))
         pool = ThreadPoolExecutor(blocks_at_once(self.lanes.devices))
+        like = self.collected.emptied(block.lanes).leaves
         try:
-            outputs = pool.map(functools.partial(self._train, block), blocks)
-            yield from zip(blocks, outputs, strict=True)
+            own = blocks[peers.rank :: peers.count]
+            outputs = pool.map(functools.partial(self._train, block), own)
+            for first in range(0, len(blocks), peers.count):
+                shared = peers.share(next(outputs, []), like)
+                yield from zip(
+                    blocks[first : first + peers.count], shared, strict=False
+                )
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _train(self, block: Block, numbers: np.ndarray) -> list[np.ndarray]:
         """Train lanes; a block that they do not fill repeats the last one."""
-        padded = np.minimum(numbers[0] + np.arange(block.lanes), self.lanes.count - 1)
-        return to_host(block.run(padded))
+        padding = block.lanes - len(numbers)
+        return to_host(block.run(np.pad(numbers, (0, padding), mode="edge")))
+
+    def _left(self) -> np.ndarray:
+        """Return the numbers of the lanes that are not done, ascending."""
+        return np.flatnonzero(~self.collected.done)
 
     def _put(self, numbers: np.ndarray, outputs: list[np.ndarray]) -> None:
-        """Store outputs; a lane that was done already does not advance the bar."""
-        self.bar.advance(int((~self.collected.done[numbers]).sum()))
+        """Store outputs, and advance the bar."""
+        self.bar.advance(len(numbers))
         self.collected.put(numbers, outputs)
 
     def _record(self, how: dict[str, Any]) -> None:
         if self.folder:
             self.folder.record_mode(self.number, how)
 
-    def _save(self, begin: int, end: int) -> None:
-        if self.folder and begin < end:
-            self.folder.save(self.number, begin, end, self.collected)
+    def _save(self, end: int) -> None:
+        """Save the lanes below ``end``, all of which are done, as one file."""
+        unsaved = self.collected.unsaved(end)
+        if self.folder and len(unsaved):
+            first, last = int(unsaved[0]), int(unsaved[-1])
+            self.folder.save(self.number, first, last + 1, self.collected)

@@ -26,6 +26,7 @@ from fngrad.programs.caller_warnings import warn
 from fngrad.programs.equations import inner_jaxprs, outside_effects
 from fngrad.sharding.meshes import context_of, off_explicit_axes
 from fngrad.sweeps.results.result import check_pair
+from fngrad.sweeps.running.peers import Peers
 from fngrad.tree import is_key
 from fngrad.types import Key
 
@@ -52,12 +53,29 @@ class Lanes(NamedTuple):
     points: Any  # NumPy leaves (P, ...)
     keys: Key  # (S,)
     args: tuple[Any, ...]
-    devices: Sequence[Any]
+    devices: Sequence[Any]  # of this process
+    peers: Peers = Peers()
 
     @property
     def count(self) -> int:
         """The number of lanes, P S."""
         return len(jax.tree.leaves(self.points)[0]) * len(self.keys)
+
+    @property
+    def share(self) -> int:
+        """The lanes of each device of all processes, rounded up."""
+        return -(-self.count // (len(self.devices) * self.peers.count))
+
+    def take(self) -> Callable[[np.ndarray], Any]:
+        """Return a function of lanes: their points and key data, on the host."""
+        points = jax.tree.map(canonical, self.points)
+        key_data, seeds = np.asarray(jax.random.key_data(self.keys)), len(self.keys)
+
+        def take(numbers: np.ndarray) -> Any:
+            point = jax.tree.map(lambda x: x[numbers // seeds], points)
+            return point, key_data[numbers % seeds]  # seeds vary fastest
+
+        return take
 
 
 class Block(NamedTuple):
@@ -68,6 +86,12 @@ class Block(NamedTuple):
     lanes: int  # in all
     compile_seconds: float
     bytes: int  # on each device, without the shared args
+    call: Callable[[Any, Any], Any]  # points and key data -> outputs
+
+    def of(self, lanes: Lanes) -> "Block":
+        """Return the same program for lanes with other points."""
+        take = lanes.take()
+        return self._replace(run=lambda numbers: self.call(*take(numbers)))
 
 
 def outline(lanes: Lanes, metric: str) -> Outline:
@@ -106,15 +130,7 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     mesh = _lane_mesh(devices)
     args = off_explicit_axes(mesh, lanes.args)
     args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
-    points = jax.tree.map(_canonical, lanes.points)
-    seeds = len(lanes.keys)
-    key_data = np.asarray(jax.random.key_data(lanes.keys))
-    implementation = jax.random.key_impl(lanes.keys)
-
-    def take(numbers: np.ndarray) -> Any:
-        """Return points and key data on the host; seeds vary fastest."""
-        point = jax.tree.map(lambda x: x[numbers // seeds], points)
-        return point, key_data[numbers % seeds]
+    implementation, take = jax.random.key_impl(lanes.keys), lanes.take()
 
     def block(points: Any, key_data: jax.Array, args: Any) -> Any:
         keys = jax.random.wrap_key_data(key_data, impl=implementation)
@@ -140,17 +156,24 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     compiled = lowered.compile(BATCHED_OPTIONS if is_batched_on_cpu else None)
     seconds = time.perf_counter() - begin
 
-    def run(numbers: np.ndarray) -> Any:
+    def call(points: Any, key_data: Any) -> Any:
         # A program compiled ahead of time cannot locate a NaN.
-        call = program if nans or infs else compiled
+        run = program if nans or infs else compiled
         with contextlib.ExitStack() as stack:
             stack.enter_context(jax.debug_nans(nans))
             stack.enter_context(jax.debug_infs(infs))
             stack.enter_context(jax.disable_jit(False))
             stack.enter_context(context_of(mesh))
-            return call(*take(numbers), args)
+            return run(points, key_data, args)
 
-    return Block(run, width, count, compile_seconds=seconds, bytes=_bytes(compiled))
+    return Block(
+        run=lambda numbers: call(*take(numbers)),
+        width=width,
+        lanes=count,
+        compile_seconds=seconds,
+        bytes=_bytes(compiled),
+        call=call,
+    )
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:
@@ -162,7 +185,7 @@ def to_host(outputs: Any) -> list[np.ndarray]:
 
 
 def _trace(lanes: Lanes) -> Any:
-    point = jax.tree.map(lambda x: _canonical(x)[0], lanes.points)
+    point = jax.tree.map(lambda x: canonical(x)[0], lanes.points)
 
     def train(point: Any, key: Key, args: Any) -> Any:
         return lanes.train_fn(point, key, *args)
@@ -248,7 +271,8 @@ def _check_outputs(outputs: Any, metric: str) -> None:
         )
 
 
-def _canonical(column: np.ndarray) -> np.ndarray:
+def canonical(column: np.ndarray) -> np.ndarray:
+    """Return a column in the dtype that it has in the program."""
     return column.astype(jax.dtypes.canonicalize_dtype(column.dtype))
 
 

@@ -2,35 +2,40 @@
 
 import contextlib
 import functools
-import inspect
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import fngrad.numerics as numerics
-import fngrad.programs.signatures as signatures
 import fngrad.sweeps.running.block_width as block_width
 import fngrad.tree as tree
 from fngrad.files.locks import Lock
 from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric, directed
-from fngrad.programs.printed import recorded
-from fngrad.sweeps.results.result import (
-    SweepResult,
-    diverged_at,
-    last_values,
-    stack_histories,
-)
+from fngrad.sweeps.results.assembly import Part, assemble
+from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
+from fngrad.sweeps.running.combinations import (
+    Combination,
+    by_point,
+    combinations,
+    count_done,
+    describe,
+    recorded_modes,
+    restore,
+    share_done,
+    trace,
+    train,
+)
+from fngrad.sweeps.running.extension import descriptions, earlier_sweep
+from fngrad.sweeps.running.failures import Failures
 from fngrad.sweeps.running.lane_outputs import LaneOutputs
-from fngrad.sweeps.running.lane_training import Training
-from fngrad.sweeps.running.program import Lanes, Outline, is_key, outline
-from fngrad.sweeps.running.storage import Folder, describe_shapes, digest, machine
+from fngrad.sweeps.running.peers import all_peers
+from fngrad.sweeps.running.program import Lanes, is_key
+from fngrad.sweeps.running.storage import Folder, digest
 from fngrad.sweeps.searching.points import check_points
 from fngrad.types import Key
 
@@ -46,6 +51,7 @@ def sweep(
     mode: block_width.Mode = "auto",
     chunk: int | None = None,
     folder: str | Path | None = None,
+    extend: SweepResult | str | Path | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -61,6 +67,11 @@ def sweep(
 
     `fngrad.steps.freeze_diverged` freezes a lane that diverges.
 
+    In a program of several processes (`fngrad.distributed`) all call this function with
+    the same arguments. Each trains its part of the lanes on its own devices and returns
+    the whole result; the first one owns the folder and the progress bar. A training
+    that raises in one process is recorded by all.
+
     A sweep compiles under ``jax.disable_jit()`` too; to step through one training,
     call ``train_fn(point, key, *args)`` directly.
 
@@ -75,7 +86,9 @@ def sweep(
         args: what the lanes share, such as data: pytrees of arrays. Arrays that
             train_fn closes over become constants of the program instead.
         static: name -> values of any type, for choices that change the program: an
-            optimizer, a batch size. Every combination is compiled separately.
+            optimizer, a batch size. Every combination is compiled separately. One
+            that raises is left out with a warning, unless all do: its points are NaN
+            in the history and last in a table.
         metric: the name of the metric that ranks points, and ``"min"`` or ``"max"``;
             or a name that implies the direction, see `fngrad.metrics.directions`. Of
             a curve the last value counts.
@@ -87,24 +100,34 @@ def sweep(
         folder: where chunks are saved, so that the same call resumes a killed sweep,
             and the result, for `fngrad.sweeps.load`. The folder is locked while the
             sweep runs: one process at a time.
+        extend: an earlier sweep of the same ``train_fn`` and ``args``, its result or
+            its folder, to which this one adds points, keys or static values. Pass all
+            of them, the old ones included: a lane that both sweeps have is not
+            trained again, and the result has the bits of one sweep over all in blocks
+            of the recorded width.
         devices: where lanes are trained; all devices of this process by default.
         progress: whether to show a progress bar.
 
     Returns:
-        The result. Its ``notes`` hold ``metric``; ``values``, float64 (P, S), the
-        metric of each lane; ``keys``; ``static``, the names; ``modes``, one dict per
-        combination with the ``width``, the ``reason`` for it, the number of
-        ``devices`` and ``compile_seconds``; ``seconds`` of this call, compilation
-        included; ``restored``, how many lanes were read from the folder.
+        The result, in every process. Its ``notes`` hold ``metric``; ``values``, float64
+        (P, S), the metric of each lane; ``keys``; ``static``, the names; ``modes``, one
+        dict per combination with the ``width``, the ``reason`` for it, the number of
+        ``devices`` and ``compile_seconds``, None for one that failed; ``failures``, a
+        `fngrad.sweeps.Failure` for each of those; ``seconds`` of this call,
+        compilation included; ``restored``, how many lanes were read from the folder or
+        from ``extend``; ``program``, what determined them besides point and key.
 
     Raises:
         ValueError: if an argument is out of range, columns differ in length,
-            ``train_fn`` is not pure or does not record the metric, or the folder holds
-            another sweep.
+            ``train_fn`` is not pure or does not record the metric, the folder holds
+            another sweep, ``extend`` trained in another way or has none of the lanes,
+            or processes of one program train different sweeps.
         TypeError: if points or args are not numeric, ``static`` is not a mapping, or
             ``train_fn`` does not return (state, history) or has a structure that
             depends on the point.
+        Exception: of the first combination of static values, if all of them fail.
         LockError: if another process uses the folder, or it cannot be written.
+        RuntimeError: if another process of the program has ended.
 
     Example:
         >>> import jax.numpy as jnp
@@ -125,71 +148,107 @@ def sweep(
     """
     begin = time.perf_counter()
     metric = directed(metric)
-    _check_options(mode, chunk)
-    columns, _ = check_points(points)
-    keys, devices = seed_keys(keys), _devices(devices)
-    _check_args(args)
-    combinations = _combinations({} if static is None else static, columns)
-    _check_takes(train_fn, args, combinations[0])
-    sweeps = [
-        Lanes(functools.partial(train_fn, **values), columns, keys, args, devices)
-        for values in combinations
-    ]
-    outlines = [outline(lanes, metric[0]) for lanes in sweeps]
+    check_options(mode, args)
+    if chunk is not None:
+        numerics.check_count("chunk", chunk, low=1)
+    columns, count = check_points(points)
+    keys, devices = seed_keys(keys), training_devices(devices)
+    statics = combinations(static, columns)
+    peers = all_peers()
+    failures = Failures(statics, peers)
+    lanes = Lanes(train_fn, columns, keys, args, devices, peers)
+    found = trace(train_fn, lanes, dict(enumerate(statics)), metric[0], failures)
+    program = describe(digest(args), found)
+    peers.check_same([*descriptions(program, lanes), len(devices)])
+    take = _taking(extend, folder, program, lanes)
     with contextlib.ExitStack() as stack:
         saved = None
-        if folder is not None:
+        if folder is not None and peers.is_first:
             stack.enter_context(Lock(folder, purpose="this sweep"))
-            saved = Folder(folder, _description(sweeps[0], outlines, combinations))
-        results, how = _train(
-            sweeps, outlines, saved, mode=mode, chunk=chunk, progress=progress
+            saved = Folder(folder, *descriptions(program, lanes))
+        outputs, how = _train(
+            found,
+            failures,
+            saved,
+            take if peers.is_first else lambda collected: {},
+            mode=mode,
+            chunk=chunk,
+            progress=progress and peers.is_first,
         )
         notes = {
             "metric": metric,
             "keys": keys,
             "static": list(static or {}),
             **how,
+            "program": program,
+            "failures": failures.record(
+                {n: list(range(n * count, (n + 1) * count)) for n in failures}
+            ),
             "seconds": time.perf_counter() - begin,
         }
-        result = _gather(results, columns, combinations, notes)
+        parts = [Part(c.static, columns, outputs[n]) for n, c in found.items()]
+        result = assemble(parts, len(keys), notes)
         if saved is not None:
             save(saved.path, result)
     return result
 
 
 def _train(
-    sweeps: list[Lanes],
-    outlines: list[Outline],
+    found: dict[int, Combination],
+    failures: Failures,
     folder: Folder | None,
+    take: Callable[[dict[int, LaneOutputs]], dict[int, Any]],
     *,
     mode: block_width.Mode,
     chunk: int | None,
     progress: bool,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Train the lanes that the folder lacks; return outputs per sweep, and notes."""
-    collected = [LaneOutputs(out.outputs, sweeps[0].count) for out in outlines]
-    for number, outputs in enumerate(collected):
-        if folder:
-            folder.restore(number, outputs)
-    restored = sum(int(outputs.done.sum()) for outputs in collected)
-    total = len(collected) * sweeps[0].count
-    bar = ProgressBar(total, restored, "sweep", enabled=progress, unit="lanes")
-    with bar, _interrupts_report(collected, folder):
-        modes = [
-            Training(
-                number=number,
-                lanes=lanes,
-                jaxpr=outlines[number].jaxpr,
-                collected=collected[number],
-                folder=folder,
-                bar=bar,
-                chunk=chunk,
-            ).run(mode)
-            for number, lanes in enumerate(sweeps)
-        ]
-    seeds = len(sweeps[0].keys)
-    results = [outputs.by_point(seeds) for outputs in collected]
-    return results, {"modes": modes, "restored": restored}
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """Train the lanes that neither the folder nor an earlier sweep has.
+
+    Returns:
+        The outputs by combination, point and seed, and notes.
+    """
+    collected = restore(found, folder)
+    peers = next(iter(found.values())).lanes.peers
+    taken = take(collected) | recorded_modes(found, folder)
+    taken = share_done(peers, collected, taken)
+    done = count_done(collected)
+    total = sum(outputs.done.size for outputs in collected.values())
+    with ProgressBar(total, done, "sweep", enabled=progress, unit="lanes") as bar:
+        modes = train(
+            found,
+            collected,
+            failures,
+            folder,
+            bar=bar,
+            mode=mode,
+            chunk=chunk,
+            recorded=taken,
+        )
+    outputs = by_point(found, collected, failures)
+    return outputs, {"modes": list(modes.values()), "restored": done}
+
+
+def _taking(
+    extend: SweepResult | str | Path | None,
+    folder: str | Path | None,
+    program: dict[str, Any],
+    lanes: Lanes,
+) -> Callable[[dict[int, LaneOutputs]], dict[int, Any]]:
+    """Return a function that takes over the lanes of an earlier sweep."""
+    if extend is None:
+        return lambda collected: {}
+    if (
+        isinstance(extend, str | Path)
+        and folder is not None
+        and Path(folder).resolve() == Path(extend).resolve()
+    ):
+        raise ValueError(
+            "need a folder for the whole sweep other than that of the sweep that it "
+            f"extends, got {str(folder)!r} for both"
+        )
+    earlier = earlier_sweep(extend)
+    return functools.partial(earlier.take, program, lanes)
 
 
 def seed_keys(keys: Any) -> Key:
@@ -212,102 +271,34 @@ def seed_keys(keys: Any) -> Key:
     return keys
 
 
-def _gather(
-    results: list[Any],
-    columns: Any,
-    combinations: list[dict[str, Any]],
-    notes: dict[str, Any],
-) -> SweepResult:
-    """Concatenate the results of all combinations along the points."""
-    states = [state for state, _ in results]
-    histories = [history for _, history in results]
-    name, _ = notes["metric"]
-    table = {
-        path: np.concatenate([column] * len(combinations))
-        for path, column in tree.leaf_paths(columns).items()
-    }
-    count = len(next(iter(table.values()))) // len(combinations)
-    for label in combinations[0]:
-        values = [combination[label] for combination in combinations]
-        table[label] = np.repeat(_column(values), count)
-    notes["values"] = np.concatenate([last_values(h[name]) for h in histories])
-    return SweepResult(
-        points=table,
-        state=states if combinations[0] else states[0],
-        history=stack_histories(histories),
-        diverged_at=np.concatenate([diverged_at(h, name) for h in histories]),
-        notes=notes,
-    )
+def training_devices(devices: Sequence[Any] | None) -> list[Any]:
+    """Return the devices to train on; ``None`` means all of this process.
 
-
-def _column(values: list[Any]) -> np.ndarray:
-    """Return values of any type as a column; mixed types as objects."""
-    for kinds in (str, bool, int | float):
-        if all(isinstance(value, kinds) for value in values):
-            return np.array(values)
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
-
-
-@contextlib.contextmanager
-def _interrupts_report(
-    collected: list[LaneOutputs], folder: Folder | None
-) -> Iterator[None]:
-    """Note on a KeyboardInterrupt how many lanes are done and where they are."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        done = np.concatenate([outputs.done for outputs in collected])
-        fate = "lost: a folder would keep them"
-        if folder:
-            fate = f"kept in {folder.path}: the same call continues from there"
-        interrupt.add_note(f"{done.sum()} of {done.size} lanes are {fate}")
-        raise
-
-
-def _description(
-    lanes: Lanes, outlines: list[Outline], combinations: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return everything that determines a sweep's outputs, as JSON values."""
-    return {
-        **machine(),
-        "points": digest(lanes.points),
-        "keys": digest(lanes.keys),
-        "args": digest(lanes.args),
-        "static": [
-            {name: recorded(x) for name, x in values.items()} for values in combinations
-        ],
-        "outputs": [describe_shapes(out.outputs) for out in outlines],
-        "train_fn": [out.fingerprint for out in outlines],
-    }
-
-
-def _combinations(
-    static: Mapping[str, Sequence[Any]], columns: Any
-) -> list[dict[str, Any]]:
-    if not isinstance(static, Mapping):
-        raise TypeError(f"need static={{name: [values]}}, got {static!r}")
-    for name, values in static.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise ValueError(
-                f"need a list of values, at least one, for each name in static, got "
-                f"{name}={values!r}"
-            )
-        if name in tree.leaf_paths(columns):
-            raise ValueError(f"need {name!r} in points or in static, got it in both")
-    products = itertools.product(*static.values())
-    return [dict(zip(static, values, strict=True)) for values in products]
-
-
-def _devices(devices: Sequence[Any] | None) -> list[Any]:
+    Raises:
+        ValueError: if there are none, or one is another process's.
+    """
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
         raise ValueError("need at least one device, got none")
+    if others := [d for d in chosen if d.process_index != jax.process_index()]:
+        raise ValueError(
+            f"need devices of this process, as jax.local_devices() gives, got {others}"
+        )
     return chosen
 
 
-def _check_args(args: Any) -> None:
+def check_options(mode: block_width.Mode, args: Any) -> None:
+    """Check what is asked of the lanes.
+
+    Args:
+        mode: the width of the blocks.
+        args: what the lanes share.
+
+    Raises:
+        ValueError: if the mode is none.
+        TypeError: if ``args`` is not a tuple of trees of arrays.
+    """
+    block_width.check_mode(mode)
     if not isinstance(args, tuple):
         raise TypeError(f"need args, a tuple, got {type(args).__name__}: args=(data,)")
     for path, leaf in tree.leaf_paths(args).items():
@@ -316,25 +307,3 @@ def _check_args(args: Any) -> None:
                 f"need arrays in args, got {type(leaf).__name__} at {path!r}: other "
                 "values belong in static or train_fn"
             )
-
-
-def _check_takes(train_fn: Any, args: tuple[Any, ...], values: Any) -> None:
-    try:
-        inspect.signature(train_fn).bind(None, None, *args, **values)
-    except TypeError as error:
-        names = list(signatures.parameters(train_fn))
-        raise TypeError(
-            "need train_fn(point, key, *args, **static_values) with "
-            f"{len(args)} args and static {list(values)}, got "
-            f"{signatures.name_of(train_fn)} with the arguments {names}, {error}: pass "
-            "arrays that the lanes share as args=(data,), choices such as a width as "
-            "static={'width': [64]}, and bind the rest by functools.partial"
-        ) from error
-    except ValueError:  # a builtin without a signature
-        return
-
-
-def _check_options(mode: block_width.Mode, chunk: int | None) -> None:
-    block_width.check_mode(mode)
-    if chunk is not None:
-        numerics.check_count("chunk", chunk, low=1)

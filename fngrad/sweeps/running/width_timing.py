@@ -47,8 +47,7 @@ def try_widths(
         budget: bytes of a device that a block may take.
     """
     width = block.width
-    share = -(-lanes.count // len(lanes.devices))
-    widths = sorted({1, width, min(4 * width, share)})
+    widths = sorted({1, width, min(4 * width, lanes.share)})
     if seconds * MAX_SHARE < (len(widths) + 1) * block.compile_seconds:
         return Trial(width, "the sweep is too short to pay for trying other widths")
     loop = heaviest_loop(jaxpr)

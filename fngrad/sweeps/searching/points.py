@@ -33,6 +33,10 @@ class Range(NamedTuple):
 
     quantile: Callable[[np.ndarray], np.ndarray]  # u in [0, 1), (n,) -> values, (n,)
     text: str
+    low: float | None = None  # of a uniform or log_uniform range
+    high: float | None = None
+    is_log: bool = False
+    values: tuple[float, ...] = ()  # of a choice
 
 
 def uniform(low: float, high: float) -> Range:
@@ -51,7 +55,8 @@ def uniform(low: float, high: float) -> Range:
         [1. 2.]
     """
     _check_bounds(low, high)
-    return Range(lambda u: low + u * (high - low), f"uniform({low}, {high})")
+    text = f"uniform({low}, {high})"
+    return Range(lambda u: low + u * (high - low), text, low, high)
 
 
 def log_uniform(low: float, high: float) -> Range:
@@ -73,7 +78,8 @@ def log_uniform(low: float, high: float) -> Range:
     if not low > 0:
         raise ValueError(f"need 0 < low in a log_uniform range, got {low=}")
     width = math.log(high) - math.log(low)
-    return Range(lambda u: low * np.exp(u * width), f"log_uniform({low}, {high})")
+    text = f"log_uniform({low}, {high})"
+    return Range(lambda u: low * np.exp(u * width), text, low, high, is_log=True)
 
 
 def choice(values: Sequence[float]) -> Range:
@@ -98,6 +104,7 @@ def choice(values: Sequence[float]) -> Range:
     return Range(
         lambda u: column[np.minimum((u * len(column)).astype(int), last)],
         f"choice({column.tolist()})",
+        values=tuple(column.tolist()),
     )
 
 
@@ -267,15 +274,16 @@ def _check_values(path: str, column: np.ndarray) -> None:
 
 def _draw(u: np.ndarray, ranges: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
-        name: (within if isinstance(within, Range) else _choice(name, within)).quantile(
-            u[:, column]
-        )
+        name: as_range(name, within).quantile(u[:, column])
         for column, (name, within) in enumerate(ranges.items())
     }
 
 
-def _choice(name: str, values: Any) -> Range:
-    return choice(_column(name, values).tolist())
+def as_range(name: str, within: Any) -> Range:
+    """Return a range as it is; numbers, or one, as a choice of them."""
+    if isinstance(within, Range):
+        return within
+    return choice(_column(name, within).tolist())
 
 
 def _column(name: str, values: Any) -> np.ndarray:
