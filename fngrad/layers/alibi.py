@@ -36,7 +36,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
         https://github.com/ofirpress/attention_with_linear_biases
     """
     check_sizes(num_heads=num_heads)
-    power = 1 << (num_heads.bit_length() - 1)
+    power = 1 << (int(num_heads).bit_length() - 1)
     between = _of_a_power(2 * power)[::2]
     return np.concatenate([_of_a_power(power), between[: num_heads - power]])
 

@@ -79,7 +79,8 @@ def init_cache(
 
     Raises:
         TypeError: as in `cached`.
-        ValueError: if max_length is below 1, or attention is not causal.
+        ValueError: if max_length is below 1, or above that of a
+            `positional_embedding`, or attention is not causal.
 
     Example:
         >>> import fngrad.layers as layers

@@ -135,6 +135,11 @@ def positional_embedding(
         return add_shared(x, found), NextPosition(cache.step + len(x))
 
     def cached(length: int, dtype: Any) -> StatefulLayer:
+        if length > max_length:
+            raise ValueError(
+                f"need a cache of at most max_length={max_length} positions, "
+                f"got {length}"
+            )
         at_first = NextPosition(jnp.zeros((), jnp.int32))
         return StatefulLayer(lambda key: (plain(layer.init)(key), at_first), caching)
 

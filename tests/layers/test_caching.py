@@ -178,11 +178,13 @@ def test_a_model_with_learned_positions_has_a_cache(scan):
     model = models.transformer(11, 7, features=8, num_layers=2, num_heads=2, scan=scan)
     params, tokens = filled(model), np.array([3, 1, 4, 1, 5, 9, 2])
 
-    parts, cache = in_parts(model, params, tokens, (4, 5, 6))
+    parts, cache = in_parts(model, params, tokens, (4, 5, 6), max_length=7)
     whole = jax.jit(model.apply)(params, tokens)
     np.testing.assert_allclose(parts, whole, rtol=1e-3, atol=1e-4)
     after, _ = step_of(model)(params, cache, tokens[:1])
-    assert np.all(np.isnan(after))  # the table has 7 positions
+    assert np.all(np.isnan(after))
+    with pytest.raises(ValueError, match="at most max_length=7 positions, got 8"):
+        layers.init_cache(model, 8)
 
 
 def test_a_composition_of_your_own_has_a_cache():

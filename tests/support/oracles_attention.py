@@ -70,3 +70,30 @@ def attend(params, x, num_heads, num_kv_heads, sees, rotate=None, slope=None):
             weights[head, t, seen] = np.exp(logits) / np.sum(np.exp(logits))
             out[t, head] = weights[head, t] @ v[:, shared]
     return project("output", out.reshape(len(x), -1), None), weights
+
+
+def decoder(params, tokens, num_heads, num_kv_heads, sees):
+    """Return the logits of LLaMA's formula, of blocks with rotary, RMS norm and gates.
+
+    Args:
+        params: of the model, in float64.
+        tokens: shape (length,).
+        num_heads: of queries.
+        num_kv_heads: of keys and values.
+        sees: as for `attend`.
+    """
+    h = params["tokens"]["weight"][tokens]
+    for block in params["blocks"]["layers"]:
+        p = block["attention"]
+        x = rms_norm(p["norm"]["scale"], h)
+        heads = num_heads, num_kv_heads
+        h = h + attend(p["attend"], x, *heads, sees, rotate=turned)[0]
+        p = block["mlp"]
+        x, p = rms_norm(p["norm"]["scale"], h), p["swiglu"]
+        units = swish(x @ p["gate"]["weight"]) * (x @ p["expand"]["weight"])
+        h = h + units @ p["shrink"]["weight"]
+    h = rms_norm(params["norm"]["scale"], h)
+    head = (
+        params["head"]["weight"] if "head" in params else params["tokens"]["weight"].T
+    )
+    return h @ head
