@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 import fngrad.layers as layers
 import fngrad.numerics as numerics
@@ -36,7 +37,7 @@ class _Drawn(NamedTuple):
 def generate(
     model: Layer,
     params: Params,
-    prompt: jax.Array,
+    prompt: ArrayLike,
     num_tokens: int,
     key: int | Key | None = None,
     *,
@@ -44,7 +45,7 @@ def generate(
     top_k: int | jax.Array | None = None,
     top_p: Scalar | None = None,
     stop_token: int | jax.Array | None = None,
-    lengths: jax.Array | None = None,
+    lengths: ArrayLike | None = None,
 ) -> jax.Array:
     r"""Return the tokens with which a model continues a prompt, or many prompts.
 

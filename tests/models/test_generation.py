@@ -99,6 +99,20 @@ def test_every_prompt_of_a_batch_has_a_key_of_its_own():
     assert np.any(later != one)
 
 
+def test_every_token_is_drawn_with_a_key_of_its_own():
+    model, params = small()
+    got = generated(model, params, PROMPTS, temperature=3.0)
+    draw = jax.jit(functools.partial(next_token, temperature=3.0))
+    for i, prompt in enumerate(PROMPTS):
+        tokens = np.zeros(LONGEST, np.int32)
+        tokens[: len(prompt)] = prompt
+        for count in range(COUNT):
+            at = len(prompt) + count
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), i), count)
+            tokens[at] = draw(whole(model)(params, tokens)[at - 1], key)
+        np.testing.assert_array_equal(got[i], tokens[len(prompt) :])
+
+
 @pytest.mark.slow
 def test_a_prompt_alone_is_the_first_of_a_batch():
     model, params = small()
