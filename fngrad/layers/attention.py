@@ -197,17 +197,14 @@ def _layer(init: Callable[[Key], Params], attend: Any, how: _Heads) -> Layer:
             raise ValueError("need causal attention for a cache, got causal=False")
         shape = how.num_kv_heads, how.size
         cache = functools.partial(empty, max_length, how.window, shape)
-        return StatefulLayer(
-            lambda key: (plain(layer.init)(key), cache(dtype)), caching
-        )
+        return StatefulLayer(lambda key: (plain(init)(key), cache(dtype)), caching)
 
     parts = Parts(
         "multi_head_attention",
         cached=cached,
         weighing=lambda: StatefulLayer(lambda key: (plain(init)(key), ()), weighing),
     )
-    layer = Layer(init, made_of(apply, parts))
-    return layer
+    return Layer(init, made_of(apply, parts))
 
 
 def _attend(

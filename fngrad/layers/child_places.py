@@ -44,7 +44,7 @@ def pack(children: tuple[PlacedChild, ...], values: Sequence[Any]) -> Any:
 
 
 def unpack(what: str, children: tuple[PlacedChild, ...], packed: Any) -> list[Any]:
-    """Return each child's entry, taken by its place; () for a child without one."""
+    """Return each child's entry, or that of the one it is tied to; () without one."""
     places = [child.place for child in children if child.place is not None]
     if not places:
         return [()] * len(children)
@@ -61,12 +61,6 @@ def unpack(what: str, children: tuple[PlacedChild, ...], packed: Any) -> list[An
             f"got {describe(packed)}{REMEDY if is_state_missed else ''}"
         )
     return [() if at is None else found[at] for at in map(_source, children)]
-
-
-def unpack_states(children: tuple[PlacedChild, ...], packed: Any) -> list[Any]:
-    """Return each child's model state; a child that is tied has none."""
-    alone = tuple(child._replace(shares=None) for child in children)
-    return unpack("model state", alone, packed)
 
 
 def _source(child: PlacedChild) -> int | str | None:

@@ -30,7 +30,6 @@ from fngrad.layers.child_places import (
     check_shares,
     pack,
     unpack,
-    unpack_states,
 )
 from fngrad.layers.core import (
     Layer,
@@ -363,7 +362,7 @@ def _each(
     if key is not None:
         keys = [jax.random.fold_in(numerics.key(key), i) for i in range(count)]
     all_params = unpack("parameters", children, params)
-    all_states = unpack_states(children, state)
+    all_states = unpack("model state", children, state)
     return list(zip(children, all_params, all_states, keys, strict=True))
 
 

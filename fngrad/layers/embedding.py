@@ -141,8 +141,7 @@ def positional_embedding(
                 f"got {length}"
             )
         at_first = NextPosition(jnp.zeros((), jnp.int32))
-        return StatefulLayer(lambda key: (plain(layer.init)(key), at_first), caching)
+        return StatefulLayer(lambda key: (plain(init)(key), at_first), caching)
 
     parts = Parts("positional_embedding", cached=cached)
-    layer = Layer(init, made_of(apply, parts))
-    return layer
+    return Layer(init, made_of(apply, parts))
