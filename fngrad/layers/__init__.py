@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING
 
 import fngrad.layers.initializers as initializers
 from fngrad.layers.adaptive_pooling import adaptive_avg_pool, adaptive_max_pool
+from fngrad.layers.alibi import alibi_biases, alibi_slopes
 from fngrad.layers.attention import multi_head_attention
+from fngrad.layers.attention_weights import attention_weights
 from fngrad.layers.bidirectional import bidirectional
+from fngrad.layers.caching import cached, init_cache
 from fngrad.layers.combinators import parallel, residual, serial
 from fngrad.layers.conv import (
     avg_pool,
@@ -26,6 +29,7 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.embedding import embedding, positional_embedding
 from fngrad.layers.initializers import Initializer
+from fngrad.layers.key_value_cache import KeyValueCache
 from fngrad.layers.linear import drop_path, dropout, flatten, linear
 from fngrad.layers.low_rank_adapters import LoRA, LowRank
 from fngrad.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
@@ -33,11 +37,15 @@ from fngrad.layers.prelu import prelu
 from fngrad.layers.recurrent import LSTMState, gru, gru_cell, lstm, lstm_cell
 from fngrad.layers.rematerialization import remat
 from fngrad.layers.repeated_layers import repeat, stack_layers, unstack_layers
+from fngrad.layers.rotary import Rotary, rotary
 from fngrad.layers.spectral_norm import SpectralNormState, spectral_norm
+from fngrad.layers.swiglu import swiglu
+from fngrad.layers.tied import Tied, read_out, tied
 from fngrad.layers.weight_norm import weight_norm
 
 __all__ = [
     "Initializer",
+    "KeyValueCache",
     "LSTMState",
     "Layer",
     "LayerError",
@@ -45,14 +53,20 @@ __all__ = [
     "LayerTypeError",
     "LoRA",
     "LowRank",
+    "Rotary",
     "SpectralNormState",
     "StatefulLayer",
+    "Tied",
     "adaptive_avg_pool",
     "adaptive_max_pool",
+    "alibi_biases",
+    "alibi_slopes",
+    "attention_weights",
     "avg_pool",
     "batch_norm",
     "batched",
     "bidirectional",
+    "cached",
     "conv",
     "conv_transpose",
     "drop_path",
@@ -64,6 +78,7 @@ __all__ = [
     "group_norm",
     "gru",
     "gru_cell",
+    "init_cache",
     "initializers",
     "layer_norm",
     "linear",
@@ -75,13 +90,17 @@ __all__ = [
     "parallel",
     "positional_embedding",
     "prelu",
+    "read_out",
     "remat",
     "repeat",
     "residual",
     "rms_norm",
+    "rotary",
     "serial",
     "spectral_norm",
     "stack_layers",
+    "swiglu",
+    "tied",
     "unstack_layers",
     "weight_norm",
 ]

@@ -1,34 +1,68 @@
 """Attention: each position takes a weighted mean of others."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 import fngrad.numerics as numerics
+from fngrad.layers.alibi import alibi_biases
+from fngrad.layers.attention_arithmetic import (
+    in_narrowest,
+    output_of,
+    project,
+    weights_of,
+)
 from fngrad.layers.core import (
     Layer,
+    StatefulLayer,
     check_params,
     check_sizes,
-    dense,
     drop,
     float_array_of,
-    with_narrow_residuals,
 )
-from fngrad.layers.initializers import (
-    GLOROT,
-    ZEROS,
-    Initializer,
-    dense_params,
-    dense_shapes,
+from fngrad.layers.initializers import GLOROT, Initializer
+from fngrad.layers.key_value_cache import (
+    KeyValueCache,
+    Sources,
+    empty,
+    extended,
+    is_past_end,
 )
-from fngrad.numerics.precision import is_narrow
-from fngrad.types import Key, Params, Path, Scalar
+from fngrad.layers.layer_tree import Parts, made_of
+from fngrad.layers.named_maps import init_of_maps, shapes_of_maps
+from fngrad.layers.one_program import plain
+from fngrad.types import Key, Params, Scalar
+
+# (x of shape (length, heads, head_size), positions of shape (length,)) -> such an x
+Rotation = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class _Heads(NamedTuple):
+    """What the arguments of `multi_head_attention` say of its heads."""
+
+    num_heads: int
+    num_kv_heads: int
+    size: int
+    causal: bool
+    window: int | None
+    rotary: Rotation | None
+    alibi: bool
+    dropout_rate: Scalar | None
+
+    @property
+    def sees_positions(self) -> bool:
+        """Whether the places of x and context in one sequence matter."""
+        by_distance = self.window is not None or self.rotary is not None or self.alibi
+        return self.causal or by_distance
+
+
+class _Attended(NamedTuple):
+    y: jax.Array
+    weights: jax.Array  # shape (num_heads, length, context_length)
+    cache: KeyValueCache | None
 
 
 def multi_head_attention(
@@ -39,6 +73,9 @@ def multi_head_attention(
     head_size: int | None = None,
     context_features: int | None = None,
     causal: bool = False,
+    window: int | None = None,
+    rotary: Rotation | None = None,
+    alibi: bool = False,
     dropout_rate: Scalar | None = None,
     bias: bool = True,
     weight_init: Initializer = GLOROT,
@@ -52,16 +89,17 @@ def multi_head_attention(
 
     and the heads side by side go through $W_o$. The softmax is in at least float32.
     Where a mask leaves a position nothing to attend to, the weights are 0, not NaN.
-    What a mask or causality hides from a position does not affect its y or the
-    gradient, not even an infinity or a NaN; a position that may attend to one of these
-    gives NaN.
+    What a mask, a window or causality hides from a position does not affect its y or
+    the gradient, not even an infinity or a NaN; a position that may attend to one of
+    these gives NaN.
 
     Parameters: ``query``, ``key``, ``value`` and ``output``, each with ``weight`` (and
     ``bias``), as in `fngrad.layers.linear`. ``apply(params, x, *, key=None,
     context=None, mask=None)`` takes x of shape ``(length, features)``, a context of
     shape ``(context_length, context_features)``, and a mask of bools, True where
     attention may go, of shape ``(length, context_length)`` or ``(num_heads, length,
-    context_length)``.
+    context_length)``. `cached` applies it to one token after the other,
+    `attention_weights` gives the softmax too.
 
     Args:
         features: last axis of x and y.
@@ -71,6 +109,12 @@ def multi_head_attention(
         head_size: $d$; by default features / num_heads.
         context_features: last axis of the context; by default features.
         causal: position t attends to positions 0 to t only.
+        window: position t attends to positions s with $|t - s|$ below it only; a
+            causal one to the last ``window``, its own included. The products with
+            others are computed, and left out.
+        rotary: turns queries and keys by their positions: `rotary`, or another
+            function of x of shape ``(length, heads, head_size)`` and positions.
+        alibi: whether `alibi_biases` are added to the logits.
         dropout_rate: in [0, 1], of the attention weights, with a key; may be a tracer;
             None for no dropout.
         bias: whether the four maps have a bias, which begins at 0.
@@ -81,7 +125,7 @@ def multi_head_attention(
         ValueError: if a size is below 1, num_heads does not divide features,
             num_kv_heads does not divide num_heads, or the rate is outside [0, 1]; at
             ``apply``, if shapes differ from those above, the mask is not bool, or
-            causal attention gets a context.
+            attention that is causal, or has a window, rotary or alibi, gets a context.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -96,13 +140,17 @@ def multi_head_attention(
         https://arxiv.org/abs/1706.03762
         Ainslie et al. 2023, "GQA: training generalized multi-query transformer models
         from multi-head checkpoints", https://arxiv.org/abs/2305.13245
+        Beltagy, Peters and Cohan 2020, "Longformer: the long-document transformer",
+        section 3.1, https://arxiv.org/abs/2004.05150, for the window
     """
     from_size = features if context_features is None else context_features
     check_sizes(features=features, num_heads=num_heads, context_features=from_size)
     numerics.check_number("dropout_rate", dropout_rate, 0.0, 1.0, optional=True)
+    if window is not None:
+        check_sizes(window=window)
     kv_heads = _kv_heads(num_heads, num_kv_heads)
     size = _head_size(features, num_heads, head_size)
-
+    how = _Heads(num_heads, kv_heads, size, causal, window, rotary, alibi, dropout_rate)
     q_size, kv_size = num_heads * size, kv_heads * size
     maps = {
         "query": ((features, q_size), weight_init),
@@ -110,8 +158,21 @@ def multi_head_attention(
         "value": ((from_size, kv_size), weight_init),
         "output": ((q_size, features), output_init or weight_init),
     }
-    bias_init = ZEROS if bias else None
-    shapes = _shapes(maps, bias)
+    shapes = shapes_of_maps(maps, bias)
+
+    def attend(
+        params: Params, x: jax.Array, context: jax.Array | None = None, **rest: Any
+    ) -> _Attended:
+        check_params(params, shapes)
+        x = _sequence("x", x, features)
+        source = x if context is None else _context(context, from_size, how)
+        return _attend(how, params, x, source, **rest)
+
+    return _layer(init_of_maps(maps, bias), attend, how)
+
+
+def _layer(init: Callable[[Key], Params], attend: Any, how: _Heads) -> Layer:
+    """Return the layer of an attention, with its forms that keep more than y."""
 
     def apply(
         params: Params,
@@ -121,193 +182,101 @@ def multi_head_attention(
         context: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        check_params(params, shapes)
-        x = _sequence("x", x, features)
-        source = x if context is None else _context(context, from_size, causal)
-        allowed = _allowed(causal, mask, num_heads, len(x), len(source))
-        (q,), is_bad_query = _project([params["query"]], x, allowed)
-        of_source = [params["key"], params["value"]]
-        (k, v), is_bad_source = _project(of_source, source, allowed)
-        q, k, v = _in_narrowest(q, k, v)
-        q = q.reshape(len(x), kv_heads, -1, size)
-        k, v = (a.reshape(len(source), kv_heads, size) for a in (k, v))
-        weights, is_over = _weights(q, k, allowed)
-        if key is not None and dropout_rate is not None:
-            weights = drop(dropout_rate, weights, key)
-        heads = jnp.einsum("kgts,skd->tkgd", weights, v).reshape(len(x), -1)
-        is_bad = is_bad_query[:, None] | is_bad_source[None, :]
-        return _output(params["output"], heads, allowed, is_bad, is_over)
+        return attend(params, x, context, key=key, mask=mask).y
 
-    return Layer(_init(maps, bias_init), apply)
+    def weighing(params: Params, _: Any, x: jax.Array, **inputs: Any) -> Any:
+        attended = attend(params, x, **inputs)
+        return attended.y, attended.weights
 
+    def caching(params: Params, cache: Any, x: jax.Array, *, key: Key | None = None):
+        attended = attend(params, x, key=key, cache=cache)
+        return attended.y, attended.cache
 
-def _shapes(
-    maps: dict[str, tuple[tuple[int, int], Initializer]], bias: bool
-) -> dict[Path, tuple[int, ...]]:
-    shapes: dict[Path, tuple[int, ...]] = {}
-    for name, (shape, _) in maps.items():
-        shapes |= dense_shapes(shape, bias, name)
-    return shapes
+    def cached(max_length: int, dtype: Any) -> StatefulLayer:
+        if not how.causal:
+            raise ValueError("need causal attention for a cache, got causal=False")
+        shape = how.num_kv_heads, how.size
+        cache = functools.partial(empty, max_length, how.window, shape)
+        return StatefulLayer(lambda key: (plain(init)(key), cache(dtype)), caching)
+
+    parts = Parts(
+        "multi_head_attention",
+        cached=cached,
+        weighing=lambda: StatefulLayer(lambda key: (plain(init)(key), ()), weighing),
+    )
+    return Layer(init, made_of(apply, parts))
 
 
-def _init(
-    maps: dict[str, tuple[tuple[int, int], Initializer]], bias_init: Initializer | None
-) -> Callable[[Key], Params]:
-    def init(key: Key) -> Params:
-        keys = jax.random.split(numerics.key(key), len(maps))
-        return {
-            name: dense_params(k, shape, weight_init, bias_init)
-            for k, (name, (shape, weight_init)) in zip(keys, maps.items(), strict=True)
-        }
-
-    return init
-
-
-def _project(
-    maps: Sequence[Params], x: jax.Array, allowed: jax.Array | None
-) -> tuple[Sequence[jax.Array], jax.Array]:
-    """Return maps of x to one size, and which positions are not finite before or after.
-
-    With a mask these become 0: a weight of 0 times an infinity would be NaN, forward
-    and backward. `_spoil` puts the NaN back where it belongs.
-    """
-    if allowed is None:
-        return [dense(params, x) for params in maps], jnp.zeros(len(x), bool)
-    x, is_bad = _clear(x)
-    cleared = [_clear(dense(params, x)) for params in maps]
-    images, are_bad = zip(*cleared, strict=True)
-    is_bad_image = functools.reduce(jnp.logical_or, are_bad)
-    return images, is_bad | is_bad_image
-
-
-def _clear(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return x with 0 in the rows that are not finite, and which rows these are."""
-    is_bad = ~jnp.all(jnp.isfinite(x), axis=-1)
-    return numerics.replaced(is_bad[:, None], x, 0), is_bad
-
-
-def _output(
+def _attend(
+    how: _Heads,
     params: Params,
-    heads: jax.Array,
-    allowed: jax.Array | None,
-    is_bad: jax.Array,
-    is_over: jax.Array,
-) -> jax.Array:
-    """Return the map of the heads, NaN where a position may attend to a bad one."""
-    if allowed is None:
-        return dense(params, heads)
-    is_over |= jnp.any(allowed & is_bad[None], axis=(0, 2))
-    heads, is_bad_head = _clear(heads)
-    return _spoil(dense(params, heads), is_over | is_bad_head)
-
-
-def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
-    """Return y of shape (length, features), NaN at the bad positions.
-
-    A gradient of 0 stays 0 at such a position; any other overflows, so that it shows
-    as the value does.
-    """
-    is_bad = is_bad[:, None]
-    # A product with NaN would make a gradient of 0 NaN.
-    factor = jnp.where(is_bad, jnp.finfo(y.dtype).max, 1).astype(y.dtype)
-    nan = lax.stop_gradient(jnp.where(is_bad, jnp.nan, 0).astype(y.dtype))
-    return factor * (factor * y) + nan
-
-
-def _in_narrowest(*arrays: jax.Array) -> list[jax.Array]:
-    dtype = min((x.dtype for x in arrays), key=lambda d: jnp.finfo(d).bits)
-    return [x.astype(dtype) for x in arrays]
-
-
-def _weights(
-    q: jax.Array, k: jax.Array, allowed: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Return (kv_heads, group, length, context_length) from q and k by head.
-
-    With a mask, the weights of a position are 0 if one of its logits overflows, and the
-    position is marked in the second result.
-    """
-
-    def weights_of(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        weights, is_over = _softmax(_logits(q, k), allowed)
-        return weights.astype(q.dtype), is_over
-
-    return with_narrow_residuals(weights_of, q, k)
-
-
-def _products(q: jax.Array, k: jax.Array, dtype: Any = None) -> jax.Array:
-    return jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=dtype)
-
-
-def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Return the scaled products, in at least float32."""
-    products = _wide_products if is_narrow(q.dtype) else _products
-    return products(q, k) / math.sqrt(q.shape[-1])
-
-
-@jax.custom_jvp
-def _wide_products(q: jax.Array, k: jax.Array) -> jax.Array:
-    return _products(q, k, jnp.float32)
-
-
-@_wide_products.defjvp
-def _wide_products_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Multiply narrow tangents: the transpose of a wide product has a wide operand."""
-    (q, k), (dq, dk) = primals, tangents
-    slope = _products(dq, k) + _products(q, dk)
-    return _wide_products(q, k), slope.astype(jnp.float32)
-
-
-def _softmax(
-    logits: jax.Array, allowed: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    if allowed is None:
-        return jax.nn.softmax(logits), jnp.zeros(logits.shape[2], bool)
-    heads = logits.shape[0] * logits.shape[1]
-    allowed = jnp.broadcast_to(allowed, (heads, *logits.shape[2:]))
-    weights, is_over = _masked_softmax(logits, allowed.reshape(logits.shape))
-    return weights, jnp.any(is_over, axis=(0, 1, 3))
-
-
-@jax.custom_jvp
-def _masked_softmax(
-    logits: jax.Array, allowed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return the softmax over what is allowed, and in which rows a logit overflows.
-
-    Such a row is 0, as is one in which nothing is allowed.
-    """
-    weights = jax.nn.softmax(numerics.replaced(~allowed, logits, -jnp.inf))
-    is_nan = jnp.isnan(weights[..., :1])  # the whole row or none of it
-    is_over = is_nan & jnp.any(allowed, axis=-1, keepdims=True)
-    return numerics.replaced(is_nan, weights, 0), is_over
-
-
-@_masked_softmax.defjvp
-def _masked_softmax_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """Keep the weights alone: they are 0 where a logit is left out."""
-    weights, is_over = _masked_softmax(*primals)
-    slope = weights * tangents[0]
-    slope -= weights * jnp.sum(slope, axis=-1, keepdims=True)
-    no_slope = np.zeros(is_over.shape, jax.dtypes.float0)
-    return (weights, is_over), (slope, no_slope)
+    x: jax.Array,
+    source: jax.Array,
+    *,
+    key: Key | None = None,
+    mask: jax.Array | None = None,
+    cache: KeyValueCache | None = None,
+) -> _Attended:
+    is_masked = how.causal or how.window is not None or mask is not None
+    (q,), is_bad_query = project([params["query"]], x, is_masked)
+    of_source = [params["key"], params["value"]]
+    (k, v), is_bad_source = project(of_source, source, is_masked)
+    q, k, v = in_narrowest(q, k, v)
+    q = q.reshape(len(x), how.num_heads, how.size)
+    k, v = (a.reshape(len(source), how.num_kv_heads, how.size) for a in (k, v))
+    first = 0 if cache is None else cache.step
+    positions, places = (
+        first + jnp.arange(len(a), dtype=jnp.int32) for a in (x, source)
+    )
+    if how.rotary is not None:
+        q, k = how.rotary(q, positions), how.rotary(k, places)
+    seen = Sources(k, v, places, is_bad_source)
+    if cache is not None:
+        is_bad_query |= is_past_end(cache, positions, how.window)
+        seen, cache = extended(cache, seen, how.window)
+    allowed = _allowed(how, mask, positions, seen.positions, cache is not None)
+    biases = None
+    if how.alibi:
+        biases = alibi_biases(how.num_heads, positions, seen.positions)
+    q = q.reshape(len(x), how.num_kv_heads, -1, how.size)
+    softmax, is_over = weights_of(q, seen.keys, allowed, biases)
+    weights = softmax
+    if key is not None and how.dropout_rate is not None:
+        weights = drop(how.dropout_rate, softmax, key)
+    heads = jnp.einsum("kgts,skd->tkgd", weights, seen.values).reshape(len(x), -1)
+    is_bad = is_bad_query[:, None] | seen.is_bad[None, :]
+    y = output_of(params["output"], heads, allowed, is_bad, is_over)
+    return _Attended(y, softmax.reshape(how.num_heads, *softmax.shape[2:]), cache)
 
 
 def _allowed(
-    causal: bool, mask: jax.Array | None, heads: int, length: int, context_length: int
+    how: _Heads,
+    mask: jax.Array | None,
+    positions: jax.Array,
+    places: jax.Array,
+    is_cached: bool,
 ) -> jax.Array | None:
-    past = jnp.tri(length, dtype=bool)[None] if causal else None
-    if mask is None:
-        return past
+    """Return where attention may go, by head or with one for all; None everywhere."""
+    shape = len(positions), len(places)
+    distances = positions[:, None] - places[None, :]
+    limits = [] if mask is None else [_mask(mask, how.num_heads, shape)]
+    if how.causal:
+        limits.append((distances >= 0)[None])
+    if how.window is not None:
+        limits.append((jnp.abs(distances) < how.window)[None])
+    if is_cached:
+        limits.append((places >= 0)[None, None])
+    return functools.reduce(jnp.logical_and, limits) if limits else None
+
+
+def _mask(mask: jax.Array, heads: int, shape: tuple[int, int]) -> jax.Array:
     mask = jnp.asarray(mask)
-    shape = length, context_length
     if mask.dtype != jnp.bool_ or mask.shape not in (shape, (heads, *shape)):
         raise ValueError(
             f"need a mask of bools of shape {shape} or {(heads, *shape)}, "
             f"got {mask.dtype} of shape {mask.shape}"
         )
-    mask = mask.reshape(-1, *shape)
-    return mask if past is None else mask & past
+    return mask.reshape(-1, *shape)
 
 
 def _sequence(name: str, x: jax.Array, features: int) -> jax.Array:
@@ -318,9 +287,12 @@ def _sequence(name: str, x: jax.Array, features: int) -> jax.Array:
     return float_array_of(x, features)
 
 
-def _context(context: jax.Array, features: int, causal: bool) -> jax.Array:
-    if causal:
-        raise ValueError("need no context for causal attention, got one")
+def _context(context: jax.Array, features: int, how: _Heads) -> jax.Array:
+    if how.sees_positions:
+        raise ValueError(
+            "need no context for causal attention, nor with a window, rotary or alibi, "
+            "got one"
+        )
     return _sequence("context", context, features)
 
 

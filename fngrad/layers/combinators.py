@@ -6,7 +6,8 @@ parameters are then ``{name: ...}`` with paths such as ``head/weight``.
 
 Only children that learn or carry state have a place there: functions and layers
 without parameters, such as dropout, take no index and no name. So adding an
-activation or a dropout to a model moves no leaf.
+activation or a dropout to a model moves no leaf. Nor have those that are `tied` to
+another child.
 
 Child i gets ``fold_in(key, i)``, counted over all children in ``apply`` and over those
 with a place in ``init``. No child's key depends on the children after it.
@@ -15,16 +16,22 @@ A combinator of layers is a layer. It is stateful if one of them is, and its mod
 state has the same places as its parameters.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, overload
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.layers.child_places import (
+    PlacedChild,
+    check_shares,
+    pack,
+    unpack,
+)
 from fngrad.layers.core import (
-    REMEDY,
     Layer,
     LayerLike,
     StatefulLayer,
@@ -42,22 +49,20 @@ from fngrad.layers.layer_tree import (
     same_parts,
 )
 from fngrad.layers.one_program import plain
+from fngrad.layers.tied import Tied, tied
 from fngrad.types import Key, ModelState, Params, Path
-
-
-class _Child(NamedTuple):
-    layer: StatefulLayer
-    place: int | str | None  # in the parameters; None for what has none
-    path: Path  # in messages
 
 
 @overload
 def serial(
-    *entries: Layer | Callable[[Any], Any], **named: Layer | Callable[[Any], Any]
+    *entries: Layer | Tied | Callable[[Any], Any],
+    **named: Layer | Tied | Callable[[Any], Any],
 ) -> Layer: ...
 @overload
-def serial(*entries: LayerLike, **named: LayerLike) -> StatefulLayer: ...
-def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
+def serial(*entries: LayerLike | Tied, **named: LayerLike | Tied) -> StatefulLayer: ...
+def serial(
+    *entries: LayerLike | Tied, **named: LayerLike | Tied
+) -> Layer | StatefulLayer:
     """Apply layers one after the other; without any, return x.
 
     Each gets x, and a key of its own if there is one. Further arguments, such as the
@@ -86,6 +91,7 @@ def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
         ['layers/0/bias', 'layers/0/weight', 'layers/1/bias', 'layers/1/weight']
     """
     children = _children(entries, named)
+    check_shares(children)
 
     def apply(
         params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
@@ -94,10 +100,11 @@ def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
         for child, *rest in _each(children, params, model_state, key):
             x, new_state = _apply(child, x, *rest)
             new_states.append(new_state)
-        return x, _pack(children, new_states)
+        return x, pack(children, new_states)
 
     name = "serial" if children else IDENTITY
-    made_of(apply, Parts(name, _shown(children)))
+    parts = Parts(name, _shown(children), rebuilt=_rebuilt(serial, entries, named))
+    made_of(apply, parts)
     return _layer(
         children, StatefulLayer(_init(children), apply), [*entries, *named.values()]
     )
@@ -105,16 +112,20 @@ def serial(*entries: LayerLike, **named: LayerLike) -> Layer | StatefulLayer:
 
 @overload
 def parallel(
-    *entries: Layer | Callable[[Any], Any],
+    *entries: Layer | Tied | Callable[[Any], Any],
     combine: Callable[[Any], Any] = ...,
-    **named: Layer | Callable[[Any], Any],
+    **named: Layer | Tied | Callable[[Any], Any],
 ) -> Layer: ...
 @overload
 def parallel(
-    *entries: LayerLike, combine: Callable[[Any], Any] = ..., **named: LayerLike
+    *entries: LayerLike | Tied,
+    combine: Callable[[Any], Any] = ...,
+    **named: LayerLike | Tied,
 ) -> StatefulLayer: ...
 def parallel(
-    *entries: LayerLike, combine: Callable[[Any], Any] = tuple, **named: LayerLike
+    *entries: LayerLike | Tied,
+    combine: Callable[[Any], Any] = tuple,
+    **named: LayerLike | Tied,
 ) -> Layer | StatefulLayer:
     """Apply every layer to the same x and combine the outputs.
 
@@ -141,6 +152,7 @@ def parallel(
     children = _children(entries, named)
     if not children:
         raise ValueError("need at least one layer in parallel, got none")
+    check_shares(children)
 
     def apply(
         params: Params, model_state: ModelState, x: Any, *, key: Key | None = None
@@ -150,9 +162,11 @@ def parallel(
             for child, *rest in _each(children, params, model_state, key)
         ]
         outputs, new_states = zip(*results, strict=True)
-        return combine(outputs), _pack(children, new_states)
+        return combine(outputs), pack(children, new_states)
 
-    made_of(apply, Parts("parallel", _shown(children), in_turn=False))
+    joined = functools.partial(parallel, combine=combine)
+    rebuilt = _rebuilt(joined, entries, named)
+    made_of(apply, Parts("parallel", _shown(children), in_turn=False, rebuilt=rebuilt))
     return _layer(
         children, StatefulLayer(_init(children), apply), [*entries, *named.values()]
     )
@@ -199,16 +213,35 @@ def residual(inner: LayerLike) -> Layer | StatefulLayer:
         y = tree.cast_real(y, x.dtype) if tree.is_real(x) else y
         return x + y, new_state
 
-    made_of(apply, Parts("residual", inner=inner))
+    rebuilt = _rebuilt(residual, (inner,), {})
+    made_of(apply, Parts("residual", inner=inner, rebuilt=rebuilt))
     if isinstance(inner, StatefulLayer):
         return StatefulLayer(inner.init, apply)
     init = inner.init if isinstance(inner, Layer) else no_params
     return without_state(init, apply, ())
 
 
+def _rebuilt(
+    make: Callable[..., Any],
+    entries: Sequence[LayerLike | Tied],
+    named: Mapping[str, LayerLike | Tied],
+) -> Callable[[Callable[[Any], Any]], Any]:
+    """Return a function of layers -> a combinator of what it makes of the entries."""
+
+    def changed(change: Callable[[Any], Any], entry: Any) -> Any:
+        is_tied = isinstance(entry, Tied)
+        return tied(entry.to, change(entry.layer)) if is_tied else change(entry)
+
+    def rebuilt(change: Callable[[Any], Any]) -> Any:
+        inner = {name: changed(change, entry) for name, entry in named.items()}
+        return make(*[changed(change, entry) for entry in entries], **inner)
+
+    return rebuilt
+
+
 def _children(
-    entries: Sequence[LayerLike], named: dict[str, LayerLike]
-) -> tuple[_Child, ...]:
+    entries: Sequence[LayerLike | Tied], named: Mapping[str, LayerLike | Tied]
+) -> tuple[PlacedChild, ...]:
     if entries and named:
         raise ValueError(
             f"need layers by position or by name, got {len(entries)} by position and "
@@ -216,26 +249,32 @@ def _children(
         )
     if named:
         return tuple(
-            _Child(lift(entry), name if _has_place(entry) else None, name)
+            _child(entry, name if _has_place(entry) else None, name)
             for name, entry in named.items()
         )
     children, index = [], 0
     for position, entry in enumerate(entries):
         if _has_place(entry):
-            children.append(_Child(lift(entry), index, f"layers/{index}"))
+            children.append(_child(entry, index, f"layers/{index}"))
             index += 1
         else:
-            children.append(_Child(lift(entry), None, f"entry {position}"))
+            children.append(_child(entry, None, f"entry {position}"))
     return tuple(children)
 
 
-def _shown(children: tuple[_Child, ...]) -> tuple[Child, ...]:
+def _child(entry: LayerLike | Tied, place: int | str | None, path: Path) -> PlacedChild:
+    if isinstance(entry, Tied):
+        return PlacedChild(lift(entry.layer), None, path, entry.to)
+    return PlacedChild(lift(entry), place, path)
+
+
+def _shown(children: tuple[PlacedChild, ...]) -> tuple[Child, ...]:
     """Return the children to show; an identity, such as no dropout, is left out."""
-    entries = [Child(c.path, c.place, original(c.layer)) for c in children]
+    entries = [Child(c.path, c.place, original(c.layer), c.shares) for c in children]
     return tuple(c for c in entries if parts_of(c.layer).name != IDENTITY)
 
 
-def _has_place(entry: LayerLike) -> bool:
+def _has_place(entry: LayerLike | Tied) -> bool:
     is_layer = isinstance(entry, Layer | StatefulLayer)
     return is_layer and entry.init is not no_params
 
@@ -268,7 +307,9 @@ def lift(entry: LayerLike) -> StatefulLayer:
 
 
 def _layer(
-    children: tuple[_Child, ...], layer: StatefulLayer, entries: Sequence[LayerLike]
+    children: tuple[PlacedChild, ...],
+    layer: StatefulLayer,
+    entries: Sequence[LayerLike | Tied],
 ) -> Layer | StatefulLayer:
     """Return a combinator, stateful only if a child is."""
     if any(isinstance(entry, StatefulLayer) for entry in entries):
@@ -278,7 +319,7 @@ def _layer(
     return without_state(
         lambda key: plain(layer.init)(key)[0],
         layer.apply,
-        _pack(children, [()] * len(children)),
+        pack(children, [()] * len(children)),
     )
 
 
@@ -294,7 +335,7 @@ def without_state(
 
 
 def _init(
-    children: tuple[_Child, ...],
+    children: tuple[PlacedChild, ...],
 ) -> Callable[[Key], tuple[Params, ModelState]]:
     def init(key: Key) -> tuple[Params, ModelState]:
         key = numerics.key(key)
@@ -304,80 +345,29 @@ def _init(
             made.append(init(jax.random.fold_in(key, drawn)))
             drawn += child.place is not None
         params, states = zip(*made, strict=True)
-        return _pack(children, params), _pack(children, states)
+        return pack(children, params), pack(children, states)
 
     return init
 
 
 def _each(
-    children: tuple[_Child, ...], params: Params, state: ModelState, key: Key | None
-) -> Sequence[tuple[_Child, Params, ModelState, Key | None]]:
+    children: tuple[PlacedChild, ...],
+    params: Params,
+    state: ModelState,
+    key: Key | None,
+) -> Sequence[tuple[PlacedChild, Params, ModelState, Key | None]]:
     """Return every child with its parameters, its state and its key."""
     count = len(children)
     keys = [None] * count
     if key is not None:
         keys = [jax.random.fold_in(numerics.key(key), i) for i in range(count)]
-    all_params = _unpack("parameters", children, params)
-    all_states = _unpack("model state", children, state)
+    all_params = unpack("parameters", children, params)
+    all_states = unpack("model state", children, state)
     return list(zip(children, all_params, all_states, keys, strict=True))
 
 
 def _apply(
-    child: _Child, x: Any, params: Params, state: ModelState, key: Key | None
+    child: PlacedChild, x: Any, params: Params, state: ModelState, key: Key | None
 ) -> tuple[Any, ModelState]:
     with at(child.path, x=x, parameters=params), jax.named_scope(child.path):
         return child.layer.apply(params, state, x, key=key)
-
-
-def _pack(children: tuple[_Child, ...], values: Sequence[Any]) -> Any:
-    """Put what belongs to the children at their places."""
-    placed = [
-        (child.place, value)
-        for child, value in zip(children, values, strict=True)
-        if child.place is not None
-    ]
-    if any(isinstance(place, str) for place, _ in placed):
-        return dict(placed)
-    return {"layers": [value for _, value in placed]}
-
-
-def _unpack(what: str, children: tuple[_Child, ...], packed: Any) -> list[Any]:
-    """Return each child's entry, taken by its place; () for a child without one."""
-    places = [child.place for child in children if child.place is not None]
-    if not places:
-        return [()] * len(children)
-    is_named = isinstance(places[0], str)
-    found = packed if is_named else _field(packed, "layers")
-    if not _fits(places, found):
-        count = f"{len(places)} entries under 'layers'"
-        need = f"the entries {places}" if is_named else count
-        is_state_missed = what == "model state" or (
-            isinstance(packed, tuple) and len(packed) == 2
-        )
-        raise ValueError(
-            f"need {what} that this model's init made, with {need}, "
-            f"got {describe(packed)}{REMEDY if is_state_missed else ''}"
-        )
-    return [() if c.place is None else found[c.place] for c in children]
-
-
-def _field(packed: Any, name: str) -> Any:
-    return packed.get(name) if isinstance(packed, dict) else None
-
-
-def _fits(places: list[Any], found: Any) -> bool:
-    if isinstance(places[0], str):
-        return isinstance(found, dict) and set(found) == set(places)
-    return isinstance(found, list | tuple) and len(found) == len(places)
-
-
-def describe(packed: Any) -> str:
-    """Return for messages what stands in the place of a combinator's parameters."""
-    if isinstance(packed, dict):
-        inner = packed.get("layers")
-        if isinstance(inner, list | tuple):
-            return f"{len(inner)} entries under 'layers'"
-        return f"a dict with the entries {list(packed)}"
-    if isinstance(packed, list | tuple):
-        return f"a {type(packed).__name__} of {len(packed)} entries"
-    return f"a {type(packed).__name__}"

@@ -1,19 +1,32 @@
 """Tables of vectors: one for each token, one for each position."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 import fngrad.layers.initializers as initializers
 from fngrad.layers.core import (
     Layer,
+    StatefulLayer,
     add_shared,
     check_params,
     check_sizes,
     float_array,
+    float_array_of,
 )
 from fngrad.layers.initializers import Initializer, draw
+from fngrad.layers.layer_tree import Parts, by_position, made_of
 from fngrad.layers.low_rank_adapters import rows
+from fngrad.layers.one_program import plain
 from fngrad.types import Key, Params
+
+
+class NextPosition(NamedTuple):
+    """What `cached` positional embeddings keep from call to call."""
+
+    step: jax.Array  # int32, shape ()
+
 
 _SMALL = initializers.normal(0.02)
 
@@ -65,7 +78,7 @@ def embedding(
         found = rows(params["weight"], tokens)
         return jnp.where(is_known[..., None], found, jnp.nan)
 
-    return Layer(init, apply)
+    return Layer(init, by_position(apply))
 
 
 def positional_embedding(
@@ -111,4 +124,24 @@ def positional_embedding(
             )
         return add_shared(x, params["weight"][: x.shape[0]])
 
-    return Layer(init, apply)
+    def caching(
+        params: Params, cache: NextPosition, x: jax.Array, *, key: Key | None = None
+    ) -> tuple[jax.Array, NextPosition]:
+        check_params(params, {"weight": (max_length, features)})
+        x = float_array_of(x, features)
+        positions = cache.step + jnp.arange(len(x), dtype=jnp.int32)
+        found = rows(params["weight"], jnp.clip(positions, 0, max_length - 1))
+        found = jnp.where((positions < max_length)[:, None], found, jnp.nan)
+        return add_shared(x, found), NextPosition(cache.step + len(x))
+
+    def cached(length: int, dtype: Any) -> StatefulLayer:
+        if length > max_length:
+            raise ValueError(
+                f"need a cache of at most max_length={max_length} positions, "
+                f"got {length}"
+            )
+        at_first = NextPosition(jnp.zeros((), jnp.int32))
+        return StatefulLayer(lambda key: (plain(init)(key), at_first), caching)
+
+    parts = Parts("positional_embedding", cached=cached)
+    return Layer(init, made_of(apply, parts))

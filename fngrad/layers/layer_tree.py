@@ -29,6 +29,7 @@ class Child(NamedTuple):
     path: Path  # as in messages
     place: int | str | None  # in the parameters; None for what has none
     layer: Any  # a layer or a function of x
+    shares: int | str | None = None  # the place of the child whose parameters it takes
 
 
 class Parts(NamedTuple):
@@ -39,6 +40,13 @@ class Parts(NamedTuple):
     in_turn: bool = True  # whether each child gets the output of the one before it
     inner: Any = None  # a layer with the same parameters, in place of children
     count: int | None = None  # how often a loop applies the inner layer
+    # A function of layers -> the layer made of what it returns for each one inside.
+    rebuilt: Callable[[Callable[[Any], Any]], Any] | None = None
+    # Of a layer of sequences: (max_length, dtype) -> the one with a cache as its state,
+    # and () -> the one with attention weights as its state.
+    cached: Callable[[int, Any], Any] | None = None
+    weighing: Callable[[], Any] | None = None
+    by_position: bool = False  # whether y at a position depends on x there alone
 
 
 class Node(NamedTuple):
@@ -59,6 +67,11 @@ def made_of(apply: Apply, parts: Parts) -> Apply:
     return apply
 
 
+def by_position(apply: Apply) -> Apply:
+    """Return an ``apply`` that treats each position of a sequence by itself."""
+    return made_of(apply, Parts(_maker_of(apply), by_position=True))
+
+
 def same_parts(apply: Apply, source: Callable[..., Any]) -> Apply:
     """Return an ``apply`` that is made of the same as another one."""
     parts = getattr(source, _PARTS, None)
@@ -77,6 +90,19 @@ def parts_of(layer: Any) -> Parts:
     if apply is None:
         return Parts(_function_name(layer))
     return getattr(apply, _PARTS, None) or Parts(_maker_of(apply))
+
+
+def changed(layer: Any, change: Callable[[Any, Parts], Any]) -> Any:
+    """Return a layer in which ``change`` replaced every layer that is not a combinator.
+
+    Args:
+        layer: a layer or a function of x.
+        change: (layer, what it is made of) -> the one in its place.
+    """
+    parts = parts_of(layer)
+    if parts.rebuilt is None:
+        return change(layer, parts)
+    return parts.rebuilt(lambda inner: changed(inner, change))
 
 
 def original(layer: Any) -> Any:

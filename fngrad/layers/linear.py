@@ -21,6 +21,7 @@ from fngrad.layers.initializers import (
     dense_params,
     dense_shapes,
 )
+from fngrad.layers.layer_tree import by_position
 from fngrad.types import Key, Params, Scalar
 
 
@@ -67,7 +68,7 @@ def linear(
 
     return Layer(
         lambda key: dense_params(key, shape, weight_init, bias_init if bias else None),
-        apply,
+        by_position(apply),
     )
 
 
@@ -103,7 +104,7 @@ def dropout(rate: Scalar) -> Layer:
         x = float_array(x)
         return x if key is None else drop(rate, x, key)
 
-    return Layer(no_params, apply)
+    return Layer(no_params, by_position(apply))
 
 
 def drop_path(rate: Scalar) -> Layer:
@@ -140,7 +141,7 @@ def drop_path(rate: Scalar) -> Layer:
         x = float_array(x)
         return x if key is None else drop(rate, x, key, shape=(1,) * x.ndim)
 
-    return Layer(no_params, apply)
+    return Layer(no_params, by_position(apply))
 
 
 def flatten(x: jax.Array) -> jax.Array:

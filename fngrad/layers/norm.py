@@ -33,6 +33,7 @@ from fngrad.layers.core import (
     with_narrow_residuals,
 )
 from fngrad.layers.initializers import draw
+from fngrad.layers.layer_tree import by_position
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 # (jnp.mean or jnp.max, arrays) -> each reduced over what is normalized over, axes kept
@@ -78,7 +79,7 @@ def layer_norm(
         y, _ = _standardize(_widen(x), eps, functools.partial(_over, axes=(-1,)))
         return _rescale(params, y, x)
 
-    return Layer(_init(shapes), apply)
+    return Layer(_init(shapes), by_position(apply))
 
 
 def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
@@ -121,7 +122,7 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
             params, wide * numerics.inverse_root(mean_square + eps_scaled), x
         )
 
-    return Layer(_init(shapes), apply)
+    return Layer(_init(shapes), by_position(apply))
 
 
 def group_norm(

@@ -15,6 +15,7 @@ from fngrad.layers.core import (
     with_narrow_residuals,
 )
 from fngrad.layers.initializers import Initializer, draw
+from fngrad.layers.layer_tree import by_position
 from fngrad.types import Key, Params
 
 _QUARTER = initializers.constant(0.25)
@@ -68,4 +69,4 @@ def prelu(channels: int | None = None, *, slope_init: Initializer = _QUARTER) ->
         slope, wide = along_last(slope.astype(dtype), x.ndim), wide.astype(dtype)
         return jnp.where(wide > 0, wide, slope * wide).astype(x.dtype)
 
-    return Layer(init, apply)
+    return Layer(init, by_position(apply))

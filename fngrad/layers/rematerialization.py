@@ -73,7 +73,12 @@ def rematerialized(
     if not remat:
         return layer
     again = jax.checkpoint(layer.apply, policy=policy, prevent_cse=not in_loop)
-    return type(layer)(layer.init, made_of(again, Parts("remat", inner=layer)))
+    parts = Parts(
+        "remat",
+        inner=layer,
+        rebuilt=lambda change: rematerialized(change(layer), remat, in_loop=in_loop),
+    )
+    return type(layer)(layer.init, made_of(again, parts))
 
 
 def check_layer(layer: Any, purpose: str) -> None:

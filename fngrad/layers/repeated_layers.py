@@ -12,7 +12,8 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.layers.combinators import describe, lift, without_state
+from fngrad.layers.child_places import describe
+from fngrad.layers.combinators import lift, without_state
 from fngrad.layers.core import Layer, StatefulLayer, check_sizes
 from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.one_program import plain
@@ -112,7 +113,15 @@ def repeat(
 
         return jax.lax.scan(one, x, (params, model_state, places))
 
-    made_of(apply, Parts("repeat", inner=block, count=count))
+    made_of(
+        apply,
+        Parts(
+            "repeat",
+            inner=block,
+            count=count,
+            rebuilt=lambda change: repeat(change(block), count, remat=remat),
+        ),
+    )
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
     return without_state(init, apply, ())

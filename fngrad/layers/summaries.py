@@ -98,10 +98,14 @@ def _collect(
             times *= parts.count
         inside = layer_tree.original(parts.inner)
     for child in parts.children:
-        own = layer_tree.at_place(params, child.place)
+        is_tied = child.shares is not None
+        place = child.shares if is_tied else child.place
+        own = layer_tree.at_place(params, place)
         own_state = layer_tree.at_place(state, child.place)
-        entry = layer_tree.original(child.layer)
+        entry, at = layer_tree.original(child.layer), len(lines)
         z = _collect(lines, entry, own, own_state, x, child.path, depth + 1, times)
+        if is_tied:  # what it takes is counted where it stands
+            lines[at:] = [line._replace(leaves=[]) for line in lines[at:]]
         x = z if parts.in_turn else x
     return y
 

@@ -5,10 +5,12 @@ batch norm returns a `fngrad.layers.StatefulLayer`. For a batch use
 ``jax.vmap(model.apply, (None, 0))(params, x)``, or ``fngrad.layers.batched(model)``,
 which also takes a key and gives each example its own. With a key dropout is applied;
 without one the model is deterministic. A dropout rate may be a tracer; None means no
-dropout.
+dropout. `generate` draws tokens from a language model.
 """
 
 from fngrad.models.cnn import cnn
+from fngrad.models.decoder import decoder
+from fngrad.models.generation import generate
 from fngrad.models.logistic import logistic
 from fngrad.models.mlp import mlp
 from fngrad.models.resnet import resnet
@@ -18,6 +20,8 @@ from fngrad.models.vision_transformer import vision_transformer
 
 __all__ = [
     "cnn",
+    "decoder",
+    "generate",
     "logistic",
     "mlp",
     "resnet",

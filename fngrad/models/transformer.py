@@ -19,7 +19,7 @@ from fngrad.sharding.rules import Rule, check_rule, misfit, replicated
 from fngrad.types import Path, Scalar
 
 # The layers whose matrices `transformer_rule` splits, and how.
-_BY_COLUMNS = ("query", "key", "value", "expand", "head")
+_BY_COLUMNS = ("query", "key", "value", "gate", "expand", "head")
 _BY_ROWS = ("output", "shrink")
 
 
@@ -117,13 +117,14 @@ def transformer(
 
 
 def transformer_rule(axis: str = "model", otherwise: Rule = replicated) -> Rule:
-    r"""Split the matrices of `transformer` over devices: tensor parallelism.
+    r"""Split the matrices of transformers over devices: tensor parallelism.
 
     $$\sigma(x W_1)\, W_2 = \sum_d \sigma(x W_1^{(d)})\, W_2^{(d)}$$
 
     with the columns of $W_1$ and the rows of $W_2$ on device d, so that a branch needs
-    one sum over the devices: query, key, value and ``expand`` are split by columns, as
-    is the head, ``output`` and ``shrink`` by rows.
+    one sum over the devices: query, key, value, ``gate`` and ``expand`` are split by
+    columns, as is the head, ``output`` and ``shrink`` by rows. `transformer`, `decoder`
+    and `vision_transformer` have these names.
 
     Args:
         axis: of the mesh; its size should divide the number of heads. A mesh without it

@@ -47,18 +47,39 @@ def transformer_block(
         "activation": activation,
         "shrink": layers.linear(width, features, weight_init=output_init),
     }
+    norm = layers.layer_norm(features)
+    rates = dropout_rate, drop_path_rate
+    return pre_norm_block(norm, attend, perceptron, *rates)
+
+
+def pre_norm_block(
+    norm: Layer,
+    attend: Layer,
+    feed_forward: dict[str, Layer | Activation],
+    dropout_rate: Scalar | None,
+    drop_path_rate: Scalar | None = None,
+) -> Layer:
+    """Return attention and then a feed-forward layer, each a branch behind a norm.
+
+    Args:
+        norm: of each branch, with parameters of its own.
+        attend: the attention.
+        feed_forward: what the second branch applies in turn, by name.
+        dropout_rate: of each branch.
+        drop_path_rate: at which each branch is left out.
+    """
 
     def branch(inner: dict[str, Layer | Activation]) -> Layer:
         return layers.residual(
             layers.serial(
-                norm=layers.layer_norm(features),
+                norm=norm,
                 **inner,
                 dropout=optional_dropout(dropout_rate),
                 drop_path=optional_drop_path(drop_path_rate),
             )
         )
 
-    return layers.serial(attention=branch({"attend": attend}), mlp=branch(perceptron))
+    return layers.serial(attention=branch({"attend": attend}), mlp=branch(feed_forward))
 
 
 def repeated_blocks(

@@ -28,6 +28,14 @@ LAYERS = {
     "rms_norm": (layers.rms_norm(4), (3, 4)),
     "group_norm": (layers.group_norm(4, 2), (3, 4)),
     "attention": (layers.multi_head_attention(4, 2, causal=True), (3, 4)),
+    "attention by position": (
+        layers.multi_head_attention(
+            4, 2, num_kv_heads=1, window=2, rotary=layers.rotary(), alibi=True
+        ),
+        (3, 4),
+    ),
+    "swiglu": (layers.swiglu(4, 3), (3, 4)),
+    "read_out": (layers.read_out(5, 4), (3, 4)),
     "gru": (layers.gru(3, 4), (5, 3)),
     "lstm": (layers.lstm(3, 4), (5, 3)),
     "bidirectional": (layers.bidirectional(layers.gru, 3, 2), (5, 3)),
@@ -162,7 +170,7 @@ def _without(params):
     "name",
     [
         *("linear", "conv", "conv_transpose", "prelu", "layer_norm", "group_norm"),
-        *("attention", "gru", "lstm"),
+        *("attention", "swiglu", "read_out", "gru", "lstm"),
     ],
 )
 def test_parameters_of_other_shapes_are_refused(name, change):

@@ -41,9 +41,11 @@ ALONE = {
     "max_pool": lambda: layers.max_pool(2),
     "multi_head_attention": lambda: layers.multi_head_attention(4, 2),
     "positional_embedding": lambda: layers.positional_embedding(3, 2),
+    "read_out": lambda: layers.read_out(3, 2),
     "remat(linear)": lambda: layers.remat(layers.linear(3, 2)),
     "residual(sin)": lambda: layers.residual(jnp.sin),
     "rms_norm": lambda: layers.rms_norm(3),
+    "swiglu": lambda: layers.swiglu(3, 2),
     "rnn(serial)": lambda: fg.models.rnn(2, [3], 1),
 }
 

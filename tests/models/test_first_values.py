@@ -23,6 +23,9 @@ MODELS = {
     "transformer": lambda: models.transformer(
         65, 32, features=32, num_layers=4, num_heads=4
     ),
+    "decoder": lambda: models.decoder(
+        65, features=32, num_layers=2, num_heads=4, num_kv_heads=2
+    ),
     "resnet": lambda: models.resnet(
         1, 10, blocks=(1, 1), stem="small", width=8, norm="group", groups=4
     ),
@@ -36,6 +39,7 @@ FIRST = {  # how many numbers, the sum of their sizes, and their product with a 
     "cnn": (13706, 1422.690368, -6.324661),
     "rnn": (1418, 288.691351, 5.512337),
     "transformer": (56064, 947.440821, -3.017693),
+    "decoder": (35040, 634.189222, 2.06454),
     "resnet": (5090, 707.964779, 9.60426),
     "vision_transformer": (7130, 198.454295, 5.839884),
 }

@@ -98,6 +98,10 @@ DROPPING = {
         lambda rate: models.transformer(5, 6, dropout_rate=rate, **TRANSFORMER_OPTIONS),
         jnp.arange(4),
     ),
+    "decoder": (
+        lambda rate: models.decoder(5, dropout_rate=rate, **TRANSFORMER_OPTIONS),
+        jnp.arange(4),
+    ),
 }
 
 

@@ -29,6 +29,12 @@ MODELS = {
         fg.models.transformer(16, 8, features=16, num_heads=2, scan=True, remat=True),
         TOKENS,
     ),
+    "decoder in a loop": (
+        fg.models.decoder(
+            16, features=16, num_heads=2, tied=True, scan=True, remat=True
+        ),
+        TOKENS,
+    ),
     "resnet": (
         fg.models.resnet(
             1, 8, blocks=(1, 1), stem="small", width=8, norm="group", groups=2
@@ -74,7 +80,8 @@ def run(name, placement):
     return state, float(metrics["loss"])
 
 
-SLOW = ("resnet", "vision_transformer")  # to compile: one placement each
+# Those that take long to compile have one placement.
+SLOW = ("decoder in a loop", "resnet", "vision_transformer")
 CASES = [
     *((name, place) for name in MODELS if name not in SLOW for place in PLACEMENTS),
     *(pytest.param(name, "fsdp", marks=pytest.mark.slow) for name in SLOW),
@@ -88,7 +95,13 @@ def test_equal_to_one_device(name, placement):
     assert eight_devices.farthest(one.params, many.params) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["transformer", "transformer in a loop"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("transformer", "transformer in a loop"),
+        pytest.param("decoder in a loop", marks=pytest.mark.slow),
+    ],
+)
 def test_tensor_parallel_transformers_too(name):
     (one, loss), (many, other) = run(name, "one device"), run(name, "tensor parallel")
     assert other == pytest.approx(loss, rel=1e-5)
