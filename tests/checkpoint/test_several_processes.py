@@ -244,7 +244,7 @@ def slowly(file, data):
         time.sleep(60)
 
 shard_files._append = slowly
-fg.checkpoint.save(folder, tree(0), step=2, limit_seconds=4)
+fg.checkpoint.save(folder, tree(0), step=2)
 """
     started = launch(BEGIN + SAVE + script, 2, str(tmp_path))
     killed, other = started[rank], started[1 - rank]
@@ -253,12 +253,14 @@ fg.checkpoint.save(folder, tree(0), step=2, limit_seconds=4)
             break
     start = time.monotonic()
     killed.send_signal(signal.SIGKILL)
-    output, _ = other.communicate(timeout=60)
-    assert time.monotonic() - start < 30
+    output, _ = other.communicate(timeout=50)
+    assert time.monotonic() - start < 10
     assert other.returncode != 0
     assert killed.wait() == -signal.SIGKILL
     killed.stdout.close()
-    told = "got none yet of process 1" if rank else "distributed service"
+    told = (
+        "process 1 ended before writing all shards" if rank else "distributed service"
+    )
     assert told in output
     assert latest_step(tmp_path) == 1
     (alone,) = ends(launch(BEGIN + CONTINUE, 1, str(tmp_path), devices=2))
