@@ -112,7 +112,7 @@ class Checkpoints:
         is_alone = self._mine.count == 1
         begun = None if is_alone else begin(self._mine, self.folder, step)
         executor = ThreadPoolExecutor(1, "fngrad checkpoint")
-        _PENDING[self] = None
+        _PENDING.add(self)
         try:
             self._writing = executor.submit(self._write, begun, *arguments)
         except RuntimeError as error:
@@ -126,7 +126,7 @@ class Checkpoints:
         """Wait until the running write is on disk.
 
         Raises:
-            CheckpointError: if the write failed.
+            CheckpointError: if the write failed, in one process or more.
             ImportError: if orbax-checkpoint is missing.
         """
         written = self._ended()
@@ -212,7 +212,7 @@ class Checkpoints:
     def _ended(self) -> Future[None] | None:
         """Wait for the running write; return it, once."""
         self._join()
-        _PENDING.pop(self, None)
+        _PENDING.discard(self)
         written, self._writing = self._writing, None
         return written
 
@@ -233,8 +233,7 @@ class Checkpoints:
             retain(self.folder, written, self._rule, self._damaged)
 
 
-# With a running write, or an error not raised yet; in the order of the calls.
-_PENDING: dict[Checkpoints, None] = {}
+_PENDING: set[Checkpoints] = set()  # with a running write, or an error not raised yet
 
 
 def _finish_writes() -> None:
