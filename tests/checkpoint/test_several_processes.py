@@ -260,10 +260,10 @@ fg.checkpoint.save(folder, tree(0), step=2)
     assert other.returncode != 0
     assert killed.wait() == -signal.SIGKILL
     killed.stdout.close()
-    told = (
-        "process 1 ended before writing all shards" if rank else "distributed service"
-    )
-    assert told in output
+    # JAX ends a process whose first one has ended, or its next computation fails.
+    lost = ["got one that has ended", "distributed service"]
+    told = ["process 1 ended before writing all shards"] if rank else lost
+    assert any(text in output for text in told)
     assert latest_step(tmp_path) == 1
     (alone,) = ends(launch(BEGIN + CONTINUE, 1, str(tmp_path), devices=2))
     assert alone.status == 0, alone.output
