@@ -19,7 +19,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 
-__all__ = ["Processes", "initialize", "processes"]
+__all__ = ["PeerError", "Processes", "initialize", "processes"]
 
 _T = TypeVar("_T")
 _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
@@ -27,6 +27,10 @@ _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class PeerError(RuntimeError):
+    """An exception ended another process of the run, and so all, at the same step."""
 
 
 class Processes(NamedTuple):
@@ -58,11 +62,43 @@ class Processes(NamedTuple):
 
     def any(self, flag: bool) -> bool:
         """Return whether any process passed True; all call it and wait for all."""
+        return bool(np.any(self.gather(np.bool_(flag))))
+
+    def gather(self, value: Any) -> np.ndarray:
+        """Return what each process passed, by rank; all call it and wait for all.
+
+        Args:
+            value: a number or an array, of one shape and dtype in all processes, of at
+                most 32 bits.
+        """
         if self.count == 1:
-            return flag
+            return np.asarray(value)[None]
         from jax.experimental import multihost_utils
 
-        return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+        return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
+
+    def texts(self, text: str) -> list[str]:
+        """Return the text of each process, by rank; all call it and wait for all.
+
+        Example:
+            >>> import fngrad as fg
+            >>> fg.distributed.processes().texts("the only one")
+            ['the only one']
+        """
+        if self.count == 1:
+            return [text]
+        from jax.experimental import multihost_utils
+
+        own = np.frombuffer(text.encode(), np.uint8)
+        sizes = multihost_utils.process_allgather(np.int32(own.size))
+        if not sizes.any():
+            return [""] * self.count
+        # A power of two, so that few programs are compiled.
+        padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
+        padded[: own.size] = own
+        rows = multihost_utils.process_allgather(padded)
+        pairs = zip(rows, sizes, strict=True)
+        return [row[:size].tobytes().decode() for row, size in pairs]
 
 
 def _like(old: Any, new: Any) -> Any:

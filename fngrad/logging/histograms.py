@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
+from fngrad.sharding.host_values import readable
 
 BINS = 64
 
@@ -56,7 +57,7 @@ def histogram(x: Any, bins: int = BINS) -> Histogram:
     dtype = array.dtype
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"need real numbers for a histogram, got {dtype}")
-    entries = np.asarray(jax.device_get(array)).astype(np.float64).ravel()
+    entries = np.asarray(jax.device_get(readable(array))).astype(np.float64).ravel()
     finite = entries[np.isfinite(entries)]
     scale = np.max(np.abs(finite), initial=0.0) or 1.0
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)

@@ -18,6 +18,7 @@ import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.sources import Source
 from fngrad.programs.signatures import check_function, parameters
 from fngrad.sharding.constraints import gathered
+from fngrad.sharding.host_values import readable
 from fngrad.sharding.meshes import auto_mesh_of
 from fngrad.sharding.placement import beside
 from fngrad.sharding.rules import Rule, rule_of
@@ -94,7 +95,7 @@ def evaluate(
         rule = rule_of(point[0])
         program, leaves = _program_over(fold, metric_fn, data, precision, rule)
         values = program(*point, beside(point[0], leaves), batch_size)
-    values = jax.device_get(values)
+    values = jax.device_get(readable(values))
     return {
         name: float(value) if np.ndim(value) == 0 else np.asarray(value)
         for name, value in values.items()
