@@ -3,7 +3,7 @@
 JAX connects the processes of a program (its multi-controller runtime): each sees all
 devices and must start the same computations in the same order. What depends on one
 process alone, such as its clock or a signal it got, must therefore be agreed on before
-it decides what is computed: `Processes.agree`, `Processes.any`.
+it decides what is computed: `Processes.agree`, `Processes.any`, `Processes.texts`.
 """
 
 import inspect
@@ -76,6 +76,29 @@ class Processes(NamedTuple):
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
+
+    def texts(self, text: str) -> list[str]:
+        """Return the text of each process, by rank; all call it and wait for all.
+
+        Example:
+            >>> import fngrad as fg
+            >>> fg.distributed.processes().texts("the only one")
+            ['the only one']
+        """
+        if self.count == 1:
+            return [text]
+        from jax.experimental import multihost_utils
+
+        own = np.frombuffer(text.encode(), np.uint8)
+        sizes = multihost_utils.process_allgather(np.int32(own.size))
+        if not sizes.any():
+            return [""] * self.count
+        # A power of two, so that few programs are compiled.
+        padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
+        padded[: own.size] = own
+        rows = multihost_utils.process_allgather(padded)
+        pairs = zip(rows, sizes, strict=True)
+        return [row[:size].tobytes().decode() for row, size in pairs]
 
     def texts(self, text: str) -> list[str]:
         """Return the text of each process, by rank; all call it and wait for all.

@@ -21,11 +21,15 @@ value["a"] = np.arange(3, dtype=np.int32) + mine.rank
 agreed = mine.agree(value)
 print(agreed["t"], agreed["n"], agreed["flag"], agreed["a"], mine.any(mine.rank == 1),
       mine.any(False), mine.is_first, mine)
+print(mine.texts(""), mine.texts("ä" * mine.rank), mine.texts(f"of {mine.rank}"))
 """
     first, second = ends(launch(BEGIN + script, 2))
     said = "0.25 7 False [0 1 2] True False"
     assert f"{said} True Processes(rank=0, count=2)" in first.output
     assert f"{said} False Processes(rank=1, count=2)" in second.output
+    told = "['', ''] ['', 'ä'] ['of 0', 'of 1']"
+    assert told in first.output
+    assert told in second.output
     assert first.status == second.status == 0
 
 

@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 import fngrad.tree as tree
 from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.shards import ShardedLeaf, place_parts, shards_of
 from fngrad.programs.printed import recorded
 from fngrad.types import Path
 
@@ -32,27 +33,39 @@ class Leaf(NamedTuple):
     key_impl: str | None = None  # of typed keys, such as "threefry2x32"
     sharding: str = ""  # on its devices, as text
 
+    @property
+    def data_dtype(self) -> np.dtype:
+        """The dtype of the data; of typed keys, that of the key data."""
+        return self.data.dtype
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of the data; key data have more axes than the leaf."""
+        return self.data.shape
+
 
 class HostTree(NamedTuple):
-    """A tree on the host."""
+    """A tree on the host; of arrays that processes share, what this one holds."""
 
-    leaves: dict[Path, Leaf]
+    leaves: dict[Path, Leaf | ShardedLeaf]
     static: dict[Path, str]  # the static values of nodes, as text
 
 
 def take(a: Any) -> HostTree:
     """Copy a tree of arrays to the host.
 
+    Of an array on devices of several processes each copies its own shards; all call
+    this.
+
     Raises:
-        CheckpointError: if a leaf is not an array, is traced or masked, was donated,
-            is on devices of other processes, or has a dtype that is not numeric; or if
-            two leaves have the same path.
+        CheckpointError: if a leaf is not an array, is traced or masked, was donated, or
+            has a dtype that is not numeric; or if two leaves have the same path.
     """
     leaves = paths_of(a)
     for path, leaf in leaves.items():
         _check(path, leaf)
         if isinstance(leaf, jax.Array) and not _on_cpu(leaf):
-            leaf.copy_to_host_async()
+            _begin_copy(leaf)
     return HostTree(
         {path: _take(leaf) for path, leaf in leaves.items()}, static_parts(a)
     )
@@ -102,7 +115,7 @@ def named_dtype(name: str) -> np.dtype:
     return np.dtype(getattr(jnp, name, name))
 
 
-def place(path: Path, leaf: Leaf, like: Any) -> Any:
+def place(path: Path, leaf: Leaf | ShardedLeaf, like: Any) -> Any:
     """Copy a leaf to the devices of its counterpart in a tree.
 
     Args:
@@ -116,11 +129,13 @@ def place(path: Path, leaf: Leaf, like: Any) -> Any:
     """
     if isinstance(like, np.ndarray | np.generic):
         return leaf.data.copy()
-    if jax.dtypes.canonicalize_dtype(leaf.data.dtype) != leaf.data.dtype:
+    if jax.dtypes.canonicalize_dtype(leaf.data_dtype) != leaf.data_dtype:
         raise CheckpointError(
             f"need jax_enable_x64 to restore leaf {path!r} of dtype {leaf.dtype}"
         )
     sharding = committed_to(like)
+    if sharding is not None and not sharding.is_fully_addressable:
+        return jnp.array(place_parts(leaf, sharding), copy=True)
     if leaf.key_impl is not None:
         keys = jax.random.wrap_key_data(jnp.array(leaf.data), impl=leaf.key_impl)
         return keys if sharding is None else jax.device_put(keys, sharding)
@@ -216,22 +231,32 @@ def _check_is_there(path: Path, leaf: jax.Array) -> None:
             f"need a state that was not donated, got leaf {path!r} whose memory was "
             "donated to a step: save the state that the step returned"
         )
-    if not leaf.is_fully_addressable:
-        raise CheckpointError(
-            f"need arrays on devices of this process, got leaf {path!r} on "
-            "others: checkpoints of several processes are not supported yet"
-        )
+
+
+def _begin_copy(leaf: jax.Array) -> None:
+    if leaf.is_fully_addressable:
+        leaf.copy_to_host_async()
+    elif not tree.is_key(leaf):
+        for shard in leaf.addressable_shards:
+            shard.data.copy_to_host_async()
 
 
 def _on_cpu(leaf: jax.Array) -> bool:
     return all(device.platform == "cpu" for device in leaf.devices())
 
 
-def _take(leaf: Any) -> Leaf:
+def _take(leaf: Any) -> Leaf | ShardedLeaf:
     dtype, shape = describe(leaf)
     if not isinstance(leaf, jax.Array):
         return Leaf(np.array(leaf, order="C"), dtype, shape)
     sharding = str(leaf.sharding)
+    if not leaf.is_fully_addressable:
+        impl = str(jax.random.key_impl(leaf)) if tree.is_key(leaf) else None
+        data = leaf if impl is None else jax.random.key_data(leaf)
+        kind = np.dtype(data.dtype)
+        return ShardedLeaf(
+            shards_of(data), dtype, shape, kind, data.shape, impl, sharding
+        )
     if tree.is_key(leaf):
         data = np.array(jax.random.key_data(leaf), order="C")
         return Leaf(data, dtype, shape, str(jax.random.key_impl(leaf)), sharding)

@@ -7,18 +7,24 @@ the checkpoint.
 
 import concurrent.futures
 import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
-from fngrad.checkpoint.device_transfer import HostTree, take
+from fngrad.checkpoint.agreement import raise_together
+from fngrad.checkpoint.device_transfer import HostTree, paths_of, take
 from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.joint_writing import SECONDS, Begun, begin, finish
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.retention import Retention, retain
+from fngrad.checkpoint.shards import needed
 from fngrad.checkpoint.writing import DEFAULT_BEST, write_step
+from fngrad.distributed import processes
 from fngrad.files.local_paths import check_local
 from fngrad.programs.caller_warnings import warn
 
@@ -34,6 +40,10 @@ class Checkpoints:
         folder: created by the first save.
         keep: number of newest checkpoints to keep, >= 1; damaged ones do not count.
         best: a metric and ``"min"`` or ``"max"``; the best by it is kept too.
+        limit_seconds: see `fngrad.checkpoint.save`.
+
+    Several processes all make the same calls, and get the same results and errors. Each
+    writes its own shards; the first locks, publishes and deletes.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -56,6 +66,7 @@ class Checkpoints:
         *,
         keep: int = 2,
         best: tuple[str, str] | None = None,
+        limit_seconds: float = SECONDS,
     ):
         keep = numerics.check_count("keep", keep, 1)
         if best is not None and best[1] not in ("min", "max"):
@@ -63,6 +74,8 @@ class Checkpoints:
         check_local("a folder of checkpoints", folder)
         self.folder: Path = Path(folder).absolute()  # the working folder may change
         self._rule = Retention(keep, best)
+        self._mine = processes()
+        self._limit = limit_seconds
         self._damaged: dict[Path, str] = {}
         self._writing: Future[None] | None = None
 
@@ -94,10 +107,12 @@ class Checkpoints:
         self.wait()
         host = a if isinstance(a, HostTree) else take(a)
         arguments = step, host, *manifest.in_json(metrics, notes)
+        is_alone = self._mine.count == 1
+        begun = None if is_alone else begin(self._mine, self.folder, step)
         executor = ThreadPoolExecutor(1, "fngrad checkpoint")
-        _PENDING.add(self)
+        _PENDING[self] = None
         try:
-            self._writing = executor.submit(self._write, *arguments)
+            self._writing = executor.submit(self._write, begun, *arguments)
         except RuntimeError as error:
             raise CheckpointError(
                 f"need a thread to write the checkpoint of step {step}, got {error}"
@@ -111,11 +126,13 @@ class Checkpoints:
             CheckpointError: if the write failed.
             ImportError: if orbax-checkpoint is missing.
         """
-        self._join()
-        _PENDING.discard(self)
-        written, self._writing = self._writing, None
-        if written is not None:
+        written = self._ended()
+        if written is None:
+            return
+        if self._mine.count == 1:
             written.result()
+        else:
+            raise_together(self._mine, written.exception())
 
     def close(self) -> None:
         """Wait, as `wait` does. No write runs afterwards, even if this raises.
@@ -127,8 +144,9 @@ class Checkpoints:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write is running."""
-        return self._writing is not None and not self._writing.done()
+        """Whether a write is running, in any process."""
+        writing = self._writing
+        return writing is not None and self._mine.any(not writing.done())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -149,15 +167,21 @@ class Checkpoints:
         self._join()
         return reading.steps(self.folder)
 
-    def newest(self) -> Saved | None:
-        """Return the newest undamaged step, with a warning for each damaged one."""
-        self._join()
-        return reading.first_good(
-            lambda: reading.newest_paths(self.folder), self._damaged
-        )
+    def newest(self, like: Any = None) -> Saved | None:
+        """Return the newest undamaged step, with a warning for each damaged one.
 
-    def best(self) -> Saved | None:
+        Args:
+            like: a tree like the saved one, or a part of it such as ``{"state":
+                state}``. Of its arrays that are split over processes this one reads
+                only what is on its devices; it reads all others whole.
+        """
+        return self._first(reading.newest_paths, like)
+
+    def best(self, like: Any = None) -> Saved | None:
         """Return the best undamaged step by the metric of ``best``.
+
+        Args:
+            like: see `newest`.
 
         Raises:
             ValueError: if ``best`` is None.
@@ -165,37 +189,58 @@ class Checkpoints:
         best = self._rule.best
         if best is None:
             raise ValueError("need best=(metric, mode), got None")
-        self._join()
-        return reading.first_good(
-            lambda: reading.best_paths(self.folder, best), self._damaged
-        )
+        return self._first(partial(reading.best_paths, best=best), like)
 
-    def at(self, step: int) -> Saved | None:
-        """Return what was saved at a step; None if there is nothing undamaged."""
+    def at(self, step: int, like: Any = None) -> Saved | None:
+        """Return what was saved at a step; None if there is nothing undamaged.
+
+        Args:
+            step: its number.
+            like: see `newest`.
+        """
+        return self._first(partial(reading.paths_at, step=step), like)
+
+    def _first(
+        self, candidates: Callable[[Path], Iterable[Path]], like: Any
+    ) -> Saved | None:
         self._join()
-        return reading.first_good(
-            lambda: reading.paths_at(self.folder, step), self._damaged
-        )
+        needs = needed({} if like is None else paths_of(like), otherwise=True)
+        return reading.first_good(self.folder, candidates, self._damaged, needs)
+
+    def _ended(self) -> Future[None] | None:
+        """Wait for the running write; return it, once."""
+        self._join()
+        _PENDING.pop(self, None)
+        written, self._writing = self._writing, None
+        return written
 
     def _join(self) -> None:
         if self._writing is not None:
             concurrent.futures.wait([self._writing])
 
-    def _write(self, step: int, host: HostTree, metrics: Any, notes: Any) -> None:
+    def _write(
+        self, begun: Begun | None, step: int, host: HostTree, metrics: Any, notes: Any
+    ) -> None:
         best = self._rule.best or DEFAULT_BEST
-        written = write_step(self.folder, step, host, metrics, notes, best)
+        if begun is None:
+            written = write_step(self.folder, step, host, metrics, notes, best)
+        else:
+            written = finish(begun, step, host, metrics, notes, best, self._limit)
         self._damaged.pop(written, None)
-        retain(self.folder, written, self._rule, self._damaged)
+        if self._mine.is_first:
+            retain(self.folder, written, self._rule, self._damaged)
 
 
-_PENDING: set[Checkpoints] = set()  # with a running write, or an error not raised yet
+# With a running write, or an error not raised yet; in the order of the calls.
+_PENDING: dict[Checkpoints, None] = {}
 
 
 def _finish_writes() -> None:
+    """Wait for all writes, without the other processes: one may end by an error."""
     for checkpoints in list(_PENDING):
-        try:
-            checkpoints.wait()
-        except (CheckpointError, ImportError) as error:
+        written = checkpoints._ended()
+        error = written.exception() if written else None
+        if error is not None:
             warn(f"a checkpoint was not written: {error}")
 
 

@@ -3,6 +3,10 @@
 It lists every file with its size and CRC-32, every leaf with its dtype, its shape and
 the CRC-32 of its bytes as they left the device, and a CRC-32 of itself. A step is
 complete if its manifest is undamaged and all files have their sizes.
+
+A step that several processes wrote has format 2: a leaf lists the blocks of its shards,
+each with the process that wrote it, its place in that process's file, its indices'
+start and lengths, and its CRC-32.
 """
 
 import datetime
@@ -15,15 +19,18 @@ import os
 import platform
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fngrad.checkpoint.device_transfer import HostTree, Leaf, named_dtype
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
+from fngrad.checkpoint.shards import ShardedLeaf
+from fngrad.files.atomic_writes import write_atomically
 from fngrad.files.json_values import from_json_number, to_json, write_json
+from fngrad.types import Path as LeafPath
 
-FORMAT = 1
+FORMAT, OF_PROCESSES = 1, 2  # written by one process, and by several
 NAME = "manifest.json"
 ARRAYS = "arrays"
 _CHUNK = 1 << 18  # bytes read at a time; they fit into a core's cache
@@ -35,6 +42,13 @@ _OF_DAMAGE = {
     errno.EIO,  # a broken disk
     errno.ESTALE,  # deleted by another machine, on a network file system
 }
+
+
+class Sharded(NamedTuple):
+    """What several processes have written."""
+
+    blocks: dict[LeafPath, list[Any]]  # of each leaf, in JSON's types
+    files: dict[str, dict[str, int]]  # their sizes
 
 
 def arrays_of(host: HostTree) -> dict[str, np.ndarray]:
@@ -66,6 +80,7 @@ def write(
     metrics: dict[str, Any],
     notes: Any,
     best: tuple[str, str],
+    sharded: Sharded | None = None,
 ) -> None:
     """Write the manifest of a step whose arrays are written.
 
@@ -76,23 +91,28 @@ def write(
         metrics: in JSON's types.
         notes: in JSON's types.
         best: the metric that ``restore(step="best")`` uses, and ``"min"`` or ``"max"``.
+        sharded: what the processes have written, if they are several.
 
     Raises:
         OSError: if the file system refuses.
     """
     content = {
-        "format": FORMAT,
+        "format": OF_PROCESSES if sharded else FORMAT,
         "step": step,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "leaves": _entries(host),
+        "leaves": _sharded_entries(host, sharded) if sharded else _entries(host),
         "static": host.static,
-        "files": _files(folder),
+        "files": sharded.files if sharded else _files(folder),
         "metrics": metrics,
         "best": best,
         "notes": notes,
     }
-    write_json(folder / NAME, {"crc32": _checksum(content), "content": content})
+    whole = {"crc32": _checksum(content), "content": content}
+    if sharded:  # on one line, since there may be very many blocks
+        write_atomically(folder / NAME, json.dumps(whole))
+    else:
+        write_json(folder / NAME, whole)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -107,7 +127,7 @@ def read(folder: Path) -> dict[str, Any]:
         whole = json.loads(path.read_bytes())
         is_good = _checksum(whole["content"]) == whole["crc32"]
     except OSError as error:
-        raise _refusal("a manifest", error) from error
+        raise refusal("a manifest", error) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"need an undamaged manifest, got {error} in {path}"
@@ -115,11 +135,12 @@ def read(folder: Path) -> dict[str, Any]:
     if not is_good:
         raise CheckpointError(f"need an undamaged manifest, got changes in {path}")
     content = whole["content"]
-    if content["format"] != FORMAT:
+    if content["format"] not in (FORMAT, OF_PROCESSES):
         raise UnreadableError(
-            f"need a checkpoint of format {FORMAT}, got {content['format']} in {path}: "
-            f"it is from fngrad {content.get('versions', {}).get('fngrad')}; install "
-            "that version or a newer one"
+            f"need a checkpoint of format {FORMAT} or {OF_PROCESSES}, got "
+            f"{content['format']} in {path}: it is from fngrad "
+            f"{content.get('versions', {}).get('fngrad')}; install that version or a "
+            "newer one"
         )
     return content
 
@@ -137,7 +158,7 @@ def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
     try:
         got = _sizes(folder)
     except OSError as error:
-        raise _refusal("all files of a step", error) from error
+        raise refusal("all files of a step", error) from error
     for name in sorted(expected):
         path = folder / name
         if name not in got:
@@ -149,7 +170,7 @@ def check_sizes(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise unless the files hold what was written.
+    """Raise unless the files of a step of one process hold what was written.
 
     Raises:
         UnreadableError: if a file cannot be read now.
@@ -161,7 +182,7 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
         try:
             found = _checksum_of_file(path)
         except OSError as error:
-            raise _refusal("files to read", error) from error
+            raise refusal("files to read", error) from error
         if found != entry["crc32"]:
             raise CheckpointError(f"need an undamaged file, got other bytes in {path}")
 
@@ -173,13 +194,7 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
         UnreadableError: if the installed JAX does not know the dtype.
         CheckpointError: if the data are not what was saved; the leaf is named.
     """
-    try:
-        dtype, shape = named_dtype(entry["data_dtype"]), tuple(entry["data_shape"])
-    except TypeError as error:
-        raise UnreadableError(
-            f"need a dtype that this JAX knows, got {entry['data_dtype']!r}, leaf "
-            f"{entry['path']}"
-        ) from error
+    dtype, shape = dtype_of(entry), tuple(entry["data_shape"])
     name = entry["name"]
     data = np.zeros(0, np.uint8) if name is None else arrays[name]
     if data.nbytes != dtype.itemsize * int(np.prod(shape)) or (
@@ -195,12 +210,27 @@ def leaf_of(entry: dict[str, Any], arrays: dict[str, np.ndarray]) -> Leaf:
     )
 
 
+def dtype_of(entry: dict[str, Any]) -> np.dtype:
+    """Return the dtype of a leaf's data.
+
+    Raises:
+        UnreadableError: if the installed JAX does not know it.
+    """
+    try:
+        return named_dtype(entry["data_dtype"])
+    except TypeError as error:
+        raise UnreadableError(
+            f"need a dtype that this JAX knows, got {entry['data_dtype']!r}, leaf "
+            f"{entry['path']}"
+        ) from error
+
+
 def metrics_of(manifest: dict[str, Any]) -> dict[str, float]:
     """Return the metrics of a step, as numbers."""
     return {name: from_json_number(x) for name, x in manifest["metrics"].items()}
 
 
-def _refusal(need: str, error: OSError) -> CheckpointError:
+def refusal(need: str, error: OSError) -> CheckpointError:
     """Return the error for a file that is damaged or cannot be read now."""
     kind = CheckpointError if error.errno in _OF_DAMAGE else UnreadableError
     return kind(f"need {need}, got {error}")
@@ -208,19 +238,32 @@ def _refusal(need: str, error: OSError) -> CheckpointError:
 
 def _entries(host: HostTree) -> list[dict[str, Any]]:
     return [
-        {
-            "path": path,
+        _described(path, leaf)
+        | {
             "name": _name(place) if leaf.data.size else None,
-            "dtype": leaf.dtype,
-            "shape": leaf.shape,
-            "data_dtype": leaf.data.dtype.name,
-            "data_shape": leaf.data.shape,
             "crc32": _checksum_of_array(_unsigned(leaf.data)),
-            "key_impl": leaf.key_impl,
-            "sharding": leaf.sharding,
         }
         for place, (path, leaf) in enumerate(host.leaves.items())
     ]
+
+
+def _sharded_entries(host: HostTree, sharded: Sharded) -> list[dict[str, Any]]:
+    return [
+        _described(path, leaf) | {"blocks": sharded.blocks[path]}
+        for path, leaf in host.leaves.items()
+    ]
+
+
+def _described(path: LeafPath, leaf: Leaf | ShardedLeaf) -> dict[str, Any]:
+    return {
+        "path": path,
+        "dtype": leaf.dtype,
+        "shape": leaf.shape,
+        "data_dtype": leaf.data_dtype.name,
+        "data_shape": leaf.data_shape,
+        "key_impl": leaf.key_impl,
+        "sharding": leaf.sharding,
+    }
 
 
 def _name(place: int) -> str:

@@ -22,6 +22,7 @@ from fngrad.checkpoint.device_transfer import (
 )
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.reading import Saved
+from fngrad.checkpoint.shards import ShardedLeaf
 from fngrad.checkpoint.tree_matching import rebuild
 from fngrad.files.atomic_writes import write_atomically
 from fngrad.files.local_paths import check_local
@@ -100,7 +101,7 @@ def save_safetensors(
     texts = _checked(metadata)
     library = import_extra("safetensors.numpy", "files")
     host = take(params)
-    _check_dtypes(host)
+    _check_leaves(host)
     sums = {name: _checksum(leaf) for name, leaf in host.leaves.items()}
     texts[_CHECKSUMS] = json.dumps(sums)
     arrays = {name: leaf.data for name, leaf in host.leaves.items()}
@@ -149,7 +150,7 @@ def load_safetensors(
     arrays, _ = _read(path)
     if like is None:
         return arrays
-    leaves = {
+    leaves: dict[LeafPath, Leaf | ShardedLeaf] = {
         f"state/{name}" if name else "state": Leaf(x, x.dtype.name, x.shape)
         for name, x in arrays.items()
     }
@@ -189,8 +190,13 @@ def _checked(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return texts
 
 
-def _check_dtypes(host: HostTree) -> None:
+def _check_leaves(host: HostTree) -> None:
     for name, leaf in host.leaves.items():
+        if isinstance(leaf, ShardedLeaf) and not leaf.is_whole:
+            raise CheckpointError(
+                f"need parameters that each process holds whole, got {name!r} split "
+                "over several; fngrad.sharding.shard_state(params, mesh) gathers them"
+            )
         if leaf.dtype not in _DTYPES.values():
             raise CheckpointError(
                 f"need a dtype that safetensors has ({', '.join(_DTYPES.values())}), "
@@ -198,7 +204,7 @@ def _check_dtypes(host: HostTree) -> None:
             )
 
 
-def _checksum(leaf: Leaf) -> int:
+def _checksum(leaf: Leaf | ShardedLeaf) -> int:
     head = f"{leaf.dtype}{list(leaf.shape)}".encode()
     flat = leaf.data.reshape(-1).view(np.uint8)
     return zlib.crc32(flat.data, zlib.crc32(head))

@@ -1,16 +1,22 @@
 """`save` and `restore`: a state to disk and back."""
 
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.reading as reading
 import fngrad.numerics as numerics
-from fngrad.checkpoint.device_transfer import HostTree, take
+from fngrad.checkpoint.device_transfer import paths_of, take
 from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.joint_writing import SECONDS, write_together
 from fngrad.checkpoint.reading import Saved
+from fngrad.checkpoint.shards import Needs, needed
 from fngrad.checkpoint.tree_matching import rebuild
-from fngrad.checkpoint.writing import write_step
+from fngrad.checkpoint.writing import DEFAULT_BEST, write_step
+from fngrad.distributed import processes
 from fngrad.files.local_paths import check_local
 from fngrad.training import TrainState
 from fngrad.types import Path as LeafPath
@@ -24,6 +30,7 @@ def save(
     step: int | None = None,
     metrics: dict[str, float] | None = None,
     notes: Any = None,
+    limit_seconds: float = SECONDS,
 ) -> Path:
     """Write a state to disk atomically.
 
@@ -42,13 +49,16 @@ def save(
         step: its number, >= 0; by default ``state.step``.
         metrics: numbers by name, for ``restore(step="best")``.
         notes: anything that JSON can hold.
+        limit_seconds: how long the first of several processes waits for the others'
+            shards when it has written its own, > 0.
 
     Returns:
         The folder of the step.
 
     Raises:
         ValueError: if ``step`` is missing or not an int >= 0.
-        CheckpointError: if the folder cannot be written, or the tree cannot be saved.
+        CheckpointError: if the folder cannot be written, or the tree cannot be saved;
+            in all processes, if one fails or does not finish in time.
         TypeError: if a metric is not a number, or JSON cannot hold the notes.
         ImportError: if orbax-checkpoint is missing.
 
@@ -69,8 +79,13 @@ def save(
     check_local("folder", folder)
     plain = manifest.in_json(metrics, notes)
     host = take({"state": state})
-    at = _step_of(host) if step is None else step
-    return write_step(Path(folder), at, host, *plain)
+    at = _step_of(state) if step is None else step
+    mine = processes()
+    if mine.count == 1:
+        return write_step(Path(folder), at, host, *plain)
+    return write_together(
+        mine, Path(folder), at, host, *plain, DEFAULT_BEST, limit_seconds
+    )
 
 
 def restore(
@@ -87,7 +102,8 @@ def restore(
         folder: where `save` or `fngrad.fit` wrote it.
         like: a tree of arrays or ShapeDtypeStructs with the structure, shapes and
             dtypes that were saved. Its leaves give the devices of the result; their
-            number may have changed.
+            number may have changed, and that of the processes: each reads the shards
+            that its devices need, and all get the same step.
         step: a step, ``"latest"``, or ``"best"`` by the metric that the run kept its
             best step by. The last two skip damaged steps, with a warning.
         part: the path of the part to read, such as ``"params"``; ``like`` is a tree
@@ -128,35 +144,36 @@ def restore(
         [1. 1.] [0. 0. 0. 0. 0.] 0
     """
     check_local("folder", folder)
-    saved = _find(Path(folder), step)
-    return rebuild(saved, like, f"state/{part}" if part else "state", partial=partial)
+    path = f"state/{part}" if part else "state"
+    needs = needed(paths_of({path: like}), otherwise=False)
+    return rebuild(_find(Path(folder), step, needs), like, path, partial=partial)
 
 
-def _step_of(host: HostTree) -> int:
-    step = host.leaves["state/step"]
+def _step_of(state: TrainState) -> int:
+    step = np.asarray(state.step)
     if step.shape != ():
         raise ValueError(
             f"need step= for a state of several runs, got steps of shape {step.shape}"
         )
-    return int(step.data)
+    return int(step)
 
 
-def _find(folder: Path, step: int | str) -> Saved:
+def _find(folder: Path, step: int | str, needs: Needs) -> Saved:
     if step == "latest":
-        saved = reading.first_good(lambda: reading.newest_paths(folder))
+        saved = reading.first_good(folder, reading.newest_paths, needs=needs)
     elif step == "best":
-        saved = reading.first_good(lambda: reading.recorded_best_paths(folder))
+        saved = reading.first_good(folder, reading.recorded_best_paths, needs=needs)
     elif isinstance(step, str):
         raise ValueError(f'need a step, "latest" or "best", got {step=}')
     else:
         step = numerics.check_count("step", step)
-        paths = reading.paths_at(folder, step)
+        paths = reading.paths_of(folder, bound(reading.paths_at, step=step))
         if not paths:
             raise CheckpointError(
                 f"need a step that is in {str(folder)!r}, got {step=}: it has "
                 f"{reading.steps(folder)}{_way_out(folder)}"
             )
-        return reading.load(paths[0])
+        return reading.load_together(processes(), paths[0], needs)
     if saved is None:
         measured = " with the metric that keep_best names" if step == "best" else ""
         raise CheckpointError(

@@ -53,10 +53,15 @@ def new_name(folder: Path, step: int) -> str:
     return f"{step:08d}-{max(versions) + 1}" if versions else f"{step:08d}"
 
 
+def hidden_path(folder: Path, name: str) -> Path:
+    """Return where a step is written before it gets its name."""
+    return folder / f".{name}.writing"
+
+
 @contextlib.contextmanager
 def hidden(folder: Path, name: str) -> Iterator[Path]:
     """Create the hidden folder in which a step is written; remove it on an error."""
-    temporary = folder / f".{name}.writing"
+    temporary = hidden_path(folder, name)
     temporary.mkdir()
     try:
         yield temporary

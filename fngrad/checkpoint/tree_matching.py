@@ -13,6 +13,7 @@ from fngrad.checkpoint.device_transfer import (
 )
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.reading import Saved
+from fngrad.checkpoint.shards import ShardedLeaf
 from fngrad.programs.caller_warnings import warn
 from fngrad.types import Path, Tree
 
@@ -110,7 +111,7 @@ def _refuse_part(saved: Saved, part: Path) -> None:
 
 def _compare(
     wanted: dict[Path, Any],
-    have: dict[Path, Leaf],
+    have: dict[Path, Leaf | ShardedLeaf],
     static: dict[Path, str],
     old: dict[Path, str],
 ) -> _Differences:

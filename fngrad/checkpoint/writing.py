@@ -9,6 +9,7 @@ from typing import Any
 import fngrad.checkpoint.array_files as array_files
 import fngrad.checkpoint.manifest as manifest
 import fngrad.checkpoint.step_folders as step_folders
+from fngrad.checkpoint.agreement import cause
 from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.reading import completed
@@ -51,7 +52,7 @@ def write_step(
     except (CheckpointError, ImportError):
         raise
     except Exception as error:
-        raise CheckpointError(_explain(folder, step, error)) from error
+        raise CheckpointError(explained(folder, step, error)) from error
 
 
 @contextlib.contextmanager
@@ -71,7 +72,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise CheckpointError(str(error)) from error
 
 
-def _explain(folder: Path, step: int, error: Exception) -> str:
+def explained(folder: Path, step: int, error: Exception) -> str:
+    """Return why a step was not written, the free space, and the last good step."""
     try:
         steps = [each.folder.step for each in completed(folder)]
         last = f"step {steps[-1]}" if steps else "none"
@@ -83,6 +85,6 @@ def _explain(folder: Path, step: int, error: Exception) -> str:
         free = "its free space is unknown"
     return (
         f"need to write the checkpoint of step {step} in {str(folder)!r}, where "
-        f"{free}, got {type(error).__name__}: {error}; the last good checkpoint is "
+        f"{free}, got {cause(error)}; the last good checkpoint is "
         f"{last}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import fngrad.checkpoint.manifest as manifest
+import fngrad.checkpoint.reading as reading
 import fngrad.checkpoint.step_folders as step_folders
 import fngrad.commands.run_records as run_records
 import fngrad.numerics as numerics
@@ -104,7 +104,7 @@ def _is_whole(path: Path) -> bool:
         UnreadableError: if one cannot be read here or now.
     """
     try:
-        manifest.check_files(path, manifest.read(path))
+        reading.check(path)
     except UnreadableError:
         raise
     except CheckpointError:

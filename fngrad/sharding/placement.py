@@ -1,7 +1,7 @@
 """Where a state and a batch are: the state follows one rule for its parameters."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -120,7 +120,37 @@ def put(x: Any, sharding: NamedSharding) -> jax.Array:
     if tree.is_key(x):  # which jax.device_put does not copy
         data = put(jax.random.key_data(x), NamedSharding(sharding.mesh, sharding.spec))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jax.device_put(x, sharding, may_alias=False)
+    if sharding.is_fully_addressable or not is_local(x):
+        return jax.device_put(x, sharding, may_alias=False)
+    # JAX would compare the values of all processes first.
+    host = np.asarray(x)
+    return put_parts(host.shape, sharding, lambda index: host[index])
+
+
+def put_parts(
+    shape: Sequence[int],
+    sharding: Any,
+    part: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """Return an array of which each process puts the parts of its own devices there.
+
+    Args:
+        shape: of the whole array.
+        sharding: of it.
+        part: returns what is at an index of the whole array; the device's memory is a
+            copy of it.
+    """
+    indices = sharding.addressable_devices_indices_map(tuple(shape))
+    parts = [
+        jax.device_put(np.array(part(index)), device, may_alias=False)
+        for device, index in indices.items()
+    ]
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)
+
+
+def is_local(x: Any) -> bool:
+    """Return whether all of an array is on devices of this process, or on the host."""
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 def init_sharded(make: Callable[[], Tree], mesh: Mesh, rule: Rule = replicated) -> Tree:

@@ -253,7 +253,7 @@ def rewrite(step: Path, **changes: Any) -> None:
 def test_a_newer_format_is_neither_skipped_nor_deleted(damaged):
     rewrite(damaged / "00000002", format=1)
     assert restore(damaged, STATE, step=2)["step"] == 7
-    rewrite(damaged / "00000002", format=2, versions={"fngrad": "9.0"})
+    rewrite(damaged / "00000002", format=3, versions={"fngrad": "9.0"})
     checkpoints = Checkpoints(damaged, keep=1)
     for read in (
         lambda: restore(damaged, STATE, step=2),
@@ -261,7 +261,7 @@ def test_a_newer_format_is_neither_skipped_nor_deleted(damaged):
         lambda: steps(damaged),
         checkpoints.newest,
     ):
-        with pytest.raises(CheckpointError, match=r"format 1, got 2 .* fngrad 9\.0"):
+        with pytest.raises(CheckpointError, match=r"1 or 2, got 3 .* fngrad 9\.0"):
             read()
     checkpoints.save(3, {"state": STATE})
     with pytest.raises(CheckpointError, match=r"delete old steps.* fngrad 9\.0"):
