@@ -100,29 +100,6 @@ class Processes(NamedTuple):
         pairs = zip(rows, sizes, strict=True)
         return [row[:size].tobytes().decode() for row, size in pairs]
 
-    def texts(self, text: str) -> list[str]:
-        """Return the text of each process, by rank; all call it and wait for all.
-
-        Example:
-            >>> import fngrad as fg
-            >>> fg.distributed.processes().texts("the only one")
-            ['the only one']
-        """
-        if self.count == 1:
-            return [text]
-        from jax.experimental import multihost_utils
-
-        own = np.frombuffer(text.encode(), np.uint8)
-        sizes = multihost_utils.process_allgather(np.int32(own.size))
-        if not sizes.any():
-            return [""] * self.count
-        # A power of two, so that few programs are compiled.
-        padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
-        padded[: own.size] = own
-        rows = multihost_utils.process_allgather(padded)
-        pairs = zip(rows, sizes, strict=True)
-        return [row[:size].tobytes().decode() for row, size in pairs]
-
 
 def _like(old: Any, new: Any) -> Any:
     """Return a number as one of Python if it was one."""

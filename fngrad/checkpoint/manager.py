@@ -144,9 +144,8 @@ class Checkpoints:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a write is running, in any process."""
-        writing = self._writing
-        return writing is not None and self._mine.any(not writing.done())
+        """Whether a write is running in this process."""
+        return self._writing is not None and not self._writing.done()
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -347,9 +347,14 @@ def opened(
     if rules.folder is None:
         return None
     check_folder(rules.folder)
-    return stack.enter_context(
-        Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
-    )
+    checkpoints = Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
+
+    def close(kind: Any, error: Any, trace: Any) -> None:
+        if not peers.is_lost:  # a writer would wait for the shards of those that ended
+            checkpoints.__exit__(kind, error, trace)
+
+    stack.push(close)
+    return checkpoints
 
 
 def _lock(stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules) -> None:

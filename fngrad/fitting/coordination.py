@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fngrad.distributed import PeerError, Processes, processes
@@ -48,8 +49,9 @@ class Coordination:
     def __init__(self, interrupted: Interruption, peers: Processes | None = None):
         self.processes: Processes = processes() if peers is None else peers
         self._interrupted = interrupted
-        self._is_over = False  # whether nothing more can be told, or need be
-        self._may_save = True
+        self.is_lost: bool = False  # whether the others may have ended, or wait forever
+        self.may_save: bool = True  # whether all can save the state after an exception
+        self._is_over = False  # whether nothing more need be told
         self._is_inside = False  # a computation of all
 
     @property
@@ -64,7 +66,7 @@ class Coordination:
             PeerError: if an exception has ended another process.
         """
         if self.is_alone:
-            return status
+            return status._replace(interrupted=self._interrupted.is_set())
         heard, rows = self._told(status)
         if not heard.failed:
             return heard
@@ -86,20 +88,23 @@ class Coordination:
             return
         self._is_over = True
         if self._is_inside or isinstance(error, KeyboardInterrupt):
-            self._may_save = False
+            self._lose(error)
             return
         try:
             _, rows = self._told(Status(failed=_FAILED_SAVING if saves else _FAILED))
             rank = self.processes.rank
             self._end(rows, f"process {rank} failed{where}: {_named(error)}")
-        except Exception as failure:  # it must not hide the first one
-            self._may_save = False
-            add_note(error, "the other processes could not be told", failure)
+        except Exception:  # which would hide the first one
+            self._lose(error)
 
-    @property
-    def may_save(self) -> bool:
-        """Whether all processes can save the state together after an exception."""
-        return self._may_save
+    def _lose(self, error: BaseException) -> None:
+        self.is_lost, self.may_save = True, False
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            add_note(
+                error,
+                f"process {self.processes.rank} computed with the others: if one of "
+                "them has ended, what it printed tells why",
+            )
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -178,7 +183,7 @@ class Coordination:
     def _end(self, failed: np.ndarray, text: str) -> list[str]:
         """Note that an exception ends the run in all; return what each says of it."""
         self._is_over = True
-        self._may_save = _FAILED not in failed
+        self.may_save = _FAILED not in failed
         return self.processes.texts(text)
 
 

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
             PeerError: if an exception has ended another process.
         """
         if self.peers.is_alone:
-            return Status(chunk=chunk, stops=stops)
+            return self.peers.meet(Status(chunk=chunk, stops=stops))
         saver, loggers = self.saver, self.outputs.loggers
         told = Status(
             chunk=chunk,

@@ -357,7 +357,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         outputs.finish(history, stopped, int(state.step))
         outputs.loggers.ending = interrupted.ending
         outputs.close()
-        plan.meet()
+        heard = plan.meet()
     except BaseException as error:
         notes.update(compilations.notes())
         session.attach_to(error)
@@ -365,7 +365,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         raise
     if interrupted.raised is not None:
         attach(interrupted.raised, state, history)
-    elif interrupted.is_set():
+    elif heard.interrupted:
         reached = int(state.step)
         is_saved = plan.saver is not None and plan.saver.has(reached)
         print_interrupted(interrupted.terminated, reached, is_saved)
