@@ -35,6 +35,7 @@ from fngrad.programs.caller_warnings import warn
 from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
 from fngrad.sharding.meshes import auto_mesh_of
+from fngrad.sharding.placement import fetched
 from fngrad.types import Batch, Key
 
 Remainder = Literal["wrap", "drop"]
@@ -173,13 +174,14 @@ class Dataset:
 
         They cover the leaves' paths, dtypes, shapes and bytes, the key, the batch
         size, ``shuffle``, ``remainder`` and the name of ``read``, but not the maps.
-        Every byte is read on the host: call it once per run, outside jit.
+        Every byte is read on the host: call it once per run, outside jit, and in all
+        processes, which exchange what they hold apart.
         """
         order = (self.size, self.batch_size, self.shuffle, self.remainder)
         digest = hashlib.blake2b(repr(order).encode(), digest_size=8)
         digest.update(_name(self.read).encode())
         for path, leaf in tree.leaf_paths((self.arrays, self.key)).items():
-            array = _host_array(leaf)
+            array = fetched(leaf)
             digest.update(f"{path} {leaf.dtype} {leaf.shape};".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
@@ -386,10 +388,6 @@ def _is_integer_scalar(x: Any) -> bool:
 def _to_device(path: str, leaf: Any) -> jax.Array:
     x = array_inputs.array(path, leaf)
     return jnp.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
-
-
-def _host_array(leaf: jax.Array) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if tree.is_key(leaf) else leaf)
 
 
 def _name(fn: Any) -> str:

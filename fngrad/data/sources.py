@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -28,7 +28,12 @@ from fngrad.data.order_ahead import each_step, next_indices, on_host
 from fngrad.programs.signatures import name_of, takes
 from fngrad.programs.thread_settings import with_settings_of_this_thread
 from fngrad.sharding.meshes import check_devices
-from fngrad.sharding.placement import batch_spec
+from fngrad.sharding.placement import (
+    batch_spec,
+    put_rows,
+    rows_here,
+    spans_processes,
+)
 from fngrad.types import Batch
 
 Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
@@ -93,8 +98,13 @@ class Source:
         return self._batch(step, self.indices(step))
 
     def _batch(self, step: int, indices: np.ndarray) -> Batch:
+        return self._mapped(step, self._unmapped(step, indices))
+
+    def _unmapped(self, step: int, indices: np.ndarray) -> Batch:
         with self._noting(f"batch {step}"):
-            examples = self._examples(indices)
+            return self._examples(indices)
+
+    def _mapped(self, step: int, examples: Batch) -> Batch:
         batch = dataclasses.replace(self.order, arrays=examples)
         return _mapped(batch, np.uint32(step)) if self.order.maps else examples
 
@@ -103,7 +113,9 @@ class Source:
 
         ``threads`` threads read up to ``prefetch`` batches before they are asked for,
         under the settings of JAX, such as `jax.default_device`, of the thread that asks
-        for the first. An error of ``read`` is raised when its batch is asked for.
+        for the first. An error of ``read`` is raised when its batch is asked for. With
+        several processes the maps run in the thread that asks, since all processes must
+        compute in one order.
         Closing the iterator, or dropping it, cancels what is not begun and ends the
         threads.
 
@@ -118,9 +130,12 @@ class Source:
             steps = each_step(lambda first: functools.partial(order, first), start)
             yield from itertools.starmap(self._batch, steps)
             return
-        read = with_settings_of_this_thread(self._batch)
+        is_shared = self.mesh is not None and spans_processes(self.mesh)
+        read = with_settings_of_this_thread(
+            self._unmapped if is_shared else self._batch
+        )
         order = with_settings_of_this_thread(next_indices)
-        waiting: collections.deque[Future[Batch]] = collections.deque()
+        waiting: collections.deque[tuple[int, Future[Batch]]] = collections.deque()
         with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
             steps = each_step(
                 lambda first: pool.submit(order, self.order, first).result, start
@@ -128,10 +143,13 @@ class Source:
             try:
                 while True:
                     while len(waiting) < self.prefetch:
-                        waiting.append(pool.submit(read, *next(steps)))
-                    yield waiting.popleft().result()
+                        step, indices = next(steps)
+                        waiting.append((step, pool.submit(read, step, indices)))
+                    step, future = waiting.popleft()
+                    batch = future.result()
+                    yield self._mapped(step, batch) if is_shared else batch
             finally:
-                for future in waiting:
+                for _, future in waiting:
                     future.cancel()
 
     def map(self, fn: Callable[..., Batch]) -> "Source":
@@ -147,6 +165,8 @@ class Source:
 
     def on(self, mesh: Mesh) -> "Source":
         """Return the source that puts each device's part of a batch on that device.
+
+        Of a mesh of several processes each reads what its own devices need.
 
         Raises:
             TypeError: if it is not a mesh of devices.
@@ -201,8 +221,12 @@ class Source:
             raise
 
     def _examples(self, indices: np.ndarray) -> Batch:
-        examples = self._checked(self.read(indices), indices)
-        return jax.tree.map(lambda x: _to_device(x, self.mesh), examples)
+        if self.mesh is None or not spans_processes(self.mesh):
+            examples = self._checked(self.read(indices), indices)
+            return jax.tree.map(lambda x: _to_device(x, self.mesh), examples)
+        rows, mesh = rows_here(len(indices), self.mesh), self.mesh
+        own = self._checked(self.read(indices[rows]), indices[rows])
+        return jax.tree.map(lambda x: put_rows(x, rows, len(indices), mesh), own)
 
     def _checked(self, examples: Any, indices: np.ndarray) -> Batch:
         """Return examples as arrays of numbers, after checking how many they are."""
@@ -240,7 +264,8 @@ def from_source(
         read: how to read examples by index:
 
             - a function of indices, int64 of shape (b,), that returns a pytree of
-              arrays of shape (b, ...); called in threads;
+              arrays of shape (b, ...); called in threads. Each of several processes
+              asks for the examples of its own devices only;
             - a tree of arrays on disk, such as ``np.load(path, mmap_mode="r")`` or
               datasets of an HDF5 file, read in ascending order;
             - a sequence with ``len`` and ``[i]`` for one example, such as a random
@@ -284,27 +309,6 @@ def from_source(
         prefetch=numerics.check_count("prefetch", prefetch),
         threads=numerics.check_count("threads", threads, 1),
     )
-
-
-def check_foreign(data: Any) -> None:
-    """Raise for another library's dataset, whose ``batch`` is another method.
-
-    One that can only be iterated over, as grain's IterDataset, is an iterable.
-
-    Raises:
-        TypeError: if the data have a method ``batch`` and are neither a `Dataset` nor a
-            `Source`, nor only an iterable.
-    """
-    is_ours = isinstance(data, Dataset | Source)
-    is_stream = isinstance(data, Iterable) and not hasattr(data, "__getitem__")
-    if callable(getattr(data, "batch", None)) and not (is_ours or is_stream):
-        raise TypeError(
-            "need a dataset of fngrad.data or a function step -> batch, got "
-            f"{type(data).__name__}, which has a batch of its own: where "
-            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
-            "an iterable of batches, data=iter(theirs), and where theirs[i] gives an "
-            "example, fngrad.data.from_source(theirs, len(theirs), batch_size)"
-        )
 
 
 def _reader(read: Any, n: int) -> Read:

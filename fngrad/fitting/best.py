@@ -107,7 +107,7 @@ def read_best(
         return None
     step, part = known["step"], PART if known["is_part"] else "state"
     is_here = known["is_part"] or step == saved.step
-    found = saved if is_here else checkpoints.at(step)
+    found = saved if is_here else checkpoints.at(step, {"state": like})
     if found is None:
         warn(
             f"the best evaluation, of step {step}, has no undamaged checkpoint; the "

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
-from fngrad.data.sources import Source, check_foreign
+from fngrad.data.foreign_datasets import check_foreign
+from fngrad.data.sources import Source
 from fngrad.fitting.dataset_reader import DatasetReader, batch_program
 from fngrad.fitting.iterables import Batches
 from fngrad.programs.caller_warnings import warn

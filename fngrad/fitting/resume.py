@@ -12,7 +12,7 @@ import jax
 import fngrad.tree as tree
 from fngrad.checkpoint import CheckpointError, Checkpoints, Saved, rebuild
 from fngrad.files.json_values import from_json_number, to_json
-from fngrad.fitting.best import read_best
+from fngrad.fitting.best import PART, read_best
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.intervals import ENDLESS, Stops
@@ -164,7 +164,7 @@ def begin_or_resume(
     if resume == "never":
         _refuse_any(checkpoints)
     wanted = identity(config, feed, state)
-    saved = checkpoints.newest()
+    saved = checkpoints.newest({"state": state, PART: state})
     if saved is not None:
         start = _resumed(checkpoints, saved, state, feed, wanted)
         where, known = f"{str(checkpoints.folder)!r}", saved.notes.get("programs")

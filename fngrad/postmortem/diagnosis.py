@@ -11,7 +11,8 @@ import fngrad.postmortem.evidence as evidence
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
-from fngrad.data.sources import Source, check_foreign
+from fngrad.data.foreign_datasets import check_foreign
+from fngrad.data.sources import Source
 from fngrad.postmortem.findings import Autopsy
 from fngrad.postmortem.replay import Replay, outputs_of, replay
 from fngrad.postmortem.root_cause import RootCause, find_root_cause

@@ -101,7 +101,8 @@ def shard_state(state: Tree, mesh: Mesh, rule: Rule = replicated) -> Tree:
     """Return a state on a mesh, placed as `shardings` says.
 
     Args:
-        state: as for `shardings`; its arrays are copied.
+        state: as for `shardings`; its arrays are copied. Of several processes each
+            passes the same, and puts the parts of its own devices there.
         mesh: from `make_mesh`.
         rule: of the step too, see `fngrad.make_step`.
 
@@ -148,6 +149,54 @@ def put_parts(
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)
 
 
+def fetched(x: jax.Array) -> np.ndarray:
+    """Return the values of an array, or its key data, on the host.
+
+    Of one that is split over several processes each fetches the parts of all, so that
+    all must call this.
+    """
+    data = jax.random.key_data(x) if tree.is_key(x) else x
+    if data.is_fully_addressable or data.is_fully_replicated:
+        return np.asarray(data)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(data, tiled=True)
+
+
+def spans_processes(mesh: Mesh) -> bool:
+    """Return whether some devices of a mesh are of other processes."""
+    return not NamedSharding(mesh, PartitionSpec()).is_fully_addressable
+
+
+def rows_here(count: int, mesh: Mesh) -> np.ndarray:
+    """Return which rows of a batch are on devices of this process, ascending."""
+    rows = np.arange(count)
+    sharding = NamedSharding(mesh, batch_spec(rows, mesh))
+    indices = sharding.addressable_devices_indices_map((count,)).values()
+    return np.unique(np.concatenate([rows[index] for index in indices]))
+
+
+def put_rows(x: np.ndarray, rows: np.ndarray, count: int, mesh: Mesh) -> jax.Array:
+    """Return a batch split over the mesh, of which this process has its own rows.
+
+    Args:
+        x: the rows.
+        rows: from `rows_here`.
+        count: of the rows of the whole batch.
+        mesh: of several processes.
+    """
+    x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    shape = (count, *x.shape[1:])
+    where = NamedSharding(mesh, batch_spec(np.empty((count, 0)), mesh))
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        first, last, _ = index[0].indices(count)
+        start = np.searchsorted(rows, first)
+        return x[start : start + last - first]
+
+    return put_parts(shape, where, part)
+
+
 def is_local(x: Any) -> bool:
     """Return whether all of an array is on devices of this process, or on the host."""
     return not isinstance(x, jax.Array) or x.is_fully_addressable
@@ -186,7 +235,8 @@ def init_sharded(make: Callable[[], Tree], mesh: Mesh, rule: Rule = replicated) 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Return a batch split over the mesh axis "data", along its first axis.
 
-    Scalars, and everything on a mesh without this axis, are on every device.
+    Scalars, and everything on a mesh without this axis, are on every device. Of several
+    processes each passes the whole batch, and puts the parts of its own devices there.
 
     Raises:
         TypeError: if the mesh is something else.
@@ -196,8 +246,15 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     check_devices(mesh)
     check_batch(batch, mesh)
     return jax.tree.map(
-        lambda x: jax.device_put(x, NamedSharding(mesh, batch_spec(x, mesh))), batch
+        lambda x: _moved(x, NamedSharding(mesh, batch_spec(x, mesh))), batch
     )
+
+
+def _moved(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Return an array where a sharding says, which may share the memory of x."""
+    if sharding.is_fully_addressable or not is_local(x):
+        return jax.device_put(x, sharding)
+    return put(x, sharding)
 
 
 def beside(params: Tree, arrays: Tree) -> Tree:
@@ -212,7 +269,7 @@ def beside(params: Tree, arrays: Tree) -> Tree:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(x: Any) -> Any:
-        return x if is_on(mesh, x) else jax.device_put(x, whole)
+        return x if is_on(mesh, x) else _moved(x, whole)
 
     return jax.tree.map(place, arrays)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from fngrad.data.dataset import Dataset
-from fngrad.data.sources import check_foreign
+from fngrad.data.foreign_datasets import check_foreign
 from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.programs.signatures import batch_of, explained, kind_of, name_of
 from fngrad.training.state import TrainState
