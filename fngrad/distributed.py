@@ -115,6 +115,8 @@ def processes() -> Processes:
         >>> fg.distributed.processes()  # on a laptop
         Processes(rank=0, count=1)
     """
+    if not jax.distributed.is_initialized():
+        return Processes(0, 1)  # without starting a backend
     return Processes(jax.process_index(), jax.process_count())
 
 

@@ -10,6 +10,7 @@ tells and waits for nothing.
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -131,6 +132,13 @@ class Coordination:
             self.fail(error, saves=False)
             raise
         self.meet()
+
+    def folder_of_the_first(self, folder: Path | None) -> Path | None:
+        """Return the folder that the first process was given."""
+        if self.is_alone:
+            return folder
+        told = self.processes.texts("" if folder is None else str(folder))[0]
+        return Path(told) if told else None
 
     def check_same(self, settings: dict[str, Any]) -> None:
         """Raise in all processes unless all have the same settings.

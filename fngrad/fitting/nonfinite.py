@@ -15,7 +15,7 @@ from fngrad.fitting.inputs import Feed, check_hashable, check_option
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
-from fngrad.sharding.host_values import on_this_process, readable
+from fngrad.sharding.placement import fetched
 from fngrad.training import Step, TrainState
 from fngrad.training.divergence import bad_steps
 from fngrad.transforms.tunable_hyperparameters import (
@@ -162,10 +162,8 @@ def bad_leaf(state: TrainState, first: TrainState) -> Path | None:
     suspects = [path for path, is_valid in _valid_leaves(state).items() if not is_valid]
     now, before = tree.leaf_paths(state), tree.leaf_paths(first)
     for path in suspects:
-        first_values, is_valid = readable(
-            (before[path], _valid_entries(path, now[path]))
-        )
-        if np.any(~np.asarray(is_valid) & np.isfinite(np.asarray(first_values))):
+        was_finite = fetched(jnp.isfinite(before[path]))
+        if np.any(~fetched(_valid_entries(path, now[path])) & was_finite):
             return path
     return None
 
@@ -336,8 +334,16 @@ def _replayed_here(
     found = replay(step, state, data, at, check)
     made = found.state.step
     indices = np.asarray(data.indices(made)) if hasattr(data, "indices") else None
-    state, batch = on_this_process((found.state, found.batch))
+    state, batch = jax.tree.map(_here, (found.state, found.batch))
     return int(made) + 1, state, _OneBatch(batch, indices)
+
+
+def _here(x: jax.Array) -> jax.Array:
+    """Return an array whole on the default device of this process."""
+    data = jnp.asarray(fetched(x))
+    if not tree.is_key(x):
+        return data
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
 
 
 class _OneBatch:

@@ -183,7 +183,8 @@ class Session:
         folder = outputs.folder and outputs.folder.path
         metrics, state = frozenset(plan.metrics), self.carry.state
         seen = (self._now, folder, metrics, self.history, plan.spent, outputs.print)
-        return RunView(*seen, state, plan.guard, outputs.loggers)
+        is_first = plan.peers.processes.is_first
+        return RunView(*seen, state, plan.guard, outputs.loggers, is_first)
 
     @property
     def _is_untouched(self) -> bool:

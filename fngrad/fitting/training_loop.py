@@ -122,6 +122,16 @@ def fit(
     that step: evaluation, loggers, callbacks. A state that is not finite is not saved,
     nor is any state after a `SaveError` or a second Ctrl-C.
 
+    *Several processes.* After `fngrad.distributed.initialize` all make the same call,
+    with a ``mesh`` of all devices, and return the same history. The first one owns the
+    run folder, prints, calls the loggers, and decides by its clock. Callbacks are
+    called in all, since they may compute, and must return the same. A signal, an
+    exception or ``fngrad.STOP`` in one ends the run in all, after the same step and
+    with a checkpoint; after an exception the others raise
+    `fngrad.distributed.PeerError`, which tells it. After a kill the others raise from
+    the computation that they share with it. The next call may have another number of
+    processes. All must see the same folders.
+
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
             whose metrics are scalars.
@@ -238,6 +248,7 @@ def fit(
             function cannot be traced, or ``exit_signals`` is not a sequence of names
             and numbers.
         NonFiniteError: see ``on_nonfinite``.
+        PeerError: if an exception ended another process.
         SaveError: see ``on_save_error``.
         RuntimeError: if the backend is not the required one, an argument was donated,
             or another process uses a folder (`fngrad.files.locks.LockError`).
@@ -265,6 +276,7 @@ def fit(
         rules, reporting, exits = arguments.destinations()
         interrupted = stack.enter_context(handled_signals(exits=exits))
         peers = Coordination(interrupted)
+        rules = rules._replace(folder=peers.folder_of_the_first(rules.folder))
         run = arguments.run(rules, reporting)
         return _fit(run, interrupted, peers, spent, stack)
 
@@ -286,7 +298,8 @@ def _fit(
         checkpoints, rules.resume, state, feed, reporting.config, run.programs
     )
     stops = run.intervals.stops(feed, start.step)
-    stops = start.logging_at(stops, run.intervals.log_every, reporting.has_listeners)
+    listens = peers.any(reporting.has_listeners)
+    stops = start.logging_at(stops, run.intervals.log_every, listens)
     peers.check_same(_settings(run, stops))
     if stopped := stopped_before(start, stops, evaluation):
         start.history.notes["seconds"] = spent.seconds()
