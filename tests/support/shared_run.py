@@ -14,7 +14,7 @@ import numpy as np
 import fngrad as fg
 
 # Small integers: gradients are eighths, parameters and losses short binary fractions.
-X = np.random.default_rng(0).integers(-3, 5, (48, 2)).astype(np.float32)
+X = np.random.default_rng(0).integers(-3, 5, (48, 8)).astype(np.float32)
 DATA = fg.data.from_arrays({"x": X}, 8, seed=1)
 OPTIMIZER = fg.sgd(2.0**-4)
 
@@ -36,7 +36,7 @@ STEP = fg.make_step(loss_fn, OPTIMIZER)
 
 def shared_fit(step=STEP, data=DATA, **options):
     """Train for 40 steps, with an evaluation every 15 and a log every 10."""
-    state = fg.init_state({"w": jnp.zeros(2)}, OPTIMIZER, 0)
+    state = fg.init_state({"w": jnp.zeros(8)}, OPTIMIZER, 0)
     options = {
         "num_steps": 40,
         "metric_fn": metric_fn,
