@@ -41,8 +41,15 @@ def raise_together(mine: Processes, error: BaseException | None) -> None:
 
     Raises:
         CheckpointError: with the causes. That of the first process knows of others.
+        Exception: of JAX, if another process has ended and this one has no error.
     """
-    texts = mine.texts("" if error is None else cause(error))
+    own = "" if error is None else cause(error)
+    try:
+        texts = mine.texts(own)
+    except Exception as lost:
+        if error is None:
+            raise
+        raise CheckpointError(own) from lost
     causes = texts[:1] if texts[0] else []
     for rank, text in enumerate(texts):
         if rank and text and text not in texts[0]:
