@@ -1,5 +1,6 @@
 """Runs of several processes: the bits of one, and one ending for all."""
 
+import random
 import re
 import signal
 import time
@@ -212,3 +213,31 @@ def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, rank, name)
     assert re.search("fit: resumes at step 1[56] of 40", alone.output)
     assert "Warning" not in alone.output
     assert summary(shared_fit()).items() <= told(alone.output)[0].items()
+
+
+MANY = """
+options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=600, save_every=3)
+began = [lambda *_: tell(at=time.time())]
+tell(**summary(shared_fit(callbacks=began, **options)))
+"""
+
+
+@pytest.mark.slow
+def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
+    tmp_path,
+):
+    draw, script = random.Random(0), BEGIN + MANY
+    for count in (2, 4, 2, 1) * 5:
+        processes = launch(script, count, str(tmp_path), devices=4 // count)
+        victim = draw.choice(processes)
+        while not victim.stdout.readline().startswith("told"):  # until it trains
+            assert victim.poll() is None
+        time.sleep(draw.uniform(0, 0.4))
+        victim.kill()
+        began = time.monotonic()
+        assert {x.status for x in ends(processes)}
+        assert time.monotonic() - began < 10
+    first, second = ends(launch(script, 2, str(tmp_path), devices=2))
+    want = summary(shared_fit(num_steps=600)).items()
+    assert want <= told(first.output)[-1].items()
+    assert want <= told(second.output)[-1].items()
