@@ -126,7 +126,7 @@ def initialize(
     process_id: int | None = None,
     *,
     heartbeat_seconds: int = 100,
-    exit_seconds: int = 10,
+    exit_seconds: int = 300,
     **options: Any,
 ) -> Processes:
     """Connect the processes of a program; call it first, in each of them.
@@ -144,7 +144,8 @@ def initialize(
         heartbeat_seconds: how long a process may be silent, as when it is stopped,
             until the others end, >= 1.
         exit_seconds: how long a process that has finished waits for the others to
-            finish, >= 1; before JAX 0.8 it is JAX's own limit.
+            finish, such as the first one that draws pictures, >= 1; then JAX ends all.
+            Before JAX 0.8 it is JAX's own limit.
         options: further arguments of `jax.distributed.initialize`.
 
     Returns:
