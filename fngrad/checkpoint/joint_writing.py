@@ -18,7 +18,7 @@ import fngrad.checkpoint.step_folders as step_folders
 from fngrad.checkpoint.agreement import decided, raise_together
 from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError
-from fngrad.checkpoint.writing import explained, locked
+from fngrad.checkpoint.writing import explained, is_being_written, locked
 from fngrad.distributed import Processes
 
 SECONDS = 600.0  # by default, for the slowest process to write its shards
@@ -32,7 +32,8 @@ class Begun(NamedTuple):
     mine: Processes
     folder: Path
     name: str  # of the step's folder
-    held: contextlib.ExitStack  # of the first process: its lock and the hidden folder
+    held: contextlib.ExitStack  # the file; in the first process the folder's lock too
+    seen: set[int]  # processes that can be seen to be alive
 
     @property
     def hidden(self) -> Path:
@@ -63,15 +64,20 @@ def begin(mine: Processes, folder: Path, step: int) -> Begun:
         except OSError as error:
             raise CheckpointError(explained(folder, step, error)) from error
 
-    begun = Begun(mine, folder, decided(mine, create), held)
-    error = shard_files.unreachable(begun.hidden, mine.rank, _PATIENCE)
-    problem = error and CheckpointError(
-        "need a folder of checkpoints on a file system that all processes share, got "
-        f"{str(folder)!r}: {error}"
-    )
+    name = decided(mine, create)
+    hidden, problem = step_folders.hidden_path(folder, name), None
     with held:
+        try:
+            held.enter_context(shard_files.claimed(hidden, mine.rank, _PATIENCE))
+        except OSError as error:
+            problem = CheckpointError(
+                "need a folder of checkpoints on a file system that all processes "
+                f"share, got {str(folder)!r}: {error}"
+            )
         raise_together(mine, problem)
-        return begun._replace(held=held.pop_all())
+        others = range(1, mine.count) if mine.is_first else ()
+        seen = shard_files.alive(hidden, others)
+        return Begun(mine, folder, name, held.pop_all(), seen)
 
 
 def finish(
@@ -103,12 +109,12 @@ def finish(
     mine, hidden = begun.mine, begun.hidden
     if not mine.is_first:
         _write_own(begun, host)
-        _wait_until_gone(hidden, seconds)
+        _wait_for_first(begun, seconds)
         return begun.folder / begun.name
     try:
         with begun.held:
             shard_files.write(hidden, 0, host)
-            shard_files.wait_for_all(hidden, mine.count, seconds)
+            shard_files.wait_for_all(hidden, mine.count, begun.seen, seconds)
             sharded = shard_files.collect(hidden, mine.count, host)
             manifest.write(hidden, step, host, metrics, notes, best, sharded)
             manifest.check_sizes(hidden, manifest.read(hidden))
@@ -145,7 +151,8 @@ def _write_own(begun: Begun, host: HostTree) -> None:
     """Write the shards of a process that is not the first."""
     rank = begun.mine.rank
     try:
-        shard_files.write(begun.hidden, rank, host)
+        with begun.held:
+            shard_files.write(begun.hidden, rank, host)
     except BaseException as error:
         if not begun.hidden.exists():
             return  # the first process gave up, and tells why
@@ -153,8 +160,10 @@ def _write_own(begun: Begun, host: HostTree) -> None:
         raise
 
 
-def _wait_until_gone(hidden: Path, seconds: float) -> None:
-    """Wait until the first process has published a step or given it up."""
+def _wait_for_first(begun: Begun, seconds: float) -> None:
+    """Wait until the first process has published a step, given it up, or ended."""
     deadline = time.monotonic() + seconds
-    while hidden.exists() and time.monotonic() < deadline:
+    while begun.hidden.exists() and time.monotonic() < deadline:
+        if not is_being_written(begun.folder):
+            return
         time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -6,6 +6,7 @@ the checkpoint.
 """
 
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,7 @@ class Checkpoints:
         keep = numerics.check_count("keep", keep, 1)
         if best is not None and best[1] not in ("min", "max"):
             raise ValueError(f'need best as a name and "min" or "max", got {best=}')
+        numerics.check_positive("limit_seconds", limit_seconds)
         check_local("a folder of checkpoints", folder)
         self.folder: Path = Path(folder).absolute()  # the working folder may change
         self._rule = Retention(keep, best)
@@ -114,9 +116,10 @@ class Checkpoints:
         try:
             self._writing = executor.submit(self._write, begun, *arguments)
         except RuntimeError as error:
-            raise CheckpointError(
-                f"need a thread to write the checkpoint of step {step}, got {error}"
-            ) from error
+            with contextlib.nullcontext() if begun is None else begun.held:
+                raise CheckpointError(
+                    f"need a thread to write the checkpoint of step {step}, got {error}"
+                ) from error
         executor.shutdown(wait=False)
 
     def wait(self) -> None:

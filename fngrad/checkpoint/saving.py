@@ -56,7 +56,8 @@ def save(
         The folder of the step.
 
     Raises:
-        ValueError: if ``step`` is missing or not an int >= 0.
+        ValueError: if ``step`` is missing or not an int >= 0, or ``limit_seconds`` is
+            not > 0.
         CheckpointError: if the folder cannot be written, or the tree cannot be saved;
             in all processes, if one fails or does not finish in time.
         TypeError: if a metric is not a number, or JSON cannot hold the notes.
@@ -77,6 +78,7 @@ def save(
     elif not isinstance(state, TrainState):
         raise ValueError(f"need step= for a {type(state).__name__}, got None")
     check_local("folder", folder)
+    numerics.check_positive("limit_seconds", limit_seconds)
     plain = manifest.in_json(metrics, notes)
     host = take({"state": state})
     at = _step_of(state) if step is None else step

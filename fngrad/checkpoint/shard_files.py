@@ -4,7 +4,8 @@ A process writes its shards one after the other into ``arrays/00001``, cut into 
 with a checksum each, and then an index of them, ``arrays/00001.json``. The first
 process waits for all indices and puts them into the manifest, from which a reader takes
 the blocks that it needs. A process that fails renames its file to
-``arrays/00001.failed``, which needs no space on the disk.
+``arrays/00001.failed``, which needs no space on the disk; one that is killed loses the
+kernel's lock on it.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from fngrad.checkpoint.shards import (
     whole,
 )
 from fngrad.files.atomic_writes import write_atomically
+from fngrad.files.locks import held, is_in_use
 from fngrad.types import Path as LeafPath
 
 _SECONDS_BETWEEN_LOOKS = 0.05
@@ -48,18 +50,30 @@ def prepare(folder: Path, count: int) -> None:
         _file(folder, rank).touch(exist_ok=False)
 
 
-def unreachable(folder: Path, rank: int, seconds: float) -> OSError | None:
-    """Return why this process cannot write its file, after some patience; or None."""
+@contextlib.contextmanager
+def claimed(folder: Path, rank: int, seconds: float) -> Iterator[None]:
+    """Hold the kernel's lock on the file of a process, which tells that it is alive.
+
+    Args:
+        folder: of the step.
+        rank: of the process.
+        seconds: how long to wait for the file, which another machine has created.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            _file(folder, rank).open("r+b").close()
-            return None
-        except OSError as error:
-            is_there = not isinstance(error, FileNotFoundError)
-            if is_there or time.monotonic() > deadline:
-                return error
+    path = _file(folder, rank)
+    while not path.exists() and time.monotonic() < deadline:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+    with path.open("r+b") as file, held(file.fileno()):
+        yield
+
+
+def alive(folder: Path, ranks: Iterable[int]) -> set[int]:
+    """Return which processes hold the lock of their file; none if there are none."""
+    arrays = folder / manifest.ARRAYS
+    return {rank for rank in ranks if is_in_use(arrays, name=f"{rank:05d}")}
 
 
 def write(folder: Path, rank: int, host: HostTree) -> None:
@@ -100,29 +114,49 @@ def mark_failed(folder: Path, rank: int, error: BaseException) -> None:
         path.rename(path.with_suffix(".failed"))
 
 
-def wait_for_all(folder: Path, count: int, seconds: float) -> None:
+def wait_for_all(folder: Path, count: int, seen: set[int], seconds: float) -> None:
     """Return when all processes have written their shards.
 
+    Args:
+        folder: of the step.
+        count: of the processes.
+        seen: those that were `alive` at first.
+        seconds: how long to wait.
+
     Raises:
-        CheckpointError: if one failed, with its cause; or if some have not finished
-            after so many seconds: they are named.
+        CheckpointError: if one failed, with its cause; if one has ended; or if some
+            have not finished in time. They are named.
     """
     deadline = time.monotonic() + seconds
-    while True:
-        names = set(os.listdir(folder / manifest.ARRAYS))
-        failed = [r for r in range(count) if f"{r:05d}.failed" in names]
-        if failed:
-            causes = [f"process {r}: {_failure(folder, r)}" for r in failed]
-            raise CheckpointError("; ".join(causes))
-        late = [r for r in range(count) if f"{r:05d}.json" not in names]
-        if not late:
-            return
+    while late := _late(folder, count):
+        suspects = [rank for rank in late if rank in seen]
+        gone = set(suspects) - alive(folder, suspects)
+        gone &= set(_late(folder, count)) if gone else set()  # it may have finished
+        if gone:
+            raise CheckpointError(
+                f"need all {count} processes, got {_named(gone)} ended before writing "
+                "all shards"
+            )
         if time.monotonic() > deadline:
             raise CheckpointError(
                 f"need the shards of all {count} processes within limit_seconds="
                 f"{seconds:g}, got none yet of {_named(late)}"
             )
         time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _late(folder: Path, count: int) -> list[int]:
+    """Return the processes that have not finished.
+
+    Raises:
+        CheckpointError: if one failed; it is named, with its cause.
+    """
+    names = set(os.listdir(folder / manifest.ARRAYS))
+    failed = [r for r in range(count) if f"{r:05d}.failed" in names]
+    if failed:
+        causes = [f"process {r}: {_failure(folder, r)}" for r in failed]
+        raise CheckpointError("; ".join(causes))
+    return [r for r in range(count) if f"{r:05d}.json" not in names]
 
 
 def collect(folder: Path, count: int, host: HostTree) -> manifest.Sharded:
@@ -298,5 +332,6 @@ def _failure(folder: Path, rank: int) -> str:
         return "it failed"
 
 
-def _named(ranks: list[int]) -> str:
-    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+def _named(ranks: Collection[int]) -> str:
+    many = "es" if len(ranks) > 1 else ""
+    return f"process{many} {', '.join(map(str, sorted(ranks)))}"

@@ -13,9 +13,10 @@ from fngrad.checkpoint.agreement import cause
 from fngrad.checkpoint.device_transfer import HostTree
 from fngrad.checkpoint.errors import CheckpointError, UnreadableError
 from fngrad.checkpoint.reading import completed
-from fngrad.files.locks import Lock, LockError
+from fngrad.files.locks import Lock, LockError, is_in_use
 from fngrad.types import Mode
 
+_LOCK = ".writing"
 DEFAULT_BEST: tuple[str, Mode] = ("val/loss", "min")
 
 
@@ -64,12 +65,17 @@ def locked(folder: Path) -> Iterator[None]:
         OSError: if the folder cannot be written.
     """
     try:
-        with Lock(folder, name=".writing", purpose="checkpoints"):
+        with Lock(folder, name=_LOCK, purpose="checkpoints"):
             yield
     except LockError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
         raise CheckpointError(str(error)) from error
+
+
+def is_being_written(folder: Path) -> bool:
+    """Return whether a process holds the lock of `locked`; no without locks."""
+    return is_in_use(folder, name=_LOCK)
 
 
 def explained(folder: Path, step: int, error: Exception) -> str:
