@@ -143,8 +143,11 @@ class Histograms:
 
 split = fg.sharding.fsdp(min_size=1)
 case("nonfinite", step=fg.make_step(bad_loss, OPTIMIZER, rule=split))
+state = fg.init_state({"w": jnp.zeros(8)}, OPTIMIZER, 0)
 counted = fg.callbacks.histograms(every=20)
 options = dict(callbacks=[counted], loggers=[Histograms()], on_nonfinite="ignore")
+found = fg.dry_run(STEP, state, DATA, num_steps=40, mesh=mesh)
+tell(case="dry run", steps=found.steps)
 case("split", step=fg.make_step(loss_fn, OPTIMIZER, rule=split), **options)
 """
 
@@ -176,12 +179,13 @@ def test_what_ends_one_process_ends_all_at_the_same_step(tmp_path):
         assert all(word in text for word in words for text in texts), (case, texts)
     assert errors[0].keys() == errors[1].keys() == ENDED.keys()
     for each in found:
-        stopped = {x["case"]: (x["stopped"], x["step"]) for x in each if "step" in x}
+        stopped = {x["case"]: (x["stopped"], x["step"]) for x in each if "stopped" in x}
         completed = dict.fromkeys(("callback", "split"), ("completed", 40))
         assert stopped == {"stop": ("callback", 20), **completed}
     cause, pointer = (each["nonfinite"]["text"] for each in errors)
     assert "log(-" in cause
     assert "the error of process 0 tells the cause" in pointer
+    assert all({"case": "dry run", "steps": 40} in each for each in found)
     counts = [[x["count"] for x in each if "count" in x] for each in found]
     assert counts == [[8, 8], []]
 
