@@ -13,7 +13,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 # Modules that experiments share.
 TOOLS = {"character_ngrams", "critical_points", "noise_floors", "outputs", "races"}
-TOOLS |= {"cold_start_networks", "cold_start_scripts", "timing"}
+TOOLS |= {"cold_start_networks", "cold_start_scripts", "launch", "timing"}
 NOTEBOOKS = (
     ("tutorial", "from a gradient by hand to a sweep"),
     ("colab_tpu", "on a TPU of Colab, with checkpoints on Google Drive"),

@@ -8,6 +8,7 @@ Command:  python -m experiments.char_transformer
           python -m experiments.char_transformer --size medium
           python -m experiments.char_transformer --size large --precision bfloat16
           python -m experiments.char_transformer --mesh data=8
+          python -m experiments.launch 2 4 -m experiments.char_transformer
 Minutes:  two to three of two idle cores, about ten for the medium model.
 Expected: bits per character of 1.786 (0.12 million parameters) and 1.714 (1.03 million)
           next to 1.837 for 6-grams and 1.772 for 9-grams, which are the best. In these
@@ -24,7 +25,8 @@ along a cosine. The large model runs its blocks in one loop and computes them ag
 the backward pass; AdamW alone trains it. It is for a GPU: on CPU it takes a few steps,
 for the speed. With ``--mesh data=8`` or ``data=4,model=2`` batches are split over
 ``data``, parameters over both axes; on a laptop XLA makes eight devices of a CPU
-(``XLA_FLAGS=--xla_force_host_platform_device_count=8``).
+(``XLA_FLAGS=--xla_force_host_platform_device_count=8``). Several processes train on the
+devices of all; the last command starts two, with four virtual devices each.
 
 Bits per character are the mean of -log2 p over the held-out text, each character
 predicted from at least half a window before it. The n-grams are scored on the same
@@ -50,6 +52,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 import experiments.character_ngrams as ngrams
 import fngrad as fg
@@ -265,10 +268,14 @@ def generate(
 def mesh_of(text: str | None, batch_size: int) -> jax.sharding.Mesh | None:
     """Return the mesh that a text such as ``data=4,model=2`` means; None without one.
 
+    Several processes have one in any case: of all devices, along ``data``.
+
     Raises:
         ValueError: if the text has another form, or the axes do not fit the devices or
             the batches.
     """
+    if text is None and fg.distributed.processes().count > 1:
+        text = "data=-1"
     if text is None:
         return None
     form = r"\s*data=(-?\d+)\s*(?:,\s*model=(-?\d+)\s*)?"
@@ -354,19 +361,26 @@ def speed(
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Train, score, time and sample the model; return the results."""
+    """Train, score, time and sample the model; return the results.
+
+    Of several processes the first returns them.
+    """
     size = SIZES[config.size]
     mesh, text = mesh_of(config.mesh, size.batch_size), split(topics())
     data = windows(text.train, size, config.seed)
     folder = new_folder(config, data)
     _, scored = held_out_windows(text.held_out, size.length)
-    bits = baselines(config, text, scored)
     dtype = jnp.dtype(config.precision or "float32")
     before = peak(dtype)
     model, result = train(config, size, text, folder.path, mesh)
+    # The whole parameters on the host, of several processes too.
+    params = process_allgather(fg.eval_params(result.state), tiled=True)
+    fg.checkpoint.save(folder.path / "model", params, step=int(result.state.step))
+    if not fg.distributed.processes().is_first:
+        return {}
+    bits = baselines(config, text, scored)
     most = max(before, peak(dtype)) * chips(mesh)
     fast = speed(size, text, result, most)
-    params = fg.eval_params(result.state)
     count = sum(x.size for x in jax.tree.leaves(params))
     bits["transformer"] = result.history.last("val/bits_per_character")
     rows = [[name, f"{value:.3f}"] for name, value in bits.items()]
@@ -382,11 +396,11 @@ def main(config: Config) -> dict[str, Any]:
     sample = generate(model, params, config, size, text)
     print(f"a sample at temperature {config.temperature:g}:\n{sample}")
     (folder.path / "sample.txt").write_text(sample, encoding="utf-8")
-    fg.checkpoint.save(folder.path / "model", params, step=int(result.state.step))
     results = {"bits_per_character": bits, "parameters": count, **fast}
     finish(folder, results, curves=result.history.plot())
     return results
 
 
 if __name__ == "__main__":
+    fg.distributed.initialize()
     run_cli(main, Config, __doc__)

@@ -33,6 +33,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def finish(folder: fg.logging.RunFolder, results: Any, **figures: Any) -> None:
     """Write results into the manifest and figures beside it; print the folder."""
+    if not fg.distributed.processes().is_first:
+        return
     folder.update_manifest(results=results, ended=facts.now())
     for name, figure in figures.items():
         figure.savefig(folder.path / f"{name}.png", dpi=120)

@@ -19,7 +19,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 
-__all__ = ["Processes", "initialize", "processes"]
+__all__ = ["PeerError", "Processes", "initialize", "processes"]
 
 _T = TypeVar("_T")
 _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
@@ -27,6 +27,10 @@ _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class PeerError(RuntimeError):
+    """An exception ended another process of the run, and so all, at the same step."""
 
 
 class Processes(NamedTuple):
@@ -58,11 +62,20 @@ class Processes(NamedTuple):
 
     def any(self, flag: bool) -> bool:
         """Return whether any process passed True; all call it and wait for all."""
+        return bool(np.any(self.gather(np.bool_(flag))))
+
+    def gather(self, value: Any) -> np.ndarray:
+        """Return what each process passed, by rank; all call it and wait for all.
+
+        Args:
+            value: a number or an array, of one shape and dtype in all processes, of at
+                most 32 bits.
+        """
         if self.count == 1:
-            return flag
+            return np.asarray(value)[None]
         from jax.experimental import multihost_utils
 
-        return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+        return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
 
     def texts(self, text: str) -> list[str]:
         """Return the text of each process, by rank; all call it and wait for all.
@@ -102,6 +115,8 @@ def processes() -> Processes:
         >>> fg.distributed.processes()  # on a laptop
         Processes(rank=0, count=1)
     """
+    if not jax.distributed.is_initialized():
+        return Processes(0, 1)  # without starting a backend
     return Processes(jax.process_index(), jax.process_count())
 
 
@@ -111,7 +126,7 @@ def initialize(
     process_id: int | None = None,
     *,
     heartbeat_seconds: int = 100,
-    exit_seconds: int = 10,
+    exit_seconds: int = 300,
     **options: Any,
 ) -> Processes:
     """Connect the processes of a program; call it first, in each of them.
@@ -129,7 +144,8 @@ def initialize(
         heartbeat_seconds: how long a process may be silent, as when it is stopped,
             until the others end, >= 1.
         exit_seconds: how long a process that has finished waits for the others to
-            finish, >= 1; before JAX 0.8 it is JAX's own limit.
+            finish, such as the first one that draws pictures, >= 1; then JAX ends all.
+            Before JAX 0.8 it is JAX's own limit.
         options: further arguments of `jax.distributed.initialize`.
 
     Returns:

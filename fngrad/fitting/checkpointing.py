@@ -17,6 +17,7 @@ from fngrad.files.local_paths import check_local
 from fngrad.files.locks import Lock
 from fngrad.fitting.best import NOTE, read_best
 from fngrad.fitting.best_evaluation import BestEvaluation
+from fngrad.fitting.coordination import Coordination, Status
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
@@ -174,6 +175,22 @@ class Saver:
         self._saved_at = time.monotonic()
         self._improved = False
         self._waiting: _Snapshot | None = None
+        self._heard: Status | None = None  # what holds for all of several processes
+
+    def hear(self, status: Status) -> None:
+        """Note what holds for all processes, instead of what does for this one."""
+        self._heard = status
+
+    @property
+    def is_late(self) -> bool:
+        """Whether to save by the clock of this process."""
+        limit, seconds = self._rules.seconds, time.monotonic() - self._saved_at
+        return limit is not None and seconds >= limit
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this process writes a checkpoint."""
+        return self._checkpoints.is_writing
 
     def has(self, step: int) -> bool:
         """Return whether there is a checkpoint of a step."""
@@ -201,8 +218,7 @@ class Saver:
         return now != self.step and (self._improved or self._is_asked_for(now))
 
     def _is_asked_for(self, now: int) -> bool:
-        limit, seconds = self._rules.seconds, time.monotonic() - self._saved_at
-        is_late = limit is not None and seconds >= limit
+        is_late = self.is_late if self._heard is None else self._heard.is_late
         return is_late or self._stops.saves_at(now)
 
     def save(
@@ -230,6 +246,8 @@ class Saver:
         may_wait = self._improved and not self._is_asked_for(now)
         self.step, self._saved_at = now, time.monotonic()
         self._improved = False
+        if self._heard is not None:
+            self._heard = self._heard._replace(is_late=False, is_writing=may_wait)
         best = self._best.notes() if self._best else None
         notes = {"best": best, "history": history.notes, **self._notes, **progress}
         if not may_wait:
@@ -251,7 +269,9 @@ class Saver:
             SaveError: if the one before could not be written, and
                 ``on_save_error="raise"``.
         """
-        if self._waiting is None or self._checkpoints.is_writing:
+        heard = self._heard
+        is_writing = self.is_writing if heard is None else heard.is_writing
+        if self._waiting is None or is_writing:
             return
         self._settle(state, history)
         try:
@@ -283,6 +303,8 @@ class Saver:
                 ``on_save_error="raise"``.
         """
         self._settle(state, history)
+        if self._heard is not None:
+            self._heard = self._heard._replace(is_writing=False)
         self.catch_up(state, history)
         self._settle(state, history)
 
@@ -309,21 +331,36 @@ class Saver:
 
 
 def opened(
-    stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules
+    stack: contextlib.ExitStack,
+    run_dir: Path | None,
+    rules: SaveRules,
+    peers: Coordination,
 ) -> Checkpoints | None:
-    """Lock the folders for this process, and open the one of checkpoints.
+    """Lock the folders for this run, and open the one of checkpoints.
 
-    With ``resume="overwrite"``, what they hold is moved aside first.
+    With ``resume="overwrite"``, what they hold is moved aside first. The first process
+    does both for all.
     """
+    with peers.together():
+        if peers.processes.is_first:
+            _lock(stack, run_dir, rules)
+    if rules.folder is None:
+        return None
+    check_folder(rules.folder)
+    checkpoints = Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
+
+    def close(kind: Any, error: Any, trace: Any) -> None:
+        if not peers.is_lost:  # a writer would wait for the shards of those that ended
+            checkpoints.__exit__(kind, error, trace)
+
+    stack.push(close)
+    return checkpoints
+
+
+def _lock(stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules) -> None:
     folders = [folder for folder in (run_dir, rules.folder) if folder is not None]
     if rules.resume == "overwrite":
         for old, new in move_aside(run_dir, rules.folder).items():
             print_to_stderr(f"fit: moved the old {old} to {new}")
     for folder in {folder.resolve(): folder for folder in folders}.values():
         stack.enter_context(Lock(folder))
-    if rules.folder is None:
-        return None
-    check_folder(rules.folder)
-    return stack.enter_context(
-        Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
-    )

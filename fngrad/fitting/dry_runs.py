@@ -14,9 +14,10 @@ from fngrad.checkpoint import Checkpoints
 from fngrad.data.dataset import batch_size_of
 from fngrad.files.locks import Lock
 from fngrad.fitting.arguments import Arguments, Run
+from fngrad.fitting.coordination import Coordination
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.interrupts import Interruption
-from fngrad.fitting.intervals import ENDLESS, Stops
+from fngrad.fitting.intervals import ENDLESS, Stops, next_chunk
 from fngrad.fitting.iterables import set_back
 from fngrad.fitting.loops import (
     Advance,
@@ -27,8 +28,9 @@ from fngrad.fitting.loops import (
     placement_of,
 )
 from fngrad.fitting.outputs import Outputs, Reporting, may_cut_records
+from fngrad.fitting.plan import Plan
 from fngrad.fitting.resume import Start, begin_or_resume, stopped_before
-from fngrad.fitting.session import Plan, Session, next_chunk
+from fngrad.fitting.session import Session
 from fngrad.fitting.training_loop import fit
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
@@ -200,16 +202,18 @@ def _made(
     carry = begin(start.state, run.metrics, feed.arrays)
     advance = make_loop(name, step, feed, placement_of(carry))
     taken = memory(name, step, feed, carry)
-    plan = _plan(run, start, stops, spent, stack)
+    interrupted = Interruption()
+    peers = Coordination(interrupted)
+    plan = _plan(run, start, stops, spent, peers, stack)
     session = Session(plan, start._replace(notes={}), carry, advance)
-    session.run(Interruption())
+    session.run(interrupted)
     seconds, now = spent.seconds(), stops.first + 1
     state = run.guard.state
     batch = feed.abstract_batch(state.step)
     evaluation_seconds = _evaluation_seconds(
         session.carry, plan.evaluation, seconds["evaluating"]
     )
-    step_seconds = _step_seconds(session.carry, advance, feed, now, stops.last)
+    step_seconds = _step_seconds(session.carry, advance, feed, now, stops.last, peers)
     return DryRun(
         steps=steps,
         evaluations=evaluations,
@@ -223,7 +227,14 @@ def _made(
     )
 
 
-def _plan(run: Run, start: Start, stops: Stops, spent: TimeSpent, stack: Any) -> Plan:
+def _plan(
+    run: Run,
+    start: Start,
+    stops: Stops,
+    spent: TimeSpent,
+    peers: Coordination,
+    stack: contextlib.ExitStack,
+) -> Plan:
     """Return the plan of one step and one evaluation, which reports to nobody."""
     outputs = Outputs(
         reporting=Reporting(None, None, (), (), False),
@@ -246,15 +257,22 @@ def _plan(run: Run, start: Start, stops: Stops, spent: TimeSpent, stack: Any) ->
         saver=None,
         guard=run.guard,
         spent=spent,
+        peers=peers,
     )
 
 
 def _step_seconds(
-    carry: Carry, advance: Advance, feed: Feed, now: int, last: int
+    carry: Carry,
+    advance: Advance,
+    feed: Feed,
+    now: int,
+    last: int,
+    peers: Coordination,
 ) -> float | None:
     """Return the seconds of a step, in the longest chunk that was timed.
 
-    It is None if the run or its data have no further step.
+    The clock of the first process decides. They are None if the run or its data have
+    no further step.
 
     Raises:
         Exception: what the data raise.
@@ -266,7 +284,7 @@ def _step_seconds(
         began = time.perf_counter()
         carry, made = advance(carry, length)
         jax.block_until_ready(carry)
-        seconds = time.perf_counter() - began
+        seconds = peers.agree(time.perf_counter() - began)
         if feed.failure is not None:
             raise feed.failure
         if made < length:

@@ -47,6 +47,7 @@ class RunView(NamedTuple):
     state: TrainState  # where the call begins; the first step may be given its memory
     guard: Guard  # has the step and the data
     loggers: Loggers
+    is_first: bool = True  # of several processes, whether this one writes
 
 
 @dataclasses.dataclass(frozen=True)

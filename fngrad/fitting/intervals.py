@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import fngrad.numerics as numerics
 from fngrad.fitting.inputs import Feed
+from fngrad.fitting.loops import ROWS
 from fngrad.numerics import MAX_STEP
 from fngrad.programs.caller_warnings import warn
 
+CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
 ENDLESS = MAX_STEP  # the last step of a run over an iterable without num_steps
 _REPEATING = (
     "an iterable that repeats, such as `while True: yield from loader`, if the loader "
@@ -107,6 +109,18 @@ def warn_if_short(stops: Stops, now: int) -> None:
             f"the run ended at step {now} of num_steps={stops.last}, since the data "
             f"ended there: to go on, pass {_REPEATING}"
         )
+
+
+def next_chunk(chunk: int, length: int, seconds: float) -> int:
+    """Return how many steps to make in the next chunk, to take near CHUNK_SECONDS.
+
+    Args:
+        chunk: how many were allowed last time; the result is at most fourfold.
+        length: how many were made.
+        seconds: how long they took.
+    """
+    in_time = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
+    return max(1, min(4 * chunk, in_time, ROWS))
 
 
 def _log_every(last: int, count: int) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
+from fngrad.fitting.coordination import Coordination
 from fngrad.fitting.dataset_reader import batch_at
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.interrupts import Interruption
@@ -38,6 +39,7 @@ SLOW_STEP = 10e-3  # seconds; a slower step hides its dispatch
 PROBE_ROUNDS = 5
 PROBE_ROUND = 0.02  # seconds of one loop in one round
 PROBE_STEPS = 4  # of a round that times the Python loop alone
+AHEAD = 4  # batches that all processes have before they make the next steps
 PROBE_SHARE = 0.1  # of the run, which the choice between the loops may take
 
 
@@ -140,6 +142,7 @@ def make_loop(
     step: Step,
     feed: Feed,
     placement: Placement = None,
+    peers: Coordination | None = None,
 ) -> Advance:
     """Return the loop that drives ``step`` over the data.
 
@@ -148,9 +151,13 @@ def make_loop(
         step: what it drives.
         feed: the data; if they come from the host there is one loop, whatever the name.
         placement: of the carry.
+        peers: the other processes, which must have a batch before a step begins.
     """
     programs, argument = _programs(step, feed.static, placement), feed.argument
     queued = jax.block_until_ready if _deadlocks(placement) else lambda carry: carry
+    ahead, least = 1, int
+    if peers is not None and not peers.is_alone:
+        ahead, least = AHEAD, peers.least
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
@@ -164,9 +171,15 @@ def make_loop(
 
     def consume(carry: Carry, length: int) -> tuple[Carry, int]:
         made = 0
-        for batch in itertools.islice(feed.batches, length):
-            carry = queued(programs.fed(carry, batch))
-            made += 1
+        while made < length:
+            asked = min(ahead, length - made)
+            batches = list(itertools.islice(feed.batches, asked))
+            count = least(len(batches))
+            for batch in batches[:count]:
+                carry = queued(programs.fed(carry, batch))
+            made += count
+            if count < asked:
+                break
         return carry, made
 
     return consume if feed.comes_from_host else {"python": dispatch, "scan": scan}[name]
@@ -217,6 +230,7 @@ def choose(
     carry: Carry,
     remaining: int,
     interrupted: Interruption | None = None,
+    peers: Coordination | None = None,
 ) -> Choice:
     """Time both loops on copies of the carry and choose the faster: ``loop="auto"``.
 
@@ -230,6 +244,7 @@ def choose(
         carry: where the run begins.
         remaining: how many steps it has.
         interrupted: ends the timing once it is set.
+        peers: the other processes; the clock of the first decides.
     """
     if feed.comes_from_host:
         return Choice("python", "batches come from the host")
@@ -244,10 +259,12 @@ def choose(
         start = time.perf_counter()
         carry, _ = loops[name](copies[name], length)
         copies[name] = jax.block_until_ready(carry)
-        return (time.perf_counter() - start) / length
+        seconds = (time.perf_counter() - start) / length
+        return peers.agree(seconds) if peers else seconds
 
     def is_interrupted() -> bool:
-        return interrupted is not None and interrupted.is_set()
+        is_set = interrupted is not None and interrupted.is_set()
+        return peers.any(is_set) if peers else is_set
 
     compiling = timed("python", 1)
     if is_interrupted():

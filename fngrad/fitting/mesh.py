@@ -10,6 +10,7 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
+from fngrad.distributed import processes
 from fngrad.fitting.inputs import check_state
 from fngrad.programs.caller_warnings import warn
 from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, check_devices
@@ -79,7 +80,12 @@ def _checked_mesh(mesh: Any) -> Mesh:
 
 
 def _warn_of_idle_devices(step: Step) -> None:
-    if rule_of_function(step) is not None and jax.device_count() > 1:
+    if (count := processes().count) > 1:
+        warn(
+            f"each of {count} processes trains alone, on one of {jax.device_count()} "
+            "devices: pass fit(mesh=fngrad.sharding.make_mesh())"
+        )
+    elif rule_of_function(step) is not None and jax.device_count() > 1:
         warn(
             f"the step has a rule, but trains on one of {jax.device_count()} devices: "
             "pass fit(mesh=fngrad.sharding.make_mesh())"

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.tree as tree
+from fngrad.fitting.coordination import Coordination, Status
 from fngrad.fitting.inputs import Feed, check_hashable, check_option
 from fngrad.fitting.interrupts import Interruption
 from fngrad.logging.history import History
 from fngrad.logging.progress import print_to_stderr
+from fngrad.sharding.placement import fetched
 from fngrad.training import Step, TrainState
 from fngrad.training.divergence import bad_steps
 from fngrad.transforms.tunable_hyperparameters import (
@@ -160,8 +162,8 @@ def bad_leaf(state: TrainState, first: TrainState) -> Path | None:
     suspects = [path for path, is_valid in _valid_leaves(state).items() if not is_valid]
     now, before = tree.leaf_paths(state), tree.leaf_paths(first)
     for path in suspects:
-        was_finite = np.isfinite(np.asarray(before[path]))
-        if np.any(~np.asarray(_valid_entries(path, now[path])) & was_finite):
+        was_finite = fetched(jnp.isfinite(before[path]))
+        if np.any(~fetched(_valid_entries(path, now[path])) & was_finite):
             return path
     return None
 
@@ -195,6 +197,31 @@ def lower_learning_rates(state: TrainState, factor: float) -> TrainState:
     return map_hyperparameters(lower, state)
 
 
+def told_of_rollback(
+    bad: int, restored: int, old: TrainState, new: TrainState
+) -> tuple[str, dict[str, Any]]:
+    """Return what is printed of a rollback, and what the history notes of it.
+
+    Args:
+        bad: the step that is not finite, counted from 1.
+        restored: that of the checkpoint.
+        old: the state in it.
+        new: the same with lower learning rates.
+    """
+    rates, lowered = (list(learning_rates(state).values()) for state in (old, new))
+    text = (
+        f"fit: loss, gradient or state not finite at step {bad}, rolling back to step "
+        f"{restored} and lowering the learning rate from {_listed(rates)} to "
+        f"{_listed(lowered)}"
+    )
+    note = {"step": bad, "restored": restored}
+    return text, {**note, "learning_rate": rates, "lowered_to": lowered}
+
+
+def _listed(rates: list[float]) -> str:
+    return ", ".join(f"{rate:.6g}" for rate in rates)
+
+
 def makes_no_progress(rollbacks: list[dict[str, Any]], step: int) -> bool:
     """Return whether `MAX_ROLLBACKS` rollbacks in a row did not get past a bad step.
 
@@ -215,9 +242,12 @@ def nonfinite_error(
     guard: Guard,
     last_good: Callable[[], TrainState],
     interrupted: Interruption,
+    peers: Coordination,
     reason: str = "",
 ) -> NonFiniteError:
     """Return the error that ends a run, with its autopsy.
+
+    With several processes the first one's error has it.
 
     Args:
         step: the bad one, counted from 1.
@@ -225,11 +255,12 @@ def nonfinite_error(
         guard: of the run.
         last_good: returns the state that the autopsy begins with.
         interrupted: ends the autopsy once it is set.
+        peers: the other processes.
         reason: why the run ends although its policy is to continue.
     """
     at = {name: _record(history, name, step) for name in history}
     shown = ", ".join(f"{name}={x:.6g}" for name, x in at.items() if x is not None)
-    found, text = _autopsy(step, guard, last_good, interrupted)
+    found, text = _autopsy(step, guard, last_good, interrupted, peers)
     message = (
         f"need a finite loss and gradient, got step {step} with {shown}. {reason}"
         f"{_CAUSES}\n{text}"
@@ -248,6 +279,7 @@ def _autopsy(
     guard: Guard,
     last_good: Callable[[], TrainState],
     interrupted: Interruption,
+    peers: Coordination,
 ) -> "tuple[Autopsy | None, str]":
     """Return the autopsy, if it could be made, and what the error says of it."""
     import fngrad.postmortem as postmortem
@@ -267,31 +299,84 @@ def _autopsy(
             f"fit: loss, gradient or state not finite at step {step}, searching for "
             "the cause"
         )
-        check = _time_limit(interrupted)
+        check = _time_limit(interrupted, peers)
         if guard.policy == "skip":
             first = max(step - MAX_SKIPS, int(state.step) + 1)  # of the last streak
             state = _advance(guard, state, first - 1, check)
             plain = guard.step.__wrapped__  # type: ignore[attr-defined]
-            found = postmortem.autopsy(
-                plain, state, guard.feed.data, at=first, check=check
-            )
         else:
-            found = postmortem.autopsy(
-                guard.step, state, guard.feed.data, at=step, check=check
-            )
+            first, plain = step, guard.step
+        data = guard.feed.data
+        if peers.is_alone:
+            found = postmortem.autopsy(plain, state, data, at=first, check=check)
+            return found, str(found)
+        bad, state, data = _replayed_here(plain, state, data, first, check)
+        if not peers.processes.is_first:
+            return None, "the error of process 0 tells the cause"
+        check = _time_limit(interrupted, peers, asks=False)
+        found = postmortem.autopsy(plain, state, data, at=bad, check=check)
         return found, str(found)
     except Exception as error:
         return None, f"{advice}; the search ended without one: {error}"
 
 
-def _time_limit(interrupted: Interruption) -> Callable[[], None]:
-    """Return a check that raises once an autopsy takes too long or is interrupted."""
+def _replayed_here(
+    step: Step, state: TrainState, data: Any, at: int, check: Callable[[], None]
+) -> tuple[int, TrainState, Any]:
+    """Repeat a run of several processes up to a bad step; return that step alone.
+
+    Returns:
+        The step, counted from 1, the state before it, and data that give its batch, on
+        the default device of this process.
+    """
+    from fngrad.postmortem.replay import replay
+
+    found = replay(step, state, data, at, check)
+    made = found.state.step
+    indices = np.asarray(data.indices(made)) if hasattr(data, "indices") else None
+    state, batch = jax.tree.map(_here, (found.state, found.batch))
+    return int(made) + 1, state, _OneBatch(batch, indices)
+
+
+def _here(x: jax.Array) -> jax.Array:
+    """Return an array whole on the default device of this process."""
+    data = jnp.asarray(fetched(x))
+    if not tree.is_key(x):
+        return data
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+
+
+class _OneBatch:
+    """Data with one batch, as an autopsy reads them."""
+
+    def __init__(self, batch: Any, indices: np.ndarray | None):
+        self._batch = batch
+        if indices is not None:
+            self.indices: Callable[[Any], np.ndarray] = lambda step: indices
+
+    def __call__(self, step: Any) -> Any:
+        return self._batch
+
+
+def _time_limit(
+    interrupted: Interruption, peers: Coordination, *, asks: bool = True
+) -> Callable[[], None]:
+    """Return a check that raises once an autopsy takes too long or is interrupted.
+
+    Args:
+        interrupted: whether this process is.
+        peers: the others; the clock of the first process decides.
+        asks: whether all processes call the check.
+    """
     end = time.monotonic() + MAX_SECONDS
 
     def check() -> None:
+        is_late = time.monotonic() > end
+        if asks:
+            is_late = peers.meet(Status(is_late=is_late)).is_late
         if interrupted.is_set():
             raise TimeoutError("interrupted")
-        if time.monotonic() > end:
+        if is_late:
             raise TimeoutError(f"it took more than {MAX_SECONDS} s")
 
     return check

@@ -11,6 +11,7 @@ import fngrad.logging.manifest as facts
 from fngrad.checkpoint import steps as saved_steps
 from fngrad.files.json_values import to_json
 from fngrad.fitting.checkpointing import SaveRules
+from fngrad.fitting.coordination import Coordination
 from fngrad.fitting.early_stopping import Values
 from fngrad.fitting.inputs import Feed, check_functions, check_methods
 from fngrad.fitting.intervals import ENDLESS, Stops
@@ -53,6 +54,12 @@ class Reporting(NamedTuple):
         check_methods(self.loggers)
         check_functions("callbacks", self.callbacks, 0, state, {})
         to_json({} if self.config is None else self.config, "config")
+
+    def of(self, peers: Coordination) -> "Reporting":
+        """Return what this process reports: all in the first one, nothing in others."""
+        if peers.processes.is_first:
+            return self
+        return self._replace(run_dir=None, loggers=(), progress=False)
 
     @property
     def has_listeners(self) -> bool:
@@ -226,14 +233,20 @@ class Outputs(contextlib.ExitStack):
         self.folder.record(seconds=self._spent.seconds(), ended=facts.now())
 
 
-def decided_loop(loop: Any, start: Start, outputs: Outputs) -> Choice | None:
-    """Return the loop that was asked for or that an earlier call chose, if any."""
+def decided_loop(
+    loop: Any, start: Start, outputs: Outputs, peers: Coordination
+) -> Choice | None:
+    """Return the loop that was asked for or that an earlier call chose, if any.
+
+    The first process, which has the run folder, says what is recorded there.
+    """
     if loop != "auto":
         return Choice(loop, "asked for")
     if start.notes:
         notes = start.history.notes
         return Choice(**{field: notes[field] for field in Choice._fields})
-    recorded = outputs.recorded_loop()
+    names = (None, "python", "scan")
+    recorded = names[peers.agree(names.index(outputs.recorded_loop()))]
     return Choice(recorded, "recorded in the run folder") if recorded else None
 
 

@@ -44,7 +44,8 @@ def profile(first: int, last: int, folder: str | Path | None = None) -> Hook:
 
     Returns:
         A callback of `fngrad.fit`. A run that resumes after ``first`` traces from
-        there. A run that ends before a step was traced ends with a warning.
+        there. A run that ends before a step was traced ends with a warning. Of several
+        processes the first one traces itself.
 
     Raises:
         ValueError: if the steps are out of range or the folder is a URL; when the run
@@ -90,9 +91,10 @@ class _Trace:
         return self._given or Path(run.folder or "", "profile")
 
     def begin(self, run: RunView) -> None:
-        self._folder = self._where(run)
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._run = run
+        if run.is_first:
+            self._folder = self._where(run)
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._now, self._has_traced = run.first, run.first >= self._last
 
     def before(self, now: int) -> int | None:
@@ -102,7 +104,8 @@ class _Trace:
         if now >= self._last:
             return None
         if self._began_at is None and self._run is not None:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            if self._run.is_first:
+                jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
             self._began_at, self._has_traced = now, True
             self._parts = self._run.spent.seconds()
             self._host = self._device = 0.0
@@ -144,6 +147,8 @@ class _Trace:
             return
         parts = self._run.spent.seconds()
         self._began_at = None
+        if not self._run.is_first:
+            return
         jax.profiler.stop_trace()
         text = self._table(max(self._made, 1), parts)
         write_atomically(self._folder / TABLE, f"{text}\n")

@@ -35,6 +35,7 @@ from fngrad.fitting.validation import Measured
 from fngrad.numerics.precision import is_narrow
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.fingerprints import digest, fingerprints, of_array
+from fngrad.sharding.placement import fetched
 from fngrad.training import TrainState
 from fngrad.training.metric_folds import arrays_of
 from fngrad.transforms.tunable_hyperparameters import hyperparameters
@@ -226,7 +227,8 @@ def _as_read(path: Path, x: Any) -> Any:
     """Return an array in the dtype in which JAX reads it."""
     x = x if tree.is_key(x) else array_inputs.array(path, x)
     if isinstance(x, jax.Array):
-        return x
+        is_whole = x.is_fully_addressable or x.is_fully_replicated
+        return x if is_whole else fetched(x)
     return np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 

@@ -16,6 +16,7 @@ from fngrad.fitting.interrupts import add_note
 from fngrad.logging import FileLogger, Logger
 from fngrad.programs.caller_warnings import warn
 
+MEDIA = ("images", "histograms")  # methods of loggers that some have
 CLOSE_SECONDS = 5.0  # how long the end of a run waits for a logger that was left out
 _REMEDY = 'on_save_error="warn" would continue the run without it'
 
@@ -31,6 +32,7 @@ class Loggers:
         self._loggers: list[Any] = list(loggers)
         self._to_close: list[Any] = list(loggers)  # those left out too
         self.ending: Literal["close", "fail", "kill"] = "close"  # without an exception
+        self._told: int | None = None  # what those of the first process take
 
     def log(self, step: int, values: Values) -> None:
         """Pass scalars to every logger."""
@@ -47,8 +49,23 @@ class Loggers:
         self._each(f"in {method}", call)
 
     def take(self, method: str) -> bool:
-        """Return whether a logger that is left has a method."""
+        """Return whether a logger that is left, of the first process, has a method."""
+        if self._told is not None:
+            return bool(self._told >> MEDIA.index(method) & 1)
         return any(getattr(logger, method, None) for logger in self._loggers)
+
+    @property
+    def media(self) -> int:
+        """Which of `MEDIA` the loggers of this process take: bit i of the i-th."""
+        found = [
+            any(getattr(logger, method, None) for logger in self._loggers)
+            for method in MEDIA
+        ]
+        return sum(taken << i for i, taken in enumerate(found))
+
+    def hear(self, media: int) -> None:
+        """Note what the loggers of the first process take."""
+        self._told = media
 
     def close(self, kind: Any, error: Any, _: Any) -> None:
         """Close every logger that can be; the arguments are those of ``__exit__``.

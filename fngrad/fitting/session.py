@@ -1,60 +1,44 @@
 """The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
+from fngrad.fitting.coordination import Status
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.hooks import (
     STOP,
-    Callback,
+    Hook,
     Hooks,
     RunView,
     Stop,
     check_answer,
 )
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
-from fngrad.fitting.intervals import Stops, warn_if_short
-from fngrad.fitting.loops import ROWS, Advance, Carry, placed_like, read_rows
+from fngrad.fitting.intervals import next_chunk, warn_if_short
+from fngrad.fitting.loops import Advance, Carry, placed_like, read_rows
 from fngrad.fitting.nonfinite import (
     MAX_ROLLBACKS,
     MAX_SKIPS,
-    Guard,
     NonFiniteError,
     bad_leaf,
-    learning_rates,
     lower_learning_rates,
     makes_no_progress,
     nonfinite_error,
+    told_of_rollback,
 )
-from fngrad.fitting.outputs import Outputs
+from fngrad.fitting.plan import Plan
 from fngrad.fitting.resume import PendingReport, Start
 from fngrad.fitting.step_checks import check_like
-from fngrad.fitting.validation import Evaluation
 from fngrad.logging.history import History
-from fngrad.logging.time_spent import TimeSpent
 from fngrad.programs.caller_warnings import warn
 from fngrad.training import TrainState, snapshot
 
-CHUNK_SECONDS = 0.25  # between two times that the host looks for an interrupt
-
-
-class Plan(NamedTuple):
-    """The fixed parts of a run."""
-
-    metrics: dict[str, Any]  # the shapes and dtypes of the step's
-    stops: Stops
-    outputs: Outputs
-    evaluation: Evaluation | None
-    callbacks: Sequence[Callback]
-    saver: Saver | None
-    guard: Guard
-    spent: TimeSpent
+_NOT_SAVED_AFTER = (SaveError, NonFiniteError, KeyboardInterrupt)
 
 
 class Session:
@@ -90,14 +74,17 @@ class Session:
         if saver and self._plan.guard.policy == "rollback" and not saver.newest():
             self._save(saver)
         with self._hooks.ending():
-            self._advance = self._hooks.begin(self._view(), self._advance)
+            with self._plan.peers.together():
+                self._advance = self._hooks.begin(self._view(), self._advance)
             stopped = self._run_to_end(interrupted)
+        self._meet()
         is_unseen = self._plan.evaluation and self._now > self._evaluated
         evaluates = stopped == "exhausted" and is_unseen
         if evaluates:
             self._report(evaluates=True)
         if self._now > max(self._logged, self._plan.stops.first):
             self._plan.outputs.log(self._now, self._last_values())
+            self._meet()
         if saver:
             if evaluates or self._now != saver.step:
                 self._save(saver)
@@ -112,6 +99,11 @@ class Session:
         A state that is not finite is not saved, nor any state after a failure to save
         or a second Ctrl-C.
         """
+        self._plan.peers.fail(
+            error,
+            saves=not isinstance(error, _NOT_SAVED_AFTER),
+            where=f" at step {self._now}",
+        )
         state = None if is_donated(self.carry.state) else self.carry.state
         attach(error, state, self.history)
         if state is not None:
@@ -125,15 +117,15 @@ class Session:
 
     def _save_after(self, error: BaseException) -> str:
         """Save the state, if allowed; return what an error's note says of it."""
-        saver = self._plan.saver
-        refused = SaveError | NonFiniteError | KeyboardInterrupt
-        if saver is None or self._bad is not None or isinstance(error, refused):
+        saver, peers = self._plan.saver, self._plan.peers
+        is_refused = self._bad is not None or isinstance(error, _NOT_SAVED_AFTER)
+        if saver is None or is_refused or not peers.may_save:
             return ""
         try:
             leaf = self._bad_leaf()
             if leaf:
                 return f", not saved, as {leaf!r} is not finite"
-            if self._now != saver.step or self._pending:
+            if peers.any(self._now != saver.step or self._pending is not None):
                 self._save(saver)
             self._wait(saver)
         except Exception as failure:  # it must not hide the first one
@@ -149,7 +141,10 @@ class Session:
                 self._save(saver)
             if stopped:
                 return stopped
+        stops = False
         while self._now < plan.stops.last:
+            if self._meet(stops).stops:
+                return "callback"
             if interrupted.is_set():
                 return "interrupted"
             goal = self._hooks.goal(self._now, plan.stops.next_after(self._now))
@@ -160,6 +155,7 @@ class Session:
             if not is_whole:
                 if plan.guard.feed.failure is not None:
                     raise plan.guard.feed.failure
+                self._meet()
                 return "exhausted"
             if plan.stops.reports_at(self._now):
                 stopped = self._report(plan.stops.evaluates_at(self._now))
@@ -169,16 +165,26 @@ class Session:
                 self._save(saver)
             elif saver:
                 saver.catch_up(self.carry.state, self.history)
-            if self._hooks.stop(self._now) and self._now < plan.stops.last:
-                return "callback"
+            stops = self._hooks.stop(self._now)
         return "completed"
+
+    def _meet(self, stops: bool = False) -> Status:
+        """Tell the other processes how this one stands, and hear how the run stands.
+
+        Every part of the host's work that may fail in one process alone ends with it,
+        before the next computation of all.
+        """
+        heard = self._plan.meet(self._chunk, stops=stops)
+        self._chunk = heard.chunk
+        return heard
 
     def _view(self) -> RunView:
         plan, outputs = self._plan, self._plan.outputs
         folder = outputs.folder and outputs.folder.path
         metrics, state = frozenset(plan.metrics), self.carry.state
         seen = (self._now, folder, metrics, self.history, plan.spent, outputs.print)
-        return RunView(*seen, state, plan.guard, outputs.loggers)
+        is_first = plan.peers.processes.is_first
+        return RunView(*seen, state, plan.guard, outputs.loggers, is_first)
 
     @property
     def _is_untouched(self) -> bool:
@@ -190,7 +196,7 @@ class Session:
         length = min(self._chunk, goal - self._now)
         start = time.perf_counter()
         self._plan.guard.feed.seek(self._now)
-        with self._plan.spent.on("stepping"):
+        with self._plan.spent.on("stepping"), self._plan.peers.computing():
             self.carry, made = self._advance(self.carry, length)
             self._record(made)
         self._chunk = next_chunk(self._chunk, length, time.perf_counter() - start)
@@ -204,7 +210,8 @@ class Session:
         """Return the leaf for which the state must not be saved, if there is one."""
         if self._plan.guard.policy == "ignore":
             return None
-        return bad_leaf(self.carry.state, self._plan.guard.state)
+        with self._plan.peers.computing():
+            return bad_leaf(self.carry.state, self._plan.guard.state)
 
     def _recover(self, bad: int, interrupted: Interruption) -> None:
         """Roll back from a step that is not finite, or raise."""
@@ -227,7 +234,10 @@ class Session:
                 reason = f"{MAX_ROLLBACKS} rollbacks in a row made no progress. "
             else:
                 return self._roll_back(bad, saved, saver)
-        raise nonfinite_error(bad, self.history, guard, last_good, interrupted, reason)
+        peers = self._plan.peers
+        raise nonfinite_error(
+            bad, self.history, guard, last_good, interrupted, peers, reason
+        )
 
     @property
     def _rollbacks(self) -> list[dict[str, Any]]:
@@ -237,18 +247,8 @@ class Session:
         """Go on from a checkpoint with a lower learning rate, which is saved first."""
         old = rebuild(saved, self.carry.state, "state")
         state = lower_learning_rates(old, self._plan.guard.factor)
-        rates, lowered = (list(learning_rates(s).values()) for s in (old, state))
-        self._plan.outputs.print(
-            f"fit: loss, gradient or state not finite at step {bad}, rolling back to "
-            f"step {saved.step} and lowering the learning rate from "
-            f"{_listed(rates)} to {_listed(lowered)}"
-        )
-        note = {
-            "step": bad,
-            "restored": saved.step,
-            "learning_rate": rates,
-            "lowered_to": lowered,
-        }
+        text, note = told_of_rollback(bad, saved.step, old, state)
+        self._plan.outputs.print(text)
         self.history.truncate(saved.step)
         self.history.notes["rollbacks"] = [*self._rollbacks, note]
         self._plan.outputs.roll_back(self._now, saved.step)
@@ -324,6 +324,7 @@ class Session:
                 self._plan.outputs.log(self._now, values)
                 self._pending = report._replace(is_logged=True)
             self._logged = self._now
+            self._meet()
             answer = self._call_back(self._pending, values)
         self._pending = None
         if answer is STOP:
@@ -335,7 +336,8 @@ class Session:
         values = self._last_values()
         if not (evaluates and self._plan.evaluation):
             return values
-        with self._plan.spent.on("evaluating"), self._plan.outputs.evaluating():
+        evaluating = self._plan.outputs.evaluating(), self._plan.peers.computing()
+        with self._plan.spent.on("evaluating"), evaluating[0], evaluating[1]:
             scores = self._plan.evaluation.values(self.carry.state)
         taken = sorted(scores.keys() & self._plan.metrics.keys())
         if taken:
@@ -363,7 +365,11 @@ class Session:
             if called < report.called:
                 continue
             answer = callback(self._now, self.carry.state, values)
-            if answer is STOP:
+            if isinstance(callback, Hook):
+                self._pending = report._replace(called=called + 1)
+                continue
+            heard = self._meet(answer is STOP)
+            if answer is STOP or heard.stops:
                 return STOP
             if answer is not None:
                 check_answer(answer, self._now)
@@ -374,19 +380,3 @@ class Session:
                 self._now = int(answer.step)
             self._pending = report._replace(called=called + 1)
         return None
-
-
-def next_chunk(chunk: int, length: int, seconds: float) -> int:
-    """Return how many steps to make in the next chunk, to take near CHUNK_SECONDS.
-
-    Args:
-        chunk: how many were allowed last time; the result is at most fourfold.
-        length: how many were made.
-        seconds: how long they took.
-    """
-    in_time = int(CHUNK_SECONDS * length / max(seconds, 1e-9))
-    return max(1, min(4 * chunk, in_time, ROWS))
-
-
-def _listed(rates: list[float]) -> str:
-    return ", ".join(f"{rate:.6g}" for rate in rates)

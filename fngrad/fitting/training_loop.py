@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from fngrad.fitting.arguments import Arguments, Run
 from fngrad.fitting.checkpointing import DEFAULT_BEST, Saver, opened
+from fngrad.fitting.coordination import Coordination
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback
 from fngrad.fitting.interrupts import (
@@ -27,6 +28,7 @@ from fngrad.fitting.interrupts import (
     handled_signals,
     print_interrupted,
 )
+from fngrad.fitting.intervals import Stops
 from fngrad.fitting.loops import (
     begin,
     begin_compilations,
@@ -36,6 +38,7 @@ from fngrad.fitting.loops import (
 )
 from fngrad.fitting.nonfinite import Policy
 from fngrad.fitting.outputs import Outputs, decided_loop
+from fngrad.fitting.plan import Plan
 from fngrad.fitting.result import FitResult, finished
 from fngrad.fitting.resume import (
     Resume,
@@ -44,7 +47,7 @@ from fngrad.fitting.resume import (
     print_resumed,
     stopped_before,
 )
-from fngrad.fitting.session import Plan, Session
+from fngrad.fitting.session import Session
 from fngrad.logging import Logger
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
@@ -118,6 +121,16 @@ def fit(
     memory. With checkpoints the state is saved too, and the next call first completes
     that step: evaluation, loggers, callbacks. A state that is not finite is not saved,
     nor is any state after a `SaveError` or a second Ctrl-C.
+
+    *Several processes.* After `fngrad.distributed.initialize` all make the same call,
+    with a ``mesh`` of all devices, and return the same history. The first one owns the
+    run folder, prints, calls the loggers, and decides by its clock. Callbacks are
+    called in all, since they may compute, and must return the same. A signal, an
+    exception or ``fngrad.STOP`` in one ends the run in all, after the same step and
+    with a checkpoint; after an exception the others raise
+    `fngrad.distributed.PeerError`, which tells it. After a kill the others raise from
+    the computation that they share with it. The next call may have another number of
+    processes. All must see the same folders.
 
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
@@ -235,6 +248,7 @@ def fit(
             function cannot be traced, or ``exit_signals`` is not a sequence of names
             and numbers.
         NonFiniteError: see ``on_nonfinite``.
+        PeerError: if an exception ended another process.
         SaveError: see ``on_save_error``.
         RuntimeError: if the backend is not the required one, an argument was donated,
             or another process uses a folder (`fngrad.files.locks.LockError`).
@@ -261,37 +275,46 @@ def fit(
         stack.enter_context(jax.transfer_guard("allow"))
         rules, reporting, exits = arguments.destinations()
         interrupted = stack.enter_context(handled_signals(exits=exits))
+        peers = Coordination(interrupted)
+        rules = rules._replace(folder=peers.folder_of_the_first(rules.folder))
         run = arguments.run(rules, reporting)
-        return _fit(run, interrupted, spent, stack)
+        return _fit(run, interrupted, peers, spent, stack)
 
 
 def _fit(
-    run: Run, interrupted: Interruption, spent: TimeSpent, stack: contextlib.ExitStack
+    run: Run,
+    interrupted: Interruption,
+    peers: Coordination,
+    spent: TimeSpent,
+    stack: contextlib.ExitStack,
 ) -> FitResult:
     """Check what tracing reveals, find where the call begins, and train from there."""
     stack.callback(run.guard.feed.close)
     run = run.traced()
     rules, reporting, evaluation = run.rules, run.reporting, run.evaluation
     state, feed = run.guard.state, run.guard.feed
-    checkpoints = opened(stack, reporting.run_dir, rules)
+    checkpoints = opened(stack, reporting.run_dir, rules, peers)
     start = begin_or_resume(
         checkpoints, rules.resume, state, feed, reporting.config, run.programs
     )
     stops = run.intervals.stops(feed, start.step)
-    stops = start.logging_at(stops, run.intervals.log_every, reporting.has_listeners)
+    listens = peers.any(reporting.has_listeners)
+    stops = start.logging_at(stops, run.intervals.log_every, listens)
+    peers.check_same(_settings(run, stops))
     if stopped := stopped_before(start, stops, evaluation):
         start.history.notes["seconds"] = spent.seconds()
         return finished(start.state, start.history, stopped, evaluation)
     print_resumed(start, stops, rules.folder)
-    outputs = Outputs(
-        reporting=reporting,
-        rules=rules,
-        feed=feed,
-        stops=stops,
-        start=start,
-        key=state.key,
-        spent=spent,
-    )
+    with peers.together():
+        outputs = Outputs(
+            reporting=reporting.of(peers),
+            rules=rules,
+            feed=feed,
+            stops=stops,
+            start=start,
+            key=state.key,
+            spent=spent,
+        )
     plan = Plan(
         metrics=run.metrics,
         stops=stops,
@@ -301,8 +324,25 @@ def _fit(
         saver=Saver(rules, checkpoints, stops, start) if checkpoints else None,
         guard=run.guard,
         spent=spent,
+        peers=peers,
     )
     return _train(plan, start, run.loop, interrupted)
+
+
+def _settings(run: Run, stops: Stops) -> dict[str, Any]:
+    """Return what must be the same in all processes, by the name of the argument."""
+    reporting, rules = run.reporting, run.rules
+    return {
+        "the step to begin at": stops.first,
+        "num_steps": stops.last,
+        "log_every": stops.log_every,
+        "eval_every": run.intervals.eval_every,
+        "save_every": stops.save_every,
+        "keep_best": rules.best,
+        "loop": run.loop,
+        "on_nonfinite": run.guard.policy,
+        "the number of callbacks": len(reporting.callbacks),
+    }
 
 
 def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> FitResult:
@@ -313,14 +353,15 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
     placement = placement_of(carry)
     compilations = begin_compilations(step, feed, placement)
     remaining = plan.stops.last - plan.stops.first
-    choice = decided_loop(loop, start, outputs) or choose(
-        step, feed, carry, remaining, interrupted
+    peers = plan.peers
+    choice = decided_loop(loop, start, outputs, peers) or choose(
+        step, feed, carry, remaining, interrupted, peers
     )
     if not interrupted.is_set():  # otherwise the choice may have been cut short
         outputs.begin(choice.loop, choice.reason)
     notes = start.history.notes
     notes.update(choice._asdict(), **compilations.notes())
-    advance = make_loop(choice.loop, step, feed, placement)
+    advance = make_loop(choice.loop, step, feed, placement, peers)
     session = Session(plan, start, carry, advance)
     try:
         stopped = session.run(interrupted)
@@ -329,6 +370,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         outputs.finish(history, stopped, int(state.step))
         outputs.loggers.ending = interrupted.ending
         outputs.close()
+        heard = plan.meet()
     except BaseException as error:
         notes.update(compilations.notes())
         session.attach_to(error)
@@ -336,7 +378,7 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         raise
     if interrupted.raised is not None:
         attach(interrupted.raised, state, history)
-    elif interrupted.is_set():
+    elif heard.interrupted:
         reached = int(state.step)
         is_saved = plan.saver is not None and plan.saver.has(reached)
         print_interrupted(interrupted.terminated, reached, is_saved)

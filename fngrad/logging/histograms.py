@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
+from fngrad.sharding.placement import fetched
 
 BINS = 64
 
@@ -56,7 +57,8 @@ def histogram(x: Any, bins: int = BINS) -> Histogram:
     dtype = array.dtype
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"need real numbers for a histogram, got {dtype}")
-    entries = np.asarray(jax.device_get(array)).astype(np.float64).ravel()
+    values = fetched(array) if isinstance(array, jax.Array) else array
+    entries = np.asarray(values).astype(np.float64).ravel()
     finite = entries[np.isfinite(entries)]
     scale = np.max(np.abs(finite), initial=0.0) or 1.0
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fngrad.programs.caller_warnings import is_silent
 from fngrad.programs.optional_imports import import_extra
 
 COMPILING, TRAINING = "compiling for {}", "training on {}"  # a backend
@@ -18,7 +19,9 @@ _SECONDS_BETWEEN_LINES = 10.0  # if stderr is a file, which keeps every refresh
 
 
 def print_to_stderr(text: str) -> None:
-    """Print a line to stderr, if there is one."""
+    """Print a line to stderr, if there is one; of several processes the first does."""
+    if is_silent():
+        return
     # A stream may be any object, and print(file=None) would write to stdout.
     with contextlib.suppress(Exception):
         if sys.stderr is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import fngrad.logging.manifest as facts
 import fngrad.logging.plots as plots
+from fngrad.distributed import processes
 from fngrad.files.json_values import to_json, write_json
 from fngrad.files.local_paths import check_local
 from fngrad.logging.differences import check_unchanged
@@ -24,7 +25,8 @@ class RunFolder:
     device, flags, git commit, command, start time, seed, data hash, installed packages.
     Opening a folder again with an equal config continues its run: the manifest keeps
     the time of the first start, and its ``resumed`` gains an entry with the time and
-    the facts that have changed.
+    the facts that have changed. Several processes of one program all open it; the first
+    writes.
 
     Args:
         path: the folder; it is made, with its parents, and resolved once.
@@ -121,6 +123,8 @@ class RunFolder:
             dpi: pixels per inch.
         """
         path = self.path / f"{name}.png"
+        if not processes().is_first:
+            return None
         if importlib.util.find_spec("matplotlib") is None:
             return print_to_stderr(f'no {path.name}: pip install "fngrad[plot]"')
         try:
@@ -194,6 +198,8 @@ def _as_dict(name: str, value: Any) -> dict[str, Any]:
 
 
 def _make_folder(path: Path) -> None:
+    if not processes().is_first:
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -201,6 +207,8 @@ def _make_folder(path: Path) -> None:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
+    if not processes().is_first:
+        return
     try:
         write_json(path, value)
     except OSError as error:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fngrad.distributed import processes
 from fngrad.files.json_values import write_json
 from fngrad.files.local_paths import check_local
 from fngrad.files.locks import Lock, LockError, is_in_use
@@ -22,7 +23,8 @@ def new_run(folder: str | Path) -> Path:
 
     Two that are made in the same second, by whatever processes, get different names.
     In a program that ``fngrad resume`` runs again, the first call returns the folder of
-    the resumed run if that is in ``folder``.
+    the resumed run if that is in ``folder``. Several processes of one program all call
+    this; the first makes the folder.
 
     Args:
         folder: where it is made, such as ``"runs/digits"``; its parents are made too.
@@ -44,7 +46,24 @@ def new_run(folder: str | Path) -> Path:
         ('digits', True)
     """
     check_local("a folder of runs", folder)
-    parent = Path(folder)
+    mine = processes()
+    if mine.count == 1:
+        return _new_run(Path(folder))
+    path, failure = "", None
+    if mine.is_first:
+        try:
+            path = str(_new_run(Path(folder)))
+        except OSError as error:
+            failure = error
+    path = mine.texts(path)[0]
+    if not path:
+        raise OSError(
+            f"need a folder of runs that process 0 can write, got {folder!r}"
+        ) from failure
+    return Path(path)
+
+
+def _new_run(parent: Path) -> Path:
     resumed = os.environ.get(RESUMED)
     if resumed and Path(resumed).parent == parent.resolve():
         _TAKEN.add(os.environ.pop(RESUMED))

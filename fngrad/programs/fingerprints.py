@@ -75,13 +75,15 @@ def digest(*parts: Any) -> str:
 def of_array(x: Any) -> str:
     """Return the fingerprint of an array: of its dtype, shape and bytes.
 
-    One whose values are not here, as on devices of other processes, counts by dtype and
-    shape alone.
+    One whose values are not here, as it is split over several processes, counts by
+    dtype and shape alone.
     """
     if tree.is_key(x):
         return digest("key", _named(x.dtype), of_array(jax.random.key_data(x)))
-    if isinstance(x, jax.Array) and (x.is_deleted() or not x.is_fully_addressable):
-        return digest("absent", *_outline(x))
+    if isinstance(x, jax.Array):
+        is_whole = x.is_fully_addressable or x.is_fully_replicated
+        if x.is_deleted() or not is_whole:
+            return digest("absent", *_outline(x))
     host = np.asarray(x)
     if host.shape == ():
         return _of_number(host)

@@ -19,7 +19,7 @@ from fngrad.data.sources import Source
 from fngrad.programs.signatures import check_function, parameters
 from fngrad.sharding.constraints import gathered
 from fngrad.sharding.meshes import auto_mesh_of
-from fngrad.sharding.placement import beside
+from fngrad.sharding.placement import beside, fetched
 from fngrad.sharding.rules import Rule, rule_of
 from fngrad.training.metric_folds import (
     accumulated,
@@ -94,6 +94,8 @@ def evaluate(
         rule = rule_of(point[0])
         program, leaves = _program_over(fold, metric_fn, data, precision, rule)
         values = program(*point, beside(point[0], leaves), batch_size)
+    if not all(value.is_fully_addressable for value in values.values()):
+        values = jax.tree.map(fetched, values)
     values = jax.device_get(values)
     return {
         name: float(value) if np.ndim(value) == 0 else np.asarray(value)

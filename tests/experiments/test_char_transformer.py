@@ -1,6 +1,8 @@
 """The character language model: its text, its scores, its results, at a small size."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +191,29 @@ def test_a_mesh_that_does_not_divide_the_batches_is_refused(monkeypatch):
     monkeypatch.setattr(fg.sharding, "make_mesh", lambda **axes: three)
     with pytest.raises(ValueError, match="divides batches of 32, got 3"):
         char_transformer.mesh_of("data=3", 32)
+
+
+SHARED = """
+import sys
+import fngrad as fg
+mine = fg.distributed.initialize()
+import experiments.char_transformer as it
+it.SIZES["small"] = it.Size(16, 1, 2, 16, 8, 0.02, 30)
+it.topics = lambda topics=it.topics: topics()[: 12 * 4096]
+found = it.main(it.Config(steps=10, sample=5, context=2, runs=sys.argv[1]))
+print("rank", mine.rank, sorted(found))
+"""
+
+
+@pytest.mark.slow
+def test_one_command_trains_in_two_processes_of_four_devices(tmp_path):
+    command = ["experiments.launch", "2", "4", "-c", SHARED, str(tmp_path)]
+    made = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, check=True
+    )
+    assert "rank 1 []" in made.stdout
+    assert "rank 0 ['bits_per_character', 'parameters'" in made.stdout
+    (run,) = tmp_path.iterdir()
+    files = {"config.json", "manifest.json", "metrics.jsonl", "model", "sample.txt"}
+    assert files <= {path.name for path in run.iterdir()}
+    assert made.stdout.count("run folder:") == 1

@@ -21,8 +21,8 @@ from linear_regression import (
 
 import fngrad.fitting.loops as loops
 from fngrad.fitting.inputs import Feed
+from fngrad.fitting.intervals import CHUNK_SECONDS, next_chunk
 from fngrad.fitting.nonfinite import NonFiniteError
-from fngrad.fitting.session import CHUNK_SECONDS, next_chunk
 from fngrad.fitting.training_loop import fit
 from fngrad.training import init_state, make_step
 

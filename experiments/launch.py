@@ -1,0 +1,39 @@
+"""Run a program in several processes of this machine, which JAX connects.
+
+Command:  python -m experiments.launch 2 4 -m experiments.char_transformer
+          (processes, virtual CPU devices of each, and what Python runs)
+
+The program calls `fngrad.distributed.initialize` first. Ctrl-C reaches all processes,
+SIGTERM is passed on to them, and the status is that of the first one that failed. On
+Slurm, Cloud TPU and Kubernetes nothing like this is needed: JAX finds the processes.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+
+def main(count: int, devices: int, *command: str) -> int:
+    """Start the processes and wait for them; return the exit status."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    known = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    known["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | known | {"JAX_PROCESS_ID": str(rank)},
+        )
+        for rank in range(count)
+    ]
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sent it to all
+    signal.signal(signal.SIGTERM, lambda *_: [x.terminate() for x in started] and None)
+    return next(filter(None, [process.wait() for process in started]), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

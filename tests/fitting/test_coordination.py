@@ -1,0 +1,103 @@
+"""What processes tell each other, with another process that says what a test gives."""
+
+import jax
+import numpy as np
+import pytest
+
+from fngrad.distributed import PeerError, Processes
+from fngrad.fitting.coordination import Coordination, Status
+from fngrad.fitting.interrupts import Interruption
+
+
+class Other(Processes):
+    """Two processes, of which the other one tells what it is given."""
+
+    told = Status()
+    said = ""
+
+    def gather(self, value):
+        rows = [np.asarray(value), np.array(self.told, np.int32)]
+        return np.stack(rows if self.is_first else rows[::-1])
+
+    def texts(self, text):
+        return [text, self.said] if self.is_first else [self.said, text]
+
+
+def with_other(rank, said="", **told):
+    other = type("_", (Other,), {"told": Status(**told), "said": said})(rank, 2)
+    return Coordination(Interruption(), other)
+
+
+def test_the_first_process_decides_and_a_flag_of_any_counts():
+    told = {"chunk": 7, "is_late": True, "stops": True, "is_writing": True, "media": 2}
+    heard = with_other(0, **told).meet(Status(chunk=3))
+    assert (heard.chunk, heard.is_late, heard.media) == (3, False, 0)
+    assert heard.stops
+    assert heard.is_writing
+    heard = with_other(1, **told).meet(Status(chunk=3))
+    assert (heard.chunk, heard.is_late, heard.media) == (7, True, 2)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_of_one_process_reaches_all(rank):
+    peers = with_other(rank, interrupted=True, signal=15)
+    interrupted = peers._interrupted
+    assert not interrupted.is_set()
+    peers.meet()
+    assert interrupted.is_set()
+    assert interrupted.terminated == 15
+
+
+@pytest.mark.parametrize(("failed", "may_save"), [(2, True), (1, False)])
+def test_a_failure_of_one_process_is_raised_in_all(failed, may_save):
+    told = {"failed": failed, "said": "process 1 failed: KeyError: 3"}
+    peers = with_other(0, **told)
+    with pytest.raises(PeerError, match="process 1 failed: KeyError: 3") as caught:
+        peers.meet()
+    assert (peers.may_save, peers.is_lost) == (may_save, False)
+    peers.fail(caught.value, saves=True)  # they know
+    peers = with_other(0, **told)
+    peers.fail(OSError("mine"), saves=True)
+    assert peers.may_save == may_save
+    peers = with_other(0)
+    peers.fail(OSError("mine"), saves=False)
+    assert not peers.may_save
+
+
+def test_nothing_is_told_from_inside_of_a_computation_of_all():
+    peers = with_other(0)
+    error = jax.errors.JaxRuntimeError("connection closed")
+    with pytest.raises(jax.errors.JaxRuntimeError), peers.computing():
+        raise error
+    peers.fail(error, saves=True)
+    assert (peers.may_save, peers.is_lost) == (False, True)
+    assert "what it printed tells why" in error.__notes__[0]
+    peers = with_other(0)
+    peers.fail(KeyboardInterrupt(), saves=True)
+    assert (peers.may_save, peers.is_lost) == (False, True)
+
+
+def test_other_settings_in_a_process_are_named():
+    peers = with_other(0, said='{"num_steps": "20", "loop": "\'scan\'"}')
+    with pytest.raises(ValueError, match="num_steps 10 in process 0 and 20 in process"):
+        peers.check_same({"num_steps": 10, "loop": "scan"})
+    peers.check_same({"num_steps": 20, "loop": "scan"})
+    assert with_other(1, said="/of/0").folder_of_the_first(None).name == "0"
+    assert with_other(1).folder_of_the_first("here") is None
+
+
+def test_a_process_alone_asks_nobody(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Processes, "gather", lambda *_: asked.append(0))
+    interrupted = Interruption()
+    peers = Coordination(interrupted)
+    assert peers.is_alone
+    assert peers.meet(Status(chunk=5, stops=True)) == Status(chunk=5, stops=True)
+    interrupted.set()
+    assert peers.meet().interrupted
+    with pytest.raises(KeyError), peers.together():
+        raise KeyError
+    peers.check_same({"a": 1})
+    assert peers.agree(2.5) == 2.5
+    assert peers.folder_of_the_first(None) is None
+    assert asked == []

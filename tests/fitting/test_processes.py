@@ -1,0 +1,247 @@
+"""Runs of several processes: the bits of one, and one ending for all."""
+
+import random
+import re
+import signal
+import time
+
+import pytest
+from launched import ends, launch
+from shared_run import shared_fit, summary, told
+
+BEGIN = """
+import os, signal, sys, time
+sys.path.insert(0, "tests/support")
+import fngrad as fg
+mine = fg.distributed.initialize(heartbeat_seconds=10)
+from shared_run import *
+folder, is_last = sys.argv[1], mine.rank == mine.count - 1
+mesh = fg.sharding.make_mesh()
+"""
+TRAIN = """
+logged, seen = [], []
+options = dict(
+    mesh=mesh,
+    run_dir=folder,
+    save_every=8,
+    loggers=[lambda step, _: logged.append(step)],
+    callbacks=[lambda step, *_: seen.append(step), send_at(signal.SIGINT, 20, is_last)],
+)
+tell(**summary(shared_fit(**options)))
+tell(**summary(shared_fit(**options)), logged=logged, seen=seen)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """How two processes of two devices ended, which Ctrl-C in one interrupted."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return folder, ends(launch(BEGIN + TRAIN, 2, str(folder), devices=2))
+
+
+def test_two_processes_stop_together_and_resume_with_the_bits_of_one(trained):
+    want = summary(shared_fit())
+    for process in trained[1]:
+        assert process.status == 0, process.output
+        first, second = told(process.output)
+        assert (first["stopped"], first["step"]) == ("interrupted", 20)
+        assert want.items() <= second.items()
+
+
+def test_the_first_process_alone_writes_logs_and_prints(trained):
+    folder, (first, second) = trained
+    lines = ["fit: Ctrl-C at step 20, saved", "fit: resumes at step 20 of 40"]
+    assert all(line in first.output for line in lines)
+    steps = [10, 15, 20, 30, 40]
+    assert [told(x.output)[1]["logged"] for x in (first, second)] == [steps, []]
+    assert [told(x.output)[1]["seen"] for x in (first, second)] == [steps, steps]
+    rest = [
+        x for x in second.output.splitlines() if not x.startswith(("told", "[Gloo"))
+    ]
+    assert rest == []
+    made = sorted(path.name for path in folder.iterdir() if path.name != "curves.png")
+    assert made == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "manifest.json",
+        "metrics.jsonl",
+    ]
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(steps)
+
+
+ENDINGS = """
+import jax, jax.numpy as jnp, numpy as np
+import fngrad.checkpoint.shard_files as shard_files
+import fngrad.logging.lines as lines
+from fngrad.files.locks import Lock
+FULL = OSError(28, "No space left on device")
+
+
+def case(name, **options):
+    options = dict(mesh=mesh, run_dir=f"{folder}/{name}", save_every=8) | options
+    tell_error(name, lambda: shared_fit(**options))
+
+
+def at(step, do):
+    return [lambda now, *_: do() if now == step and is_last else None]
+
+
+def fail():
+    raise KeyError("of one process")
+
+
+def full(*_):
+    raise FULL
+
+
+case("callback", callbacks=at(20, fail))
+case("callback")  # the same call again
+case("stop", callbacks=at(20, lambda: fg.STOP))
+case("sigterm", callbacks=at(20, lambda: signal.raise_signal(signal.SIGTERM)))
+case("exit", callbacks=at(20, lambda: sys.exit(3)))
+usual = lines.LineFile.append
+if mine.is_first:
+    lines.LineFile.append = full
+case("records")
+lines.LineFile.append = usual
+usual = shard_files.write
+if is_last:
+    shard_files.write = full
+case("shards")
+shard_files.write = usual
+
+
+def read(indices):
+    if is_last and reads.append(0) is None and len(reads) > 20:
+        raise OSError("a broken disk")
+    return {"x": X[indices]}
+
+
+reads = []
+source = fg.data.from_source(read, 48, 8, seed=1, fingerprint="")
+case("data", data=source)
+case("settings", log_every=10 + mine.rank)
+if mine.is_first:
+    with Lock(f"{folder}/lock"):
+        case("lock")
+else:
+    case("lock")
+
+
+def bad_loss(params, batch):
+    return loss_fn(params, batch) + 2.0**-9 * jnp.log(1.0 + params["w"][0])
+
+
+class Histograms:
+    def __call__(self, step, values):
+        pass
+
+    def histograms(self, step, found):
+        tell(case=f"histograms of {step}", count=int(found["params/w"].counts.sum()))
+
+
+split = fg.sharding.fsdp(min_size=1)
+case("nonfinite", step=fg.make_step(bad_loss, OPTIMIZER, rule=split))
+state = fg.init_state({"w": jnp.zeros(8)}, OPTIMIZER, 0)
+counted = fg.callbacks.histograms(every=20)
+options = dict(callbacks=[counted], loggers=[Histograms()], on_nonfinite="ignore")
+found = fg.dry_run(STEP, state, DATA, num_steps=40, mesh=mesh)
+tell(case="dry run", steps=found.steps)
+case("split", step=fg.make_step(loss_fn, OPTIMIZER, rule=split), **options)
+"""
+
+
+FULL = "No space left on device"
+SAVED = "a checkpoint holds its state too"
+ENDED = {  # how the two processes end, and what both say
+    "callback": ("PeerError", "KeyError", "'of one process'", "step 20", SAVED),
+    "exit": ("PeerError", "SystemExit", "3", "step 20", SAVED),
+    "sigterm": ("SystemExit", "SystemExit", "75"),
+    "records": ("OSError", "PeerError", FULL, "step 10", SAVED),
+    "shards": ("SaveError", "SaveError", f"process 1: OSError: [Errno 28] {FULL}"),
+    "data": ("PeerError", "OSError", "a broken disk", "step 19", SAVED),
+    "settings": ("ValueError", "ValueError", "got log_every 10 in process 0 and 11"),
+    "lock": ("LockError", "PeerError", "in use by process"),
+    "nonfinite": ("NonFiniteError", "NonFiniteError", "got step 19 with"),
+}
+
+
+@pytest.mark.slow
+def test_what_ends_one_process_ends_all_at_the_same_step(tmp_path):
+    ended = ends(launch(BEGIN + ENDINGS, 2, str(tmp_path), devices=2))
+    assert [x.status for x in ended] == [0, 0], ended
+    found = [told(x.output) for x in ended]
+    errors = [{x["case"]: x for x in each if "error" in x} for each in found]
+    for case, (first, second, *words) in ENDED.items():
+        assert [each[case]["error"] for each in errors] == [first, second], case
+        texts = [each[case]["text"] for each in errors]
+        assert all(word in text for word in words for text in texts), (case, texts)
+    assert errors[0].keys() == errors[1].keys() == ENDED.keys()
+    for each in found:
+        stopped = {x["case"]: (x["stopped"], x["step"]) for x in each if "stopped" in x}
+        completed = dict.fromkeys(("callback", "split"), ("completed", 40))
+        assert stopped == {"stop": ("callback", 20), **completed}
+    cause, pointer = (each["nonfinite"]["text"] for each in errors)
+    assert "log(-" in cause
+    assert "the error of process 0 tells the cause" in pointer
+    assert all({"case": "dry run", "steps": 40} in each for each in found)
+    counts = [[x["count"] for x in each if "count" in x] for each in found]
+    assert counts == [[8, 8], []]
+
+
+KILLED = """
+def end(step, *_):
+    if step == 20 and mine.rank == int(sys.argv[2]):
+        tell(at=time.time())
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+
+
+shared_fit(mesh=mesh, checkpoint_dir=folder, save_every=8, callbacks=[end])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "name"), [(0, "SIGKILL"), (1, "SIGKILL")])
+def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, rank, name):
+    script = BEGIN + KILLED
+    ended = ends(launch(script, 2, str(tmp_path), str(rank), name, devices=2))
+    seconds = time.time() - told(ended[rank].output)[0]["at"]
+    assert ended[rank].status == -signal.SIGKILL
+    assert ended[1 - rank].status not in (0, None)
+    assert seconds < 10
+    if rank:
+        assert "if one of them has ended, what it printed tells why" in ended[0].output
+    resume = "tell(**summary(shared_fit(mesh=mesh, checkpoint_dir=folder)))"
+    (alone,) = ends(launch(BEGIN + resume, 1, str(tmp_path), devices=4))
+    assert re.search("fit: resumes at step 1[56] of 40", alone.output)
+    assert "Warning" not in alone.output
+    assert summary(shared_fit()).items() <= told(alone.output)[0].items()
+
+
+MANY = """
+options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=600, save_every=3)
+began = [lambda *_: tell(at=time.time())]
+tell(**summary(shared_fit(callbacks=began, **options)))
+"""
+
+
+@pytest.mark.slow
+def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
+    tmp_path,
+):
+    draw, script = random.Random(0), BEGIN + MANY
+    for count in (2, 4, 2, 1) * 5:
+        processes = launch(script, count, str(tmp_path), devices=4 // count)
+        victim = draw.choice(processes)
+        while not victim.stdout.readline().startswith("told"):  # until it trains
+            assert victim.poll() is None
+        time.sleep(draw.uniform(0, 0.4))
+        victim.kill()
+        began = time.monotonic()
+        assert {x.status for x in ends(processes)}
+        assert time.monotonic() - began < 10
+    first, second = ends(launch(script, 2, str(tmp_path), devices=2))
+    want = summary(shared_fit(num_steps=600)).items()
+    assert want <= told(first.output)[-1].items()
+    assert want <= told(second.output)[-1].items()
