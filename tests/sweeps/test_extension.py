@@ -166,6 +166,8 @@ def test_lanes_in_common_are_required(tmp_path):
         quiet_sweep(folder=tmp_path, extend=str(tmp_path))
     with pytest.raises(ValueError, match="if it was loaded, pass its folder"):
         quiet_sweep(extend=sweeps.load(tmp_path))
+    with pytest.raises(ValueError, match="need the state and the history as the sweep"):
+        quiet_sweep(extend=earlier()._replace(state=None))
     with pytest.raises(FileNotFoundError, match=r"need the folder of a sweep, with sw"):
         quiet_sweep(extend=tmp_path / "lanes")
 

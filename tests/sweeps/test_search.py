@@ -21,6 +21,7 @@ import fngrad.sweeps.running.block_width as block_width
 import fngrad.sweeps.running.lane_training as lane_training
 import fngrad.sweeps.searching.studies as studies
 from fngrad.sweeps.results.tables import scores
+from fngrad.sweeps.searching.search_space import search_space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 SPACE = {"rate": sweeps.log_uniform(1e-4, 10.0), "size": [1, 2, 4]}
@@ -104,25 +105,85 @@ def test_a_trial_that_diverges_is_the_worst_to_maximize_too():
     assert np.isfinite(values[~is_lost]).all()
 
 
+def asked_by_hand(study, space, sizes, values, sampler=None):
+    """Ask for batches and tell their values; return the points."""
+    asked = []
+    for size in sizes:
+        batch = []
+        for _ in range(size):
+            if sampler:
+                study.sampler = sampler(len(study.trials))
+            batch.append(study.ask(space))
+        for trial in batch:
+            study.tell(trial, values[trial.number])
+        asked += [trial.params for trial in batch]
+    return {name: [params[name] for params in asked] for name in space}
+
+
+def assert_same_points(result, asked):
+    assert {name: x.tolist() for name, x in result.points.items()} == asked
+
+
 def test_the_points_are_those_of_asking_and_telling_by_hand():
     def new():
         sampler = optuna.samplers.TPESampler(seed=5, n_startup_trials=4)
         return optuna.create_study(sampler=sampler)
 
-    study, by_hand = new(), new()
+    study = new()
     space = {"rate": FloatDistribution(1e-3, 1.0, log=True), "size": [1, 2]}
     result = searched(space=space, keys=1, study=study)
     given = space | {"size": CategoricalDistribution([1, 2])}
-    asked = []
-    for size in (4, 4, 2):
-        batch = [by_hand.ask(given) for _ in range(size)]
-        for trial in batch:
-            by_hand.tell(trial, result.notes["values"][trial.number, 0])
-        asked += [trial.params for trial in batch]
-    assert result.points["rate"].tolist() == [p["rate"] for p in asked]
-    assert result.points["size"].tolist() == [p["size"] for p in asked]
+    values = result.notes["values"][:, 0]
+    assert_same_points(result, asked_by_hand(new(), given, (4, 4, 2), values))
     more = searched(space=space, keys=1, study=study, num_trials=2)
     assert more.notes["trials"].tolist() == [10, 11]
+
+
+def test_without_a_study_the_sampler_depends_on_the_seed_and_the_trials_before():
+    def sampler(number):
+        mixed = np.random.SeedSequence([3, number]).generate_state(1)[0]
+        return optuna.samplers.TPESampler(seed=int(mixed), constant_liar=True)
+
+    space = {"rate": sweeps.log_uniform(1e-3, 1.0), "size": [1, 2, 3]}
+    options = {"seed": 3, "num_trials": 24, "trials_per_batch": 12}
+    result = searched(space=space, keys=1, **options)
+    given = {
+        "rate": FloatDistribution(1e-3, 1.0, log=True),
+        "size": CategoricalDistribution([1, 2, 3]),
+    }
+    values = result.notes["values"][:, 0]
+    by_hand = asked_by_hand(optuna.create_study(), given, (12, 12), values, sampler)
+    assert_same_points(result, by_hand)
+
+
+def test_a_space_may_be_said_in_ranges_numbers_and_distributions():
+    space = {
+        "a": sweeps.uniform(-1.0, 2.0),
+        "b": sweeps.log_uniform(0.1, 2.0),
+        "c": sweeps.choice([1, 2]),
+        "d": (0.5, 1.0),
+        "e": 3,
+        "f": FloatDistribution(0.0, 1.0, step=0.25),
+        "g": IntDistribution(1, 9),
+    }
+    static = {"h": IntDistribution(2, 10, step=2), "i": ["x", valley, None]}
+    found = search_space(space, static)
+    assert found.distributions == {
+        "a": FloatDistribution(-1.0, 2.0),
+        "b": FloatDistribution(0.1, 2.0, log=True),
+        "c": CategoricalDistribution((1, 2)),
+        "d": CategoricalDistribution((0.5, 1.0)),
+        "e": CategoricalDistribution((3,)),
+        "f": space["f"],
+        "g": space["g"],
+        "h": static["h"],
+        "i": CategoricalDistribution(("x", "<function valley>", None)),
+    }
+    assert found.programs == 5 * 3
+    kinds = [axis.dtype.kind for axis in found.axes.values()]
+    assert kinds == ["f", "f", "i", "f", "i", "f", "i"]
+    suggested = {"h": 4, "i": "<function valley>"}
+    assert found.combination(suggested) == {"h": 4, "i": valley}
 
 
 def interrupt_after(monkeypatch, blocks):
@@ -242,7 +303,7 @@ def test_an_error_in_a_later_batch_keeps_the_trials_before(monkeypatch):
     monkeypatch.setattr(lane_training, "blocks_at_once", lambda devices: 1)
     study = optuna.create_study()
     for scale in (2.0, 1.0, 2.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0):
-        study.enqueue_trial({"scale": scale})
+        study.enqueue_trial({"scale": scale, "rate": 0.2, "size": 1})
     with pytest.warns(UserWarning, match=r"failed with scale=2.0: JaxRuntimeError: IN"):
         result = searched(
             study=study, static={"scale": [1.0, 2.0]}, keys=2, num_trials=12
@@ -251,7 +312,7 @@ def test_an_error_in_a_later_batch_keeps_the_trials_before(monkeypatch):
     assert result.notes["trials"].tolist() == [0, 2, 5, 6, 7, 8, 1, 3, 4, 9, 10, 11]
     assert result.notes["failures"][0].points == [2, 3, 4, 5]
     assert np.isnan(result.notes["values"][2:6]).all()
-    assert np.isfinite(result.notes["values"][[0, 1]]).any()
+    assert np.isfinite(np.delete(result.notes["values"], range(2, 6), axis=0)).all()
     states = np.array([t.state == TrialState.FAIL for t in study.trials])
     assert np.flatnonzero(states).tolist() == [5, 6, 7, 8]
 

@@ -183,7 +183,7 @@ def train(
     bar: ProgressBar,
     mode: block_width.Mode,
     chunk: int | None = None,
-    recorded: Mapping[int, Any] | None = None,
+    known: Mapping[int, Any] | None = None,
 ) -> dict[int, dict[str, Any] | None]:
     """Train the lanes that are not done.
 
@@ -195,7 +195,7 @@ def train(
         bar: shows the progress.
         mode: the width of the blocks.
         chunk: how many lanes are saved at a time.
-        recorded: how the lanes that are done were trained.
+        known: how the lanes that are done were trained, by combination.
 
     Returns:
         How each combination was trained, None for one that failed.
@@ -207,7 +207,7 @@ def train(
     modes: dict[int, dict[str, Any] | None] = dict.fromkeys(found)
     with _interrupts_report(collected, folder):
         for number, outputs in collected.items():
-            then = (recorded or {}).get(number)
+            then = (known or {}).get(number)
             traced = found[number].outline
             assert traced is not None
             training = Training(
@@ -253,10 +253,8 @@ def _interrupts_report(
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        done, count = (
-            count_done(collected),
-            sum(x.done.size for x in collected.values()),
-        )
+        done = count_done(collected)
+        count = sum(outputs.done.size for outputs in collected.values())
         fate = "lost: a folder would keep them"
         if folder:
             fate = f"kept in {folder.path}: the same call continues from there"

@@ -49,12 +49,9 @@ class Earlier(NamedTuple):
             ValueError: if the sweeps train in different ways or share no lane.
         """
         _check_same(self.program, program, SHARED)
-        known = self.points, self.keys
-        places = [
-            np.array([own.index(d) if d in own else -1 for d in new])
-            for own, new in zip(known, lane_digests(lanes), strict=True)
-        ]
-        of_point, of_key = places[0][:, None], places[1][None, :]
+        points, keys = lane_digests(lanes)
+        of_point = _places(self.points, points)[:, None]
+        of_key = _places(self.keys, keys)[None, :]
         at = of_point * len(self.keys) + of_key
         source = np.where((of_point >= 0) & (of_key >= 0), at, -1).reshape(-1)
         shared = {n: self._number(program, n) for n in collected}
@@ -152,6 +149,12 @@ def _points(columns: Mapping[str, np.ndarray]) -> list[str]:
         _digest(*(f"{path} {x.dtype}".encode() + x[i].tobytes() for path, x in ordered))
         for i in range(len(ordered[0][1]))
     ]
+
+
+def _places(known: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Return where each of some digests is among the known ones, or -1."""
+    places = {digest: place for place, digest in enumerate(known)}
+    return np.array([places.get(digest, -1) for digest in wanted])
 
 
 def _keys(keys: Key) -> list[str]:

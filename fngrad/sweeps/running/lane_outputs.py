@@ -50,8 +50,16 @@ class LaneOutputs:
         Args:
             state: leaves (P, S, ...).
             history: also with other metrics, and padded at the end.
+
+        Raises:
+            ValueError: if the state or a metric is missing.
         """
-        own = {name: history[name] for name in self._outputs[1]}
+        own = {name: history[name] for name in self._outputs[1] if name in history}
+        if jax.tree.structure((state, own)) != self._structure:
+            raise ValueError(
+                "need the state and the history as the sweep returned them, got a "
+                f"state {jax.tree.structure(state)} and the metrics {sorted(history)}"
+            )
         for whole, leaf in zip(self.leaves, to_host((state, own)), strict=True):
             lanes = leaf.reshape(len(whole), *leaf.shape[2:])
             whole[...] = lanes[(..., *(slice(size) for size in whole.shape[1:]))]

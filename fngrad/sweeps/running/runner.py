@@ -223,7 +223,7 @@ def _train(
             bar=bar,
             mode=mode,
             chunk=chunk,
-            recorded=taken,
+            known=taken,
         )
     outputs = by_point(found, collected, failures)
     return outputs, {"modes": list(modes.values()), "restored": done}

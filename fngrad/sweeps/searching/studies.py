@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,9 +107,11 @@ class Study:
         if self._seed is not None:
             number = len(self.study.get_trials(deepcopy=False))
             mixed = np.random.SeedSequence([self._seed, number]).generate_state(1)
-            self.study.sampler = self._optuna.samplers.TPESampler(
-                seed=int(mixed[0]), constant_liar=True
-            )
+            with warnings.catch_warnings():  # in Optuna 4 it is experimental
+                warnings.simplefilter("ignore")
+                self.study.sampler = self._optuna.samplers.TPESampler(
+                    seed=int(mixed[0]), constant_liar=True
+                )
         trial = self.study.ask(dict(distributions))
         if self._resumes:
             trial.set_user_attr(BATCH, batch)

@@ -186,7 +186,7 @@ class Batches:
             saved = Folder(self._folder / f"{number:05d}", described, {})
         able = {c: program for c, program in found.items() if c not in self._failures}
         collected = restore(able, saved)
-        recorded = share_done(peers, collected, recorded_modes(able, saved))
+        known = share_done(peers, collected, recorded_modes(able, saved))
         restored = count_done(collected)
         self._restored += restored
         bar.advance(restored)
@@ -197,7 +197,7 @@ class Batches:
             saved,
             bar=bar,
             mode=self._mode,
-            recorded=recorded,
+            known=known,
         )
         for combination, how in modes.items():
             self._keep(combination, how)
