@@ -19,6 +19,7 @@ KNOWN = (
     "JAX 0.7 does not tell its devices",
     "JAX 0.7 fuses less of an update",
     "has no flag jax_",  # which newer lines of JAX have
+    "has no primitive eval_jaxpr",  # likewise
     "there is a TPU",
     "need libtpu",  # which one stage of the gate has
     "mounting a small file system is not permitted here",

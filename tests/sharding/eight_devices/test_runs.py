@@ -78,28 +78,6 @@ def test_a_run_is_that_of_one_device_and_compiles_once(placement, loop):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
-@pytest.mark.parametrize(
-    "estimate",
-    [functools.partial(fg.evolution_strategy, pairs=4), fg.central_differences],
-    ids=["evolution strategy", "central differences"],
-)
-def test_estimated_gradients_are_those_of_one_device(estimate):
-    loss = estimate(lambda w, batch: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))
-    optimizer, w = fg.sgd(0.1), jnp.full((16, 8), 0.1)
-    state = fg.init_state(w, optimizer, 3)
-
-    def moved(mesh=None, **options):
-        step = fg.make_step(loss, optimizer, **options)
-        run = fg.fit(step, state, DATA, num_steps=2, mesh=mesh, progress=False)
-        return np.asarray(run.state.params) - w
-
-    want = moved()
-    assert np.abs(want).min() > 0
-    for mesh, rule in (PLACEMENTS["fsdp"], PLACEMENTS["4 x 2"]):
-        got = moved(mesh, rule=rule)
-        assert eight_devices.farthest(got, want) < 2e-3  # of the largest move
-
-
 def test_a_dry_run_has_the_memory_of_one_device_and_compiles_for_the_run():
     mesh, rule = PLACEMENTS["fsdp"]
     step, state = fg.make_step(loss_fn, OPTIMIZER, rule=rule), first_state()
