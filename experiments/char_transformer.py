@@ -199,7 +199,7 @@ def metric_of(model: fg.Layer, length: int) -> Any:
     return metric_fn
 
 
-def baselines(config: Config, text: Text, scored: slice) -> dict[str, float]:
+def baselines(config: Any, text: Text, scored: slice) -> dict[str, float]:
     """Return n-grams' bits per held-out character; the last one is the best.
 
     The best context is that of the least bits on the last tenth of the training text.
@@ -293,7 +293,7 @@ def mesh_of(text: str | None, batch_size: int) -> jax.sharding.Mesh | None:
     return mesh
 
 
-def steps_of(config: Config, size: Size) -> int:
+def steps_of(config: Any, size: Size) -> int:
     """Return how many steps to train; a deep model is too slow on CPU."""
     if config.steps is not None:
         return config.steps
@@ -301,10 +301,14 @@ def steps_of(config: Config, size: Size) -> int:
 
 
 def train(
-    config: Config, size: Size, text: Text, folder: Path, mesh: Any = None
-) -> Any:
-    """Train, on a mesh if there is one; return the model and what `fit` returns."""
-    model = make_model(size, text.vocab_size, remat=True)
+    model: fg.Layer,
+    config: Any,
+    size: Size,
+    text: Text,
+    folder: Path,
+    mesh: Any = None,
+) -> fg.FitResult:
+    """Train a model as a config says, on a mesh if there is one."""
     num_steps = steps_of(config, size)
     optimizer = make_optimizer(size, num_steps)
     split_by = fg.sharding.fsdp(within=fg.models.transformer_rule())
@@ -319,7 +323,7 @@ def train(
     held_out, _ = held_out_windows(text.held_out, size.length)
     log_every = max(num_steps // 100, 1)
     with fg.logging.jsonl(folder / "metrics.jsonl") as log:
-        result = fg.fit(
+        return fg.fit(
             step,
             fg.init_state(model.init(k_params), optimizer, k_run),
             windows(text.train, size, config.seed),
@@ -333,7 +337,6 @@ def train(
             loggers=[log],
             mesh=mesh,
         )
-    return model, result
 
 
 def speed(
@@ -372,7 +375,8 @@ def main(config: Config) -> dict[str, Any]:
     _, scored = held_out_windows(text.held_out, size.length)
     dtype = jnp.dtype(config.precision or "float32")
     before = peak(dtype)
-    model, result = train(config, size, text, folder.path, mesh)
+    model = make_model(size, text.vocab_size, remat=True)
+    result = train(model, config, size, text, folder.path, mesh)
     # The whole parameters on the host, of several processes too.
     params = process_allgather(fg.eval_params(result.state), tiled=True)
     fg.checkpoint.save(folder.path / "model", params, step=int(result.state.step))

@@ -1,4 +1,6 @@
-"""What a layer is made of, for people: its name, its children, its sizes.
+"""What a layer is made of: its name, its children, its sizes, for people.
+
+It also says how the same is made of other layers, such as attention with a cache.
 
 A layer is two functions. What a combinator's ``apply`` is made of stands in an
 attribute of that function; every other layer is named after the function that made it.

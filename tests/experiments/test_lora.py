@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import experiments.char_transformer as char_transformer
+import experiments.language_model as language_model
 import experiments.lora as lora
 import fngrad as fg
 
@@ -15,7 +16,7 @@ TINY = char_transformer.Size(16, 1, 2, 16, 8, 0.02, 30)
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(char_transformer.SIZES, "small", TINY)
+    monkeypatch.setattr(language_model, "SIZE", TINY)
     topics, code = char_transformer.topics(), lora.code()
     monkeypatch.setattr(char_transformer, "topics", lambda: topics[: 12 * 4096])
     monkeypatch.setattr(lora, "code", lambda: code[: 11 * 4096])
@@ -29,10 +30,11 @@ def test_both_texts_have_the_alphabet_of_the_old_one(tiny):
 
 
 def test_adapters_alone_are_trained_and_counted(tiny):
-    model = char_transformer.make_model(TINY, 30, remat=False)
+    model = language_model.make_model(TINY, 30)
     ways = lora.ways(lora.Config(rank=2), model.init(jax.random.key(0)))
     counts = {name: lora.trained(way)["trained"] for name, way in ways.items()}
-    matrices = 4 * (16 + 16) + 2 * (16 + 64)  # rows and columns
+    attention, gates = 2 * (16 + 16) + 2 * (16 + 8), 3 * (16 + 64)
+    matrices = attention + gates  # rows and columns
     assert counts["LoRA"] == counts["LoRA+"] == 2 * matrices
     assert counts["all"] == sum(x.size for x in jax.tree.leaves(ways["all"].params))
 

@@ -159,6 +159,7 @@ def test_what_is_not_finite_shows_where_it_is_seen():
         np.testing.assert_array_equal(np.isnan(y).all(-1), seen_by)
 
 
+@pytest.mark.slow
 def test_a_cache_in_16_bits_holds_narrow_keys_exactly():
     layer = attention("grouped, rotary")
     params, x = jax.tree.map(

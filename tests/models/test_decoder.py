@@ -143,6 +143,7 @@ def test_the_paths_and_shapes_are_those_of_its_parts():
     assert gate.shape == (96, 256)  # 8/3 of 96 are 256
 
 
+@pytest.mark.slow
 def test_a_decoder_in_a_loop_is_the_one_layer_by_layer():
     one_by_one = models.decoder(11, **TINY)
     looped = models.decoder(11, scan=True, remat=True, **TINY)
@@ -174,7 +175,9 @@ def test_a_new_one_predicts_nearly_uniformly_and_ends_its_branches_small():
         pytest.param({"tied": True, "window": 3}, id="window"),
         pytest.param(GPT_2 | {"max_length": 6}, id="learned", marks=pytest.mark.slow),
         pytest.param(
-            {"alibi": True, "rotary": None, "scan": True}, id="alibi in a loop"
+            {"alibi": True, "rotary": None, "scan": True},
+            id="alibi in a loop",
+            marks=pytest.mark.slow,
         ),
     ],
 )
