@@ -77,6 +77,7 @@ def begin(mine: Processes, folder: Path, step: int) -> Begun:
         raise_together(mine, problem)
         others = range(1, mine.count) if mine.is_first else ()
         seen = shard_files.alive(hidden, others)
+        mine.any(False)  # none lets go of its file before it was seen
         return Begun(mine, folder, name, held.pop_all(), seen)
 
 
