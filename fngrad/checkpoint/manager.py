@@ -37,14 +37,14 @@ class Checkpoints:
     write runs at a time. If it fails, the next call of `save`, `wait` or `close` raises
     its error. At its end the program waits for a running write.
 
+    Several processes all make the same calls, and get the same results and errors. Each
+    writes its own shards; the first locks, publishes and deletes.
+
     Args:
         folder: created by the first save.
         keep: number of newest checkpoints to keep, >= 1; damaged ones do not count.
         best: a metric and ``"min"`` or ``"max"``; the best by it is kept too.
         limit_seconds: see `fngrad.checkpoint.save`.
-
-    Several processes all make the same calls, and get the same results and errors. Each
-    writes its own shards; the first locks, publishes and deletes.
 
     Raises:
         ValueError: if an argument is out of range.

@@ -275,7 +275,7 @@ def first_good(
     )
 
 
-def paths_of(folder: Path, candidates: Callable[[Path], Iterable[Path]]) -> list[Path]:
+def listed(folder: Path, candidates: Callable[[Path], Iterable[Path]]) -> list[Path]:
     """Return what the first process lists; all call this."""
     names = decided(processes(), lambda: [x.name for x in candidates(folder)])
     return [folder / name for name in names]
