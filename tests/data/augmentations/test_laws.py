@@ -116,6 +116,14 @@ def test_serial_has_the_batches_of_one_map_after_the_other():
     assert repr(data.map(mirror)).endswith(".map(horizontal_flip)")
 
 
+def test_maps_in_series_have_keys_of_their_own():
+    def noisy(batch, key):
+        return batch + jax.random.normal(key, batch.shape)
+
+    made = augmentations.serial(noisy, noisy)(jnp.zeros(2000), 0)
+    assert abs(made.std() - 2**0.5) < 0.1  # one key would give 2
+
+
 def test_one_of_several_is_drawn_by_its_probabilities():
     def to(value):
         return lambda batch: jnp.full_like(batch, value)
