@@ -43,10 +43,10 @@ def rotate(
         ValueError: if the method is unknown, or ``fill`` not a value of the dtype.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad.data import augmentations
         >>> image = jnp.array([[1, 2], [3, 4]], jnp.uint8)
-        >>> print(augmentations.rotate(image, 90))
+        >>> print(jax.jit(augmentations.rotate)(image, 90))
         [[2 4]
          [1 3]]
     """
@@ -75,10 +75,10 @@ def shear(
         ValueError: if the method is unknown, or ``fill`` not a value of the dtype.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad.data import augmentations
         >>> image = jnp.array([[0, 1, 2]] * 3, jnp.uint8)
-        >>> print(augmentations.shear(image, horizontal=1))
+        >>> print(jax.jit(augmentations.shear)(image, horizontal=1))
         [[0 0 1]
          [0 1 2]
          [1 2 0]]
@@ -106,11 +106,11 @@ def translate(
         ValueError: if the method is unknown, or ``fill`` not a value of the dtype.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad.data import augmentations
         >>> image = jnp.array([[1, 2, 3]], jnp.uint8)
-        >>> print(augmentations.translate(image, right=1, fill=9))
-        [[9 1 2]]
+        >>> print(jax.jit(augmentations.translate)(image, right=1))
+        [[0 1 2]]
     """
     x, y = numerics.hyper(right), numerics.hyper(down)
     return affine(image, jnp.array([[1, 0, -y], [0, 1, -x]]), method=method, fill=fill)
@@ -134,11 +134,11 @@ def affine(
         ValueError: if the method is unknown, or ``fill`` not a value of the dtype.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad.data import augmentations
         >>> image = jnp.array([[1.0, 2.0], [3.0, 4.0]])
         >>> transposed = jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-        >>> print(augmentations.affine(image, transposed))
+        >>> print(jax.jit(augmentations.affine)(image, transposed))
         [[1. 3.]
          [2. 4.]]
     """

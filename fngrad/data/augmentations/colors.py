@@ -113,10 +113,10 @@ def adjust_hue(image: jax.Array, turns: Scalar) -> jax.Array:
         ValueError: if there are two channels or more than three.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from fngrad.data import augmentations
         >>> red = jnp.array([[[255, 0, 0]]], jnp.uint8)
-        >>> print(augmentations.adjust_hue(red, 1 / 3))
+        >>> print(jax.jit(augmentations.adjust_hue)(red, 1 / 3))
         [[[  0 255   0]]]
     """
     image, x = with_fractions(image)

@@ -10,7 +10,6 @@ from fngrad.data.augmentations.boxes import Box, around, paste, random_pixel
 from fngrad.data.augmentations.image_batches import (
     BatchMap,
     as_map,
-    batch_length,
     height_and_width,
     replaced,
     selected_images,
@@ -22,6 +21,7 @@ from fngrad.data.augmentations.mixed_labels import (
     random_weights,
 )
 from fngrad.data.augmentations.mixup import selected_labels
+from fngrad.data.dataset import num_examples
 from fngrad.types import Batch, Key, Scalar, Selector
 
 
@@ -57,7 +57,8 @@ def cutmix(
     Raises:
         TypeError: if ``alpha`` is not a number.
         ValueError: if ``alpha`` or ``num_classes`` is not positive or ``targets``
-            unknown; when it is called, if integer labels lack ``num_classes``.
+            unknown; when it is called, if integer labels lack ``num_classes``, or the
+            numbers of images and labels differ.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -82,7 +83,7 @@ def cutmix(
     def cut_and_mixed(batch: Batch, key: Key) -> Batch:
         leaves = selected_images(images, batch)
         answers = selected_labels(labels, batch)
-        n = batch_length(leaves)
+        n = num_examples(leaves | answers)
         limits = height_and_width(next(iter(leaves.values()))[0])
         k_boxes, k_order = jax.random.split(key)
         order = jax.random.permutation(k_order, n)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.data.dataset import num_examples
 from fngrad.tree.dtypes import wide_dtype
 from fngrad.tree.selection import check_mask, select
 from fngrad.types import Batch, Key, Path, Scalar, Selector
@@ -45,7 +46,7 @@ def image_map(
         for path, leaf in leaves.items():
             if check is not None:
                 check(f"images at {path!r}", leaf)
-        keys = jax.random.split(key, batch_length(leaves))
+        keys = jax.random.split(key, num_examples(leaves))
         made = {path: jax.vmap(image_fn)(leaf, keys) for path, leaf in leaves.items()}
         return replaced(batch, made)
 
@@ -117,11 +118,6 @@ def height_and_width(image: jax.Array) -> tuple[int, int]:
     """Return the first two axes of an image."""
     height, width = image.shape[:2]
     return height, width
-
-
-def batch_length(leaves: dict[Path, jax.Array]) -> int:
-    """Return the number of examples of the leaves, which share it."""
-    return next(iter(leaves.values())).shape[0]
 
 
 def check_colors(name: str, image: jax.Array) -> None:

@@ -8,7 +8,6 @@ import fngrad.numerics as numerics
 from fngrad.data.augmentations.image_batches import (
     BatchMap,
     as_map,
-    batch_length,
     mix,
     replaced,
     selected_leaves,
@@ -19,6 +18,7 @@ from fngrad.data.augmentations.mixed_labels import (
     mixed,
     random_weights,
 )
+from fngrad.data.dataset import num_examples
 from fngrad.types import Batch, Key, Scalar, Selector
 
 
@@ -61,7 +61,8 @@ def mixup(
     Raises:
         TypeError: if ``alpha`` is not a number.
         ValueError: if ``alpha`` or ``num_classes`` is not positive or ``targets``
-            unknown; when it is called, if integer labels lack ``num_classes``.
+            unknown; when it is called, if integer labels lack ``num_classes``, or the
+            numbers of images and labels differ.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,7 +85,7 @@ def mixup(
     def mixed_up(batch: Batch, key: Key) -> Batch:
         leaves = selected_leaves("images", images, batch)
         answers = selected_labels(labels, batch)
-        n = batch_length(leaves)
+        n = num_examples(leaves | answers)
         k_weight, k_order = jax.random.split(key)
         weight = random_weights(k_weight, alpha, (n,) if per_example else ())
         order = jax.random.permutation(k_order, n)

@@ -14,7 +14,7 @@ from fngrad.data import augmentations
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (16, 20, 3), np.uint8)
 RGB[0, :4] = [[0, 0, 0], [255, 255, 255], [9, 9, 9], [255, 0, 255]]  # gray, white
-DARK = RNG.integers(20, 90, (16, 20, 3), np.uint8)
+DARK = RNG.integers([20, 5, 40], [90, 200, 60], (40, 40, 3)).astype(np.uint8)
 
 
 @functools.cache

@@ -67,6 +67,14 @@ def test_images_keep_shape_and_dtype_and_nearly_their_values(name):
             np.testing.assert_allclose(made.astype(float) / unit, expected, atol=0.02)
 
 
+@every_map
+def test_dtypes_are_kept_in_double_precision_too(name, x64):
+    for dtype in (jnp.float64, jnp.float32, jnp.bfloat16, jnp.uint8):
+        images = jax.ShapeDtypeStruct(IMAGES.shape, dtype)
+        made = jax.eval_shape(MAPS[name], BATCH | {"x": images}, jax.random.key(0))
+        assert (made["x"].shape, made["x"].dtype) == (images.shape, images.dtype)
+
+
 def test_leaves_that_are_selected_change_alike():
     flip = augmentations.horizontal_flip(images=["x", "mask"])
     crop = augmentations.random_crop(padding=2, images=["x", "mask"])
@@ -106,6 +114,14 @@ def test_serial_has_the_batches_of_one_map_after_the_other():
             one = one.map(fn)
         chex.assert_trees_all_equal(batch(both), batch(one))
     assert repr(data.map(mirror)).endswith(".map(horizontal_flip)")
+
+
+def test_maps_in_series_have_keys_of_their_own():
+    def noisy(batch, key):
+        return batch + jax.random.normal(key, batch.shape)
+
+    made = augmentations.serial(noisy, noisy)(jnp.zeros(2000), 0)
+    assert abs(made.std() - 2**0.5) < 0.1  # one key would give 2
 
 
 def test_one_of_several_is_drawn_by_its_probabilities():
@@ -185,6 +201,9 @@ MISTAKES = {
     ),
     r"alike, got from number 1: ": call(
         augmentations.one_of(lambda b: b, augmentations.random_crop(2)), BYTES
+    ),
+    r"need first axes of one length, got \{'x': 4, 'y': 3\}": call(
+        augmentations.mixup(), FLAT | {"y": np.zeros(3, np.float32)}
     ),
     "need padding_mode to be one of": lambda: augmentations.random_crop(
         padding_mode="zeros"
