@@ -34,7 +34,7 @@ def save(folder: Path, result: SweepResult) -> None:
     notes["combinations"] = len(result.state) if notes["static"] else None
     notes["failures"] = [
         failure._replace(static={n: recorded(x) for n, x in failure.static.items()})
-        for failure in result.notes["failures"]
+        for failure in result.notes.get("failures", [])
     ]
     arrays = {
         **{_POINTS + name: _plain(column) for name, column in result.points.items()},

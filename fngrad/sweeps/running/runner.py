@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,20 +161,9 @@ def sweep(
     program = describe(digest(args), found)
     peers.check_same([*descriptions(program, lanes), len(devices)])
     take = _taking(extend, folder, program, lanes)
-    with contextlib.ExitStack() as stack:
-        saved = None
-        if folder is not None and peers.is_first:
-            stack.enter_context(Lock(folder, purpose="this sweep"))
-            saved = Folder(folder, *descriptions(program, lanes))
-        outputs, how = _train(
-            found,
-            failures,
-            saved,
-            take if peers.is_first else lambda collected: {},
-            mode=mode,
-            chunk=chunk,
-            progress=progress and peers.is_first,
-        )
+    with _opened(folder, program, lanes) as saved:
+        options = {"mode": mode, "chunk": chunk, "progress": progress}
+        outputs, how = _train(found, failures, saved, take, **options)
         notes = {
             "metric": metric,
             "keys": keys,
@@ -191,6 +180,18 @@ def sweep(
         if saved is not None:
             save(saved.path, result)
     return result
+
+
+@contextlib.contextmanager
+def _opened(
+    folder: str | Path | None, program: dict[str, Any], lanes: Lanes
+) -> Iterator[Folder | None]:
+    """Lock the folder in the first process, and yield it; None in the others."""
+    if folder is None or not lanes.peers.is_first:
+        yield None
+        return
+    with Lock(folder, purpose="this sweep"):
+        yield Folder(folder, *descriptions(program, lanes))
 
 
 def _train(
@@ -214,7 +215,8 @@ def _train(
     taken = share_done(peers, collected, taken)
     done = count_done(collected)
     total = sum(outputs.done.size for outputs in collected.values())
-    with ProgressBar(total, done, "sweep", enabled=progress, unit="lanes") as bar:
+    shown = progress and peers.is_first
+    with ProgressBar(total, done, "sweep", enabled=shown, unit="lanes") as bar:
         modes = train(
             found,
             collected,
@@ -236,7 +238,7 @@ def _taking(
     lanes: Lanes,
 ) -> Callable[[dict[int, LaneOutputs]], dict[int, Any]]:
     """Return a function that takes over the lanes of an earlier sweep."""
-    if extend is None:
+    if extend is None or not lanes.peers.is_first:
         return lambda collected: {}
     if (
         isinstance(extend, str | Path)

@@ -108,14 +108,14 @@ class Folder(SavedLanes):
         description: Mapping[str, Any],
         lanes: Mapping[str, list[str]],
     ):
-        self.path = Path(path).absolute()  # the process may change its directory
+        self.path: Path = Path(path).absolute()  # the process may change its directory
         self._lanes = self.path / "lanes"
         self._lanes.mkdir(parents=True, exist_ok=True)
         for partial in self._lanes.glob(".*.tmp"):  # of a process that was killed
             partial.unlink()
         file = self.path / NAME
         new = {"format": FORMAT, **to_json(dict(description))}
-        self.content = new | {"modes": {}, "lanes": dict(lanes)}
+        self.content: dict[str, Any] = new | {"modes": {}, "lanes": dict(lanes)}
         if not file.exists():
             self._check_empty(file)
             write_json(file, self.content)
