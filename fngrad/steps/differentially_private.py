@@ -35,7 +35,7 @@ def differentially_private(
 
     $$\tilde g = \frac1B \Big(\sum_{i=1}^{B} g_i
         \min\big(1, C / \lVert g_i \rVert_2\big) + \mathcal N(0, \sigma^2 C^2 I)\Big),
-        \qquad g_i = \nabla_\theta L(\theta, \{b_i\})$$
+        \qquad g_i = \nabla_\theta L(\theta, b_i)$$
 
     The optimizer receives $\tilde g$. $B$ is the number of rows of the batch, and the
     norm is over all trainable leaves. Without noise, $\sigma = 0$, it is clipping per
