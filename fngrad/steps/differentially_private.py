@@ -54,8 +54,9 @@ def differentially_private(
     times 0 has a gradient of 0, and $B$, the number of rows, stays constant.
 
     What is private is the parameters (and $\tilde g$): the metrics ``loss``,
-    ``clipped_fraction`` and your own are of the data, without noise. The draws are
-    JAX's, pseudo-random in floating point: the key of the run has to be secret.
+    ``clipped_fraction`` and your own are of the data, without noise, and so is a run
+    whose steps react to the loss (`plateau`, `skip_spikes`). The draws are JAX's,
+    pseudo-random in floating point: the key of the run has to be secret.
 
     Args:
         loss_fn: as for `fngrad.make_step`, without ``model_state``. Example i has a key
