@@ -14,6 +14,7 @@ import fngrad as fg
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPTIONS = "--math --docformat google --no-show-source"
+MODULES = "fngrad fngrad.transforms.projections"  # a namespace inside of a folder
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ def pages(tmp_path_factory) -> dict[pathlib.Path, str]:
     folder = tmp_path_factory.mktemp("api")
     command = [sys.executable, "-W", "error", "-m", "pdoc", *OPTIONS.split()]
     done = subprocess.run(
-        [*command, "-o", str(folder), "fngrad"],
+        [*command, "-o", str(folder), *MODULES.split()],
         cwd=ROOT,
         capture_output=True,
         text=True,

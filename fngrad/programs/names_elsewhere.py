@@ -157,6 +157,7 @@ HERE: Mapping[str, Mapping[str, str]] = {
         "get_peft_model": "fngrad.lora",
         "global_norm": "fngrad.tree.norm",
         "incremental_update": "fngrad.tree.average, or fngrad.ema_params in a chain",
+        "per_example_global_norm_clip": "fngrad.steps.differentially_private",
         "periodic_update": "fngrad.tree.where(step % period == 0, new, old)",
         "inject_hyperparams": "fngrad.tunable",
         "load_file": "fngrad.checkpoint.load_safetensors",

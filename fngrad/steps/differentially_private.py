@@ -35,7 +35,7 @@ def differentially_private(
 
     $$\tilde g = \frac1B \Big(\sum_{i=1}^{B} g_i
         \min\big(1, C / \lVert g_i \rVert_2\big) + \mathcal N(0, \sigma^2 C^2 I)\Big),
-        \qquad g_i = \nabla_\theta L(\theta, \{b_i\})$$
+        \qquad g_i = \nabla_\theta L(\theta, b_i)$$
 
     The optimizer receives $\tilde g$. $B$ is the number of rows of the batch, and the
     norm is over all trainable leaves. Without noise, $\sigma = 0$, it is clipping per
@@ -54,8 +54,9 @@ def differentially_private(
     times 0 has a gradient of 0, and $B$, the number of rows, stays constant.
 
     What is private is the parameters (and $\tilde g$): the metrics ``loss``,
-    ``clipped_fraction`` and your own are of the data, without noise. The draws are
-    JAX's, pseudo-random in floating point: the key of the run has to be secret.
+    ``clipped_fraction`` and your own are of the data, without noise, and so is a run
+    whose steps react to the loss (`plateau`, `skip_spikes`). The draws are JAX's,
+    pseudo-random in floating point: the key of the run has to be secret.
 
     Args:
         loss_fn: as for `fngrad.make_step`, without ``model_state``. Example i has a key

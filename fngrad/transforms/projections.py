@@ -13,8 +13,7 @@ its own; ``None``, the default, takes the whole array as one. For a ``weight`` o
 (inputs, outputs), ``axis=0`` is one vector per output and ``axis=1`` one per input.
 
 The arithmetic is in at least float32, the result in the dtype of x. Derivatives are
-those of the projection: inside the set the identity, and at its border the one-sided
-derivative that stays at the border. NaN passes.
+those of the projection, one-sided where it has a kink, and finite. NaN passes.
 """
 
 import math

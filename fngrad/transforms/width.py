@@ -59,7 +59,7 @@ def mup(base: Params, *, outputs_first: Selector | None = None) -> MuP:
     narrow and wide models then begin with the same outputs.
 
     ``scale_by_width("adam")`` is for rules whose steps do not depend on the size of
-    gradients (`fngrad.adam`, `fngrad.lion`, `fngrad.adafactor`), ``"sgd"`` for those
+    gradients (`fngrad.adam`, `fngrad.lion`, `fngrad.sign_sgd`), ``"sgd"`` for those
     in proportion to them, with momentum too. In a `fngrad.partition` each group may
     have its own. A decoupled weight decay inside the optimizer is scaled along; for one
     that is not, put ``fngrad.add_decayed_weights(-rate)`` behind it. Adam's eps must be

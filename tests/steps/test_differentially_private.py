@@ -98,7 +98,7 @@ def random_loss(params, batch, key):
 def test_micro_batches_change_nothing_but_the_memory():
     optimizer = fg.sgd(0.1)
     ends = []
-    for parts in (1, 2, 6):
+    for parts in (1, 3):
         make = functools.partial(differentially_private, micro_batches=parts)
         step = make(random_loss, optimizer, 1.0, 0.3)
         ends.append(jax.jit(step)(fg.init_state(PARAMS, optimizer, 0), BATCH))
@@ -117,7 +117,7 @@ def test_the_loss_sees_one_example_with_a_key_of_its_own():
         return own * jnp.sum(params["w"]), {"square": own**2, "row": jnp.int32(2)}
 
     step = differentially_private(watched, fg.sgd(1.0), 1e3, 0.0)
-    _, metrics = step(fg.init_state(PARAMS, fg.sgd(1.0), 0), BATCH)
+    _, metrics = jax.jit(step)(fg.init_state(PARAMS, fg.sgd(1.0), 0), BATCH)
     assert set(seen) == {(1, 3)}
     variance = metrics["square"] - (metrics["loss"] / jnp.sum(PARAMS["w"])) ** 2
     assert variance > 0.01

@@ -143,7 +143,7 @@ def test_stacked_leaves_are_projected_apart():
     optimizer = chain(fg.sgd(0.1), project(projections.l2_sphere))
     stacked = fg.stack_leaves(optimizer)
     expected, _ = optimizer.update(params, optimizer.init(params), params)
-    got, _ = stacked.update(params, stacked.init(params), params)
+    got, _ = jax.jit(stacked.update)(params, stacked.init(params), params)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-6), got, expected
     )
