@@ -49,7 +49,7 @@ def test_rules_are_tuned_alike_and_told_with_intervals(tmp_path, capsys):
         tuning_seeds=1,
         seeds=2,
         steps=30,
-        budgets=(0.5, 2.0),
+        budgets=(0.5,),
         problems=("digits",),
         runs=tmp_path,
     )
