@@ -1,13 +1,16 @@
 """Twenty rules under one tuning budget: how much faster than AdamW is any of them?
 
-Claim: PLACEHOLDER
+Claim: the published one, of the paper below: tuned alike, the fastest rules are those
+for matrices, and they need 1.1 to 1.4 times fewer steps than AdamW. The tables show,
+with intervals, what that looks like at the smallest sizes.
 
 Command:  python -m experiments.modern_optimizers
           python -m experiments.modern_optimizers --rules adamw muon soap
-Minutes:  PLACEHOLDER on two cores.
-Expected: PLACEHOLDER 0
+Minutes:  at most twenty on two idle cores.
+Expected: per problem 20 rows, each with a rate, a loss, its difference from AdamW's and
+          a speedup.
 
-A transformer of characters (two blocks of width 32, 33,000 parameters) learns the
+A transformer of characters (one block of width 32, 20,000 parameters) learns the
 English of `pydoc_data.topics` in batches of 8 windows of 32 characters; a dense network
 64-32-10 learns scikit-learn's digits in batches of 64. Every rule has the same budget:
 as many learning rates, drawn log-uniformly from the same range by one Sobol sequence,
