@@ -268,18 +268,16 @@ def generate(
 def mesh_of(text: str | None, batch_size: int) -> jax.sharding.Mesh | None:
     """Return the mesh that a text such as ``data=4,model=2`` means; None without one.
 
-    Several processes have one in any case: of all devices, along ``data``.
+    Several processes always have one.
 
     Raises:
         ValueError: if the text has another form, or the axes do not fit the devices or
             the batches.
     """
-    if text is None and fg.distributed.processes().count > 1:
-        text = "data=-1"
-    if text is None:
+    if text is None and fg.distributed.processes().count == 1:
         return None
     form = r"\s*data=(-?\d+)\s*(?:,\s*model=(-?\d+)\s*)?"
-    found = re.fullmatch(form, text)
+    found = re.fullmatch(form, text or "data=-1")
     if found is None:
         raise ValueError(f"need a mesh data=8 or data=4,model=2, got {text!r}")
     sizes = [int(size) for size in found.groups() if size is not None]
@@ -361,10 +359,7 @@ def speed(
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Train, score, time and sample the model; return the results.
-
-    Of several processes the first returns them.
-    """
+    """Train, score, time and sample the model; return the first process's results."""
     size = SIZES[config.size]
     mesh, text = mesh_of(config.mesh, size.batch_size), split(topics())
     data = windows(text.train, size, config.seed)
@@ -373,7 +368,6 @@ def main(config: Config) -> dict[str, Any]:
     dtype = jnp.dtype(config.precision or "float32")
     before = peak(dtype)
     model, result = train(config, size, text, folder.path, mesh)
-    # The whole parameters on the host, of several processes too.
     params = process_allgather(fg.eval_params(result.state), tiled=True)
     fg.checkpoint.save(folder.path / "model", params, step=int(result.state.step))
     if not fg.distributed.processes().is_first:
