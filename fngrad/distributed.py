@@ -89,7 +89,7 @@ class Processes(NamedTuple):
             return [text]
         from jax.experimental import multihost_utils
 
-        own = np.frombuffer(text.encode(), np.uint8)
+        own = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
         sizes = multihost_utils.process_allgather(np.int32(own.size))
         if not sizes.any():
             return [""] * self.count
@@ -98,7 +98,7 @@ class Processes(NamedTuple):
         padded[: own.size] = own
         rows = multihost_utils.process_allgather(padded)
         pairs = zip(rows, sizes, strict=True)
-        return [row[:size].tobytes().decode() for row, size in pairs]
+        return [row[:n].tobytes().decode(errors="surrogatepass") for row, n in pairs]
 
 
 def _like(old: Any, new: Any) -> Any:

@@ -21,6 +21,8 @@ value["a"] = np.arange(3, dtype=np.int32) + mine.rank
 agreed = mine.agree(value)
 print(agreed["t"], agreed["n"], agreed["flag"], agreed["a"], mine.any(mine.rank == 1),
       mine.any(False), mine.is_first, mine)
+odd = b"/\\xff".decode(errors="surrogateescape")  # a path that is not UTF-8
+assert mine.texts(odd) == [odd, odd]
 print(mine.texts(""), mine.texts("ä" * mine.rank), mine.texts(f"of {mine.rank}"))
 """
     first, second = ends(launch(BEGIN + script, 2))

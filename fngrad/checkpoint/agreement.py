@@ -40,16 +40,15 @@ def raise_together(mine: Processes, error: BaseException | None) -> None:
     """Raise in all processes if one has an error; all call this.
 
     Raises:
-        CheckpointError: with the causes. That of the first process knows of others.
-        Exception: of JAX, if another process has ended and this one has no error.
+        CheckpointError: with the causes; that of the first process knows of others. Or
+            if a process has ended, so that they cannot be told.
     """
     own = "" if error is None else cause(error)
     try:
         texts = mine.texts(own)
     except Exception as lost:
-        if error is None:
-            raise
-        raise CheckpointError(own) from lost
+        text = own or f"need all processes, got one that has ended: {cause(lost)}"
+        raise CheckpointError(text) from (error or lost)
     causes = texts[:1] if texts[0] else []
     for rank, text in enumerate(texts):
         if rank and text and text not in texts[0]:

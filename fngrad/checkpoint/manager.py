@@ -37,14 +37,14 @@ class Checkpoints:
     write runs at a time. If it fails, the next call of `save`, `wait` or `close` raises
     its error. At its end the program waits for a running write.
 
+    Several processes all make the same calls, and get the same results and errors. Each
+    writes its own shards; the first locks, publishes and deletes.
+
     Args:
         folder: created by the first save.
         keep: number of newest checkpoints to keep, >= 1; damaged ones do not count.
         best: a metric and ``"min"`` or ``"max"``; the best by it is kept too.
         limit_seconds: see `fngrad.checkpoint.save`.
-
-    Several processes all make the same calls, and get the same results and errors. Each
-    writes its own shards; the first locks, publishes and deletes.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -112,7 +112,7 @@ class Checkpoints:
         is_alone = self._mine.count == 1
         begun = None if is_alone else begin(self._mine, self.folder, step)
         executor = ThreadPoolExecutor(1, "fngrad checkpoint")
-        _PENDING[self] = None
+        _PENDING.add(self)
         try:
             self._writing = executor.submit(self._write, begun, *arguments)
         except RuntimeError as error:
@@ -126,7 +126,7 @@ class Checkpoints:
         """Wait until the running write is on disk.
 
         Raises:
-            CheckpointError: if the write failed.
+            CheckpointError: if the write failed, in one process or more.
             ImportError: if orbax-checkpoint is missing.
         """
         written = self._ended()
@@ -212,7 +212,7 @@ class Checkpoints:
     def _ended(self) -> Future[None] | None:
         """Wait for the running write; return it, once."""
         self._join()
-        _PENDING.pop(self, None)
+        _PENDING.discard(self)
         written, self._writing = self._writing, None
         return written
 
@@ -233,8 +233,7 @@ class Checkpoints:
             retain(self.folder, written, self._rule, self._damaged)
 
 
-# With a running write, or an error not raised yet; in the order of the calls.
-_PENDING: dict[Checkpoints, None] = {}
+_PENDING: set[Checkpoints] = set()  # with a running write, or an error not raised yet
 
 
 def _finish_writes() -> None:

@@ -130,7 +130,6 @@ def load(path: Path, needs: Needs = everything) -> Saved:
     """
     content = manifest.read(path)
     if content["format"] == manifest.OF_PROCESSES:
-        manifest.check_sizes(path, content)
         leaves = shard_files.read(path, content, needs)
     else:
         leaves = _leaves_of_one_process(path, content)
@@ -170,7 +169,6 @@ def check(path: Path) -> None:
         CheckpointError: if it is damaged; the file is named.
     """
     content = manifest.read(path)
-    manifest.check_sizes(path, content)
     if content["format"] == manifest.OF_PROCESSES:
         shard_files.check(path, content)
     else:
@@ -277,7 +275,7 @@ def first_good(
     )
 
 
-def paths_of(folder: Path, candidates: Callable[[Path], Iterable[Path]]) -> list[Path]:
+def listed(folder: Path, candidates: Callable[[Path], Iterable[Path]]) -> list[Path]:
     """Return what the first process lists; all call this."""
     names = decided(processes(), lambda: [x.name for x in candidates(folder)])
     return [folder / name for name in names]

@@ -169,7 +169,7 @@ def _find(folder: Path, step: int | str, needs: Needs) -> Saved:
         raise ValueError(f'need a step, "latest" or "best", got {step=}')
     else:
         step = numerics.check_count("step", step)
-        paths = reading.paths_of(folder, bound(reading.paths_at, step=step))
+        paths = reading.listed(folder, bound(reading.paths_at, step=step))
         if not paths:
             raise CheckpointError(
                 f"need a step that is in {str(folder)!r}, got {step=}: it has "

@@ -9,6 +9,7 @@ kernel's lock on it.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -37,6 +38,7 @@ from fngrad.files.locks import held, is_in_use
 from fngrad.types import Path as LeafPath
 
 _SECONDS_BETWEEN_LOOKS = 0.05
+_LOOKS_PER_CHECK = 10  # of the locks, since each is a file to open
 
 
 def prepare(folder: Path, count: int) -> None:
@@ -109,7 +111,7 @@ def mark_failed(folder: Path, rank: int, error: BaseException) -> None:
     path = _file(folder, rank)
     with contextlib.suppress(OSError):
         os.truncate(path, 0)  # on a full disk this makes room for the text
-        path.write_text(cause(error), encoding="utf-8")
+        path.write_bytes(cause(error).encode(errors="backslashreplace"))
     with contextlib.suppress(OSError):
         path.rename(path.with_suffix(".failed"))
 
@@ -128,8 +130,11 @@ def wait_for_all(folder: Path, count: int, seen: set[int], seconds: float) -> No
             have not finished in time. They are named.
     """
     deadline = time.monotonic() + seconds
-    while late := _late(folder, count):
-        suspects = [rank for rank in late if rank in seen]
+    for looks in itertools.count():
+        late = _late(folder, count)
+        if not late:
+            return
+        suspects = () if looks % _LOOKS_PER_CHECK else seen.intersection(late)
         gone = set(suspects) - alive(folder, suspects)
         gone &= set(_late(folder, count)) if gone else set()  # it may have finished
         if gone:
@@ -204,6 +209,7 @@ def read(
             know a dtype.
         CheckpointError: if a block is damaged; its file and leaf are named.
     """
+    manifest.check_sizes(folder, content)
     leaves: dict[LeafPath, Leaf | ShardedLeaf] = {}
     wanted: list[_Wanted] = []
     for entry in content["leaves"]:
@@ -235,6 +241,7 @@ def check(folder: Path, content: dict[str, Any]) -> None:
         UnreadableError: as `read`.
         CheckpointError: as `read`.
     """
+    manifest.check_sizes(folder, content)
     for entry in content["leaves"]:
         path, dtype = entry["path"], manifest.dtype_of(entry)
         for _ in _read_blocks(folder, _wanted({path: entry["blocks"]}, {path: dtype})):

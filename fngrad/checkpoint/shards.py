@@ -48,6 +48,7 @@ class Box(NamedTuple):
 
 
 Boxes: TypeAlias = Sequence[Box]
+# (path, shape of the leaf, shape of its data) -> boxes of the data
 Needs: TypeAlias = Callable[[Path, tuple[int, ...], tuple[int, ...]], Boxes]
 
 

@@ -113,11 +113,10 @@ class Source:
 
         ``threads`` threads read up to ``prefetch`` batches before they are asked for,
         under the settings of JAX, such as `jax.default_device`, of the thread that asks
-        for the first. An error of ``read`` is raised when its batch is asked for. With
-        several processes the maps run in the thread that asks, since all processes must
-        compute in one order.
+        for the first. An error of ``read`` is raised when its batch is asked for.
         Closing the iterator, or dropping it, cancels what is not begun and ends the
-        threads.
+        threads. With several processes the maps run in the thread that asks, since all
+        processes must compute in one order.
 
         Raises:
             ValueError: if ``start`` is not an int >= 0.

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import fngrad.tree as tree
@@ -199,6 +200,8 @@ def put_rows(x: np.ndarray, rows: np.ndarray, count: int, mesh: Mesh) -> jax.Arr
 
 def is_local(x: Any) -> bool:
     """Return whether all of an array is on devices of this process, or on the host."""
+    if isinstance(x, Tracer):
+        return False
     return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 

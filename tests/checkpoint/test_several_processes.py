@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from launched import ends, launch
 
-from fngrad.checkpoint import CheckpointError, latest_step, restore
+from fngrad.checkpoint import CheckpointError, latest_step, restore, save
 from fngrad.checkpoint.reading import check
 from fngrad.checkpoint.shards import Box, pieces, size_of, whole
 from fngrad.commands.clean import superfluous
@@ -60,6 +60,7 @@ def check(found):
         assert all(np.asarray(a).tobytes() == np.asarray(b).tobytes()
                    for a, b in zip(x, y, strict=True)), name
 """
+ROWS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
 SAVE = """
 first = fg.checkpoint.save(folder, tree(), step=1, metrics={"val/loss": 0.5})
 """
@@ -99,9 +100,8 @@ with fg.checkpoint.Checkpoints(folder, keep=1, best=("val/loss", "min")) as all_
     assert {path.name for path in tmp_path.iterdir()} == {
         *(".writing", "00000001", "00000004")
     }
-    here = restore(tmp_path, {"rows": np.zeros((64, 6), np.float32)}, partial=True)
-    rows = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
-    assert here["rows"].tobytes() == rows.tobytes()
+    here = restore(tmp_path, np.zeros_like(ROWS), part="rows")
+    assert here.tobytes() == ROWS.tobytes()
 
 
 def test_blocks_cut_a_shard_into_all_of_it_each_once():
@@ -186,43 +186,41 @@ for name, x in big.items():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_full_disk_of_one_process_fails_in_all_with_its_cause(rank, tmp_path):
-    script = f"""
+def test_a_full_disk_of_one_process_fails_in_all_with_its_cause(tmp_path):
+    script = """
 append = shard_files._append
 
 def on_full_disk(file, data):
-    if mine.rank == {rank}:
+    if mine.rank == full:
         raise OSError(28, "No space left on device")
     append(file, data)
 
+def save_in_background():
+    with fg.checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.save(2, {"state": tree(0)})
+
 shard_files._append = on_full_disk
-for save in (
-    lambda: fg.checkpoint.save(folder, tree(0), step=2),
-    lambda: saved_in_background(),
-):
-    start = time.monotonic()
-    try:
-        save()
-    except fg.checkpoint.CheckpointError as error:
-        is_named = {'"process 1: OSError" in str(error)' if rank else True}
-        print("failed", "No space left on device" in str(error), is_named,
-              "last good checkpoint is step 1" in str(error),
-              time.monotonic() - start < 10)
+for full in range(2):
+    for save in (
+        lambda: fg.checkpoint.save(folder, tree(0), step=2),
+        save_in_background,
+    ):
+        start = time.monotonic()
+        try:
+            save()
+        except fg.checkpoint.CheckpointError as error:
+            is_named = full == 0 or "process 1: OSError" in str(error)
+            print("failed", "No space left on device" in str(error), is_named,
+                  "last good checkpoint is step 1" in str(error),
+                  time.monotonic() - start < 10)
 print(fg.checkpoint.latest_step(folder))
 shard_files._append = append
 check(fg.checkpoint.restore(folder, tree(0)))
 fg.checkpoint.save(folder, tree(), step=3)
 print(fg.checkpoint.steps(folder))
 """
-    background = """
-def saved_in_background():
-    with fg.checkpoint.Checkpoints(folder) as checkpoints:
-        checkpoints.save(2, {"state": tree(0)})
-"""
-    ended = ends(launch(BEGIN + background + SAVE + script, 2, str(tmp_path)))
-    for each in ended:
-        assert each.output.count("failed True True True True") == 2, each.output
+    for each in ends(launch(BEGIN + SAVE + script, 2, str(tmp_path))):
+        assert each.output.count("failed True True True True") == 4, each.output
         assert "\n1\n[1, 3]" in each.output
         assert each.status == 0
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -260,20 +258,14 @@ fg.checkpoint.save(folder, tree(0), step=2)
     assert other.returncode != 0
     assert killed.wait() == -signal.SIGKILL
     killed.stdout.close()
-    told = (
-        "process 1 ended before writing all shards" if rank else "distributed service"
-    )
-    assert told in output
+    # JAX ends a process whose first one has ended, or its next computation fails.
+    lost = ["got one that has ended", "distributed service"]
+    told = ["process 1 ended before writing all shards"] if rank else lost
+    assert any(text in output for text in told)
     assert latest_step(tmp_path) == 1
-    (alone,) = ends(launch(BEGIN + CONTINUE, 1, str(tmp_path), devices=2))
-    assert alone.status == 0, alone.output
-    assert not [n for n in os.listdir(tmp_path) if n.endswith(".writing") and "2" in n]
-
-
-CONTINUE = """
-check(fg.checkpoint.restore(folder, tree(0)))
-fg.checkpoint.save(folder, tree(), step=2)
-"""
+    check(tmp_path / "00000001")
+    save(tmp_path, {"rows": ROWS}, step=2)  # and removes what the killed one left
+    assert {*os.listdir(tmp_path)} == {".writing", "00000001", "00000002"}
 
 
 @pytest.mark.slow
