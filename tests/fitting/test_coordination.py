@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fngrad.distributed import PeerError, Processes
-from fngrad.fitting.coordination import Coordination, Status
+from fngrad.fitting.coordination import KEEPS, REPLACES, Coordination, Status
 from fngrad.fitting.interrupts import Interruption
 
 
@@ -75,6 +75,14 @@ def test_nothing_is_told_from_inside_of_a_computation_of_all():
     peers = with_other(0)
     peers.fail(KeyboardInterrupt(), saves=True)
     assert (peers.may_save, peers.is_lost) == (False, True)
+
+
+def test_a_callback_must_answer_the_same_in_all_processes():
+    peers = with_other(0, answer=KEEPS)
+    assert peers.meet(Status(answer=KEEPS)).answer == KEEPS
+    assert peers.meet(Status(stops=True)).stops
+    with pytest.raises(ValueError, match="the same answer of a callback in all proc"):
+        peers.meet(Status(answer=REPLACES))
 
 
 def test_other_settings_in_a_process_are_named():
