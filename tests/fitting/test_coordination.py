@@ -14,8 +14,10 @@ class Other(Processes):
 
     told = Status()
     said = ""
+    asked = ()
 
     def gather(self, value):
+        type(self).asked += (value,)
         rows = [np.asarray(value), np.array(self.told, np.int32)]
         return np.stack(rows if self.is_first else rows[::-1])
 
@@ -55,7 +57,9 @@ def test_a_failure_of_one_process_is_raised_in_all(failed, may_save):
     with pytest.raises(PeerError, match="process 1 failed: KeyError: 3") as caught:
         peers.meet()
     assert (peers.may_save, peers.is_lost) == (may_save, False)
-    peers.fail(caught.value, saves=True)  # they know
+    asked = peers.processes.asked
+    peers.fail(caught.value, saves=True)
+    assert peers.processes.asked == asked  # they know
     peers = with_other(0, **told)
     peers.fail(OSError("mine"), saves=True)
     assert peers.may_save == may_save
