@@ -209,7 +209,7 @@ for full in range(2):
         try:
             save()
         except fg.checkpoint.CheckpointError as error:
-            is_named = full == 0 or "process 1: OSError" in str(error)
+            is_named = full == 0 or "got process 1: OSError" in str(error)
             print("failed", "No space left on device" in str(error), is_named,
                   "last good checkpoint is step 1" in str(error),
                   time.monotonic() - start < 10)
