@@ -77,6 +77,7 @@ def begin(mine: Processes, folder: Path, step: int) -> Begun:
         raise_together(mine, problem)
         others = range(1, mine.count) if mine.is_first else ()
         seen = shard_files.alive(hidden, others)
+        mine.any(False)  # none lets go of its file before it was seen
         return Begun(mine, folder, name, held.pop_all(), seen)
 
 
@@ -150,14 +151,14 @@ def write_together(
 def _write_own(begun: Begun, host: HostTree) -> None:
     """Write the shards of a process that is not the first."""
     rank = begun.mine.rank
-    try:
-        with begun.held:
+    with begun.held:
+        try:
             shard_files.write(begun.hidden, rank, host)
-    except BaseException as error:
-        if not begun.hidden.exists():
-            return  # the first process gave up, and tells why
-        shard_files.mark_failed(begun.hidden, rank, error)
-        raise
+        except BaseException as error:
+            if not begun.hidden.exists():
+                return  # the first process gave up, and tells why
+            shard_files.mark_failed(begun.hidden, rank, error)
+            raise
 
 
 def _wait_for_first(begun: Begun, seconds: float) -> None:
