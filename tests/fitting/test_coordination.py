@@ -57,9 +57,11 @@ def test_a_failure_of_one_process_is_raised_in_all(failed, may_save):
     with pytest.raises(PeerError, match="process 1 failed: KeyError: 3") as caught:
         peers.meet()
     assert (peers.may_save, peers.is_lost) == (may_save, False)
-    asked = peers.processes.asked
+    other = peers.processes
+    assert isinstance(other, Other)
+    asked = other.asked
     peers.fail(caught.value, saves=True)
-    assert peers.processes.asked == asked  # they know
+    assert other.asked == asked  # they know
     peers = with_other(0, **told)
     peers.fail(OSError("mine"), saves=True)
     assert peers.may_save == may_save
