@@ -12,7 +12,14 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 # Modules that experiments share.
-TOOLS = {"character_ngrams", "critical_points", "noise_floors", "outputs", "races"}
+TOOLS = {
+    "character_ngrams",
+    "critical_points",
+    "meshes",
+    "noise_floors",
+    "outputs",
+    "races",
+}
 TOOLS |= {"cold_start_networks", "cold_start_scripts", "launch", "timing"}
 NOTEBOOKS = (
     ("tutorial", "from a gradient by hand to a sweep"),

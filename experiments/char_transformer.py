@@ -44,7 +44,6 @@ results, metrics.jsonl, curves.png, sample.txt, and ``model/``, the weights.
 import dataclasses
 import functools
 import pydoc_data.topics
-import re
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,6 +54,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 import experiments.character_ngrams as ngrams
+import experiments.meshes as meshes
 import fngrad as fg
 from experiments.outputs import finish, new_folder, run_cli, table
 from fngrad.types import Schedule
@@ -223,11 +223,6 @@ def peak(dtype: Any, size: int = 1024, repeats: int = 20) -> float:
     return 2 * size**3 / min(times[1:])
 
 
-def chips(mesh: jax.sharding.Mesh | None) -> int:
-    """Return how many chips a mesh has; virtual devices of a CPU share one."""
-    return 1 if mesh is None or jax.default_backend() == "cpu" else mesh.size
-
-
 def seconds(fn: Any) -> float:
     """Return the seconds of one call, until its arrays are ready."""
     start = time.perf_counter()
@@ -263,34 +258,6 @@ def generate(
         return jax.lax.scan(functools.partial(draw, params), begin, keys)[1]
 
     return "".join(text.alphabet[int(i)] for i in drawn(params, keys))
-
-
-def mesh_of(text: str | None, batch_size: int) -> jax.sharding.Mesh | None:
-    """Return the mesh that a text such as ``data=4,model=2`` means; None without one.
-
-    Several processes have one in any case: of all devices, along ``data``.
-
-    Raises:
-        ValueError: if the text has another form, or the axes do not fit the devices or
-            the batches.
-    """
-    if text is None and fg.distributed.processes().count > 1:
-        text = "data=-1"
-    if text is None:
-        return None
-    form = r"\s*data=(-?\d+)\s*(?:,\s*model=(-?\d+)\s*)?"
-    found = re.fullmatch(form, text)
-    if found is None:
-        raise ValueError(f"need a mesh data=8 or data=4,model=2, got {text!r}")
-    sizes = [int(size) for size in found.groups() if size is not None]
-    axes: Any = dict(zip(("data", "model"), sizes, strict=False))
-    mesh = fg.sharding.make_mesh(**axes)
-    if batch_size % mesh.shape["data"]:
-        raise ValueError(
-            f"need a size of the axis data that divides batches of {batch_size}, got "
-            f"{mesh.shape['data']}"
-        )
-    return mesh
 
 
 def steps_of(config: Any, size: Size) -> int:
@@ -364,12 +331,9 @@ def speed(
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Train, score, time and sample the model; return the results.
-
-    Of several processes the first returns them.
-    """
+    """Train, score, time and sample the model; return the first process's results."""
     size = SIZES[config.size]
-    mesh, text = mesh_of(config.mesh, size.batch_size), split(topics())
+    mesh, text = meshes.mesh_of(config.mesh, size.batch_size), split(topics())
     data = windows(text.train, size, config.seed)
     folder = new_folder(config, data)
     _, scored = held_out_windows(text.held_out, size.length)
@@ -377,13 +341,12 @@ def main(config: Config) -> dict[str, Any]:
     before = peak(dtype)
     model = make_model(size, text.vocab_size, remat=True)
     result = train(model, config, size, text, folder.path, mesh)
-    # The whole parameters on the host, of several processes too.
     params = process_allgather(fg.eval_params(result.state), tiled=True)
     fg.checkpoint.save(folder.path / "model", params, step=int(result.state.step))
     if not fg.distributed.processes().is_first:
         return {}
     bits = baselines(config, text, scored)
-    most = max(before, peak(dtype)) * chips(mesh)
+    most = max(before, peak(dtype)) * meshes.chips(mesh)
     fast = speed(size, text, result, most)
     count = sum(x.size for x in jax.tree.leaves(params))
     bits["transformer"] = result.history.last("val/bits_per_character")
@@ -395,7 +358,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{int(result.state.step)} steps at {fast['tokens_per_second']:.0f} tokens/s: "
         f"{100 * fast['utilization']:.1f} % of {fast['peak'] / 1e9:.0f} GFLOP/s, "
         f"the rate of a {dtype} product of 1024x1024 matrices in this run"
-        + (f", times {chips(mesh)} chips" if chips(mesh) > 1 else "")
+        + (f", times {meshes.chips(mesh)} chips" if meshes.chips(mesh) > 1 else "")
     )
     sample = generate(model, params, config, size, text)
     print(f"a sample at temperature {config.temperature:g}:\n{sample}")

@@ -19,6 +19,7 @@ import numpy as np
 from fngrad.distributed import PeerError, Processes, processes
 from fngrad.fitting.interrupts import Interruption, add_note
 
+KEEPS, REPLACES = 1, 2  # the state
 _FAILED, _FAILED_SAVING = 1, 2
 
 
@@ -29,6 +30,7 @@ class Status(NamedTuple):
     is_late: bool = False  # whether to save by the clock; the first process decides
     stops: bool = False  # whether a hook ends the run
     is_writing: bool = False  # whether a checkpoint is being written
+    answer: int = 0  # of a callback: KEEPS, REPLACES, or both by different processes
     media: int = 0  # what loggers take, as bits; the first process decides
     interrupted: bool = False
     signal: int = 0  # after which the process exits
@@ -65,10 +67,16 @@ class Coordination:
 
         Raises:
             PeerError: if an exception has ended another process.
+            ValueError: if a callback replaces the state in some processes only.
         """
         if self.is_alone:
             return status._replace(interrupted=self._interrupted.is_set())
         heard, rows = self._told(status)
+        if heard.answer == KEEPS | REPLACES:
+            raise ValueError(
+                "need the same answer of a callback in all processes, got a state in "
+                "some and None in others"
+            )
         if not heard.failed:
             return heard
         texts = self._end(rows, "")
@@ -181,6 +189,8 @@ class Coordination:
             Status._make(rows.max(axis=0).tolist()),
             Status._make(rows[0].tolist()),
         )
+        answers = np.bitwise_or.reduce(rows[:, Status._fields.index("answer")])
+        most = most._replace(answer=int(answers))
         heard = most._replace(**{name: getattr(first, name) for name in _OF_THE_FIRST})
         if heard.interrupted:
             interrupted.set()

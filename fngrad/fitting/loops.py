@@ -252,19 +252,17 @@ def choose(
     if few > PROBE_SHARE * remaining:
         return Choice("python", f"{remaining} steps are too few to time two loops")
     placed = placement_of(carry)
+    told, any_is = (peers.agree, peers.any) if peers else (float, bool)
     loops = {name: make_loop(name, step, feed, placed) for name in ("python", "scan")}
     copies = {name: snapshot(carry) for name in loops}
 
     def timed(name: str, length: int) -> float:
         start = time.perf_counter()
-        carry, _ = loops[name](copies[name], length)
-        copies[name] = jax.block_until_ready(carry)
-        seconds = (time.perf_counter() - start) / length
-        return peers.agree(seconds) if peers else seconds
+        copies[name] = jax.block_until_ready(loops[name](copies[name], length)[0])
+        return told((time.perf_counter() - start) / length)
 
     def is_interrupted() -> bool:
-        is_set = interrupted is not None and interrupted.is_set()
-        return peers.any(is_set) if peers else is_set
+        return any_is(interrupted is not None and interrupted.is_set())
 
     compiling = timed("python", 1)
     if is_interrupted():

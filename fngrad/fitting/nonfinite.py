@@ -371,12 +371,11 @@ def _time_limit(
     end = time.monotonic() + MAX_SECONDS
 
     def check() -> None:
-        is_late = time.monotonic() > end
-        if asks:
-            is_late = peers.meet(Status(is_late=is_late)).is_late
-        if interrupted.is_set():
+        now = Status(is_late=time.monotonic() > end, interrupted=interrupted.is_set())
+        heard = peers.meet(now) if asks else now
+        if heard.interrupted:
             raise TimeoutError("interrupted")
-        if is_late:
+        if heard.is_late:
             raise TimeoutError(f"it took more than {MAX_SECONDS} s")
 
     return check

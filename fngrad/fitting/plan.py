@@ -26,15 +26,17 @@ class Plan(NamedTuple):
     spent: TimeSpent
     peers: Coordination
 
-    def meet(self, chunk: int = 1, *, stops: bool = False) -> Status:
+    def meet(self, chunk: int = 1, *, stops: bool = False, answer: int = 0) -> Status:
         """Tell the other processes how this one stands, and hear how the run stands.
 
         Args:
             chunk: how many steps this process would make next.
             stops: whether a callback of it ends the run.
+            answer: of a callback, see `Status`.
 
         Raises:
             PeerError: if an exception has ended another process.
+            ValueError: if a callback answered differently there.
         """
         if self.peers.is_alone:
             return self.peers.meet(Status(chunk=chunk, stops=stops))
@@ -44,6 +46,7 @@ class Plan(NamedTuple):
             is_late=saver is not None and saver.is_late,
             is_writing=saver is not None and saver.is_writing,
             stops=stops,
+            answer=answer,
             media=loggers.media,
         )
         heard = self.peers.meet(told)

@@ -8,7 +8,7 @@ import numpy as np
 from fngrad.checkpoint import Saved, rebuild
 from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
-from fngrad.fitting.coordination import Status
+from fngrad.fitting.coordination import KEEPS, REPLACES, Status
 from fngrad.fitting.early_stopping import Patience, Values
 from fngrad.fitting.hooks import (
     STOP,
@@ -143,9 +143,10 @@ class Session:
                 return stopped
         stops = False
         while self._now < plan.stops.last:
-            if self._meet(stops).stops:
+            heard = self._meet(stops)
+            if heard.stops:
                 return "callback"
-            if interrupted.is_set():
+            if heard.interrupted:
                 return "interrupted"
             goal = self._hooks.goal(self._now, plan.stops.next_after(self._now))
             is_whole = self._train(goal)
@@ -168,13 +169,13 @@ class Session:
             stops = self._hooks.stop(self._now)
         return "completed"
 
-    def _meet(self, stops: bool = False) -> Status:
+    def _meet(self, stops: bool = False, answer: int = 0) -> Status:
         """Tell the other processes how this one stands, and hear how the run stands.
 
         Every part of the host's work that may fail in one process alone ends with it,
         before the next computation of all.
         """
-        heard = self._plan.meet(self._chunk, stops=stops)
+        heard = self._plan.meet(self._chunk, stops=stops, answer=answer)
         self._chunk = heard.chunk
         return heard
 
@@ -368,7 +369,8 @@ class Session:
             if isinstance(callback, Hook):
                 self._pending = report._replace(called=called + 1)
                 continue
-            heard = self._meet(answer is STOP)
+            kind = 0 if answer is STOP else KEEPS if answer is None else REPLACES
+            heard = self._meet(answer is STOP, kind)
             if answer is STOP or heard.stops:
                 return STOP
             if answer is not None:

@@ -376,11 +376,11 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         session.attach_to(error)
         notes["seconds"] = plan.spent.seconds()
         raise
+    reached = int(state.step)
+    is_saved = heard.interrupted and bool(plan.saver and plan.saver.has(reached))
     if interrupted.raised is not None:
         attach(interrupted.raised, state, history)
     elif heard.interrupted:
-        reached = int(state.step)
-        is_saved = plan.saver is not None and plan.saver.has(reached)
         print_interrupted(interrupted.terminated, reached, is_saved)
     notes["seconds"] = plan.spent.seconds()
     return finished(state, history, stopped, plan.evaluation)

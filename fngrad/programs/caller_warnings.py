@@ -22,19 +22,15 @@ def is_silent() -> bool:
     return jax.distributed.is_initialized() and jax.process_index() > 0
 
 
-def warn(message: str, *, of_this_process: bool = False) -> None:
+def warn(message: str) -> None:
     """Warn at the innermost line outside of fngrad and JAX, as a `UserWarning`.
 
     Of several processes the first one warns, as all would warn of the same.
 
     Lines of the modules that call functions for them, such as `contextlib`, are left
     out too. A thread of the package has no other lines, so there it is the outermost.
-
-    Args:
-        message: what is warned of.
-        of_this_process: whether each process warns, since the others do not know.
     """
-    if is_silent() and not of_this_process:
+    if is_silent():
         return
     frame = inspect.currentframe()
     assert frame is not None

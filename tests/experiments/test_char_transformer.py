@@ -11,6 +11,7 @@ import pytest
 
 import experiments.char_transformer as char_transformer
 import experiments.character_ngrams as ngrams
+import experiments.meshes as meshes
 import fngrad as fg
 from fngrad.logging.history import History
 
@@ -121,8 +122,8 @@ def test_a_mesh_that_cannot_be_made_is_refused_before_anything_is_written(tmp_pa
 def test_utilization_is_of_all_chips_of_a_mesh(backend, count, monkeypatch):
     mesh = fg.sharding.abstract_mesh(data=4, model=2)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert char_transformer.chips(mesh) == count
-    assert char_transformer.chips(None) == 1
+    assert meshes.chips(mesh) == count
+    assert meshes.chips(None) == 1
 
 
 @pytest.mark.slow
@@ -176,21 +177,21 @@ def test_the_sizes_are_what_they_are_called(name, millions):
 
 
 def test_a_text_names_the_axes_of_a_mesh():
-    assert char_transformer.mesh_of(None, 32) is None
-    assert dict(char_transformer.mesh_of("data=1, model=1", 32).shape) == {
+    assert meshes.mesh_of(None, 32) is None
+    assert dict(meshes.mesh_of("data=1, model=1", 32).shape) == {
         "data": 1,
         "model": 1,
     }
     for text in ("8", "data", "data=x", "", "model=1", "data=1,data=1", "data=--1"):
         with pytest.raises(ValueError, match="need a mesh data=8 or data=4,model=2"):
-            char_transformer.mesh_of(text, 32)
+            meshes.mesh_of(text, 32)
 
 
 def test_a_mesh_that_does_not_divide_the_batches_is_refused(monkeypatch):
     three = fg.sharding.abstract_mesh(data=3)
     monkeypatch.setattr(fg.sharding, "make_mesh", lambda **axes: three)
     with pytest.raises(ValueError, match="divides batches of 32, got 3"):
-        char_transformer.mesh_of("data=3", 32)
+        meshes.mesh_of("data=3", 32)
 
 
 SHARED = """

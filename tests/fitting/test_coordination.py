@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fngrad.distributed import PeerError, Processes
-from fngrad.fitting.coordination import Coordination, Status
+from fngrad.fitting.coordination import KEEPS, REPLACES, Coordination, Status
 from fngrad.fitting.interrupts import Interruption
 
 
@@ -14,8 +14,10 @@ class Other(Processes):
 
     told = Status()
     said = ""
+    asked = ()
 
     def gather(self, value):
+        type(self).asked += (value,)
         rows = [np.asarray(value), np.array(self.told, np.int32)]
         return np.stack(rows if self.is_first else rows[::-1])
 
@@ -55,7 +57,11 @@ def test_a_failure_of_one_process_is_raised_in_all(failed, may_save):
     with pytest.raises(PeerError, match="process 1 failed: KeyError: 3") as caught:
         peers.meet()
     assert (peers.may_save, peers.is_lost) == (may_save, False)
-    peers.fail(caught.value, saves=True)  # they know
+    other = peers.processes
+    assert isinstance(other, Other)
+    asked = other.asked
+    peers.fail(caught.value, saves=True)
+    assert other.asked == asked  # they know
     peers = with_other(0, **told)
     peers.fail(OSError("mine"), saves=True)
     assert peers.may_save == may_save
@@ -75,6 +81,14 @@ def test_nothing_is_told_from_inside_of_a_computation_of_all():
     peers = with_other(0)
     peers.fail(KeyboardInterrupt(), saves=True)
     assert (peers.may_save, peers.is_lost) == (False, True)
+
+
+def test_a_callback_must_answer_the_same_in_all_processes():
+    peers = with_other(0, answer=KEEPS)
+    assert peers.meet(Status(answer=KEEPS)).answer == KEEPS
+    assert peers.meet(Status(stops=True)).stops
+    with pytest.raises(ValueError, match="the same answer of a callback in all proc"):
+        peers.meet(Status(answer=REPLACES))
 
 
 def test_other_settings_in_a_process_are_named():
