@@ -90,7 +90,9 @@ def test_what_stays_in_the_set_moves_as_without_a_projection():
     np.testing.assert_allclose(with_part, walk(fg.sgd(falling), inside, small), 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+)
 def test_no_gradient_moves_no_point_of_the_set(dtype):
     zero = jnp.zeros((20, 3, 4))
     for name in ("box", "l2_ball", "l1_ball", "simplex", "l2_sphere"):
@@ -173,6 +175,7 @@ def test_derivatives_pass_through_the_update():
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_non_negative_least_squares_ends_where_scipy_does():
     a, b = RNG.normal(size=(12, 5)), RNG.normal(size=12)
     expected, _ = scipy.optimize.nnls(a, b)
