@@ -93,11 +93,9 @@ def test_an_error_at_run_time_is_recorded_and_the_folder_tries_again(
 
     with monkeypatch.context() as patched:
         broken_once(patched, jax.errors.JaxRuntimeError("INTERNAL: broken"))
-        with pytest.warns(
-            UserWarning, match="failed with size=3: JaxRuntimeError: INT"
-        ):
+        with pytest.warns(UserWarning, match="failed with size=3: .*RuntimeError: INT"):
             result = run()
-    assert result.notes["failures"][0].error == "JaxRuntimeError: INTERNAL: broken"
+    assert result.notes["failures"][0].error.endswith("RuntimeError: INTERNAL: broken")
     loaded = sweeps.load(tmp_path)
     assert loaded.notes["failures"][0].static == {"size": "3"}
     assert loaded.notes["failures"][0].points == [0, 1]
