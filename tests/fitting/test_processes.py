@@ -240,7 +240,7 @@ def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
         victim.kill()
         began = time.monotonic()
         ended = ends(processes)
-        # Within 10 s, or the heartbeat's time where the others compute nothing together.
+        # Within 10 s, or the heartbeat's time where the others do not compute.
         assert time.monotonic() - began < 20, [x.output[-2000:] for x in ended]
     first, second = ends(launch(script, 2, str(tmp_path), devices=2))
     want = summary(shared_fit(num_steps=600)).items()
