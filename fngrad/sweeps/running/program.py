@@ -162,14 +162,8 @@ def compile_block(lanes: Lanes, width: int) -> Block:
         with watch[0], watch[1], jax.disable_jit(False), context_of(mesh):
             return run(points, key_data, args)
 
-    return Block(
-        run=lambda numbers: call(*take(numbers)),
-        width=width,
-        lanes=count,
-        compile_seconds=seconds,
-        bytes=_bytes(compiled),
-        call=call,
-    )
+    made = (width, count, seconds, _bytes(compiled), call)
+    return Block(lambda numbers: call(*take(numbers)), *made)
 
 
 def to_host(outputs: Any) -> list[np.ndarray]:
