@@ -32,9 +32,9 @@ HOUSE = (
     (
         0,
         "programs/",
-        "`jaxprs` cut and counted (`operation_counts`), `signatures`, "
-        "`thread_settings`, `step_wrappers`, `optional_imports`, `names_elsewhere`, "
-        "`fingerprints`, `caller_warnings`, what a `repr` shows (`printed`)",
+        "`jaxprs` cut, counted (`operation_counts`), read on every line of JAX "
+        "(`equations`); `signatures`, `step_wrappers`, `optional_imports`, "
+        "`names_elsewhere`, `fingerprints`, `caller_warnings`",
     ),
     (
         0,
@@ -48,8 +48,8 @@ HOUSE = (
         "what belongs to no one method: `core` (`Transform`, `chain`, `report`), "
         "`scaling` (learning rates), `moment_arithmetic`, `momentum_buffers`, "
         "`polar_factors`, `clipping`, `decay`, `noise`, `masking` (groups, `freeze`), "
-        "`depth`, `tunable_hyperparameters`, wrappers, `queries` of a state, "
-        "`evaluation_point`, `description`, `laws`",
+        "`depth`, `width` (muP), `projections`, `tunable_hyperparameters`, wrappers, "
+        "`queries`, `evaluation_point`, `description`, `laws`",
     ),
     (1, "schedules/", "values per step: `decay`, `phases` (warm-up, restarts, joins)"),
     (
@@ -69,13 +69,14 @@ HOUSE = (
         1,
         "layers/",
         "linear, conv, pooling, norms, attention, recurrent, embedding, combinators; "
-        "`low_rank_adapters`; `layer_tree` (its `repr`), `summaries`",
+        "`caching`, `tied`, `low_rank_adapters`; `layer_tree`, `summaries`",
     ),
     (
         1,
         "data/",
         "the `dataset` (its batches, the steps of an epoch), `epoch_order`, `maps`, "
-        "what is read on the host (`sources`), `splitting`, `bundled` sets, files",
+        "what is read on the host (`sources`), `splitting`, `bundled` sets, files, "
+        "`augmentations/`",
     ),
     (2, "optimizers/", "one method per file: state, transform, recipe; the `registry`"),
     (2, "models/", "one architecture per file"),
@@ -102,8 +103,8 @@ HOUSE = (
         4,
         "steps/",
         "steps that see the loss: `line_search` and its conditions, SAM "
-        "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`; "
-        "`skipping`, `spikes`, `frozen_runs`",
+        "(`sharpness_aware`), `polyak_step`, `least_squares`, `sophia`, `plateau`, "
+        "`differentially_private`; `skipping`, `spikes`, `model_state_average`",
     ),
     (
         4,
@@ -121,31 +122,31 @@ HOUSE = (
     (
         6,
         "checkpoint/",
-        "a state on disk: `saving`, `reading`, `device_transfer`, `retention`, errors "
-        "for another shape or dtype (`tree_matching`), checksums (`manifest`), writing "
-        "in the background (`manager`), `safetensors_files`",
+        "a state on disk: `saving`, `reading`, `retention`, errors for another shape "
+        "(`tree_matching`), checksums (`manifest`), writing in the background "
+        "(`manager`), of several processes (`joint_writing`, `shards`), "
+        "`safetensors_files`",
     ),
     (
         6,
         "logging/",
         "`history`, JSONL, CSV (`writers`), TensorBoard, W&B, trackio, MLflow, "
-        "`histograms`, `plots`, the `run_folder` and its `manifest`, the `progress` "
-        "bar and its text, `compilations`, `time_spent`",
+        "`histograms`, `plots`, `run_folder`, `manifest`, `progress`, `time_spent`",
     ),
     (
         7,
         "fitting/",
-        "`fit` (`training_loop`) and its parts: `session`, `inputs`, `step_checks`, "
-        "`program_changes`, `mesh`, `hooks` of callbacks, `best`, `intervals` (when to "
-        "log, evaluate, end), `loops`, `checkpointing`, `resume`, `validation`, "
-        "`nonfinite` (a NaN, rollbacks), `outputs`, `interrupts`",
+        "`fit` (`training_loop`) and its parts: `session`, `coordination` of "
+        "processes, `inputs`, `step_checks`, `program_changes`, `mesh`, `hooks`, "
+        "`best`, `intervals`, `loops`, `checkpointing`, `resume`, `validation`, "
+        "`nonfinite`, `interrupts`",
     ),
     (
         7,
         "sweeps/",
-        "how lanes run (`running/`: `block_width`, `storage` to resume from), how "
-        "points are drawn and searched (`searching/`), results (`results/`: `tables`, "
-        "`statistics`, `pictures`; when a lane diverged, in `result`)",
+        "how lanes run (`running/`: `block_width`, `storage`, `extension`), how points "
+        "are drawn and searched (`searching/`), `results/` (`tables`, `statistics`, "
+        "`pictures`)",
     ),
     (7, "accelerators/", "peaks of `chips`; what a step takes on a TPU not here"),
     (
