@@ -25,7 +25,7 @@ def mesh_of(text: str | None, batch_size: int) -> jax.sharding.Mesh | None:
     if text is None and fg.distributed.processes().count == 1:
         return None
     form = r"\s*data=(-?\d+)\s*(?:,\s*model=(-?\d+)\s*)?"
-    found = re.fullmatch(form, text or "data=-1")
+    found = re.fullmatch(form, "data=-1" if text is None else text)
     if found is None:
         raise ValueError(f"need a mesh data=8 or data=4,model=2, got {text!r}")
     sizes = [int(size) for size in found.groups() if size is not None]
