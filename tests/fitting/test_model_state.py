@@ -8,7 +8,7 @@ import pytest
 
 import fngrad as fg
 import fngrad.layers as layers
-import fngrad.programs.jaxprs as jaxprs
+import fngrad.programs.equations as equations
 from fngrad.fitting.inputs import Feed
 from fngrad.fitting.step_checks import check_step
 
@@ -92,7 +92,7 @@ def test_a_model_state_that_changes_in_part_is_not_warned_about():
 
 
 def test_a_program_that_cannot_be_read_is_not_warned_about(monkeypatch):
-    monkeypatch.setattr(jaxprs, "scan_counts", {}.__getitem__)
+    monkeypatch.setattr(equations, "scan_counts", {}.__getitem__)
     assert warned(evaluates, STEPS["micro-batches"]) == []
 
 

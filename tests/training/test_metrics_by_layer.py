@@ -170,6 +170,7 @@ BUILDERS = {
 def test_every_step_that_sees_the_loss_is_tested():
     wrappers = {"freeze_diverged", "observe", "plateau"}
     wrappers |= {"skip_bad_steps", "skip_spikes"}
+    wrappers |= {"AveragedModelState", "average_model_state", "with_average"}
     assert wrappers | BUILDERS.keys() == set(steps.__all__)
 
 
