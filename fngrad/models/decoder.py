@@ -98,6 +98,7 @@ def decoder(
             num_kv_heads does not divide num_heads, the norm is unknown, or the rate is
             outside [0, 1]; at ``apply``, if x does not hold ints, or is longer than
             max_length.
+        TypeError: if rotary is not a function.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -111,7 +112,8 @@ def decoder(
         Touvron et al. 2023, "LLaMA: open and efficient foundation language models",
         section 2.2, https://arxiv.org/abs/2302.13971. Differs from it in: Hugging
         Face's pairing of `layers.rotary`; weights that end a residual branch begin
-        smaller. GPT-2 has one map for queries, keys and values, with as many weights.
+        smaller; LLaMA's hidden sizes are multiples of 256. GPT-2 has one map for
+        queries, keys and values, with as many weights.
     """
     check_sizes(num_layers=num_layers)
     numerics.check_choice("norm", norm, get_args(Norm))
