@@ -27,7 +27,8 @@ def attention_weights(layer: Layer) -> Callable[..., tuple[Any, Any]]:
         mask leaves nothing to attend to; with `repeat` stacked along a first axis.
 
     Raises:
-        TypeError: if ``layer`` is not a layer without state.
+        TypeError: if ``layer`` is not a layer without state, or its attention is
+            `tied`.
         ValueError: if it holds no attention.
 
     Example:
