@@ -33,7 +33,7 @@ def cached(layer: Layer) -> Callable[..., tuple[Any, ModelState]]:
 
     Returns:
         ``apply(params, cache, x, *, key=None) -> (y, cache)``, pure; x are the next
-        positions. Behind the ``max_length`` of the cache y is NaN, unless all attention
+        positions. Beyond the ``max_length`` of the cache y is NaN, unless all attention
         has a window of at most this length and there are no learned positions.
 
     Raises:

@@ -54,9 +54,9 @@ def decoder(
     h \leftarrow h + (\sigma(\text{norm}(h) W_g) \odot \text{norm}(h) W_1)\, W_2,
     \quad y = W \text{norm}(h),$$
 
-    the middle two ``num_layers`` times. The defaults are LLaMA's; Mistral is with
-    ``num_kv_heads`` and ``window``, MPT with ``alibi=True, rotary=None, gated=False,
-    norm="layer", tied=True``, GPT-2 with ``max_length=1024, rotary=None, gated=False,
+    the middle two ``num_layers`` times. The defaults are LLaMA's; Mistral has
+    ``num_kv_heads`` and ``window`` too, MPT has ``alibi=True, rotary=None, gated=False,
+    norm="layer", tied=True``, GPT-2 ``max_length=1024, rotary=None, gated=False,
     norm="layer", bias=True, tied=True``. Weights are drawn as in `transformer`.
 
     Parameters: ``tokens``, ``blocks/layers/0/attention/attend/query`` ...,

@@ -62,7 +62,7 @@ def mup(base: Params, *, outputs_first: Selector | None = None) -> MuP:
     gradients (`fngrad.adam`, `fngrad.lion`, `fngrad.sign_sgd`), ``"sgd"`` for those
     in proportion to them, with momentum too. In a `fngrad.partition` each group may
     have its own. A decoupled weight decay inside the optimizer is scaled along; for one
-    that is not, put ``fngrad.add_decayed_weights(-rate)`` behind it. Adam's eps must be
+    that is not, put ``fngrad.add_decayed_weights(-rate)`` after it. Adam's eps must be
     far below the gradients, which shrink with the width.
 
     What shapes cannot tell is the model's part. Attention: let the number of heads

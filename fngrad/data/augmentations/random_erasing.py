@@ -49,7 +49,7 @@ def random_erasing(
 
     Raises:
         TypeError: if the probability is not a number; when it is called, if images of
-            another dtype shall be filled with noise.
+            another dtype are to be filled with noise.
         ValueError: if a number is out of range or an interval empty.
 
     Example:
