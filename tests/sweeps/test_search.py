@@ -290,26 +290,6 @@ def test_static_values_select_programs_and_one_that_raises_is_told_as_failed(com
     np.testing.assert_array_equal(by_name, result.notes["values"])
 
 
-def test_a_first_batch_that_fails_does_not_end_the_search():
-    study = optuna.create_study()
-    for length in (3, 3, 1, 1):
-        study.enqueue_trial({"rate": 0.2, "size": 1, "length": length})
-    options = {"study": study, "num_trials": 4, "trials_per_batch": 2, "keys": 1}
-    static = {"activation": [jnp.abs], "length": [1, 3]}
-    with pytest.warns(UserWarning, match="length=3: ValueError: three"):
-        result = searched(records, static=static, **options)
-    is_told = np.array([t.state == TrialState.COMPLETE for t in study.trials])
-    np.testing.assert_array_equal(is_told, [False, False, True, True])
-    np.testing.assert_array_equal(np.isfinite(result.notes["values"][:, 0]), is_told)
-    study.enqueue_trial({"rate": 0.2, "size": 1, "length": 3})
-    with (
-        pytest.warns(UserWarning, match="length=3: ValueError: three"),
-        pytest.raises(ValueError, match="three does not work"),
-    ):
-        searched(records, static=static, **options | {"num_trials": 1})
-    assert study.trials[-1].state == TrialState.FAIL
-
-
 def test_an_error_in_a_later_batch_keeps_the_trials_before(monkeypatch):
     to_host, calls = lane_training.to_host, []
 
