@@ -4,8 +4,9 @@ Command:  python -m experiments.launch 2 4 -m experiments.char_transformer
           (processes, virtual CPU devices of each, and what Python runs)
 
 The program calls `fngrad.distributed.initialize` first. Ctrl-C reaches all processes,
-SIGTERM is passed on to them, and the status is that of the first one that failed. On
-Slurm, Cloud TPU and Kubernetes nothing like this is needed: JAX finds the processes.
+SIGTERM is passed on to them, and the status is that of the failed process with the
+lowest number. On Slurm, Cloud TPU and Kubernetes nothing like this is needed: JAX finds
+the processes.
 """
 
 import os
@@ -36,4 +37,6 @@ def main(count: int, devices: int, *command: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

@@ -69,7 +69,7 @@ def with_soft_labels(batch: Any) -> Any:
 
 
 def make_loss(model: Any) -> Any:
-    """Return the loss, in nats; its model state are the batch statistics."""
+    """Return the loss, in nats; its model state is the batch statistics."""
 
     def loss_fn(params: Any, model_state: Any, batch: Any, key: Any) -> Any:
         logits, model_state = fg.layers.batched(model)(

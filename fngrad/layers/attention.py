@@ -126,6 +126,7 @@ def multi_head_attention(
             num_kv_heads does not divide num_heads, or the rate is outside [0, 1]; at
             ``apply``, if shapes differ from those above, the mask is not bool, or
             attention that is causal, or has a window, rotary or alibi, gets a context.
+        TypeError: if rotary is not a function.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -148,6 +149,11 @@ def multi_head_attention(
     numerics.check_number("dropout_rate", dropout_rate, 0.0, 1.0, optional=True)
     if window is not None:
         check_sizes(window=window)
+    if rotary is not None and not callable(rotary):
+        raise TypeError(
+            "need rotary as a function of x and positions, such as layers.rotary(), "
+            f"got {rotary!r}"
+        )
     kv_heads = _kv_heads(num_heads, num_kv_heads)
     size = _head_size(features, num_heads, head_size)
     how = _Heads(num_heads, kv_heads, size, causal, window, rotary, alibi, dropout_rate)

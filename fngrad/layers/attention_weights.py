@@ -23,11 +23,12 @@ def attention_weights(layer: Layer) -> Callable[..., tuple[Any, Any]]:
         ``apply(params, x, *, key=None, **inputs) -> (y, weights)`` with the y of
         ``layer.apply``. The weights are a tree with one leaf at the path of each
         attention's parameters: its softmax, before dropout, of shape ``(num_heads,
-        length, context_length)``, which sums to 1 over the last axis; with `repeat`
-        stacked along a first axis.
+        length, context_length)``, which sums to 1 over the last axis, or is 0 where a
+        mask leaves nothing to attend to; with `repeat` stacked along a first axis.
 
     Raises:
-        TypeError: if ``layer`` is not a layer without state.
+        TypeError: if ``layer`` is not a layer without state, or its attention is
+            `tied`.
         ValueError: if it holds no attention.
 
     Example:

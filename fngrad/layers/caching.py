@@ -33,11 +33,12 @@ def cached(layer: Layer) -> Callable[..., tuple[Any, ModelState]]:
 
     Returns:
         ``apply(params, cache, x, *, key=None) -> (y, cache)``, pure; x are the next
-        positions. Behind the ``max_length`` of the cache y is NaN, unless all attention
-        has a window.
+        positions. Beyond the ``max_length`` of the cache y is NaN, unless all attention
+        has a window of at most this length and there are no learned positions.
 
     Raises:
-        TypeError: if ``layer`` is not a layer, or holds another layer than those above.
+        TypeError: if ``layer`` is not a layer, or holds another layer than those above,
+            or attention that is `tied`.
         ValueError: if attention is not causal.
 
     Example:
@@ -80,7 +81,8 @@ def init_cache(
     Raises:
         TypeError: as in `cached`.
         ValueError: if max_length is below 1, or above that of a
-            `positional_embedding`, or attention is not causal.
+            `positional_embedding`, the dtype is not a float's, or attention is not
+            causal.
 
     Example:
         >>> import fngrad.layers as layers
@@ -89,6 +91,8 @@ def init_cache(
         (16, 1, 4)
     """
     check_sizes(max_length=max_length)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"need a float dtype for keys and values, got {dtype!r}")
     _, state = layer_tree.abstract_init(_caching(layer, max_length, dtype))
 
     def first(path: str, leaf: Any) -> jax.Array:

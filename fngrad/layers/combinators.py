@@ -229,8 +229,15 @@ def _rebuilt(
     """Return a function of layers -> a combinator of what it makes of the entries."""
 
     def changed(change: Callable[[Any], Any], entry: Any) -> Any:
-        is_tied = isinstance(entry, Tied)
-        return tied(entry.to, change(entry.layer)) if is_tied else change(entry)
+        if not isinstance(entry, Tied):
+            return change(entry)
+        layer = change(entry.layer)
+        if isinstance(layer, StatefulLayer):
+            raise TypeError(
+                "need attention with parameters of its own, for a cache or for its "
+                f"weights, got it in an entry that is tied to {entry.to!r}"
+            )
+        return tied(entry.to, layer)
 
     def rebuilt(change: Callable[[Any], Any]) -> Any:
         inner = {name: changed(change, entry) for name, entry in named.items()}

@@ -85,7 +85,7 @@ def _rolls(cache: KeyValueCache, window: int | None) -> bool:
 def _written(cache: KeyValueCache, new: Sources, rolls: bool) -> KeyValueCache:
     slots = len(cache.keys)
     places = new.positions % slots if rolls else new.positions
-    # An index behind the last slot is dropped; one below 0 would count from the end,
+    # An index past the last slot is dropped; one below 0 would count from the end,
     # where it could be the slot of another position.
     places = jnp.where(new.positions < 0, slots, places)
     places = places[-slots:] if rolls else places

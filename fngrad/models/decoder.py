@@ -54,9 +54,9 @@ def decoder(
     h \leftarrow h + (\sigma(\text{norm}(h) W_g) \odot \text{norm}(h) W_1)\, W_2,
     \quad y = W \text{norm}(h),$$
 
-    the middle two ``num_layers`` times. The defaults are LLaMA's; Mistral is with
-    ``num_kv_heads`` and ``window``, MPT with ``alibi=True, rotary=None, gated=False,
-    norm="layer", tied=True``, GPT-2 with ``max_length=1024, rotary=None, gated=False,
+    the middle two ``num_layers`` times. The defaults are LLaMA's; Mistral has
+    ``num_kv_heads`` and ``window`` too, MPT has ``alibi=True, rotary=None, gated=False,
+    norm="layer", tied=True``, GPT-2 ``max_length=1024, rotary=None, gated=False,
     norm="layer", bias=True, tied=True``. Weights are drawn as in `transformer`.
 
     Parameters: ``tokens``, ``blocks/layers/0/attention/attend/query`` ...,
@@ -98,6 +98,7 @@ def decoder(
             num_kv_heads does not divide num_heads, the norm is unknown, or the rate is
             outside [0, 1]; at ``apply``, if x does not hold ints, or is longer than
             max_length.
+        TypeError: if rotary is not a function.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -111,7 +112,8 @@ def decoder(
         Touvron et al. 2023, "LLaMA: open and efficient foundation language models",
         section 2.2, https://arxiv.org/abs/2302.13971. Differs from it in: Hugging
         Face's pairing of `layers.rotary`; weights that end a residual branch begin
-        smaller. GPT-2 has one map for queries, keys and values, with as many weights.
+        smaller; LLaMA's hidden sizes are multiples of 256. GPT-2 has one map for
+        queries, keys and values, with as many weights.
     """
     check_sizes(num_layers=num_layers)
     numerics.check_choice("norm", norm, get_args(Norm))

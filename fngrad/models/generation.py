@@ -71,8 +71,9 @@ def generate(
         temperature: $T \ge 0$; at 0 the most probable token, the first of equal ones.
             May be a tracer.
         top_k: at least 1; may be a tracer; None for all. Of equal ones the first count.
-        top_p: in (0, 1]; may be a tracer; None for 1. The most probable token stays.
-        stop_token: ends a text, and is its last token; also fills what follows.
+        top_p: in [0, 1]; may be a tracer; None for 1. The most probable token stays.
+        stop_token: one int, also a tracer; ends a text, and is its last token; also
+            fills what follows. None for none.
         lengths: int, shape ``(batch,)`` or ``()``: of each prompt; the tokens after it
             are padding, of any value. By default all are of the full length.
 
@@ -82,7 +83,8 @@ def generate(
     Raises:
         TypeError: if the model has no cache, see `layers.cached`.
         ValueError: if the prompt or lengths have another shape or do not hold ints, a
-            number is outside its range, or the key is missing.
+            number is outside its range, the stop token is not one int, the key is
+            missing, or prompt and tokens do not fit a `positional_embedding`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,6 +106,7 @@ def generate(
     """
     num_tokens = numerics.check_count("num_tokens", num_tokens, 1)
     _check_choice(temperature, top_k, top_p)
+    _check_stop(stop_token)
     is_greedy = isinstance(temperature, int | float) and temperature == 0
     if key is None and not is_greedy:
         raise ValueError(
@@ -212,7 +215,8 @@ def _most_probable(
     places = jnp.arange(len(logits), dtype=jnp.int32)
     falling, is_kept = logits[order], places == 0
     if top_k is not None:
-        falling = jnp.where(places < top_k, falling, -jnp.inf)
+        is_first = places < jnp.asarray(top_k, places.dtype)
+        falling = jnp.where(is_first, falling, -jnp.inf)
     if top_p is not None:
         p = jax.nn.softmax(falling)
         most = numerics.hyper(top_p).astype(p.dtype)
@@ -233,6 +237,14 @@ def _check_choice(temperature: Any, top_k: Any, top_p: Any) -> None:
     numerics.check_number("top_p", top_p, 0.0, 1.0, optional=True)
     if top_k is not None and not isinstance(top_k, jax.Array):
         check_sizes(top_k=top_k)
+
+
+def _check_stop(stop_token: Any) -> None:
+    if stop_token is None:
+        return
+    token = jnp.asarray(stop_token)
+    if token.ndim or not jnp.issubdtype(token.dtype, jnp.integer):
+        raise ValueError(f"need one int as stop_token, got {stop_token!r}")
 
 
 def _prompts(prompt: Any) -> jax.Array:

@@ -171,9 +171,8 @@ def _sums(values: Value, grads: Any, bound: jax.Array) -> Any:
 
     def clipped_sum(g: jax.Array) -> jax.Array:
         share = factor.reshape(-1, *(1,) * (g.ndim - 1)).astype(g.dtype)
-        return jnp.sum(
-            share * g, axis=0
-        )  # a product of matrices might round to 16 bits
+        # A product of matrices might round to 16 bits.
+        return jnp.sum(share * g, axis=0)
 
     named = {k: jnp.asarray(x) for k, x in values.metrics.items()}
     named = {k: x.astype(jnp.result_type(float)) for k, x in named.items()}

@@ -37,7 +37,7 @@ def project(
     $$u \leftarrow P_C(w + u) - w$$
 
     so that `apply_updates` gives the point of $C$ nearest to $w + u$, leaf by leaf. It
-    comes last in a chain, behind the learning rate, decay and `stochastic_round`; only
+    comes last in a chain, after the learning rate, decay and `stochastic_round`; only
     what looks at the parameters after the step, such as `ema_params`, follows. The
     first point after the start is in $C$; the start itself is yours to choose:
     ``projection(params)``.

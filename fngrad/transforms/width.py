@@ -62,7 +62,7 @@ def mup(base: Params, *, outputs_first: Selector | None = None) -> MuP:
     gradients (`fngrad.adam`, `fngrad.lion`, `fngrad.sign_sgd`), ``"sgd"`` for those
     in proportion to them, with momentum too. In a `fngrad.partition` each group may
     have its own. A decoupled weight decay inside the optimizer is scaled along; for one
-    that is not, put ``fngrad.add_decayed_weights(-rate)`` behind it. Adam's eps must be
+    that is not, put ``fngrad.add_decayed_weights(-rate)`` after it. Adam's eps must be
     far below the gradients, which shrink with the width.
 
     What shapes cannot tell is the model's part. Attention: let the number of heads
@@ -86,7 +86,8 @@ def mup(base: Params, *, outputs_first: Selector | None = None) -> MuP:
             base is abstract.
         ValueError: if a glob selects no leaf; at ``init``, ``describe`` and the
             transform's ``init``, if a leaf is not in the base model, or differs from it
-            along another axis; at ``scale_by_width``, if the rule is unknown.
+            along another axis; at ``init``, if a leaf of the base model is not there;
+            at ``scale_by_width``, if the rule is unknown.
 
     Example:
         >>> import jax
@@ -130,6 +131,10 @@ def mup(base: Params, *, outputs_first: Selector | None = None) -> MuP:
                 return x
             return _with_size(path, x, sizes[path], here.of_init())
 
+        if missing := sorted(shapes.keys() - tree.leaf_paths(params).keys()):
+            raise ValueError(
+                f"need the leaves of the base model, got none at {missing[0]!r}"
+            )
         return tree.map_with_path(scaled, params)
 
     def scale_by_width(rule: Rule) -> Transform:

@@ -253,7 +253,7 @@ def test_the_start_of_a_cached_model_is_abstract_and_strong():
                 a=attention("full"), b=layers.tied("a", attention("full"))
             ),
             TypeError,
-            "need a layer without state to tie",
+            "need attention with parameters of its own, for a cache or for its weights",
         ),
     ],
 )
@@ -265,3 +265,8 @@ def test_what_has_no_cache_is_refused(make, error, message):
 def test_a_cache_has_at_least_one_position():
     with pytest.raises(ValueError, match="need an int max_length >= 1, got"):
         layers.init_cache(attention("full"), 0)
+
+
+def test_a_cache_of_integers_is_refused():
+    with pytest.raises(ValueError, match="need a float dtype for keys and values, got"):
+        layers.init_cache(attention("full"), 4, dtype=jnp.int8)

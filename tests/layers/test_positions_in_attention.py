@@ -208,6 +208,12 @@ def test_positions_of_a_context_are_not_those_of_x(option):
         jax.eval_shape(lambda p: layer.apply(p, x, context=x), params)
 
 
+def test_a_rotation_is_a_function():
+    message = "need rotary as a function of x and positions, .* got True"
+    with pytest.raises(TypeError, match=message):
+        layers.multi_head_attention(4, 2, rotary=True)  # pyright: ignore[reportArgumentType]
+
+
 def test_weights_of_a_layer_with_state_are_refused():
     with pytest.raises(TypeError, match="need a layer without state"):
         layers.attention_weights(layers.batch_norm(2))

@@ -269,6 +269,11 @@ def test_low_temperatures_are_greedy_without_overflow():
     assert int(next_token(ties, jax.random.key(0), temperature=0.0)) == 1
 
 
+def test_top_k_may_be_an_integer_of_64_bits(x64):
+    token = next_token(jnp.asarray(LOGITS), jax.random.key(0), top_k=jnp.asarray(1))
+    assert int(token) == 1
+
+
 @pytest.mark.slow
 def test_parameters_in_16_bits_and_adapters_generate_too():
     model, params = small()
@@ -292,6 +297,8 @@ def test_parameters_in_16_bits_and_adapters_generate_too():
         ({"top_k": 0}, "need an int top_k >= 1"),
         ({"top_k": 2.5}, "need an int top_k >= 1"),
         ({"top_p": 1.5}, "top_p=1.5"),
+        ({"stop_token": [1, 2]}, "need one int as stop_token, got [1, 2]"),
+        ({"stop_token": 2.0}, "need one int as stop_token, got 2.0"),
         ({"key": None}, "need a key to draw tokens, got none; temperature=0 takes"),
         ({"lengths": np.array([1, 2])}, "need lengths of ints, of shape (1,), got"),
         ({"lengths": np.array([4])}, "need lengths in [1, 3], got [4]"),

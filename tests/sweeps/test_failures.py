@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optuna
 import pytest
+from optuna.trial import TrialState
 from sweep_problems import assert_same_bits, light
 from sweep_problems import quiet_sweep as any_sweep
 
@@ -140,3 +142,35 @@ def test_a_combination_that_is_mended_continues_in_the_folder(tmp_path):
         pytest.warns(UserWarning, match="failed with size=2"),
     ):
         quiet_sweep(static={"size": [3, 2, 1]}, folder=tmp_path)
+
+
+def searched(study, sizes):
+    """Search with one trial of each size, in batches of two."""
+    for size in sizes:
+        study.enqueue_trial({"learning_rate": 0.1, "size": size})
+    return sweeps.search(
+        choosing,
+        {"learning_rate": sweeps.uniform(0.0, 0.3)},
+        len(sizes),
+        2,
+        trials_per_batch=2,
+        study=study,
+        static={"size": [2, 1]},
+        metric=("loss", "min"),
+        progress=False,
+    )
+
+
+def test_a_search_whose_first_batch_fails_goes_on_and_one_without_a_value_raises():
+    study = optuna.create_study()
+    with pytest.warns(UserWarning, match="failed with size=2"):
+        result = searched(study, [2, 2, 1, 1])
+    is_told = [trial.state == TrialState.COMPLETE for trial in study.trials]
+    assert is_told == [False, False, True, True]
+    assert np.isfinite(result.notes["values"]).all(1).tolist() == is_told
+    with (
+        pytest.warns(UserWarning, match="failed with size=2"),
+        pytest.raises(TypeError, match="add got incompatible shapes"),
+    ):
+        searched(study, [2])
+    assert study.trials[-1].state == TrialState.FAIL

@@ -149,6 +149,8 @@ def test_models_that_do_not_fit_are_refused():
             use(deeper)
         with pytest.raises(ValueError, match=r"base's, \(8,\), along.*'norm'"):
             use(flat)
+    with pytest.raises(ValueError, match=r"base model, got none at 'kernel'"):
+        scaling.init({k: v for k, v in WIDE.items() if k != "kernel"})
     with pytest.raises(TypeError, match=r"got a ShapeDtypeStruct at 'first"):
         mup(jax.eval_shape(lambda: BASE)).init(WIDE)
     with pytest.raises(ValueError, match="need rule to be one of"):

@@ -131,7 +131,8 @@ def affine(
         method, fill: see `rotate`.
 
     Raises:
-        ValueError: if the method is unknown, or ``fill`` not a value of the dtype.
+        ValueError: if the method is unknown, the matrix has another shape, or ``fill``
+            is not a value of the dtype.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -143,7 +144,9 @@ def affine(
          [2. 4.]]
     """
     numerics.check_choice("method", method, METHODS)
-    image = jnp.asarray(image)
+    image, matrix = jnp.asarray(image), jnp.asarray(matrix)
+    if matrix.shape != (2, 3):
+        raise ValueError(f"need a matrix of shape (2, 3), got shape {matrix.shape}")
     height, width = image.shape[:2]
     matrix = matrix.astype(jnp.result_type(float))
     middle = (height - 1) / 2, (width - 1) / 2

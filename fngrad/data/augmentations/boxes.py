@@ -45,19 +45,19 @@ def random_pixel(key: jax.Array, limits: tuple[int, int]) -> jax.Array:
     return jax.random.randint(key, (2,), 0, jnp.array(limits, jnp.int32), jnp.int32)
 
 
-def check_interval(
-    name: str, interval: tuple[float, float], low: float, high: float
-) -> None:
-    """Raise unless an interval is ordered and inside of [low, high].
+def check_intervals(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    """Raise unless the intervals of `random_box` are ordered and in their ranges.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if one is not.
     """
-    a, b = interval
-    if not low <= a <= b <= high:
+    if not 0 <= scale[0] <= scale[1] <= 1:
         raise ValueError(
-            f"need {low:g} <= low <= high <= {high:g} in {name}=(low, high), "
-            f"got {name}={interval}"
+            f"need 0 <= low <= high <= 1 in scale=(low, high), got {scale=}"
+        )
+    if not 0 < ratio[0] <= ratio[1] < math.inf:
+        raise ValueError(
+            f"need 0 < low <= high < inf in ratio=(low, high), got {ratio=}"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.data.augmentations.image_batches import (
     BatchMap,
@@ -96,9 +97,9 @@ def one_of(
         A map ``(batch, key) -> batch``.
 
     Raises:
-        TypeError: if a map has neither form.
-        ValueError: if there are no maps, or as many probabilities; when it is called,
-            if the maps' batches differ.
+        TypeError: if a map has neither form, or a probability is not a number.
+        ValueError: if there are no maps, there is another number of probabilities, or
+            one is negative or NaN; when it is called, if the maps' batches differ.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -117,6 +118,8 @@ def one_of(
             f"need maps and as many probabilities, got {len(maps)} maps and "
             f"{len(weights)} probabilities"
         )
+    for i, weight in enumerate(weights):
+        numerics.check_number(f"probabilities[{i}]", weight, low=0.0)
 
     def chosen(batch: Batch, key: Key) -> Batch:
         k_choice, k_map = jax.random.split(key)

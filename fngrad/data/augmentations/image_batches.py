@@ -159,9 +159,9 @@ def as_wide(image: jax.Array) -> jax.Array:
 
 
 def rounded(values: jax.Array, dtype: Any) -> jax.Array:
-    """Return floats in a dtype; integers are the nearest."""
-    is_integer = jnp.issubdtype(dtype, jnp.integer)
-    return (jnp.round(values) if is_integer else values).astype(dtype)
+    """Return floats in a dtype; integers and bools are the nearest."""
+    is_float = jnp.issubdtype(dtype, jnp.inexact)
+    return (values if is_float else jnp.round(values)).astype(dtype)
 
 
 def mix(a: jax.Array, b: jax.Array, weight: jax.Array) -> jax.Array:
@@ -191,7 +191,7 @@ def filling(fill: Scalar, image: jax.Array) -> jax.Array:
     dtype = image.dtype
     if isinstance(fill, numbers.Real) and jnp.issubdtype(dtype, jnp.integer):
         bounds = jnp.iinfo(dtype)
-        if float(fill) != int(fill) or not bounds.min <= fill <= bounds.max:
+        if not (float(fill).is_integer() and bounds.min <= fill <= bounds.max):
             raise ValueError(
                 f"need an integer fill in [{bounds.min}, {bounds.max}] for images of "
                 f"dtype {dtype}, got {fill=}"

@@ -66,12 +66,18 @@ def mixed(
         num_classes: of integer labels.
 
     Raises:
+        TypeError: if bools are mixed.
         ValueError: if integer labels are mixed without the number of classes.
     """
     if targets == "pairs":
         n = labels.shape[:1]
         other = numerics.rows(labels, order)
         return MixedLabels(labels, other, jnp.broadcast_to(weight, n))
+    if labels.dtype == bool:
+        raise TypeError(
+            f"need labels of integers or floats to mix, got bools at {path!r}; cast "
+            'them, or keep both with targets="pairs"'
+        )
     if jnp.issubdtype(labels.dtype, jnp.integer):
         labels = _one_hot(path, labels, num_classes)
     return mix(labels, numerics.rows(labels, order), weight)

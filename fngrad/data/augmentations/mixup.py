@@ -59,7 +59,8 @@ def mixup(
         A map ``(batch, key) -> batch``.
 
     Raises:
-        TypeError: if ``alpha`` is not a number.
+        TypeError: if ``alpha`` is not a number; when it is called, if labels are bools
+            and ``targets`` is "soft".
         ValueError: if ``alpha`` or ``num_classes`` is not positive or ``targets``
             unknown; when it is called, if integer labels lack ``num_classes``, or the
             numbers of images and labels differ.

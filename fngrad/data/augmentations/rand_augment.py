@@ -132,7 +132,8 @@ def rand_augment_operations(
 
     References:
         Cubuk et al. 2020 (see `rand_augment`), with the ranges that torchvision has.
-        Differs from it in: shears leave the center where it is, there the corner.
+        Differs from it in: shears leave the center where it is, there the corner; moves
+        are not cut to whole pixels; ``solarize`` inverts nothing at level 0, there 255.
     """
     numerics.check_choice("method", method, METHODS)
     sampling = {"method": method, "fill": fill}

@@ -1,13 +1,12 @@
 """Random erasing: a rectangle of each image is hidden."""
 
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.data.augmentations.boxes import check_interval, paste, random_box
+from fngrad.data.augmentations.boxes import check_intervals, paste, random_box
 from fngrad.data.augmentations.image_batches import (
     BatchMap,
     chance,
@@ -38,7 +37,7 @@ def random_erasing(
     Args:
         probability: of a rectangle, in [0, 1].
         scale: the smallest and the largest part of the area, in [0, 1].
-        ratio: the smallest and the largest ratio of height to width, > 0.
+        ratio: the smallest and the largest ratio of height to width, finite, > 0.
         fill: the constant in units of the image, or ``"noise"``: each value is drawn
             anew, of ``uint8`` images from all 256, of float images from the standard
             normal distribution.
@@ -50,7 +49,7 @@ def random_erasing(
 
     Raises:
         TypeError: if the probability is not a number; when it is called, if images of
-            another dtype shall be filled with noise.
+            another dtype are to be filled with noise.
         ValueError: if a number is out of range or an interval empty.
 
     Example:
@@ -67,8 +66,7 @@ def random_erasing(
         ratio is log-uniform, attempts end, and noise of floats is normal.
     """
     check_probability(probability)
-    check_interval("scale", scale, 0.0, 1.0)
-    check_interval("ratio", ratio, math.ulp(0.0), math.inf)
+    check_intervals(scale, ratio)
 
     def erased(image: jax.Array, key: Key) -> jax.Array:
         k_chance, k_box, k_noise = jax.random.split(key, 3)

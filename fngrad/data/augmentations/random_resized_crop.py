@@ -1,11 +1,9 @@
 """Random crops that are resized to one size."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from fngrad.data.augmentations.boxes import Box, check_interval, random_box
+from fngrad.data.augmentations.boxes import Box, check_intervals, random_box
 from fngrad.data.augmentations.image_batches import (
     BatchMap,
     as_wide,
@@ -40,7 +38,7 @@ def random_resized_crop(
     Args:
         size: (height, width) of the results in pixels, or one number for both.
         scale: the smallest and the largest part of the area, in [0, 1].
-        ratio: the smallest and the largest ratio of height to width, > 0.
+        ratio: the smallest and the largest ratio of height to width, finite, > 0.
         images: selects leaves of the batch; the rectangles of an example are at the
             same place in all of them.
 
@@ -64,8 +62,7 @@ def random_resized_crop(
         difference for the default, and a rectangle has one pixel or more.
     """
     sizes = pair_of("size", size, low=1)
-    check_interval("scale", scale, 0.0, 1.0)
-    check_interval("ratio", ratio, math.ulp(0.0), math.inf)
+    check_intervals(scale, ratio)
 
     def cropped(image: jax.Array, key: Key) -> jax.Array:
         limits = height_and_width(image)

@@ -18,10 +18,16 @@ class Failures:
     Args:
         combinations: the static values of each, by name.
         peers: the processes of the sweep; all record a failure of one.
+        count: how many combinations there are, where not all are known from the start.
     """
 
-    def __init__(self, combinations: Sequence[dict[str, Any]], peers: Peers):
-        self._combinations, self._peers = combinations, peers
+    def __init__(
+        self,
+        combinations: Sequence[dict[str, Any]],
+        peers: Peers,
+        count: int | None = None,
+    ):
+        self._combinations, self._peers, self._count = combinations, peers, count
         self._errors: dict[int, Exception] = {}
 
     def __iter__(self) -> Iterator[int]:
@@ -59,9 +65,18 @@ class Failures:
         if error is None:
             return found
         self._errors[number] = error
+        if self._count in (None, len(self._combinations)):
+            self.check_one_works()
+        return None
+
+    def check_one_works(self) -> None:
+        """Raise if all combinations have failed.
+
+        Raises:
+            Exception: of the first combination.
+        """
         if len(self._errors) == len(self._combinations):
             raise self._first()
-        return None
 
     def warn(self, number: int) -> None:
         """Warn that a combination failed, and where its exception is recorded."""

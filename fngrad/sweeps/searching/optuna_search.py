@@ -78,7 +78,7 @@ def search(
         static: name -> a list of values of any type, or an ``IntDistribution`` or
             ``CategoricalDistribution``: choices that change the program. Each
             combination is compiled when the study first suggests it. One that raises
-            is left out with a warning, unless all do.
+            is left out with a warning, unless all that were suggested do.
         metric: the name of the metric that trials are told by, and ``"min"`` or
             ``"max"``, or a name that implies the direction, see
             `fngrad.metrics.directions`. Of a curve the last value counts.
@@ -107,7 +107,8 @@ def search(
             the study has another direction or several, the folder holds another search
             or more trials, or as `fngrad.sweep`.
         TypeError: as `fngrad.sweep`, or if a value of ``space`` is not a number.
-        Exception: of the first combination of static values, if all of them fail.
+        Exception: of the first combination of static values, if all that were suggested
+            fail.
         LockError: if another process uses the folder, or it cannot be written.
 
     Example:

@@ -77,7 +77,7 @@ class Batches:
         self._lanes = lanes._replace(args=args)
         self._statics: list[dict[str, Any]] = []  # of each combination
         self._numbers: dict[str, int] = {}  # of the combinations, by their texts
-        self._failures = Failures(self._statics, lanes.peers)
+        self._failures = Failures(self._statics, lanes.peers, space.programs)
         self._programs: dict[int, Combination] = {}
         self._modes: dict[int, dict[str, Any] | None] = {}
         self._groups: dict[int, list[_Group]] = {}
@@ -121,7 +121,11 @@ class Batches:
 
         Args:
             notes: of the result, to which those of the batches are added.
+
+        Raises:
+            Exception: of the first combination, if all have failed.
         """
+        self._failures.check_one_works()
         parts, counts, numbers, failed = [], [], [], {}
         for combination, static in enumerate(self._statics):
             for has_failed in (False, True):

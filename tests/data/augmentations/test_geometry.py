@@ -181,6 +181,13 @@ def test_rotations_shears_and_moves_have_their_matrices():
     check(translate(image, 1.5, -0.5), np.array([[1, 0, 0.5], [0, 1, -1.5]]))
 
 
+def test_bools_between_pixels_are_the_nearest():
+    mask = jnp.array([[True, False, True, True]])
+    for right, expected in ((0.25, [1, 0, 1, 1]), (0.75, [0, 1, 0, 1])):
+        made = augmentations.translate(mask, right)
+        np.testing.assert_array_equal(made, np.array([expected], bool))
+
+
 def test_quarter_turns_are_exact_and_a_turn_by_nothing_is_the_identity():
     image = np.random.default_rng(2).integers(0, 256, (6, 6, 3), np.uint8)
     for method in ("bilinear", "nearest"):

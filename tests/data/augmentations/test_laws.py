@@ -216,11 +216,26 @@ MISTAKES = {
         augmentations.random_erasing(scale=(0.5, 2))
     ),
     r"got ratio=\(2, 1\)": lambda: augmentations.random_erasing(ratio=(2, 1)),
+    r"need 0 < low <= high < inf in ratio=\(low, high\), got ratio=\(0, 1\)": lambda: (
+        augmentations.random_erasing(ratio=(0, 1))
+    ),
+    r"got ratio=\(1, inf\)": lambda: augmentations.random_resized_crop(
+        2, ratio=(1, np.inf)
+    ),
+    r"need an integer fill in .* got fill=inf": call(
+        augmentations.cutout(2, fill=np.inf), BYTES
+    ),
+    r"need a matrix of shape \(2, 3\), got shape \(3, 3\)": lambda: (
+        augmentations.affine(BYTES["x"][0], np.eye(3))
+    ),
     r"need 0.0 <= hue <= 0.5, got hue=0.6": lambda: augmentations.color_jitter(hue=0.6),
     r"need 0.0 <= contrast <= inf": lambda: augmentations.color_jitter(contrast=-1),
     "as many probabilities, got 0 maps": augmentations.one_of,
     "got 1 maps and 2 prob": lambda: augmentations.one_of(
         lambda b: b, probabilities=(1, 2)
+    ),
+    r"need 0.0 <= probabilities\[1\] <= inf, got": lambda: augmentations.one_of(
+        lambda b: b, lambda b: b, probabilities=(1, -1)
     ),
     "need method to be one of": lambda: augmentations.rand_augment_operations(
         method="cubic"

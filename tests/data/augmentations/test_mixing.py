@@ -162,6 +162,8 @@ def test_what_cannot_be_mixed_is_refused(name):
     batch = {"x": np.zeros((4, 2, 2), np.float32), "y": LABELS[:4]}
     with pytest.raises(ValueError, match=r"integer labels at 'y', or targets=.pairs"):
         mix()(batch, key)
+    with pytest.raises(TypeError, match="integers or floats to mix, got bools at 'y'"):
+        mix(1.0, 2)(batch | {"y": LABELS[:4] > 2}, key)
     with pytest.raises(ValueError, match="need alpha > 0, got alpha=0"):
         mix(0)
     with pytest.raises(ValueError, match=r"need targets to be one of .*'hard'"):
