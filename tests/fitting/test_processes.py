@@ -219,6 +219,22 @@ def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, rank, name)
     assert summary(shared_fit()).items() <= told(alone.output)[0].items()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_one_process_ends_the_other_after_the_heartbeats_time(tmp_path, rank):
+    started = launch(BEGIN + KILLED, 2, str(tmp_path), str(rank), "SIGSTOP", devices=2)
+    stopped, other = started[rank], started[1 - rank]
+    try:
+        output, _ = other.communicate(timeout=100)
+        ended = time.time()
+    finally:
+        stopped.kill()
+        told_before, _ = stopped.communicate()
+    assert other.returncode not in (0, None)
+    assert ended - told(told_before)[0]["at"] < 30  # the heartbeat's 10 s and JAX's own
+    assert "heartbeat" in output.lower()
+
+
 MANY = """
 options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=600, save_every=3)
 began = [lambda *_: tell(at=time.time())]
