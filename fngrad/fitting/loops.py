@@ -176,7 +176,7 @@ def make_loop(
             batches = list(itertools.islice(feed.batches, asked))
             count = least(len(batches))
             for batch in batches[:count]:
-                carry = queued(programs.fed(carry, batch))
+                carry = queued(programs.fed(carry, feed.finished(batch)))
             made += count
             if count < asked:
                 break
