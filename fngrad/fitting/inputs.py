@@ -8,6 +8,7 @@ once; the others can return the batch of any step again.
 import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -140,6 +141,27 @@ class Feed:
             self._position = now + 1
             mapped = functools.partial(self.data.mapped, now, batch)
             yield mapped if self._is_shared else batch
+
+    def take(self, count: int, agreed: Callable[[int], int] | None = None) -> list[Any]:
+        """Return the next entries of ``batches``, at most so many.
+
+        Args:
+            count: how many.
+            agreed: returns how many all processes have, from how many this one has. A
+                checkpoint takes those that are left over for not read.
+        """
+        if agreed is None:
+            return list(itertools.islice(self.batches, count))
+        iterable = self._iterable
+        state = (lambda: None) if iterable is None else iterable.state
+        states, taken = [state()], []
+        for batch in itertools.islice(self.batches, count):
+            taken.append(batch)
+            states.append(state())
+        used = agreed(len(taken))
+        if iterable is not None and used < len(taken):
+            iterable.end_at(states[used])
+        return taken[:used]
 
     def finished(self, batch: Any) -> Batch:
         """Return a batch to make a step of, from an entry of ``batches``.
