@@ -135,7 +135,9 @@ def initialize(
     variable ``JAX_COORDINATOR_ADDRESS``; where there are none, nothing is done, so that
     a script that begins with this call also runs on one host. An exception that would
     end one process is printed there and ends it at once: the others, which wait for it
-    in their next computation, then end too, instead of waiting for minutes.
+    in their next computation, then end too, instead of waiting for minutes. Python
+    tells nobody of `sys.exit`: outside of `fngrad.fit` a process that ends by it waits
+    for ``exit_seconds``, so raise another exception.
 
     Args:
         coordinator_address: ``host:port`` of the first process.

@@ -28,12 +28,7 @@ from fngrad.data.order_ahead import each_step, next_indices, on_host
 from fngrad.programs.signatures import name_of, takes
 from fngrad.programs.thread_settings import with_settings_of_this_thread
 from fngrad.sharding.meshes import check_devices
-from fngrad.sharding.placement import (
-    batch_spec,
-    put_rows,
-    rows_here,
-    spans_processes,
-)
+from fngrad.sharding.placement import batch_spec, put_rows, rows_here, spans_processes
 from fngrad.types import Batch
 
 Read = Callable[[np.ndarray], Batch]  # indices, int64 of shape (b,) -> examples
@@ -63,6 +58,11 @@ class Source:
     def batch_size(self) -> int:
         """Examples per batch."""
         return self.order.batch_size
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a batch is on devices of several processes."""
+        return self.mesh is not None and spans_processes(self.mesh)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,13 +98,14 @@ class Source:
         return self._batch(step, self.indices(step))
 
     def _batch(self, step: int, indices: np.ndarray) -> Batch:
-        return self._mapped(step, self._unmapped(step, indices))
+        return self.mapped(step, self._unmapped(step, indices))
 
     def _unmapped(self, step: int, indices: np.ndarray) -> Batch:
         with self._noting(f"batch {step}"):
             return self._examples(indices)
 
-    def _mapped(self, step: int, examples: Batch) -> Batch:
+    def mapped(self, step: int, examples: Batch) -> Batch:
+        """Return batch ``step`` from its examples; all processes of a mesh call it."""
         batch = dataclasses.replace(self.order, arrays=examples)
         return _mapped(batch, np.uint32(step)) if self.order.maps else examples
 
@@ -129,10 +130,9 @@ class Source:
             steps = each_step(lambda first: functools.partial(order, first), start)
             yield from itertools.starmap(self._batch, steps)
             return
-        is_shared = self.mesh is not None and spans_processes(self.mesh)
-        read = with_settings_of_this_thread(
-            self._unmapped if is_shared else self._batch
-        )
+        is_shared = self.is_shared
+        read = self._unmapped if is_shared else self._batch
+        read = with_settings_of_this_thread(read)
         order = with_settings_of_this_thread(next_indices)
         waiting: collections.deque[tuple[int, Future[Batch]]] = collections.deque()
         with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
@@ -146,7 +146,7 @@ class Source:
                         waiting.append((step, pool.submit(read, step, indices)))
                     step, future = waiting.popleft()
                     batch = future.result()
-                    yield self._mapped(step, batch) if is_shared else batch
+                    yield self.mapped(step, batch) if is_shared else batch
             finally:
                 for _, future in waiting:
                     future.cancel()
@@ -220,7 +220,7 @@ class Source:
             raise
 
     def _examples(self, indices: np.ndarray) -> Batch:
-        if self.mesh is None or not spans_processes(self.mesh):
+        if self.mesh is None or not self.is_shared:
             examples = self._checked(self.read(indices), indices)
             return jax.tree.map(lambda x: _to_device(x, self.mesh), examples)
         rows, mesh = rows_here(len(indices), self.mesh), self.mesh

@@ -9,9 +9,9 @@ tells and waits for nothing.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from fngrad.distributed import PeerError, Processes, processes
 from fngrad.fitting.interrupts import Interruption, add_note
 
+_T = TypeVar("_T")
 KEEPS, REPLACES = 1, 2  # the state
 _FAILED, _FAILED_SAVING = 1, 2
 
@@ -126,20 +127,37 @@ class Coordination:
         self._is_inside = False
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, *, saves: bool = False) -> Iterator[None]:
         """Run a block in every process; if one raises there, all do, at its end.
 
-        The block must not compute together.
+        The block must not compute together, but may be a part of what does.
+
+        Args:
+            saves: whether the state may be saved after an exception.
 
         Raises:
             PeerError: if another process raised.
         """
+        was_inside, self._is_inside = self._is_inside, False
         try:
             yield
         except Exception as error:
-            self.fail(error, saves=False)
+            self.fail(error, saves=saves)
             raise
         self.meet()
+        self._is_inside = was_inside
+
+    def telling(self, fn: Callable[..., _T]) -> Callable[..., _T]:
+        """Return a function that raises in all processes, at its end, if one raises.
+
+        All call it; it must not compute together.
+        """
+
+        def told(*arguments: Any) -> _T:
+            with self.together(saves=True):
+                return fn(*arguments)
+
+        return told
 
     def folder_of_the_first(self, folder: Path | None) -> Path | None:
         """Return the folder that the first process was given."""

@@ -200,10 +200,10 @@ def _made(
         _check_run_dir(run, start)
     name = "scan" if run.loop == "scan" else "python"
     carry = begin(start.state, run.metrics, feed.arrays)
-    advance = make_loop(name, step, feed, placement_of(carry))
-    taken = memory(name, step, feed, carry)
     interrupted = Interruption()
     peers = Coordination(interrupted)
+    advance = make_loop(name, step, feed, placement_of(carry), peers)
+    taken = memory(name, step, feed, carry)
     plan = _plan(run, start, stops, spent, peers, stack)
     session = Session(plan, start._replace(notes={}), carry, advance)
     session.run(interrupted)
@@ -211,7 +211,7 @@ def _made(
     state = run.guard.state
     batch = feed.abstract_batch(state.step)
     evaluation_seconds = _evaluation_seconds(
-        session.carry, plan.evaluation, seconds["evaluating"]
+        session.carry, plan.evaluation, seconds["evaluating"], peers
     )
     step_seconds = _step_seconds(session.carry, advance, feed, now, stops.last, peers)
     return DryRun(
@@ -295,16 +295,17 @@ def _step_seconds(
 
 
 def _evaluation_seconds(
-    carry: Carry, evaluation: Evaluation | None, first: float
+    carry: Carry, evaluation: Evaluation | None, first: float, peers: Coordination
 ) -> float:
     """Return the seconds of a second evaluation, or of the first if that took long.
 
-    A first one also loads its programs and makes its buffers.
+    A first one also loads its programs and makes its buffers. The clock of the first
+    process decides.
     """
-    if evaluation is None or first > LONG:
+    if evaluation is None or peers.agree(first) > LONG:
         return first
     began = time.perf_counter()
-    jax.block_until_ready(evaluation.values(carry.state))
+    jax.block_until_ready(evaluation.values(carry.state, peers))
     return time.perf_counter() - began
 
 

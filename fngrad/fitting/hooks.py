@@ -60,6 +60,7 @@ class Hook:
     before: Callable[[int], int | None] = lambda now: None  # where a chunk must end
     after: Callable[[int], Stop | None] = lambda now: None
     around: Callable[[Advance], Advance] = lambda advance: advance  # wraps the loop
+    forget: Callable[[], None] = lambda: None  # drops what it would compute at the end
     end: Callable[[], None] = lambda: None  # however the run ends
 
     @classmethod
@@ -87,6 +88,9 @@ class Hooks:
     def __init__(self, callbacks: Sequence[Any]):
         self._hooks = [each for each in callbacks if isinstance(each, Hook)]
 
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
     def check(self, run: RunView) -> None:
         """Raise what a hook raises that cannot take part in the run; write nothing."""
         for hook in self._hooks:
@@ -113,6 +117,11 @@ class Hooks:
         """Call every hook after a chunk; return whether one of them ends the run."""
         answers = [hook.after(now) for hook in self._hooks]
         return STOP in answers
+
+    def forget(self) -> None:
+        """Call what drops the computations that hooks have still to make."""
+        for hook in self._hooks:
+            hook.forget()
 
     def ending(self) -> contextlib.ExitStack:
         """Return a context that calls the end of every hook, however the run ends.

@@ -5,8 +5,10 @@ it. A source and an iterable give their batches on the host. An iterable gives e
 once; the others can return the batch of any step again.
 """
 
+import dataclasses
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +52,7 @@ class Feed:
         check_foreign(data)
         self.is_dataset: bool = isinstance(data, Dataset)
         self.is_source: bool = isinstance(data, Source)
+        self._is_shared: bool = self.is_source and self.data.is_shared
         self.failure: BaseException | None = None  # raised while a batch was read
         self.is_iterable: bool = isinstance(data, Iterable) and not self.is_dataset
         self.batches: Iterator[Batch] = iter(())  # of what comes from the host
@@ -117,7 +120,11 @@ class Feed:
         """Make the next batch of a source that of a step, wherever it was before."""
         if self.is_source and step != self._position:
             self.close()
-            self._ahead = ahead = self.data.batches(step)
+            data = self.data
+            if self._is_shared:
+                order = dataclasses.replace(data.order, maps=())
+                data = dataclasses.replace(data, order=order)
+            self._ahead = ahead = data.batches(step)
             self._position = step
             batches = self._until_failure(self._counted(ahead))
             self.batches = self._watch(batches)
@@ -128,10 +135,41 @@ class Feed:
             self._ahead.close()
             self._ahead = self._position = None
 
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Any]:
         for batch in batches:
-            self._position = (self._position or 0) + 1
-            yield batch
+            now = self._position or 0
+            self._position = now + 1
+            mapped = functools.partial(self.data.mapped, now, batch)
+            yield mapped if self._is_shared else batch
+
+    def take(self, count: int, agreed: Callable[[int], int] | None = None) -> list[Any]:
+        """Return the next entries of ``batches``, at most so many.
+
+        Args:
+            count: how many.
+            agreed: returns how many all processes have, from how many this one has. A
+                checkpoint takes those that are left over for not read.
+        """
+        if agreed is None:
+            return list(itertools.islice(self.batches, count))
+        iterable = self._iterable
+        state = (lambda: None) if iterable is None else iterable.state
+        states, taken = [state()], []
+        for batch in itertools.islice(self.batches, count):
+            taken.append(batch)
+            states.append(state())
+        used = agreed(len(taken))
+        if iterable is not None and used < len(taken):
+            iterable.end_at(states[used])
+        return taken[:used]
+
+    def finished(self, batch: Any) -> Batch:
+        """Return a batch to make a step of, from an entry of ``batches``.
+
+        Those of several processes are mapped only now that all have read theirs, since
+        a map may compute together, and one that is alone would wait forever.
+        """
+        return batch() if self._is_shared else batch
 
     @property
     def static(self) -> Any:

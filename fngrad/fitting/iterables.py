@@ -57,10 +57,18 @@ class Batches:
 
     def notes(self) -> dict[str, Any] | None:
         """Return the state before the next batch, as JSON can hold it, if any."""
-        state = self._state() if self._pending is None else self._pending
+        state = self.state()
         if isinstance(state, bytes):
             return {"base64": base64.b64encode(state).decode("ascii")}
         return None if state is None else {"json": state}
+
+    def state(self) -> Any:
+        """Return the state before the next batch, if the iterator has one."""
+        return self._state() if self._pending is None else self._pending
+
+    def end_at(self, state: Any) -> None:
+        """Note a `state` again, after which no batch that was read is used."""
+        self._pending = state
 
     def resume(self, notes: dict[str, Any]) -> Iterator[Batch]:
         """Return the batches that follow a state, from `notes`."""

@@ -12,7 +12,6 @@ be rounded differently, by as much.
 """
 
 import functools
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -155,7 +154,7 @@ def make_loop(
     """
     programs, argument = _programs(step, feed.static, placement), feed.argument
     queued = jax.block_until_ready if _deadlocks(placement) else lambda carry: carry
-    ahead, least = 1, int
+    ahead, least = 1, None
     if peers is not None and not peers.is_alone:
         ahead, least = AHEAD, peers.least
 
@@ -173,12 +172,11 @@ def make_loop(
         made = 0
         while made < length:
             asked = min(ahead, length - made)
-            batches = list(itertools.islice(feed.batches, asked))
-            count = least(len(batches))
-            for batch in batches[:count]:
-                carry = queued(programs.fed(carry, batch))
-            made += count
-            if count < asked:
+            batches = feed.take(asked, least)
+            for batch in batches:
+                carry = queued(programs.fed(carry, feed.finished(batch)))
+            made += len(batches)
+            if len(batches) < asked:
                 break
         return carry, made
 

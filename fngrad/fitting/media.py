@@ -174,6 +174,9 @@ class _EverySoMany:
         self._now = now
         self._log_due()
 
+    def forget(self) -> None:
+        self._due = None
+
     def end(self) -> None:
         """Log what is due; warn if nothing ever was."""
         self._log_due()

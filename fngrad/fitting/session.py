@@ -1,6 +1,8 @@
 """The run itself: train to the next stop, evaluate, log, call back, save, roll back."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,7 @@ from fngrad.fitting.best import BestSoFar
 from fngrad.fitting.checkpointing import SaveError, Saver
 from fngrad.fitting.coordination import KEEPS, REPLACES, Status
 from fngrad.fitting.early_stopping import Patience, Values
-from fngrad.fitting.hooks import (
-    STOP,
-    Hook,
-    Hooks,
-    RunView,
-    Stop,
-    check_answer,
-)
+from fngrad.fitting.hooks import STOP, Hook, Hooks, RunView, Stop, check_answer
 from fngrad.fitting.interrupts import Interruption, add_note, attach, is_donated
 from fngrad.fitting.intervals import next_chunk, warn_if_short
 from fngrad.fitting.loops import Advance, Carry, placed_like, read_rows
@@ -73,7 +68,7 @@ class Session:
         saver = self._plan.saver
         if saver and self._plan.guard.policy == "rollback" and not saver.newest():
             self._save(saver)
-        with self._hooks.ending():
+        with self._hooks.ending(), self._telling():
             with self._plan.peers.together():
                 self._advance = self._hooks.begin(self._view(), self._advance)
             stopped = self._run_to_end(interrupted)
@@ -99,11 +94,7 @@ class Session:
         A state that is not finite is not saved, nor any state after a failure to save
         or a second Ctrl-C.
         """
-        self._plan.peers.fail(
-            error,
-            saves=not isinstance(error, _NOT_SAVED_AFTER),
-            where=f" at step {self._now}",
-        )
+        self._tell(error)
         state = None if is_donated(self.carry.state) else self.carry.state
         attach(error, state, self.history)
         if state is not None:
@@ -114,6 +105,24 @@ class Session:
             if self._plan.saver:
                 where += f"; the last checkpoint is of step {self._plan.saver.step}"
         add_note(error, f"the run had reached step {self._now}; {where}")
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell the other processes of an exception before the hooks end.
+
+        What a hook still has to compute is dropped then, as it would wait for them.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._tell(error)
+            if not self._plan.peers.is_alone:
+                self._hooks.forget()
+            raise
+
+    def _tell(self, error: BaseException) -> None:
+        saves = not isinstance(error, _NOT_SAVED_AFTER)
+        self._plan.peers.fail(error, saves=saves, where=f" at step {self._now}")
 
     def _save_after(self, error: BaseException) -> str:
         """Save the state, if allowed; return what an error's note says of it."""
@@ -148,8 +157,7 @@ class Session:
                 return "callback"
             if heard.interrupted:
                 return "interrupted"
-            goal = self._hooks.goal(self._now, plan.stops.next_after(self._now))
-            is_whole = self._train(goal)
+            is_whole = self._train(self._goal())
             if self._bad is not None:
                 self._recover(self._bad, interrupted)
                 continue
@@ -191,6 +199,14 @@ class Session:
     def _is_untouched(self) -> bool:
         """Whether the run is at step 0, with nothing recorded."""
         return self._now == 0 and not self.history
+
+    def _goal(self) -> int:
+        """Return where the next chunk must end: at a stop, or where a hook asks."""
+        goal = self._plan.stops.next_after(self._now)
+        if not self._hooks:
+            return goal
+        with self._plan.peers.together(saves=True):
+            return self._hooks.goal(self._now, goal)
 
     def _train(self, goal: int) -> bool:
         """Make a chunk of steps, up to ``goal``; return whether the data sufficed."""
@@ -339,7 +355,7 @@ class Session:
             return values
         evaluating = self._plan.outputs.evaluating(), self._plan.peers.computing()
         with self._plan.spent.on("evaluating"), evaluating[0], evaluating[1]:
-            scores = self._plan.evaluation.values(self.carry.state)
+            scores = self._plan.evaluation.values(self.carry.state, self._plan.peers)
         taken = sorted(scores.keys() & self._plan.metrics.keys())
         if taken:
             raise ValueError(f"need metric names that are not taken, got {taken}")

@@ -1,9 +1,12 @@
 """Evaluation during a run: the metrics with the prefix ``val/``."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import fngrad.training.evaluation as training_evaluation
+from fngrad.data.sources import Source
+from fngrad.fitting.coordination import Coordination
 from fngrad.fitting.early_stopping import EarlyStopping, Values
 from fngrad.metrics.directions import Directed, direction
 from fngrad.programs.jaxprs import Program
@@ -118,9 +121,17 @@ class Evaluation(NamedTuple):
             direction(rule.metric, rule.mode)
         return Measured(names, program, shapes, self.data)
 
-    def values(self, state: TrainState) -> Values:
-        """Return the metrics of a state, with the prefix ``val/``."""
-        scores = training_evaluation.evaluate(self.metric_fn, state, self.data)
+    def values(self, state: TrainState, peers: Coordination) -> Values:
+        """Return the metrics of a state, with the prefix ``val/``.
+
+        Raises:
+            Exception: what reading a source raises.
+            PeerError: if it raised in another process.
+        """
+        data = self.data
+        if isinstance(data, Source) and not peers.is_alone:
+            data = dataclasses.replace(data, read=peers.telling(data.read))
+        scores = training_evaluation.evaluate(self.metric_fn, state, data)
         return {f"val/{name}": score for name, score in scores.items()}
 
 

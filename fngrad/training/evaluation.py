@@ -150,6 +150,8 @@ def _over_source(
         part, growing = divided(program(*point, beside(point[0], leaves), batch_size))
         merged = part if merged is None else _merge(merged, part)
         rows.append(growing)
+        if source.is_shared:  # to read may mean to ask the other processes
+            jax.block_until_ready((merged, growing))
     return _values_of((merged or {}) | joined(rows))
 
 

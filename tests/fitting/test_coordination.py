@@ -83,6 +83,22 @@ def test_nothing_is_told_from_inside_of_a_computation_of_all():
     assert (peers.may_save, peers.is_lost) == (False, True)
 
 
+@pytest.mark.parametrize(("saves", "may_save"), [(True, True), (False, False)])
+def test_what_one_process_does_within_a_computation_of_all_is_told(saves, may_save):
+    peers = with_other(0)
+    inside = peers.computing(), peers.together(saves=saves)
+    with pytest.raises(OSError, match="disk"), inside[0], inside[1]:
+        raise OSError("disk")
+    assert (peers.may_save, peers.is_lost) == (may_save, False)
+    peers = with_other(1, failed=2, said="process 0 failed: OSError: disk")
+    with pytest.raises(PeerError, match="disk"), peers.computing():
+        peers.telling(abs)(-1)
+    peers = with_other(0)
+    with peers.computing():
+        assert peers.telling(abs)(-1) == 1
+        assert peers._is_inside
+
+
 def test_a_callback_must_answer_the_same_in_all_processes():
     peers = with_other(0, answer=KEEPS)
     assert peers.meet(Status(answer=KEEPS)).answer == KEEPS

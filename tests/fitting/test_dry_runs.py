@@ -286,9 +286,9 @@ def test_a_run_that_early_stopping_has_ended_has_no_step_left(tmp_path, capsys):
 def test_a_short_evaluation_is_timed_when_it_is_made_again(monkeypatch):
     pauses, values = [0.5, 0.0], Evaluation.values  # the first loads programs
 
-    def slow_at_first(self, state):
+    def slow_at_first(self, *arguments):
         time.sleep(pauses.pop(0))
-        return values(self, state)
+        return values(self, *arguments)
 
     monkeypatch.setattr(Evaluation, "values", slow_at_first)
     found = dry(**EVALUATED)

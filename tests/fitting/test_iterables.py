@@ -10,6 +10,7 @@ import pytest
 from linear_regression import ARRAYS, OPTIMIZER, PARAMS, loss_fn
 
 import fngrad as fg
+from fngrad.fitting.inputs import Feed
 from fngrad.fitting.iterables import Batches
 
 HOST = jax.tree.map(np.asarray, ARRAYS)
@@ -128,6 +129,20 @@ def test_the_state_before_the_first_batch_is_kept():
     third = [next(iterator), next(iterator)][1]
     again = next(batches.resume({"json": {"step": 2}}))
     jax.tree.map(np.testing.assert_array_equal, again, third)
+
+
+@pytest.mark.parametrize("used", [0, 1, 3])
+def test_a_checkpoint_takes_batches_that_another_process_lacks_for_not_read(used):
+    feed = Feed(Counting())
+    first = feed.take(1, lambda count: count)
+    taken = feed.take(3, lambda count: used)
+    assert (len(first), len(taken)) == (1, used)
+    other = Feed(Counting())
+    assert other.resume(feed.notes())
+    (found,) = other.take(1)
+    data = Counting()
+    wanted = [next(data) for _ in range(used + 2)][-1]
+    np.testing.assert_array_equal(found["x"], wanted["x"])
 
 
 def test_an_iterable_without_a_state_has_no_notes():

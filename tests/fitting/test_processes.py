@@ -120,7 +120,10 @@ def read(indices):
 
 reads = []
 source = fg.data.from_source(read, 48, 8, seed=1, fingerprint="")
-case("data", data=source)
+turned = source.map(lambda batch: {"x": batch["x"][::-1]})  # of both processes
+case("data", data=turned)
+reads = [0] * 18  # one to trace, one at step 15
+case("evaluation", eval_data=source)
 case("settings", log_every=10 + mine.rank)
 if mine.is_first:
     with Lock(f"{folder}/lock"):
@@ -148,7 +151,13 @@ counted = fg.callbacks.histograms(every=20)
 options = dict(callbacks=[counted], loggers=[Histograms()], on_nonfinite="ignore")
 found = fg.dry_run(STEP, state, DATA, num_steps=40, mesh=mesh)
 tell(case="dry run", steps=found.steps)
-case("split", step=fg.make_step(loss_fn, OPTIMIZER, rule=split), **options)
+options["step"] = fg.make_step(loss_fn, OPTIMIZER, rule=split)
+case("split", **options)
+# The histograms of step 20 are still to be computed, by all, when the callback fails.
+case("hook", **options | {"callbacks": [counted, *at(20, fail)]})
+if mine.is_first:
+    jax.profiler.start_trace = lambda *_, **__: full()
+case("profile", callbacks=[fg.callbacks.profile(5, 6)])
 """
 
 
@@ -156,11 +165,14 @@ FULL = "No space left on device"
 SAVED = "a checkpoint holds its state too"
 ENDED = {  # how the two processes end, and what both say
     "callback": ("PeerError", "KeyError", "'of one process'", "step 20", SAVED),
+    "hook": ("PeerError", "KeyError", "'of one process'", "step 20", SAVED),
+    "profile": ("OSError", "PeerError", FULL, "step 5", SAVED),
     "exit": ("PeerError", "SystemExit", "3", "step 20", SAVED),
     "sigterm": ("SystemExit", "SystemExit", "75"),
     "records": ("OSError", "PeerError", FULL, "step 10", SAVED),
     "shards": ("SaveError", "SaveError", f"process 1: OSError: [Errno 28] {FULL}"),
     "data": ("PeerError", "OSError", "a broken disk", "step 19", SAVED),
+    "evaluation": ("PeerError", "OSError", "a broken disk", "step 30", SAVED),
     "settings": ("ValueError", "ValueError", "got log_every 10 in process 0 and 11"),
     "lock": ("LockError", "PeerError", "in use by process"),
     "nonfinite": ("NonFiniteError", "NonFiniteError", "got step 19 with"),
@@ -217,6 +229,22 @@ def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, rank, name)
     assert re.search("fit: resumes at step 1[56] of 40", alone.output)
     assert "Warning" not in alone.output
     assert summary(shared_fit()).items() <= told(alone.output)[0].items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_one_process_ends_the_other_after_the_heartbeats_time(tmp_path, rank):
+    started = launch(BEGIN + KILLED, 2, str(tmp_path), str(rank), "SIGSTOP", devices=2)
+    stopped, other = started[rank], started[1 - rank]
+    try:
+        output, _ = other.communicate(timeout=100)
+        ended = time.time()
+    finally:
+        stopped.kill()
+        told_before, _ = stopped.communicate()
+    assert other.returncode not in (0, None)
+    assert ended - told(told_before)[0]["at"] < 30  # the heartbeat's 10 s and JAX's own
+    assert "heartbeat" in output.lower()
 
 
 MANY = """
