@@ -4,9 +4,9 @@ Command:  python -m experiments.launch 2 4 -m experiments.char_transformer
           (processes, virtual CPU devices of each, and what Python runs)
 
 The program calls `fngrad.distributed.initialize` first. Ctrl-C reaches all processes,
-SIGTERM is passed on to them, and the status is that of the failed process with the
-lowest number. On Slurm, Cloud TPU and Kubernetes nothing like this is needed: JAX finds
-the processes.
+SIGTERM is passed on to them. If one fails it is printed how each ended, and the status
+is that of the failed one with the lowest number. On Slurm, Cloud TPU and Kubernetes
+nothing like this is needed: JAX finds the processes.
 """
 
 import os
@@ -33,7 +33,19 @@ def main(count: int, devices: int, *command: str) -> int:
     ]
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sent it to all
     signal.signal(signal.SIGTERM, lambda *_: [x.terminate() for x in started] and None)
-    return next(filter(None, [process.wait() for process in started]), 0)
+    ended = [process.wait() for process in started]
+    for rank, status in enumerate(ended if any(ended) else []):
+        print(f"process {rank} {told(status)}", file=sys.stderr)
+    return next(
+        (status if status > 0 else 128 - status for status in ended if status), 0
+    )
+
+
+def told(status: int) -> str:
+    """Return how a process ended; a status below 0 is a signal, for Python."""
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
 
 
 if __name__ == "__main__":

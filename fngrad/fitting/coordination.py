@@ -113,7 +113,8 @@ class Coordination:
             add_note(
                 error,
                 f"process {self.processes.rank} computed with the others: if one of "
-                "them has ended, what it printed tells why",
+                "them has ended, what it printed tells why; a run with checkpoints "
+                "continues by the same call",
             )
 
     @contextlib.contextmanager

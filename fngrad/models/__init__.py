@@ -8,6 +8,8 @@ without one the model is deterministic. A dropout rate may be a tracer; None mea
 dropout. `generate` draws tokens from a language model.
 """
 
+from typing import TYPE_CHECKING
+
 from fngrad.models.cnn import cnn
 from fngrad.models.decoder import decoder
 from fngrad.models.generation import generate
@@ -34,3 +36,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

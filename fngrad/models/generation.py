@@ -13,6 +13,7 @@ import fngrad.layers as layers
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import Layer, check_sizes
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Key, Params, Scalar
 
 
@@ -34,6 +35,7 @@ class _Drawn(NamedTuple):
     count: jax.Array  # int32, shape (): tokens drawn
 
 
+@explains_keywords()
 def generate(
     model: Layer,
     params: Params,

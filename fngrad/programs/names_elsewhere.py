@@ -129,6 +129,17 @@ _AUGMENTATIONS: Mapping[str, str] = {
     "RandomVerticalFlip": "fngrad.data.augmentations.vertical_flip",
     "label_smoothing": "label_smoothing= of fngrad.losses.softmax_cross_entropy",
 }
+_MODELS: Mapping[str, str] = {
+    "ViT": "fngrad.models.vision_transformer",
+    "gpt2": "fngrad.models.decoder",
+    "gru": "fngrad.models.rnn",
+    "llama": "fngrad.models.decoder",
+    "lstm": "fngrad.models.rnn",
+    "mistral": "fngrad.models.decoder",
+    "resnet18": "fngrad.models.resnet",
+    "resnet50": "fngrad.models.resnet",
+    "vit": "fngrad.models.vision_transformer",
+}
 _OUR_LOSSES = (  # in optax, at the root
     "sigmoid_binary_cross_entropy",
     "softmax_cross_entropy",
@@ -154,6 +165,7 @@ HERE: Mapping[str, Mapping[str, str]] = {
         "clip_grad_norm_": "fngrad.clip_by_global_norm in a chain",
         "differentially_private_aggregate": "fngrad.steps.differentially_private",
         "dpsgd": "fngrad.steps.differentially_private with fngrad.sgd",
+        "generate": "fngrad.models.generate",
         "get_peft_model": "fngrad.lora",
         "global_norm": "fngrad.tree.norm",
         "incremental_update": "fngrad.tree.average, or fngrad.ema_params in a chain",
@@ -223,6 +235,7 @@ HERE: Mapping[str, Mapping[str, str]] = {
         "tanh": "jax.numpy.tanh, which is a layer, as any function",
     },
     "fngrad.losses": _LOSSES,
+    "fngrad.models": _MODELS,
     "fngrad.metrics": _METRICS,
     "fngrad.schedules": _SCHEDULES,
 }

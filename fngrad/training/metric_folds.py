@@ -248,8 +248,9 @@ def _accumulator(name: str, value: Any, count: int) -> Accumulator:
     if values.shape == ():
         raise ValueError(
             f"need metric {name!r} per example, as a tuple (sum, weight) or as an "
-            "accumulator of fngrad.metrics, got a scalar: the last batch is smaller, "
-            "so a mean of the batches' means is not the mean over the examples"
+            "accumulator of fngrad.metrics, got a scalar: the last batch may be "
+            "smaller, so a mean of the batches' means is not the mean over the "
+            "examples. Leave out .mean()"
         )
     if len(values) != count:
         raise ValueError(

@@ -215,5 +215,6 @@ def _check_same(new: dict[str, Any], old: dict[str, Any], file: Path) -> None:
     if names:
         shown = ", ".join(f"{n}: {old.get(n)!r} became {new[n]!r}" for n in names)
         raise ValueError(
-            f"need the sweep that {file} describes, or another folder: {shown}"
+            f"need the sweep that {file} describes, or another folder (with extend= "
+            f"this sweep's lanes are taken over there): {shown}"
         )
