@@ -1,14 +1,19 @@
 """Twenty rules under one tuning budget: how much faster than AdamW is any of them?
 
-Claim: the published one, of the paper below: tuned alike, the fastest rules are those
-for matrices, and they need 1.1 to 1.4 times fewer steps than AdamW. The tables show,
-with intervals, what that looks like at the smallest sizes.
+Claim: tuned alike, rules for matrices need half to two thirds of AdamW's steps on a
+tiny language model, more than the 1.1 to 1.4 times of the paper below at 0.1 to 1.2
+billion parameters; on digits no rule is faster than AdamW.
 
 Command:  python -m experiments.modern_optimizers
           python -m experiments.modern_optimizers --rules adamw muon soap
-Minutes:  at most twenty on two idle cores.
-Expected: per problem 20 rows, each with a rate, a loss, its difference from AdamW's and
-          a speedup.
+Minutes:  54 on two cores that were shared with much other work.
+Expected: English, speedups over AdamW (2.698 nats after 300 steps): Muon (2.433) more
+          than 2, Dion 1.94, NorMuon 1.90, SOAP 1.85, Kron 1.65, AdaMuon 1.61, Scion
+          1.53, schedule-free AdamW and MuonH 1.44, Adam-mini 1.21, ADOPT 1.16;
+          AdEMAMix, LaProp and StableAdamW within the intervals of 1; CAME 0.80,
+          Prodigy 0.71, MARS 0.63, Lion 0.52, Adan below 0.5. Digits: AdamW 0.074 nats,
+          MuonH 0.071, a difference within its interval; all others at 0.5 to 0.8 of its
+          speed, or below.
 
 A transformer of characters (one block of width 32, 20,000 parameters) learns the
 English of `pydoc_data.topics` in batches of 8 windows of 32 characters; a dense network
