@@ -317,7 +317,7 @@ refused(lambda: fg.checkpoint.save(folder, small, step=2, limit_seconds=0.2))
 shard_files._append = append
 print("after", fg.checkpoint.steps(folder), sorted(os.listdir(folder)))
 joint_writing._PATIENCE = 0.2
-refused(lambda: fg.checkpoint.save(f"{folder}/{mine.rank}", small, step=3))
+refused(lambda: fg.checkpoint.save(f"{folder}.{mine.rank}", small, step=3))
 """
     late = "got none yet of process 1"
     apart = "need a folder of checkpoints on a file system that all processes share"
