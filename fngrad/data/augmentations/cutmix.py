@@ -15,12 +15,12 @@ from fngrad.data.augmentations.image_batches import (
     selected_images,
 )
 from fngrad.data.augmentations.mixed_labels import (
-    TARGETS,
     Targets,
+    check_mixing,
     mixed,
     random_weights,
+    selected_labels,
 )
-from fngrad.data.augmentations.mixup import selected_labels
 from fngrad.data.dataset import num_examples
 from fngrad.types import Batch, Key, Scalar, Selector
 
@@ -76,10 +76,7 @@ def cutmix(
         each is one pixel shorter; and that code has one box per batch, as
         ``per_example=False``.
     """
-    numerics.check_positive("alpha", alpha)
-    numerics.check_choice("targets", targets, TARGETS)
-    if num_classes is not None:
-        num_classes = numerics.check_count("num_classes", num_classes, 1)
+    num_classes = check_mixing(alpha, targets, num_classes)
 
     def cut_and_mixed(batch: Batch, key: Key) -> Batch:
         leaves = selected_images(images, batch)
@@ -96,8 +93,7 @@ def cutmix(
             path: jax.vmap(paste)(boxes, numerics.rows(leaf, order), leaf)
             for path, leaf in leaves.items()
         }
-        for path, leaf in answers.items():
-            made[path] = mixed(path, leaf, order, weight, targets, num_classes)
+        made |= mixed(answers, order, weight, targets, num_classes)
         return replaced(batch, made)
 
     return as_map("cutmix", cut_and_mixed)

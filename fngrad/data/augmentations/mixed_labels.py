@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-from fngrad.data.augmentations.image_batches import mix
-from fngrad.types import Key, Path, Scalar
+from fngrad.data.augmentations.image_batches import mix, selected_leaves
+from fngrad.types import Batch, Key, Path, Scalar, Selector
 
 Targets = Literal["soft", "pairs"]
 TARGETS = ("soft", "pairs")
@@ -38,6 +38,29 @@ class MixedLabels(NamedTuple):
         return mix(loss_fn(self.first), loss_fn(self.second), self.weight)
 
 
+def check_mixing(
+    alpha: Scalar, targets: Targets, num_classes: int | None
+) -> int | None:
+    """Check what all augmentations that mix take; return the number of classes.
+
+    Raises:
+        TypeError: if ``alpha`` is not a number.
+        ValueError: if ``alpha`` or the number of classes is not positive, or
+            ``targets`` is unknown.
+    """
+    numerics.check_positive("alpha", alpha)
+    numerics.check_choice("targets", targets, TARGETS)
+    if num_classes is None:
+        return None
+    return numerics.check_count("num_classes", num_classes, 1)
+
+
+def selected_labels(labels: Selector, batch: Batch) -> dict[Path, jax.Array]:
+    """Return the labels of a batch by path; none for an empty selector."""
+    is_empty = isinstance(labels, list | tuple) and not labels
+    return {} if is_empty else selected_leaves("labels", labels, batch)
+
+
 def random_weights(key: Key, alpha: Scalar, shape: tuple[int, ...]) -> jax.Array:
     """Return weights of the distribution Beta(alpha, alpha).
 
@@ -48,18 +71,16 @@ def random_weights(key: Key, alpha: Scalar, shape: tuple[int, ...]) -> jax.Array
 
 
 def mixed(
-    path: Path,
-    labels: jax.Array,
+    labels: dict[Path, jax.Array],
     order: jax.Array,
     weight: jax.Array,
     targets: Targets,
     num_classes: int | None,
-) -> Any:
-    """Return labels mixed with those of the examples in another order.
+) -> dict[Path, Any]:
+    """Return labels mixed with those of the examples in another order, by path.
 
     Args:
-        path: of the labels, for messages.
-        labels: shape ``(n, ...)``.
+        labels: by path, shape ``(n, ...)``.
         order: a permutation of n, int.
         weight: of the first label, shape ``(n,)`` or ``()``.
         targets: see `fngrad.data.augmentations.mixup`.
@@ -69,6 +90,20 @@ def mixed(
         TypeError: if bools are mixed.
         ValueError: if integer labels are mixed without the number of classes.
     """
+    return {
+        path: _mixed(path, leaf, order, weight, targets, num_classes)
+        for path, leaf in labels.items()
+    }
+
+
+def _mixed(
+    path: Path,
+    labels: jax.Array,
+    order: jax.Array,
+    weight: jax.Array,
+    targets: Targets,
+    num_classes: int | None,
+) -> Any:
     if targets == "pairs":
         n = labels.shape[:1]
         other = numerics.rows(labels, order)

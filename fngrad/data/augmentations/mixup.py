@@ -13,10 +13,11 @@ from fngrad.data.augmentations.image_batches import (
     selected_leaves,
 )
 from fngrad.data.augmentations.mixed_labels import (
-    TARGETS,
     Targets,
+    check_mixing,
     mixed,
     random_weights,
+    selected_labels,
 )
 from fngrad.data.dataset import num_examples
 from fngrad.types import Batch, Key, Scalar, Selector
@@ -78,10 +79,7 @@ def mixup(
         figure 1, https://arxiv.org/abs/1710.09412. The code there, torchvision and
         timm take one $\lambda$ per batch, as ``per_example=False`` does.
     """
-    numerics.check_positive("alpha", alpha)
-    numerics.check_choice("targets", targets, TARGETS)
-    if num_classes is not None:
-        num_classes = numerics.check_count("num_classes", num_classes, 1)
+    num_classes = check_mixing(alpha, targets, num_classes)
 
     def mixed_up(batch: Batch, key: Key) -> Batch:
         leaves = selected_leaves("images", images, batch)
@@ -94,14 +92,7 @@ def mixup(
             path: mix(leaf, numerics.rows(leaf, order), weight)
             for path, leaf in leaves.items()
         }
-        for path, leaf in answers.items():
-            made[path] = mixed(path, leaf, order, weight, targets, num_classes)
+        made |= mixed(answers, order, weight, targets, num_classes)
         return replaced(batch, made)
 
     return as_map("mixup", mixed_up)
-
-
-def selected_labels(labels: Selector, batch: Batch) -> dict[str, jax.Array]:
-    """Return the labels of a batch by path; none for an empty selector."""
-    is_empty = isinstance(labels, list | tuple) and not labels
-    return {} if is_empty else selected_leaves("labels", labels, batch)
