@@ -36,8 +36,8 @@ class PeerError(RuntimeError):
 class Processes(NamedTuple):
     """The processes of this program, as seen from this one."""
 
-    rank: int  # of this process, from 0
-    count: int
+    rank: int = 0  # of this process, from 0
+    count: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -68,14 +68,21 @@ class Processes(NamedTuple):
         """Return what each process passed, by rank; all call it and wait for all.
 
         Args:
-            value: a number or an array, of one shape and dtype in all processes, of at
-                most 32 bits.
+            value: a number or an array, of one shape and dtype in all processes.
         """
+        value = np.asarray(value)
         if self.count == 1:
-            return np.asarray(value)[None]
+            return value[None]
         from jax.experimental import multihost_utils
 
-        return np.asarray(multihost_utils.process_allgather(np.asarray(value)))
+        # As bytes: nothing is cast, whatever the dtype and jax's precision.
+        data = np.frombuffer(value.tobytes(), np.uint8)
+        rows = np.ascontiguousarray(multihost_utils.process_allgather(data))
+        return rows.reshape(-1).view(value.dtype).reshape(self.count, *value.shape)
+
+    def least(self, number: int) -> int:
+        """Return the smallest number that a process passed; all call it and wait."""
+        return int(self.gather(np.int32(number)).min())
 
     def texts(self, text: str) -> list[str]:
         """Return the text of each process, by rank; all call it and wait for all.
@@ -87,17 +94,14 @@ class Processes(NamedTuple):
         """
         if self.count == 1:
             return [text]
-        from jax.experimental import multihost_utils
-
         own = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8)
-        sizes = multihost_utils.process_allgather(np.int32(own.size))
+        sizes = self.gather(np.int32(own.size))
         if not sizes.any():
             return [""] * self.count
         # A power of two, so that few programs are compiled.
         padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
         padded[: own.size] = own
-        rows = multihost_utils.process_allgather(padded)
-        pairs = zip(rows, sizes, strict=True)
+        pairs = zip(self.gather(padded), sizes, strict=True)
         return [row[:n].tobytes().decode(errors="surrogatepass") for row, n in pairs]
 
 

@@ -23,6 +23,10 @@ print(agreed["t"], agreed["n"], agreed["flag"], agreed["a"], mine.any(mine.rank 
       mine.any(False), mine.is_first, mine)
 odd = b"/\\xff".decode(errors="surrogateescape")  # a path that is not UTF-8
 assert mine.texts(odd) == [odd, odd]
+wide = mine.gather(np.array([0.1, 2.0**40]) + mine.rank)  # no bit of 64 is lost
+np.testing.assert_array_equal(wide, [[0.1, 2.0**40], [1.1, 2.0**40 + 1]])
+assert wide.dtype == np.float64
+assert mine.least(3 - mine.rank) == 2
 print(mine.texts(""), mine.texts("ä" * mine.rank), mine.texts(f"of {mine.rank}"))
 """
     first, second = ends(launch(BEGIN + script, 2))

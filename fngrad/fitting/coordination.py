@@ -195,7 +195,7 @@ class Coordination:
 
     def least(self, number: int) -> int:
         """Return the smallest number that a process passed."""
-        return int(np.min(self.processes.gather(np.int32(number))))
+        return self.processes.least(number)
 
     def _told(self, status: Status) -> tuple[Status, np.ndarray]:
         """Tell a status; return that of all together, and who failed how."""

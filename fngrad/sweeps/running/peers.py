@@ -10,14 +10,14 @@ A process that ends takes the others with it, see `fngrad.distributed.initialize
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from fngrad.distributed import processes
+from fngrad.distributed import Processes, processes
 
-TEXT_BYTES = 400  # of an exception, told to the other processes
+TEXT_LENGTH = 400  # of an exception, told to the other processes
 _FINE, _OUT_OF_MEMORY, _FAILED = range(3)
 
 
@@ -33,38 +33,24 @@ class PeerOutOfMemoryError(MemoryError):
     """Memory ran out in another process."""
 
 
-class Peers(NamedTuple):
+class Peers(Processes):
     """The processes of a sweep, as seen from this one."""
 
-    rank: int = 0
-    count: int = 1
+    __slots__ = ()
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process owns the folder and the progress bar."""
-        return self.rank == 0
-
-    def gather(self, array: np.ndarray) -> np.ndarray:
-        """Return the arrays of all processes, (count, ...), whose shapes are equal.
+    def gather(self, value: Any) -> np.ndarray:
+        """Return what each process passed, see `Processes.gather`.
 
         Raises:
             PeerEndedError: if another process has ended.
         """
-        if self.count == 1:
-            return array[None]
-        from jax.experimental import multihost_utils
-
-        # As bytes: nothing is cast, whatever the dtype and jax's precision.
-        data = np.frombuffer(array.tobytes(), np.uint8)
         try:
-            parts = np.asarray(multihost_utils.process_allgather(data))
+            return super().gather(value)
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # of gloo, NCCL
             raise PeerEndedError(
                 "need all processes of the sweep, got no answer of one: what it wrote "
                 "last says why"
             ) from error
-        parts = np.ascontiguousarray(parts).reshape(self.count, -1)
-        return parts.view(array.dtype).reshape(self.count, *array.shape)
 
     def settle(self, error: Exception | None) -> Exception | None:
         """Tell an error, or that there is none; return the one of any process.
@@ -82,11 +68,12 @@ class Peers(NamedTuple):
         worst = int(codes.max())
         if worst == _FINE:
             return None
-        texts = self.gather(_encoded(error))
+        text = "" if error is None else f"{type(error).__name__}: {error}"
+        texts = self.texts(text[:TEXT_LENGTH])
         if code == worst:
             return error
         rank = int(codes.argmax())
-        text = f"process {rank}: {bytes(texts[rank]).rstrip(bytes(1)).decode()}"
+        text = f"process {rank}: {texts[rank]}"
         return PeerFailedError(text) if worst == _FAILED else PeerOutOfMemoryError(text)
 
     def check(self) -> None:
@@ -97,7 +84,7 @@ class Peers(NamedTuple):
     def least(self, number: int) -> int:
         """Return the smallest number that a process passed."""
         self.check()
-        return int(self.gather(np.array(number, np.int32)).min())
+        return super().least(number)
 
     def first(self, number: int) -> int:
         """Return the number that the first process passed."""
@@ -130,9 +117,8 @@ class Peers(NamedTuple):
 
     def from_first(self, text: str) -> str:
         """Return the text that the first process passed."""
-        length = self.first(len(text.encode()))
-        data = np.frombuffer(text.encode().ljust(length, b" ")[:length], np.uint8)
-        return bytes(self.gather(data)[0]).decode()
+        self.check()
+        return self.texts(text)[0]
 
     def check_same(self, described: Any) -> None:
         """Check that all processes train the same sweep.
@@ -147,14 +133,14 @@ class Peers(NamedTuple):
             return
         self.check()
         text = json.dumps(described, sort_keys=True)
-        hashed = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        texts = self.gather(np.frombuffer(hashed, np.uint8))
-        other = np.flatnonzero((texts != texts[0]).any(axis=-1))
-        if other.size:
-            raise ValueError(
-                "need the same sweep, on as many devices, in all processes, got "
-                f"another in process {other[0]} than in process 0"
-            )
+        hashed = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        first, *others = self.texts(hashed)
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise ValueError(
+                    "need the same sweep, on as many devices, in all processes, got "
+                    f"another in process {rank} than in process 0"
+                )
 
 
 def all_peers() -> Peers:
@@ -168,10 +154,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     is_from_jax = isinstance(error, jax.errors.JaxRuntimeError)
     is_full = "resource_exhausted" in text or "out of memory" in text
     return isinstance(error, MemoryError) or (is_from_jax and is_full)
-
-
-def _encoded(error: Exception | None) -> np.ndarray:
-    """Return the text of an error in a fixed number of bytes."""
-    text = "" if error is None else f"{type(error).__name__}: {error}"
-    data = text.encode()[:TEXT_BYTES].decode(errors="ignore").encode()
-    return np.frombuffer(data.ljust(TEXT_BYTES, bytes(1)), np.uint8)
