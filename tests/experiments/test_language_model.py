@@ -5,19 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from drawn_parameters import filled
 
 import experiments.char_transformer as char_transformer
 import experiments.language_model as language_model
 import fngrad as fg
 
 TINY = char_transformer.Size(16, 1, 2, 16, 8, 0.02, 30)
-
-
-def filled(model):
-    """Return parameters drawn here: nothing to compile."""
-    rng = np.random.default_rng(0)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), like)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +28,7 @@ def test_it_has_the_size_that_its_docstring_states():
 @pytest.mark.slow
 def test_every_prompt_is_continued_by_itself(text):
     model = language_model.make_model(TINY, text.vocab_size)
-    params = filled(model)
+    params = filled(model, scale=1.0)
     config = language_model.Config(sample=5, temperature=1e-6, top_p=1.0)
     written = language_model.written(config, model, params, text)
     for prompt, whole in zip(language_model.PROMPTS, written, strict=True):
@@ -48,7 +42,7 @@ def test_every_prompt_is_continued_by_itself(text):
 @pytest.mark.slow
 def test_both_ways_to_write_give_one_text(text):
     model = language_model.make_model(TINY, text.vocab_size)
-    found = language_model.speed(model, filled(model), text.held_out[:16], 8)
+    found = language_model.speed(model, filled(model, scale=1.0), text.held_out[:16], 8)
     assert found.same_text
     assert found.with_cache > 0
     assert found.without_cache > 0

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import filled
 
 import fngrad.layers as layers
 import fngrad.models as models
@@ -38,13 +39,6 @@ def attention(name):
     return layers.multi_head_attention(
         8, 4, head_size=4, causal=True, **ATTENTION[name]
     )
-
-
-def filled(layer):
-    """Return parameters drawn here: nothing to compile."""
-    rng = np.random.default_rng(0)
-    like = jax.eval_shape(layer.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype) / 2, like)
 
 
 def sequence():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_attention as oracles
 import pytest
+from drawn_parameters import filled
 from jax.test_util import check_grads
 
 import fngrad.layers as layers
@@ -49,13 +50,6 @@ CASES = {
 
 def wide(values):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), values)
-
-
-def filled(layer, seed=0):
-    """Return parameters drawn here: nothing to compile."""
-    rng = np.random.default_rng(seed)
-    like = jax.eval_shape(layer.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype) / 2, like)
 
 
 def sequence(length=LENGTH, features=8):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_attention as oracles
 import pytest
+from drawn_parameters import filled
 
 import fngrad as fg
 import fngrad.layers as layers
@@ -17,13 +18,6 @@ import fngrad.tree as tree
 TINY = {"features": 8, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 TOKENS = np.array([3, 1, 4, 1, 5, 9])
 GPT_2 = {"rotary": None, "gated": False, "norm": "layer", "bias": True, "tied": True}
-
-
-def filled(model):
-    """Return parameters drawn here: nothing to compile."""
-    rng = np.random.default_rng(0)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype) / 2, like)
 
 
 def wide(values):

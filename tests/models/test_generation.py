@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import filled
 
 import fngrad as fg
 import fngrad.layers as layers
@@ -15,13 +16,6 @@ from fngrad.models.generation import next_token
 
 VOCAB, COUNT, LONGEST = 7, 9, 14
 PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]])
-
-
-def filled(model):
-    """Return parameters drawn here: nothing to compile."""
-    rng = np.random.default_rng(0)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(s.dtype), like)
 
 
 @functools.cache
@@ -35,7 +29,7 @@ def small():
         window=4,
         tied=True,
     )
-    return model, filled(model)
+    return model, filled(model, scale=1.0)
 
 
 @functools.cache
@@ -69,7 +63,7 @@ def test_greedy_tokens_are_those_of_the_whole_model(name):
         model = models.transformer(
             VOCAB, LONGEST, features=8, num_layers=2, num_heads=2, scan=True
         )
-        params = filled(model)
+        params = filled(model, scale=1.0)
     got = models.generate(model, params, PROMPTS[0], COUNT, temperature=0)
     assert got.dtype == jnp.int32
     expected = continued(model, params, PROMPTS[0], COUNT)
@@ -187,7 +181,7 @@ def test_the_loop_ends_with_the_last_text():
         count=count,
         head=layers.read_out(VOCAB, 8),
     )
-    params = filled(model)
+    params = filled(model, scale=1.0)
     (first,) = models.generate(model, params, PROMPTS[0], 1, temperature=0)
     jax.effects_barrier()
     calls.clear()
@@ -317,6 +311,6 @@ def test_a_model_without_a_cache_is_refused():
     with pytest.raises(TypeError, match="for a cache, got rnn"):
         models.generate(model, model.init(0), np.array([1]), 2, 0)
     longer = models.transformer(VOCAB, 4, features=8)
-    params = filled(longer)
+    params = filled(longer, scale=1.0)
     with pytest.raises(ValueError, match="at most max_length=4 positions, got 5"):
         models.generate(longer, params, np.array([1, 2, 3]), 3, 0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import filled
 from oracles_models import dense, encoder
 
 import fngrad.layers as layers
@@ -18,15 +19,6 @@ from fngrad.layers import initializers
 
 def wide(values):
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), values)
-
-
-def filled(model, scale=0.5):
-    """Return parameters of a model, drawn here: nothing to compile."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype),
-        jax.eval_shape(model.init, jax.random.key(0)),
-    )
 
 
 def paths_of(model):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import filled
 from oracles_models import dense, encoder
 
 import fngrad.layers as layers
@@ -14,12 +15,6 @@ import fngrad.models as models
 import fngrad.tree as tree
 
 TINY = {"features": 4, "num_layers": 2, "num_heads": 2, "hidden_size": 6}
-
-
-def filled(model):
-    rng = np.random.default_rng(0)
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype("f") / 2, like)
 
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
