@@ -18,18 +18,9 @@ import sys
 
 def main(count: int, devices: int, *command: str) -> int:
     """Start the processes and wait for them; return the exit status."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    known = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-    known["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=os.environ | known | {"JAX_PROCESS_ID": str(rank)},
-        )
-        for rank in range(count)
+        subprocess.Popen([sys.executable, *command], env=os.environ | variables)
+        for variables in connecting(count, devices)
     ]
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sent it to all
     signal.signal(signal.SIGTERM, lambda *_: [x.terminate() for x in started] and None)
@@ -39,6 +30,17 @@ def main(count: int, devices: int, *command: str) -> int:
     return next(
         (status if status > 0 else 128 - status for status in ended if status), 0
     )
+
+
+def connecting(count: int, devices: int) -> list[dict[str, str]]:
+    """Return the variables by which each process finds the others and its devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    known = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    known["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    return [known | {"JAX_PROCESS_ID": str(rank)} for rank in range(count)]
 
 
 def told(status: int) -> str:

@@ -1,12 +1,13 @@
 """A script run by several processes on this machine, connected over loopback."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from experiments.launch import connecting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,34 +21,24 @@ class Ended(NamedTuple):
 
 
 def launch(script: str, count: int, *arguments: str, devices: int = 1) -> list:
-    """Start ``count`` processes of a script; return them.
+    """Start ``count`` connected processes of a script; return them.
 
-    More than one are connected by variables.
+    One alone is not connected.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
-        f"--xla_force_host_platform_device_count={devices}",
-    }
-    peers = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(count),
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    each = connecting(count, devices)
+    if count == 1:
+        each = [{"XLA_FLAGS": each[0]["XLA_FLAGS"]}]
     return [
         subprocess.Popen(
             [sys.executable, "-u", "-c", script, *arguments],
-            env=environment
-            | (peers | {"JAX_PROCESS_ID": str(rank)} if count > 1 else {}),
+            env=environment | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
         )
-        for rank in range(count)
+        for variables in each
     ]
 
 
