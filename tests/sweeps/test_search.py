@@ -48,6 +48,11 @@ def whole():
     return searched()
 
 
+def seeded_study(**options):
+    sampler = optuna.samplers.TPESampler(seed=0)
+    return optuna.create_study(sampler=sampler, **options)
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """Count what is compiled."""
@@ -301,7 +306,7 @@ def test_an_error_in_a_later_batch_keeps_the_trials_before(monkeypatch):
 
     monkeypatch.setattr(lane_training, "to_host", broken)
     monkeypatch.setattr(lane_training, "blocks_at_once", lambda devices: 1)
-    study = optuna.create_study()
+    study = seeded_study()
     for scale in (2.0, 1.0, 2.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0):
         study.enqueue_trial({"scale": scale, "rate": 0.2, "size": 1})
     with pytest.warns(UserWarning, match=r"failed with scale=2.0: .*RuntimeError: IN"):
@@ -318,7 +323,7 @@ def test_an_error_in_a_later_batch_keeps_the_trials_before(monkeypatch):
 
 
 def test_trials_of_a_study_of_the_user_fail_with_the_search(monkeypatch):
-    study = optuna.create_study()
+    study = seeded_study()
     interrupt_after(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
         searched(study=study)
@@ -354,17 +359,17 @@ def test_trials_of_a_study_of_the_user_fail_with_the_search(monkeypatch):
             "need a range with bo",
         ),
         (
-            {"study": optuna.create_study(direction="maximize")},
+            {"study": seeded_study(direction="maximize")},
             ValueError,
             r"need a study with direction='minimize', .* got \['maximize'\]",
         ),
         (
-            {"study": optuna.create_study(directions=["minimize"] * 2)},
+            {"study": seeded_study(directions=["minimize"] * 2)},
             ValueError,
             r"got \['minimize', 'minimize'\]",
         ),
         (
-            {"study": optuna.create_study(), "folder": "somewhere"},
+            {"study": seeded_study(), "folder": "somewhere"},
             ValueError,
             "need folder or study, got both: a study has its own storage",
         ),
@@ -386,7 +391,8 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
 
 
 def test_all_combinations_failing_raises_and_tells():
-    study = optuna.create_study()
+    study = seeded_study()
     with pytest.raises(ValueError, match="three does not work"):
         searched(records, study=study, static=STATIC | {"length": [3]})
     assert {t.state for t in study.trials} == {TrialState.FAIL}
+    assert len({t.params["activation"] for t in study.trials}) == 2
