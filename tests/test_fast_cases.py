@@ -1,8 +1,11 @@
 """The table of fast cases names tests that exist, and is made from their times."""
 
 import ast
+import doctest
+import importlib
 import itertools
 import pathlib
+import tomllib
 
 import fast_cases
 import jax
@@ -14,9 +17,16 @@ LAWS = "optimizers/test_laws.py"
 
 def test_every_entry_is_a_test():
     for file, tests in fast_cases.table().items():
+        assert set(tests) <= names(file), file
+
+
+def names(file):
+    """Return the tests of a file, or the examples in a file of the package."""
+    if not file.startswith(fast_cases.PACKAGE):
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
-        there = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-        assert set(tests) <= there, file
+        return {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    return {test.name for test in doctest.DocTestFinder().find(module)}
 
 
 def test_comparisons_with_oracles_stay_whole():
@@ -41,6 +51,15 @@ class Item:
         self.slow = True
 
 
+class Example(Item):
+    """A collected example of a docstring."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.name, self.path = name, TESTS.parent / "fngrad/tree.py"
+        del self.originalname
+
+
 @pytest.fixture(autouse=True)
 def _all_cases(monkeypatch):
     monkeypatch.delenv(fast_cases.FEWER, raising=False)
@@ -56,15 +75,16 @@ def fast(items):
 
 def test_a_sample_of_the_cases_stays_fast(monkeypatch):
     entries = {LAWS: {"test_a": 2, "test_b": 0, "test_c": 9}}
+    entries["fngrad/tree.py"] = {"tree.norm": 0}
     monkeypatch.setattr(fast_cases, "table", lambda: entries)
     items = {test: cases(test, 6) for test in ("test_a", "test_b", "test_c")}
     items["test_d"] = [Item("test_d"), Item("test_d", 1, slow=True)]
-    doctest = object()
-    everything = [doctest, *itertools.chain(*items.values())]
-    assert fast_cases.mark_slow(everything) == 10
+    items["example"] = [Example("tree.norm"), Example("tree.sum")]
+    everything = [*itertools.chain(*items.values())]
+    assert fast_cases.mark_slow(everything) == 11
     assert fast_cases.mark_slow(everything) == 0  # what is slow already is no case
     sizes = {test: len(fast(found)) for test, found in items.items()}
-    assert sizes == {"test_a": 2, "test_b": 0, "test_c": 6, "test_d": 1}
+    assert sizes == {"test_a": 2, "test_b": 0, "test_c": 6, "test_d": 1, "example": 1}
 
 
 def test_other_lines_of_jax_run_a_third_of_the_cases_each(monkeypatch):
@@ -100,11 +120,16 @@ def test_the_table_is_made_from_the_times_of_a_report(tmp_path):
         ("tests.a.test_x", "test_long", 9.0),
         ("tests.a.test_x", "test_short", 0.1),
     ]
-    rows += [("fngrad.tree", "fngrad.tree.norm", 9.0)]
+    rows += [("fngrad.tree", "fngrad.tree.norm", 9.0), ("fngrad.tree", "brief", 0.7)]
     text = "".join(
         f'<testcase classname="{c}" name="{n}" time="{t}"/>' for c, n, t in rows
     )
     report.write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
     many = round(20 * fast_cases.SECONDS / 2.0)
     made = fast_cases.numbers(fast_cases.read(str(report)))
-    assert made == {"a/test_x.py": {"test_few": 1, "test_long": 0, "test_many": many}}
+    assert made == {
+        "a/test_x.py": {"test_few": 1, "test_long": 0, "test_many": many},
+        "fngrad/tree.py": {"fngrad.tree.norm": 0},
+    }
+    table = fast_cases.text(made)
+    assert tomllib.loads(table) == made

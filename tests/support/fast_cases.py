@@ -1,8 +1,9 @@
 """How many cases of an expensive test are fast; the gate runs them all.
 
 ``tests/fast_cases.toml`` holds, for each test whose cases take long together, how many
-of them the fast tests run: a random sample that a new case hardly changes. To make the
-table anew on a quiet machine::
+of them the fast tests run: a random sample that a new case hardly changes. Of a test or
+an example of a docstring that is one case it is 0. To make the table anew on a quiet
+machine::
 
     pytest -n 2 -m "" --junitxml=times.xml
     python tests/support/fast_cases.py times.xml
@@ -26,9 +27,11 @@ import jax
 
 TESTS = pathlib.Path(__file__).parents[1]
 TABLE = TESTS / "fast_cases.toml"
+PACKAGE = "fngrad/"  # in which the examples of docstrings stand
 FEWER = "FNGRAD_FEWER_CASES"
 SECONDS = 0.25  # that the cases of one test may take together
-SINGLE = 1.0  # seconds that a test without cases may take
+SINGLE = 0.5  # seconds that a test without cases may take
+EXAMPLE = 1.0  # seconds that an example of a docstring may take
 # Comparisons with what was computed otherwise stay whole: most faults in arithmetic are
 # found by them.
 ORACLE = re.compile(
@@ -43,7 +46,7 @@ HEADER = """\
 
 
 def table() -> dict[str, dict[str, int]]:
-    """Return the number of fast cases by file and test."""
+    """Return the number of fast cases by file (in ``tests/`` or the root) and test."""
     return tomllib.loads(TABLE.read_text())
 
 
@@ -55,9 +58,9 @@ def mark_slow(items: Iterable[Any]) -> int:
     """
     cases = collections.defaultdict(list)
     for item in items:
-        if hasattr(item, "originalname") and item.get_closest_marker("slow") is None:
-            file = item.path.relative_to(TESTS).as_posix()
-            cases[file, item.originalname].append(item)
+        if item.get_closest_marker("slow") is None:
+            name = getattr(item, "originalname", item.name)  # an example has none
+            cases[_file(item.path), name].append(item)
     numbers, count = table(), 0
     fewer = int(os.environ.get(FEWER, 1))
     for (file, test), found in cases.items():
@@ -68,6 +71,11 @@ def mark_slow(items: Iterable[Any]) -> int:
                 item.add_marker("slow")
                 count += 1
     return count
+
+
+def _file(path: pathlib.Path) -> str:
+    """Return the path as the table has it."""
+    return path.relative_to(TESTS.parent).as_posix().removeprefix("tests/")
 
 
 def _order(item: Any) -> bytes:
@@ -83,7 +91,7 @@ def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str,
         if ORACLE.search(test) and (count > 1 or total < LONG):
             continue
         if count == 1:
-            fit = int(total < SINGLE)
+            fit = int(total < (EXAMPLE if file.startswith(PACKAGE) else SINGLE))
         else:
             fit = max(1, round(count * SECONDS / max(total, SECONDS)))
         if fit < count and total > 1.5 * SECONDS:
@@ -95,10 +103,9 @@ def read(report: str) -> dict[tuple[str, str], list[float]]:
     """Return the seconds of each case from a report of JUnit's kind."""
     times = collections.defaultdict(list)
     for case in ElementTree.parse(report).iter("testcase"):
-        file = case.get("classname", "").replace(".", "/") + ".py"
+        path = TESTS.parent / (case.get("classname", "").replace(".", "/") + ".py")
         test = case.get("name", "").partition("[")[0]
-        if file.startswith("tests/"):
-            times[file.removeprefix("tests/"), test].append(float(case.get("time", 0)))
+        times[_file(path), test].append(float(case.get("time", 0)))
     return times
 
 
@@ -106,9 +113,13 @@ def text(numbers: Mapping[str, Mapping[str, int]]) -> str:
     """Return the table as TOML."""
     parts = [HEADER]
     for file, tests in numbers.items():
-        lines = [f"{test} = {number}\n" for test, number in tests.items()]
+        lines = [f"{_key(test)} = {number}\n" for test, number in tests.items()]
         parts.append(f'["{file}"]\n' + "".join(lines))
     return "\n".join(parts)
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else f'"{name}"'
 
 
 if __name__ == "__main__":
