@@ -1,6 +1,7 @@
 """The rules of floors, purity and style hold, and each of them can fail."""
 
 import ast
+import functools
 import inspect
 import pathlib
 from collections.abc import Callable
@@ -33,12 +34,17 @@ from house_rules import (
     warning_complaints,
 )
 
-SOURCES = {
-    module_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path))
-    for path in python_files("fngrad")
-}
 METHOD_STEPS = "fngrad.steps."
 PACKAGES = {module_of(p) for p in python_files("fngrad") if p.stem == "__init__"}
+
+
+@functools.cache
+def sources() -> dict[str, ast.Module]:
+    """Return the parsed modules of the package by name."""
+    return {
+        module_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path))
+        for path in python_files("fngrad")
+    }
 
 
 def _check(complaints: list[str]) -> None:
@@ -49,8 +55,8 @@ def test_every_module_imports_from_lower_floors_only():
     _check(
         [
             complaint
-            for module, source in SOURCES.items()
-            for complaint in floor_complaints(module, source, set(SOURCES))
+            for module, source in sources().items()
+            for complaint in floor_complaints(module, source, set(sources()))
         ]
     )
 
@@ -62,17 +68,17 @@ def test_every_folder_of_the_package_can_be_found_by_its_init():
 
 def test_no_modules_import_each_other_in_a_circle():
     graph = {
-        module: {name for _, name in imports_of(source, set(SOURCES))} - {module}
-        for module, source in SOURCES.items()
+        module: {name for _, name in imports_of(source, set(sources()))} - {module}
+        for module, source in sources().items()
     }
     _check(list(circle_complaints(graph)))
 
 
 def test_the_lower_floors_are_pure():
-    floors = {m: floor_of(m) for m in SOURCES}
+    floors = {m: floor_of(m) for m in sources()}
     pure = [m for m, f in floors.items() if f is not None and f <= LAST_PURE_FLOOR]
     assert {"fngrad.types", "fngrad.tree", "fngrad.steps.core"} <= set(pure)
-    complaints = {m: list(purity_complaints(m, SOURCES[m])) for m in pure}
+    complaints = {m: list(purity_complaints(m, sources()[m])) for m in pure}
     assert all(complaints[m] for m in IMPURE)
     _check([c for m in pure if m not in IMPURE for c in complaints[m]])
 
@@ -81,17 +87,19 @@ def test_the_lower_floors_are_pure():
     "rule", [computation_complaints, docstring_complaints], ids=lambda f: f.__name__
 )
 def test_the_package_keeps_the_rule(rule: Callable[..., Complaints]):
-    _check([c for module, source in SOURCES.items() for c in rule(module, source)])
+    _check([c for module, source in sources().items() for c in rule(module, source)])
 
 
 def test_every_warning_shows_the_callers_line():
     own = "fngrad.programs.caller_warnings"
-    assert list(warning_complaints(own, SOURCES[own]))
-    _check([c for m in SOURCES if m != own for c in warning_complaints(m, SOURCES[m])])
+    assert list(warning_complaints(own, sources()[own]))
+    _check(
+        [c for m in sources() if m != own for c in warning_complaints(m, sources()[m])]
+    )
 
 
 def test_a_folders_init_only_reexports():
-    _check([c for name in PACKAGES for c in reexport_complaints(name, SOURCES[name])])
+    _check([c for name in PACKAGES for c in reexport_complaints(name, sources()[name])])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +256,7 @@ def test_no_module_shares_its_name_with_a_function_of_the_face():
     import fngrad
 
     functions = {n for n in fngrad.__all__ if not inspect.ismodule(getattr(fngrad, n))}
-    modules = {m for m in SOURCES if m.rpartition(".")[2] in functions}
+    modules = {m for m in sources() if m.rpartition(".")[2] in functions}
     methods = {m for m in modules if m.startswith(("fngrad.optimizers.", METHOD_STEPS))}
     assert modules == methods, "only a method's file has the name of its function"
 
