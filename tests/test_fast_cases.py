@@ -90,18 +90,20 @@ def test_a_sample_of_the_cases_stays_fast(monkeypatch):
 def test_other_lines_of_jax_run_a_third_of_the_cases_each(monkeypatch):
     monkeypatch.setattr(fast_cases, "table", lambda: {LAWS: {"test_a": 9}})
     monkeypatch.setenv(fast_cases.FEWER, "3")
-    run = []
+    run, alone = [], []
     for line in range(3):
         monkeypatch.setattr(jax, "__version_info__", (0, line, 0))
-        found, one = cases("test_a", 12), [Item("test_b")]
-        fast_cases.mark_slow([*found, *one])
-        assert fast(one) == {one[0].name}
+        found, ones = cases("test_a", 12), [Item(f"test_b{i}") for i in range(60)]
+        fast_cases.mark_slow([*found, *ones])
         run.append(fast(found))
+        alone.append(fast(ones))
     monkeypatch.delenv(fast_cases.FEWER)
     everything = cases("test_a", 12)
     fast_cases.mark_slow(everything)
     assert [len(names) for names in run] == [3, 3, 3]
     assert set().union(*run) == fast(everything)
+    assert all(len(names) in range(10, 31) for names in alone)
+    assert sum(map(len, alone)) == len(set().union(*alone)) == 60
 
 
 def test_a_new_case_replaces_at_most_one(monkeypatch):

@@ -8,8 +8,9 @@ machine::
     pytest -n 2 -m "" --junitxml=times.xml
     python tests/support/fast_cases.py times.xml
 
-On its other lines of JAX the gate sets ``FNGRAD_FEWER_CASES=3``: of the fast cases a
-third is run, on each line another one.
+On its other lines of JAX the gate sets ``FNGRAD_FEWER_CASES=3``: a third of the fast
+cases of each test is run, and a third of the tests of one case; on each line another
+third.
 """
 
 import collections
@@ -65,8 +66,8 @@ def mark_slow(items: Iterable[Any]) -> int:
     fewer = int(os.environ.get(FEWER, 1))
     for (file, test), found in cases.items():
         number = numbers.get(file, {}).get(test, len(found))
-        first = jax.__version_info__[1] % min(fewer, max(number, 1))
-        for place, item in enumerate(sorted(found, key=_order)):
+        first = (jax.__version_info__[1] + _order(test)[0]) % fewer
+        for place, item in enumerate(sorted(found, key=lambda item: _order(item.name))):
             if place >= number or place % fewer != first:
                 item.add_marker("slow")
                 count += 1
@@ -78,9 +79,9 @@ def _file(path: pathlib.Path) -> str:
     return path.relative_to(TESTS.parent).as_posix().removeprefix("tests/")
 
 
-def _order(item: Any) -> bytes:
-    """Return a random number of a case, which depends on its name alone."""
-    return hashlib.sha256(item.name.encode("utf-8", "backslashreplace")).digest()
+def _order(name: str) -> bytes:
+    """Return a random number of a case or test, which depends on its name alone."""
+    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
 
 
 def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str, int]]:
