@@ -21,12 +21,14 @@ def stacked(a):
 
 
 def after_updates(optimizer, params, grads):
-    state = optimizer.init(params)
-    for factor in (1.0, -0.5, 0.25):
+    def advance(carry, factor):
+        params, state = carry
         scaled = fg.tree.scale(factor, grads)
         updates, state = optimizer.update(scaled, state, params)
-        params = fg.apply_updates(params, updates)
-    return params, state
+        return (fg.apply_updates(params, updates), state), None
+
+    start = params, optimizer.init(params)
+    return jax.lax.scan(advance, start, jnp.array([1.0, -0.5, 0.25]))[0]
 
 
 def close(a, b):
