@@ -16,7 +16,7 @@ from fngrad.layers.core import (
     float_array_of,
 )
 from fngrad.layers.initializers import Initializer, draw
-from fngrad.layers.layer_tree import Parts, by_position, made_of
+from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.low_rank_adapters import rows
 from fngrad.layers.one_program import plain
 from fngrad.types import Key, Params
@@ -78,7 +78,8 @@ def embedding(
         found = rows(params["weight"], tokens)
         return jnp.where(is_known[..., None], found, jnp.nan)
 
-    return Layer(init, by_position(apply))
+    parts = Parts("embedding", by_position=True, tokens=vocab_size)
+    return Layer(init, made_of(apply, parts))
 
 
 def positional_embedding(

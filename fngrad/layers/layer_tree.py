@@ -49,6 +49,7 @@ class Parts(NamedTuple):
     cached: Callable[[int, Any], Any] | None = None
     weighing: Callable[[], Any] | None = None
     by_position: bool = False  # whether y at a position depends on x there alone
+    tokens: int | None = None  # of x, which are ints in [0, tokens)
 
 
 class Node(NamedTuple):
@@ -125,6 +126,16 @@ def own_children(layer: Any) -> tuple[Child, ...]:
     """Return the children of a layer or of the layer inside of it."""
     parts = parts_of(layer)
     return parts.children if parts.inner is None else own_children(parts.inner)
+
+
+def tokens_of(layer: Any) -> int | None:
+    """Return how many tokens a model knows, if its x go to an embedding at once."""
+    parts = parts_of(layer)
+    if parts.inner is not None:
+        return tokens_of(original(parts.inner))
+    of_x = parts.children[:1] if parts.in_turn else parts.children
+    counts = [parts.tokens, *(tokens_of(original(child.layer)) for child in of_x)]
+    return min((n for n in counts if n is not None), default=None)
 
 
 def abstract_init(layer: Any) -> tuple[Any, Any]:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
@@ -278,7 +277,7 @@ def check_labels(
     index = numerics.integers("labels", labels)
     if index.shape != shape:
         raise ValueError(f"need labels of shape {shape}, got shape {index.shape}")
-    if is_known(labels) and (kept is None or is_known(kept)):
+    if numerics.is_known(labels) and (kept is None or numerics.is_known(kept)):
         values = np.asarray(labels)
         signed = values.astype(np.int64)  # of the unsigned, only 2**63 and up wrap
         is_wrong = (signed < 0) | (signed >= classes)
@@ -289,11 +288,6 @@ def check_labels(
                 f"({wrong.size} of {values.size} labels are out of range)"
             )
     return index
-
-
-def is_known(x: Any) -> bool:
-    """Return whether an array's values can be read: not a tracer, no remote part."""
-    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def _where_masks(

@@ -17,7 +17,6 @@ from fngrad.losses.core import (
     Reduction,
     check_labels,
     floats,
-    is_known,
     keep,
     make_masks,
     reduce,
@@ -162,7 +161,7 @@ def _check_sequences(
     is_out = (labels < 0) | (labels >= classes)
     is_blank = jnp.any(is_label & (labels == blank_id), axis=-1)
     is_gapped = jnp.any(is_label[..., 1:] & ~is_label[..., :-1], axis=-1)
-    if is_known(labels) and is_known(is_label):
+    if numerics.is_known(labels) and numerics.is_known(is_label):
         if np.any(is_blank):
             raise ValueError(f"need labels without the blank, got {blank_id=} in them")
         if np.any(is_gapped):

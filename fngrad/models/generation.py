@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 import fngrad.layers as layers
+import fngrad.layers.layer_tree as layer_tree
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import Layer, check_sizes
@@ -66,7 +66,9 @@ def generate(
         model: `decoder`, `transformer`, or another layer that `layers.cached` takes,
             from tokens of shape ``(length,)`` to logits ``(length, vocab)``.
         params: its parameters.
-        prompt: int, shape ``(length,)`` or ``(batch, length)``, at least one token.
+        prompt: int, shape ``(length,)`` or ``(batch, length)``, at least one token, in
+            [0, vocab). Inside of a program, where nothing can raise, all tokens after
+            another one are -1, see Returns.
         num_tokens: how many to draw, at least 1.
         key: needed unless the temperature is the number 0; prompt i has
             ``fold_in(key, i)``.
@@ -81,12 +83,14 @@ def generate(
 
     Returns:
         int32, shape ``(num_tokens,)`` or ``(batch, num_tokens)``, without the prompt.
+        Where logits are NaN there is no token to draw: it is -1, and so are the next.
 
     Raises:
         TypeError: if the model has no cache, see `layers.cached`.
         ValueError: if the prompt or lengths have another shape or do not hold ints, a
-            number is outside its range, the stop token is not one int, the key is
-            missing, or prompt and tokens do not fit a `positional_embedding`.
+            token of the prompt is not one of the model's `layers.embedding`, a number
+            is outside its range, the stop token is not one int, the key is missing, or
+            prompt and tokens do not fit a `positional_embedding`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,12 +119,14 @@ def generate(
             "need a key to draw tokens, got none; temperature=0 takes the most probable"
         )
     prompts = _prompts(prompt)
+    lengths = _lengths(lengths, prompts)
+    _check_tokens(model, prompt, lengths)
     drawn = _generated(
         model,
         num_tokens,
         params,
         prompts,
-        _lengths(lengths, prompts),
+        lengths,
         numerics.key(0 if key is None else key),
         _Choice(temperature, top_k, top_p),
         stop_token,
@@ -190,7 +196,7 @@ def next_token(
         top_p: likewise.
 
     Returns:
-        int32, shape ().
+        int32, shape (); -1 if a logit is NaN, or all are ``-inf``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -200,13 +206,15 @@ def next_token(
         1
     """
     logits = tree.widen(logits)
+    is_drawable = jnp.max(logits) > -jnp.inf  # false for NaN
     t = numerics.hyper(temperature).astype(logits.dtype)
     # The largest becomes 0, so that no quotient overflows at a low temperature.
     warmed = (logits - jnp.max(logits)) / jnp.where(t > 0, t, 1)
     if top_k is not None or top_p is not None:
         warmed = _most_probable(warmed, top_k, top_p)
     drawn = jax.random.categorical(key, warmed)
-    return jnp.where(t > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+    token = jnp.where(t > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+    return jnp.where(is_drawable, token, jnp.int32(-1))
 
 
 def _most_probable(
@@ -251,14 +259,36 @@ def _check_stop(stop_token: Any) -> None:
 
 def _prompts(prompt: Any) -> jax.Array:
     """Return prompts of shape ``(batch, length)``."""
-    prompt = jnp.asarray(prompt)
+    numerics.check_unmasked("a prompt", prompt)
+    prompt = prompt if hasattr(prompt, "dtype") else np.asarray(prompt)
     is_int = jnp.issubdtype(prompt.dtype, jnp.integer)
     if not is_int or prompt.ndim not in (1, 2) or 0 in prompt.shape:
         raise ValueError(
             "need a prompt of ints, of shape (length,) or (batch, length), with at "
             f"least one token, got {prompt.dtype} of shape {prompt.shape}"
         )
-    return prompt.astype(jnp.int32).reshape(-1, prompt.shape[-1])
+    return numerics.integers("prompt", prompt).reshape(-1, prompt.shape[-1])
+
+
+def _check_tokens(model: Layer, prompt: Any, lengths: jax.Array) -> None:
+    """Raise if a token of a prompt, whose values are known, is not one of the model."""
+    vocab_size = layer_tree.tokens_of(model)
+    if vocab_size is None or not (
+        numerics.is_known(prompt) and numerics.is_known(lengths)
+    ):
+        return
+    tokens = np.atleast_2d(np.asarray(prompt))
+    is_padding = np.arange(tokens.shape[1]) >= np.asarray(lengths)[:, None]
+    is_wrong = ~is_padding & ((tokens < 0) | (tokens >= vocab_size))
+    if not is_wrong.any():
+        return
+    row, at = np.argwhere(is_wrong)[0]
+    of_prompt = f" of prompt {row}" if np.ndim(prompt) == 2 else ""
+    raise ValueError(
+        f"need a prompt of tokens in [0, {vocab_size}), got {tokens[row, at]} at "
+        f"position {at}{of_prompt} ({is_wrong.sum()} of {(~is_padding).sum()} tokens "
+        "are out of range)"
+    )
 
 
 def _lengths(lengths: Any, prompts: jax.Array) -> jax.Array:
@@ -272,8 +302,6 @@ def _lengths(lengths: Any, prompts: jax.Array) -> jax.Array:
             f"need lengths of ints, of shape ({batch},), got {lengths.dtype} of shape "
             f"{lengths.shape}"
         )
-    if not isinstance(lengths, Tracer) and not np.all(
-        (lengths >= 1) & (lengths <= most)
-    ):
+    if numerics.is_known(lengths) and not np.all((lengths >= 1) & (lengths <= most)):
         raise ValueError(f"need lengths in [1, {most}], got {lengths}")
     return jnp.broadcast_to(lengths.astype(jnp.int32), (batch,))

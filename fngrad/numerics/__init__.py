@@ -25,6 +25,7 @@ from fngrad.numerics.checks import (
     check_positive,
     check_unmasked,
     integers,
+    is_known,
 )
 from fngrad.numerics.counters import first_step, next_step
 from fngrad.numerics.gathers import rows
@@ -76,6 +77,7 @@ __all__ = [
     "hypers",
     "integers",
     "inverse_root",
+    "is_known",
     "key",
     "largest_square",
     "magnitudes",

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fngrad.types import Hyper
 
@@ -133,6 +134,11 @@ def integers(name: str, x: Any) -> jax.Array:
         low = max(int(bounds.min), -MAX_STEP)
         narrow = xp.where((low <= x) & (x <= MAX_STEP), narrow, np.int32(-1))
     return jnp.asarray(narrow)
+
+
+def is_known(x: Any) -> bool:
+    """Return whether an array's values can be read: not a tracer, no remote part."""
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 MODES = 'mode="min" or mode="max"'

@@ -12,6 +12,7 @@ from drawn_parameters import filled
 import fngrad as fg
 import fngrad.layers as layers
 import fngrad.models as models
+from fngrad.layers.layer_tree import tokens_of
 from fngrad.models.generation import next_token
 
 VOCAB, COUNT, LONGEST = 7, 9, 14
@@ -168,6 +169,32 @@ def test_it_runs_inside_a_program_of_your_own():
 
 
 @pytest.mark.slow
+def test_tokens_after_an_unknown_one_show_inside_of_a_program():
+    model, params = small()
+    generate = functools.partial(models.generate, model, params, temperature=0)
+    prompts = PROMPTS.copy()
+    prompts[1, 2] = VOCAB
+    got = np.array(jax.jit(lambda prompts: generate(prompts, COUNT))(prompts))
+    np.testing.assert_array_equal(got[0], generated(model, params, PROMPTS)[0])
+    assert np.all(got[1] == -1)
+
+
+def test_only_the_tokens_that_an_embedding_gets_are_checked():
+    table = layers.embedding(VOCAB, 8)
+    ahead = layers.serial(layers.dropout(0.1), layers.serial(table))
+    for model, expected in (
+        (table, VOCAB),
+        (small()[0], VOCAB),
+        (layers.serial(layers.serial(), layers.remat(table)), VOCAB),
+        (layers.parallel(layers.embedding(9, 8), table), VOCAB),
+        (layers.serial(lambda x: x % VOCAB, table), None),
+        (ahead, None),
+        (layers.linear(3, 2), None),
+    ):
+        assert tokens_of(model) == expected, model
+
+
+@pytest.mark.slow
 def test_the_loop_ends_with_the_last_text():
     calls = []
 
@@ -263,6 +290,19 @@ def test_low_temperatures_are_greedy_without_overflow():
     assert int(next_token(ties, jax.random.key(0), temperature=0.0)) == 1
 
 
+@pytest.mark.parametrize("limits", [{}, {"top_k": 2}, {"top_p": 0.5}])
+def test_there_is_no_token_where_logits_are_nan(limits):
+    draw = jax.jit(functools.partial(next_token, **limits))
+    for logits, is_drawable in (
+        ([0.0, np.nan, 1.0], False),
+        ([-np.inf] * 3, False),
+        ([-np.inf, 1.0, -np.inf], True),
+    ):
+        for temperature in (0.0, 1.0):
+            token = draw(jnp.array(logits), jax.random.key(0), temperature=temperature)
+            assert int(token) == (1 if is_drawable else -1)
+
+
 def test_top_k_may_be_an_integer_of_64_bits(x64):
     token = next_token(jnp.asarray(LOGITS), jax.random.key(0), top_k=jnp.asarray(1))
     assert int(token) == 1
@@ -286,6 +326,21 @@ def test_parameters_in_16_bits_and_adapters_generate_too():
     [
         ({"prompt": np.ones(3)}, "need a prompt of ints, of shape (length,) or"),
         ({"prompt": np.ones((2, 0), int)}, "with at least one token, got"),
+        ({"prompt": "abc"}, "need a prompt of ints, of shape (length,) or"),
+        (
+            {"prompt": np.ma.masked_equal([3, 1, 4], 1)},
+            "need a prompt without a mask, got a masked array",
+        ),
+        (
+            {"prompt": np.array([3, 1, VOCAB])},
+            "need a prompt of tokens in [0, 7), got 7 at position 2 (1 of 3 tokens",
+        ),
+        (
+            {"prompt": [[3, 1, 4], [3, -1, -2]]},
+            "got -1 at position 1 of prompt 1 (2 of 6 tokens are out of range)",
+        ),
+        ({"prompt": np.array([2**32 + 3, 1])}, "got 4294967299 at position 0 (1 of"),
+        ({"prompt": np.array([300], np.uint16)}, "got 300 at position 0 (1 of"),
         ({"num_tokens": 0}, "need an int num_tokens >= 1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"top_k": 0}, "need an int top_k >= 1"),
