@@ -42,6 +42,13 @@ def test_points_lie_in_their_ranges(draw):
     assert abs(np.corrcoef(np.log(rate), decay)[0, 1]) < 0.2
 
 
+def test_a_tuple_is_a_choice_unless_it_could_be_the_bounds_of_a_range():
+    for values in ([1, 8], (1, 4, 8), (True, False), (2,), np.array([0.5, 1.0])):
+        drawn = sweeps.random(50, 0, a=values)["a"]
+        assert set(drawn.tolist()) == set(values)
+    assert sweeps.grid(a=(1, 8))["a"].tolist() == [1, 8]
+
+
 @pytest.mark.parametrize("draw", [sweeps.random, sweeps.sobol])
 def test_the_seed_determines_the_points(draw):
     ranges = {"x": sweeps.uniform(0.0, 1.0)}
@@ -101,13 +108,21 @@ def test_sobol_points_are_even():
         (lambda: sweeps.random(0, 0, a=1.0), "need an int n >= 1, got n=0"),
         (lambda: sweeps.random(3, 0), "need at least one hyperparameter, got none"),
         (lambda: sweeps.sobol(2, a=[np.inf]), "got inf at 'a'"),
+        (
+            lambda: sweeps.random(3, 0, rate=(np.float32(0.5), 1)),
+            r"need sweeps.uniform\(0.5, 1\) .* got the tuple rate=\(",
+        ),
+        (lambda: sweeps.sobol(2, a=(0.1, 1.0)), r"got the tuple a=\(0.1, 1.0\)"),
         (lambda: check_points({}), "need at least one column of points"),
         (
             lambda: check_points({"a": np.ones(2), "b": {"c": np.ones(3)}}),
             r"need columns of one length, got {'a': 2, 'b/c': 3}",
         ),
         (lambda: check_points({"a": np.ones(0)}), "need at least one point"),
-        (lambda: check_points({"a": 0.1}), "got a scalar at 'a'"),
+        (
+            lambda: check_points({"a": 0.1}),
+            "got a scalar at 'a': sweeps.grid takes numbers and lists of them",
+        ),
         (lambda: check_points({"a": [0.1]}), "got a scalar at 'a/0'"),
         (lambda: check_points({"a": np.array([1.0, np.nan])}), "got nan at 'a'"),
         (

@@ -166,7 +166,7 @@ def test_a_space_may_be_said_in_ranges_numbers_and_distributions():
         "a": sweeps.uniform(-1.0, 2.0),
         "b": sweeps.log_uniform(0.1, 2.0),
         "c": sweeps.choice([1, 2]),
-        "d": (0.5, 1.0),
+        "d": [0.5, 1.0],
         "e": 3,
         "f": FloatDistribution(0.0, 1.0, step=0.25),
         "g": IntDistribution(1, 9),
@@ -347,6 +347,14 @@ def test_trials_of_a_study_of_the_user_fail_with_the_search(monkeypatch):
         ({"static": {"a": []}}, ValueError, r"need a list of values, .* got a=\[\]"),
         ({"static": {"rate": [1]}}, ValueError, "'rate' in space or in static, got it"),
         ({"static": {"a": [jnp.sin, jnp.sin]}}, ValueError, "differ in their texts"),
+        (
+            {"space": {"a": (1e-4, 0.1)}},
+            ValueError,
+            r"need sweeps.uniform\(0.0001, 0.1\) or sweeps.log_uniform\(0.0001, 0.1\) "
+            r"for a range, or the list \[0.0001, 0.1\] for two values, got the tuple "
+            r"a=\(0.0001, 0.1\)",
+        ),
+        ({"static": {"a": (8, 64)}}, ValueError, r"got the tuple a=\(8, 64\)"),
         ({"space": {"a": ["x", "y"]}}, TypeError, "need numeric points"),
         (
             {"space": {"a": CategoricalDistribution(["x"])}},

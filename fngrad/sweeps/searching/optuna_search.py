@@ -64,8 +64,9 @@ def search(
 
     Args:
         train_fn: as for `fngrad.sweep`.
-        space: name -> `uniform`, `log_uniform`, `choice`, numbers (a choice of them),
-            one number, or a distribution of Optuna whose values are numbers.
+        space: name -> `uniform`, `log_uniform`, `choice`, a list of numbers (a choice
+            of them), one number, or a distribution of Optuna whose values are numbers.
+            A tuple (low, high), a range for others, is refused.
         num_trials: how many trials the result holds, >= 1.
         keys: how many seeds, or typed keys (S,); every trial sees the same ones.
         trials_per_batch: how many trials are asked, trained and told at a time, >= 1.

@@ -139,14 +139,15 @@ def random(n: int, key: int | Key, **ranges: Any) -> dict[str, np.ndarray]:
     Args:
         n: how many, >= 1.
         key: a typed key or an int.
-        ranges: name -> `uniform`, `log_uniform`, `choice`, a sequence of numbers (a
-            choice of them) or one number.
+        ranges: name -> `uniform`, `log_uniform`, `choice`, a list of numbers (a choice
+            of them) or one number.
 
     Returns:
         name -> column, shape (n,).
 
     Raises:
-        ValueError: if n is below 1, or a range is missing or invalid.
+        ValueError: if n is below 1, or a range is missing or invalid, such as a tuple
+            of two numbers.
         TypeError: if a value is not a number.
 
     Example:
@@ -220,7 +221,8 @@ def check_points(points: Any) -> tuple[Any, int]:
         >>> columns, count = check_points({"learning_rate": [0.1, 0.2]})
         Traceback (most recent call last):
         ...
-        ValueError: need columns (points, ...), got a scalar at 'learning_rate/0'
+        ValueError: need columns (points, ...), got a scalar at 'learning_rate/0': \
+sweeps.grid takes numbers and lists of them, sweeps.random ranges
         >>> check_points({"learning_rate": np.array([0.1, 0.2])})[1]
         2
     """
@@ -230,7 +232,10 @@ def check_points(points: Any) -> tuple[Any, int]:
         raise ValueError("need at least one column of points, got an empty tree")
     for path, column in by_path.items():
         if column.ndim == 0:
-            raise ValueError(f"need columns (points, ...), got a scalar at {path!r}")
+            raise ValueError(
+                f"need columns (points, ...), got a scalar at {path!r}: sweeps.grid "
+                "takes numbers and lists of them, sweeps.random ranges"
+            )
     lengths = {path: len(column) for path, column in by_path.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"need columns of one length, got {lengths}")
@@ -280,10 +285,36 @@ def _draw(u: np.ndarray, ranges: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def as_range(name: str, within: Any) -> Range:
-    """Return a range as it is; numbers, or one, as a choice of them."""
+    """Return a range as it is; numbers, or one, as a choice of them.
+
+    Raises:
+        ValueError: if it is a tuple of two numbers, which other libraries take as the
+            bounds of a range.
+    """
     if isinstance(within, Range):
         return within
+    check_no_pair(name, within)
     return choice(_column(name, within).tolist())
+
+
+def check_no_pair(name: str, values: Any) -> None:
+    """Raise if values are a tuple of two numbers.
+
+    Raises:
+        ValueError: if they are.
+    """
+    is_pair = isinstance(values, tuple) and len(values) == 2
+    if is_pair and all(numerics.as_int(v) is not None or _is_float(v) for v in values):
+        low, high = values
+        raise ValueError(
+            f"need sweeps.uniform({low}, {high}) or sweeps.log_uniform({low}, {high}) "
+            f"for a range, or the list [{low}, {high}] for two values, got the tuple "
+            f"{name}={values}"
+        )
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, float | np.floating)
 
 
 def _column(name: str, values: Any) -> np.ndarray:

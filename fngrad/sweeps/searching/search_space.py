@@ -13,7 +13,7 @@ import numpy as np
 
 from fngrad.programs.optional_imports import import_extra
 from fngrad.programs.printed import recorded
-from fngrad.sweeps.searching.points import Range, as_range
+from fngrad.sweeps.searching.points import Range, as_range, check_no_pair
 
 KEPT = (bool, int, float, str, type(None))  # by Optuna, as categories
 
@@ -76,13 +76,14 @@ def search_space(
     """Return the axes of a search.
 
     Args:
-        space: name -> `uniform`, `log_uniform`, `choice`, numbers (a choice of them),
-            one number, or a distribution of Optuna whose values are numbers.
+        space: name -> `uniform`, `log_uniform`, `choice`, a list of numbers (a choice
+            of them), one number, or a distribution of Optuna whose values are numbers.
         static: name -> a list of values of any type, or a distribution of Optuna.
 
     Raises:
         ValueError: if there is no axis in ``space``, a name is in both, a value is not
-            finite, a range has no bounds, static values are missing or have one text.
+            finite, a range has no bounds, static values are missing or have one text,
+            or values are a tuple of two numbers, which could be the bounds of a range.
         TypeError: if one of the two is not a mapping, or a value in ``space`` is not
             a number.
 
@@ -142,6 +143,7 @@ def _static_axis(name: str, values: Any) -> StaticAxis:
         return StaticAxis(values, {}, count)
     if isinstance(values, kinds.CategoricalDistribution):
         return StaticAxis(values, {}, len(values.choices))
+    check_no_pair(name, values)
     if not isinstance(values, list | tuple) or not values:
         raise ValueError(
             "need a list of values, at least one, or an IntDistribution or "
