@@ -57,6 +57,15 @@ def _nearest_pixel(image, i, j):
     return image[min(max(i, 0), height - 1), min(max(j, 0), width - 1)]
 
 
+def moved(degrees, scale, shear, vertical_shear):
+    """Return the matrix of random_affine, by which points of a picture move."""
+    angle, across, up = np.deg2rad([degrees, shear, vertical_shear])
+    turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    upwards = [[1, -np.tan(up)], [0, 1]]
+    to_the_left = [[1, 0], [-np.tan(across), 1]]
+    return scale * np.array(turn) @ upwards @ to_the_left
+
+
 def rotation(degrees):
     """Return the matrix that finds what a counter-clockwise turn brings to a pixel."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

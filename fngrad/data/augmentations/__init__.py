@@ -38,6 +38,7 @@ from fngrad.data.augmentations.rand_augment import (
     rand_augment,
     rand_augment_operations,
 )
+from fngrad.data.augmentations.random_affine import random_affine
 from fngrad.data.augmentations.random_crop import random_crop
 from fngrad.data.augmentations.random_erasing import random_erasing
 from fngrad.data.augmentations.random_resized_crop import random_resized_crop
@@ -69,6 +70,7 @@ __all__ = [
     "posterize",
     "rand_augment",
     "rand_augment_operations",
+    "random_affine",
     "random_crop",
     "random_erasing",
     "random_resized_crop",
@@ -86,6 +88,6 @@ def __dir__() -> list[str]:
 
 
 if not TYPE_CHECKING:  # type checkers report names that are not there
-    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+    from fngrad.programs.missing_names import missing_from as _missing_from
 
     __getattr__ = _missing_from(__name__)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles_images as oracles
 import pytest
+import scipy.ndimage
 import scipy.stats
 
 from fngrad.data import augmentations
@@ -207,6 +208,106 @@ def test_affine_maps_are_those_of_pil_within_rounding(method):
     theirs = Image.fromarray(image).rotate(20, how, fillcolor=7)
     difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int))
     assert difference.max() <= 1
+
+
+SHADES = np.random.default_rng(5).uniform(size=(14, 11)).astype("f")
+CENTER = (np.array(SHADES.shape) - 1) / 2
+PLACE = np.indices(SHADES.shape).transpose(1, 2, 0) - CENTER
+
+
+@jax.jit
+def randomly_mapped(batch, numbers):
+    names = {"images": "*", "fill": np.nan}
+    return augmentations.random_affine(**numbers, **names)(batch, jax.random.key(1))
+
+
+NOTHING = {
+    "degrees": (0.0, 0.0),
+    "translate": (0.0, 0.0),
+    "scale": (1.0, 1.0),
+    "shear": (0.0, 0.0),
+    "vertical_shear": (0.0, 0.0),
+}
+
+
+def affine_maps(count=400, **numbers):
+    """Return matrices (count, 2, 3) that random_affine drew, and images it made.
+
+    Leaves that are selected change alike, so one that holds the coordinates of its
+    pixels tells where each pixel comes from.
+    """
+    batch = {
+        "x": np.broadcast_to(SHADES, (count, *SHADES.shape)),
+        "place": np.broadcast_to(PLACE.astype("f"), (count, *PLACE.shape)),
+    }
+    made = jax.tree.map(np.asarray, randomly_mapped(batch, NOTHING | numbers))
+    # Where no coordinate is cut at an edge.
+    is_inner = (np.abs(made["place"]) < CENTER - 1e-3).all(-1)
+    points = np.concatenate([PLACE, np.ones_like(PLACE[..., :1])], -1)
+    matrices = []
+    for source, inner in zip(made["place"].astype(float), is_inner, strict=True):
+        found = np.linalg.lstsq(points[inner], source[inner], rcond=None)[0].T
+        np.testing.assert_allclose(points[inner] @ found.T, source[inner], atol=1e-4)
+        matrices.append(found)
+    return np.array(matrices), made["x"]
+
+
+def test_random_affine_maps_shear_scale_turn_and_move_in_one_resampling():
+    matrices, made = affine_maps(
+        translate=(0.25, 0.25),
+        degrees=(20.0, 20.0),
+        scale=(0.9, 0.9),
+        shear=(10.0, 10.0),
+        vertical_shear=(-5.0, -5.0),
+    )
+    expected = np.linalg.inv(oracles.moved(20, 0.9, 10, -5))
+    for matrix, image in zip(matrices[:20], made, strict=False):
+        np.testing.assert_allclose(matrix[:, :2], expected, atol=1e-4)
+        # scipy counts from the first pixel; beyond an edge it takes the edge.
+        offset = matrix[:, 2] + CENTER - expected @ CENTER
+        by_scipy = scipy.ndimage.affine_transform(
+            SHADES.astype(float), expected, offset, order=1, mode="nearest"
+        )
+        is_in = np.isfinite(image)
+        source = PLACE @ matrix[:, :2].T + matrix[:, 2]
+        is_expected = (np.abs(source) < np.array(SHADES.shape) / 2).all(-1)
+        np.testing.assert_array_equal(is_in, is_expected)
+        np.testing.assert_allclose(image[is_in], by_scipy[is_in], atol=1e-3)
+    moves = -np.einsum("ij,nj->ni", np.linalg.inv(expected), matrices[:, :, 2])
+    assert np.abs(moves / SHADES.shape).max() <= 0.25 + 1e-4
+    assert len(np.unique(moves[:, 0])) == 400
+
+
+def test_numbers_of_random_affine_maps_are_uniform():
+    def is_uniform(values, low, high):
+        assert low <= values.min() + 1e-3
+        assert values.max() - 1e-3 <= high
+        found = scipy.stats.kstest((values - low) / (high - low), "uniform")
+        return found.pvalue > 1e-3
+
+    matrices, _ = affine_maps(degrees=30.0)
+    assert is_uniform(np.rad2deg(np.arctan2(*matrices[:, 0, 1::-1].T)), -30, 30)
+    matrices, _ = affine_maps(degrees=(10.0, 40.0))
+    assert is_uniform(np.rad2deg(np.arctan2(*matrices[:, 0, 1::-1].T)), 10, 40)
+    matrices, _ = affine_maps(scale=(0.5, 1.5))
+    assert is_uniform(1 / matrices[:, 1, 1], 0.5, 1.5)
+    matrices, _ = affine_maps(shear=(-40.0, 40.0), vertical_shear=(0.0, 20.0))
+    horizontal = np.rad2deg(np.arctan(matrices[:, 1, 0]))
+    vertical = np.rad2deg(np.arctan(matrices[:, 0, 1]))
+    assert is_uniform(horizontal, -40, 40)
+    assert is_uniform(vertical, 0, 20)
+    assert abs(np.corrcoef(horizontal, vertical)[0, 1]) < 0.2
+    matrices, _ = affine_maps(translate=(0.1, 0.3))
+    down, right = -matrices[:, :, 2].T
+    assert is_uniform(right / 11, -0.1, 0.1)
+    assert is_uniform(down / 14, -0.3, 0.3)
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.2
+
+
+def test_a_random_affine_map_of_nothing_is_the_identity():
+    assert (outcomes("random_affine") == IMAGE).all()
+    turned = applied(augmentations.random_affine((90, 90)), IMAGE[None, :, :4])
+    np.testing.assert_allclose(turned[0], np.rot90(IMAGE[:, :4]), rtol=1e-6)
 
 
 # Size of the result, part of the area, ratio; height and width of the box.

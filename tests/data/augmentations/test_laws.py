@@ -19,6 +19,7 @@ MAPS = {
     "color_jitter": augmentations.color_jitter(0.4, 0.4),
     "mixup": augmentations.mixup(1.0, 3),
     "cutmix": augmentations.cutmix(1.0, 3),
+    "random_affine": augmentations.random_affine(20, 0.2, (0.8, 1.2), 10, (-5, 5)),
     "rand_augment": augmentations.rand_augment(
         2, 9.0, [OPERATIONS[name] for name in ("rotate", "contrast", "shear_x")]
     ),
@@ -240,6 +241,32 @@ MISTAKES = {
     "need method to be one of": lambda: augmentations.rand_augment_operations(
         method="cubic"
     ),
+    "need method to be one of .* got method='cubic'": lambda: (
+        augmentations.random_affine(method="cubic")
+    ),
+    "need scale as .low, high., got scale=1.1": lambda: augmentations.random_affine(
+        scale=1.1
+    ),
+    "need scale > 0, got scale=0": lambda: augmentations.random_affine(scale=(0, 1)),
+    "need 0.0 <= degrees <= inf, got degrees=-5": lambda: augmentations.random_affine(
+        -5
+    ),
+    "<= high < inf in degrees=.low, high., got degrees=.5, -5.": lambda: (
+        augmentations.random_affine((5, -5))
+    ),
+    r"need -90.0 < low <= high < 90.0 in shear=\(low, high\), got shear=90": lambda: (
+        augmentations.random_affine(shear=90)
+    ),
+    "need vertical_shear as one number or .low, high., got .1, 2, 3.": lambda: (
+        augmentations.random_affine(vertical_shear=(1, 2, 3))
+    ),
+    "need 0.0 <= translate <= 1.0, got translate=5": lambda: (
+        augmentations.random_affine(translate=(0.1, 5))
+    ),
+    "need translate as one number or two": lambda: augmentations.random_affine(
+        translate=(0.1, 0.1, 0.1)
+    ),
+    "need degrees to be a number": lambda: augmentations.random_affine("10"),
 }
 
 
