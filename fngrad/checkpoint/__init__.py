@@ -1,5 +1,7 @@
 """Checkpoints: written atomically, checked, and restored bit for bit."""
 
+from typing import TYPE_CHECKING
+
 from fngrad.checkpoint.errors import CheckpointError
 from fngrad.checkpoint.manager import Checkpoints
 from fngrad.checkpoint.reading import Saved, latest_step, steps
@@ -28,3 +30,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

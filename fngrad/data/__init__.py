@@ -1,5 +1,7 @@
 """Data sets: arrays in memory, bundled ones, files, and how to split them."""
 
+from typing import TYPE_CHECKING
+
 import fngrad.data.augmentations as augmentations
 from fngrad.data.arrays import windows
 from fngrad.data.bundled import breast_cancer, diabetes, digits
@@ -29,3 +31,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

@@ -114,6 +114,6 @@ def __dir__() -> list[str]:
 
 
 if not TYPE_CHECKING:  # type checkers report names that are not there
-    from fngrad.programs.names_elsewhere import missing_from as _missing_from
+    from fngrad.programs.missing_names import missing_from as _missing_from
 
     __getattr__ = _missing_from(__name__)

@@ -1,268 +1,384 @@
-"""Names of optax, flax, torch and Keras, and what stands for each here.
+"""Names of optax, flax, torch, timm and Keras, and what stands for each here.
 
-A namespace that lacks a name looks it up in this table, by its own ``__getattr__``.
+A table has a line for each thing here, with its names there. Case and underscores do
+not count, nor does an end such as ``Loss``, ``Score`` or ``2d``: see `missing_names`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NoReturn
+from collections.abc import Mapping
 
-_OPTIMIZERS: Mapping[str, str] = {
-    "Adadelta": "fngrad.adadelta",
-    "Adagrad": "fngrad.adagrad",
-    "Adam": "fngrad.adam",
-    "AdamMini": "fngrad.adam_mini",
-    "AdamW": "fngrad.adamw",
-    "AdamWScheduleFree": "fngrad.schedule_free_adamw",
-    "Adamax": "fngrad.adamax",
-    "CAME": "fngrad.came",
-    "Kron": "fngrad.kron",
-    "LaProp": "fngrad.laprop",
-    "LBFGS": "fngrad.steps.line_search with fngrad.lbfgs()",
-    "Lion": "fngrad.lion",
-    "MARS": "fngrad.mars",
-    "NAdam": "fngrad.nadam",
-    "RAdam": "fngrad.radam",
-    "RAdamScheduleFree": "fngrad.schedule_free_radam",
-    "RMSprop": "fngrad.rmsprop",
-    "Rprop": "fngrad.rprop",
-    "SGD": "fngrad.sgd",
-    "SGDScheduleFree": "fngrad.schedule_free_sgd",
-    "StableAdamW": "fngrad.stable_adamw",
+_ROOT: Mapping[str, str] = {
+    "fngrad.Transform": "GradientTransformation",
+    "fngrad.accumulate": "MultiSteps apply_every",
+    "fngrad.adamax with weight_decay=": "adamaxw",
+    "fngrad.adaptive_clip": "adaptive_grad_clip",
+    "fngrad.average_params, or fngrad.ema_params in a chain": (
+        "AveragedModel SWA polyak_averaging"
+    ),
+    "fngrad.cautious(fngrad.adamw(...))": "CAdamW cautious_adamw",
+    "callbacks=[fn] of fngrad.fit, fn(step, state, metrics)": "Callback",
+    "fngrad.central_differences": "finite_differences",
+    "fngrad.central_differences, or fngrad.evolution_strategy": "SPSA",
+    "fngrad.chain(fngrad.add_noise(...), fngrad.sgd(...))": "noisy_sgd",
+    "fngrad.checkpoint.load_safetensors": "load_file",
+    "fngrad.checkpoint.restore": "load load_state_dict restore",
+    "fngrad.checkpoint.save": "save state_dict",
+    "fngrad.checkpoint.save_safetensors": "save_file",
+    "fngrad.clip in a chain": "clip_grad_value_",
+    "fngrad.clip_by_global_norm in a chain": "clip_grad_norm_",
+    "fngrad.data.from_arrays, or from_source for data on disk": "DataLoader",
+    "fngrad.data.standardize": "normalize",
+    "fngrad.describe": "print_trainable_parameters",
+    "fngrad.ema_params in a chain": (
+        "EMA ExponentialMovingAverage ModelEma ModelEmaV2 ModelEmaV3 SwapEMAWeights"
+    ),
+    "fngrad.evolution_strategy": "evolution_strategies OpenES",
+    "fngrad.export": "torch_export onnx",
+    "fngrad.fit": "Trainer",
+    "fngrad.fit(keep_best=..., checkpoint_dir=...)": "ModelCheckpoint",
+    "fngrad.freeze": "set_to_zero",
+    "fngrad.kron": "PSGD PSGDKron",
+    "fngrad.layerwise": "layer_decay layerwise_lr_decay param_groups_layer_decay",
+    "fngrad.gradual_unfreezing": "unfreeze BaseFinetuning",
+    "fngrad.lora": "LoraConfig LoraModel PeftModel get_peft_model",
+    "fngrad.lora, whose merged gives one matrix": "merge_and_unload",
+    "fngrad.make_step(precision=)": "autocast GradScaler",
+    "fngrad.models.generate": "generate",
+    "fngrad.muonh, or fngrad.adamh": "hyperball",
+    "fngrad.mup": "set_base_shapes make_base_shapes MuReadout",
+    "fngrad.mup with fngrad.adam": "MuAdam",
+    "fngrad.mup with fngrad.adamw": "MuAdamW",
+    "fngrad.mup with fngrad.sgd": "MuSGD",
+    "fngrad.nadam with weight_decay=": "nadamw",
+    "fngrad.orthogonalize": "newton_schulz polar_express",
+    "fngrad.partition": "multi_transform",
+    "fngrad.projections.l2_ball in fngrad.project": "MaxNorm",
+    "fngrad.projections.l2_sphere in fngrad.project": "UnitNorm",
+    "fngrad.projections.non_negative in fngrad.project": "NonNeg",
+    "fngrad.project(fngrad.projections.non_negative)": "keep_params_nonnegative",
+    "fngrad.scale_by_kron": "scale_by_psgd",
+    "fngrad.skip_nonfinite": "apply_if_finite skip_not_finite zero_nans",
+    "fngrad.steps.average_model_state": "update_bn ema_model_state",
+    "fngrad.steps.differentially_private": (
+        "PrivacyEngine make_private differentially_private_aggregate "
+        "per_example_global_norm_clip per_example_layer_norm_clip"
+    ),
+    "fngrad.steps.differentially_private with fngrad.adam": "dp_adam",
+    "fngrad.steps.differentially_private with fngrad.sgd": "dpsgd",
+    "fngrad.steps.line_search with fngrad.lbfgs()": "LBFGS",
+    "fngrad.steps.polyak": "polyak_sgd",
+    "fngrad.steps.sam": "SAM",
+    "fngrad.steps.skip_spikes": "skip_large_updates",
+    "fngrad.sweeps.learning_rate_range_test": "lr_find",
+    "fngrad.sweeps.search": "Tuner create_study",
+    "fngrad.sweeps.grid for fngrad.sweep": "grid_search",
+    "fngrad.sweeps.random for fngrad.sweep": "random_search",
+    "fngrad.tree.average, or fngrad.ema_params in a chain": (
+        "incremental_update soft_update target_update"
+    ),
+    "fngrad.tree.norm": "global_norm",
+    "fngrad.tree.where(step % period == 0, new, old)": "periodic_update",
+    "fngrad.tunable": "inject_hyperparams",
+    "fngrad.sophia with fngrad.steps.sophia": "SophiaG",
+    "jax.grad": "grad",
+    "jax.jit": "jit",
+    "jax.lax.stop_gradient": "no_grad",
+    "jax.tree.map": "tree_map",
+    "jax.value_and_grad": "value_and_grad",
+    "jax.vmap": "vmap",
+    "weight_decay= of a rule, or fngrad.add_decayed_weights": (
+        "weight_decay decoupled_weight_decay"
+    ),
+}
+_SCHEDULE_FREE: Mapping[str, str] = {
+    "fngrad.schedule_free_adamw": "AdamWScheduleFree ScheduleFreeAdamW",
+    "fngrad.schedule_free_radam": "RAdamScheduleFree",
+    "fngrad.schedule_free_sgd": "SGDScheduleFree",
 }
 _LOSSES: Mapping[str, str] = {
-    "BCEWithLogitsLoss": "fngrad.losses.sigmoid_binary_cross_entropy",
-    "CrossEntropyLoss": "fngrad.losses.softmax_cross_entropy_with_integer_labels",
-    "L1Loss": "fngrad.losses.absolute_error",
-    "GaussianNLLLoss": "fngrad.losses.gaussian_nll, which takes log variances",
-    "KLDivLoss": "fngrad.losses.kl_divergence",
-    "MSELoss": "fngrad.losses.squared_error",
-    "SmoothL1Loss": "fngrad.losses.smooth_l1",
-    "TripletMarginLoss": "fngrad.losses.triplet",
-    "bce_with_logits": "fngrad.losses.sigmoid_binary_cross_entropy",
-    "binary_cross_entropy_with_logits": "fngrad.losses.sigmoid_binary_cross_entropy",
-    "cross_entropy": "fngrad.losses.softmax_cross_entropy_with_integer_labels",
-    "ctc_loss": "fngrad.losses.ctc",
-    "dice_loss": "fngrad.losses.dice",
-    "huber_loss": "fngrad.losses.huber",
-    "kl_div": "fngrad.losses.kl_divergence",
-    "l1_loss": "fngrad.losses.absolute_error",
-    "l2_loss": "half of fngrad.losses.squared_error",
-    "mse": "fngrad.losses.squared_error",
-    "mse_loss": "fngrad.losses.squared_error",
-    "multiclass_sparsemax_loss": "fngrad.losses.sparsemax of one-hot labels",
-    "ntxent": "fngrad.losses.info_nce",
-    "pinball": "fngrad.losses.quantile",
-    "poly_loss_cross_entropy": "fngrad.losses.poly_cross_entropy",
-    "ranking_softmax_loss": "fngrad.losses.ranking_softmax",
-    "sigmoid_focal_loss": "fngrad.losses.focal",
-    "smooth_l1_loss": "fngrad.losses.smooth_l1",
-    "sparse_categorical_crossentropy": (
-        "fngrad.losses.softmax_cross_entropy_with_integer_labels"
+    "fngrad.losses.absolute_error": "L1 MAE mean_absolute_error",
+    "fngrad.losses.cosine_distance": "CosineEmbedding CosineSimilarity",
+    "fngrad.losses.focal": "sigmoid_focal BinaryFocalCrossentropy",
+    "fngrad.losses.focal_tversky with gamma=1.0": "Tversky",
+    "fngrad.losses.gaussian_nll, which takes log variances": "GaussianNLL",
+    "fngrad.losses.info_nce": "ntxent",
+    "fngrad.losses.info_nce, or fngrad.losses.triplet": "contrastive",
+    "fngrad.losses.kl_divergence": "KLDiv convex_kl_divergence",
+    "fngrad.losses.kl_divergence of softened logits": "distillation",
+    "fngrad.losses.poly_cross_entropy": "poly poly1 poly_loss_cross_entropy",
+    "fngrad.losses.quantile": "pinball",
+    "fngrad.losses.ranking_softmax": "ListNet",
+    "fngrad.losses.sigmoid_binary_cross_entropy": (
+        "BCE BCEWithLogits binary_cross_entropy binary_cross_entropy_with_logits "
     ),
-    "triplet_margin_loss": "fngrad.losses.triplet",
+    "fngrad.losses.softmax_cross_entropy": (
+        "categorical_crossentropy SoftTargetCrossEntropy safe_softmax_cross_entropy "
+        "softmax_cross_entropy_with_logits"
+    ),
+    "fngrad.losses.softmax_cross_entropy_with_integer_labels": (
+        "CrossEntropy NLL sparse_categorical_crossentropy"
+    ),
+    "fngrad.losses.sparsemax of one-hot labels": "multiclass_sparsemax",
+    "fngrad.losses.squared_error": "MSE mean_squared_error",
+    "fngrad.losses.triplet": "TripletMargin",
+    "half of fngrad.losses.squared_error": "l2",
+    "jax.nn.one_hot": "one_hot",
+    "label_smoothing= of fngrad.losses.softmax_cross_entropy": (
+        "label_smoothing LabelSmoothingCrossEntropy"
+    ),
 }
 _METRICS: Mapping[str, str] = {
-    "AUROC": "fngrad.metrics.roc_auc",
-    "Accuracy": "fngrad.metrics.accuracy",
-    "F1Score": "fngrad.metrics.f_beta",
-    "JaccardIndex": "fngrad.metrics.iou",
-    "MeanIoU": "fngrad.metrics.iou",
-    "MeanMetric": "fngrad.metrics.Mean",
-    "auroc": "fngrad.metrics.roc_auc",
-    "balanced_accuracy": "fngrad.metrics.recall, the mean over classes",
-    "cohen_kappa_score": "fngrad.metrics.cohen_kappa",
-    "f1": "fngrad.metrics.f_beta",
-    "f1_score": "fngrad.metrics.f_beta",
-    "jaccard_score": "fngrad.metrics.iou",
-    "matthews_corrcoef": "fngrad.metrics.matthews",
-    "rmse": "fngrad.metrics.Derived of fngrad.metrics.mean_squared_error",
-    "roc_auc_score": "fngrad.metrics.roc_auc",
+    "a dict of fngrad.metrics, for metric_fn=": "MetricCollection MultiMetric",
+    "fngrad.metrics.Derived of fngrad.metrics.mean_squared_error": (
+        "rmse RootMeanSquaredError"
+    ),
+    "fngrad.metrics.Accumulator": "Metric",
+    "fngrad.metrics.Mean": "MeanMetric Average",
+    "fngrad.metrics.average_precision": "pr_auc",
+    "fngrad.metrics.bits_per_character": "bpc",
+    "fngrad.metrics.calibration_error": "ece expected_calibration_error",
+    "fngrad.metrics.cohen_kappa": "kappa",
+    "fngrad.metrics.f_beta": "f1",
+    "fngrad.metrics.iou": "jaccard JaccardIndex MeanIoU",
+    "fngrad.metrics.matthews": "mcc MatthewsCorrCoef",
+    "fngrad.metrics.maximum_calibration_error": "mce",
+    "fngrad.metrics.mean_absolute_error": "mae",
+    "fngrad.metrics.mean_absolute_percentage_error": "mape",
+    "fngrad.metrics.mean_squared_error": "mse",
+    "fngrad.metrics.ndcg": "RetrievalNormalizedDCG",
+    "fngrad.metrics.pearson": "PearsonCorrCoef pearsonr",
+    "fngrad.metrics.psnr": "PeakSignalNoiseRatio",
+    "fngrad.metrics.recall": "sensitivity",
+    "fngrad.metrics.recall, the mean over classes": "balanced_accuracy",
+    "fngrad.metrics.roc_auc": "AUROC auc",
+    "fngrad.metrics.spearman": "SpearmanCorrCoef spearmanr",
+    "fngrad.metrics.ssim": (
+        "StructuralSimilarityIndexMeasure structural_similarity "
+        "MultiScaleStructuralSimilarityIndexMeasure"
+    ),
+    "fngrad.metrics.top_k_accuracy": "TopKCategoricalAccuracy",
 }
 _SCHEDULES: Mapping[str, str] = {
-    "CosineAnnealingLR": "fngrad.schedules.cosine",
-    "CosineAnnealingWarmRestarts": "fngrad.schedules.cosine_restarts",
-    "CosineDecay": "fngrad.schedules.cosine",
-    "ExponentialLR": "fngrad.schedules.exponential",
-    "MultiStepLR": "fngrad.schedules.piecewise_constant",
-    "OneCycleLR": "fngrad.schedules.one_cycle",
-    "ReduceLROnPlateau": "fngrad.steps.plateau",
-    "StepLR": "fngrad.schedules.piecewise_constant",
-    "constant_schedule": "fngrad.schedules.constant",
-    "cosine_decay_schedule": "fngrad.schedules.cosine",
-    "cosine_onecycle_schedule": "fngrad.schedules.one_cycle",
-    "exponential_decay": "fngrad.schedules.exponential",
-    "join_schedules": "fngrad.schedules.join",
-    "linear_schedule": "fngrad.schedules.linear",
-    "piecewise_constant_schedule": "fngrad.schedules.piecewise_constant",
-    "polynomial_schedule": "fngrad.schedules.polynomial",
-    "sgdr_schedule": "fngrad.schedules.cosine_restarts",
-    "warmup_cosine_decay_schedule": "fngrad.schedules.warmup_cosine",
+    "fngrad.schedules.constant": "constant_schedule",
+    "fngrad.schedules.cosine": (
+        "CosineAnnealingLR CosineDecay cosine_decay_schedule cosine_annealing"
+    ),
+    "fngrad.schedules.cosine_restarts": (
+        "CosineAnnealingWarmRestarts CosineDecayRestarts sgdr_schedule"
+    ),
+    "fngrad.schedules.exponential": "ExponentialLR ExponentialDecay",
+    "fngrad.schedules.inverse_sqrt": "Noam NoamLR",
+    "fngrad.schedules.join": "join_schedules SequentialLR",
+    "fngrad.schedules.join of fngrad.schedules.linear and another": (
+        "linear_warmup warmup_constant_schedule"
+    ),
+    "fngrad.schedules.linear": "linear_schedule LinearLR",
+    "fngrad.schedules.one_cycle": "OneCycleLR cosine_onecycle_schedule",
+    "fngrad.schedules.piecewise_constant": (
+        "MultiStepLR StepLR step_decay piecewise_constant_schedule "
+        "PiecewiseConstantDecay"
+    ),
+    "fngrad.schedules.polynomial": "polynomial_schedule PolynomialDecay",
+    "fngrad.schedules.warmup_cosine": (
+        "warmup_cosine_decay_schedule get_cosine_schedule_with_warmup "
+        "cosine_schedule_with_warmup"
+    ),
+    "fngrad.schedules.warmup_stable_decay": "WSD warmup_stable_decay_schedule",
+    "fngrad.steps.plateau": "ReduceLROnPlateau",
 }
 _PROJECTIONS: Mapping[str, str] = {
-    "MaxNorm": "fngrad.projections.l2_ball in fngrad.project",
-    "NonNeg": "fngrad.projections.non_negative in fngrad.project",
-    "UnitNorm": "fngrad.projections.l2_sphere in fngrad.project",
-    "keep_params_nonnegative": "fngrad.project(fngrad.projections.non_negative)",
-    "projection_box": "fngrad.projections.box",
-    "projection_hypercube": "fngrad.projections.box(x, 0.0, scale)",
-    "projection_l1_ball": "fngrad.projections.l1_ball",
-    "projection_l2_ball": "fngrad.projections.l2_ball",
-    "projection_l2_sphere": "fngrad.projections.l2_sphere",
-    "projection_linf_ball": "fngrad.projections.linf_ball",
-    "projection_non_negative": "fngrad.projections.non_negative",
-    "projection_simplex": "fngrad.projections.simplex",
+    "fngrad.projections.box": "projection_box clip",
+    "fngrad.projections.box(x, 0.0, scale)": "projection_hypercube hypercube",
+    "fngrad.projections.l1_ball": "projection_l1_ball l1",
+    "fngrad.projections.l2_ball": "projection_l2_ball l2 MaxNorm",
+    "fngrad.projections.l2_sphere": "projection_l2_sphere UnitNorm",
+    "fngrad.projections.linf_ball": "projection_linf_ball",
+    "fngrad.projections.non_negative": "projection_non_negative NonNeg",
+    "fngrad.projections.simplex": "projection_simplex probability_simplex",
 }
 _AUGMENTATIONS: Mapping[str, str] = {
-    "ColorJitter": "fngrad.data.augmentations.color_jitter",
-    "Compose": "fngrad.data.augmentations.serial",
-    "CutMix": "fngrad.data.augmentations.cutmix",
-    "MixUp": "fngrad.data.augmentations.mixup",
-    "Mixup": "fngrad.data.augmentations.mixup",
-    "RandAugment": "fngrad.data.augmentations.rand_augment",
-    "RandomChoice": "fngrad.data.augmentations.one_of",
-    "RandomCrop": "fngrad.data.augmentations.random_crop",
-    "RandomErasing": "fngrad.data.augmentations.random_erasing",
-    "RandomFlip": "fngrad.data.augmentations.horizontal_flip, or vertical_flip",
-    "RandomHorizontalFlip": "fngrad.data.augmentations.horizontal_flip",
-    "RandomResizedCrop": "fngrad.data.augmentations.random_resized_crop",
-    "RandomRotation": "fngrad.data.augmentations.per_image with rotate",
-    "RandomVerticalFlip": "fngrad.data.augmentations.vertical_flip",
-    "label_smoothing": "label_smoothing= of fngrad.losses.softmax_cross_entropy",
+    "fngrad.data.augmentations.adjust_brightness": "RandomBrightness",
+    "fngrad.data.augmentations.adjust_contrast": "RandomContrast",
+    "fngrad.data.augmentations.adjust_saturation(image, 0.0)": "RandomGrayscale",
+    "fngrad.data.augmentations.cutout": "CoarseDropout",
+    "fngrad.data.augmentations.horizontal_flip": (
+        "RandomHorizontalFlip hflip random_flip_left_right"
+    ),
+    "fngrad.data.augmentations.horizontal_flip, or vertical_flip": "RandomFlip",
+    "fngrad.data.augmentations.one_of": "RandomChoice",
+    "fngrad.data.augmentations.rand_augment": "AutoAugment TrivialAugmentWide",
+    "fngrad.data.augmentations.random_affine": (
+        "RandomRotation RandomTranslation RandomZoom RandomShear random_rotate "
+        "random_translate ShiftScaleRotate"
+    ),
+    "fngrad.data.augmentations.random_crop(padding=...)": (
+        "pad_and_crop random_crop_and_pad"
+    ),
+    "fngrad.data.augmentations.serial": "Compose",
+    "fngrad.data.augmentations.vertical_flip": "RandomVerticalFlip vflip",
+    "fngrad.data.standardize": "Normalize",
+    "jax.image.resize in fngrad.data.augmentations.per_image": "Resize",
+    "label_smoothing= of fngrad.losses.softmax_cross_entropy": "label_smoothing",
+}
+_DATA: Mapping[str, str] = {
+    "fngrad.data.Dataset.map": "map",
+    "fngrad.data.augmentations": "augment transforms",
+    "fngrad.data.digits": "load_digits",
+    "fngrad.data.from_arrays": ("TensorDataset ArrayDataset from_tensor_slices loader"),
+    "fngrad.data.from_arrays, or from_source for data on disk": "DataLoader",
+    "fngrad.data.from_arrays(..., shuffle=True)": "shuffle",
+    "fngrad.data.idx_files of its files": "mnist",
+    "fngrad.data.split": "random_split train_test_split",
+    "fngrad.data.standardize": "Normalize StandardScaler",
+}
+_LAYERS: Mapping[str, str] = {
+    "alibi=True of fngrad.layers.multi_head_attention": "ALiBi",
+    "fngrad.layers.adaptive_avg_pool": "AdaptiveAvgPool2d",
+    "fngrad.layers.adaptive_max_pool": "AdaptiveMaxPool2d",
+    "fngrad.layers.avg_pool": "AveragePooling2D",
+    "fngrad.layers.batch_norm": "BatchNormalization",
+    "fngrad.layers.bidirectional with fngrad.layers.lstm": "BiLSTM",
+    "fngrad.layers.conv with groups=in_channels": "DepthwiseConv2D",
+    "fngrad.layers.conv_transpose": "Conv2DTranspose",
+    "fngrad.layers.drop_path": "StochasticDepth",
+    "fngrad.layers.embedding": "Embed",
+    "fngrad.layers.group_norm with a group per channel": "InstanceNorm",
+    "fngrad.layers.gru, or fngrad.layers.lstm": "RNN",
+    "fngrad.layers.global_avg_pool": "GlobalAveragePooling2D",
+    "fngrad.layers.global_max_pool": "GlobalMaxPooling2D",
+    "fngrad.layers.init_cache, for fngrad.layers.cached": "KVCache DynamicCache",
+    "fngrad.layers.layer_norm": "LayerNormalization",
+    "fngrad.layers.linear": "Dense",
+    "fngrad.layers.lstm_cell": "OptimizedLSTMCell",
+    "fngrad.layers.max_pool": "MaxPooling2D",
+    "fngrad.layers.multi_head_attention": (
+        "SelfAttention MultiHeadDotProductAttention Attention"
+    ),
+    "fngrad.layers.multi_head_attention with num_kv_heads=": (
+        "GroupedQueryAttention GroupQueryAttention"
+    ),
+    "fngrad.layers.multi_head_attention with window=": "sliding_window_attention",
+    "fngrad.layers.positional_embedding": "PositionalEncoding",
+    "fngrad.layers.remat": "checkpoint",
+    "fngrad.layers.repeat": "scan",
+    "fngrad.layers.rotary": (
+        "RotaryEmbedding RotaryPositionalEmbeddings RoPE apply_rotary_pos_emb"
+    ),
+    "fngrad.layers.serial": "Sequential chain",
+    "fngrad.layers.serial()": "Identity",
+    "fngrad.layers.serial, where any function of x is a layer": "Lambda",
+    "fngrad.layers.spectral_norm": "SpectralNormalization",
+    "fngrad.layers.swiglu(activation=jax.nn.gelu)": "GEGLU",
+    "fngrad.layers.swiglu(activation=jax.nn.sigmoid)": "GLU",
+    "fngrad.layers.tied": "tie_weights",
+    "fngrad.layers.weight_norm": "WeightNormalization",
+    "fngrad.lora, on the parameters of any model": "LoRALinear LoRALayer",
+    "fngrad.models.transformer": "TransformerEncoderLayer TransformerBlock",
+    "jax.nn.dot_product_attention": "scaled_dot_product_attention",
+    "jax.nn.gelu, which is a layer, as any function": "gelu",
+    "jax.nn.leaky_relu, which is a layer, as any function": "LeakyReLU",
+    "jax.nn.relu, which is a layer, as any function": "ReLU",
+    "jax.nn.sigmoid, which is a layer, as any function": "sigmoid",
+    "jax.nn.silu, which is a layer, as any function": "SiLU swish",
+    "jax.nn.softmax, which is a layer, as any function": "softmax",
+    "jax.numpy.tanh, which is a layer, as any function": "tanh",
+}
+_INITIALIZERS: Mapping[str, str] = {
+    "fngrad.layers.initializers.glorot_normal": "xavier_normal_",
+    "fngrad.layers.initializers.glorot_uniform": "xavier_uniform_",
+    "fngrad.layers.initializers.he_normal": "kaiming_normal_",
+    "fngrad.layers.initializers.he_uniform": "kaiming_uniform_",
+    "fngrad.layers.initializers.normal": "RandomNormal",
+    "fngrad.layers.initializers.ones": "ones_init",
+    "fngrad.layers.initializers.truncated_normal": "trunc_normal_",
+    "fngrad.layers.initializers.uniform": "RandomUniform",
+    "fngrad.layers.initializers.zeros": "zeros_init",
 }
 _MODELS: Mapping[str, str] = {
-    "ViT": "fngrad.models.vision_transformer",
-    "gpt2": "fngrad.models.decoder",
-    "gru": "fngrad.models.rnn",
-    "llama": "fngrad.models.decoder",
-    "lstm": "fngrad.models.rnn",
-    "mistral": "fngrad.models.decoder",
-    "resnet18": "fngrad.models.resnet",
-    "resnet50": "fngrad.models.resnet",
-    "vit": "fngrad.models.vision_transformer",
+    "fngrad.models.cnn": "LeNet",
+    "fngrad.models.decoder": "gpt gpt2 llama mistral LlamaForCausalLM LanguageModel",
+    "fngrad.models.generate": "sample",
+    "fngrad.models.logistic": "LogisticRegression",
+    "fngrad.models.resnet": "resnet18 resnet34 resnet50 resnet101 resnet152",
+    "fngrad.models.rnn": "gru lstm",
+    "fngrad.models.vision_transformer": (
+        "ViT vit_b_16 vit_base_patch16_224 vit_small_patch16_224"
+    ),
 }
-_OUR_LOSSES = (  # in optax, at the root
-    "sigmoid_binary_cross_entropy",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_with_integer_labels",
-)
+_SWEEPS: Mapping[str, str] = {
+    "fngrad.sweeps.choice": "categorical",
+    "fngrad.sweeps.choice, or static={name: [values]} of fngrad.sweeps.search": (
+        "suggest_categorical"
+    ),
+    "fngrad.sweeps.grid": "grid_search",
+    "fngrad.sweeps.learning_rate_range_test": "lr_find LRFinder",
+    "fngrad.sweeps.log_uniform": "suggest_loguniform",
+    "fngrad.sweeps.population_based_training": "PBT",
+    "fngrad.sweeps.random": "random_search",
+    "fngrad.sweeps.search": "create_study optimize TPE TPESampler BayesianOptimization",
+    "fngrad.sweeps.successive_halving": (
+        "ASHA ASHAScheduler Hyperband HyperbandPruner SuccessiveHalvingPruner"
+    ),
+    "fngrad.sweeps.sweep": "run tune",
+    "fngrad.sweeps.uniform, or log_uniform": "suggest_float suggest_uniform",
+    "an IntDistribution of Optuna in space= of fngrad.sweeps.search": (
+        "suggest_int randint quniform"
+    ),
+    "those of Optuna in space= of fngrad.sweeps.search": (
+        "FloatDistribution IntDistribution CategoricalDistribution"
+    ),
+}
+_STEPS: Mapping[str, str] = {
+    "fngrad.skip_nonfinite": "apply_if_finite",
+    "fngrad.steps.differentially_private": "dpsgd PrivacyEngine",
+    "fngrad.steps.line_search": "zoom_linesearch backtracking_linesearch",
+    "fngrad.steps.line_search with fngrad.lbfgs()": "lbfgs",
+    "fngrad.steps.plateau": "ReduceLROnPlateau reduce_on_plateau",
+    "fngrad.steps.polyak": "polyak_sgd",
+    "fngrad.steps.sam with adaptive=True": "asam",
+    "fngrad.steps.skip_spikes": "skip_large_updates",
+}
+_TREE: Mapping[str, str] = {
+    "fngrad.tree.average": "incremental_update soft_update",
+    "fngrad.tree.norm": "l2_norm global_norm",
+    "fngrad.tree.scale": "scalar_mul",
+    "fngrad.tree.set": "tree_at",
+    "fngrad.tree.size": "count_params num_params",
+    "jax.flatten_util.ravel_pytree": "ravel",
+    "jax.tree.flatten": "flatten",
+    "jax.tree.leaves": "leaves",
+    "jax.tree.map": "map",
+}
+_CHECKPOINT: Mapping[str, str] = {
+    "fngrad.checkpoint.load_safetensors": "load_file",
+    "fngrad.checkpoint.restore": "load load_state_dict restore_checkpoint",
+    "fngrad.checkpoint.save": "state_dict save_checkpoint save_pytree",
+    "fngrad.checkpoint.save_safetensors": "save_file",
+}
+
+
+def _by_name(*tables: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: use
+        for table in tables
+        for use, names in table.items()
+        for name in names.split()
+    }
+
+
+# By namespace: a name there -> what to use here.
 HERE: Mapping[str, Mapping[str, str]] = {
-    "fngrad": {
-        **_OPTIMIZERS,
-        **_LOSSES,
-        **_SCHEDULES,
-        **_PROJECTIONS,
-        **{name: f"fngrad.losses.{name}" for name in _OUR_LOSSES},
-        "DataLoader": "fngrad.data.from_arrays, or from_source for data on disk",
-        "GradientTransformation": "fngrad.Transform",
-        "LoraConfig": "fngrad.lora",
-        "MuAdam": "fngrad.mup with fngrad.adam",
-        "MuSGD": "fngrad.mup with fngrad.sgd",
-        "MultiSteps": "fngrad.accumulate",
-        "PrivacyEngine": "fngrad.steps.differentially_private",
-        "Sequential": "fngrad.layers.serial",
-        "adaptive_grad_clip": "fngrad.adaptive_clip",
-        "apply_if_finite": "fngrad.skip_nonfinite",
-        "clip_grad_norm_": "fngrad.clip_by_global_norm in a chain",
-        "differentially_private_aggregate": "fngrad.steps.differentially_private",
-        "dpsgd": "fngrad.steps.differentially_private with fngrad.sgd",
-        "generate": "fngrad.models.generate",
-        "get_peft_model": "fngrad.lora",
-        "global_norm": "fngrad.tree.norm",
-        "incremental_update": "fngrad.tree.average, or fngrad.ema_params in a chain",
-        "per_example_global_norm_clip": "fngrad.steps.differentially_private",
-        "periodic_update": "fngrad.tree.where(step % period == 0, new, old)",
-        "inject_hyperparams": "fngrad.tunable",
-        "load_file": "fngrad.checkpoint.load_safetensors",
-        "multi_transform": "fngrad.partition",
-        "no_grad": "jax.lax.stop_gradient",
-        "save": "fngrad.checkpoint.save",
-        "save_file": "fngrad.checkpoint.save_safetensors",
-        "set_base_shapes": "fngrad.mup",
-        "set_to_zero": "fngrad.freeze",
-        "value_and_grad": "jax.value_and_grad",
-    },
-    "fngrad.data.augmentations": _AUGMENTATIONS,
-    "fngrad.layers": {
-        "AdaptiveAvgPool2d": "fngrad.layers.adaptive_avg_pool",
-        "AdaptiveMaxPool2d": "fngrad.layers.adaptive_max_pool",
-        "BatchNorm": "fngrad.layers.batch_norm",
-        "BatchNorm1d": "fngrad.layers.batch_norm",
-        "BatchNorm2d": "fngrad.layers.batch_norm",
-        "Conv": "fngrad.layers.conv",
-        "Conv1d": "fngrad.layers.conv",
-        "Conv2D": "fngrad.layers.conv",
-        "Conv2d": "fngrad.layers.conv",
-        "Bidirectional": "fngrad.layers.bidirectional",
-        "Conv2DTranspose": "fngrad.layers.conv_transpose",
-        "ConvTranspose": "fngrad.layers.conv_transpose",
-        "ConvTranspose1d": "fngrad.layers.conv_transpose",
-        "ConvTranspose2d": "fngrad.layers.conv_transpose",
-        "Dense": "fngrad.layers.linear",
-        "DropPath": "fngrad.layers.drop_path",
-        "Dropout": "fngrad.layers.dropout",
-        "Embed": "fngrad.layers.embedding",
-        "Embedding": "fngrad.layers.embedding",
-        "Flatten": "fngrad.layers.flatten",
-        "GRU": "fngrad.layers.gru",
-        "LSTM": "fngrad.layers.lstm",
-        "LayerNorm": "fngrad.layers.layer_norm",
-        "Linear": "fngrad.layers.linear",
-        "MaxPool2d": "fngrad.layers.max_pool",
-        "MultiHeadAttention": "fngrad.layers.multi_head_attention",
-        "MultiheadAttention": "fngrad.layers.multi_head_attention",
-        "GEGLU": "fngrad.layers.swiglu(activation=jax.nn.gelu)",
-        "GLU": "fngrad.layers.swiglu(activation=jax.nn.sigmoid)",
-        "KVCache": "fngrad.layers.init_cache, for fngrad.layers.cached",
-        "PReLU": "fngrad.layers.prelu",
-        "ReLU": "jax.nn.relu, which is a layer, as any function",
-        "RotaryEmbedding": "fngrad.layers.rotary",
-        "RotaryPositionalEmbeddings": "fngrad.layers.rotary",
-        "Sequential": "fngrad.layers.serial",
-        "SpectralNorm": "fngrad.layers.spectral_norm",
-        "SpectralNormalization": "fngrad.layers.spectral_norm",
-        "StochasticDepth": "fngrad.layers.drop_path",
-        "SwiGLU": "fngrad.layers.swiglu",
-        "WeightNorm": "fngrad.layers.weight_norm",
-        "chain": "fngrad.layers.serial",
-        "dense": "fngrad.layers.linear",
-        "gelu": "jax.nn.gelu, which is a layer, as any function",
-        "relu": "jax.nn.relu, which is a layer, as any function",
-        "sequential": "fngrad.layers.serial",
-        "sigmoid": "jax.nn.sigmoid, which is a layer, as any function",
-        "silu": "jax.nn.silu, which is a layer, as any function",
-        "softmax": "jax.nn.softmax, which is a layer, as any function",
-        "stochastic_depth": "fngrad.layers.drop_path",
-        "tanh": "jax.numpy.tanh, which is a layer, as any function",
-    },
-    "fngrad.losses": _LOSSES,
-    "fngrad.models": _MODELS,
-    "fngrad.metrics": _METRICS,
-    "fngrad.schedules": _SCHEDULES,
+    "fngrad": _by_name(_ROOT, _SCHEDULE_FREE),
+    "fngrad.checkpoint": _by_name(_CHECKPOINT),
+    "fngrad.data": _by_name(_DATA),
+    "fngrad.data.augmentations": _by_name(_AUGMENTATIONS),
+    "fngrad.layers": _by_name(_LAYERS),
+    "fngrad.layers.initializers": _by_name(_INITIALIZERS),
+    "fngrad.losses": _by_name(_LOSSES),
+    "fngrad.metrics": _by_name(_METRICS),
+    "fngrad.models": _by_name(_MODELS),
+    "fngrad.projections": _by_name(_PROJECTIONS),
+    "fngrad.schedules": _by_name(_SCHEDULES),
+    "fngrad.steps": _by_name(_STEPS),
+    "fngrad.sweeps": _by_name(_SWEEPS),
+    "fngrad.tree": _by_name(_TREE),
 }
-
-
-def missing_from(module: str) -> Callable[[str], NoReturn]:
-    """Return the ``__getattr__`` of a namespace, which knows names of other libraries.
-
-    Args:
-        module: its name, such as ``"fngrad.layers"``.
-
-    Returns:
-        A function of a name that raises AttributeError, with what stands for the name
-        here, if it is one of another library.
-
-    Example:
-        >>> import fngrad as fg
-        >>> fg.MultiSteps
-        Traceback (most recent call last):
-        ...
-        AttributeError: module 'fngrad' has no attribute 'MultiSteps'; use \
-fngrad.accumulate
-    """
-
-    def missing(name: str) -> NoReturn:
-        use = HERE.get(module, {}).get(name)
-        hint = f"; use {use}" if use else ""
-        raise AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
-
-    return missing

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from fngrad.programs.names_elsewhere import missing_from
+from fngrad.programs.missing_names import missing_from
 
 
 def import_extra(

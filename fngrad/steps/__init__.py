@@ -6,6 +6,8 @@ of `fngrad.make_step`'s. States come from `fngrad.init_state`. `fngrad.mixed_pre
 gives a loss another precision: ``sam(mixed_precision(loss_fn, "bfloat16"), sgd(0.1))``.
 """
 
+from typing import TYPE_CHECKING
+
 from fngrad.steps.differentially_private import differentially_private
 from fngrad.steps.frozen_runs import freeze_diverged
 from fngrad.steps.least_squares import gauss_newton, levenberg_marquardt
@@ -43,3 +45,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

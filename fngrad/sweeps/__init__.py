@@ -4,6 +4,8 @@
 points; `table`, `compare` and `pictures` show the results.
 """
 
+from typing import TYPE_CHECKING
+
 import fngrad.sweeps.results.pictures as pictures
 from fngrad.sweeps.results.result import Failure, SweepResult
 from fngrad.sweeps.results.saved import load
@@ -69,3 +71,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

@@ -18,7 +18,7 @@ those of the projection, one-sided where it has a kink, and finite. NaN passes.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,12 @@ Axis: TypeAlias = int | Sequence[int] | None
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from("fngrad.projections")
 
 
 def non_negative(x: ArrayLike) -> jax.Array:

@@ -1,5 +1,7 @@
 """Pytrees as vectors, and the dtypes, paths, selections and stacks of their leaves."""
 
+from typing import TYPE_CHECKING
+
 from fngrad.tree.dtypes import (
     cast_like,
     cast_real,
@@ -113,3 +115,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

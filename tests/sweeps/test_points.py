@@ -112,7 +112,11 @@ def test_sobol_points_are_even():
             lambda: sweeps.random(3, 0, rate=(np.float32(0.5), 1)),
             r"need sweeps.uniform\(0.5, 1\) .* got the tuple rate=\(",
         ),
-        (lambda: sweeps.sobol(2, a=(0.1, 1.0)), r"got the tuple a=\(0.1, 1.0\)"),
+        (
+            lambda: sweeps.sobol(2, a=(0.1, 1.0)),
+            r"need sweeps.uniform\(0.1, 1.0\) or sweeps.log_uniform\(0.1, 1.0\) for a "
+            r"range, or the list \[0.1, 1.0\] for two values, got the tuple a=\(0.1, 1",
+        ),
         (lambda: check_points({}), "need at least one column of points"),
         (
             lambda: check_points({"a": np.ones(2), "b": {"c": np.ones(3)}}),

@@ -15,7 +15,7 @@ dtype. A probability, a magnitude or ``alpha`` may be data, also traced.
 
 `rotate`, `shear`, `translate`, `affine`, `adjust_brightness` and its kin, `posterize`,
 `solarize`, `autocontrast` and `equalize` are functions of one image; `per_image` makes
-a map of such a function with random numbers.
+a map of such a function with random numbers, `random_affine` one of the first four.
 """
 
 from typing import TYPE_CHECKING
