@@ -9,6 +9,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 from fngrad.data.dataset import Dataset, Remainder, from_arrays
+from fngrad.programs.keywords_elsewhere import OF_DATA, explains_keywords
 from fngrad.types import Batch
 
 
@@ -24,6 +25,7 @@ class _ReadWindows:
         return {"x": window[:, :-1], "y": window[:, 1:]}
 
 
+@explains_keywords(OF_DATA)
 def windows(
     tokens: Any,
     length: int,

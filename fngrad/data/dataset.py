@@ -32,6 +32,7 @@ import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
 from fngrad.data.maps import MAPS, call_map, check_map, map_keys, takes_key
 from fngrad.programs.caller_warnings import warn
+from fngrad.programs.keywords_elsewhere import OF_DATA, explains_keywords
 from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
 from fngrad.sharding.meshes import auto_mesh_of
@@ -197,6 +198,7 @@ class Dataset:
         return self.batch_size == self.size and not self.shuffle
 
 
+@explains_keywords(OF_DATA)
 def from_arrays(
     arrays: Any,
     batch_size: int | Literal["all"],

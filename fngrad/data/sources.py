@@ -25,6 +25,7 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
 from fngrad.data.order_ahead import each_step, next_indices, on_host
+from fngrad.programs.keywords_elsewhere import OF_DATA, explains_keywords
 from fngrad.programs.signatures import name_of, takes
 from fngrad.programs.thread_settings import with_settings_of_this_thread
 from fngrad.sharding.meshes import check_devices
@@ -242,6 +243,7 @@ class Source:
         return examples
 
 
+@explains_keywords(OF_DATA)
 def from_source(
     read: Any,
     size: int,

@@ -34,6 +34,7 @@ from fngrad.layers.key_value_cache import (
 from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.named_maps import init_of_maps, shapes_of_maps
 from fngrad.layers.one_program import plain
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, Params, Scalar
 
 # (x of shape (length, heads, head_size), positions of shape (length,)) -> such an x
@@ -65,6 +66,7 @@ class _Attended(NamedTuple):
     cache: KeyValueCache | None
 
 
+@explains_keywords(OF_LAYERS)
 def multi_head_attention(
     features: int,
     num_heads: int,

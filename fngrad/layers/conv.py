@@ -48,12 +48,14 @@ from fngrad.numerics.convolutions import (
     convolve,
     positions,
 )
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.programs.platforms import by_platform
 from fngrad.types import Key, Params
 
 MAX_CUTS = 16  # a larger window is not cut into its entries
 
 
+@explains_keywords(OF_LAYERS)
 def conv(
     in_channels: int,
     out_channels: int,
@@ -133,6 +135,7 @@ def conv(
     )
 
 
+@explains_keywords(OF_LAYERS)
 def max_pool(
     window: int | tuple[int, ...],
     *,
@@ -174,6 +177,7 @@ def max_pool(
     return _pool("max_pool", pool, window, stride, padding)
 
 
+@explains_keywords(OF_LAYERS)
 def avg_pool(
     window: int | tuple[int, ...],
     *,

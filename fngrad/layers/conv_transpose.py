@@ -25,9 +25,11 @@ from fngrad.numerics.convolutions import (
     convolve,
     positions,
 )
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, Params
 
 
+@explains_keywords(OF_LAYERS)
 def conv_transpose(
     in_channels: int,
     out_channels: int,

@@ -19,6 +19,7 @@ from fngrad.layers.initializers import Initializer, draw
 from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.low_rank_adapters import rows
 from fngrad.layers.one_program import plain
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, Params
 
 
@@ -31,6 +32,7 @@ class NextPosition(NamedTuple):
 _SMALL = initializers.normal(0.02)
 
 
+@explains_keywords(OF_LAYERS)
 def embedding(
     vocab_size: int,
     features: int,

@@ -22,9 +22,11 @@ from fngrad.layers.initializers import (
     dense_shapes,
 )
 from fngrad.layers.layer_tree import by_position
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, Params, Scalar
 
 
+@explains_keywords(OF_LAYERS)
 def linear(
     in_size: int,
     out_size: int,
@@ -72,6 +74,7 @@ def linear(
     )
 
 
+@explains_keywords(OF_LAYERS)
 def dropout(rate: Scalar) -> Layer:
     r"""Zero each entry with probability $p$ and divide the others by $1 - p$.
 
@@ -107,6 +110,7 @@ def dropout(rate: Scalar) -> Layer:
     return Layer(no_params, by_position(apply))
 
 
+@explains_keywords(OF_LAYERS)
 def drop_path(rate: Scalar) -> Layer:
     r"""Zero the whole of x with probability $p$, else divide it by $1 - p$.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.types import Key, Params, Path, Scalar, Selector
 
 _PARTS = {"base", "adapters"}
@@ -84,6 +85,7 @@ class LoRA(NamedTuple):
     unmerged: Callable[[Params], Params]
 
 
+@explains_keywords()
 def lora(
     matrices: Selector,
     *,

@@ -34,12 +34,14 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.initializers import draw
 from fngrad.layers.layer_tree import by_position
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 # (jnp.mean or jnp.max, arrays) -> each reduced over what is normalized over, axes kept
 _Over: TypeAlias = Callable[[Callable, Any], Any]
 
 
+@explains_keywords(OF_LAYERS)
 def layer_norm(
     size: int, *, eps: float = 1e-5, scale: bool = True, bias: bool = True
 ) -> Layer:
@@ -82,6 +84,7 @@ def layer_norm(
     return Layer(_init(shapes), by_position(apply))
 
 
+@explains_keywords(OF_LAYERS)
 def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
     r"""Divide by the root of the mean square over the last axis; subtract nothing.
 
@@ -125,6 +128,7 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
     return Layer(_init(shapes), by_position(apply))
 
 
+@explains_keywords(OF_LAYERS)
 def group_norm(
     channels: int,
     groups: int,
@@ -179,6 +183,7 @@ def group_norm(
     return Layer(_init(shapes), apply)
 
 
+@explains_keywords(OF_LAYERS)
 def batch_norm(
     channels: int,
     *,

@@ -29,6 +29,7 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.initializers import Initializer, dense_params, dense_shapes
 from fngrad.layers.layer_tree import Parts, made_of
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, ModelState, Params, Path
 
 _ORTHOGONAL = initializers.orthogonal()
@@ -55,6 +56,7 @@ class _Unit(NamedTuple):
     shapes: _Shapes  # of the parameters
 
 
+@explains_keywords(OF_LAYERS)
 def gru(
     in_size: int,
     hidden_size: int,
@@ -136,6 +138,7 @@ def gru_cell(
     return _cell("gru_cell", unit)
 
 
+@explains_keywords(OF_LAYERS)
 def lstm(
     in_size: int,
     hidden_size: int,

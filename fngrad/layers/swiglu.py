@@ -8,9 +8,11 @@ from fngrad.layers.core import Layer, check_params, check_sizes, dense, float_ar
 from fngrad.layers.initializers import GLOROT, Initializer
 from fngrad.layers.layer_tree import by_position
 from fngrad.layers.named_maps import init_of_maps, shapes_of_maps
+from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, Params
 
 
+@explains_keywords(OF_LAYERS)
 def swiglu(
     features: int,
     hidden_size: int,

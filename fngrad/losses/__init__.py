@@ -69,6 +69,7 @@ from fngrad.losses.robust import pseudo_huber, smooth_l1
 from fngrad.losses.sequences import ctc
 from fngrad.losses.sparsemax import sparsemax
 from fngrad.losses.weighted_sums import WeightedSum, weighted_sum
+from fngrad.programs.keywords_elsewhere import OF_LOSSES, explain_package
 
 __all__ = [
     "WeightedSum",
@@ -101,6 +102,8 @@ __all__ = [
     "triplet",
     "weighted_sum",
 ]
+
+explain_package(globals(), OF_LOSSES)
 
 
 def __dir__() -> list[str]:

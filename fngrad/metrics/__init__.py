@@ -69,6 +69,7 @@ from fngrad.metrics.regression import (
     r2,
 )
 from fngrad.metrics.scores import average_precision, roc_auc
+from fngrad.programs.keywords_elsewhere import OF_METRICS, explain_package
 
 __all__ = [
     "R2",
@@ -107,6 +108,8 @@ __all__ = [
     "ssim",
     "top_k_accuracy",
 ]
+
+explain_package(globals(), OF_METRICS)
 
 
 def __dir__() -> list[str]:

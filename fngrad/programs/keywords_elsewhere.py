@@ -12,51 +12,153 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 _Fn = TypeVar("_Fn", bound=Callable[..., Any])
+_ALIKE = 0.65  # from which share of letters on an argument is taken for a misspelling
 
-# The arguments that have the role of a keyword, of which a function has some or none.
-ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "activation_fn": ("activation",),
-    "beta1": ("b1",),
-    "beta2": ("b2",),
-    "beta_1": ("b1",),
-    "beta_2": ("b2",),
-    "betas": ("b1", "b2", "b3"),
-    "callback": ("callbacks",),
-    "ckpt_dir": ("checkpoint_dir",),
-    "d_model": ("features",),
-    "dim": ("features",),
-    "dropout": ("dropout_rate",),
-    "do_sample": ("temperature",),
-    "eos_token_id": ("stop_token",),
-    "epochs": ("num_epochs",),
-    "epsilon": ("eps",),
-    "hidden_dim": ("hidden_size", "hidden_sizes"),
-    "in_channels": ("in_shape",),
-    "in_features": ("in_size",),
-    "input_shape": ("in_shape",),
-    "input_size": ("in_size",),
-    "kernel": ("kernel_size",),
-    "layers": ("num_layers", "sizes"),
-    "log_every_n_steps": ("log_every",),
-    "logger": ("loggers",),
-    "lr": ("learning_rate",),
-    "max_epochs": ("num_epochs",),
-    "max_new_tokens": ("num_tokens",),
-    "max_seq_len": ("max_length",),
-    "max_steps": ("num_steps",),
-    "metrics": ("metric_fn",),
-    "n_classes": ("classes", "out_size"),
-    "num_classes": ("classes", "out_size"),
-    "num_outputs": ("classes", "out_size"),
-    "out_features": ("classes", "out_size"),
-    "patience": ("early_stopping",),
-    "steps": ("num_steps",),
-    "steps_per_epoch": ("num_steps",),
-    "val_data": ("eval_data",),
-    "validation_data": ("eval_data",),
-    "verbose": ("progress",),
+# The arguments that have the role of keywords, of which a function has some or none.
+_ARGUMENTS: Mapping[str, str] = {
+    "activation": "activation_fn act_fn act_layer hidden_act",
+    "alpha": "lora_alpha",
+    "axis": "dim",
+    "b1": "beta1 beta_1",
+    "b2": "beta2 beta_2",
+    "b1 b2 b3": "betas",
+    "bias": "use_bias",
+    "bias_init": "bias_initializer",
+    "callbacks": "callback",
+    "checkpoint_dir": "ckpt_dir",
+    "classes out_size": "n_classes num_classes num_outputs",
+    "decay": "beta momentum",
+    "decay_steps": "T_max total_steps",
+    "degrees": "angle",
+    "depth": "layers num_layers",
+    "devices": "n_jobs",
+    "dropout_rate": "attn_dropout dropout dropout_p",
+    "early_stopping": "patience",
+    "eps": "epsilon",
+    "eval_data": "val_data validation_data",
+    "features": "d_model embed_dim n_embd embedding_dim dim",
+    "fill": "fillcolor fill_value cval",
+    "folder": "storage",
+    "head_size": "head_dim key_dim key_size qkv_features",
+    "hidden_size hidden_sizes": (
+        "hidden_dim d_ff dim_feedforward ffn_dim intermediate_size mlp_dim units"
+    ),
+    "in_channels": "in_chans in_features",
+    "in_shape": "in_channels in_chans img_size image_size input_shape",
+    "in_size": "in_features input_size input_dim",
+    "k": "top_k topk",
+    "kernel_size": "kernel",
+    "key": "rng seed",
+    "keys": "n_seeds num_seeds seeds",
+    "l2_norm_clip": "max_grad_norm clip_norm",
+    "label_smoothing": "smoothing",
+    "labels": "target targets y_true",
+    "learning_rate": "lr",
+    "length": "block_size context_length seq_len",
+    "level": "q quantile tau",
+    "log_every": "log_every_n_steps",
+    "loggers": "logger",
+    "logits": "input y_pred preds predictions",
+    "magnitude": "m",
+    "matrices": "target_modules",
+    "max_length": "block_size context_length max_position_embeddings max_seq_len",
+    "max_norm": "clip_norm max_grad_norm",
+    "max_value": "data_range max_val",
+    "method": "interpolation",
+    "metric": "direction",
+    "metric_fn": "metrics",
+    "micro_batches every": (
+        "accumulate_grad_batches gradient_accumulation_steps every_k_schedule "
+        "num_microbatches"
+    ),
+    "noise_multiplier": "sigma",
+    "num_bins": "n_bins thresholds",
+    "num_epochs": "epochs max_epochs",
+    "num_heads": "heads n_head n_heads nhead num_attention_heads",
+    "num_kv_heads": "kv_heads n_kv_heads num_key_value_heads",
+    "num_layers": "depth layers n_layer n_layers num_hidden_layers",
+    "num_ops": "n",
+    "num_steps": "max_steps steps steps_per_epoch",
+    "num_tokens": "max_new_tokens max_tokens max_length",
+    "num_trials": "max_trials n_trials num_samples",
+    "out_channels": "filters features out_features",
+    "out_size": "out_features units features",
+    "precision": "amp dtype mixed_precision",
+    "predictions": "input logits y_pred preds",
+    "prefetch": "prefetch_factor",
+    "probability": "p prob",
+    "progress": "verbose",
+    "prompt": "ids input_ids tokens",
+    "rank": "r",
+    "rank_stabilized": "use_rslora",
+    "rate": "p drop_prob dropout_rate",
+    "remat": "checkpoint gradient_checkpointing",
+    "rotary": "rope use_rope",
+    "size": "length",
+    "size channels": "normalized_shape num_features dim",
+    "sizes": "layers",
+    "smooth": "eps epsilon",
+    "space": "param_distributions param_space search_space",
+    "stop_token": "eos_token eos_token_id",
+    "stride": "strides",
+    "targets": "target labels y_true",
+    "temperature": "do_sample tau",
+    "threads": "num_workers",
+    "tied": "tie_embeddings tie_weights tie_word_embeddings",
+    "trials_per_batch": "batch_size",
+    "vocab_size": "num_embeddings vocab",
+    "warmup_steps": "num_warmup_steps warmup",
+    "weight_init": "kernel_init kernel_initializer",
+    "weights": "class_weight sample_weight weight",
+    "where": "mask",
+    "window": "kernel_size pool_size sliding_window win_size",
 }
+
+
+def _by_name(arguments: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for own, names in arguments.items():
+        for name in names.split():
+            found[name] = (*found.get(name, ()), *own.split())
+    return found
+
+
+# A keyword there -> the arguments here.
+ARGUMENTS: Mapping[str, tuple[str, ...]] = _by_name(_ARGUMENTS)
 # What stands for an argument elsewhere than among a function's arguments.
+OF_DATA: Mapping[str, str] = {
+    "collate_fn": "fngrad.data.Dataset.map(fn) changes batches",
+    "drop_last": 'remainder="drop" leaves the last examples of an epoch out',
+    "drop_remainder": 'remainder="drop" leaves the last examples of an epoch out',
+    "num_workers": "arrays need none; fngrad.data.from_source has threads",
+    "transform": "fngrad.data.Dataset.map(fn) changes batches",
+}
+OF_LAYERS: Mapping[str, str] = {
+    "batch_first": "a layer takes one example, fngrad.layers.batched a batch",
+    "bidirectional": "fngrad.layers.bidirectional(recurrent, in_size, hidden_size)",
+    "num_layers": "fngrad.layers.serial of several, or fngrad.models.rnn",
+    "return_sequences": "y has all steps; y[-1] is the last one",
+    "training": "a key means training: apply(params, x, key=key)",
+}
+OF_LOSSES: Mapping[str, str] = {
+    "from_logits": "cross entropies take logits, without an argument",
+    "ignore_index": "where=labels != index leaves labels out",
+    "size_average": 'reduction="mean", or "none", the default',
+}
+OF_METRICS: Mapping[str, str] = {
+    "num_classes": "the last axis of the logits says it",
+    "task": "the shape of the logits says it",
+}
+OF_STEPS: Mapping[str, str] = {
+    "clip_norm": "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
+    "gradient_clip_val": "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
+    "has_aux": "a loss returns its value, or (value, metrics)",
+    "max_grad_norm": "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
+}
+OF_SWEEPS: Mapping[str, str] = {
+    "pruner": "fngrad.sweeps.successive_halving stops trainings early",
+    "sampler": "study=optuna.create_study(sampler=...) has it",
+}
 OF_OPTIMIZERS: Mapping[str, str] = {
     "amsgrad": "fngrad.amsgrad is a rule of its own",
     "clipnorm": "fngrad.chain(fngrad.clip_by_norm(...), ...)",
@@ -137,6 +239,19 @@ def explain_in_place(functions: dict[str, Any], places: Mapping[str, str]) -> No
         functions[name] = explained
 
 
+def explain_package(namespace: dict[str, Any], places: Mapping[str, str]) -> None:
+    """Explain the keywords of all public functions of a package.
+
+    Args:
+        namespace: the ``globals()`` of the package, with ``__all__``; changed.
+        places: as for `explains_keywords`.
+    """
+    found = {name: namespace[name] for name in namespace["__all__"]}
+    functions = {name: fn for name, fn in found.items() if inspect.isfunction(fn)}
+    explain_in_place(functions, places)
+    namespace.update(functions)
+
+
 def _hint(fn: Callable[..., Any], message: str, places: Mapping[str, str]) -> str:
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
     if found is None:
@@ -145,5 +260,5 @@ def _hint(fn: Callable[..., Any], message: str, places: Mapping[str, str]) -> st
     meant = [x for x in ARGUMENTS.get(name, ()) if x in own]
     if not meant and name in places:
         return places[name]
-    meant = meant or difflib.get_close_matches(name, own, 1)
+    meant = meant or difflib.get_close_matches(name, own, 1, _ALIKE)
     return f"here it is {' and '.join(meant)}" if meant else ""

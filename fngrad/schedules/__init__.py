@@ -14,6 +14,7 @@ The weights of an interpolation $l\,a + d\,b$ are the fractions ahead ($l$) and 
 
 from typing import TYPE_CHECKING
 
+from fngrad.programs.keywords_elsewhere import explain_package
 from fngrad.schedules.decay import (
     constant,
     cosine,
@@ -45,6 +46,8 @@ __all__ = [
     "warmup_cosine",
     "warmup_stable_decay",
 ]
+
+explain_package(globals(), {})
 
 
 def __dir__() -> list[str]:

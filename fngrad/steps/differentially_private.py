@@ -11,6 +11,7 @@ import fngrad.numerics as numerics
 import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.programs.signatures import parameters
 from fngrad.sharding.constraints import placing
 from fngrad.sharding.meshes import auto_mesh_of, batch_devices
@@ -22,6 +23,7 @@ from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Scalar
 
 
+@explains_keywords()
 def differentially_private(
     loss_fn: LossFn,
     optimizer: TransformLike,

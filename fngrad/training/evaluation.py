@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.transforms.evaluation_point as evaluation_point
 from fngrad.data.sources import Source
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.programs.signatures import check_function, parameters
 from fngrad.sharding.constraints import gathered
 from fngrad.sharding.meshes import auto_mesh_of
@@ -35,6 +36,7 @@ from fngrad.training.precision import Precision, mixed_precision, policy_of
 from fngrad.types import ModelState, Params
 
 
+@explains_keywords()
 def evaluate(
     metric_fn: Callable[..., dict[str, Any]],
     state_or_params: Any,

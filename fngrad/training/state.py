@@ -9,6 +9,7 @@ from jax.core import Tracer
 import fngrad.numerics as numerics
 import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.programs.printed import preformatted, scalar_text, shown
 from fngrad.transforms.core import TransformLike, chain
 from fngrad.types import Key, ModelState, OptState, Params, Path, Tree
@@ -30,6 +31,7 @@ class TrainState(NamedTuple):
         return preformatted(repr(self))
 
 
+@explains_keywords()
 def init_state(
     params: Params,
     optimizer: TransformLike,

@@ -16,6 +16,7 @@ import fngrad.training.loss_forms as loss_forms
 import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy, check_policy
+from fngrad.programs.keywords_elsewhere import OF_STEPS, explains_keywords
 from fngrad.programs.step_wrappers import own_gradients
 from fngrad.sharding.constraints import gathered, placing, split
 from fngrad.sharding.meshes import auto_mesh_of
@@ -42,6 +43,7 @@ from fngrad.types import (
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+@explains_keywords(OF_STEPS)
 def make_step(
     loss_fn: LossFn,
     optimizer: TransformLike,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -39,6 +40,7 @@ class ScheduledAccumulateState(NamedTuple):
     step: jax.Array  # int32, shape (); updates so far
 
 
+@explains_keywords()
 def accumulate(inner: TransformLike, every: int | Schedule) -> Transform:
     r"""Give a transform the mean of ``every`` gradients at a time.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import fngrad.numerics as numerics
 import fngrad.transforms.queries as queries
 import fngrad.tree as tree
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.transforms.core import (
     Transform,
     TransformLike,
@@ -140,6 +141,7 @@ def lookahead(
     return chain(wrapper(init, advance, "lookahead", within.trainable))
 
 
+@explains_keywords()
 def ema_params(
     decay: Hyper = 0.999,
     debias: bool = True,

@@ -18,6 +18,7 @@ import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
+from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.transforms.core import Transform, chain, from_report
 from fngrad.transforms.stateless import stateless
 from fngrad.types import Params, Reported, Scalar, Updates
@@ -67,6 +68,7 @@ def clip_by_norm(max_norm: Scalar) -> Transform:
     )
 
 
+@explains_keywords()
 def clip_by_global_norm(max_norm: Scalar) -> Transform:
     r"""Clip the norm over all leaves: $u \leftarrow u \min(1, c / \|u\|)$.
 

@@ -41,6 +41,29 @@ CALLS = [
     (fg.models.rnn, {"num_classes": 3}, "here it is out_size"),
     (fg.models.mlp, {"dropout": 0.1}, "here it is dropout_rate"),
     (fg.models.transformer, {"dim": 3}, "here it is features"),
+    (fg.models.decoder, {"n_heads": 3}, "here it is num_heads"),
+    (fg.models.generate, {"max_new_tokens": 3}, "here it is num_tokens"),
+    (fg.layers.multi_head_attention, {"embed_dim": 3}, "here it is features"),
+    (fg.layers.lstm, {"bidirectional": True}, r"fngrad.layers.bidirectional\("),
+    (fg.layers.dropout, {"p": 0.1}, "here it is rate"),
+    (fg.layers.conv, {"filters": 3}, "here it is out_channels"),
+    (fg.lora, {"r": 8}, "here it is rank"),
+    (fg.data.from_arrays, {"drop_last": True}, 'remainder="drop"'),
+    (fg.data.from_source, {"num_workers": 2}, "here it is threads"),
+    (fg.data.augmentations.horizontal_flip, {"p": 0.5}, "here it is probability"),
+    (fg.data.augmentations.rotate, {"angle": 0.5}, "here it is degrees"),
+    (fg.make_step, {"gradient_accumulation_steps": 2}, "here it is micro_batches"),
+    (fg.make_step, {"clip_norm": 1.0}, "fngrad.clip_by_global_norm"),
+    (fg.losses.huber, {"y_true": 0.0}, "here it is targets"),
+    (fg.losses.softmax_cross_entropy, {"y_true": 0.0}, "here it is labels"),
+    (fg.losses.softmax_cross_entropy, {"ignore_index": -1}, "where=labels != index"),
+    (fg.metrics.f_beta, {"num_classes": 3}, "the last axis of the logits"),
+    (fg.metrics.psnr, {"data_range": 1.0}, "here it is max_value"),
+    (fg.schedules.cosine, {"T_max": 3}, "here it is decay_steps"),
+    (fg.steps.differentially_private, {"max_grad_norm": 1.0}, "it is l2_norm_clip"),
+    (fg.sweep, {"seeds": 3}, "here it is keys"),
+    (fg.sweeps.search, {"n_trials": 3}, "here it is num_trials"),
+    (fg.sweeps.search, {"sampler": None}, "study=optuna.create_study"),
 ]
 
 
@@ -64,8 +87,31 @@ def test_other_errors_pass_unchanged():
 
 
 def test_the_arguments_that_are_named_exist():
-    functions = [*fg.REGISTRY.values(), fg.fit]
-    functions += [getattr(fg.models, name) for name in fg.models.__all__]
-    known = {n for fn in functions for n in inspect.signature(fn).parameters}
+    functions = [*fg.REGISTRY.values(), *(fn for fn, _, _ in CALLS), fg.sweeps.search]
+    functions += [fg.accumulate, fg.clip_by_global_norm, fg.ema_params, fg.init_state]
+    functions += [fg.data.windows]
+    augmentations = fg.data.augmentations
+    for package in (fg.layers, fg.losses, fg.metrics, fg.models, augmentations):
+        functions += [getattr(package, name) for name in package.__all__]
+    functions += [getattr(fg.schedules, name) for name in fg.schedules.__all__]
+    explained = {fn for fn in functions if hasattr(fn, "__wrapped__")}
+    known = {n for fn in explained for n in inspect.signature(fn).parameters}
     named = {name for names in ARGUMENTS.values() for name in names}
     assert named <= known
+
+
+def test_the_functions_of_a_package_are_each_one_object():
+    for package in (fg.losses, fg.metrics, fg.schedules, fg.data.augmentations):
+        for name in package.__all__:
+            fn = getattr(package, name)
+            if inspect.isfunction(fn):
+                assert getattr(importlib.import_module(fn.__module__), name) is fn
+                assert pickle.loads(pickle.dumps(fn)) is fn
+                assert fn.__doc__
+                assert hasattr(fn, "__wrapped__")
+
+
+def test_a_word_that_is_not_alike_has_no_hint():
+    for fn, name in ((fg.losses.triplet, "epochs"), (fg.models.generate, "num_beams")):
+        with pytest.raises(TypeError, match=f"keyword argument '{name}'$"):
+            fn(**{name: 1})

@@ -49,6 +49,7 @@ from fngrad.data.augmentations.tones import (
     posterize,
     solarize,
 )
+from fngrad.programs.keywords_elsewhere import explain_package
 
 __all__ = [
     "MixedLabels",
@@ -81,6 +82,8 @@ __all__ = [
     "translate",
     "vertical_flip",
 ]
+
+explain_package(globals(), {})
 
 
 def __dir__() -> list[str]:

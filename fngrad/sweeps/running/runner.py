@@ -15,6 +15,7 @@ import fngrad.tree as tree
 from fngrad.files.locks import Lock
 from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric, directed
+from fngrad.programs.keywords_elsewhere import OF_SWEEPS, explains_keywords
 from fngrad.sweeps.results.assembly import Part, assemble
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
@@ -40,6 +41,7 @@ from fngrad.sweeps.searching.points import check_points
 from fngrad.types import Key
 
 
+@explains_keywords(OF_SWEEPS)
 def sweep(
     train_fn: Callable[..., tuple[Any, dict[str, jax.Array]]],
     points: Any,

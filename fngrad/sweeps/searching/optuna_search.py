@@ -26,6 +26,7 @@ import fngrad.sweeps.running.block_width as block_width
 from fngrad.files.locks import Lock
 from fngrad.logging import ProgressBar
 from fngrad.metrics.directions import Metric
+from fngrad.programs.keywords_elsewhere import OF_SWEEPS, explains_keywords
 from fngrad.sweeps.results.result import SweepResult
 from fngrad.sweeps.results.saved import save
 from fngrad.sweeps.running.peers import all_peers
@@ -38,6 +39,7 @@ from fngrad.sweeps.searching.trial_batches import Batches
 from fngrad.types import Key
 
 
+@explains_keywords(OF_SWEEPS)
 def search(
     train_fn: Callable[..., tuple[Any, dict[str, jax.Array]]],
     space: Mapping[str, Any],
