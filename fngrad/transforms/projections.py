@@ -137,7 +137,8 @@ def simplex(x: ArrayLike, scale: Scalar = 1.0, axis: Axis = None) -> jax.Array:
       \sum_i \max(x_i - \tau, 0) = s$$
 
     Entries far below the largest become exactly 0. Its derivative along v is $v -
-    \bar v$ on the entries above 0, with $\bar v$ their mean, and 0 elsewhere.
+    \bar v$ on the entries above 0, with $\bar v$ their mean, and 0 elsewhere; that by
+    s is one over the number of these entries, at $s = 0$ of the largest ones.
 
     Args:
         x: real floats, any shape. An entry of ``-inf`` becomes 0.
@@ -171,7 +172,8 @@ def l1_ball(x: ArrayLike, radius: Scalar = 1.0, axis: Axis = None) -> jax.Array:
     r"""Project onto the cross-polytope $\sum_i |x_i| \le r$.
 
     Outside of it, the moduli are projected onto the `simplex` of scale $r$, and keep
-    their signs: small entries become exactly 0.
+    their signs: small entries become exactly 0. On its surface derivatives are those
+    inside; at $r = 0$ that by x is 0, and that by r is that of a larger r.
 
     Args:
         x: floats or complex, any shape.
@@ -202,6 +204,7 @@ def l1_ball(x: ArrayLike, radius: Scalar = 1.0, axis: Axis = None) -> jax.Array:
         is_zero = size == 0
         unit = numerics.divided(rows, jnp.where(is_zero, 1, size))
         is_outside = jnp.sum(size, axis=-1, keepdims=True) > bound
+        is_outside |= bound == 0  # where all x have one nearest point
         return jnp.where(is_outside, unit * kept.astype(rows.dtype), rows)
 
     return _by_vector(project, x, axis)
@@ -332,13 +335,17 @@ def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 def _on_simplex(x: jax.Array, total: jax.Array) -> jax.Array:
     """Project along the last axis; the set of positive entries has no derivative."""
-    # NaN counts as kept, and so passes.
-    is_kept = ~(lax.stop_gradient(above_threshold(x, total)) <= 0)
+    is_point = total == 0
+    x = jnp.where(is_point, lax.stop_gradient(x), x)
     x = x - lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+    # NaN counts as kept, and so passes. The largest entries are the first above 0.
+    is_kept = ~(lax.stop_gradient(above_threshold(x, total)) <= 0)
+    is_kept |= is_point & (x == 0)
     kept = jnp.where(is_kept, x, 0)
     count = jnp.maximum(jnp.sum(is_kept, axis=-1, keepdims=True), 1).astype(x.dtype)
     threshold = (jnp.sum(kept, axis=-1, keepdims=True) - total) / count
-    return jnp.where(is_kept, jax.nn.relu(kept - threshold), 0)
+    y = kept - threshold
+    return jnp.where(is_kept & ~(y < 0), y, 0)
 
 
 def _short(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

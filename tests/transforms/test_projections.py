@@ -98,6 +98,25 @@ def test_derivatives_are_finite_at_zero_and_at_the_border():
     assert not np.any(slopes["l2_sphere"][0])
 
 
+def test_derivatives_at_a_radius_of_zero_are_those_of_one_that_grows():
+    def both_slopes(x, r):
+        l1_ball, simplex = projections.l1_ball, projections.simplex
+        return [jax.jacfwd(fn, (0, 1))(x, r) for fn in (l1_ball, simplex)]
+
+    x = jnp.array([[0.3, 0.2, -0.1], [0.0, -2.0, 2.0], [0.0, 0.0, 0.0]])
+    slopes = jax.jit(jax.vmap(both_slopes, (0, None)))(x, 0.0)
+    third = [1 / 3] * 3
+    of_ball = [[1, 0, 0], [0, -0.5, 0.5], [0, 0, 0]]  # ties share the radius
+    for (by_x, by_r), expected in zip(
+        slopes, (of_ball, [[1, 0, 0], [0, 0, 1], third]), strict=True
+    ):
+        np.testing.assert_array_equal(by_x, np.zeros((3, 3, 3)))
+        np.testing.assert_allclose(by_r, expected, rtol=1e-6)
+    (by_x, by_r), _ = both_slopes(jnp.array([2.0, -2.0, 1.0]), 1.0)  # ties
+    np.testing.assert_array_equal(by_x, [[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(by_r, [0.5, -0.5, 0])
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sixteen_bits_give_the_rounded_value_of_the_oracle(dtype):
     narrow, unit = jnp.asarray(X[0], dtype), float(jnp.finfo(dtype).eps)
