@@ -38,6 +38,7 @@ def decoder(
     norm_eps: float | None = None,
     bias: bool = False,
     tied: bool = False,
+    logit_scale: Scalar | None = None,
     rotary: Rotation | None = _ROTARY,
     alibi: bool = False,
     max_length: int | None = None,
@@ -82,6 +83,8 @@ def decoder(
             layer norms.
         bias: whether the maps of the blocks, and layer norms, have a bias.
         tied: whether $W$ is the embedding $E$, and there is no ``head``.
+        logit_scale: multiplies y; None leaves it. With `fngrad.mup` a tied model needs
+            the base's features over its own.
         rotary: turns queries and keys, `layers.rotary`; None does not.
         alibi: whether attention prefers what is near, `layers.alibi_biases`.
         max_length: of a sequence, for learned vectors added to $E_x$, at
@@ -140,6 +143,7 @@ def decoder(
     is_learned = max_length is not None
     read_out = layers.read_out(vocab_size, features)
     head = layers.linear(features, vocab_size, bias=False, weight_init=small)
+    scale = {} if logit_scale is None else {"scale": _scale(logit_scale)}
     return layers.serial(
         tokens=layers.embedding(vocab_size, features, weight_init=small),
         positions=layers.positional_embedding(max_length, features)
@@ -149,7 +153,17 @@ def decoder(
         blocks=repeated_blocks(block, num_layers, scan=scan, remat=remat),
         norm=normalize,
         head=layers.tied("tokens", read_out) if tied else head,
+        **scale,
     )
+
+
+def _scale(factor: Scalar) -> Activation:
+    numerics.check_number("logit_scale", factor)
+
+    def scale(logits: jax.Array) -> jax.Array:
+        return numerics.scaled(numerics.hyper(factor), logits)
+
+    return scale
 
 
 def _norm(kind: Norm, features: int, eps: float | None, bias: bool) -> Layer:

@@ -18,6 +18,7 @@ def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
         table: shape ``(n, ...)``.
         indices: int, in [0, n), any shape.
     """
+    table = jnp.asarray(table)  # of NumPy, where parameters were read from a file
     gather = _narrow_rows if is_narrow(table.dtype) else _rows
     return gather(table, indices)
 

@@ -68,7 +68,7 @@ def mup(base: Params, *, outputs_first: Selector | None = None) -> MuP:
     What shapes cannot tell is the model's part. Attention: let the number of heads
     grow, not their size, or divide its logits by the size, not by its root. Tied
     embeddings: multiply the logits by the base's width over the width, since the matrix
-    is a first one, not a last one.
+    is a first one, not a last one; ``logit_scale`` of `fngrad.models.decoder` does.
 
     Args:
         base: parameters of the narrow model, with the same paths. ``scale_by_width``

@@ -245,6 +245,52 @@ def test_what_steps_change_of_activations_does_not_depend_on_the_width(rule, rat
     assert np.max(usual) > 2.5
 
 
+def tied_decoder(width, is_scaled):
+    """Return a decoder whose head is its embedding; heads keep their size."""
+    return fg.models.decoder(
+        11,
+        features=width,
+        num_heads=width // 8,
+        num_layers=1,
+        hidden_size=2 * width,
+        tied=True,
+        logit_scale=16 / width if is_scaled else None,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "rate"), [("adam", 0.01), ("sgd", 0.3)])
+def test_a_tied_decoder_needs_its_logits_scaled(rule, rate):
+    tokens = np.random.default_rng(3).integers(0, 11, (8, 12))
+
+    def change(width, is_scaled):
+        """Return how far some steps move the logits."""
+        model = tied_decoder(width, is_scaled)
+        predict = jax.vmap(model.apply, (None, 0))
+        scaling = mup(tied_decoder(16, is_scaled).init(0))
+        inner = fg.adam(rate) if rule == "adam" else fg.sgd(rate)
+        optimizer = chain(inner, scaling.scale_by_width(rule))
+
+        def loss_fn(params):
+            losses = fg.losses.softmax_cross_entropy_with_integer_labels(
+                predict(params, tokens[:, :-1]), tokens[:, 1:]
+            )
+            return losses.mean()
+
+        def advance(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss_fn)(params), state, params)
+            return (fg.apply_updates(params, updates), state), None
+
+        params = scaling.init(model.init(1))
+        start = params, optimizer.init(params)
+        after = jax.jit(lambda s: jax.lax.scan(advance, s, length=4)[0][0])(start)
+        return rms(predict(after, tokens) - predict(params, tokens))
+
+    assert change(256, True) / change(64, True) == pytest.approx(1, abs=0.3)
+    assert change(256, False) / change(64, False) > 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["adam", "sgd"])
 def test_the_best_rate_does_not_move_with_the_width(rule):
