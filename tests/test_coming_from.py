@@ -1,9 +1,12 @@
 """The code of COMING_FROM.md runs: each block of fngrad by itself."""
 
+import operator
 import pathlib
 import re
 
 import pytest
+
+import fngrad as fg
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEFINITIONS, *SECTIONS = re.split(
@@ -35,6 +38,14 @@ def test_every_section_names_what_the_three_others_do(section):
     assert header.split("|") == [" optax with flax ", " torch ", " Keras "]
     assert len(cells.split("|")) == 3
     assert all(cell.strip() for cell in cells.split("|"))
+
+
+def test_every_name_of_the_tables_exists():
+    rows = re.findall(r"^\| .* \| (.*) \|$", DEFINITIONS, flags=re.MULTILINE)
+    names = {n for row in rows for n in re.findall(r"fg\.([\w.]*\w)", row)}
+    assert len(names) > 50
+    for name in names:
+        assert operator.attrgetter(name)(fg) is not None
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=TITLES)
