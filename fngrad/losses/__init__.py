@@ -69,7 +69,6 @@ from fngrad.losses.robust import pseudo_huber, smooth_l1
 from fngrad.losses.sequences import ctc
 from fngrad.losses.sparsemax import sparsemax
 from fngrad.losses.weighted_sums import WeightedSum, weighted_sum
-from fngrad.programs.keywords_elsewhere import OF_LOSSES, explain_package
 
 __all__ = [
     "WeightedSum",
@@ -103,14 +102,14 @@ __all__ = [
     "weighted_sum",
 ]
 
-explain_package(globals(), OF_LOSSES)
-
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
 if not TYPE_CHECKING:  # type checkers report names that are not there
+    import fngrad.programs.keywords_elsewhere as _keywords
     from fngrad.programs.missing_names import missing_from as _missing_from
 
     __getattr__ = _missing_from(__name__)
+    _keywords.explain_package(globals(), _keywords.OF_LOSSES)

@@ -69,7 +69,6 @@ from fngrad.metrics.regression import (
     r2,
 )
 from fngrad.metrics.scores import average_precision, roc_auc
-from fngrad.programs.keywords_elsewhere import OF_METRICS, explain_package
 
 __all__ = [
     "R2",
@@ -109,14 +108,14 @@ __all__ = [
     "top_k_accuracy",
 ]
 
-explain_package(globals(), OF_METRICS)
-
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
 if not TYPE_CHECKING:  # type checkers report names that are not there
+    import fngrad.programs.keywords_elsewhere as _keywords
     from fngrad.programs.missing_names import missing_from as _missing_from
 
     __getattr__ = _missing_from(__name__)
+    _keywords.explain_package(globals(), _keywords.OF_METRICS)

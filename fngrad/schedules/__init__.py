@@ -14,7 +14,6 @@ The weights of an interpolation $l\,a + d\,b$ are the fractions ahead ($l$) and 
 
 from typing import TYPE_CHECKING
 
-from fngrad.programs.keywords_elsewhere import explain_package
 from fngrad.schedules.decay import (
     constant,
     cosine,
@@ -47,14 +46,14 @@ __all__ = [
     "warmup_stable_decay",
 ]
 
-explain_package(globals(), {})
-
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
 if not TYPE_CHECKING:  # type checkers report names that are not there
+    import fngrad.programs.keywords_elsewhere as _keywords
     from fngrad.programs.missing_names import missing_from as _missing_from
 
     __getattr__ = _missing_from(__name__)
+    _keywords.explain_package(globals(), {})

@@ -49,7 +49,6 @@ from fngrad.data.augmentations.tones import (
     posterize,
     solarize,
 )
-from fngrad.programs.keywords_elsewhere import explain_package
 
 __all__ = [
     "MixedLabels",
@@ -83,14 +82,14 @@ __all__ = [
     "vertical_flip",
 ]
 
-explain_package(globals(), {})
-
 
 def __dir__() -> list[str]:
     return sorted(__all__)
 
 
 if not TYPE_CHECKING:  # type checkers report names that are not there
+    import fngrad.programs.keywords_elsewhere as _keywords
     from fngrad.programs.missing_names import missing_from as _missing_from
 
     __getattr__ = _missing_from(__name__)
+    _keywords.explain_package(globals(), {})
