@@ -38,6 +38,7 @@ CALLS = [
     (fg.fit, {"lr": 3}, "fngrad.adam"),
     (fg.fit, {"num_step": 3}, "here it is num_steps"),
     (fg.models.cnn, {"num_classes": 3}, "here it is classes"),
+    (fg.models.cnn, {"out_features": 3}, "here it is classes$"),
     (fg.models.rnn, {"num_classes": 3}, "here it is out_size"),
     (fg.models.mlp, {"dropout": 0.1}, "here it is dropout_rate"),
     (fg.models.transformer, {"dim": 3}, "here it is features"),
