@@ -9,10 +9,12 @@ it decides what is computed: `Processes.agree`, `Processes.any`, `Processes.text
 import inspect
 import logging
 import os
+import re
 import sys
+import threading
 import traceback
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +24,9 @@ import fngrad.numerics as numerics
 __all__ = ["PeerError", "Processes", "initialize", "processes"]
 
 _T = TypeVar("_T")
+_XLA_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED): ")
 _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
+_PATIENCE = 5.0  # seconds for the others to end too, after an exit that failed
 
 
 def __dir__() -> list[str]:
@@ -124,6 +128,32 @@ def processes() -> Processes:
     return Processes(jax.process_index(), jax.process_count())
 
 
+def check_connected() -> None:
+    """Raise if JAX knows of processes that `initialize` did not connect.
+
+    This starts a backend.
+
+    Raises:
+        RuntimeError: if so.
+    """
+    count = jax.process_count()
+    if count > 1 and not jax.distributed.is_initialized():
+        raise RuntimeError(
+            "need fngrad.distributed.initialize() as the first call of the program, "
+            f"got {count} processes that JAX found without it, as on a TPU pod: the "
+            "failure of one would leave the others waiting"
+        )
+
+
+def may_be_of_another(error: BaseException) -> bool:
+    """Return whether an exception may say that another process left a computation.
+
+    JAX raises its own kind, or ValueError with a status of XLA.
+    """
+    is_status = isinstance(error, ValueError) and _XLA_STATUS.match(str(error))
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(is_status)
+
+
 def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
@@ -139,9 +169,10 @@ def initialize(
     variable ``JAX_COORDINATOR_ADDRESS``; where there are none, nothing is done, so that
     a script that begins with this call also runs on one host. An exception that would
     end one process is printed there and ends it at once: the others, which wait for it
-    in their next computation, then end too, instead of waiting for minutes. Python
-    tells nobody of `sys.exit`: outside of `fngrad.fit` a process that ends by it waits
-    for ``exit_seconds``, so raise another exception.
+    in their next computation, then end too, instead of waiting for minutes. So does
+    `sys.exit` with a message or a status other than 0, unless all processes end within
+    5 seconds, each with its own status. ``sys.exit(0)`` is a normal end. Python tells
+    nobody of ``raise SystemExit(1)``, which counts as one too: call `sys.exit`.
 
     Args:
         coordinator_address: ``host:port`` of the first process.
@@ -184,6 +215,7 @@ def initialize(
             return processes()
         raise
     sys.excepthook = _end_process
+    sys.exit = _exit
     return processes()
 
 
@@ -202,11 +234,57 @@ def _end_process(
     They may be waiting for this one in a computation, which fails once it has ended.
     """
     traceback.print_exception(kind, error, trace)
-    rank = jax.process_index()
-    print(
-        f"process {rank} ends at once, so that no other waits for it", file=sys.stderr
-    )
+    _end_at_once(1, f"process {jax.process_index()} ends at once")
+
+
+def _end_at_once(status: int, text: str) -> NoReturn:
+    print(f"{text}, so that no other waits for it", file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
+
+
+class _Exit(SystemExit):
+    """What `sys.exit` raises: it sees whether it ends the program, and how.
+
+    The interpreter asks for the status of the exception that ends a program, outside of
+    any frame of Python; whoever catches it asks from a frame.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "code" and value not in (None, 0) and not _has_caller():
+            _end_soon(value)
+        return value
+
+
+_Exit.__name__ = _Exit.__qualname__ = SystemExit.__name__  # in messages
+
+
+def _exit(status: Any = None, /) -> NoReturn:
+    """Raise SystemExit, as `sys.exit` does, which ends this process.
+
+    With a message or a status other than 0 it does so within seconds, also if the
+    others do not end, as they wait for this one in a computation.
+    """
+    raise _Exit(status)
+
+
+def _has_caller() -> bool:
+    """Return whether code of Python called the caller of this function."""
+    try:
+        sys._getframe(2)
+    except ValueError:
+        return False
+    return True
+
+
+def _end_soon(status: Any) -> None:
+    """End this process some seconds later, if the others have not ended by then."""
+    number = status if isinstance(status, int) else 1
+    rank = jax.process_index()  # while there is a backend
+    text = f"process {rank} exits by {status!r}, others do not; it ends at once"
+    timer = threading.Timer(_PATIENCE, _end_at_once, (number, text))
+    timer.daemon = True
+    timer.start()

@@ -1,5 +1,8 @@
 """Several processes: what they agree on, and how one that fails ends all."""
 
+import re
+import time
+
 import pytest
 from launched import ends, launch
 
@@ -28,6 +31,11 @@ np.testing.assert_array_equal(wide, [[0.1, 2.0**40], [1.1, 2.0**40 + 1]])
 assert wide.dtype == np.float64
 assert mine.least(3 - mine.rank) == 2
 print(mine.texts(""), mine.texts("ä" * mine.rank), mine.texts(f"of {mine.rank}"))
+try:
+    sys.exit(4)
+except SystemExit as error:
+    assert error.code == 4 and type(error).__name__ == "SystemExit"
+sys.exit(5 + mine.rank)
 """
     first, second = ends(launch(BEGIN + script, 2))
     said = "0.25 7 False [0 1 2] True False"
@@ -36,21 +44,60 @@ print(mine.texts(""), mine.texts("ä" * mine.rank), mine.texts(f"of {mine.rank}"
     told = "['', ''] ['', 'ä'] ['of 0', 'of 1']"
     assert told in first.output
     assert told in second.output
-    assert first.status == second.status == 0
+    assert [first.status, second.status] == [5, 6]
+    assert "at once" not in first.output + second.output
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_an_exception_in_one_process_ends_all_at_once(rank):
+def failing(count, rank, what):
+    """Return how processes end of which one does something, and how long that takes."""
     script = f"""
 for step in range(10_000):
     if step == 3 and mine.rank == {rank}:
-        raise OSError("the disk of one is full")
+        print("failed at", time.time())
+        {what}
     mine.any(False)
 """
-    ended = ends(launch(BEGIN + script, 2))
+    ended = ends(launch(BEGIN + script, count))
+    now = time.time()
+    return ended, now - float(re.findall("failed at (.*)", ended[rank].output)[0])
+
+
+@pytest.mark.parametrize(("count", "rank"), [(2, 0), (2, 1), (4, 1)])
+def test_an_exception_in_one_process_ends_all_at_once(count, rank):
+    full = 'raise OSError("the disk of one is full")'
+    ended, seconds = failing(count, rank, full)
     assert "OSError: the disk of one is full" in ended[rank].output
-    assert all(each.status != 0 and each.seconds < 60 for each in ended)
-    assert "Connection" in ended[1 - rank].output
+    assert all(each.status != 0 for each in ended)
+    assert seconds < 10
+    if count == 2:
+        assert "Connection" in ended[1 - rank].output
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "told", "status"), [(2, 0, "3", 3), (4, 2, "'no data'", 1)]
+)
+def test_an_exit_that_failed_in_one_process_ends_all_within_ten_seconds(
+    count, rank, told, status
+):
+    ended, seconds = failing(count, rank, f"sys.exit({told})")
+    assert ended[rank].status == status
+    assert f"process {rank} exits by {told}, others do not" in ended[rank].output
+    assert all(each.status != 0 for each in ended)
+    assert seconds < 10
+
+
+def test_an_exit_with_status_zero_waits_for_the_others():
+    script = """
+fg.distributed._PATIENCE = 0.2
+mine.any(False)
+if mine.rank == 1:
+    sys.exit(0)
+time.sleep(2)
+print("drew its pictures")
+"""
+    first, second = ends(launch(BEGIN + script, 2))
+    assert [first.status, second.status] == [0, 0]
+    assert "drew its pictures" in first.output
 
 
 def test_alone_nothing_is_connected_and_all_is_said_by_oneself():

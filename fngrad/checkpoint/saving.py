@@ -16,7 +16,7 @@ from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.shards import Needs, needed
 from fngrad.checkpoint.tree_matching import rebuild
 from fngrad.checkpoint.writing import DEFAULT_BEST, write_step
-from fngrad.distributed import processes
+from fngrad.distributed import check_connected, processes
 from fngrad.files.local_paths import check_local
 from fngrad.training import TrainState
 from fngrad.types import Path as LeafPath
@@ -62,6 +62,7 @@ def save(
             in all processes, if one fails or does not finish in time.
         TypeError: if a metric is not a number, or JSON cannot hold the notes.
         ImportError: if orbax-checkpoint is missing.
+        RuntimeError: if `fngrad.distributed.initialize` did not connect the processes.
 
     Example:
         >>> import tempfile
@@ -82,6 +83,7 @@ def save(
     plain = manifest.in_json(metrics, notes)
     host = take({"state": state})
     at = _step_of(state) if step is None else step
+    check_connected()
     mine = processes()
     if mine.count == 1:
         return write_step(Path(folder), at, host, *plain)

@@ -1,9 +1,11 @@
 """What processes tell each other, with another process that says what a test gives."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fngrad as fg
 from fngrad.distributed import PeerError, Processes
 from fngrad.fitting.coordination import KEEPS, REPLACES, Coordination, Status
 from fngrad.fitting.interrupts import Interruption
@@ -131,3 +133,17 @@ def test_a_process_alone_asks_nobody(monkeypatch):
     assert peers.agree(2.5) == 2.5
     assert peers.folder_of_the_first(None) is None
     assert asked == []
+
+
+def test_processes_that_jax_found_alone_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    need = r"need fngrad.distributed.initialize\(\).*got 4 processes"
+    data = fg.data.from_arrays({"x": np.ones((4, 1))}, 2)
+    state = fg.init_state({"w": np.ones(1)}, fg.sgd(0.1), key=0)
+    step = fg.make_step(lambda params, batch: jnp.sum(params["w"]), fg.sgd(0.1))
+    with pytest.raises(RuntimeError, match=need):
+        fg.fit(step, state, data, num_steps=1)
+    with pytest.raises(RuntimeError, match=need):
+        fg.checkpoint.save("never_made", state)
+    with pytest.raises(RuntimeError, match=need):
+        fg.sweep(lambda rate, key: {"loss": rate}, {"rate": np.ones(1)}, keys=1)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fngrad.distributed import Processes, processes
+from fngrad.distributed import Processes, check_connected, processes
 
 TEXT_LENGTH = 400  # of an exception, told to the other processes
 _FINE, _OUT_OF_MEMORY, _FAILED = range(3)
@@ -144,7 +144,12 @@ class Peers(Processes):
 
 
 def all_peers() -> Peers:
-    """Return the processes of this program."""
+    """Return the processes of this program.
+
+    Raises:
+        RuntimeError: as `fngrad.distributed.check_connected`.
+    """
+    check_connected()
     return Peers(*processes())
 
 
