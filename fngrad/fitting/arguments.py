@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
+import fngrad.tree as tree
+from fngrad.files.json_values import to_json
 from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.early_stopping import EarlyStopping
@@ -28,7 +31,7 @@ from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
 from fngrad.programs.platforms import check_backend
 from fngrad.sharding.constraints import rules_in_use
-from fngrad.training import Step, TrainState
+from fngrad.training import Step, TrainState, check_train_state
 
 
 class Run(NamedTuple):
@@ -83,6 +86,14 @@ class Run(NamedTuple):
             loggers=Loggers(self.reporting.loggers),
         )
         Hooks(self.reporting.callbacks).check(view)
+
+
+_ALIKE = (  # in all processes; folders are those of the first
+    *("resume", "num_steps", "num_epochs", "eval_every", "eval_first", "log_every"),
+    *("save_every", "save_minutes", "keep", "keep_best", "on_save_error"),
+    *("early_stopping", "restore_best", "on_nonfinite", "rollback_factor", "loop"),
+    "mesh",
+)
 
 
 class Arguments(NamedTuple):
@@ -154,6 +165,28 @@ class Arguments(NamedTuple):
         exits = exit_numbers(self.exit_signals, is_saved=bool(rules.folder))
         return rules, reporting, exits
 
+    def settings(self, *, is_saved: bool) -> dict[str, Any]:
+        """Return what all processes must be given alike, by its name.
+
+        Args:
+            is_saved: whether checkpoints are written; they hold the config.
+
+        Raises:
+            TypeError: if there is no state.
+        """
+        check_train_state(self.state)
+        order = getattr(self.data, "order", self.data)  # of a source
+        alike: dict[str, Any] = {name: getattr(self, name) for name in _ALIKE}
+        alike["the state's key"] = _bits(self.state.key)
+        alike["the data's key"] = _bits(getattr(order, "key", None))
+        for name in ("size", "batch_size"):
+            alike[f"the data's {name}"] = getattr(order, name, None)
+        alike["metric_fn"] = "None" if self.metric_fn is None else "a function"
+        alike["eval_data"] = "None" if self.eval_data is None else "data"
+        alike["the number of callbacks"] = len(self.callbacks)
+        alike["config"] = to_json(self.config, "config") if is_saved else None
+        return alike
+
     def run(self, rules: SaveRules, reporting: Reporting) -> Run:
         """Return the run with its state and data placed; read the first batch.
 
@@ -183,3 +216,8 @@ class Arguments(NamedTuple):
             self.save_every,
         )
         return Run(intervals, rules, reporting, evaluation, guard, self.loop, {}, {})
+
+
+def _bits(key: Any) -> Any:
+    """Return the bits of a random key; what is none is refused elsewhere."""
+    return jax.random.key_data(key).tolist() if tree.is_key(key) else None

@@ -21,6 +21,7 @@ from fngrad.fitting.coordination import Coordination, Status
 from fngrad.fitting.early_stopping import BestValue, Values
 from fngrad.fitting.inputs import check_option
 from fngrad.fitting.intervals import Stops
+from fngrad.fitting.presence import Presence, forget_dead
 from fngrad.fitting.resume import Resume, Start
 from fngrad.fitting.validation import check_measured
 from fngrad.logging.history import History
@@ -347,6 +348,10 @@ def opened(
     if rules.folder is None:
         return None
     check_folder(rules.folder)
+    if not peers.is_alone:
+        with peers.together():
+            presence = Presence(rules.folder, peers.processes)
+            peers.presence = stack.enter_context(presence)
     checkpoints = Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
 
     def close(kind: Any, error: Any, trace: Any) -> None:
@@ -364,3 +369,5 @@ def _lock(stack: contextlib.ExitStack, run_dir: Path | None, rules: SaveRules) -
             print_to_stderr(f"fit: moved the old {old} to {new}")
     for folder in {folder.resolve(): folder for folder in folders}.values():
         stack.enter_context(Lock(folder))
+    if rules.folder is not None:
+        forget_dead(rules.folder)

@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
-from fngrad.distributed import PeerError, Processes, processes
+from fngrad.distributed import (
+    PeerError,
+    Processes,
+    check_connected,
+    may_be_of_another,
+    processes,
+)
 from fngrad.fitting.interrupts import Interruption, add_note
+from fngrad.fitting.presence import Presence
 
 _T = TypeVar("_T")
 KEEPS, REPLACES = 1, 2  # the state
@@ -48,11 +54,17 @@ class Coordination:
     Args:
         interrupted: whether this process was asked to stop; set if another one was.
         peers: by default those of the program.
+
+    Raises:
+        RuntimeError: as `fngrad.distributed.check_connected`.
     """
 
     def __init__(self, interrupted: Interruption, peers: Processes | None = None):
+        check_connected()
         self.processes: Processes = processes() if peers is None else peers
+        self.presence: Presence | None = None  # once there is a folder to share
         self._interrupted = interrupted
+        interrupted.settle = self._settle
         self.is_lost: bool = False  # whether the others may have ended, or wait forever
         self.may_save: bool = True  # whether all can save the state after an exception
         self._is_over = False  # whether nothing more need be told
@@ -107,15 +119,27 @@ class Coordination:
         except Exception:  # which would hide the first one
             self._lose(error)
 
+    def _settle(self) -> None:
+        """Tell of signals that came after the last meeting, when none comes any more.
+
+        Raises:
+            PeerError: as `meet`.
+        """
+        if not (self.is_alone or self._is_over):
+            self.meet()
+
     def _lose(self, error: BaseException) -> None:
         self.is_lost, self.may_save = True, False
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            add_note(
-                error,
-                f"process {self.processes.rank} computed with the others: if one of "
-                "them has ended, what it printed tells why; a run with checkpoints "
-                "continues by the same call",
-            )
+        if not may_be_of_another(error):
+            return
+        dead = self.presence.dead() if self.presence else []
+        cause = "; ".join(f"process {rank} has died, as by a kill" for rank in dead)
+        add_note(
+            error,
+            f"process {self.processes.rank} computed with the others: "
+            + (cause or "if one of them has ended, what it printed tells why")
+            + "; a run with checkpoints continues by the same call",
+        )
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

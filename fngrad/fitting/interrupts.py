@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -31,8 +31,12 @@ class Interruption:
     terminated: int | None = None  # by this signal: the process should exit too
     raised: BaseException | None = None  # by the user's own handler of a signal
 
+    reached: tuple[int, bool] | None = None  # the last step, and whether it is saved
+
     def __init__(self) -> None:
         self._is_set = False
+        # Called when signals are no longer handled: they are told to all processes.
+        self.settle: Callable[[], None] = lambda: None
 
     def set(self) -> None:
         """Ask the run to stop; takes no lock, as a signal may interrupt a handler."""
@@ -131,6 +135,7 @@ def handled_signals(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
+        interruption.settle()
         return
     numbers = (signal.SIGINT, *exits)
     found = {number: signal.getsignal(number) for number in numbers}
@@ -163,9 +168,12 @@ def handled_signals(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    interruption.settle()
     if interruption.raised is not None:
         raise interruption.raised
     if interruption.terminated is not None:
+        if interruption.reached is not None:
+            print_interrupted(interruption.terminated, *interruption.reached)
         raise SystemExit(PREEMPTED)
 
 

@@ -277,6 +277,8 @@ def fit(
         interrupted = stack.enter_context(handled_signals(exits=exits))
         peers = Coordination(interrupted)
         rules = rules._replace(folder=peers.folder_of_the_first(rules.folder))
+        if not peers.is_alone:
+            peers.check_same(arguments.settings(is_saved=rules.folder is not None))
         run = arguments.run(rules, reporting)
         return _fit(run, interrupted, peers, spent, stack)
 
@@ -300,7 +302,7 @@ def _fit(
     stops = run.intervals.stops(feed, start.step)
     listens = peers.any(reporting.has_listeners)
     stops = start.logging_at(stops, run.intervals.log_every, listens)
-    peers.check_same(_settings(run, stops))
+    peers.check_same(_found(stops))
     if stopped := stopped_before(start, stops, evaluation):
         start.history.notes["seconds"] = spent.seconds()
         return finished(start.state, start.history, stopped, evaluation)
@@ -329,19 +331,12 @@ def _fit(
     return _train(plan, start, run.loop, interrupted)
 
 
-def _settings(run: Run, stops: Stops) -> dict[str, Any]:
-    """Return what must be the same in all processes, by the name of the argument."""
-    reporting, rules = run.reporting, run.rules
+def _found(stops: Stops) -> dict[str, Any]:
+    """Return what a process found of its own that must be the same in all."""
     return {
         "the step to begin at": stops.first,
-        "num_steps": stops.last,
-        "log_every": stops.log_every,
-        "eval_every": run.intervals.eval_every,
-        "save_every": stops.save_every,
-        "keep_best": rules.best,
-        "loop": run.loop,
-        "on_nonfinite": run.guard.policy,
-        "the number of callbacks": len(reporting.callbacks),
+        "the last step": stops.last,
+        "the steps between records": stops.log_every,
     }
 
 
@@ -377,10 +372,11 @@ def _train(plan: Plan, start: Start, loop: Any, interrupted: Interruption) -> Fi
         notes["seconds"] = plan.spent.seconds()
         raise
     reached = int(state.step)
-    is_saved = heard.interrupted and bool(plan.saver and plan.saver.has(reached))
+    is_saved = bool(plan.saver and plan.saver.has(reached))
+    interrupted.reached = reached, is_saved
     if interrupted.raised is not None:
         attach(interrupted.raised, state, history)
-    elif heard.interrupted:
-        print_interrupted(interrupted.terminated, reached, is_saved)
+    elif heard.interrupted and interrupted.terminated is None:
+        print_interrupted(None, reached, is_saved)
     notes["seconds"] = plan.spent.seconds()
     return finished(state, history, stopped, plan.evaluation)

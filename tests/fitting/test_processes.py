@@ -70,21 +70,34 @@ def test_the_first_process_alone_writes_logs_and_prints(trained):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(steps)
 
 
-ENDINGS = """
+ENDING = """
 import jax, jax.numpy as jnp, numpy as np
 import fngrad.checkpoint.shard_files as shard_files
+import fngrad.fitting.training_loop as training_loop
 import fngrad.logging.lines as lines
 from fngrad.files.locks import Lock
 FULL = OSError(28, "No space left on device")
 
 
 def case(name, **options):
+    tell_error(name, lambda: train(name, **options))
+    tell(case=name, ended=time.time())
+
+
+def train(name, **options):
+    global current
+    current = name
     options = dict(mesh=mesh, run_dir=f"{folder}/{name}", save_every=8) | options
-    tell_error(name, lambda: shared_fit(**options))
+    return shared_fit(**options)
 
 
-def at(step, do):
-    return [lambda now, *_: do() if now == step and is_last else None]
+def at(step, do, is_here=is_last):
+    return [lambda now, *_: cause(do) if now == step and is_here else None]
+
+
+def cause(do):
+    tell(case=current, began=time.time())
+    return do()
 
 
 def fail():
@@ -92,24 +105,42 @@ def fail():
 
 
 def full(*_):
+    tell(case=current, began=time.time())
     raise FULL
 
 
+def terminate():
+    signal.raise_signal(signal.SIGTERM)
+
+
+def fill_disk():
+    if is_last:
+        shard_files.write = full
+
+
+write = shard_files.write
 case("callback", callbacks=at(20, fail))
+case("sigterm", callbacks=at(20, terminate))
+case("sigint", callbacks=at(20, lambda: signal.raise_signal(signal.SIGINT)))
+case("exit", callbacks=at(20, lambda: sys.exit(3)))
+fill_disk()
+case("shards")
+shard_files.write = write
+"""
+ENDINGS = (
+    ENDING
+    + """
 case("callback")  # the same call again
 case("stop", callbacks=at(20, lambda: fg.STOP))
-case("sigterm", callbacks=at(20, lambda: signal.raise_signal(signal.SIGTERM)))
-case("exit", callbacks=at(20, lambda: sys.exit(3)))
+case("resume", resume="must" if is_last else "auto")
+case("key", key=mine.rank)
+case("order", data=DATA.reseed(mine.rank + 5))
+case("folder", run_dir=f"{folder}/of_{mine.rank}")
 usual = lines.LineFile.append
 if mine.is_first:
     lines.LineFile.append = full
 case("records")
 lines.LineFile.append = usual
-usual = shard_files.write
-if is_last:
-    shard_files.write = full
-case("shards")
-shard_files.write = usual
 
 
 def read(indices):
@@ -158,19 +189,27 @@ case("hook", **options | {"callbacks": [counted, *at(20, fail)]})
 if mine.is_first:
     jax.profiler.start_trace = lambda *_, **__: full()
 case("profile", callbacks=[fg.callbacks.profile(5, 6)])
+train("end", callbacks=at(20, lambda: sys.exit(3), mine.is_first))
 """
+)
 
 
 FULL = "No space left on device"
 SAVED = "a checkpoint holds its state too"
-ENDED = {  # how the two processes end, and what both say
+OTHERS = "need the same call of fit in all processes, got"
+FIRST_ENDED = {  # how the first processes end and how the last, and what all say
     "callback": ("PeerError", "KeyError", "'of one process'", "step 20", SAVED),
+    "sigterm": ("SystemExit", "SystemExit", "75"),
+    "exit": ("PeerError", "SystemExit", "3", "step 20", SAVED),
+    "shards": ("SaveError", "SaveError", f": OSError: [Errno 28] {FULL}"),
+}
+ENDED = FIRST_ENDED | {
+    "resume": ("ValueError", "ValueError", f"{OTHERS} resume 'auto' in process 0"),
+    "key": ("ValueError", "ValueError", f"{OTHERS} the state's key [0, 0]"),
+    "order": ("ValueError", "ValueError", f"{OTHERS} the data's key [0, 5]"),
     "hook": ("PeerError", "KeyError", "'of one process'", "step 20", SAVED),
     "profile": ("OSError", "PeerError", FULL, "step 5", SAVED),
-    "exit": ("PeerError", "SystemExit", "3", "step 20", SAVED),
-    "sigterm": ("SystemExit", "SystemExit", "75"),
     "records": ("OSError", "PeerError", FULL, "step 10", SAVED),
-    "shards": ("SaveError", "SaveError", f"process 1: OSError: [Errno 28] {FULL}"),
     "data": ("PeerError", "OSError", "a broken disk", "step 19", SAVED),
     "evaluation": ("PeerError", "OSError", "a broken disk", "step 30", SAVED),
     "settings": ("ValueError", "ValueError", "got log_every 10 in process 0 and 11"),
@@ -179,27 +218,84 @@ ENDED = {  # how the two processes end, and what both say
 }
 
 
+def errors_of(found, want):
+    """Return the errors that processes told, by case, after a comparison."""
+    errors = [{x["case"]: x for x in each if "error" in x} for each in found]
+    for case, (first, last, *words) in want.items():
+        wanted = [first] * (len(found) - 1) + [last]
+        assert [each[case]["error"] for each in errors] == wanted, case
+        texts = [each[case]["text"] for each in errors]
+        assert all(word in text for word in words for text in texts), (case, texts)
+    assert all(each.keys() == want.keys() for each in errors)
+    return errors
+
+
+def stops_of(told):
+    return {x["case"]: (x["stopped"], x["step"]) for x in told if "stopped" in x}
+
+
 @pytest.mark.slow
 def test_what_ends_one_process_ends_all_at_the_same_step(tmp_path):
     ended = ends(launch(BEGIN + ENDINGS, 2, str(tmp_path), devices=2))
-    assert [x.status for x in ended] == [0, 0], ended
+    seconds = time.time() - began_of("end", told(ended[0].output))
+    assert [x.status for x in ended] == [3, 1], ended  # of an exit in the first
+    assert seconds < 10
+    assert "process 0 failed at step 20: SystemExit: 3" in ended[1].output
     found = [told(x.output) for x in ended]
-    errors = [{x["case"]: x for x in each if "error" in x} for each in found]
-    for case, (first, second, *words) in ENDED.items():
-        assert [each[case]["error"] for each in errors] == [first, second], case
-        texts = [each[case]["text"] for each in errors]
-        assert all(word in text for word in words for text in texts), (case, texts)
-    assert errors[0].keys() == errors[1].keys() == ENDED.keys()
+    errors = errors_of(found, ENDED)
     for each in found:
-        stopped = {x["case"]: (x["stopped"], x["step"]) for x in each if "stopped" in x}
-        completed = dict.fromkeys(("callback", "split"), ("completed", 40))
-        assert stopped == {"stop": ("callback", 20), **completed}
+        completed = dict.fromkeys(("callback", "split", "folder"), ("completed", 40))
+        early = {"sigint": ("interrupted", 20), "stop": ("callback", 20)}
+        assert stops_of(each) == early | completed
+    assert not any((tmp_path / name).exists() for name in ("resume", "key", "order"))
+    assert (tmp_path / "of_0").exists()
+    assert not (tmp_path / "of_1").exists()
     cause, pointer = (each["nonfinite"]["text"] for each in errors)
     assert "log(-" in cause
     assert "the error of process 0 tells the cause" in pointer
     assert all({"case": "dry run", "steps": 40} in each for each in found)
     counts = [[x["count"] for x in each if "count" in x] for each in found]
     assert counts == [[8, 8], []]
+
+
+def began_of(case, told):
+    """Return when a failure began in a process, by what it told."""
+    return next(x["began"] for x in told if x["case"] == case and "began" in x)
+
+
+AFTERWARDS = """
+finished = training_loop.finished
+
+
+def finished_late(*arguments):
+    if mine.rank == 1:
+        cause(terminate)
+    return finished(*arguments)
+
+
+training_loop.finished = finished_late  # after the last meeting of all
+case("late")
+train("end", callbacks=at(20, terminate))
+"""
+
+
+@pytest.mark.slow
+def test_four_processes_end_together_and_one_continues_with_the_bits_of_one(tmp_path):
+    ended = ends(launch(BEGIN + ENDING + AFTERWARDS, 4, str(tmp_path)))
+    assert [x.status for x in ended] == [75] * 4, ended
+    found = [told(x.output) for x in ended]
+    late = {"late": ("SystemExit", "SystemExit", "75")}
+    errors_of(found, FIRST_ENDED | late)
+    assert all(stops_of(each) == {"sigint": ("interrupted", 20)} for each in found)
+    for case in ("callback", "sigterm", "sigint", "exit", "shards"):
+        ends_of = [x for each in found for x in each if x["case"] == case]
+        last = max(x.get("ended", 0) for x in ends_of)
+        assert last - began_of(case, found[-1]) < 10, case
+        folder = tmp_path / case / "checkpoints"
+        resumed = shared_fit(checkpoint_dir=folder, progress=False)
+        assert summary(resumed) == summary(shared_fit())
+    assert "process 3: OSError: [Errno 28]" in ended[0].output
+    assert "fit: SIGTERM at step 40, saved: exits with status 75" in ended[0].output
 
 
 KILLED = """
@@ -214,16 +310,20 @@ shared_fit(mesh=mesh, checkpoint_dir=folder, save_every=8, callbacks=[end])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rank", "name"), [(0, "SIGKILL"), (1, "SIGKILL")])
-def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, rank, name):
-    script = BEGIN + KILLED
-    ended = ends(launch(script, 2, str(tmp_path), str(rank), name, devices=2))
+@pytest.mark.parametrize(("count", "rank"), [(2, 0), (2, 1), (4, 2)])
+def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, count, rank):
+    arguments = str(tmp_path), str(rank), "SIGKILL"
+    ended = ends(launch(BEGIN + KILLED, count, *arguments, devices=4 // count))
     seconds = time.time() - told(ended[rank].output)[0]["at"]
-    assert ended[rank].status == -signal.SIGKILL
-    assert ended[1 - rank].status not in (0, None)
+    assert ended.pop(rank).status == -signal.SIGKILL
+    assert all(x.status not in (0, None) for x in ended)
     assert seconds < 10
-    if rank:
-        assert "if one of them has ended, what it printed tells why" in ended[0].output
+    if rank:  # JAX ends the others when the first one has ended
+        name = f"computed with the others: process {rank} has died, as by a kill"
+        assert any(name in x.output for x in ended), ended
+    assert "has died" not in re.sub(f"process {rank} has died", "", str(ended))
+    left = {x.name for x in tmp_path.glob(".process-*")} - {".process-0"}
+    assert left <= {f".process-{rank}"} if rank else True
     resume = "tell(**summary(shared_fit(mesh=mesh, checkpoint_dir=folder)))"
     (alone,) = ends(launch(BEGIN + resume, 1, str(tmp_path), devices=4))
     assert re.search("fit: resumes at step 1[56] of 40", alone.output)

@@ -34,9 +34,9 @@ def metric_fn(params, batch):
 STEP = fg.make_step(loss_fn, OPTIMIZER)
 
 
-def shared_fit(step=STEP, data=DATA, **options):
+def shared_fit(step=STEP, data=DATA, key=0, **options):
     """Train for 40 steps, with an evaluation every 15 and a log every 10."""
-    state = fg.init_state({"w": jnp.zeros(8)}, OPTIMIZER, 0)
+    state = fg.init_state({"w": jnp.zeros(8)}, OPTIMIZER, key)
     options = {
         "num_steps": 40,
         "metric_fn": metric_fn,
