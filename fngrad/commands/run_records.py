@@ -49,6 +49,16 @@ class RunRecord(NamedTuple):
         return str(self.manifest.get("started") or "")
 
     @property
+    def resumed(self) -> list[dict[str, Any]]:
+        """Each later start: its time, and the facts that were not as at the first."""
+        return self.manifest.get("resumed") or []
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The manifest with the facts of the last start."""
+        return self.manifest | (self.resumed[-1] if self.resumed else {})
+
+    @property
     def step(self) -> int:
         """The last step of which there is a record."""
         reached = [int(self.history.steps(name)[-1]) for name in self.history]

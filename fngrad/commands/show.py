@@ -13,7 +13,8 @@ from fngrad.programs.text_tables import short_text
 
 _ENVIRONMENT = (
     *("command", "cwd", "python", "platform", "backend", "device_kind"),
-    *("device_count", "float32_products", "loop", "loop_reason", "seed", "data"),
+    *("device_count", "process_count", "float32_products", "loop", "loop_reason"),
+    *("seed", "data"),
 )
 
 
@@ -45,15 +46,14 @@ def text(record: RunRecord) -> str:
 def facts(record: RunRecord) -> list[list[str]]:
     """Return path, status, times and steps, as rows of a name and a value."""
     reason = f": {record.reason}" if record.reason not in ("", record.status) else ""
-    resumed = [
-        texts.moment(str(call.get("time")))
-        for call in record.manifest.get("resumed") or []
-    ]
+    resumed = [texts.moment(str(call.get("time"))) for call in record.resumed]
+    starts = f"{len(resumed) + 1}, the environment is that of the last"
     rows = [
         ["run", str(record.path)],
         ["status", f"{record.status}{reason}"],
         ["started", texts.moment(record.started)],
         ["resumed", ", ".join(resumed)],
+        ["starts", starts if resumed else ""],
         ["duration", texts.duration(record.seconds)],
         ["steps", str(record.step)],
     ]
@@ -78,9 +78,14 @@ def sections(record: RunRecord) -> dict[str, str]:
 
 
 def environment(record: RunRecord) -> list[list[str]]:
-    """Return what the run ran on, as rows of a name and a value."""
-    found = record.manifest
-    rows = [[n, str(found[n])] for n in _ENVIRONMENT if found.get(n) is not None]
+    """Return what the last start ran on, and the first if that was something else."""
+    found, first = record.facts, record.manifest
+
+    def shown(name: str) -> str:
+        is_other = name in first and first[name] != found[name]
+        return f"{found[name]}{f' (at first {first[name]})' if is_other else ''}"
+
+    rows = [[n, shown(n)] for n in _ENVIRONMENT if found.get(n) is not None]
     versions = found.get("versions") or {}
     rows += [[n, str(v)] for n, v in versions.items() if v is not None]
     git = found.get("git")

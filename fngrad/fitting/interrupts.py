@@ -135,8 +135,7 @@ def handled_signals(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
-        interruption.settle()
-        return
+        return _conclude(interruption)
     numbers = (signal.SIGINT, *exits)
     found = {number: signal.getsignal(number) for number in numbers}
     previous = {n: h for n, h in found.items() if h not in (None, signal.SIG_IGN)}
@@ -168,6 +167,11 @@ def handled_signals(*, exits: Sequence[int] = ()) -> Iterator[Interruption]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    _conclude(interruption)
+
+
+def _conclude(interruption: Interruption) -> None:
+    """Raise what signals of any process ask for, now that they are not handled."""
     interruption.settle()
     if interruption.raised is not None:
         raise interruption.raised
