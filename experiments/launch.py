@@ -4,8 +4,9 @@ Command:  python -m experiments.launch 2 4 -m experiments.char_transformer
           (processes, virtual CPU devices of each, and what Python runs)
 
 The program calls `fngrad.distributed.initialize` first. Ctrl-C reaches all processes,
-SIGTERM is passed on to them. If one fails it is printed how each ended, and the status
-is that of the failed one with the lowest number. On Slurm, Cloud TPU and Kubernetes
+SIGTERM is passed on to them. Once one fails it is printed how each ends, when it ends.
+What is left half a minute later, as it waits for one that never connected, gets
+SIGTERM. The status is that of the first that failed. On Slurm, Cloud TPU and Kubernetes
 nothing like this is needed: JAX finds the processes.
 """
 
@@ -14,6 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+
+PATIENCE = 30.0  # seconds from the first failure on
 
 
 def main(count: int, devices: int, *command: str) -> int:
@@ -24,12 +28,29 @@ def main(count: int, devices: int, *command: str) -> int:
     ]
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sent it to all
     signal.signal(signal.SIGTERM, lambda *_: [x.terminate() for x in started] and None)
-    ended = [process.wait() for process in started]
-    for rank, status in enumerate(ended if any(ended) else []):
-        print(f"process {rank} {told(status)}", file=sys.stderr)
-    return next(
-        (status if status > 0 else 128 - status for status in ended if status), 0
-    )
+    status = wait(dict(enumerate(started)))
+    return status if status >= 0 else 128 - status
+
+
+def wait(running: dict[int, subprocess.Popen]) -> int:
+    """Wait for processes, by rank; return the status of the first that fails, or 0."""
+    failed, deadline = 0, float("inf")
+    while running:
+        ended = {rank: x.poll() for rank, x in running.items()}
+        for rank, status in ended.items():
+            if status is None:
+                continue
+            del running[rank]
+            if status and not failed:
+                failed, deadline = status, time.monotonic() + PATIENCE
+            if failed:
+                print(f"process {rank} {told(status)}", file=sys.stderr, flush=True)
+        if time.monotonic() > deadline:
+            deadline = float("inf")
+            for process in running.values():
+                process.terminate()
+        time.sleep(0.05)
+    return failed
 
 
 def connecting(count: int, devices: int) -> list[dict[str, str]]:
