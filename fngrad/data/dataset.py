@@ -213,7 +213,11 @@ def from_arrays(
         arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
             They move to the default device once, memory maps with a warning; without
             x64, float64 becomes float32 and int64 becomes int32. NaN and infinity pass
-            as they are.
+            as they are. Arrays on a mesh stay there, but `fngrad.fit` copies others
+            to each of its devices: split by `fngrad.sharding.shard_batch`, each device
+            and process holds its part only, and the devices add up each batch, whose
+            order and values are the same (-0.0 becomes 0.0). Data on disk need no host
+            to hold all of them: `fngrad.data.from_source` reads its part of each batch.
         batch_size: b, 1 <= b <= n; "all" gives the arrays as they are at every step,
             neither copied nor shuffled.
         seed: an int of any size, also traced, or a typed key, shape ().

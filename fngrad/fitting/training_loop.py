@@ -129,8 +129,11 @@ def fit(
     exception or ``fngrad.STOP`` in one ends the run in all, after the same step and
     with a checkpoint; after an exception the others raise
     `fngrad.distributed.PeerError`, which tells it. After a kill the others raise from
-    the computation that they share with it. The next call may have another number of
-    processes. All must see the same folders.
+    the computation that they share with it; with checkpoints, a note names it. A
+    signal in one ends all with status 75 as long as `fit` handles signals in any. The
+    next call may have another number of processes. The arguments are compared before
+    anything is read or written. All must see the same folders, which are those that
+    the first one names.
 
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``
@@ -223,7 +226,8 @@ def fit(
             of the state, or of `jax.set_mesh`. The state is placed by the step's
             ``rule``, or else is whole on every device; one that is on the mesh stays
             there. Batches are split over the axis ``data``, by which their size must be
-            divisible; arrays are copied to every device once.
+            divisible; arrays are copied to every device once, unless they are on the
+            mesh, as with `fngrad.sharding.shard_batch`.
         progress: whether to show a progress bar, if tqdm is installed. Its rate and
             remaining time leave compiling out.
 
@@ -238,10 +242,11 @@ def fit(
         ValueError: if an argument is out of range or conflicts with another, a folder
             is a URL, a metric to watch is not measured or has no known direction, a
             metric's name is taken, the step returns a state unlike the one it was
-            given (the leaf is named), a checkpoint is of another run (the differences
-            are named) or of an earlier step than the state, or there are checkpoints
-            and ``resume="never"``; if the mesh has Explicit axes, cannot split the
-            batch, or the state is on another mesh or placed by another rule.
+            given (the leaf is named), an argument differs between processes, a
+            checkpoint is of another run (the differences are named) or of an earlier
+            step than the state, or there are checkpoints and ``resume="never"``; if the
+            mesh has Explicit axes, cannot split the batch, or the state is on another
+            mesh or placed by another rule.
         FileNotFoundError: if ``resume="must"`` and there is no checkpoint.
         TypeError: if the data are of an unknown kind, a leaf of the state is not an
             array, the step is a loss, callbacks or loggers take other arguments, a
@@ -251,7 +256,8 @@ def fit(
         PeerError: if an exception ended another process.
         SaveError: see ``on_save_error``.
         RuntimeError: if the backend is not the required one, an argument was donated,
-            or another process uses a folder (`fngrad.files.locks.LockError`).
+            another process uses a folder (`fngrad.files.locks.LockError`), or JAX knows
+            of several processes that `fngrad.distributed.initialize` did not connect.
         ImportError: if checkpoints are to be written and orbax-checkpoint is missing.
         SystemExit: if one of ``exit_signals`` came and checkpoints are written.
         Exception: whatever a callback or the data raise.
