@@ -282,7 +282,7 @@ def _has_caller() -> bool:
 
 def _end_soon(status: Any) -> None:
     """End this process some seconds later, if the others have not ended by then."""
-    number = status if isinstance(status, int) else 1
+    number = status & 0xFF if isinstance(status, int) else 1
     rank = jax.process_index()  # while there is a backend
     text = f"process {rank} exits by {status!r}, others do not; it ends at once"
     timer = threading.Timer(_PATIENCE, _end_at_once, (number, text))

@@ -13,7 +13,7 @@ from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
 from fngrad.fitting.early_stopping import EarlyStopping
 from fngrad.fitting.hooks import Callback, Hooks, RunView
-from fngrad.fitting.inputs import checked_feed
+from fngrad.fitting.inputs import check_state, checked_feed
 from fngrad.fitting.interrupts import SignalName, exit_numbers
 from fngrad.fitting.intervals import Intervals
 from fngrad.fitting.mesh import placed_run, warn_of_hidden_rules
@@ -31,7 +31,7 @@ from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
 from fngrad.programs.platforms import check_backend
 from fngrad.sharding.constraints import rules_in_use
-from fngrad.training import Step, TrainState, check_train_state
+from fngrad.training import Step, TrainState
 
 
 class Run(NamedTuple):
@@ -172,9 +172,9 @@ class Arguments(NamedTuple):
             is_saved: whether checkpoints are written; they hold the config.
 
         Raises:
-            TypeError: if there is no state.
+            TypeError, ValueError, RuntimeError: as `check_state`.
         """
-        check_train_state(self.state)
+        check_state(self.state)
         order = getattr(self.data, "order", self.data)  # of a source
         alike: dict[str, Any] = {name: getattr(self, name) for name in _ALIKE}
         alike["the state's key"] = _bits(self.state.key)

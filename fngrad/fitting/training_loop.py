@@ -129,11 +129,11 @@ def fit(
     exception or ``fngrad.STOP`` in one ends the run in all, after the same step and
     with a checkpoint; after an exception the others raise
     `fngrad.distributed.PeerError`, which tells it. After a kill the others raise from
-    the computation that they share with it; with checkpoints, a note names it. A
-    signal in one ends all with status 75 as long as `fit` handles signals in any. The
-    next call may have another number of processes. The arguments are compared before
-    anything is read or written. All must see the same folders, which are those that
-    the first one names.
+    the computation that they share with it; with checkpoints, a note names it. One of
+    ``exit_signals`` that `fit` handles in one, up to its return, ends all with status
+    75. The next call may have another number of processes. The arguments are compared
+    before anything is read or written. All must see the same folders, which are those
+    that the first one names.
 
     Args:
         step: from `fngrad.make_step`, or any ``(state, batch) -> (state, metrics)``

@@ -1,5 +1,7 @@
 """What processes tell each other, with another process that says what a test gives."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 
 import fngrad as fg
 from fngrad.distributed import PeerError, Processes
+from fngrad.fitting.arguments import _ALIKE, Arguments
 from fngrad.fitting.coordination import KEEPS, REPLACES, Coordination, Status
-from fngrad.fitting.interrupts import Interruption
+from fngrad.fitting.interrupts import Interruption, handled_signals
 
 
 class Other(Processes):
@@ -99,6 +102,41 @@ def test_what_one_process_does_within_a_computation_of_all_is_told(saves, may_sa
     with peers.computing():
         assert peers.telling(abs)(-1) == 1
         assert peers._is_inside
+
+
+def test_the_error_of_a_computation_names_the_process_that_was_killed():
+    peers = with_other(0)
+    presence = SimpleNamespace(dead=lambda: [1])
+    peers.presence = presence  # pyright: ignore
+    for error in (ValueError("UNKNOWN: Gloo failed"), KeyError("a bug")):
+        peers._lose(error)
+        note = " ".join(getattr(error, "__notes__", []))
+        named = "with the others: process 1 has died, as by a kill; a run with"
+        assert (named in note) == isinstance(error, ValueError)
+    peers._lose(error := ValueError("need another shape"))
+    assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_after_the_last_meeting_reaches_all(rank):
+    told = {"told": Status(interrupted=True, signal=15)}
+    other = type("_", (Other,), told)(rank, 2)
+    with pytest.raises(SystemExit, match="75"), handled_signals() as interrupted:
+        Coordination(interrupted, other)
+
+
+def test_every_argument_that_decides_what_is_computed_is_compared():
+    of_one_process = {"run_dir", "checkpoint_dir", "loggers", "exit_signals", "require"}
+    in_part = {"step", "state", "data", "metric_fn", "eval_data", "config", "callbacks"}
+    others = of_one_process | in_part | {"progress"}
+    assert set(_ALIKE) == set(Arguments._fields) - others
+    state = fg.init_state({"w": np.ones(1)}, fg.sgd(0.1), key=3)
+    source = fg.data.from_source(lambda i: i, 9, 4, seed=2)
+    given = dict.fromkeys(Arguments._fields) | {"state": state, "data": source}
+    settings = Arguments(**given | {"callbacks": [print]}).settings(is_saved=True)
+    keys = settings["the state's key"], settings["the data's key"]
+    assert (keys, settings["the data's size"]) == (([0, 3], [0, 2]), 9)
+    assert settings["the number of callbacks"] == 1
 
 
 def test_a_callback_must_answer_the_same_in_all_processes():

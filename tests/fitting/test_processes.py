@@ -333,12 +333,11 @@ def test_a_kill_of_one_process_ends_all_within_ten_seconds(tmp_path, count, rank
         name = f"computed with the others: process {rank} has died, as by a kill"
         assert any(name in x.output for x in ended), ended
     assert "has died" not in re.sub(f"process {rank} has died", "", str(ended))
-    left = {x.name for x in tmp_path.glob(".process-*")} - {".process-0"}
-    assert left <= {f".process-{rank}"} if rank else True
     resume = "tell(**summary(shared_fit(mesh=mesh, checkpoint_dir=folder)))"
     (alone,) = ends(launch(BEGIN + resume, 1, str(tmp_path), devices=4))
     assert re.search("fit: resumes at step 1[56] of 40", alone.output)
     assert "Warning" not in alone.output
+    assert not list(tmp_path.glob(".process-*"))
     assert summary(shared_fit()).items() <= told(alone.output)[0].items()
 
 
