@@ -215,7 +215,7 @@ def initialize(
             return processes()
         raise
     sys.excepthook = _end_process
-    sys.exit = _exit
+    sys.exit = _raise_exit
     return processes()
 
 
@@ -262,7 +262,7 @@ class _Exit(SystemExit):
 _Exit.__name__ = _Exit.__qualname__ = SystemExit.__name__  # in messages
 
 
-def _exit(status: Any = None, /) -> NoReturn:
+def _raise_exit(status: Any = None, /) -> NoReturn:
     """Raise SystemExit, as `sys.exit` does, which ends this process.
 
     With a message or a status other than 0 it does so within seconds, also if the
@@ -273,11 +273,9 @@ def _exit(status: Any = None, /) -> NoReturn:
 
 def _has_caller() -> bool:
     """Return whether code of Python called the caller of this function."""
-    try:
-        sys._getframe(2)
-    except ValueError:
-        return False
-    return True
+    frame = inspect.currentframe()
+    caller = frame and frame.f_back
+    return caller is not None and caller.f_back is not None
 
 
 def _end_soon(status: Any) -> None:

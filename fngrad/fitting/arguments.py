@@ -88,7 +88,7 @@ class Run(NamedTuple):
         Hooks(self.reporting.callbacks).check(view)
 
 
-_ALIKE = (  # in all processes; folders are those of the first
+ALIKE = (  # in all processes; folders are those of the first
     *("resume", "num_steps", "num_epochs", "eval_every", "eval_first", "log_every"),
     *("save_every", "save_minutes", "keep", "keep_best", "on_save_error"),
     *("early_stopping", "restore_best", "on_nonfinite", "rollback_factor", "loop"),
@@ -176,7 +176,7 @@ class Arguments(NamedTuple):
         """
         check_state(self.state)
         order = getattr(self.data, "order", self.data)  # of a source
-        alike: dict[str, Any] = {name: getattr(self, name) for name in _ALIKE}
+        alike: dict[str, Any] = {name: getattr(self, name) for name in ALIKE}
         alike["the state's key"] = _bits(self.state.key)
         alike["the data's key"] = _bits(getattr(order, "key", None))
         for name in ("size", "batch_size"):

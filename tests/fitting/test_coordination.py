@@ -9,7 +9,7 @@ import pytest
 
 import fngrad as fg
 from fngrad.distributed import PeerError, Processes
-from fngrad.fitting.arguments import _ALIKE, Arguments
+from fngrad.fitting.arguments import ALIKE, Arguments
 from fngrad.fitting.coordination import KEEPS, REPLACES, Coordination, Status
 from fngrad.fitting.interrupts import Interruption, handled_signals
 
@@ -129,7 +129,7 @@ def test_every_argument_that_decides_what_is_computed_is_compared():
     of_one_process = {"run_dir", "checkpoint_dir", "loggers", "exit_signals", "require"}
     in_part = {"step", "state", "data", "metric_fn", "eval_data", "config", "callbacks"}
     others = of_one_process | in_part | {"progress"}
-    assert set(_ALIKE) == set(Arguments._fields) - others
+    assert set(ALIKE) == set(Arguments._fields) - others
     state = fg.init_state({"w": np.ones(1)}, fg.sgd(0.1), key=3)
     source = fg.data.from_source(lambda i: i, 9, 4, seed=2)
     given = dict.fromkeys(Arguments._fields) | {"state": state, "data": source}
