@@ -8,6 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 import fngrad.tree as tree
+from fngrad.data.dataset import Dataset
+from fngrad.data.sources import Source
 from fngrad.files.json_values import to_json
 from fngrad.files.local_paths import absolute
 from fngrad.fitting.checkpointing import DEFAULT_BEST, SaveRules, checkpoint_folder
@@ -175,7 +177,8 @@ class Arguments(NamedTuple):
             TypeError, ValueError, RuntimeError: as `check_state`.
         """
         check_state(self.state)
-        order = getattr(self.data, "order", self.data)  # of a source
+        order = self.data.order if isinstance(self.data, Source) else self.data
+        order = order if isinstance(order, Dataset) else None
         alike: dict[str, Any] = {name: getattr(self, name) for name in ALIKE}
         alike["the state's key"] = _bits(self.state.key)
         alike["the data's key"] = _bits(getattr(order, "key", None))
@@ -220,4 +223,5 @@ class Arguments(NamedTuple):
 
 def _bits(key: Any) -> Any:
     """Return the bits of a random key; what is none is refused elsewhere."""
-    return jax.random.key_data(key).tolist() if tree.is_key(key) else None
+    is_key = hasattr(key, "dtype") and tree.is_key(key)
+    return jax.random.key_data(key).tolist() if is_key else None

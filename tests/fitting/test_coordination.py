@@ -137,6 +137,13 @@ def test_every_argument_that_decides_what_is_computed_is_compared():
     keys = settings["the state's key"], settings["the data's key"]
     assert (keys, settings["the data's size"]) == (([0, 3], [0, 2]), 9)
     assert settings["the number of callbacks"] == 1
+    foreign = SimpleNamespace(order=print, size=object().__repr__, batch_size=4)
+    for data in (foreign, lambda step: step, [1]):
+        settings = Arguments(**given | {"callbacks": [], "data": data}).settings(
+            is_saved=False
+        )
+        assert settings["the data's size"] is None  # an object's text has its address
+        assert settings["the data's key"] is None
 
 
 def test_a_callback_must_answer_the_same_in_all_processes():
