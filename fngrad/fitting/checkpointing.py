@@ -347,11 +347,13 @@ def opened(
             _lock(stack, run_dir, rules)
     if rules.folder is None:
         return None
-    check_folder(rules.folder)
-    if not peers.is_alone:
-        with peers.together():
+    with peers.together():
+        check_folder(rules.folder)
+        if not peers.is_alone:
             presence = Presence(rules.folder, peers.processes)
             peers.presence = stack.enter_context(presence)
+    if peers.presence is not None:
+        peers.presence.look()
     checkpoints = Checkpoints(rules.folder, keep=rules.keep, best=rules.best)
 
     def close(kind: Any, error: Any, trace: Any) -> None:

@@ -28,10 +28,19 @@ class Presence(contextlib.ExitStack):
     def __init__(self, folder: Path, mine: Processes):
         super().__init__()
         self._folder, self._mine = folder, mine
+        self._seen: list[int] = []
         # Where it cannot be locked, nobody is named.
         with contextlib.suppress(LockError):
             self.enter_context(Lock(folder, name=_name(mine.rank)))
             self.callback(self._remove)
+
+    def look(self) -> None:
+        """Note whose locks can be seen; call it when all are known to live.
+
+        A file system may have no locks, or show this machine's alone.
+        """
+        ranks = range(self._mine.count)
+        self._seen = [r for r in ranks if is_in_use(self._folder, name=_name(r))]
 
     def dead(self) -> list[int]:
         """Return the processes that were killed, after at most a second.
@@ -39,22 +48,18 @@ class Presence(contextlib.ExitStack):
         JAX ends all processes when the first one has ended: then it alone is named.
         """
         end = time.monotonic() + _PATIENCE
-        while self._is_seen and time.monotonic() < end:
-            found = [rank for rank in range(self._mine.count) if self._is_dead(rank)]
+        while self._seen and time.monotonic() < end:
+            found = [rank for rank in self._seen if self._is_dead(rank)]
             if found:
                 return found[:1] if found[0] == 0 else found
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         return []
 
-    @property
-    def _is_seen(self) -> bool:
-        """Whether the lock of this process can be seen: the file system has locks."""
-        return is_in_use(self._folder, name=_name(self._mine.rank))
-
     def _is_dead(self, rank: int) -> bool:
         name = _name(rank)
-        is_left = (self._folder / name).exists()
-        return is_left and not is_in_use(self._folder, name=name)
+        # In this order: a process that ends removes its file before it unlocks it.
+        is_locked = is_in_use(self._folder, name=name)
+        return not is_locked and (self._folder / name).exists()
 
     def _remove(self) -> None:
         with contextlib.suppress(OSError):

@@ -284,7 +284,9 @@ def fit(
         peers = Coordination(interrupted)
         rules = rules._replace(folder=peers.folder_of_the_first(rules.folder))
         if not peers.is_alone:
-            peers.check_same(arguments.settings(is_saved=rules.folder is not None))
+            with peers.together():
+                settings = arguments.settings(is_saved=rules.folder is not None)
+            peers.check_same(settings)
         run = arguments.run(rules, reporting)
         return _fit(run, interrupted, peers, spent, stack)
 
