@@ -6,12 +6,14 @@ process alone, such as its clock or a signal it got, must therefore be agreed on
 it decides what is computed: `Processes.agree`, `Processes.any`, `Processes.texts`.
 """
 
+import atexit
 import inspect
 import logging
 import os
 import re
 import sys
 import threading
+import time
 import traceback
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -27,6 +29,7 @@ _T = TypeVar("_T")
 _XLA_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED): ")
 _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
 _PATIENCE = 5.0  # seconds for the others to end too, after an exit that failed
+_WAITS = threading.Event()  # once JAX waits for the others at the exit
 
 
 def __dir__() -> list[str]:
@@ -170,9 +173,11 @@ def initialize(
     a script that begins with this call also runs on one host. An exception that would
     end one process is printed there and ends it at once: the others, which wait for it
     in their next computation, then end too, instead of waiting for minutes. So does
-    `sys.exit` with a message or a status other than 0, unless all processes end within
-    5 seconds, each with its own status. ``sys.exit(0)`` is a normal end. Python tells
-    nobody of ``raise SystemExit(1)``, which counts as one too: call `sys.exit`.
+    `sys.exit` with a message or a status other than 0, if it ends the program: when
+    this process's threads and the exit handlers registered after this call are done, it
+    gives the others 5 seconds to end too, each with its own status. ``sys.exit(0)`` is
+    a normal end, and so is ``raise SystemExit(1)``, of which Python tells nobody: call
+    `sys.exit` instead.
 
     Args:
         coordinator_address: ``host:port`` of the first process.
@@ -216,6 +221,7 @@ def initialize(
         raise
     sys.excepthook = _end_process
     sys.exit = _raise_exit
+    atexit.register(_WAITS.set)  # runs before the handler of JAX, which is older
     return processes()
 
 
@@ -233,16 +239,20 @@ def _end_process(
 
     They may be waiting for this one in a computation, which fails once it has ended.
     """
-    traceback.print_exception(kind, error, trace)
-    _end_at_once(1, f"process {jax.process_index()} ends at once")
+    try:
+        traceback.print_exception(kind, error, trace)
+    finally:
+        _end_at_once(1, f"process {jax.process_index()} ends at once")
 
 
 def _end_at_once(status: int, text: str) -> NoReturn:
-    print(f"{text}, so that no other waits for it", file=sys.stderr)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        print(f"{text}, so that no other waits for it", file=sys.stderr)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also if nobody reads what is printed
+        os._exit(status)
 
 
 class _Exit(SystemExit):
@@ -254,21 +264,30 @@ class _Exit(SystemExit):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if name == "code" and value not in (None, 0) and not _has_caller():
-            _end_soon(value)
+        if name == "code" and not _has_caller():
+            _end_in_time(value)
         return value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SystemExit, self.args  # as pickled by a process of a pool
 
-_Exit.__name__ = _Exit.__qualname__ = SystemExit.__name__  # in messages
+
+# In messages.
+_Exit.__name__ = _Exit.__qualname__ = SystemExit.__name__
+_Exit.__module__ = SystemExit.__module__
 
 
 def _raise_exit(status: Any = None, /) -> NoReturn:
     """Raise SystemExit, as `sys.exit` does, which ends this process.
 
     With a message or a status other than 0 it does so within seconds, also if the
-    others do not end, as they wait for this one in a computation.
+    others do not end, as they wait for this one in a computation. In another thread
+    than the main one it ends the thread.
     """
-    raise _Exit(status)
+    # A thread ends silently by an exception of this very class alone.
+    is_main = threading.current_thread() is threading.main_thread()
+    kind = _Exit if is_main else SystemExit
+    raise kind() if status is None else kind(status)
 
 
 def _has_caller() -> bool:
@@ -278,11 +297,22 @@ def _has_caller() -> bool:
     return caller is not None and caller.f_back is not None
 
 
-def _end_soon(status: Any) -> None:
-    """End this process some seconds later, if the others have not ended by then."""
-    number = status & 0xFF if isinstance(status, int) else 1
+def _end_in_time(status: Any) -> None:
+    """End this process some seconds after JAX begins to wait for the others.
+
+    Nothing is done for the status of success, or without others.
+    """
+    is_number = status is None or isinstance(status, int)
+    number = (status or 0) & 0xFF if is_number else 1
+    if not (number and jax.distributed.is_initialized()):
+        return
     rank = jax.process_index()  # while there is a backend
     text = f"process {rank} exits by {status!r}, others do not; it ends at once"
-    timer = threading.Timer(_PATIENCE, _end_at_once, (number, text))
-    timer.daemon = True
-    timer.start()
+
+    def end() -> None:
+        _WAITS.wait()
+        time.sleep(_PATIENCE)
+        _end_at_once(number, text)
+
+    # Now, as no thread can be started once the interpreter ends.
+    threading.Thread(target=end, daemon=True).start()

@@ -101,6 +101,52 @@ print("drew its pictures")
     assert "at once" not in first.output + second.output
 
 
+def test_an_exit_that_failed_first_waits_for_what_this_process_has_to_do():
+    script = """
+import atexit
+fg.distributed._PATIENCE = 0.2
+mine.any(False)
+atexit.register(lambda: time.sleep(2) or print("uploaded its records"))
+if mine.rank == 1:
+    sys.exit(4)
+while True:
+    mine.any(False)
+"""
+    _, second = ends(launch(BEGIN + script, 2))
+    assert second.status == 4
+    assert "uploaded its records" in second.output
+
+
+def test_a_process_whose_output_nobody_reads_ends_at_once_too():
+    closed = "closed, w = os.pipe(); os.close(closed); os.dup2(w, 2)"
+    ended, seconds = failing(2, 1, f'{closed}; raise OSError("unread")')
+    assert all(each.status != 0 for each in ended)
+    assert seconds < 10
+
+
+def test_an_exit_of_a_thread_ends_the_thread_and_a_caught_one_is_a_usual_one():
+    script = """
+import pickle, threading, traceback
+thread = threading.Thread(target=sys.exit, args=(3,))
+thread.start()
+thread.join()
+try:
+    sys.exit(4)
+except SystemExit as error:
+    print(traceback.format_exception_only(error), pickle.loads(pickle.dumps(error)))
+try:
+    sys.exit()
+except SystemExit as error:
+    assert error.args == () and error.code is None
+print("at the end")
+sys.exit(False)
+"""
+    for each in ends(launch(BEGIN + script, 2)):
+        assert "['SystemExit: 4\\n'] 4\nat the end" in each.output
+        assert each.status == 0
+        assert "Exception in thread" not in each.output
+
+
 def test_alone_nothing_is_connected_and_all_is_said_by_oneself():
     script = """
 print(mine, mine.is_first, mine.agree({"t": 0.5}), mine.any(True), mine.any(False))
