@@ -67,7 +67,8 @@ def connecting(count: int, devices: int) -> list[dict[str, str]]:
 def told(status: int) -> str:
     """Return how a process ended; a status below 0 is a signal, for Python."""
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
+        names = {int(each): each.name for each in signal.Signals}
+        return f"was ended by {names.get(-status, f'signal {-status}')}"
     return f"ended with status {status}"
 
 

@@ -23,6 +23,7 @@ def usual_signals():
     [
         ("sys.exit(7)", 7, "process 3 ended with status 7"),
         ("os.kill(os.getpid(), 9)", 137, "process 3 was ended by SIGKILL"),
+        ("os.kill(os.getpid(), 40)", 168, "process 3 was ended by signal 40"),
     ],
 )
 def test_the_first_that_fails_is_named_at_once_and_the_others_are_ended(
