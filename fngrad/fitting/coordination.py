@@ -125,8 +125,13 @@ class Coordination:
         Raises:
             PeerError: as `meet`.
         """
-        if not (self.is_alone or self._is_over):
+        if self.is_alone or self._is_over:
+            return
+        try:
             self.meet()
+        except Exception as error:
+            self._lose(error)
+            raise
 
     def _lose(self, error: BaseException) -> None:
         self.is_lost, self.may_save = True, False

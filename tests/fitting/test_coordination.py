@@ -125,6 +125,19 @@ def test_a_signal_after_the_last_meeting_reaches_all(rank):
         Coordination(interrupted, other)
 
 
+def test_a_kill_after_the_last_meeting_is_named():
+    def ended(*_):
+        raise ValueError("UNKNOWN: Gloo failed")
+
+    other = type("_", (Other,), {"gather": ended})(0, 2)
+    peers = Coordination(Interruption(), other)
+    presence = SimpleNamespace(dead=lambda: [1])
+    peers.presence = presence  # pyright: ignore
+    with pytest.raises(ValueError, match="Gloo") as caught:
+        peers._interrupted.settle()
+    assert "process 1 has died, as by a kill" in caught.value.__notes__[0]
+
+
 def test_every_argument_that_decides_what_is_computed_is_compared():
     of_one_process = {"run_dir", "checkpoint_dir", "loggers", "exit_signals", "require"}
     in_part = {"step", "state", "data", "metric_fn", "eval_data", "config", "callbacks"}
