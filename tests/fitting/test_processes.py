@@ -131,6 +131,7 @@ split = fg.data.from_arrays(fg.sharding.shard_batch({"x": X}, mesh), 8, seed=1)
 held = sum(x.data.shape[0] for x in split.arrays["x"].addressable_shards)
 assert held == 48 // mine.count and split.fingerprint() == DATA.fingerprint()
 tell(case="apart", **summary(shared_fit(mesh=mesh, data=split)))
+tell(case="function", **summary(shared_fit(mesh=mesh, data=DATA.batch)))
 """
 ENDINGS = (
     ENDING
@@ -239,7 +240,7 @@ def stops_of(told):
     return {
         x["case"]: (x["stopped"], x["step"])
         for x in told
-        if "stopped" in x and x["case"] != "apart"
+        if "stopped" in x and x["case"] not in ("apart", "function")
     }
 
 
@@ -303,8 +304,8 @@ def test_four_processes_end_together_and_one_continues_with_the_bits_of_one(tmp_
         folder = tmp_path / case / "checkpoints"
         resumed = shared_fit(checkpoint_dir=folder, progress=False)
         assert summary(resumed) == summary(shared_fit())
-    apart = {"case": "apart", **summary(shared_fit())}  # each held a fourth of the data
-    assert all(apart in each for each in found)
+    for case in ("apart", "function"):  # apart, each held a fourth of the data
+        assert all({"case": case, **summary(shared_fit())} in each for each in found)
     assert "process 3: OSError: [Errno 28]" in ended[0].output
     assert "fit: SIGTERM at step 40, saved: exits with status 75" in ended[0].output
 
