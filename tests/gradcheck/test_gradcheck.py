@@ -130,6 +130,16 @@ def test_steps_to_points_where_f_is_undefined_are_left_out():
         )
 
 
+def test_a_comparison_needs_four_step_sizes_at_which_f_is_finite():
+    def within(radius):
+        return lambda w: jnp.where(jnp.abs(w - 1.0) < radius, w, jnp.nan)
+
+    w = jnp.array(1.0)
+    assert check_gradients(within(2e-6), w).ok  # of 1e-6 to 10**-7.5
+    with pytest.raises(ValueError, match="need f to be finite around"):
+        check_gradients(within(5e-7), w)
+
+
 def test_the_tolerance_decides_and_the_key_draws_the_directions():
     params = jnp.array([1.0, 2.0])
 

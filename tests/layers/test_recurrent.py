@@ -159,6 +159,22 @@ def test_both_directions_are_those_of_layers_alone(length):
     np.testing.assert_array_equal(got[len(ahead) :], 0)
 
 
+@pytest.mark.parametrize("length", [None, 3])
+def test_each_direction_gets_a_key_of_its_own(length):
+    def noisy(in_size, hidden_size, *, reverse):
+        def apply(params, x, *, key=None, length=None):
+            return x if key is None else x + jax.random.normal(key, x.shape)
+
+        return layers.Layer(lambda key: (), apply)
+
+    both = layers.bidirectional(noisy, IN, IN)
+    params = both.init(0)
+    without = both.apply(params, X, length=length)
+    np.testing.assert_array_equal(without, np.concatenate([X, X], 1))
+    noise = both.apply(params, X, key=jax.random.key(2), length=length) - without
+    assert len(np.unique(noise)) == noise.size
+
+
 def test_directions_can_be_added_and_get_no_reverse():
     both = layers.bidirectional(layers.gru, 2, 3, combine=sum)
     params, x = both.init(0), jnp.ones((4, 2))
