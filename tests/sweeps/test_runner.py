@@ -74,6 +74,13 @@ def test_the_bits_do_not_depend_on_the_chunk(chunk, tmp_path, lightly_swept):
     assert len(list((folder / "lanes").iterdir())) == files[chunk]
 
 
+def test_a_sweep_trains_twenty_seeds_unless_told():
+    points = sweeps.grid(learning_rate=[0.1])
+    result = sweeps.sweep(light, points, devices=jax.devices()[:1], progress=False)
+    assert_same_bits(result, quiet_sweep(points, 20, light, mode="auto"))
+    assert result.history["loss"].shape == (1, 20, STEPS)
+
+
 def test_every_point_sees_the_same_keys():
     key_data = jax.random.key_data(swept().state.key)
     np.testing.assert_array_equal(key_data[0], jax.random.key_data(KEYS))
