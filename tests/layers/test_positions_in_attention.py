@@ -156,6 +156,25 @@ def test_weights_of_a_deep_model_are_at_its_paths():
     np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-6)
 
 
+COMBINATORS = {
+    "serial": layers.serial,
+    "parallel": lambda layer: layers.parallel(layer, combine=sum),
+    "residual": layers.residual,
+    "repeat": lambda layer: layers.repeat(layer, 3),
+    "remat": layers.remat,
+}
+
+
+@pytest.mark.parametrize("name", COMBINATORS)
+def test_weights_are_found_in_every_combinator(name):
+    layer = COMBINATORS[name](layers.multi_head_attention(8, 2))
+    params = jax.eval_shape(layer.init, jax.random.key(0))
+    y, weights = jax.eval_shape(layers.attention_weights(layer), params, sequence())
+    assert y.shape == (LENGTH, 8)
+    (found,) = jax.tree.leaves(weights)
+    assert found.shape[-3:] == (2, LENGTH, LENGTH)
+
+
 def test_weights_are_those_before_dropout():
     layer = layers.multi_head_attention(8, 2, dropout_rate=1.0)
     params, x = filled(layer), sequence()
