@@ -153,6 +153,7 @@ def make_loop(
         peers: the other processes, which must have a batch before a step begins.
     """
     programs, argument = _programs(step, feed.static, placement), feed.argument
+    one, many, fed = (_compiled_by_all(program, peers) for program in programs[:3])
     queued = jax.block_until_ready if _deadlocks(placement) else lambda carry: carry
     ahead, least = 1, None
     if peers is not None and not peers.is_alone:
@@ -160,13 +161,13 @@ def make_loop(
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
-            carry = queued(programs.one(argument, carry))
+            carry = queued(one(argument, carry))
         return carry, length
 
     def scan(carry: Carry, length: int) -> tuple[Carry, int]:
         if calls_again():  # inside a loop JAX could not name the operation
             return dispatch(carry, length)
-        return programs.many(argument, carry, np.int32(length)), length
+        return many(argument, carry, np.int32(length)), length
 
     def consume(carry: Carry, length: int) -> tuple[Carry, int]:
         made = 0
@@ -174,13 +175,31 @@ def make_loop(
             asked = min(ahead, length - made)
             batches = feed.take(asked, least)
             for batch in batches:
-                carry = queued(programs.fed(carry, feed.finished(batch)))
+                carry = queued(fed(carry, feed.finished(batch)))
             made += len(batches)
             if len(batches) < asked:
                 break
         return carry, made
 
     return consume if feed.comes_from_host else {"python": dispatch, "scan": scan}[name]
+
+
+def _compiled_by_all(program: Any, peers: Coordination | None) -> Callable[..., Carry]:
+    """Return a program that no process runs before all have compiled it.
+
+    Its first collective waits only half a minute for the process that comes last.
+    """
+    if peers is None or peers.is_alone:
+        return program
+    compiled = []
+
+    def run(*arguments: Any) -> Carry:
+        if not compiled:
+            with peers.together(saves=True):
+                compiled.append(program.lower(*arguments).compile())
+        return program(*arguments)
+
+    return run
 
 
 def memory(
@@ -251,7 +270,9 @@ def choose(
         return Choice("python", f"{remaining} steps are too few to time two loops")
     placed = placement_of(carry)
     told, any_is = (peers.agree, peers.any) if peers else (float, bool)
-    loops = {name: make_loop(name, step, feed, placed) for name in ("python", "scan")}
+    loops = {
+        name: make_loop(name, step, feed, placed, peers) for name in ("python", "scan")
+    }
     copies = {name: snapshot(carry) for name in loops}
 
     def timed(name: str, length: int) -> float:

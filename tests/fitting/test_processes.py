@@ -385,3 +385,37 @@ def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
     want = summary(shared_fit(num_steps=600)).items()
     assert want <= told(first.output)[-1].items()
     assert want <= told(second.output)[-1].items()
+
+
+LATE = """
+import time
+import jax.numpy as jnp
+import fngrad as fg
+import fngrad.sharding as sharding
+mine = fg.distributed.initialize()
+mesh, optimizer = sharding.make_mesh(data=4), fg.sgd(0.1)
+traces = []
+
+def loss_fn(w, x):
+    traces.append(None)
+    if mine.rank == 1 and len(traces) == 2:  # the first is for the metrics' shapes
+        time.sleep(40)
+    return jnp.mean((x @ w) ** 2)
+
+result = fg.fit(
+    fg.make_step(loss_fn, optimizer),
+    fg.init_state(jnp.ones(3), optimizer, 0),
+    fg.data.from_arrays(jnp.ones((8, 3)), 4, seed=0),
+    num_steps=2,
+    mesh=mesh,
+    progress=False,
+)
+assert len(traces) == 2
+print("ended after step", int(result.state.step))
+"""
+
+
+def test_a_process_that_compiles_for_long_is_waited_for():
+    for each in ends(launch(LATE, 2, devices=2)):
+        assert each.status == 0, each.output
+        assert "ended after step 2" in each.output
