@@ -9,7 +9,7 @@ and some ends and beginnings of names do not count, as in ``FocalLoss``, ``Conv2
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from fngrad.programs.names_elsewhere import HERE
@@ -51,7 +51,10 @@ fngrad.accumulate
     """
 
     def missing(name: str) -> NoReturn:
-        uses = [] if name.startswith("_") else _uses(namespace, name)
+        # `import fngrad.postmortem.evidence as evidence` asks for a module in `fngrad`
+        # that is still being imported, and then takes it from `sys.modules`.
+        is_module = f"{_module(namespace)}.{name}" in sys.modules
+        uses = [] if name.startswith("_") or is_module else _uses(namespace, name)
         hint = f"; use {' or '.join(uses)}" if uses else ""
         message = f"module {namespace!r} has no attribute {name!r}{hint}"
         if uses:
@@ -89,9 +92,16 @@ def _forms(namespace: str, name: str) -> Iterator[str]:
 
 def _known(namespace: str) -> dict[str, str]:
     """Return what stands for each name, by its plain form."""
-    names = importlib.import_module(_module(namespace)).__all__
-    own = {_plain(n): f"{namespace}.{n}" for n in names}
+    own = {_plain(n): f"{namespace}.{n}" for n in _names(namespace)}
     return own | {_plain(n): use for n, use in HERE[namespace].items()}
+
+
+def _names(namespace: str) -> Sequence[str]:
+    """Return the public names of a namespace; none while it is being imported."""
+    # While fngrad itself is, an import would go round in a circle.
+    is_whole = hasattr(sys.modules["fngrad"], "__all__")
+    find = importlib.import_module if is_whole else sys.modules.get
+    return getattr(find(_module(namespace)), "__all__", ())
 
 
 def _module(namespace: str) -> str:

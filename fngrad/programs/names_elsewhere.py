@@ -240,6 +240,9 @@ _LAYERS: Mapping[str, str] = {
     "fngrad.layers.conv with groups=in_channels": "DepthwiseConv2D",
     "fngrad.layers.conv_transpose": "Conv2DTranspose",
     "fngrad.layers.drop_path": "StochasticDepth",
+    "fngrad.layers.dropout, which drops entries, not channels": (
+        "Dropout1d Dropout2d Dropout3d SpatialDropout2D FeatureAlphaDropout"
+    ),
     "fngrad.layers.embedding": "Embed",
     "fngrad.layers.group_norm with a group per channel": "InstanceNorm",
     "fngrad.layers.gru, or fngrad.layers.lstm": "RNN",

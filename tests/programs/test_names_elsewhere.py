@@ -1,7 +1,9 @@
 """A name of another library leads to what stands for it here."""
 
+import importlib
 import pkgutil
 import re
+import sys
 
 import pytest
 
@@ -41,6 +43,11 @@ TYPED = [
     (fg.losses, "resnet", "fngrad.models.resnet"),
     (fg.layers, "AdaptiveMaxPool1d", "fngrad.layers.adaptive_max_pool"),
     (fg.layers, "LoraConfig", "fngrad.lora"),
+    (
+        fg.layers,
+        "Dropout2d",
+        "fngrad.layers.dropout, which drops entries, not channels",
+    ),
     (fg.layers, "normal", "fngrad.layers.initializers.normal"),
     (fg.layers.initializers, "HeNormal", "fngrad.layers.initializers.he_normal"),
     (fg.projections, "projection_simplex", "fngrad.projections.simplex"),
@@ -59,6 +66,22 @@ def test_spelling_ends_and_other_namespaces_do_not_matter():
     for namespace, name, use in TYPED:
         with pytest.raises(AttributeError, match=f"{name!r}; use {re.escape(use)}$"):
             getattr(namespace, name)
+
+
+def test_a_module_that_is_being_imported_asks_without_a_search(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fngrad.MultiSteps", pkgutil)
+    with pytest.raises(AttributeError, match=r"no attribute 'MultiSteps'$"):
+        fg.MultiSteps  # noqa: B018
+
+
+def test_namespaces_that_are_being_imported_hide_no_missing_name(monkeypatch):
+    monkeypatch.delattr(fg.models, "__all__")
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        fg.layers.nonsense  # noqa: B018
+    monkeypatch.delattr(fg, "__all__")
+    monkeypatch.setattr(importlib, "import_module", None)  # would go in a circle
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        fg.layers.nonsense  # noqa: B018
 
 
 def test_names_that_mean_something_else_elsewhere_have_no_hint():
