@@ -13,7 +13,7 @@ import fngrad.layers.layer_tree as layer_tree
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.layers.core import Layer, check_sizes
-from fngrad.programs.keywords_elsewhere import explains_keywords
+from fngrad.programs.keywords_elsewhere import OF_GENERATION, explains_keywords
 from fngrad.types import Key, Params, Scalar
 
 
@@ -35,7 +35,7 @@ class _Drawn(NamedTuple):
     count: jax.Array  # int32, shape (): tokens drawn
 
 
-@explains_keywords()
+@explains_keywords(OF_GENERATION)
 def generate(
     model: Layer,
     params: Params,

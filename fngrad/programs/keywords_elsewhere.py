@@ -39,7 +39,7 @@ _ARGUMENTS: Mapping[str, str] = {
     "features": "d_model embed_dim n_embd embedding_dim dim",
     "fill": "fillcolor fill_value cval",
     "folder": "storage",
-    "head_size": "head_dim key_dim key_size qkv_features",
+    "head_size": "head_dim key_dim key_size",
     "hidden_size hidden_sizes": (
         "hidden_dim d_ff dim_feedforward ffn_dim intermediate_size mlp_dim units"
     ),
@@ -78,8 +78,8 @@ _ARGUMENTS: Mapping[str, str] = {
     "num_kv_heads": "kv_heads n_kv_heads num_key_value_heads",
     "num_layers": "depth layers n_layer n_layers num_hidden_layers",
     "num_ops": "n",
-    "num_steps": "max_steps steps steps_per_epoch",
-    "num_tokens": "max_new_tokens max_tokens max_length",
+    "num_steps": "max_steps steps",
+    "num_tokens": "max_new_tokens max_tokens",
     "num_trials": "max_trials n_trials num_samples",
     "out_channels": "filters features out_features",
     "out_size": ("out_features units features n_classes num_classes num_outputs"),
@@ -109,7 +109,7 @@ _ARGUMENTS: Mapping[str, str] = {
     "vocab_size": "num_embeddings vocab",
     "warmup_steps": "num_warmup_steps warmup",
     "weight_init": "kernel_init kernel_initializer",
-    "weights": "class_weight sample_weight weight",
+    "weights": "sample_weight",
     "where": "mask",
     "window": "kernel_size pool_size sliding_window win_size",
 }
@@ -136,14 +136,20 @@ OF_DATA: Mapping[str, str] = {
 OF_LAYERS: Mapping[str, str] = {
     "batch_first": "a layer takes one example, fngrad.layers.batched a batch",
     "bidirectional": "fngrad.layers.bidirectional(recurrent, in_size, hidden_size)",
+    "qkv_features": "head_size=, of each head: qkv_features // num_heads",
     "num_layers": "fngrad.layers.serial of several, or fngrad.models.rnn",
     "return_sequences": "y has all steps; y[-1] is the last one",
     "training": "a key means training: apply(params, x, key=key)",
 }
+OF_GENERATION: Mapping[str, str] = {
+    "max_length": "num_tokens=, which does not count the prompt",
+}
 OF_LOSSES: Mapping[str, str] = {
+    "class_weight": "weights=class_weight[labels], as weights are of examples",
     "from_logits": "cross entropies take logits, without an argument",
     "ignore_index": "where=labels != index leaves labels out",
     "size_average": 'reduction="mean", or "none", the default',
+    "weight": "weights=, of examples; weight[labels] is that of their classes",
 }
 OF_METRICS: Mapping[str, str] = {
     "num_classes": "the last axis of the logits says it",
@@ -178,6 +184,7 @@ OF_FIT: Mapping[str, str] = {
     "optimizer": "it belongs to the step: fngrad.make_step(loss_fn, optimizer)",
     "seed": "it belongs to the state: fngrad.init_state(params, optimizer, key=seed)",
     "shuffle": "it belongs to the data: fngrad.data.from_arrays(..., shuffle=True)",
+    "steps_per_epoch": "an epoch is the whole data; num_steps= is of the whole run",
 }
 
 
