@@ -30,6 +30,8 @@ _XLA_STATUS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED): ")
 _NO_CLUSTER = "coordinator_address should be defined"  # in the message of JAX
 _PATIENCE = 5.0  # seconds for the others to end too, after an exit that failed
 _WAITS = threading.Event()  # once JAX waits for the others at the exit
+_KNOWN = threading.Event()  # once the others know how this process ends
+_GRACE = 1.0  # seconds for the others to end before the first, without which JAX aborts
 
 
 def __dir__() -> list[str]:
@@ -148,6 +150,11 @@ def check_connected() -> None:
         )
 
 
+def others_know() -> None:
+    """Note that the others were told what ends this process: none waits for it."""
+    _KNOWN.set()
+
+
 def may_be_of_another(error: BaseException) -> bool:
     """Return whether an exception may say that another process left a computation.
 
@@ -251,6 +258,8 @@ def _end_at_once(status: int, text: str) -> NoReturn:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
+        if jax.process_index() == 0:
+            time.sleep(_GRACE)
     finally:  # also if nobody reads what is printed
         os._exit(status)
 
@@ -311,7 +320,7 @@ def _end_in_time(status: Any) -> None:
 
     def end() -> None:
         _WAITS.wait()
-        time.sleep(_PATIENCE)
+        _KNOWN.wait(_PATIENCE)
         _end_at_once(number, text)
 
     # Now, as no thread can be started once the interpreter ends.

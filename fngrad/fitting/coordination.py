@@ -20,6 +20,7 @@ from fngrad.distributed import (
     Processes,
     check_connected,
     may_be_of_another,
+    others_know,
     processes,
 )
 from fngrad.fitting.interrupts import Interruption, add_note
@@ -116,6 +117,8 @@ class Coordination:
             _, rows = self._told(Status(failed=_FAILED_SAVING if saves else _FAILED))
             rank = self.processes.rank
             self._end(rows, f"process {rank} failed{where}: {_named(error)}")
+            if isinstance(error, SystemExit):
+                others_know()
         except Exception:  # which would hide the first one
             self._lose(error)
 

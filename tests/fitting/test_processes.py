@@ -387,6 +387,23 @@ def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
     assert want <= told(second.output)[-1].items()
 
 
+EXITED = """
+def end(step, *_):
+    if step == 20 and mine.rank == 1:
+        sys.exit(3)
+
+
+shared_fit(mesh=mesh, checkpoint_dir=folder, save_every=8, callbacks=[end])
+"""
+
+
+@pytest.mark.slow
+def test_each_process_ends_with_its_own_status_though_the_first_ends(tmp_path):
+    """The first process connects the others: JAX aborts them once it has ended."""
+    ended = ends(launch(BEGIN + EXITED, 2, str(tmp_path), devices=2))
+    assert [x.status for x in ended] == [1, 3], ended
+
+
 LATE = """
 import time
 import jax.numpy as jnp
