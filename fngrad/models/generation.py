@@ -252,7 +252,8 @@ def _check_choice(temperature: Any, top_k: Any, top_p: Any) -> None:
 def _check_stop(stop_token: Any) -> None:
     if stop_token is None:
         return
-    token = jnp.asarray(stop_token)
+    is_text = isinstance(stop_token, str)  # which no array of JAX is
+    token = np.asarray(stop_token) if is_text else jnp.asarray(stop_token)
     if token.ndim or not jnp.issubdtype(token.dtype, jnp.integer):
         raise ValueError(f"need one int as stop_token, got {stop_token!r}")
 

@@ -348,6 +348,7 @@ def test_parameters_in_16_bits_and_adapters_generate_too():
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"stop_token": [1, 2]}, "need one int as stop_token, got [1, 2]"),
         ({"stop_token": 2.0}, "need one int as stop_token, got 2.0"),
+        ({"stop_token": "."}, "need one int as stop_token, got '.'"),
         ({"key": None}, "need a key to draw tokens, got none; temperature=0 takes"),
         ({"lengths": np.array([1, 2])}, "need lengths of ints, of shape (1,), got"),
         ({"lengths": np.array([4])}, "need lengths in [1, 3], got [4]"),

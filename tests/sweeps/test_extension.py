@@ -159,6 +159,12 @@ def test_lanes_in_common_are_required(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             quiet_sweep(**options, extend=earlier())
+    with pytest.raises(ValueError, match=r"lanes; static is {} there and {'scale': '2"):
+        quiet_sweep(
+            fn=lambda p, k, scale: light(p, k), static={"scale": [2]}, extend=earlier()
+        )
+    with pytest.raises(TypeError, match=r"need as extend the result .* got True"):
+        quiet_sweep(extend=True)
     quiet_sweep(EARLIER, 3, folder=tmp_path)
     with pytest.raises(
         ValueError, match="need a folder for the whole sweep other than"

@@ -57,9 +57,11 @@ class Earlier(NamedTuple):
         shared = {n: self._number(program, n) for n in collected}
         shared = {new: old for new, old in shared.items() if old in self.modes}
         if not shared or (source < 0).all():
+            static = self.program["static"][0], program["static"][0]
+            told = "" if shared else "; static is {} there and {} here".format(*static)
             raise ValueError(
                 "need points, keys and static of the whole sweep, those of `extend` "
-                "included, got none of its lanes"
+                f"included, got none of its lanes{told}"
             )
         for new, old in shared.items():
             outputs = collected[new]

@@ -124,9 +124,9 @@ def sweep(
             ``train_fn`` is not pure or does not record the metric, the folder holds
             another sweep, ``extend`` trained in another way or has none of the lanes,
             or processes of one program train different sweeps.
-        TypeError: if points or args are not numeric, ``static`` is not a mapping, or
-            ``train_fn`` does not return (state, history) or has a structure that
-            depends on the point.
+        TypeError: if points or args are not numeric, ``static`` is not a mapping,
+            ``extend`` is neither a result nor a folder, or ``train_fn`` does not return
+            (state, history) or has a structure that depends on the point.
         Exception: of the first combination of static values, if all of them fail.
         LockError: if another process uses the folder, or it cannot be written.
         RuntimeError: if another process of the program has ended.
@@ -240,6 +240,10 @@ def _taking(
     lanes: Lanes,
 ) -> Callable[[dict[int, LaneOutputs]], dict[int, Any]]:
     """Return a function that takes over the lanes of an earlier sweep."""
+    if not isinstance(extend, SweepResult | str | Path | None):
+        raise TypeError(
+            f"need as extend the result of a sweep or its folder, got {extend!r}"
+        )
     if extend is None or not lanes.peers.is_first:
         return lambda collected: {}
     if (
