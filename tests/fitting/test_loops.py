@@ -37,7 +37,7 @@ def timed_choice(
     """
     calls, now = [], [0.0]
 
-    def make_loop(name, step, feed, placement):
+    def make_loop(name, step, feed, placement, peers):
         def advance(carry, length):
             is_compiled = any(name == called for called, _ in calls)
             now[0] += 0.0 if is_compiled else compiling
