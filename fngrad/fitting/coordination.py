@@ -192,6 +192,21 @@ class Coordination:
 
         return told
 
+    def compiled_by_all(self, program: Any) -> Callable[..., Any]:
+        """Return a jitted program that no process runs before all have compiled it.
+
+        Its first collective waits only half a minute for the process that comes last.
+        """
+        compiled = []
+
+        def run(*arguments: Any) -> Any:
+            if not compiled:
+                with self.together(saves=True):
+                    compiled.append(program.lower(*arguments).compile())
+            return program(*arguments)
+
+        return run
+
     def folder_of_the_first(self, folder: Path | None) -> Path | None:
         """Return the folder that the first process was given."""
         if self.is_alone:

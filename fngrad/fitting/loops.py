@@ -153,11 +153,12 @@ def make_loop(
         peers: the other processes, which must have a batch before a step begins.
     """
     programs, argument = _programs(step, feed.static, placement), feed.argument
-    one, many, fed = (_compiled_by_all(program, peers) for program in programs[:3])
+    one, many, fed = programs[:3]
     queued = jax.block_until_ready if _deadlocks(placement) else lambda carry: carry
     ahead, least = 1, None
     if peers is not None and not peers.is_alone:
         ahead, least = AHEAD, peers.least
+        one, many, fed = map(peers.compiled_by_all, (one, many, fed))
 
     def dispatch(carry: Carry, length: int) -> tuple[Carry, int]:
         for _ in range(length):
@@ -182,24 +183,6 @@ def make_loop(
         return carry, made
 
     return consume if feed.comes_from_host else {"python": dispatch, "scan": scan}[name]
-
-
-def _compiled_by_all(program: Any, peers: Coordination | None) -> Callable[..., Carry]:
-    """Return a program that no process runs before all have compiled it.
-
-    Its first collective waits only half a minute for the process that comes last.
-    """
-    if peers is None or peers.is_alone:
-        return program
-    compiled = []
-
-    def run(*arguments: Any) -> Carry:
-        if not compiled:
-            with peers.together(saves=True):
-                compiled.append(program.lower(*arguments).compile())
-        return program(*arguments)
-
-    return run
 
 
 def memory(
@@ -270,9 +253,7 @@ def choose(
         return Choice("python", f"{remaining} steps are too few to time two loops")
     placed = placement_of(carry)
     told, any_is = (peers.agree, peers.any) if peers else (float, bool)
-    loops = {
-        name: make_loop(name, step, feed, placed, peers) for name in ("python", "scan")
-    }
+    loops = {n: make_loop(n, step, feed, placed, peers) for n in ("python", "scan")}
     copies = {name: snapshot(carry) for name in loops}
 
     def timed(name: str, length: int) -> float:
