@@ -49,6 +49,16 @@ def test_every_size_has_its_published_number_of_parameters(size, published):
     assert jax.eval_shape(model.apply, params, x).shape == (1000,)
 
 
+@pytest.mark.parametrize(("size", "heads"), [("Ti", 3), ("S", 6), ("B", 12)])
+def test_every_size_has_its_published_heads(size, heads):
+    model = models.vision_transformer((8, 8, 1), 2, patch_size=4, size=size)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((8, 8, 1), jnp.float32)
+    _, weights = jax.eval_shape(layers.attention_weights(model), params, x)
+    leaves = jax.tree.leaves(weights)
+    assert sum(leaf.shape[-3:] == (heads, 5, 5) for leaf in leaves) == len(leaves) > 0
+
+
 def test_blocks_in_a_loop_are_the_blocks_one_by_one():
     one_by_one = models.vision_transformer((4, 4, 1), 3, patch_size=2, **TINY)
     looped = models.vision_transformer((4, 4, 1), 3, patch_size=2, scan=True, **TINY)
