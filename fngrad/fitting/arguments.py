@@ -222,6 +222,6 @@ class Arguments(NamedTuple):
 
 
 def _bits(key: Any) -> Any:
-    """Return the bits of a random key; what is none is refused elsewhere."""
+    """Return the bits of a random key; None for anything else, refused elsewhere."""
     is_key = hasattr(key, "dtype") and tree.is_key(key)
     return jax.random.key_data(key).tolist() if is_key else None

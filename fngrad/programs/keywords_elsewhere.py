@@ -156,10 +156,11 @@ OF_METRICS: Mapping[str, str] = {
     "task": "the shape of the logits says it",
 }
 OF_STEPS: Mapping[str, str] = {
-    "clip_norm": "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
-    "gradient_clip_val": "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
+    **dict.fromkeys(
+        ("clip_norm", "gradient_clip_val", "max_grad_norm"),
+        "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
+    ),
     "has_aux": "a loss returns its value, or (value, metrics)",
-    "max_grad_norm": "fngrad.chain(fngrad.clip_by_global_norm(...), optimizer)",
 }
 OF_SWEEPS: Mapping[str, str] = {
     "pruner": "fngrad.sweeps.successive_halving stops trainings early",
