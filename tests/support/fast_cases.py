@@ -1,16 +1,17 @@
-"""How many cases of an expensive test are fast; the gate runs them all.
+"""How many cases of an expensive test are fast, and how many the gate runs.
 
 ``tests/fast_cases.toml`` holds, for each test whose cases take long together, how many
 of them the fast tests run: a random sample that a new case hardly changes. Of a test or
-an example of a docstring that is one case it is 0. To make the table anew on a quiet
-machine::
+an example of a docstring that is one case it is 0. ``tests/gate_cases.toml`` holds, for
+each test whose cases take many seconds together, how many of them the gate runs, the
+fast ones included. The others are marked ``exhaustive``; ``.ci/run exhaustive`` runs
+them too. To make both tables anew on a quiet machine::
 
     pytest -n 2 -m "" --junitxml=times.xml
     python tests/support/fast_cases.py times.xml
 
-On its other lines of JAX the gate sets ``FNGRAD_FEWER_CASES=3``: a third of the fast
-cases of each test is run, and a third of the tests of one case; on each line another
-third.
+On its other lines of JAX the gate sets ``FNGRAD_FEWER_CASES``: a part of the fast cases
+of each test is run, and a part of the tests of one case; on each line another part.
 """
 
 import collections
@@ -27,10 +28,12 @@ from typing import Any
 import jax
 
 TESTS = pathlib.Path(__file__).parents[1]
-TABLE = TESTS / "fast_cases.toml"
+FAST, GATE = TESTS / "fast_cases.toml", TESTS / "gate_cases.toml"
 PACKAGE = "fngrad/"  # in which the examples of docstrings stand
 FEWER = "FNGRAD_FEWER_CASES"
 SECONDS = 0.25  # that the cases of one test may take together
+GATE_SECONDS = 5.0  # that they may take together in the gate
+LEAST = 6  # cases of a test that the gate runs, whatever they take
 SINGLE = 0.5  # seconds that a test without cases may take
 EXAMPLE = 1.0  # seconds that an example of a docstring may take
 # Comparisons with what was computed otherwise stay whole: most faults in arithmetic are
@@ -39,39 +42,50 @@ ORACLE = re.compile(
     r"oracle(?!s_rounded)|formula|equals_the_reference|its_definition|every_argument"
     r"|closed_form|loop_over|equals_a_loop|scipy|counted_by_hand|float64s"
 )
+# Each case is a subject of its own, so that the gate runs them all.
+SUBJECTS = re.compile(r"recipe|section|the_laws_hold|keeps_its_parameters")
 LONG = 3.0  # seconds that the only case of such a comparison may take
 HEADER = """\
-# The number of cases that are fast, of each test whose cases take long together.
+# The number of cases that {}, of each test whose cases take long together.
 # Made by tests/support/fast_cases.py.
 """
+Numbers = dict[str, dict[str, int]]  # of cases, by file and test
 
 
-def table() -> dict[str, dict[str, int]]:
-    """Return the number of fast cases by file (in ``tests/`` or the root) and test."""
-    return tomllib.loads(TABLE.read_text())
+def table(path: pathlib.Path) -> Numbers:
+    """Return the numbers of cases by file (in ``tests/`` or the root) and test."""
+    return tomllib.loads(path.read_text())
 
 
 def mark_slow(items: Iterable[Any]) -> int:
-    """Mark the collected cases as slow that are not in their test's sample.
+    """Mark the collected cases as slow or exhaustive that their tests' samples lack.
 
     Returns:
-        How many cases it marked.
+        How many cases it marked as slow.
     """
     cases = collections.defaultdict(list)
-    for item in items:
-        if item.get_closest_marker("slow") is None:
-            name = getattr(item, "originalname", item.name)  # an example has none
-            cases[_file(item.path), name].append(item)
-    numbers, count = table(), 0
+    for item in sorted(items, key=lambda item: _order(item.name)):
+        name = getattr(item, "originalname", item.name)  # an example has none
+        cases[_file(item.path), name].append(item)
+    fast, gate = table(FAST), table(GATE)
     fewer = int(os.environ.get(FEWER, 1))
+    count = 0
     for (file, test), found in cases.items():
-        number = numbers.get(file, {}).get(test, len(found))
+        quick = [item for item in found if not _is_slow(item)]
+        number = fast.get(file, {}).get(test, len(quick))
         first = (jax.__version_info__[1] + _order(test)[0]) % fewer
-        for place, item in enumerate(sorted(found, key=lambda item: _order(item.name))):
+        for place, item in enumerate(quick):
             if place >= number or place % fewer != first:
                 item.add_marker("slow")
                 count += 1
+        for item in found[gate.get(file, {}).get(test, len(found)) :]:
+            if _is_slow(item):
+                item.add_marker("exhaustive")
     return count
+
+
+def _is_slow(item: Any) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 def _file(path: pathlib.Path) -> str:
@@ -84,9 +98,12 @@ def _order(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
 
 
-def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str, int]]:
-    """Return how many cases fit, by file and test, from the seconds of each case."""
-    made: dict[str, dict[str, int]] = {}
+Times = Mapping[tuple[str, str], list[float]]  # of each case, by file and test
+
+
+def fast_numbers(times: Times) -> Numbers:
+    """Return how many cases are fast, of each test with some that are not."""
+    made: Numbers = {}
     for (file, test), seconds in sorted(times.items()):
         count, total = len(seconds), sum(seconds)
         if ORACLE.search(test) and (count > 1 or total < LONG):
@@ -96,6 +113,19 @@ def numbers(times: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str,
         else:
             fit = max(1, round(count * SECONDS / max(total, SECONDS)))
         if fit < count and total > 1.5 * SECONDS:
+            made.setdefault(file, {})[test] = fit
+    return made
+
+
+def gate_numbers(times: Times) -> Numbers:
+    """Return how many cases the gate runs, of each test with some that it does not."""
+    made: Numbers = {}
+    for (file, test), seconds in sorted(times.items()):
+        if SUBJECTS.search(test):
+            continue
+        count, total = len(seconds), sum(seconds)
+        fit = max(LEAST, round(count * GATE_SECONDS / max(total, GATE_SECONDS)))
+        if fit < count and total > 1.5 * GATE_SECONDS:
             made.setdefault(file, {})[test] = fit
     return made
 
@@ -110,9 +140,9 @@ def read(report: str) -> dict[tuple[str, str], list[float]]:
     return times
 
 
-def text(numbers: Mapping[str, Mapping[str, int]]) -> str:
-    """Return the table as TOML."""
-    parts = [HEADER]
+def text(numbers: Numbers, which: str) -> str:
+    """Return a table as TOML, of the cases that are so."""
+    parts = [HEADER.format(which)]
     for file, tests in numbers.items():
         lines = [f"{_key(test)} = {number}\n" for test, number in tests.items()]
         parts.append(f'["{file}"]\n' + "".join(lines))
@@ -124,4 +154,6 @@ def _key(name: str) -> str:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(text(numbers(read(sys.argv[1]))))
+    read_times = read(sys.argv[1])
+    FAST.write_text(text(fast_numbers(read_times), "are fast"))
+    GATE.write_text(text(gate_numbers(read_times), "the gate runs"))
