@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -147,3 +147,9 @@ class _Watch:
                 f" its median over the {self._window} steps before"
             )
         return True
+
+
+if not TYPE_CHECKING:  # type checkers report names that are not there
+    from fngrad.programs.missing_names import missing_from as _missing_from
+
+    __getattr__ = _missing_from(__name__)

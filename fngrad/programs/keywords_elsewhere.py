@@ -95,7 +95,7 @@ _ARGUMENTS: Mapping[str, str] = {
     "remat": "checkpoint gradient_checkpointing",
     "rotary": "rope use_rope",
     "size": "length",
-    "size channels": "normalized_shape num_features dim",
+    "size channels": "normalized_shape num_features features dim",
     "sizes": "layers",
     "smooth": "eps epsilon",
     "space": "param_distributions param_space search_space",
@@ -119,11 +119,11 @@ def _by_name(arguments: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for own, names in arguments.items():
         for name in names.split():
-            found[name] = (*found.get(name, ()), *own.split())
+            found[name] = (*found.get(name, ()), own)
     return found
 
 
-# A keyword there -> the arguments here.
+# A keyword there -> the arguments here, of which a function has one line or none.
 ARGUMENTS: Mapping[str, tuple[str, ...]] = _by_name(_ARGUMENTS)
 # What stands for an argument elsewhere than among a function's arguments.
 OF_DATA: Mapping[str, str] = {
@@ -265,7 +265,8 @@ def _hint(fn: Callable[..., Any], message: str, places: Mapping[str, str]) -> st
     if found is None:
         return ""
     name, own = found[1], list(inspect.signature(fn).parameters)
-    meant = [x for x in ARGUMENTS.get(name, ()) if x in own]
+    lines = ([x for x in line.split() if x in own] for line in ARGUMENTS.get(name, ()))
+    meant = next(filter(None, lines), [])
     if not meant and name in places:
         return places[name]
     meant = meant or difflib.get_close_matches(name, own, 1, _ALIKE)

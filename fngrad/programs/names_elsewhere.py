@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 _ROOT: Mapping[str, str] = {
     "fngrad.Transform": "GradientTransformation",
+    "fngrad, which has every rule, as fngrad.adam": "optim",
     "fngrad.accumulate": "MultiSteps apply_every",
     "fngrad.adamax with weight_decay=": "adamaxw",
     "fngrad.adaptive_clip": "adaptive_grad_clip",
@@ -37,6 +38,7 @@ _ROOT: Mapping[str, str] = {
     "fngrad.fit(keep_best=..., checkpoint_dir=...)": "ModelCheckpoint",
     "fngrad.freeze": "set_to_zero",
     "fngrad.kron": "PSGD PSGDKron",
+    "fngrad.layers": "nn",
     "fngrad.layerwise": "layer_decay layerwise_lr_decay param_groups_layer_decay",
     "fngrad.gradual_unfreezing": "unfreeze BaseFinetuning",
     "fngrad.lora": "LoraConfig LoraModel PeftModel get_peft_model",
@@ -80,6 +82,7 @@ _ROOT: Mapping[str, str] = {
     "fngrad.tunable": "inject_hyperparams",
     "fngrad.sophia with fngrad.steps.sophia": "SophiaG",
     "jax.grad": "grad",
+    "fngrad.init_state(key=), seed= of data": "set_seed manual_seed seed_everything",
     "jax.jit": "jit",
     "jax.lax.stop_gradient": "no_grad",
     "jax.tree.map": "tree_map",
@@ -351,6 +354,14 @@ _TREE: Mapping[str, str] = {
     "jax.tree.leaves": "leaves",
     "jax.tree.map": "map",
 }
+_CALLBACKS: Mapping[str, str] = {
+    "fngrad.callbacks.max_minutes": "Timer",
+    "loggers= of fngrad.fit": "CSVLogger TensorBoard",
+    "on_nonfinite= of fngrad.fit": "TerminateOnNaN",
+    "progress= of fngrad.fit": "ProgressBar",
+    "callbacks=[fn] of fngrad.fit, fn(step, state, metrics)": "LambdaCallback",
+    "fngrad.schedules, as learning_rate=": "LearningRateScheduler",
+}
 _CHECKPOINT: Mapping[str, str] = {
     "fngrad.checkpoint.load_safetensors": "load_file",
     "fngrad.checkpoint.restore": "load load_state_dict restore_checkpoint",
@@ -371,6 +382,7 @@ def _by_name(*tables: Mapping[str, str]) -> dict[str, str]:
 # By namespace: a name there -> what to use here.
 HERE: Mapping[str, Mapping[str, str]] = {
     "fngrad": _by_name(_ROOT, _SCHEDULE_FREE),
+    "fngrad.callbacks": _by_name(_CALLBACKS),
     "fngrad.checkpoint": _by_name(_CHECKPOINT),
     "fngrad.data": _by_name(_DATA),
     "fngrad.data.augmentations": _by_name(_AUGMENTATIONS),

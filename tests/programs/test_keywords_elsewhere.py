@@ -42,6 +42,8 @@ CALLS = [
     (fg.models.rnn, {"num_classes": 3}, "here it is out_size"),
     (fg.models.mlp, {"dropout": 0.1}, "here it is dropout_rate"),
     (fg.models.transformer, {"dim": 3}, "here it is features"),
+    (fg.models.vision_transformer, {"dim": 3}, "here it is features$"),
+    (fg.layers.layer_norm, {"features": 3}, "here it is size$"),
     (fg.models.decoder, {"n_heads": 3}, "here it is num_heads"),
     (fg.models.generate, {"max_new_tokens": 3}, "here it is num_tokens"),
     (fg.models.generate, {"max_length": 3}, "does not count the prompt$"),
@@ -103,7 +105,8 @@ def test_the_arguments_that_are_named_exist():
     functions += [getattr(fg.schedules, name) for name in fg.schedules.__all__]
     explained = {fn for fn in functions if hasattr(fn, "__wrapped__")}
     known = {n for fn in explained for n in inspect.signature(fn).parameters}
-    named = {name for names in ARGUMENTS.values() for name in names}
+    lines = {line for lines in ARGUMENTS.values() for line in lines}
+    named = {name for line in lines for name in line.split()}
     assert named <= known
 
 
