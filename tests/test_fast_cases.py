@@ -138,6 +138,7 @@ def test_the_tables_are_made_from_the_times_of_a_report(tmp_path):
     rows += [
         ("tests.a.test_x", "test_long", 9.0),
         ("tests.a.test_x", "test_short", 0.1),
+        ("tests.a.test_x", "test_it_is_that_of_its_definition", 1.2),
     ]
     rows += [("fngrad.tree", "fngrad.tree.norm", 9.0), ("fngrad.tree", "brief", 0.7)]
     text = "".join(

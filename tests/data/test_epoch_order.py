@@ -197,6 +197,18 @@ def test_the_largest_size_works():
     assert max(index.tolist()) < MAX_SIZE
 
 
+FIRST_OF_40 = [22, 31, 36, 24, 13, 0, 26, 15, 18, 5, 32, 37, 2, 38, 9, 12, 19, 30, 23]
+
+
+@pytest.mark.parametrize(
+    ("n", "first"), [(7, [3, 1, 6, 5, 4, 2, 0]), (40, FIRST_OF_40)]
+)
+def test_a_key_keeps_giving_the_same_order(n, first):
+    position = jnp.arange(n, dtype=jnp.uint32)
+    order = permute(jax.random.key(3), jnp.full_like(position, 2), position, n)
+    assert order[: len(first)].tolist() == first
+
+
 @pytest.mark.parametrize("n", [0, -1, MAX_SIZE + 1])
 def test_a_size_out_of_range_raises(n):
     position = jnp.zeros(1, jnp.uint32)

@@ -68,6 +68,13 @@ def test_causal_attention_hides_the_future(bad):
     check_same(first_two, params_of(CAUSAL), X, spoilt(X, [2, 3], bad), [2, 3])
 
 
+def test_a_position_whose_logits_overflow_is_nan_alone():
+    apply, params = jax.jit(CAUSAL.apply), params_of(CAUSAL)
+    y = apply(params, spoilt(X, [3], 1e20 * X[3]))
+    np.testing.assert_array_equal(y[:3], apply(params, X)[:3])
+    assert np.isnan(y[3]).all()
+
+
 def others(params, x):
     mask = np.ones((LENGTH, LENGTH), bool)
     mask[:, 1] = False

@@ -214,3 +214,10 @@ def test_what_cannot_be_ordered_is_refused(call, kind, message):
     with pytest.raises(kind) as error:
         call()
     assert message in str(error.value)
+
+
+def test_integers_of_64_bits_are_labels_too(x64):
+    x, y = np.float64([0.1, 0.7, 0.4, 0.9]), np.array([0, 1, 1, 0])
+    by_class = np.stack([1 - x, x], axis=1)
+    areas = jax.jit(lambda x: M.roc_auc(x, y, average="none").value())
+    np.testing.assert_allclose(areas(by_class), reference.roc_auc_score(y, x))

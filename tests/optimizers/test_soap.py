@@ -101,6 +101,24 @@ def test_soap_without_rotations_is_adamw(skip_first):
     np.testing.assert_allclose(updates, want[-1], rtol=1e-5)
 
 
+def test_tiny_gradients_are_rotated_like_large_ones():
+    """Only what is rounding beside the largest entry of a gradient is left out."""
+    rng, params = np.random.default_rng(0), jnp.zeros((4, 3))
+    gradients = jnp.asarray(rng.normal(size=(3, 4, 3)), jnp.float32)
+    optimizer = soap(1.0, weight_decay=0.0, eps=1e-30)
+
+    @jax.jit
+    def last_update(scale):
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(scale * gradient, state, params)
+        return updates
+
+    large, tiny = last_update(1.0), last_update(2.0**-30)
+    assert np.all(np.abs(large) > 1e-3)
+    np.testing.assert_allclose(tiny, large, rtol=1e-4)
+
+
 def test_bases_stay_orthogonal_and_find_the_eigenvectors():
     rng = np.random.default_rng(0)
     u, _ = np.linalg.qr(rng.normal(size=(4, 4)))

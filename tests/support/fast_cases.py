@@ -45,6 +45,11 @@ ORACLE = re.compile(
 # Each case is a subject of its own, so that the gate runs them all.
 SUBJECTS = re.compile(r"recipe|section|the_laws_hold|keeps_its_parameters")
 LONG = 3.0  # seconds that the only case of such a comparison may take
+# Other comparisons, of which many are with a definition.
+COMPARES = re.compile(
+    r"are_those_of|is_that_of|that_of_the|scikit_learn|its_table|_equals_|is_the_mean"
+)
+COMPARED = 1.5  # seconds that the only case of one may take
 HEADER = """\
 # The number of cases that {}, of each test whose cases take long together.
 # Made by tests/support/fast_cases.py.
@@ -109,12 +114,19 @@ def fast_numbers(times: Times) -> Numbers:
         if ORACLE.search(test) and (count > 1 or total < LONG):
             continue
         if count == 1:
-            fit = int(total < (EXAMPLE if file.startswith(PACKAGE) else SINGLE))
+            fit = int(total < _limit(file, test))
         else:
             fit = max(1, round(count * SECONDS / max(total, SECONDS)))
         if fit < count and total > 1.5 * SECONDS:
             made.setdefault(file, {})[test] = fit
     return made
+
+
+def _limit(file: str, test: str) -> float:
+    """Return how many seconds a test of one case may take."""
+    if file.startswith(PACKAGE):
+        return EXAMPLE
+    return COMPARED if COMPARES.search(test) else SINGLE
 
 
 def gate_numbers(times: Times) -> Numbers:

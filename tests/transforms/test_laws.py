@@ -188,6 +188,13 @@ def test_a_broken_transform_is_caught(fault):
         check_transform(broken)
 
 
+def test_a_report_of_another_update_is_caught():
+    other = bare(name="two", report=lambda u, s, p: (tree.scale(1 + 1e-5, u), s, {}))
+    law = "report is the update with metrics"
+    with pytest.raises(ValueError, match=f"(?s)law broken: {law}: need .*, got "):
+        check_transform(other)
+
+
 def test_a_nan_leaves_the_tolerance_for_rounding():
     want, got = jnp.array([jnp.nan, 1.0]), jnp.array([jnp.nan, 1.0 + 5e-7])
     laws._require_same(want, got, laws.ROUNDING)
