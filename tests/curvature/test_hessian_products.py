@@ -150,6 +150,11 @@ def test_a_function_with_a_vector_value_is_refused():
         curvature.hvp(lambda w: (jnp.sum(w), {}), jnp.ones(2))
 
 
+def test_a_mean_over_one_batch_is_its_value():
+    mean = curvature.over(lambda w, x: w * jnp.mean(x))
+    assert mean(jnp.array(3.0), [jnp.array([1.0, 3.0])]) == 6
+
+
 def test_a_mean_over_no_batches_is_refused():
     with pytest.raises(ValueError, match="need at least one batch"):
         curvature.over(networks.loss)(networks.parameters(), [])

@@ -7,6 +7,7 @@ import re
 import pytest
 
 import fngrad.logging as logging
+import fngrad.logging.run_names as run_names
 from fngrad.logging.run_names import RESUMED
 
 
@@ -35,6 +36,18 @@ def test_a_run_that_is_resumed_gets_its_folder_once(tmp_path, monkeypatch):
 
 def test_a_name_is_a_date_and_a_time(tmp_path):
     assert re.fullmatch(r"\d{8}-\d{6}", logging.new_run(str(tmp_path)).name)
+
+
+def test_all_processes_use_the_folder_of_the_first(tmp_path, monkeypatch):
+    class Second:
+        count, is_first = 2, False
+
+        def texts(self, text):
+            return [str(tmp_path / "first"), text]
+
+    monkeypatch.setattr(run_names, "processes", Second)
+    assert logging.new_run(tmp_path) == tmp_path / "first"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_url_is_refused():
