@@ -24,7 +24,10 @@ MODELS = {
     "mlp": (fg.models.mlp([64, 32, 8]), FLAT),
     "cnn": (fg.models.cnn((8, 8, 1), 8, channels=(8, 16)), IMAGES),
     "rnn": (fg.models.rnn(8, [16], 8), SEQUENCES),
-    "transformer": (fg.models.transformer(16, 8, features=16, num_heads=2), TOKENS),
+    "transformer": (
+        fg.models.transformer(16, 8, features=16, num_layers=1, num_heads=2),
+        TOKENS,
+    ),
     "transformer in a loop": (
         fg.models.transformer(16, 8, features=16, num_heads=2, scan=True, remat=True),
         TOKENS,
@@ -68,7 +71,7 @@ def run(name, placement):
     if placement == "tensor parallel":
         mesh = sharding.make_mesh(data=4, model=2)
         rule = sharding.fsdp(min_size=64, within=fg.models.transformer_rule())
-    step = fg.make_step(loss_of(model, x), OPTIMIZER, rule=rule)
+    step = fg.make_step(loss_of(model, x), OPTIMIZER, rule=rule, metrics="loss")
     state = fg.init_state(model.init(jax.random.key(0)), OPTIMIZER, 0)
     batch = {"x": x, "y": LABELS}
     if mesh is not None:
@@ -82,8 +85,11 @@ def run(name, placement):
 
 # Those that take long to compile have one placement.
 SLOW = ("decoder in a loop", "resnet", "vision_transformer")
+LOOP = "transformer in a loop"
+QUICK = [name for name in MODELS if name not in (*SLOW, LOOP)]
 CASES = [
-    *((name, place) for name in MODELS if name not in SLOW for place in PLACEMENTS),
+    *((name, place) for name in QUICK for place in PLACEMENTS),
+    (LOOP, "fsdp"),
     *(pytest.param(name, "fsdp", marks=pytest.mark.slow) for name in SLOW),
 ]
 
@@ -98,7 +104,7 @@ def test_equal_to_one_device(name, placement):
 @pytest.mark.parametrize(
     "name",
     [
-        *("transformer", "transformer in a loop"),
+        *("transformer", LOOP),
         pytest.param("decoder in a loop", marks=pytest.mark.slow),
     ],
 )
