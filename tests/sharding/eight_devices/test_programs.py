@@ -31,8 +31,9 @@ def mlp():
 
 
 def transformer(scan):
+    layers = 2 if scan else 1
     model = fg.models.transformer(
-        32, 16, features=32, num_layers=2, num_heads=2, scan=scan, remat=scan
+        32, 16, features=32, num_layers=layers, num_heads=2, scan=scan, remat=scan
     )
 
     def loss_fn(params, batch):
