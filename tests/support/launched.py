@@ -1,15 +1,12 @@
 """A script run by several processes on this machine, connected over loopback."""
 
-import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
-from experiments.launch import connecting
+from forked import Forked
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.launch import connecting
 
 
 class Ended(NamedTuple):
@@ -25,20 +22,18 @@ def launch(script: str, count: int, *arguments: str, devices: int = 1) -> list:
 
     One alone is not connected.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     each = connecting(count, devices)
     if count == 1:
         each = [{"XLA_FLAGS": each[0]["XLA_FLAGS"]}]
     return [
-        subprocess.Popen(
-            [sys.executable, "-u", "-c", script, *arguments],
-            env=environment | variables,
-            stdout=subprocess.PIPE,
+        Forked(
+            script,
+            *arguments,
+            variables=variables,
+            origin=min(rank, 1),
             stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
         )
-        for variables in each
+        for rank, variables in enumerate(each)
     ]
 
 
