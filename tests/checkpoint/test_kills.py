@@ -1,21 +1,22 @@
 """A writer that is killed at any moment leaves only complete steps."""
 
 import random
-import subprocess
-import sys
 import time
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Forked
 
 from fngrad.checkpoint import Checkpoints, steps
 
 WRITER = """
 import sys
+import warnings
 import numpy as np
 from fngrad.checkpoint import Checkpoints
+warnings.simplefilter("error")
 checkpoints = Checkpoints(sys.argv[1], keep=2, best=("val/loss", "min"))
 saved = checkpoints.newest()
 step = saved.step if saved else 0
@@ -33,11 +34,11 @@ def test_no_kill_leaves_a_torn_step_and_every_restart_continues(tmp_path):
     moments = random.Random(0)
     reached = 0
     for _ in range(15):
-        command = [sys.executable, "-W", "error", "-c", WRITER, str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout.readline().strip().isdigit()
-            time.sleep(moments.uniform(0, 0.2))
-            child.kill()
+        child = Forked(WRITER, tmp_path)
+        assert child.stdout.readline().strip().isdigit()
+        time.sleep(moments.uniform(0, 0.2))
+        child.kill()
+        child.communicate()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             saved = Checkpoints(tmp_path).newest()

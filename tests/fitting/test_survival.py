@@ -3,14 +3,12 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import pytest
+from forked import Forked
 from linear_regression import quiet_fit
 from resuming import assert_same_run
 
@@ -18,7 +16,6 @@ import fngrad.checkpoint as checkpoint
 
 pytestmark = pytest.mark.xla_defaults  # bits depend on how XLA compiles
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import hashlib
 import sys
@@ -78,29 +75,25 @@ print(result.stopped, digest.hexdigest())
 """
 
 
+NUM_STEPS = 500  # more than a run makes until it is killed for the last time
+PAUSE = 0.05  # seconds a step
+
+
 class Runs:
     """Starts the training script, always in the same folder."""
 
-    def __init__(self, folder, num_steps):
-        self.script = folder / "train.py"
-        self.script.write_text(SCRIPT)
+    def __init__(self, folder):
         self.checkpoints = folder / "checkpoints"
-        self.num_steps = num_steps
 
-    def start(self, pause=0.0, checkpoints=None):
-        arguments = [checkpoints or self.checkpoints, self.num_steps, pause]
-        return subprocess.Popen(
-            [sys.executable, self.script, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, pause=0.0, origin=0):
+        return Forked(SCRIPT, self.checkpoints, NUM_STEPS, pause, origin=origin)
 
-    def undisturbed(self):
-        """Return the last line of a run that nothing happens to."""
-        folder = self.checkpoints.with_name("undisturbed")
-        return last_line(*self.start(checkpoints=folder).communicate())
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Return the last line of a run that nothing happens to."""
+    runs = Runs(tmp_path_factory.mktemp("undisturbed"))
+    return last_line(*runs.start(origin=1).communicate())
 
 
 def last_line(out, err):
@@ -112,7 +105,7 @@ def kill_somewhere(child, rng, folder, reached):
     """Kill a process while it starts, as it begins to train, or while it saves."""
     where = rng.random()
     if where < 0.3 and reached:
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 1))
     elif where < 0.6 and reached:
         child.stdout.readline()
         time.sleep(rng.uniform(0, 0.3))
@@ -130,30 +123,34 @@ def wait_for_a_checkpoint(child, folder, beyond=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_that_is_killed_25_times_ends_with_the_same_bits(tmp_path, seed):
+def test_a_run_that_is_killed_25_times_ends_with_the_same_bits(
+    tmp_path, seed, undisturbed
+):
     rng = random.Random(seed)
-    runs = Runs(tmp_path, num_steps=2000)
+    runs = Runs(tmp_path)
     reached = 0
     for _ in range(25):
-        child = runs.start(pause=0.02)
+        child = runs.start(pause=PAUSE)
         kill_somewhere(child, rng, runs.checkpoints, reached)
         _, err = child.communicate()
         assert child.returncode == -signal.SIGKILL, err
         if "resumes" in err:
-            assert f"resumes at step {reached} of 2000" in err
+            assert f"resumes at step {reached} of {NUM_STEPS}" in err
         assert "Error" not in err
         latest = checkpoint.latest_step(runs.checkpoints)
         assert latest is not None
-        assert reached <= latest < 2000
+        assert reached <= latest < NUM_STEPS
         reached = latest
-    assert last_line(*runs.start().communicate()) == runs.undisturbed()
+    assert last_line(*runs.start().communicate()) == undisturbed
 
 
 @pytest.mark.slow
-def test_termination_exits_with_75_and_the_next_start_ends_with_the_same_bits(tmp_path):
-    runs = Runs(tmp_path, num_steps=1000)  # far more than it makes before it ends
+def test_termination_exits_with_75_and_the_next_start_ends_with_the_same_bits(
+    tmp_path, undisturbed
+):
+    runs = Runs(tmp_path)
     for wanted in ("10", "30"):
-        child = runs.start(pause=0.02)
+        child = runs.start(pause=PAUSE)
         while child.stdout.readline().strip() != wanted:
             assert child.poll() is None
         child.terminate()
@@ -161,13 +158,13 @@ def test_termination_exits_with_75_and_the_next_start_ends_with_the_same_bits(tm
         assert child.returncode == 75, err
         steps = [wanted, *out.split()]
         assert f"SIGTERM at step {steps[-1]}, saved: exits with status 75" in err
-        assert checkpoint.latest_step(runs.checkpoints) == int(steps[-1]) < 1000
-    assert last_line(*runs.start().communicate()) == runs.undisturbed()
+        assert checkpoint.latest_step(runs.checkpoints) == int(steps[-1]) < NUM_STEPS
+    assert last_line(*runs.start().communicate()) == undisturbed
 
 
 @pytest.mark.slow
-def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
-    runs = Runs(tmp_path, num_steps=400)
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path, undisturbed):
+    runs = Runs(tmp_path)
     first = runs.start(pause=1.0)  # longer than the second takes to begin
     first.stdout.readline()
     _, err = runs.start().communicate()
@@ -175,7 +172,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     wait_for_a_checkpoint(first, runs.checkpoints)  # reading is allowed
     first.kill()
     first.communicate()
-    assert last_line(*runs.start().communicate()) == runs.undisturbed()
+    assert last_line(*runs.start().communicate()) == undisturbed
 
 
 @pytest.fixture
@@ -190,8 +187,8 @@ def _quiet_interrupts():
 @pytest.mark.usefixtures("_quiet_interrupts")
 def test_none_of_30_interrupts_loses_the_state(tmp_path):
     rng = random.Random(0)
-    options = {"num_steps": 10_000, "log_every": 1, "checkpoint_dir": tmp_path}
-    options["callbacks"] = [lambda step, state, values: time.sleep(1e-3)]
+    options = {"num_steps": 4000, "log_every": 1, "checkpoint_dir": tmp_path}
+    options["callbacks"] = [lambda step, state, values: time.sleep(2e-3)]
     reached = 0
     for _ in range(30):
         result = interrupted_fit(rng.uniform(0, 0.2), **options)
@@ -201,9 +198,9 @@ def test_none_of_30_interrupts_loses_the_state(tmp_path):
         latest = checkpoint.latest_step(tmp_path) or 0
         assert reached <= latest == int(result.state.step)
         reached = latest
-    assert 0 < reached < 10_000
-    resumed = quiet_fit(checkpoint_dir=tmp_path, num_steps=10_000)
-    assert_same_run(resumed, quiet_fit(num_steps=10_000))
+    assert 0 < reached < 4000
+    resumed = quiet_fit(checkpoint_dir=tmp_path, num_steps=4000)
+    assert_same_run(resumed, quiet_fit(num_steps=4000))
 
 
 def interrupted_fit(delay, **options):
