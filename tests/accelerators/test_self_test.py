@@ -1,19 +1,14 @@
 """The self-test passes on a device that is right, and fails on one that is not."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run
 
 import fngrad.accelerators.self_test as self_test
 from fngrad.accelerators.self_test import Outcome, judge_tests
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMES = [
     *("matmul", "exact matmul", "reduction", "random bits", "scan", "training step")
 ]
@@ -150,11 +145,5 @@ def test_eight_devices_are_summed_over():
         "s.shard_batch = lambda x, mesh: x + 1; print(s.all_devices_error())"
     )
     flags = "--xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+    done = run(code, variables={"XLA_FLAGS": flags})
     assert done.stdout.splitlines() == ["all devices", "1025.0"], done.stderr

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run
 from saved_trees import fail, names, write
 
 import fngrad.checkpoint.array_files as array_files
@@ -137,8 +138,8 @@ if len(sys.argv) > 2:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_end_of_the_program_waits_for_a_write(fails, tmp_path):
-    command = [sys.executable, "-W", "error", "-c", EXIT, str(tmp_path)]
-    done = subprocess.run(command + ["fail"] * fails, capture_output=True, text=True)
+    strictly = f"import warnings; warnings.simplefilter('error')\n{EXIT}"
+    done = run(strictly, tmp_path, *["fail"] * fails)
     assert done.returncode == int(fails), done.stderr
     assert ("on purpose" in done.stderr) == fails
     assert "checkpoint was not" not in done.stderr
@@ -149,8 +150,7 @@ def test_the_end_of_the_program_waits_for_a_write(fails, tmp_path):
 
 def test_a_write_that_fails_at_the_end_of_the_program_warns(tmp_path):
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-c", EXIT, str(tmp_path / "file" / "folder")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run(EXIT, tmp_path / "file" / "folder")
     assert "a checkpoint was not written: need to write" in done.stderr
 
 
@@ -192,8 +192,7 @@ gc.collect()
 
 def test_a_write_that_failed_warns_when_its_checkpoints_were_dropped(tmp_path):
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-c", FORGOTTEN, str(tmp_path / "file" / "folder")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run(FORGOTTEN, tmp_path / "file" / "folder")
     assert "a checkpoint was not written: need to write" in done.stderr
 
 

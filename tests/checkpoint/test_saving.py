@@ -3,8 +3,6 @@
 import functools
 import json
 import re
-import subprocess
-import sys
 import warnings
 from typing import Any
 
@@ -13,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run
 from saved_trees import Pair, abstract, assert_same, bias_state, bits
 
 import fngrad as fg
@@ -251,8 +250,9 @@ def test_the_manifest_describes_the_step(tmp_path):
 
 
 DEVICES = """
-import sys
+import sys, warnings
 import jax
+warnings.simplefilter("error")
 jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp
 import numpy as np
@@ -295,8 +295,7 @@ print("fine")
 
 
 def test_a_sharded_state_is_restored_to_eight_two_or_one_device(tmp_path):
-    command = [sys.executable, "-W", "error", "-c", DEVICES, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run(DEVICES, tmp_path)
     assert done.stdout == "fine\n", done.stderr
     like = {name: jnp.zeros((8, 8)) for name in ("w", "columns", "all", "last")}
     back = restore(tmp_path, {**like, "key": jax.random.key(1)})

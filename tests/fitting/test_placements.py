@@ -1,10 +1,9 @@
 """One compilation wherever state and data are placed, on eight virtual devices."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+from forked import run
 
 CHILD = """
 import logging, sys, warnings
@@ -66,13 +65,8 @@ CASES = [f"{where}-{loop}" for where in PLACES for loop in ("python", "scan")]
 @pytest.mark.slow
 def test_a_run_compiles_once_wherever_its_arrays_are():
     cases = [*CASES, "iterable-python"]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, *cases],
-        env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    child = run(CHILD, *cases, variables={"XLA_FLAGS": flags})
     assert child.returncode == 0, child.stderr
     rows = [line.split() for line in child.stdout.splitlines()]
     assert [row[0] for row in rows] == cases

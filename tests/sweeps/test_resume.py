@@ -2,17 +2,14 @@
 
 import functools
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Forked
 from sweep_problems import DATA, POINTS, assert_same_bits, light
 from sweep_problems import quiet_sweep as any_sweep
 
@@ -234,14 +231,12 @@ quiet_sweep(fn=light, folder=sys.argv[1])
 
 
 def test_a_killed_sweep_resumes(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        cwd=pathlib.Path(__file__).parents[2],
-    )
+    process = Forked(KILLED, tmp_path)
     while process.poll() is None and len(list(tmp_path.glob("lanes/*.npz"))) < 2:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     again = quiet_sweep(folder=tmp_path)
     assert again.notes["restored"] == 8
     assert_same_bits(again, whole())

@@ -1,16 +1,13 @@
 """A sweep equals separate trainings, whatever the blocks, chunks and devices."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run
 from sweep_problems import (
     DATA,
     POINTS,
@@ -211,13 +208,9 @@ for devices in (jax.devices(), jax.devices()[:3]):
     "training", ["light", pytest.param("train_fn", marks=pytest.mark.slow)]
 )
 def test_lanes_on_eight_devices_have_the_bits_of_one(training):
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run(
-        [sys.executable, "-c", SHARDED, training],
-        check=True,
-        cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | environment,
-    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = run(SHARDED, training, variables=flags)
+    assert done.returncode == 0, done.stderr
 
 
 def test_low_precision_and_integers_keep_their_dtypes(tmp_path):

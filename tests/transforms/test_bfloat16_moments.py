@@ -1,14 +1,12 @@
 """Moments in bfloat16, rounded stochastically: which, how exactly, how they train."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run
 from update_memory import ENTRIES, temporary_bytes
 
 import fngrad as fg
@@ -207,10 +205,7 @@ jax.tree.map(np.testing.assert_array_equal, *ends)
 @pytest.mark.slow
 def test_sharded_moments_have_the_same_bits():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-c", SHARDED]
-    done = subprocess.run(
-        command, env=dict(os.environ) | flags, capture_output=True, text=True
-    )
+    done = run(SHARDED, variables=flags)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,13 +1,10 @@
 """Zeros and copies stay where their arrays are, and compile nothing if they can."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run
 
 import fngrad.tree as tree
 from fngrad.training import snapshot
@@ -44,10 +41,7 @@ for case in cases:
 
 def test_zeros_and_copies_are_on_the_devices_of_their_arrays():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    command = [sys.executable, "-c", CHILD]
-    done = subprocess.run(
-        command, env=os.environ | flags, capture_output=True, text=True
-    )
+    done = run(CHILD, variables=flags)
     assert done.returncode == 0, done.stderr
 
 
