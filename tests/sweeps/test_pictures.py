@@ -275,7 +275,7 @@ def test_a_group_whose_name_begins_with_an_underscore_is_in_the_legend():
 
 @pytest.mark.slow
 def test_two_thousand_points_need_few_artists():
-    rng, count = np.random.default_rng(0), 10_000
+    rng, count = np.random.default_rng(0), 2_000
     points = {"rate": rng.uniform(size=count), "decay": rng.uniform(size=count)}
     values = rng.uniform(1, 2, (count, 3))
     notes = {"metric": ("loss", "min"), "values": values}
