@@ -359,9 +359,10 @@ def test_a_stop_of_one_process_ends_the_other_after_the_heartbeats_time(tmp_path
 
 
 MANY = """
-options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=600, save_every=3)
+options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=400)
 began = [lambda *_: tell(at=time.time())]
-tell(**summary(shared_fit(callbacks=began, **options)))
+result = shared_fit(callbacks=began, save_every=int(sys.argv[2]), **options)
+tell(**summary(result))
 """
 
 
@@ -371,7 +372,7 @@ def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
 ):
     draw, script = random.Random(0), BEGIN + MANY
     for count in (2, 4, 2, 1) * 5:
-        processes = launch(script, count, str(tmp_path), devices=4 // count)
+        processes = launch(script, count, str(tmp_path), "3", devices=4 // count)
         victim = draw.choice(processes)
         while not victim.stdout.readline().startswith("told"):  # until it trains
             assert victim.poll() is None
@@ -381,7 +382,9 @@ def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
         ended = ends(processes)
         # Within 10 s, or the heartbeat's time where the others do not compute.
         assert time.monotonic() - began < 20, [x.output[-2000:] for x in ended]
-    first, second = ends(launch(script, 2, str(tmp_path), devices=2))
-    want = summary(shared_fit(num_steps=600)).items()
+        assert victim.returncode == -signal.SIGKILL
+    first, second = ends(launch(script, 2, str(tmp_path), "100", devices=2))
+    assert "fit: resumes at step" in first.output
+    want = summary(shared_fit(num_steps=400)).items()
     assert want <= told(first.output)[-1].items()
     assert want <= told(second.output)[-1].items()
