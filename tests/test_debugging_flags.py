@@ -180,9 +180,13 @@ def ranged(train_fn=train):
     return sweeps.learning_rate_range_test(train_fn, 0.01, 0.5, 4, keys=2).losses
 
 
+def divided(w, batch):
+    return distance(w, batch) / jnp.sum(w - 1)
+
+
 def examined():
     optimizer = fg.sgd(0.1)
-    step = fg.make_step(lambda w, b: distance(w, b) / jnp.sum(w - 1), optimizer)
+    step = fg.make_step(divided, optimizer, metrics="loss")
     state = fg.init_state(jnp.ones(2), optimizer, key=0)
     return postmortem.autopsy(step, state, lambda step: jnp.zeros(2)).operation
 

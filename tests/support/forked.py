@@ -106,10 +106,11 @@ def run(script, *arguments, variables=None):
 def _origin(number):
     """Start a process to fork from; return the socket to it."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    compiled = jax.config.jax_compilation_cache_dir  # pyright: ignore
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support"))),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -166,7 +167,7 @@ def _begin(request, files):
     for file in files:
         os.close(file)
     for output in (sys.stdout, sys.stderr):
-        output.reconfigure(line_buffering=True, write_through=True)
+        output.reconfigure(write_through=True)  # pyright: ignore
     sys.argv[1:] = request["arguments"]
     os.environ.clear()
     os.environ.update(request["environment"])
