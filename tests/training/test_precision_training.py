@@ -13,6 +13,7 @@ import fngrad.layers as layers
 import fngrad.models as models
 import fngrad.tree as tree
 
+NUM_STEPS = 200
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 8)).astype(np.float32)
 Y = X[:, :3].argmax(axis=1).astype(np.int32)
@@ -54,12 +55,26 @@ def start(model):
     return jax.jit(model.init)(0)
 
 
+@functools.cache
+def order():
+    """Return the examples of each step."""
+    indices = fg.data.from_arrays(Y, 16).indices
+    return jax.jit(jax.vmap(indices))(jnp.arange(NUM_STEPS))
+
+
 def trained(model, optimizer, precision, params):
-    """Return the state after 200 steps, and the history."""
-    data = fg.data.from_arrays(DATA[model], 16)
-    step = fg.make_step(loss_of(model), optimizer, precision=precision)
-    run = jax.jit(lambda state: fg.run(step, state, data, 200))
-    return run(fg.init_state(params, optimizer, 1))
+    """Return the state after all steps, and the history."""
+    step = fg.make_step(loss_of(model), optimizer, precision=precision, metrics="loss")
+
+    @jax.jit
+    def run(state, arrays, order):
+        def batch(t):
+            return jax.tree.map(lambda x: x[order[t]], arrays)
+
+        return fg.run(step, state, batch, NUM_STEPS)
+
+    arrays = jax.tree.map(jnp.asarray, DATA[model])
+    return run(fg.init_state(params, optimizer, 1), arrays, order())
 
 
 @functools.cache
