@@ -6,6 +6,7 @@ strings differently, as do processes that are started one by one.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -140,12 +141,13 @@ def next_script(descriptor):
     """Fork whenever asked, and return in the new process, which runs the script."""
     channel = socket.socket(fileno=descriptor)
     for name in IMPORTED:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # not every version has it
+            importlib.import_module(name)
     gc.freeze()
     while True:
         message, files, _, _ = socket.recv_fds(channel, 1 << 20, 2)
         if not message:
-            os._exit(0)
+            sys.exit()
         request = json.loads(message)
         if "pid" in request:
             pid, status = os.waitpid(request["pid"], request["options"])
