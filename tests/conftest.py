@@ -5,8 +5,10 @@ run, or from `JAX_COMPILATION_CACHE_DIR` where that is set. Unless ``XLA_FLAGS``
 XLA compiles without optimization, with its older emitters and in one unit, in a third
 of the time. With ``-m xla_defaults`` it compiles as for users. The tests marked so
 compare bits, which depend on how XLA compiles, or are what users run: the slow ones
-among them, such as the experiments, run only with these defaults. The gate runs a
-sample of the slow cases: it adds ``and not exhaustive``.
+among them, such as the experiments, run only with these defaults. Of the experiments
+those marked ``any_flags`` do not: most of their time is compilation, and what they show
+does not depend on how. The gate runs a sample of the slow cases: it adds
+``and not exhaustive``.
 """
 
 import gc
@@ -61,7 +63,8 @@ def pytest_collection_modifyitems(config, items):
     config.stash[LEFT] = fast_cases.mark_slow(items)
     for item in items:
         is_slow = item.get_closest_marker("slow") is not None
-        if is_slow and item.path.parent.name == "experiments":
+        is_experiment = item.path.parent.name == "experiments"
+        if is_slow and is_experiment and not item.get_closest_marker("any_flags"):
             item.add_marker("xla_defaults")
         needs_defaults = item.get_closest_marker("xla_defaults") is not None
         if is_slow and needs_defaults and not _compiles_by_default(config):

@@ -7,6 +7,8 @@ import pytest
 
 import experiments.modern_optimizers as modern
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 
 def test_a_speedup_is_the_share_of_steps_after_which_adamw_is_as_good():
     budgets = np.array([0.5, 1.0, 2.0])

@@ -8,6 +8,8 @@ import pytest
 import experiments.optimizer_zoo as zoo
 import experiments.races as races
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 
 def test_steps_are_counted_to_the_first_loss_on_target():
     losses = np.array(

@@ -12,6 +12,8 @@ import experiments.saddle_points as saddle_points
 import fngrad as fg
 from fngrad.numerics import double_precision
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 TINY = {
     "hidden": 2,
     "examples": 60,
