@@ -11,6 +11,8 @@ import experiments.language_model as language_model
 import experiments.lora as lora
 import fngrad as fg
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 TINY = char_transformer.Size(16, 1, 2, 16, 8, 0.02, 30)
 
 
