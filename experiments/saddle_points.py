@@ -173,9 +173,8 @@ def leave(name: str, problem: Problem, w: np.ndarray, config: Config) -> Escape:
     distances = jnp.array(config.distances)[:, None, None]
     begin = jnp.asarray(w)[None, None] + distances * directions[None]
     lanes = jax.jit(jax.vmap(jax.vmap(run, (0, None)), (0, None)))
-    losses = np.asarray(
-        lanes(begin, data) - problem.loss(jnp.asarray(w), problem.batch)
-    )
+    base = jax.jit(problem.loss)(jnp.asarray(w), problem.batch)
+    losses = np.asarray(lanes(begin, data)) - float(base)
     dropped = losses < -config.drop
     steps = np.where(dropped.any(axis=-1), dropped.argmax(axis=-1), np.inf)
     medians = np.median(steps, axis=1)
