@@ -30,7 +30,7 @@ def test_unknown_scripts_are_refused():
 
 @pytest.mark.slow
 def test_the_benchmark_of_cold_starts_prints_its_tables(capsys):
-    scripts = (cold_start.AGAINST, "fngrad python", "fngrad auto, cached")
+    scripts = (cold_start.AGAINST, "fngrad auto, cached")
     cold_start.main(Config(models=("mlp",), scripts=scripts, repeats=1, programs=2))
     shown = capsys.readouterr().out
     for script in scripts:
