@@ -195,7 +195,8 @@ def main(config: Config) -> dict[str, Any]:
     folder = new_folder(config)
     rows, survived = survive(config, folder.path / "killed")
     print("an undisturbed run", flush=True)
-    alone = report_of(start(config, folder.path / "undisturbed", 0.0))["digest"]
+    steady = dataclasses.replace(config, pause=0.0)
+    alone = digest(train(steady, folder.path / "undisturbed"))
     head = ["start", "from step", "struck by", "status", "checkpoint", "remark"]
     print(table(head, rows))
     are_equal = survived is not None and survived == alone

@@ -32,7 +32,14 @@ def test_unsupported_signals_are_refused(tmp_path):
 @pytest.mark.slow
 def test_a_disturbed_run_ends_with_the_same_bits(tmp_path, capsys):
     signals = ("SIGTERM", "SIGKILL")
-    config = survive.Config(signals=signals, damage_after=2, epochs=60, runs=tmp_path)
+    config = survive.Config(
+        signals=signals,
+        damage_after=2,
+        epochs=20,
+        save_every=40,
+        pause=0.2,
+        runs=tmp_path,
+    )
     results = survive.main(config)
     shown = capsys.readouterr().out
     assert results["same"]
