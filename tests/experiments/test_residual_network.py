@@ -11,9 +11,9 @@ import fngrad as fg
 
 pytest.importorskip("sklearn")
 
-TINY = residual_network.Config(
-    blocks=(1, 1), width=2, epochs=2, batch_size=256, seeds=2
-)
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
+TINY = residual_network.Config(blocks=(1,), width=2, epochs=2, batch_size=256, seeds=2)
 
 
 @pytest.mark.slow
