@@ -175,18 +175,20 @@ def make_cases(size: Size) -> dict[str, Case]:
     }
 
 
-def first_losses(case: Case, batch: Any, steps: int) -> list[float]:
-    """Return the losses of the first steps on one batch."""
-    step, state, losses = case.compiled(batch), fg.snapshot(case.state), []
-    for _ in range(steps):
+def first_losses(case: Case, step: Any, batch: Any, count: int) -> list[float]:
+    """Return the losses of the first steps on one batch, by a case's compiled step."""
+    state, losses = fg.snapshot(case.state), []
+    for _ in range(count):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return losses
 
 
-def timed_step(case: Case, batch: Any, round_seconds: float) -> Callable[[], float]:
-    """Return a measurement: seconds per step."""
-    step, held = case.compiled(batch), [fg.snapshot(case.state)]
+def timed_step(
+    case: Case, step: Any, batch: Any, round_seconds: float
+) -> Callable[[], float]:
+    """Return a measurement: seconds per compiled step."""
+    held = [fg.snapshot(case.state)]
 
     def run(count: int) -> float:
         def steps() -> Any:
@@ -225,10 +227,14 @@ def measure(config: Config, name: str) -> dict[str, float]:
     tokens = jnp.asarray(rng.integers(0, VOCAB, shape), jnp.int32)
     batch = {"x": tokens[:, :-1], "y": tokens[:, 1:]}
     cases = make_cases(size)
-    losses = [first_losses(case, batch, config.checked) for case in cases.values()]
+    made = {label: case.compiled(batch) for label, case in cases.items()}
+    losses = [
+        first_losses(case, made[label], batch, config.checked)
+        for label, case in cases.items()
+    ]
     np.testing.assert_allclose(losses[1:], [losses[0]] * 3, rtol=1e-5)
     stepping = {
-        label: timed_step(case, batch, config.round_seconds)
+        label: timed_step(case, made[label], batch, config.round_seconds)
         for label, case in cases.items()
     }
     steps = interleave(stepping, config.repeats)

@@ -33,12 +33,12 @@ def interleave(
         cases: name -> a function that measures itself and returns seconds, such as
             ``lambda: seconds(fn) / num_steps``.
         repeats: how often each is measured, after one round that is thrown away:
-            it compiles and warms caches.
+            it compiles and warms caches. With 0 that round is what is measured.
     """
     rounds = [
         {name: case() for name, case in cases.items()} for _ in range(repeats + 1)
     ]
-    return {name: [times[name] for times in rounds[1:]] for name in cases}
+    return {name: [times[name] for times in rounds[1:] or rounds] for name in cases}
 
 
 def paired_ratio(

@@ -13,6 +13,8 @@ import experiments.sweep_digits as sweep_digits
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 SMALL = sweep_digits.Config(
     optimizers=("sgd", "momentum"),
     low=0.05,
@@ -74,12 +76,14 @@ def test_invalid_settings_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_of_halving_shows_examples_seconds_and_winners(capsys):
-    config = halving.Config(rates=5, decays=2, seeds=2, low=10, high=90, width=8)
+    config = halving.Config(
+        rates=5, decays=2, seeds=2, low=30, high=90, width=8, repeats=0
+    )
     found = halving.main(config)
     shown = capsys.readouterr().out
-    # 10 points to 10 steps, 4 to 30, 2 to 90, where the full sweep makes 900.
-    assert found["fewer_examples"] == 900 / (6 * 10 + 2 * 30 + 2 * 90)
-    assert "10 to 10, 4 to 30, 2 to 90" in shown
+    # 10 points to 30 steps, 4 to 90, where the full sweep makes 900.
+    assert found["fewer_examples"] == 900 / (6 * 30 + 4 * 90)
+    assert "10 to 30, 4 to 90" in shown
     assert f"{found['fewer_examples']:.1f} in examples" in shown
     assert found["regret"] < 0.2
 
@@ -87,14 +91,14 @@ def test_the_benchmark_of_halving_shows_examples_seconds_and_winners(capsys):
 @pytest.mark.slow
 def test_the_benchmark_of_sweeps_makes_its_three_tables(capsys):
     config = benchmark.Config(
-        widths=(8,), trainings=8, steps=5, sample=2, lanes=(1, 4), modes=(), repeats=1
+        widths=(8,), trainings=4, steps=5, sample=1, lanes=(2, 4), modes=(), repeats=0
     )
     found = benchmark.main(config)
     shown = capsys.readouterr().out
     costs = found["cases"][8]
     assert {"one sweep", "loop, rate as data", "loop, rate baked in"} <= set(costs)
     assert all(0 <= cost.compiling < cost.seconds for cost in costs.values())
-    assert "extrapolated from 2" in shown
+    assert "extrapolated from 1" in shown
     assert len(found["lanes"][8]) == 2
     assert found["modes"][8] > 0
     assert shown.count("mlp 64-8-8-10") == 3
