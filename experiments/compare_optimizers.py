@@ -36,6 +36,12 @@ PATH_RATES = {  # of the paths, which are for illustration, not comparison
     "beale": (1e-2, 3e-3, 1e-2, 0.5, 0.1),
 }
 LEVEL = 0.05
+PROBLEMS = {
+    "digits": races.digits,
+    "breast cancer": races.breast_cancer,
+    "diabetes": races.diabetes,
+    "noisy quadratic": races.noisy_quadratic,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Config(races.Rules):
 
     # By their names; paths are drawn of these five.
     optimizers: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adagrad", "adam")
+    problems: tuple[str, ...] = tuple(PROBLEMS)  # by their names
     path_steps: int = 500  # of the paths that are drawn
     runs: Path = Path("runs/compare_optimizers")  # where the run folder is made
 
@@ -90,12 +97,9 @@ def draw_paths(config: Config) -> Any:
 def main(config: Config) -> dict[str, dict[str, races.Row]]:
     """Race, test, print tables and statements, draw."""
     races.check(config)
-    problems = [
-        races.digits(),
-        races.breast_cancer(),
-        races.diabetes(),
-        races.noisy_quadratic(),
-    ]
+    if not config.problems or not set(config.problems) <= PROBLEMS.keys():
+        raise SystemExit(f"need problems among {list(PROBLEMS)}, got {config.problems}")
+    problems = [PROBLEMS[name]() for name in config.problems]
     folder = new_folder(config)
     results = races.race(problems, config)
     p_values = {}
