@@ -48,7 +48,6 @@ from experiments.noise_floors import Floors
 from experiments.outputs import finish, new_figure, new_folder, run_cli, table
 
 MODEL = fg.models.mlp((64, 32, 10))
-LOOKS = 200  # at the loss on all examples, over a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Config:
     mini_steps: int = 1000  # with mini-batches
     single_steps: int = 6000  # with single examples
     mini_batch: int = 64  # examples in a mini-batch
+    looks: int = 200  # at the loss on all examples, over a run
     seeds: int = 3  # runs at each batch size and learning rate
     repeats: int = 5  # of the timing
     noise_every: int = 100  # steps between two looks at the gradient noise scale
@@ -75,11 +75,7 @@ class Size(NamedTuple):
     name: str
     batch: int | Literal["all"]
     steps: int
-
-    @property
-    def every(self) -> int:
-        """How many steps lie between two looks at the loss on all examples."""
-        return max(self.steps // LOOKS, 1)
+    every: int  # steps between two looks at the loss on all examples
 
 
 class Curve(NamedTuple):
@@ -104,10 +100,14 @@ class Curve(NamedTuple):
 def sizes(config: Config) -> list[Size]:
     """Return the batch sizes, from all to one."""
     mini = f"mini-batch of {config.mini_batch}"
+    batches: dict[str, tuple[int | Literal["all"], int]] = {
+        "full batch": ("all", config.full_steps),
+        mini: (config.mini_batch, config.mini_steps),
+        "single example": (1, config.single_steps),
+    }
     return [
-        Size("full batch", "all", config.full_steps),
-        Size(mini, config.mini_batch, config.mini_steps),
-        Size("single example", 1, config.single_steps),
+        Size(name, batch, steps, max(steps // config.looks, 1))
+        for name, (batch, steps) in batches.items()
     ]
 
 
@@ -185,12 +185,13 @@ def noise_scales(rate: float, train: Any, config: Config) -> list[dict[str, floa
     step, state = begin(rate, 0)
     advance = jax.jit(functools.partial(fg.run, step, num_steps=config.noise_every))
     measure = jax.jit(functools.partial(fg.curvature.gradient_noise_scale, loss_fn))
+    loss_of = jax.jit(loss_fn)
     rows = []
     for look in range(config.noise_looks + 1):
         if look:
             state, _ = advance(state, data)
         scale = float(measure(state.params, train).scale)
-        loss = float(loss_fn(state.params, train))
+        loss = float(loss_of(state.params, train))
         rows.append({"step": look * config.noise_every, "loss": loss, "scale": scale})
     return rows
 

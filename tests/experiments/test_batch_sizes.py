@@ -8,14 +8,17 @@ import pytest
 import experiments.batch_sizes as batch_sizes
 import experiments.noise_floors as noise_floors
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 TINY = {
     "rates": (0.03, 0.3),
     "target": 0.5,
     "full_steps": 60,
     "mini_steps": 120,
     "single_steps": 1500,
+    "looks": 30,
     "seeds": 2,
-    "repeats": 1,
+    "repeats": 0,
     "noise_every": 60,
     "noise_looks": 1,
     "floors": noise_floors.Floors(
@@ -37,8 +40,8 @@ def results(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def floors():
-    return noise_floors.measure(TINY["floors"])
+def floors(results):
+    return [noise_floors.Floor(**floor) for floor in results["floors"]]
 
 
 @pytest.mark.slow
