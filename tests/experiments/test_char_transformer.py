@@ -1,5 +1,6 @@
 """The character language model: its text, its scores, its results, at a small size."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -25,7 +26,11 @@ def text():
 
 @pytest.fixture
 def tiny(monkeypatch):
+    topics = char_transformer.topics()[: 12 * 4096]
+    peak = functools.partial(char_transformer.peak, size=256, repeats=3)
     monkeypatch.setitem(char_transformer.SIZES, "small", TINY)
+    monkeypatch.setattr(char_transformer, "topics", lambda: topics)
+    monkeypatch.setattr(char_transformer, "peak", peak)
 
 
 def last_logits(model, params, tokens, length):
@@ -57,6 +62,7 @@ def test_the_metric_scores_the_characters_that_the_ngrams_score(text):
 
 
 @pytest.mark.slow
+@pytest.mark.any_flags
 def test_bits_per_character_are_the_mean_surprise_in_bits(text):
     length = TINY.length
     model = char_transformer.make_model(TINY, text.vocab_size, remat=False)
@@ -127,6 +133,7 @@ def test_utilization_is_of_all_chips_of_a_mesh(backend, count, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.any_flags
 def test_the_run_folder_holds_results_curves_a_sample_and_the_model(
     tiny, tmp_path, capsys
 ):
@@ -195,18 +202,20 @@ def test_a_mesh_that_does_not_divide_the_batches_is_refused(monkeypatch):
 
 
 SHARED = """
-import sys
+import functools, sys
 import fngrad as fg
 mine = fg.distributed.initialize()
 import experiments.char_transformer as it
 it.SIZES["small"] = it.Size(16, 1, 2, 16, 8, 0.02, 30)
 it.topics = lambda topics=it.topics: topics()[: 12 * 4096]
+it.peak = functools.partial(it.peak, size=256, repeats=3)
 found = it.main(it.Config(steps=10, sample=5, context=2, runs=sys.argv[1]))
 print("rank", mine.rank, sorted(found))
 """
 
 
 @pytest.mark.slow
+@pytest.mark.any_flags
 def test_one_command_trains_in_two_processes_of_four_devices(tmp_path):
     command = ["experiments.launch", "2", "4", "-c", SHARED, str(tmp_path)]
     made = subprocess.run(
