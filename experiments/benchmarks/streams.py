@@ -46,7 +46,7 @@ class Config:
     examples: int = 349_525  # 1 GiB of uint8
     batch_size: int = 64
     steps: int = 200
-    repeats: int = 3
+    repeats: int = 3  # after a round that compiles; with 0 that round is measured
 
 
 def make_files(folder: Path, config: Config) -> None:
@@ -188,14 +188,15 @@ def compare(
     fractions = {}
     in_memory = np.sum(taken["in memory"], 1)
     for name, times in taken.items():
-        waiting, stepping = np.median(times[1:], 0)  # the first round compiles
+        waiting, stepping = np.median(times[1:] or times, 0)  # the first compiles
         fractions[name] = float(waiting / (waiting + stepping))
+        over = np.sum(times, 1) / in_memory
         is_same = np.array_equal(losses[name], losses["in memory"])
         rows.append(
             [
                 name,
                 f"{(waiting + stepping) / config.steps * 1e3:.2f}",
-                f"{np.median((np.sum(times, 1) / in_memory)[1:]):.2f}",
+                f"{np.median(over[1:] if len(over) > 1 else over):.2f}",
                 f"{fractions[name]:.1%}",
                 "equal" if is_same else "of another order",
             ]

@@ -4,12 +4,14 @@ import pytest
 
 import experiments.benchmarks.training_loop as training_loop
 
+pytestmark = pytest.mark.any_flags  # most of their time is compilation
+
 
 @pytest.mark.slow
 def test_the_benchmark_of_the_loop_prints_its_ratios(capsys):
     training_loop.main(
         training_loop.Config(
-            models=("mlp 64-16-16-10",), repeats=1, round_seconds=0.01, peers=False
+            models=("mlp 64-16-16-10",), repeats=0, round_seconds=0.01, peers=False
         )
     )
     shown = capsys.readouterr().out
