@@ -7,7 +7,7 @@ import experiments.benchmarks.depth as depth
 
 @pytest.mark.slow
 def test_a_loop_with_remat_needs_the_least_memory(capsys):
-    config = depth.Config(depths=(6,), features=16, length=32, batch_size=2)
+    config = depth.Config(depths=(3,), features=16, length=32, batch_size=4)
     costs = {name: cost for (name, _), cost in depth.main(config).items()}
     least = costs["loop, remat"]
     assert least.temporaries < 0.6 * costs["one by one"].temporaries

@@ -7,7 +7,7 @@ import experiments.benchmarks.state_memory as state_memory
 
 @pytest.mark.slow
 def test_state_and_peak_shrink_and_the_table_says_so(capsys):
-    config = state_memory.Config(width=128, depth=8, batch_size=4, repeats=1)
+    config = state_memory.Config(width=128, depth=3, batch_size=4, repeats=0)
     sizes = state_memory.main(config)
     names = ("float32", "16 bits", "8 bits", "4 bits")
     full, short, eight, four = (sizes[name] for name in names)
