@@ -21,6 +21,7 @@ def test_its_sections_are_in_the_order_of_the_chapter():
 
 
 @pytest.mark.slow
+@pytest.mark.any_flags
 @pytest.mark.filterwarnings("default")  # of Jupyter
 def test_the_notebook_runs_and_shows_its_pictures(tmp_path, monkeypatch):
     outputs = notebooks.outputs_of("tutorial.ipynb", tmp_path, monkeypatch)
