@@ -78,7 +78,7 @@ def _slope(gradient: Params, v: Params) -> jax.Array:
     def term(g: jax.Array, d: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(d == 0, 0, jnp.real(g * d)))
 
-    return sum(jax.tree.leaves(jax.tree.map(term, gradient, v)), jnp.zeros(()))
+    return jnp.asarray(sum(jax.tree.leaves(jax.tree.map(term, gradient, v))))
 
 
 def observed_order(
