@@ -359,7 +359,7 @@ def test_a_stop_of_one_process_ends_the_other_after_the_heartbeats_time(tmp_path
 
 
 MANY = """
-options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=400)
+options = dict(mesh=mesh, checkpoint_dir=folder, num_steps=800)
 began = [lambda *_: tell(at=time.time())]
 result = shared_fit(callbacks=began, save_every=int(sys.argv[2]), **options)
 tell(**summary(result))
@@ -385,6 +385,6 @@ def test_after_twenty_kills_at_random_moments_a_run_has_the_bits_of_one_without(
         assert victim.returncode == -signal.SIGKILL
     first, second = ends(launch(script, 2, str(tmp_path), "100", devices=2))
     assert "fit: resumes at step" in first.output
-    want = summary(shared_fit(num_steps=400)).items()
+    want = summary(shared_fit(num_steps=800)).items()
     assert want <= told(first.output)[-1].items()
     assert want <= told(second.output)[-1].items()
