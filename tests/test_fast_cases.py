@@ -133,7 +133,7 @@ def test_a_new_case_replaces_at_most_one(monkeypatch):
 
 def test_the_tables_are_made_from_the_times_of_a_report(tmp_path):
     report = tmp_path / "times.xml"
-    rows = [("tests.a.test_x", f"test_many[{i}]", 0.4) for i in range(40)]
+    rows = [("tests.a.test_x", f"test_many[{i}]", 0.2) for i in range(80)]
     rows += [("tests.a.test_x", f"test_few[{i}]", 9.0) for i in range(2)]
     rows += [
         ("tests.a.test_x", "test_long", 9.0),
@@ -146,13 +146,13 @@ def test_the_tables_are_made_from_the_times_of_a_report(tmp_path):
     )
     report.write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
     times = fast_cases.read(str(report))
-    many = round(40 * fast_cases.SECONDS / 16.0)
+    many = round(80 * fast_cases.SECONDS / 16.0)
     made = fast_cases.fast_numbers(times)
     assert made == {
         "a/test_x.py": {"test_few": 1, "test_long": 0, "test_many": many},
         "fngrad/tree.py": {"fngrad.tree.norm": 0},
     }
-    many = round(40 * fast_cases.GATE_SECONDS / 16.0)
+    many = round(80 * fast_cases.GATE_SECONDS / 16.0)
     assert fast_cases.gate_numbers(times) == {"a/test_x.py": {"test_many": many}}
     assert tomllib.loads(fast_cases.text(made, "are fast")) == made
 

@@ -138,11 +138,14 @@ def test_lanes_are_added_where_sums_are_kept_and_gathered_where_rows_are():
         rows = jax.lax.all_gather(M.roc_auc(x, y), "lanes", tiled=True)
         return [part.value() for part in (*jax.lax.psum(sums, "lanes"), rows)]
 
-    got = jax.vmap(measured, axis_name="lanes")(x, y)
-    whole = LOGITS[:36], LABELS[:36]
-    want = [M.matthews(*whole), M.roc_auc(*whole, **options), M.roc_auc(*whole)]
+    def of_all(x, y):
+        parts = [M.matthews(x, y), M.roc_auc(x, y, **options), M.roc_auc(x, y)]
+        return [part.value() for part in parts]
+
+    got = jax.jit(jax.vmap(measured, axis_name="lanes"))(x, y)
+    want = jax.jit(of_all)(LOGITS[:36], LABELS[:36])
     for lanes, one in zip(got, want, strict=True):
-        np.testing.assert_allclose(lanes, [one.value()] * 4, rtol=1e-6)
+        np.testing.assert_allclose(lanes, [one] * 4, rtol=1e-6)
 
 
 @pytest.mark.slow

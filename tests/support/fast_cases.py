@@ -43,7 +43,7 @@ ORACLE = re.compile(
     r"|closed_form|loop_over|equals_a_loop|scipy|counted_by_hand|float64s"
 )
 # Each case is a subject of its own, so that the gate runs them all.
-SUBJECTS = re.compile(r"recipe|section|the_laws_hold|keeps_its_parameters")
+SUBJECTS = re.compile(r"all_pass|recipe|section|the_laws_hold|its_parameters")
 LONG = 3.0  # seconds that the only case of such a comparison may take
 # Other comparisons, of which many are with a definition.
 COMPARES = re.compile(
