@@ -42,14 +42,14 @@ ORACLE = re.compile(
     r"oracle(?!s_rounded)|formula|equals_the_reference|its_definition|every_argument"
     r"|closed_form|loop_over|equals_a_loop|scipy|counted_by_hand|float64s"
 )
-# Each case is a subject of its own, so that the gate runs them all.
-SUBJECTS = re.compile(r"all_pass|recipe|section|the_laws_hold|its_parameters")
 LONG = 3.0  # seconds that the only case of such a comparison may take
 # Other comparisons, of which many are with a definition.
 COMPARES = re.compile(
     r"are_those_of|is_that_of|that_of_the|scikit_learn|its_table|_equals_|is_the_mean"
 )
 COMPARED = 1.5  # seconds that the only case of one may take
+# Each case is a subject of its own, so that the gate runs them all.
+SUBJECTS = re.compile(r"all_pass|recipe|section|the_laws_hold|its_parameters")
 HEADER = """\
 # The number of cases that {}, of each test whose cases take long together.
 # Made by tests/support/fast_cases.py.
@@ -63,7 +63,7 @@ def table(path: pathlib.Path) -> Numbers:
 
 
 def mark_slow(items: Iterable[Any]) -> int:
-    """Mark the collected cases as slow or exhaustive that their tests' samples lack.
+    """Mark the cases that are left out of their tests' samples: slow, or exhaustive.
 
     Returns:
         How many cases it marked as slow.
@@ -116,8 +116,8 @@ def fast_numbers(times: Times) -> Numbers:
         if count == 1:
             fit = int(total < _limit(file, test))
         else:
-            fit = max(1, round(count * SECONDS / max(total, SECONDS)))
-        if fit < count and total > 1.5 * SECONDS:
+            fit = _fit(seconds, SECONDS, least=1)
+        if fit < count:
             made.setdefault(file, {})[test] = fit
     return made
 
@@ -135,11 +135,18 @@ def gate_numbers(times: Times) -> Numbers:
     for (file, test), seconds in sorted(times.items()):
         if SUBJECTS.search(test):
             continue
-        count, total = len(seconds), sum(seconds)
-        fit = max(LEAST, round(count * GATE_SECONDS / max(total, GATE_SECONDS)))
-        if fit < count and total > 1.5 * GATE_SECONDS:
+        fit = _fit(seconds, GATE_SECONDS, least=LEAST)
+        if fit < len(seconds):
             made.setdefault(file, {})[test] = fit
     return made
+
+
+def _fit(seconds: list[float], limit: float, least: int) -> int:
+    """Return how many cases take the limit together: all, if they take little more."""
+    count, total = len(seconds), sum(seconds)
+    if total <= 1.5 * limit:
+        return count
+    return max(least, round(count * limit / total))
 
 
 def read(report: str) -> dict[tuple[str, str], list[float]]:
