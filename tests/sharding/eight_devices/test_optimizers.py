@@ -82,12 +82,13 @@ OF_ENTRIES = """
     sign sqrt square sub
 """
 PLACEMENTS = eight_devices.placements()
+ALONG_ONE_AXIS = ("data parallel", "fsdp")
 OTHERS = [name for name in OPTIMIZERS if name not in ENTRYWISE]
 CASES = [
     pytest.param(
         *(placement, name),
         marks=[pytest.mark.slow]
-        if name in ENTRYWISE and placement in ("data parallel", "fsdp")
+        if name in ENTRYWISE and placement in ALONG_ONE_AXIS
         else [],
     )
     for placement in PLACEMENTS
@@ -135,9 +136,9 @@ def first_states(names):
 
 def ends(placement, name):
     """Return the states and metrics after some steps, of this optimizer and others."""
-    if placement not in ("data parallel", "fsdp"):
-        return ends_of_all(placement, tuple(OPTIMIZERS))
-    return ends_of_all(placement, tuple(ENTRYWISE if name in ENTRYWISE else OTHERS))
+    together = ENTRYWISE if name in ENTRYWISE else OTHERS
+    names = together if placement in ALONG_ONE_AXIS else OPTIMIZERS
+    return ends_of_all(placement, tuple(names))
 
 
 @functools.cache
