@@ -16,7 +16,7 @@ _ROOT: Mapping[str, str] = {
         "AveragedModel SWA polyak_averaging"
     ),
     "fngrad.cautious(fngrad.adamw(...))": "CAdamW cautious_adamw",
-    "callbacks=[fn] of fngrad.fit, fn(step, state, metrics)": "Callback",
+    "callbacks=[fn] of fngrad.fit, fn(step, state, metrics)": "Callback LambdaCallback",
     "fngrad.central_differences": "finite_differences",
     "fngrad.central_differences, or fngrad.evolution_strategy": "SPSA",
     "fngrad.chain(fngrad.add_noise(...), fngrad.sgd(...))": "noisy_sgd",
@@ -37,6 +37,7 @@ _ROOT: Mapping[str, str] = {
     "fngrad.fit": "Trainer",
     "fngrad.fit(keep_best=..., checkpoint_dir=...)": "ModelCheckpoint",
     "fngrad.freeze": "set_to_zero",
+    "fngrad.init_state(key=), seed= of data": "set_seed manual_seed seed_everything",
     "fngrad.kron": "PSGD PSGDKron",
     "fngrad.layers": "nn",
     "fngrad.layerwise": "layer_decay layerwise_lr_decay param_groups_layer_decay",
@@ -82,7 +83,6 @@ _ROOT: Mapping[str, str] = {
     "fngrad.tunable": "inject_hyperparams",
     "fngrad.sophia with fngrad.steps.sophia": "SophiaG",
     "jax.grad": "grad",
-    "fngrad.init_state(key=), seed= of data": "set_seed manual_seed seed_everything",
     "jax.jit": "jit",
     "jax.lax.stop_gradient": "no_grad",
     "jax.tree.map": "tree_map",
@@ -359,7 +359,6 @@ _CALLBACKS: Mapping[str, str] = {
     "loggers= of fngrad.fit": "CSVLogger TensorBoard",
     "on_nonfinite= of fngrad.fit": "TerminateOnNaN",
     "progress= of fngrad.fit": "ProgressBar",
-    "callbacks=[fn] of fngrad.fit, fn(step, state, metrics)": "LambdaCallback",
     "fngrad.schedules, as learning_rate=": "LearningRateScheduler",
 }
 _CHECKPOINT: Mapping[str, str] = {
