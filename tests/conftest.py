@@ -7,8 +7,7 @@ of the time. With ``-m xla_defaults`` it compiles as for users. The tests marked
 compare bits, which depend on how XLA compiles, or are what users run: the slow ones
 among them, such as the experiments, run only with these defaults. Of the experiments
 those marked ``any_flags`` do not: most of their time is compilation, and what they show
-does not depend on how. The gate runs a sample of the slow cases: it adds
-``and not exhaustive``.
+does not depend on how.
 """
 
 import gc
@@ -21,6 +20,7 @@ import chex
 import fast_cases
 import float64_mode
 import jax
+import parts
 import pytest
 from known_skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(config, items):
         needs_defaults = item.get_closest_marker("xla_defaults") is not None
         if is_slow and needs_defaults and not _compiles_by_default(config):
             item.add_marker(pytest.mark.skip("runs with -m xla_defaults"))
+    parts.leave_out_others(config, items)
     # The longest come first: at the end they would be left to one worker.
     items.sort(key=lambda item: item.path.name != "test_on_eight_devices.py")
 

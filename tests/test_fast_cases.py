@@ -8,16 +8,13 @@ import pathlib
 import tomllib
 
 import fast_cases
-import jax
-import pytest
 
 TESTS = pathlib.Path(__file__).parent
 LAWS = "optimizers/test_laws.py"
 
 
-@pytest.mark.parametrize("path", [fast_cases.FAST, fast_cases.GATE])
-def test_every_entry_is_a_test(path):
-    for file, tests in fast_cases.table(path).items():
+def test_every_entry_is_a_test():
+    for file, tests in fast_cases.table().items():
         assert set(tests) <= names(file), file
 
 
@@ -31,7 +28,7 @@ def names(file):
 
 
 def test_comparisons_with_oracles_stay_whole():
-    updates = fast_cases.table(fast_cases.FAST)["optimizers/test_updates.py"]
+    updates = fast_cases.table()["optimizers/test_updates.py"]
     assert set(updates) == {"test_updates_in_lower_precision_are_the_oracles_rounded"}
     seconds = {("a/test_x.py", "test_it_is_the_oracles"): [2.0] * 9}
     assert fast_cases.fast_numbers(seconds) == {}
@@ -60,11 +57,6 @@ class Example(Item):
         del self.originalname
 
 
-@pytest.fixture(autouse=True)
-def _all_cases(monkeypatch):
-    monkeypatch.delenv(fast_cases.FEWER, raising=False)
-
-
 def cases(test, count):
     return [Item(test, case) for case in range(count)]
 
@@ -73,15 +65,10 @@ def fast(items):
     return {item.name for item in items if "slow" not in item.markers}
 
 
-def use_tables(monkeypatch, fast, gate=None):
-    tables = {fast_cases.FAST: fast, fast_cases.GATE: gate or {}}
-    monkeypatch.setattr(fast_cases, "table", tables.get)
-
-
 def test_a_sample_of_the_cases_stays_fast(monkeypatch):
     entries = {LAWS: {"test_a": 2, "test_b": 0, "test_c": 9}}
     entries["fngrad/tree.py"] = {"tree.norm": 0}
-    use_tables(monkeypatch, entries)
+    monkeypatch.setattr(fast_cases, "table", lambda: entries)
     items = {test: cases(test, 6) for test in ("test_a", "test_b", "test_c")}
     items["test_d"] = [Item("test_d"), Item("test_d", 1, slow=True)]
     items["example"] = [Example("tree.norm"), Example("tree.sum")]
@@ -92,46 +79,15 @@ def test_a_sample_of_the_cases_stays_fast(monkeypatch):
     assert sizes == {"test_a": 2, "test_b": 0, "test_c": 6, "test_d": 1, "example": 1}
 
 
-def test_the_gate_runs_more_cases_than_are_fast(monkeypatch):
-    use_tables(monkeypatch, {LAWS: {"test_a": 2}}, {LAWS: {"test_a": 5, "test_b": 2}})
-    some = cases("test_a", 9)
-    all_slow = [Item("test_b", case, slow=True) for case in range(6)]
-    fast_cases.mark_slow([*some, *all_slow])
-    for found, in_gate in ((some, 5), (all_slow, 2)):
-        left_out = [item for item in found if "exhaustive" in item.markers]
-        assert len(left_out) == len(found) - in_gate
-        assert all("slow" in item.markers for item in left_out)
-    assert len(fast(some)) == 2
-
-
-def test_other_lines_of_jax_run_a_third_of_the_cases_each(monkeypatch):
-    use_tables(monkeypatch, {LAWS: {"test_a": 9}})
-    monkeypatch.setenv(fast_cases.FEWER, "3")
-    run, alone = [], []
-    for line in range(3):
-        monkeypatch.setattr(jax, "__version_info__", (0, line, 0))
-        found, ones = cases("test_a", 12), [Item(f"test_b{i}") for i in range(60)]
-        fast_cases.mark_slow([*found, *ones])
-        run.append(fast(found))
-        alone.append(fast(ones))
-    monkeypatch.delenv(fast_cases.FEWER)
-    everything = cases("test_a", 12)
-    fast_cases.mark_slow(everything)
-    assert [len(names) for names in run] == [3, 3, 3]
-    assert set().union(*run) == fast(everything)
-    assert all(len(names) in range(10, 31) for names in alone)
-    assert sum(map(len, alone)) == len(set().union(*alone)) == 60
-
-
 def test_a_new_case_replaces_at_most_one(monkeypatch):
-    use_tables(monkeypatch, {LAWS: {"test_a": 10}})
+    monkeypatch.setattr(fast_cases, "table", lambda: {LAWS: {"test_a": 10}})
     before, after = cases("test_a", 50), cases("test_a", 51)
     for found in (before, after):
         fast_cases.mark_slow(reversed(found))  # whatever their order
     assert len(fast(before) & fast(after)) >= 9
 
 
-def test_the_tables_are_made_from_the_times_of_a_report(tmp_path):
+def test_the_table_is_made_from_the_times_of_a_report(tmp_path):
     report = tmp_path / "times.xml"
     rows = [("tests.a.test_x", f"test_many[{i}]", 0.2) for i in range(80)]
     rows += [("tests.a.test_x", f"test_few[{i}]", 9.0) for i in range(2)]
@@ -152,14 +108,4 @@ def test_the_tables_are_made_from_the_times_of_a_report(tmp_path):
         "a/test_x.py": {"test_few": 1, "test_long": 0, "test_many": many},
         "fngrad/tree.py": {"fngrad.tree.norm": 0},
     }
-    many = round(80 * fast_cases.GATE_SECONDS / 16.0)
-    assert fast_cases.gate_numbers(times) == {"a/test_x.py": {"test_many": many}}
-    assert tomllib.loads(fast_cases.text(made, "are fast")) == made
-
-
-def test_the_gate_runs_some_cases_whatever_they_take():
-    many, some = [30.0] * 20, [30.0] * fast_cases.LEAST
-    times = {("a/test_x.py", "test_many"): many, ("a/test_x.py", "test_some"): some}
-    times["a/test_x.py", "test_every_recipe_runs"] = many
-    found = fast_cases.gate_numbers(times)
-    assert found == {"a/test_x.py": {"test_many": fast_cases.LEAST}}
+    assert tomllib.loads(fast_cases.text(made)) == made

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import parts
 import pytest
 from jax_flags import EXCHANGING, require
 
@@ -29,7 +30,7 @@ def test_slices_autopsies_costs_summaries_and_sweeps_are_what_they_are():
     child = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist"]
         + [TESTS / name for name in names],
-        env={**os.environ, **flags, "JAX_PLATFORMS": "cpu"},
+        env={**parts.whole(os.environ), **flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import parts
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent / "eight_devices"
@@ -16,16 +17,14 @@ if jax.__version_info__ >= (0, 8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "which", ["not slow", pytest.param("slow", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("which", ["not slow", "slow"])
 @pytest.mark.parametrize("name", sorted(p.name for p in FOLDER.glob("test_*.py")))
 def test_all_pass(name, which):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", which]
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
     child = subprocess.run(
         [*command, FOLDER / name],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**parts.whole(os.environ), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )

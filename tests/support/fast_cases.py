@@ -1,22 +1,15 @@
-"""How many cases of an expensive test are fast, and how many the gate runs.
+"""How many cases of an expensive test are fast.
 
 ``tests/fast_cases.toml`` holds, for each test whose cases take long together, how many
 of them the fast tests run: a random sample that a new case hardly changes. Of a test or
-an example of a docstring that is one case it is 0. ``tests/gate_cases.toml`` holds, for
-each test whose cases take many seconds together, how many of them the gate runs, the
-fast ones included. The others are marked ``exhaustive``; ``.ci/run exhaustive`` runs
-them too. To make both tables anew on a quiet machine::
+an example of a docstring that is one case it is 0. To make the table anew on a quiet
+machine::
 
     pytest -n 2 -m "" --junitxml=times.xml
     python tests/support/fast_cases.py times.xml
-
-On its other lines of JAX the gate sets ``FNGRAD_FEWER_CASES``: a part of the fast cases
-of each test is run, and a part of the tests of one case; on each line another part.
 """
 
 import collections
-import hashlib
-import os
 import pathlib
 import re
 import sys
@@ -25,15 +18,12 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
+from parts import order
 
 TESTS = pathlib.Path(__file__).parents[1]
-FAST, GATE = TESTS / "fast_cases.toml", TESTS / "gate_cases.toml"
+TABLE = TESTS / "fast_cases.toml"
 PACKAGE = "fngrad/"  # in which the examples of docstrings stand
-FEWER = "FNGRAD_FEWER_CASES"
 SECONDS = 0.25  # that the cases of one test may take together
-GATE_SECONDS = 5.0  # that they may take together in the gate
-LEAST = 6  # cases of a test that the gate runs, whatever they take
 SINGLE = 0.5  # seconds that a test without cases may take
 EXAMPLE = 1.0  # seconds that an example of a docstring may take
 # Comparisons with what was computed otherwise stay whole: most faults in arithmetic are
@@ -48,44 +38,34 @@ COMPARES = re.compile(
     r"are_those_of|is_that_of|that_of_the|scikit_learn|its_table|_equals_|is_the_mean"
 )
 COMPARED = 1.5  # seconds that the only case of one may take
-# Each case is a subject of its own, so that the gate runs them all.
-SUBJECTS = re.compile(r"all_pass|recipe|section|the_laws_hold|its_parameters")
 HEADER = """\
-# The number of cases that {}, of each test whose cases take long together.
+# The number of cases that are fast, of each test whose cases take long together.
 # Made by tests/support/fast_cases.py.
 """
 Numbers = dict[str, dict[str, int]]  # of cases, by file and test
 
 
-def table(path: pathlib.Path) -> Numbers:
+def table() -> Numbers:
     """Return the numbers of cases by file (in ``tests/`` or the root) and test."""
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(TABLE.read_text())
 
 
 def mark_slow(items: Iterable[Any]) -> int:
-    """Mark the cases that are left out of their tests' samples: slow, or exhaustive.
+    """Mark as slow the cases that are left out of their tests' samples.
 
     Returns:
-        How many cases it marked as slow.
+        How many there are.
     """
     cases = collections.defaultdict(list)
-    for item in sorted(items, key=lambda item: _order(item.name)):
+    for item in sorted(items, key=lambda item: order(item.name)):
         name = getattr(item, "originalname", item.name)  # an example has none
-        cases[_file(item.path), name].append(item)
-    fast, gate = table(FAST), table(GATE)
-    fewer = int(os.environ.get(FEWER, 1))
-    count = 0
+        if not _is_slow(item):
+            cases[_file(item.path), name].append(item)
+    numbers, count = table(), 0
     for (file, test), found in cases.items():
-        quick = [item for item in found if not _is_slow(item)]
-        number = fast.get(file, {}).get(test, len(quick))
-        first = (jax.__version_info__[1] + _order(test)[0]) % fewer
-        for place, item in enumerate(quick):
-            if place >= number or place % fewer != first:
-                item.add_marker("slow")
-                count += 1
-        for item in found[gate.get(file, {}).get(test, len(found)) :]:
-            if _is_slow(item):
-                item.add_marker("exhaustive")
+        for item in found[numbers.get(file, {}).get(test, len(found)) :]:
+            item.add_marker("slow")
+            count += 1
     return count
 
 
@@ -98,11 +78,6 @@ def _file(path: pathlib.Path) -> str:
     return path.relative_to(TESTS.parent).as_posix().removeprefix("tests/")
 
 
-def _order(name: str) -> bytes:
-    """Return a random number of a case or test, which depends on its name alone."""
-    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).digest()
-
-
 Times = Mapping[tuple[str, str], list[float]]  # of each case, by file and test
 
 
@@ -113,10 +88,7 @@ def fast_numbers(times: Times) -> Numbers:
         count, total = len(seconds), sum(seconds)
         if ORACLE.search(test) and (count > 1 or total < LONG):
             continue
-        if count == 1:
-            fit = int(total < _limit(file, test))
-        else:
-            fit = _fit(seconds, SECONDS, least=1)
+        fit = int(total < _limit(file, test)) if count == 1 else _fit(count, total)
         if fit < count:
             made.setdefault(file, {})[test] = fit
     return made
@@ -129,24 +101,9 @@ def _limit(file: str, test: str) -> float:
     return COMPARED if COMPARES.search(test) else SINGLE
 
 
-def gate_numbers(times: Times) -> Numbers:
-    """Return how many cases the gate runs, of each test with some that it does not."""
-    made: Numbers = {}
-    for (file, test), seconds in sorted(times.items()):
-        if SUBJECTS.search(test):
-            continue
-        fit = _fit(seconds, GATE_SECONDS, least=LEAST)
-        if fit < len(seconds):
-            made.setdefault(file, {})[test] = fit
-    return made
-
-
-def _fit(seconds: list[float], limit: float, least: int) -> int:
-    """Return how many cases take the limit together: all, if they take little more."""
-    count, total = len(seconds), sum(seconds)
-    if total <= 1.5 * limit:
-        return count
-    return max(least, round(count * limit / total))
+def _fit(count: int, total: float) -> int:
+    """Return how many cases take their seconds: all, if they take little more."""
+    return count if total <= 1.5 * SECONDS else max(1, round(count * SECONDS / total))
 
 
 def read(report: str) -> dict[tuple[str, str], list[float]]:
@@ -159,9 +116,9 @@ def read(report: str) -> dict[tuple[str, str], list[float]]:
     return times
 
 
-def text(numbers: Numbers, which: str) -> str:
-    """Return a table as TOML, of the cases that are so."""
-    parts = [HEADER.format(which)]
+def text(numbers: Numbers) -> str:
+    """Return the table as TOML."""
+    parts = [HEADER]
     for file, tests in numbers.items():
         lines = [f"{_key(test)} = {number}\n" for test, number in tests.items()]
         parts.append(f'["{file}"]\n' + "".join(lines))
@@ -173,6 +130,4 @@ def _key(name: str) -> str:
 
 
 if __name__ == "__main__":
-    read_times = read(sys.argv[1])
-    FAST.write_text(text(fast_numbers(read_times), "are fast"))
-    GATE.write_text(text(gate_numbers(read_times), "the gate runs"))
+    TABLE.write_text(text(fast_numbers(read(sys.argv[1]))))
