@@ -22,6 +22,7 @@ import float64_mode
 import jax
 import parts
 import pytest
+from jax.extend.mlir import ir
 from known_skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -34,6 +35,16 @@ OLDER_EMITTERS = " --xla_cpu_use_fusion_emitters=false"
 LEFT = pytest.StashKey[int]()
 # The newest lines of JAX that have these flags; XLA aborts at others.
 KNOWN, KNOWN_EMITTERS = (0, 12), (0, 10)
+
+
+def _use_one_thread(context, _pool):
+    context.enable_multithreading(False)
+
+
+# JAX keeps an MLIR context for each program in its caches. One with threads searches a
+# table of all of them for every type and attribute, so that lowering gets slower with
+# each program: four times as slow by the end of the tests.
+ir.Context.set_thread_pool = _use_one_thread
 
 
 def pytest_configure(config):
@@ -81,6 +92,7 @@ def pytest_report_collectionfinish(config):
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays, so collections of garbage skip it
+    gc.set_threshold(20_000, 50, 100)  # traced programs are many objects
 
 
 @pytest.fixture(autouse=True)
