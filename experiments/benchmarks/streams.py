@@ -180,7 +180,8 @@ def waiting(step: Any, state: Any, data: Any, config: Config) -> float:
     """Return which part of the time of a run its steps wait for their batches."""
     if isinstance(data, fg.data.Dataset):
         return 0.0
-    batches = data.batches() if isinstance(data, fg.data.Source) else data
+    is_source = isinstance(data, fg.data.Source)
+    batches = data.batches() if is_source else map(jax.device_put, data)
     with contextlib.closing(timed_waits(step, state, batches)) as times:
         next(times)  # it opens the source
         waits, wholes = np.transpose(list(itertools.islice(times, config.steps)))
@@ -194,7 +195,7 @@ def timed_waits(
     try:
         while True:
             start = time.perf_counter()
-            batch = jax.block_until_ready(jax.device_put(next(batches)))
+            batch = jax.block_until_ready(next(batches))
             there = time.perf_counter()
             state, _ = jax.block_until_ready(step(state, batch))
             yield there - start, time.perf_counter() - start

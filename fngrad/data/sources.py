@@ -5,18 +5,13 @@ at the indices that `fngrad.data.from_arrays` takes for the same seed. Threads r
 next batches and put them on the device while the current step runs.
 """
 
-import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import itertools
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -24,10 +19,10 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, Remainder, num_examples, order_of, take
-from fngrad.data.order_ahead import each_step, next_indices, on_host
+from fngrad.data.order_ahead import on_host
+from fngrad.data.reading_ahead import read_ahead
 from fngrad.programs.keywords_elsewhere import OF_DATA, explains_keywords
 from fngrad.programs.signatures import name_of, takes
-from fngrad.programs.thread_settings import with_settings_of_this_thread
 from fngrad.sharding.meshes import check_devices
 from fngrad.sharding.placement import batch_spec, put_rows, rows_here, spans_processes
 from fngrad.types import Batch
@@ -126,31 +121,12 @@ class Source:
         return self._ahead(numerics.check_count("start", start))
 
     def _ahead(self, start: int) -> Generator[Batch, None, None]:
-        if self.prefetch == 0:
-            order = functools.partial(next_indices, self.order)
-            steps = each_step(lambda first: functools.partial(order, first), start)
-            yield from itertools.starmap(self._batch, steps)
-            return
         is_shared = self.is_shared
         read = self._unmapped if is_shared else self._batch
-        read = with_settings_of_this_thread(read)
-        order = with_settings_of_this_thread(next_indices)
-        waiting: collections.deque[tuple[int, Future[Batch]]] = collections.deque()
-        with ThreadPoolExecutor(self.threads, "fngrad-read") as pool:
-            steps = each_step(
-                lambda first: pool.submit(order, self.order, first).result, start
-            )
-            try:
-                while True:
-                    while len(waiting) < self.prefetch:
-                        step, indices = next(steps)
-                        waiting.append((step, pool.submit(read, step, indices)))
-                    step, future = waiting.popleft()
-                    batch = future.result()
-                    yield self.mapped(step, batch) if is_shared else batch
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        ahead = read_ahead(read, self.order, start, self.prefetch, self.threads)
+        with contextlib.closing(ahead) as batches:
+            for step, batch in batches:
+                yield self.mapped(step, batch) if is_shared else batch
 
     def map(self, fn: Callable[..., Batch]) -> "Source":
         """Return the source whose batches are ``fn(batch)``, or ``fn(batch, key)``.
@@ -223,7 +199,7 @@ class Source:
     def _examples(self, indices: np.ndarray) -> Batch:
         if self.mesh is None or not self.is_shared:
             examples = self._checked(self.read(indices), indices)
-            return jax.tree.map(lambda x: _to_device(x, self.mesh), examples)
+            return _to_devices(examples, self.mesh)
         rows, mesh = rows_here(len(indices), self.mesh), self.mesh
         own = self._checked(self.read(indices[rows]), indices[rows])
         return jax.tree.map(lambda x: put_rows(x, rows, len(indices), mesh), own)
@@ -390,11 +366,12 @@ def _mapped(batch: Dataset, step: jax.Array) -> Batch:
     return batch.batch(step)
 
 
-def _to_device(x: Any, mesh: Mesh | None) -> jax.Array:
-    # A copy, since the user's function may return the same buffer each time.
-    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    if mesh is None:
-        return jnp.array(x, dtype)
-    return jax.device_put(
-        np.array(x, dtype), NamedSharding(mesh, batch_spec(x, mesh)), may_alias=False
+def _to_devices(examples: Batch, mesh: Mesh | None) -> Batch:
+    # Copies, since the user's function may return the same buffers each time.
+    copies = jax.tree.map(
+        lambda x: np.array(x, jax.dtypes.canonicalize_dtype(x.dtype)), examples
     )
+    if mesh is None:
+        return jax.device_put(copies)
+    places = jax.tree.map(lambda x: NamedSharding(mesh, batch_spec(x, mesh)), copies)
+    return jax.device_put(copies, places, may_alias=False)

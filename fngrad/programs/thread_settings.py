@@ -1,17 +1,15 @@
-"""Functions for another thread, under the settings of JAX of the one that gives them.
+"""Threads that begin with the settings of JAX of the one that starts them.
 
 A context of JAX, such as `jax.default_device`, holds in the thread that entered it.
 """
 
 import contextlib
-import functools
+import contextvars
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.experimental
-
-_R = TypeVar("_R")
 
 # Those that decide what a program computes, where, and what JAX refuses.
 _SETTINGS = (
@@ -27,35 +25,40 @@ _SETTINGS = (
     "threefry_partitionable",
 )
 
+# Those that each thread entered. One that is dropped may end.
+_ENTERED: contextvars.ContextVar[contextlib.ExitStack] = contextvars.ContextVar(
+    "entered"
+)
 
-def with_settings_of_this_thread(fn: Callable[..., _R]) -> Callable[..., _R]:
-    """Return a function that runs under the settings that are in force here and now.
 
-    Transfers between host and device are allowed in it: what is given to another
-    thread is meant to move.
+def settings_of_this_thread() -> Callable[[], None]:
+    """Return what puts the settings in force here and now in force in another thread.
+
+    It is called in that thread, where they hold until the thread ends. Transfers
+    between host and device are allowed there: what is given to another thread is meant
+    to move.
 
     Example:
-        >>> import threading
+        >>> import concurrent.futures
         >>> import jax
-        >>> from fngrad.programs.thread_settings import with_settings_of_this_thread
-        >>> def show():
-        ...     print(jax.config.jax_numpy_rank_promotion)
+        >>> from fngrad.programs.thread_settings import settings_of_this_thread
         >>> with jax.numpy_rank_promotion("warn"):
-        ...     thread = threading.Thread(target=with_settings_of_this_thread(show))
-        >>> thread.start()
+        ...     begin = settings_of_this_thread()
+        >>> with concurrent.futures.ThreadPoolExecutor(initializer=begin) as pool:
+        ...     future = pool.submit(lambda: jax.config.jax_numpy_rank_promotion)
+        >>> print(future.result())
         warn
     """
     values = {name: getattr(jax.config, f"jax_{name}") for name in _SETTINGS}
 
-    @functools.wraps(fn)
-    def under_settings(*args: Any, **kwargs: Any) -> _R:
-        with contextlib.ExitStack() as stack:
-            for name, value in values.items():
-                stack.enter_context(_context(name)(value))
-            stack.enter_context(jax.transfer_guard("allow"))
-            return fn(*args, **kwargs)
+    def begin() -> None:
+        contexts = contextlib.ExitStack()
+        _ENTERED.set(contexts)
+        for name, value in values.items():
+            contexts.enter_context(_context(name)(value))
+        contexts.enter_context(jax.transfer_guard("allow"))
 
-    return under_settings
+    return begin
 
 
 def _context(name: str) -> Any:

@@ -160,6 +160,24 @@ def test_batches_are_read_ahead_but_not_too_far():
     assert not readers_alive()
 
 
+def test_reads_begin_together_when_half_of_those_ahead_are_used():
+    begun, log = threading.Semaphore(0), []
+
+    def read(indices):
+        log.append("read")
+        begun.release()
+        return {"i": indices}
+
+    batches = data.from_source(read, N, 2, prefetch=4, threads=1).batches()
+    for reads in (4, 0, 2, 0, 2):
+        log.append("ask")
+        next(batches)
+        for _ in range(reads):
+            assert begun.acquire(timeout=60)
+    batches.close()
+    assert "".join(x[0] for x in log) == "arrrraarraarr"
+
+
 def test_threads_read_at_the_same_time():
     both = threading.Barrier(2)
 

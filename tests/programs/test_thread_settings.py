@@ -1,13 +1,13 @@
 """Settings of JAX in another thread."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import fngrad.programs.thread_settings as thread_settings
-from fngrad.programs.thread_settings import with_settings_of_this_thread
+from fngrad.programs.thread_settings import settings_of_this_thread
 
 OTHER = {
     "debug_infs": True,
@@ -23,12 +23,9 @@ OTHER = {
 }
 
 
-def in_a_thread(fn):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(fn()))
-    thread.start()
-    thread.join()
-    return found[0]
+def in_a_thread(fn, begin=None):
+    with ThreadPoolExecutor(1, initializer=begin) as pool:
+        return pool.submit(fn).result()
 
 
 def test_every_setting_is_here():
@@ -36,7 +33,7 @@ def test_every_setting_is_here():
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_a_thread_has_the_setting_of_the_one_that_gives_the_function(name):
+def test_a_thread_has_the_setting_of_the_one_that_starts_it(name):
     def read():
         return getattr(jax.config, f"jax_{name}")
 
@@ -44,8 +41,8 @@ def test_a_thread_has_the_setting_of_the_one_that_gives_the_function(name):
     with thread_settings._context(name)(OTHER[name]):
         assert read() == OTHER[name] != before
         assert in_a_thread(read) == before
-        given = with_settings_of_this_thread(read)
-    assert in_a_thread(given) == OTHER[name]
+        begin = settings_of_this_thread()
+    assert in_a_thread(read, begin) == OTHER[name]
     assert read() == before
 
 
@@ -55,6 +52,6 @@ def test_another_thread_may_move_arrays_to_the_device():
 
     jax.config.update("jax_transfer_guard", "disallow")
     try:
-        assert in_a_thread(with_settings_of_this_thread(move)) == 2
+        assert in_a_thread(move, settings_of_this_thread()) == 2
     finally:
         jax.config.update("jax_transfer_guard", "allow")
