@@ -20,21 +20,33 @@ from metric_cases import (
 )
 from sklearn import metrics as reference
 
-ONES = np.ones(N, np.float32)
+ONES, EVERYWHERE = np.ones(N, np.float32), np.ones(N, bool)
+
+
+@functools.cache
+def program(name):
+    """Return a compiled program of x, y, where and weights: the metric's value."""
+    metric = CASES[name][0]
+
+    @jax.jit
+    def value(x, y, where=EVERYWHERE, weights=ONES):
+        return metric(x, y, where=where, weights=weights).value()
+
+    return value
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_metric_of_the_whole_equals_the_reference(name):
     metric, x, y, whole = CASES[name]
-    measured = jax.jit(lambda *args, **options: metric(*args, **options).value())
+    got = jax.jit(lambda x, y: metric(x, y).value())(x, y)
+    np.testing.assert_allclose(got, whole(x, y, ONES), rtol=1e-5)
+    x_kept, y_kept = x.copy(), y.copy()
+    x_kept[~KEPT] = np.nan
+    y_kept[~KEPT] = -1 if y.dtype != np.float32 else np.nan
     for w in (ONES, WEIGHTS):
-        weights = None if w is ONES else w
-        got = measured(x, y, weights=weights)
+        got = program(name)(x, y, weights=w)
         np.testing.assert_allclose(got, whole(x, y, w), rtol=1e-5)
-        x_kept, y_kept = x.copy(), y.copy()
-        x_kept[~KEPT] = np.nan
-        y_kept[~KEPT] = -1 if y.dtype != np.float32 else np.nan
-        got = measured(x_kept, y_kept, where=KEPT, weights=weights)
+        got = program(name)(x_kept, y_kept, KEPT, w)
         np.testing.assert_allclose(got, whole(x[KEPT], y[KEPT], w[KEPT]), rtol=1e-5)
 
 
@@ -69,8 +81,8 @@ def test_merged_parts_equal_the_whole(name):
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"confusion_matrix"}))
 def test_nothing_measured_is_nan(name):
-    metric, x, y, _ = CASES[name]
-    assert np.isnan(metric(x, y, where=np.zeros(N, bool)).value()).all()
+    _, x, y, _ = CASES[name]
+    assert np.isnan(program(name)(x, y, ~EVERYWHERE)).all()
 
 
 def test_merging_r2_does_not_cancel_in_float32():
@@ -190,12 +202,12 @@ def test_logits_of_nan_are_never_right():
 @pytest.mark.parametrize("label", [-1, 5, 99])
 @pytest.mark.parametrize("name", [n for n in CASES if CASES[n][2] is LABELS])
 def test_label_out_of_range_makes_the_metric_nan(name, label):
-    metric, x, y, _ = CASES[name]
+    _, x, y, _ = CASES[name]
     y = y.copy()
     y[3] = label
-    assert np.isnan(metric(x, y).value()).any()
+    assert np.isnan(program(name)(x, y)).any()
     kept = np.arange(N) != 3
-    assert np.isfinite(metric(x, y, where=kept).value()).all()
+    assert np.isfinite(program(name)(x, y, kept)).all()
 
 
 DERIVED = [  # from an accumulator of another case, which reads the labels
@@ -229,13 +241,13 @@ def test_unsigned_label_out_of_range_makes_the_metric_nan(name, dtype):
 
 @pytest.mark.parametrize("name", CASES)
 def test_zero_weight_leaves_out_like_where(name):
-    metric, x, y, _ = CASES[name]
+    _, x, y, _ = CASES[name]
     x, y, w = x.copy(), y.copy(), WEIGHTS.copy()
     kept = np.arange(N) != 3
     w[3], x[3], y[3] = 0, np.inf, -1
-    got, want = metric(x, y, weights=w), metric(x, y, where=kept, weights=w)
-    assert np.isfinite(want.value()).all()
-    np.testing.assert_array_equal(got.value(), want.value())
+    want = program(name)(x, y, kept, w)
+    assert np.isfinite(want).all()
+    np.testing.assert_array_equal(program(name)(x, y, weights=w), want)
 
 
 def test_confusion_with_a_label_out_of_range_counts_nothing():
