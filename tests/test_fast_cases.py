@@ -20,7 +20,7 @@ def test_every_entry_is_a_test():
 
 def names(file):
     """Return the tests of a file, or the examples in a file of the package."""
-    if not file.startswith(fast_cases.PACKAGE):
+    if not file.startswith("fngrad/"):
         tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
         return {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
@@ -96,7 +96,7 @@ def test_the_table_is_made_from_the_times_of_a_report(tmp_path):
         ("tests.a.test_x", "test_short", 0.1),
         ("tests.a.test_x", "test_it_is_that_of_its_definition", 1.2),
     ]
-    rows += [("fngrad.tree", "fngrad.tree.norm", 9.0), ("fngrad.tree", "brief", 0.7)]
+    rows += [("fngrad.tree", "fngrad.tree.norm", 9.0), ("fngrad.tree", "brief", 0.4)]
     text = "".join(
         f'<testcase classname="{c}" name="{n}" time="{t}"/>' for c, n, t in rows
     )

@@ -22,10 +22,8 @@ from parts import order
 
 TESTS = pathlib.Path(__file__).parents[1]
 TABLE = TESTS / "fast_cases.toml"
-PACKAGE = "fngrad/"  # in which the examples of docstrings stand
 SECONDS = 0.25  # that the cases of one test may take together
-SINGLE = 0.5  # seconds that a test without cases may take
-EXAMPLE = 1.0  # seconds that an example of a docstring may take
+SINGLE = 0.5  # seconds that a test without cases, or an example, may take
 # Comparisons with what was computed otherwise stay whole: most faults in arithmetic are
 # found by them.
 ORACLE = re.compile(
@@ -88,16 +86,14 @@ def fast_numbers(times: Times) -> Numbers:
         count, total = len(seconds), sum(seconds)
         if ORACLE.search(test) and (count > 1 or total < LONG):
             continue
-        fit = int(total < _limit(file, test)) if count == 1 else _fit(count, total)
+        fit = int(total < _limit(test)) if count == 1 else _fit(count, total)
         if fit < count:
             made.setdefault(file, {})[test] = fit
     return made
 
 
-def _limit(file: str, test: str) -> float:
+def _limit(test: str) -> float:
     """Return how many seconds a test of one case may take."""
-    if file.startswith(PACKAGE):
-        return EXAMPLE
     return COMPARED if COMPARES.search(test) else SINGLE
 
 
