@@ -19,8 +19,13 @@ import fngrad.checkpoint as checkpoint
 import fngrad.numerics as numerics
 import fngrad.sweeps as sweeps
 
+
+def waves(*shape):
+    return jnp.array(np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape))
+
+
 PARAMS = {"w": jnp.array([0.5, -1.0]), "b": jnp.array(0.1)}
-WIDE = {"w": jnp.sin(jnp.arange(64.0)).reshape(8, 8)}
+WIDE = {"w": waves(8, 8)}
 BATCH = {name: x[:4] for name, x in ARRAYS.items()}
 KEY = jax.random.key(0)
 
@@ -59,10 +64,10 @@ def quadratic(w):
     return jnp.sum(w**4) + w[0] * w[1]
 
 
-IMAGE = jnp.sin(jnp.arange(128.0)).reshape(8, 8, 2)
-LINE = jnp.sin(jnp.arange(32.0)).reshape(8, 4)
-LABELS = jnp.arange(8) % 4
-TOKENS = jnp.arange(6)
+IMAGE = waves(8, 8, 2)
+LINE = waves(8, 4)
+LABELS = jnp.array([0, 1, 2, 3, 0, 1, 2, 3])
+TOKENS = jnp.array([0, 1, 2, 3, 4, 5])
 W = jnp.array([1.0, 2.0, 3.0])
 FIT = {"metric_fn": metric_fn, "eval_data": ARRAYS}
 

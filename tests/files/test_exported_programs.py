@@ -16,7 +16,7 @@ MODEL = fg.layers.serial(
     fg.layers.multi_head_attention(4, 2, causal=True),
     fg.layers.linear(4, 3),
 )
-PARAMS = MODEL.init(jax.random.key(0))
+PARAMS = jax.jit(MODEL.init)(jax.random.key(0))
 PREDICT = fg.layers.batched(MODEL)
 TOKENS = np.array([[1, 2, 3], [4, 5, 6], [0, 1, 0], [2, 4, 6], [1, 3, 5]], np.int32)
 ALONE = """

@@ -25,7 +25,7 @@ def tree_of(width, scale=1.0):
     }
     kernel = scale * RNG.normal(size=(3, 3, width, 2 * width))
     params |= {"norm": np.ones(width), "kernel": kernel, "scalar": np.ones(())}
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    return jax.tree.map(lambda x: jnp.asarray(np.float32(x)), params)
 
 
 BASE, WIDE = tree_of(8, 0.5), tree_of(32, 0.1)
