@@ -42,6 +42,12 @@ def test_softmax_keeps_small_differences_of_large_logits():
     )
 
 
+def test_examples_whose_logits_are_far_apart_keep_their_losses():
+    logits = jnp.array([[1e4, 1e4 - 2], [0.0, -2.0]])
+    got = L.softmax_cross_entropy_with_integer_labels(logits, jnp.array([1, 1]))
+    np.testing.assert_allclose(got, 2 + np.log1p(np.exp(-2.0)), rtol=1e-5)
+
+
 def test_impossible_class_with_zero_label_costs_nothing():
     x = np.array([[0.0, -np.inf, 0.0]], np.float32)
     dense = np.array([[1.0, 0.0, 0.0]], np.float32)

@@ -134,7 +134,7 @@ def test_keys_and_model_states_are_passed_on_by_name():
     state = {"seen": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
     first = fg.init_state(jnp.ones(()), optimizer, 0, model_state=state)
     step = fg.make_step(loss_fn, optimizer, precision="bfloat16")
-    new, metrics = step(first, jnp.ones(4))
+    new, metrics = jax.jit(step)(first, jnp.ones(4))
     assert tree.mismatch(first, new) is None
     assert metrics["mean"].dtype == metrics["loss"].dtype == jnp.float32
     np.testing.assert_array_equal(new.model_state["seen"], metrics["mean"] / 2)
