@@ -228,6 +228,14 @@ def test_transformer_has_its_sizes_and_paths():
     assert made["blocks/layers/1/mlp/expand/weight"].shape == (8, 5)
 
 
+@pytest.mark.parametrize("model", [models.transformer(7, 6), models.decoder(7)])
+def test_language_models_have_128_features_and_two_blocks_by_default(model):
+    shapes = tree.leaf_paths(jax.eval_shape(model.init, jax.random.key(0)))
+    assert shapes["tokens/weight"].shape == (7, 128)
+    blocks = {path.split("/")[2] for path in shapes if path.startswith("blocks/")}
+    assert blocks == {"0", "1"}
+
+
 def test_transformer_drops_attention_weights(monkeypatch):
     rates = []
     monkeypatch.setattr(
