@@ -156,7 +156,7 @@ def read(indices):
 
 
 reads = []
-source = fg.data.from_source(read, 48, 8, seed=1, fingerprint="")
+source = fg.data.from_source(read, 48, 8, seed=1, fingerprint="", threads=1)
 turned = source.map(lambda batch: {"x": batch["x"][::-1]})  # of both processes
 case("data", data=turned)
 reads = [0] * 18  # one to trace, one at step 15
