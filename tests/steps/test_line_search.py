@@ -92,21 +92,17 @@ def test_more_evaluations_never_end_higher(first):
 def test_backtracking_is_the_oracles(name):
     with x64():
         line = jax.jit(LINES[name])
-        slope = jax.grad(LINES[name])(0.0)
+
+        @jax.jit
+        def search(first, factor, most):
+            start = Point(0.0 * first, *jax.value_and_grad(line)(0.0 * first))
+            arguments = {"factor": factor, "max_evaluations": most}
+            return start, backtrack(line, start, first, c1=1e-3, **arguments)
+
         for first, factor, most in ((10.0, 0.8, 40), (1.0, 0.5, 40), (10.0, 0.8, 3)):
-            start = Point(jnp.zeros(()), line(0.0), slope)
-            got = jax.jit(
-                lambda start, first, factor, most=most: backtrack(
-                    line,
-                    start,
-                    first,
-                    c1=jnp.asarray(1e-3),
-                    factor=factor,
-                    max_evaluations=most,
-                )
-            )(start, jnp.asarray(first), jnp.asarray(factor))
+            start, got = search(first, factor, most)
             want = oracles.armijo_length(
-                lambda a: float(line(a)), float(slope), first, 1e-3, factor, most
+                lambda a: float(line(a)), float(start.slope), first, 1e-3, factor, most
             )
             np.testing.assert_allclose(got.a, want, rtol=1e-12)
             tried = most if want == 0 else round(np.log(want / first) / np.log(factor))
