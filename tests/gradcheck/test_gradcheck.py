@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from fngrad.gradcheck import (
     check_gradients,
@@ -38,9 +37,9 @@ def test_one_coordinate_at_a_time_gives_the_gradient():
 
 def test_selected_coordinates_equal_those_of_the_whole_gradient():
     whole = finite_difference_gradient(loss_fn, PARAMS, BATCH)
-    flat, _ = ravel_pytree(jax.tree.map(np.asarray, whole))
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(whole)])
     some = finite_difference_gradient(loss_fn, PARAMS, BATCH, coordinates=[7, 0, 3])
-    np.testing.assert_allclose(some, np.asarray(flat)[[7, 0, 3]], rtol=1e-6)
+    np.testing.assert_allclose(some, flat[[7, 0, 3]], rtol=1e-6)
 
 
 def test_the_error_is_quadratic_in_the_step():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import filled
 from jax.test_util import check_grads
 
 import fngrad.layers as layers
@@ -43,21 +44,8 @@ def attention_oracle(params, x, context, mask, num_heads, num_kv_heads):
 
 
 def sequence(seed, length, features=4):
-    return jax.random.normal(jax.random.key(seed), (length, features))
-
-
-def with_biases(params):
-    """Return parameters whose biases are not zero."""
-    keys = iter(jax.random.split(jax.random.key(9), 4))
-    return {
-        name: {
-            leaf: value
-            if leaf == "weight"
-            else jax.random.normal(next(keys), value.shape)
-            for leaf, value in dense.items()
-        }
-        for name, dense in params.items()
-    }
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(length, features)).astype(np.float32)
 
 
 EVERYWHERE = np.ones((4, LENGTH, LENGTH), bool)
@@ -77,10 +65,9 @@ PAST = EVERYWHERE & np.tri(LENGTH, dtype=bool)
 )
 def test_self_attention_equals_a_loop(options, kv_heads, allowed):
     layer = layers.multi_head_attention(4, 4, **options)
-    params = layer.init(jax.random.key(0))
+    params, x = filled(layer), 3 * sequence(1, LENGTH)
     assert ("bias" in params["query"]) == options.get("bias", True)
     assert params["query"]["weight"].shape == (4, 4 * options.get("head_size", 1))
-    params, x = with_biases(params), 3 * sequence(1, LENGTH)
     expected = attention_oracle(params, x, x, allowed, 4, kv_heads)
     got = jax.jit(layer.apply)(params, x)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
@@ -89,10 +76,10 @@ def test_self_attention_equals_a_loop(options, kv_heads, allowed):
 @pytest.mark.parametrize("per_head", [False, True])
 def test_cross_attention_with_a_mask_equals_a_loop(per_head):
     layer = layers.multi_head_attention(4, 2, context_features=6)
-    params = with_biases(layer.init(jax.random.key(0)))
+    params = filled(layer)
     x, context = 3 * sequence(1, LENGTH), sequence(2, CONTEXT, 6)
     shape = (2, LENGTH, CONTEXT) if per_head else (LENGTH, CONTEXT)
-    mask = np.array(jax.random.bernoulli(jax.random.key(3), 0.5, shape))
+    mask = np.random.default_rng(3).random(shape) < 0.5
     mask[..., 0] = True
     whole = np.broadcast_to(mask, (2, LENGTH, CONTEXT))
     expected = attention_oracle(params, x, context, whole, 2, 2)
@@ -102,7 +89,7 @@ def test_cross_attention_with_a_mask_equals_a_loop(per_head):
 
 def test_a_mask_and_causality_both_hold():
     layer = layers.multi_head_attention(4, 4, causal=True)
-    params, x = layer.init(jax.random.key(0)), sequence(1, LENGTH)
+    params, x = filled(layer), sequence(1, LENGTH)
     mask = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1]], bool)
     expected = attention_oracle(params, x, x, PAST & mask, 4, 4)
     got = jax.jit(layer.apply)(params, x, mask=mask)
@@ -111,7 +98,7 @@ def test_a_mask_and_causality_both_hold():
 
 def test_causal_attention_does_not_look_ahead():
     layer = layers.multi_head_attention(4, 2, causal=True)
-    params, x = layer.init(jax.random.key(0)), sequence(1, LENGTH)
+    params, x = filled(layer), sequence(1, LENGTH)
     jacobian = jax.jit(jax.jacrev(layer.apply, 1))(params, x)
     reach = np.abs(jacobian).sum((1, 3))
     assert np.all((reach > 0) == np.tri(LENGTH, dtype=bool))
@@ -119,8 +106,8 @@ def test_causal_attention_does_not_look_ahead():
 
 def test_nothing_to_attend_to_gives_the_output_bias_and_finite_gradients():
     layer = layers.multi_head_attention(4, 2)
-    params, x = with_biases(layer.init(jax.random.key(0))), sequence(1, LENGTH)
-    mask = jnp.zeros((LENGTH, LENGTH), bool).at[0].set(True)
+    params, x = filled(layer), sequence(1, LENGTH)
+    mask = np.arange(LENGTH)[:, None] == np.zeros(LENGTH)
 
     def total(x):
         y = layer.apply(params, x, mask=mask)
@@ -133,10 +120,10 @@ def test_nothing_to_attend_to_gives_the_output_bias_and_finite_gradients():
 
 def test_dropout_needs_a_rate_and_a_key():
     plain, half, whole = (
-        layers.multi_head_attention(4, 2, dropout_rate=rate)
+        layers.multi_head_attention(4, 2, bias=False, dropout_rate=rate)
         for rate in (None, 0.5, 1.0)
     )
-    params, x = plain.init(jax.random.key(0)), sequence(1, LENGTH)
+    params, x = filled(plain), sequence(1, LENGTH)
 
     @jax.jit
     def outputs(key):
@@ -158,10 +145,10 @@ def test_weights_are_drawn_with_the_initializers_given():
         weight_init=initializers.constant(2.0),
         output_init=initializers.constant(3.0),
     )
-    params = layer.init(0)
-    values = {name: float(params[name]["weight"][0, 0]) for name in params}
+    params = jax.jit(layer.init)(0)
+    values = {n: np.unique(dense["weight"]).item() for n, dense in params.items()}
     assert values == {"query": 2.0, "key": 2.0, "value": 2.0, "output": 3.0}
-    drawn = layers.multi_head_attention(4, 2).init(0)
+    drawn = jax.jit(layers.multi_head_attention(4, 2).init)(0)
     assert not np.array_equal(drawn["query"]["weight"], drawn["key"]["weight"])
 
 
@@ -229,7 +216,7 @@ def test_the_gradient_keeps_no_mask_of_the_logits():
 
 def test_first_and_second_derivatives_are_those_of_finite_differences():
     layer = layers.multi_head_attention(4, num_heads=2, causal=True)
-    params, x = layer.init(jax.random.key(0)), sequence(1, 5)
+    params, x = filled(layer), sequence(1, 5)
     with float64_mode.x64():
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
         check_grads(layer.apply, wide, order=2, modes=("fwd", "rev"))

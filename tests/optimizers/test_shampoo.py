@@ -1,5 +1,6 @@
 """Shampoo: its first step, its roots and their derivatives."""
 
+import functools
 import itertools
 
 import jax
@@ -12,6 +13,7 @@ from fngrad.optimizers.shampoo import scale_by_shampoo, shampoo
 from fngrad.optimizers.soap import scale_by_soap
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def first_update(optimizer, gradient):
     params = jax.tree.map(jnp.zeros_like, gradient)
     return optimizer.update(gradient, optimizer.init(params), params)[0]
@@ -47,11 +49,11 @@ def test_shampoo_is_diagonal_adagrad_on_vectors():
 def test_roots_are_computed_once_per_period():
     rule = scale_by_shampoo(update_every=3)
     params = jnp.ones((3, 2))
-    state, kept = rule.init(params), []
+    state, update, kept = jax.jit(rule.init)(params), jax.jit(rule.update), []
     rng = np.random.default_rng(0)
     for _ in range(7):
         gradient = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
-        _, state = rule.update(gradient, state, params)
+        _, state = update(gradient, state, params)
         kept.append(np.asarray(state["scale_by_shampoo"].roots[0]))
     changes = [not np.array_equal(a, b) for a, b in itertools.pairwise(kept)]
     assert changes == [False, False, True, False, False, True]

@@ -139,7 +139,7 @@ CASES = {
 def test_schedule_is_its_definition(name):
     schedule, definition = CASES[name]
     np.testing.assert_allclose(
-        schedule(jnp.asarray(STEPS)), definition(STEPS), rtol=2e-6, atol=1e-7
+        jax.jit(schedule)(STEPS), definition(STEPS), rtol=2e-6, atol=1e-7
     )
 
 
@@ -160,7 +160,7 @@ def test_schedule_is_finite_and_settled_at_the_largest_step(name):
     schedule, definition = CASES[name]
     last = np.array([MAX - 1, MAX])
     np.testing.assert_allclose(
-        schedule(jnp.asarray(last)), definition(last), rtol=2e-6, atol=1e-30
+        jax.jit(schedule)(last), definition(last), rtol=2e-6, atol=1e-30
     )
 
 
@@ -297,7 +297,7 @@ def test_schedule_has_gradients_in_its_values():
     def value(peak, power):
         return S.warmup_stable_decay(0.0, peak, 2, 2, 10, power=power)(9)
 
-    d_peak, d_power = jax.grad(value, (0, 1))(2.0, 1.0)
+    d_peak, d_power = jax.jit(jax.grad(value, (0, 1)))(2.0, 1.0)
     np.testing.assert_allclose(d_peak, 0.5, rtol=1e-6)  # 1 - f
     np.testing.assert_allclose(d_power, -2 * 0.5 * np.log(0.5), rtol=1e-6)
 
@@ -315,7 +315,7 @@ def test_join_takes_functions_that_return_numbers_and_gives_them_no_negative_ste
 
 
 def test_schedule_is_float64_under_x64(x64):
-    value = S.cosine(0.3, 100, 0.1)(33)
+    value = jax.jit(S.cosine(0.3, 100, 0.1))(33)
     assert value.dtype == jnp.float64
     exact = 0.3 * (0.9 * cosine_weight(0.33, 1) + 0.1)
     np.testing.assert_allclose(value, exact, rtol=1e-15)

@@ -41,7 +41,8 @@ def updates_of(optimizer, params, gradients, dtype=jnp.float64):
     given = [
         jax.tree.map(lambda x: jnp.asarray(x, dtype), as_tree(x)) for x in gradients
     ]
-    update, state, visited = jax.jit(optimizer.update), optimizer.init(cast[0]), []
+    update, visited = jax.jit(optimizer.update), []
+    state = jax.jit(optimizer.init)(cast[0])
     for p, g in zip(cast, given, strict=True):
         updates, state = update(g, state, p)
         flat = [np.asarray(u, np.float64).ravel() for u in jax.tree.leaves(updates)]

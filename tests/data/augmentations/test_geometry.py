@@ -244,12 +244,13 @@ def affine_maps(count=400, **numbers):
     # Where no coordinate is cut at an edge.
     is_inner = (np.abs(made["place"]) < CENTER - 1e-3).all(-1)
     points = np.concatenate([PLACE, np.ones_like(PLACE[..., :1])], -1)
-    matrices = []
-    for source, inner in zip(made["place"].astype(float), is_inner, strict=True):
-        found = np.linalg.lstsq(points[inner], source[inner], rcond=None)[0].T
-        np.testing.assert_allclose(points[inner] @ found.T, source[inner], atol=1e-4)
-        matrices.append(found)
-    return np.array(matrices), made["x"]
+    source = np.where(is_inner[..., None], made["place"].astype(float), 0)
+    used = is_inner[..., None] * points
+    squares = np.einsum("nhwi,hwj->nij", used, points)
+    # The normal equations of least squares.
+    found = np.linalg.solve(squares, np.einsum("nhwi,nhwj->nij", used, source))
+    np.testing.assert_allclose(used @ found[:, None], source, atol=1e-4)
+    return found.swapaxes(1, 2), made["x"]
 
 
 def test_random_affine_maps_shear_scale_turn_and_move_in_one_resampling():
