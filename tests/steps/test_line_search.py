@@ -95,7 +95,8 @@ def test_backtracking_is_the_oracles(name):
 
         @jax.jit
         def search(first, factor, most):
-            start = Point(0.0 * first, *jax.value_and_grad(line)(0.0 * first))
+            zero = jnp.zeros_like(first)
+            start = Point(zero, *jax.value_and_grad(line)(zero))
             arguments = {"factor": factor, "max_evaluations": most}
             return start, backtrack(line, start, first, c1=1e-3, **arguments)
 
