@@ -152,7 +152,9 @@ def polar_factor(
 
 def of_length(x: jax.Array, length: Scalar) -> jax.Array:
     """Return an array scaled to a Euclidean norm; zero stays zero."""
-    unit = numerics.power_of_two_below(jnp.max(numerics.magnitudes(x), initial=0))
+    largest = jnp.max(numerics.magnitudes(x), initial=0)
+    # Of zeros 1: compilers multiply a tiny unit by the caller's divisors, down to 0.
+    unit = jnp.where(largest == 0, 1, numerics.power_of_two_below(largest))
     x = numerics.divided(x, unit)  # the norm itself may not fit
     return numerics.scaled(length, numerics.divide(x, tree.norm(x).astype(x.dtype)))
 

@@ -261,5 +261,6 @@ def test_zero_gradients_move_no_matrix_and_have_finite_derivatives(name):
     np.testing.assert_array_equal(first_update(rule, zero), 0)
     if name != "dion":  # the QR decomposition of a zero matrix has no derivative
         state = rule.init(zero)
-        slope = jax.grad(lambda g: jnp.sum(rule.update(g, state, zero)[0]))(zero)
-        assert jnp.all(jnp.isfinite(slope))
+        slope = jax.grad(lambda g: jnp.sum(rule.update(g, state, zero)[0]))
+        for derivative in (slope, jax.jit(slope)):  # XLA merges divisions
+            assert np.all(np.isfinite(derivative(zero)))
