@@ -125,6 +125,7 @@ def feeds(folder: Path, config: Config) -> dict[str, Callable[[], Any]]:
             jax.tree.map(np.asarray, maps(folder)), b
         ),
         "4 ahead": lambda: fg.data.from_source(maps(folder), n, b),
+        "8 ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=8),
         "none ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=0),
     }
     others = {"torch": of_torch, "grain": of_grain}

@@ -17,11 +17,11 @@ def test_sources_train_with_the_losses_of_arrays_in_memory(capsys):
     )
     fractions = streams.main(config)
     of_mlp = fractions["MLP of width 8"]
-    assert of_mlp.keys() >= {"in memory", "4 ahead", "none ahead"}
+    assert of_mlp.keys() >= {"in memory", "4 ahead", "8 ahead", "none ahead"}
     assert of_mlp["in memory"] == 0
     assert fractions["CNN"]["none ahead"] > 0
     shown = capsys.readouterr().out
-    assert shown.count("equal") == 6
+    assert shown.count("equal") == 8
 
 
 @pytest.mark.slow
