@@ -108,12 +108,12 @@ class Source:
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches from step ``start`` on, without end, read ahead.
 
-        ``threads`` threads read up to ``prefetch`` batches before they are asked for,
-        under the settings of JAX, such as `jax.default_device`, of the thread that asks
-        for the first. An error of ``read`` is raised when its batch is asked for.
-        Closing the iterator, or dropping it, cancels what is not begun and ends the
-        threads. With several processes the maps run in the thread that asks, since all
-        processes must compute in one order.
+        ``threads`` threads read up to ``prefetch`` batches, the one that is asked for
+        among them, under the settings of JAX, such as `jax.default_device`, of the
+        thread that asks for the first. An error of ``read`` is raised when its batch is
+        asked for. Closing the iterator, or dropping it, cancels what is not begun and
+        ends the threads. With several processes the maps run in the thread that asks,
+        since all processes must compute in one order.
 
         Raises:
             ValueError: if ``start`` is not an int >= 0.
@@ -257,7 +257,8 @@ def from_source(
         fingerprint: identifies the examples, such as a version or a checksum, so that
             a run resumes only with the same; by default a hash of three of them. A
             ``read`` that draws random numbers needs one, and resumes with others.
-        prefetch: how many batches are read before they are asked for, >= 0.
+        prefetch: how many batches are read or wait, the one that is asked for among
+            them; 0 reads in the thread that asks.
         threads: how many read at once, >= 1.
 
     Raises:
@@ -374,4 +375,4 @@ def _to_devices(examples: Batch, mesh: Mesh | None) -> Batch:
     if mesh is None:
         return jax.device_put(copies)
     places = jax.tree.map(lambda x: NamedSharding(mesh, batch_spec(x, mesh)), copies)
-    return jax.device_put(copies, places, may_alias=False)
+    return jax.device_put(copies, places)

@@ -25,7 +25,8 @@ _SETTINGS = (
     "threefry_partitionable",
 )
 
-# Those that each thread entered. One that is dropped may end.
+# Those that each thread entered, held until it ends: a context that was made from a
+# generator ends where it is dropped.
 _ENTERED: contextvars.ContextVar[contextlib.ExitStack] = contextvars.ContextVar(
     "entered"
 )
