@@ -42,8 +42,9 @@ def _use_one_thread(context, _pool):
 
 
 # JAX keeps an MLIR context for each program in its caches. One with threads searches a
-# table of all of them for every type and attribute, so that lowering gets slower with
-# each program: four times as slow by the end of the tests.
+# table of all of them for each kind of type and attribute that is new to it, so that
+# lowering gets slower with each program: four times as slow by the end of the tests.
+assert hasattr(ir.Context, "set_thread_pool")
 ir.Context.set_thread_pool = _use_one_thread
 
 

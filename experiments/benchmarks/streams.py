@@ -6,12 +6,11 @@ examples in memory, bit for bit.
 
 Command:  python -m experiments.benchmarks.streams
 Minutes:  five on two cores.
-Expected: over the same run in memory a CNN's step of 13 ms takes 0.99 of the time with
-          4 batches read ahead and 1.08 without, an MLP's of 3.5 ms 1.17 and 1.31 (both
-          cores compute, so that reading takes time from the step); losses equal. With
-          4 batches read ahead a CNN waits 4 % of the time and an MLP 11 %, without 7
-          and 19 %: of a run in which the cores were shared with other work, so that a
-          step took about twice as long.
+Expected: with 4 batches read ahead an MLP waits 6 % of the time for steps of 4 ms, 5 %
+          for steps of 6 ms, with 8 about 3 %, without 15 to 17 %; a CNN 2 % and 7 %.
+          Over the same run in memory an MLP's steps take 1.15 times as long (both cores
+          compute, so that reading takes time from the step) and 1.20 without reading
+          ahead; losses equal.
 
 *waiting* is the part of the time in which nothing computes because the batch is not
 there: of a loop that waits for each step before it asks for the next batch, which `fit`
@@ -182,27 +181,30 @@ def waiting(step: Any, state: Any, data: Any, config: Config) -> float:
     if isinstance(data, fg.data.Dataset):
         return 0.0
     is_source = isinstance(data, fg.data.Source)
-    batches = data.batches() if is_source else map(jax.device_put, data)
+    batches = data.batches() if is_source else put(data)
     with contextlib.closing(timed_waits(step, state, batches)) as times:
         next(times)  # it opens the source
         waits, wholes = np.transpose(list(itertools.islice(times, config.steps)))
     return float(np.sum(waits) / np.sum(wholes))
 
 
+def put(data: Any) -> Generator[Any, None, None]:
+    """Yield batches on the device."""
+    for batch in data:
+        yield jax.device_put(batch)
+
+
 def timed_waits(
-    step: Any, state: Any, batches: Iterator[Any]
+    step: Any, state: Any, batches: Generator[Any, None, None]
 ) -> Generator[tuple[float, float], None, None]:
     """Yield the seconds that each step waits for its batch, and those with the step."""
-    try:
+    with contextlib.closing(batches):
         while True:
             start = time.perf_counter()
             batch = jax.block_until_ready(next(batches))
             there = time.perf_counter()
             state, _ = jax.block_until_ready(step(state, batch))
             yield there - start, time.perf_counter() - start
-    finally:
-        if isinstance(batches, Generator):
-            batches.close()
 
 
 def main(config: Config) -> dict[str, dict[str, float]]:

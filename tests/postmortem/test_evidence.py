@@ -31,7 +31,7 @@ def test_a_nan_in_the_state_is_named():
     assert found.explanation == "params/w is not finite in 1 entry of 3"
 
 
-def test_the_example_named_is_that_of_the_mask_that_is_false_for_all():
+def test_a_mask_that_is_false_for_all_of_an_example_is_named_with_the_example():
     def loss_fn(params, batch):
         scores = jnp.where(batch["mask"], batch["x"] * params["w"], -jnp.inf)
         return jnp.mean(jax.nn.softmax(scores))

@@ -1,5 +1,7 @@
 """Line searches: what they accept, and what they never do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +95,7 @@ def test_backtracking_is_the_oracles(name):
     with x64():
         line = jax.jit(LINES[name])
 
-        @jax.jit
+        @functools.partial(jax.jit, static_argnums=2)
         def search(first, factor, most):
             zero = jnp.zeros_like(first)
             start = Point(zero, *jax.value_and_grad(line)(zero))

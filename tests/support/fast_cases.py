@@ -34,6 +34,7 @@ LONG = 3.0  # seconds that the only case of such a comparison may take
 # Other comparisons, of which many are with a definition.
 COMPARES = re.compile(
     r"are_those_of|is_that_of|that_of_the|scikit_learn|its_table|_equals_|is_the_mean"
+    r"|are_critical_points|named_with_the_example"
 )
 COMPARED = 1.5  # seconds that the only case of one may take
 HEADER = """\

@@ -19,7 +19,7 @@ def leave_out_others(config: pytest.Config, items: list[Any]) -> None:
     """Remove the cases of the other parts.
 
     Raises:
-        pytest.UsageError: ``FNGRAD_PART`` is not a number and how many there are.
+        pytest.UsageError: ``FNGRAD_PART`` is no such part.
     """
     if PART not in os.environ:
         return
