@@ -1,11 +1,8 @@
 """Sources: the batches of arrays in memory, from disk, ahead of the steps."""
 
-import contextvars
-import gc
 import itertools
 import threading
 from collections import UserDict
-from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import jax
@@ -16,7 +13,6 @@ import pytest
 import fngrad as fg
 import fngrad.data as data
 import fngrad.data.order_ahead as order_ahead
-import fngrad.data.reading_ahead as reading_ahead
 from fngrad.data.sources import Source
 from fngrad.numerics.precision import double_precision
 
@@ -162,52 +158,6 @@ def test_batches_are_read_ahead_but_not_too_far():
     batches.close()  # waits for what was begun
     assert 1 <= recorder.reads <= 3
     assert not readers_alive()
-
-
-@pytest.mark.parametrize(
-    ("prefetch", "threads", "expected"),
-    [
-        (4, 1, "arrrraarraarr"),  # a: asks, r: begins to read
-        (4, 3, "arrrrarararar"),
-        (3, 2, "arrrarararar"),
-        (1, 2, "arararararar"[:10]),
-    ],
-)
-def test_reads_begin_together_when_half_of_those_ahead_are_used(
-    monkeypatch, prefetch, threads, expected
-):
-    log = []
-
-    class Logged(ThreadPoolExecutor):
-        def submit(self, fn, /, *args):
-            if fn is not order_ahead.next_indices:
-                log.append("r")
-            return super().submit(fn, *args)
-
-    monkeypatch.setattr(reading_ahead, "ThreadPoolExecutor", Logged)
-    source = data.from_source(ARRAYS, N, 2, prefetch=prefetch, threads=threads)
-    batches = source.batches()
-    for _ in range(5):
-        log.append("a")
-        next(batches)
-    batches.close()
-    assert "".join(log) == expected
-
-
-def test_settings_end_in_their_thread_whatever_a_reader_keeps():
-    kept = []
-
-    def read(indices):
-        kept.append(contextvars.copy_context())
-        return {"i": indices}
-
-    batches = data.from_source(read, N, 2, prefetch=2).batches()
-    next(batches)
-    batches.close()
-    with jax.transfer_guard("disallow"):
-        kept.clear()
-        gc.collect()
-        assert jax.config.jax_transfer_guard == "disallow"
 
 
 def test_threads_read_at_the_same_time():
