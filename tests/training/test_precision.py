@@ -127,11 +127,12 @@ def test_keys_and_model_states_are_passed_on_by_name():
         assert model_state["seen"].dtype == jnp.float32
         noisy = batch + jax.random.normal(key, batch.shape, batch.dtype)
         mean = jnp.mean(noisy * params)  # in bfloat16
-        state = {"seen": (0.5 * mean).astype(mean.dtype), "count": model_state["count"]}
+        state = {**model_state, "seen": (0.5 * mean).astype(mean.dtype)}
         return mean, ({"mean": mean}, state)
 
     optimizer = fg.sgd(0.1)
     state = {"seen": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
+    state["narrow"] = jnp.zeros((), jnp.bfloat16)
     first = fg.init_state(jnp.ones(()), optimizer, 0, model_state=state)
     step = fg.make_step(loss_fn, optimizer, precision="bfloat16")
     new, metrics = jax.jit(step)(first, jnp.ones(4))
