@@ -5,12 +5,12 @@ than batches that are read when they are asked for; the losses are those of the 
 examples in memory, bit for bit.
 
 Command:  python -m experiments.benchmarks.streams
-Minutes:  five on two cores.
-Expected: with 4 batches read ahead an MLP waits 6 % of the time for steps of 4 ms, 5 %
-          for steps of 6 ms, with 8 about 3 %, without 15 to 17 %; a CNN 2 % and 7 %.
-          Over the same run in memory an MLP's steps take 1.15 times as long (both cores
-          compute, so that reading takes time from the step) and 1.20 without reading
-          ahead; losses equal.
+Minutes:  six on two cores.
+Expected: with 8 batches read ahead, the default, an MLP waits 4 % of the time for steps
+          of 6 ms, 3 % for steps of 8 ms, with 4 batches 6 and 5 %, without 20 and 16 %;
+          a CNN 2 % (4 ahead 2 %, without 7 %). Over the same run in memory an MLP's
+          steps take 1.1 times as long (both cores compute, so that reading takes time
+          from the step); losses equal.
 
 *waiting* is the part of the time in which nothing computes because the batch is not
 there: of a loop that waits for each step before it asks for the next batch, which `fit`
@@ -123,8 +123,8 @@ def feeds(folder: Path, config: Config) -> dict[str, Callable[[], Any]]:
         "in memory": lambda: fg.data.from_arrays(
             jax.tree.map(np.asarray, maps(folder)), b
         ),
-        "4 ahead": lambda: fg.data.from_source(maps(folder), n, b),
-        "8 ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=8),
+        "8 ahead": lambda: fg.data.from_source(maps(folder), n, b),
+        "4 ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=4),
         "none ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=0),
     }
     others = {"torch": of_torch, "grain": of_grain}

@@ -229,7 +229,7 @@ def from_source(
     shuffle: bool = True,
     remainder: Remainder = "wrap",
     fingerprint: str | None = None,
-    prefetch: int = 4,
+    prefetch: int = 8,
     threads: int = 2,
 ) -> Source:
     """Make batches of examples that do not fit on the device or in memory.
