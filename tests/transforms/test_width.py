@@ -48,7 +48,7 @@ def test_initial_scales_are_those_of_the_table_whatever_the_initializer_did():
     params = mup(BASE).init(WIDE)
     weights, base = weights_of(params), weights_of(BASE)
     for kind, factor in INIT.items():
-        np.testing.assert_allclose(rms(weights[kind]), factor * rms(base[kind]), 1e-6)
+        np.testing.assert_allclose(rms(weights[kind]), factor * rms(base[kind]), 3e-6)
         direction = weights_of(WIDE)[kind] / rms(weights_of(WIDE)[kind])
         np.testing.assert_allclose(weights[kind] / rms(weights[kind]), direction, 1e-5)
     for kind in KINDS:
