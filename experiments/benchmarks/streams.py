@@ -7,7 +7,7 @@ examples in memory, bit for bit.
 Command:  python -m experiments.benchmarks.streams
 Minutes:  six on two cores.
 Expected: with 8 batches read ahead, the default, an MLP waits 4 % of the time for steps
-          of 6 ms, 3 % for steps of 8 ms, with 4 batches 6 and 5 %, without 20 and 16 %;
+          of 6 ms, 3 % for steps of 8 ms, with 4 batches 7 and 5 %, without 20 and 16 %;
           a CNN 2 % (4 ahead 2 %, without 7 %). Over the same run in memory an MLP's
           steps take 1.1 times as long (both cores compute, so that reading takes time
           from the step); losses equal.
