@@ -59,7 +59,7 @@ def adaptive_max_pool(out_size: int | Sequence[int | None]) -> Layer:
         >>> print(layers.adaptive_max_pool(2).apply((), x)[:, 0])
         [5. 8.]
     """
-    return _adaptive_pool("adaptive_max_pool", jnp.max, out_size)
+    return _adaptive_pool("adaptive_max_pool", numerics.largest, out_size)
 
 
 def _adaptive_pool(name: str, reduce: Callable[..., jax.Array], out_size: Any) -> Layer:

@@ -42,6 +42,7 @@ from fngrad.layers.windows import (
     each_axis,
     per_axis,
 )
+from fngrad.numerics.arithmetic import largest
 from fngrad.numerics.convolutions import (
     Geometry,
     contents,
@@ -216,7 +217,8 @@ def avg_pool(
 def global_max_pool(x: jax.Array) -> jax.Array:
     """Return the largest entry of each channel over all positions."""
     # The gradient counts the positions that share the largest entry.
-    return jnp.max(tree.widen(x), axis=tuple(range(x.ndim - 1))).astype(x.dtype)
+    axes = tuple(range(x.ndim - 1))
+    return largest(tree.widen(x), axes).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

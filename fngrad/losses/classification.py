@@ -274,7 +274,7 @@ def multiclass_hinge(
     is_own = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=bool)
     # Subtracted first, a margin of 1 is not rounded away beside large scores.
     ahead = x - jnp.expand_dims(pick(x, index, axis), axis)
-    loss = jnp.max(jnp.where(is_own, 0, ahead + 1), axis=axis)
+    loss = numerics.largest(jnp.where(is_own, 0, ahead + 1), axis)
     loss = keep(masks.example, loss)
     return reduce(_spoil(loss, is_wrong), masks.example, weights, reduction)
 

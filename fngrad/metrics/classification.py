@@ -110,7 +110,7 @@ def calibration_error(
     """
     num_bins = numerics.check_count("num_bins", num_bins, 1)
     x, y, w = _classified(logits, labels, where, weights)
-    confidence = jnp.max(jax.nn.softmax(x), axis=-1)
+    confidence = numerics.largest(jax.nn.softmax(x), axis=-1)
     is_right = _rank_is_below(1, x, y)
     bins = jnp.clip(jnp.ceil(confidence * num_bins) - 1, 0, num_bins - 1)
     bins = jax.nn.one_hot(bins.astype(jnp.int32), num_bins, dtype=x.dtype)

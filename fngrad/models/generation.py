@@ -206,10 +206,11 @@ def next_token(
         1
     """
     logits = tree.widen(logits)
-    is_drawable = jnp.max(logits) > -jnp.inf  # false for NaN
+    most = numerics.largest(logits)
+    is_drawable = most > -jnp.inf  # false for NaN
     t = numerics.hyper(temperature).astype(logits.dtype)
     # The largest becomes 0, so that no quotient overflows at a low temperature.
-    warmed = (logits - jnp.max(logits)) / jnp.where(t > 0, t, 1)
+    warmed = (logits - most) / jnp.where(t > 0, t, 1)
     if top_k is not None or top_p is not None:
         warmed = _most_probable(warmed, top_k, top_p)
     drawn = jax.random.categorical(key, warmed)

@@ -1,5 +1,8 @@
 """Roots, powers and quotients with finite values and gradients at zero."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +23,31 @@ def replaced(condition: jax.Array, x: jax.Array, value: float) -> jax.Array:
     if jnp.shape(condition) != jnp.shape(x):
         return jnp.where(condition, jnp.asarray(value, x.dtype), x)
     return lax.select(condition, lax.full_like(x, value), x)
+
+
+def largest(
+    x: jax.Array, axis: int | Sequence[int] | None = None, keepdims: bool = False
+) -> jax.Array:
+    """Return the largest entry along the axes, NaN if one is NaN."""
+    return _extreme(jnp.max, x, axis, keepdims)
+
+
+def smallest(
+    x: jax.Array, axis: int | Sequence[int] | None = None, keepdims: bool = False
+) -> jax.Array:
+    """Return the smallest entry along the axes, NaN if one is NaN."""
+    return _extreme(jnp.min, x, axis, keepdims)
+
+
+def _extreme(
+    reduce: Callable[..., jax.Array], x: jax.Array, axis: Any, keepdims: bool
+) -> jax.Array:
+    extreme = reduce(x, axis=axis, keepdims=keepdims)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return extreme
+    # XLA on CPU loses a NaN of large arrays here (JAX 0.10), but not in a sum.
+    size = jnp.sum(jnp.abs(lax.stop_gradient(x)), axis=axis, keepdims=keepdims)
+    return extreme * jnp.where(jnp.isnan(size), jnp.nan, 1).astype(x.dtype)
 
 
 def clipped(condition: jax.Array, x: jax.Array, largest: float) -> jax.Array:

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fngrad.numerics.arithmetic import largest
 from fngrad.numerics.stochastic_rounding import NEAREST, mix, positions, step_word
 
 FRACTION_BITS = 23  # of float32
@@ -105,7 +106,7 @@ def encode(
     """
     rows = _in_rows(x.astype(jnp.float32), block_size)
     modulus = jnp.abs(rows)
-    scales = jnp.max(modulus, axis=1, keepdims=True) / coding.largest
+    scales = largest(modulus, axis=1, keepdims=True) / coding.largest
     is_zero = scales == 0
     fraction = jnp.where(is_zero, 0, modulus / jnp.where(is_zero, 1, scales))
     numbers = _round(fraction, coding, dither)

@@ -31,7 +31,7 @@ def max(a: Any) -> jax.Array:
     Raises:
         ValueError: if there are no entries.
     """
-    return _extreme(jnp.max, jnp.maximum, a)
+    return _extreme(numerics.largest, jnp.maximum, a)
 
 
 def min(a: Any) -> jax.Array:
@@ -40,7 +40,7 @@ def min(a: Any) -> jax.Array:
     Raises:
         ValueError: if there are no entries.
     """
-    return _extreme(jnp.min, jnp.minimum, a)
+    return _extreme(numerics.smallest, jnp.minimum, a)
 
 
 def allclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> jax.Array:
