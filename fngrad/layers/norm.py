@@ -10,7 +10,7 @@ for every x whose entries are finite.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,26 @@ from fngrad.layers.layer_tree import by_position
 from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
-# (jnp.mean or jnp.max, arrays) -> each reduced over what is normalized over, axes kept
-_Over: TypeAlias = Callable[[Callable, Any], Any]
+
+class _Over(NamedTuple):
+    """What is normalized over."""
+
+    axes: tuple[int, ...]
+    axis_name: str | tuple[str, ...] | None = None  # of mapped axes
+
+    def __call__(self, reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+        """Return jnp.mean or jnp.max over it, the axes kept."""
+        reduced = reduce(x, axis=self.axes, keepdims=True)
+        if self.axis_name is None:
+            return reduced
+        merge = lax.pmax if reduce is jnp.max else lax.pmean
+        try:
+            return merge(reduced, self.axis_name)
+        except NameError as error:
+            raise ValueError(
+                f"need an axis called {self.axis_name!r} to take batch statistics "
+                "over, as fngrad.layers.batched makes, got none"
+            ) from error
 
 
 @explains_keywords(OF_LAYERS)
@@ -70,7 +88,7 @@ def layer_norm(
         https://arxiv.org/abs/1607.06450
     """
     check_sizes(size=size)
-    numerics.check_number("eps", eps, low=0.0)
+    eps = _checked_eps(eps)
     shapes = _shapes(size, scale, bias)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
@@ -78,7 +96,7 @@ def layer_norm(
         return with_narrow_residuals(normalize, params, float_array_of(x, size))
 
     def normalize(params: Params, x: jax.Array) -> jax.Array:
-        y, _ = _standardize(_widen(x), eps, functools.partial(_over, axes=(-1,)))
+        y = _standardize(eps, _Over(axes=(-1,)), _widen(x)).y
         return _rescale(params, y, x)
 
     return Layer(_init(shapes), by_position(apply))
@@ -110,7 +128,7 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         https://arxiv.org/abs/1910.07467
     """
     check_sizes(size=size)
-    numerics.check_number("eps", eps, low=0.0)
+    eps = _checked_eps(eps)
     shapes = _shapes(size, scale, bias=False)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
@@ -118,12 +136,8 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         return with_narrow_residuals(normalize, params, float_array_of(x, size))
 
     def normalize(params: Params, x: jax.Array) -> jax.Array:
-        over_last = functools.partial(_over, axes=(-1,))
-        wide, eps_scaled, _ = _scaled(_widen(x), eps, over_last)
-        mean_square = over_last(jnp.mean, jnp.square(wide))
-        return _rescale(
-            params, wide * numerics.inverse_root(mean_square + eps_scaled), x
-        )
+        y = _standardize(eps, _Over(axes=(-1,)), _widen(x), is_centered=False).y
+        return _rescale(params, y, x)
 
     return Layer(_init(shapes), by_position(apply))
 
@@ -165,7 +179,7 @@ def group_norm(
         Wu and He 2018, "Group normalization", https://arxiv.org/abs/1803.08494
     """
     check_sizes(channels=channels, groups=groups)
-    numerics.check_number("eps", eps, low=0.0)
+    eps = _checked_eps(eps)
     if channels % groups:
         raise ValueError(f"need groups that divide channels, got {groups=} {channels=}")
     shapes = _shapes(channels, scale, bias)
@@ -176,8 +190,8 @@ def group_norm(
 
     def normalize(params: Params, x: jax.Array) -> jax.Array:
         grouped = _widen(x).reshape(*x.shape[:-1], groups, channels // groups)
-        over = functools.partial(_over, axes=(*range(x.ndim - 1), -1))
-        y, _ = _standardize(grouped, eps, over)
+        over = _Over(axes=(*range(x.ndim - 1), -1))
+        y = _standardize(eps, over, grouped).y
         return _rescale(params, y.reshape(x.shape), x)
 
     return Layer(_init(shapes), apply)
@@ -236,9 +250,10 @@ def batch_norm(
     """
     check_sizes(channels=channels)
     numerics.check_number("momentum", momentum, low=0.0, high=1.0)
-    numerics.check_number("eps", eps, low=0.0)
+    eps = _checked_eps(eps)
     shapes = _shapes(channels, scale, bias)
     init_params = _init(shapes)
+    names = axis_name if isinstance(axis_name, str | None) else tuple(axis_name)
     running = {"mean": (channels,), "var": (channels,)}
 
     def init(key: Key) -> tuple[Params, ModelState]:
@@ -271,28 +286,13 @@ def batch_norm(
         return _rescale(params, y, x)
 
     def trained(params: Params, x: jax.Array) -> tuple[jax.Array, ModelState]:
-        y, seen = _standardize(_widen(x), eps, _over_batch(x.ndim, axis_name))
+        over = _Over(tuple(range(x.ndim - 1)), names)
+        y, _, scale, mean, var = _standardize(eps, over, _widen(x))
+        seen = {"mean": scale * mean, "var": scale * (scale * var)}
         seen = {name: value.reshape(channels) for name, value in seen.items()}
         return _rescale(params, y, x), seen
 
     return StatefulLayer(init, apply)
-
-
-def _over_batch(ndim: int, axis_name: str | Sequence[str] | None) -> _Over:
-    own = functools.partial(_over, axes=tuple(range(ndim - 1)))
-
-    def over_batch(reduce: Callable, values: Any) -> Any:
-        merge = lax.pmax if reduce is jnp.max else lax.pmean
-        try:
-            reduced = own(reduce, values)
-            return reduced if axis_name is None else merge(reduced, axis_name)
-        except NameError as error:
-            raise ValueError(
-                f"need an axis called {axis_name!r} to take batch statistics over, as "
-                "fngrad.layers.batched makes, got none"
-            ) from error
-
-    return over_batch
 
 
 def _finite(statistics: ModelState, like: ModelState) -> ModelState:
@@ -324,40 +324,76 @@ def _init(shapes: dict[Path, tuple[int, ...]]) -> Callable[[Key], Params]:
     return init
 
 
+def _checked_eps(eps: float) -> float:
+    numerics.check_number("eps", eps, low=0.0)
+    return float(eps)
+
+
 def _widen(x: jax.Array) -> jax.Array:
     return x.astype(tree.wide_dtype(x.dtype))
 
 
-def _over(reduce: Callable, values: Any, axes: tuple[int, ...]) -> Any:
-    return jax.tree.map(lambda x: reduce(x, axis=axes, keepdims=True), values)
+class _Standardized(NamedTuple):
+    """What a normalization computes, of x / s with s a power of two."""
+
+    y: jax.Array
+    root: jax.Array  # r = 1 / sqrt(var + eps / s**2)
+    scale: jax.Array  # s
+    # These two are without a derivative.
+    mean: jax.Array
+    var: jax.Array
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
 def _standardize(
-    x: jax.Array, eps: float, over: _Over
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return (x - mean) / sqrt(var + eps), and the mean and the variance."""
-    x, eps_scaled, scale = _scaled(x, eps, over)
-    mean = over(jnp.mean, x)
-    x = x - mean
-    # What the mean's rounding has left in all entries; it has no derivative.
-    rest, square = over(jnp.mean, (x, jnp.square(x)))
-    rest = lax.stop_gradient(rest)
-    var = jnp.maximum(square - jnp.square(rest), 0)
-    y = (x - rest) * numerics.inverse_root(var + eps_scaled)
-    return y, {"mean": scale * (mean + rest), "var": scale * (scale * var)}
-
-
-def _scaled(
-    x: jax.Array, eps: float, over: _Over
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return x / s, eps / s**2 and s, such that no square overflows or vanishes.
-
-    s is a power of two, so that nothing is rounded.
-    """
-    root = jnp.sqrt(jnp.asarray(eps, x.dtype))
-    largest = over(jnp.max, jnp.abs(lax.stop_gradient(x)))
+    eps: float, over: _Over, x: jax.Array, is_centered: bool = True
+) -> _Standardized:
+    """Return (x - mean) / sqrt(var + eps), or with a mean of 0, and how it is made."""
+    root = np.sqrt(np.asarray(eps, x.dtype))
+    largest = over(jnp.max, lax.abs(x))
+    # No square overflows or vanishes, and division by it rounds nothing.
     scale = numerics.power_of_two_below(jnp.maximum(largest, root))
-    return x / scale, jnp.square(root / scale), scale
+    inverse = 1 / scale
+    x, mean = x * inverse, jnp.zeros_like(scale)
+    if is_centered:
+        mean = over(jnp.mean, x)
+        x = x - mean
+        # What the mean's rounding has left in all entries.
+        rest, square = over(jnp.mean, x), over(jnp.mean, lax.square(x))
+        x, mean = x - rest, mean + rest
+        var = lax.max(square - lax.square(rest), jnp.zeros_like(square))
+    else:
+        var = over(jnp.mean, lax.square(x))
+    root = numerics.inverse_root(var + lax.square(root * inverse))
+    return _Standardized(x * root, root, scale, mean, var)
+
+
+@_standardize.defjvp
+def _standardize_jvp(
+    eps: float, over: _Over, is_centered: bool, primals: Any, tangents: Any
+) -> tuple[_Standardized, _Standardized]:
+    r"""Differentiate by the closed form, with $\dot x$ of x / s and centered if x is.
+
+    $$\dot y = r\,(\dot x - y\,\mathrm{mean}(y\,\dot x)), \quad
+    \dot r = -r^2\,\mathrm{mean}(y\,\dot x)$$
+    """
+    made = _standardize(eps, over, *primals, is_centered)
+    return made, _slopes(over, is_centered, made, *tangents)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _slopes(
+    over: _Over, is_centered: bool, made: _Standardized, slope: jax.Array
+) -> _Standardized:
+    slope = slope * (1 / made.scale)
+    if is_centered:
+        slope = slope - over(jnp.mean, slope)
+    along = over(jnp.mean, made.y * slope)
+    zero = jnp.zeros_like(made.scale)
+    y_slope = made.root * (slope - made.y * along)
+    root_slope = -lax.square(made.root) * along
+    return _Standardized(y_slope, root_slope, zero, zero, zero)
 
 
 def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -78,8 +78,7 @@ def square_root(x: jax.Array) -> jax.Array:
 
 def inverse_root(x: jax.Array) -> jax.Array:
     """Return 1 / sqrt(x), 0 with zero gradient where x is 0."""
-    is_zero = x == 0
-    return replaced(is_zero, lax.rsqrt(replaced(is_zero, x, 1)), 0)
+    return lax.rsqrt(replaced(x == 0, x, np.inf))
 
 
 def cube_root(x: jax.Array) -> jax.Array:

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fngrad.numerics.arithmetic import FAR, FITTING_RATE, clipped, square_root
+from fngrad.numerics.arithmetic import (
+    FAR,
+    FITTING_RATE,
+    clipped,
+    replaced,
+    square_root,
+)
 
 
 def norm(
@@ -171,10 +177,11 @@ def power_of_two_below(x: jax.Array) -> jax.Array:
     limits = jnp.finfo(x.dtype)
     words = jnp.uint64 if limits.bits == 64 else jnp.uint32
     exponent = np.array(np.inf, x.dtype).view(words)  # the exponent's bits, all set
-    bits = lax.bitcast_convert_type(x, words) & exponent
+    bits = lax.bitcast_convert_type(x, words)
+    bits = lax.bitwise_and(bits, lax.full_like(bits, exponent))
     power = lax.bitcast_convert_type(bits, x.dtype)
-    least = float(limits.tiny)
-    return jnp.where(jnp.isfinite(x), jnp.clip(power, least, 1 / least), 1)
+    power = lax.clamp(limits.tiny, power, 1 / limits.tiny)
+    return replaced(lax.bitwise_not(lax.is_finite(x)), power, 1)
 
 
 def agreement(u: jax.Array, w: jax.Array) -> jax.Array:
