@@ -13,6 +13,7 @@ from fngrad.layers.attention_arithmetic import (
     in_narrowest,
     output_of,
     project,
+    weighted,
     weights_of,
 )
 from fngrad.layers.core import (
@@ -246,15 +247,14 @@ def _attend(
     biases = None
     if how.alibi:
         biases = alibi_biases(how.num_heads, positions, seen.positions)
-    q = q.reshape(len(x), how.num_kv_heads, -1, how.size)
-    softmax, is_over = weights_of(q, seen.keys, allowed, biases)
+    is_bad = is_bad_query[:, None] | seen.is_bad[None, :]
+    softmax, is_over = weights_of(q, seen.keys, allowed, is_bad, biases)
     weights = softmax
     if key is not None and how.dropout_rate is not None:
         weights = drop(how.dropout_rate, softmax, key)
-    heads = jnp.einsum("kgts,skd->tkgd", weights, seen.values).reshape(len(x), -1)
-    is_bad = is_bad_query[:, None] | seen.is_bad[None, :]
-    y = output_of(params["output"], heads, allowed, is_bad, is_over)
-    return _Attended(y, softmax.reshape(how.num_heads, *softmax.shape[2:]), cache)
+    heads = weighted(weights, seen.values, len(x))
+    y = output_of(params["output"], heads, None if allowed is None else is_over)
+    return _Attended(y, softmax.reshape(how.num_heads, len(x), -1), cache)
 
 
 def _allowed(

@@ -26,32 +26,48 @@ def project(
     """
     if not is_masked:
         return [dense(params, x) for params in maps], jnp.zeros(len(x), bool)
-    x, is_bad = _clear(x)
-    cleared = [_clear(dense(params, x)) for params in maps]
-    images, are_bad = zip(*cleared, strict=True)
-    is_bad_image = functools.reduce(jnp.logical_or, are_bad)
-    return images, is_bad | is_bad_image
+    finite_x = numerics.replaced(_is_not_finite(x), x, 0)
+    images = [dense(params, finite_x) for params in maps]
+    is_bad = _is_bad(x, *images)
+    return [_clear(is_bad, y) for y in images], is_bad
 
 
-def _clear(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return x with 0 in the rows that are not finite, and which rows these are."""
-    is_bad = ~jnp.all(jnp.isfinite(x), axis=-1)
-    return numerics.replaced(is_bad[:, None], x, 0), is_bad
+def _is_bad(*arrays: jax.Array) -> jax.Array:
+    """Return in which rows any of the arrays is not finite."""
+    by_width: dict[int, jax.Array] = {}
+    for x in arrays:
+        is_bad, width = _is_not_finite(x), x.shape[-1]
+        if width in by_width:
+            is_bad = lax.bitwise_or(by_width[width], is_bad)
+        by_width[width] = is_bad
+    return functools.reduce(jnp.add, map(_count, by_width.values())) > 0
+
+
+def _count(condition: jax.Array) -> jax.Array:
+    """Return how often a condition holds in each row.
+
+    XLA on CPU has a routine for sums of floats, and compiles `any` each time.
+    """
+    return jnp.sum(condition.astype(jnp.float32), axis=-1)
+
+
+def _is_not_finite(x: jax.Array) -> jax.Array:
+    return lax.bitwise_not(lax.is_finite(x))
+
+
+def _clear(is_bad: jax.Array, x: jax.Array) -> jax.Array:
+    """Return x with 0 in the bad rows."""
+    return numerics.replaced(is_bad[:, None], x, 0)
 
 
 def output_of(
-    params: Params,
-    heads: jax.Array,
-    allowed: jax.Array | None,
-    is_bad: jax.Array,
-    is_over: jax.Array,
+    params: Params, heads: jax.Array, has_no_weights: jax.Array | None
 ) -> jax.Array:
-    """Return the map of the heads, NaN where a position may attend to a bad one."""
-    if allowed is None:
+    """Return the map of the heads, NaN in rows without weights; None: all have some."""
+    if has_no_weights is None:
         return dense(params, heads)
-    is_over |= jnp.any(allowed & is_bad[None], axis=(0, 2))
-    heads, is_bad_head = _clear(heads)
-    return _spoil(dense(params, heads), is_over | is_bad_head)
+    is_bad = has_no_weights | _is_bad(heads)
+    return _spoil(dense(params, _clear(is_bad, heads)), is_bad)
 
 
 def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
@@ -74,17 +90,23 @@ def in_narrowest(*arrays: jax.Array) -> list[jax.Array]:
 
 
 def weights_of(
-    q: jax.Array, k: jax.Array, allowed: jax.Array | None, biases: jax.Array | None
+    q: jax.Array,
+    k: jax.Array,
+    allowed: jax.Array | None,
+    is_bad: jax.Array,
+    biases: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (kv_heads, group, length, context_length) from q and k by head.
+    """Return the softmax, and which positions have none although they may attend.
 
-    With a mask, the weights of a position are 0 if one of its logits overflows, and the
-    position is marked in the second result.
+    It has a row for each head and position, of shape (kv_heads, group * length,
+    context_length). With a mask a row is 0 if it may attend to a bad place, or if a
+    logit overflows, and the position is marked in the second result.
 
     Args:
-        q: shape (length, kv_heads, group, head_size).
+        q: shape (length, heads, head_size).
         k: shape (context_length, kv_heads, head_size).
         allowed: where attention may go, by head or with one for all.
+        is_bad: shape (length, context_length), True where q or k is not to be used.
         biases: added to the logits, by head.
     """
 
@@ -92,14 +114,34 @@ def weights_of(
         logits = _logits(q, k)
         if biases is not None:
             logits += biases.reshape(logits.shape).astype(logits.dtype)
-        weights, is_over = _softmax(logits, allowed)
-        return weights.astype(q.dtype), is_over
+        if allowed is None:
+            return jax.nn.softmax(logits).astype(q.dtype), jnp.zeros(len(q), bool)
+        masks = (
+            jnp.broadcast_to(mask, (q.shape[1], *mask.shape[-2:])).reshape(logits.shape)
+            for mask in (allowed, is_bad)
+        )
+        weights, is_over = _masked_softmax(logits, *masks)
+        return weights.astype(q.dtype), jnp.any(is_over.reshape(-1, len(q)), axis=0)
 
     return with_narrow_residuals(softmax, q, k)
 
 
+def weighted(weights: jax.Array, v: jax.Array, length: int) -> jax.Array:
+    """Return the sums of v with the weights of `weights_of`, the heads side by side.
+
+    Args:
+        weights: shape (kv_heads, group * length, context_length).
+        v: shape (context_length, kv_heads, head_size).
+        length: number of positions.
+    """
+    sums = jnp.einsum("krs,skd->krd", weights, v)
+    by_head = sums.reshape(-1, length, v.shape[-1])
+    return by_head.swapaxes(0, 1).reshape(length, -1)
+
+
 def _products(q: jax.Array, k: jax.Array, dtype: Any = None) -> jax.Array:
-    return jnp.einsum("tkgd,skd->kgts", q, k, preferred_element_type=dtype)
+    rows = q.swapaxes(0, 1).reshape(k.shape[1], -1, k.shape[2])
+    return jnp.einsum("krd,skd->krs", rows, k, preferred_element_type=dtype)
 
 
 def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -121,28 +163,19 @@ def _wide_products_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Arra
     return _wide_products(q, k), slope.astype(jnp.float32)
 
 
-def _softmax(
-    logits: jax.Array, allowed: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    if allowed is None:
-        return jax.nn.softmax(logits), jnp.zeros(logits.shape[2], bool)
-    heads = logits.shape[0] * logits.shape[1]
-    allowed = jnp.broadcast_to(allowed, (heads, *logits.shape[2:]))
-    weights, is_over = _masked_softmax(logits, allowed.reshape(logits.shape))
-    return weights, jnp.any(is_over, axis=(0, 1, 3))
-
-
 @jax.custom_jvp
 def _masked_softmax(
-    logits: jax.Array, allowed: jax.Array
+    logits: jax.Array, allowed: jax.Array, is_bad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the softmax over what is allowed, and in which rows a logit overflows.
+    """Return the softmax over what is allowed, and which rows have a bad logit there.
 
-    Such a row is 0, as is one in which nothing is allowed.
+    Such a row is 0, as is one in which nothing is allowed. A logit that overflows is
+    bad too.
     """
+    logits = numerics.replaced(is_bad, logits, jnp.nan)
     weights = jax.nn.softmax(numerics.replaced(~allowed, logits, -jnp.inf))
     is_nan = jnp.isnan(weights[..., :1])  # the whole row or none of it
-    is_over = is_nan & jnp.any(allowed, axis=-1, keepdims=True)
+    is_over = is_nan & (_count(allowed)[..., None] > 0)
     return numerics.replaced(is_nan, weights, 0), is_over
 
 
