@@ -221,12 +221,10 @@ def reduce(
 
 def _mean(loss: jax.Array, kept: jax.Array) -> jax.Array:
     """Return the mean of weighted losses, also where their sum would overflow."""
-    total, weight = jnp.sum(loss), jnp.sum(kept)
-    count = 2.0 ** (loss.size.bit_length())
-    parts = jnp.sum(loss / count) / jnp.where(weight == 0, 1, weight / count)
-    is_too_large = jnp.isinf(total) & jnp.isfinite(parts)
-    mean = numerics.divide(jnp.where(is_too_large, 0, total), weight)
-    return jnp.where(is_too_large, parts, mean)
+    is_too_large = jnp.isinf(jnp.sum(lax.stop_gradient(loss)))
+    unit = jnp.where(is_too_large, 2.0 ** -loss.size.bit_length(), 1)
+    unit = unit.astype(loss.dtype)
+    return numerics.divide(jnp.sum(loss * unit), jnp.sum(kept) * unit)
 
 
 def reduce_entries(

@@ -39,9 +39,16 @@ def missing_probability(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> ja
 
 
 def pick(x: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    """Return the entries at the indices along an axis, which is removed."""
+    """Return the entries at the indices along an axis, which is removed.
+
+    Args:
+        x: any shape.
+        index: in [0, n) for n entries along the axis.
+        axis: of x.
+    """
     index = jnp.expand_dims(index, axis)
-    return jnp.squeeze(jnp.take_along_axis(x, index, axis=axis), axis)
+    found = jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
+    return jnp.squeeze(found, axis)
 
 
 def log_sum_exp(x: jax.Array, axis: int) -> jax.Array:
@@ -79,10 +86,15 @@ def _softmax(x: jax.Array, axes: tuple[int, ...]) -> _Softmax:
     largest = lax.stop_gradient(jnp.max(x, axis=axes, keepdims=True))
     below = x - largest
     e, excess = numerics.exponentials(below, axes)
-    # The largest itself is e = 1, and 1 - e is exact; both keep their slopes.
-    others = jnp.where(below == 0, excess + (1 - e), 1 + (excess - e))
     surprise = jnp.log1p(excess) - below
-    return _Softmax(surprise, e / (1 + excess), others / (1 + excess))
+    others = _others(below, e, excess) / (1 + excess)
+    return _Softmax(surprise, e / (1 + excess), others)
+
+
+def _others(below: jax.Array, e: jax.Array, excess: jax.Array) -> jax.Array:
+    """Return the sums of the exponentials of the other classes."""
+    # The largest itself is e = 1, and 1 - e is exact; both keep their slopes.
+    return jnp.where(below == 0, excess + (1 - e), 1 + (excess - e))
 
 
 def _value(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
@@ -151,8 +163,9 @@ def _cross_entropy_of_index_jvp(
     axis: int, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
     (x, index), (x_dot, _) = primals, tangents
-    softmax = _softmax(x, (axis,))
+    below = x - lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+    e, excess = numerics.exponentials(below, (axis,))
     is_own = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=bool)
-    slope = jnp.where(is_own, -softmax.others, softmax.p)
+    slope = jnp.where(is_own, -_others(below, e, excess), e) / (1 + excess)
     loss = _cross_entropy_of_index(axis, x, index)
     return loss, jnp.sum(slope * x_dot, axis=axis)
