@@ -112,10 +112,15 @@ def gradient_fn(
 
         value, grads = slope_fn(loss_at, scale)(tree.keep(trainable, params))
         value = value._replace(loss=checkpoint_name(value.loss, "loss"))
-        grads = tree.map_with_path(_named, jax.tree.map(jnp.conj, grads))
+        grads = tree.map_with_path(_named, jax.tree.map(_conjugate, grads))
         return value, tree.merge(grads, tree.zeros_like(params))
 
     return gradient if micro_batches == 1 else _averaged(gradient, micro_batches)
+
+
+def _conjugate(grad: jax.Array) -> jax.Array:
+    """Return a gradient along which the loss rises; JAX gives its conjugate."""
+    return jnp.conj(grad) if jnp.iscomplexobj(grad) else grad
 
 
 def slope_fn(

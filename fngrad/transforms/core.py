@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 import fngrad.numerics as numerics
 import fngrad.transforms.chain_inputs as chain_inputs
@@ -386,6 +387,6 @@ def _all_trainable(
 
 def _add_in_wider_dtype(param: Any, update: Any) -> Any:
     if param.dtype == update.dtype:
-        return param + update
+        return lax.add(param, update)
     wide = tree.wide_dtype(param.dtype)
     return (param.astype(wide) + update.astype(wide)).astype(param.dtype)

@@ -12,6 +12,7 @@ that quotients of moments stay right and moments decay again. Where a rule has n
 quotient (RAdam's unrectified steps), the step is that of the bounded gradient.
 """
 
+import functools
 import numbers
 from typing import Any
 
@@ -134,9 +135,12 @@ def weight_seen(decay: jax.Array, step: jax.Array) -> jax.Array:
 def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
     """Divide by the weight that an average from zero has seen; finite stays finite."""
     weight = weight_seen(decay, step)
-    return jax.tree.map(
-        lambda m: numerics.bounded(m / weight.astype(m.dtype), m), moment
-    )
+    return jax.tree.map(lambda m: _divided_by_weight(m, weight), moment)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for all leaves of a shape
+def _divided_by_weight(moment: jax.Array, weight: jax.Array) -> jax.Array:
+    return numerics.bounded(moment / weight.astype(moment.dtype), moment)
 
 
 def look_ahead(
@@ -168,14 +172,19 @@ def divide_by_root(
     updates: Updates, squares: Updates, inside: Scalar, outside: Scalar
 ) -> Updates:
     """Return u / (sqrt(square + inside) + outside); 0 where that divides by 0."""
+    return jax.tree.map(
+        lambda u, square: _divided_by_root(u, square, inside, outside), updates, squares
+    )
 
-    def divide(u: jax.Array, square: jax.Array) -> jax.Array:
-        total = square + jnp.asarray(inside, square.dtype)
-        root = numerics.square_root(jnp.minimum(total, jnp.finfo(total.dtype).max))
-        denominator = root + jnp.asarray(outside, square.dtype)
-        return numerics.divide(u, denominator.astype(u.dtype))
 
-    return jax.tree.map(divide, updates, squares)
+@functools.partial(jax.jit, inline=True)
+def _divided_by_root(
+    u: jax.Array, square: jax.Array, inside: Scalar, outside: Scalar
+) -> jax.Array:
+    total = square + jnp.asarray(inside, square.dtype)
+    root = numerics.square_root(jnp.minimum(total, jnp.finfo(total.dtype).max))
+    denominator = root + jnp.asarray(outside, square.dtype)
+    return numerics.divide(u, denominator.astype(u.dtype))
 
 
 def place_eps(eps: jax.Array, is_inside: bool) -> tuple[Scalar, Scalar]:

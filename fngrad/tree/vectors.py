@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import fngrad.numerics as numerics
 from fngrad.tree.dtypes import is_float, widen
@@ -45,10 +46,14 @@ def lerp(a: Tree, b: Tree, weight: Scalar) -> Tree:
 def average(decay: Scalar, a: Tree, b: Tree) -> Tree:
     """Return decay a + (1 - decay) b, in the dtypes of a: one step of an EMA."""
     decay = jnp.asarray(decay)
-    rest = 1 - decay
-    return jax.tree.map(
-        lambda x, y: decay.astype(x.dtype) * x + rest.astype(x.dtype) * y, a, b
-    )
+    return jax.tree.map(functools.partial(_average, decay, 1 - decay), a, b)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for all leaves of a shape
+def _average(
+    decay: jax.Array, rest: jax.Array, x: jax.Array, y: jax.Array
+) -> jax.Array:
+    return decay.astype(x.dtype) * x + rest.astype(x.dtype) * y
 
 
 def difference(a: Params, b: Params) -> Params:
@@ -111,4 +116,4 @@ def zeros_like(a: Any, dtype: Any = None) -> Any:
 
 def abs_square(x: jax.Array) -> jax.Array:
     """Return |x|**2, real for complex x too."""
-    return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
+    return jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else lax.mul(x, x)
