@@ -10,7 +10,6 @@ for every x whose entries are finite.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,29 +33,9 @@ from fngrad.layers.core import (
 )
 from fngrad.layers.initializers import draw
 from fngrad.layers.layer_tree import by_position
+from fngrad.layers.standardization import Over, standardize, standardize_example
 from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
 from fngrad.types import Key, ModelState, Params, Path, Scalar
-
-
-class _Over(NamedTuple):
-    """What is normalized over."""
-
-    axes: tuple[int, ...]
-    axis_name: str | tuple[str, ...] | None = None  # of mapped axes
-
-    def __call__(self, reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-        """Return jnp.mean or jnp.max over it, the axes kept."""
-        reduced = reduce(x, axis=self.axes, keepdims=True)
-        if self.axis_name is None:
-            return reduced
-        merge = lax.pmax if reduce is jnp.max else lax.pmean
-        try:
-            return merge(reduced, self.axis_name)
-        except NameError as error:
-            raise ValueError(
-                f"need an axis called {self.axis_name!r} to take batch statistics "
-                "over, as fngrad.layers.batched makes, got none"
-            ) from error
 
 
 @explains_keywords(OF_LAYERS)
@@ -96,7 +75,7 @@ def layer_norm(
         return with_narrow_residuals(normalize, params, float_array_of(x, size))
 
     def normalize(params: Params, x: jax.Array) -> jax.Array:
-        y = _standardize(eps, _Over(axes=(-1,)), _widen(x)).y
+        y = standardize_example(eps, Over(axes=(-1,)), _widen(x)).y
         return _rescale(params, y, x)
 
     return Layer(_init(shapes), by_position(apply))
@@ -136,7 +115,8 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         return with_narrow_residuals(normalize, params, float_array_of(x, size))
 
     def normalize(params: Params, x: jax.Array) -> jax.Array:
-        y = _standardize(eps, _Over(axes=(-1,)), _widen(x), is_centered=False).y
+        over = Over(axes=(-1,))
+        y = standardize_example(eps, over, _widen(x), is_centered=False).y
         return _rescale(params, y, x)
 
     return Layer(_init(shapes), by_position(apply))
@@ -190,8 +170,8 @@ def group_norm(
 
     def normalize(params: Params, x: jax.Array) -> jax.Array:
         grouped = _widen(x).reshape(*x.shape[:-1], groups, channels // groups)
-        over = _Over(axes=(*range(x.ndim - 1), -1))
-        y = _standardize(eps, over, grouped).y
+        over = Over(axes=(*range(x.ndim - 1), -1))
+        y = standardize_example(eps, over, grouped).y
         return _rescale(params, y.reshape(x.shape), x)
 
     return Layer(_init(shapes), apply)
@@ -253,7 +233,6 @@ def batch_norm(
     eps = _checked_eps(eps)
     shapes = _shapes(channels, scale, bias)
     init_params = _init(shapes)
-    names = axis_name if isinstance(axis_name, str | None) else tuple(axis_name)
     running = {"mean": (channels,), "var": (channels,)}
 
     def init(key: Key) -> tuple[Params, ModelState]:
@@ -286,8 +265,8 @@ def batch_norm(
         return _rescale(params, y, x)
 
     def trained(params: Params, x: jax.Array) -> tuple[jax.Array, ModelState]:
-        over = _Over(tuple(range(x.ndim - 1)), names)
-        y, _, scale, mean, var = _standardize(eps, over, _widen(x))
+        over = Over(tuple(range(x.ndim - 1)), axis_name)
+        y, _, scale, mean, var = standardize(eps, over, _widen(x))
         seen = {"mean": scale * mean, "var": scale * (scale * var)}
         seen = {name: value.reshape(channels) for name, value in seen.items()}
         return _rescale(params, y, x), seen
@@ -331,69 +310,6 @@ def _checked_eps(eps: float) -> float:
 
 def _widen(x: jax.Array) -> jax.Array:
     return x.astype(tree.wide_dtype(x.dtype))
-
-
-class _Standardized(NamedTuple):
-    """What a normalization computes, of x / s with s a power of two."""
-
-    y: jax.Array
-    root: jax.Array  # r = 1 / sqrt(var + eps / s**2)
-    scale: jax.Array  # s
-    # These two are without a derivative.
-    mean: jax.Array
-    var: jax.Array
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 3))
-@functools.partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
-def _standardize(
-    eps: float, over: _Over, x: jax.Array, is_centered: bool = True
-) -> _Standardized:
-    """Return (x - mean) / sqrt(var + eps), or with a mean of 0, and how it is made."""
-    root = np.sqrt(np.asarray(eps, x.dtype))
-    largest = over(jnp.max, lax.abs(x))
-    # No square overflows or vanishes, and division by it rounds nothing.
-    scale = numerics.power_of_two_below(jnp.maximum(largest, root))
-    inverse = 1 / scale
-    x, mean = x * inverse, jnp.zeros_like(scale)
-    if is_centered:
-        mean = over(jnp.mean, x)
-        x = x - mean
-        # What the mean's rounding has left in all entries.
-        rest, square = over(jnp.mean, x), over(jnp.mean, lax.square(x))
-        x, mean = x - rest, mean + rest
-        var = lax.max(square - lax.square(rest), jnp.zeros_like(square))
-    else:
-        var = over(jnp.mean, lax.square(x))
-    root = numerics.inverse_root(var + lax.square(root * inverse))
-    return _Standardized(x * root, root, scale, mean, var)
-
-
-@_standardize.defjvp
-def _standardize_jvp(
-    eps: float, over: _Over, is_centered: bool, primals: Any, tangents: Any
-) -> tuple[_Standardized, _Standardized]:
-    r"""Differentiate by the closed form, with $\dot x$ of x / s and centered if x is.
-
-    $$\dot y = r\,(\dot x - y\,\mathrm{mean}(y\,\dot x)), \quad
-    \dot r = -r^2\,\mathrm{mean}(y\,\dot x)$$
-    """
-    made = _standardize(eps, over, *primals, is_centered)
-    return made, _slopes(over, is_centered, made, *tangents)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _slopes(
-    over: _Over, is_centered: bool, made: _Standardized, slope: jax.Array
-) -> _Standardized:
-    slope = slope * (1 / made.scale)
-    if is_centered:
-        slope = slope - over(jnp.mean, slope)
-    along = over(jnp.mean, made.y * slope)
-    zero = jnp.zeros_like(made.scale)
-    y_slope = made.root * (slope - made.y * along)
-    root_slope = -lax.square(made.root) * along
-    return _Standardized(y_slope, root_slope, zero, zero, zero)
 
 
 def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import fngrad.layers as layers
 
@@ -129,6 +130,38 @@ def test_batch_norm_differentiates_through_the_statistics():
     # Two examples normalise to -1 and 1 whatever they are.
     gradient = jax.jit(jax.grad(first))(jnp.array([[1.0], [5.0]]))
     np.testing.assert_allclose(gradient, np.zeros((2, 1)), atol=1e-6)
+
+
+def test_the_batch_of_a_batch_norm_can_be_rematerialized():
+    layer = layers.batch_norm(3)
+    params, model_state = layer.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 3))
+
+    def loss(x):
+        y, _ = layers.batched(layer)(params, model_state, x, key=jax.random.key(2))
+        return jnp.sum(y**3)
+
+    grads = jax.jit(jax.grad(loss))(x), jax.jit(jax.grad(jax.checkpoint(loss)))(x)
+    np.testing.assert_allclose(*grads, rtol=1e-5, atol=1e-6)
+
+
+NORMS_OF_AN_EXAMPLE = {
+    "layer": layers.layer_norm(6),
+    "rms": layers.rms_norm(6),
+    "group": layers.group_norm(6, 2),
+}
+
+
+@pytest.mark.parametrize("name", NORMS_OF_AN_EXAMPLE)
+def test_derivatives_of_norms_are_those_of_finite_differences(name, x64):
+    layer = NORMS_OF_AN_EXAMPLE[name]
+    params = jax.tree.map(lambda p: p.astype(float), layer.init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (2, 6), float)
+
+    def cubed(x):
+        return jnp.sum(layer.apply(params, x) ** 3)
+
+    check_grads(cubed, (x,), order=2, rtol=1e-5, atol=1e-5)
 
 
 def test_batch_norm_of_bfloat16_keeps_float32_statistics():
