@@ -54,10 +54,10 @@ def standardize(
         x: at least float32.
         is_centered: whether the mean is subtracted.
     """
-    root = np.sqrt(np.asarray(eps, x.dtype))
+    root_of_eps = np.sqrt(np.asarray(eps, x.dtype))
     largest = over(jnp.max, lax.abs(lax.stop_gradient(x)))
     # No square overflows or vanishes, and division by it rounds nothing.
-    scale = numerics.power_of_two_below(jnp.maximum(largest, root))
+    scale = numerics.power_of_two_below(jnp.maximum(largest, root_of_eps))
     inverse = 1 / scale
     x, mean = x * inverse, jnp.zeros_like(scale)
     if is_centered:
@@ -70,7 +70,10 @@ def standardize(
         var = lax.max(square - lax.square(rest), jnp.zeros_like(square))
     else:
         var = over(jnp.mean, lax.square(x))
-    root = numerics.inverse_root(var + lax.square(root * inverse))
+    with_eps = var
+    if eps > 0:  # XLA may square 1 / s by itself, which may overflow: times 0 it is NaN
+        with_eps = var + lax.square(root_of_eps / scale)
+    root = numerics.inverse_root(with_eps)
     return Standardized(x * root, root, scale, mean, var)
 
 
@@ -105,7 +108,8 @@ def _standardize_example_jvp(
 def _slopes(
     over: Over, is_centered: bool, made: Standardized, slope: jax.Array
 ) -> Standardized:
-    slope = slope * (1 / made.scale)
+    # Where r is 0 so is y, whatever x is; the scale of such an x may be tiny.
+    slope = slope * numerics.replaced(made.root == 0, 1 / made.scale, 0)
     if is_centered:
         slope = slope - over(jnp.mean, slope)
     along = over(jnp.mean, made.y * slope)

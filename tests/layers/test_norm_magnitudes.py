@@ -184,3 +184,30 @@ def test_running_statistics_keep_a_small_spread_about_a_large_mean():
     exact = x.astype(np.float64)
     np.testing.assert_allclose(state["mean"], exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(state["var"], exact.var(0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (2, 8)])
+@pytest.mark.parametrize("value", [0.0, 1e-25])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.layer_norm(8, eps=0.0),
+        layers.rms_norm(8, eps=0.0),
+        layers.group_norm(8, 1, eps=0.0),
+    ],
+    ids=["layer", "rms", "group"],
+)
+def test_without_eps_tiny_rows_stay_finite(layer, value, shape):
+    params = layer.init(jax.random.key(0))
+    x = value * jax.random.normal(jax.random.key(1), shape)
+
+    @jax.jit
+    def slopes(x, x_dot):
+        y, y_dot = jax.jvp(lambda x: layer.apply(params, x), (x,), (x_dot,))
+        return y, y_dot
+
+    y, y_dot = slopes(x, jnp.full(shape, 1000 * value))
+    assert np.isfinite([y, y_dot]).all()
+    if value == 0:
+        hessian = jax.jit(jax.hessian(lambda x: jnp.sum(layer.apply(params, x) ** 3)))
+        np.testing.assert_array_equal(hessian(x), 0)
