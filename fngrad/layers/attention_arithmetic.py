@@ -46,7 +46,7 @@ def _is_bad(*arrays: jax.Array) -> jax.Array:
 def _count(condition: jax.Array) -> jax.Array:
     """Return how often a condition holds in each row.
 
-    XLA on CPU has a routine for sums of floats, and compiles `any` each time.
+    XLA on CPU calls a library for sums of floats, and generates code for each `any`.
     """
     return jnp.sum(condition.astype(jnp.float32), axis=-1)
 
@@ -63,11 +63,13 @@ def _clear(is_bad: jax.Array, x: jax.Array) -> jax.Array:
 def output_of(
     params: Params, heads: jax.Array, has_no_weights: jax.Array | None
 ) -> jax.Array:
-    """Return the map of the heads, NaN in rows without weights; None: all have some."""
+    """Return the map of the heads, NaN in rows without weights; None if all have."""
     if has_no_weights is None:
         return dense(params, heads)
-    is_bad = has_no_weights | _is_bad(heads)
-    return _spoil(dense(params, _clear(is_bad, heads)), is_bad)
+    is_bad = _is_bad(heads)
+    # Rows without weights are 0 already; their gradient overflows, and passes on.
+    y = dense(params, _clear(is_bad, heads))
+    return _spoil(y, has_no_weights | is_bad)
 
 
 def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:

@@ -221,3 +221,17 @@ def test_first_and_second_derivatives_are_those_of_finite_differences():
     with float64_mode.x64():
         wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, x))
         check_grads(layer.apply, wide, order=2, modes=("fwd", "rev"))
+
+
+def test_a_nan_that_shows_in_the_loss_shows_in_every_gradient():
+    layer = layers.multi_head_attention(8, 2, causal=True)
+    params = layer.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (6, 8)).at[4, 3].set(jnp.nan)
+
+    def loss(params, first):
+        return jnp.sum(layer.apply(params, x)[:first])
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    for first, is_finite in [(4, True), (6, False)]:
+        for leaf in jax.tree.leaves(gradient(params, first)):
+            assert np.isfinite(leaf).all() == is_finite
