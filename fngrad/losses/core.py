@@ -221,10 +221,10 @@ def reduce(
 
 def _mean(loss: jax.Array, kept: jax.Array) -> jax.Array:
     """Return the mean of weighted losses, also where their sum would overflow."""
-    is_too_large = jnp.isinf(jnp.sum(lax.stop_gradient(loss)))
-    unit = jnp.where(is_too_large, 2.0 ** -loss.size.bit_length(), 1)
-    unit = unit.astype(loss.dtype)
-    return numerics.divide(jnp.sum(loss * unit), jnp.sum(kept) * unit)
+    held, small = lax.stop_gradient(loss), 2.0 ** -loss.size.bit_length()
+    is_too_large = jnp.isinf(jnp.sum(held)) & jnp.isfinite(jnp.sum(held * small))
+    unit = jnp.where(is_too_large, small, 1).astype(loss.dtype)
+    return numerics.divide(jnp.sum(loss * unit), jnp.sum(kept * unit))
 
 
 def reduce_entries(

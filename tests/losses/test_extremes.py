@@ -351,3 +351,18 @@ def test_zero_weight_leaves_out_like_where(bad):
         np.testing.assert_array_equal(got[1][1], np.zeros(4))
     each = L.squared_error(x, Y, axis=-1, weights=w)
     assert each[1] == 0
+
+
+def test_the_mean_of_an_infinite_loss_is_infinite_whatever_its_weight():
+    logits, labels = jnp.array([[0.0, -jnp.inf], [0.0, 0.0]]), jnp.array([1, 0])
+    loss = losses.softmax_cross_entropy_with_integer_labels(
+        logits, labels, weights=jnp.array([2e-38, 0.0]), reduction="mean"
+    )
+    assert loss == jnp.inf
+
+
+def test_the_mean_with_weights_whose_sum_overflows_is_finite():
+    loss = losses.squared_error(
+        jnp.ones(8), jnp.zeros(8), weights=jnp.full(8, 3e38), reduction="mean"
+    )
+    np.testing.assert_allclose(loss, losses.squared_error(1.0, 0.0), rtol=1e-6)
