@@ -177,7 +177,7 @@ class _Direction(NamedTuple):
 
 
 def _direction(x: jax.Array, axes: tuple[int, ...], least: jax.Array) -> _Direction:
-    size = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0)
+    size = numerics.largest(jnp.abs(x), axes, keepdims=True, initial=0)
     is_zero = size == 0
     scale = numerics.power_of_two_below(size / 2)
     x, least = jnp.where(is_zero, 0, x / scale), least / scale

@@ -162,7 +162,7 @@ def maximum_calibration_error(
 def _largest_gap(bins: CalibrationError) -> jax.Array:
     weight = bins.weight + bins.rest[0]
     gaps = bins.confidence - bins.correct + (bins.rest[1] - bins.rest[2])
-    largest = jnp.max(jnp.abs(numerics.divide(gaps, weight)))
+    largest = numerics.largest(jnp.abs(numerics.divide(gaps, weight)))
     return jnp.where(jnp.any(weight != 0), largest, jnp.nan)
 
 

@@ -1,5 +1,6 @@
 """Roots, powers and quotients with finite values and gradients at zero."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,10 +27,13 @@ def replaced(condition: jax.Array, x: jax.Array, value: float) -> jax.Array:
 
 
 def largest(
-    x: jax.Array, axis: int | Sequence[int] | None = None, keepdims: bool = False
+    x: jax.Array,
+    axis: int | Sequence[int] | None = None,
+    keepdims: bool = False,
+    initial: float | None = None,
 ) -> jax.Array:
     """Return the largest entry along the axes, NaN if one is NaN."""
-    return _extreme(jnp.max, x, axis, keepdims)
+    return _extreme(functools.partial(jnp.max, initial=initial), x, axis, keepdims)
 
 
 def smallest(

@@ -19,6 +19,7 @@ import fngrad.tree as tree
 from fngrad.models.generation import next_token
 
 LABELS = np.zeros(64, np.int32)
+ZERO = np.zeros((64, 1), np.float32)
 
 
 def decoded(x):
@@ -40,6 +41,7 @@ FUNCTIONS = {
     "max_pool": pooled(layers.max_pool((2, 2))),
     "adaptive_max_pool": pooled(layers.adaptive_max_pool((2, 2))),
     "multiclass_hinge": lambda x: losses.multiclass_hinge(x, LABELS),
+    "cosine_distance": lambda x: losses.cosine_distance(x * ZERO, jnp.ones_like(x)),
     "calibration_error": lambda x: metrics.calibration_error(x, LABELS).value(),
 }
 
@@ -59,11 +61,19 @@ def test_no_token_is_drawn_from_logits_with_a_nan():
     np.testing.assert_array_equal(tokens == -1, np.isnan(logits).any(axis=-1))
 
 
-@pytest.mark.parametrize("largest", [numerics.largest, numerics.smallest])
-def test_the_extreme_without_a_nan_is_that_of_jax(largest):
-    of_jax = {numerics.largest: jnp.max, numerics.smallest: jnp.min}[largest]
+def test_a_nan_of_one_of_thousands_of_bins_shows():
+    x = np.zeros((64, 128), np.float32)
+    x[40, 17] = np.nan
+    measure = functools.partial(metrics.maximum_calibration_error, num_bins=8192)
+    assert np.isnan(jax.jit(lambda x: measure(x, LABELS).value())(x))
+
+
+@pytest.mark.parametrize(
+    ("extreme", "of_jax"), [(numerics.largest, jnp.max), (numerics.smallest, jnp.min)]
+)
+def test_an_extreme_without_a_nan_is_that_of_jax(extreme, of_jax):
     x = np.float32([[-0.0, 3.0], [np.inf, -np.inf]])
     for axis in (None, 0, (0, 1)):
-        np.testing.assert_array_equal(largest(x, axis), of_jax(x, axis))
-    np.testing.assert_array_equal(largest(np.int32([3, 5])), of_jax(np.int32([3, 5])))
-    assert np.signbit(largest(np.float32([-0.0])))
+        np.testing.assert_array_equal(extreme(x, axis), of_jax(x, axis))
+    np.testing.assert_array_equal(extreme(np.int32([3, 5])), of_jax(np.int32([3, 5])))
+    assert np.signbit(extreme(np.float32([-0.0])))
