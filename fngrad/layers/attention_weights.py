@@ -24,7 +24,8 @@ def attention_weights(layer: Layer) -> Callable[..., tuple[Any, Any]]:
         ``layer.apply``. The weights are a tree with one leaf at the path of each
         attention's parameters: its softmax, before dropout, of shape ``(num_heads,
         length, context_length)``, which sums to 1 over the last axis, or is 0 where a
-        mask leaves nothing to attend to; with `repeat` stacked along a first axis.
+        mask leaves nothing to attend to, or something that is not finite; with
+        `repeat` stacked along a first axis.
 
     Raises:
         TypeError: if ``layer`` is not a layer without state, or its attention is

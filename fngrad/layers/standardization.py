@@ -77,8 +77,6 @@ def standardize(
     return Standardized(x * root, root, scale, mean, var)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 3))
-@functools.partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
 def standardize_example(
     eps: float, over: Over, x: jax.Array, is_centered: bool = True
 ) -> Standardized:
@@ -88,10 +86,18 @@ def standardize_example(
     such a function along mapped axes under `jax.checkpoint`. The mean and the variance
     have no derivative.
     """
+    return _standardize_example(eps, over, is_centered, x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _standardize_example(
+    eps: float, over: Over, is_centered: bool, x: jax.Array
+) -> Standardized:
     return standardize(eps, over, x, is_centered)
 
 
-@standardize_example.defjvp
+@_standardize_example.defjvp
 def _standardize_example_jvp(
     eps: float, over: Over, is_centered: bool, primals: Any, tangents: Any
 ) -> tuple[Standardized, Standardized]:
@@ -100,7 +106,7 @@ def _standardize_example_jvp(
     $$\dot y = r\,(\dot x - y\,\mathrm{mean}(y\,\dot x)), \quad
     \dot r = -r^2\,\mathrm{mean}(y\,\dot x).$$
     """
-    made = standardize_example(eps, over, *primals, is_centered)
+    made = _standardize_example(eps, over, is_centered, *primals)
     return made, _slopes(over, is_centered, made, *tangents)
 
 
