@@ -63,7 +63,13 @@ def _clear(is_bad: jax.Array, x: jax.Array) -> jax.Array:
 def output_of(
     params: Params, heads: jax.Array, has_no_weights: jax.Array | None
 ) -> jax.Array:
-    """Return the map of the heads, NaN in rows without weights; None if all have."""
+    """Return the map of the heads, NaN in the rows that have no weights.
+
+    Args:
+        params: of the map.
+        heads: shape (length, heads * head_size).
+        has_no_weights: the second result of `weights_of`; None without a mask.
+    """
     if has_no_weights is None:
         return dense(params, heads)
     is_bad = _is_bad(heads)
@@ -100,7 +106,7 @@ def weights_of(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the softmax, and which positions have none although they may attend.
 
-    It has a row for each head and position, of shape (kv_heads, group * length,
+    The softmax has a row per head and position, of shape (kv_heads, group * length,
     context_length). With a mask a row is 0 if it may attend to a bad place, or if a
     logit overflows, and the position is marked in the second result.
 

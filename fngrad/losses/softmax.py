@@ -86,15 +86,10 @@ def _softmax(x: jax.Array, axes: tuple[int, ...]) -> _Softmax:
     largest = lax.stop_gradient(jnp.max(x, axis=axes, keepdims=True))
     below = x - largest
     e, excess = numerics.exponentials(below, axes)
-    surprise = jnp.log1p(excess) - below
-    others = _others(below, e, excess) / (1 + excess)
-    return _Softmax(surprise, e / (1 + excess), others)
-
-
-def _others(below: jax.Array, e: jax.Array, excess: jax.Array) -> jax.Array:
-    """Return the sums of the exponentials of the other classes."""
     # The largest itself is e = 1, and 1 - e is exact; both keep their slopes.
-    return jnp.where(below == 0, excess + (1 - e), 1 + (excess - e))
+    others = jnp.where(below == 0, excess + (1 - e), 1 + (excess - e))
+    surprise = jnp.log1p(excess) - below
+    return _Softmax(surprise, e / (1 + excess), others / (1 + excess))
 
 
 def _value(axes: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
@@ -163,9 +158,8 @@ def _cross_entropy_of_index_jvp(
     axis: int, primals: tuple, tangents: tuple
 ) -> tuple[jax.Array, jax.Array]:
     (x, index), (x_dot, _) = primals, tangents
-    below = x - lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
-    e, excess = numerics.exponentials(below, (axis,))
+    softmax = _softmax(x, (axis,))
     is_own = jax.nn.one_hot(index, x.shape[axis], axis=axis, dtype=bool)
-    slope = jnp.where(is_own, -_others(below, e, excess), e) / (1 + excess)
+    slope = jnp.where(is_own, -softmax.others, softmax.p)
     loss = _cross_entropy_of_index(axis, x, index)
     return loss, jnp.sum(slope * x_dot, axis=axis)
