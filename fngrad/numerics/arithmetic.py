@@ -74,10 +74,17 @@ def power_or_one(base: jax.Array, exponent: jax.Array) -> jax.Array:
     return jnp.where(exponent == 0, 1, power(base, exponent))
 
 
+@jax.custom_jvp
 def square_root(x: jax.Array) -> jax.Array:
     """Return the root, 0 with zero gradient where x is 0."""
-    is_zero = x == 0
-    return replaced(is_zero, jnp.sqrt(replaced(is_zero, x, 1)), 0)
+    return lax.sqrt(x)
+
+
+@square_root.defjvp
+def _square_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (x_dot,) = primals, tangents
+    root = square_root(x)
+    return root, 0.5 / replaced(root == 0, root, np.inf) * x_dot
 
 
 def inverse_root(x: jax.Array) -> jax.Array:

@@ -79,7 +79,7 @@ def scale_by_amsgrad(
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)
         before = debias == "before_max"
-        candidate = remove_bias(nu, beta_2, state.step) if before else nu
+        candidate = remove_bias(nu, beta_2, state.step, bounded=True) if before else nu
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, candidate)
         after = debias == "after_max"
         new_updates = divide_by_root(

@@ -70,7 +70,9 @@ def scale_by_laprop(
         )
         mu = tree.average(beta_1, state.mu, normal)
         step = numerics.next_step(state.step)
-        return remove_bias(mu, beta_1, state.step), ScaleByLapropState(step, mu, nu)
+        return remove_bias(mu, beta_1, state.step, bounded=True), ScaleByLapropState(
+            step, mu, nu
+        )
 
     return chain(Transform(init, update, name="scale_by_laprop"))
 

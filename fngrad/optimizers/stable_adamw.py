@@ -73,7 +73,7 @@ def scale_by_stable_adamw(
         updates = squarable(updates)
         mu = tree.average(beta_1, state.mu, updates)
         nu = average_square(beta_2, state.nu, updates)
-        nu_hat = remove_bias(nu, beta_2, state.step)
+        nu_hat = remove_bias(nu, beta_2, state.step, bounded=True)
         new_updates = divide_by_root(
             remove_bias(mu, beta_1, state.step), nu_hat, 0.0, outside
         )

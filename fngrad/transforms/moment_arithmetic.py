@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
@@ -132,15 +133,24 @@ def weight_seen(decay: jax.Array, step: jax.Array) -> jax.Array:
     return -jnp.expm1(t * jnp.log(decay))
 
 
-def remove_bias(moment: Updates, decay: jax.Array, step: jax.Array) -> Updates:
-    """Divide by the weight that an average from zero has seen; finite stays finite."""
+def remove_bias(
+    moment: Updates, decay: jax.Array, step: jax.Array, *, bounded: bool = False
+) -> Updates:
+    """Divide by the weight that an average from zero has seen.
+
+    Of `squarable` updates the quotient fits, and that of their squares up to rounding,
+    which `divide_by_root` allows for.
+
+    Args:
+        moment: an average of updates, or of their squares.
+        decay: of the average.
+        step: number of updates before this one.
+        bounded: whether a quotient that would overflow is the largest float; needed of
+            other updates, and where the quotient is kept.
+    """
     weight = weight_seen(decay, step)
-    return jax.tree.map(lambda m: _divided_by_weight(m, weight), moment)
-
-
-@functools.partial(jax.jit, inline=True)  # traced once for all leaves of a shape
-def _divided_by_weight(moment: jax.Array, weight: jax.Array) -> jax.Array:
-    return numerics.bounded(moment / weight.astype(moment.dtype), moment)
+    divided = jax.tree.map(lambda m: m / weight.astype(m.dtype), moment)
+    return jax.tree.map(numerics.bounded, divided, moment) if bounded else divided
 
 
 def look_ahead(
@@ -184,7 +194,9 @@ def _divided_by_root(
     total = square + jnp.asarray(inside, square.dtype)
     root = numerics.square_root(jnp.minimum(total, jnp.finfo(total.dtype).max))
     denominator = root + jnp.asarray(outside, square.dtype)
-    return numerics.divide(u, denominator.astype(u.dtype))
+    if jnp.iscomplexobj(u):
+        return numerics.divide(u, denominator.astype(u.dtype))
+    return u / numerics.replaced(denominator == 0, denominator, np.inf).astype(u.dtype)
 
 
 def place_eps(eps: jax.Array, is_inside: bool) -> tuple[Scalar, Scalar]:
