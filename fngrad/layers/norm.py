@@ -268,7 +268,6 @@ def batch_norm(
         over = Over(tuple(range(x.ndim - 1)), axis_name)
         y, _, scale, mean, var = standardize(eps, over, _widen(x))
         seen = {"mean": scale * mean, "var": scale * (scale * var)}
-        seen = {name: value.reshape(channels) for name, value in seen.items()}
         return _rescale(params, y, x), seen
 
     return StatefulLayer(init, apply)

@@ -19,8 +19,8 @@ class Over(NamedTuple):
     axis_name: str | Sequence[str] | None = None  # of mapped axes
 
     def __call__(self, reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-        """Return jnp.mean or jnp.max over it, the axes kept."""
-        reduced = reduce(x, axis=self.axes, keepdims=True)
+        """Return jnp.mean or jnp.max over it, without the axes."""
+        reduced = reduce(x, axis=self.axes)
         if self.axis_name is None:
             return reduced
         merge = lax.pmax if reduce is jnp.max else lax.pmean
@@ -31,6 +31,15 @@ class Over(NamedTuple):
                 f"need an axis called {self.axis_name!r} to take batch statistics "
                 "over, as fngrad.layers.batched makes, got none"
             ) from error
+
+    def spread(self, reduced: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return what was reduced in the shape from which it came.
+
+        In one operation: sizes of 1, as of `keepdims`, cost XLA more than they save.
+        """
+        axes = {axis % len(shape) for axis in self.axes}
+        others = [axis for axis in range(len(shape)) if axis not in axes]
+        return lax.broadcast_in_dim(reduced, shape, others)
 
 
 class Standardized(NamedTuple):
@@ -54,19 +63,19 @@ def standardize(
         x: at least float32.
         is_centered: whether the mean is subtracted.
     """
+    spread = functools.partial(over.spread, shape=x.shape)
     root_of_eps = np.sqrt(np.asarray(eps, x.dtype))
     largest = over(jnp.max, lax.abs(lax.stop_gradient(x)))
     # No square overflows or vanishes, and division by it rounds nothing.
     scale = numerics.power_of_two_below(jnp.maximum(largest, root_of_eps))
-    inverse = 1 / scale
-    x, mean = x * inverse, jnp.zeros_like(scale)
+    x, mean = x * spread(1 / scale), jnp.zeros_like(scale)
     if is_centered:
         mean = over(jnp.mean, x)
-        x = x - mean
+        x = x - spread(mean)
         # What the mean's rounding has left in all entries; it has no derivative.
         rest, square = over(jnp.mean, x), over(jnp.mean, lax.square(x))
         rest = lax.stop_gradient(rest)
-        x, mean = x - rest, mean + rest
+        x, mean = x - spread(rest), mean + rest
         var = lax.max(square - lax.square(rest), jnp.zeros_like(square))
     else:
         var = over(jnp.mean, lax.square(x))
@@ -74,7 +83,7 @@ def standardize(
     if eps > 0:  # XLA may square 1 / s by itself, which may overflow: times 0 it is NaN
         with_eps = var + lax.square(root_of_eps / scale)
     root = numerics.inverse_root(with_eps)
-    return Standardized(x * root, root, scale, mean, var)
+    return Standardized(x * spread(root), root, scale, mean, var)
 
 
 def standardize_example(
@@ -114,12 +123,13 @@ def _standardize_example_jvp(
 def _slopes(
     over: Over, is_centered: bool, made: Standardized, slope: jax.Array
 ) -> Standardized:
+    spread = functools.partial(over.spread, shape=slope.shape)
     # Where r is 0 so is y, whatever x is; the scale of such an x may be tiny.
-    slope = slope * numerics.replaced(made.root == 0, 1 / made.scale, 0)
+    slope = slope * spread(numerics.replaced(made.root == 0, 1 / made.scale, 0))
     if is_centered:
-        slope = slope - over(jnp.mean, slope)
+        slope = slope - spread(over(jnp.mean, slope))
     along = over(jnp.mean, made.y * slope)
     zero = jnp.zeros_like(made.scale)
-    y_slope = made.root * (slope - made.y * along)
+    y_slope = spread(made.root) * (slope - made.y * spread(along))
     root_slope = -lax.square(made.root) * along
     return Standardized(y_slope, root_slope, zero, zero, zero)
