@@ -19,14 +19,22 @@ _MARKS = {"", "rematted_computation", "checkpoint"}  # scopes that JAX adds
 def layer_of(scopes: str) -> Path:
     """Return the path that the named scopes form, without the marks of JAX.
 
+    Where a derivative has a rule of its own, its transpose has the whole path twice.
+
     Example:
         >>> from fngrad.postmortem.source_locations import layer_of
         >>> layer_of("transpose(jvp(vmap(layers/0)))/head")
         'layers/0/head'
+        >>> layer_of("transpose(jvp(vmap(layers/0)))/head/jvp(vmap(layers/0))/head")
+        'layers/0/head'
     """
-    bare = re.sub(r"\w+\(|\)", "", scopes)
-    parts = [p for p in bare.split("/") if p not in _MARKS and "->" not in p]
-    return "/".join(parts)  # einsum writes its subscripts, "ij,jk->ik"
+    path: list[str] = []
+    for part in re.split(r"/(?=\w+\()", scopes):  # before each transformation
+        bare = re.sub(r"\w+\(|\)", "", part)
+        names = [p for p in bare.split("/") if p not in _MARKS and "->" not in p]
+        is_repeated = names[: len(path)] == path
+        path = names if is_repeated else path + names
+    return "/".join(path)  # einsum writes its subscripts, "ij,jk->ik"
 
 
 def phase_of(scopes: str, reaches_loss: bool) -> str:

@@ -81,6 +81,19 @@ def test_an_overflow_is_found_in_its_layer_and_row():
     assert found.leaf == "gradient/head/bias"
 
 
+def test_a_layer_whose_derivative_has_a_rule_is_named_once():
+    model = layers.serial(
+        body=layers.linear(3, 3, weight_init=lambda *_: 1e-20 * jnp.eye(3)),
+        inner=layers.serial(norm=layers.layer_norm(3, eps=0.0, scale=False)),
+    )
+
+    def loss_fn(params, batch):
+        return 1e30 * jnp.mean(layers.batched(model)(params, batch["x"])[:, 0])
+
+    found = examine(loss_fn, model.init(0))
+    assert (found.phase, found.layer) == ("backward", "inner/norm")
+
+
 def test_an_overflow_in_the_optimizer_is_separated_from_the_gradient():
     def loss_fn(params, batch):
         return jnp.sum(params["w"].astype(jnp.float32) * -30.0)
