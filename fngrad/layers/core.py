@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import fngrad.layers.layer_tree as layer_tree
 import fngrad.numerics as numerics
@@ -199,7 +200,7 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
 
 def add_bias(y: jax.Array, params: Params) -> jax.Array:
     """Return y + bias, over the last axis, in the dtype of y; y if there is no bias."""
-    return add_shared(y, along_last(params["bias"], y.ndim)) if "bias" in params else y
+    return add_shared(y, along_last(params["bias"], y.shape)) if "bias" in params else y
 
 
 def add_shared(y: jax.Array, shared: jax.Array) -> jax.Array:
@@ -221,9 +222,9 @@ def with_narrow_residuals(fn: Callable[..., Any], params: Params, x: jax.Array) 
     return (jax.checkpoint(fn) if is_narrow(x.dtype) else fn)(params, x)
 
 
-def along_last(vector: jax.Array, ndim: int) -> jax.Array:
-    """Return a vector as the last of ``ndim`` axes."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
+def along_last(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return a vector along the last axis of a shape, or a number everywhere in it."""
+    return lax.broadcast_in_dim(vector, shape, (len(shape) - 1,) * vector.ndim)
 
 
 def drop(

@@ -260,8 +260,8 @@ def batch_norm(
 
     def evaluated(arrays: tuple[Params, ModelState], x: jax.Array) -> jax.Array:
         params, used = arrays
-        mean, var = (along_last(used[name], x.ndim) for name in ("mean", "var"))
-        y = (_widen(x) - mean) * numerics.inverse_root(var + eps)
+        mean, root = used["mean"], numerics.inverse_root(used["var"] + eps)
+        y = (_widen(x) - along_last(mean, x.shape)) * along_last(root, x.shape)
         return _rescale(params, y, x)
 
     def trained(params: Params, x: jax.Array) -> tuple[jax.Array, ModelState]:
@@ -318,7 +318,7 @@ def _rescale(params: Params, y: jax.Array, x: jax.Array) -> jax.Array:
     )
     y = y.astype(wide)
     if "scale" in params:
-        y = y * along_last(params["scale"].astype(wide), y.ndim)
+        y = y * along_last(params["scale"].astype(wide), y.shape)
     if "bias" in params:
-        y = y + along_last(params["bias"].astype(wide), y.ndim)
+        y = y + along_last(params["bias"].astype(wide), y.shape)
     return y.astype(x.dtype)

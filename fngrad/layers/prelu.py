@@ -66,7 +66,8 @@ def prelu(channels: int | None = None, *, slope_init: Initializer = _QUARTER) ->
         # The slope's gradient is a sum over positions: it is taken wide.
         slope, wide = tree.widen(params["slope"]), tree.widen(x)
         dtype = jnp.promote_types(slope.dtype, wide.dtype)
-        slope, wide = along_last(slope.astype(dtype), x.ndim), wide.astype(dtype)
+        slope = along_last(slope.astype(dtype), x.shape)
+        wide = wide.astype(dtype)
         return jnp.where(wide > 0, wide, slope * wide).astype(x.dtype)
 
     return Layer(init, by_position(apply))

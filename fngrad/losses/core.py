@@ -221,8 +221,9 @@ def reduce(
 
 def _mean(loss: jax.Array, kept: jax.Array) -> jax.Array:
     """Return the mean of weighted losses, also where their sum would overflow."""
-    held, small = lax.stop_gradient(loss), 2.0 ** -loss.size.bit_length()
-    is_too_large = jnp.isinf(jnp.sum(held)) & jnp.isfinite(jnp.sum(held * small))
+    small = 2.0 ** -loss.size.bit_length()
+    largest = jnp.max(jnp.abs(lax.stop_gradient(loss)), initial=0)
+    is_too_large = (largest > jnp.finfo(loss.dtype).max * small) & (largest < jnp.inf)
     unit = jnp.where(is_too_large, small, 1).astype(loss.dtype)
     return numerics.divide(jnp.sum(loss * unit), jnp.sum(kept * unit))
 
