@@ -84,7 +84,9 @@ def square_root(x: jax.Array) -> jax.Array:
 def _square_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x,), (x_dot,) = primals, tangents
     root = square_root(x)
-    return root, 0.5 / replaced(root == 0, root, np.inf) * x_dot
+    is_zero = root == 0
+    # Two selections: at 0 no slope passes, and none of a second derivative.
+    return root, 0.5 / replaced(is_zero, root, 1) * replaced(is_zero, x_dot, 0)
 
 
 def inverse_root(x: jax.Array) -> jax.Array:

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
@@ -194,9 +193,7 @@ def _divided_by_root(
     total = square + jnp.asarray(inside, square.dtype)
     root = numerics.square_root(jnp.minimum(total, jnp.finfo(total.dtype).max))
     denominator = root + jnp.asarray(outside, square.dtype)
-    if jnp.iscomplexobj(u):
-        return numerics.divide(u, denominator.astype(u.dtype))
-    return u / numerics.replaced(denominator == 0, denominator, np.inf).astype(u.dtype)
+    return numerics.divide(u, denominator.astype(u.dtype))
 
 
 def place_eps(eps: jax.Array, is_inside: bool) -> tuple[Scalar, Scalar]:

@@ -21,6 +21,20 @@ def test_division_by_zero_is_zero_with_zero_gradient():
     np.testing.assert_array_equal(grads, [0.0, 0.0])
 
 
+def test_no_slope_passes_a_root_of_zero_not_even_an_infinite_one():
+    x = jnp.array([0.0, 4.0])
+    root, pull = jax.vjp(numerics.square_root, x)
+    np.testing.assert_array_equal(root, [0.0, 2.0])
+    for slope in (1.0, jnp.inf):
+        slopes = jnp.full(2, slope)
+        expected = [0.0, slope / 4]
+        np.testing.assert_array_equal(pull(slopes)[0], expected)
+        along = jax.jvp(numerics.square_root, (x,), (slopes,))[1]
+        np.testing.assert_array_equal(along, expected)
+    second = jax.hessian(lambda x: jnp.sum(numerics.square_root(x)))(x)
+    np.testing.assert_array_equal(second, jnp.diag(jnp.array([0.0, -1 / 32])))
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_norm_along_an_axis_is_exact_wherever_it_fits(size):
     x = np.array([[3, 4], [0, 0], [5e-3, 12e-3]], "f4") * np.float32(size)
@@ -69,5 +83,5 @@ def test_clipping_passes_on_nan_and_infinities_where_its_condition_fails(dtype):
 def test_a_replacement_is_one_equation_and_no_function_of_its_own():
     """`jnp.where` is a jitted function, traced and batched apart for each shape."""
     x = jnp.ones(3)
-    program = jax.make_jaxpr(numerics.square_root)(x)
+    program = jax.make_jaxpr(numerics.inverse_root)(x)
     assert "jit" not in str(program)
