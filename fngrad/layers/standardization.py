@@ -19,7 +19,7 @@ class Over(NamedTuple):
     axis_name: str | Sequence[str] | None = None  # of mapped axes
 
     def __call__(self, reduce: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-        """Return jnp.mean or jnp.max over it, without the axes."""
+        """Return jnp.mean or jnp.max over the axes, which are dropped."""
         reduced = reduce(x, axis=self.axes)
         if self.axis_name is None:
             return reduced
@@ -33,7 +33,7 @@ class Over(NamedTuple):
             ) from error
 
     def spread(self, reduced: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Return what was reduced in the shape from which it came.
+        """Return what was reduced, broadcast back to the shape it came from.
 
         In one operation: sizes of 1, as of `keepdims`, cost XLA more than they save.
         """

@@ -223,7 +223,8 @@ def _mean(loss: jax.Array, kept: jax.Array) -> jax.Array:
     """Return the mean of weighted losses, also where their sum would overflow."""
     small = 2.0 ** -loss.size.bit_length()
     largest = jnp.max(jnp.abs(lax.stop_gradient(loss)), initial=0)
-    is_too_large = (largest > jnp.finfo(loss.dtype).max * small) & (largest < jnp.inf)
+    limit = float(jnp.finfo(loss.dtype).max) * small
+    is_too_large = (largest > limit) & (largest < jnp.inf)
     unit = jnp.where(is_too_large, small, 1).astype(loss.dtype)
     return numerics.divide(jnp.sum(loss * unit), jnp.sum(kept * unit))
 

@@ -74,19 +74,10 @@ def power_or_one(base: jax.Array, exponent: jax.Array) -> jax.Array:
     return jnp.where(exponent == 0, 1, power(base, exponent))
 
 
-@jax.custom_jvp
 def square_root(x: jax.Array) -> jax.Array:
     """Return the root, 0 with zero gradient where x is 0."""
-    return lax.sqrt(x)
-
-
-@square_root.defjvp
-def _square_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x,), (x_dot,) = primals, tangents
-    root = square_root(x)
-    is_zero = root == 0
-    # Two selections: at 0 no slope passes, and none of a second derivative.
-    return root, 0.5 / replaced(is_zero, root, 1) * replaced(is_zero, x_dot, 0)
+    is_zero = x == 0
+    return replaced(is_zero, jnp.sqrt(replaced(is_zero, x, 1)), 0)
 
 
 def inverse_root(x: jax.Array) -> jax.Array:

@@ -74,9 +74,8 @@ def scale_by_adamax(
 
         mu = tree.average(beta_1, state.mu, updates)
         nu = jax.tree.map(advance, state.nu, updates)
-        new_updates = jax.tree.map(
-            divide, remove_bias(mu, beta_1, state.step, bounded=True), nu
-        )
+        mu_hat = remove_bias(mu, beta_1, state.step, bounded=True)
+        new_updates = jax.tree.map(divide, mu_hat, nu)
         return new_updates, ScaleByAdamaxState(numerics.next_step(state.step), mu, nu)
 
     return chain(Transform(init, update, name="scale_by_adamax"))

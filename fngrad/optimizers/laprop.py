@@ -69,10 +69,9 @@ def scale_by_laprop(
             outside=numerics.hyper(eps, state.step),
         )
         mu = tree.average(beta_1, state.mu, normal)
+        new_updates = remove_bias(mu, beta_1, state.step, bounded=True)
         step = numerics.next_step(state.step)
-        return remove_bias(mu, beta_1, state.step, bounded=True), ScaleByLapropState(
-            step, mu, nu
-        )
+        return new_updates, ScaleByLapropState(step, mu, nu)
 
     return chain(Transform(init, update, name="scale_by_laprop"))
 

@@ -82,7 +82,7 @@ def scale_by_yogi(
         mu = tree.average(beta_1, state.mu, updates)
         nu = jax.tree.map(advance, state.nu, updates)
         new_updates = divide_by_root(
-            remove_bias(mu, beta_1, state.step) if debias else mu,
+            remove_bias(mu, beta_1, state.step, bounded=True) if debias else mu,
             remove_bias(nu, beta_2, state.step) if debias else nu,
             inside=numerics.hyper(eps_root, state.step),
             outside=numerics.hyper(eps, state.step),

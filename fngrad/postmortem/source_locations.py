@@ -27,14 +27,22 @@ def layer_of(scopes: str) -> Path:
         'layers/0/head'
         >>> layer_of("transpose(jvp(vmap(layers/0)))/head/jvp(vmap(layers/0))/head")
         'layers/0/head'
+        >>> layer_of("transpose(jvp(layers/0))/vmap(layers/0)")  # a model in a layer
+        'layers/0/layers/0'
+        >>> layer_of("transpose(jvp(loss))/vmap(a)/norm/jvp(loss)/vmap(a)/norm")
+        'loss/a/norm'
     """
-    path: list[str] = []
-    for part in re.split(r"/(?=\w+\()", scopes):  # before each transformation
-        bare = re.sub(r"\w+\(|\)", "", part)
-        names = [p for p in bare.split("/") if p not in _MARKS and "->" not in p]
-        is_repeated = names[: len(path)] == path
-        path = names if is_repeated else path + names
-    return "/".join(path)  # einsum writes its subscripts, "ij,jk->ik"
+    before, _, after = scopes.partition("/jvp(")
+    if "transpose(" not in before:
+        return "/".join(_names(scopes))
+    path, again = _names(before), _names(after)
+    return "/".join(again if again[: len(path)] == path else path + again)
+
+
+def _names(scopes: str) -> list[str]:
+    bare = re.sub(r"\w+\(|\)", "", scopes)
+    # einsum writes its subscripts, "ij,jk->ik".
+    return [p for p in bare.split("/") if p not in _MARKS and "->" not in p]
 
 
 def phase_of(scopes: str, reaches_loss: bool) -> str:

@@ -137,8 +137,8 @@ def remove_bias(
 ) -> Updates:
     """Divide by the weight that an average from zero has seen.
 
-    Of `squarable` updates the quotient fits, and that of their squares up to rounding,
-    which `divide_by_root` allows for.
+    For `squarable` updates the quotient fits; that of their squares may exceed the
+    largest float by rounding, which `divide_by_root` allows for.
 
     Args:
         moment: an average of updates, or of their squares.

@@ -189,8 +189,8 @@ def ema(decay: Hyper, debias: bool = True) -> Transform:
         beta = numerics.hyper(decay, state.step)
         mean = tree.average(beta, state.ema, updates)
         new_state = EmaState(numerics.next_step(state.step), mean)
-        return remove_bias(
-            mean, beta, state.step, bounded=True
-        ) if debias else mean, new_state
+        if debias:
+            mean = remove_bias(mean, beta, state.step, bounded=True)
+        return mean, new_state
 
     return chain(Transform(init, update, name="ema"))
