@@ -17,7 +17,7 @@ to rounding, which is checked. By hand there is no protection against overflow o
 against what is not finite; `fngrad` has it everywhere. *with norms* are the metrics
 that `make_step` reports by default: the global norms of gradient, update and
 parameters, by hand a sum of squares each. Cases take turns; before each compilation
-JAX's caches are cleared.
+JAX's caches are cleared and garbage is collected.
 """
 
 import dataclasses
