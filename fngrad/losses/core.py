@@ -222,6 +222,7 @@ def reduce(
 def _mean(loss: jax.Array, kept: jax.Array) -> jax.Array:
     """Return the mean of weighted losses, also where their sum would overflow."""
     small = 2.0 ** -loss.size.bit_length()
+    # `numerics.largest` is not needed: a NaN reaches the mean through the sum.
     largest = jnp.max(jnp.abs(lax.stop_gradient(loss)), initial=0)
     limit = float(jnp.finfo(loss.dtype).max) * small
     is_too_large = (largest > limit) & (largest < jnp.inf)

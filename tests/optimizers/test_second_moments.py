@@ -12,6 +12,7 @@ from fngrad.optimizers.adam import scale_by_adam
 from fngrad.optimizers.novograd import scale_by_block_norm
 from fngrad.optimizers.rmsprop import scale_by_rms, scale_by_stddev
 from fngrad.optimizers.sm3 import scale_by_sm3
+from fngrad.optimizers.yogi import scale_by_yogi
 from fngrad.transforms.blocks import clip_by_block_rms
 from fngrad.transforms.core import chain
 
@@ -97,6 +98,13 @@ def test_a_coordinate_without_gradients_does_not_move_under_adagrad(eps_in_sqrt,
     transform = scale_by_rss(0.0, eps, eps_in_sqrt)
     updates, _ = first_update(transform, jnp.array([0.0, 2.0]))
     np.testing.assert_allclose(updates, [0.0, 1.0], rtol=1e-6)
+
+
+def test_yogi_stays_finite_where_its_mean_begins_near_the_largest_float():
+    """Such a mean is none of `squarable` updates: its bias correction needs a bound."""
+    transform = scale_by_yogi(initial_accumulator_value=1e38)
+    updates, _ = first_update(transform, jnp.array([1.0]))
+    assert np.all(np.isfinite(updates))
 
 
 def test_epsilon_is_inside_or_outside_the_root():
