@@ -13,6 +13,7 @@ from fngrad.layers.attention_arithmetic import (
     in_narrowest,
     output_of,
     project,
+    turned,
     weighted,
     weights_of,
 )
@@ -238,7 +239,8 @@ def _attend(
         first + jnp.arange(len(a), dtype=jnp.int32) for a in (x, source)
     )
     if how.rotary is not None:
-        q, k = how.rotary(q, positions), how.rotary(k, places)
+        q, is_bad_query = turned(how.rotary, q, positions, is_bad_query, is_masked)
+        k, is_bad_source = turned(how.rotary, k, places, is_bad_source, is_masked)
     seen = Sources(k, v, places, is_bad_source)
     if cache is not None:
         is_bad_query |= is_past_end(cache, positions, how.window)
@@ -248,12 +250,12 @@ def _attend(
     if how.alibi:
         biases = alibi_biases(how.num_heads, positions, seen.positions)
     is_bad = is_bad_query[:, None] | seen.is_bad[None, :]
-    softmax, is_over = weights_of(q, seen.keys, allowed, is_bad, biases)
+    softmax, has_none = weights_of(q, seen.keys, allowed, is_bad, biases)
     weights = softmax
     if key is not None and how.dropout_rate is not None:
         weights = drop(how.dropout_rate, softmax, key)
     heads = weighted(weights, seen.values, len(x))
-    y = output_of(params["output"], heads, None if allowed is None else is_over)
+    y = output_of(params["output"], heads, None if allowed is None else has_none)
     return _Attended(y, softmax.reshape(how.num_heads, len(x), -1), cache)
 
 

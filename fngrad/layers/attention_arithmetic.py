@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,32 @@ def project(
     images = [dense(params, finite_x) for params in maps]
     is_bad = _is_bad(x, *images)
     return [_clear(is_bad, y) for y in images], is_bad
+
+
+def turned(
+    rotate: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    positions: jax.Array,
+    is_bad: jax.Array,
+    is_masked: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Return x turned by its positions, and which are bad now: a sum may overflow.
+
+    With a mask these become 0, see `project`.
+
+    Args:
+        rotate: maps x of shape (length, heads, head_size) and positions.
+        x: finite with a mask.
+        positions: int32, shape (length,).
+        is_bad: which positions are bad already.
+        is_masked: whether there is a mask.
+    """
+    y = rotate(x, positions)
+    if not is_masked:
+        return y, is_bad
+    rows = y.reshape(len(y), -1)
+    overflows = _is_bad(rows)
+    return _clear(overflows, rows).reshape(y.shape), is_bad | overflows
 
 
 def _is_bad(*arrays: jax.Array) -> jax.Array:
@@ -128,8 +154,8 @@ def weights_of(
             jnp.broadcast_to(mask, (q.shape[1], *mask.shape[-2:])).reshape(logits.shape)
             for mask in (allowed, is_bad)
         )
-        weights, is_over = _masked_softmax(logits, *masks)
-        return weights.astype(q.dtype), jnp.any(is_over.reshape(-1, len(q)), axis=0)
+        weights, has_none = _masked_softmax(logits, *masks)
+        return weights.astype(q.dtype), jnp.any(has_none.reshape(-1, len(q)), axis=0)
 
     return with_narrow_residuals(softmax, q, k)
 
@@ -183,15 +209,15 @@ def _masked_softmax(
     logits = numerics.replaced(is_bad, logits, jnp.nan)
     weights = jax.nn.softmax(numerics.replaced(~allowed, logits, -jnp.inf))
     is_nan = jnp.isnan(weights[..., :1])  # the whole row or none of it
-    is_over = is_nan & (_count(allowed)[..., None] > 0)
-    return numerics.replaced(is_nan, weights, 0), is_over
+    has_none = is_nan & (_count(allowed)[..., None] > 0)
+    return numerics.replaced(is_nan, weights, 0), has_none
 
 
 @_masked_softmax.defjvp
 def _masked_softmax_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Keep the weights alone: they are 0 where a logit is left out."""
-    weights, is_over = _masked_softmax(*primals)
+    weights, has_none = _masked_softmax(*primals)
     slope = weights * tangents[0]
     slope -= weights * jnp.sum(slope, axis=-1, keepdims=True)
-    no_slope = np.zeros(is_over.shape, jax.dtypes.float0)
-    return (weights, is_over), (slope, no_slope)
+    no_slope = np.zeros(has_none.shape, jax.dtypes.float0)
+    return (weights, has_none), (slope, no_slope)

@@ -129,6 +129,30 @@ def test_a_window_hides_the_distant_past():
     np.testing.assert_array_equal(is_nan, [False, True, True, False, False, False])
 
 
+@pytest.mark.parametrize(
+    ("large", "small", "is_nan"), [("query", "key", [4]), ("key", "query", [4, 5])]
+)
+def test_what_overflows_when_turned_spoils_no_gradient_of_others(large, small, is_nan):
+    layer = layers.multi_head_attention(2, 1, causal=True, rotary=layers.rotary())
+    params, x = filled(layer), sequence(features=2)
+    params[large]["weight"], params[small]["weight"] = jnp.eye(2), 1e-38 * jnp.eye(2)
+    params["value"]["weight"] = 0.1 * jnp.eye(2)
+    x[4] = -3e38, 3e38  # turned by 4 radians, its first entry is 4.2e38
+
+    @jax.jit
+    def slopes_and_y(params, x):
+        def loss_of(params, x):
+            y = layer.apply(params, x)
+            return jnp.sum(y[:4] ** 2), y
+
+        return jax.grad(loss_of, argnums=(0, 1), has_aux=True)(params, x)
+
+    slopes, y = slopes_and_y(params, x)
+    assert np.flatnonzero(np.isnan(y).all(-1)).tolist() == is_nan
+    expected, _ = slopes_and_y(params, np.where(np.abs(x) > 1e38, 0, x))
+    jax.tree.map(np.testing.assert_array_equal, slopes, expected)
+
+
 @pytest.mark.slow
 def test_derivatives_are_those_of_finite_differences():
     layer = layers.multi_head_attention(
