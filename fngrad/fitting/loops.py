@@ -301,7 +301,7 @@ def _probe_seconds(compiling: float, seconds: float) -> float:
         seconds: of a step.
     """
     one_round = max(PROBE_ROUND, PROBE_STEPS * seconds)
-    alone = (2 + PROBE_ROUNDS * PROBE_STEPS) * seconds
+    alone = (3 + PROBE_ROUNDS * PROBE_STEPS) * seconds  # each loop's first step too
     return compiling + alone + 2 * PROBE_ROUNDS * one_round
 
 

@@ -98,6 +98,21 @@ def test_the_choice_takes_a_tenth_of_the_run_at_most(
         assert choice.loop == "scan"
 
 
+@pytest.mark.parametrize("seconds", [1e-4, 1.1e-3, 3.9e-3, 9e-3])
+def test_the_choice_is_made_in_every_run_that_is_ten_times_as_long(
+    monkeypatch, seconds
+):
+    options = {"python": seconds, "scan": seconds, "compiling": 0.5}
+    _, calls, spent = timed_choice(monkeypatch, **options)
+    assert "scan" in dict(calls)
+    least = 10 * (spent - 0.5) / seconds  # the Python loop's program is used
+    for share, is_timed in ((0.95, False), (1.05, True)):
+        remaining = round(share * least)
+        _, calls, spent = timed_choice(monkeypatch, remaining=remaining, **options)
+        assert ("scan" in dict(calls)) == is_timed
+        assert spent - 0.5 <= 0.1 * seconds * remaining + 1e-9
+
+
 def test_a_loop_that_is_twice_as_slow_is_timed_in_one_round(monkeypatch):
     _, calls, _ = timed_choice(monkeypatch, python=1e-3, scan=1e-2)
     assert sum(name == "scan" for name, _ in calls) == 2  # compiled, and timed
