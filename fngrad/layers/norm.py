@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 import fngrad.layers.initializers as initializers
 import fngrad.numerics as numerics
@@ -51,6 +52,7 @@ def layer_norm(
         bias: whether there is a $\beta$, shape ``(size,)``.
 
     Raises:
+        TypeError: if eps is traced.
         ValueError: if size is below 1 or eps below 0; at ``apply``, if x has another
             last axis or is not floating, or the parameters have other shapes.
 
@@ -91,6 +93,7 @@ def rms_norm(size: int, *, eps: float = 1e-6, scale: bool = True) -> Layer:
         scale: whether there is a $\gamma$, shape ``(size,)``.
 
     Raises:
+        TypeError: if eps is traced.
         ValueError: if size is below 1 or eps below 0; at ``apply``, if x has another
             last axis or is not floating, or the parameters have other shapes.
 
@@ -142,6 +145,7 @@ def group_norm(
         bias: whether there is a $\beta$, shape ``(channels,)``.
 
     Raises:
+        TypeError: if eps is traced.
         ValueError: if a size is below 1, eps is below 0, or groups does not divide the
             channels; at ``apply``, if x has another last axis or is not floating, or
             the parameters have other shapes.
@@ -207,6 +211,7 @@ def batch_norm(
             example only.
 
     Raises:
+        TypeError: if eps is traced.
         ValueError: if size is below 1, momentum outside [0, 1], or eps below 0; at
             ``apply``, if x has another last axis or is not floating, the parameters or
             the model state have other shapes, or there is a key and no axis has the
@@ -303,6 +308,8 @@ def _init(shapes: dict[Path, tuple[int, ...]]) -> Callable[[Key], Params]:
 
 
 def _checked_eps(eps: float) -> float:
+    if isinstance(eps, Tracer):
+        raise TypeError(f"need eps as a number, got a traced {eps.dtype}")
     numerics.check_number("eps", eps, low=0.0)
     return float(eps)
 

@@ -239,6 +239,22 @@ def test_bad_arguments_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [layers.layer_norm, layers.rms_norm, layers.batch_norm, layers.group_norm],
+)
+def test_eps_is_a_number(make):
+    options = {"groups": 2} if make is layers.group_norm else {}
+
+    def apply(eps):
+        layer = make(4, eps=eps, **options)
+        return jax.tree.leaves(layer.init(jax.random.key(0)))
+
+    with pytest.raises(TypeError, match=r"need eps as a number, got a traced float32"):
+        jax.jit(apply)(1e-5)
+    np.testing.assert_array_equal(apply(jnp.float32(1e-5))[0], apply(1e-5)[0])
+
+
+@pytest.mark.parametrize(
     "layer",
     [layers.layer_norm(4), layers.rms_norm(4), layers.group_norm(4, 2)],
 )
