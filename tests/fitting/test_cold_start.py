@@ -1,4 +1,4 @@
-"""What a first training compiles: counted in a process without a cache."""
+"""What a first training and a halving compile: counted in a process without a cache."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-SCRIPT = """
+HEAR = """
 import json
 import jax
 import jax.monitoring
@@ -20,6 +20,8 @@ def heard(event, seconds, **details):
         made.append(str(details.get("fun_name")))
 
 jax.monitoring.register_event_duration_secs_listener(heard)
+"""
+FIT = """
 model = fg.models.mlp((64, 16, 10))
 
 def loss_fn(params, batch):
@@ -42,14 +44,35 @@ result, by_fit = counted(
 )
 print(json.dumps([by_data, by_init, by_state, by_fit]))
 """
+HALVING = """
+from fngrad.sweeps import grid, successive_halving
+
+def loss_fn(params, batch):
+    return fg.tree.vdot(params, params)
+
+def parts(point):
+    optimizer = fg.sgd(point["rate"])
+    return optimizer, fg.make_step(loss_fn, optimizer)
+
+def init(point, key):
+    params = [jax.numpy.ones(n) for n in range(1, LEAVES)]
+    return fg.init_state(params, parts(point)[0], key)
+
+def advance(point, state, num_steps):
+    state, history = fg.run(parts(point)[1], state, lambda step: None, num_steps)
+    return state, history | {"val/loss": history["loss"][-1]}
+
+points = grid(rate=[0.1, 0.2, 0.3, 0.4])
+successive_halving(init, advance, points, keys=2, rungs=(2, 6))
+print(json.dumps(made))
+"""
 
 
-def compiled(optimizer, loop):
-    """Return the programs that data, parameters, state and `fit` compile."""
-    code = SCRIPT.replace("OPTIMIZER", optimizer).replace("LOOP", loop)
+def compiled(code):
+    """Return what a script prints of the programs that it compiled."""
     environment = dict(os.environ)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", HEAR + code]
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, env=environment
     )
@@ -65,8 +88,14 @@ def compiled(optimizer, loop):
     ],
 )
 def test_a_first_training_compiles_its_init_and_its_step(optimizer, loop):
-    by_data, by_init, by_state, by_fit = compiled(optimizer, loop)
+    code = FIT.replace("OPTIMIZER", optimizer).replace("LOOP", loop)
+    by_data, by_init, by_state, by_fit = compiled(code)
     assert by_data == []
     assert len(by_init) == 1, by_init
     assert by_state == [], by_state
     assert len(by_fit) == 1, by_fit
+
+
+def test_a_halving_compiles_as_many_programs_for_any_number_of_leaves():
+    few, many = (compiled(HALVING.replace("LEAVES", n)) for n in ("2", "7"))
+    assert len(many) == len(few) <= 10, many

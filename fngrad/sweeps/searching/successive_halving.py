@@ -12,6 +12,7 @@ The better point after few steps need not be the better one after many: small le
 rates are slow at first. So the first rung must be long enough for a reliable ranking.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -19,7 +20,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
@@ -79,7 +79,7 @@ class _Lanes(NamedTuple):
         """Gather the lanes of some points, given by their index in ``alive``."""
         seeds = self.diverged_at.shape[1]
         lanes = (kept[:, None] * seeds + np.arange(seeds)[None, :]).reshape(-1)
-        points, state = jax.tree.map(lambda x: x[lanes], (self.points, self.state))
+        points, state = _gathered((self.points, self.state), lanes)
         return _Lanes(self.alive[kept], self.diverged_at[kept], points, state)
 
 
@@ -221,7 +221,7 @@ def _results(
         lost_at[rung.alive] = rung.diverged_at
     final = SweepResult(
         points={name: column[lanes.alive] for name, column in table.items()},
-        state=jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), lanes.state),
+        state=_by_point(lanes.state, seeds),
         history=_survivors_history(trained),
         diverged_at=lanes.diverged_at,
         notes={**notes, "values": trained[-1].scores, "tried": table},
@@ -257,15 +257,27 @@ def _begin(
     """Return all lanes in their initial states; seeds vary fastest."""
     count, seeds = len(jax.tree.leaves(columns)[0]), keys.shape[0]
     lanes = np.arange(count * seeds)
-    points = jax.tree.map(lambda x: jnp.asarray(x)[lanes // seeds], columns)
+    points, keys = _gathered(columns, lanes // seeds), _gathered(keys, lanes % seeds)
     begin = jax.jit(
         lambda points, keys, args: _over_lanes(
             lambda point, key: init_fn(point, key, *args), chunk, points, keys
         )
     )
-    state = begin(points, keys[lanes % seeds], args)
+    state = begin(points, keys, args)
     never = np.full((count, seeds), -1, np.int32)
     return _Lanes(np.arange(count), never, points, state)
+
+
+@jax.jit  # leaf by leaf, each shape would be a program of its own
+def _gathered(lanes: Any, numbers: jax.Array) -> Any:
+    """Return the lanes of these numbers."""
+    return jax.tree.map(lambda x: x[numbers], lanes)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _by_point(lanes: Any, seeds: int) -> Any:
+    """Return lanes (n S, ...) as (n, S, ...)."""
+    return jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), lanes)
 
 
 def _stage(advance_fn: AdvanceFn, chunk: int | None) -> Any:
