@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.programs.jaxprs as jaxprs
+import fngrad.programs.undrawn_randomness as undrawn_randomness
 import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed, check_hashable, check_state
 from fngrad.programs.caller_warnings import warn
@@ -19,6 +20,12 @@ _UNCHANGED = (
     "batch_norm stay as they are: layers train if they are given a key, as of "
     "loss_fn(params, model_state, batch, key), and evaluate without one; where that is "
     'meant, warnings.filterwarnings("ignore", "the step returns model_state")'
+)
+_UNDRAWN = (
+    "the step gives no key to any layer that draws random numbers, so that {} does "
+    "nothing: take a key, as loss_fn(params, batch, key), and pass it on, as "
+    "model.apply(params, x, key=key); where that is meant, "
+    'warnings.filterwarnings("ignore", "the step gives no key")'
 )
 
 
@@ -35,7 +42,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
     """Trace a step without running it.
 
     A step that changed a shape, dtype or weak type of the state would compile again
-    at every call. A warning says so if all of the model state stays as it is.
+    at every call. A warning says so if all of the model state stays as it is, or if
+    layers such as dropout have no key.
 
     Raises:
         ValueError: if the step changes a leaf of the state (it is named), or a metric
@@ -57,7 +65,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
         programs.append(program)
         return structure.unflatten(program.closed.out_avals)
 
-    new_state, metrics = call_step(step, state, batch, outlines)
+    with undrawn_randomness.observed() as layers:
+        new_state, metrics = call_step(step, state, batch, outlines)
     check_like(state, new_state)
     if not metrics:
         raise ValueError("need at least one metric from the step, got none")
@@ -82,6 +91,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
         part += "/current"
     if _is_unchanged(part, paths, programs[-1]):
         warn(_UNCHANGED)
+    elif layers.undrawn and not layers.drawn:
+        warn(_UNDRAWN.format(" and ".join(sorted(layers.undrawn))))
     return TracedStep(programs[-1], inputs, paths, metrics)
 
 

@@ -252,8 +252,8 @@ def _attend(
     is_bad = is_bad_query[:, None] | seen.is_bad[None, :]
     softmax, has_none = weights_of(q, seen.keys, allowed, is_bad, biases)
     weights = softmax
-    if key is not None and how.dropout_rate is not None:
-        weights = drop(how.dropout_rate, softmax, key)
+    if how.dropout_rate is not None:
+        weights = drop("attention dropout", how.dropout_rate, softmax, key)
     heads = weighted(weights, seen.values, len(x))
     y = output_of(params["output"], heads, None if allowed is None else has_none)
     return _Attended(y, softmax.reshape(how.num_heads, len(x), -1), cache)

@@ -18,6 +18,7 @@ least float32.
 
 import contextlib
 import functools
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,6 +34,7 @@ from fngrad.layers.low_rank_adapters import whole
 from fngrad.layers.one_program import as_one_program
 from fngrad.numerics.precision import is_narrow
 from fngrad.programs.printed import preformatted, shown
+from fngrad.programs.undrawn_randomness import note
 from fngrad.types import Key, ModelState, Params, Path, Scalar
 
 
@@ -228,12 +230,28 @@ def along_last(vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def drop(
-    rate: Scalar, x: jax.Array, key: Key, shape: tuple[int, ...] | None = None
+    kind: str,
+    rate: Scalar,
+    x: jax.Array,
+    key: Key | None,
+    shape: tuple[int, ...] | None = None,
 ) -> jax.Array:
     r"""Return x with each entry zero with probability ``rate``, else $x/(1-rate)$.
 
-    Entries share their fate along the axes in which ``shape`` has 1.
+    Without a key it is x. Entries share their fate along the axes in which ``shape``
+    has 1.
+
+    Args:
+        kind: of the layer, for the warning that it has no key in training.
+        rate: in [0, 1].
+        x: floats.
+        key: of the layer.
+        shape: broadcasts to that of x.
     """
+    if not isinstance(rate, numbers.Real) or rate > 0:
+        note(kind, has_key=key is not None)
+    if key is None:
+        return x
     keep = 1 - numerics.hyper(rate)
     drawn = x.shape if shape is None else shape
     is_kept = jax.random.bernoulli(numerics.key(key), keep, drawn)

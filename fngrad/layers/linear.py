@@ -104,8 +104,7 @@ def dropout(rate: Scalar) -> Layer:
     numerics.check_number("rate", rate, low=0.0, high=1.0)
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
-        x = float_array(x)
-        return x if key is None else drop(rate, x, key)
+        return drop("dropout", rate, float_array(x), key)
 
     return Layer(no_params, by_position(apply))
 
@@ -143,7 +142,7 @@ def drop_path(rate: Scalar) -> Layer:
 
     def apply(params: Params, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         x = float_array(x)
-        return x if key is None else drop(rate, x, key, shape=(1,) * x.ndim)
+        return drop("drop_path", rate, x, key, shape=(1,) * x.ndim)
 
     return Layer(no_params, by_position(apply))
 
