@@ -379,7 +379,8 @@ def _step_number(step: int | jax.Array) -> jax.Array:
     if isinstance(step, numbers.Integral) and not isinstance(step, bool):
         if not 0 <= step <= numerics.MAX_STEP:
             raise ValueError(f"need 0 <= step <= {numerics.MAX_STEP}, got {step=}")
-    elif not _is_integer_scalar(step):
+        return jax.device_put(np.uint32(step))  # compiles nothing
+    if not _is_integer_scalar(step):
         raise TypeError(f"need an integer scalar as step, got {step!r}")
     return jnp.asarray(step).astype(jnp.uint32)
 

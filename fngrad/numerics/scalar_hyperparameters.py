@@ -8,6 +8,7 @@ import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fngrad.types import Hyper, Scalar
@@ -51,7 +52,14 @@ def hypers(step: jax.Array, *values: Hyper) -> tuple[jax.Array, ...]:
 
 def scalar(value: Scalar) -> jax.Array:
     """Return a strong scalar in memory of its own."""
-    return hyper(value) + jnp.zeros((), jnp.result_type(float))
+    if isinstance(value, numbers.Real):
+        return _moved(np.asarray(float(value), jnp.result_type(float)))
+    return _moved(hyper(value))
+
+
+@jax.jit  # outside of a program each operation would be one
+def _moved(x: jax.Array) -> jax.Array:
+    return lax.optimization_barrier(x) + jnp.zeros_like(x)
 
 
 def scaled(factor: Scalar, x: jax.Array) -> jax.Array:

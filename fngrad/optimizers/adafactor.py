@@ -269,9 +269,9 @@ def start_factors(
     """Return a leaf's second moments of zero: all of them, or their factors."""
     dtype = real_dtype(p)
     if axes is None:
-        return jnp.zeros_like(p, dtype=dtype), None
-    row, column = (np.delete(p.shape, axis) for axis in reversed(axes))
-    return None, Factors(jnp.zeros(row, dtype), jnp.zeros(column, dtype))
+        return tree.zeros(p, dtype), None
+    shapes = (tuple(np.delete(p.shape, axis).tolist()) for axis in reversed(axes))
+    return None, Factors(*(tree.zeros(p, dtype, shape) for shape in shapes))
 
 
 def divide_by_factors(

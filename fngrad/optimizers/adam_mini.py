@@ -223,7 +223,7 @@ def _with_kind(fn: Callable[..., Any], kind: str | int, *parts: Any) -> Any:
 
 def _start(p: jax.Array, kind: str | int) -> jax.Array:
     shape = jax.eval_shape(lambda x: _mean(x, kind), p).shape
-    return jnp.zeros(shape, real_dtype(p))
+    return tree.zeros(p, real_dtype(p), shape)
 
 
 def _mean(x: jax.Array, kind: str | int) -> jax.Array:

@@ -54,8 +54,7 @@ def add_corrected_weight_decay(
 
     def init(params: Params) -> CorrectedDecayState:
         tree.check_mask(mask, params)
-        zero = jnp.zeros((), jnp.result_type(float))
-        return CorrectedDecayState(numerics.first_step(), zero)
+        return CorrectedDecayState(numerics.first_step(), numerics.scalar(0.0))
 
     def update(
         updates: Updates, state: CorrectedDecayState, params: Params

@@ -87,7 +87,7 @@ def scale_by_kron(
 
     def start(p: jax.Array) -> Axes:
         are_diagonal = _are_diagonal(p.shape, longest, fewest, memory_save_mode)
-        return _first_factors(p, are_diagonal, numerics.hyper(precond_init_scale))
+        return _first_factors(p, are_diagonal, numerics.scalar(precond_init_scale))
 
     def init(params: Params) -> ScaleByKronState:
         tree.check_real("scale_by_kron", params)
@@ -232,6 +232,7 @@ def _are_diagonal(
     return tuple(n == 1 or n > longest or i == largest for i, n in enumerate(shape))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _first_factors(
     p: jax.Array, are_diagonal: tuple[bool, ...], scale: jax.Array
 ) -> Axes:

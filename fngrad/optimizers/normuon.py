@@ -79,7 +79,9 @@ def scale_by_normuon(
     def init(params: Params) -> ScaleByNormuonState:
         tree.check_real("scale_by_normuon", params)
         check_axes("scale_by_normuon", params)
-        nu = tree.map_leaves(lambda p: jnp.zeros(p.shape[-1:], real_dtype(p)), params)
+        nu = tree.map_leaves(
+            lambda p: tree.zeros(p, real_dtype(p), p.shape[-1:]), params
+        )
         return ScaleByNormuonState(
             numerics.first_step(), tree.wide_zeros_like(params), nu
         )

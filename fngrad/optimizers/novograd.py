@@ -47,7 +47,7 @@ def scale_by_block_norm(
     check_moments(b2=b2, eps=eps, eps_root=eps_root, corrected=False)
 
     def init(params: Params) -> ScaleByBlockNormState:
-        nu = tree.map_leaves(lambda p: jnp.zeros((), real_dtype(p)), params)
+        nu = tree.map_leaves(lambda p: tree.zeros(p, real_dtype(p), ()), params)
         return ScaleByBlockNormState(numerics.first_step(), nu)
 
     def update(

@@ -259,7 +259,7 @@ def _empty_statistics(p: jax.Array, max_size: int) -> Axes:
     dtype = tree.wide_dtype(p.dtype)
     sizes = (p.shape or (1,)) if p.size else ()
     shapes = [(n, n) if n <= max_size else (n,) for n in sizes]
-    return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+    return tuple(tree.zeros(p, dtype, shape) for shape in shapes)
 
 
 def _observe(weights: _Weights, place: Place, g: jax.Array, axes: Axes) -> Axes:

@@ -43,7 +43,7 @@ def scale_by_sm3(eps: Hyper = 1e-8, *, variant: str = "II") -> Transform:
     numerics.check_number("eps", eps, low=0.0)
 
     def start(p: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(jnp.zeros(shape, real_dtype(p)) for shape in _bound_shapes(p))
+        return tuple(tree.zeros(p, real_dtype(p), shape) for shape in _bound_shapes(p))
 
     def init(params: Params) -> ScaleBySm3State:
         bounds = tree.map_leaves(start, params)

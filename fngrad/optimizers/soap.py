@@ -90,7 +90,9 @@ def scale_by_soap(
         is_rotated = p.size > 0 and (p.ndim > 1 or precondition_1d)
         dtype = tree.wide_dtype(p.dtype)
         return tuple(
-            jnp.zeros((n, n), dtype) if is_rotated and n <= max_precond_dim else None
+            tree.zeros(p, dtype, (n, n))
+            if is_rotated and n <= max_precond_dim
+            else None
             for n in p.shape
         )
 

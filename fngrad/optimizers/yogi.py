@@ -13,6 +13,7 @@ from fngrad.transforms.moment_arithmetic import (
     check_moments,
     divide_by_root,
     full_moment,
+    raised,
     remove_bias,
     squarable,
 )
@@ -62,9 +63,7 @@ def scale_by_yogi(
     )
 
     def init(params: Params) -> ScaleByYogiState:
-        start = numerics.hyper(initial_accumulator_value)
-        zero = tree.wide_zeros_like(params)
-        mu = jax.tree.map(lambda m: m + start.astype(m.dtype), zero)
+        mu = raised(tree.wide_zeros_like(params), initial_accumulator_value)
         nu = full_moment(params, initial_accumulator_value)
         return ScaleByYogiState(numerics.first_step(), mu, nu)
 

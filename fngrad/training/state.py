@@ -3,8 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.core import Tracer
 
 import fngrad.numerics as numerics
 import fngrad.programs.leaf_tables as leaf_tables
@@ -99,21 +97,9 @@ def snapshot(state: Tree) -> Tree:
 
     def copied(path: Path, x: Any) -> jax.Array:
         numerics.check_unmasked(f"a state at {path!r}", x)
-        if _is_strong_and_here(x):
-            return jax.device_put(x, may_alias=False)  # compiles nothing
-        return jnp.array(x, dtype=x.dtype, copy=True)
+        return tree.copied(x)
 
     return tree.map_with_path(copied, state)
-
-
-def _is_strong_and_here(x: Any) -> bool:
-    """Return whether x is an array of this process, outside of a trace."""
-    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-    is_weak = getattr(x, "weak_type", False)  # keys have none
-    if not is_array or is_weak or not x.is_fully_addressable:
-        return False
-    # jax.device_put does not copy a key that is on several devices.
-    return not tree.is_key(x) or len(x.sharding.device_set) == 1
 
 
 def _text(state: TrainState) -> str:

@@ -216,7 +216,7 @@ def ema_params(
 def empty_average(values: Params) -> EmaParamsState:
     """Return the average before its first term, of the floats among some values."""
     zeros = tree.zeros_like(tree.wide_copy(tree.floats(values)))
-    log_rest = jnp.zeros((), jnp.result_type(float))
+    log_rest = numerics.scalar(0.0)
     return EmaParamsState(numerics.first_step(), log_rest, zeros)
 
 

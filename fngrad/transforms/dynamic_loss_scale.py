@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import fngrad.numerics as numerics
 import fngrad.transforms.queries as queries
@@ -113,7 +114,7 @@ def loss_scaling(
 
     def init(params: Params) -> LossScalingState:
         return LossScalingState(
-            scale=jnp.full((), init_scale, jnp.float32),
+            scale=jax.device_put(np.float32(init_scale)),
             good_steps=numerics.first_step(),
             consecutive=numerics.first_step(),
             total=numerics.first_step(),

@@ -37,13 +37,19 @@ def zero_moment(params: Params) -> Updates:
 
 def full_moment(params: Params, value: Scalar) -> Updates:
     """Return second moments that begin at a value: real, at least float32."""
-    start = numerics.hyper(value)
+    return raised(zero_moment(params), value)
 
-    def full(p: jax.Array) -> jax.Array:
-        dtype = real_dtype(p)
-        return jnp.zeros_like(p, dtype=dtype) + start.astype(dtype)
 
-    return jax.tree.map(full, params)
+def raised(zeros: Updates, value: Scalar) -> Updates:
+    """Return zeros plus a value."""
+    if isinstance(value, numbers.Real) and value == 0:
+        return zeros
+    return _sum(zeros, numerics.scalar(value))
+
+
+@jax.jit  # outside of a program each shape would be one
+def _sum(zeros: Updates, value: jax.Array) -> Updates:
+    return jax.tree.map(lambda z: z + value.astype(z.dtype), zeros)
 
 
 def squarable(updates: Updates, count: int = 1) -> Updates:

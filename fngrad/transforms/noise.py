@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 from fngrad.transforms.core import Transform, chain
 from fngrad.types import Hyper, Key, Params, Updates
 
@@ -51,7 +52,7 @@ def add_noise(eta: Hyper, gamma: Hyper, key: int | Key) -> Transform:
 
     def init(params: Params) -> AddNoiseState:
         # A copy: donating the state must not delete the caller's key.
-        return AddNoiseState(numerics.first_step(), jnp.copy(numerics.key(key)))
+        return AddNoiseState(numerics.first_step(), tree.copied(numerics.key(key)))
 
     def update(
         updates: Updates, state: AddNoiseState, params: Params

@@ -31,6 +31,10 @@ from fngrad.transforms.quantized_update import (
 )
 from fngrad.types import Metrics, OptState, Params, Updates
 
+# Programs, since outside of one each of their operations would be a program.
+_rounded = jax.jit(stochastic_rounding.round_by_dither)
+_coded = jax.jit(low_bit_codes.encode, static_argnums=(1, 2))
+
 
 class QuantizeState(NamedTuple):
     """State of `quantize_state`."""
@@ -132,9 +136,9 @@ def quantize_state(
 
     def encode(leaf: jax.Array, kind: str) -> Short:
         if bits == 16:
-            return stochastic_rounding.round_by_dither(leaf)
+            return _rounded(leaf)
         coding = low_bit_codes.Coding(bits, kind == "signed")
-        return low_bit_codes.encode(leaf, coding, block_size)
+        return _coded(leaf, coding, block_size)
 
     def init(params: Params) -> QuantizeState:
         def begin(kind: str, leaf: jax.Array) -> Any:

@@ -4,6 +4,7 @@ An *iterate* is a point that a rule keeps beside the parameters (the first one, 
 sequence, an average): in at least float32, never aliasing the parameters (`wide_copy`).
 """
 
+import math
 from typing import Any
 
 import jax
@@ -50,17 +51,24 @@ def wide_zeros_like(a: Tree) -> Tree:
     return jax.tree.map(lambda x: zeros(x, wide_dtype(x.dtype)), a)
 
 
-def zeros(x: jax.Array, dtype: Any) -> jax.Array:
+def zeros(x: jax.Array, dtype: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
     """Return zeros in the shape and on the devices of x, which may be abstract.
 
     Outside of a program JAX compiles one for every shape; a small array comes from the
     host instead.
+
+    Args:
+        x: an array.
+        dtype: of the zeros.
+        shape: of the zeros; ``None`` means that of x.
     """
     is_concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    if not is_concrete or x.size * dtype.itemsize > _SMALL or not _is_on_default(x):
-        return jnp.zeros_like(x, dtype=dtype)
-    return jax.device_put(np.zeros(x.shape, dtype), may_alias=False)
+    wanted = x.shape if shape is None else shape
+    size = math.prod(wanted) * dtype.itemsize
+    if not is_concrete or size > _SMALL or not _is_on_default(x):
+        return jnp.zeros_like(x, dtype=dtype, shape=shape)
+    return jax.device_put(np.zeros(wanted, dtype), may_alias=False)
 
 
 def _is_on_default(x: jax.Array) -> bool:
@@ -76,9 +84,34 @@ def wide_copy(params: Params) -> Params:
         dtype = wide_dtype(p.dtype)
         if isinstance(p, jax.ShapeDtypeStruct):
             return jnp.zeros(p.shape, dtype)
-        return jnp.array(p, dtype, copy=True)
+        return copied(p, dtype)
 
     return jax.tree.map(copy, params)
+
+
+def copied(x: Any, dtype: Any = None) -> jax.Array:
+    """Return a copy of an array, without a weak type.
+
+    Outside of a program it compiles nothing, where JAX can copy without one.
+
+    Args:
+        x: an array or a typed key.
+        dtype: of the copy; ``None`` means that of x.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if x.dtype == dtype and _is_strong_and_here(x):
+        return jax.device_put(x, may_alias=False)
+    return jnp.array(x, dtype=dtype, copy=True)
+
+
+def _is_strong_and_here(x: Any) -> bool:
+    """Return whether x is an array of this process, outside of a trace."""
+    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    is_weak = getattr(x, "weak_type", False)  # keys have none
+    if not is_array or is_weak or not x.is_fully_addressable:
+        return False
+    # jax.device_put does not copy a key that is on several devices.
+    return not is_key(x) or len(x.sharding.device_set) == 1
 
 
 def cast_real(a: Tree, dtype: Any) -> Tree:

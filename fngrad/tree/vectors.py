@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
-from fngrad.tree.dtypes import is_float, widen
+from fngrad.tree.dtypes import is_float, widen, zeros
 from fngrad.types import Params, Scalar, Tree
 
 
@@ -111,7 +111,7 @@ def _stays_finite(old: jax.Array, new: jax.Array) -> jax.Array:
 
 def zeros_like(a: Any, dtype: Any = None) -> Any:
     """Return zeros in the shapes of a, whose leaves may be abstract."""
-    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), a)
+    return jax.tree.map(lambda x: zeros(x, dtype or x.dtype), a)
 
 
 def abs_square(x: jax.Array) -> jax.Array:

@@ -66,6 +66,27 @@ points = grid(rate=[0.1, 0.2, 0.3, 0.4])
 successive_halving(init, advance, points, keys=2, rungs=(2, 6))
 print(json.dumps(made))
 """
+STATES = """
+from fngrad.optimizers.registry import REGISTRY
+
+params = fg.models.mlp((64, 16, 10)).init(0)
+optimizers = {name: rule(1e-3) for name, rule in REGISTRY.items()} | {
+    "quantize_state": fg.quantize_state(fg.adam(1e-3), bits=16),
+    "ema_params": fg.chain(fg.adam(1e-3), fg.ema_params(0.99)),
+    "add_noise": fg.chain(fg.add_noise(0.1, 0.5, 0), fg.sgd(0.1)),
+    "loss_scaling": fg.loss_scaling(fg.adam(1e-3)),
+    "lookahead": fg.lookahead(fg.adam(1e-3)),
+}
+counts = {}
+for name, optimizer in optimizers.items():
+    jax.clear_caches()
+    made.clear()
+    fg.init_state(params, optimizer, key=0)
+    counts[name] = len(made)
+print(json.dumps(counts))
+"""
+# Of these, a program for each shape, or for norms of the parameters.
+SEVERAL = {"dog": 4, "kron": 5, "quantize_state": 4}
 
 
 def compiled(code):
@@ -99,3 +120,10 @@ def test_a_first_training_compiles_its_init_and_its_step(optimizer, loop):
 def test_a_halving_compiles_as_many_programs_for_any_number_of_leaves():
     few, many = (compiled(HALVING.replace("LEAVES", n)) for n in ("2", "7"))
     assert len(many) == len(few) <= 10, many
+
+
+def test_no_optimizer_compiles_its_first_state_operation_by_operation():
+    counts = compiled(STATES)
+    assert len(counts) > 50
+    assert {n: k for n, k in counts.items() if k > SEVERAL.get(n, 2)} == {}
+    assert not any(counts[name] for name in ("momentum", "rmsprop", "adam"))
