@@ -2,10 +2,15 @@
 
 import collections
 import os
+import pathlib
+import re
+import subprocess
 import types
 
 import parts
 import pytest
+
+GATE = pathlib.Path(__file__).parents[1] / ".ci" / "run"
 
 
 class Case:
@@ -58,3 +63,29 @@ def test_a_process_that_runs_all_tests_is_told_of_no_part(monkeypatch):
     told = parts.whole(os.environ)
     assert parts.PART not in told
     assert len(told) == len(os.environ) - 1
+
+
+def turns(count, numbers):
+    """Return whose turn the gate says each of some numbers is, of so many."""
+    found = re.search(r"^turn\(\) \{.*?^\}", GATE.read_text("utf-8"), re.M | re.S)
+    assert found
+    loop = f"for n in {' '.join(map(str, numbers))}; do turn $n {count}; done"
+    done = subprocess.run(
+        ["bash", "-c", f"{found[0]}\n{loop}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [int(line) for line in done.stdout.split()]
+
+
+def test_a_block_of_commits_runs_every_part():
+    for count in (1, 2, 12):
+        found = turns(count, range(5 * count, 9 * count))
+        for k in range(4):
+            assert sorted(found[k * count :][:count]) == list(range(count))
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4, 6, 11, 12])
+def test_a_gate_that_runs_for_some_commits_comes_to_every_part(stride):
+    assert set(turns(12, range(1000, 1000 + 100 * stride, stride))) == set(range(12))
