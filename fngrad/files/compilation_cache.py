@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from fngrad.files.damaged_programs import drop_damaged
 from fngrad.files.local_paths import is_url, not_writable
 from fngrad.programs.optional_imports import import_extra
 
@@ -53,6 +54,7 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     cache off, ``JAX_COMPILATION_CACHE_DIR`` names the default folder. Once a day the
     least recently read entries are dropped until the others take at most 1 GiB, unless
     ``JAX_COMPILATION_CACHE_MAX_SIZE`` makes JAX itself drop them (``fngrad[cache]``).
+    Entries that a killed process left half-written are removed at the next call.
     JAX runs what it finds in the folder: share it only with users you trust.
 
     Args:
@@ -94,6 +96,7 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
             _trim(Path(path))
         else:
             import_extra("filelock", "cache")  # JAX needs it to drop entries
+        drop_damaged(Path(path), _ENTRIES)
     jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

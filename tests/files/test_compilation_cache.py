@@ -268,7 +268,7 @@ def test_an_entry_that_cannot_be_dropped_does_no_harm(
     monkeypatch.setattr(pathlib.Path, method, refuse)
     fg.cache_compilations(tmp_path)
     assert found
-    assert set(os.listdir(tmp_path)) == {"b-cache", ".trimmed"}
+    assert set(os.listdir(tmp_path)) == {"b-cache", ".checked", ".trimmed"}
 
 
 def test_a_marker_of_another_user_does_no_harm(tmp_path, monkeypatch, settings):
