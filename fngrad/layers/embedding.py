@@ -20,6 +20,7 @@ from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.low_rank_adapters import rows
 from fngrad.layers.one_program import plain
 from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
+from fngrad.programs.wrong_indices import token_out_of_range
 from fngrad.types import Key, Params
 
 
@@ -78,7 +79,8 @@ def embedding(
         is_known = (x >= 0) & (x <= last)
         tokens = jnp.where(is_known, x, 0).astype(jnp.int32)
         found = rows(params["weight"], tokens)
-        return jnp.where(is_known[..., None], found, jnp.nan)
+        with token_out_of_range():
+            return jnp.where(is_known[..., None], found, jnp.nan)
 
     parts = Parts("embedding", by_position=True, tokens=vocab_size)
     return Layer(init, made_of(apply, parts))

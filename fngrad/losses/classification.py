@@ -35,6 +35,7 @@ from fngrad.losses.softmax import (
     sigmoid,
     softplus,
 )
+from fngrad.programs.wrong_indices import label_out_of_range
 from fngrad.types import Scalar
 
 
@@ -355,7 +356,8 @@ def _integer_labels(
 
 def _spoil(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
     """Make the losses of wrong examples NaN, and their gradients."""
-    return loss * jnp.where(is_wrong, jnp.nan, 1).astype(loss.dtype)
+    with label_out_of_range():
+        return loss * jnp.where(is_wrong, jnp.nan, 1).astype(loss.dtype)
 
 
 def _power(base: jax.Array, lack: jax.Array, exponent: jax.Array) -> jax.Array:

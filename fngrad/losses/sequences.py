@@ -23,6 +23,7 @@ from fngrad.losses.core import (
     resolve_axes,
 )
 from fngrad.losses.softmax import log_sum_exp
+from fngrad.programs.wrong_indices import label_out_of_range
 
 # The logarithm of an impossible event: finite, so that differences have gradients.
 IMPOSSIBLE = -1e30
@@ -104,7 +105,8 @@ def ctc(
         of_one = jax.vmap(of_one)
     loss = of_one(log_p, is_frame, labels, lengths)
     loss = jnp.where(loss > -0.1 * IMPOSSIBLE, jnp.inf, loss)
-    loss = keep(example, loss * jnp.where(is_right, 1, jnp.nan).astype(x.dtype))
+    with label_out_of_range():
+        loss = keep(example, loss * jnp.where(is_right, 1, jnp.nan).astype(x.dtype))
     return reduce(loss, example, weights, reduction)
 
 

@@ -14,6 +14,7 @@ from fngrad.postmortem.root_cause import RootCause
 from fngrad.postmortem.source_locations import phase_of
 from fngrad.programs.equations import name_of
 from fngrad.programs.text_tables import short_text
+from fngrad.programs.wrong_indices import reason_of
 from fngrad.types import Params, Path
 
 
@@ -111,7 +112,7 @@ def _norm(x: np.ndarray) -> float:
 
 
 def magnitudes(origin: Origin) -> list[float]:
-    """Return the largest finite magnitude in each numeric input."""
+    """Return the largest finite magnitude in each numeric input, NaN without one."""
     numbers = [x for x in origin.inputs if _is_numeric(x)]
     return [_magnitude(np.asarray(x)) for x in numbers]
 
@@ -122,7 +123,8 @@ def _is_numeric(x: Any) -> bool:
 
 def _magnitude(x: np.ndarray) -> float:
     sizes = np.abs(x.astype(np.complex128))
-    return float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+    sizes = sizes[np.isfinite(sizes)]
+    return float(np.max(sizes)) if sizes.size else float("nan")
 
 
 def explain(origin: Origin, path: Path | None) -> str:
@@ -144,7 +146,10 @@ def explain(origin: Origin, path: Path | None) -> str:
     dtype = output.dtype
     if jnp.finfo(dtype).bits < 32:
         words += f" in {dtype}, whose largest is {float(jnp.finfo(dtype).max):.4g}"
-    if any(is_bad(x) for x in origin.inputs):
+    reason = reason_of(origin.scopes)
+    if reason is not None:
+        words += f"; {reason}"
+    elif any(is_bad(x) for x in origin.inputs):
         words += "; the program contains a constant that is not finite"
     return words
 

@@ -37,7 +37,7 @@ class Autopsy(NamedTuple):
     layer: Path  # named scopes around the operation; empty outside layers
     leaf: Path | None  # the first bad one: batch/x, gradient/w, params/w
     leaves: list[Path]  # all bad ones, in the order of evaluation
-    magnitudes: list[float]  # largest finite |entry| of each input of the operation
+    magnitudes: list[float]  # largest finite |entry| of each input; NaN without one
     rows: np.ndarray | None  # of the batch that make the step bad, where known
     indices: np.ndarray | None  # examples of the dataset: those rows, or all
     metrics: dict[str, np.ndarray]  # of the last steps; the bad one is the last

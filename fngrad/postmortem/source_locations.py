@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jaxlib
 
+from fngrad.programs.wrong_indices import REASONS
 from fngrad.types import Path
 
 _LIBRARIES = tuple(f"{path}/" for path in (*jax.__path__, *jaxlib.__path__))
 _OURS = __file__.removesuffix("source_locations.py").removesuffix("postmortem/")
 _INSTALLED = (_OURS, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-_MARKS = {"", "rematted_computation", "checkpoint"}  # scopes that JAX adds
+_OF_JAX = "rematted_computation", "checkpoint"  # scopes that it adds
+_MARKS = {"", *_OF_JAX, *REASONS}
 
 
 def layer_of(scopes: str) -> Path:

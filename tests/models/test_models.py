@@ -239,7 +239,8 @@ def test_language_models_have_128_features_and_two_blocks_by_default(model):
 def test_transformer_drops_attention_weights(monkeypatch):
     rates = []
     monkeypatch.setattr(
-        "fngrad.layers.attention.drop", lambda rate, x, key: rates.append(rate) or x
+        "fngrad.layers.attention.drop",
+        lambda kind, rate, x, key: rates.append(rate) or x,
     )
     model = DROPPING["transformer"][0](0.5)
     params = jax.eval_shape(model.init, jax.random.key(0))

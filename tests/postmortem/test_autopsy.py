@@ -8,6 +8,7 @@ from autopsy_problem import DATA, W, examine
 
 import fngrad.data.dataset as dataset
 import fngrad.layers as layers
+import fngrad.losses as losses
 import fngrad.programs.jaxprs as jaxprs
 from fngrad.optimizers import adam, sgd
 from fngrad.postmortem import autopsy
@@ -203,6 +204,34 @@ def test_a_mask_without_a_way_out_is_blamed():
     assert found.operation == "select_n"
     assert "the program contains a constant that is not finite" in found.explanation
     assert found.lines[-1].endswith("(loss_fn)")
+
+
+def test_a_label_that_is_no_class_is_named():
+    data = dataset.from_arrays(
+        {"x": np.ones((4, 3), "f"), "y": np.array([0, 255, 1, 2])}, 4, shuffle=False
+    )
+
+    def loss_fn(params, batch):
+        return losses.softmax_cross_entropy_with_integer_labels(
+            batch["x"] * params["w"][None], batch["y"], reduction="mean"
+        )
+
+    found = examine(loss_fn, W, data)
+    assert found.explanation.endswith("; a label is outside [0, n) for n classes")
+    assert found.layer == ""
+    np.testing.assert_array_equal(found.magnitudes, [1, np.nan])
+    np.testing.assert_array_equal(found.rows, [1])
+
+
+def test_a_token_that_an_embedding_has_no_row_for_is_named():
+    layer = layers.embedding(3, 2)
+
+    def loss_fn(params, batch):
+        return jnp.sum(layer.apply(params, jnp.array([0, 8]))) + jnp.sum(batch["x"])
+
+    found = examine(loss_fn, layer.init(0))
+    reason = "a token is outside [0, n) for n rows of an embedding"
+    assert found.explanation.endswith(reason)
 
 
 def test_statistics_that_overflow_are_a_fault_of_the_forward_pass():
