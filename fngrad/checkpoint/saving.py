@@ -195,4 +195,11 @@ def _way_out(folder: Path) -> str:
     whole = folder.absolute()
     if whole in reading.newest_paths(whole.parent):
         return f"; it is itself a checkpoint, one of those in {str(folder.parent)!r}"
-    return "" if folder.exists() else "; the folder does not exist"
+    return (
+        ""
+        if folder.exists()
+        else (
+            "; the folder does not exist (fit writes checkpoints with checkpoint_dir= or, "
+            "in a run_dir, with save_every=)"
+        )
+    )

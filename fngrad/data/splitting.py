@@ -10,7 +10,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.data.dataset import num_examples
 from fngrad.numerics.array_inputs import unmasked
-from fngrad.programs.printed import preformatted
+from fngrad.programs.printed import preformatted, shown
 
 Arrays = TypeVar("Arrays")
 
@@ -26,8 +26,7 @@ class Splits(NamedTuple):
     test: dict[str, np.ndarray]
 
     def __repr__(self) -> str:
-        sizes = (f"{name}={_length(part)}" for name, part in self._asdict().items())
-        return f"Splits({', '.join(sizes)} examples)"
+        return shown(self, _sizes)
 
     def _repr_html_(self) -> str:
         return preformatted(repr(self))
@@ -115,10 +114,14 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
     return splits
 
 
-def _length(part: Any) -> int | None:
-    """Return the first axis of a part's first array; None if it has no such axis."""
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(part)]
-    return shapes[0][0] if shapes and shapes[0] else None
+def _sizes(splits: Splits) -> str:
+    """Return how many examples the parts have; the parts, if these are no arrays."""
+    firsts = {n: jax.tree.leaves(part)[:1] for n, part in splits._asdict().items()}
+    if not all(first and np.ndim(first[0]) for first in firsts.values()):
+        parts = (f"{name}={part!r}" for name, part in splits._asdict().items())
+        return f"Splits({', '.join(parts)})"
+    sizes = (f"{name}={len(first)}" for name, (first,) in firsts.items())
+    return f"Splits({', '.join(sizes)} examples)"
 
 
 def _rows(arrays: Any, indices: np.ndarray) -> Any:

@@ -207,6 +207,9 @@ class Arguments(NamedTuple):
             self.eval_first,
             self.restore_best,
         )
+        if evaluation is None and self.eval_every != "epoch":
+            every = repr(self.eval_every)
+            raise ValueError(f"need metric_fn and eval_data for eval_every={every}")
         guard = Guard.of(
             self.on_nonfinite, self.rollback_factor, self.step, state, feed
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import fngrad.numerics as numerics
 from fngrad.files.json_values import from_json_number
-from fngrad.metrics.directions import direction
+from fngrad.metrics.directions import direction, unknown_metric
 from fngrad.types import Mode
 
 Values = dict[str, Any]  # metrics by name
@@ -86,10 +86,7 @@ class BestValue:
             ValueError: if the metric is not among them.
         """
         if not self.is_in(values):
-            raise ValueError(
-                f"need a metric among {sorted(values)} to compare evaluations by, "
-                f"got {self._metric!r}"
-            )
+            raise unknown_metric(self._metric, values, " to compare evaluations by")
         sign = 1 if self._mode == "min" else -1
         best = math.inf if self._best is None else sign * self._best
         is_better = sign * values[self._metric] < best - self._min_delta

@@ -129,7 +129,7 @@ class Session:
         saver, peers = self._plan.saver, self._plan.peers
         is_refused = self._bad is not None or isinstance(error, _NOT_SAVED_AFTER)
         if saver is None or is_refused or not peers.may_save:
-            return ""
+            return "" if self._bad is None else ", not all of them finite"
         try:
             leaf = self._bad_leaf()
             if leaf:

@@ -8,7 +8,7 @@ import fngrad.training.evaluation as training_evaluation
 from fngrad.data.sources import Source
 from fngrad.fitting.coordination import Coordination
 from fngrad.fitting.early_stopping import EarlyStopping, Values
-from fngrad.metrics.directions import Directed, direction
+from fngrad.metrics.directions import Directed, direction, unknown_metric
 from fngrad.programs.jaxprs import Program
 from fngrad.training import TrainState
 
@@ -147,6 +147,4 @@ def check_measured(argument: str, metric: str, names: set[str]) -> None:
         ValueError: if it does not.
     """
     if metric not in names:
-        raise ValueError(
-            f"need a metric among {sorted(names)} for {argument}, got {metric!r}"
-        )
+        raise unknown_metric(metric, names, f" for {argument}")

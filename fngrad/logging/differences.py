@@ -29,9 +29,12 @@ resume="overwrite"), got differences: a.b was 1, is 2
         if key not in left or key not in right or left[key] != right[key]
     ]
     if differing:
+        remedy = ""
+        if any(line.startswith("config.") for line in differing):
+            remedy = "; what may change, such as num_steps, does not belong in config"
         raise ValueError(
             f"need the {what} unchanged, another folder, or fit(..., "
-            f'resume="overwrite"), got differences: {"; ".join(differing)}'
+            f'resume="overwrite"), got differences: {"; ".join(differing)}{remedy}'
         )
 
 

@@ -4,6 +4,8 @@ The last component of the name decides, exactly: ``val/loss`` falls because ``lo
 does, and ``val/my_loss`` is unknown.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import fngrad.numerics as numerics
@@ -23,6 +25,27 @@ RISING = (
     *("precision", "recall", "f_beta", "dice", "iou", "matthews", "cohen_kappa"),
     *("roc_auc", "average_precision", "pearson", "spearman", "ndcg", "psnr", "ssim"),
 )
+
+
+def unknown_metric(name: str, names: Iterable[str], use: str = "") -> ValueError:
+    """Return the error of a metric that is not among some names.
+
+    Args:
+        name: of the metric.
+        names: that there are.
+        use: what it is needed for, such as ``" for keep_best"``.
+
+    Example:
+        >>> from fngrad.metrics.directions import unknown_metric
+        >>> print(unknown_metric("accuracy", ["loss", "val/accuracy"]))
+        need a metric among ['loss', 'val/accuracy'], got 'accuracy'; did you mean \
+'val/accuracy'?
+    """
+    known = sorted(names)
+    meant = [each for each in known if each.endswith(f"/{name}")]
+    meant = meant or difflib.get_close_matches(name, known, 1)
+    remedy = f"; did you mean {meant[0]!r}?" if meant else ""
+    return ValueError(f"need a metric among {known}{use}, got {name!r}{remedy}")
 
 
 def known_direction(name: str) -> Mode | None:

@@ -32,7 +32,14 @@ def transformer_block(
         weight_init: draws the weights.
         output_init: draws those that end a branch.
         drop_path_rate: at which each branch is left out.
+
+    Raises:
+        ValueError: if num_heads does not divide features.
     """
+    if num_heads > 0 and features % num_heads:
+        raise ValueError(
+            f"need num_heads that divides features, got {num_heads=} {features=}"
+        )
     attend = layers.multi_head_attention(
         features,
         num_heads,

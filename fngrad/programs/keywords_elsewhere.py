@@ -269,5 +269,7 @@ def _hint(fn: Callable[..., Any], message: str, places: Mapping[str, str]) -> st
     meant = next(filter(None, lines), [])
     if not meant and name in places:
         return places[name]
-    meant = meant or difflib.get_close_matches(name, own, 1, _ALIKE)
-    return f"here it is {' and '.join(meant)}" if meant else ""
+    if meant:
+        return f"here it is {' and '.join(meant)}"
+    alike = difflib.get_close_matches(name, own, 1, _ALIKE)
+    return f"did you mean {alike[0]}?" if alike else ""

@@ -53,6 +53,11 @@ FAULTS = {
         ValueError,
         "need metric 'loss' per example",
     ),
+    "the name of a metric without its prefix": (
+        {"early_stopping": fg.EarlyStopping("loss", mode="min"), "log_every": None},
+        ValueError,
+        r"got 'loss'; did you mean 'val/loss'\?$",
+    ),
     "a mistyped metric to stop by": (
         {"early_stopping": fg.EarlyStopping("val/los")},
         ValueError,

@@ -193,6 +193,11 @@ def test_a_donated_state_is_refused_with_the_remedy():
             "need metric_fn and eval_data for early stopping",
         ),
         (
+            {"num_steps": 1, "eval_every": 2},
+            ValueError,
+            "need metric_fn and eval_data for eval_every=2",
+        ),
+        (
             {
                 "num_steps": 1,
                 "metric_fn": metric_fn,

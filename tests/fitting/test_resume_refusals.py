@@ -28,6 +28,7 @@ def reached(tmp_path):
     ("change", "message"),
     [
         ({"config": {"rate": 2}}, r"run in '.*' unchanged.*config.rate was absent, is"),
+        ({"config": {"rate": 2}}, r"does not belong in config$"),
         ({"data": DATA.reseed(9)}, r"data.fingerprint was '\w+', is '\w+'$"),
         (
             {"data": dataclasses.replace(DATA, batch_size=5)},

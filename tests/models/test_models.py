@@ -288,7 +288,7 @@ def test_a_new_transformer_predicts_a_nearly_uniform_distribution():
         (lambda: models.transformer(5, 6, num_layers=0), "need an int num_layers >= 1"),
         (
             lambda: models.transformer(5, 6, features=6, num_heads=4),
-            "need num_heads that divides features",
+            "need num_heads that divides features, got num_heads=4 features=6",
         ),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.programs.text_tables as text_tables
 import fngrad.sweeps.results.statistics as statistics
-from fngrad.metrics.directions import Directed, Metric, directed
+from fngrad.metrics.directions import Directed, Metric, directed, unknown_metric
 from fngrad.programs.printed import preformatted, shown
 from fngrad.programs.text_tables import short_text
 from fngrad.sweeps.results.result import SweepResult, last_values
@@ -131,7 +131,7 @@ def scores(result: SweepResult, name: str) -> np.ndarray:
     if name == result.notes["metric"][0]:
         return result.notes["values"]
     if name not in result.history:
-        raise ValueError(f"need a metric among {sorted(result.history)}, got {name!r}")
+        raise unknown_metric(name, result.history)
     curves = np.asarray(result.history[name], np.float64)
     if curves.ndim not in (2, 3):
         raise ValueError(

@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 import fngrad.numerics as numerics
 import fngrad.tree as tree
-from fngrad.metrics.directions import Directed, Metric
+from fngrad.metrics.directions import Directed, Metric, unknown_metric
 from fngrad.sweeps.results.result import check_pair
 from fngrad.sweeps.results.statistics import selecting
 from fngrad.types import Key, Path
@@ -258,7 +258,7 @@ def _draw(key: Key, like: jax.Array, low: float, high: float) -> jax.Array:
 
 def _last(history: dict[str, jax.Array], name: str) -> jax.Array:
     if name not in history:
-        raise ValueError(f"need a metric among {sorted(history)}, got {name!r}")
+        raise unknown_metric(name, history)
     values = history[name]
     if values.ndim > 2 or 0 in values.shape:
         raise ValueError(

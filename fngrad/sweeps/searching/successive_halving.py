@@ -26,7 +26,7 @@ import fngrad.numerics as numerics
 import fngrad.sweeps.results.statistics as statistics
 import fngrad.tree as tree
 from fngrad.logging.compilations import calls_again
-from fngrad.metrics.directions import Directed, Metric
+from fngrad.metrics.directions import Directed, Metric, unknown_metric
 from fngrad.sweeps.results.result import (
     SweepResult,
     check_pair,
@@ -361,7 +361,7 @@ def _check_factor(factor: float) -> None:
 
 def _check_history(history: Any, metric: Directed) -> None:
     if metric[0] not in history:
-        raise ValueError(f"need a metric among {sorted(history)}, got {metric[0]!r}")
+        raise unknown_metric(metric[0], history)
     shape = history[metric[0]].shape[1:]
     if len(shape) > 1 or 0 in shape:
         raise ValueError(
