@@ -54,9 +54,9 @@ FAULTS = {
         "need metric 'loss' per example",
     ),
     "the name of a metric without its prefix": (
-        {"early_stopping": fg.EarlyStopping("loss", mode="min"), "log_every": None},
+        {"early_stopping": fg.EarlyStopping("pair", mode="min")},
         ValueError,
-        r"got 'loss'; did you mean 'val/loss'\?$",
+        r"got 'pair'; did you mean 'val/pair'\?$",
     ),
     "a mistyped metric to stop by": (
         {"early_stopping": fg.EarlyStopping("val/los")},
