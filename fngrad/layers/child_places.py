@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from fngrad.layers.core import REMEDY, StatefulLayer
 from fngrad.types import Path
 
@@ -56,11 +59,19 @@ def unpack(what: str, children: tuple[PlacedChild, ...], packed: Any) -> list[An
         is_state_missed = what == "model state" or (
             isinstance(packed, tuple) and len(packed) == 2
         )
+        remedy = REMEDY if is_state_missed else ""
+        if not is_named and _is_stacked(packed, len(places)):
+            remedy = "; fngrad.layers.unstack_layers converts those of layers.repeat"
         raise ValueError(
             f"need {what} that this model's init made, with {need}, "
-            f"got {describe(packed)}{REMEDY if is_state_missed else ''}"
+            f"got {describe(packed)}{remedy}"
         )
     return [() if at is None else found[at] for at in map(_source, children)]
+
+
+def _is_stacked(packed: Any, count: int) -> bool:
+    leaves = jax.tree.leaves(packed)
+    return bool(leaves) and all(jnp.shape(leaf)[:1] == (count,) for leaf in leaves)
 
 
 def _source(child: PlacedChild) -> int | str | None:

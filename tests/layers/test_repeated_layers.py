@@ -192,8 +192,17 @@ def test_parameters_of_another_depth_are_refused():
 def test_parameters_one_by_one_are_refused_with_the_way_out():
     block = layers.linear(4, 4)
     params = layers.serial(block, block).init(KEY)
-    with pytest.raises(ValueError, match="stack_layers converts"):
+    with pytest.raises(ValueError, match="; stack_layers converts"):
         layers.repeat(block, 2).apply(params, jnp.ones(4))
+
+
+def test_stacked_parameters_are_refused_one_by_one_with_the_way_out():
+    block = layers.linear(4, 4)
+    params = layers.repeat(block, 3).init(KEY)
+    with pytest.raises(ValueError, match="unstack_layers converts"):
+        layers.serial(*[block] * 3).apply(params, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"got a dict .*'weight'\]$"):
+        layers.serial(*[block] * 2).apply(params, jnp.ones(4))
 
 
 @pytest.mark.parametrize(
