@@ -3,7 +3,7 @@
 The program holds the layer once, so that it compiles in the same time at any depth.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import jax
@@ -45,7 +45,9 @@ def repeat(
     parameters for the same key. The parameters are those of the block, at its
     paths, each with a leading axis of the size ``count``; a model state is stacked in
     the same way. `unstack_layers` and `stack_layers` convert both to those of `serial`
-    and back.
+    and back. A checkpoint is restored in the layout that it was saved in, and then
+    converted: ``stack_layers(restore(folder, unstack_layers(params, at)), at)`` reads
+    one of `serial`.
 
     An optimizer sees a stack as one leaf. Rules that treat entries alone (SGD,
     momentum, RMSProp, Adam, Lion) take the same steps as with `serial`. Rules that
@@ -138,7 +140,7 @@ def gathering(
     return type(block)(block.init, apply)
 
 
-def stack_layers(a: Tree, at: str) -> Tree:
+def stack_layers(a: Tree, at: str | Sequence[str]) -> Tree:
     """Return a tree with the layers of `serial` stacked, as `repeat` has them.
 
     Of an optimizer's state, moments in the shapes of the parameters are converted. A
@@ -149,7 +151,7 @@ def stack_layers(a: Tree, at: str) -> Tree:
         a: parameters, a model state, or what holds trees like them, such as a
             TrainState with an optimizer's state.
         at: a glob over the paths of the nodes ``{"layers": [...]}`` to convert, such as
-            ``"**/blocks"``.
+            ``"**/blocks"``, or a list of globs.
 
     Raises:
         ValueError: if the glob selects no node, or a node that does not hold layers of
@@ -186,14 +188,14 @@ def stack_layers(a: Tree, at: str) -> Tree:
     return _convert(stack, a, at)
 
 
-def unstack_layers(a: Tree, at: str) -> Tree:
+def unstack_layers(a: Tree, at: str | Sequence[str]) -> Tree:
     """Return a tree with the stacked layers of `repeat` one by one, as `serial` has.
 
     The inverse of `stack_layers`.
 
     Args:
         a: as for `stack_layers`.
-        at: a glob over the paths of the stacked nodes.
+        at: a glob over the paths of the stacked nodes, or a list of globs.
 
     Raises:
         ValueError: if the glob selects no node, or a node whose leaves do not have
@@ -233,7 +235,9 @@ def _check_kept(x: Any, y: Any) -> None:
         )
 
 
-def _convert(convert: Callable[[Path, Any], Any], a: Tree, at: str) -> Tree:
+def _convert(
+    convert: Callable[[Path, Any], Any], a: Tree, at: str | Sequence[str]
+) -> Tree:
     """Convert the nodes whose paths a glob selects."""
     is_selected = tree.selector_predicate(at)
     seen = []
