@@ -12,6 +12,7 @@ from fngrad.checkpoint.device_transfer import (
     static_parts,
 )
 from fngrad.checkpoint.errors import CheckpointError
+from fngrad.checkpoint.layer_layouts import Layouts, compare
 from fngrad.checkpoint.reading import Saved
 from fngrad.checkpoint.shards import ShardedLeaf
 from fngrad.programs.caller_warnings import warn
@@ -64,8 +65,16 @@ def rebuild(
     static = static_parts({part: like})
     old = {p: text for p, text in saved.static.items() if _is_under(p, part)}
     differences = _compare(wanted, have, static, old)
+    layouts = _layouts(differences, wanted, have)
     if any(differences) and not partial:
-        raise CheckpointError(_explain(saved, differences, wanted, part) + way_out)
+        others = set().union(*differences) - layouts.explained
+        hint = _hint(saved, others, wanted, part)
+        recipe = _recipe(layouts, others, wanted, part)
+        if not others and way_out == _WAY_OUT:
+            way_out, recipe = recipe.removesuffix(". "), ""
+        raise CheckpointError(
+            _explain(saved, differences, part) + hint + recipe + way_out
+        )
     kept = {
         *differences.missing,
         *differences.shape,
@@ -73,7 +82,7 @@ def rebuild(
         *(p for p in wanted for node in differences.structure if _is_under(p, node)),
     }
     if partial and any(differences):
-        _accept_kept(saved, wanted, kept, part)
+        _accept_kept(saved, wanted, kept, part, layouts)
     leaves = [
         leaf if path in kept else place(path, have[path], leaf)
         for path, leaf in wanted.items()
@@ -131,6 +140,41 @@ def _compare(
     return found
 
 
+def _layouts(
+    differences: _Differences,
+    wanted: dict[Path, Any],
+    have: dict[Path, Leaf | ShardedLeaf],
+) -> Layouts:
+    if not any(differences):
+        return Layouts({}, {})
+    return compare(
+        {path: (leaf.dtype, leaf.shape) for path, leaf in have.items()},
+        {path: describe(leaf) for path, leaf in wanted.items()},
+    )
+
+
+def _recipe(
+    layouts: Layouts, others: set[Path], wanted: dict[Path, Any], part: Path
+) -> str:
+    """Return how to convert layers; empty if none have another layout.
+
+    Args:
+        layouts: of layers.
+        others: the paths that differ otherwise.
+        wanted: the leaves to restore.
+        part: their path.
+    """
+    leaves = wanted.values()
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    text = layouts.recipe(part, is_abstract=is_abstract)
+    if text and any(_is_under(path, f"{part}/opt_state") for path in others):
+        text += (
+            "An optimizer's state that does not convert is begun anew by "
+            'fngrad.init_state, with what is restored so into params, part="params". '
+        )
+    return text
+
+
 def _apart(old: str, new: str) -> str:
     """Show two texts around the place where they first differ."""
     pairs = enumerate(zip(old, new, strict=False))
@@ -140,9 +184,7 @@ def _apart(old: str, new: str) -> str:
     return f" {old[window]!r} saved, {new[window]!r} wanted"
 
 
-def _explain(
-    saved: Saved, differences: _Differences, wanted: dict[Path, Any], part: Path
-) -> str:
+def _explain(saved: Saved, differences: _Differences, part: Path) -> str:
     titles = {
         "missing": "missing in the checkpoint",
         "unexpected": "only in the checkpoint",
@@ -157,7 +199,7 @@ def _explain(
     ]
     return (
         f"need the tree that was saved in {saved.path}, got leaves "
-        f"{'; '.join(groups)}. {_hint(saved, differences, wanted, part)}"
+        f"{'; '.join(groups)}. "
     )
 
 
@@ -174,13 +216,11 @@ def _some(entries: dict[Path, str], part: Path) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
-def _hint(
-    saved: Saved, differences: _Differences, wanted: dict[Path, Any], part: Path
-) -> str:
+def _hint(saved: Saved, others: set[Path], wanted: dict[Path, Any], part: Path) -> str:
     inside = f"{part}/params"
     if all(f"{inside}{p.removeprefix(part)}" in saved.leaves for p in wanted):
         return 'The parameters of the checkpoint are part="params". '
-    paths = {_below(path, part) for kind in differences for path in kind}
+    paths = {_below(path, part) for path in others}
     places = [
         name
         for name, where in (("model", "params"), ("optimizer", "opt_state"))
@@ -190,29 +230,35 @@ def _hint(
 
 
 def _accept_kept(
-    saved: Saved, wanted: dict[Path, Any], kept: set[Path], part: Path
+    saved: Saved,
+    wanted: dict[Path, Any],
+    kept: set[Path],
+    part: Path,
+    layouts: Layouts,
 ) -> None:
     """Warn of the leaves that stay as they are.
 
     Raises:
         CheckpointError: if nothing fits, or a leaf to keep is abstract.
     """
+    recipe = _recipe(layouts, kept - layouts.explained, wanted, part)
+    way_out = f". {recipe}".removesuffix(". ")
     if len(kept) == len(wanted):
         raise CheckpointError(
             f"need leaves that fit the checkpoint {saved.path}, got none of "
-            f"{_some(dict.fromkeys(wanted, ''), part)}"
+            f"{_some(dict.fromkeys(wanted, ''), part)}{way_out}"
         )
     for path in kept:
         if isinstance(wanted[path], jax.ShapeDtypeStruct):
             raise CheckpointError(
                 "need an array where the checkpoint has nothing that fits, got an "
-                f"abstract leaf at {_below(path, part)!r}"
+                f"abstract leaf at {_below(path, part)!r}{way_out}"
             )
     if kept:
         warn(
             f"restored {len(wanted) - len(kept)} of {len(wanted)} leaves from "
             f"{saved.path}; kept as they are: {_some(dict.fromkeys(kept, ''), part)}"
-            f"{_step_too(saved, wanted, kept, part)}"
+            f"{_step_too(saved, wanted, kept, part)}{way_out}"
         )
 
 

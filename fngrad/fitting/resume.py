@@ -28,9 +28,9 @@ from fngrad.training import TrainState, snapshot
 Resume: TypeAlias = Literal["auto", "never", "must", "overwrite"]
 
 _WAYS_ON = (
-    'resume="overwrite" moves the old run aside and starts a new one; to continue with '
-    "another optimizer or model, fngrad.checkpoint.restore(folder, state, "
-    "partial=True) takes what fits, for a run in another folder"
+    'resume="overwrite" moves the old run aside and starts a new one; what '
+    "fngrad.checkpoint.restore reads is for a run in another folder, and with "
+    "partial=True it takes what fits of another optimizer or model"
 )
 
 
