@@ -53,7 +53,9 @@ def transformer(
     Parameters: ``tokens``, ``positions``, ``blocks/layers/0/attention/...``,
     ``blocks/layers/0/mlp/...``, ``norm``, ``head``; with ``scan`` the blocks' are
     stacked at ``blocks/attention/...`` and ``blocks/mlp/...``. `layers.stack_layers`
-    and `layers.unstack_layers`, at ``"**/blocks"``, convert one layout to the other.
+    and `layers.unstack_layers`, at ``"**/blocks"``, convert one layout to the other. A
+    checkpoint is restored in the layout that it was saved in, and then converted:
+    ``layers.stack_layers(restore(folder, layers.unstack_layers(state, at)), at)``.
 
     Args:
         vocab_size: number of tokens.
