@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+import fngrad.logging.manifest as manifest
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
@@ -24,7 +25,7 @@ from fngrad.fitting.outputs import Reporting
 from fngrad.fitting.program_changes import record
 from fngrad.fitting.recording import Loggers
 from fngrad.fitting.resume import Resume
-from fngrad.fitting.step_checks import check_step
+from fngrad.fitting.step_checks import TracedStep, check_step
 from fngrad.fitting.validation import Evaluation
 from fngrad.logging import Logger
 from fngrad.logging.history import History
@@ -32,6 +33,7 @@ from fngrad.logging.progress import print_to_stderr
 from fngrad.logging.time_spent import TimeSpent
 from fngrad.metrics.directions import Metric
 from fngrad.programs.platforms import check_backend
+from fngrad.programs.product_precisions import float32_precisions
 from fngrad.sharding.constraints import rules_in_use
 from fngrad.training import Step, TrainState
 
@@ -47,6 +49,7 @@ class Run(NamedTuple):
     loop: Any
     metrics: dict[str, Any]  # the shapes and dtypes of the step's; empty if not traced
     programs: dict[str, Any]  # their fingerprints, if the run is saved
+    facts: dict[str, Any]  # of the step, for the manifest; empty if not traced
 
     def traced(self) -> "Run":
         """Check what tracing reveals, and complete what depends on it.
@@ -72,6 +75,7 @@ class Run(NamedTuple):
             evaluation=evaluation,
             metrics=step.metrics,
             programs=record(step, state, measured, feed.mesh) if is_saved else {},
+            facts={"float32_products": _float32_products(step)},
         )
 
     def _check_hooks(self, metrics: dict[str, Any]) -> None:
@@ -88,6 +92,11 @@ class Run(NamedTuple):
             loggers=Loggers(self.reporting.loggers),
         )
         Hooks(self.reporting.callbacks).check(view)
+
+
+def _float32_products(step: TracedStep) -> str:
+    precisions = float32_precisions(step.program.closed)
+    return manifest.products_in_words(jax.default_backend(), precisions)
 
 
 ALIKE = (  # in all processes; folders are those of the first
@@ -221,7 +230,9 @@ class Arguments(NamedTuple):
             self.eval_every if evaluation else None,
             self.save_every,
         )
-        return Run(intervals, rules, reporting, evaluation, guard, self.loop, {}, {})
+        return Run(
+            intervals, rules, reporting, evaluation, guard, self.loop, {}, {}, {}
+        )
 
 
 def _bits(key: Any) -> Any:

@@ -244,6 +244,7 @@ def _plan(
         start=start,
         key=run.guard.state.key,
         spent=spent,
+        about=run.facts,
     )
     evaluation = run.evaluation and Evaluation(
         run.evaluation.metric_fn, run.evaluation.data, early_stopping=None

@@ -79,6 +79,7 @@ class Outputs(contextlib.ExitStack):
             steps.
         key: of the caller's state.
         spent: counts the seconds of this call.
+        about: more entries of the manifest.
 
     Raises:
         ValueError: if the run folder holds another run, or later steps of this one.
@@ -95,6 +96,7 @@ class Outputs(contextlib.ExitStack):
         start: Start,
         key: jax.Array,
         spent: TimeSpent,
+        about: dict[str, Any],
     ):
         super().__init__()
         self.loggers: Loggers = Loggers(reporting.loggers)
@@ -113,7 +115,7 @@ class Outputs(contextlib.ExitStack):
                 run_dir,
                 config=reporting.config,
                 data=feed.fingerprint,
-                extra={"seed": jax.random.key_data(key).tolist()},
+                extra={"seed": jax.random.key_data(key).tolist(), **about},
                 age=sum(spent.seconds().values()),
             )
             self.folder.record(stopped=None, failure=None, autopsy=None, ended=None)

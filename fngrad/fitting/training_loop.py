@@ -324,6 +324,7 @@ def _fit(
             start=start,
             key=state.key,
             spent=spent,
+            about=run.facts,
         )
     plan = Plan(
         metrics=run.metrics,

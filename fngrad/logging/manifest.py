@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -49,7 +50,8 @@ def collect() -> dict[str, Any]:
         None; so is ``git`` outside a repository. ``dirty`` says whether tracked files
         differ from the commit; it is None where git cannot tell, as without a work
         tree.
-        ``float32_products`` is `float32_products` of this process.
+        ``float32_products`` is `float32_products` of this process; a run that
+        `fngrad.fit` makes records `products_in_words` of its step instead.
     """
     backend = jax.default_backend()
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore
@@ -93,6 +95,22 @@ def float32_products(backend: str, precision: str | None) -> str:
     asked = precision or "default"
     known = _PRODUCTS[backend].get(_SYNONYMS.get(asked, asked))
     return f"{known} ({asked})" if known else asked  # the name of an algorithm
+
+
+def products_in_words(backend: str, precisions: Iterable[str]) -> str:
+    """Return how a program computes its products of float32, ``"none"`` without any.
+
+    Args:
+        backend: of ``jax.default_backend()``.
+        precisions: of `fngrad.programs.product_precisions.float32_precisions`.
+
+    Example:
+        >>> from fngrad.logging.manifest import products_in_words
+        >>> products_in_words("tpu", ["highest", "default"])
+        'bfloat16 (default); float32, in six passes of bfloat16 (highest)'
+    """
+    words = {float32_products(backend, precision) for precision in precisions}
+    return "; ".join(sorted(words)) or "none"
 
 
 def now(ago: float = 0.0) -> str:
