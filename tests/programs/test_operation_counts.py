@@ -1,4 +1,4 @@
-"""Operations and bytes of a program, against counts by hand and XLA's own."""
+"""Operations and bytes of a program: its equations one by one, and XLA's count."""
 
 import functools
 import itertools
@@ -18,58 +18,6 @@ KEY = jax.random.key(0)
 
 def products(fn, *args):
     return fg.costs(fn, *args).products
-
-
-def of_layer(layer, *shape, dtype=jnp.float32):
-    """Return the products of a layer's ``apply`` on one example."""
-    params = jax.eval_shape(layer.init, KEY)
-    return products(layer.apply, params, jax.ShapeDtypeStruct(shape, dtype))
-
-
-ATTENTION = 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8  # projections of 5 positions; scores, sums
-BLOCK = ATTENTION + 2 * 5 * 8 * 32
-
-BY_HAND = {
-    "linear": (layers.linear(4, 3), (7, 4), 7 * 4 * 3),
-    "conv": (layers.conv(2, 3, 3, padding="VALID"), (6, 6, 2), 16 * 9 * 2 * 3),
-    "conv, padded": (layers.conv(2, 3, 3), (4, 4, 2), 10 * 10 * 2 * 3),
-    "conv over a sequence": (layers.conv(2, 3, (3,)), (5, 2), 13 * 2 * 3),
-    "attention": (layers.multi_head_attention(8, 2), (5, 8), ATTENTION),
-    "gru": (layers.gru(3, 4), (5, 3), 5 * 3 * 4 * (3 + 4)),
-    "lstm": (layers.lstm(3, 4), (5, 3), 5 * 4 * 4 * (3 + 4)),
-    "layer_norm": (layers.layer_norm(4), (3, 4), 0),
-    "dropout": (layers.dropout(0.5), (4,), 0),
-    "repeat": (layers.repeat(layers.linear(4, 4), 9), (4,), 9 * 16),
-    "mlp": (models.mlp((4, 5, 3)), (4,), 4 * 5 + 5 * 3),
-    "logistic": (models.logistic(4, 3), (4,), 12),
-    "cnn": (
-        models.cnn((4, 4, 1), 3, channels=(2,), hidden_size=4),
-        (4, 4, 1),
-        10 * 10 * 2 + 2 * 2 * 2 * 4 + 4 * 3,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", list(BY_HAND))
-def test_the_products_of_a_layer_are_those_counted_by_hand(name):
-    layer, shape, pairs = BY_HAND[name]
-    assert of_layer(layer, *shape) == 2 * pairs
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_the_products_of_a_transformer_are_those_counted_by_hand(scan):
-    model = models.transformer(
-        11, 6, features=8, num_heads=2, num_layers=4, scan=scan, remat=scan
-    )
-    assert of_layer(model, 5, dtype=jnp.int32) == 2 * (4 * BLOCK + 5 * 8 * 11)
-
-
-def test_the_products_of_a_recurrent_model_are_those_counted_by_hand():
-    model = models.rnn(3, (4,), 2)
-    params = jax.eval_shape(model.init, KEY)
-    x = jax.ShapeDtypeStruct((5, 3), jnp.float32)
-    pairs = 5 * 3 * 4 * (3 + 4) + 4 * 2
-    assert products(model.apply, params, x) == 2 * pairs
 
 
 def meetings_one_by_one(size, kernel, stride, padding, dilation, kernel_dilation):
@@ -99,11 +47,6 @@ def test_a_convolution_counts_what_meets(stride, padding, dilation, kernel_dilat
     x, kernel = jnp.ones((2, 3, 7)), jnp.ones((5, 3, 3))
     pairs = meetings_one_by_one(7, 3, stride, padding, dilation, kernel_dilation)
     assert products(convolve, x, kernel) == 2 * 2 * 5 * 3 * pairs
-
-
-def test_groups_divide_the_products_of_a_convolution():
-    plain, grouped = layers.conv(4, 8, 3), layers.conv(4, 8, 3, groups=2)
-    assert of_layer(plain, 5, 5, 4) == 2 * of_layer(grouped, 5, 5, 4)
 
 
 def test_a_gradient_takes_twice_the_products_more():
@@ -240,8 +183,14 @@ def test_a_reduction_counts_what_it_reads():
 
 @pytest.mark.parametrize(
     ("optimizer", "words"),
-    [(fg.sgd(0.1), 3), (fg.momentum(0.1), 5), (fg.adam(0.1), 7)],
-    ids=["sgd", "momentum", "adam"],
+    [
+        (fg.sgd(0.1), 3),
+        (fg.momentum(0.1), 5),
+        (fg.rmsprop(0.1), 5),
+        (fg.adagrad(0.1), 5),
+        (fg.adam(0.1), 7),
+    ],
+    ids=["sgd", "momentum", "rmsprop", "adagrad", "adam"],
 )
 def test_an_update_reads_and_writes_what_it_must(optimizer, words):
     params = {"w": jnp.ones((100, 100))}
