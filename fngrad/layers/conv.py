@@ -96,9 +96,9 @@ def conv(
         bias_init: draws $b$.
         implementation: ``"native"`` is XLA's convolution with JAX's derivatives;
             ``"canonical"`` is the one for CPU, whose gradients are as fast in a loop
-            inside the program as outside; its forward mode is slow in such a loop. By
-            default the program takes the canonical one where it is lowered for CPU,
-            the native one elsewhere. They differ by rounding.
+            inside the program as outside; forward mode, as in `ggn_vp`, is slow in such
+            a loop. By default the program takes the canonical one where it is lowered
+            for CPU, the native one elsewhere. They differ by rounding.
 
     Raises:
         ValueError: if a size is below 1, groups does not divide the channels, or the
