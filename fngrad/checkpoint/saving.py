@@ -195,11 +195,9 @@ def _way_out(folder: Path) -> str:
     whole = folder.absolute()
     if whole in reading.newest_paths(whole.parent):
         return f"; it is itself a checkpoint, one of those in {str(folder.parent)!r}"
+    if folder.exists():
+        return ""
     return (
-        ""
-        if folder.exists()
-        else (
-            "; the folder does not exist (fit writes checkpoints with checkpoint_dir= or, "
-            "in a run_dir, with save_every=)"
-        )
+        "; the folder does not exist (fit writes checkpoints into checkpoint_dir, or "
+        "into run_dir with save_every)"
     )
