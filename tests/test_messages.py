@@ -127,6 +127,36 @@ def test_a_function_of_the_step_that_needs_its_value_is_named(data, message, tra
     assert isinstance(caught.value.__cause__, jax.errors.JAXTypeError)
 
 
+def loading(step):
+    return np.load(f"batch_{step}.npy")
+
+
+def looking_up(step):
+    return {0: ARRAYS, 1: ARRAYS}[step]
+
+
+def overflowing(step):
+    return {name: jnp.add(x[:4], step // 2**60) for name, x in ARRAYS.items()}
+
+
+RAW = [
+    (loading, FileNotFoundError),
+    (looking_up, TypeError),
+    (overflowing, OverflowError),
+]
+
+
+@both
+@pytest.mark.parametrize(("data", "error"), RAW)
+def test_an_error_of_a_function_of_the_step_notes_that_it_is_traced(data, error, train):
+    with pytest.raises(error) as caught:
+        train(data=data)
+    (note,) = (x for x in caught.value.__notes__ if "JAX traces" in x)
+    assert f"JAX traces {data.__name__} (test_messages.py, line " in note
+    assert "without a value and not a number of Python" in note
+    assert "fngrad.data.from_source(read, size, batch_size)" in note
+
+
 @both
 def test_a_function_of_the_step_takes_one_argument(train):
     with pytest.raises(

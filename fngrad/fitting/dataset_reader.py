@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 import fngrad.tree as tree
+from fngrad.programs.signatures import batch_of
 from fngrad.types import Batch, Path
 
 
@@ -34,7 +35,7 @@ class DatasetReader(NamedTuple):
 def batch_at(static: Any, argument: Any, step: jax.Array) -> Batch:
     """Return the batch of a step from the two parts of a `Feed`; the loops trace it."""
     is_dataset = isinstance(static, DatasetReader)
-    return static.batch(argument, step) if is_dataset else static(step)
+    return static.batch(argument, step) if is_dataset else batch_of(static, step)
 
 
 @functools.lru_cache(maxsize=8)

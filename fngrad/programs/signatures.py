@@ -49,6 +49,10 @@ _TRACED: dict[type[Exception], tuple[str, str]] = {
         "ints",
     ),
 }
+_ON_THE_HOST = (
+    "fngrad.data.from_source(read, size, batch_size) reads batches with Python and "
+    "NumPy, as an iterable of batches does"
+)
 # What other libraries call the arguments that are recognized by name.
 _ELSEWHERE = {
     "key": (
@@ -130,18 +134,24 @@ def batch_of(
 
     Raises:
         TypeError: if it takes other arguments, or needs the value of the traced step.
+        Exception: what it raises, with a note if the step is traced.
     """
     if not takes(fn, 1):
         raise TypeError(
             "need a function step -> batch with one argument, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}"
         )
-    remedy = (
-        "; fngrad.data.from_source(read, size, batch_size) reads batches with Python "
-        "and NumPy, as an iterable of batches does"
-    )
-    with explained(fn, remedy):
-        return (call or fn)(step)
+    is_traced = call is not None or isinstance(step, jax.core.Tracer)
+    with explained(fn, f"; {_ON_THE_HOST}"):
+        try:
+            return (call or fn)(step)
+        except Exception as error:
+            if is_traced and not isinstance(error, tuple(_TRACED)):
+                error.add_note(
+                    f"JAX traces {_where(fn, error)}, whose step is an array without a "
+                    f"value and not a number of Python; {_ON_THE_HOST}"
+                )
+            raise
 
 
 @contextlib.contextmanager
