@@ -9,6 +9,7 @@ import fngrad.programs.jaxprs as jaxprs
 import fngrad.programs.undrawn_randomness as undrawn_randomness
 import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed, check_hashable, check_state
+from fngrad.fitting.repeatable_batches import check_repeatable
 from fngrad.programs.caller_warnings import warn
 from fngrad.sharding.placement import check_batch
 from fngrad.training import Step, TrainState, call_step
@@ -47,8 +48,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
 
     Raises:
         ValueError: if the step changes a leaf of the state (it is named), or a metric
-            is not a real scalar, or is called ``step`` or ``val/...``; or if the mesh
-            cannot split the batch.
+            is not a real scalar, or is called ``step`` or ``val/...``; if the mesh
+            cannot split the batch; or as `check_repeatable`.
         TypeError: if it is a loss or another function that is not a step; see
             `check_state`.
         RuntimeError: see `check_state`.
@@ -56,6 +57,7 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
     check_state(state)
     check_hashable(step, feed.static)
     batch = feed.abstract_batch(state.step)
+    check_repeatable(feed, state.step)
     if feed.mesh is not None:
         check_batch(batch, feed.mesh)
     programs = []

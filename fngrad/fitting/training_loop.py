@@ -246,7 +246,8 @@ def fit(
             checkpoint is of another run (the differences are named) or of an earlier
             step than the state, or there are checkpoints and ``resume="never"``; if the
             mesh has Explicit axes, cannot split the batch, or the state is on another
-            mesh or placed by another rule.
+            mesh or placed by another rule; if a function of the step, or a map of the
+            data, gives something else in another call with the same arguments.
         FileNotFoundError: if ``resume="must"`` and there is no checkpoint.
         TypeError: if the data are of an unknown kind, a leaf of the state is not an
             array, the step is a loss, callbacks or loggers take other arguments, a

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 _BATCH_NAMES = ("batch", "data", "examples")
 _PARAMS_NAMES = ("params", "parameters", "weights", "w", "theta", "model")
@@ -141,7 +142,7 @@ def batch_of(
             "need a function step -> batch with one argument, got "
             f"{name_of(fn)} with the arguments {list(parameters(fn))}"
         )
-    is_traced = call is not None or isinstance(step, jax.core.Tracer)
+    is_traced = call is not None or isinstance(step, Tracer)
     with explained(fn, f"; {_ON_THE_HOST}"):
         try:
             return (call or fn)(step)
