@@ -5,6 +5,9 @@ from typing import Any
 
 from fngrad.data.dataset import Dataset
 from fngrad.data.sources import Source
+from fngrad.programs.signatures import parameters
+
+_AS_ARRAYS = '.with_format("numpy")'  # of Hugging Face
 
 
 def check_foreign(data: Any) -> None:
@@ -21,8 +24,34 @@ def check_foreign(data: Any) -> None:
     if callable(getattr(data, "batch", None)) and not (is_ours or is_stream):
         raise TypeError(
             "need a dataset of fngrad.data or a function step -> batch, got "
-            f"{type(data).__name__}, which has a batch of its own: where "
-            "theirs.batch(step) gives a batch pass data=theirs.batch; fit also takes "
-            "an iterable of batches, data=iter(theirs), and where theirs[i] gives an "
-            "example, fngrad.data.from_source(theirs, len(theirs), batch_size)"
+            f"{type(data).__name__}, which has a batch of its own: {_ways_out(data)}"
         )
+
+
+def ways_to_read(data: Any) -> str:
+    """Return how a source reads another library's dataset; "" if it cannot."""
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return ""
+    theirs = f"theirs{_AS_ARRAYS if _is_of_columns(data) else ''}"
+    made = f"fngrad.data.from_source({theirs}, len(theirs), batch_size)"
+    return f"where theirs[i] is an example, {made} makes batches"
+
+
+def _is_of_columns(data: Any) -> bool:
+    """Return whether it gives lists unless it has a format, as Hugging Face's does."""
+    return all(callable(getattr(data, name, None)) for name in ("with_format", "iter"))
+
+
+def _ways_out(data: Any) -> str:
+    read = ways_to_read(data)
+    if _is_of_columns(data):
+        iterable = f"theirs{_AS_ARRAYS}.iter(batch_size)"
+        return f"{read}; fit also takes an iterable of batches, data={iterable}"
+    if any("size" in name for name in parameters(data.batch)):
+        joined = f"{read}; " if read else ""
+        return (
+            f"{joined}where theirs[i] is a batch, as of theirs.batch(batch_size), fit "
+            "takes an iterable of batches, data=iter(theirs)"
+        )
+    joined = f"; {read}" if read else ""
+    return f"where theirs.batch(step) is a batch, pass data=theirs.batch{joined}"

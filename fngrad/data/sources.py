@@ -206,6 +206,7 @@ class Source:
 
     def _checked(self, examples: Any, indices: np.ndarray) -> Batch:
         """Return examples as arrays of numbers, after checking how many they are."""
+        array_inputs.check_no_lists("read", examples)
         examples = tree.map_with_path(array_inputs.array, examples)
         leaves = tree.leaf_paths(examples)
         if not leaves:
@@ -353,6 +354,7 @@ def _rows(indices: np.ndarray) -> Callable[[str, Any], np.ndarray]:
 
 
 def _stacked(examples: list[Any]) -> Batch:
+    array_inputs.check_no_lists("read[i]", examples[0])
     arrays = [tree.map_with_path(array_inputs.unmasked, x) for x in examples]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *arrays)
 

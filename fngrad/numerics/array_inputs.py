@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fngrad.numerics as numerics
+import fngrad.tree as tree
 
 _NO_NUMBERS = "OSUTmM"  # kinds of dtypes: objects, strings, durations, dates
 
@@ -71,6 +72,38 @@ def of_another_library(path: str, x: Any) -> Any:
     return x if is_known else array(path, x)
 
 
+def check_no_lists(what: str, a: Any) -> None:
+    """Raise for a list of numbers inside a tree, each of which would be a leaf.
+
+    A list that has arrays in it, or is the tree itself, is a part of its structure.
+
+    Args:
+        what: where the tree comes from, for the message.
+        a: the tree.
+
+    Raises:
+        TypeError: if there is one; it is named by its path.
+
+    Example:
+        >>> import numpy as np
+        >>> from fngrad.numerics.array_inputs import check_no_lists
+        >>> check_no_lists("read", {"x": [np.zeros(2), np.ones(3)]})
+    """
+
+    def is_refused(x: Any) -> bool:
+        is_list = isinstance(x, list) and x is not a
+        return is_list and all(map(_is_plain_number, jax.tree.leaves(x)))
+
+    found = jax.tree_util.tree_leaves_with_path(a, is_leaf=is_refused)
+    for path, x in found:
+        if is_refused(x):
+            raise TypeError(
+                f"need arrays from {what}, got a list at {tree.path_string(path)!r}: "
+                "np.asarray(x) makes an array of it; a dataset of Hugging Face gives "
+                'arrays in the format "numpy", theirs.with_format("numpy")'
+            )
+
+
 def unmasked(path: str, x: Any) -> np.ndarray:
     """Return a leaf as a NumPy array of any dtype.
 
@@ -79,6 +112,10 @@ def unmasked(path: str, x: Any) -> np.ndarray:
     """
     numerics.check_unmasked(f"an array at {path!r}", x)
     return np.asarray(x)
+
+
+def _is_plain_number(x: Any) -> bool:
+    return isinstance(x, numbers.Number) and not hasattr(x, "dtype")
 
 
 def _of_numpy(path: str, x: Any) -> np.ndarray:

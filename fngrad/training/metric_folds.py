@@ -13,6 +13,7 @@ import fngrad.numerics as numerics
 import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, num_examples, take
+from fngrad.data.foreign_datasets import ways_to_read
 from fngrad.data.sources import Source
 from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.metrics import Accumulator, Mean
@@ -115,7 +116,7 @@ def arrays_of(data: Any) -> Any:
     """Return a dataset or a pytree of arrays in the form that `fold` reads.
 
     Raises:
-        TypeError: if a leaf contains neither numbers nor bools.
+        TypeError: if a leaf contains neither numbers nor bools, or it is a source.
         ValueError: if there are no examples, leaves have different numbers of them, or
             `fngrad.numerics.array_inputs.array` refuses a leaf.
     """
@@ -123,6 +124,11 @@ def arrays_of(data: Any) -> Any:
         is_plain = data.read is take and not data.maps
         return data.arrays if is_plain else data
     check_examples(data)
+    if isinstance(data, Source):
+        raise TypeError(
+            "need arrays or a dataset to evaluate inside a program, got "
+            f"{data!r}: fngrad.fit and fngrad.evaluate read a source"
+        )
     num_examples(data)
     return tree.map_with_path(array_inputs.array, data)
 
@@ -143,9 +149,10 @@ def check_examples(data: Any) -> None:
     if all(hasattr(data, part) for part in ("train", "validation", "test")):
         raise TypeError(f"{needed} {type(data).__name__}: pass splits.validation")
     if not is_read and _is_opaque(data):
+        made = ways_to_read(data)
         raise TypeError(
-            f"{needed} {type(data).__name__}: join separate batches by "
-            "jax.tree.map(lambda *x: np.concatenate(x), *batches)"
+            f"{needed} {type(data).__name__}: {made}{'; ' if made else ''}"
+            "jax.tree.map(lambda *x: np.concatenate(x), *batches) joins batches"
         )
 
 
