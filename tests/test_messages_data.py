@@ -81,8 +81,8 @@ FOREIGN = {
     "map": (
         lambda: examples().batch(4),
         rf"where theirs\[i\] is an example, fngrad\.data\.{SOURCE} makes batches; "
-        r"where theirs\[i\] is a batch, as of theirs\.batch\(batch_size\), fit takes an "
-        r"iterable of batches, data=iter\(theirs\)$",
+        r"where theirs\[i\] is a batch, as of theirs\.batch\(batch_size\), fit takes "
+        r"an iterable of batches, data=iter\(theirs\)$",
     ),
     "columns": (
         Columns,
@@ -173,6 +173,25 @@ def test_a_dataset_that_can_only_be_iterated_over_is_an_iterable():
     np.testing.assert_array_equal(fit(data=stream).state.params, plain)
     with pytest.raises(TypeError, match=r"where fngrad\.fit takes them"):
         run(data=stream)
+
+
+class Stream:
+    """A dataset as torch's and Hugging Face's iterable ones, whose [] only raises."""
+
+    def __getitem__(self, i):
+        raise NotImplementedError
+
+    def __iter__(self):
+        return iter([DATA.batch(0), DATA.batch(1)])
+
+    def batch(self, batch_size):
+        return self
+
+
+@pytest.mark.filterwarnings("ignore:batches from an iterable")
+def test_an_iterable_dataset_that_only_names_an_index_is_an_iterable():
+    streamed = fit(data=Stream()).state.params
+    np.testing.assert_array_equal(streamed, fit().state.params)
 
 
 def test_parts_of_a_data_set_are_passed_one_by_one():
