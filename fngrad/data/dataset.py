@@ -31,7 +31,7 @@ import fngrad.programs.leaf_tables as leaf_tables
 import fngrad.tree as tree
 from fngrad.data.epoch_order import MAX_SIZE, divmod_product, permute
 from fngrad.data.maps import MAPS, call_map, check_map, map_keys, takes_key
-from fngrad.programs.caller_warnings import warn
+from fngrad.data.reads_from_disk import in_memory
 from fngrad.programs.keywords_elsewhere import OF_DATA, explains_keywords
 from fngrad.programs.printed import preformatted
 from fngrad.sharding.constraints import WHOLE, constrained
@@ -211,7 +211,7 @@ def from_arrays(
 
     Args:
         arrays: any pytree of arrays, each of shape ``(n, ...)``, 1 <= n <= 2**30.
-            They move to the default device once, memory maps with a warning; without
+            They move to the default device once, those on disk with a warning; without
             x64, float64 becomes float32 and int64 becomes int32. NaN and infinity pass
             as they are. Arrays on a mesh stay there, but `fngrad.fit` copies others
             to each of its devices: split by `fngrad.sharding.shard_batch`, each device
@@ -249,13 +249,7 @@ def from_arrays(
     """
     array_inputs.check_one_part(arrays)
     order = order_of(num_examples(arrays), batch_size, seed, shuffle, remainder)
-    for path, leaf in tree.leaf_paths(arrays).items():
-        if isinstance(leaf, np.memmap):
-            warn(
-                f"the memory map at {path!r}, {leaf.nbytes} bytes, is copied into "
-                "memory as a whole; fngrad.data.from_source reads it batch by batch, "
-                "and np.asarray of it is copied without this warning"
-            )
+    arrays = in_memory(arrays)
     return dataclasses.replace(order, arrays=tree.map_with_path(_to_device, arrays))
 
 

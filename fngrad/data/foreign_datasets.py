@@ -53,10 +53,8 @@ def _ways_out(data: Any) -> str:
         batches = f"data=theirs{_AS_ARRAYS}.iter(batch_size)"
         ways = [read, f"fit also takes an iterable of batches, {batches}"]
     elif any("size" in name for name in parameters(data.batch)):
-        batches = (
-            "where theirs[i] is a batch, as of theirs.batch(batch_size), fit takes"
-        )
-        ways = [read, f"{batches} an iterable of batches, data=iter(theirs)"]
+        batches = "where theirs[i] is a batch, as of theirs.batch(batch_size), fit"
+        ways = [read, f"{batches} takes an iterable of batches, data=iter(theirs)"]
     else:
         ways = ["where theirs.batch(step) is a batch, pass data=theirs.batch", read]
     return "; ".join(filter(None, ways))

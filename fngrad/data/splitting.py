@@ -9,6 +9,7 @@ import numpy as np
 import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.data.dataset import num_examples
+from fngrad.data.reads_from_disk import in_memory
 from fngrad.numerics.array_inputs import unmasked
 from fngrad.programs.printed import preformatted, shown
 
@@ -46,7 +47,8 @@ def split(
     random bits are those of PCG64, whose stream NumPy promises never to change.
 
     Args:
-        arrays: any pytree of arrays, each of shape ``(n, ...)``.
+        arrays: any pytree of arrays, each of shape ``(n, ...)``; those on disk are
+            read into memory, with a warning.
         fractions: $f_1, f_2, \dots$, each above 0, with a sum of at most 1.
         seed: an int >= 0 of any size; every bit counts.
         stratify: labels, shape (n,); each part then holds the classes in the
@@ -68,6 +70,7 @@ def split(
         (8, 2)
     """
     n = num_examples(arrays)
+    arrays = in_memory(arrays)
     ends = _part_ends(fractions, n)
     order = _random_order(n, seed)
     if stratify is not None:
@@ -84,7 +87,8 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
     Args:
         splits: validation and test are scaled by the same numbers, which do not depend
             on them.
-        names: the entries to scale, as float32; the others stay as they are.
+        names: the entries to scale, as float32, also from disk, with a warning; the
+            others stay as they are.
         axis: 0 gives every feature its own $\mu$ and $\sigma$, ``None`` one for all.
             A feature that is constant in the training part is only centered.
 
@@ -100,6 +104,9 @@ def standardize(splits: Splits, *names: str, axis: int | None = 0) -> Splits:
         >>> print(scaled.test["x"].ravel())
         [-1.  1.]
     """
+    chosen = Splits._make({name: part[name] for name in names} for part in splits)
+    pairs = zip(splits, in_memory(chosen), strict=True)
+    splits = Splits._make({**part, **read} for part, read in pairs)
     for name in names:
         for part in splits:
             numerics.check_unmasked(f"an array at {name!r}", part[name])

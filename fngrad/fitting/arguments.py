@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import fngrad.logging.manifest as manifest
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset
+from fngrad.data.reads_from_disk import in_memory
 from fngrad.data.sources import Source
 from fngrad.files.json_values import to_json
 from fngrad.files.local_paths import absolute
@@ -36,6 +37,7 @@ from fngrad.programs.platforms import check_backend
 from fngrad.programs.product_precisions import float32_precisions
 from fngrad.sharding.constraints import rules_in_use
 from fngrad.training import Step, TrainState
+from fngrad.training.metric_folds import check_examples
 
 
 class Run(NamedTuple):
@@ -205,8 +207,10 @@ class Arguments(NamedTuple):
         Raises:
             ValueError, TypeError, RuntimeError: see `fngrad.fit`.
         """
+        check_examples(self.eval_data)
+        eval_data = in_memory(self.eval_data)  # once, and not at every evaluation
         mesh, state, data, eval_data = placed_run(
-            self.mesh, self.step, self.state, self.data, self.eval_data
+            self.mesh, self.step, self.state, self.data, eval_data
         )
         feed = checked_feed(self.step, data, eval_data, self.loop, mesh)
         evaluation = Evaluation.of(

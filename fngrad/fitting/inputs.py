@@ -28,7 +28,6 @@ from fngrad.programs.caller_warnings import warn
 from fngrad.programs.signatures import batch_of
 from fngrad.sharding.placement import is_on, shard_batch
 from fngrad.training import TrainState, check_order, check_train_state
-from fngrad.training.metric_folds import check_examples
 from fngrad.types import Batch, Path
 
 
@@ -240,8 +239,7 @@ def checked_feed(
     Raises:
         ValueError: if the loop is unknown, or is ``"scan"`` over an iterable; or as
             `Feed`.
-        TypeError: if step and data are swapped, if ``eval_data`` cannot be evaluated,
-            or as `Feed`.
+        TypeError: if step and data are swapped, or as `Feed`.
         RuntimeError: if an array was donated.
     """
     check_order(step, data)
@@ -253,7 +251,6 @@ def checked_feed(
             "that come from the host"
         )
     check_not_donated("data", feed.argument)
-    check_examples(eval_data)
     check_not_donated("eval_data", eval_data)
     return feed
 

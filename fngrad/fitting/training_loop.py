@@ -151,7 +151,8 @@ def fit(
         metric_fn: see `fngrad.evaluate`; its metrics are recorded under ``val/``. It
             computes in the parameters' dtypes, also where the step has a ``precision``;
             `fngrad.mixed_precision` gives it another.
-        eval_data: what to evaluate: arrays, a dataset or a source.
+        eval_data: what to evaluate: arrays, which are read from disk once, with a
+            warning; a dataset or a source.
         eval_every: the number of steps between evaluations, or ``"epoch"``. There is
             also one at the end of a run that completes or exhausts its data.
         run_dir: folder for config.json, manifest.json, metrics.jsonl and curves.png,

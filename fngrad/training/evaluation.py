@@ -59,9 +59,9 @@ def evaluate(
             ``metrics.r2(...)``.
         state_or_params: a `fngrad.TrainState`, evaluated at its `fngrad.eval_params`
             and `fngrad.eval_model_state`, or only the parameters.
-        data: a pytree of arrays of shape ``(n, ...)``, or a dataset or a source, whose
-            examples are read once each, in the order of its arrays and through its
-            maps.
+        data: a pytree of arrays of shape ``(n, ...)``, which are read whole, those on
+            disk with a warning; or a dataset or a source, whose examples are read once
+            each, in the order of its arrays and through its maps.
         batch_size: how many examples to evaluate at once, >= 1; at most n are used. If
             the parameters are on a mesh it is rounded up to a multiple of the devices,
             and each computes its part.

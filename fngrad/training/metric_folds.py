@@ -14,6 +14,7 @@ import fngrad.numerics.array_inputs as array_inputs
 import fngrad.tree as tree
 from fngrad.data.dataset import Dataset, num_examples, take
 from fngrad.data.foreign_datasets import ways_to_read
+from fngrad.data.reads_from_disk import in_memory
 from fngrad.data.sources import Source
 from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.metrics import Accumulator, Mean
@@ -130,7 +131,7 @@ def arrays_of(data: Any) -> Any:
             f"{data!r}: fngrad.fit and fngrad.evaluate read a source"
         )
     num_examples(data)
-    return tree.map_with_path(array_inputs.array, data)
+    return tree.map_with_path(array_inputs.array, in_memory(data))
 
 
 def check_examples(data: Any) -> None:
