@@ -87,7 +87,8 @@ class Source:
         """Return batch ``step``, on the default device or the mesh, now.
 
         Raises:
-            TypeError: as `indices`; or if what was read holds no numbers.
+            TypeError: as `indices`; or if what was read holds no numbers, or lists of
+                them.
             ValueError: as `indices`; or if what was read has not b examples.
             Exception: what ``read`` raises, with a note of the step.
         """
