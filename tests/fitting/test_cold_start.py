@@ -22,7 +22,7 @@ def heard(event, seconds, **details):
 jax.monitoring.register_event_duration_secs_listener(heard)
 """
 FIT = """
-model = fg.models.mlp((64, 16, 10))
+model = MODEL
 
 def loss_fn(params, batch):
     logits = fg.layers.batched(model)(params, batch["x"])
@@ -34,7 +34,8 @@ def counted(fn):
     before = len(made)
     return fn(), made[before:]
 
-data, by_data = counted(lambda: fg.data.from_arrays(fg.data.digits().train, 128))
+digits = fg.data.digits(images=IMAGES)
+data, by_data = counted(lambda: fg.data.from_arrays(digits.train, 128))
 params, by_init = counted(lambda: model.init(0))
 optimizer = OPTIMIZER
 state, by_state = counted(lambda: fg.init_state(params, optimizer, key=0))
@@ -85,6 +86,7 @@ for name, optimizer in optimizers.items():
     counts[name] = len(made)
 print(json.dumps(counts))
 """
+MLP, CNN = "fg.models.mlp((64, 16, 10))", "fg.models.cnn((8, 8, 1), 10)"
 # Of these, a program for each shape, or for norms of the parameters.
 SEVERAL = {"dog": 4, "kron": 5, "quantize_state": 4}
 
@@ -101,15 +103,17 @@ def compiled(code):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "loop"),
+    ("model", "optimizer", "loop"),
     [
-        ("fg.adam(1e-3)", "python"),
-        ("fg.momentum(0.1)", "scan"),
-        ("fg.chain(fg.clip_by_global_norm(1.0), fg.adamw(1e-3))", "auto"),
+        (MLP, "fg.adam(1e-3)", "python"),
+        (MLP, "fg.momentum(0.1)", "scan"),
+        (MLP, "fg.chain(fg.clip_by_global_norm(1.0), fg.adamw(1e-3))", "auto"),
+        (CNN, "fg.rmsprop(1e-3)", "auto"),
     ],
 )
-def test_a_first_training_compiles_its_init_and_its_step(optimizer, loop):
+def test_a_first_training_compiles_its_init_and_its_step(model, optimizer, loop):
     code = FIT.replace("OPTIMIZER", optimizer).replace("LOOP", loop)
+    code = code.replace("MODEL", model).replace("IMAGES", str(model == CNN))
     by_data, by_init, by_state, by_fit = compiled(code)
     assert by_data == []
     assert len(by_init) == 1, by_init
