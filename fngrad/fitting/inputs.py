@@ -54,6 +54,7 @@ class Feed:
         self._is_shared: bool = self.is_source and self.data.is_shared
         self.failure: BaseException | None = None  # raised while a batch was read
         self.is_iterable: bool = isinstance(data, Iterable) and not self.is_dataset
+        self.read_outline: Any = None  # of a source's examples, before its maps
         self.batches: Iterator[Batch] = iter(())  # of what comes from the host
         self._iterable: Batches | None = None
         self._ahead: Generator[Batch, None, None] | None = None  # of a source
@@ -77,7 +78,9 @@ class Feed:
             self._first = self._iterable.first
             self.batches = self._until_failure(iter(self._iterable))
         elif isinstance(data, Source):
-            self._first = data.batch(0)
+            examples = _without_maps(data).batch(0)
+            self.read_outline = jax.eval_shape(lambda x: x, examples)
+            self._first = data.mapped(0, examples)
         elif not (self.is_dataset or callable(data)):
             raise TypeError(
                 "need a dataset, a source, a function step -> batch or an iterable of "
@@ -119,10 +122,7 @@ class Feed:
         """Make the next batch of a source that of a step, wherever it was before."""
         if self.is_source and step != self._position:
             self.close()
-            data = self.data
-            if self._is_shared:
-                order = dataclasses.replace(data.order, maps=())
-                data = dataclasses.replace(data, order=order)
+            data = _without_maps(self.data) if self._is_shared else self.data
             self._ahead = ahead = data.batches(step)
             self._position = step
             batches = self._until_failure(self._counted(ahead))
@@ -210,6 +210,11 @@ class Feed:
             return jax.eval_shape(batch_program(self.static), self.argument, step)
         shapes = functools.partial(jax.eval_shape, self.data)
         return batch_of(self.data, step, shapes)
+
+
+def _without_maps(source: Source) -> Source:
+    order = dataclasses.replace(source.order, maps=())
+    return dataclasses.replace(source, order=order)
 
 
 def _place(batch: Batch, mesh: Mesh | None) -> Batch:

@@ -6,6 +6,7 @@ entry of an iterator or numbers of a NumPy generator, becomes a constant of the 
 so that all steps would get one batch. Two calls give it away: their constants differ.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
-from fngrad.data.dataset import Dataset
 from fngrad.fitting.dataset_reader import DatasetReader
 from fngrad.fitting.inputs import Feed
 from fngrad.programs.fingerprints import fingerprints
@@ -37,7 +37,7 @@ def check_repeatable(feed: Feed, step: jax.Array) -> None:
         ValueError: if two calls of a function, or of the maps, make different programs.
     """
     if feed.is_dataset or feed.is_source:
-        _check_maps(feed.data)
+        _check_maps(feed)
     elif not feed.is_iterable:
         _check_function(feed.data, step)
 
@@ -55,12 +55,14 @@ def _check_function(fn: Callable[..., Any], step: jax.Array) -> None:
         )
 
 
-def _check_maps(data: Any) -> None:
-    maps = data.maps if isinstance(data, Dataset) else data.order.maps
+def _check_maps(feed: Feed) -> None:
+    data = feed.data
+    if feed.is_source:
+        data = dataclasses.replace(data.order, arrays=feed.read_outline)
+    maps = data.maps
     if not maps:
         return
-    examples = data if isinstance(data, Dataset) else data.part(0, data.batch_size)
-    reader, leaves = DatasetReader.of(examples), tree.leaf_paths(examples)
+    reader, leaves = DatasetReader.of(data), tree.leaf_paths(data)
     where = _difference(reader.batch, leaves, jnp.int32(0))
     if where is not None:
         raise ValueError(
