@@ -22,7 +22,6 @@ from fngrad.layers.rematerialization import (
     check_layer,
     rematerialized,
 )
-from fngrad.sharding.constraints import layer_by_layer
 from fngrad.types import Key, ModelState, Params, Path, Tree
 
 
@@ -83,10 +82,7 @@ def repeat(
     check_sizes(count=count)
     check_layer(block, "to repeat")
 
-    def ready(block: Layer | StatefulLayer) -> StatefulLayer:
-        return lift(rematerialized(block, remat, in_loop=True))
-
-    inner = ready(block)
+    inner = lift(rematerialized(block, remat, in_loop=True))
 
     # Under `vmap` the generators "rbg" and "unsafe_rbg" draw other numbers.
     places = np.arange(count, dtype=np.uint32)
@@ -101,15 +97,12 @@ def repeat(
     ) -> tuple[Any, ModelState]:
         _check_stacked("parameters", count, params)
         _check_stacked("model state", count, model_state)
-        params, gather = layer_by_layer(params)
-        layer = inner if gather is None else ready(gathering(block, gather))
-
         key = None if key is None else numerics.key(key)
 
         def one(x: Any, own: tuple[Params, ModelState, Any]) -> tuple[Any, Any]:
             params, state, i = own
             own_key = None if key is None else jax.random.fold_in(key, i)
-            y, state = layer.apply(params, state, x, key=own_key)
+            y, state = inner.apply(params, state, x, key=own_key)
             _check_kept(x, y)
             return y, state
 
@@ -127,17 +120,6 @@ def repeat(
     if isinstance(block, StatefulLayer):
         return StatefulLayer(init, apply)
     return without_state(init, apply, ())
-
-
-def gathering(
-    block: Layer | StatefulLayer, gather: Callable[[Params], Params]
-) -> Layer | StatefulLayer:
-    """Return a layer that first gathers its parameters, and again if rematerialized."""
-
-    def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
-        return block.apply(gather(params), *args, **kwargs)
-
-    return type(block)(block.init, apply)
 
 
 def stack_layers(a: Tree, at: str | Sequence[str]) -> Tree:

@@ -9,14 +9,16 @@ reduce-scatter.
 import contextlib
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.programs.signatures import (
     OF_A_LOSS,
@@ -25,6 +27,7 @@ from fngrad.programs.signatures import (
     parameters,
 )
 from fngrad.programs.step_wrappers import wraps_step
+from fngrad.sharding.late_gathers import Split, evaluated, warn_of_early
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, mesh_of
 from fngrad.sharding.placement import batch_spec, shardings
 from fngrad.sharding.rules import (
@@ -40,18 +43,6 @@ from fngrad.types import Batch, Params, Path, Tree
 WHOLE = PartitionSpec()
 _Step = TypeVar("_Step", bound=Callable[[Any, Any], tuple[Any, Any]])
 
-
-class _Gathered(NamedTuple):
-    whole: jax.Array  # kept, so that its id stays its own
-    split: jax.Array
-    spec: PartitionSpec
-    mesh: AnyMesh
-
-
-# By the id of the whole array: the parameters that the loss being traced was given.
-_GATHERED: ContextVar[dict[int, _Gathered] | None] = ContextVar(
-    "gathered", default=None
-)
 
 _RULES: ContextVar[list[Rule] | None] = ContextVar("rules", default=None)
 
@@ -129,9 +120,11 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
 
     Parameters that a rule splits over the axis "data" are gathered over it, in the
     dtype in which the loss is given them, and stay split over the other axes of the
-    mesh; their gradients come back split. The layers of `fngrad.layers.repeat` are
-    gathered one by one. A batch whose size the devices do not divide is computed whole
-    on each. On one device, or without a mesh, nothing happens.
+    mesh; their gradients come back split. Stacks that a loop cuts into layers, as that
+    of `fngrad.layers.repeat` does, are gathered one layer at a time, also where the
+    loss jits or checkpoints the model, or casts and scales all parameters first; a
+    warning says if it uses a stack otherwise. A batch whose size the devices do not
+    divide is computed whole on each. On one device, or without a mesh, nothing happens.
 
     ``make_step(rule=)`` calls it. For the steps of `fngrad.steps` call it yourself, and
     inside of `fngrad.mixed_precision`, so that what is gathered is narrow:
@@ -176,35 +169,27 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
         if (rules := _RULES.get()) is not None:
             rules.append(rule)
         given[batch] = split(given[batch], mesh)
-        with _gathering(given[params], rule, mesh) as given[params]:
+        early: dict[Path, str] = {}
+        part = functools.partial(_part, rule, mesh, early)
+        parts = tree.map_with_path(part, given[params])
+
+        def of_params(whole: Params) -> Any:
+            given[params] = whole
             return loss_fn(*bound.args, **bound.kwargs)
+
+        result = _gathered(of_params, parts)
+        warn_of_early(early, mesh)
+        return result
 
     on_mesh.__signature__ = signature  # type: ignore[attr-defined]
     return with_rule(on_mesh, rule)  # for the steps of this loss
 
 
-@contextlib.contextmanager
-def _gathering(params: Params, rule: Rule, mesh: AnyMesh) -> Iterator[Params]:
-    """Yield whole parameters; while it lasts, `layer_by_layer` finds the split ones."""
-    known: dict[int, _Gathered] = {}
-
-    def gather(path: Path, x: jax.Array) -> jax.Array:
-        spec = checked_spec(rule, path, x, mesh)
-        found = _gathered(x, spec, mesh)
-        known[id(found.whole)] = found
-        return found.whole
-
-    token = _GATHERED.set(known)
-    try:
-        yield tree.map_with_path(gather, params)
-    finally:
-        _GATHERED.reset(token)
-
-
-def _gathered(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh) -> _Gathered:
-    # Split first, or XLA gathers before a cast to a narrower dtype.
-    divided = constrained(x, spec, mesh)
-    return _Gathered(constrained(divided, _used(spec), mesh), divided, spec, mesh)
+def _part(
+    rule: Rule, mesh: AnyMesh, early: dict[Path, str], path: Path, x: jax.Array
+) -> Split:
+    spec = checked_spec(rule, path, x, mesh)
+    return Split(x, path, spec, _used(spec), mesh, constrained, early)
 
 
 def _used(spec: PartitionSpec) -> PartitionSpec:
@@ -213,32 +198,21 @@ def _used(spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(names or None for names in kept))
 
 
-def layer_by_layer(stacked: Params) -> tuple[Params, Callable[[Params], Params] | None]:
-    """Return stacked layers split as they are kept, and what gathers one of them.
+def _gathered(fn: Callable[[Params], Any], parts: Any) -> Any:
+    """Return a function of parameters that are gathered where they are used."""
+    leaves, structure = jax.tree.flatten(parts)
+    is_split = any(part.spec for part in leaves)
+    is_traced = all(isinstance(part.value, Tracer) for part in leaves)
+    config: Any = jax.config  # type checkers do not know its settings
+    if not (is_split and is_traced) or config.jax_disable_jit:
+        return fn(structure.unflatten([part.whole for part in leaves]))
+    rest: list[Any] = []  # results that are not arrays of JAX
 
-    Args:
-        stacked: parameters with a leading axis of layers.
+    def arrays(values: list[jax.Array]) -> Any:
+        result = fn(structure.unflatten(values))
+        is_array = jax.tree.map(lambda x: isinstance(x, jax.Array), result)
+        rest.append(tree.keep(jax.tree.map(operator.not_, is_array), result))
+        return tree.keep(is_array, result)
 
-    Returns:
-        The stacks to loop over, and ``gather(layer) -> layer``; the stacks given and
-        None, unless they are parameters of a loss that `gathered` gathers.
-    """
-    known = _GATHERED.get() or {}
-    leaves, structure = jax.tree.flatten(stacked)
-    found = [known.get(id(leaf)) for leaf in leaves]
-    # A stack split along its layers is gathered at once: one device has each layer.
-    found = [f if f is not None and not (f.spec and f.spec[0]) else None for f in found]
-    if not any(found):
-        return stacked, None
-    stacks = [
-        leaf if f is None else f.split for leaf, f in zip(leaves, found, strict=True)
-    ]
-
-    def gather(layer: Params) -> Params:
-        parts = [
-            x if f is None else _gathered(x, PartitionSpec(*f.spec[1:]), f.mesh).whole
-            for x, f in zip(jax.tree.leaves(layer), found, strict=True)
-        ]
-        return structure.unflatten(parts)
-
-    return structure.unflatten(stacks), gather
+    program, form = jaxprs.trace(arrays, [part.value for part in leaves])
+    return tree.merge(form.unflatten(evaluated(program, leaves)), rest[-1])
