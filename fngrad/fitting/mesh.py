@@ -154,8 +154,9 @@ def _warn_without_batch_axis(mesh: Mesh, data: Any) -> None:
 def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     """Return the first state of a run on a mesh, placed by the step's rule.
 
-    What is on the mesh already stays where it is. Where the step has no rule, other
-    leaves follow the parameters.
+    What is split over the mesh already stays so. A rule splits leaves that are whole on
+    every device, as `jax.set_mesh` makes them, like those of one device. Where the step
+    has no rule, leaves of one device follow the parameters.
 
     Args:
         step: from `fngrad.make_step` or `fngrad.steps`, which keep their rule, also
@@ -166,7 +167,7 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     Raises:
         TypeError: if the mesh is something else, or as `check_state`.
         ValueError: if the mesh has Explicit axes, a spec does not fit a parameter, or
-            the state is on another mesh or placed by another rule.
+            the state is on another mesh or split by another rule.
         RuntimeError: as `check_state`.
     """
     check_state(state)
@@ -189,13 +190,20 @@ def placed_state(step: Step, state: TrainState, mesh: Mesh) -> TrainState:
     if made_with(step) is not None:
         _check_placement(state, found, mesh, rule)
     where = shardings(state, mesh, rule or rule_of(state.params) or replicated)
-    return jax.tree.map(lambda x, s: x if is_on_a_mesh(x) else put(x, s), state, where)
+
+    def place(x: Any, wanted: NamedSharding) -> jax.Array:
+        if not is_on_a_mesh(x):
+            return put(x, wanted)
+        is_kept = rule is None or x.sharding.is_equivalent_to(wanted, x.ndim)
+        return x if is_kept else put(x, wanted)
+
+    return jax.tree.map(place, state, where)
 
 
 def _check_placement(
     state: TrainState, found: dict[str, NamedSharding], mesh: Mesh, rule: Rule | None
 ) -> None:
-    """Raise unless leaves are where a rule places them.
+    """Raise unless leaves are whole, or split as a rule splits them.
 
     Without a rule they may be split over any axes but that of the batch.
     """
@@ -203,7 +211,8 @@ def _check_placement(
     wanted = tree.leaf_paths(shardings(state, mesh, rule or replicated))
     for path, sharding in found.items():
         rank = leaves[path].ndim
-        if rule is not None and not sharding.is_equivalent_to(wanted[path], rank):
+        is_placed = sharding.is_equivalent_to(wanted[path], rank)
+        if rule is not None and not (is_placed or sharding.is_fully_replicated):
             raise ValueError(
                 f"need {path!r} split as the step's rule splits it, by "
                 f"{wanted[path].spec}, got {sharding.spec}: {_REMEDY}"
