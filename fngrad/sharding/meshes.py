@@ -190,6 +190,12 @@ def context_of(mesh: Mesh) -> AbstractContextManager[Any]:
     return jax.set_mesh(mesh) if _is_any_set() else contextlib.nullcontext()
 
 
+def no_context() -> AbstractContextManager[Any]:
+    """Return a context in which no mesh is set."""
+    empty = Mesh(np.empty((), object), ())
+    return jax.set_mesh(empty) if _is_any_set() else contextlib.nullcontext()
+
+
 def off_explicit_axes(mesh: Mesh, a: Any) -> Any:
     """Return a tree whose arrays along Explicit axes are copied onto another mesh."""
     whole = PartitionSpec()

@@ -7,6 +7,7 @@ number of devices does not.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import re
@@ -24,7 +25,8 @@ import fngrad.tree as tree
 from fngrad.logging.compilations import watched_values
 from fngrad.programs.caller_warnings import warn
 from fngrad.programs.equations import inner_jaxprs, outside_effects
-from fngrad.sharding.meshes import context_of, off_explicit_axes
+from fngrad.sharding.meshes import context_of, no_context, off_explicit_axes
+from fngrad.sharding.placement import is_on
 from fngrad.sweeps.results.result import check_pair
 from fngrad.sweeps.running.peers import Peers
 from fngrad.tree import is_key
@@ -182,9 +184,18 @@ def _trace(lanes: Lanes) -> Any:
 
     mesh = _lane_mesh(lanes.devices)
     keys, args = off_explicit_axes(mesh, (lanes.keys, lanes.args))
-    with _watched(), jax.disable_jit(False), context_of(mesh):
+    keys, args = jax.tree.map(functools.partial(_off, mesh), (keys, args))
+    with _watched(), jax.disable_jit(False), no_context():
         key = jax.eval_shape(lambda keys: keys[0], keys)  # no key is used
         return jax.jit(train).trace(point, key, args)
+
+
+def _off(mesh: Mesh, x: Any) -> Any:
+    """Return the shape of an array on a mesh, which a lane does not see."""
+    if not is_on(mesh, x):
+        return x
+    aval = jax.typeof(x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=aval.weak_type)
 
 
 def _lane_mesh(devices: Sequence[Any]) -> Mesh:
