@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import fngrad as fg
 import fngrad.layers as layers
 import fngrad.programs.equations as equations
 import fngrad.sharding as sharding
@@ -117,6 +118,30 @@ def test_a_layer_is_gathered_inside_of_its_checkpoint():
     assert specs[16, 8] == P("data", None)
     inside = [calls for shape, _, calls in found if shape in ((8, 16), (16, 8))]
     assert all(calls[-1] in ("checkpoint", "remat2") for calls in inside), inside
+
+
+@pytest.mark.parametrize("name", ["plain", "jit", "checkpoint"])
+def test_narrow_layers_are_gathered_and_their_gradients_split_narrow(name):
+    params = MODEL.init(jax.random.key(0))
+    loss = fg.mixed_precision(sharding.gathered(loss_by(name), RULE), "bfloat16")
+    seen = {}
+    for derived, fn in (("loss", loss), ("gradient", jax.grad(loss))):
+        jaxpr = jax.make_jaxpr(fn)(abstract(params), X)
+        seen[derived] = [
+            equation.outvars[0].aval.dtype
+            for equation in equations_in(jaxpr.jaxpr, "sharding_constraint")
+            if equation.outvars[0].aval.shape in ((8, 16), (16, 8))
+        ]
+    assert set(seen["loss"]) == set(seen["gradient"]) == {jnp.dtype("bfloat16")}
+    assert len(seen["gradient"]) >= 3 * len(seen["loss"])  # again, and transposed
+
+
+def equations_in(jaxpr, name):
+    for equation in jaxpr.eqns:
+        if equations.name_of(equation) == name:
+            yield equation
+        for inner in equations.inner_jaxprs(equation):
+            yield from equations_in(inner, name)
 
 
 DERIVATIVES = {
