@@ -145,6 +145,11 @@ def test_lists_of_numbers_are_not_read_as_many_arrays(kind):
         fit(data=fg.data.from_source(read, 8, 4))
 
 
+def test_an_empty_list_is_no_list_of_numbers():
+    source = fg.data.from_source([{"x": np.ones(2, "f"), "other": []}] * 8, 8, 2)
+    assert source.batch(0)["other"] == []
+
+
 def test_lists_of_arrays_are_read():
     pairs = [[np.float32(i), np.full(2, i)] for i in range(8)]
     nested = [{"pair": pair} for pair in pairs]

@@ -19,6 +19,7 @@ class Layouts(NamedTuple):
 
     to_stack: dict[Path, set[Path]]  # saved one by one: the leaves of both, by node
     to_unstack: dict[Path, set[Path]]  # saved stacked
+    kept: set[Path]  # the paths that are in both
 
     @property
     def explained(self) -> set[Path]:
@@ -41,7 +42,8 @@ class Layouts(NamedTuple):
         for nodes, saved, wanted, before, after in cases:
             if not nodes:
                 continue
-            at = _selector([_below(node, part) for node in nodes])
+            others = self.kept | (self.explained - set().union(*nodes.values()))
+            at = _selector([_below(node, part) for node in nodes], others)
             like = f"fngrad.layers.{before}(like, {at})"
             if is_abstract:
                 like = f"jax.eval_shape(lambda like: {like}, like)"
@@ -63,7 +65,8 @@ def compare(saved: dict[Path, Outline], wanted: dict[Path, Outline]) -> Layouts:
         >>> list(layouts.to_stack), list(layouts.to_unstack)
         (['a'], [])
     """
-    return Layouts(_stackable(saved, wanted), _stackable(wanted, saved))
+    to_stack, to_unstack = _stackable(saved, wanted), _stackable(wanted, saved)
+    return Layouts(to_stack, to_unstack, saved.keys() & wanted.keys())
 
 
 def _stackable(
@@ -105,8 +108,8 @@ def _under(node: Path, leaves: dict[Path, Outline]) -> dict[Path, Outline]:
     return {p: x for p, x in leaves.items() if p == node or p.startswith(f"{node}/")}
 
 
-def _selector(nodes: list[Path]) -> str:
-    """Return, as code, the glob or the list of paths that selects nodes."""
+def _selector(nodes: list[Path], others: set[Path]) -> str:
+    """Return, as code, what selects nodes and no others: a glob, or their paths."""
     ends: list[str] = []
     for names in zip(*(reversed(node.split("/")) for node in nodes), strict=False):
         if len({*names}) > 1:
@@ -114,9 +117,10 @@ def _selector(nodes: list[Path]) -> str:
         ends.insert(0, names[0])
     if nodes == [""]:
         return '"**"'
-    if not ends:
+    tail = "/".join(ends)
+    if not ends or any(f"/{tail}/" in f"/{path}/" for path in others):
         return "[" + ", ".join(f'"{node}"' for node in nodes) + "]"
-    return f'"**/{"/".join(ends)}"'
+    return f'"**/{tail}"'
 
 
 def _below(path: Path, part: Path) -> Path:

@@ -146,7 +146,7 @@ def _layouts(
     have: dict[Path, Leaf | ShardedLeaf],
 ) -> Layouts:
     if not any(differences):
-        return Layouts({}, {})
+        return Layouts({}, {}, set())
     return compare(
         {path: (leaf.dtype, leaf.shape) for path, leaf in have.items()},
         {path: describe(leaf) for path, leaf in wanted.items()},

@@ -1,5 +1,6 @@
 """Arrays on disk that are read as a whole: whatever does so warns here."""
 
+import mmap
 from typing import Any, TypeVar
 
 import jax
@@ -28,7 +29,7 @@ def in_memory(arrays: Tree) -> Tree:
 
 
 def _in_memory(path: Path, x: Any) -> Any:
-    is_map = isinstance(x, np.memmap)
+    is_map = _is_map(x)
     if not is_map and not _is_stored(x):
         return x
     kind = "memory map" if is_map else f"{type(x).__name__} on disk"
@@ -38,6 +39,15 @@ def _in_memory(path: Path, x: Any) -> Any:
         "copied without this warning"
     )
     return np.asarray(x)
+
+
+def _is_map(x: Any) -> bool:
+    """Return whether an array's memory is a file; NumPy keeps the class in copies."""
+    if not isinstance(x, np.memmap):
+        return False
+    while isinstance(x, np.ndarray):
+        x = x.base
+    return isinstance(x, mmap.mmap)
 
 
 def _is_stored(x: Any) -> bool:

@@ -54,7 +54,8 @@ def cache_compilations(folder: str | os.PathLike[str] | None = None) -> str:
     cache off, ``JAX_COMPILATION_CACHE_DIR`` names the default folder. Once a day the
     least recently read entries are dropped until the others take at most 1 GiB, unless
     ``JAX_COMPILATION_CACHE_MAX_SIZE`` makes JAX itself drop them (``fngrad[cache]``).
-    Entries that a killed process left half-written are removed at the next call.
+    Entries that are half-written, as a killed process leaves them, are removed at the
+    next call.
     JAX runs what it finds in the folder: share it only with users you trust.
 
     Args:

@@ -220,7 +220,7 @@ class Arguments(NamedTuple):
             self.eval_first,
             self.restore_best,
         )
-        if evaluation is None and self.eval_every != "epoch":
+        if evaluation is None and self.eval_every not in ("epoch", None):
             every = repr(self.eval_every)
             raise ValueError(f"need metric_fn and eval_data for eval_every={every}")
         guard = Guard.of(

@@ -7,7 +7,7 @@ so that all steps would get one batch. Two calls give it away: their constants d
 """
 
 import dataclasses
-import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +43,7 @@ def check_repeatable(feed: Feed, step: jax.Array) -> None:
 
 
 def _check_function(fn: Callable[..., Any], step: jax.Array) -> None:
-    called = inspect.unwrap(fn, stop=lambda f: not isinstance(f, jax.stages.Wrapped))
+    called = _unjitted(fn)
     where = _difference(lambda _, step: batch_of(called, step), (), step)
     if where is not None:
         raise ValueError(
@@ -53,6 +53,15 @@ def _check_function(fn: Callable[..., Any], step: jax.Array) -> None:
             "fit takes an iterable of batches as it is, and "
             "jax.random.fold_in(key, step) draws inside the program"
         )
+
+
+def _unjitted(fn: Any) -> Any:
+    """Return what `jax.jit` made a function of, whose calls it would cache."""
+    if isinstance(fn, types.MethodType):
+        return types.MethodType(_unjitted(fn.__func__), fn.__self__)
+    while isinstance(fn, jax.stages.Wrapped) and hasattr(fn, "__wrapped__"):
+        fn = fn.__wrapped__
+    return fn
 
 
 def _check_maps(feed: Feed) -> None:

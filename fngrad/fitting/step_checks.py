@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.programs.jaxprs as jaxprs
-import fngrad.programs.undrawn_randomness as undrawn_randomness
 import fngrad.tree as tree
 from fngrad.fitting.inputs import Feed, check_hashable, check_state
 from fngrad.fitting.repeatable_batches import check_repeatable
 from fngrad.programs.caller_warnings import warn
+from fngrad.programs.undrawn_randomness import draws, without_key
 from fngrad.sharding.placement import check_batch
 from fngrad.training import Step, TrainState, call_step
 from fngrad.transforms.evaluation_point import keeps_evaluation_state
@@ -67,7 +67,7 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
         programs.append(program)
         return structure.unflatten(program.closed.out_avals)
 
-    with undrawn_randomness.observed() as layers:
+    with without_key() as kinds:
         new_state, metrics = call_step(step, state, batch, outlines)
     check_like(state, new_state)
     if not metrics:
@@ -93,8 +93,8 @@ def check_step(step: Step, state: TrainState, feed: Feed) -> TracedStep:
         part += "/current"
     if _is_unchanged(part, paths, programs[-1]):
         warn(_UNCHANGED)
-    elif layers.undrawn and not layers.drawn:
-        warn(_UNDRAWN.format(" and ".join(sorted(layers.undrawn))))
+    elif kinds and not draws(programs[-1].closed):
+        warn(_UNDRAWN.format(" and ".join(sorted(kinds))))
     return TracedStep(programs[-1], inputs, paths, metrics)
 
 

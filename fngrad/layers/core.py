@@ -18,7 +18,6 @@ least float32.
 
 import contextlib
 import functools
-import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 import fngrad.layers.layer_tree as layer_tree
 import fngrad.numerics as numerics
@@ -248,8 +248,8 @@ def drop(
         key: of the layer.
         shape: broadcasts to that of x.
     """
-    if not isinstance(rate, numbers.Real) or rate > 0:
-        note(kind, has_key=key is not None)
+    if isinstance(rate, Tracer) or np.asarray(rate) > 0:
+        note(kind, key)
     if key is None:
         return x
     keep = 1 - numerics.hyper(rate)

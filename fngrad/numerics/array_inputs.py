@@ -91,8 +91,8 @@ def check_no_lists(what: str, a: Any) -> None:
     """
 
     def is_refused(x: Any) -> bool:
-        is_list = isinstance(x, list) and x is not a
-        return is_list and all(map(_is_plain_number, jax.tree.leaves(x)))
+        leaves = jax.tree.leaves(x) if isinstance(x, list) and x is not a else []
+        return bool(leaves) and all(map(_is_plain_number, leaves))
 
     found = jax.tree_util.tree_leaves_with_path(a, is_leaf=is_refused)
     for path, x in found:

@@ -39,7 +39,8 @@ def _precisions(equation: Any) -> Iterator[str]:
         return
     if any(str(v.aval.dtype) in _WIDE for v in equation.invars[:2]):
         asked = equation.params["precision"]
-        for one in asked if isinstance(asked, tuple) else (asked,):
+        is_pair = type(asked) is tuple  # an algorithm is a named tuple
+        for one in asked if is_pair else (asked,):
             yield _name(one)
 
 
@@ -49,4 +50,6 @@ def _name(precision: Any) -> str:
         return "default"
     if isinstance(precision, jax.lax.Precision):
         return precision.name.lower()
+    if isinstance(precision, jax.lax.DotAlgorithm):
+        return "an algorithm of its own"
     return getattr(precision, "name", str(precision))

@@ -111,7 +111,11 @@ def _stays_finite(old: jax.Array, new: jax.Array) -> jax.Array:
 
 def zeros_like(a: Any, dtype: Any = None) -> Any:
     """Return zeros in the shapes of a, whose leaves may be abstract."""
-    return jax.tree.map(lambda x: zeros(x, dtype or x.dtype), a)
+
+    def zero(x: Any) -> jax.Array:
+        return zeros(x, dtype or x.dtype) if is_float(x) else jnp.zeros_like(x, dtype)
+
+    return jax.tree.map(zero, a)
 
 
 def abs_square(x: jax.Array) -> jax.Array:

@@ -137,6 +137,21 @@ def test_nodes_without_a_common_name_are_listed(tmp_path):
     assert_same(after(restore(tmp_path, before(trees["stacked"]))), trees["stacked"])
 
 
+def test_layers_that_already_have_the_layout_are_left_as_they_are(tmp_path):
+    saved, wanted = (
+        {
+            "blocks": STACKS[layout].init(0),
+            "inner": {"blocks": STACKS["stacked"].init(1)},
+        }
+        for layout in ("one by one", "stacked")
+    )
+    save(tmp_path, saved, step=0)
+    with pytest.raises(CheckpointError, match=r'\["blocks"\]') as caught:
+        restore(tmp_path, wanted)
+    before, after = advised(str(caught.value))
+    assert_same(after(restore(tmp_path, before(wanted))), wanted)
+
+
 def test_a_state_that_does_not_convert_is_told_apart(tmp_path):
     novograd = fg.novograd(0.1)  # has a number for each leaf
     save(tmp_path, state_of("one by one", 0, novograd))

@@ -108,3 +108,6 @@ def test_arrays_on_disk_that_are_read_in_batches_need_no_warning(kind, tmp_path)
     result = fit(data=source, metric_fn=metric_fn, eval_data=source, eval_every=1)
     fg.evaluate(metric_fn, result.state, source)
     data.split(jax.tree.map(np.asarray, arrays), (0.5, 0.5), 0)
+    if kind == "memory map":  # NumPy keeps the class
+        data.split(jax.tree.map(np.copy, arrays), (0.5, 0.5), 0)
+        data.split(jax.tree.map(lambda x: x.astype("f"), arrays), (0.5, 0.5), 0)

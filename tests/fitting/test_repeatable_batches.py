@@ -1,5 +1,6 @@
 """fit refuses a batch that is drawn while JAX traces, and trains on a constant one."""
 
+import functools
 import itertools
 
 import jax
@@ -73,6 +74,29 @@ def test_the_leaf_that_changes_is_named():
 
 
 KEY = jax.random.key(1)
+
+
+class Rows:
+    """Batches by a method that is compiled."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def batch(self, step):
+        return DATA.batch(step)
+
+
+class Draws:
+    """Batches by a compiled method that draws on the host."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def batch(self, step):
+        return drawn(step)
+
+
+def test_a_jitted_method_that_draws_is_refused():
+    with pytest.raises(ValueError, match="changes from call to call"):
+        fit(data=Draws().batch)
+
+
 CONSTANT = {
     "arrays": lambda step: ARRAYS,
     "copies": lambda step: {name: x.copy() for name, x in ARRAYS.items()},
@@ -87,6 +111,7 @@ CONSTANT = {
     },
     "a batch": lambda step: DATA.batch(step),
     "jitted": jax.jit(DATA.batch),
+    "a jitted method": Rows().batch,
 }
 
 

@@ -60,8 +60,26 @@ def test_steps_of_every_kind_are_warned_about():
         assert len(warned(MODELS["dropout"], has_key=False, make=make)) == 1
 
 
+def test_a_model_that_was_traced_before_is_known_to_draw():
+    model = MODELS["dropout"]
+    params = model.init(0)
+    apply = jax.jit(lambda params, x, key: layers.batched(model)(params, x, key=key))
+    apply(params, X[:4], jax.random.key(0))  # JAX keeps the trace
+
+    def loss_fn(params, batch, key):
+        student = apply(params, batch["x"], key)
+        return jnp.mean((student - layers.batched(model)(params, batch["x"])) ** 2)
+
+    state = fg.init_state(params, OPTIMIZER, key=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step = fg.make_step(loss_fn, OPTIMIZER)
+        fg.fit(step, state, DATA, num_steps=1, progress=False)
+
+
 def test_what_is_meant_is_not_warned_about():
     model = MODELS["dropout"]
     assert warned(model, has_key=True, reference=model) == []
-    never = layers.serial(layers.linear(4, 2), layers.dropout(0.0))
-    assert warned(never, has_key=False) == []
+    for rate in (0.0, jnp.float32(0.0)):
+        never = layers.serial(layers.linear(4, 2), layers.dropout(rate))
+        assert warned(never, has_key=False) == []

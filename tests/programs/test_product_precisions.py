@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -25,6 +26,11 @@ def by_algorithm(x):
     return lax.dot(x, x, precision=lax.DotAlgorithmPreset.BF16_BF16_F32_X3)
 
 
+def by_parts_of_an_algorithm(x):
+    algorithm = lax.DotAlgorithm(np.float32, np.float32, np.float32)
+    return lax.dot(x, x, precision=algorithm)
+
+
 def unlike(x):
     return jnp.matmul(x, x, precision=(lax.Precision.HIGHEST, lax.Precision.HIGH))
 
@@ -39,6 +45,7 @@ def unlike(x):
         (convolve, {"high"}),
         (lambda x: lax.ragged_dot(x, x[None], jnp.array([4])), {"default"}),
         (by_algorithm, {"BF16_BF16_F32_X3"}),
+        (by_parts_of_an_algorithm, {"an algorithm of its own"}),
         (lambda x: x.astype(jnp.bfloat16) @ x.astype(jnp.bfloat16), set()),
         (lambda x: x.astype(int) @ x.astype(int), set()),
         (lambda x: highest(lax.complex(x, x)), {"highest"}),

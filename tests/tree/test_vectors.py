@@ -82,3 +82,11 @@ def test_the_norm_of_leaves_of_several_dtypes_keeps_its_digits(size, x64):
     a = {"narrow": jnp.asarray(narrow), "wide": jnp.asarray([0.0, size / 2])}
     want = np.sqrt(np.sum(narrow.astype(float) ** 2) + (size / 2) ** 2)
     np.testing.assert_allclose(tree.norm(a), want, rtol=1e-14)
+
+
+def test_zeros_are_like_numbers_and_keys_too():
+    key = jax.random.key(1)
+    made = tree.zeros_like({"number": 2.0, "key": key, "array": jnp.ones(2, jnp.int8)})
+    assert made["number"] == 0
+    assert made["key"].dtype == key.dtype
+    assert made["array"].dtype == jnp.int8
