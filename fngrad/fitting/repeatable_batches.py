@@ -59,9 +59,9 @@ def _unjitted(fn: Any) -> Any:
     """Return what `jax.jit` made a function of, whose calls it would cache."""
     if isinstance(fn, types.MethodType):
         return types.MethodType(_unjitted(fn.__func__), fn.__self__)
-    while isinstance(fn, jax.stages.Wrapped) and hasattr(fn, "__wrapped__"):
-        fn = fn.__wrapped__
-    return fn
+    inner = getattr(fn, "__wrapped__", None)
+    is_jitted = isinstance(fn, jax.stages.Wrapped) and inner is not None
+    return _unjitted(inner) if is_jitted else fn
 
 
 def _check_maps(feed: Feed) -> None:

@@ -5,6 +5,7 @@ around it tells whoever looks for the cause why.
 """
 
 import contextlib
+from typing import Any
 
 import jax
 
@@ -14,12 +15,12 @@ REASONS = {  # by scope
 }
 
 
-def label_out_of_range() -> contextlib.AbstractContextManager[None]:
+def label_out_of_range() -> contextlib.AbstractContextManager[Any]:
     """Return the scope in which a label that is no class makes a loss NaN."""
     return jax.named_scope("label_out_of_range")
 
 
-def token_out_of_range() -> contextlib.AbstractContextManager[None]:
+def token_out_of_range() -> contextlib.AbstractContextManager[Any]:
     """Return the scope in which a token that has no row makes an embedding NaN."""
     return jax.named_scope("token_out_of_range")
 
