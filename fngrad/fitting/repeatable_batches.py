@@ -20,7 +20,7 @@ from fngrad.fitting.dataset_reader import DatasetReader
 from fngrad.fitting.inputs import Feed
 from fngrad.programs.fingerprints import fingerprints
 from fngrad.programs.signatures import batch_of, name_of
-from fngrad.types import Batch
+from fngrad.types import Batch, Path
 
 
 def check_repeatable(feed: Feed, step: jax.Array) -> None:
@@ -87,14 +87,15 @@ def _difference(
     read: Callable[[Any, jax.Array], Batch], argument: Any, step: jax.Array
 ) -> str | None:
     """Return where two batches of one step differ, as text; None if they do not."""
-    batches = []
+    paths: list[list[Path]] = []
 
     def twice(argument: Any, step: jax.Array) -> Any:
-        batches[:] = [read(argument, step), read(argument, step)]
+        batches = [read(argument, step), read(argument, step)]
+        paths[:] = [list(tree.leaf_paths(batch)) for batch in batches]
         return batches
 
     program, _ = jaxprs.trace(twice, argument, step)
-    first, second = (list(tree.leaf_paths(batch)) for batch in batches)
+    first, second = paths
     if first != second:
         return ""
     results = program.outputs

@@ -89,12 +89,8 @@ def scale_by_soap(
     def empty(p: jax.Array) -> Axes:
         is_rotated = p.size > 0 and (p.ndim > 1 or precondition_1d)
         dtype = tree.wide_dtype(p.dtype)
-        return tuple(
-            tree.zeros(p, dtype, (n, n))
-            if is_rotated and n <= max_precond_dim
-            else None
-            for n in p.shape
-        )
+        sizes = [n if is_rotated and n <= max_precond_dim else None for n in p.shape]
+        return tuple(n if n is None else tree.zeros(p, dtype, (n, n)) for n in sizes)
 
     def init(params: Params) -> ScaleBySoapState:
         tree.check_real("scale_by_soap", params)

@@ -209,6 +209,13 @@ def test_saving_is_not_retried_after_a_failure(tmp_path, monkeypatch):
     assert (calls, int(reached(caught).state.step)) == ([4], 8)
 
 
+def test_a_step_that_is_not_finite_says_so_of_its_state():
+    data = fg.data.from_arrays({"x": np.full((6, 2), np.nan, "f"), "y": np.ones(6)}, 6)
+    with pytest.raises(NonFiniteError) as caught:
+        quiet_fit(data=data, num_steps=2)
+    assert "its results, not all of them finite" in caught.value.__notes__[-1]
+
+
 def test_a_state_that_is_not_finite_is_carried_but_not_saved(tmp_path):
     def spoil(step, state, values):
         if step == 9:

@@ -162,7 +162,6 @@ def test_the_error_carries_the_autopsy():
     assert error.value.step == found.step == HIT[0] + 1
     np.testing.assert_array_equal(found.indices, [7])
     assert str(found) in str(error.value)
-    assert "its results, not all of them finite" in error.value.__notes__[-1]
 
 
 def test_the_autopsy_begins_at_the_newest_checkpoint(tmp_path):
