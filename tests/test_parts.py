@@ -86,6 +86,6 @@ def test_a_block_of_commits_runs_every_part():
             assert sorted(found[k * count :][:count]) == list(range(count))
 
 
-@pytest.mark.parametrize("stride", [2, 3, 4, 6, 11, 12])
+@pytest.mark.parametrize("stride", [2, 3, 11, 12])
 def test_a_gate_that_runs_for_some_commits_comes_to_every_part(stride):
     assert set(turns(12, range(1000, 1000 + 100 * stride, stride))) == set(range(12))
