@@ -56,18 +56,15 @@ def pytest_configure(config):
     if getattr(config.option, "dist", "no") == "load":
         config.option.dist = "worksteal"  # neighbors share programs
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore
-        folder = os.environ.get(COMPILED) or tempfile.mkdtemp(prefix="fngrad-compiled-")
-        os.environ[COMPILED] = folder
-        jax.config.update("jax_compilation_cache_dir", folder)
+        if COMPILED not in os.environ:  # else it is that of another process
+            folder = tempfile.mkdtemp(prefix="fngrad-compiled-")
+            os.environ[COMPILED] = folder
+            config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
 
 
 def _compiles_by_default(config):
     return config.option.markexpr.startswith("xla_defaults")
-
-
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput") and COMPILED in os.environ:
-        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
