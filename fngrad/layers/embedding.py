@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.layers.initializers as initializers
+import fngrad.programs.wrong_indices as wrong_indices
 from fngrad.layers.core import (
     Layer,
     StatefulLayer,
@@ -20,7 +21,6 @@ from fngrad.layers.layer_tree import Parts, made_of
 from fngrad.layers.low_rank_adapters import rows
 from fngrad.layers.one_program import plain
 from fngrad.programs.keywords_elsewhere import OF_LAYERS, explains_keywords
-from fngrad.programs.wrong_indices import token_out_of_range
 from fngrad.types import Key, Params
 
 
@@ -79,7 +79,7 @@ def embedding(
         is_known = (x >= 0) & (x <= last)
         tokens = jnp.where(is_known, x, 0).astype(jnp.int32)
         found = rows(params["weight"], tokens)
-        with token_out_of_range():
+        with jax.named_scope(wrong_indices.TOKEN):
             return jnp.where(is_known[..., None], found, jnp.nan)
 
     parts = Parts("embedding", by_position=True, tokens=vocab_size)

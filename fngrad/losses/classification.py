@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.programs.wrong_indices as wrong_indices
 from fngrad.losses.core import (
     Array,
     Axis,
@@ -35,7 +36,6 @@ from fngrad.losses.softmax import (
     sigmoid,
     softplus,
 )
-from fngrad.programs.wrong_indices import label_out_of_range
 from fngrad.types import Scalar
 
 
@@ -356,7 +356,7 @@ def _integer_labels(
 
 def _spoil(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
     """Make the losses of wrong examples NaN, and their gradients."""
-    with label_out_of_range():
+    with jax.named_scope(wrong_indices.LABEL):
         return loss * jnp.where(is_wrong, jnp.nan, 1).astype(loss.dtype)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
+import fngrad.programs.wrong_indices as wrong_indices
 from fngrad.losses.core import (
     Array,
     Reduction,
@@ -23,7 +24,6 @@ from fngrad.losses.core import (
     resolve_axes,
 )
 from fngrad.losses.softmax import log_sum_exp
-from fngrad.programs.wrong_indices import label_out_of_range
 
 # The logarithm of an impossible event: finite, so that differences have gradients.
 IMPOSSIBLE = -1e30
@@ -105,7 +105,7 @@ def ctc(
         of_one = jax.vmap(of_one)
     loss = of_one(log_p, is_frame, labels, lengths)
     loss = jnp.where(loss > -0.1 * IMPOSSIBLE, jnp.inf, loss)
-    with label_out_of_range():
+    with jax.named_scope(wrong_indices.LABEL):
         loss = keep(example, loss * jnp.where(is_right, 1, jnp.nan).astype(x.dtype))
     return reduce(loss, example, weights, reduction)
 

@@ -4,25 +4,11 @@ A program cannot raise. Inside one, such an index makes a NaN, and the named sco
 around it tells whoever looks for the cause why.
 """
 
-import contextlib
-from typing import Any
-
-import jax
-
-REASONS = {  # by scope
-    "label_out_of_range": "a label is outside [0, n) for n classes",
-    "token_out_of_range": "a token is outside [0, n) for n rows of an embedding",
+LABEL, TOKEN = "label_out_of_range", "token_out_of_range"  # named scopes
+REASONS = {
+    LABEL: "a label is outside [0, n) for n classes",
+    TOKEN: "a token is outside [0, n) for n rows of an embedding",
 }
-
-
-def label_out_of_range() -> contextlib.AbstractContextManager[Any]:
-    """Return the scope in which a label that is no class makes a loss NaN."""
-    return jax.named_scope("label_out_of_range")
-
-
-def token_out_of_range() -> contextlib.AbstractContextManager[Any]:
-    """Return the scope in which a token that has no row makes an embedding NaN."""
-    return jax.named_scope("token_out_of_range")
 
 
 def reason_of(scopes: str) -> str | None:

@@ -47,9 +47,7 @@ class Split:
     used: PartitionSpec  # how it is split in use
     mesh: AnyMesh
     place: Place
-    early: dict[
-        Path, str
-    ]  # what used all slices of a stack at once, in which operation
+    early: dict[Path, str]  # stacks used at once, and by which operation
     is_slice: bool = False  # of a stack, in the loop over it
 
     @functools.cached_property

@@ -9,19 +9,12 @@ import time
 
 import jax
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import fngrad as fg
 import fngrad.files.compilation_cache as compilation_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = "jax_compilation_cache_dir"
-SETTINGS = (
-    FOLDER,
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
 
 PROGRAM = """
 import collections, hashlib, json, sys
@@ -90,16 +83,6 @@ def run(code: str, path: pathlib.Path, *arguments: str, **environment: str) -> s
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.fixture
-def settings():
-    """Put JAX's settings back after the test."""
-    before = {name: getattr(jax.config, name) for name in SETTINGS}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    reset_cache()
 
 
 @pytest.mark.slow

@@ -11,27 +11,11 @@ import zlib
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import fngrad as fg
 from fngrad.files.damaged_programs import drop_damaged, is_damaged
 
-SETTINGS = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
 WHOLE = zlib.compress(b"a program" * 100)
-
-
-@pytest.fixture
-def settings():
-    """Put JAX's settings back after the test."""
-    before = {name: getattr(jax.config, name) for name in SETTINGS}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    reset_cache()
 
 
 def entries(folder):
