@@ -20,6 +20,14 @@ def by_columns(path, leaf, mesh):
     return jax.sharding.PartitionSpec(*[None] * (len(shape) - 1), "model")
 
 
+def outlined(a, rule, mesh):
+    """Return a tree's shapes, placed by a rule on a mesh, which may be abstract."""
+    where = sharding.shardings(a, mesh, rule)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), a, where
+    )
+
+
 def placements():
     """Return a mesh and a rule by name."""
     flat = sharding.make_mesh(data=8)
