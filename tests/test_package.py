@@ -1,6 +1,7 @@
 """What is installed and imported: versions, extras, the face, the gate."""
 
 import importlib
+import inspect
 import itertools
 import os
 import pathlib
@@ -168,6 +169,11 @@ def test_dir_of_every_namespace_of_the_face_is_tested():
     found = {m.__name__ for m in of_face if isinstance(m, types.ModuleType)}
     assert {"fngrad.closed_form", "fngrad.callbacks", "fngrad.tree"} <= found
     assert {name.replace(".", "/") for name in found} <= set(NAMESPACES)
+
+
+@pytest.mark.parametrize("function", [fngrad.fit, *fngrad.REGISTRY.values()])
+def test_a_signature_names_its_types_and_does_not_spell_them_out(function):
+    assert "collections.abc" not in str(inspect.signature(function))
 
 
 @pytest.mark.skipif(

@@ -83,8 +83,9 @@ def _with_the_arguments_of(
 
     def decorate(fn: Callable[..., _T]) -> Callable[_P, _T]:
         returned = inspect.signature(fn).return_annotation
-        signature = inspect.signature(model).replace(return_annotation=returned)
-        fn.__signature__ = signature  # type: ignore[attr-defined]
+        signature = inspect.signature(model, eval_str=True)
+        own = signature.replace(return_annotation=returned)
+        fn.__signature__ = own  # type: ignore[attr-defined]
         return fn
 
     return decorate

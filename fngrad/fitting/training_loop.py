@@ -7,6 +7,8 @@ chunk it reads the metrics, moves the progress bar and looks for an interrupt
 (`fngrad.fitting.session`).
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Sequence
 from os import PathLike

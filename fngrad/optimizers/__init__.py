@@ -16,6 +16,8 @@ in another file or is not exported, or if the file states a displayed formula or
 twice.
 """
 
+from __future__ import annotations
+
 from fngrad.optimizers.registry import REGISTRY  # explains the keywords of the rest
 
 # isort: split

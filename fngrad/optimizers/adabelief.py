@@ -1,5 +1,7 @@
 """AdaBelief: Adam that divides by how far gradients lie from their average."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

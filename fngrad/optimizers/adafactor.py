@@ -4,6 +4,8 @@ A *factored* moment keeps the row means and the column means of a matrix of squa
 Their product over the mean of all has these row and column means too.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

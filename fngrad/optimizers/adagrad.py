@@ -1,5 +1,7 @@
 """Adagrad: the root of the sum of squared gradients over the whole run."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

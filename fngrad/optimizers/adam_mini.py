@@ -1,5 +1,7 @@
 """Adam-mini: one second moment per block of a leaf: a neuron, a head, a token."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Adamax: state, transform and recipe."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

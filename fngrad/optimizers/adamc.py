@@ -1,5 +1,7 @@
 """AdamC: AdamW whose decay is corrected for the learning rate's schedule."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """AdaMuon: Muon with a second moment of the orthogonalized update."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Adan: averages of the gradient and of how it changes."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

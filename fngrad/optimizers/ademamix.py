@@ -1,5 +1,7 @@
 """AdEMAMix: a fast average of gradients and a very slow one, mixed."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

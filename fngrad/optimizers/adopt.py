@@ -1,5 +1,7 @@
 """ADOPT: normalize each gradient by the second moment of those before it."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

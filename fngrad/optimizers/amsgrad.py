@@ -1,5 +1,7 @@
 """AMSGrad: state, transform and recipe."""
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax

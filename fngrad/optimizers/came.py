@@ -1,5 +1,7 @@
 """CAME: Adafactor whose momentum is divided by how far it is from the update."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -4,6 +4,8 @@ Inner products and norms are over all leaves. The parts return directions of asc
 with the step size in them; the recipes end in ``scale(-1.0)``.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

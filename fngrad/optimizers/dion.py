@@ -1,5 +1,7 @@
 """Dion: orthogonalized updates of low rank, by one power iteration per step."""
 
+from __future__ import annotations
+
 import math
 import numbers
 from typing import NamedTuple

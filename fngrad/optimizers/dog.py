@@ -1,5 +1,7 @@
 """DoG: step sizes of distance traveled over the root of summed squared gradients."""
 
+from __future__ import annotations
+
 import functools
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 

@@ -1,5 +1,7 @@
 """Hyperball: steps of a relative length on the sphere of the initial norm."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Kron: PSGD with one triangular factor of the preconditioner for each axis."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """LAMB: Adam with one trust ratio per leaf."""
 
+from __future__ import annotations
+
 from fngrad.optimizers.adam import scale_by_adam
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.decay import add_decayed_weights

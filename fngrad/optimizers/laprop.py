@@ -1,5 +1,7 @@
 """LaProp: momentum of normalized gradients, in place of normalized momentum."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

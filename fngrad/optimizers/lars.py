@@ -1,5 +1,7 @@
 """LARS: momentum with one trust ratio per leaf."""
 
+from __future__ import annotations
+
 import jax
 
 import fngrad.numerics as numerics

@@ -6,6 +6,8 @@ holds the noise of two batches, so a quasi-Newton rule needs the same batch in e
 step.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

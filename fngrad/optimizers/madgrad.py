@@ -1,5 +1,7 @@
 """MADGRAD: dual averaging with the cube root of a sum of squares."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

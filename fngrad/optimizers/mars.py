@@ -1,5 +1,7 @@
 """MARS: AdamW of gradients whose variance the last gradient reduces."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Muon: momentum whose singular values are made equal."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import NamedTuple

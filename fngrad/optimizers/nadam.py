@@ -1,5 +1,7 @@
 """NAdam: state, transform and recipe."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

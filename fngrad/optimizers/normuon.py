@@ -1,5 +1,7 @@
 """NorMuon: Muon whose neurons take steps of one size."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """NovoGrad: gradients normalized leaf by leaf."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

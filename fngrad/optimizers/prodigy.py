@@ -4,6 +4,8 @@ Inner products and norms are over all leaves. The part returns a direction of as
 with the step size in it; the recipe ends in ``scale(-1.0)``.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 

@@ -4,6 +4,8 @@ The root of an average of few squares varies a lot: until there are enough of th
 RAdam steps along plain momentum.
 """
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax

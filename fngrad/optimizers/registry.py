@@ -1,5 +1,7 @@
 """Every optimizer by name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from fngrad.optimizers.adabelief import adabelief

@@ -1,5 +1,7 @@
 """RMSProp, plain and centered."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

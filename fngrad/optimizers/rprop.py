@@ -1,5 +1,7 @@
 """Rprop: step sizes adapted by the signs of successive gradients."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -5,6 +5,8 @@ the two, is where gradients are taken. The parameters are $y$; the state keeps $
 $x$, both in at least float32, so that parameters in bfloat16 lose nothing.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

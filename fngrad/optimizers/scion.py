@@ -1,5 +1,7 @@
 """Scion: steps to the corner of a norm ball, another norm per kind of layer."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import TypeAlias

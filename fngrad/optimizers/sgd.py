@@ -1,5 +1,7 @@
 """Gradient descent, plain and with momentum."""
 
+from __future__ import annotations
+
 import fngrad.numerics as numerics
 from fngrad.transforms.core import Transform, chain
 from fngrad.transforms.momentum_buffers import descending

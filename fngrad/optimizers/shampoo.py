@@ -4,6 +4,8 @@ Eigenvalues are taken in at least float32, every few steps: a decomposition is c
 in the length of the axis.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 

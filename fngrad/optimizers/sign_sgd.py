@@ -3,6 +3,8 @@
 A sign is -1, 0 or 1: an entry with zero gradient does not move.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

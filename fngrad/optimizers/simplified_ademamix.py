@@ -1,5 +1,7 @@
 """Simplified AdEMAMix: one sum of gradients, and the present gradient beside it."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -4,6 +4,8 @@ A *cover* keeps one number for each slice along each axis of a leaf: an upper bo
 the sums in the slice.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """SOAP: Adam in the eigenvectors of Shampoo's statistics."""
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 

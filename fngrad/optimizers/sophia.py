@@ -4,6 +4,8 @@ The estimate needs the loss, so it comes from outside: `fngrad.steps.sophia` put
 into the state every few steps, and updates divide by it.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

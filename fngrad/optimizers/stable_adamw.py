@@ -1,5 +1,7 @@
 """StableAdamW: AdamW with Adafactor's update clipping in place of gradient clipping."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

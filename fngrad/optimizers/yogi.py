@@ -1,5 +1,7 @@
 """Yogi: a second moment whose steps are at most a share of the squared gradient."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

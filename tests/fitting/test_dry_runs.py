@@ -54,7 +54,8 @@ def fail(*arguments):
 
 
 def test_it_has_the_arguments_of_fit():
-    own, fits = (inspect.signature(f).parameters for f in (fg.dry_run, fg.fit))
+    functions = fg.dry_run, fg.fit
+    own, fits = (inspect.signature(f, eval_str=True).parameters for f in functions)
     assert own == fits
     with pytest.raises(TypeError, match="unexpected keyword argument 'num_step'"):
         dry_run(STEP, first_state(), DATA, num_step=3)  # pyright: ignore
