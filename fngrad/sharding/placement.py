@@ -312,6 +312,10 @@ def check_batch(batch: Batch, mesh: AnyMesh) -> None:
 def describe(state: Any) -> str:
     """Return a table of a state's leaves: how each is split, its bytes per device.
 
+    The column *split* has for each axis of a leaf the axis of the mesh that divides it,
+    ``-`` if none does; *whole* is what every device holds in full, as for `fsdp` the
+    leaves below its ``min_size`` and those whose axes the devices do not divide.
+
     Args:
         state: arrays, or abstract ones with a sharding.
 
