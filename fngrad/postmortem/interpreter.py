@@ -20,11 +20,13 @@ import numpy as np
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.programs.equations import (
+    IDENTITIES,
     is_variable,
     name_of,
     parameters_of,
     program_called,
     scan_counts,
+    scope_of,
 )
 from fngrad.programs.jaxprs import Operation, Program
 from fngrad.types import Path
@@ -61,7 +63,7 @@ class Origin(NamedTuple):
     def scopes(self) -> str:
         """Its name stack, after those of the equations that contain it."""
         outermost_first = reversed(self.equations)
-        return "/".join(str(e.source_info.name_stack) for e in outermost_first)
+        return "/".join(map(scope_of, outermost_first))
 
 
 class Interpreter:
@@ -142,6 +144,8 @@ class Interpreter:
             return []
         if name == "name":
             self._note(params["name"], inputs[0])
+        if name in IDENTITIES:  # a loop's rows are on the host, not on a mesh
+            return inputs
         inner = program_called(equation)
         if inner is not None:
             return self._follow(jaxprs.called(inner), inputs, location, equations)

@@ -13,9 +13,10 @@ that reads one may also write to it, so its value depends on all equations befor
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+JITS = {"jit", "pjit", "core_call", "closed_call", "eval_jaxpr"}
+CHECKPOINTS = {"checkpoint", "remat", "remat2", "RematTraced"}
 CALLS = {
-    *("jit", "pjit", "core_call", "closed_call", "eval_jaxpr"),
-    *("checkpoint", "remat", "remat2", "RematTraced"),
+    *(*JITS, *CHECKPOINTS),
     *("custom_jvp_call", "CustomJVPTraced"),
     *("custom_vjp_call", "custom_vjp_call_jaxpr", "CustomVJPTraced"),
 }
@@ -113,6 +114,11 @@ def scan_counts(equation: Any) -> tuple[int, int]:
 def _of_equal_rank(outer: Sequence[Any], inner: Sequence[Any]) -> int:
     pairs = zip(outer, inner, strict=True)
     return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+
+def scope_of(equation: Any) -> str:
+    """Return the names of `jax.named_scope` around an equation, of its own program."""
+    return str(equation.source_info.name_stack)
 
 
 def is_variable(atom: Any) -> bool:

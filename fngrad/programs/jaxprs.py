@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import fngrad.programs.equations as equations
 from fngrad.programs.equations import is_variable
@@ -65,6 +66,15 @@ def trace(fn: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
 def read(values: dict[Any, Any], variable: Any) -> Any:
     """Return the value of a variable, or of a Literal."""
     return values[variable] if is_variable(variable) else variable.val
+
+
+def result(values: dict[Any, Any], variable: Any) -> Any:
+    """Return what a program returns for a variable, or as an array for a Literal."""
+    value = read(values, variable)
+    if is_variable(variable):
+        return value
+    of = variable.aval
+    return jnp.asarray(value, None if of.weak_type else of.dtype)
 
 
 def passed_through(jaxpr: Any) -> list[int | None]:

@@ -27,7 +27,13 @@ from fngrad.programs.signatures import (
     parameters,
 )
 from fngrad.programs.step_wrappers import wraps_step
-from fngrad.sharding.late_gathers import Split, evaluated, warn_of_early
+from fngrad.sharding.late_gathers import (
+    Split,
+    array_of,
+    evaluated,
+    waits,
+    warn_of_early,
+)
 from fngrad.sharding.meshes import BATCH_AXIS, AnyMesh, mesh_of
 from fngrad.sharding.placement import batch_spec, shardings
 from fngrad.sharding.rules import (
@@ -59,11 +65,12 @@ def rules_in_use() -> Iterator[list[Rule]]:
 
 
 def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.Array:
-    """Return an array placed so; as it is without a mesh."""
+    """Return an array placed so; as it is without a mesh, or one of no devices."""
     if mesh is None:
         return x
-    if isinstance(mesh, Mesh) and not isinstance(x, Tracer):
-        return jax.device_put(x, NamedSharding(mesh, spec))
+    if not isinstance(x, Tracer):
+        has_devices = isinstance(mesh, Mesh)  # in an eager derivative it has none
+        return jax.device_put(x, NamedSharding(mesh, spec)) if has_devices else x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
@@ -121,10 +128,14 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
     Parameters that a rule splits over the axis "data" are gathered over it, in the
     dtype in which the loss is given them, and stay split over the other axes of the
     mesh; their gradients come back split. Stacks that a loop cuts into layers, as that
-    of `fngrad.layers.repeat` does, are gathered one layer at a time, also where the
-    loss jits or checkpoints the model, or casts and scales all parameters first; a
-    warning says if it uses a stack otherwise. A batch whose size the devices do not
-    divide is computed whole on each. On one device, or without a mesh, nothing happens.
+    of `fngrad.layers.repeat` does, are gathered one layer at a time, and again in the
+    pass backward; so they are where the loss jits or checkpoints the model, or casts
+    and scales all parameters first. A stack is gathered whole if the loss reshapes,
+    slices or joins it before the loop, loops inside of `jax.lax.cond` or
+    `jax.lax.while_loop`, or if the rule splits it along its layers. What uses a stack
+    beside the loop over it gathers it whole, too; a warning says so. A batch whose size
+    the devices do not divide is computed whole on each. On one device, or without a
+    mesh, nothing happens. A loss without such loops is called twice when it is traced.
 
     ``make_step(rule=)`` calls it. For the steps of `fngrad.steps` call it yourself, and
     inside of `fngrad.mixed_precision`, so that what is gathered is narrow:
@@ -174,8 +185,8 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
         parts = tree.map_with_path(part, given[params])
 
         def of_params(whole: Params) -> Any:
-            given[params] = whole
-            return loss_fn(*bound.args, **bound.kwargs)
+            own = inspect.BoundArguments(signature, given | {params: whole})
+            return loss_fn(*own.args, **own.kwargs)
 
         result = _gathered(of_params, parts)
         warn_of_early(early, mesh)
@@ -201,11 +212,6 @@ def _used(spec: PartitionSpec) -> PartitionSpec:
 def _gathered(fn: Callable[[Params], Any], parts: Any) -> Any:
     """Return a function of parameters that are gathered where they are used."""
     leaves, structure = jax.tree.flatten(parts)
-    is_split = any(part.spec for part in leaves)
-    is_traced = all(isinstance(part.value, Tracer) for part in leaves)
-    config: Any = jax.config  # type checkers do not know its settings
-    if not (is_split and is_traced) or config.jax_disable_jit:
-        return fn(structure.unflatten([part.whole for part in leaves]))
     rest: list[Any] = []  # results that are not arrays of JAX
 
     def arrays(values: list[jax.Array]) -> Any:
@@ -214,5 +220,23 @@ def _gathered(fn: Callable[[Params], Any], parts: Any) -> Any:
         rest.append(tree.keep(jax.tree.map(operator.not_, is_array), result))
         return tree.keep(is_array, result)
 
-    program, form = jaxprs.trace(arrays, [part.value for part in leaves])
-    return tree.merge(form.unflatten(evaluated(program, leaves)), rest[-1])
+    program, late = None, [False] * len(leaves)
+    if _may_be_traced(leaves):
+        # It may read values, which only parameters outside of a program have.
+        with contextlib.suppress(jax.errors.ConcretizationTypeError):
+            program, form = jaxprs.trace(arrays, [part.value for part in leaves])
+            late = waits(program, leaves)
+    pairs = zip(leaves, late, strict=True)
+    given = [part if is_late else part.whole for part, is_late in pairs]
+    if program is None or not any(late):
+        return fn(structure.unflatten(given))
+    results = list(map(array_of, evaluated(program, given)))
+    return tree.merge(form.unflatten(results), rest[-1])
+
+
+def _may_be_traced(parts: list[Split]) -> bool:
+    """Return whether there is a program, and parameters that it may gather later."""
+    config: Any = jax.config  # type checkers do not know its settings
+    is_traced = any(isinstance(part.value, Tracer) for part in parts)
+    is_split = any(part.is_gathered for part in parts)
+    return is_traced and is_split and not config.jax_disable_jit

@@ -1,10 +1,10 @@
-"""Programs that gather their parameters where they use them: a loop's inside of it.
+"""Gather split parameters where a program uses them: in a loop, one slice at a time.
 
 A traced program is evaluated again with parameters that are still *split*. A parameter
 *reaches a loop* if a scan cuts it into slices, also behind calls, checkpoints and
 operations that keep its shape. It stays split up to there, and the loop gathers slice
-by slice. All other parameters are gathered before the program begins. The values are
-those of the program, whatever is gathered where.
+by slice, again in the pass backward. All other parameters are gathered before the
+program begins. The values are those of the program, whatever is gathered where.
 """
 
 import dataclasses
@@ -22,8 +22,6 @@ from fngrad.programs.jaxprs import Operation, Program
 from fngrad.sharding.meshes import AnyMesh
 from fngrad.types import Path
 
-_PASSED = {"jit", "pjit", "closed_call"}  # calls that are evaluated in place
-_CHECKPOINTS = {"checkpoint", "remat", "remat2", "RematTraced"}
 _LOOP = "scan"
 _ENTRYWISE = {
     *("convert_element_type", "reduce_precision", "stop_gradient", *equations.COPIES),
@@ -39,7 +37,7 @@ Place = Callable[[jax.Array, PartitionSpec, AnyMesh], jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """A parameter, or what has its shape, that is not gathered yet."""
+    """A parameter, or an array of its shape, that is not gathered yet."""
 
     value: jax.Array
     path: Path  # of the parameter
@@ -47,21 +45,22 @@ class Split:
     used: PartitionSpec  # how it is split in use
     mesh: AnyMesh
     place: Place
-    early: dict[Path, str]  # stacks used at once, and by which operation
+    early: dict[Path, str]  # stacks gathered all at once, and for which operation
     is_slice: bool = False  # of a stack, in the loop over it
 
     @functools.cached_property
     def whole(self) -> jax.Array:
-        """The array as it is used; it is gathered once."""
+        """The array as it is used; it is gathered once in each traced function."""
         # Split first, or XLA gathers before a cast to a narrower dtype.
-        return self.place(self.placed, self.used, self.mesh)
+        placed = self.placed
+        return self.place(placed, self.used, self.mesh) if self.is_gathered else placed
 
     @functools.cached_property
     def placed(self) -> jax.Array:
         """The array split by the spec."""
         return self.place(self.value, self.spec, self.mesh)
 
-    def now(self, value: jax.Array) -> "Split":
+    def with_value(self, value: jax.Array) -> "Split":
         """Return another array of its shape, split alike."""
         return dataclasses.replace(self, value=value)
 
@@ -73,6 +72,11 @@ class Split:
         )
 
     @property
+    def is_gathered(self) -> bool:
+        """Whether devices hold more of it in use."""
+        return self.spec != self.used
+
+    @property
     def can_be_cut(self) -> bool:
         """Whether each device has a part of every slice along the first axis."""
         return not any(self.spec[:1])
@@ -82,9 +86,9 @@ class Split:
         """Whether it is gathered later, by a loop over it or a checkpoint in one."""
         return self.is_slice or self.can_be_cut
 
-    def whole_in(self, operation: str) -> jax.Array:
+    def whole_for(self, operation: str) -> jax.Array:
         """Return the array as it is used; report an operation on all its slices."""
-        if not self.is_slice and self.spec != self.used:
+        if not self.is_slice and self.is_gathered:
             self.early.setdefault(self.path, operation)
         return self.whole
 
@@ -94,72 +98,78 @@ def warn_of_early(early: dict[Path, str], mesh: AnyMesh) -> None:
     if not early or mesh.size == 1:
         return
     (path, operation), *others = early.items()
-    more = f" and {len(others)} more leaves" if others else ""
+    more = f" (and {len(others)} more)" if others else ""
     warn(
-        f"the loss uses all layers of {path!r}{more} at once, in {operation!r}, beside "
-        "the loop over them: every device gathers these stacks whole; leave penalties "
-        "to the optimizer, and apply inside of the layer what does not keep the shape "
-        "of the stack"
+        f"every device gathers all layers of {path!r}{more} at once, for "
+        f"{operation!r}, which uses them outside of the loop over them. Leave "
+        "penalties to the optimizer, and let each layer change its own parameters"
     )
+
+
+def waits(program: Program, given: Sequence[Split]) -> list[bool]:
+    """Return for each parameter of a program whether a loop gathers it later."""
+    late = _late(program.closed, checkpoints_gather=False)
+    pairs = zip(program.inputs, given, strict=True)
+    return [own in late and x.is_gathered and x.can_wait for own, x in pairs]
 
 
 def evaluated(
     program: Program,
     given: Sequence[Any],
     *,
-    in_loop: bool = False,
+    checkpoints_gather: bool = False,
     waiting: Sequence[Any] = (),
 ) -> list[Any]:
-    """Return the results of a program of arrays and of split parameters.
+    """Return the results of a program, arrays or split parameters.
 
     Args:
         program: traced with the shapes of the parameters.
-        given: for each input an array or a `Split`.
-        in_loop: whether parameters wait for the checkpoints of the program, too.
-        waiting: results that reach a loop outside of the program, and may stay split.
+        given: for each input an array or a `Split`, which is gathered where an equation
+            reads it.
+        checkpoints_gather: whether parameters wait for the checkpoints of the program,
+            too, as those of a loop's body do.
+        waiting: the program's results that reach a loop outside of it.
     """
-    late = _late(program.closed, in_loop, waiting)
-    values: dict[Any, Any] = dict(program.constants)
-    for variable, value in zip(program.inputs, given, strict=True):
-        if isinstance(value, Split) and not (variable in late and value.can_wait):
-            value = value.whole
-        values[variable] = value
+    late = _late(program.closed, checkpoints_gather, waiting)
+    values = program.constants | dict(zip(program.inputs, given, strict=True))
     for operation in jaxprs.operations(program):
         read = [jaxprs.read(values, v) for v in operation.equation.invars]
-        results = _results(operation, read, late, in_loop)
+        results = _results(operation, read, late, checkpoints_gather)
         values |= zip(operation.equation.outvars, results, strict=True)
         for variable in operation.last_uses:
             values.pop(variable, None)
-    results = ((v, jaxprs.read(values, v)) for v in program.outputs)
-    return [x if v in waiting else _whole(x, "return") for v, x in results]
+    return [jaxprs.result(values, v) for v in program.outputs]
 
 
-def _late(jaxpr: Any, in_loop: bool, waiting: Sequence[Any] = ()) -> set[Any]:
-    """Return the variables that reach a loop, or in a loop also a checkpoint.
+def _late(
+    jaxpr: Any, checkpoints_gather: bool, waiting: Sequence[Any] = ()
+) -> set[Any]:
+    """Return the variables that reach a loop, or if it gathers also a checkpoint.
 
     A checkpoint in a loop gathers by itself, so that only what is split is kept for
     the backward pass.
     """
     late = set(waiting)
     for equation in reversed(jaxpr.eqns):
-        late.update(filter(equations.is_variable, _reaching(equation, late, in_loop)))
+        reaching = _reaching(equation, late, checkpoints_gather)
+        late.update(filter(equations.is_variable, reaching))
     return late
 
 
-def _reaching(equation: Any, late: set[Any], in_loop: bool) -> Iterator[Any]:
+def _reaching(equation: Any, late: set[Any], checkpoints_gather: bool) -> Iterator[Any]:
     """Yield what of an equation's operands reaches a loop, from what of its results."""
     name, read = equations.name_of(equation), equation.invars
     inner = equations.program_called(equation)
     if name == _LOOP:
-        body, shared = equation.params["jaxpr"], _shared(equation)
-        reaching = _late(body, in_loop=False)
+        body, shared = equation.params["jaxpr"], equations.scan_counts(equation)[0]
+        reaching = _late(body, checkpoints_gather=False)
         yield from read[sum(equations.scan_counts(equation)) :]
         pairs = zip(read[:shared], body.invars[:shared], strict=True)
         yield from (outer for outer, own in pairs if own in reaching)
-    elif name in _CHECKPOINTS and in_loop:
+    elif name in equations.CHECKPOINTS and checkpoints_gather:
         yield from read
     elif inner is not None:
-        reaching = _late(inner, in_loop, _waiting(equation, late))
+        reaching = _late(inner, checkpoints_gather, _waiting(equation, late))
         pairs = zip(read, inner.invars, strict=True)
         yield from (outer for outer, own in pairs if own in reaching)
     elif not late.isdisjoint(equation.outvars):
@@ -173,10 +183,6 @@ def _waiting(equation: Any, late: set[Any]) -> list[Any]:
     return [own for outer, own in pairs if outer in late and equations.is_variable(own)]
 
 
-def _shared(equation: Any) -> int:
-    return equations.scan_counts(equation)[0]
-
-
 def _stacked(equation: Any) -> list[Any]:
     """Return the operand of an equation that reads one, if both have as many layers."""
     arrays = [v for v in equation.invars if getattr(v.aval, "shape", ())]
@@ -186,80 +192,119 @@ def _stacked(equation: Any) -> list[Any]:
 
 
 def _results(
-    operation: Operation, read: list[Any], late: set[Any], in_loop: bool
+    operation: Operation, read: list[Any], late: set[Any], checkpoints_gather: bool
 ) -> list[Any]:
     equation = operation.equation
     name, found = equations.name_of(equation), [x for x in read if isinstance(x, Split)]
     if not found:
         return operation.run(read)
-    if name == _LOOP:
-        return _looped(equation, read)
-    inner = equations.program_called(equation)
-    if name in _PASSED:
-        waiting = _waiting(equation, late)
-        program = jaxprs.called(inner)
-        return evaluated(program, read, in_loop=in_loop, waiting=waiting)
-    is_differentiated = equations.parameters_of(equation).get("differentiated", False)
-    if name in _CHECKPOINTS and not is_differentiated:
-        return _checkpointed(equation, read, in_loop)
     if name in _ENTRYWISE and not late.isdisjoint(equation.outvars):
-        made = operation.run([_value(x) for x in read])
+        made = operation.run([x.value if isinstance(x, Split) else x for x in read])
         return [_like(found, x) for x in made]
-    return operation.run([_whole(x, name) for x in read])
+    # What is evaluated again keeps the names of its layers.
+    with jax.named_scope(equations.scope_of(equation)):
+        if name == _LOOP:
+            return _looped(equation, read)
+        if name in equations.JITS:
+            program = jaxprs.called(equations.program_called(equation))
+            waiting = _waiting(equation, late)
+            options = {"checkpoints_gather": checkpoints_gather, "waiting": waiting}
+            return evaluated(program, read, **options)
+        known = equations.parameters_of(equation)
+        if name in equations.CHECKPOINTS and not known.get("differentiated"):
+            return _checkpointed(equation, read, checkpoints_gather)
+    return operation.run([_whole_for(name, x) for x in read])
 
 
 def _like(found: list[Split], made: jax.Array) -> Any:
     """Return a result split as the operand of its shape, if there is one."""
     owner = next((x for x in found if x.value.shape == made.shape), None)
-    return made if owner is None else owner.now(made)
+    return made if owner is None else owner.with_value(made)
 
 
-def _value(x: Any) -> Any:
-    return x.value if isinstance(x, Split) else x
+def _whole_for(operation: str, x: Any) -> Any:
+    return x.whole_for(operation) if isinstance(x, Split) else x
 
 
-def _whole(x: Any, operation: str) -> Any:
-    return x.whole_in(operation) if isinstance(x, Split) else x
+def array_of(x: Any) -> jax.Array:
+    """Return an array as it is, and a parameter as it is split."""
+    return x.placed if isinstance(x, Split) else x
 
 
-def _checkpointed(equation: Any, read: list[Any], in_loop: bool) -> list[jax.Array]:
+def _with_values(given: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Return arrays in the places of others, split alike; none is gathered yet."""
+    pairs = zip(given, values, strict=True)
+    return [x.with_value(v) if isinstance(x, Split) else v for x, v in pairs]
+
+
+def _checkpointed(
+    equation: Any, read: list[Any], checkpoints_gather: bool
+) -> list[jax.Array]:
     """Return the results of a checkpoint, which gathers whenever it computes."""
     program = jaxprs.called(equations.program_called(equation))
     known = equations.parameters_of(equation)
 
     def again(*values: Any) -> list[jax.Array]:
-        pairs = zip(read, values, strict=True)
-        given = [x.now(v) if isinstance(x, Split) else v for x, v in pairs]
-        return evaluated(program, given, in_loop=in_loop)
+        given = _with_values(read, values)
+        results = evaluated(program, given, checkpoints_gather=checkpoints_gather)
+        return list(map(array_of, results))
 
-    options = {key: known[key] for key in ("policy", "prevent_cse") if key in known}
-    return jax.checkpoint(again, **options)(*map(_value, read))
+    policy = known.get("policy")
+    return jax.checkpoint(
+        again,
+        policy=policy and functools.partial(_all_but_gathers, policy),
+        prevent_cse=known.get("prevent_cse", True),
+    )(*(x.value if isinstance(x, Split) else x for x in read))
+
+
+def _all_but_gathers(
+    policy: Callable[..., Any], primitive: Any, *args: Any, **params: Any
+) -> Any:
+    """Return what a checkpoint's policy saves, but no parameter that was gathered."""
+    is_gather = primitive.name == "sharding_constraint"
+    return not is_gather and policy(primitive, *args, **params)
 
 
 def _looped(equation: Any, read: list[Any]) -> list[jax.Array]:
     """Return the results of a loop whose steps gather their slices."""
-    program = jaxprs.called(equation.params["jaxpr"])
+    known = equation.params
+    program = jaxprs.called(known["jaxpr"])
     shared, carried = equations.scan_counts(equation)
-    reaching = _late(program.closed, in_loop=False)
-    pairs = zip(read[:shared], program.inputs[:shared], strict=True)
-    constants = [
-        x.whole if isinstance(x, Split) and own not in reaching else x
-        for x, own in pairs
-    ]
-    first = [_whole(x, _LOOP) for x in read[shared : shared + carried]]
+    constants, first = read[:shared], read[shared : shared + carried]
+    reaching = _late(program.closed, checkpoints_gather=False)
+    pairs = zip(constants, program.inputs, strict=False)
+    constants = [x if own in reaching else _whole_for(_LOOP, x) for x, own in pairs]
     stacks = [
         x.whole if isinstance(x, Split) and not x.can_be_cut else x
         for x in read[shared + carried :]
     ]
+    of_all = list(map(array_of, constants))
 
     def step(carry: Any, slices: Any) -> tuple[Any, Any]:
         pairs = zip(stacks, slices, strict=True)
         own = [x.slice(v) if isinstance(x, Split) else v for x, v in pairs]
-        made = evaluated(program, [*constants, *carry, *own], in_loop=True)
+        given = [*_with_values(constants, of_all), *carry, *own]
+        results = evaluated(program, given, checkpoints_gather=True)
+        made = list(map(array_of, results))
         return made[:carried], made[carried:]
 
+    if _keeps_slices(program, stacks):
+        everything = jax.checkpoint_policies.everything_saveable
+        policy = functools.partial(_all_but_gathers, everything)
+        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     names = ("length", "reverse", "unroll", "_split_transpose")
-    options = {key: equation.params[key] for key in names if key in equation.params}
-    placed = [x.placed if isinstance(x, Split) else x for x in stacks]
-    carry, results = jax.lax.scan(step, first, placed, **options)
+    options = {key: known[key] for key in names if key in known}
+    carry = [_whole_for(_LOOP, x) for x in first]
+    carry, results = jax.lax.scan(step, carry, [*map(array_of, stacks)], **options)
     return [*carry, *results]
+
+
+def _keeps_slices(program: Program, stacks: list[Any]) -> bool:
+    """Return whether a loop's body would keep gathered slices for the pass backward.
+
+    They are kept if it has effects, since JAX refuses these in a checkpoint.
+    """
+    late = _late(program.closed, checkpoints_gather=True)
+    pairs = zip(reversed(stacks), reversed(program.inputs), strict=False)
+    gathers = any(isinstance(x, Split) and own not in late for x, own in pairs)
+    return gathers and not program.closed.effects

@@ -1,6 +1,7 @@
 """Stacked layers are gathered one by one, however the loss hands them to their loop."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,14 @@ def masked(params, x):
     return apply(kept, x)
 
 
+def twice(params, x):
+    halves = in_chunks(params, x) + in_chunks(params, 2 * x)
+    return halves.reshape(x.shape) + apply(params, x)
+
+
 WAYS = {
     "plain": apply,
+    "twice": twice,
     "jit": jax.jit(apply),
     "jit of jit": jax.jit(jax.jit(apply)),
     "checkpoint": jax.checkpoint(apply),
@@ -152,7 +159,9 @@ DERIVATIVES = {
 
 
 @pytest.mark.parametrize("mode", DERIVATIVES)
-@pytest.mark.parametrize("name", ["plain", "jit", "checkpoint", "scaled", "in chunks"])
+@pytest.mark.parametrize(
+    "name", ["plain", "jit", "checkpoint", "scaled", "twice", "without remat"]
+)
 def test_the_derivatives_are_those_of_the_loss(name, mode):
     params = MODEL.init(jax.random.key(0))
     here = jax.device_put(params, NamedSharding(HERE, P()))
@@ -186,10 +195,15 @@ def normalized(params, x):
     return loss_by("plain")(jax.tree.map(lambda p: p / norm(p), params), x)
 
 
-@pytest.mark.parametrize("loss", [penalized, normalized])
+def penalized_in_a_call(params, x):
+    norm = jax.jit(lambda p: jnp.linalg.norm(p["up"]["weight"]))
+    return loss_by("plain")(params, x) + norm(params)
+
+
+@pytest.mark.parametrize("loss", [penalized, penalized_in_a_call, normalized])
 def test_a_use_of_all_layers_at_once_is_warned_of(loss):
     params = MODEL.init(jax.random.key(0))
-    with pytest.warns(UserWarning, match=r"uses all layers of .* at once, in '"):
+    with pytest.warns(UserWarning, match=r"gathers all layers of .* at once, for '"):
         found = constraints_of(sharding.gathered(loss, RULE), abstract(params), X)
     assert [calls for shape, _, calls in found if shape == (LAYERS, 8, 16)]
 
@@ -211,6 +225,85 @@ def test_a_loss_is_traced_once_and_its_results_keep_their_kind():
     value = program(jax.device_put(params, NamedSharding(HERE, P())))
     assert len(traces) == 1
     assert value == pytest.approx(float(loss_by("plain")(params, X)), rel=1e-6)
+
+
+def test_a_model_without_a_loop_keeps_its_calls():
+    """An MLP is called with all parameters gathered, and is not evaluated again."""
+    model = fg.models.mlp([8, 16, 8])
+    params = model.init(jax.random.key(0))
+    calls = []
+
+    def loss(params, x):
+        calls.append(x)
+        return jnp.mean(jax.nn.gelu(jax.vmap(model.apply, (None, 0))(params, x)) ** 2)
+
+    found = [
+        str(jax.make_jaxpr(jax.grad(fn))(abstract(params), X)).count("custom_jvp_call")
+        for fn in (loss, sharding.gathered(loss, RULE))
+    ]
+    assert found[0] == found[1]
+    assert len(calls) == 3  # once to look for loops
+
+
+def test_results_that_are_constants_are_arrays():
+    params = MODEL.init(jax.random.key(0))
+    here = jax.device_put(params, NamedSharding(HERE, P()))
+
+    def constants():
+        return {"float": jnp.float32(1), "weak": jnp.asarray(2.0), "int": jnp.array(3)}
+
+    def loss(params, x):
+        return loss_by("plain")(params, x), constants()
+
+    _, results = jax.eval_shape(sharding.gathered(loss, RULE), here, X)
+    assert results == jax.eval_shape(constants)
+
+    @jax.jit
+    def program(params):
+        _, others = sharding.gathered(loss, RULE)(params, X)
+        assert all(isinstance(x, jax.Array) for x in others.values())
+        return others
+
+    assert program(here) == constants()
+
+
+def test_no_tracer_leaks():
+    params = MODEL.init(jax.random.key(0))
+    here = jax.device_put(params, NamedSharding(HERE, P()))
+    for name in ("plain", "twice", "without remat"):
+        with jax.checking_leaks():
+            jax.jit(jax.grad(sharding.gathered(loss_by(name), RULE)))(here, X)
+
+
+@pytest.mark.parametrize("name", ["plain", "jit", "checkpoint", "without remat"])
+def test_layers_keep_their_names(name):
+    params = MODEL.init(jax.random.key(0))
+
+    def named(params, x):
+        with jax.named_scope("encoder"):
+            return loss_by(name)(params, x)
+
+    here = jax.device_put(params, NamedSharding(HERE, P()))
+    loss = jax.jit(jax.grad(sharding.gathered(named, RULE)))
+    text = loss.lower(here, X).compile().as_text()
+    products = set(re.findall(r'op_name="([^"]*dot_general)"', text))
+    assert products
+    assert all("encoder" in product for product in products), products
+
+
+def test_a_derivative_without_jit_may_look_at_values_and_have_a_batch_anywhere():
+    params = MODEL.init(jax.random.key(0))
+    here = jax.device_put(params, NamedSharding(HERE, P()))
+
+    def loss(params, x):
+        if jnp.sum(params["up"]["weight"]) == 0:
+            raise AssertionError
+        return loss_by("plain")(params, x)
+
+    for batch in (X, np.asarray(X)):
+        got = jax.grad(sharding.gathered(loss, RULE))(here, batch)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        jax.tree.map(close, got, jax.grad(loss)(params, batch))
 
 
 def test_a_loss_without_jit_may_look_at_its_values():
