@@ -28,7 +28,8 @@ def project(
         return [dense(params, x) for params in maps], jnp.zeros(len(x), bool)
     finite_x = numerics.replaced(_is_not_finite(x), x, 0)
     images = [dense(params, finite_x) for params in maps]
-    is_bad = _is_bad(x, *images)
+    # Apart: beside the images XLA would split the features of x as it splits theirs.
+    is_bad = _is_bad(x) | _is_bad(*images)
     return [_clear(is_bad, y) for y in images], is_bad
 
 
