@@ -83,14 +83,18 @@ def run(name, placement):
     return state, float(metrics["loss"])
 
 
-# Those that take long to compile have one placement.
-SLOW = ("decoder in a loop", "resnet", "vision_transformer")
+SLOW = ("decoder in a loop", "resnet", "vision_transformer")  # to compile
 LOOP = "transformer in a loop"
-QUICK = [name for name in MODELS if name not in (*SLOW, LOOP)]
+QUICK = {(LOOP, "fsdp")}  # of those that take long under all placements
 CASES = [
-    *((name, place) for name in QUICK for place in PLACEMENTS),
-    (LOOP, "fsdp"),
-    *(pytest.param(name, "fsdp", marks=pytest.mark.slow) for name in SLOW),
+    pytest.param(
+        *(name, place),
+        marks=[pytest.mark.slow]
+        if name in (*SLOW, LOOP) and (name, place) not in QUICK
+        else [],
+    )
+    for name in MODELS
+    for place in PLACEMENTS
 ]
 
 
