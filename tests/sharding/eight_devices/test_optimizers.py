@@ -50,12 +50,19 @@ def optimizers():
         "adaptively clipped": fg.chain(fg.adaptive_clip(0.1), adam),
         "accumulated": fg.accumulate(adam, 2),
         "averaged": fg.chain(adam, fg.ema_params(0.9)),
+        "averaged with weights": fg.chain(adam, fg.average_params()),
         "cautious": fg.cautious(adam),
+        "centralized": fg.chain(fg.centralize(), adam),
         "grouped": groups,
         "guarded": fg.skip_nonfinite(clipped),
+        "lbfgs": fg.lbfgs(0.1),
         "lookahead": fg.lookahead(adam, sync_period=2),
+        "noisy": fg.chain(adam, fg.add_noise(1e-4, 0.5, 0)),
+        "proximal": fg.chain(adam, fg.proximal_decay(RATE, 1.0)),
+        "projected": fg.chain(adam, fg.project(fg.projections.l2_ball, radius=0.5)),
         "quantized": fg.quantize_state(adam, min_size=1),
         "in 16 bits": fg.quantize_state(adam, bits=16, min_size=1),
+        "rounded at random": fg.chain(adam, fg.stochastic_round(0)),
         "scaled loss": fg.loss_scaling(adam),
         "stacked": fg.stack_leaves(adam),
         "tunable": fg.tunable(fg.adam, learning_rate=RATE),
@@ -85,9 +92,10 @@ PLACEMENTS = eight_devices.placements()
 LARGE = 2 * 32  # entries; no bias, row or column has as many
 # Of large leaves that have fewer than seven parts: the ends of their paths, how many.
 FEWER_PARTS = {
-    # Blocks are rows of 256 codes. "model" splits the rows, and "data" would split the
-    # blocks, of which these small parameters have one or two.
+    # `fsdp` splits another axis than "model" does, and four devices divide no other of
+    # these: small parameters have one or two blocks of 256 codes, and a ring has ten.
     ("4 x 2", "quantized"): {"codes": 2},
+    ("4 x 2", "lbfgs"): {"bias": 2},
 }
 ALONG_ONE_AXIS = ("data parallel", "fsdp")
 OTHERS = [name for name in OPTIMIZERS if name not in ENTRYWISE]
