@@ -51,6 +51,21 @@ _Step = TypeVar("_Step", bound=Callable[[Any, Any], tuple[Any, Any]])
 
 
 _RULES: ContextVar[list[Rule] | None] = ContextVar("rules", default=None)
+_OF_EXAMPLES: ContextVar[bool] = ContextVar("of_examples", default=False)
+
+
+@contextlib.contextmanager
+def gradients_of_examples() -> Iterator[None]:
+    """Let the losses traced in it leave their gradients where they are computed.
+
+    Under ``vmap`` over examples each device has those of its examples, whole. Split as
+    the parameters are, they would all be exchanged before they are summed.
+    """
+    token = _OF_EXAMPLES.set(True)
+    try:
+        yield
+    finally:
+        _OF_EXAMPLES.reset(token)
 
 
 @contextlib.contextmanager
@@ -72,6 +87,21 @@ def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.
         has_devices = isinstance(mesh, Mesh)  # in an eager derivative it has none
         return jax.device_put(x, NamedSharding(mesh, spec)) if has_devices else x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _constrained_value(
+    x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None
+) -> jax.Array:
+    """Return `constrained`, whose derivative is not constrained."""
+    return constrained(x, spec, mesh)
+
+
+@_constrained_value.defjvp
+def _constrained_value_jvp(
+    spec: PartitionSpec, mesh: AnyMesh | None, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    return _constrained_value(*primals, spec, mesh), tangents[0]
 
 
 def undivided(x: jax.Array, mesh: AnyMesh | None) -> jax.Array:
@@ -200,7 +230,8 @@ def _part(
     rule: Rule, mesh: AnyMesh, early: dict[Path, str], path: Path, x: jax.Array
 ) -> Split:
     spec = checked_spec(rule, path, x, mesh)
-    return Split(x, path, spec, _used(spec), mesh, constrained, early)
+    place = _constrained_value if _OF_EXAMPLES.get() else constrained
+    return Split(x, path, spec, _used(spec), mesh, place, early)
 
 
 def _used(spec: PartitionSpec) -> PartitionSpec:

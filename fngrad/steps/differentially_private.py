@@ -13,7 +13,7 @@ import fngrad.training.step_metrics as step_metrics
 import fngrad.tree as tree
 from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.programs.signatures import parameters
-from fngrad.sharding.constraints import placing
+from fngrad.sharding.constraints import gradients_of_examples, placing
 from fngrad.sharding.meshes import auto_mesh_of, batch_devices
 from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish, with_gradients
@@ -146,7 +146,8 @@ def _gradient_fn(
         def of_example(example: Batch, index: jax.Array) -> tuple[Value, Any]:
             alone = jax.tree.map(lambda x: x[None], example)
             k_example = jax.random.fold_in(k_loss, index)
-            value, grads = of_one(params, trainable, alone, k_example, (), scale)
+            with gradients_of_examples():
+                value, grads = of_one(params, trainable, alone, k_example, (), scale)
             _check_mean(value)
             return value, tree.widen(tree.keep(trainable, grads))
 
@@ -190,10 +191,11 @@ def _sums(values: Value, grads: Any, bound: jax.Array) -> Any:
 def _norms(grads: Any, size: int) -> jax.Array:
     """Return the norm of each example's gradient over all leaves, shape (size,).
 
-    Not under ``vmap``, which would make every norm read its entries twice.
+    Not under ``vmap``, which would make every norm read its entries twice. The axes are
+    not merged: on a mesh XLA would gather those that are split.
     """
     of_leaves = [
-        numerics.norm(g.reshape(size, -1), axis=1) for g in jax.tree.leaves(grads)
+        numerics.norm(g, axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)
     ]
     if not of_leaves:
         return jnp.zeros(size)
