@@ -170,6 +170,26 @@ def auto_mesh_of(*trees: Any) -> AnyMesh | None:
     return mesh if mesh is not None and _is_auto(mesh) else None
 
 
+def check_not_split_explicitly(what: str, *trees: Any) -> None:
+    """Raise if an array is split along an Explicit axis.
+
+    Args:
+        what: the part of fngrad that cannot split it further there.
+        trees: of arrays.
+
+    Raises:
+        ValueError: if one is.
+    """
+    for leaf in jax.tree.leaves(trees):
+        spec = jax.typeof(leaf).sharding.spec  # without Auto axes
+        if any(spec):
+            raise ValueError(
+                f"need arrays on a mesh with Auto axes for {what}, got one of shape "
+                f"{np.shape(leaf)} that is split along Explicit axes, {spec}; "
+                "fngrad.sharding.make_mesh makes such a mesh"
+            )
+
+
 def explicit_context(*trees: Any) -> AbstractContextManager[Any]:
     """Return the context that programs of arrays along Explicit axes are evaluated in.
 

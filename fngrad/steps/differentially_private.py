@@ -14,7 +14,11 @@ import fngrad.tree as tree
 from fngrad.programs.keywords_elsewhere import explains_keywords
 from fngrad.programs.signatures import parameters
 from fngrad.sharding.constraints import gradients_of_examples, placing
-from fngrad.sharding.meshes import auto_mesh_of, batch_devices
+from fngrad.sharding.meshes import (
+    auto_mesh_of,
+    batch_devices,
+    check_not_split_explicitly,
+)
 from fngrad.steps.core import move_by
 from fngrad.training import Step, TrainState, begin, finish, with_gradients
 from fngrad.training.loss_forms import Gradient, Value
@@ -79,8 +83,9 @@ def differentially_private(
         TypeError: if ``loss_fn`` has another signature, or ``metrics`` another type.
         ValueError: if the loss has an argument ``model_state``, a number is out of
             range, ``micro_batches`` is below 1, or ``metrics`` is unknown or empty;
-            while tracing, as for `fngrad.make_step`, if the loss is a weighted sum, or
-            the arrays of the batch have different numbers of rows.
+            while tracing, as for `fngrad.make_step`, if the loss is a weighted sum, the
+            arrays of the batch have different numbers of rows, or an array is split
+            along Explicit axes of a mesh.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,6 +141,7 @@ def _gradient_fn(
         model_state: ModelState,
         scale: jax.Array | None = None,
     ) -> tuple[Value, Any]:
+        check_not_split_explicitly("gradients of single examples", params, batch)
         k_loss, k_noise = jax.random.split(key)
         bound, multiplier = (
             numerics.hyper(l2_norm_clip),

@@ -89,7 +89,8 @@ def gauss_newton(
             are complex.
         ValueError: if a number is out of range, ``solver`` or ``jacobian`` is unknown,
             or ``metrics`` is unknown or empty; while tracing, if no leaf is trainable,
-            or a glob of ``metrics`` selects no layer.
+            a glob of ``metrics`` selects no layer, or the dense solver is given an
+            array that is split along Explicit axes of a mesh.
 
     Example:
         >>> import jax.numpy as jnp

@@ -14,6 +14,7 @@ import fngrad.numerics as numerics
 import fngrad.tree as tree
 from fngrad.numerics.matrix_products import matmul
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
+from fngrad.sharding.meshes import check_not_split_explicitly
 from fngrad.training.loss_forms import Value, read_value
 from fngrad.tree import check_real
 from fngrad.types import Batch, Key, ModelState, Params, Updates
@@ -90,7 +91,8 @@ def linearize(
 
     Raises:
         TypeError: if parameters or residuals are complex.
-        ValueError: if no leaf is trainable.
+        ValueError: if no leaf is trainable, or the dense solver is given arrays that
+            are split along Explicit axes.
     """
     held = tree.keep(trainable, params)
     check_real("least squares", held)
@@ -103,6 +105,7 @@ def linearize(
         return residuals.at(moved, batch, key, model_state)
 
     if solver == "dense":
+        check_not_split_explicitly('solver="dense"', params, batch)
         return _dense(at, start, jacobian)
     return _matrix_free(at, start, cg_tolerance)
 

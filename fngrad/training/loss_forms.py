@@ -17,7 +17,12 @@ import fngrad.tree as tree
 from fngrad.layers.rematerialization import CheckpointPolicy
 from fngrad.losses.weighted_sums import WeightedSum
 from fngrad.programs.signatures import OF_A_LOSS, bind, parameters
-from fngrad.sharding.meshes import BATCH_AXIS, auto_mesh_of, batch_devices
+from fngrad.sharding.meshes import (
+    BATCH_AXIS,
+    auto_mesh_of,
+    batch_devices,
+    check_not_split_explicitly,
+)
 from fngrad.types import Batch, Key, LossFn, Metrics, ModelState, Params, Path
 
 FORMS = """\
@@ -263,6 +268,7 @@ def _averaged(gradient: Gradient, parts: int) -> Gradient:
             total = tree.add(total, (term, value.weights))
             return (total, value.model_state), None
 
+        check_not_split_explicitly("micro-batches", batch)
         mesh = auto_mesh_of(params, batch)
         devices = 1 if mesh is None else batch_devices(mesh)
         batch = constraints.split(batch, mesh)

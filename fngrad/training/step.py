@@ -124,8 +124,9 @@ def make_step(
             precision unknown, or another rule gathers the loss already; while tracing,
             if the batch cannot be cut into equal parts, a loss or metric is not a
             scalar, the model state's structure differs, a metric's name is taken, a
-            glob of ``metrics`` selects no layer, or the optimizer has two parts
-            `fngrad.loss_scaling`.
+            glob of ``metrics`` selects no layer, the optimizer has two parts
+            `fngrad.loss_scaling`, or micro-batches are cut from a batch that is split
+            along Explicit axes of a mesh.
 
     Example:
         >>> import jax.numpy as jnp
