@@ -1,5 +1,7 @@
 """Placements over eight devices, and what is read from a compiled program."""
 
+import contextlib
+import logging
 import re
 from collections import Counter
 
@@ -54,6 +56,29 @@ def collectives(compiled) -> dict[str, Counter]:
             for dtype, axes in each
         )
     return found
+
+
+class Compilations(logging.Handler):
+    """Counts the programs that XLA compiles."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def emit(self, record):
+        self.count += "Finished XLA compilation" in record.getMessage()
+
+
+@contextlib.contextmanager
+def compilations():
+    """Yield the count of the programs that are compiled in the context."""
+    found, logger = Compilations(), logging.getLogger("jax")
+    logger.addHandler(found)
+    try:
+        with jax.log_compiles(True):
+            yield found
+    finally:
+        logger.removeHandler(found)
 
 
 def shape_text(dtype, shape) -> str:

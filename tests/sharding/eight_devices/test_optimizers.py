@@ -250,7 +250,6 @@ def test_what_is_slow_along_one_axis_works_entry_by_entry(name):
     ids=["evolution strategy", "central differences"],
 )
 def test_estimated_gradients_are_those_of_one_device(estimate):
-    placements = eight_devices.placements()
     rng = np.random.default_rng(0)
     x = rng.normal(size=(48, 16)).astype(np.float32)
     data = fg.data.from_arrays({"x": x, "y": np.sin(x[:, :8])}, 16, seed=1)
@@ -265,7 +264,6 @@ def test_estimated_gradients_are_those_of_one_device(estimate):
 
     want = moved()
     assert np.abs(want).min() > 0
-    for name in ("data parallel", "4 x 2"):
-        mesh, rule = placements[name]
+    for mesh, rule in PLACEMENTS.values():
         got = moved(mesh, rule=rule)
         assert eight_devices.farthest(got, want) < 2e-3  # of the largest move

@@ -1,7 +1,6 @@
 """What XLA makes of a step on eight devices: FLOPs, collectives, memory."""
 
 import functools
-import logging
 from collections import Counter
 
 import compiled_steps
@@ -239,30 +238,14 @@ def test_narrow_parameters_are_gathered_narrow():
     assert all("bf16" in line for line in gathers), gathers
 
 
-class Compilations(logging.Handler):
-    """Counts the programs that XLA compiles."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def emit(self, record):
-        self.count += "Finished XLA compilation" in record.getMessage()
-
-
 @pytest.mark.parametrize("placement", ["data parallel", "fsdp", "4 x 2"])
 def test_a_jitted_step_compiles_once(placement):
     step, state, batch = compiled_steps.placed("mlp", placement)
     step = jax.jit(step, donate_argnums=0)
-    counter, logger = Compilations(), logging.getLogger("jax")
-    logger.addHandler(counter)
-    try:
-        with jax.log_compiles(True):
-            for _ in range(3):
-                state, _ = step(state, batch)
-    finally:
-        logger.removeHandler(counter)
-    assert counter.count == 1
+    with eight_devices.compilations() as found:
+        for _ in range(3):
+            state, _ = step(state, batch)
+    assert found.count == 1
 
 
 def test_a_state_made_in_place_is_never_whole_on_a_device():

@@ -372,14 +372,15 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_curvature_products_pass_in_forward_mode(name):
-    product, fn = PRODUCTS[name]
+def test_curvature_products_pass_in_forward_mode(name, placement):
+    (product, fn), (mesh, rule) = PRODUCTS[name], PLACEMENTS[placement]
     batch = jax.tree.map(lambda x: x[:16], ARRAYS)
     params = first_state().params
-    split = sharding.shard_state(params, FLAT, RULE)
-    given = sharding.shard_batch(batch, FLAT)
-    on_mesh = sharding.gathered(fn, RULE)
+    split = sharding.shard_state(params, mesh, rule)
+    given = sharding.shard_batch(batch, mesh)
+    on_mesh = sharding.gathered(fn, rule)
     one = jax.jit(lambda p, b: product(fn, p, b))(params, batch)
     many = jax.jit(lambda p, b: product(on_mesh, p, b))
     assert eight_devices.farthest(one, many(split, given)) < 1e-4
