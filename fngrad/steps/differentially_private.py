@@ -148,6 +148,7 @@ def _gradient_fn(
             numerics.hyper(noise_multiplier),
         )
         size = _count_examples(batch)
+        is_on_mesh = auto_mesh_of(params, batch) is not None
 
         def of_example(example: Batch, index: jax.Array) -> tuple[Value, Any]:
             alone = jax.tree.map(lambda x: x[None], example)
@@ -158,7 +159,8 @@ def _gradient_fn(
             return value, tree.widen(tree.keep(trainable, grads))
 
         def of_part(examples: tuple[Batch, jax.Array]) -> Any:
-            return _sums(*jax.vmap(of_example)(*examples), bound)
+            values, grads = jax.vmap(of_example)(*examples)
+            return _sums(values, grads, bound, is_on_mesh)
 
         total = _over_parts(of_part, (batch, jnp.arange(size)), parts, params)
         (loss, sums, weights, clipped), summed = total
@@ -172,9 +174,9 @@ def _gradient_fn(
     return gradient
 
 
-def _sums(values: Value, grads: Any, bound: jax.Array) -> Any:
+def _sums(values: Value, grads: Any, bound: jax.Array, is_on_mesh: bool) -> Any:
     """Return sums over examples: of what a step reports, and of clipped gradients."""
-    norms = _norms(grads, len(values.loss))
+    norms = _norms(grads, len(values.loss), is_on_mesh)
     bound = bound.astype(norms.dtype)
     factor = jnp.where(norms > bound, bound / jnp.where(norms > bound, norms, 1), 1)
 
@@ -194,15 +196,18 @@ def _sums(values: Value, grads: Any, bound: jax.Array) -> Any:
     return report, jax.tree.map(clipped_sum, grads)
 
 
-def _norms(grads: Any, size: int) -> jax.Array:
+def _norms(grads: Any, size: int, is_on_mesh: bool) -> jax.Array:
     """Return the norm of each example's gradient over all leaves, shape (size,).
 
-    Not under ``vmap``, which would make every norm read its entries twice. The axes are
-    not merged: on a mesh XLA would gather those that are split.
+    Not under ``vmap``, which would make every norm read its entries twice.
     """
-    of_leaves = [
-        numerics.norm(g, axis=range(1, g.ndim)) for g in jax.tree.leaves(grads)
-    ]
+
+    def of_leaf(g: jax.Array) -> jax.Array:
+        if is_on_mesh:  # XLA would gather axes that are split, to merge them
+            return numerics.norm(g, axis=range(1, g.ndim))
+        return numerics.norm(g.reshape(size, -1), axis=1)  # needs no transposed copy
+
+    of_leaves = [of_leaf(g) for g in jax.tree.leaves(grads)]
     if not of_leaves:
         return jnp.zeros(size)
     widest = functools.reduce(np.promote_types, (n.dtype for n in of_leaves))
