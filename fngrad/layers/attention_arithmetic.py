@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
+import fngrad.programs.reasons_of_nans as reasons_of_nans
 from fngrad.layers.core import dense, with_narrow_residuals
 from fngrad.numerics.precision import is_narrow
 from fngrad.types import Params
@@ -114,7 +115,8 @@ def _spoil(y: jax.Array, is_bad: jax.Array) -> jax.Array:
     is_bad = is_bad[:, None]
     # A product with NaN would make a gradient of 0 NaN.
     factor = jnp.where(is_bad, jnp.finfo(y.dtype).max, 1).astype(y.dtype)
-    nan = lax.stop_gradient(jnp.where(is_bad, jnp.nan, 0).astype(y.dtype))
+    with jax.named_scope(reasons_of_nans.ATTENTION):
+        nan = lax.stop_gradient(jnp.where(is_bad, jnp.nan, 0).astype(y.dtype))
     return factor * (factor * y) + nan
 
 

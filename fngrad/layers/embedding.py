@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.layers.initializers as initializers
-import fngrad.programs.wrong_indices as wrong_indices
+import fngrad.programs.reasons_of_nans as reasons_of_nans
 from fngrad.layers.core import (
     Layer,
     StatefulLayer,
@@ -79,7 +79,7 @@ def embedding(
         is_known = (x >= 0) & (x <= last)
         tokens = jnp.where(is_known, x, 0).astype(jnp.int32)
         found = rows(params["weight"], tokens)
-        with jax.named_scope(wrong_indices.TOKEN):
+        with jax.named_scope(reasons_of_nans.TOKEN):
             return jnp.where(is_known[..., None], found, jnp.nan)
 
     parts = Parts("embedding", by_position=True, tokens=vocab_size)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
-import fngrad.programs.wrong_indices as wrong_indices
+import fngrad.programs.reasons_of_nans as reasons_of_nans
 from fngrad.losses.core import (
     Array,
     Axis,
@@ -356,7 +356,7 @@ def _integer_labels(
 
 def _spoil(loss: jax.Array, is_wrong: jax.Array) -> jax.Array:
     """Make the losses of wrong examples NaN, and their gradients."""
-    with jax.named_scope(wrong_indices.LABEL):
+    with jax.named_scope(reasons_of_nans.LABEL):
         return loss * jnp.where(is_wrong, jnp.nan, 1).astype(loss.dtype)
 
 

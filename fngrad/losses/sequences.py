@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 import fngrad.numerics as numerics
-import fngrad.programs.wrong_indices as wrong_indices
+import fngrad.programs.reasons_of_nans as reasons_of_nans
 from fngrad.losses.core import (
     Array,
     Reduction,
@@ -105,7 +105,7 @@ def ctc(
         of_one = jax.vmap(of_one)
     loss = of_one(log_p, is_frame, labels, lengths)
     loss = jnp.where(loss > -0.1 * IMPOSSIBLE, jnp.inf, loss)
-    with jax.named_scope(wrong_indices.LABEL):
+    with jax.named_scope(reasons_of_nans.LABEL):
         loss = keep(example, loss * jnp.where(is_right, 1, jnp.nan).astype(x.dtype))
     return reduce(loss, example, weights, reduction)
 

@@ -13,8 +13,8 @@ from fngrad.postmortem.replay import Replay
 from fngrad.postmortem.root_cause import RootCause
 from fngrad.postmortem.source_locations import phase_of
 from fngrad.programs.equations import name_of
+from fngrad.programs.reasons_of_nans import reason_of
 from fngrad.programs.text_tables import short_text
-from fngrad.programs.wrong_indices import reason_of
 from fngrad.types import Params, Path
 
 

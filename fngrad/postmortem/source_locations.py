@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from fngrad.programs.wrong_indices import REASONS
+from fngrad.programs.reasons_of_nans import REASONS
 from fngrad.types import Path
 
 _LIBRARIES = tuple(f"{path}/" for path in (*jax.__path__, *jaxlib.__path__))

@@ -234,6 +234,19 @@ def test_a_token_that_an_embedding_has_no_row_for_is_named():
     assert found.explanation.endswith(reason)
 
 
+def test_an_overflow_in_attention_is_named():
+    layer = layers.multi_head_attention(4, 1, causal=True)
+    params = jax.tree.map(lambda p: 1e30 * p, layer.init(0))
+
+    def loss_fn(params, batch):
+        return jnp.sum(layer.apply(params, 1e30 * batch["x"]))
+
+    data = dataset.from_arrays({"x": np.ones((4, 4), "f")}, 4)
+    found = examine(loss_fn, params, data)
+    assert found.explanation.endswith("queries, keys, values or logits overflows")
+    assert found.layer == ""
+
+
 def test_statistics_that_overflow_are_a_fault_of_the_forward_pass():
     def loss_fn(params, model_state, batch):
         variance = jnp.mean(jnp.square(batch["x"] * params["w"]))

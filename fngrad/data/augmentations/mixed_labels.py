@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import fngrad.numerics as numerics
+import fngrad.programs.reasons_of_nans as reasons_of_nans
 from fngrad.data.augmentations.image_batches import mix, selected_leaves
 from fngrad.types import Batch, Key, Path, Scalar, Selector
 
@@ -127,4 +128,5 @@ def _one_hot(path: Path, labels: jax.Array, num_classes: int | None) -> jax.Arra
         )
     is_known = (labels >= 0) & (labels < num_classes)
     one_hot = jax.nn.one_hot(labels, num_classes)
-    return jnp.where(is_known[..., None], one_hot, jnp.nan)
+    with jax.named_scope(reasons_of_nans.LABEL):
+        return jnp.where(is_known[..., None], one_hot, jnp.nan)
