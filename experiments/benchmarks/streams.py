@@ -6,11 +6,11 @@ examples in memory, bit for bit.
 
 Command:  python -m experiments.benchmarks.streams
 Minutes:  six on two cores.
-Expected: with 8 batches read ahead, the default, an MLP waits 4 % of the time for steps
-          of 6 ms, 3 % for steps of 8 ms, with 4 batches 7 and 5 %, without 20 and 16 %;
-          a CNN 2 % (4 ahead 2 %, without 7 %). Over the same run in memory an MLP's
-          steps take 1.1 times as long (both cores compute, so that reading takes time
-          from the step); losses equal.
+Expected: with 8 batches read ahead, the default, an MLP waits 5 % of the time for steps
+          of 5 ms (16 ahead 4 %, without 22 %), 4 % for 6 ms and 3 % for 8 ms, a CNN 2 %
+          (without 7 %); torch waits 29 % and grain 76 % of steps of 5 ms. Over the same
+          run in memory an MLP's steps take 1.1 to 1.2 times as long (both cores
+          compute, so that reading takes time from the step); losses equal.
 
 *waiting* is the part of the time in which nothing computes because the batch is not
 there: of a loop that waits for each step before it asks for the next batch, which `fit`
@@ -124,7 +124,7 @@ def feeds(folder: Path, config: Config) -> dict[str, Callable[[], Any]]:
             jax.tree.map(np.asarray, maps(folder)), b
         ),
         "8 ahead": lambda: fg.data.from_source(maps(folder), n, b),
-        "4 ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=4),
+        "16 ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=16),
         "none ahead": lambda: fg.data.from_source(maps(folder), n, b, prefetch=0),
     }
     others = {"torch": of_torch, "grain": of_grain}

@@ -17,7 +17,7 @@ def test_sources_train_with_the_losses_of_arrays_in_memory(capsys):
     )
     fractions = streams.main(config)
     of_mlp = fractions["MLP of width 8"]
-    assert of_mlp.keys() >= {"in memory", "4 ahead", "8 ahead", "none ahead"}
+    assert of_mlp.keys() >= {"in memory", "8 ahead", "16 ahead", "none ahead"}
     assert of_mlp["in memory"] == 0
     assert fractions["CNN"]["none ahead"] > 0
     shown = capsys.readouterr().out
