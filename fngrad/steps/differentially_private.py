@@ -143,10 +143,8 @@ def _gradient_fn(
     ) -> tuple[Value, Any]:
         check_not_split_explicitly("gradients of single examples", params, batch)
         k_loss, k_noise = jax.random.split(key)
-        bound, multiplier = (
-            numerics.hyper(l2_norm_clip),
-            numerics.hyper(noise_multiplier),
-        )
+        bound = numerics.hyper(l2_norm_clip)
+        multiplier = numerics.hyper(noise_multiplier)
         size = _count_examples(batch)
         is_on_mesh = auto_mesh_of(params, batch) is not None
 
