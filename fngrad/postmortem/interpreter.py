@@ -20,7 +20,7 @@ import numpy as np
 import fngrad.programs.jaxprs as jaxprs
 import fngrad.tree as tree
 from fngrad.programs.equations import (
-    IDENTITIES,
+    CONSTRAINTS,
     is_variable,
     name_of,
     parameters_of,
@@ -144,7 +144,7 @@ class Interpreter:
             return []
         if name == "name":
             self._note(params["name"], inputs[0])
-        if name in IDENTITIES:  # a loop's rows are on the host, not on a mesh
+        if name in CONSTRAINTS:  # a loop's rows are on the host, not on a mesh
             return inputs
         inner = program_called(equation)
         if inner is not None:

@@ -21,9 +21,10 @@ CALLS = {
     *("custom_vjp_call", "custom_vjp_call_jaxpr", "CustomVJPTraced"),
 }
 SCANS = {"scan", "Scan3"}
+CONSTRAINTS = {"sharding_constraint", "layout_constraint", "optimization_barrier"}
 IDENTITIES = {  # what returns its operands, placed or ordered in another way
-    *("sharding_constraint", "layout_constraint", "optimization_barrier"),
-    *("reshard", "mesh_cast"),  # along Explicit axes
+    *CONSTRAINTS,
+    *("reshard", "mesh_cast"),  # along Explicit axes, which are part of a type
 }
 COPIES = {*IDENTITIES, "name", "copy", "copy_p"}  # and what returns equal values
 _NAMED = {"CheckpointName": "name", "CheckpointNameFwd": "name"}
@@ -117,7 +118,7 @@ def _of_equal_rank(outer: Sequence[Any], inner: Sequence[Any]) -> int:
 
 
 def scope_of(equation: Any) -> str:
-    """Return the names of `jax.named_scope` around an equation, of its own program."""
+    """Return the names of `jax.named_scope` around an equation, in its own program."""
     return str(equation.source_info.name_stack)
 
 

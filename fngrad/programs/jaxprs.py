@@ -68,8 +68,8 @@ def read(values: dict[Any, Any], variable: Any) -> Any:
     return values[variable] if is_variable(variable) else variable.val
 
 
-def result(values: dict[Any, Any], variable: Any) -> Any:
-    """Return what a program returns for a variable, or as an array for a Literal."""
+def output(values: dict[Any, Any], variable: Any) -> Any:
+    """Return the value of an output; a Literal becomes an array of its dtype."""
     value = read(values, variable)
     if is_variable(variable):
         return value

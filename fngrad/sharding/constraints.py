@@ -47,6 +47,12 @@ from fngrad.sharding.rules import (
 from fngrad.types import Batch, Params, Path, Tree
 
 WHOLE = PartitionSpec()
+_VALUES_NEEDED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 _Step = TypeVar("_Step", bound=Callable[[Any, Any], tuple[Any, Any]])
 
 
@@ -80,7 +86,7 @@ def rules_in_use() -> Iterator[list[Rule]]:
 
 
 def constrained(x: jax.Array, spec: PartitionSpec, mesh: AnyMesh | None) -> jax.Array:
-    """Return an array placed so; as it is without a mesh, or one of no devices."""
+    """Return an array placed so; unchanged without a mesh that has devices."""
     if mesh is None:
         return x
     if not isinstance(x, Tracer):
@@ -159,13 +165,14 @@ def gathered(loss_fn: Callable[..., Any], rule: Rule | None) -> Callable[..., An
     dtype in which the loss is given them, and stay split over the other axes of the
     mesh; their gradients come back split. Stacks that a loop cuts into layers, as that
     of `fngrad.layers.repeat` does, are gathered one layer at a time, and again in the
-    pass backward; so they are where the loss jits or checkpoints the model, or casts
+    backward pass; so they are where the loss jits or checkpoints the model, or casts
     and scales all parameters first. A stack is gathered whole if the loss reshapes,
     slices or joins it before the loop, loops inside of `jax.lax.cond` or
     `jax.lax.while_loop`, or if the rule splits it along its layers. What uses a stack
     beside the loop over it gathers it whole, too; a warning says so. A batch whose size
     the devices do not divide is computed whole on each. On one device, or without a
-    mesh, nothing happens. A loss without such loops is called twice when it is traced.
+    mesh, nothing happens. A loss is traced to look for such loops; one without any is
+    called again.
 
     ``make_step(rule=)`` calls it. For the steps of `fngrad.steps` call it yourself, and
     inside of `fngrad.mixed_precision`, so that what is gathered is narrow:
@@ -243,31 +250,29 @@ def _used(spec: PartitionSpec) -> PartitionSpec:
 def _gathered(fn: Callable[[Params], Any], parts: Any) -> Any:
     """Return a function of parameters that are gathered where they are used."""
     leaves, structure = jax.tree.flatten(parts)
-    rest: list[Any] = []  # results that are not arrays of JAX
+    traced = [part for part in leaves if isinstance(part.value, Tracer)]
+    known = [None if isinstance(x.value, Tracer) else x.whole for x in leaves]
+    others: list[Any] = []  # results that are not arrays of JAX
+
+    def whole(arrays: list[jax.Array]) -> Params:
+        rest = iter(arrays)
+        return structure.unflatten([next(rest) if x is None else x for x in known])
 
     def arrays(values: list[jax.Array]) -> Any:
-        result = fn(structure.unflatten(values))
+        result = fn(whole(values))
         is_array = jax.tree.map(lambda x: isinstance(x, jax.Array), result)
-        rest.append(tree.keep(jax.tree.map(operator.not_, is_array), result))
+        others.append(tree.keep(jax.tree.map(operator.not_, is_array), result))
         return tree.keep(is_array, result)
 
-    program, late = None, [False] * len(leaves)
-    if _may_be_traced(leaves):
-        # It may read values, which only parameters outside of a program have.
-        with contextlib.suppress(jax.errors.ConcretizationTypeError):
-            program, form = jaxprs.trace(arrays, [part.value for part in leaves])
-            late = waits(program, leaves)
-    pairs = zip(leaves, late, strict=True)
+    program, late = None, [False] * len(traced)
+    config: Any = jax.config  # type checkers do not know its settings
+    if any(part.is_gathered for part in traced) and not config.jax_disable_jit:
+        with contextlib.suppress(*_VALUES_NEEDED):  # which eager derivatives have
+            program, form = jaxprs.trace(arrays, [part.value for part in traced])
+            late = waits(program, traced)
+    pairs = zip(traced, late, strict=True)
     given = [part if is_late else part.whole for part, is_late in pairs]
     if program is None or not any(late):
-        return fn(structure.unflatten(given))
+        return fn(whole(given))
     results = list(map(array_of, evaluated(program, given)))
-    return tree.merge(form.unflatten(results), rest[-1])
-
-
-def _may_be_traced(parts: list[Split]) -> bool:
-    """Return whether there is a program, and parameters that it may gather later."""
-    config: Any = jax.config  # type checkers do not know its settings
-    is_traced = any(isinstance(part.value, Tracer) for part in parts)
-    is_split = any(part.is_gathered for part in parts)
-    return is_traced and is_split and not config.jax_disable_jit
+    return tree.merge(form.unflatten(results), others[-1])

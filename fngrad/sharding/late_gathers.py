@@ -1,9 +1,9 @@
 """Gather split parameters where a program uses them: in a loop, one slice at a time.
 
 A traced program is evaluated again with parameters that are still *split*. A parameter
-*reaches a loop* if a scan cuts it into slices, also behind calls, checkpoints and
-operations that keep its shape. It stays split up to there, and the loop gathers slice
-by slice, again in the pass backward. All other parameters are gathered before the
+*reaches a loop* if a scan cuts it into slices, even through calls, checkpoints and
+operations that keep its shape. It stays split up to there, and is gathered slice by
+slice, once more in the backward pass. All other parameters are gathered before the
 program begins. The values are those of the program, whatever is gathered where.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 import fngrad.programs.equations as equations
@@ -70,6 +71,13 @@ class Split:
         return dataclasses.replace(
             self, value=value, spec=spec, used=used, is_slice=True
         )
+
+    def transposed(self, value: jax.Array, axes: Sequence[int]) -> "Split":
+        """Return the array with its axes in another order."""
+        rank = value.ndim
+        pairs = ((*s, *[None] * (rank - len(s))) for s in (self.spec, self.used))
+        spec, used = (PartitionSpec(*(s[axis] for axis in axes)) for s in pairs)
+        return dataclasses.replace(self, value=value, spec=spec, used=used)
 
     @property
     def is_gathered(self) -> bool:
@@ -138,7 +146,7 @@ def evaluated(
         values |= zip(operation.equation.outvars, results, strict=True)
         for variable in operation.last_uses:
             values.pop(variable, None)
-    return [jaxprs.result(values, v) for v in program.outputs]
+    return [jaxprs.output(values, v) for v in program.outputs]
 
 
 def _late(
@@ -198,9 +206,14 @@ def _results(
     name, found = equations.name_of(equation), [x for x in read if isinstance(x, Split)]
     if not found:
         return operation.run(read)
-    if name in _ENTRYWISE and not late.isdisjoint(equation.outvars):
-        made = operation.run([x.value if isinstance(x, Split) else x for x in read])
-        return [_like(found, x) for x in made]
+    is_slice = any(x.is_slice and x.is_gathered for x in found)
+    is_scaled = is_slice and all(isinstance(x, Split) or not jnp.ndim(x) for x in read)
+    if name in _ENTRYWISE and (is_scaled or not late.isdisjoint(equation.outvars)):
+        made = operation.run(list(map(_value, read)))
+        return _like(read, made)
+    if is_slice and name == "transpose":
+        (made,), (part,) = operation.run([read[0].value]), read
+        return [part.transposed(made, equation.params["permutation"])]
     # What is evaluated again keeps the names of its layers.
     with jax.named_scope(equations.scope_of(equation)):
         if name == _LOOP:
@@ -213,13 +226,37 @@ def _results(
         known = equations.parameters_of(equation)
         if name in equations.CHECKPOINTS and not known.get("differentiated"):
             return _checkpointed(equation, read, checkpoints_gather)
+    if is_slice and not equation.effects:
+        return _gathered_again(operation, read)
     return operation.run([_whole_for(name, x) for x in read])
 
 
-def _like(found: list[Split], made: jax.Array) -> Any:
-    """Return a result split as the operand of its shape, if there is one."""
-    owner = next((x for x in found if x.value.shape == made.shape), None)
-    return made if owner is None else owner.with_value(made)
+def _like(read: list[Any], made: list[jax.Array]) -> list[Any]:
+    """Return results split as the operands in their places, or else of their shape."""
+    if len(made) == len(read):
+        return _with_values(read, made)
+    found = (x for x in read if isinstance(x, Split))
+    owner = next((x for x in found if x.value.shape == made[0].shape), None)
+    return made if owner is None else [owner.with_value(made[0])]
+
+
+def _gathered_again(operation: Operation, read: list[Any]) -> list[jax.Array]:
+    """Return the results of an equation, which keeps none of the slices it gathers.
+
+    The backward pass gathers them again.
+    """
+
+    def again(*values: Any) -> list[jax.Array]:
+        given = _with_values(read, values)
+        return operation.run([x.whole if isinstance(x, Split) else x for x in given])
+
+    everything = jax.checkpoint_policies.everything_saveable
+    policy = functools.partial(_all_but_gathers, everything)
+    return jax.checkpoint(again, policy=policy, prevent_cse=False)(*map(_value, read))
+
+
+def _value(x: Any) -> Any:
+    return x.value if isinstance(x, Split) else x
 
 
 def _whole_for(operation: str, x: Any) -> Any:
@@ -254,13 +291,13 @@ def _checkpointed(
         again,
         policy=policy and functools.partial(_all_but_gathers, policy),
         prevent_cse=known.get("prevent_cse", True),
-    )(*(x.value if isinstance(x, Split) else x for x in read))
+    )(*map(_value, read))
 
 
 def _all_but_gathers(
     policy: Callable[..., Any], primitive: Any, *args: Any, **params: Any
 ) -> Any:
-    """Return what a checkpoint's policy saves, but no parameter that was gathered."""
+    """Return what a checkpoint's policy saves, but no result of a constraint."""
     is_gather = primitive.name == "sharding_constraint"
     return not is_gather and policy(primitive, *args, **params)
 
@@ -272,7 +309,7 @@ def _looped(equation: Any, read: list[Any]) -> list[jax.Array]:
     shared, carried = equations.scan_counts(equation)
     constants, first = read[:shared], read[shared : shared + carried]
     reaching = _late(program.closed, checkpoints_gather=False)
-    pairs = zip(constants, program.inputs, strict=False)
+    pairs = zip(constants, program.inputs[:shared], strict=True)
     constants = [x if own in reaching else _whole_for(_LOOP, x) for x, own in pairs]
     stacks = [
         x.whole if isinstance(x, Split) and not x.can_be_cut else x
@@ -288,23 +325,8 @@ def _looped(equation: Any, read: list[Any]) -> list[jax.Array]:
         made = list(map(array_of, results))
         return made[:carried], made[carried:]
 
-    if _keeps_slices(program, stacks):
-        everything = jax.checkpoint_policies.everything_saveable
-        policy = functools.partial(_all_but_gathers, everything)
-        step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     names = ("length", "reverse", "unroll", "_split_transpose")
     options = {key: known[key] for key in names if key in known}
     carry = [_whole_for(_LOOP, x) for x in first]
     carry, results = jax.lax.scan(step, carry, [*map(array_of, stacks)], **options)
     return [*carry, *results]
-
-
-def _keeps_slices(program: Program, stacks: list[Any]) -> bool:
-    """Return whether a loop's body would keep gathered slices for the pass backward.
-
-    They are kept if it has effects, since JAX refuses these in a checkpoint.
-    """
-    late = _late(program.closed, checkpoints_gather=True)
-    pairs = zip(reversed(stacks), reversed(program.inputs), strict=False)
-    gathers = any(isinstance(x, Split) and own not in late for x, own in pairs)
-    return gathers and not program.closed.effects

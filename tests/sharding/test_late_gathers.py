@@ -306,6 +306,35 @@ def test_a_derivative_without_jit_may_look_at_values_and_have_a_batch_anywhere()
         jax.tree.map(close, got, jax.grad(loss)(params, batch))
 
 
+def test_a_derivative_by_some_leaves_may_look_at_the_values_of_others():
+    params = MODEL.init(jax.random.key(0))
+    here = jax.device_put(params, NamedSharding(HERE, P()))
+
+    def loss(up, rest, x):
+        frozen = rest["down"]["weight"]
+        scale = np.asarray(frozen).max() + [1.0, 2.0][(frozen[0, 0, 0] > 0).astype(int)]
+        return scale * frozen[frozen > 0].sum() * loss_by("plain")(rest | {"up": up}, x)
+
+    def gathered(up, rest, x):
+        fn = sharding.gathered(lambda p, x: loss(p["up"], p, x), RULE)
+        return fn(rest | {"up": up}, x)
+
+    got = jax.grad(gathered)(here["up"], here, X)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, got, jax.grad(loss)(params["up"], params, X))
+
+
+def test_a_barrier_returns_each_stack_as_it_is_split():
+    params = MODEL.init(jax.random.key(0))
+
+    def loss(params, x):
+        ordered, up = jax.lax.optimization_barrier((params, params["up"]["weight"]))
+        return loss_by("plain")(ordered, x) + jnp.sum(up[0])
+
+    with pytest.warns(UserWarning, match="all layers of 'up/weight' at once"):
+        jax.make_jaxpr(sharding.gathered(loss, RULE))(abstract(params), X)
+
+
 def test_a_loss_without_jit_may_look_at_its_values():
     params = MODEL.init(jax.random.key(0))
     here = jax.device_put(params, NamedSharding(HERE, P()))

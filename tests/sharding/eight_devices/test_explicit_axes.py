@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fngrad as fg
+from fngrad.postmortem import autopsy
 from fngrad.programs.fingerprints import fingerprints
 
 DEVICES = eight_devices.placements()["fsdp"][0].size
@@ -116,3 +117,20 @@ def test_a_sweep_is_that_of_one_device():
     np.testing.assert_array_equal(swept(batch), want)
     with jax.set_mesh(MESH):
         np.testing.assert_array_equal(swept(batch), want)
+
+
+def test_an_autopsy_of_what_reshards_is_that_of_one_device():
+    def loss(params, batch):
+        whole = jax.sharding.reshard(params["v"], P())
+        return jnp.mean(jnp.log(-jnp.square(batch @ whole)))
+
+    def on_mesh(x, *spec):
+        return jax.device_put(x, NamedSharding(MESH, P(*spec)))
+
+    optimizer = fg.sgd(1.0)
+    with jax.set_mesh(MESH):
+        params = {"v": on_mesh(PARAMS["v"], None, "data")}
+        state = fg.init_state(params, optimizer, 0)
+        batch = on_mesh(np.ones((16, 16), np.float32), "data")
+        found = autopsy(fg.make_step(loss, optimizer), state, lambda _: batch)
+    assert (found.phase, found.operation) == ("forward", "log")

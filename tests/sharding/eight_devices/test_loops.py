@@ -24,8 +24,23 @@ def layer(x, weight):
     return jnp.tanh(x @ weight), None
 
 
+def narrow(x, weight):
+    return jnp.tanh(x.astype(jnp.bfloat16) @ weight.astype(jnp.bfloat16)), None
+
+
+def transposed(x, weight):
+    return jnp.tanh(x @ weight.T), None
+
+
+def scaled(x, weight):
+    return jnp.tanh(x @ (1.5 * weight)), None
+
+
 BODIES = {
     "without remat": layer,
+    "narrow": lambda x, w: (narrow(x, w)[0].astype(x.dtype), None),
+    "transposed": transposed,
+    "scaled": scaled,
     "remat": jax.checkpoint(layer),
     "everything saved": jax.checkpoint(layer, policy=POLICIES.everything_saveable),
     "products saved": jax.checkpoint(layer, policy=POLICIES.dots_saveable),
@@ -47,6 +62,32 @@ def test_no_device_keeps_the_layers_that_it_gathered(name):
     gradient = jax.jit(jax.grad(sharding.gathered(loss, RULE)))
     used = gradient.lower(stack, x).compile().memory_analysis()
     assert used.temp_size_in_bytes < stack.nbytes / 2
+
+
+def kept(loss, *args):
+    """Return the shapes of what the pass forward of a loss leaves for the one back."""
+    _, backward = jax.eval_shape(lambda *a: jax.vjp(loss, *a), *args)
+    return sorted(x.shape for x in jax.tree.leaves(backward))
+
+
+@pytest.mark.parametrize("uses_slice_outside", [False, True])
+def test_a_checkpoint_in_a_layer_keeps_what_it_kept(uses_slice_outside):
+    inner = jax.checkpoint(lambda x, w: jnp.tanh(jnp.sin(x @ w) @ w))
+
+    def loss(stacks, x):
+        def body(x, weights):
+            x = inner(x, weights[0])
+            return (x @ weights[1] if uses_slice_outside else x), None
+
+        return jnp.mean(jax.lax.scan(body, x, stacks)[0] ** 2)
+
+    stacks = sharding.shard_state([params(), params()], MESH, RULE)
+    x = sharding.shard_batch(jnp.ones((8, WIDTH)), MESH)
+    of_activations = [
+        [shape for shape in kept(fn, stacks, x) if shape == (LAYERS, 8, WIDTH)]
+        for fn in (loss, sharding.gathered(loss, RULE))
+    ]
+    assert len(of_activations[1]) == len(of_activations[0]) > 0
 
 
 @pytest.mark.parametrize("rule", [None, RULE])
